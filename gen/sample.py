@@ -1,0 +1,94 @@
+"""The sampling loop: a solver walks a denoiser down a grid of times, from noise to data.
+
+`integrate` is the whole loop. Pipeline.sample (gen/pipeline.py) adds seeds, batches, guides and pictures to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gen.denoise import Cond, Denoise
+from gen.errors import NonFinite, UserError
+from gen.noise import Noise
+from gen.path import Path, Prediction
+from gen.tap import Tap
+
+__all__ = ["Evaluate", "Solver", "integrate"]
+
+
+class Evaluate(Protocol):
+    """A denoiser as a solver sees it: the condition and the tap are already bound."""
+
+    def __call__(self, x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction: ...
+
+
+class Solver(Protocol):
+    """A frozen rule for one step from t to s. State is a value, so one solver serves many loops at once."""
+
+    @property
+    def order(self) -> int | None:
+        """Order of convergence to the probability-flow ODE; None for what does not follow it."""
+        ...
+
+    def nfe(self, steps: int) -> int:
+        """Evaluations of the denoiser in a whole loop of so many steps down to t = 0."""
+        ...
+
+    def init(self) -> Any:
+        """The state before the first step."""
+        ...
+
+    def step(
+        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Callable[[], Tensor]
+    ) -> tuple[Tensor, Any]:
+        """x [B, ...] at s, and the next state. `noise()` is this step's unit noise, shaped as x."""
+        ...
+
+
+def integrate(
+    f: Denoise,
+    x: Tensor,
+    grid: Tensor | Sequence[float],
+    solver: Solver,
+    *,
+    cond: Cond | None = None,
+    noise: Noise | None = None,
+    tap: Tap | None = None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """x [B, ...] at grid[0] carried to grid[-1].
+
+    grid: N + 1 falling times. noise: needed by stochastic solvers only. watch(i, t, x) is called after every step.
+    Raises UserError for a grid that does not fall, NonFinite if a step leaves the real numbers.
+    """
+    times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
+    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
+        raise UserError(f"a grid is at least 2 falling times, got {times.tolist()}")
+    if not 0 <= float(times[-1]) < float(times[0]) <= f.path.t1:
+        raise UserError(f"a grid lies in [0, {f.path.t1:g}], got {float(times[0]):g} .. {float(times[-1]):g}")
+
+    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+        return f(x, t, cond, s=s, tap=tap)
+
+    def draw(step: int) -> Callable[[], Tensor]:
+        def fresh() -> Tensor:
+            if noise is None:
+                raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
+            return noise.normal(step, x.shape[1:]).to(x)
+
+        return fresh
+
+    state = solver.init()
+    for i in range(len(times) - 1):
+        x, state = solver.step(evaluate, f.path, x, times[i], times[i + 1], state, draw(i))
+        if watch is not None:
+            watch(i, times[i + 1], x)
+    if not bool(torch.isfinite(x).all()):
+        raise NonFinite(
+            f"{type(solver).__name__} left the real numbers in {len(times) - 1} steps from {float(times[0]):g}"
+        )
+    return x

@@ -1,0 +1,225 @@
+"""Specs: every configurable thing is a frozen dataclass, and a dataclass is a dict {"name": ..., **fields}.
+
+The registry is the tree of files. In a plug-in folder such as samplers/solvers the spec {"name": "heun"} means the
+first name in `__all__` of gen.samplers.solvers.heun; in a plain module such as gen/path.py {"name": "flow"} means the class Flow
+(LogitNormal is "logit_normal"). Things from elsewhere are named "my_package.module:Class".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gen.errors import UserError, nearest
+
+__all__ = ["build", "convert", "describe", "find", "name_of", "names", "override", "part", "spec_of"]
+
+Spec = str | Mapping[str, Any]
+
+
+def part(*folders: str, **kwargs: Any) -> Any:
+    """A dataclass field that holds another spec'd thing, to be found in one of these folders."""
+    return dataclasses.field(metadata={"folders": folders}, **kwargs)
+
+
+def names(*folders: str) -> list[str]:
+    """The valid names in plug-in folders or modules ("samplers.solvers", "path"), sorted."""
+    found: set[str] = set()
+    for folder in folders:
+        module = importlib.import_module(f"gen.{folder}")
+        if hasattr(module, "__path__"):
+            found |= {m.name for m in pkgutil.iter_modules(module.__path__) if not (m.ispkg or m.name.startswith("_"))}
+        else:
+            found |= set(_classes(module))
+    return sorted(found)
+
+
+def find(name: str, *folders: str) -> Any:
+    """The class, or for recipes the function, that a name stands for."""
+    if ":" in name:
+        return _external(name)
+    name = name.replace("-", "_")
+    for folder in folders:
+        if name not in names(folder):
+            continue
+        module = importlib.import_module(f"gen.{folder}")
+        if not hasattr(module, "__path__"):
+            return _classes(module)[name]
+        plugin = importlib.import_module(f"gen.{folder}.{name}")
+        return getattr(plugin, plugin.__all__[0])
+    raise UserError(f"unknown name {name!r} in {' or '.join(folders)}. {nearest(name, names(*folders))}")
+
+
+def build(folder: str | Sequence[str], spec: Any, **fields: Any) -> Any:
+    """The object a spec stands for; an object that is no spec is returned as it is.
+
+    Raises UserError, in one line, for unknown names and keys (with the nearest valid one) and for values of a wrong type.
+    """
+    folders = (folder,) if isinstance(folder, str) else tuple(folder)
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping):
+        if fields:
+            raise UserError(f"{', '.join(fields)}: given beside a ready {type(spec).__name__}; give its name instead")
+        return spec
+    given = {**spec, **fields}
+    if not isinstance(given.get("name"), str):
+        raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
+    return _construct(find(given.pop("name"), *folders), given)
+
+
+def spec_of(thing: Any, named: bool = True) -> dict[str, Any]:
+    """The dict that builds an equal thing: JSON values only, nested parts as nested specs.
+
+    named: False for a dataclass of which there is one kind only, such as a Run, and so no name.
+    """
+    spec = {"name": name_of(type(thing))} if named else {}
+    for f in dataclasses.fields(thing):
+        if f.init:
+            spec[f.name] = _to_json(getattr(thing, f.name), "folders" in f.metadata)
+    return spec
+
+
+def name_of(owner: type) -> str:
+    """The registered name of a class; "module:Class" for one from elsewhere."""
+    folder, _, file = owner.__module__.rpartition(".")
+    if not owner.__module__.startswith("gen."):
+        return f"{owner.__module__}:{owner.__qualname__}"
+    return _snake(owner.__name__) if folder == "gen" else file
+
+
+def override(thing: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}. Strings are read as JSON if they can be.
+
+    A part named anew ("path": "edm") starts from that plug-in's defaults; changes apply in the order given.
+    """
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
+        if head not in fields:
+            raise UserError(f"unknown key {head!r} of {type(thing).__name__}. {nearest(head, fields)}")
+        old = getattr(thing, head)
+        if rest and not dataclasses.is_dataclass(old):
+            raise UserError(f"{key}: {head} is {old!r} and has no key {rest!r}")
+        new = override(old, {rest: value}) if rest else value
+        thing = _construct(type(thing), {f: new if f == head else getattr(thing, f) for f in fields})
+    return thing
+
+
+def describe(thing: Any) -> str:
+    """The first sentence of a docstring."""
+    text = inspect.getdoc(thing) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """A JSON value, or text from a command line, as the annotated type; raises UserError if it is none."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or (inspect.isclass(hint) and not origin and isinstance(value, hint) and hint is not int):
+        return value
+    if isinstance(value, str) and hint is not str and str not in args:
+        value = _read(value)
+    if origin in (typing.Union, types.UnionType):
+        return _first_fit(value, args, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise UserError(f"{where}: got {value!r}. {nearest(str(value), map(str, args))}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) != len(value):
+            raise UserError(f"{where}: got {len(value)} values {value!r}, expected {len(inner)}")
+        return tuple(convert(v, h, where) for v, h in zip(value, inner, strict=True))
+    if origin in (dict, Mapping) or hint in (dict, Mapping) or origin is not None and isinstance(value, Mapping):
+        return dict(value) if isinstance(value, Mapping) else _refuse(value, hint, where)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
+        return int(value)
+    if (hint is None or hint is type(None)) and value is None:
+        return None
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _construct(hint, dict(value))
+    return _refuse(value, hint, where)
+
+
+def _construct(owner: Any, given: dict[str, Any]) -> Any:
+    if not dataclasses.is_dataclass(owner):
+        return owner(**given)
+    fields = {f.name: f for f in dataclasses.fields(owner) if f.init}
+    hints = typing.get_type_hints(owner)
+    label = getattr(owner, "__name__", str(owner))
+    values = {}
+    for key, value in given.items():
+        if key not in fields:
+            raise UserError(f"unknown key {key!r} of {label}. {nearest(key, fields)}")
+        folders = fields[key].metadata.get("folders")
+        if not folders:
+            values[key] = convert(value, hints[key], f"{label}.{key}")
+        elif isinstance(value, (list, tuple)):
+            values[key] = tuple(build(folders, v) for v in value)
+        else:
+            values[key] = value if value is None else build(folders, _read(value) if isinstance(value, str) else value)
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{label} needs {', '.join(missing)}")
+    return owner(**values)
+
+
+def _classes(module: types.ModuleType) -> dict[str, Any]:
+    """The choices of a plain module by name: the classes of its `__all__` that derive from another one there."""
+    classes = [c for c in (getattr(module, n) for n in module.__all__) if inspect.isclass(c)]
+    return {_snake(c.__name__): c for c in classes if any(base in classes for base in c.__mro__[1:])}
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _external(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot find {name!r}: {error}") from error
+
+
+def _to_json(value: Any, named: bool) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return spec_of(value, named)
+    if isinstance(value, (list, tuple)):
+        return [_to_json(v, named) for v in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _first_fit(value: Any, hints: Sequence[Any], where: str) -> Any:
+    for hint in hints:
+        try:
+            return convert(value, hint, where)
+        except UserError:
+            continue
+    return _refuse(value, typing.Union[tuple(hints)], where)
+
+
+def _refuse(value: Any, hint: Any, where: str) -> Any:
+    expected = getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
+    raise UserError(f"{where}: got {value!r}, expected {expected}")

@@ -1,0 +1,116 @@
+"""Which noise levels are trained: densities of t, each given by its inverse distribution function.
+
+`at(u, path)` maps uniform numbers u in [0, 1) to times, float64 of the same shape; the randomness stays with the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.path import Path
+
+__all__ = ["Integers", "LogNormal", "LogitNormal", "Point", "Times", "UShaped", "Uniform"]
+
+
+@dataclass(frozen=True)
+class Times:
+    """A density over [0, t1]."""
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Uniform(Times):
+    """Uniform between two fractions of t1."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(f"Uniform: low = {self.low}, high = {self.high}; it must be 0 <= low < high <= 1")
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return (self.low + (self.high - self.low) * u) * path.t1
+
+
+@dataclass(frozen=True)
+class Integers(Times):
+    """Uniform over t = 1, 2, ..., t1: the entries of a discrete DDPM table."""
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return 1 + (u * path.t1).floor()
+
+
+@dataclass(frozen=True)
+class Point(Times):
+    """One time for all, a fraction of t1: 1 trains a one-step generator."""
+
+    where: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.where <= 1:
+            raise UserError(f"Point: where = {self.where}; it must be in (0, 1]")
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return torch.full_like(u, self.where * path.t1)
+
+
+@dataclass(frozen=True)
+class LogitNormal(Times):
+    """t1 sigmoid(mean + std n), n standard normal (Stable Diffusion 3, Esser et al. 2024, section 3.1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("LogitNormal", self.std)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t1 * torch.sigmoid(self.mean + self.std * _normal(u))
+
+
+@dataclass(frozen=True)
+class LogNormal(Times):
+    """exp(mean + std n) as the ratio sigma / alpha, whatever the path (EDM, Karras et al. 2022, table 1)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _positive("LogNormal", self.std)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t_of_lam(-(self.mean + self.std * _normal(u))).clamp(max=path.t1)
+
+
+@dataclass(frozen=True)
+class UShaped(Times):
+    """Density proportional to cosh(sharpness (t / t1 - 1/2)): both ends often, the middle seldom.
+
+    rf++ (Lee et al. 2024, section 4.1) with sharpness 4, as its code has it; the formula printed in the paper is
+    not symmetric.
+    """
+
+    sharpness: float = 4.0
+
+    def __post_init__(self) -> None:
+        _positive("UShaped", self.sharpness)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t1 * (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness)
+
+
+def _normal(u: Tensor) -> Tensor:
+    return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+
+
+def _positive(owner: str, value: float) -> None:
+    if not value > 0:
+        raise UserError(f"{owner}: {value} is given where only positive numbers are allowed")

@@ -1,0 +1,2 @@
+"""What denoiser families share: embeddings of time, class and place, and attention.
+"""

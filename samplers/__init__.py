@@ -1,0 +1,7 @@
+"""How a denoiser becomes samples.
+
+solvers/ (one step), guides/ (Denoise -> Denoise), grids/ (which times).
+"""
+
+if __name__ != "gen.samplers":
+    raise ImportError("import gen.samplers, not samplers")

@@ -1,0 +1,34 @@
+"""The grid of EDM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.path import Path
+
+__all__ = ["Karras"]
+
+
+@dataclass(frozen=True)
+class Karras:
+    """sigma / alpha falls from sigma_max to sigma_min evenly in its 1 / rho-th power, then to 0 (Karras et al. 2022, eq. 5)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max or not self.rho > 0:
+            raise UserError(
+                f"Karras: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, rho = {self.rho}; "
+                "it must be 0 < min < max and rho > 0"
+            )
+
+    def times(self, path: Path, steps: int) -> Tensor:
+        ends = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        sigma = torch.linspace(*ends, steps, dtype=torch.float64) ** self.rho
+        return torch.cat([path.t_of_lam(-sigma.log()).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])

@@ -1,0 +1,27 @@
+"""Evenly spaced times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.path import Path
+
+__all__ = ["Linear"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start`, a fraction of t1, to 0 in equal steps: the grid of rectified flow."""
+
+    start: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start <= 1:
+            raise UserError(f"Linear: start = {self.start}; it must be in (0, 1]")
+
+    def times(self, path: Path, steps: int) -> Tensor:
+        return torch.linspace(self.start * path.t1, 0, steps + 1, dtype=torch.float64)

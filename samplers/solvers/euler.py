@@ -1,0 +1,32 @@
+"""Euler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from gen.path import Path
+from gen.sample import Evaluate
+
+__all__ = ["Euler"]
+
+
+@dataclass(frozen=True)
+class Euler:
+    """x_s = alpha_s x0 + sigma_s eps, the first-order step of every path: DDIM with eta = 0 (Song et al. 2021, eq. 12)."""
+
+    order: ClassVar[int] = 1
+
+    def nfe(self, steps: int) -> int:
+        return steps
+
+    def init(self) -> None:
+        return None
+
+    def step(
+        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+    ) -> tuple[Tensor, None]:
+        return path.advance(x, f(x, t), t, s), None
