@@ -1,0 +1,70 @@
+"""A data set that lies in memory, and the one rule by which data are held out for testing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.noise import derive
+
+__all__ = ["SPLITS", "Tensors", "check_split", "content_hash", "split_indices"]
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """Items {"x": (x[i] - shift) * scale as float32 [C, H, W], "y": int64 0-d}; no "y" without labels.
+
+    x [N, C, H, W] of any dtype (bytes stay bytes until an item is read), y int64 [N] or None.
+    fingerprint: sha256 (hex) of what the items are made from.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    fingerprint: str
+    shift: float = 0.0
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        x = (self.x[i].float() - self.shift) * self.scale
+        return {"x": x} if self.y is None else {"x": x, "y": self.y[i]}
+
+
+def check_split(split: str) -> None:
+    """Raises UserError for anything but "train" and "test"."""
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+
+
+def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | None = None) -> list[int]:
+    """The items, in ascending order, of a split of n items of which exactly `held_out` are "test".
+
+    Within a class the order is that of derive("holdout", i), so the split needs no random generator and never changes;
+    classes stand one after another and every (n / held_out)-th item is held out: each class's share is right to one item.
+    """
+    check_split(split)
+    labels = [0] * n if labels is None else labels
+    order = sorted(range(n), key=lambda i: (labels[i], derive("holdout", i)))
+    test = {i for k, i in enumerate(order) if (k + 1) * held_out // n > k * held_out // n}
+    return [i for i in range(n) if (i in test) == (split == "test")]
+
+
+def content_hash(*parts: Tensor | str) -> str:
+    """sha256 (hex) over tensors (dtype, shape, bytes) and words, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {list(part.shape)} ".encode())
+            digest.update(part.contiguous().view(torch.uint8).numpy().data)
+        else:
+            digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
