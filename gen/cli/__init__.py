@@ -1,0 +1,24 @@
+"""The command line: `gen VERB ...`. A verb is a module of this folder, named as it is typed.
+
+Its docstring is its help, the first line its entry in `gen --help`. It has
+
+    add_arguments(parser) -> None    declare its own options (argparse)
+    run(args) -> int                 do it and return the exit code, 0 if all went well
+
+and, if it is set up by a frozen dataclass such as a Run,
+
+    settings(args) -> dataclass      what `--dotted.key value` changes, before any change
+
+Then every option the parser does not know is a change to that dataclass: `--optim.lr 2e-4`, `--optim.lr=2e-4`.
+run(args) finds the changed dataclass in `args.settings` and the changes, as text by key, in `args.overrides`;
+`--print-config` prints it as JSON and stops; `--help` behind the other arguments lists its keys and their values.
+Values and names are checked by gen.spec, as in files: static types cannot express a registry that anyone may add to.
+
+Verbs import torch, and all that needs it, inside their functions: `gen --help` loads none of it.
+Exit codes: 0 done, 1 a bug or a broken installation, 2 wrong input, 3 something optional is missing, 4 a loss or sample
+became non-finite, 130 interrupted. Errors are one line on stderr; `--debug`, anywhere, adds the traceback.
+"""
+
+from gen.cli._main import main, verbs
+
+__all__ = ["main", "verbs"]

@@ -1,0 +1,188 @@
+"""Finds the verb, reads its options, and turns errors into one line and an exit code. Contract: gen/cli/__init__.py."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import gen
+import gen.cli
+from gen.errors import MissingDependency, NonFinite, UserError, nearest
+
+__all__ = ["main", "verbs"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return its exit code; errors become a line on stderr."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is first imported
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        code = _dispatch([word for word in words if word != "--debug"])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `gen list | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exception(error)
+        message, code = _explain(error)
+        print(f"gen: {message}", file=sys.stderr)
+        return code
+
+
+def verbs() -> dict[str, str]:
+    """The verbs and the first line of each one's help, read without importing them."""
+    lines = {}
+    for file in sorted(file for folder in gen.cli.__path__ for file in Path(folder).glob("[!_]*.py")):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        lines[file.stem.replace("_", "-")] = text.partition("\n")[0]
+    return lines
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in ("-V", "--version"):
+        print(f"gen {gen.__version__}")
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name = words[0]
+    if name not in verbs():
+        raise UserError(f"unknown command {name!r}. {nearest(name, verbs())}")
+    verb = importlib.import_module(f"gen.cli.{name.replace('-', '_')}")
+    parser = _parser(name, verb)
+    if any(word in ("-h", "--help") for word in words[1:]):
+        return _help(verb, parser, [word for word in words[1:] if word not in ("-h", "--help")])
+    args = _parse(verb, parser, words[1:])
+    if getattr(args, "print_config", False):
+        from gen.spec import spec_of
+
+        print(json.dumps(spec_of(args.settings, named=False), indent=2))
+        return 0
+    code: int = verb.run(args)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises its complaints instead of printing a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See: {self.prog} --help")
+
+    def options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+
+def _parser(name: str, verb: ModuleType) -> _Parser:
+    parser = _Parser(
+        prog=f"gen {name}",
+        description=verb.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    verb.add_arguments(parser)
+    if hasattr(verb, "settings"):
+        parser.add_argument("--print-config", action="store_true", help="print the resolved settings as JSON, and stop")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help, and stop")
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    return parser
+
+
+def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Namespace:
+    words, changes = _split(words, parser.options(), strict=not hasattr(verb, "settings"), prog=parser.prog)
+    args = parser.parse_args(words)
+    args.overrides = changes
+    if hasattr(verb, "settings"):
+        from gen.spec import override
+
+        args.settings = override(verb.settings(args), changes)
+    return args
+
+
+def _split(words: list[str], options: list[str], strict: bool, prog: str) -> tuple[list[str], dict[str, str]]:
+    """The words the parser knows, and the others as changes {dotted key: text}. Underscores are as good as hyphens."""
+    known, changes, rest = [], {}, iter(words)
+    for word in rest:
+        option, has_value, value = word.partition("=")
+        hyphened = option.replace("_", "-")
+        if not word.startswith("--") or word == "--":
+            known.append(word)
+        elif hyphened in options:
+            known.append(hyphened + has_value + value)
+        elif strict:
+            raise UserError(f"unknown option {option!r} of {prog}. {nearest(hyphened, options)}")
+        else:
+            value = value if has_value else next(rest, "--")
+            if value.startswith("--"):
+                raise UserError(f"{option} needs a value, such as {option} true. Options without one: {prog} --help")
+            changes[hyphened.lstrip("-").replace("-", "_")] = value
+    return known, changes
+
+
+def _help(verb: ModuleType, parser: _Parser, words: list[str]) -> int:
+    print(parser.format_help(), end="")
+    if not hasattr(verb, "settings"):
+        return 0
+    try:
+        settings = _parse(verb, parser, words).settings
+    except UserError as error:
+        print(f"\nsettings: --KEY VALUE; name all arguments before --help to list the keys ({error})")
+        return 0
+    print("\nsettings: --KEY VALUE, with these keys and values now")
+    for key, value in _flatten(settings):
+        print(f"  --{key:<34} {value}")
+    return 0
+
+
+def _flatten(settings: Any) -> list[tuple[str, str]]:
+    """Dotted keys and their values as one would type them."""
+    from gen.spec import spec_of
+
+    def walk(spec: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
+        rows = []
+        for key, value in spec.items():
+            if isinstance(value, dict) and "name" in value:
+                rows.append((prefix + key, value["name"]))
+                rows += walk({k: v for k, v in value.items() if k != "name"}, f"{prefix}{key}.")
+            else:
+                rows.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
+        return rows
+
+    return walk(spec_of(settings, named=False), "")
+
+
+def _overview() -> str:
+    rows = [f"  {name:<14}{line}" for name, line in verbs().items()]
+    head = "usage: gen COMMAND ...   (gen COMMAND --help explains one; --debug shows tracebacks)"
+    return "\n".join([head, "", (gen.__doc__ or "").partition("\n")[0], "", *rows])
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One line and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, MissingDependency):
+        return str(error), 3
+    if isinstance(error, NonFinite):
+        return str(error), 4
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}", 2
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("gen"):
+        return f"the package {error.name!r} is not installed; see: gen doctor", 3
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} (this should not happen; add --debug for the traceback)", 1

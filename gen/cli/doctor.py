@@ -1,0 +1,254 @@
+"""Check this machine and installation, and say how to mend what is wrong.
+
+Every line is the result of really doing it: packages are imported, attention back ends are called and compared with
+the exact answer. ok: it works. warn: it works less well than it could. fail: gen does not work. none: not on this
+machine, and not needed. Exit code 1 if anything fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import gen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Finding", "add_arguments", "examine", "run"]
+
+CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn")
+TORCH_FIX = "pip install -c constraints.txt -e ."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing, and what to do about it."""
+
+    what: str
+    status: Literal["ok", "warn", "fail", "none"]
+    detail: str
+    fix: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not args.json:
+            fix = f"  ->  {finding.fix}" if finding.fix else ""
+            print(f"{finding.status:<5} {finding.what:<25} {finding.detail}{fix}", flush=True)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, in the order in which one thing needs another."""
+    yield _python()
+    yield _torch()
+    yield _torchvision()
+    for package in CORE:
+        yield _package(package)
+    try:
+        import torch
+    except Exception:
+        yield from (_memory(), _disk())  # the finding above says what is wrong with torch
+        return
+    yield _device()
+    yield _bf16()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    yield from (_backend(name, attend, device) for name, attend in _backends(device))
+    yield from (_threads(), _memory(), _disk())
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} at {sys.executable}; gen {gen.__version__} at {Path(gen.__file__).parent}"
+    wanted = tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 11)
+    return Finding("python", "ok" if wanted else "fail", found, "" if wanted else "gen needs Python 3.11 or newer")
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+
+        worked = bool((torch.ones(2, 2) @ torch.ones(2, 2) == 2).all())
+    except Exception as error:
+        return Finding("torch", "fail", _line(error), TORCH_FIX)
+    return Finding("torch", "ok" if worked else "fail", torch.__version__, "" if worked else TORCH_FIX)
+
+
+def _torchvision() -> Finding:
+    """gen needs none, but a build that does not match torch breaks whatever imports it, torchmetrics first."""
+    version = _version("torchvision")
+    if version is None:
+        return Finding("torchvision", "none", "not installed, not needed")
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        fix = "pip uninstall torchvision, or install the build for this torch from the index torch came from"
+        return Finding(
+            "torchvision", "fail", f"{version} does not match torch {_version('torch')}: {_line(error)}", fix
+        )
+    return Finding("torchvision", "ok", version)
+
+
+def _package(module: str) -> Finding:
+    name = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(module, module)
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return Finding(name, "fail", _line(error), TORCH_FIX if _version(name) is None else "mend what it imports")
+    return Finding(name, "ok", _version(name) or "?")
+
+
+def _device() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is the CPU build"
+        if shutil.which("nvidia-smi"):
+            return Finding("device", "warn", f"an NVIDIA driver is here, but {built}", "install a CUDA build of torch")
+        return Finding("device", "ok", f"CPU, {_cores()} cores ({built})")
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    return Finding(
+        "device", "ok", f"{torch.cuda.device_count()} x {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    )
+
+
+def _bf16() -> Finding:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+        worked = bool((ones @ ones == 16).all())
+    except Exception as error:
+        return Finding("bf16", "warn", _line(error), "train with --precision no")
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Finding("bf16", "warn", "emulated, slow", "train with --precision fp16 or no")
+    return Finding(
+        "bf16", "ok" if worked else "warn", "a bf16 product is right" if worked else "a bf16 product is wrong"
+    )
+
+
+def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
+    """Name and call of every attention back end; q, k, v are [B, H, L, D]."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    for name in ("math", "flash", "efficient", "cudnn"):
+        choice = {
+            "math": SDPBackend.MATH,
+            "flash": SDPBackend.FLASH_ATTENTION,
+            "efficient": SDPBackend.EFFICIENT_ATTENTION,
+            "cudnn": SDPBackend.CUDNN_ATTENTION,
+        }[name]
+
+        def sdpa(q: Tensor, k: Tensor, v: Tensor, choice: Any = choice) -> Tensor:
+            with sdpa_kernel(choice):
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+        yield f"attention sdpa {name}", sdpa
+
+    def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ops = importlib.import_module("xformers.ops")
+        out: Tensor = ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return out
+
+    def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        attend = torch.compile(flex_attention) if device == "cuda" else flex_attention
+        out: Tensor = attend(q, k, v)
+        return out
+
+    yield "attention xformers", xformers
+    yield "attention flex", flex
+
+
+def _backend(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> Finding:
+    """Calls it on a small problem and compares with the exact answer."""
+    import torch
+
+    dtype, bound = (torch.bfloat16, 2e-2) if device == "cuda" else (torch.float32, 1e-5)
+    q, k, v = torch.randn(3, 1, 2, 128, 64, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    exact = (q.double() @ k.double().mT / 8).softmax(-1) @ v.double()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch explains in warnings why a back end refuses; the error says enough
+            error = float((attend(q, k, v).double() - exact).abs().max())
+    except Exception as refusal:
+        if "math" in name:
+            return Finding(name, "fail", _line(refusal), TORCH_FIX)
+        reason = "not installed" if isinstance(refusal, ImportError) else _line(refusal)
+        return Finding(name, "none", f"not on this {device}: {reason}")
+    if error > bound:
+        return Finding(name, "fail", f"wrong by {error:.1e} in {dtype}", "report it with this page, and use another")
+    note = ", uncompiled: slow" if "flex" in name and device == "cpu" else ""
+    return Finding(name, "ok", f"largest error {error:.1e} in {str(dtype).removeprefix('torch.')}{note}")
+
+
+def _threads() -> Finding:
+    import torch
+
+    threads, cores, wait = torch.get_num_threads(), _cores(), os.environ.get("OMP_WAIT_POLICY", "unset")
+    detail = f"{threads} torch threads, {cores} cores, OMP_WAIT_POLICY {wait}"
+    if threads > cores:
+        return Finding("threads", "warn", detail, f"export OMP_NUM_THREADS={cores}")
+    if wait.lower() != "passive":
+        return Finding(
+            "threads", "warn", detail, "export OMP_WAIT_POLICY=passive: small networks train several times faster"
+        )
+    return Finding("threads", "ok", detail)
+
+
+def _memory() -> Finding:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":") for line in lines)
+        free, total = (int(fields[key].split()[0]) / 2**20 for key in ("MemAvailable", "MemTotal"))
+    except (OSError, KeyError, ValueError):
+        return Finding("memory", "none", "this system does not say")
+    fix = "use a smaller --micro-batch-size" if free < 2 else ""
+    return Finding("memory", "warn" if fix else "ok", f"{free:.1f} of {total:.1f} GiB free", fix)
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    fix = "free some, or keep fewer checkpoints" if free < 2 else ""
+    return Finding("disk", "warn" if fix else "ok", f"{free:.1f} GiB free under {Path.cwd()}", fix)
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _line(error: Exception) -> str:
+    """An error's type and the start of its text."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"
