@@ -1,0 +1,119 @@
+"""Speed as it is really measured: warmed up, synchronised, repeated, and reported as a median with its spread."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from gen.errors import UserError
+
+__all__ = ["Speed", "Throughput", "peak_mb"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured. Times are milliseconds per image in batches of `batch`; p10 and p90 are over the blocks.
+
+    nfe: network evaluations per image, counted; warmup: blocks thrown away first; steady: whether those had settled;
+    peak_mb: the most memory, of the device, or on the CPU of the whole process so far.
+    """
+
+    batch: int
+    blocks: int
+    warmup: int
+    steady: bool
+    ms_per_image: float
+    p10: float
+    p90: float
+    images_per_second: float
+    nfe: float | None
+    peak_mb: float
+    device: str
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How to time a sampler: a block is one call for `batch` images.
+
+    Warm-up goes on until the last three blocks lie within `within` of their median, at most `warmup` blocks or half of
+    `seconds`; then blocks are timed until there are `blocks` of them or the time is up, five at least.
+    clock returns seconds; anything monotonic will do.
+    """
+
+    batch: int = 100
+    blocks: int = 20
+    warmup: int = 20
+    within: float = 0.05
+    seconds: float = 3.0
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.blocks < 5 or self.warmup < 1 or not self.within > 0 or not self.seconds > 0:
+            given = replace(self, clock=time.perf_counter)
+            raise UserError(f"{given}: batch and warmup must be at least 1, blocks at least 5, the others positive")
+
+    def measure(self, run: Callable[[int], Any], device: str | torch.device = "cpu") -> Speed:
+        """Times run(batch), which returns samples with their counted `nfe`, or anything else."""
+        device = torch.device(device)
+        cuda = device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        nfe: list[float] = []
+
+        def block() -> float:
+            if cuda:
+                torch.cuda.synchronize(device)
+            start = self.clock()
+            samples = run(self.batch)
+            if cuda:
+                torch.cuda.synchronize(device)
+            nfe.append(getattr(samples, "nfe", None))
+            return self.clock() - start
+
+        begin = self.clock()
+        warm = [block()]
+        while not steady(warm, self.within) and len(warm) < self.warmup and self.clock() - begin < self.seconds / 2:
+            warm.append(block())
+        times: list[float] = []
+        while len(times) < 5 or (len(times) < self.blocks and self.clock() - begin < self.seconds):
+            times.append(block())
+        ms = sorted(1000 * t / self.batch for t in times)
+        middle = median(ms)
+        if not middle > 0:
+            raise UserError(f"the clock did not move during {len(times)} blocks of {self.batch} images: raise `batch`")
+        return Speed(
+            self.batch, len(times), len(warm), steady(warm, self.within), middle, quantile(ms, 0.1), quantile(ms, 0.9),
+            1000 / middle, nfe[-1], peak_mb(device), str(device),
+        )  # fmt: skip
+
+
+def steady(times: Sequence[float], within: float) -> bool:
+    """Whether the last three agree."""
+    last = times[-3:]
+    return len(last) == 3 and max(last) - min(last) <= within * median(last)
+
+
+def quantile(ordered: Sequence[float], q: float) -> float:
+    """By linear interpolation, of values already in order."""
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def peak_mb(device: str | torch.device = "cpu") -> float:
+    """The most memory used so far, in MiB: allocated on a CUDA device since its last reset, or resident in this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, but bytes on macOS
+    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
