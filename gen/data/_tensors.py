@@ -49,7 +49,7 @@ def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | Non
     """The items, in ascending order, of a split of n items of which exactly `held_out` are "test".
 
     Within a class the order is that of derive("holdout", i), so the split needs no random generator and never changes;
-    classes stand one after another and every (n / held_out)-th item is held out: each class's share is right to one item.
+    classes stand one after another and every (n / held_out)-th item is held out: a class's share is right to one item.
     """
     check_split(split)
     labels = [0] * n if labels is None else labels

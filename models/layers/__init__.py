@@ -1,2 +1,1 @@
-"""What denoiser families share: embeddings of time, class and place, and attention.
-"""
+"""What denoiser families share: embeddings of time, class and place, and attention."""

@@ -1,0 +1,59 @@
+"""Embeddings: of time as waves, of place on a grid, of a class with a row for "no class"."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ClassEmbedding", "TimeEmbedding", "grid_embedding", "waves"]
+
+
+def waves(t: Tensor, dim: int, max_period: float = 10_000.0, freq_shift: int = 0) -> Tensor:
+    """cos(t w_i), then sin(t w_i), with w_i = max_period^(-i / (dim/2 - freq_shift)); t [B] -> [B, dim] (dim even).
+
+    freq_shift 0 is DiT's convention; 1 is that of diffusers' port, which ends exactly at 1 / max_period.
+    """
+    half = dim // 2
+    w = torch.exp(-math.log(max_period) / (half - freq_shift) * torch.arange(half, dtype=t.dtype, device=t.device))
+    angle = t[:, None] * w
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+def grid_embedding(width: int, side: int) -> Tensor:
+    """Fixed 2-D embedding of a square grid's cells, row by row: float32 [side^2, width], width divisible by 4.
+
+    The first half of the channels tells the column and the second half the row, as in the published models' weights;
+    each half is sin then cos of place / 10000^(i / (width/4)). (MAE, He et al. 2021; DiT, Peebles & Xie 2022.)
+    """
+    quarter = width // 4
+    w = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * w
+    axis = torch.cat([angle.sin(), angle.cos()], 1)  # [side, width / 2]
+    column, row = axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)
+    return torch.cat([column, row], 2).reshape(side * side, width).float()
+
+
+class TimeEmbedding(nn.Module):
+    """Waves through a two-layer network: t [B] -> [B, width]."""
+
+    def __init__(self, width: int, dim: int = 256, freq_shift: int = 0):
+        super().__init__()
+        self.dim, self.freq_shift = dim, freq_shift
+        self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        t = t if t.is_floating_point() else t.float()
+        return self.mlp(waves(t, self.dim, freq_shift=self.freq_shift).to(self.mlp[0].weight.dtype))
+
+
+class ClassEmbedding(nn.Module):
+    """One learned row per class and a last one, number `classes`, for "no class": y int64 [B] -> [B, width]."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
