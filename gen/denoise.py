@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ Cond = Mapping[str, Tensor]
 
 
 class Denoise(Protocol):
-    """What solvers call: x [B, ...], t 0-d or [B], cond a mapping of tensors [B, ...], s the target time of a flow map."""
+    """What solvers call: x [B, ...], t 0-d or [B], cond a mapping of tensors [B, ...], s a flow map's target time."""
 
     @property
     def path(self) -> Path: ...
@@ -60,7 +60,8 @@ class Denoiser:
         return out
 
     def null(self, cond: Cond) -> Cond:
-        null: Cond = self.net.null(cond)  # type: ignore[operator]
+        inner: Any = getattr(self.net, "module", self.net)  # under DistributedDataParallel the network is one level down
+        null: Cond = inner.null(cond)
         return null
 
     def _net_time(self, t: Tensor, x: Tensor) -> Tensor:

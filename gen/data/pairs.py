@@ -1,0 +1,72 @@
+"""Pairs of noise and what a teacher made of it, for distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen import manifest as checkpoints
+from gen.errors import UserError
+
+__all__ = ["Pairs"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The folder written by gen.distill._pairs: samples and labels, with the seed of each one's noise instead of the noise.
+
+    holdout: the share, at the end, that "test" opens. Items are {"x", "y", "origin"}, origin the int64 seed.
+    """
+
+    path: str
+    holdout: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"Pairs: holdout = {self.holdout}; it must be in [0, 1)")
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """The manifest of the first shard: what all shards have in common."""
+        first = Path(self.path) / "shard-00000"
+        if not first.exists():
+            raise UserError(f"{self.path} holds no pairs: make them with gen.distill._pairs.make_pairs, or gen distill")
+        return checkpoints.read(first, verify=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.info["shape"])
+
+    @property
+    def classes(self) -> int:
+        return int(self.info["classes"])
+
+    def open(self, split: str) -> PairSet:
+        shards = sorted(Path(self.path).glob("shard-*"))[: self.info["shards"]]
+        if len(shards) < self.info["shards"]:
+            raise UserError(f"{self.path} holds {len(shards)} of {self.info['shards']} shards: run the command again")
+        infos = [checkpoints.read(shard) for shard in shards]
+        parts = [checkpoints.read_tensors(s, "pairs.safetensors", i) for s, i in zip(shards, infos, strict=True)]
+        columns = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        cut = len(columns["x"]) - round(len(columns["x"]) * self.holdout)
+        rows = slice(0, cut) if split == "train" else slice(cut, None)
+        return PairSet({k: v[rows] for k, v in columns.items()}, "+".join(i["sha256"][:16] for i in infos))
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Columns of equal length as a map-style data set."""
+
+    columns: dict[str, Tensor]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.columns["x"])
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {k: v[i] for k, v in self.columns.items()}

@@ -1,0 +1,84 @@
+"""What a run says while it works: a bar or plain lines on the terminal, one JSON object per event in metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MetricsFile", "Progress", "read_metrics"]
+
+
+class MetricsFile:
+    """metrics.jsonl: appended and flushed line by line. Opened at a step, it forgets what lies after that step."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+            partial = path.with_name(f".partial-{path.name}")
+            partial.write_text("".join(kept))
+            partial.replace(path)
+        self._file = path.open("a")
+
+    def write(self, **values: Any) -> None:
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The events of a metrics.jsonl; a last line that a kill cut short is left out."""
+    events = []
+    for line in path.read_text().splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+class Progress:
+    """A tqdm bar with the time to go on a terminal; elsewhere a plain line every `quiet_seconds`."""
+
+    def __init__(self, name: str, total: int, start: int = 0, quiet: bool = False, quiet_seconds: float = 15.0) -> None:
+        self._name, self._total, self._done, self._start = name, total, start, start
+        self._began = self._spoke = time.perf_counter()
+        self._quiet, self._pause = quiet, quiet_seconds
+        self._bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, initial=start, desc=name, dynamic_ncols=True)
+
+    def advance(self, count: int = 1, **values: float) -> None:
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            if values:
+                self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
+            return
+        now = time.perf_counter()
+        if not self._quiet and (now - self._spoke > self._pause or self._done == self._total):
+            self._spoke = now
+            rate = (self._done - self._start) / max(now - self._began, 1e-9)
+            told = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+            left = (self._total - self._done) / max(rate, 1e-9)
+            self.say(f"{self._name}: {self._done}/{self._total} {told} {rate:.1f}/s, {left:.0f} s to go")
+
+    def say(self, line: str) -> None:
+        """A line beside the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

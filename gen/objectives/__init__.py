@@ -1,0 +1,51 @@
+"""Objectives: what is trained, one file each, for data here and for teachers in gen.distill.
+
+An objective is a frozen dataclass with
+
+    roles(net, teacher) -> {role: nn.Module}     the trained networks; the first is the one that samples
+    __call__(roles, batch) -> iterator of (role, loss, logs)
+    validate(roles, batch) -> 0-d tensor         the loss at fixed times, on fixed noise
+
+where `roles` given to the last two maps names to Denoisers, the teacher's among them. The trainer steps a role's optimiser
+at each yield before it asks for the next, so critics and alternation need nothing in the trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from gen.denoise import Cond, Denoise, Denoiser
+from gen.noise import Noise
+
+__all__ = ["Batch", "Objective", "Roles", "Step"]
+
+Roles = Mapping[str, Denoiser]
+Step = tuple[str, Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x [B, ...], its condition, this step's noise by sample, and for pairs the noise that x was made from."""
+
+    x: Tensor
+    cond: Cond
+    noise: Noise
+    origin: Noise | None = None
+
+    def normal(self, name: str) -> Tensor:
+        """Unit noise shaped as x."""
+        return self.noise.normal(name, self.x.shape[1:]).to(self.x)
+
+
+class Objective(Protocol):
+    """See the package's docstring."""
+
+    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]: ...
+
+    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]: ...
+
+    def validate(self, roles: Roles, batch: Batch) -> Tensor: ...

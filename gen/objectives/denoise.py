@@ -1,0 +1,65 @@
+"""Denoising: the regression that trains diffusion and flow models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.denoise import Cond, Denoise, Denoiser
+from gen.errors import UserError
+from gen.objectives import Batch, Roles, Step
+from gen.spec import part
+from gen.times import Uniform as AllTimes
+from gen.weighting import Uniform as AllAlike
+
+__all__ = ["Denoising", "drop_condition"]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """E weight(t) |net(x_t, t) - target|^2, the mean over elements, on any path and parameterisation.
+
+    class_dropout: the share of samples whose condition is replaced by the null one, for guidance (Ho & Salimans 2022).
+    """
+
+    times: Any = part("times", default=AllTimes())
+    weighting: Any = part("weighting", default=AllAlike())
+    class_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.class_dropout <= 1:
+            raise UserError(f"Denoising: class_dropout = {self.class_dropout}; it must be in [0, 1]")
+
+    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+        return {"net": net}
+
+    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
+        f = roles["net"]
+        t = self.times.at(batch.noise.uniform("t"), f.path)
+        cond = drop_condition(f, batch, self.class_dropout)
+        yield "net", self.losses(f, batch, cond, t.to(batch.x.device)).mean(), {}
+
+    def losses(self, f: Denoiser, batch: Batch, cond: Cond, t: Tensor) -> Tensor:
+        """The weighted loss of each sample, [B], at times t [B]."""
+        eps = batch.normal("eps")
+        out = f.output(f.path.mix(batch.x, eps, t), t, cond)
+        error = (out - f.param.target(f.path, batch.x, eps, t)).float() ** 2
+        return error.flatten(1).mean(1) * self.weighting.weight(f.path, f.param, t).to(error)
+
+    def validate(self, roles: Roles, batch: Batch) -> Tensor:
+        """The mean loss at 8 fixed times, the midpoints of 8 equal shares of the training density."""
+        f = roles["net"]
+        at = self.times.fixed(f.path).to(batch.x.device)
+        return torch.stack([self.losses(f, batch, batch.cond, t.expand(len(batch.x))).mean() for t in at]).mean()
+
+
+def drop_condition(f: Denoise, batch: Batch, share: float) -> Cond:
+    """The batch's condition with a share of its rows replaced by the null one."""
+    if not share or not batch.cond:
+        return batch.cond
+    drop, null = batch.noise.uniform("drop").to(batch.x.device) < share, f.null(batch.cond)
+    return {k: torch.where(drop.reshape(-1, *[1] * (v.ndim - 1)), null[k], v) for k, v in batch.cond.items()}

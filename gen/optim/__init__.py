@@ -1,0 +1,1 @@
+"""Optimisers: one file per optimiser, a frozen dataclass with build(parameters) -> torch.optim.Optimizer."""

@@ -1,0 +1,173 @@
+"""A trained model ready to sample: `gen.load("runs/teacher").sample(16, solver="heun", steps=18)`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gen import manifest as checkpoints
+from gen.denoise import Cond, Counted, Denoise, Denoiser
+from gen.errors import UserError
+from gen.images import contact_sheet, to_pil, to_uint8
+from gen.noise import Noise, sample_seeds
+from gen.run import Sampler, run_from
+from gen.sample import integrate
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Pipeline", "Samples", "load", "locate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted, not computed."""
+
+    x: Tensor
+    cond: Cond
+    nfe: float
+    seconds: float
+
+    def uint8(self) -> Tensor:
+        """Pixels 0 .. 255, shaped as x."""
+        return to_uint8(self.x)
+
+    @property
+    def images(self) -> list[Image]:
+        return [to_pil(image) for image in self.uint8()]
+
+    def sheet(self, columns: int = 10, zoom: int = 1) -> Image:
+        """All samples as one picture."""
+        return contact_sheet(self.uint8(), columns, zoom)
+
+    def _repr_png_(self) -> bytes:
+        made: bytes = self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()  # type: ignore[assignment]
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A denoiser with what sampling needs to know: shape (C, H, W), number of classes (0: none), default sampler."""
+
+    denoiser: Denoise
+    shape: tuple[int, ...]
+    classes: int = 0
+    sampler: Sampler = Sampler()
+    name: str = "model"
+    params: int = 0
+    device: torch.device = torch.device("cpu")
+    folder: Path | None = None
+    info: Mapping[str, Any] | None = None
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int = 1,
+        cond: Cond | Sequence[int] | int | None = None,
+        *,
+        solver: Any = None,
+        steps: int | None = None,
+        grid: Any = None,
+        guide: Any = None,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 250,
+        start: int = 0,
+    ) -> Samples:
+        """n samples; what is left None is as the model was trained to be sampled.
+
+        cond: a label, a label for each sample, or a mapping of tensors [n, ...]; None gives balanced labels i % classes.
+        solver, grid, guide: a name, a spec, or an object. seed: a number, or one per sample. Sample i depends on its
+        seed and its index alone, never on batch_size; `start` is the index of the first.
+        """
+        how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide)
+        if n < 1 or batch_size < 1:
+            raise UserError(f"sample: n = {n}, batch_size = {batch_size}; both must be at least 1")
+        if not isinstance(seed, int) and len(seed) < start + n:
+            raise UserError(f"sample: {len(seed)} seeds for {start + n} samples")
+        cond = self.condition(n, cond, start)
+        times = how.grid.times(self.denoiser.path, how.steps)
+        counted = Counted(self.denoiser)
+        f: Denoise = counted if how.guide is None else how.guide(counted)
+        began, parts = time.perf_counter(), []
+        for first in range(0, n, batch_size):
+            rows = slice(first, min(first + batch_size, n))
+            noise = Noise(tuple(sample_seeds(seed, rows.stop - first, start + first)))
+            unit = noise.normal("start", self.shape).to(self.device)
+            here = {k: v[rows].to(self.device) for k, v in cond.items()}
+            x = integrate(f, f.path.start(unit, times[0]), times, how.solver, cond=here, noise=noise)
+            parts.append(x.float().cpu())
+        return Samples(torch.cat(parts), cond, counted.rows / n, time.perf_counter() - began)
+
+    def plan(self, **changes: Any) -> Sampler:
+        """The default sampler with what is not None replaced."""
+        return replace(self.sampler, **{k: v for k, v in changes.items() if v is not None})
+
+    def condition(self, n: int, cond: Cond | Sequence[int] | int | None = None, start: int = 0) -> Cond:
+        """The mapping for n samples; UserError for labels that do not exist."""
+        if isinstance(cond, Mapping):
+            for key, value in cond.items():
+                if len(value) != n:
+                    raise UserError(f"cond[{key!r}] has {len(value)} rows for {n} samples")
+            return cond
+        if not self.classes:
+            if cond is not None:
+                raise UserError(f"{self.name} is unconditional: no label {cond!r} can be asked of it")
+            return {}
+        if cond is None:
+            labels = [i % self.classes for i in range(start, start + n)]
+        else:
+            labels = [cond] * n if isinstance(cond, int) else list(cond)
+        if len(labels) != n or not all(0 <= y < self.classes for y in labels):
+            raise UserError(f"labels {labels} for {n} samples; allowed: {n} of 0 .. {self.classes - 1}")
+        return {"y": torch.tensor(labels)}
+
+
+def load(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:
+    """The model of a run folder or of one checkpoint.
+
+    weights: the label of an average ("ema"), or "raw"; None takes the first average there is. Raises UserError if the
+    folder is none of gen's, or if any byte of it is damaged.
+    """
+    place = locate(Path(folder))
+    info = checkpoints.read(place, verify=False)
+    run = run_from(info["run"])
+    labels = [average.label for average in run.ema]
+    chosen = weights or (labels[0] if labels else "raw")
+    if chosen not in [*labels, "raw"]:
+        raise UserError(f"{place} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
+    role = info["role"]
+    file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
+    net = run.model.build()
+    net.load_state_dict(checkpoints.read_tensors(place, file, info))
+    net = net.eval().requires_grad_(False).to(device)
+    return Pipeline(
+        denoiser=Denoiser(net, run.path, run.param),
+        shape=tuple(info["shape"]),
+        classes=info["classes"],
+        sampler=run.sampler,
+        name=Path(folder).resolve().name,
+        params=sum(p.numel() for p in net.parameters()),
+        device=torch.device(device),
+        folder=Path(folder),
+        info=info,
+    )
+
+
+def locate(folder: Path) -> Path:
+    """The checkpoint a folder stands for: itself, a run's final/, or else the run's newest complete one."""
+    if (folder / "manifest.json").exists():
+        return folder
+    if (folder / "final" / "manifest.json").exists():
+        return folder / "final"
+    found = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if found is None:
+        what = "holds no checkpoint" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {what}: give the folder of a run, or one of its checkpoints")
+    return found
+

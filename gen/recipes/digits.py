@@ -1,0 +1,30 @@
+"""Digits: the smallest honest image model."""
+
+from __future__ import annotations
+
+from gen.ema import Classic
+from gen.objectives.denoise import Denoising
+from gen.optim.adamw import AdamW
+from gen.run import Run, Sampler
+from gen.schedules import Cosine
+from gen.times import LogitNormal
+
+__all__ = ["digits"]
+
+
+def digits() -> Run:
+    """A class-conditional DiT of 0.3 million parameters on 8 x 8 digits, rectified flow with logit-normal times."""
+    return Run(
+        model={"name": "dit", "size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 64, "depth": 4, "heads": 4},
+        data="digits",
+        objective=Denoising(times=LogitNormal()),
+        optim=AdamW(lr=1e-3),
+        schedule=Cosine(warmup=50),
+        ema=(Classic(decay=0.999),),
+        sampler=Sampler("euler", steps=20),
+        steps=1500,
+        batch_size=128,
+        sample_every=500,
+        validate_every=250,
+        save_every=500,
+    )

@@ -1,0 +1,69 @@
+"""Where a run goes on from, whether it is still the same run, and what computed it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gen
+from gen import manifest as checkpoints
+from gen.errors import UserError
+from gen.pipeline import locate
+from gen.run import FREE, Run, run_from, run_spec
+
+__all__ = ["parent_hash", "resume_from", "versions"]
+
+
+def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from, if any; refuses a folder that holds another run."""
+    if resume not in ("auto", "never"):
+        place = locate(Path(resume))
+        _same_run(run, place)
+        return place
+    place = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if resume == "never" and (folder / "run.json").exists():
+        raise UserError(f"{folder} already holds a run: choose another folder, or resume it")
+    if place is not None:
+        _same_run(run, place)
+    elif (folder / "run.json").exists():
+        _same(run, checkpoints.read_json(folder / "run.json")["run"], folder)
+    return place
+
+
+def _same_run(run: Run, place: Path) -> None:
+    _same(run, checkpoints.read(place, verify=False)["run"], place)
+
+
+def _same(run: Run, spec: Mapping[str, Any], place: Path) -> None:
+    ours, theirs = run_spec(run), run_spec(run_from(spec))
+    changed = [f"{k} ({_short(theirs[k])} there, {_short(v)} now)" for k, v in ours.items() if k not in FREE and theirs[k] != v]
+    if changed:
+        raise UserError(f"{place} is of another run: {'; '.join(changed)}. Choose another folder, or the same settings")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parent_hash(run: Run) -> str | None:
+    """The manifest hash of the checkpoint a run learns from, or starts from."""
+    parent = run.teacher or run.init
+    return checkpoints.read(locate(Path(parent)), verify=False)["sha256"] if parent else None
+
+
+def versions() -> dict[str, str]:
+    """What computed this: gen and its commit, Python, torch."""
+    where = Path(__file__).resolve().parent
+    git = ["git", "-C", str(where), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"gen": gen.__version__, "commit": commit, "python": python, "torch": torch.__version__}

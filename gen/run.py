@@ -1,0 +1,107 @@
+"""A Run: everything that decides what a training does, as one frozen value. run.json is its spec, and runs again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gen.ema import Classic
+from gen.errors import UserError
+from gen.optim.adamw import AdamW
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.schedules import Constant
+from gen.spec import build, convert, part, spec_of
+
+__all__ = ["Run", "Sampler", "run_from", "run_spec"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a model wants to be sampled: the default of its pipeline, and of the pictures drawn while it trains."""
+
+    solver: Any = part("samplers.solvers", default="heun")
+    steps: int = 18
+    grid: Any = part("samplers.grids", default="linear")
+    guide: Any = part("samplers.guides", default=None)
+
+    def __post_init__(self) -> None:
+        _build_parts(self)
+        if self.steps < 1:
+            raise UserError(f"Sampler: steps = {self.steps}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """model, data and objective have no default; batch_size is the GLOBAL one, over all processes and micro-batches.
+
+    micro_batch_size: samples per process and backward pass; gradients accumulate until the global batch is full.
+    clip: the largest gradient norm. *_every: in steps, 0 for never. keep: how many checkpoints stay, at least 2.
+    teacher: the run folder a distiller learns from. init: a run folder whose weights the training starts from.
+    """
+
+    model: Any = part("models")
+    data: Any = part("data")
+    objective: Any = part("objectives", "distill")
+    path: Any = part("path", default=Flow())
+    param: Any = part("param", default=FlowParam())
+    optim: Any = part("optim", default=AdamW())
+    schedule: Any = part("schedules", default=Constant())
+    ema: Any = part("ema", default=(Classic(),))
+    sampler: Sampler = dataclasses.field(default_factory=Sampler)
+    steps: int = 10_000
+    batch_size: int = 256
+    micro_batch_size: int | None = None
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    clip: float = 1.0
+    compile: bool = False
+    workers: int = 0
+    log_every: int = 50
+    sample_every: int = 500
+    validate_every: int = 250
+    save_every: int = 500
+    keep: int = 2
+    trackers: tuple[str, ...] = ()
+    teacher: str | None = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        _build_parts(self)
+        for name, low in {"steps": 1, "batch_size": 1, "keep": 2, "log_every": 1}.items():
+            if getattr(self, name) < low:
+                raise UserError(f"Run: {name} = {getattr(self, name)}; it must be at least {low}")
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+            raise UserError(f"Run: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}")
+        if not self.clip > 0:
+            raise UserError(f"Run: clip = {self.clip}; it must be positive (inf for none is not JSON: use a large number)")
+        labels = [average.label for average in self.ema]
+        if len(set(labels)) != len(labels):
+            raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")
+
+
+# What may differ when a run goes on: it decides how long and how loudly, not what is computed.
+FREE = {"steps", "workers", "log_every", "sample_every", "validate_every", "save_every", "keep", "trackers", "micro_batch_size"}
+
+
+def run_spec(run: Run) -> dict[str, Any]:
+    """The JSON of a run."""
+    return spec_of(run, named=False)
+
+
+def run_from(spec: Mapping[str, Any]) -> Run:
+    """The run of a JSON; raises UserError, in one line, for keys and values that are no run's."""
+    made: Run = convert(dict(spec), Run, "run")
+    return made
+
+
+def _build_parts(thing: Any) -> None:
+    """Lets Python code name parts by spec, as JSON does."""
+    for field in dataclasses.fields(thing):
+        value, folders = getattr(thing, field.name), field.metadata.get("folders")
+        if folders and value is not None:
+            several = isinstance(value, (list, tuple))
+            built = tuple(build(folders, v) for v in value) if several else build(folders, value)
+            object.__setattr__(thing, field.name, built)

@@ -1,0 +1,415 @@
+"""The training loop. `train(run, folder)` is the one way in; Trainer.step is the whole of it.
+
+What a step does is a function of (run, step) alone: the order of the data, every random number and the learning rate are
+computed from the step's number, so nothing has to be remembered for a resumed run to give the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen import callable_module
+from gen import manifest as checkpoints
+from gen.denoise import Denoiser
+from gen.errors import NonFinite, UserError
+from gen.log import MetricsFile, Progress
+from gen.noise import Noise, derive, training_noise
+from gen.objectives import Batch, Step
+from gen.pipeline import Pipeline, load, locate
+from gen.resume import parent_hash, resume_from, versions
+from gen.run import Run, run_spec
+from gen.stream import Stream, batches
+
+__all__ = ["Finished", "Interrupted", "Trainer", "train"]
+
+VALIDATION_SAMPLES = 512
+GRID_SAMPLES = 60
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; a checkpoint was saved first."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where a run is and how it ended."""
+
+    folder: Path
+    step: int
+    val_loss: float | None
+
+    def pipeline(self) -> Pipeline:
+        return load(self.folder)
+
+
+def train(
+    run: Run, folder: str | Path, *, resume: str = "auto", command: str | None = None, quiet: bool = False
+) -> Finished:
+    """Trains `run` in `folder` until run.steps.
+
+    resume: "auto" goes on from the newest complete checkpoint there, "never" wants an empty folder, a path goes on from
+    that checkpoint. Raises UserError before any work for a run that does not fit its data or the folder, NonFinite when
+    the loss or a gradient stops being a number, Interrupted after SIGTERM or Ctrl-C; each time a checkpoint is left.
+    """
+    trainer = Trainer(run, Path(folder), resume, command or f"gen.train(run, {str(folder)!r})", quiet)
+    with _signals() as stop:
+        return trainer.fit(stop)
+
+
+class Trainer:
+    """The state of one training: networks by role, their optimisers and averages, and the number of steps done."""
+
+    def __init__(self, run: Run, folder: Path, resume: str, command: str, quiet: bool) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        self.run, self.folder, self.command = run, folder, command
+        origin = resume_from(run, folder, resume)
+        AcceleratorState._reset_state()  # else a second run in this process could not choose its own precision
+        self.accelerator = Accelerator(
+            mixed_precision=run.precision,
+            log_with=list(run.trackers) or None,
+            project_dir=str(folder) if run.trackers else None,
+        )
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.quiet = quiet or not self.main
+        self.data, self.held_out = run.data.open("train"), run.data.open("test")
+        torch.manual_seed(derive("init", run.seed))
+        self.nets = self._networks()
+        self.averages = {
+            (role, average.label): copy.deepcopy(net).eval().requires_grad_(False)
+            for role, net in self.nets.items()
+            for average in run.ema
+        }
+        self.optims = {role: run.optim.build(_trained(net).values()) for role, net in self.nets.items()}
+        self.steps_done = 0
+        self.scaler_state: dict[str, Any] = {}
+        if origin is not None:
+            self._restore(origin)
+        self._prepare()
+
+    # -- setting up ----------------------------------------------------------------------------------------------------
+
+    def _networks(self) -> dict[str, nn.Module]:
+        run, item = self.run, self.data[0]["x"]
+        net = run.model.build()
+        spec = run.model
+        wants = (spec.channels, spec.size, spec.size)
+        if tuple(item.shape) != wants or spec.classes != run.data.classes:
+            raise UserError(
+                f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(item.shape)} and "
+                f"{run.data.classes}: set model.channels, model.size and model.classes to fit"
+            )
+        if run.init:
+            place = locate(Path(run.init))
+            info = checkpoints.read(place, verify=False)
+            label = run.ema[0].label if run.ema else None
+            file = f"{info['role']}-{label}.safetensors"
+            file = file if file in info["files"] else f"{info['role']}.safetensors"
+            net.load_state_dict(checkpoints.read_tensors(place, file, info))
+        self.teacher = load(run.teacher, device=str(self.device)).denoiser if run.teacher else None
+        roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
+        return {role: net.to(self.device).train() for role, net in roles.items()}
+
+    def _prepare(self) -> None:
+        """Hands networks and optimisers to accelerate, and names every role's denoiser."""
+        run, prepare = self.run, self.accelerator.prepare
+        if run.compile:
+            for net in self.nets.values():
+                net.compile()
+        wrapped = {role: prepare(net) for role, net in self.nets.items()}
+        self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
+        if self.accelerator.scaler is not None and self.scaler_state:
+            self.accelerator.scaler.load_state_dict(self.scaler_state)
+        frozen = {} if self.teacher is None else {"teacher": self.teacher}
+        self.roles = {role: Denoiser(net, run.path, run.param) for role, net in wrapped.items()} | frozen
+        world = self.accelerator.num_processes
+        if run.batch_size % world:
+            raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
+        share = run.batch_size // world
+        self.micro = run.micro_batch_size or share
+        if share % self.micro:
+            raise UserError(f"micro_batch_size = {self.micro} does not divide the {share} samples of each process")
+
+    @property
+    def role(self) -> str:
+        """The role that samples."""
+        return next(iter(self.nets))
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def fit(self, stop: threading.Event) -> Finished:
+        run = self.run
+        if self.steps_done < run.steps or not (self.folder / "final").exists():
+            self._open()
+            try:
+                self._loop(stop)
+            finally:
+                self.metrics.close()
+                self.progress.close()
+                if run.trackers:
+                    self.accelerator.end_training()
+        return Finished(self.folder, self.steps_done, self.val_loss)
+
+    def _open(self) -> None:
+        run = self.run
+        if self.main:
+            written = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"run": run_spec(run), "command": self.command, "written": written, "versions": versions()}
+            checkpoints.write_json(self.folder / "run.json", about)
+        self.metrics = MetricsFile(self.folder / ("metrics.jsonl" if self.main else "metrics.other"), self.steps_done)
+        self.progress = Progress(self.folder.name, run.steps, self.steps_done, self.quiet)
+        if run.trackers:
+            self.accelerator.init_trackers(self.folder.name)
+
+    def _loop(self, stop: threading.Event) -> None:
+        run = self.run
+        for micro_batches in self._batches():
+            logs = self.step(micro_batches)
+            self._after(logs)
+            if self._agreed(stop):
+                self.save()
+                raise Interrupted(f"stopped by a signal at step {self.steps_done}; saved, run again to go on")
+        if not self._saved(self.steps_done):
+            self.save()
+        self._finish()
+
+    def _agreed(self, stop: threading.Event) -> bool:
+        """Whether any process was asked to stop."""
+        if self.accelerator.num_processes == 1:
+            return stop.is_set()
+        return bool(self.accelerator.reduce(torch.tensor(float(stop.is_set()), device=self.device)) > 0)
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """This process's share of every step from here on, as micro-batches."""
+        run, accelerator = self.run, self.accelerator
+        stream = Stream(self.data, run.seed)
+        share = run.batch_size // accelerator.num_processes
+        for step, items in batches(stream, run, self.steps_done, share, accelerator.process_index, self.micro):
+            yield [self._batch(item, step) for item in items]
+
+    def _batch(self, item: Mapping[str, Tensor], step: int) -> Batch:
+        cond = {k: v.to(self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
+        origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
+        noise = training_noise(self.run.seed, step, item["index"].tolist())
+        return Batch(item["x"].to(self.device), cond, noise, origin)
+
+    def step(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """One update of every role the objective yields. Nothing is updated unless loss and gradient are finite."""
+        torch.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
+        lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
+        running = [iter(self.run.objective(self.roles, batch)) for batch in micro_batches]
+        logs: dict[str, float] = {"lr": lr}
+        while True:
+            yielded = [self._advance(it, last=it is running[-1]) for it in running]
+            if yielded[0] is None:
+                break
+            parts = [part for part in yielded if part is not None]
+            role = parts[0][0]
+            loss = torch.stack([part[1] for part in parts]).mean()
+            logs |= self._update(role, self.accelerator.reduce(loss, "mean"), lr)
+            logs |= {k: float(torch.stack([part[2][k] for part in parts]).mean()) for k in parts[0][2]}
+        self.steps_done += 1
+        self._average()
+        return logs
+
+    def _advance(self, running: Iterator[Step], last: bool) -> Step | None:
+        """One micro-batch's next loss, and its gradient. Processes exchange gradients with the last micro-batch only."""
+        with self._quiet_gradients(not last), self.accelerator.autocast():
+            part = next(running, None)
+            if part is None:
+                return None
+            role, loss, logs = part
+            share = loss / (self.run.batch_size // self.accelerator.num_processes // self.micro)
+        with self._quiet_gradients(not last):
+            self.accelerator.backward(share)
+        return role, loss.detach(), {k: v.detach() for k, v in logs.items()}
+
+    def _quiet_gradients(self, quiet: bool) -> AbstractContextManager[Any]:
+        if not quiet or self.accelerator.num_processes == 1:
+            return nullcontext()
+        nets = [f.net for role, f in self.roles.items() if role in self.nets]
+        return self.accelerator.no_sync(nets[0]) if len(nets) == 1 else nullcontext()
+
+    def _update(self, role: str, loss: Tensor, lr: float) -> dict[str, float]:
+        optim, net = self.optims[role], self.nets[role]
+        norm = self.accelerator.clip_grad_norm_(_trained(net).values(), self.run.clip)
+        value, size = float(loss), float(norm if norm is not None else 0.0)
+        scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: the scaler skips such a step
+        if not (torch.isfinite(loss) and (scaled or torch.isfinite(torch.tensor(size)))):
+            last = checkpoints.newest(self.folder / "checkpoints")
+            raise NonFinite(
+                f"step {self.steps_done}: {role} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}; the weights are "
+                f"untouched, last good checkpoint: {last or 'none'}. Try a lower lr, a smaller clip, or precision no"
+            )
+        for group in optim.param_groups:
+            group["lr"] = lr
+        optim.step()
+        optim.zero_grad(set_to_none=True)
+        first = role == self.role
+        return {"loss" if first else f"{role}_loss": value, "grad_norm" if first else f"{role}_grad_norm": size}
+
+    def _average(self) -> None:
+        for profile in self.run.ema:
+            for role, net in self.nets.items():
+                profile.update(self.averages[role, profile.label], net, self.steps_done)
+
+    # -- what happens beside the loop ----------------------------------------------------------------------------------
+
+    def _after(self, logs: dict[str, float]) -> None:
+        run, step = self.run, self.steps_done
+        self.progress.advance(loss=logs.get("loss", 0.0), lr=logs["lr"])
+        if _due(step, run.log_every, run.steps):
+            self._record({"split": "train", **logs})
+        if _due(step, run.validate_every, run.steps):
+            self.val_loss = self.validate()
+            self._record({"split": "test", "val_loss": self.val_loss})
+        if self.main and run.sample_every and (step % run.sample_every == 0 or step == run.steps):
+            self.draw()
+        if run.save_every and step % run.save_every == 0:
+            self.save()
+
+    val_loss: float | None = None
+
+    def _record(self, values: dict[str, Any]) -> None:
+        self.metrics.write(step=self.steps_done, **values)
+        if self.run.trackers:
+            self.accelerator.log({k: v for k, v in values.items() if k != "split"}, step=self.steps_done)
+
+    def sampling_net(self) -> nn.Module:
+        """The first average of the sampling role, or its raw weights."""
+        return self.averages[self.role, self.run.ema[0].label] if self.run.ema else self.nets[self.role]
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The objective's loss on held-out data, at fixed times and on fixed noise."""
+        n = min(len(self.held_out), VALIDATION_SAMPLES)
+        items = torch.utils.data.default_collate([{**self.held_out[i], "index": i} for i in range(n)])
+        batch = self._batch(items, -1)
+        roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.param)}
+        return float(self.run.objective.validate(roles, batch))
+
+    def draw(self) -> None:
+        """samples/step-*.png: always the same noise and labels."""
+        run, net = self.run, self.sampling_net()
+        shape = tuple(self.data[0]["x"].shape)
+        if shape[0] not in (1, 3):
+            return
+        f = Denoiser(net, run.path, run.param)
+        pipeline = Pipeline(f, shape, run.data.classes, run.sampler, device=self.device)
+        path = self.folder / "samples" / f"{checkpoints.checkpoint_name(self.steps_done)}.png"
+        path.parent.mkdir(exist_ok=True)
+        pipeline.sample(GRID_SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(path)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _saved(self, step: int) -> bool:
+        return (self.folder / "checkpoints" / checkpoints.checkpoint_name(step) / "manifest.json").exists()
+
+    def save(self) -> None:
+        """A complete checkpoint, then the removal of old ones."""
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            place = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
+            checkpoints.write(place, self._weights() | self._state(), self._manifest())
+            checkpoints.prune(place.parent, self.run.keep)
+
+    def _finish(self) -> None:
+        if self.main:
+            checkpoints.write(self.folder / "final", self._weights(), self._manifest())
+            self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        files = {f"{role}.safetensors": dict(net.state_dict()) for role, net in self.nets.items()}
+        for (role, label), net in self.averages.items():
+            files[f"{role}-{label}.safetensors"] = dict(net.state_dict())
+        return files
+
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        """Optimiser state by parameter name: "blocks.0.attn.qkv.weight/exp_avg"."""
+        files = {}
+        for role, optim in self.optims.items():
+            state = optim.state
+            files[f"state/{role}.safetensors"] = {
+                f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+                for name, parameter in _trained(self.nets[role]).items()
+                for key, value in state.get(parameter, {}).items()
+            }
+        return files
+
+    def _manifest(self) -> dict[str, Any]:
+        run = self.run
+        scaler = self.accelerator.scaler
+        return {
+            "run": run_spec(run),
+            "role": self.role,
+            "step": self.steps_done,
+            "samples_seen": self.steps_done * run.batch_size,
+            "shape": list(self.data[0]["x"].shape),
+            "classes": run.data.classes,
+            "data": self.data.fingerprint,
+            "parent": parent_hash(run),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "val_loss": self.val_loss,
+            "versions": versions(),
+        }
+
+    def _restore(self, place: Path) -> None:
+        info = checkpoints.read(place)
+        if info["data"] != self.data.fingerprint:
+            raise UserError(f"{place} was trained on other data: its fingerprint is {info['data'][:12]}, this is {self.data.fingerprint[:12]}")
+        for role, net in self.nets.items():
+            net.load_state_dict(checkpoints.read_tensors(place, f"{role}.safetensors", info))
+            state = checkpoints.read_tensors(place, f"state/{role}.safetensors", info)
+            for name, parameter in _trained(net).items():
+                mine = {k.rpartition("/")[2]: v for k, v in state.items() if k.rpartition("/")[0] == name}
+                self.optims[role].state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device) for k, v in mine.items()
+                }
+        for (role, label), net in self.averages.items():
+            net.load_state_dict(checkpoints.read_tensors(place, f"{role}-{label}.safetensors", info))
+        self.steps_done, self.val_loss, self.scaler_state = info["step"], info["val_loss"], info["scaler"]
+
+
+def _trained(net: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return bool(every) and (step % every == 0 or step == total)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C set a flag that the loop reads between steps; the second one ends the process as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+callable_module(__name__)
