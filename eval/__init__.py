@@ -1,6 +1,7 @@
 """Quality with its uncertainty and speed as it is really measured.
 
-features/ (image -> vector), metrics/ (vectors -> number), evaluate.py (samples -> record), leaderboard.py (records -> page).
+features/ (image -> vector), metrics/ (vectors -> number), meter.py (their product, in any order and batch size),
+throughput.py (speed), evaluate.py (samples -> record), leaderboard.py (records -> page).
 """
 
 if __name__ != "gen.eval":

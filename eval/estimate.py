@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ from gen.errors import UserError
 __all__ = ["Estimate", "Statistic", "check_rows"]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):  # torchmetrics walks through what compute returns, and refuses frozen dataclasses
     """A value, its standard error, and the number of samples behind it.
 
     The error is that of drawing the samples again, the model and the reference being what they are.
@@ -37,9 +35,11 @@ class Statistic(Protocol):
 
 
 def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Both as float64 [N, D] and [M, D]. UserError if the dimensions differ, a set is too small, or a value is not finite."""
+    """Both as float64 [N, D] and [M, D]. UserError if widths differ, a set is too small, or values are not finite."""
     if rows.ndim != 2 or reference.ndim != 2 or rows.shape[1] != reference.shape[1]:
-        raise UserError(f"{name}: features {list(rows.shape)} against {list(reference.shape)}; it needs [N, D] and [M, D]")
+        raise UserError(
+            f"{name}: features {list(rows.shape)} against {list(reference.shape)}; allowed: [N, D] and [M, D]"
+        )
     for what, x in (("samples", rows), ("reference", reference)):
         if len(x) < least:
             raise UserError(f"{name}: {len(x)} {what}; it needs at least {least}")

@@ -35,6 +35,8 @@ class Meter(Metric):  # type: ignore[misc]
     full_state_update = False
     higher_is_better = None
     is_differentiable = False
+    index: list[Tensor]
+    features: list[Tensor]
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Meter(Metric):  # type: ignore[misc]
         self.features.append(features)
 
     def rows(self) -> Tensor:
-        """The features of all samples in the order of their indices, [N, D]. UserError if one came twice or is missing."""
+        """All features in the order of the indices, [N, D]. UserError if a sample came twice or is missing."""
         if not len(self.index):
             raise UserError("no samples: call update first")
         index, order = dim_zero_cat(self.index).sort()

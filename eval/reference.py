@@ -1,16 +1,25 @@
-"""Real images: a data set as the bytes that a metric sees."""
+"""Real images: both splits of a data set as a metric sees them, and how far apart they are from each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gen.errors import UserError, nearest
+from gen.eval.estimate import Estimate
+from gen.eval.features.pixels import Pixels
+from gen.eval.metrics.accuracy import Accuracy
+from gen.eval.metrics.frechet import Frechet
+from gen.eval.metrics.kid import KID
+from gen.eval.metrics.nearest import Nearest
 from gen.images import to_uint8
+from gen.spec import build, spec_of
 
-__all__ = ["DataSet", "stack"]
+__all__ = ["DataSet", "Extractor", "Reference", "Split", "stack"]
 
 
 class DataSet(Protocol):
@@ -22,6 +31,74 @@ class DataSet(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Mapping[str, Tensor]: ...
+
+
+class Extractor(Protocol):
+    """What a file of features/ loads: uint8 images [B, C, H, W] -> float32 features [B, D], row by row."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Real images uint8 [N, C, H, W], their labels [N] if they have any, and their features [N, D]."""
+
+    images: Tensor
+    labels: Tensor | None
+    features: Tensor
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The split that samples are compared with, and the other one.
+
+    data: the spec it was opened from. real: the reference proper. train: the images a model may have learned by heart.
+    """
+
+    data: dict[str, Any]
+    extractor: Extractor
+    split: str
+    train: Split
+    test: Split
+
+    @classmethod
+    def open(cls, data: Any, split: str = "test", extractor: Any = "digits_cnn") -> Reference:
+        """Of a data set and an extractor, each a name, a spec, or an object."""
+        if split not in ("train", "test"):
+            raise UserError(f"unknown split {split!r}. {nearest(split, ['train', 'test'])}")
+        source, extract = build("data", data), build("eval.features", extractor).load()
+        opened = {}
+        for name in ("train", "test"):
+            items = source.open(name)
+            images, labels = stack(items)
+            opened[name] = Split(images, labels, extract(images), items.fingerprint)
+        return cls(spec_of(source), extract, split, **opened)
+
+    @property
+    def real(self) -> Split:
+        return self.train if self.split == "train" else self.test
+
+    @property
+    def other(self) -> Split:
+        return self.test if self.split == "train" else self.train
+
+    def floor(self) -> dict[str, Estimate]:
+        """What real images of the other split score: no honest model does better, whatever its size."""
+        found = {
+            "fid": Frechet()(self.other.features, self.real.features),
+            "kid": KID()(self.other.features, self.real.features),
+            "nearest": Nearest()(Pixels()(self.test.images), Pixels()(self.train.images)),
+        }
+        if self.other.labels is not None and hasattr(self.extractor, "head"):
+            found["accuracy"] = Accuracy()(self.extractor.head(self.other.features), self.other.labels)
+        return found
 
 
 def stack(data: DataSet) -> tuple[Tensor, Tensor | None]:

@@ -112,7 +112,7 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def peak_mb(device: str | torch.device = "cpu") -> float:
-    """The most memory used so far, in MiB: allocated on a CUDA device since its last reset, or resident in this process."""
+    """The most memory used, in MiB: on a CUDA device since its last reset, or ever resident in this process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, but bytes on macOS

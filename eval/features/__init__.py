@@ -1,2 +1,1 @@
-"""Feature extractors: frozen objects with load() -> callable, uint8 images [B, C, H, W] -> float32 features [B, D].
-"""
+"""Feature extractors: frozen objects with load() -> callable, uint8 images [B, C, H, W] -> float32 features [B, D]."""

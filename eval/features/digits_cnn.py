@@ -77,7 +77,7 @@ class Extractor:
         if images.dtype != torch.uint8 or images.shape[1:] != (1, 8, 8):
             given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
             raise UserError(f"digits_cnn takes uint8 images [B, 1, 8, 8], this is {given}; try the extractor 'pixels'")
-        return torch.cat([self._features(part) for part in images.cpu().split(self.batch)]).float()
+        return torch.cat([self._features(part) for part in torch.split(images.cpu(), self.batch)]).float()
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores, float32 [B, 10]."""
@@ -136,7 +136,7 @@ def main() -> None:
     digest = hashlib.sha256(content).hexdigest()
     images, labels = stack(Digits().open("test"))
     extractor = Extractor(net.double().eval(), digest, DigitsCNN.batch)
-    accuracy = (extractor.logits(images).argmax(1) == labels).double().mean()
+    accuracy = torch.eq(extractor.logits(images).argmax(1), labels).double().mean()
     WEIGHTS.write_bytes(content)
     print(f"{WEIGHTS.name}: {len(content)} bytes, test accuracy {float(accuracy):.4f}\nsha256 {digest}")
 

@@ -12,7 +12,7 @@ __all__ = ["Pixels"]
 
 @dataclass(frozen=True)
 class Pixels:
-    """The identity: uint8 images [B, C, H, W] to pixels in [0, 1], flattened, float32 [B, C H W]. There are no weights."""
+    """The identity: uint8 images [B, C, H, W] to pixels in [0, 1], flattened, float32 [B, C H W]. It has no weights."""
 
     def load(self) -> Pixels:
         return self

@@ -1,2 +1,1 @@
-"""Metrics: torchmetrics.Metric over features keyed by the sample's index, so no batch size changes a bit.
-"""
+"""Statistics: frozen objects, (rows of the samples, rows of the reference) -> Estimate. Contract: gen.eval.estimate."""

@@ -24,7 +24,7 @@ class Accuracy:
         if rows.ndim != 2 or reference.shape != rows.shape[:1] or len(rows) == 0:
             raise UserError(f"accuracy: scores {list(rows.shape)} against labels {list(reference.shape)}")
         if int(reference.min()) < 0 or int(reference.max()) >= rows.shape[1]:
-            raise UserError(f"accuracy: label {int(reference.max())}, but the classifier knows 0 to {rows.shape[1] - 1}")
+            raise UserError(f"accuracy: label {int(reference.max())}; the classifier knows 0 to {rows.shape[1] - 1}")
         n, right = len(rows), int((rows.argmax(1) == reference).sum())
         p = (right + 2) / (n + 4)
         return Estimate(right / n, (p * (1 - p) / (n + 4)) ** 0.5, n)

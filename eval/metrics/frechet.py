@@ -29,7 +29,8 @@ class Moments:
         """Of float64 rows [N, D]; the unbiased covariance (N - 1).
 
         The factor is the R of a QR decomposition, the Cholesky factor of the covariance without squaring its condition
-        number first; it exists for any rank, so nothing is ever added to the diagonal. With N <= D the rows are the factor.
+        number first; it exists for any rank, so nothing is ever added to the diagonal. With N <= D the rows are
+        the factor themselves.
         """
         mean = x.mean(0)
         centred = (x - mean) / (len(x) - 1) ** 0.5
@@ -70,8 +71,8 @@ class Frechet:
     dimensions, and never complex. Not negative: rounding below zero becomes zero.
 
     The standard error is that of the delta method: sd(IF) / sqrt(N) with the influence of a sample x
-    IF(x) = 2 (m - m_r)^T (x - m) + (x - m)^T (I - T) (x - m), T the optimal transport map from N(m, S) to N(m_r, S_r). It
-    says nothing of the bias, which falls as 1/N; with N <= D it is only an indication.
+    IF(x) = 2 (m - m_r)^T (x - m) + (x - m)^T (I - T) (x - m), T the optimal transport map from N(m, S) to N(m_r, S_r).
+    It says nothing of the bias, which falls as 1/N; with N <= D it is only an indication.
     """
 
     def __call__(self, rows: Tensor, reference: Tensor) -> Estimate:

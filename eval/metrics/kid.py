@@ -17,9 +17,9 @@ __all__ = ["KID"]
 class KID:
     """Unbiased squared MMD with the kernel (x.y / D + 1)^degree (Binkowski et al. 2018): the full U-statistic.
 
-    All pairs are used, so nothing is drawn at random and the variance is the least possible; a mean over subsets, the usual
-    way, has 2.6 times as much. The standard error is the jackknife's over the samples. Can be negative: its mean is
-    zero when both sets come from one distribution.
+    All pairs are used, so nothing is drawn at random and the variance is the least possible; a mean over subsets, the
+    usual way, has 2.6 times as much. The standard error is the jackknife's over the samples. Can be negative: its
+    mean is zero when both sets come from one distribution.
 
     block: rows of the kernel matrix held at once.
     """
@@ -32,7 +32,7 @@ class KID:
             raise UserError(f"KID: degree = {self.degree}, block = {self.block}; both must be at least 1")
 
     def __call__(self, rows: Tensor, reference: Tensor) -> Estimate:
-        """rows [N, D] against reference rows [M, D], N >= 3. UserError for mismatched, too few or non-finite features."""
+        """rows [N, D] against reference rows [M, D], N >= 3. UserError for mismatched, too few, non-finite ones."""
         x, y = check_rows("kid", rows, reference, least=3)
         n, m = len(x), len(y)
         within = self._sums(x, x, skip_self=True) / (n - 1)  # [N], mean kernel with the other samples

@@ -19,8 +19,8 @@ class Nearest:
     """The median over samples of the L2 distance to the nearest row of the training set.
 
     Read it beside the same number for held-out real images: far below it, the model copies. The differences are taken
-    one by one (no expanded square), so a copy is at exactly 0. The standard error is half the width of the median's 68 %
-    interval from order statistics.
+    one by one (no expanded square), so a copy is at exactly 0. The standard error is half the width of the median's
+    68 % interval from order statistics.
 
     block: samples compared at once.
     """
