@@ -24,10 +24,11 @@ PATCHES = (2, 4, 8)
 class DiT:
     """A diffusion transformer; the defaults are the published DiT-S/2 for 256 x 256 ImageNet in 32 x 32 x 4 latents.
 
-    size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table has
-    one more row, for "no class". learn_sigma: the final layer has twice the channels, as the published weights do; forward
-    returns the first half. time_scale: t is multiplied by it first (1000 for t in [0, 1] and waves made for 0..999).
-    freq_shift, mlp_norm_eps: 0 and 1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see Attention.
+    size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
+    has one more row, for "no class". learn_sigma: the final layer has twice the channels, as the published weights do;
+    forward returns the first half. time_scale: t is multiplied by it first (1000 suits t in [0, 1]: the waves were made
+    for 0..999). freq_shift, mlp_norm_eps: 0 and 1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see
+    gen.models.layers.attention.
     """
 
     size: int = 32
@@ -84,8 +85,7 @@ class DiTNet(nn.Module):
         super().__init__()
         self.spec = spec
         out = spec.channels * (2 if spec.learn_sigma else 1)
-        self.x_embedder = nn.Module()
-        self.x_embedder.proj = nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
         self.pos_embed = nn.Parameter(grid_embedding(spec.width, spec.size // spec.patch)[None], requires_grad=False)
         self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift)
         self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
@@ -95,7 +95,7 @@ class DiTNet(nn.Module):
         )
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * out)
         self.apply(_initialise)
-        self._zero()
+        self._start()
 
     def forward(
         self,
@@ -107,7 +107,8 @@ class DiTNet(nn.Module):
         tap: Tap | None = None,
     ) -> Tensor:
         self._check(x, t, cond, s)
-        h = self.pos_embed + self.x_embedder.proj(x).flatten(2).mT  # [B, T, width]; this order lays it out contiguously
+        # The first operand decides the layout of the sum, and pos_embed is contiguous.
+        h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
         c = self.t_embedder(t * self.spec.time_scale)  # [B, width]
         if self.y_embedder is not None:
             c = c + self.y_embedder(cond["y"])  # [B, width]
@@ -131,9 +132,13 @@ class DiTNet(nn.Module):
         """The condition that stands for "no class"."""
         if not self.spec.classes:
             return dict(cond)
+        return {**cond, "y": torch.full_like(self._labels(cond), self.spec.classes)}
+
+    def _labels(self, cond: Mapping[str, Tensor]) -> Tensor:
         if "y" not in cond:
-            raise UserError(f"this DiT has {self.spec.classes} classes and needs cond['y']; given: {_keys(cond)}")
-        return {**cond, "y": torch.full_like(cond["y"], self.spec.classes)}
+            given = ", ".join(cond) or "nothing"
+            raise UserError(f"this DiT has {self.spec.classes} classes and needs cond['y']; given: {given}")
+        return cond["y"]
 
     def _check(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], s: Tensor | None) -> None:
         """Shapes and kinds only: looking at values would wait for the device."""
@@ -146,19 +151,17 @@ class DiTNet(nn.Module):
             raise UserError("a target time s was given, but this DiT is no flow map and takes only t")
         if not self.spec.classes:
             return
-        y = cond.get("y")
-        if y is None:
-            raise UserError(f"this DiT has {self.spec.classes} classes and needs cond['y']; given: {_keys(cond)}")
+        y = self._labels(cond)
         if y.shape != x.shape[:1] or y.dtype not in (torch.int64, torch.int32):
             raise UserError(f"cond['y'] is {y.dtype} {list(y.shape)}; for this x it must be torch.int64 [{len(x)}]")
 
-    def _zero(self) -> None:
+    def _start(self) -> None:
         """The start from which training is stable: blocks add nothing, the output is zero (adaLN-Zero)."""
-        for layer in [*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]]:
-            nn.init.zeros_(layer.weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for name, weight in self.named_parameters():
+            if name.endswith("adaLN_modulation.1.weight") or name == "final_layer.linear.weight":
+                nn.init.zeros_(weight)
+            elif name.startswith("t_embedder") and name.endswith("weight"):
+                nn.init.normal_(weight, std=0.02)
 
 
 def _through(block: nn.Module, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
@@ -176,10 +179,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.flatten(1))  # as the linear map of a patch that it is
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-
-
-def _keys(cond: Mapping[str, Tensor]) -> str:
-    return ", ".join(cond) or "nothing"

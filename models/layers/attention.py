@@ -11,8 +11,8 @@ __all__ = ["Attention"]
 class Attention(nn.Module):
     """Multi-head self-attention, [B, T, width] -> [B, T, width]; q, k and v come from one product, in this order.
 
-    qk_norm: RMS-normalise q and k within each head, with learned gains, which keeps long low-precision runs from diverging
-    (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters").
+    qk_norm: RMS-normalise q and k within each head, with learned gains, which keeps long low-precision runs from
+    diverging (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters").
     """
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False):
@@ -26,5 +26,6 @@ class Attention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, width / heads]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, width / heads]
-        out = scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        mixed = scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))  # [B, T, width]
+        return out

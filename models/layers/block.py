@@ -1,4 +1,4 @@
-"""The transformer block whose norms, and the strength of whose answers, depend on a condition (adaLN-Zero, DiT 2022)."""
+"""The transformer block whose norms and gates depend on a condition: adaLN-Zero (Peebles & Xie 2022)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(h)))
+        out: Tensor = self.fc2(self.act(self.fc1(h)))
+        return out
 
 
 class Block(nn.Module):
@@ -51,15 +52,16 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, 1)  # each [B, width]
+        modulation: Tensor = self.adaLN_modulation(c)  # [B, 6 width]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, 1)  # each [B, width]
 
         def attn(h: Tensor) -> Tensor:
-            raw = visit(tap, f"{site}.attn.raw", self.attn, modulate(self.norm1(h), shift1, scale1))
-            return gate1[:, None] * raw
+            h = modulate(self.norm1(h), shift1, scale1)
+            return gate1[:, None] * visit(tap, f"{site}.attn.raw", self.attn, h)
 
         def mlp(h: Tensor) -> Tensor:
-            raw = visit(tap, f"{site}.mlp.raw", self.mlp, modulate(self.norm2(h), shift2, scale2))
-            return gate2[:, None] * raw
+            h = modulate(self.norm2(h), shift2, scale2)
+            return gate2[:, None] * visit(tap, f"{site}.mlp.raw", self.mlp, h)
 
         first = visit(tap, f"{site}.attn", attn, h)  # [B, T, width]
         return first + visit(tap, f"{site}.mlp", mlp, h + first)
@@ -76,4 +78,5 @@ class FinalLayer(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, 1)
-        return self.linear(modulate(self.norm_final(h), shift, scale))
+        out: Tensor = self.linear(modulate(self.norm_final(h), shift, scale))
+        return out

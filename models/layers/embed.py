@@ -44,8 +44,10 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        t = t if t.is_floating_point() else t.float()
-        return self.mlp(waves(t, self.dim, freq_shift=self.freq_shift).to(self.mlp[0].weight.dtype))
+        t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
+        wave = waves(t, self.dim, freq_shift=self.freq_shift)  # [B, dim]
+        out: Tensor = self.mlp(wave.to(next(self.mlp.parameters()).dtype))
+        return out
 
 
 class ClassEmbedding(nn.Module):
@@ -56,4 +58,5 @@ class ClassEmbedding(nn.Module):
         self.embedding_table = nn.Embedding(classes + 1, width)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.embedding_table(y)
+        row: Tensor = self.embedding_table(y)
+        return row

@@ -1,0 +1,406 @@
+import dataclasses
+
+import pytest
+import torch
+
+from gen.denoise import Denoiser
+from gen.errors import UserError
+from gen.models.dit import DiT
+from gen.models.layers.attention import Attention
+from gen.models.layers.embed import grid_embedding, waves
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.spec import build, spec_of
+from gen.tap import Chain, Record, Skip
+
+SMALL = DiT(size=8, patch=2, channels=3, classes=5, width=32, depth=3, heads=4)
+
+# Published shapes, 32 x 32 x 4 latents, 1000 classes, learned sigma; everything, the fixed position table included.
+PARAMETERS = {
+    "S/2": 32_963_360,
+    "S/4": 32_945_024,
+    "S/8": 33_148_160,
+    "B/2": 130_512_416,
+    "B/4": 130_475_648,
+    "B/8": 130_881_536,
+    "L/2": 458_102_816,
+    "L/4": 458_053_760,
+    "L/8": 458_594_816,
+    "XL/2": 675_129_632,
+    "XL/4": 675_074_432,
+    "XL/8": 675_683_072,
+}
+TRAINABLE = {"S/2": 32_865_056, "B/2": 130_315_808, "L/2": 457_840_672, "XL/2": 674_834_720}
+WITHOUT_SIGMA = {"S/2": 32_957_200, "B/2": 130_500_112, "L/2": 458_086_416, "XL/2": 675_111_184}
+
+
+def random_net(spec=SMALL, seed=0, dtype=torch.float64):
+    """A network whose every part matters: no weight is left at its zero start."""
+    torch.manual_seed(seed)
+    net = spec.build().double()
+    for name, weight in net.named_parameters():
+        if name != "pos_embed":
+            torch.nn.init.normal_(weight, std=0.1)
+    return net.to(dtype)
+
+
+def inputs(n=4, spec=SMALL, dtype=torch.float64):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(n, spec.channels, spec.size, spec.size, generator=g, dtype=dtype)
+    t = torch.rand(n, generator=g, dtype=dtype)
+    return x, t, {"y": torch.randint(0, spec.classes + 1, (n,), generator=g)}
+
+
+def count(spec, trainable=False):
+    with torch.device("meta"):
+        net = spec.build()
+    return sum(p.numel() for p in net.parameters() if p.requires_grad or not trainable)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    spec = DiT.preset(name, learn_sigma=True)
+    assert count(spec) == PARAMETERS[name]
+    if name in TRAINABLE:
+        assert count(spec, trainable=True) == TRAINABLE[name]
+        assert count(DiT.preset(f"DiT-{name}")) == WITHOUT_SIGMA[name]
+
+
+def test_parameter_count_of_the_largest_without_sigma_and_with_qk_norm():
+    assert count(DiT.preset("XL/2"), trainable=True) == 674_816_272
+    assert count(DiT.preset("XL/2", qk_norm=True)) - count(DiT.preset("XL/2")) == 28 * 2 * 72
+
+
+def test_state_dict_has_the_published_names_and_shapes():
+    with torch.device("meta"):
+        shapes = {k: tuple(v.shape) for k, v in DiT.preset("XL/2", learn_sigma=True).build().state_dict().items()}
+    block = {
+        "attn.qkv": (3456, 1152),
+        "attn.proj": (1152, 1152),
+        "mlp.fc1": (4608, 1152),
+        "mlp.fc2": (1152, 4608),
+        "adaLN_modulation.1": (6912, 1152),
+    }
+    layers = {f"blocks.{i}.{name}": shape for i in range(28) for name, shape in block.items()}
+    layers |= {
+        "x_embedder.proj": (1152, 4, 2, 2),
+        "t_embedder.mlp.0": (1152, 256),
+        "t_embedder.mlp.2": (1152, 1152),
+        "final_layer.linear": (32, 1152),
+        "final_layer.adaLN_modulation.1": (2304, 1152),
+    }
+    expected = {"pos_embed": (1, 256, 1152), "y_embedder.embedding_table.weight": (1001, 1152)}
+    for name, shape in layers.items():
+        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    assert shapes == expected
+
+
+def test_spec_round_trip_and_build():
+    spec = DiT.preset("B/4", channels=3, mlp_ratio=2.5)
+    assert build("models", spec_of(spec)) == spec
+    assert SMALL.build().spec is SMALL
+
+
+def test_fresh_net_returns_zero_and_every_block_is_the_identity():
+    net = SMALL.build()
+    x, t, cond = inputs(dtype=torch.float32)
+    record = Record()
+    assert net(x, t, cond, tap=record).abs().max() == 0
+    tokens = net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT
+    for i in range(SMALL.depth):
+        assert record.features[f"blocks.{i}"].abs().max() == 0
+        assert torch.equal(record.features[f"hidden.{i}"], tokens)
+
+
+def test_initial_weights_follow_the_published_rules():
+    torch.manual_seed(0)
+    net = DiT(width=256, depth=1, heads=4).build()
+    bound = (6 / (256 + 768)) ** 0.5  # Xavier, uniform
+    qkv = net.blocks[0].attn.qkv.weight
+    assert bound * 0.99 < qkv.abs().max() <= bound
+    patch = (6 / (256 + 16)) ** 0.5  # the patch as one vector of 2 * 2 * 4
+    assert patch * 0.99 < net.x_embedder["proj"].weight.abs().max() <= patch
+    for weight in (net.y_embedder.embedding_table.weight, net.t_embedder.mlp[0].weight, net.t_embedder.mlp[2].weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert all(p.abs().max() == 0 for name, p in net.named_parameters() if name.endswith("bias"))
+    assert not net.pos_embed.requires_grad
+
+
+def test_waves_are_cosines_then_sines_of_both_conventions():
+    t = torch.tensor([0.0, 3.0, 999.0], dtype=torch.float64)
+    ours, ported = waves(t, 256), waves(t, 256, freq_shift=1)
+    assert torch.equal(ours[0], torch.cat([torch.ones(128), torch.zeros(128)]).double())
+    for i in (0, 1, 64, 127):
+        angle = t * 10_000.0 ** (-i / 128)
+        torch.testing.assert_close(ours[:, i], angle.cos(), rtol=0, atol=1e-11)
+        torch.testing.assert_close(ours[:, 128 + i], angle.sin(), rtol=0, atol=1e-11)
+    torch.testing.assert_close(ported[:, 127], (t / 10_000).cos(), rtol=0, atol=1e-11)
+    assert (ours[2] - ported[2]).abs().max().item() == pytest.approx(1.94, abs=0.01)
+
+
+def test_grid_embedding_tells_the_column_first():
+    table = grid_embedding(16, 4).reshape(4, 4, 16)  # [row, column, channels]
+    assert torch.equal(table[0, :, :8], table[3, :, :8])  # the first half does not know the row
+    assert torch.equal(table[:, 0, 8:], table[:, 3, 8:])  # the second half does not know the column
+    frequency = 10_000.0 ** (-torch.arange(4).double() / 4)
+    torch.testing.assert_close(table[1, 3, :4], (3 * frequency).sin().float())
+    torch.testing.assert_close(table[1, 3, 12:], frequency.cos().float())
+
+
+def test_patches_come_back_where_they_were():
+    net = random_net()
+    image = torch.arange(2 * 3 * 8 * 8, dtype=torch.float64).reshape(2, 3, 8, 8)
+    patches = image.reshape(2, 3, 4, 2, 4, 2).permute(0, 2, 4, 3, 5, 1).reshape(2, 16, 12)  # channel fastest
+    assert torch.equal(net.unpatchify(patches), image)
+
+
+def test_attention_against_its_definition():
+    torch.manual_seed(0)
+    layer = Attention(12, 3, qk_norm=True).double()
+    torch.nn.init.normal_(layer.q_norm.weight)
+    h = torch.randn(2, 5, 12, dtype=torch.float64)
+    q, k, v = layer.qkv(h).split(12, dim=2)
+    heads = []
+    for i in range(3):
+        one = slice(4 * i, 4 * i + 4)
+        qi, ki = (z[..., one] / (z[..., one].square().mean(2, keepdim=True) + 1e-6).sqrt() for z in (q, k))
+        weight = ((qi * layer.q_norm.weight) @ ki.mT / 2).softmax(2)
+        heads.append(weight @ v[..., one])
+    torch.testing.assert_close(layer(h), layer.proj(torch.cat(heads, 2)), rtol=0, atol=1e-13)
+
+
+def sites(depth):
+    per_block = ("", ".attn", ".attn.raw", ".mlp", ".mlp.raw")
+    blocks = {f"blocks.{i}{tail}" for i in range(depth) for tail in per_block}
+    return blocks | {f"hidden.{i}" for i in range(depth)} | {"trunk", "final"}
+
+
+@pytest.mark.parametrize("change", [{}, {"learn_sigma": True}, {"qk_norm": True}, {"classes": 0}])
+def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit(change):
+    spec = dataclasses.replace(SMALL, **change)
+    net, (x, t, cond) = random_net(spec), inputs()
+    record = Record()
+    seen = net(x, t, cond, tap=Chain((record, Skip(()))))
+    assert torch.equal(seen, net(x, t, cond))
+    assert set(record.features) == sites(SMALL.depth)
+    assert torch.equal(record.features["trunk"], record.features["hidden.2"])
+    assert record.features["blocks.1.attn"].shape == (4, 16, 32)
+
+
+def test_sites_are_what_their_names_say():
+    net, (x, t, cond) = random_net(), inputs()
+    record = Record()
+    net(x, t, cond, tap=record)
+    site = record.features
+    assert torch.equal(site["hidden.1"], site["hidden.0"] + site["blocks.1"])
+    assert torch.equal(site["blocks.1"], site["blocks.1.attn"] + site["blocks.1.mlp"])
+    gate = net.blocks[1].adaLN_modulation(net.t_embedder(t) + net.y_embedder(cond["y"])).chunk(6, 1)[5]
+    assert torch.equal(site["blocks.1.mlp"], gate[:, None] * site["blocks.1.mlp.raw"])
+
+
+@pytest.mark.parametrize("patterns", [("blocks.*",), ("blocks.*.attn", "blocks.*.mlp"), ("blocks.*.raw",)])
+def test_skipping_every_residual_leaves_only_the_ends(patterns):
+    net, (x, t, cond) = random_net(), inputs()
+    record = Record(("trunk",))
+    net(x, t, cond, tap=Chain((record, Skip(patterns))))
+    assert torch.equal(record.features["trunk"], net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT)
+
+
+def test_skipping_one_block_equals_a_net_without_it():
+    net, (x, t, cond) = random_net(), inputs()
+    skipped = net(x, t, cond, tap=Skip(("blocks.1",)))
+    del net.blocks[1]
+    assert torch.equal(skipped, net(x, t, cond))
+
+
+def test_a_replayed_trunk_runs_no_block():
+    net, (x, t, cond) = random_net(), inputs()
+    record, ran = Record(("trunk",)), []
+    expected = net(x, t, cond, tap=record)
+
+    def replay(site, compute, h):
+        ran.append(site)
+        return record.features["trunk"] if site == "trunk" else compute(h)
+
+    assert torch.equal(net(x, t, cond, tap=replay), expected)
+    assert ran == ["trunk", "final"]
+
+
+def test_learned_sigma_is_dropped_from_the_answer_and_kept_at_the_last_site():
+    net, (x, t, cond) = random_net(dataclasses.replace(SMALL, learn_sigma=True)), inputs()
+    record = Record(("final",))
+    out = net(x, t, cond, tap=record)
+    assert out.shape == x.shape
+    assert record.features["final"].shape == (4, 6, 8, 8)
+    assert torch.equal(out, record.features["final"][:, :3])
+
+
+def test_null_is_the_last_row_of_the_label_table():
+    net, (x, t, cond) = random_net(), inputs()
+    null = net.null({**cond, "text": x})
+    assert null["y"].tolist() == [5] * 4
+    assert null["text"] is x
+    with torch.no_grad():
+        net.y_embedder.embedding_table.weight[5] += 1
+    assert not torch.equal(net(x, t, null), random_net()(x, t, null))
+    unconditional = random_net(dataclasses.replace(SMALL, classes=0))
+    assert unconditional.null({}) == {}
+    assert unconditional(x, t, {}).shape == x.shape
+
+
+def test_time_scale_multiplies_t_before_the_waves():
+    x, t, cond = inputs()
+    scaled, plain = random_net(dataclasses.replace(SMALL, time_scale=8.0)), random_net()
+    assert torch.equal(scaled(x, t, cond), plain(x, 8 * t, cond))
+
+
+def test_gradients_reach_every_trainable_weight():
+    net, (x, t, cond) = random_net(), inputs()
+    x.requires_grad_()
+    net(x, t, cond).square().mean().backward()
+    assert x.grad.abs().max() > 0
+    for name, weight in net.named_parameters():
+        assert name == "pos_embed" or weight.grad.abs().max() > 0, name
+
+
+def test_a_fresh_net_learns_in_its_last_layer_first():
+    net = SMALL.build()
+    x, t, cond = inputs(dtype=torch.float32)
+    (net(x, t, cond) - x).square().mean().backward()
+    moving = {name for name, w in net.named_parameters() if w.grad is not None and w.grad.abs().max() > 0}
+    assert moving == {"final_layer.linear.weight", "final_layer.linear.bias"}
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    net, (x, t, cond) = random_net(), inputs(6)
+    together = net(x, t, cond)
+    for i in range(6):
+        alone = net(x[i : i + 1], t[i : i + 1], {"y": cond["y"][i : i + 1]})
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-12)
+
+
+def test_works_as_a_denoiser():
+    net, (x, _, cond) = random_net(), inputs()
+    t = torch.tensor(0.3, dtype=torch.float64)
+    pred = Denoiser(net, Flow(), FlowParam())(x, t, cond)
+    torch.testing.assert_close((1 - t) * pred.x0 + t * pred.eps, x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_bfloat16_weights(qk_norm):
+    spec = dataclasses.replace(SMALL, qk_norm=qk_norm)
+    exact, (x, t, cond) = random_net(spec)(*inputs()), inputs()
+    rounded = random_net(spec, dtype=torch.bfloat16)(x.bfloat16(), t.float(), cond)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.double() - exact).norm() / exact.norm() < 0.05
+
+
+def wrong_calls():
+    x, t, cond = inputs()
+    return {
+        "no labels": ((x, t, {}), "5 classes and needs cond['y']; given: nothing"),
+        "other keys": ((x, t, {"text": x}), "given: text"),
+        "short labels": ((x, t, {"y": cond["y"][:2]}), "int64 [2]; for this x it must be torch.int64 [4]"),
+        "one label": ((x, t, {"y": cond["y"][0]}), "int64 []"),
+        "one-hot labels": ((x, t, {"y": torch.eye(4)}), "float32 [4, 4]"),
+        "wrong channels": ((x[:, :1], t, cond), "this DiT takes [B, 3, 8, 8]"),
+        "wrong size": ((x[..., :4], t, cond), "x has shape [4, 3, 8, 4]"),
+        "one time": ((x, t[0], cond), "t has shape []; for this x it must be [4]"),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_calls())
+def test_wrong_calls_fail_in_one_line(case):
+    (x, t, cond), words = wrong_calls()[case]
+    with pytest.raises(UserError) as error:
+        random_net()(x, t, cond)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_target_time_is_refused():
+    x, t, cond = inputs()
+    with pytest.raises(UserError, match="no flow map"):
+        random_net()(x, t, cond, s=t)
+    with pytest.raises(UserError, match="needs cond"):
+        random_net().null({})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"size": 9}, "size 9 is not divisible by DiT.patch 2"),
+        ({"width": 30}, "width 30 must be divisible by 4"),
+        ({"width": 32, "heads": 5}, "by DiT.heads 5"),
+        ({"depth": 0}, "depth is 0"),
+        ({"classes": -1}, "classes is -1"),
+    ],
+)
+def test_wrong_specs_fail_in_one_line(fields, words):
+    with pytest.raises(UserError, match=words):
+        DiT(**fields)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match=r"'DiT-XL/3'.*Did you mean 'DiT-XL/"):
+        DiT.preset("DiT-XL/3")
+
+
+def test_compiles_to_one_graph():
+    net, (x, t, cond) = random_net(), inputs()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, t, cond), net(x, t, cond))
+
+
+def ported_weights(net, depth):
+    """Our state dict under the names of diffusers' DiTTransformer2DModel, which keeps the embedders once per block."""
+    ours = net.state_dict()
+    moves = {
+        "attn.proj": "attn1.to_out.0",
+        "mlp.fc1": "ff.net.0.proj",
+        "mlp.fc2": "ff.net.2",
+        "adaLN_modulation.1": "norm1.linear",
+    }
+    ends = {
+        "x_embedder.proj": "pos_embed.proj",
+        "final_layer.adaLN_modulation.1": "proj_out_1",
+        "final_layer.linear": "proj_out_2",
+    }
+    theirs = {}
+    for part in ("weight", "bias"):
+        theirs |= {f"{b}.{part}": ours[f"{a}.{part}"] for a, b in ends.items()}
+        for i in range(depth):
+            block = f"transformer_blocks.{i}"
+            theirs |= {f"{block}.{b}.{part}": ours[f"blocks.{i}.{a}.{part}"] for a, b in moves.items()}
+            for name, rows in zip("qkv", ours[f"blocks.{i}.attn.qkv.{part}"].chunk(3), strict=True):
+                theirs[f"{block}.attn1.to_{name}.{part}"] = rows
+            for a, b in ((0, 1), (2, 2)):
+                theirs[f"{block}.norm1.emb.timestep_embedder.linear_{b}.{part}"] = ours[f"t_embedder.mlp.{a}.{part}"]
+    for i in range(depth):
+        table = f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight"
+        theirs[table] = ours["y_embedder.embedding_table.weight"]
+    return theirs
+
+
+def test_equals_the_diffusers_port_in_its_convention():
+    diffusers = pytest.importorskip("diffusers", exc_type=ImportError)
+    try:
+        Port = diffusers.DiTTransformer2DModel
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"diffusers does not import here: {error}")
+    spec = DiT(size=8, patch=2, channels=4, classes=10, width=48, depth=3, heads=4, learn_sigma=True)
+    port = Port(4, 12, 4, 8, num_layers=3, sample_size=8, num_embeds_ada_norm=10).double().eval()
+    same = random_net(dataclasses.replace(spec, freq_shift=1, mlp_norm_eps=1e-5))
+    port.load_state_dict(ported_weights(same, 3))
+    x, _, cond = inputs(spec=spec)
+    t = torch.tensor([0, 17, 500, 999])
+    record = Record(("final",))
+    same(x, t.double(), cond, tap=record)
+    with torch.no_grad():
+        theirs = port(x, t, cond["y"]).sample
+    scale = theirs.abs().max()
+    assert (record.features["final"] - theirs).abs().max() < 1e-5 * scale  # their waves are computed in float32
+    published = random_net(spec)
+    published(x, t.double(), cond, tap=record)
+    off = (record.features["final"] - theirs).abs().amax((1, 2, 3)) / scale
+    assert off[0] < 1e-3 < 0.01 < off[3]  # the two conventions agree at t = 0 only
