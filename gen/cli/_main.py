@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -107,8 +108,19 @@ def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Name
     if hasattr(verb, "settings"):
         from gen.spec import override
 
-        args.settings = override(verb.settings(args), changes)
+        try:
+            args.settings = override(verb.settings(args), changes)
+        except UserError as error:
+            raise UserError(f"{error}{_meant(changes, parser.options())}") from error
     return args
+
+
+def _meant(changes: dict[str, str], options: list[str]) -> str:
+    """A hint for a misspelt option, which reads as a change of an unknown key."""
+    for key in changes:
+        if close := get_close_matches(f"--{key.replace('_', '-')}", options, n=1, cutoff=0.8):
+            return f" Or is it the option {close[0]}?"
+    return ""
 
 
 def _split(words: list[str], options: list[str], strict: bool, prog: str) -> tuple[list[str], dict[str, str]]:

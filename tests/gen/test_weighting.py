@@ -1,0 +1,86 @@
+"""Weightings: the published formula in every parameterisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gen import param
+from gen.errors import UserError
+from gen.path import DDPM, EDM, VP, Flow, Trig
+from gen.weighting import EDM as EDMWeighting
+from gen.weighting import MinSNR, Sigmoid, Uniform
+
+PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
+PARAMS = [param.X0(), param.Eps(), param.Flow(), param.V(), param.Score(), param.EDM()]
+
+
+def times(path):
+    return torch.linspace(0.01, 0.95, 37, dtype=torch.float64) * path.t1
+
+
+def snr(path, t):
+    return (path.alpha(t) / path.sigma(t)) ** 2
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_min_snr_is_what_its_paper_prints(path):
+    """Hang et al. 2023: min(SNR, g) for x0, min(SNR, g) / SNR for eps; for v on a VP path min(SNR, g) / (SNR + 1)."""
+    t, gamma = times(path), 5.0
+    ratio, clipped = snr(path, t), snr(path, t).clamp(max=gamma)
+    close(MinSNR(gamma).weight(path, param.X0(), t), clipped)
+    close(MinSNR(gamma).weight(path, param.Eps(), t), clipped / ratio)
+    if not isinstance(path, (Flow, EDM)):
+        close(MinSNR(gamma).weight(path, param.V(), t), clipped / (ratio + 1))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_sigmoid_is_its_formula_on_the_error_of_eps(path):
+    t = times(path)
+    close(Sigmoid(-1.0).weight(path, param.Eps(), t), torch.sigmoid(-1.0 - snr(path, t).log()))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_edm_is_one_for_its_own_output(path):
+    t = times(path)
+    close(EDMWeighting(0.5).weight(path, param.EDM(0.5), t), torch.ones_like(t))
+
+
+def test_edm_on_x0_is_the_published_lambda():
+    t = times(EDM())
+    close(EDMWeighting(0.5).weight(EDM(), param.X0(), t), (t**2 + 0.25) / (0.5 * t) ** 2)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("weighting", [MinSNR(), Sigmoid(), EDMWeighting(), MinSNR(1.0), Sigmoid(2.0)], ids=repr)
+@pytest.mark.parametrize("other", PARAMS, ids=repr)
+def test_the_weighted_error_is_the_same_in_every_parameterisation(weighting, other, path):
+    """w |output error|^2 for the outputs that mean one and the same wrong x0."""
+    t = times(path)
+
+    def loss(p):
+        output_error = p.det(path, t) / path.sigma(t)  # of an error of -1 in x0
+        return weighting.weight(path, p, t) * output_error**2
+
+    torch.testing.assert_close(loss(other), loss(param.X0()), rtol=1e-8, atol=0)
+
+
+def test_uniform_is_one():
+    t = times(Flow())
+    assert torch.equal(Uniform().weight(Flow(), param.V(), t), torch.ones_like(t))
+
+
+def test_min_snr_is_finite_at_both_ends_where_its_meaning_is():
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for p in (param.Flow(), param.V()):
+        assert bool(torch.isfinite(MinSNR().weight(Flow(), p, t)).all())
+
+
+@pytest.mark.parametrize("bad", [lambda: MinSNR(0), lambda: EDMWeighting(-1)])
+def test_wrong_numbers_are_refused(bad):
+    with pytest.raises(UserError, match="must be positive"):
+        bad()
