@@ -1,0 +1,51 @@
+"""Distil a trained run into one that needs fewer steps.
+
+gen distill reflow --teacher runs/digits --output-dir runs/student --objective.pairs 8192 --steps 700
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gen.cli.train import add_run_options, typed
+
+if TYPE_CHECKING:
+    from gen.run import Run
+
+__all__ = ["add_arguments", "run", "settings"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", help="a name of `gen list distill`")
+    parser.add_argument("--teacher", type=Path, required=True, help="the folder of the run to learn from")
+    add_run_options(parser)
+
+
+def settings(args: argparse.Namespace) -> Run:
+    """The teacher's run under the method's objective: what a student's run starts from."""
+    from dataclasses import replace
+
+    from gen.manifest import read
+    from gen.pipeline import locate
+    from gen.run import run_from
+    from gen.spec import build
+
+    taught = run_from(read(locate(args.teacher), verify=False)["run"])
+    return replace(taught, objective=build("distill", args.method))
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from gen import distill
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.output_dir or args.teacher.with_name(f"{args.teacher.name}-{args.method}")
+    done = distill(
+        args.method, args.teacher, folder, changes=args.overrides, resume=args.resume, command=typed(), quiet=args.quiet
+    )
+    print(f"{done.folder}: step {done.step}" + ("" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"))
+    return 0

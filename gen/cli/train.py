@@ -1,0 +1,62 @@
+"""Train a model: a recipe, or the run.json of an earlier run.
+
+gen train digits --output-dir runs/digits --optim.lr 2e-4 --steps 3000
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gen.run import Run
+
+__all__ = ["add_arguments", "add_run_options", "run", "settings", "typed"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a name of `gen list recipes`, a run.json, or the folder of a run")
+    add_run_options(parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What train and distill have in common."""
+    parser.add_argument("--output-dir", type=Path, help="the run's folder (default: runs/ and the recipe's name)")
+    help_resume = "auto: go on from the newest checkpoint; never: want a new folder; or a checkpoint (default: auto)"
+    parser.add_argument("--resume", default="auto", help=help_resume)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def settings(args: argparse.Namespace) -> Run:
+    """The run before any change."""
+    from gen.manifest import read_json
+    from gen.run import run_from
+    from gen.spec import find
+
+    given = Path(args.recipe)
+    if given.suffix == ".json" or given.is_dir():
+        return run_from(read_json(given / "run.json" if given.is_dir() else given)["run"])
+    made: Run = find(args.recipe, "recipes")()
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from gen.train import train
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.output_dir or Path("runs") / Path(args.recipe).stem
+    done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
+    print(f"{done.folder}: step {done.step}" + ("" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"))
+    return 0
+
+
+def typed() -> str:
+    """This command line, as it can be typed again."""
+    return shlex.join(["gen", *sys.argv[1:]])
