@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from gen.eval.metrics.accuracy import Accuracy
 from gen.eval.metrics.frechet import Frechet
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
+from gen.eval.record import SCHEMA, comparability, identity
 from gen.eval.reference import Reference
 from gen.eval.throughput import Throughput
 from gen.images import contact_sheet
@@ -36,9 +36,8 @@ from gen.spec import spec_of
 if TYPE_CHECKING:
     from gen.eval.meter import Meter
 
-__all__ = ["SCHEMA", "comparability", "evaluate", "strip"]
+__all__ = ["evaluate", "strip"]
 
-SCHEMA = 1
 ROUNDING = "uint8, clamped, half to even"
 STRIP = 10  # samples shown in a row of the leaderboard
 TALLEST = 64  # pixels, of a picture in that row
@@ -179,16 +178,6 @@ def protocol(reference: Reference, classes: int) -> dict[str, Any]:
     }
 
 
-def comparability(record: Mapping[str, Any]) -> str:
-    """The hash that rows of one table share: reference, extractor, number of samples, rounding, labels."""
-    return _hash({key: record[key] for key in ("schema", "reference", "extractor", "n", "rounding", "labels")})
-
-
-def identity(record: Mapping[str, Any]) -> str:
-    """The hash that names a record's file: repeating an evaluation replaces its record."""
-    return _hash({key: record[key] for key in ("comparability", "run", "label", "checkpoint", "sampler", "seed")})
-
-
 def strip(images: Tensor) -> str:
     """uint8 images [N, C, H, W] side by side as a PNG in base64; large ones are drawn smaller."""
     zoom = max(1, 32 // images.shape[2])
@@ -261,7 +250,3 @@ def _short(value: Any) -> Any:
         return value
     spec = dict(value) if isinstance(value, Mapping) else spec_of(value)
     return spec["name"] if set(spec) == {"name"} else spec
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]

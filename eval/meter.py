@@ -21,7 +21,7 @@ except (ImportError, RuntimeError) as error:  # a torchvision of another torch r
 __all__ = ["Meter"]
 
 
-class Meter(Metric):  # type: ignore[misc]
+class Meter(Metric):
     """An extractor times any number of statistics, as a torchmetrics.Metric.
 
     The state is every sample's features and its index in the whole set; they are put in order before anything is

@@ -68,7 +68,7 @@ class Throughput:
         cuda = device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
-        nfe: list[float] = []
+        nfe: list[float | None] = []
 
         def block() -> float:
             if cuda:

@@ -135,6 +135,7 @@ def main() -> None:
     content = save({name: tensor.contiguous() for name, tensor in net.state_dict().items()})
     digest = hashlib.sha256(content).hexdigest()
     images, labels = stack(Digits().open("test"))
+    assert labels is not None
     extractor = Extractor(net.double().eval(), digest, DigitsCNN.batch)
     accuracy = torch.eq(extractor.logits(images).argmax(1), labels).double().mean()
     WEIGHTS.write_bytes(content)

@@ -46,7 +46,7 @@ class KID:
 
     def _sums(self, x: Tensor, y: Tensor, skip_self: bool = False) -> Tensor:
         """sum_j k(x_i, y_j), [N]; without j = i if y is x itself."""
-        sums = torch.cat([self._kernel(part @ y.T, x.shape[1]).sum(1) for part in x.split(self.block)])
+        sums = torch.cat([self._kernel(part @ y.T, x.shape[1]).sum(1) for part in torch.split(x, self.block)])
         return sums - self._kernel((x * x).sum(1), x.shape[1]) if skip_self else sums
 
     def _kernel(self, products: Tensor, dim: int) -> Tensor:

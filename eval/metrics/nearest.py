@@ -36,7 +36,9 @@ class Nearest:
         x, y = check_rows("nearest", rows, reference, least=1)
         n = len(x)
         exact = "donot_use_mm_for_euclid_dist"
-        distances = torch.cat([torch.cdist(part, y, compute_mode=exact).min(1).values for part in x.split(self.block)])
+        distances = torch.cat(
+            [torch.cdist(part, y, compute_mode=exact).min(1).values for part in torch.split(x, self.block)]
+        )
         ordered = distances.sort().values
         half = math.sqrt(n) / 2
         low, high = max(math.floor((n - 1) / 2 - half), 0), min(math.ceil((n - 1) / 2 + half), n - 1)

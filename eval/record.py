@@ -1,0 +1,162 @@
+"""Evaluation records: JSON that says what was measured and how. Reading and checking them needs no torch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gen.errors import UserError
+
+__all__ = ["SCHEMA", "check", "collect", "comparability", "identity", "number", "sampler_text"]
+
+SCHEMA = 1
+PROTOCOL = ("schema", "reference", "extractor", "n", "rounding", "labels")
+NUMBERS = (
+    ("nfe",),
+    ("n",),
+    ("seed",),
+    ("params",),
+    ("floor", "n"),
+    *((group, name, part) for group in ("metrics", "floor") for name in ("fid", "kid") for part in ("value", "se")),
+    *((group, name, "value") for group in ("metrics", "floor") for name in ("accuracy", "nearest", "fid_train")),
+    *(("speed", name) for name in ("images_per_second", "ms_per_image", "p10", "p90", "peak_mb")),
+)
+WORDS = ("label", "run", "rounding", "labels", "device", "date", "command", "comparability")
+PARTS = ("reference", "extractor", "sampler", "metrics", "floor", "speed")
+REQUIRED = (("nfe",), ("n",), ("metrics", "fid", "value"), ("metrics", "fid", "se"))
+
+Record = Mapping[str, Any]
+
+
+def comparability(record: Record) -> str:
+    """The hash that the rows of one table share: reference, extractor, number of samples, rounding, labels."""
+    return _hash({key: record[key] for key in PROTOCOL})
+
+
+def identity(record: Record) -> str:
+    """The hash that names a record's file: repeating an evaluation replaces its record."""
+    return _hash({key: record[key] for key in ("comparability", "run", "label", "checkpoint", "sampler", "seed")})
+
+
+def number(record: Record, *keys: str) -> float | None:
+    """The number at a path of keys; None if there is none."""
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def check(record: Any, where: str) -> Record:
+    """The record itself. UserError, naming `where`, if it is none or its key is not that of its content."""
+    if not isinstance(record, Mapping) or record.get("schema") != SCHEMA:
+        given = record.get("schema") if isinstance(record, Mapping) else type(record).__name__
+        raise UserError(f"{where} is no evaluation record of schema {SCHEMA}: it is {given!r}")
+    missing = [key for key in (*PROTOCOL, "label", "run", "comparability") if key not in record]
+    missing += [".".join(keys) for keys in REQUIRED if number(record, *keys) is None]
+    if missing:
+        raise UserError(f"{where} is no complete evaluation record: it lacks {', '.join(missing)}")
+    for key in (*WORDS, *PARTS):
+        kind = str if key in WORDS else Mapping
+        if record.get(key) is not None and not isinstance(record[key], kind):
+            raise UserError(f"{where}: {key} is {record[key]!r}, expected {'text' if key in WORDS else 'an object'}")
+    for keys in NUMBERS:
+        value: object = number(record, *keys)
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):  # type: ignore[arg-type]
+            raise UserError(f"{where}: {'.'.join(keys)} is {value!r}, expected a finite number")
+    if record["comparability"] != comparability(record):
+        raise UserError(f"{where}: the comparability key {record['comparability']!r} does not belong to its content")
+    for picture in (record.get("strip"), (record.get("floor") or {}).get("strip")):
+        if picture is not None and not _is_png(picture):
+            raise UserError(f"{where}: a strip of samples is no PNG in base64")
+    return record
+
+
+def collect(sources: Any) -> list[Record]:
+    """The records of: records, .json files, run folders (their eval/*.json), .toml lists, or several of these.
+
+    A list is a TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name.
+    The same record twice counts once. Raises UserError, naming the source, for what is none of these.
+    """
+    found: list[Record] = []
+    for record in _walk(sources):
+        if record not in found:
+            found.append(record)
+    if not found:
+        raise UserError("no evaluation records: give run folders that were evaluated, or the records themselves")
+    return found
+
+
+def sampler_text(record: Record) -> str:
+    """The sampler in a few words: "heun, 8 steps, cfg(scale=1.5)". Grids are named unless they are linear."""
+    sampler = record.get("sampler") or {}
+    words = [_spec_text(sampler.get("solver"))]
+    if sampler.get("steps") is not None:
+        words.append(f"{sampler['steps']} step{'' if sampler['steps'] == 1 else 's'}")
+    grid = _spec_text(sampler.get("grid"))
+    words += [f"{grid} grid" if grid and not grid.startswith("linear") else ""]
+    words += [_spec_text(sampler.get(key)) for key in ("guide", "cache")]
+    return ", ".join(word for word in words if word)
+
+
+def _walk(source: Any) -> Iterable[Record]:
+    if isinstance(source, Mapping):
+        yield check(source, f"the record {str(source.get('label', '?'))!r}")
+    elif not isinstance(source, (str, Path)):
+        for one in source:
+            yield from _walk(one)
+    elif (path := Path(source)).is_dir():
+        files = sorted((path / "eval").glob("*.json"))
+        if not files:
+            raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
+        yield from _walk(files)
+    elif path.suffix == ".toml":
+        yield from _listed(path)
+    else:
+        yield check(_load(path), str(path))
+
+
+def _listed(path: Path) -> Iterable[Record]:
+    content = _load(path)
+    entries = content.get("entry", [])
+    if set(content) - {"entry"} or not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: a list of entries has tables [[entry]] and nothing else, it has {', '.join(content)}")
+    for entry in entries:
+        unknown = set(entry) - {"path", "label"}
+        if unknown or "path" not in entry:
+            raise UserError(f"{path}: an entry has path and label, this one has {', '.join(sorted(entry))}")
+        for record in _walk(path.parent / entry["path"]):
+            yield {**record, "label": entry["label"]} if "label" in entry else record
+
+
+def _load(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except ValueError as error:  # of the decoder, JSON or TOML
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _spec_text(spec: Any) -> str:
+    if not isinstance(spec, Mapping):
+        return "" if spec is None else str(spec)
+    rest = ", ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value is not None)
+    return f"{spec.get('name')}({rest})" if rest else str(spec.get("name"))
+
+
+def _is_png(text: Any) -> bool:
+    try:
+        return base64.b64decode(text, validate=True).startswith(b"\x89PNG\r\n\x1a\n")
+    except (ValueError, TypeError):
+        return False
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
