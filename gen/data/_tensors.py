@@ -12,7 +12,7 @@ from torch import Tensor
 from gen.errors import UserError
 from gen.noise import derive
 
-__all__ = ["SPLITS", "Tensors", "check_split", "content_hash", "split_indices"]
+__all__ = ["SPLITS", "Tensors", "check_holdout", "check_labels", "content_hash", "hold_out", "split_indices"]
 
 SPLITS = ("train", "test")
 
@@ -39,10 +39,34 @@ class Tensors:
         return {"x": x} if self.y is None else {"x": x, "y": self.y[i]}
 
 
-def check_split(split: str) -> None:
-    """Raises UserError for anything but "train" and "test"."""
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+def check_holdout(owner: object, holdout: float) -> None:
+    """Raises UserError for a share outside [0, 1)."""
+    if not 0 <= holdout < 1:
+        raise UserError(f"{type(owner).__name__}.holdout is {holdout}; it is the share held out for testing, in [0, 1)")
+
+
+def check_labels(where: str, labels: Tensor, classes: int | None) -> int:
+    """The number of classes: the one given or, for None, the highest label + 1. Raises UserError for labels outside."""
+    if classes is not None and classes < 1:
+        raise UserError(f"{where}: num_classes is {classes}; it must be at least 1, or None for the highest label + 1")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        allowed = f"0 to {classes - 1}" if classes else "0 and up"
+        raise UserError(f"{where}: labels run from {low} to {high}; allowed: {allowed}")
+    return classes or high + 1
+
+
+def hold_out(where: str, split: str, n: int, holdout: float, labels: Sequence[int] | None = None) -> list[int]:
+    """The items of a split when the share `holdout` of n items is held out; at least one item unless the share is 0.
+
+    Raises UserError when the split is unknown or has no item.
+    """
+    rows = split_indices(split, n, max(1, round(n * holdout)) if holdout else 0, labels)
+    if not rows and split == "test":
+        raise UserError(f"{where}: nothing is held out for testing; set holdout to a share above 0")
+    if not rows:
+        raise UserError(f"{where}: all of its {n} items are held out for testing; it needs more, or a smaller holdout")
+    return rows
 
 
 def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | None = None) -> list[int]:
@@ -51,7 +75,8 @@ def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | Non
     Within a class the order is that of derive("holdout", i), so the split needs no random generator and never changes;
     classes stand one after another and every (n / held_out)-th item is held out: a class's share is right to one item.
     """
-    check_split(split)
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
     labels = [0] * n if labels is None else labels
     order = sorted(range(n), key=lambda i: (labels[i], derive("holdout", i)))
     test = {i for k, i in enumerate(order) if (k + 1) * held_out // n > k * held_out // n}

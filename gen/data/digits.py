@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.data._tensors import Tensors, check_split, content_hash, split_indices
+from gen.data._tensors import Tensors, content_hash, split_indices
 
 __all__ = ["Digits"]
 
@@ -32,7 +32,6 @@ class Digits:
 
     def open(self, split: str) -> Tensors:
         """The data set of "train" or "test"."""
-        check_split(split)
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
         pixels, labels = load_digits(return_X_y=True)

@@ -1,0 +1,258 @@
+"""A folder of pictures: one subfolder per class, or flat and without labels."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gen.data._tensors import SPLITS, check_holdout, content_hash, hold_out
+from gen.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Folder", "Pictures", "fit"]
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Pictures (png, jpg, jpeg, webp, bmp) in class subfolders, in order of name, or all in one folder without labels.
+
+    path: the folder. size: pictures are scaled by their shorter side and cropped in the middle to size x size (`fit`).
+    channels: 3 for colour, 1 for grey. flip: the mirrored pictures join "train", which makes it twice as long.
+    holdout: the share held out for "test"; not used with test_path, a second folder with the same classes, which is
+    then all of "test" while `path` is all of "train". skip_corrupt: decode every picture at open() and leave out, with
+    a warning that names them, those that cannot be; otherwise the first such picture stops the program, by its path.
+
+    Pictures are decoded when asked for. Every file is read once at open() for its header and the fingerprint: the
+    sha256 over each file's path in the folder, length and sha256, with split and options (some seconds per GB).
+    Files of other kinds and hidden ones are not looked at; class folders are searched to any depth.
+    Raises UserError, in one line, for missing, empty and mixed folders and, by path, for pictures that are unreadable,
+    so large that they may be decompression bombs, or of more than 8 bits a channel.
+    """
+
+    path: str
+    size: int
+    channels: int = 3
+    flip: bool = False
+    holdout: float = 0.1
+    skip_corrupt: bool = False
+    test_path: str | None = None
+
+    def __post_init__(self) -> None:
+        check_holdout(self, self.holdout)
+        if self.size < 1:
+            raise UserError(f"Folder.size is {self.size}; it must be at least 1")
+        if self.channels not in (1, 3):
+            raise UserError(f"Folder.channels is {self.channels}; allowed: 1 (grey), 3 (colour)")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.size, self.size)
+
+    @property
+    def classes(self) -> int:
+        return len(self._train.names)
+
+    def open(self, split: str) -> Pictures:
+        """The data set of "train" or "test"."""
+        listing = self._train
+        if self.test_path is not None:
+            if split not in SPLITS:
+                raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+            listing = self._train if split == "train" else self._test
+            if self._test.names != self._train.names:
+                raise UserError(f"{self.test_path} has other classes than {self.path}: {self._difference()}")
+            rows = list(range(len(listing.files)))
+        else:
+            labels = listing.labels if listing.names else None
+            rows = hold_out(self.path, split, len(listing.files), self.holdout, labels)
+        options = f"{split} {self.size} {self.channels} {self.flip}"
+        return Pictures(
+            [listing.root / listing.files[i] for i in rows],
+            torch.tensor([listing.labels[i] for i in rows]) if listing.names else None,
+            self.size,
+            self.channels,
+            self.flip and split == "train",
+            content_hash("folder", options, *(f"{listing.labels[i]} {listing.hashes[i]}" for i in rows)),
+            listing.skipped,
+        )
+
+    @cached_property
+    def _train(self) -> Listing:
+        return _scan(Path(self.path), self.skip_corrupt)
+
+    @cached_property
+    def _test(self) -> Listing:
+        return _scan(Path(self.test_path or self.path), self.skip_corrupt)
+
+    def _difference(self) -> str:
+        missing, extra = (
+            set(a.names) - set(b.names) for a, b in ((self._train, self._test), (self._test, self._train))
+        )
+        return f"without {', '.join(sorted(missing)) or 'none'}, with {', '.join(sorted(extra)) or 'none'} more"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The usable pictures of a folder: the classes' names (none if flat), and each picture's file, label and hash."""
+
+    root: Path
+    names: list[str]
+    files: list[str]
+    labels: list[int]
+    hashes: list[str]
+    skipped: list[str]
+
+
+@dataclass(eq=False)
+class Pictures:
+    """Items {"x": float32 [C, size, size] in [-1, 1], "y": int64 0-d}; with flip, all pictures again, mirrored.
+
+    skipped: the pictures that were left out because they cannot be decoded, by path in the folder.
+    """
+
+    paths: list[Path]
+    y: Tensor | None
+    size: int
+    channels: int
+    flip: bool
+    fingerprint: str
+    skipped: list[str]
+
+    def __len__(self) -> int:
+        return len(self.paths) * (2 if self.flip else 1)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        i = range(len(self))[i]  # as a list has it: negative from the end, IndexError past it
+        row = i % len(self.paths)
+        path = self.paths[row]
+        image = fit(_decode(path, _read(path), self.channels), self.size)
+        x = torch.from_numpy(np.array(image)).reshape(self.size, self.size, self.channels).permute(2, 0, 1)
+        x = (x.float().contiguous() - 127.5) / 127.5
+        x = x if i < len(self.paths) else x.flip(2)
+        return {"x": x} if self.y is None else {"x": x, "y": self.y[row]}
+
+
+def fit(image: Image, size: int) -> Image:
+    """Shorter side to `size`, halving by box filter while possible and bicubic for the rest, then the middle square.
+
+    The preprocessing of the ADM reference statistics (Dhariwal & Nichol 2021), up to its rounding of the crop.
+    """
+    from PIL.Image import Resampling
+
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _scan(root: Path, skip_corrupt: bool) -> Listing:
+    """Finds, checks and hashes the pictures of a folder."""
+    names, found = _find(root)
+    listing = Listing(root, names, [], [], [], [])
+    for path, label in found:
+        file = path.relative_to(root).as_posix()
+        data = _read(path)
+        try:
+            _header(path, data)
+            if skip_corrupt:
+                _decode(path, data, 3)
+        except Unreadable:
+            if not skip_corrupt:
+                raise
+            listing.skipped.append(file)
+            continue
+        listing.files.append(file)
+        listing.labels.append(label)
+        listing.hashes.append(f"{file} {len(data)} {hashlib.sha256(data).hexdigest()}")
+    if not listing.files:
+        raise UserError(f"{root}: none of its {len(listing.skipped)} pictures can be decoded")
+    if listing.skipped:
+        shown = ", ".join(listing.skipped[:20]) + (", ..." if len(listing.skipped) > 20 else "")
+        warnings.warn(f"{root}: left out {len(listing.skipped)} of {len(found)} pictures: {shown}", stacklevel=2)
+    return listing
+
+
+def _find(root: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+    """The classes' names (none if flat) and every picture with its label (0 if flat), in order of name."""
+    if not root.is_dir():
+        raise UserError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of pictures")
+    flat = list(_pictures(root.iterdir()))
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    inside = [list(_pictures(folder.rglob("*"))) for folder in folders]
+    if flat and any(inside):
+        raise UserError(f"{root} holds {len(flat)} pictures beside class folders: move them into one, or out")
+    if flat:
+        return [], [(path, 0) for path in flat]
+    if not any(inside):
+        raise UserError(f"{root} holds no pictures ({', '.join(SUFFIXES)})")
+    for folder, paths in zip(folders, inside, strict=True):
+        if not paths:
+            raise UserError(f"class folder {folder} holds no pictures ({', '.join(SUFFIXES)}): fill or remove it")
+    return [f.name for f in folders], [(path, label) for label, paths in enumerate(inside) for path in paths]
+
+
+def _pictures(paths: Iterator[Path]) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class Unreadable(UserError):
+    """A picture that cannot be decoded."""
+
+
+def _header(path: Path, data: bytes) -> None:
+    """Refuses, before decoding, what is no picture, may be a decompression bomb, or has more than 8 bits a channel."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                mode = image.mode
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels: refused") from error
+        except Exception as error:  # decoders of broken files raise anything
+            raise _unreadable(path, error) from error
+    if mode.startswith(("I", "F")):
+        raise UserError(f"{path} has more than 8 bits a channel (mode {mode}): convert it to 8 bits first")
+
+
+def _decode(path: Path, data: bytes, channels: int) -> Image:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            clear = "transparency" in image.info  # of a palette: cannot be dropped in one go
+            return (image.convert("RGBA") if clear else image).convert("RGB" if channels == 3 else "L")
+    except Exception as error:  # decoders of broken files raise anything
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> Unreadable:
+    from PIL import UnidentifiedImageError
+
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "no picture of a known format" if unknown else " ".join(str(error).split()) or type(error).__name__
+    return Unreadable(f"{path} cannot be decoded ({reason}); skip_corrupt = True leaves such pictures out")

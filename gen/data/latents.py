@@ -1,0 +1,170 @@
+"""Latents that an autoencoder has made beforehand, in safetensors shards."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.data._tensors import check_holdout, check_labels, content_hash, hold_out
+from gen.errors import UserError
+
+__all__ = ["Latents"]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A .safetensors file or a folder of them: `latents` [N, C, H, W] and optionally `labels` [N] and `latents_flip`.
+
+    path: file or folder. Items are (latent - shift) * scale as float32; scale 0.18215 and shift 0 suit the autoencoder
+    of Stable Diffusion. holdout: the share held out for "test". flip: the latents of the mirrored images, shaped like
+    latents, join "train", which makes it twice as long. num_classes: None for the highest label + 1.
+    Labels are int64 or int32. Rows are read when asked for; each shard is opened once per process.
+    Fingerprint: the bytes of every shard, in order of file name, with split, holdout, scale, shift and flip.
+    Raises UserError, in one line, for what is missing, broken or laid out differently.
+    """
+
+    path: str
+    scale: float = 1.0
+    shift: float = 0.0
+    holdout: float = 0.1
+    flip: bool = False
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_holdout(self, self.holdout)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, c, h, w = self._shards[0].shape
+        return (c, h, w)
+
+    @property
+    def classes(self) -> int:
+        return 0 if self._labels is None else check_labels(f"{self.path}: labels", self._labels, self.num_classes)
+
+    def open(self, split: str) -> LatentSet:
+        """The data set of "train" or "test"."""
+        n = sum(shard.shape[0] for shard in self._shards)
+        y = None if self.classes == 0 else self._labels
+        rows = hold_out(self.path, split, n, self.holdout, None if y is None else y.tolist())
+        options = f"{split} {self.holdout} {self.scale} {self.shift} {self.flip}"
+        fingerprint = content_hash("latents", options, *self._hashes)
+        flip = self.flip and split == "train"
+        return LatentSet(self._shards, rows, y, flip, self.shift, self.scale, fingerprint)
+
+    @cached_property
+    def _shards(self) -> tuple[Shard, ...]:
+        path = Path(self.path)
+        if not path.exists():
+            raise UserError(f"no such file or folder: {path}")
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"{path} holds no .safetensors file")
+        shards = tuple(_inspect(file, self.flip) for file in files)
+        first = shards[0]
+        for shard in shards[1:]:
+            if (shard.shape[1:], shard.labelled) != (first.shape[1:], first.labelled):
+                raise UserError(
+                    f"{shard.path} {shard.describe()} does not go with {first.path} {first.describe()}: "
+                    "all shards need the same shape, and labels in all or in none"
+                )
+        if not any(shard.shape[0] for shard in shards):
+            raise UserError(f"{path} holds no latents: N is 0")
+        return shards
+
+    @cached_property
+    def _labels(self) -> Tensor | None:
+        if not self._shards[0].labelled:
+            if self.num_classes is not None:
+                raise UserError(f"{self.path} has no labels, but num_classes is {self.num_classes}")
+            return None
+        return torch.cat([_open(shard.path).get_tensor("labels").long() for shard in self._shards])
+
+    @cached_property
+    def _hashes(self) -> tuple[str, ...]:
+        hashes = []
+        for shard in self._shards:
+            with Path(shard.path).open("rb") as stream:
+                hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        return tuple(hashes)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the header of a file says: shape [N, C, H, W], and whether there are labels."""
+
+    path: str
+    shape: tuple[int, ...]
+    labelled: bool
+
+    def describe(self) -> str:
+        return f"{list(self.shape)} {'with' if self.labelled else 'without'} labels"
+
+
+@dataclass(eq=False)
+class LatentSet:
+    """Items {"x": float32 [C, H, W], "y": int64 0-d} from rows of some shards; with flip, all rows again, mirrored."""
+
+    shards: tuple[Shard, ...]
+    rows: list[int]
+    y: Tensor | None
+    flip: bool
+    shift: float
+    scale: float
+    fingerprint: str
+    _files: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._ends = list(accumulate(shard.shape[0] for shard in self.shards))
+
+    def __len__(self) -> int:
+        return len(self.rows) * (2 if self.flip else 1)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        i = range(len(self))[i]  # as a list has it: negative from the end, IndexError past it
+        row = self.rows[i % len(self.rows)]
+        k = bisect.bisect_right(self._ends, row)
+        if k not in self._files:
+            self._files[k] = _open(self.shards[k].path)
+        place = row - self._ends[k] + self.shards[k].shape[0]
+        latent = self._files[k].get_slice("latents" if i < len(self.rows) else "latents_flip")[place : place + 1][0]
+        x = (latent.float() - self.shift) * self.scale
+        return {"x": x} if self.y is None else {"x": x, "y": self.y[row]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # open files do not travel to worker processes
+
+
+def _open(path: str) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
+
+
+def _inspect(file: Path, flip: bool) -> Shard:
+    """The checked header of one file."""
+    header = _open(str(file))
+    found = {key: (header.get_slice(key).get_shape(), header.get_slice(key).get_dtype()) for key in header.keys()}  # noqa: SIM118
+    if "latents" not in found:
+        raise UserError(f"{file} has no latents; it has {', '.join(found) or 'nothing'}")
+    shape, dtype = found["latents"]
+    if len(shape) != 4 or dtype not in ("F64", "F32", "F16", "BF16"):
+        raise UserError(f"{file}: latents is {dtype} {shape}; allowed: floating point [N, C, H, W]")
+    if "labels" in found and (found["labels"][0] != shape[:1] or found["labels"][1] not in ("I64", "I32")):
+        raise UserError(f"{file}: labels is {found['labels'][1]} {found['labels'][0]}; allowed: I64 or I32 {shape[:1]}")
+    if flip and "latents_flip" not in found:
+        raise UserError(f"{file} has no latents_flip, which flip = True needs; it has {', '.join(found)}")
+    if flip and found["latents_flip"][0] != shape:
+        raise UserError(f"{file}: latents_flip is {found['latents_flip'][0]}, but latents is {shape}")
+    return Shard(str(file), tuple(shape), "labels" in found)

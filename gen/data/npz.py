@@ -1,0 +1,115 @@
+"""Images in one .npz file, in the layout of the ADM evaluation suite (Dhariwal & Nichol 2021)."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gen.data._tensors import Tensors, check_holdout, check_labels, content_hash, hold_out
+from gen.errors import UserError
+
+__all__ = ["Npz"]
+
+
+@dataclass(frozen=True)
+class Npz:
+    """A file with `arr_0`, uint8 [N, H, W, C], C = 1 or 3, and optionally `arr_1`, integer labels [N]; held in memory.
+
+    path: the file. holdout: the share held out for "test". num_classes: None for the highest label + 1.
+    Bytes 0..255 become [-1, 1] (x / 127.5 - 1). Nothing is unpickled. Fingerprint: the split's bytes and labels.
+    Raises UserError, in one line, for a file that is missing, broken or laid out differently, and for labels outside.
+    """
+
+    path: str
+    holdout: float = 0.1
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_holdout(self, self.holdout)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, h, w, c = self._layout
+        return (c, h, w)
+
+    @property
+    def classes(self) -> int:
+        return 0 if self._labels is None else check_labels(f"{self.path}: arr_1", self._labels, self.num_classes)
+
+    def open(self, split: str) -> Tensors:
+        """The data set of "train" or "test"."""
+        n = self._layout[0]
+        y = None if self.classes == 0 else self._labels
+        rows = hold_out(self.path, split, n, self.holdout, None if y is None else y.tolist())
+        with self._file() as arrays:
+            x = torch.from_numpy(arrays["arr_0"])[rows]  # [n, H, W, C]
+        y = None if y is None else y[rows]
+        fingerprint = content_hash("npz", x, *([] if y is None else [y]))
+        return Tensors(x.permute(0, 3, 1, 2), y, fingerprint, shift=127.5, scale=1 / 127.5)
+
+    @cached_property
+    def _layout(self) -> tuple[int, ...]:
+        """The shape of arr_0, from its header."""
+        with self._file() as arrays:
+            if "arr_0" not in arrays:
+                raise UserError(f"{self.path} has no arr_0; it has {', '.join(arrays) or 'nothing'}")
+            shape, dtype = _header(self.path, "arr_0")
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+            raise UserError(f"{self.path}: arr_0 is {dtype} {list(shape)}; allowed: uint8 [N, H, W, C], C = 1 or 3")
+        return shape
+
+    @cached_property
+    def _labels(self) -> Tensor | None:
+        with self._file() as arrays:
+            if "arr_1" not in arrays:
+                if self.num_classes is not None:
+                    raise UserError(f"{self.path} has no labels (arr_1), but num_classes is {self.num_classes}")
+                return None
+            labels = arrays["arr_1"]
+        if labels.shape != self._layout[:1] or labels.dtype.kind not in "iu":
+            given = f"{labels.dtype} {list(labels.shape)}"
+            raise UserError(f"{self.path}: arr_1 is {given}; allowed: integers [{self._layout[0]}], one for each image")
+        return torch.from_numpy(labels.astype(np.int64))
+
+    @contextmanager
+    def _file(self) -> Iterator[Any]:
+        if not Path(self.path).is_file():
+            raise UserError(f"no such file: {self.path}")
+        try:
+            with Path(self.path).open("rb") as stream:
+                arrays = np.load(stream, allow_pickle=False)
+                if not isinstance(arrays, np.lib.npyio.NpzFile):
+                    raise UserError(f"{self.path} is a single array, not an .npz file with arr_0")
+                with arrays:
+                    yield arrays
+        except UserError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise UserError(f"{self.path} cannot be read as .npz: {' '.join(str(error).split())}") from error
+
+
+def _header(path: str, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an array in the file, without reading the array."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    return shape, dtype
