@@ -1,0 +1,21 @@
+"""Evenly spaced times."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gen.errors import UserError
+from gen.path import EDM, Flow
+from gen.samplers.grids.linear import Linear
+
+
+def test_it_is_even():
+    assert Linear().times(Flow(), 4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    torch.testing.assert_close(Linear(0.5).times(EDM(), 2), torch.tensor([40.0, 20.0, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("start", [0.0, 1.5, -1.0])
+def test_wrong_starts_are_refused(start):
+    with pytest.raises(UserError, match=r"must be in \(0, 1\]"):
+        Linear(start)
