@@ -1,4 +1,5 @@
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -372,6 +373,11 @@ def wrong_npz():
         data[600] ^= 1
         path.write_bytes(bytes(data))
 
+    def encrypted(path):
+        write_npz(path)
+        entry = re.compile(rb"(PK\x01\x02.{4}).(.{3})", re.DOTALL)  # in the directory: signature, versions, flags
+        path.write_bytes(entry.sub(lambda m: m[1] + b"\x01" + m[2], path.read_bytes()))
+
     def hollow(path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("arr_0.npy", b"\x93NUMPY")
@@ -382,6 +388,7 @@ def wrong_npz():
         "empty file": (lambda path: path.write_bytes(b""), {}, "cannot be read as .npz"),
         "truncated": (truncated, {}, "cannot be read as .npz"),
         "bit flip": (flipped, {}, "cannot be read as .npz"),
+        "encrypted": (encrypted, {}, "cannot be read as .npz: File 'arr_"),
         "hollow": (hollow, {}, "cannot be read as .npz"),
         "single array": (array, {}, "is a single array"),
         "pickled": (pickled, {}, "arr_0 is object [1]; allowed: uint8"),
