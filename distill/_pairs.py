@@ -47,7 +47,12 @@ def make_pairs(teacher: Pipeline, folder: Path, n: int, sampler: Sampler, seed: 
                 raise UserError(f"{place} holds other pairs: {', '.join(differs)} differ. Choose another folder")
         else:
             made = teacher.sample(
-                count, solver=sampler.solver, steps=sampler.steps, grid=sampler.grid, guide=sampler.guide, seed=seed,
+                count,
+                solver=sampler.solver,
+                steps=sampler.steps,
+                grid=sampler.grid,
+                guide=sampler.guide,
+                seed=seed,
                 start=k * SHARD,
             )
             seeds = torch.tensor(sample_seeds(seed, count, k * SHARD))

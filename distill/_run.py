@@ -27,8 +27,8 @@ def distill(
 ) -> Finished:
     """Distils the run in `teacher` into `folder` by a method of gen.distill: a name, a spec or an object.
 
-    changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); everything else
-    is as it was for the teacher. Raises UserError for unknown keys and for a folder that holds another run.
+    changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all
+    else is as it was for the teacher. Raises UserError for unknown keys and for a folder that holds another run.
     """
     given = dict(changes or {})
     own = {key.removeprefix("objective."): given.pop(key) for key in list(given) if key.startswith("objective.")}

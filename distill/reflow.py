@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Reflow:
     """
 
     pairs: int = 16_384
-    teacher_sampler: Sampler = Sampler(steps=16)
+    teacher_sampler: Sampler = field(default_factory=lambda: Sampler(steps=16))
     times: Any = part("times", default=UShaped())
     huber: float = 0.00054
 

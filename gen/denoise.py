@@ -60,7 +60,9 @@ class Denoiser:
         return out
 
     def null(self, cond: Cond) -> Cond:
-        inner: Any = getattr(self.net, "module", self.net)  # under DistributedDataParallel the network is one level down
+        inner: Any = getattr(
+            self.net, "module", self.net
+        )  # under DistributedDataParallel the network is one level down
         null: Cond = inner.null(cond)
         return null
 

@@ -16,7 +16,7 @@ __all__ = ["contact_sheet", "to_pil", "to_uint8"]
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Samples in [-1, 1], clamped, to uint8 by rounding half to even (truncation darkens by half a level). Same shape."""
+    """Samples in [-1, 1], clamped, to uint8 by rounding half to even: truncation darkens by half a level."""
     if not bool(torch.isfinite(x).all()):
         raise NonFinite(
             f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are not finite: refusing to draw them"

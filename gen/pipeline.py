@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,10 @@ class Pipeline:
     denoiser: Denoise
     shape: tuple[int, ...]
     classes: int = 0
-    sampler: Sampler = Sampler()
+    sampler: Sampler = field(default_factory=Sampler)
     name: str = "model"
     params: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
     folder: Path | None = None
     info: Mapping[str, Any] | None = None
 
@@ -81,7 +81,7 @@ class Pipeline:
     ) -> Samples:
         """n samples; what is left None is as the model was trained to be sampled.
 
-        cond: a label, a label for each sample, or a mapping of tensors [n, ...]; None gives balanced labels i % classes.
+        cond: a label, one for each sample, or a mapping of tensors [n, ...]; None gives balanced labels i % classes.
         solver, grid, guide: a name, a spec, or an object. seed: a number, or one per sample. Sample i depends on its
         seed and its index alone, never on batch_size; `start` is the index of the first.
         """
@@ -153,7 +153,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
         sampler=run.sampler,
         name=Path(folder).resolve().name,
         params=sum(p.numel() for p in net.parameters()),
-        device=torch.device(device),
+        device=device,
         folder=Path(folder),
         info=info,
     )
@@ -170,4 +170,3 @@ def locate(folder: Path) -> Path:
         what = "holds no checkpoint" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {what}: give the folder of a run, or one of its checkpoints")
     return found
-

@@ -22,9 +22,9 @@ __all__ = ["parent_hash", "resume_from", "versions"]
 def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
     """The checkpoint to go on from, if any; refuses a folder that holds another run."""
     if resume not in ("auto", "never"):
-        place = locate(Path(resume))
-        _same_run(run, place)
-        return place
+        given = locate(Path(resume))
+        _same_run(run, given)
+        return given
     place = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
     if resume == "never" and (folder / "run.json").exists():
         raise UserError(f"{folder} already holds a run: choose another folder, or resume it")
@@ -41,7 +41,9 @@ def _same_run(run: Run, place: Path) -> None:
 
 def _same(run: Run, spec: Mapping[str, Any], place: Path) -> None:
     ours, theirs = run_spec(run), run_spec(run_from(spec))
-    changed = [f"{k} ({_short(theirs[k])} there, {_short(v)} now)" for k, v in ours.items() if k not in FREE and theirs[k] != v]
+    changed = [
+        f"{k} ({_short(theirs[k])} there, {_short(v)} now)" for k, v in ours.items() if k not in FREE and theirs[k] != v
+    ]
     if changed:
         raise UserError(f"{place} is of another run: {'; '.join(changed)}. Choose another folder, or the same settings")
 

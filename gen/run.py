@@ -74,16 +74,30 @@ class Run:
             if getattr(self, name) < low:
                 raise UserError(f"Run: {name} = {getattr(self, name)}; it must be at least {low}")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
-            raise UserError(f"Run: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}")
+            raise UserError(
+                f"Run: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
+            )
         if not self.clip > 0:
-            raise UserError(f"Run: clip = {self.clip}; it must be positive (inf for none is not JSON: use a large number)")
+            raise UserError(
+                f"Run: clip = {self.clip}; it must be positive (inf for none is not JSON: use a large number)"
+            )
         labels = [average.label for average in self.ema]
         if len(set(labels)) != len(labels):
             raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")
 
 
 # What may differ when a run goes on: it decides how long and how loudly, not what is computed.
-FREE = {"steps", "workers", "log_every", "sample_every", "validate_every", "save_every", "keep", "trackers", "micro_batch_size"}
+FREE = {
+    "steps",
+    "workers",
+    "log_every",
+    "sample_every",
+    "validate_every",
+    "save_every",
+    "keep",
+    "trackers",
+    "micro_batch_size",
+}
 
 
 def run_spec(run: Run) -> dict[str, Any]:

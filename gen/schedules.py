@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the update count, so a resumed run is on the same curve by construction."""
+"""Learning-rate schedules: pure functions of the update count, so a resumed run is on the same curve."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class WSD(Schedule):
-    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): the peak rate, then down to `floor` over the last `decay` share."""
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): the peak, then down to `floor` over the last `decay` share."""
 
     decay: float = 0.2
     floor: float = 0.0

@@ -1,16 +1,19 @@
 """Specs: every configurable thing is a frozen dataclass, and a dataclass is a dict {"name": ..., **fields}.
 
 The registry is the tree of files. In a plug-in folder such as samplers/solvers the spec {"name": "heun"} means the
-first name in `__all__` of gen.samplers.solvers.heun; in a plain module such as gen/path.py {"name": "flow"} means the class Flow
-(LogitNormal is "logit_normal"). Things from elsewhere are named "my_package.module:Class".
+first name in `__all__` of gen.samplers.solvers.heun; files that start with _ and sub-folders are no plug-ins. In a plain
+module such as gen/times.py {"name": "logit_normal"} means the class LogitNormal. Things from elsewhere are named
+"my_package.module:Class".
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
+import operator
 import pkgutil
 import re
 import types
@@ -61,7 +64,7 @@ def find(name: str, *folders: str) -> Any:
 def build(folder: str | Sequence[str], spec: Any, **fields: Any) -> Any:
     """The object a spec stands for; an object that is no spec is returned as it is.
 
-    Raises UserError, in one line, for unknown names and keys (with the nearest valid one) and for values of a wrong type.
+    Raises UserError, in one line, for unknown names and keys (with the nearest valid one) and for wrong types.
     """
     folders = (folder,) if isinstance(folder, str) else tuple(folder)
     if isinstance(spec, str):
@@ -97,7 +100,7 @@ def name_of(owner: type) -> str:
 
 
 def override(thing: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}. Strings are read as JSON if they can be.
+    """A copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}. Strings are read as JSON if possible.
 
     A part named anew ("path": "edm") starts from that plug-in's defaults; changes apply in the order given.
     """
@@ -138,8 +141,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         if len(inner) != len(value):
             raise UserError(f"{where}: got {len(value)} values {value!r}, expected {len(inner)}")
         return tuple(convert(v, h, where) for v, h in zip(value, inner, strict=True))
-    if origin in (dict, Mapping) or hint in (dict, Mapping) or origin is not None and isinstance(value, Mapping):
-        return dict(value) if isinstance(value, Mapping) else _refuse(value, hint, where)
+    if (origin or hint) in (dict, Mapping) and isinstance(value, Mapping):
+        return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
@@ -153,7 +156,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def _construct(owner: Any, given: dict[str, Any]) -> Any:
     if not dataclasses.is_dataclass(owner):
-        return owner(**given)
+        raise UserError(f"{owner!r} is no dataclass, and so takes no keys")
     fields = {f.name: f for f in dataclasses.fields(owner) if f.init}
     hints = typing.get_type_hints(owner)
     label = getattr(owner, "__name__", str(owner))
@@ -175,7 +178,8 @@ def _construct(owner: Any, given: dict[str, Any]) -> Any:
     ]
     if missing:
         raise UserError(f"{label} needs {', '.join(missing)}")
-    return owner(**values)
+    make: Any = owner
+    return make(**values)
 
 
 def _classes(module: types.ModuleType) -> dict[str, Any]:
@@ -217,7 +221,7 @@ def _first_fit(value: Any, hints: Sequence[Any], where: str) -> Any:
             return convert(value, hint, where)
         except UserError:
             continue
-    return _refuse(value, typing.Union[tuple(hints)], where)
+    return _refuse(value, functools.reduce(operator.or_, hints), where)
 
 
 def _refuse(value: Any, hint: Any, where: str) -> Any:

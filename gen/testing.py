@@ -1,11 +1,12 @@
-"""Exact worlds: data whose denoiser is known in closed form, on every path. Everything is tested here before it is trained.
+"""Exact worlds: data whose denoiser is known in closed form, on every path. All is tested here before it is trained.
 
-The worlds answer the same call as a Denoiser. Beside them: the measure of a solver's order, comparison with a reference,
-and memory that poisons whatever reads it before writing it.
+The worlds answer the same call as a Denoiser. Beside them: the measure of a solver's order, comparison with a
+reference, and memory that poisons whatever reads it before writing it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,7 +156,7 @@ def runge_kutta(f: Denoise, x: Tensor, start: float, end: float, steps: int) -> 
     def v(x: Tensor, t: Tensor) -> Tensor:
         return f.path.velocity(f(x, t), t)
 
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         h = s - t
         k1 = v(x, t)
         k2 = v(x + h / 2 * k1, t + h / 2)
@@ -179,7 +180,7 @@ def euler_std(std: float, steps: int) -> float:
 
 
 def straightness(f: Denoise, x: Tensor, steps: int = 128) -> float:
-    """Mean over dimensions and time of (dx/dt - (x(t1) - x(0)) / t1)^2 along the ODE from x [B, D] at t1 (rf++, 2024)."""
+    """Mean over dimensions and time of (dx/dt - (x(t1) - x(0)) / t1)^2 along the ODE from x [B, D] at t1 (rf++)."""
     from gen.spec import build
 
     times = torch.linspace(f.path.t1, 0, steps + 1, dtype=torch.float64)
@@ -215,5 +216,5 @@ def poisoned_memory() -> Iterator[None]:
         return made
 
     poisoned = {name: poison(getattr(torch, name)) for name in ("empty", "empty_like", "empty_strided")}
-    with mock.patch.multiple(torch, **poisoned), mock.patch.object(Tensor, "new_empty", poison(Tensor.new_empty)):
+    with mock.patch.dict(vars(torch), poisoned), mock.patch.object(Tensor, "new_empty", poison(Tensor.new_empty)):
         yield

@@ -26,7 +26,8 @@ class Times:
 
     def fixed(self, path: Path, n: int = 8) -> Tensor:
         """The midpoints of n equal shares of the density, without repeats: where validation losses are measured."""
-        return self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n, path).unique()
+        times: Tensor = torch.unique(self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n, path))
+        return times
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class UShaped(Times):
 
 
 def _normal(u: Tensor) -> Tensor:
-    return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+    quantile: Tensor = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+    return quantile
 
 
 def _positive(owner: str, value: float) -> None:

@@ -1,16 +1,15 @@
 """The training loop. `train(run, folder)` is the one way in; Trainer.step is the whole of it.
 
-What a step does is a function of (run, step) alone: the order of the data, every random number and the learning rate are
-computed from the step's number, so nothing has to be remembered for a resumed run to give the same bits.
+What a step does is a function of (run, step) alone: the order of the data, every random number and the learning rate
+are computed from the step's number, so nothing has to be remembered for a resumed run to give the same bits.
 """
 
 from __future__ import annotations
 
 import copy
-import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen import callable_module
+from gen import callable_module, state
 from gen import manifest as checkpoints
 from gen.denoise import Denoiser
 from gen.errors import NonFinite, UserError
@@ -29,16 +28,13 @@ from gen.objectives import Batch, Step
 from gen.pipeline import Pipeline, load, locate
 from gen.resume import parent_hash, resume_from, versions
 from gen.run import Run, run_spec
+from gen.stop import Interrupted, stop_signals
 from gen.stream import Stream, batches
 
 __all__ = ["Finished", "Interrupted", "Trainer", "train"]
 
 VALIDATION_SAMPLES = 512
 GRID_SAMPLES = 60
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop; a checkpoint was saved first."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def train(
     the loss or a gradient stops being a number, Interrupted after SIGTERM or Ctrl-C; each time a checkpoint is left.
     """
     trainer = Trainer(run, Path(folder), resume, command or f"gen.train(run, {str(folder)!r})", quiet)
-    with _signals() as stop:
+    with stop_signals() as stop:
         return trainer.fit(stop)
 
 
@@ -92,7 +88,7 @@ class Trainer:
             for role, net in self.nets.items()
             for average in run.ema
         }
-        self.optims = {role: run.optim.build(_trained(net).values()) for role, net in self.nets.items()}
+        self.optims = {role: run.optim.build(state.trained(net).values()) for role, net in self.nets.items()}
         self.steps_done = 0
         self.scaler_state: dict[str, Any] = {}
         if origin is not None:
@@ -132,8 +128,8 @@ class Trainer:
         self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         if self.accelerator.scaler is not None and self.scaler_state:
             self.accelerator.scaler.load_state_dict(self.scaler_state)
-        frozen = {} if self.teacher is None else {"teacher": self.teacher}
-        self.roles = {role: Denoiser(net, run.path, run.param) for role, net in wrapped.items()} | frozen
+        self.trained = {role: Denoiser(net, run.path, run.param) for role, net in wrapped.items()}
+        self.roles = self.trained if self.teacher is None else {**self.trained, "teacher": self.teacher}
         world = self.accelerator.num_processes
         if run.batch_size % world:
             raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
@@ -174,7 +170,6 @@ class Trainer:
             self.accelerator.init_trackers(self.folder.name)
 
     def _loop(self, stop: threading.Event) -> None:
-        run = self.run
         for micro_batches in self._batches():
             logs = self.step(micro_batches)
             self._after(logs)
@@ -225,7 +220,7 @@ class Trainer:
         return logs
 
     def _advance(self, running: Iterator[Step], last: bool) -> Step | None:
-        """One micro-batch's next loss, and its gradient. Processes exchange gradients with the last micro-batch only."""
+        """One micro-batch's next loss, and its gradient. Processes exchange gradients with the last one only."""
         with self._quiet_gradients(not last), self.accelerator.autocast():
             part = next(running, None)
             if part is None:
@@ -239,14 +234,16 @@ class Trainer:
     def _quiet_gradients(self, quiet: bool) -> AbstractContextManager[Any]:
         if not quiet or self.accelerator.num_processes == 1:
             return nullcontext()
-        nets = [f.net for role, f in self.roles.items() if role in self.nets]
-        return self.accelerator.no_sync(nets[0]) if len(nets) == 1 else nullcontext()
+        (f, *others) = self.trained.values()
+        return nullcontext() if others else self.accelerator.no_sync(f.net)
 
     def _update(self, role: str, loss: Tensor, lr: float) -> dict[str, float]:
         optim, net = self.optims[role], self.nets[role]
-        norm = self.accelerator.clip_grad_norm_(_trained(net).values(), self.run.clip)
+        norm = self.accelerator.clip_grad_norm_(state.trained(net).values(), self.run.clip)
         value, size = float(loss), float(norm if norm is not None else 0.0)
-        scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: the scaler skips such a step
+        scaled = (
+            self.accelerator.scaler is not None
+        )  # fp16 finds its scale by overflowing: the scaler skips such a step
         if not (torch.isfinite(loss) and (scaled or torch.isfinite(torch.tensor(size)))):
             last = checkpoints.newest(self.folder / "checkpoints")
             raise NonFinite(
@@ -256,7 +253,8 @@ class Trainer:
         for group in optim.param_groups:
             group["lr"] = lr
         optim.step()
-        optim.zero_grad(set_to_none=True)
+        for other in self.optims.values():  # a loss may have left gradients in networks it does not train
+            other.zero_grad(set_to_none=True)
         first = role == self.role
         return {"loss" if first else f"{role}_loss": value, "grad_norm" if first else f"{role}_grad_norm": size}
 
@@ -322,31 +320,14 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.main:
             place = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
-            checkpoints.write(place, self._weights() | self._state(), self._manifest())
+            files = state.weights(self.nets, self.averages) | state.optimisers(self.nets, self.optims)
+            checkpoints.write(place, files, self._manifest())
             checkpoints.prune(place.parent, self.run.keep)
 
     def _finish(self) -> None:
         if self.main:
-            checkpoints.write(self.folder / "final", self._weights(), self._manifest())
+            checkpoints.write(self.folder / "final", state.weights(self.nets, self.averages), self._manifest())
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
-
-    def _weights(self) -> dict[str, dict[str, Tensor]]:
-        files = {f"{role}.safetensors": dict(net.state_dict()) for role, net in self.nets.items()}
-        for (role, label), net in self.averages.items():
-            files[f"{role}-{label}.safetensors"] = dict(net.state_dict())
-        return files
-
-    def _state(self) -> dict[str, dict[str, Tensor]]:
-        """Optimiser state by parameter name: "blocks.0.attn.qkv.weight/exp_avg"."""
-        files = {}
-        for role, optim in self.optims.items():
-            state = optim.state
-            files[f"state/{role}.safetensors"] = {
-                f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-                for name, parameter in _trained(self.nets[role]).items()
-                for key, value in state.get(parameter, {}).items()
-            }
-        return files
 
     def _manifest(self) -> dict[str, Any]:
         run = self.run
@@ -368,48 +349,14 @@ class Trainer:
     def _restore(self, place: Path) -> None:
         info = checkpoints.read(place)
         if info["data"] != self.data.fingerprint:
-            raise UserError(f"{place} was trained on other data: its fingerprint is {info['data'][:12]}, this is {self.data.fingerprint[:12]}")
-        for role, net in self.nets.items():
-            net.load_state_dict(checkpoints.read_tensors(place, f"{role}.safetensors", info))
-            state = checkpoints.read_tensors(place, f"state/{role}.safetensors", info)
-            for name, parameter in _trained(net).items():
-                mine = {k.rpartition("/")[2]: v for k, v in state.items() if k.rpartition("/")[0] == name}
-                self.optims[role].state[parameter] = {
-                    k: v if k == "step" else v.to(parameter.device) for k, v in mine.items()
-                }
-        for (role, label), net in self.averages.items():
-            net.load_state_dict(checkpoints.read_tensors(place, f"{role}-{label}.safetensors", info))
+            theirs, ours = info["data"][:12], self.data.fingerprint[:12]
+            raise UserError(f"{place} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
+        state.unpack(place, info, self.nets, self.averages, self.optims)
         self.steps_done, self.val_loss, self.scaler_state = info["step"], info["val_loss"], info["scaler"]
-
-
-def _trained(net: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
 def _due(step: int, every: int, total: int) -> bool:
     return bool(every) and (step % every == 0 or step == total)
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set a flag that the loop reads between steps; the second one ends the process as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {}
-
-    def ask(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 callable_module(__name__)

@@ -47,5 +47,7 @@ def run(args: argparse.Namespace) -> int:
     done = distill(
         args.method, args.teacher, folder, changes=args.overrides, resume=args.resume, command=typed(), quiet=args.quiet
     )
-    print(f"{done.folder}: step {done.step}" + ("" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"))
+    print(
+        f"{done.folder}: step {done.step}" + ("" if done.val_loss is None else f", validation loss {done.val_loss:.4f}")
+    )
     return 0

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--n", type=int, default=1000, help="number of samples (default: 1000)")
     parser.add_argument("--data", default="digits", help="the real images: a name of `gen list data`, or a JSON spec")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
-    parser.add_argument("--extractor", default="digits_cnn", help="a name of `gen list eval.features` (default: digits_cnn)")
+    parser.add_argument(
+        "--extractor", default="digits_cnn", help="a name of `gen list eval.features` (default: digits_cnn)"
+    )
     parser.add_argument("--label", help="what the leaderboard calls the row (default: the run's name)")
     parser.add_argument("--json", action="store_true", help="print the whole record")
     add_sampler_options(parser)
@@ -32,8 +34,16 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load(args.run, args.weights, args.device)
     how = sampler_options(args)
     record = evaluate(
-        pipeline, data=_spec(args.data), split=args.split, n=args.n, seed=args.seed, extractor=_spec(args.extractor),
-        label=args.label, out=args.run / "eval", batch_size=args.batch_size, **how,
+        pipeline,
+        data=_spec(args.data),
+        split=args.split,
+        n=args.n,
+        seed=args.seed,
+        extractor=_spec(args.extractor),
+        label=args.label,
+        out=args.run / "eval",
+        batch_size=args.batch_size,
+        **how,
     )
     if args.json:
         print(json.dumps(record, indent=2))

@@ -23,19 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=int, default=64, help="how many (default: 64)")
     parser.add_argument("--labels", help="a class, or a comma-separated class for each sample (default: balanced)")
     add_sampler_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("samples.png"),
-                        help="file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        help="file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs",
+    )
 
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """What sample and evaluate have in common."""
     parser.add_argument("--solver", help="a name of `gen list samplers.solvers`, or a JSON spec (default: the run's)")
-    parser.add_argument("--steps", type=int, help="solver steps; the evaluations they take are counted (default: the run's)")
+    parser.add_argument(
+        "--steps", type=int, help="solver steps; the evaluations they take are counted (default: the run's)"
+    )
     parser.add_argument("--grid", help="a name of `gen list samplers.grids`, or a JSON spec (default: the run's)")
     parser.add_argument("--guide", help="a name of `gen list samplers.guides`, or a JSON spec (default: the run's)")
     parser.add_argument("--guidance-scale", type=float, help='short for --guide \'{"name": "cfg", "scale": ...}\'')
     parser.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and on i alone (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=250, help="changes nothing but speed and memory (default: 250)")
+    parser.add_argument(
+        "--batch-size", type=int, default=250, help="changes nothing but speed and memory (default: 250)"
+    )
     parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
 

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     folder = args.output_dir or Path("runs") / Path(args.recipe).stem
     done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
-    print(f"{done.folder}: step {done.step}" + ("" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"))
+    print(
+        f"{done.folder}: step {done.step}" + ("" if done.val_loss is None else f", validation loss {done.val_loss:.4f}")
+    )
     return 0
 
 

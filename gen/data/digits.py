@@ -32,7 +32,7 @@ class Digits:
 
     def open(self, split: str) -> Tensors:
         """The data set of "train" or "test"."""
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
         rows = split_indices(split, len(labels), HELD_OUT, labels.tolist())

@@ -18,7 +18,7 @@ __all__ = ["Pairs"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """The folder written by gen.distill._pairs: samples and labels, with the seed of each one's noise instead of the noise.
+    """What gen.distill._pairs wrote: samples and labels, with the seed of each one's noise instead of the noise.
 
     holdout: the share, at the end, that "test" opens. Items are {"x", "y", "origin"}, origin the int64 seed.
     """

@@ -6,24 +6,24 @@ An objective is a frozen dataclass with
     __call__(roles, batch) -> iterator of (role, loss, logs)
     validate(roles, batch) -> 0-d tensor         the loss at fixed times, on fixed noise
 
-where `roles` given to the last two maps names to Denoisers, the teacher's among them. The trainer steps a role's optimiser
-at each yield before it asks for the next, so critics and alternation need nothing in the trainer.
+where `roles` given to the last two maps names to Denoisers, the teacher's among them. The trainer steps a role's
+optimiser at each yield before it asks for the next, so critics and alternation need nothing in the trainer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
+from gen.denoise import Cond, Denoise
 from gen.noise import Noise
 
 __all__ = ["Batch", "Objective", "Roles", "Step"]
 
-Roles = Mapping[str, Denoiser]
+Roles = Mapping[str, Any]  # Denoisers; a teacher may be any Denoise
 Step = tuple[str, Tensor, dict[str, Tensor]]
 
 

@@ -48,7 +48,8 @@ class Denoising:
         eps = batch.normal("eps")
         out = f.output(f.path.mix(batch.x, eps, t), t, cond)
         error = (out - f.param.target(f.path, batch.x, eps, t)).float() ** 2
-        return error.flatten(1).mean(1) * self.weighting.weight(f.path, f.param, t).to(error)
+        weight: Tensor = self.weighting.weight(f.path, f.param, t)
+        return error.flatten(1).mean(1) * weight.to(error)
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """The mean loss at 8 fixed times, the midpoints of 8 equal shares of the training density."""

@@ -15,7 +15,7 @@ __all__ = ["Karras"]
 
 @dataclass(frozen=True)
 class Karras:
-    """sigma / alpha falls from sigma_max to sigma_min evenly in its 1 / rho-th power, then to 0 (Karras et al. 2022, eq. 5)."""
+    """sigma / alpha falls evenly in its 1 / rho-th power, then to 0 (Karras et al. 2022, eq. 5)."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0

@@ -16,7 +16,7 @@ __all__ = ["Euler"]
 
 @dataclass(frozen=True)
 class Euler:
-    """x_s = alpha_s x0 + sigma_s eps, the first-order step of every path: DDIM with eta = 0 (Song et al. 2021, eq. 12)."""
+    """x_s = alpha_s x0 + sigma_s eps, first order on every path: DDIM (Song et al. 2021, eq. 12, sigma = 0)."""
 
     order: ClassVar[int] = 1
 

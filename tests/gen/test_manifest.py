@@ -10,7 +10,10 @@ import torch
 from gen import manifest as m
 from gen.errors import NonFinite, UserError
 
-FILES = {"net.safetensors": {"w": torch.arange(6.0).reshape(2, 3)}, "state/net.safetensors": {"w/step": torch.tensor(3.0)}}
+FILES = {
+    "net.safetensors": {"w": torch.arange(6.0).reshape(2, 3)},
+    "state/net.safetensors": {"w/step": torch.tensor(3.0)},
+}
 
 
 @pytest.fixture

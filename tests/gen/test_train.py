@@ -16,7 +16,8 @@ from gen.errors import NonFinite, UserError
 from gen.log import read_metrics
 from gen.objectives.denoise import Denoising
 from gen.pipeline import load
-from gen.train import Interrupted, Trainer, train
+from gen.stop import Interrupted
+from gen.train import Trainer, train
 from tests.gen.tiny import tiny
 
 
@@ -38,7 +39,7 @@ def test_stopping_and_going_on_gives_the_same_bits(tmp_path):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     last = "checkpoints/step-0000006"
     assert same(weights(tmp_path / "whole", last), weights(tmp_path / "parts", last))
-    whole, parts = ([e for e in read_metrics(tmp_path / f / "metrics.jsonl")] for f in ("whole", "parts"))
+    whole, parts = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("whole", "parts"))
     assert whole == parts
 
 
@@ -151,7 +152,10 @@ def test_the_wrong_resume_is_refused_and_changes_nothing(tmp_path, changes, resu
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": tiny().model.__class__(size=16, channels=1, classes=10, width=16, depth=1, heads=2)}, "the data has"),
+        (
+            {"model": tiny().model.__class__(size=16, channels=1, classes=10, width=16, depth=1, heads=2)},
+            "the data has",
+        ),
         ({"model": tiny().model.__class__(size=8, channels=1, classes=3, width=16, depth=1, heads=2)}, "3 classes"),
     ],
 )

@@ -6,7 +6,16 @@ from gen.run import Run, Sampler
 
 def tiny(**changes):
     settings = {
-        "model": {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2},
+        "model": {
+            "name": "dit",
+            "size": 8,
+            "patch": 4,
+            "channels": 1,
+            "classes": 10,
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+        },
         "data": "digits",
         "objective": Denoising(),
         "optim": {"name": "adamw", "lr": 1e-3},

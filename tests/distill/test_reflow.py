@@ -1,0 +1,162 @@
+"""Reflow: on a Gaussian one round makes the paths straight and one step exact; the pair store regenerates its noise."""
+
+import pytest
+import torch
+from torch import nn
+
+import gen
+from gen.denoise import Denoiser
+from gen.distill._pairs import make_pairs
+from gen.distill.reflow import Reflow
+from gen.errors import UserError
+from gen.noise import Noise, sample_seeds, training_noise
+from gen.objectives import Batch
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.pipeline import Pipeline
+from gen.run import Sampler
+from gen.sample import integrate
+from gen.samplers.solvers.euler import Euler
+from gen.testing import Gaussian, straightness
+from gen.times import Times
+from gen.train import train
+from tests.gen.tiny import tiny
+
+KNOTS = 16
+MEAN, STD = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.6, 0.3, 1.5]).double()
+
+
+class Knots(Times):
+    """The times of a grid, equally often."""
+
+    def at(self, u, path):
+        return (u * KNOTS).floor().add(1) / KNOTS * path.t1
+
+
+class Affine(nn.Module):
+    """One affine map of each dimension for each time of the grid: enough to be exact on a Gaussian."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(KNOTS + 1, 3, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.zeros(KNOTS + 1, 3, dtype=torch.float64))
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        k = (t * KNOTS).round().long()
+        return self.weight[k] * x + self.bias[k]
+
+
+def pairs(n, seed=0):
+    origin = Noise(tuple(sample_seeds(seed, n)))
+    x = MEAN + STD * origin.normal("start", (3,)).double()
+    return Batch(x, {}, training_noise(0, 0, range(n)), origin)
+
+
+@pytest.fixture(scope="module")
+def student():
+    f = Denoiser(Affine(), Flow(), FlowParam())
+    reflow, batch = Reflow(times=Knots(), huber=1.0), pairs(1024)
+    optim = torch.optim.LBFGS(f.net.parameters(), max_iter=400, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def loss():
+        optim.zero_grad()
+        value = next(reflow({"net": f}, batch))[1]
+        value.backward()
+        return value
+
+    optim.step(loss)
+    return f
+
+
+@torch.no_grad()
+def test_one_round_makes_gaussian_paths_straight(student):
+    world, z = Gaussian(Flow(), MEAN, STD), torch.randn(500, 3, dtype=torch.float64)
+    before, after = straightness(world, z, KNOTS), straightness(student, z, KNOTS)
+    assert before > 0.1
+    assert after < 1e-3 * before
+
+
+@torch.no_grad()
+def test_one_step_of_the_student_is_the_exact_map(student):
+    world, z = Gaussian(Flow(), MEAN, STD), torch.randn(500, 3, dtype=torch.float64)
+    one = integrate(student, z, [1.0, 0.0], Euler())
+    assert (one - world.sample(z)).abs().max() < 1e-4
+    bare = integrate(world, z, [1.0, 0.0], Euler())  # one step of the teacher is the mean of all data
+    assert (bare - MEAN).abs().max() < 1e-12
+
+
+def test_the_loss_vanishes_at_the_exact_velocity():
+    class Exact(nn.Module):
+        def forward(self, x, t, cond, *, s=None, tap=None):
+            t = t[:, None]
+            z = (x - (1 - t) * MEAN) / ((1 - t) * STD + t)
+            return z - (MEAN + STD * z)
+
+    f = Denoiser(Exact(), Flow(), FlowParam())
+    assert float(next(Reflow()({"net": f}, pairs(64)))[1]) < 1e-12
+
+
+@pytest.mark.parametrize("huber", [1e-9, 1e6])
+def test_pseudo_huber_lies_between_norm_and_square(huber):
+    class Zero(nn.Module):
+        def forward(self, x, t, cond, *, s=None, tap=None):
+            return torch.zeros_like(x)
+
+    f, batch = Denoiser(Zero(), Flow(), FlowParam()), pairs(16)
+    losses = Reflow(huber=huber).losses(f, batch, torch.full((16,), 0.5, dtype=torch.float64))
+    square = ((batch.origin.normal("start", (3,)) - batch.x) ** 2).sum(1)
+    limit = square.sqrt() / 3 if huber < 1 else square / (2 * huber * 3 * 3)
+    assert torch.allclose(losses, limit, rtol=1e-3)
+
+
+def gaussian_pipeline():
+    return Pipeline(Gaussian(Flow(), MEAN.float(), STD.float()), (3,), name="gaussian")
+
+
+def test_pairs_regenerate_their_noise(tmp_path):
+    data = make_pairs(gaussian_pipeline(), tmp_path / "pairs", 40, Sampler("jump", steps=1), quiet=True)
+    for split, n in (("train", 38), ("test", 2)):
+        opened = data.open(split)
+        assert len(opened) == n
+        items = torch.utils.data.default_collate(list(opened))
+        z = Noise(tuple(items["origin"].tolist())).normal("start", (3,))
+        assert torch.allclose(items["x"], MEAN.float() + STD.float() * z, atol=1e-6)
+
+
+def test_pairs_are_kept_and_other_pairs_refused(tmp_path):
+    make_pairs(gaussian_pipeline(), tmp_path, 40, Sampler("jump", steps=1), quiet=True)
+    stamp = (tmp_path / "shard-00000" / "manifest.json").stat().st_mtime_ns
+    make_pairs(gaussian_pipeline(), tmp_path, 40, Sampler("jump", steps=1), quiet=True)
+    assert (tmp_path / "shard-00000" / "manifest.json").stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="holds other pairs: sampler differ"):
+        make_pairs(gaussian_pipeline(), tmp_path, 40, Sampler("euler", steps=2), quiet=True)
+    with pytest.raises(UserError, match="n differ"):
+        make_pairs(gaussian_pipeline(), tmp_path, 41, Sampler("jump", steps=1), quiet=True)
+
+
+def test_data_without_pairs_are_refused():
+    f = Denoiser(Affine(), Flow(), FlowParam())
+    batch = Batch(torch.zeros(2, 3).double(), {}, training_noise(0, 0, range(2)))
+    with pytest.raises(UserError, match="needs pairs"):
+        next(Reflow()({"net": f}, batch))
+
+
+def test_a_student_is_distilled_from_a_run_folder(tmp_path):
+    teacher = train(tiny(), tmp_path / "teacher", quiet=True)
+    changes = {"objective.pairs": 32, "objective.teacher_sampler.steps": 2, "objective.times": "point", "steps": 4}
+    student = gen.distill("reflow", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
+    made = student.pipeline().sample(5)
+    assert made.nfe == 1 and made.x.shape == (5, 1, 8, 8)
+    info = student.pipeline().info
+    assert info["parent"] == teacher.pipeline().info["sha256"]
+    again = gen.distill("reflow", teacher.folder, tmp_path / "student", changes={**changes, "steps": 5}, quiet=True)
+    assert again.step == 5
+
+
+def test_unknown_methods_and_keys_are_named(tmp_path):
+    teacher = train(tiny(steps=1), tmp_path / "teacher", quiet=True)
+    with pytest.raises(UserError, match="Did you mean 'reflow'"):
+        gen.distill("reflwo", teacher.folder, tmp_path / "student")
+    with pytest.raises(UserError, match="Did you mean 'huber'"):
+        gen.distill("reflow", teacher.folder, tmp_path / "student", changes={"objective.hubr": 1})
+    assert not (tmp_path / "student").exists()
