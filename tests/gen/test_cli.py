@@ -13,7 +13,7 @@ import pytest
 
 import gen.cli
 from gen.cli import main, verbs
-from gen.cli.doctor import Finding, examine
+from gen.cli.doctor import _backend
 from gen.cli.list import FOLDERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +112,7 @@ def test_the_help_of_every_verb_explains_all_its_options(capsys, verb):
 
 def test_help_is_fast_and_loads_no_torch():
     """In a process of its own, as people start it; the bound is 0.5 s on an idle machine, the best of three here."""
-    code = "import sys; from gen.cli import main; main(sys.argv[1:]); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys; from gen.cli import main; main(sys.argv[1:]); print(*({'torch', 'numpy'} & set(sys.modules)))"
     best = 1e9
     for words in ([], ["list", "--help"], ["train", "--help"]):
         began = time.perf_counter()
@@ -120,7 +120,7 @@ def test_help_is_fast_and_loads_no_torch():
             [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True
         )
         best = min(best, time.perf_counter() - began)
-        assert done.stdout.endswith("False False\n")
+        assert done.stdout.endswith("\n\n")
     assert best < 0.5
 
 
@@ -242,14 +242,13 @@ def test_threads_wait_passively(capsys, monkeypatch):
 
 
 def test_a_closed_pipe_is_no_error():
-    command = f"{sys.executable} -m scripts_list | head -n 1"
-    script = ROOT / "scripts" / "list.py"
-    reader = subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    done = subprocess.run([sys.executable, str(script)], stdout=reader.stdin, stderr=subprocess.PIPE, check=False)
-    assert command
-    reader.stdin.close()
-    assert reader.communicate()[0] == b"recipes\n"
-    assert done.stderr == b""
+    """As in `gen list | head -n 1`, where the reader leaves before all is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, str(ROOT / "scripts" / "list.py"), "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_script_runs_from_any_folder(tmp_path):
@@ -307,21 +306,25 @@ def test_every_folder_of_plug_ins_is_listed():
 # doctor
 
 
-def test_doctor_finds_this_machine_sound(capsys):
-    code, out, _ = call(capsys, "doctor", "--json")
-    findings = {finding["what"]: finding for finding in json.loads(out)}
+def doctor(*words, **environment):
+    """A doctor in a process of its own: its probes leave traces in torch."""
+    command = [sys.executable, str(ROOT / "scripts" / "doctor.py"), *words]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+def test_doctor_examines_this_machine():
+    done = doctor("--json")
+    findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
     assert {"python", "torch", "torchvision", "device", "bf16", "threads", "memory", "disk"} <= set(findings)
     assert findings["attention sdpa math"]["status"] == "ok"
-    assert all(finding["status"] in ("ok", "warn", "fail", "none") for finding in findings.values())
-    assert code == int(any(finding["status"] == "fail" for finding in findings.values()))
+    assert findings["torch"]["status"] == "ok"
+    for finding in findings.values():
+        assert finding["status"] in ("ok", "none") or finding["fix"], finding
+    assert done.returncode == int(any(finding["status"] == "fail" for finding in findings.values()))
+    assert done.stderr == ""
 
 
-def test_doctor_says_what_to_do_about_all_that_is_wrong():
-    for finding in examine():
-        assert finding.status in ("ok", "none") or finding.fix, finding
-
-
-def test_doctor_recognises_a_torchvision_that_does_not_match(tmp_path, monkeypatch):
+def test_doctor_recognises_a_torchvision_that_does_not_match(tmp_path):
     """The known failure: a wheel built for another torch raises while it registers its operators."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
@@ -331,13 +334,7 @@ def test_doctor_recognises_a_torchvision_that_does_not_match(tmp_path, monkeypat
     (tmp_path / "torchvision-0.0.1.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.0.1\n", encoding="utf-8"
     )
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "doctor.py"), "--json"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = doctor("--json", PYTHONPATH=str(tmp_path))
     findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 1
     assert findings["torchvision"]["status"] == "fail"
@@ -347,13 +344,7 @@ def test_doctor_recognises_a_torchvision_that_does_not_match(tmp_path, monkeypat
 
 def test_doctor_without_torch_says_so_and_goes_on(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is missing')\n", encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "doctor.py")],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = doctor(PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "libtorch.so is missing  ->  pip install" in done.stdout
     assert done.stdout.splitlines()[-1].split()[1] == "disk"
@@ -361,8 +352,5 @@ def test_doctor_without_torch_says_so_and_goes_on(tmp_path):
 
 
 def test_an_attention_that_is_wrong_is_a_failure():
-    from gen.cli.doctor import _backend
-
     assert _backend("attention broken", lambda q, k, v: v, "cpu").status == "fail"
-    assert isinstance(_backend("attention x", lambda q, k, v: 1 / 0, "cpu"), Finding)
     assert _backend("attention x", lambda q, k, v: 1 / 0, "cpu").status == "none"
