@@ -28,7 +28,7 @@ from gen.eval.metrics.nearest import Nearest
 from gen.eval.record import SCHEMA, comparability, identity
 from gen.eval.reference import Reference
 from gen.eval.throughput import Throughput
-from gen.images import contact_sheet
+from gen.images import to_pil
 from gen.manifest import write_json
 from gen.pipeline import load
 from gen.spec import spec_of
@@ -179,11 +179,16 @@ def protocol(reference: Reference, classes: int) -> dict[str, Any]:
 
 
 def strip(images: Tensor) -> str:
-    """uint8 images [N, C, H, W] side by side as a PNG in base64; large ones are drawn smaller."""
-    zoom = max(1, 32 // images.shape[2])
-    sheet = contact_sheet(images, len(images), zoom, gap=0)
-    if sheet.height > TALLEST:
-        sheet = sheet.resize((max(1, sheet.width * TALLEST // sheet.height), TALLEST))
+    """uint8 images [N, C, H, W] side by side with clear gaps, as a PNG in base64; large ones are drawn smaller."""
+    from PIL import Image
+
+    n, c, h, w = images.shape
+    high = min(h * max(1, 32 // h), TALLEST)
+    wide, gap = max(1, w * high // h), max(1, high // 8)
+    sheet = Image.new("LA" if c == 1 else "RGBA", (n * (wide + gap) - gap, high))
+    for i, image in enumerate(images):
+        picture = to_pil(image).resize((wide, high), Image.Resampling.BOX if h > high else Image.Resampling.NEAREST)
+        sheet.paste(picture.convert(sheet.mode), (i * (wide + gap), 0))
     file = io.BytesIO()
     sheet.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

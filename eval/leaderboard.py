@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -80,11 +81,9 @@ HEADS = ("#", "method", "sampler", "NFE", "FID", "KID", "accuracy", "images/s", 
 def _cells(group: Group) -> list[tuple[str, ...]]:
     """The floor row and every row, as text."""
     first = group.rows[0].record
-    lines = (
-        [("", "real images", "", "", *_quality(first, "floor"), "", "", "")]
-        if number(first, "floor", "fid", "value")
-        else []
-    )
+    lines: list[tuple[str, ...]] = []
+    if number(first, "floor", "fid", "value") is not None:
+        lines.append(("", "real images", "", "", *_quality(first, "floor"), "", "", ""))
     for row in group.rows:
         r = row.record
         speed, params = number(r, "speed", "images_per_second"), number(r, "params")
@@ -194,7 +193,8 @@ def _line(text: Any) -> str:
 
 
 def _md(text: str) -> str:
-    return escape(_line(text), quote=False).replace("|", "\\|").replace("`", "\\`")
+    """Words of a record that can be no markup: neither a cell's end nor a link, a picture or HTML."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", escape(_line(text), quote=False))
 
 
 def _inert(cell: Any) -> Any:

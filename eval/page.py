@@ -65,16 +65,17 @@ def _group(group: Group) -> str:
         "size": shape,
         "features": f"{extractor.get('name')} {str(extractor.get('sha256'))[:8]}",
         "labels": first["labels"],
+        "timed on": _device(group),
         "key": first["comparability"],
     }
     listed = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v)
     floor = _floor_row(first) if number(first, "floor", "fid", "value") is not None else ""
-    body = "".join(_row(row, _best(group)) for row in group.rows)
+    body = "".join(_row(row, _best(group), _device(group) is None) for row in group.rows)
     heads = "".join(
         f'<th scope="col"{" class=word" if i in (1, 2) else ""}>{head}</th>' for i, head in enumerate(HEADS)
     )
     return f"""<section>
-<h2>{escape(data)}, {escape(str(reference.get("split")))} split</h2>
+<h2>{escape(data[:1].upper() + data[1:])}, {escape(str(reference.get("split")))} split</h2>
 <dl>{listed}</dl>
 {_plots(group, data)}
 <div class="scroll"><table>
@@ -86,10 +87,10 @@ def _group(group: Group) -> str:
 """
 
 
-HEADS = ("", "Samples", "Method", "NFE", "FID", "KID", "Accuracy", "Nearest", "Images/s", "Parameters")
+HEADS = ("", "Samples", "Method", "NFE", "FID", "KID", "Accuracy", "Nearest", "Images/s", "Params")
 
 
-def _row(row: Row, best: Mapping[str, float]) -> str:
+def _row(row: Row, best: Mapping[str, float], several: bool) -> str:
     r = row.record
     ties = ", ".join(str(tie) for tie in row.ties)
     tie = f'<small class="tie">tie with {ties}</small>' if ties else ""
@@ -106,10 +107,16 @@ def _row(row: Row, best: Mapping[str, float]) -> str:
         f"<td>{DASH if params is None else f'{params:,.0f}'}</td>",
     ]
     told = f"<code>{escape(r['command'])}</code>" if r.get("command") else ""
-    where = escape(", ".join(str(r[key])[:60] for key in ("device", "date") if r.get(key)))
+    where = f"<span>{escape(r['device'])}</span>" if r.get("device") and several else ""
     return f"""<tbody class="entry"><tr>{"".join(cells)}</tr>
-<tr class="how"><td></td><td colspan="9" class="word">{told}<span>{where}</span></td></tr></tbody>
+<tr class="how"><td></td><td colspan="9" class="word">{told}{where}</td></tr></tbody>
 """
+
+
+def _device(group: Group) -> str | None:
+    """The device of all rows; None if they differ, and so must be named in each."""
+    devices = {row.record.get("device") for row in group.rows}
+    return devices.pop() if len(devices) == 1 else None
 
 
 def _floor_row(record: Record) -> str:
@@ -223,7 +230,7 @@ STYLE = """
   --faint: #7b818a; --rule: #30343a; --band: #22262b; --grid: #2a2e33;
   --c0: #78aef0; --c1: #f0985f; --c2: #62c99f; --c3: #c4a0ea; --c4: #dcb950; --c5: #ef8fb2; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 2rem 4rem; max-width: 1240px; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 3rem 2rem 4rem; max-width: 1260px; background: var(--paper); color: var(--ink);
   font: 15px/1.5 ui-sans-serif, system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { margin: 0; font-size: 2rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.02em; }
 header p { margin: .35rem 0 0; color: var(--soft); }
@@ -253,7 +260,7 @@ figure { margin: 0; padding: 1.1rem 1.2rem .8rem; background: var(--card); borde
 .mark.s0, .mark.s1, .mark.s2, .mark.s3, .mark.s4, .mark.s5 { stroke: var(--card); }
 .scroll { margin-top: 1.5rem; overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .6rem .7rem; text-align: right; vertical-align: middle; font-weight: 400; }
+th, td { padding: .6rem .55rem; text-align: right; vertical-align: middle; font-weight: 400; }
 thead th { padding-top: 0; color: var(--soft); font-size: 13px; border-bottom: 1px solid var(--faint); }
 .word { text-align: left; }
 .rank { color: var(--faint); padding-left: .4rem; width: 2.2rem; }
@@ -266,9 +273,10 @@ td i { font-style: normal; color: var(--faint); font-size: 12.5px; padding-left:
 .entry .how td { padding-top: 0; padding-bottom: .6rem; font-size: 12px; color: var(--faint); white-space: normal; }
 .how code { font: 12px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; color: var(--soft);
   user-select: all; overflow-wrap: anywhere; margin-right: 1rem; }
-.strip { display: block; height: 32px; width: auto; max-width: 340px; image-rendering: pixelated; border-radius: 3px; }
+.strip { display: block; height: 32px; width: auto; max-width: 380px; image-rendering: pixelated; border-radius: 3px; }
 footer { margin-top: 2.75rem; max-width: 76ch; color: var(--soft); font-size: 13px; }
 footer b { color: var(--ink); font-weight: 600; }
+@page { size: A4 landscape; margin: 12mm; }
 @media print { :root { --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --faint: #777; --rule: #ccc;
   --band: #f3f3f3; --grid: #e6e6e6; --c0: #2463a6; --c1: #c05621; --c2: #237a57; --c3: #7a4fa3; --c4: #94720b;
   --c5: #a83a64; }

@@ -9,7 +9,7 @@ from html import escape
 
 __all__ = ["STYLES", "Axis", "Point", "Series", "marker", "plot"]
 
-WIDTH, HEIGHT = 560, 330
+WIDTH, HEIGHT = 560, 342
 LEFT, RIGHT, TOP, BOTTOM = 46, 544, 34, 286  # the plotting area
 STYLES = 6  # colours s0 .. s5 of the style sheet; shapes take turns too, so nothing is told by colour alone
 
@@ -60,12 +60,13 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, most: int = 7) -> list[float]:
-        """Round numbers inside: 1, 2, 5 times powers of ten, or powers of two if those are about as many."""
-        if not self.log:
-            step = next(s for s in _round_numbers(-6, 12) if (self.high - self.low) / s <= most)
-            return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        """Round numbers inside: on a wide enough log axis 1, 2, 5 times powers of ten, or these alone."""
         inside = [v for v in _round_numbers(-9, 12) if self.low <= v <= self.high]
-        return inside if len(inside) <= most else [v for v in inside if math.log10(v).is_integer()] or inside[::2]
+        if self.log and len(inside) >= 3:
+            tens = [v for v in inside if f"{v:e}".startswith("1.")]
+            return inside if len(inside) <= most else tens
+        step = next(s for s in _round_numbers(-9, 12) if (self.high - self.low) / s <= most)
+        return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
 def plot(
@@ -81,7 +82,8 @@ def plot(
     ends = heights if log else [*heights, *(p.y + 2 * p.se for p in points)]
     across = Axis.around([p.x for p in points], LEFT + 14, RIGHT - 10, True)
     up = Axis.around(ends, BOTTOM, TOP + 8, log)
-    columns = [2.0**k for k in range(-8, 24) if across.low <= 2.0**k <= across.high] if powers else across.ticks()
+    columns = [2.0**k for k in range(-8, 24) if powers and across.low <= 2.0**k <= across.high]
+    columns = columns if len(columns) > 1 else across.ticks()
     parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     parts += [f"<title>{escape(title)}</title>"]
     parts += [_grid(up(v), number(v)) for v in up.ticks()]
@@ -139,7 +141,7 @@ def _tick(x: float, text: str) -> str:
 
 def _floor(y: float, value: float) -> str:
     line = f'<line class="floor" x1="{LEFT}" y1="{y:.1f}" x2="{RIGHT}" y2="{y:.1f}"/>'
-    return f'{line}<text class="tick" x="{LEFT + 6}" y="{y - 6:.1f}">real images, {value:.3g}</text>'
+    return f'{line}<text class="tick" x="{LEFT + 6}" y="{y - 6:.1f}">real images {value:.2f}</text>'
 
 
 def _round_numbers(low: int, high: int) -> list[float]:

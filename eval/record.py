@@ -49,7 +49,8 @@ def number(record: Record, *keys: str) -> float | None:
     value: Any = record
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+    found: float | None = value
+    return found
 
 
 def check(record: Any, where: str) -> Record:

@@ -6,7 +6,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -59,8 +59,8 @@ class Throughput:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.blocks < 5 or self.warmup < 1 or not self.within > 0 or not self.seconds > 0:
-            given = replace(self, clock=time.perf_counter)
-            raise UserError(f"{given}: batch and warmup must be at least 1, blocks at least 5, the others positive")
+            given = f"batch = {self.batch}, blocks = {self.blocks}, warmup = {self.warmup}, within = {self.within}"
+            raise UserError(f"{given}, seconds = {self.seconds}: at least 1, 5, 1, and above 0, 0")
 
     def measure(self, run: Callable[[int], Any], device: str | torch.device = "cpu") -> Speed:
         """Times run(batch), which returns samples with their counted `nfe`, or anything else."""

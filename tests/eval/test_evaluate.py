@@ -1,0 +1,152 @@
+"""Whole evaluations, of a pipeline whose samples are real digits with a little noise."""
+
+import base64
+import io
+import json
+import shlex
+from dataclasses import dataclass
+
+import pytest
+import torch
+from PIL import Image
+
+from gen.data.digits import Digits
+from gen.errors import UserError
+from gen.eval.evaluate import evaluate, machine, strip
+from gen.eval.record import check, identity
+from gen.eval.reference import Reference, stack
+from gen.noise import Noise, sample_seeds
+from gen.pipeline import Samples
+from gen.run import Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Copier:
+    """A pipeline that knows nothing but training digits: sample i is one of its label, with noise of its seed."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    noise: float = 0.1
+    name: str = "copier"
+    classes: int = 10
+    params: int = 7
+    shape: tuple[int, ...] = (1, 8, 8)
+
+    def plan(self, **changes) -> Sampler:
+        return Sampler(**changes)
+
+    def sample(self, n, cond=None, *, steps=18, solver=None, guide=None, seed=0, batch_size=250, start=0) -> Samples:
+        draw = Noise(tuple(sample_seeds(seed, n, start)))
+        y = torch.arange(start, start + n) % 10
+        which = draw.integers("which", 100).tolist()
+        rows = torch.tensor([int((self.labels == int(k)).nonzero()[w]) for k, w in zip(y, which, strict=True)])
+        x = self.images[rows].float() / 127.5 - 1 + self.noise * draw.normal("noise", self.shape)
+        return Samples(x, {"y": y}, float(steps), 0.0)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference.open("digits")
+
+
+@pytest.fixture(scope="module")
+def copier() -> Copier:
+    images, labels = stack(Digits().open("train"))
+    assert labels is not None
+    return Copier(images, labels)
+
+
+@pytest.fixture(scope="module")
+def record(copier, reference):
+    return evaluate(copier, data=reference, n=60, solver="euler", steps=3, seed=5, label="Copier", seconds=0.01)
+
+
+def test_record_is_strict_json_and_complete(record) -> None:
+    again = json.loads(json.dumps(record, allow_nan=False), parse_constant=lambda word: pytest.fail(word))
+    assert again == record and check(again, "it") is again
+    assert record["nfe"] == 3.0 and record["n"] == 60 and record["seed"] == 5 and record["params"] == 7
+    assert record["sampler"]["solver"] == {"name": "euler"} and record["sampler"]["steps"] == 3
+    assert record["reference"]["n"] == 360 and record["reference"]["fingerprint"] == Digits().open("test").fingerprint
+    assert len(record["extractor"]["sha256"]) == 64 and record["rounding"] and record["labels"] == "balanced, i mod 10"
+    assert set(record["metrics"]) == {"fid", "fid_train", "kid", "accuracy", "nearest"}
+    assert record["metrics"]["nearest"]["floor"] == record["floor"]["nearest"]["value"]
+    assert record["speed"]["nfe"] == 3.0 and record["speed"]["images_per_second"] > 0
+    assert record["versions"]["torch"] == torch.__version__ and record["date"].endswith("+00:00")
+    words = shlex.split(record["command"].replace("gen.evaluate(pipeline, ", "").rstrip(")"))
+    assert {"solver=euler,", "steps=3,", "n=60,", "seed=5,", "label=Copier"} <= set(words)
+
+
+def test_numbers_are_sane(record, copier, reference) -> None:
+    m, floor = record["metrics"], record["floor"]
+    assert floor["fid"]["value"] < m["fid"]["value"] and floor["n"] == 1437
+    assert m["accuracy"]["value"] > 0.9
+    assert m["nearest"]["value"] < 0.6 * floor["nearest"]["value"]  # it copies, and that shows
+    noisy = Copier(copier.images, copier.labels, noise=1.0)
+    worse = evaluate(noisy, data=reference, n=60, seconds=0.01)["metrics"]
+    assert worse["fid"]["value"] > 3 * m["fid"]["value"] and worse["kid"]["value"] > m["kid"]["value"]
+    assert worse["accuracy"]["value"] < m["accuracy"]["value"]
+
+
+def test_numbers_have_the_same_bits_for_any_batch_size(record, copier, reference) -> None:
+    how = {"data": reference, "n": 60, "solver": "euler", "steps": 3, "seed": 5, "label": "Copier", "seconds": 0.01}
+    small = evaluate(copier, **how, batch_size=7)
+    for key in ("metrics", "floor", "strip", "nfe", "comparability"):
+        assert small[key] == record[key], key
+    assert identity(small) == identity(record)
+
+
+def test_comparability_is_the_protocol_and_nothing_else(record, copier, reference) -> None:
+    def key(pipeline=copier, data=reference, n=60, **how) -> str:
+        return evaluate(pipeline, data=data, n=n, seconds=0.01, **how)["comparability"]
+
+    assert key() == key(steps=9, seed=1) == key(Copier(copier.images, copier.labels, 0.5)) == record["comparability"]
+    others = {
+        key(n=50),
+        key(data=Reference.open("digits", "train")),
+        key(data=Reference.open("digits", "test", "pixels")),
+        record["comparability"],
+    }
+    assert len(others) == 4
+
+
+def test_pixels_have_no_classifier_and_so_no_accuracy(copier) -> None:
+    found = evaluate(copier, data="digits", extractor="pixels", n=20, seconds=0.01)
+    assert "accuracy" not in found["metrics"] and "accuracy" not in found["floor"]
+    assert found["extractor"] == {"name": "pixels", "sha256": "", "dim": 64}
+
+
+def test_writes_one_file_per_evaluation(copier, reference, tmp_path) -> None:
+    how = {"data": reference, "n": 20, "seconds": 0.01, "out": tmp_path}
+    for steps in (1, 2, 2):
+        last = evaluate(copier, **how, steps=steps)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2 and tmp_path / f"{identity(last)}.json" in files
+    assert json.loads((tmp_path / f"{identity(last)}.json").read_text()) == last
+
+
+def test_refuses_what_does_not_fit(copier, reference, tmp_path) -> None:
+    colour = Copier(copier.images, copier.labels, shape=(3, 32, 32))
+    for call, says in (
+        (lambda: evaluate(colour, data=reference), "copier makes images [3, 32, 32], digits holds [1, 8, 8]"),
+        (lambda: evaluate(copier, data=reference, n=9), "n = 9; it must be at least 10"),
+        (lambda: evaluate(copier, split="val"), "unknown split 'val'"),
+        (lambda: evaluate(copier, extractor="digit_cnn"), "Did you mean 'digits_cnn'?"),
+        (lambda: evaluate(copier, data="digit"), "Did you mean 'digits'?"),
+        (lambda: evaluate(tmp_path / "none"), "does not exist"),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 8, 8), (356, 32)), ((3, 100, 200), (1352, 64))])
+def test_strip_shows_ten_pictures_with_clear_gaps(shape, size) -> None:
+    images = torch.full((10, *shape), 200, dtype=torch.uint8)
+    picture = Image.open(io.BytesIO(base64.b64decode(strip(images))))
+    assert picture.size == size and picture.mode in ("LA", "RGBA")
+    alpha = torch.tensor(list(picture.getchannel("A").tobytes())).reshape(size[1], size[0])
+    assert int((alpha[0] == 0).sum()) == 9 * (size[1] // 8)
+
+
+def test_machine_names_the_processor() -> None:
+    assert machine(torch.device("cpu")).endswith("1 thread")

@@ -1,0 +1,143 @@
+"""The page and its companions: complete, self-contained, inert, honest about ties and about what cannot be compared."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from gen.eval.leaderboard import groups, leaderboard, table
+from gen.eval.record import comparability
+from tests.eval.test_record import made
+
+HOSTILE = '<script>alert(1)</script><img src="http://evil.example/x.png">|`a`\n=cmd'
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, what they load, the cells of every table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "xlink:href") and v]
+        assert not [k for k, v in attrs if k.startswith("on")]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+
+@pytest.fixture
+def records():
+    return [
+        made("teacher", fid=2.0, nfe=8),
+        made("one step", fid=25.0, nfe=1),
+        made("student", fid=2.2, nfe=1),
+        made("fewer", fid=1.0, n=300),
+    ]
+
+
+def test_ranks_by_fid_within_a_group_and_marks_ties(records) -> None:
+    found = groups(records)
+    assert [[r.record["label"] for r in g.rows] for g in found] == [["teacher", "student", "one step"], ["fewer"]]
+    assert [r.ties for r in found[0].rows] == [(2,), (1,), ()]  # 0.2 apart, with 2 hypot(.1, .1) = 0.28
+    assert [r.rank for r in found[0].rows] == [1, 2, 3]
+
+
+def test_page_is_complete_and_loads_nothing(records, tmp_path) -> None:
+    path = leaderboard(records, tmp_path / "deep" / "lb.html", title="Digits & co")
+    text = path.read_text()
+    page = Page(text)
+    assert page.open == [] and "script" not in page.tags and "link" not in page.tags
+    assert page.loads and all(v.startswith("data:image/png;base64,") for v in page.loads)
+    assert "http://" not in text and "https://" not in text and "@import" not in text and "url(" not in text
+    assert "default-src 'none'" in text and len(text) < 3e6
+    assert "<h1>Digits &amp; co</h1>" in text and "prefers-color-scheme: dark" in text and "@media print" in text
+    first, second = page.tables
+    assert [row[2] for row in first if len(row) > 5] == [
+        "Method",
+        "Real images1,437 train images: the floor",
+        "teacherheun, 4 steps",
+        "studentheun, 4 steps",
+        "one stepheun, 4 steps",
+    ]
+    assert first[2][3:] == ["8", "2.00±0.10tie with 2", "1.00±0.05", "98.0%", "1.10", "1,000", "317,700"]
+    assert first[1][4:6] == ["0.50±0.06", "−0.10±0.03"]
+    assert first[3] == ["", "gen evaluate runs/teacher --steps 4"]
+    assert len(second) == 4 and second[2][2].startswith("fewer")
+    assert text.count('<svg class="plot"') == 4 and len(re.findall(r'<img class="strip" alt="[^"]+"', text)) == 6
+
+
+def test_words_of_a_record_stay_words(tmp_path) -> None:
+    record = made(HOSTILE, run=HOSTILE, command=HOSTILE, device=HOSTILE, labels=HOSTILE)
+    record["sampler"]["solver"] = {"name": HOSTILE}
+    record["reference"]["data"] = {"name": HOSTILE}
+    record["comparability"] = comparability(record)
+    path = leaderboard([record, made("=1+1", device="other")], tmp_path)
+    page = Page(path.read_text())
+    assert "script" not in page.tags and page.tags.count("img") == 4
+    assert all(v.startswith("data:") for v in page.loads)
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    assert rows[1]["label"] == "'=1+1"
+    lines = path.with_suffix(".md").read_text().splitlines()
+    outside_code = [re.sub(r"`[^`]*`", "", line) for line in lines if not line.startswith("|")] + lines[4:8]
+    assert not [line for line in outside_code if "<" in line]
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
+    assert set(cells) == {11}
+
+
+def test_csv_holds_every_number_in_full(records, tmp_path) -> None:
+    path = leaderboard(records, tmp_path / "lb.html").with_suffix(".csv")
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [row["label"] for row in rows] == ["teacher", "student", "one step", "fewer"]
+    assert float(rows[1]["fid"]) == 2.2 and float(rows[1]["kid_se"]) == 0.05 and rows[1]["ties"] == "1"
+    assert rows[0]["comparability"] == rows[1]["comparability"] != rows[3]["comparability"]
+    assert rows[0]["fid_floor"] == "0.5" and rows[0]["params"] == "317700" and rows[0]["accuracy_floor"] == ""
+
+
+def test_text_and_markdown_say_the_same(records, tmp_path) -> None:
+    text = table(records)
+    assert text.count("comparability") == 2 and text.count("real images") == 2
+    line = next(line for line in text.splitlines() if "student" in line)
+    assert " ".join(line.split()) == "2 student heun, 4 steps 1 2.20 ± 0.10 1.10 ± 0.05 98.0 % 8,000 317,700 #1"
+    markdown = leaderboard(records, tmp_path).with_suffix(".md").read_text()
+    assert "| 2 | student | heun, 4 steps | 1 | 2.20 ± 0.10 | 1.10 ± 0.05 | 98.0 % | 8,000 | 317,700 | #1 |" in markdown
+    assert "1. `gen evaluate runs/teacher --steps 4`" in markdown
+
+
+def test_a_record_with_nothing_but_an_fid_is_shown(tmp_path) -> None:
+    bare = made(
+        metrics={"fid": {"value": 3.0, "se": 0.2}}, floor=None, speed=None, params=None, strip=None, command=None
+    )
+    page = Page(leaderboard(bare, tmp_path / "lb.html").read_text())
+    assert page.tables[0][1][4:] == ["3.00±0.20", "–", "–", "–", "–", "–"]
+    assert "3.00 ± 0.20" in table(bare)
+
+
+def test_writing_again_leaves_three_files(records, tmp_path) -> None:
+    for _ in range(2):
+        assert leaderboard(records, tmp_path) == tmp_path / "leaderboard.html"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
