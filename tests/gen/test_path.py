@@ -104,6 +104,24 @@ def test_tables_are_those_of_diffusers(ours, theirs):
     assert torch.equal(path.net_time(t), t - 1)
 
 
+@pytest.mark.parametrize(
+    ("path", "published"),
+    [
+        (DDPM(), [0.9999, 0.99978, 0.524085, 0.0785872, 0.00335055, 4.03583e-05]),
+        (DDPM("cosine"), [0.999959, 0.999913, 0.847012, 0.493843, 0.144272, 2.42873e-09]),
+        (
+            DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012),
+            [0.99915, 0.998296, 0.675432, 0.277669, 0.0566234, 0.0046601],
+        ),
+    ],
+    ids=repr,
+)
+def test_tables_are_the_published_ones(path, published):
+    """alpha^2 at timesteps 0, 1, 249, 499, 749, 999, as diffusers 0.42 has them: for machines without it."""
+    t = torch.tensor([0, 1, 249, 499, 749, 999], dtype=torch.float64) + 1
+    assert (path.alpha(t) ** 2).tolist() == pytest.approx(published, rel=2e-4)
+
+
 def test_ddpm_is_linear_in_log_alpha_between_entries():
     path = DDPM()
     middle = path.log_alpha(torch.tensor(41.5, dtype=torch.float64))
