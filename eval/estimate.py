@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gen.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Estimate", "Statistic", "check_rows"]
 
@@ -43,7 +43,7 @@ def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> tu
     for what, x in (("samples", rows), ("reference", reference)):
         if len(x) < least:
             raise UserError(f"{name}: {len(x)} {what}; it needs at least {least}")
-        bad = int((~torch.isfinite(x)).any(1).sum())
+        bad = int((~x.isfinite()).any(1).sum())
         if bad:
             raise UserError(f"{name}: {bad} of {len(x)} {what} have features that are not finite")
     return rows.double(), reference.double()

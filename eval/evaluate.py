@@ -11,13 +11,13 @@ import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+import gen
 from gen.errors import UserError
 from gen.eval.estimate import Estimate
 from gen.eval.features.pixels import Pixels
@@ -100,19 +100,11 @@ def evaluate(
         "metrics": metrics,
         "floor": floor | {"n": len(reference.other.images), "strip": strip(one_of_each(reference))},
         "speed": speed.record(),
-        "params": pipeline.params,
-        "device": machine(device_of(pipeline)),
-        "versions": {name: version(name) for name in ("gen", "torch", "torchmetrics")} | python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **setting(pipeline),
         "command": command(folder or getattr(pipeline, "folder", None), how, reference, n, seed, label),
         "strip": strip(pixels.rows()[:STRIP].mul(255).round().to(torch.uint8).reshape(-1, *shape)),
     }
-    record["comparability"] = comparability(record)
-    strict: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
-    target = Path(out) if out is not None else folder / "eval" if folder is not None else None
-    if target is not None:
-        write_json(target / f"{identity(strict)}.json", strict)
-    return strict
+    return finish(record, Path(out) if out is not None else folder / "eval" if folder is not None else None)
 
 
 def generate(
@@ -142,6 +134,15 @@ def generate(
         asked = torch.cat(labels)
         features.statistics["accuracy"] = lambda rows: Accuracy()(head(rows), asked)
     return features, pixels, evaluations / n
+
+
+def finish(record: dict[str, Any], target: Path | None) -> dict[str, Any]:
+    """The record with its comparability key, as strict JSON values, written to the folder `target`."""
+    record["comparability"] = comparability(record)
+    strict: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
+    if target is not None:
+        write_json(target / f"{identity(strict)}.json", strict)
+    return strict
 
 
 def score(features: Meter, pixels: Meter, reference: Reference) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -245,8 +246,21 @@ def device_of(pipeline: Any) -> torch.device:
     return torch.device(getattr(pipeline, "device", "cpu"))
 
 
-def python_version() -> dict[str, str]:
-    return {"python": platform.python_version()}
+def setting(pipeline: Any) -> dict[str, Any]:
+    """What was measured on, with, and when."""
+    import torchmetrics
+
+    return {
+        "params": pipeline.params,
+        "device": machine(device_of(pipeline)),
+        "versions": {
+            "gen": gen.__version__,
+            "torch": torch.__version__,
+            "torchmetrics": torchmetrics.__version__,
+            "python": platform.python_version(),
+        },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _short(value: Any) -> Any:

@@ -7,33 +7,15 @@ import io
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from gen.eval.estimate import Estimate
 from gen.eval.page import page
+from gen.eval.ranking import Group, groups
 from gen.eval.record import Record, collect, number, sampler_text
 
-__all__ = ["Group", "Row", "groups", "leaderboard", "table"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A record at its place: rank from 1, and the ranks of the rows whose FID cannot be told from its own."""
-
-    record: Record
-    rank: int
-    ties: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Comparable rows, best first."""
-
-    key: str
-    rows: tuple[Row, ...]
+__all__ = ["leaderboard", "table"]
 
 
 def leaderboard(sources: Any, out: str | Path = "leaderboard.html", title: str = "Leaderboard") -> Path:
@@ -52,12 +34,6 @@ def leaderboard(sources: Any, out: str | Path = "leaderboard.html", title: str =
         partial.write_text(text, encoding="utf-8")
         partial.replace(out.with_suffix(suffix))
     return out
-
-
-def groups(records: Sequence[Record]) -> list[Group]:
-    """Records by comparability, in the order in which each group first appears; inside it by FID."""
-    keys = list(dict.fromkeys(record["comparability"] for record in records))
-    return [Group(key, _ranked([r for r in records if r["comparability"] == key])) for key in keys]
 
 
 def table(sources: Any) -> str:
@@ -151,15 +127,6 @@ def as_csv(found: Sequence[Group]) -> str:
 
 
 LEFT = (1, 2)  # columns of words; the others are numbers
-
-
-def _ranked(records: Sequence[Record]) -> tuple[Row, ...]:
-    order = sorted(records, key=lambda r: float(r["metrics"]["fid"]["value"]))
-    fids = [Estimate(r["metrics"]["fid"]["value"], r["metrics"]["fid"]["se"], r["n"]) for r in order]
-    return tuple(
-        Row(record, i + 1, tuple(j + 1 for j, other in enumerate(fids) if j != i and not fids[i].differs(other)))
-        for i, record in enumerate(order)
-    )
 
 
 def _quality(record: Record, group: str) -> tuple[str, str, str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gen.eval.plot import Point, Series, marker, plot
+from gen.eval.ranking import Group, Row
 from gen.eval.record import Record, number, sampler_text
-
-if TYPE_CHECKING:
-    from gen.eval.leaderboard import Group, Row
 
 __all__ = ["page"]
 
@@ -43,11 +41,12 @@ def page(groups: Sequence[Group], title: str) -> str:
 <p><b>FID</b> is the Fréchet distance to the real images between features of the extractor named above the table; lower
 is better. <b>±</b> is one standard error from drawing the samples again (delta method), error bars are two.
 Rows whose FIDs are less than two combined standard errors apart are marked as a <b>tie</b>: their order means nothing.
-It does not cover training the model again. <b>KID</b> is the full unbiased statistic and can be negative.
+Neither covers training the model again, or other real images. <b>KID</b> is the full unbiased statistic and can be
+negative.
 <b>Accuracy</b>: samples that a classifier gives the label they were asked to have. <b>Nearest</b>: median distance to
 the nearest training image in pixels; far below that of real images, a model copies. <b>NFE</b>: network evaluations
 per image, counted, guidance included. Speed is the median of timed batches after warm-up, on the device named.</p>
-<p>The pictures of a table show the same noise and the same labels in every row.</p>
+<p>The pictures of a table show the same labels in every row and, where the seed is the same, the same noise.</p>
 </footer>
 </body>
 </html>
@@ -65,12 +64,17 @@ def _group(group: Group) -> str:
         "size": shape,
         "features": f"{extractor.get('name')} {str(extractor.get('sha256'))[:8]}",
         "labels": first["labels"],
-        "timed on": _device(group),
+        "seed": _common(group, "seed"),
+        "timed on": _common(group, "device"),
         "key": first["comparability"],
     }
-    listed = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v)
+    listed = "".join(
+        f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>"
+        for k, v in facts.items()
+        if v is not None and v != ""
+    )
     floor = _floor_row(first) if number(first, "floor", "fid", "value") is not None else ""
-    body = "".join(_row(row, _best(group), _device(group) is None) for row in group.rows)
+    body = "".join(_row(row, _best(group), _common(group, "device") is None) for row in group.rows)
     heads = "".join(
         f'<th scope="col"{" class=word" if i in (1, 2) else ""}>{head}</th>' for i, head in enumerate(HEADS)
     )
@@ -113,10 +117,10 @@ def _row(row: Row, best: Mapping[str, float], several: bool) -> str:
 """
 
 
-def _device(group: Group) -> str | None:
-    """The device of all rows; None if they differ, and so must be named in each."""
-    devices = {row.record.get("device") for row in group.rows}
-    return devices.pop() if len(devices) == 1 else None
+def _common(group: Group, key: str) -> Any:
+    """What all rows have there; None if they differ, and so it must be said in each."""
+    values = {row.record.get(key) for row in group.rows}
+    return values.pop() if len(values) == 1 else None
 
 
 def _floor_row(record: Record) -> str:
@@ -209,9 +213,11 @@ def _point(record: Record, *key: str) -> Point:
 
 
 def _family(record: Record, group: Group) -> str:
-    """The run's name, with the sampler's where one run was sampled in several ways."""
-    ways = {_way(row.record) for row in group.rows if row.record["run"] == record["run"]}
-    return str(record["run"]) if len(ways) == 1 else f"{record['run']}, {_way(record)}"
+    """The run's name, or the label all its rows have; with the sampler's where one run was sampled in several ways."""
+    mine = [row.record for row in group.rows if row.record["run"] == record["run"]]
+    ways, labels = {_way(r) for r in mine}, {r["label"] for r in mine}
+    name = str(record["label"] if len(labels) == 1 else record["run"])
+    return name if len(ways) == 1 else f"{name}, {_way(record)}"
 
 
 def _way(record: Record) -> str:
@@ -235,7 +241,7 @@ body { margin: 0 auto; padding: 3rem 2rem 4rem; max-width: 1260px; background: v
 h1 { margin: 0; font-size: 2rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.02em; }
 header p { margin: .35rem 0 0; color: var(--soft); }
 section { margin-top: 2.75rem; }
-h2 { margin: 0 0 .6rem; font-size: 1.25rem; font-weight: 650; letter-spacing: -0.01em; }
+h2 { break-after: avoid; margin: 0 0 .6rem; font-size: 1.25rem; font-weight: 650; letter-spacing: -0.01em; }
 dl { display: flex; flex-wrap: wrap; gap: .3rem 2rem; margin: 0 0 1.5rem; font-size: 13px; }
 dt { color: var(--faint); } dd { margin: 0; font-variant-numeric: tabular-nums; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: 0 0 .75rem; padding: 0; list-style: none;

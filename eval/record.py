@@ -29,6 +29,7 @@ NUMBERS = (
 )
 WORDS = ("label", "run", "rounding", "labels", "device", "date", "command", "comparability")
 PARTS = ("reference", "extractor", "sampler", "metrics", "floor", "speed")
+OPTIONAL = ("sampler", "floor", "speed", "device", "date", "command")
 REQUIRED = (("nfe",), ("n",), ("metrics", "fid", "value"), ("metrics", "fid", "se"))
 
 Record = Mapping[str, Any]
@@ -56,16 +57,20 @@ def number(record: Record, *keys: str) -> float | None:
 def check(record: Any, where: str) -> Record:
     """The record itself. UserError, naming `where`, if it is none or its key is not that of its content."""
     if not isinstance(record, Mapping) or record.get("schema") != SCHEMA:
-        given = record.get("schema") if isinstance(record, Mapping) else type(record).__name__
-        raise UserError(f"{where} is no evaluation record of schema {SCHEMA}: it is {given!r}")
+        schema = record.get("schema") if isinstance(record, Mapping) else type(record).__name__
+        raise UserError(f"{where} is no evaluation record of schema {SCHEMA}: it is {schema!r}")
     missing = [key for key in (*PROTOCOL, "label", "run", "comparability") if key not in record]
     missing += [".".join(keys) for keys in REQUIRED if number(record, *keys) is None]
     if missing:
         raise UserError(f"{where} is no complete evaluation record: it lacks {', '.join(missing)}")
     for key in (*WORDS, *PARTS):
         kind = str if key in WORDS else Mapping
-        if record.get(key) is not None and not isinstance(record[key], kind):
-            raise UserError(f"{where}: {key} is {record[key]!r}, expected {'text' if key in WORDS else 'an object'}")
+        given = record.get(key)
+        if not isinstance(given, kind) and not (given is None and key in OPTIONAL):
+            raise UserError(f"{where}: {key} is {given!r}, expected {'text' if key in WORDS else 'an object'}")
+    data, shape = record["reference"].get("data"), record["reference"].get("shape")
+    if not isinstance(data, Mapping) or not isinstance(shape, (list, type(None))):
+        raise UserError(f"{where}: reference.data and .shape are {data!r} and {shape!r}, expected an object and a list")
     for keys in NUMBERS:
         value: object = number(record, *keys)
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):  # type: ignore[arg-type]

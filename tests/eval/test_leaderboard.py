@@ -3,11 +3,14 @@
 import csv
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
-from gen.eval.leaderboard import groups, leaderboard, table
+from gen.eval.leaderboard import leaderboard, table
+from gen.eval.ranking import groups
 from gen.eval.record import comparability
 from tests.eval.test_record import made
 
@@ -135,6 +138,11 @@ def test_a_record_with_nothing_but_an_fid_is_shown(tmp_path) -> None:
     page = Page(leaderboard(bare, tmp_path / "lb.html").read_text())
     assert page.tables[0][1][4:] == ["3.00±0.20", "–", "–", "–", "–", "–"]
     assert "3.00 ± 0.20" in table(bare)
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, gen.eval.leaderboard; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_writing_again_leaves_three_files(records, tmp_path) -> None:

@@ -92,6 +92,8 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
         (("speed", "images_per_second"), float("inf"), "expected a finite number"),
         (("label",), ["a"], "label is ['a'], expected text"),
         (("floor",), [1], "floor is [1], expected an object"),
+        (("reference",), None, "reference is None, expected an object"),
+        (("reference", "data"), "digits", "expected an object and a list"),
         (("strip",), '"><script>', "no PNG"),
         (("floor", "strip"), base64.b64encode(b"GIF89a").decode(), "no PNG"),
     ],
