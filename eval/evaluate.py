@@ -76,17 +76,13 @@ def evaluate(
     if n < STRIP:
         raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
     reference = data if isinstance(data, Reference) else Reference.open(data, split, extractor)
-    given, shape = list(pipeline.shape), list(reference.real.images.shape[1:])
-    if given != shape:
-        raise UserError(f"{pipeline.name} makes images {given}, {reference.data['name']} holds {shape}: not comparable")
+    check_shape(pipeline, reference)
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
     how = {key: value for key, value in how.items() if value is not None}
     features, pixels, nfe = generate(pipeline, reference, how, n, seed, batch_size)
     metrics, floor = score(features, pixels, reference)
-    speed = Throughput(batch=min(100, n), seconds=seconds).measure(
-        lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline)
-    )
-    metrics["nearest"]["floor"] = floor["nearest"]["value"]
+    timer = Throughput(batch=min(100, n), seconds=seconds)
+    speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
     record = {
         "schema": SCHEMA,
         "run": pipeline.name,
@@ -101,10 +97,16 @@ def evaluate(
         "floor": floor | {"n": len(reference.other.images), "strip": strip(one_of_each(reference))},
         "speed": speed.record(),
         **setting(pipeline),
-        "command": command(folder or getattr(pipeline, "folder", None), how, reference, n, seed, label),
-        "strip": strip(pixels.rows()[:STRIP].mul(255).round().to(torch.uint8).reshape(-1, *shape)),
+        "command": command(folder or pipeline.folder, how, reference, n, seed, label),
+        "strip": strip(pixels.rows()[:STRIP].mul(255).round().to(torch.uint8).reshape(-1, *pipeline.shape)),
     }
     return finish(record, Path(out) if out is not None else folder / "eval" if folder is not None else None)
+
+
+def check_shape(pipeline: Any, reference: Reference) -> None:
+    made, held = list(pipeline.shape), list(reference.real.images.shape[1:])
+    if made != held:
+        raise UserError(f"{pipeline.name} makes images {made}, {reference.data['name']} holds {held}: not comparable")
 
 
 def generate(
@@ -148,7 +150,10 @@ def finish(record: dict[str, Any], target: Path | None) -> dict[str, Any]:
 def score(features: Meter, pixels: Meter, reference: Reference) -> tuple[dict[str, Any], dict[str, Any]]:
     """The samples' metrics, and those of real images, as JSON."""
     found = features.compute() | pixels.compute()
-    return {k: plain(v) for k, v in found.items()}, {k: plain(v) for k, v in reference.floor().items()}
+    metrics = {name: plain(estimate) for name, estimate in found.items()}
+    floor = {name: plain(estimate) for name, estimate in reference.floor().items()}
+    metrics["nearest"]["floor"] = floor["nearest"]["value"]
+    return metrics, floor
 
 
 def plain(estimate: Estimate) -> dict[str, float]:

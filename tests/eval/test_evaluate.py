@@ -13,6 +13,7 @@ from PIL import Image
 from gen.data.digits import Digits
 from gen.errors import UserError
 from gen.eval.evaluate import evaluate, machine, strip
+from gen.eval.leaderboard import leaderboard
 from gen.eval.record import check, identity
 from gen.eval.reference import Reference, stack
 from gen.noise import Noise, sample_seeds
@@ -31,6 +32,7 @@ class Copier:
     classes: int = 10
     params: int = 7
     shape: tuple[int, ...] = (1, 8, 8)
+    folder: None = None
 
     def plan(self, **changes) -> Sampler:
         return Sampler(**changes)
@@ -122,6 +124,24 @@ def test_writes_one_file_per_evaluation(copier, reference, tmp_path) -> None:
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2 and tmp_path / f"{identity(last)}.json" in files
     assert json.loads((tmp_path / f"{identity(last)}.json").read_text()) == last
+
+
+def test_evaluates_a_run_folder_and_leaves_the_record_there(tmp_path, reference) -> None:
+    from gen.run import Run
+    from gen.train import train
+
+    model = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2}
+    run = Run(model=model, data="digits", objective="denoise", steps=1, batch_size=4, sample_every=0, validate_every=0)
+    folder = tmp_path / "tiny"
+    train(run, folder, quiet=True)
+    record = evaluate(folder, data=reference, n=12, solver="heun", steps=2, seconds=0.01)
+    (file,) = (folder / "eval").glob("*.json")
+    assert json.loads(file.read_text()) == record
+    assert record["run"] == "tiny" and record["nfe"] == 3.0 and record["checkpoint"]["step"] == 1
+    assert shlex.split(record["command"])[:7] == ["gen", "evaluate", str(folder), "--solver", "heun", "--steps", "2"]
+    assert evaluate(folder, data=reference, n=12, solver="heun", steps=2, seconds=0.01)["metrics"] == record["metrics"]
+    assert len(list((folder / "eval").iterdir())) == 1
+    assert leaderboard(folder, tmp_path / "lb.html").stat().st_size > 5000
 
 
 def test_refuses_what_does_not_fit(copier, reference, tmp_path) -> None:
