@@ -27,12 +27,13 @@ __all__ = ["Pipeline", "Samples", "load", "locate"]
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted, not computed."""
+    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted; cache, the cache's report on each batch."""
 
     x: Tensor
     cond: Cond
     nfe: float
     seconds: float
+    cache: Sequence[Any] = ()
 
     def uint8(self) -> Tensor:
         """Pixels 0 .. 255, shaped as x."""
@@ -75,6 +76,7 @@ class Pipeline:
         steps: int | None = None,
         grid: Any = None,
         guide: Any = None,
+        cache: Any = None,
         seed: int | Sequence[int] = 0,
         batch_size: int = 250,
         start: int = 0,
@@ -82,10 +84,10 @@ class Pipeline:
         """n samples; what is left None is as the model was trained to be sampled.
 
         cond: a label, one for each sample, or a mapping of tensors [n, ...]; None gives balanced labels i % classes.
-        solver, grid, guide: a name, a spec, or an object. seed: a number, or one per sample. Sample i depends on its
+        solver, grid, guide, cache: a name, a spec, or an object. seed: a number, or one per sample. Sample i depends on its
         seed and its index alone, never on batch_size; `start` is the index of the first.
         """
-        how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide)
+        how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
         if n < 1 or batch_size < 1:
             raise UserError(f"sample: n = {n}, batch_size = {batch_size}; both must be at least 1")
         if not isinstance(seed, int) and len(seed) < start + n:
@@ -93,16 +95,18 @@ class Pipeline:
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
         counted = Counted(self.denoiser)
-        f: Denoise = counted if how.guide is None else how.guide(counted)
-        began, parts = time.perf_counter(), []
+        began, parts, reports = time.perf_counter(), [], []
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
             noise = Noise(tuple(sample_seeds(seed, rows.stop - first, start + first)))
             unit = noise.normal("start", self.shape).to(self.device)
             here = {k: v[rows].to(self.device) for k, v in cond.items()}
-            x = integrate(f, f.path.start(unit, times[0]), times, how.solver, cond=here, noise=noise)
+            f: Denoise = counted if how.guide is None else how.guide(counted, times)
+            run = None if how.cache is None else how.cache.start(len(times) - 1)
+            x = integrate(f, f.path.start(unit, times[0]), times, how.solver, cond=here, noise=noise, tap=run)
+            reports += [] if run is None else [run.report()]
             parts.append(x.float().cpu())
-        return Samples(torch.cat(parts), cond, counted.rows / n, time.perf_counter() - began)
+        return Samples(torch.cat(parts), cond, counted.rows / n, time.perf_counter() - began, reports)
 
     def plan(self, **changes: Any) -> Sampler:
         """The default sampler with what is not None replaced."""

@@ -26,6 +26,7 @@ class Sampler:
     steps: int = 18
     grid: Any = part("samplers.grids", default="linear")
     guide: Any = part("samplers.guides", default=None)
+    cache: Any = part("samplers.caches", default=None)
 
     def __post_init__(self) -> None:
         _build_parts(self)

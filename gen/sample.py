@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from gen.denoise import Cond, Denoise
 from gen.errors import NonFinite, UserError
 from gen.noise import Noise
 from gen.path import Path, Prediction
-from gen.tap import Tap
+from gen.tap import Context, Located, Placed, Tap
 
 __all__ = ["Evaluate", "Solver", "integrate"]
 
@@ -57,12 +58,13 @@ def integrate(
     *,
     cond: Cond | None = None,
     noise: Noise | None = None,
-    tap: Tap | None = None,
+    tap: Tap | Located | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """x [B, ...] at grid[0] carried to grid[-1].
 
-    grid: N + 1 falling times. noise: needed by stochastic solvers only. watch(i, t, x) is called after every step.
+    grid: N + 1 falling times. noise: needed by stochastic solvers only. tap: seen by every evaluation; a Located one,
+    such as a cache's run, is told each time which it is. watch(i, t, x) is called after every step.
     Raises UserError for a grid that does not fall, NonFinite if a step leaves the real numbers.
     """
     times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
@@ -71,8 +73,16 @@ def integrate(
     if not 0 <= float(times[-1]) < float(times[0]) <= f.path.t1:
         raise UserError(f"a grid lies in [0, {f.path.t1:g}], got {float(times[0]):g} .. {float(times[-1]):g}")
 
-    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
-        return f(x, t, cond, s=s, tap=tap)
+    def bind(step: int) -> Evaluate:
+        stages = itertools.count()
+
+        def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+            if not isinstance(tap, Located):
+                return f(x, t, cond, s=s, tap=tap)
+            context = Context(step, len(times) - 1, next(stages), float(t))
+            return f(x, t, cond, s=s, tap=Placed(tap, context))
+
+        return evaluate
 
     def draw(step: int) -> Callable[[], Tensor]:
         def fresh() -> Tensor:
@@ -84,7 +94,7 @@ def integrate(
 
     state = solver.init()
     for i in range(len(times) - 1):
-        x, state = solver.step(evaluate, f.path, x, times[i], times[i + 1], state, draw(i))
+        x, state = solver.step(bind(i), f.path, x, times[i], times[i + 1], state, draw(i))
         if watch is not None:
             watch(i, times[i + 1], x)
     if not bool(torch.isfinite(x).all()):

@@ -1,9 +1,9 @@
 """Specs: every configurable thing is a frozen dataclass, and a dataclass is a dict {"name": ..., **fields}.
 
 The registry is the tree of files. In a plug-in folder such as samplers/solvers the spec {"name": "heun"} means the
-first name in `__all__` of gen.samplers.solvers.heun; files that start with _ and sub-folders are no plug-ins. In a plain
-module such as gen/times.py {"name": "logit_normal"} means the class LogitNormal. Things from elsewhere are named
-"my_package.module:Class".
+first name in `__all__` of gen.samplers.solvers.heun; files that start with _ and sub-folders are no plug-ins. In a
+plain module such as gen/times.py {"name": "logit_normal"} means the class LogitNormal. Things from elsewhere are
+named "my_package.module:Class".
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def describe(thing: Any) -> str:
 def convert(value: Any, hint: Any, where: str) -> Any:
     """A JSON value, or text from a command line, as the annotated type; raises UserError if it is none."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, str) and hint not in (str, Any) and str not in args:
+        value = _read(value)
     if hint is Any or (inspect.isclass(hint) and not origin and isinstance(value, hint) and hint is not int):
         return value
-    if isinstance(value, str) and hint is not str and str not in args:
-        value = _read(value)
     if origin in (typing.Union, types.UnionType):
         return _first_fit(value, args, where)
     if origin is typing.Literal:

@@ -1,19 +1,20 @@
 """The one seam into a network: every block calls `h = h + (f(h) if tap is None else tap("blocks.3.attn", f, h))`.
 
 Feature alignment, caches, layer skipping, pruning scores and statistics are taps; nothing ever patches `forward`.
+A tap that depends on where in a sampling loop it is called says so by being a Located: it is told, it never counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Compute", "Record", "Skip", "Tap"]
+__all__ = ["Chain", "Compute", "Context", "Located", "Record", "Skip", "Tap", "branch"]
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -22,6 +23,45 @@ class Tap(Protocol):
     """Called at a named site with the computation of that site and its input; returns the site's output."""
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """Which evaluation of a sampling loop this is: step of steps, the solver's stage in it, the time, the guide's branch.
+
+    Two evaluations of one loop with the same context are the same evaluation.
+    """
+
+    step: int
+    steps: int
+    stage: int
+    t: float
+    branch: str = "main"
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A tap with a place: `at(context)` is the tap to use for one evaluation there."""
+
+    def at(self, context: Context) -> Tap: ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A Located tap at a context; guides move it to another branch."""
+
+    tap: Located
+    context: Context
+
+    def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        return self.tap.at(self.context)(site, compute, h)
+
+
+def branch(tap: Tap | None, name: str) -> Tap | None:
+    """The tap for another branch of the same evaluation: what a guide hands to its second network call."""
+    if isinstance(tap, Placed):
+        return Placed(tap.tap, replace(tap.context, branch=name))
+    return Chain(tuple(branch(t, name) or t for t in tap.taps)) if isinstance(tap, Chain) else tap
 
 
 @dataclass

@@ -177,7 +177,8 @@ def guided(guide, path, **changes):
     t = f64(0.4 * path.t1)[0]
     x = path.mix(x0, torch.randn(6, 2, generator=generator, dtype=torch.float64), t)
     counted = Counted(mixture(path))
-    return dataclasses.replace(guide, **changes)(counted), counted, (x, t, {"y": y})
+    times = torch.linspace(path.t1, 0, 11, dtype=torch.float64)
+    return dataclasses.replace(guide, **changes)(counted, times), counted, (x, t, {"y": y})
 
 
 @pytest.mark.parametrize("path", PATHS)

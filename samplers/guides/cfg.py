@@ -9,7 +9,7 @@ from torch import Tensor
 from gen.denoise import Cond, Denoise
 from gen.errors import UserError
 from gen.path import Path, Prediction
-from gen.tap import Tap
+from gen.tap import Tap, branch
 
 __all__ = ["CFG"]
 
@@ -30,7 +30,7 @@ class CFG:
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise UserError(f"CFG: interval = {self.interval}; it must be 0 <= low < high, as sigma / alpha")
 
-    def __call__(self, f: Denoise) -> Denoise:
+    def __call__(self, f: Denoise, times: Tensor) -> Denoise:
         return Guided(f, self)
 
 
@@ -53,7 +53,7 @@ class Guided:
         scale = self.guide.scale
         if scale == 1 or not self._active(t):
             return self.inner(x, t, cond, s=s, tap=tap)
-        uncond = self.inner(x, t, self.null(cond), s=s, tap=tap)
+        uncond = self.inner(x, t, self.null(cond), s=s, tap=branch(tap, "uncond"))
         if scale == 0:
             return uncond
         c = self.inner(x, t, cond, s=s, tap=tap)

@@ -13,6 +13,9 @@ from gen.samplers.solvers.euler import Euler
 from gen.testing import Mixture
 
 
+GRID = torch.linspace(1, 0, 11, dtype=torch.float64)
+
+
 def world():
     means = torch.tensor([[2.0], [-1.0]], dtype=torch.float64)
     halves = torch.tensor([0.5, 0.5], dtype=torch.float64)
@@ -26,7 +29,7 @@ def ask():
 @pytest.mark.parametrize("scale", [0.5, 1.5, 4.0, -1.0])
 def test_it_is_u_plus_scale_times_c_minus_u(scale):
     f, (x, cond), t = world(), ask(), torch.tensor(0.5, dtype=torch.float64)
-    c, u, got = f(x, t, cond), f(x, t), CFG(scale)(f)(x, t, cond)
+    c, u, got = f(x, t, cond), f(x, t), CFG(scale)(f, GRID)(x, t, cond)
     torch.testing.assert_close(got.x0, u.x0 + scale * (c.x0 - u.x0), rtol=1e-14, atol=0)
     torch.testing.assert_close(got.eps, u.eps + scale * (c.eps - u.eps), rtol=1e-14, atol=0)
 
@@ -38,7 +41,7 @@ def test_guided_scores_are_those_of_the_sharpened_classifier():
     log_class = (f.log_prob(x, t, cond) - f.log_prob(x, t)).sum()
     classifier = torch.autograd.grad(log_class, x)[0]
     expected = f.score(x, t, cond) + (scale - 1) * classifier
-    got = -CFG(scale)(f)(x, t, cond).eps / f.path.sigma(t)
+    got = -CFG(scale)(f, GRID)(x, t, cond).eps / f.path.sigma(t)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -46,28 +49,28 @@ def test_it_needs_a_condition():
     x, _ = ask()
     for nothing in (None, {}):
         with pytest.raises(UserError, match="CFG needs a condition"):
-            CFG(2.0)(world())(x, torch.tensor(0.5, dtype=torch.float64), nothing)
+            CFG(2.0)(world(), GRID)(x, torch.tensor(0.5, dtype=torch.float64), nothing)
 
 
 def test_the_interval_is_open_below_and_closed_above():
     f, (x, cond), t = world(), ask(), torch.tensor(0.5, dtype=torch.float64)  # sigma / alpha = 1
     plain = f(x, t, cond).x0
-    assert not torch.equal(CFG(3.0, (0.5, 1.0))(f)(x, t, cond).x0, plain)
-    assert torch.equal(CFG(3.0, (1.0, 2.0))(f)(x, t, cond).x0, plain)
+    assert not torch.equal(CFG(3.0, (0.5, 1.0))(f, GRID)(x, t, cond).x0, plain)
+    assert torch.equal(CFG(3.0, (1.0, 2.0))(f, GRID)(x, t, cond).x0, plain)
 
 
 def test_pure_noise_has_an_infinite_level():
     f, (x, cond), t = world(), ask(), torch.ones((), dtype=torch.float64)
     plain = f(x, t, cond).x0
-    assert torch.equal(CFG(3.0, (0.0, 1e9))(f)(x, t, cond).x0, plain)
-    assert not torch.equal(CFG(3.0)(f)(x, t, cond).x0, plain)
+    assert torch.equal(CFG(3.0, (0.0, 1e9))(f, GRID)(x, t, cond).x0, plain)
+    assert not torch.equal(CFG(3.0)(f, GRID)(x, t, cond).x0, plain)
 
 
 def test_more_guidance_puts_more_samples_in_their_class():
     f, x = world(), torch.linspace(-2, 2, 101, dtype=torch.float64)[:, None]
     cond = {"y": torch.zeros(101, dtype=torch.int64)}
     grid = torch.linspace(1, 0, 33, dtype=torch.float64)
-    ends = [integrate(CFG(scale)(f), x, grid, Euler(), cond=cond) for scale in (0.0, 1.0)]
+    ends = [integrate(CFG(scale)(f, GRID), x, grid, Euler(), cond=cond) for scale in (0.0, 1.0)]
     share = [float((end > 0.5).double().mean()) for end in ends]
     assert share[0] == pytest.approx(0.5, abs=0.1)
     assert share[1] == 1

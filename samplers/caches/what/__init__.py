@@ -1,0 +1,1 @@
+"""What to put in place of what is not computed: frozen predictors."""
