@@ -27,7 +27,7 @@ __all__ = ["Pipeline", "Samples", "load", "locate"]
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted; cache, the cache's report on each batch."""
+    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted; cache: the report on each batch."""
 
     x: Tensor
     cond: Cond
@@ -84,8 +84,8 @@ class Pipeline:
         """n samples; what is left None is as the model was trained to be sampled.
 
         cond: a label, one for each sample, or a mapping of tensors [n, ...]; None gives balanced labels i % classes.
-        solver, grid, guide, cache: a name, a spec, or an object. seed: a number, or one per sample. Sample i depends on its
-        seed and its index alone, never on batch_size; `start` is the index of the first.
+        solver, grid, guide, cache: a name, a spec, or an object. seed: a number, or one per sample. Sample i depends on
+        its seed and its index alone, never on batch_size; `start` is the index of the first.
         """
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
         if n < 1 or batch_size < 1:

@@ -27,7 +27,7 @@ class Tap(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """Which evaluation of a sampling loop this is: step of steps, the solver's stage in it, the time, the guide's branch.
+    """Which evaluation of a sampling loop this is: step of steps, the solver's stage in it, time, the guide's branch.
 
     Two evaluations of one loop with the same context are the same evaluation.
     """

@@ -1,7 +1,7 @@
 """Feature caches: what need not be computed at every step of a sampling loop.
 
-A cache is a frozen dataclass with start(steps) -> run. The run is a tap with a place (gen.tap.Located): the sampling loop
-tells it before every evaluation which step, stage and branch this is, so nothing ever counts calls, and one cache serves
-any number of loops. `run.report()` says what was computed. when/ decides at which evaluations, what/ what to put in place
-of what is not computed; the files of this folder are the published combinations of the two with a site.
+A cache is a frozen dataclass with start(steps) -> run. The run is a tap with a place (gen.tap.Located): the loop tells
+it before every evaluation which step, stage and branch this is, so nothing ever counts calls, and one cache serves any
+number of loops. `run.report()` says what was computed. when/ decides at which evaluations, what/ what to put in place of
+what is not computed; the files of this folder are the published combinations of the two with a site.
 """

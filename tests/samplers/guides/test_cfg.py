@@ -12,7 +12,6 @@ from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 from gen.testing import Mixture
 
-
 GRID = torch.linspace(1, 0, 11, dtype=torch.float64)
 
 
