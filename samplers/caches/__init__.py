@@ -2,6 +2,6 @@
 
 A cache is a frozen dataclass with start(steps) -> run. The run is a tap with a place (gen.tap.Located): the loop tells
 it before every evaluation which step, stage and branch this is, so nothing ever counts calls, and one cache serves any
-number of loops. `run.report()` says what was computed. when/ decides at which evaluations, what/ what to put in place of
-what is not computed; the files of this folder are the published combinations of the two with a site.
+number of loops. `run.report()` says what was computed. when/ decides at which evaluations, what/ what to put in place
+of what is not computed; the files of this folder are the published combinations of the two with a site.
 """
