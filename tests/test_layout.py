@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from gen.cli.list import FOLDERS
+
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("distill", "eval", "kernels", "models", "samplers")
 HOUSE = ("gen", *LINKED)
@@ -30,11 +32,6 @@ ARROWS = {
 }
 # Packages that may be imported at the top of a file; the others cost time, or may be missing, where nobody needs them.
 LIGHT = {"torch", "numpy", "safetensors", "triton", "torchmetrics"}
-
-PLUGIN_FOLDERS = (
-    "gen/data", "gen/objectives", "gen/optim", "gen/recipes", "distill", "models", "eval/features", "eval/metrics",
-    "samplers/solvers", "samplers/grids", "samplers/guides",
-)  # fmt: skip
 
 
 def sources(*folders):
@@ -185,21 +182,19 @@ def test_every_file_says_what_it_is(path):
 
 
 PLUGINS = [
-    pytest.param(path, id=name(path))
-    for folder in PLUGIN_FOLDERS
-    for path in sorted((ROOT / folder).glob("*.py"))
-    if not path.name.startswith("_")
+    pytest.param(f"gen.{folder}.{path.stem}", id=f"{folder}/{path.stem}")
+    for folder in FOLDERS
+    for path in sorted((ROOT / "gen" / folder.replace(".", "/")).glob("[!_]*.py"))
 ]
 
 
-@pytest.mark.parametrize("path", PLUGINS)
-def test_every_plug_in_file_names_and_explains_its_plug_in(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    module = importlib.import_module(".".join(parts if parts[0] == "gen" else ("gen", *parts)))
-    assert module.__all__, f"{name(path)} exports nothing"
+@pytest.mark.parametrize("dotted", PLUGINS)
+def test_every_plug_in_file_names_and_explains_its_plug_in(dotted):
+    module = importlib.import_module(dotted)
+    assert module.__all__, f"{dotted} exports nothing"
     plugin = getattr(module, module.__all__[0])
-    assert plugin.__module__ == module.__name__, f"{name(path)}: the first of __all__ is from elsewhere"
-    assert plugin.__doc__, f"{name(path)}: {module.__all__[0]} has no docstring"
+    assert plugin.__module__ == module.__name__, f"{dotted}: the first of __all__ is from elsewhere"
+    assert plugin.__doc__, f"{dotted}: {module.__all__[0]} has no docstring"
 
 
 def test_importing_gen_loads_nothing_else():

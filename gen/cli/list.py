@@ -30,6 +30,9 @@ FOLDERS = (
     "samplers.solvers",
     "samplers.grids",
     "samplers.guides",
+    "samplers.caches",
+    "samplers.caches.when",
+    "samplers.caches.what",
     "eval.features",
     "eval.metrics",
 )
@@ -48,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     width = shutil.get_terminal_size((120, 24)).columns
     for folder, lines in table.items():
+        if not lines and not args.folder:
+            continue
         print(folder)
         column = max((len(name) for name in lines), default=0)
         for name, line in lines.items():
