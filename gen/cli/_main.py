@@ -25,6 +25,9 @@ __all__ = ["main", "verbs"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code; errors become a line on stderr."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is first imported
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # for plug-ins of the user's own, "my_plugin:Class"
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:

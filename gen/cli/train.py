@@ -39,7 +39,8 @@ def settings(args: argparse.Namespace) -> Run:
 
     given = Path(args.recipe)
     if given.suffix == ".json" or given.is_dir():
-        return run_from(read_json(given / "run.json" if given.is_dir() else given)["run"])
+        found = read_json(given / "run.json" if given.is_dir() else given)
+        return run_from(found.get("run", found))  # a run.json, or what --print-config printed
     made: Run = find(args.recipe, "recipes")()
     return made
 

@@ -354,3 +354,20 @@ def test_doctor_without_torch_says_so_and_goes_on(tmp_path):
 def test_an_attention_that_is_wrong_is_a_failure():
     assert _backend("attention broken", lambda q, k, v: v, "cpu").status == "fail"
     assert _backend("attention x", lambda q, k, v: 1 / 0, "cpu").status == "none"
+
+
+def test_a_printed_config_can_be_trained(tmp_path, capsys):
+    assert main(["train", "digits", "--steps", "7", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "mine.json").write_text(printed)
+    assert main(["train", str(tmp_path / "mine.json"), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed and json.loads(printed)["steps"] == 7
+
+
+def test_a_plug_in_of_ones_own_is_found_in_the_current_folder(tmp_path, capsys, monkeypatch):
+    (tmp_path / "own_times.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Late:\n    low: float = 0.5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", "--objective.times", "own_times:Late", "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out)["objective"]["times"] == {"name": "own_times:Late", "low": 0.5}
