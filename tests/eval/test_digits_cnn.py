@@ -7,6 +7,7 @@ from gen.data.digits import Digits
 from gen.errors import MissingDependency, UserError
 from gen.eval.features.digits_cnn import WEIGHTS, DigitsCNN, train
 from gen.eval.reference import stack
+from gen.images import to_uint8
 from gen.spec import build, spec_of
 
 
@@ -25,6 +26,17 @@ def test_reads_held_out_digits(test_digits) -> None:
     assert float((logits.argmax(1) == labels).double().mean()) >= 0.98
     assert torch.equal(extractor.head(features), logits)
     assert float(features.std(0).min()) > 0.01  # no dead feature
+
+
+def test_reads_what_is_a_little_off() -> None:
+    # generated images are: the mean of a class, as one Euler step makes it, and digits with a little noise
+    images, labels = stack(Digits().open("train"))
+    assert labels is not None
+    extractor, x = DigitsCNN().load(), images.double() / 127.5 - 1
+    means = torch.stack([x[labels == k].mean(0) for k in range(10)])
+    assert torch.equal(extractor.logits(to_uint8(means)).argmax(1), torch.arange(10))
+    noisy = to_uint8(x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    assert float((extractor.logits(noisy).argmax(1) == labels).double().mean()) > 0.98
 
 
 def test_features_do_not_depend_on_the_batch(test_digits) -> None:
