@@ -90,14 +90,14 @@ class Reference:
         return self.test if self.split == "train" else self.train
 
     def floor(self) -> dict[str, Estimate]:
-        """What real images of the other split score: no honest model does better, whatever its size."""
+        """What real images score: those of the other split, and for accuracy and nearest always the held-out ones."""
         found = {
             "fid": Frechet()(self.other.features, self.real.features),
             "kid": KID()(self.other.features, self.real.features),
             "nearest": Nearest()(Pixels()(self.test.images), Pixels()(self.train.images)),
         }
-        if self.other.labels is not None and hasattr(self.extractor, "head"):
-            found["accuracy"] = Accuracy()(self.extractor.head(self.other.features), self.other.labels)
+        if self.test.labels is not None and hasattr(self.extractor, "head"):  # it learned the training labels
+            found["accuracy"] = Accuracy()(self.extractor.head(self.test.features), self.test.labels)
         return found
 
 

@@ -81,7 +81,9 @@ def test_record_is_strict_json_and_complete(record) -> None:
 def test_numbers_are_sane(record, copier, reference) -> None:
     m, floor = record["metrics"], record["floor"]
     assert floor["fid"]["value"] < m["fid"]["value"] and floor["n"] == 1437
-    assert m["accuracy"]["value"] > 0.9
+    assert (
+        m["accuracy"]["value"] > 0.9 and 0.98 < floor["accuracy"]["value"] < 1
+    )  # of held-out digits, not learned ones
     assert m["nearest"]["value"] < 0.6 * floor["nearest"]["value"]  # it copies, and that shows
     noisy = Copier(copier.images, copier.labels, noise=1.0)
     worse = evaluate(noisy, data=reference, n=60, seconds=0.01)["metrics"]
