@@ -218,7 +218,9 @@ def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
 def checkpoint(pipeline: Any) -> dict[str, Any] | None:
     """Step and hash of the checkpoint that a loaded pipeline came from."""
     info = getattr(pipeline, "info", None)
-    return None if info is None else {key: info[key] for key in ("step", "role", "sha256") if key in info}
+    if info is None:
+        return None
+    return {key: info[key] for key in ("step", "role", "sha256") if key in info} | {"weights": pipeline.weights}
 
 
 def command(

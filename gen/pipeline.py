@@ -64,6 +64,7 @@ class Pipeline:
     params: int = 0
     device: torch.device | str = "cpu"
     folder: Path | None = None
+    weights: str = "raw"
     info: Mapping[str, Any] | None = None
 
     @torch.no_grad()
@@ -159,6 +160,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
         params=sum(p.numel() for p in net.parameters()),
         device=device,
         folder=Path(folder),
+        weights=chosen,
         info=info,
     )
 

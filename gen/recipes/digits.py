@@ -45,9 +45,9 @@ def digits() -> Run:
 def one_step() -> dict[str, Any]:
     """What turns that model, as a teacher, into a one-step student by reflow: all effort at the first step."""
     return {
-        "objective.pairs": 6144,
+        "objective.pairs": 8192,
         "objective.teacher_sampler.solver": "heun",
-        "objective.teacher_sampler.steps": 8,
+        "objective.teacher_sampler.steps": 5,
         "objective.times": "point",
         "objective.huber": 0.004,
         "steps": 1200,
