@@ -33,7 +33,8 @@ def needs_fields(thing):
 
 
 PATHS = [*every("path"), *(pytest.param(DDPM(kind), id=f"ddpm-{kind}") for kind in ("cosine", "scaled_linear"))]
-SOLVERS, GUIDES, GRIDS = every("samplers.solvers"), every("samplers.guides"), every("samplers.grids")
+SOLVERS, GRIDS = every("samplers.solvers"), every("samplers.grids")
+GUIDES = names("samplers.guides")
 
 
 def f64(*values):
@@ -169,8 +170,27 @@ def test_a_solver_computes_in_the_dtype_of_x(solver, path, dtype):
 
 # Guides
 
+# Guides whose x0 and eps come from two predictions, on purpose: the pair is not one of x.
+PAIRS = {"cfgpp"}
+# What makes a guide plain guidance, linear in its scale; None where nothing does.
+PLAIN = {"apg": {"momentum": 0.0, "threshold": None, "eta": 1.0}, "rescale": {"phi": 0.0}, "cfg_zero": None}
 
-def guided(guide, path, **changes):
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deaf:
+    """A denoiser that does not hear its condition: a weaker model of the same data."""
+
+    inner: Mixture
+    path = property(lambda self: self.inner.path)
+
+    def __call__(self, x, t, cond=None, *, s=None, tap=None):
+        return self.inner(x, t)
+
+    def null(self, cond):
+        return self.inner.null(cond)
+
+
+def guided(name, path, **changes):
     """The guided mixture, the count of evaluations beneath it, and a batch to ask it about."""
     generator = torch.Generator().manual_seed(0)
     x0, y = mixture(path).sample(6, generator)
@@ -178,42 +198,72 @@ def guided(guide, path, **changes):
     x = path.mix(x0, torch.randn(6, 2, generator=generator, dtype=torch.float64), t)
     counted = Counted(mixture(path))
     times = torch.linspace(path.t1, 0, 11, dtype=torch.float64)
-    return dataclasses.replace(guide, **changes)(counted, times), counted, (x, t, {"y": y})
+    needed = {"weak": Deaf(mixture(path))} if needs_fields(find(name, "samplers.guides")) else {}
+    return build("samplers.guides", name, **needed, **changes)(counted, times), counted, (x, t, {"y": y})
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", GUIDES)
 def test_scale_one_is_the_conditional_model(guide, path):
     f, counted, (x, t, cond) = guided(guide, path, scale=1.0)
-    for ours, exact in zip(f(x, t, cond), counted.inner(x, t, cond), strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+    got, exact = f(x, t, cond), counted.inner(x, t, cond)
+    torch.testing.assert_close(got.x0, exact.x0, rtol=1e-12, atol=1e-12)
+    if guide not in PAIRS:
+        torch.testing.assert_close(got.eps, exact.eps, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", [name for name in GUIDES if PLAIN.get(name, {}) is not None])
 def test_scale_zero_is_the_unconditional_model(guide, path):
-    f, counted, (x, t, cond) = guided(guide, path, scale=0.0)
+    f, counted, (x, t, cond) = guided(guide, path, scale=0.0, **PLAIN.get(guide, {}))
     for ours, exact in zip(f(x, t, cond), counted.inner(x, t), strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", GUIDES)
-def test_a_guided_prediction_still_adds_up_to_x(guide, path):
-    f, _, (x, t, cond) = guided(guide, path, scale=3.0)
-    torch.testing.assert_close(path.mix(*f(x, t, cond), t), x, rtol=1e-11, atol=1e-11)
+def test_a_guided_prediction_adds_up_to_x_unless_it_is_a_pair(guide, path):
+    f, counted, (x, t, cond) = guided(guide, path, scale=3.0)
+    got = f(x, t, cond)
+    if guide in PAIRS:  # then it lacks what guidance would have done to eps, and nothing else
+        c, u = counted.inner(x, t, cond), counted.inner(x, t)
+        x = x - path.sigma(t) * 3 * (c.eps - u.eps)
+    torch.testing.assert_close(path.mix(*got, t), x, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("guide", [p for p in GUIDES if hasattr(p.values[0], "interval")])
-def test_outside_its_interval_only_the_conditional_network_runs(guide):
-    path = Flow()
-    level = 0.4 / 0.6  # sigma / alpha at the t of `guided`
-    for interval, calls in ((None, 2), ((0.5, 1.0), 2), ((0.7, 9.0), 1), ((0.1, 0.6), 1)):
-        f, counted, (x, t, cond) = guided(guide, path, scale=3.0, interval=interval)
+@pytest.mark.parametrize("field", ["interval", "steps"])
+@pytest.mark.parametrize("guide", GUIDES)
+def test_outside_its_interval_only_the_conditional_network_runs(guide, field):
+    """At the t of `guided`, sigma / alpha is 0.4 / 0.6 and the step is number 6 of 10."""
+    inside = {"interval": [(0.5, 1.0), None], "steps": [(0.6, 0.7), None]}[field]
+    outside = {"interval": [(0.7, 9.0), (0.1, 0.6)], "steps": [(0.7, 1.0), (0.0, 0.6)]}[field]
+    for bounds in inside + outside:
+        f, counted, (x, t, cond) = guided(guide, Flow(), scale=3.0, **{field: bounds})
         got = f(x, t, cond)
-        assert counted.calls == calls, f"at {level} with {interval}"
-        if calls == 1:
-            assert torch.equal(got.x0, counted.inner(x, t, cond).x0)
+        assert counted.calls == (1 if bounds in outside else 2), bounds
+        assert torch.equal(got.x0, counted.inner(x, t, cond).x0) == (bounds in outside)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_only_the_first_channels_are_guided(guide):
+    f, counted, (x, t, cond) = guided(guide, Flow(), scale=3.0, channels=1, **(PLAIN.get(guide) or {}))
+    got, exact = f(x, t, cond), counted.inner(x, t, cond)
+    assert torch.equal(got.x0[:, 1], exact.x0[:, 1])
+    assert torch.equal(got.eps[:, 1], exact.eps[:, 1])
+    assert not torch.equal(got.x0[:, 0], exact.x0[:, 0])
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guided_row_does_not_depend_on_its_batch_and_times_may_differ(guide):
+    """Two calls one after the other, of the whole batch and of each row alone; then each row at its own time."""
+    f, _, (x, t, cond) = guided(guide, Flow(), scale=3.0)
+    times = torch.linspace(0.6, 0.5, len(x), dtype=torch.float64)
+    together = [f(x, t, cond).x0, f(x, times, cond).x0]
+    for i in range(len(x)):
+        f, _, _ = guided(guide, Flow(), scale=3.0)
+        row = {"y": cond["y"][i : i + 1]}
+        for whole, own in zip(together, (t, times[i]), strict=True):
+            torch.testing.assert_close(f(x[i : i + 1], own, row).x0[0], whole[i], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("guide", GUIDES)

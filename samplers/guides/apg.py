@@ -1,0 +1,63 @@
+"""Adaptive projected guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.param import X0
+from gen.path import Path, Prediction
+from gen.samplers.guides._pair import Pair, Rule, dot
+
+__all__ = ["APG"]
+
+
+@dataclass(frozen=True)
+class APG(Pair):
+    """c + (scale - 1) d in x0, with d what is left of c - u (Sadat et al. 2024, algorithm 1): guidance for high scales.
+
+    momentum: each difference adds this share of the ones before it; below 0 it turns away from where they led.
+    threshold: the largest norm of the sum, per sample; None for any. eta: how much of its part along c is kept, which
+    is what saturates colours. momentum = 0, threshold = None, eta = 1 is plain guidance.
+    The sum is of one walk, and starts anew at the first time of its grid. Every guided evaluation adds to it, so a
+    solver with two of them in a step remembers half as many steps.
+    """
+
+    scale: float = 4.0
+    momentum: float = -0.5
+    threshold: float | None = 15.0
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not -1 < self.momentum < 1:
+            raise UserError(f"APG: momentum = {self.momentum}; it must be in (-1, 1)")
+        if self.threshold is not None and not self.threshold > 0:
+            raise UserError(f"APG: threshold = {self.threshold}; it must be positive, or null for none")
+
+    def rule(self, times: Tensor) -> Rule:
+        total: Tensor | None = None  # of the differences so far
+
+        def rule(path: Path, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
+            nonlocal total
+            d = c.x0 - u.x0
+            if total is not None and not bool((t >= times[0]).all()):
+                d = d + self.momentum * total
+            total = d
+            return X0().solve(path, x, c.x0 + (self.scale - 1) * self.project(self.clip(d), c.x0), t)
+
+        return rule
+
+    def clip(self, d: Tensor) -> Tensor:
+        """d [B, ...] with each sample's norm at most the threshold."""
+        if self.threshold is None:
+            return d
+        return d * (self.threshold / dot(d, d).sqrt()).clamp(max=1).to(d)
+
+    def project(self, d: Tensor, c: Tensor) -> Tensor:
+        """d [B, ...] with only eta of its part along c."""
+        along = dot(d, c) / dot(c, c).clamp(min=torch.finfo(torch.float32).tiny)
+        return d - (1 - self.eta) * (along * c).to(d)
