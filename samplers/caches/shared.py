@@ -1,0 +1,107 @@
+"""Sharing by statistical dynamic programming."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.samplers.caches._report import Report
+from gen.samplers.caches._run import Run
+from gen.samplers.caches.what.reuse import Reuse
+from gen.samplers.caches.when.mask import Mask
+from gen.tap import Context
+
+__all__ = ["Shared", "Similarity", "anchors", "cost"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Uses features again at the steps where that loses least, as DDT shares its encoder (Wang et al. 2025).
+
+    Without a mask a run calibrates: it computes everything and compares the features of all steps, in its first `rows`
+    rows; `calibrated(run.report())` is then the cache whose mask is the best of all with the same number of computed
+    steps, max(1, round(keep N)) of N. keep = 1 turns it off.
+    """
+
+    mask: tuple[bool, ...] = ()
+    keep: float = 0.5
+    rows: int = 8
+    sites: tuple[str, ...] = ("trunk",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1 or self.rows < 1:
+            raise UserError(f"Shared: keep = {self.keep}, rows = {self.rows}; 0 < keep <= 1 and rows >= 1 are needed")
+        self.start(max(len(self.mask), 1))
+
+    def start(self, steps: int) -> Run:
+        study = None if self.mask else Similarity(steps, self.rows)
+        return Run(steps, Mask(self.mask), Reuse(), self.sites, study=study)
+
+    def calibrated(self, report: Report) -> Shared:
+        """This cache with the best mask for the similarities that a run without one has measured."""
+        if "similarity" not in report.measured:
+            raise UserError("Shared: this report measured no similarity; calibrate with a run of Shared(mask=())")
+        similarity = torch.tensor(report.measured["similarity"], dtype=torch.float64)
+        return replace(self, mask=anchors(similarity, max(1, round(self.keep * len(similarity)))))
+
+
+@dataclass
+class Similarity:
+    """Measures the mean cosine similarity of a feature between every two steps, [N, N]; over rows, sites, branches."""
+
+    steps: int
+    rows: int
+    features: dict[tuple[str, int, str], dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+
+    def see(self, context: Context, site: str, feature: Tensor) -> None:
+        unit = torch.nn.functional.normalize(feature[: self.rows].detach().flatten(1).float(), dim=1).cpu()
+        self.features[context.branch, context.stage, site][context.step] = unit
+
+    def result(self) -> dict[str, Any]:
+        """Empty until some branch has been seen at every step."""
+        whole = [f for f in self.features.values() if len(f) == self.steps]
+        if not whole:
+            return {}
+        stacks = [torch.stack([f[step] for step in range(self.steps)]).double() for f in whole]  # [N, rows, D]
+        each = [torch.einsum("nrd,mrd->nm", s, s) / s.shape[1] for s in stacks]
+        return {"similarity": torch.stack(each).mean(0).tolist()}
+
+
+def anchors(similarity: Tensor, count: int) -> tuple[bool, ...]:
+    """The `count` steps, the first among them, whose features serve all N with the least cost; a mask.
+
+    similarity [N, N]. Dynamic programming over the last anchor, O(count N^2); equals a search of all masks.
+    """
+    n = len(similarity)
+    if not 1 <= count <= n:
+        raise UserError(f"anchors: {count} of {n} steps; it must be 1 .. {n}")
+    loss = 1 - similarity.double()
+    sums = torch.cat([loss.new_zeros(1, n), loss.cumsum(0)])  # [N + 1, anchor]: sums[i, j] = sum of loss[:i, j]
+    start = torch.arange(n)
+    segment = sums.T - sums[start, start][:, None]  # [anchor j, end i]: steps j .. i - 1 served by j
+    segment = segment.masked_fill(torch.arange(n + 1) <= start[:, None], torch.inf)
+    best = torch.full((n + 1,), torch.inf, dtype=torch.float64)
+    best[0] = 0  # no step served, by no anchor
+    choices = []
+    for _ in range(count):
+        best, choice = (best[:n, None] + segment).min(0)
+        choices.append(choice)
+    mask, end = [False] * n, n
+    for choice in reversed(choices):
+        end = int(choice[end])
+        mask[end] = True
+    return tuple(mask)
+
+
+def cost(similarity: Tensor, mask: tuple[bool, ...]) -> float:
+    """What the mask loses: the sum over steps of 1 - similarity to the last step that the mask computes."""
+    total, anchor = 0.0, 0
+    for step, computed in enumerate(mask):
+        anchor = step if computed else anchor
+        total += 1 - float(similarity[step, anchor])
+    return total
