@@ -17,8 +17,10 @@ from gen.noise import Noise, sample_seeds
 from gen.param import V
 from gen.path import DDPM, EDM, Flow, Trig
 from gen.sample import integrate
+from gen.samplers.caches.custom import Custom
 from gen.spec import build, describe, find, name_of, names, spec_of
 from gen.testing import Gaussian, Mixture, measured_order
+from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 
 def every(folder):
@@ -287,3 +289,122 @@ def test_a_grid_falls_from_near_noise_to_data(grid, path, steps):
     assert bool((times.diff() < 0).all())
     assert float(path.alpha(times[0]) / path.sigma(times[0])) < 0.1
     assert float(times[0]) <= path.t1
+
+
+# Caches: the presets; every policy with a Taylor predictor, at one site; every predictor, every few steps
+
+
+SETTLED = {"mask": {"mask": (True, True, False, False) * 3}, "magnitude": {"ratios": (1.0,) * 12}}
+SETTLED |= {"residual": {"warmup": 2}, "indicator": {"warmup": 2}}  # a slope needs two snapshots
+POLICIES = [
+    pytest.param(Custom(when={"name": name, **SETTLED.get(name, {})}, sites=("trunk",)), id=f"when-{name}")
+    for name in names("samplers.caches.when")
+]
+PREDICTORS = [pytest.param(Custom(what=name), id=f"what-{name}") for name in names("samplers.caches.what")]
+CACHES = [*every("samplers.caches"), *POLICIES, *PREDICTORS]
+ROWS = f64(1.0, 0.4, 2.5)[:, None]
+
+
+def ready(cache, net):
+    """The cache, calibrated if that is what it needs."""
+    if not hasattr(cache, "calibrated"):
+        return cache
+    run = cache.start(12)
+    walk(net, run, contexts(12), ROWS)
+    return cache.calibrated(run.report())
+
+
+def turned_off(cache):
+    """Each has one field that turns it off."""
+    off = {"interval": 1, "threshold": 0.0, "keep": 1.0}
+    fields = {f.name for f in dataclasses.fields(cache)} & set(off)
+    if isinstance(cache, Custom):
+        return dataclasses.replace(cache, when=turned_off(cache.when))
+    return dataclasses.replace(cache, **{name: off[name] for name in fields} or {"mask": ()})
+
+
+@pytest.mark.parametrize("folder", [f"samplers.caches{rest}" for rest in ("", ".when", ".what", ".along")])
+def test_a_cache_s_spec_builds_an_equal_thing(folder):
+    for name in names(folder):
+        thing = build(folder, name)
+        assert build(folder, json.loads(json.dumps(spec_of(thing)))) == thing
+        assert len(describe(type(thing))) >= 10
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_that_is_turned_off_changes_no_bit(cache):
+    """In float32, under guidance that comes and goes, in a solver of two stages."""
+    net, noise = random_dit(), Noise(tuple(sample_seeds(0, 4)))
+    times = torch.linspace(1, 0, 13, dtype=torch.float64)
+    f = build("samplers.guides", "cfg", scale=2.0, interval=(0.3, 2.0))(Denoiser(net, Flow(), V()), times)
+    x, cond = noise.normal("start", (1, 8, 8)), {"y": noise.integers("y", 3)}
+    run = ready(turned_off(cache), Toy()).start(12)
+    got, plain = (integrate(f, x, times, build("samplers.solvers", "heun"), cond=cond, tap=tap) for tap in (run, None))
+    assert torch.equal(got, plain)
+    report = run.report()
+    assert report.hits == 0
+    assert report.fraction == report.fraction_per_row == 1
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+@pytest.mark.parametrize("cache", CACHES)
+def test_features_that_a_predictor_can_follow_cost_nothing(cache, degree):
+    """Constant ones for all; affine ones for what extrapolates: the wrong direction would double their change."""
+    net = Toy(degree)
+    cache = ready(cache, net)
+    if degree > cache.start(12).what.degree:
+        pytest.skip("a predictor for constant features")
+    run = cache.start(12)
+    got, exact = walk(net, run, contexts(12), ROWS), walk(net, None, contexts(12), ROWS)
+    assert degree or run.report().hits > 0
+    for branch in exact:
+        torch.testing.assert_close(got[branch], exact[branch], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_row_under_a_cache_does_not_depend_on_its_batch(cache):
+    net = Toy(3)
+    cache = ready(cache, net)
+    run = cache.start(12)
+    together, shares = walk(net, run, contexts(12), ROWS), []
+    for i in range(len(ROWS)):
+        alone = cache.start(12)
+        out = walk(net, alone, contexts(12), ROWS[i : i + 1])
+        shares.append(alone.report().fraction)
+        for branch in out:
+            torch.testing.assert_close(out[branch][:, 0], together[branch][:, i], rtol=1e-11, atol=1e-11)
+    assert run.report().fraction_per_row == pytest.approx(sum(shares) / len(shares))
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_neither_runs_nor_branches_leak_into_each_other(cache):
+    net = Toy(3)
+    cache = ready(cache, net)
+    own = [walk(net, cache.start(12), contexts(12), x) for x in (ROWS, -ROWS)]
+    runs, turns = [cache.start(12), cache.start(12)], [[], []]
+    for place in contexts(12):  # two loops, taking turns
+        for run, x, out in zip(runs, (ROWS, -ROWS), turns, strict=True):
+            out.append(walk(net, run, [place], x, branches=("uncond", "main")))
+    for out, exact in zip(turns, own, strict=True):
+        for branch in exact:
+            assert torch.equal(torch.cat([step[branch] for step in out]), exact[branch])
+    for branch in ("main", "uncond"):
+        assert torch.equal(walk(net, cache.start(12), contexts(12), ROWS, (branch,))[branch], own[0][branch])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_reported_hits_are_calls_saved(cache):
+    net = Toy(2)
+    cache = ready(cache, net)
+    net.calls.clear()
+    run = cache.start(12)
+    walk(net, run, contexts(12), ROWS)
+    report = run.report()
+    assert json.loads(json.dumps(report.json()))["hits"] == report.hits
+    for k, site in enumerate(report.sites):
+        done = sum(row[k] for row in report.computed)
+        if site.endswith(".raw") or site == "final":  # what nothing else runs inside of
+            assert net.calls[site] == done, site
+        assert done <= net.calls[site]
+    assert report.evaluations == net.calls["final"] == 24
+    assert report.hits == 24 * len(report.sites) - sum(map(sum, report.computed))

@@ -141,8 +141,10 @@ class Evaluation:
             return h
         if cached and self.mode == "outside":
             return self._cached(site, compute, h)
-        self.computed.add(site)
-        return compute(h)
+        out = compute(h)
+        if self.mode != "passing":  # nothing inside it decided to skip the rest
+            self.computed.add(site)
+        return out
 
     def _decide(self, h: Tensor | None, out: Tensor | None) -> None:
         when, states = self.run.when, self.run.states

@@ -8,7 +8,7 @@ from torch import nn
 from gen.models.dit import DiT
 from gen.tap import Context, Placed, branch
 
-DEPTH, TOKENS, WIDTH = 4, 3, 5
+DEPTH, TOKENS, WIDTH = 2, 3, 5
 
 
 class Toy(nn.Module):
@@ -32,14 +32,14 @@ class Toy(nn.Module):
         return counted(h) if tap is None else tap(site, counted, h)
 
     def forward(self, x, t, cond, *, s=None, tap=None):
-        def feature(k):
-            powers = t[:, None] ** torch.arange(self.coefficients.shape[2])  # [B, degree + 1]
-            return torch.einsum("bk,bktw->btw", powers, self.coefficients[cond["y"], k]) * x[:, :, None]
+        powers = t[:, None] ** torch.arange(self.coefficients.shape[2])  # [B, degree + 1]
+        features = torch.einsum("bk,bmktw->mbtw", powers, self.coefficients[cond["y"]]) * x[:, :, None]
 
         def module(site, k, h):
-            return self.visit(
-                tap, site, lambda h: self.visit(tap, f"{site}.raw", lambda h: feature(k), feature(k) + 3), h
-            )
+            def gated(h):
+                return self.visit(tap, f"{site}.raw", lambda h: h - 3, features[k] + 3)
+
+            return self.visit(tap, site, gated, h)
 
         def block(i, h):
             first = module(f"blocks.{i}.attn", 2 * i, h)
