@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gen import callable_module, state
 from gen import manifest as checkpoints
 from gen.denoise import Denoiser
-from gen.errors import NonFinite, UserError
+from gen.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.log import MetricsFile, Progress
 from gen.noise import Noise, derive, training_noise
 from gen.objectives import Batch, Step
@@ -72,6 +72,7 @@ class Trainer:
 
         self.run, self.folder, self.command = run, folder, command
         origin = resume_from(run, folder, resume)
+        _check_trackers(run.trackers)
         AcceleratorState._reset_state()  # else a second run in this process could not choose its own precision
         self.accelerator = Accelerator(
             mixed_precision=run.precision,
@@ -80,7 +81,8 @@ class Trainer:
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.quiet = quiet or not self.main
-        self.data, self.held_out = run.data.open("train"), run.data.open("test")
+        self.data = run.data.open("train")
+        self.held_out = run.data.open("test") if run.validate_every else ()
         torch.manual_seed(derive("init", run.seed))
         self.nets = self._networks()
         self.averages = {
@@ -88,7 +90,8 @@ class Trainer:
             for role, net in self.nets.items()
             for average in run.ema
         }
-        self.optims = {role: run.optim.build(state.trained(net).values()) for role, net in self.nets.items()}
+        self.parameters = {role: list(state.trained(net).values()) for role, net in self.nets.items()}
+        self.optims = {role: run.optim.build(self.parameters[role]) for role in self.nets}
         self.steps_done = 0
         self.scaler_state: dict[str, Any] = {}
         if origin is not None:
@@ -238,8 +241,8 @@ class Trainer:
         return nullcontext() if others else self.accelerator.no_sync(f.net)
 
     def _update(self, role: str, loss: Tensor, lr: float) -> dict[str, float]:
-        optim, net = self.optims[role], self.nets[role]
-        norm = self.accelerator.clip_grad_norm_(state.trained(net).values(), self.run.clip)
+        optim = self.optims[role]
+        norm = self.accelerator.clip_grad_norm_(self.parameters[role], self.run.clip)
         value, size = float(loss), float(norm if norm is not None else 0.0)
         scaled = (
             self.accelerator.scaler is not None
@@ -353,6 +356,19 @@ class Trainer:
             raise UserError(f"{place} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
         state.unpack(place, info, self.nets, self.averages, self.optims)
         self.steps_done, self.val_loss, self.scaler_state = info["step"], info["val_loss"], info["scaler"]
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    """accelerate drops a tracker whose package is missing; we do not."""
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(f"unknown tracker {name!r}. {nearest(name, LOGGER_TYPE_TO_CLASS)}")
+        if name not in get_available_trackers():
+            raise MissingDependency(f"the tracker {name!r} needs its package: pip install {name}")
 
 
 def _due(step: int, every: int, total: int) -> bool:

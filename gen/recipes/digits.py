@@ -34,10 +34,10 @@ def digits() -> Run:
         schedule=Cosine(warmup=50),
         ema=(Classic(decay=0.999),),
         sampler=Sampler("euler", steps=20),
-        steps=2500,
+        steps=2000,
         batch_size=64,
         sample_every=500,
-        validate_every=250,
+        validate_every=500,
         save_every=500,
     )
 
@@ -50,5 +50,5 @@ def one_step() -> dict[str, Any]:
         "objective.teacher_sampler.steps": 5,
         "objective.times": "point",
         "objective.huber": 0.004,
-        "steps": 1200,
+        "steps": 1000,
     }

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +178,32 @@ def test_a_run_round_trips_through_json():
 
     run = replace(tiny(), micro_batch_size=4)
     assert run_from(json.loads(json.dumps(run_spec(run)))) == run
+
+
+def test_trackers_are_asked_for_by_name_or_not_imported(tmp_path):
+    with pytest.raises(UserError, match=r"unknown tracker 'tensorbord'\. Did you mean 'tensorboard'"):
+        train(tiny(trackers=("tensorbord",)), tmp_path / "run", quiet=True)
+    code = f"""
+import sys
+from gen.train import train
+from tests.gen.tiny import tiny
+train(tiny(steps=1, validate_every=0), {str(tmp_path / "plain")!r}, quiet=True)
+assert not {{"tensorboard", "wandb", "torch.utils.tensorboard"}} & set(sys.modules)
+"""
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_tensorboard_is_written_if_asked_for(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tiny(trackers=("tensorboard",)), tmp_path / "run", quiet=True)
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_data_without_a_test_split_can_train_unvalidated(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "a.npz", np.zeros((16, 8, 8, 1), np.uint8), np.arange(16) % 10)
+    data = {"name": "npz", "path": str(tmp_path / "a.npz"), "holdout": 0.0}
+    done = train(tiny(data=data, validate_every=0), tmp_path / "run", quiet=True)
+    assert done.step == 6 and done.val_loss is None
