@@ -1,0 +1,1 @@
+"""Networks of other libraries as networks of this one. Nothing of theirs is patched, and nothing of theirs copied."""

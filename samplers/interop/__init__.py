@@ -1,0 +1,1 @@
+"""Our solvers in the loops of other libraries."""

@@ -1,0 +1,218 @@
+"""A solver as a scheduler object of diffusers.
+
+A solver pulls: its step calls the denoiser as often as it likes. A pipeline pushes: it evaluates the network at each of
+`timesteps` and hands the answer in. The two meet by replay. The answers received in this step are kept and the solver's
+step is run again with them; the first evaluation that has no answer yet ends it and is what the pipeline is asked next.
+Solvers are pure and cheap beside a network, so replay changes no bit of the result.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.noise import Noise, sample_seeds
+from gen.param import Parameterisation
+from gen.path import Path, Prediction, expand
+from gen.sample import Solver
+
+__all__ = ["Output", "Scheduler", "as_scheduler"]
+
+
+class Output(NamedTuple):
+    """What `step` returns, read by name or as a tuple."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+class Asked(Exception):
+    """Ends a replay: the evaluation that is needed next."""
+
+    def __init__(self, x: Tensor, t: Tensor, s: Tensor | None):
+        super().__init__()
+        self.x, self.t, self.s = x, t, s
+
+
+def as_scheduler(
+    solver: Solver, path: Path, param: Parameterisation, grid: Any, *, seed: int = 0, time_scale: float = 1.0
+) -> Scheduler:
+    """`pipe.scheduler = as_scheduler(solver, DDPM(), Eps(), grid)`.
+
+    path and param: those of the pipeline's network; grid: an object of samplers/grids. time_scale: the network is told
+    path.net_time(t) times this, which is 1000 for diffusers' flow transformers and 1 for those of DDPM. seed: of the
+    noise of stochastic solvers, unless the pipeline hands a generator to `step`.
+    """
+    return Scheduler(solver, path, param, grid, seed, time_scale)
+
+
+class Scheduler:
+    """set_timesteps, timesteps, init_noise_sigma, scale_model_input, step, add_noise: what pipelines of diffusers use.
+
+    `timesteps` lists every evaluation, so a two-stage solver has about twice as many as steps. For a solver that
+    chooses its steps as it goes (adaptive) it is an iterable, each known once the one before is answered. `target` is
+    where a flow map is asked to go. What a pipeline changes in a sample between two steps (inpainting) is kept.
+    """
+
+    order = 1
+
+    def __init__(
+        self, solver: Solver, path: Path, param: Parameterisation, grid: Any, seed: int = 0, time_scale: float = 1.0
+    ):
+        self.solver, self.path, self.param, self.grid = solver, path, param, grid
+        self.seed, self.time_scale = seed, time_scale
+        self.config: dict[str, Any] = {"num_train_timesteps": 1000, "prediction_type": type(param).__name__}
+        self.timesteps: Any = None
+        self.times = torch.tensor([path.t1, 0.0], dtype=torch.float64)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the sample that a pipeline starts with."""
+        return float(self.path.sigma(self.times[0]))
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Prepares a walk of so many steps of the solver."""
+        self.times = self.grid.times(self.path, num_inference_steps)
+        self.step_index, self.state = 0, self.solver.init()
+        self.x: Tensor | None = None
+        self.answers: list[Prediction] = []
+        self.asked: Asked | None = None
+        self.drawn: Tensor | None = None
+        self.planned: list[tuple[Tensor, Tensor | None]] = []
+        if self.solver.nfe(num_inference_steps) is None:
+            self.timesteps = Live(self, device)
+        else:
+            self.planned = self._rehearse()
+            self.timesteps = torch.stack([self._told(t, device) for t, _ in self.planned])
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The network's input for a sample [B, ...]: c_in of EDM, otherwise the sample."""
+        t = self.asked.t if self.asked else self.times[0 if timestep is None else self._step_at(timestep)]
+        return expand(self.param.scale(self.path, t), sample) * sample
+
+    @property
+    def target(self) -> Tensor | None:
+        """What a flow map is to be told as `s` at the next evaluation; None for other solvers."""
+        s = self.asked.s if self.asked else self.planned[0][1] if self.planned else None
+        return None if s is None else self._told(s, None)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+        **unused: Any,
+    ) -> Output:
+        """The network's answer at `timestep` in, the sample of the next one out; all [B, ...].
+
+        Raises UserError before set_timesteps, after the last step, and for a timestep that begins no step.
+        """
+        if self.timesteps is None or self.step_index >= len(self.times) - 1:
+            raise UserError("this walk is over or was never begun: call set_timesteps")
+        if self.asked is None:
+            self._begin(timestep, sample, generator)
+        asked, x = self.asked, self.x
+        assert asked is not None and x is not None
+        if not self.answers:
+            self.x = sample if asked.x is x else x + (sample - asked.x)
+        answer = self.param.solve(self.path, sample, model_output, asked.t)
+        self.answers.append(answer)
+        return Output(self._advance(generator), answer.x0)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t of data [B, ...] at timesteps [B] or 0-d that begin a step."""
+        steps = torch.tensor([self._step_at(t) for t in timesteps.reshape(-1)])
+        return self.path.mix(original_samples, noise, self.times[steps].to(original_samples.device))
+
+    def _begin(self, timestep: Any, sample: Tensor, generator: torch.Generator | None) -> None:
+        """The first evaluation of a walk, which a pipeline makes before it has asked us anything."""
+        self.step_index, self.x = self._step_at(timestep), sample
+        first = self._advance(generator)
+        if not torch.allclose(first, sample, rtol=1e-5, atol=1e-5):  # a change of variables and back may round
+            name = type(self.solver).__name__
+            raise UserError(f"{name} changes the sample before its first evaluation (churn?), which no pipeline awaits")
+
+    def _advance(self, generator: torch.Generator | None) -> Tensor:
+        """Runs on until an evaluation is missing; returns the x it is asked at, or the end."""
+        while self.step_index < len(self.times) - 1:
+            x, i = self.x, self.step_index
+            assert x is not None
+            try:
+                t, s = self.times[i], self.times[i + 1]
+                self.x, self.state = self.solver.step(
+                    replay(self.answers), self.path, x, t, s, self.state, functools.partial(self._noise, x, generator)
+                )
+            except Asked as asked:
+                self.asked = asked
+                return asked.x
+            self.step_index, self.answers, self.drawn = i + 1, [], None
+        assert self.x is not None
+        return self.x
+
+    def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """This step's unit noise, the same in every replay of it."""
+        if self.drawn is None:
+            if generator is None:
+                drawn = Noise(tuple(sample_seeds(self.seed, len(x)))).normal(self.step_index, x.shape[1:])
+            else:
+                drawn = torch.randn(x.shape, generator=generator, device=generator.device)
+            self.drawn = drawn.to(x)
+        return self.drawn
+
+    def _told(self, t: Tensor, device: torch.device | str | None) -> Tensor:
+        exact = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
+        return (self.path.net_time(t) * self.time_scale).to(device=device, dtype=exact)
+
+    def _step_at(self, timestep: Any) -> int:
+        """The step that begins with this timestep: 0, but for pipelines that start on the way (image to image)."""
+        value = float(timestep)
+        begins = [float(self._told(t, None)) for t in self.times[:-1]]
+        for i, told in enumerate(begins):
+            if abs(told - value) <= 1e-6 * max(abs(told), 1e-6):
+                return i
+        raise UserError(f"timestep {value:g} begins no step; those that do: {', '.join(f'{b:g}' for b in begins)}")
+
+    def _rehearse(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The t and s of every evaluation, seen in a walk with a made-up model."""
+        seen = []
+
+        def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+            seen.append((t, s))
+            return Prediction(torch.zeros_like(x), x)
+
+        x, state = torch.ones(1, 1, dtype=torch.float64), self.solver.init()
+        for t, s in itertools.pairwise(self.times):
+            x, state = self.solver.step(evaluate, self.path, x, t, s, state, x.new_zeros(1, 1).clone)
+        return seen
+
+
+class Live:
+    """The timesteps of a solver that decides as it goes, to be iterated over while `step` is called."""
+
+    def __init__(self, scheduler: Scheduler, device: torch.device | str | None):
+        self.scheduler, self.device = scheduler, device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        scheduler = self.scheduler
+        while scheduler.step_index < len(scheduler.times) - 1:
+            yield scheduler._told(scheduler.asked.t if scheduler.asked else scheduler.times[0], self.device)
+
+
+def replay(answers: list[Prediction]) -> Any:
+    """An Evaluate that knows so many answers and asks for the next."""
+    left = iter(answers)
+
+    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+        for answer in left:
+            return answer
+        raise Asked(x, t, s)
+
+    return evaluate
