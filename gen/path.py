@@ -80,6 +80,10 @@ class Path:
         da, ds = self.alpha(s) - self.alpha(t), self.sigma(s) - self.sigma(t)
         return x + expand(da, x) * pred.x0 + expand(ds, x) * pred.eps
 
+    def land(self, pred: Prediction, s: Tensor) -> Tensor:
+        """alpha_s x0 + sigma_s eps: `mix` for a sampling loop, where s is 0-d and nothing is differentiated by it."""
+        return torch.add(pred.x0 * float(self.alpha(s)), pred.eps, alpha=float(self.sigma(s)))
+
     def start(self, noise: Tensor, t: Tensor) -> Tensor:
         """x_t for a sampler that starts at t from unit noise [B, ...]: the data's own share is left out."""
         return expand(self.sigma(t), noise) * noise
@@ -103,6 +107,9 @@ class Flow(Path):
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam)
+
+    def land(self, pred: Prediction, s: Tensor) -> Tensor:
+        return torch.lerp(pred.x0, pred.eps, float(s))  # in one operation: a small net is not to wait for the loop
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +37,8 @@ class Solver(Protocol):
         """Order of convergence to the probability-flow ODE; None for what does not follow it."""
         ...
 
-    def nfe(self, steps: int) -> int:
-        """Evaluations of the denoiser in a whole loop of so many steps down to t = 0."""
+    def nfe(self, steps: int) -> int | None:
+        """Evaluations of the denoiser in a whole loop of so many steps down to t = 0; None if the data decide."""
         ...
 
     def init(self) -> Any:
@@ -68,37 +70,42 @@ def integrate(
     Raises UserError for a grid that does not fall, NonFinite if a step leaves the real numbers.
     """
     times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise UserError(f"a grid is at least 2 falling times, got {times.tolist()}")
-    if not 0 <= float(times[-1]) < float(times[0]) <= f.path.t1:
-        raise UserError(f"a grid lies in [0, {f.path.t1:g}], got {float(times[0]):g} .. {float(times[-1]):g}")
+    values = times.tolist()
+    if times.ndim != 1 or len(values) < 2 or not all(t > s for t, s in itertools.pairwise(values)):
+        raise UserError(f"a grid is at least 2 falling times, got {values}")
+    path, steps, points = f.path, len(values) - 1, times.unbind()
+    if not 0 <= values[-1] < values[0] <= path.t1:
+        raise UserError(f"a grid lies in [0, {path.t1:g}], got {values[0]:g} .. {values[-1]:g}")
 
-    def bind(step: int) -> Evaluate:
-        stages = itertools.count()
+    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+        return f(x, t, cond, s=s, tap=tap)  # type: ignore[arg-type]
 
-        def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
-            if not isinstance(tap, Located):
-                return f(x, t, cond, s=s, tap=tap)
-            context = Context(step, len(times) - 1, next(stages), float(t))
-            return f(x, t, cond, s=s, tap=Placed(tap, context))
+    def draw(step: int) -> Tensor:
+        if noise is None:
+            raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
+        return noise.normal(step, x.shape[1:]).to(x)
 
-        return evaluate
-
-    def draw(step: int) -> Callable[[], Tensor]:
-        def fresh() -> Tensor:
-            if noise is None:
-                raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
-            return noise.normal(step, x.shape[1:]).to(x)
-
-        return fresh
-
+    located = tap if isinstance(tap, Located) else None
     state = solver.init()
-    for i in range(len(times) - 1):
-        x, state = solver.step(bind(i), f.path, x, times[i], times[i + 1], state, draw(i))
+    for i in range(steps):
+        place = evaluate if located is None else _placed(f, cond, located, i, steps)
+        x, state = solver.step(place, path, x, points[i], points[i + 1], state, partial(draw, i))
         if watch is not None:
-            watch(i, times[i + 1], x)
-    if not bool(torch.isfinite(x).all()):
-        raise NonFinite(
-            f"{type(solver).__name__} left the real numbers in {len(times) - 1} steps from {float(times[0]):g}"
-        )
+            watch(i, points[i + 1], x)
+    # One sum tells, unless it overflows: only then is every number looked at.
+    if not (math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())):
+        raise NonFinite(f"{type(solver).__name__} left the real numbers in {steps} steps from {values[0]:g}")
     return x
+
+
+def _placed(f: Denoise, cond: Cond | None, tap: Located, step: int, steps: int) -> Evaluate:
+    """The evaluations of one step, for a tap that is to be told which each of them is."""
+    stages = itertools.count()
+
+    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+        if t.ndim:
+            raise UserError("a cache is told one time for the whole batch, and this solver gives each sample its own")
+        context = Context(step, steps, next(stages), float(t))
+        return f(x, t, cond, s=s, tap=Placed(tap, context))
+
+    return evaluate

@@ -29,4 +29,4 @@ class Euler:
     def step(
         self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
-        return path.advance(x, f(x, t), t, s), None
+        return path.land(f(x, t), s), None

@@ -33,4 +33,4 @@ class Jump:
     def step(
         self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
-        return path.advance(x, f(x, t, s=s), t, s), None
+        return path.land(f(x, t, s=s), s), None

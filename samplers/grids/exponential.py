@@ -1,0 +1,34 @@
+"""Even log-SNR."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.path import Path
+
+__all__ = ["Exponential"]
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """log(sigma / alpha) falls evenly, then sigma to 0: the "logSNR" grid of DPM-Solver (Lu et al. 2022, section 3)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise UserError(
+                f"Exponential: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}; it must be 0 < min < max"
+            )
+
+    def times(self, path: Path, steps: int) -> Tensor:
+        t1 = torch.tensor(path.t1, dtype=torch.float64)
+        top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # no path is asked for more noise than it has
+        lam = torch.linspace(-math.log(top), -math.log(self.sigma_min), steps, dtype=torch.float64)
+        return torch.cat([path.t_of_lam(lam).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])

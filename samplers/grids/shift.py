@@ -1,0 +1,52 @@
+"""Even times, shifted towards noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.path import Path
+
+__all__ = ["Shift"]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """u' = s u / (1 + (s - 1) u) for even fractions u of t1; on flow this multiplies sigma / alpha by s (Esser et al.
+    2024, eq. 23).
+
+    shift: s, above 1 for more steps at high noise. tokens: the length of the network's sequence; if given, s = e^mu
+    instead, mu linear in it through (256, 0.5) and (4096, 1.15) as for FLUX.
+    """
+
+    shift: float = 3.0
+    tokens: int | None = None
+    base_tokens: int = 256
+    base_mu: float = 0.5
+    max_tokens: int = 4096
+    max_mu: float = 1.15
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise UserError(f"Shift: shift = {self.shift}; it must be positive")
+        if (self.tokens is not None and self.tokens < 1) or self.base_tokens >= self.max_tokens:
+            raise UserError(
+                f"Shift: tokens = {self.tokens} between {self.base_tokens} and {self.max_tokens}; "
+                "it must be at least 1, and base_tokens < max_tokens"
+            )
+
+    @property
+    def factor(self) -> float:
+        """s."""
+        if self.tokens is None:
+            return self.shift
+        slope = (self.max_mu - self.base_mu) / (self.max_tokens - self.base_tokens)
+        return math.exp(self.base_mu + slope * (self.tokens - self.base_tokens))
+
+    def times(self, path: Path, steps: int) -> Tensor:
+        u, s = torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.factor
+        return path.t1 * (s * u / (1 + (s - 1) * u))

@@ -1,0 +1,48 @@
+"""The integer timesteps of diffusers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.path import Path
+
+__all__ = ["Timesteps"]
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """Entries k of a table of `total` noise levels, at t = (k + 1) t1 / total, then 0 (Lin et al. 2024, table 2).
+
+    spacing: "leading" is k = i (total // steps) + offset, "trailing" round(total - i total / steps) - 1, "linspace"
+    round((total - 1) i / (steps - 1)). Only the last two begin in noise. On the DDPM path k is what its networks know.
+    """
+
+    spacing: Literal["leading", "trailing", "linspace"] = "trailing"
+    total: int = 1000
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.total < 2 or not 0 <= self.offset < self.total:
+            raise UserError(f"Timesteps: total = {self.total}, offset = {self.offset}; it must be 0 <= offset < total")
+
+    def entries(self, steps: int) -> Tensor:
+        """k, falling; float64 [steps]."""
+        if not 1 <= steps <= self.total:
+            raise UserError(f"Timesteps: {steps} steps; there are {self.total} to choose from")
+        i = torch.arange(steps, dtype=torch.float64)
+        if self.spacing == "trailing":
+            return (self.total - i * (self.total / steps)).round() - 1
+        if self.spacing == "linspace":
+            return torch.linspace(0, self.total - 1, steps, dtype=torch.float64).round().flip(0)
+        return (i * (self.total // steps)).flip(0) + self.offset
+
+    def times(self, path: Path, steps: int) -> Tensor:
+        entries = self.entries(steps)
+        if float(entries[0]) >= self.total:
+            raise UserError(f"Timesteps: {steps} leading steps from offset {self.offset} leave a table of {self.total}")
+        return torch.cat([(entries + 1) * (path.t1 / self.total), torch.zeros(1, dtype=torch.float64)])

@@ -1,0 +1,132 @@
+"""Steps of the size that a tolerance asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gen.errors import NonFinite, UserError
+from gen.path import Path, expand
+from gen.sample import Evaluate
+from gen.samplers.solvers._exponential import base
+
+__all__ = ["Adaptive"]
+
+
+class Slope(NamedTuple):
+    """dy/dphi [B, ...] at a point, and what a pair's x0 has there beyond the one that adds up to x."""
+
+    k: Tensor
+    extra: Tensor
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Bogacki & Shampine's third-order rule with its embedded second-order one; steps where their difference allows.
+
+    It works in the angle phi = atan(sigma / alpha), dy/dphi = cos(phi) eps - sin(phi) x0 with y = x / |(alpha, sigma)|:
+    smooth and bounded at both ends of every path, and free of derivatives. The error of a step is the root mean square
+    of difference / (atol + rtol max(|y|, |y'|)) over a sample. per: "sample" gives each sample its own steps, so that
+    none depends on its batch; the network is then asked at one time per sample until the last is done. "batch" lets the
+    worst sample decide for all, as caches and intervals of guidance need. Times of the grid are met exactly; before
+    t = 0 it stops at sigma / alpha = level and returns the x0 predicted there. How many evaluations that takes, the
+    data decide: nfe is None, and what is counted includes rejected steps. Order: the tolerance's, so None.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    per: Literal["sample", "batch"] = "sample"
+    level: float = 0.002
+
+    order: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if self.rtol < 0 or not self.atol > 0 or not self.level > 0:
+            raise UserError(
+                f"Adaptive: rtol = {self.rtol}, atol = {self.atol}, level = {self.level}; "
+                "it must be rtol >= 0, atol > 0 and level > 0"
+            )
+
+    def nfe(self, steps: int) -> None:
+        return None
+
+    def init(self) -> Tensor | None:
+        return None
+
+    def step(
+        self,
+        f: Evaluate,
+        path: Path,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: Tensor | None,
+        noise: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        end = math.atan(self.level) if s == 0 else float(torch.atan2(path.sigma(s), path.alpha(s)))
+        phi = torch.atan2(path.sigma(t), path.alpha(t))
+        if self.per == "sample":
+            phi = phi.expand(len(x))
+        h = torch.full_like(phi, 0.1) if state is None else state
+        if bool((phi > end).any()):
+            x, h = self.walk(f, path, x, phi, end, h)
+            t = self.time(path, torch.full_like(phi, end)) if s == 0 else s
+        return (path.land(f(x, t), s) if s == 0 else x), h
+
+    def walk(self, f: Evaluate, path: Path, x: Tensor, phi: Tensor, end: float, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x from the angles phi, [B] or 0-d, to a common one; and the step sizes for the next interval to begin with."""
+        y = x / expand(self.radius(path, self.time(path, phi)), x)
+        here = self.slope(f, path, y, phi)
+        while bool((going := phi > end).any()):
+            now = torch.minimum(h, phi - end)
+            last = now >= phi - end
+            new_phi = torch.where(last, torch.full_like(phi, end), phi - now)
+            new_y, new, error = self.trial(f, path, y, here, phi, phi - new_phi)
+            error = error.nan_to_num(math.inf)
+            taken = going & (error <= 1)
+            grow = (0.9 * error.clamp(min=1e-12) ** (-1 / 3)).clamp(0.2, 5.0)
+            h = torch.where(going & ~(taken & last), now * grow, torch.where(taken, torch.maximum(h, now * grow), h))
+            if bool((going & (h < 1e-9)).any()):
+                raise NonFinite("Adaptive: no step is small enough for the tolerance; does the network return NaN?")
+            rows = taken.to(y.device).reshape(taken.shape + (1,) * ((y.ndim - 1) * taken.ndim))
+            y = torch.where(rows, new_y, y)
+            here = Slope(torch.where(rows, new.k, here.k), torch.where(rows, new.extra, here.extra))
+            phi = torch.where(taken, new_phi, phi)
+        return y * expand(self.radius(path, self.time(path, phi)), y), h
+
+    def trial(
+        self, f: Evaluate, path: Path, y: Tensor, here: Slope, phi: Tensor, step: Tensor
+    ) -> tuple[Tensor, Slope, Tensor]:
+        """One step of Bogacki & Shampine's pair: y at phi - step, the slope there, and the error, shaped as phi."""
+
+        def at(part: float, *weights: tuple[float, Tensor]) -> Tensor:
+            slope = torch.stack([w * k for w, k in weights]).sum(0)
+            return y - expand(step, y) * slope + expand(torch.cos(phi - part * step), y) * here.extra
+
+        k1 = here.k
+        k2 = self.slope(f, path, at(1 / 2, (1 / 2, k1)), phi - step / 2).k
+        k3 = self.slope(f, path, at(3 / 4, (3 / 4, k2)), phi - 3 * step / 4).k
+        new = at(1, (2 / 9, k1), (1 / 3, k2), (4 / 9, k3))
+        end = self.slope(f, path, new, phi - step)
+        gap = expand(step, y) * (k2 / 12 - 5 * k1 / 72 + k3 / 9 - end.k / 8)
+        scaled = gap / (self.atol + self.rtol * torch.maximum(y.abs(), new.abs()))
+        error = scaled.double().flatten(1).pow(2).mean(1).sqrt().to(phi.device)
+        return new, end, error if phi.ndim else error.max()
+
+    def slope(self, f: Evaluate, path: Path, y: Tensor, phi: Tensor) -> Slope:
+        t = self.time(path, phi)
+        x = y * expand(self.radius(path, t), y)
+        pred = f(x, t)
+        x0 = base(path, x, pred, t)
+        return Slope(expand(torch.cos(phi), y) * pred.eps - expand(torch.sin(phi), y) * x0, pred.x0 - x0)
+
+    def time(self, path: Path, phi: Tensor) -> Tensor:
+        return path.t_of_lam(-torch.tan(phi).log()).clamp(max=path.t1)
+
+    def radius(self, path: Path, t: Tensor) -> Tensor:
+        return torch.hypot(path.alpha(t), path.sigma(t))

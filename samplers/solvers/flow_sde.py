@@ -1,0 +1,62 @@
+"""The reverse SDE in t."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.path import Path
+from gen.sample import Evaluate
+from gen.samplers.solvers._stages import Stage, shift
+
+__all__ = ["FlowSDE"]
+
+
+@dataclass(frozen=True)
+class FlowSDE:
+    """dx = (u + w eps / (2 sigma)) dt + sqrt(w) dW backwards in t, u the velocity and w = `churn` sigma(t): the SDE
+    that has the marginals of the flow (SiT, Ma et al. 2024, eq. 5 and 7, whose score is -eps / sigma).
+
+    method: Euler-Maruyama, weak order 1, or Heun's rule with the step's one noise in both stages, weak order 2. The
+    last step, to t = 0, is the prediction of x0, without noise.
+    """
+
+    method: Literal["euler", "heun"] = "euler"
+    churn: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.churn < 0:
+            raise UserError(f"FlowSDE: churn = {self.churn}; it must not be negative")
+
+    @property
+    def order(self) -> int | None:
+        return None if self.churn else 1 + (self.method == "heun")
+
+    def nfe(self, steps: int) -> int:
+        return 2 * steps - 1 if self.method == "heun" else steps
+
+    def init(self) -> None:
+        return None
+
+    def step(
+        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+    ) -> tuple[Tensor, None]:
+        pred = f(x, t)
+        out = path.land(pred, s)
+        if s == 0:
+            return out, None
+        drift = self.churn * float(t - s) / 2  # w / (2 sigma) times the step
+        if self.churn:
+            spread = math.sqrt(2 * drift * float(path.sigma((t + s) / 2)))
+            out = torch.add(torch.add(out, pred.eps, alpha=-drift), noise(), alpha=spread)
+        if self.method == "euler":
+            return out, None
+        here, there = Stage.of(path, x, pred, t), Stage.of(path, out, f(out, s), s)
+        da, ds = float(path.alpha(s) - path.alpha(t)), float(path.sigma(s) - path.sigma(t))
+        return shift(out, here, there, da / 2, (ds - drift) / 2), None
