@@ -24,8 +24,10 @@ from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 
 def every(folder):
-    """Each plug-in of a folder, built with its defaults."""
-    return [pytest.param(build(folder, name), id=name) for name in names(folder)]
+    """Each plug-in of a folder, built with its defaults; those that have none are tested beside their folder."""
+    return [
+        pytest.param(build(folder, name), id=name) for name in names(folder) if not needs_fields(find(name, folder))
+    ]
 
 
 def needs_fields(thing):
@@ -121,7 +123,7 @@ def test_one_solver_serves_two_loops_at_once(solver):
     assert torch.equal(inner[0], outer)
 
 
-@pytest.mark.parametrize("path", [Flow(), EDM(), Trig()], ids=repr)
+@pytest.mark.parametrize("path", [Flow(), EDM(8.0), Trig()], ids=repr)
 @pytest.mark.parametrize("solver", [p for p in SOLVERS if p.values[0].order is not None])
 def test_the_measured_order_is_the_declared_one(solver, path):
     """On points drawn from x_t itself, from 0.8 to 0.1 of t1."""
@@ -129,7 +131,7 @@ def test_the_measured_order_is_the_declared_one(solver, path):
     x0, _ = mixture(path).sample(64, generator)
     x = path.mix(x0, torch.randn(64, 2, generator=generator, dtype=torch.float64), f64(0.8 * path.t1)[0])
     order = measured_order(solver, mixture(path), x, 0.8 * path.t1, 0.1 * path.t1, (64, 128, 256))
-    assert order == pytest.approx(solver.order, abs=0.1 if solver.order == 1 else 0.15)
+    assert order == pytest.approx(solver.order, abs={1: 0.1, 2: 0.15}.get(solver.order, 0.3))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -140,7 +142,7 @@ def test_the_counted_evaluations_are_the_declared_ones(solver, path, steps):
     counted = Counted(mixture(path))
     grid = torch.linspace(path.t1, 0, steps + 1, dtype=torch.float64)
     integrate(counted, x, grid, solver, cond=cond, noise=noise)
-    assert counted.calls == solver.nfe(steps)
+    assert counted.calls == solver.nfe(steps) or (solver.nfe(steps) is None and counted.calls >= steps)
     assert counted.rows == counted.calls * len(x)
 
 

@@ -79,7 +79,7 @@ class Adaptive:
         return (path.land(f(x, t), s) if s == 0 else x), h
 
     def walk(self, f: Evaluate, path: Path, x: Tensor, phi: Tensor, end: float, h: Tensor) -> tuple[Tensor, Tensor]:
-        """x from the angles phi, [B] or 0-d, to a common one; and the step sizes for the next interval to begin with."""
+        """x from the angles phi, [B] or 0-d, to a common one; and step sizes for the next interval to begin with."""
         y = x / expand(self.radius(path, self.time(path, phi)), x)
         here = self.slope(f, path, y, phi)
         while bool((going := phi > end).any()):

@@ -55,7 +55,7 @@ class DPMpp:
             return out, ()
         here = Node(float(path.lam(t)), base(path, x, pred, t))
         nodes, lam = usable(here, state, self.solver_order), float(path.lam(s))
-        if math.isfinite(lam):
+        if len(nodes) > 1 and math.isfinite(lam):
             alpha = float(path.alpha(s))
             out = add(out, [alpha * w for w in corrections(nodes, lam, self.kind, bool(self.compat))], nodes)
         return out, remember(here, state, self.solver_order - 1)

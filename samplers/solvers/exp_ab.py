@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -64,6 +63,6 @@ class ExpAB:
             return single(f, path, x, pred, t, s, 3), after
         nodes, lam, alpha = usable(here, state.history, self.solver_order), float(path.lam(s)), float(path.alpha(s))
         out = path.land(pred, s)
-        if len(nodes) > 1 and math.isfinite(nodes[0].lam):
+        if len(nodes) > 1:
             out = add(out, [alpha * w for w in integrals(nodes, nodes[0].lam, lam)], nodes)
         return out, after
