@@ -136,14 +136,21 @@ def chord(path: Path, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Predictio
 
 
 def measured_order(
-    solver: Solver, f: Denoise, x: Tensor, start: float, end: float, steps: tuple[int, ...] = (128, 256, 512)
+    solver: Solver,
+    f: Denoise,
+    x: Tensor,
+    start: float,
+    end: float,
+    steps: tuple[int, ...] = (128, 256, 512),
+    truth: Tensor | None = None,
 ) -> float:
     """The slope of log error against log step size, against the fourth-order rule on a far finer grid.
 
-    x [B, D] float64 at time `start`; grids are uniform from start to end, both inside (0, t1).
+    x [B, D] float64 at time `start`; grids are uniform from start to end, both inside (0, t1). truth: where the ODE
+    leads, if that is known.
     """
     from_solver = {n: integrate(f, x, torch.linspace(start, end, n + 1, dtype=torch.float64), solver) for n in steps}
-    truth = runge_kutta(f, x, start, end, 4 * max(steps))
+    truth = runge_kutta(f, x, start, end, 4 * max(steps)) if truth is None else truth
     logs = torch.tensor([[math.log(n), float((from_solver[n] - truth).norm().log())] for n in steps])
     centred = logs - logs.mean(0)
     return -float((centred[:, 0] * centred[:, 1]).sum() / (centred[:, 0] ** 2).sum())

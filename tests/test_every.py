@@ -6,6 +6,7 @@ A plug-in is built with its defaults, which therefore must work. What only one p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -19,7 +20,7 @@ from gen.path import DDPM, EDM, Flow, Trig
 from gen.sample import integrate
 from gen.samplers.caches.custom import Custom
 from gen.spec import build, describe, find, name_of, names, spec_of
-from gen.testing import Gaussian, Mixture, measured_order
+from gen.testing import Gaussian, Mixture, measured_order, runge_kutta
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 
@@ -123,14 +124,22 @@ def test_one_solver_serves_two_loops_at_once(solver):
     assert torch.equal(inner[0], outer)
 
 
+@functools.cache
+def trajectories(path, start, end):
+    """Points of the mixture at `start`, and where the ODE leads them."""
+    generator = torch.Generator().manual_seed(0)
+    x0, _ = mixture(path).sample(64, generator)
+    x = path.mix(x0, torch.randn(64, 2, generator=generator, dtype=torch.float64), f64(start)[0])
+    return x, runge_kutta(mixture(path), x, start, end, 1024)
+
+
 @pytest.mark.parametrize("path", [Flow(), EDM(8.0), Trig()], ids=repr)
 @pytest.mark.parametrize("solver", [p for p in SOLVERS if p.values[0].order is not None])
 def test_the_measured_order_is_the_declared_one(solver, path):
     """On points drawn from x_t itself, from 0.8 to 0.1 of t1."""
-    generator = torch.Generator().manual_seed(0)
-    x0, _ = mixture(path).sample(64, generator)
-    x = path.mix(x0, torch.randn(64, 2, generator=generator, dtype=torch.float64), f64(0.8 * path.t1)[0])
-    order = measured_order(solver, mixture(path), x, 0.8 * path.t1, 0.1 * path.t1, (64, 128, 256))
+    ends = 0.8 * path.t1, 0.1 * path.t1
+    x, truth = trajectories(path, *ends)
+    order = measured_order(solver, mixture(path), x, *ends, (64, 128, 256), truth)
     assert order == pytest.approx(solver.order, abs={1: 0.1, 2: 0.15}.get(solver.order, 0.3))
 
 

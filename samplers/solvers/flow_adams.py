@@ -34,7 +34,8 @@ class FlowAdams:
     x_s = x_t + int alpha' x0 dt + int sigma' eps dt, integrated by parts so that no derivative of alpha or sigma is
     needed; on flow and EDM this is the classical rule on the velocity (Hairer et al. 1993, section III.1). The first
     solver_order - 1 steps are DPM-Solver++(3S)'s, a Runge-Kutta rule whose error the fourth order can bear; begun with
-    Euler steps, it would be of second order only. They take 2 more evaluations each. The last step, to t = 0, asks nothing there and keeps the order where sigma is smooth.
+    Euler steps, it would be of second order only. They take 2 more evaluations each. The last step, to t = 0, asks
+    nothing there and keeps the order where sigma is smooth.
     """
 
     solver_order: int = 4
