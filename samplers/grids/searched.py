@@ -12,7 +12,7 @@ from torch import Tensor
 from gen.errors import UserError
 from gen.path import Path
 from gen.samplers.grids.given import checked
-from gen.spec import spec_of
+from gen.spec import build, spec_of
 
 __all__ = ["Searched"]
 
@@ -28,8 +28,8 @@ class Searched:
 
     def times(self, path: Path, steps: int) -> Tensor:
         found = self.read()
-        if found["path"] != (asked := spec_of(path)):
-            raise UserError(f"{self.file} holds times for the path {found['path']}, not for {asked}")
+        if build("path", found["path"]) != path:
+            raise UserError(f"{self.file} holds times for the path {found['path']}, not for {spec_of(path)}")
         return checked(tuple(found["times"]), path, steps, self.file)
 
     def read(self) -> dict[str, Any]:
