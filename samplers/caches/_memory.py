@@ -76,6 +76,8 @@ class Memory:
             raise UserError(f"a cached feature changed its shape from {was} to {now}; start one run for each batch")
         many = max(len(rows), len(self.nodes))
         rows, nodes = _spread(rows, many), _spread(self.nodes, many)
+        if any(row and x == n[0] for row, n in zip(rows, nodes, strict=True)):
+            raise UserError(f"two steps of a loop have the same coordinate, {x:g}: no predictor can tell them apart")
         older = self.rises
         if size > 1:
             shifted = (feature - self.newest, *older)
@@ -91,7 +93,7 @@ class Memory:
         out = self.newest
         if len(lags) == 1:
             for lag, rise in zip(next(iter(lags.values())), self.rises, strict=False):
-                out = torch.add(out, rise, alpha=lag)
+                out = torch.add(out, rise, alpha=lag) if out is self.newest else out.add_(rise, alpha=lag)
             return out.to(self.dtype)
         width = len(self.rises)
         table = [[*lags[nodes], *[0.0] * width][:width] for nodes in self.nodes]

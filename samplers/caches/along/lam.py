@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,19 @@ __all__ = ["Lam"]
 
 @dataclass(frozen=True)
 class Lam:
-    """log(alpha / sigma) of the evaluation's time on a path, kept within +- clip, since it is infinite at the ends."""
+    """Half log-SNR lam = log(alpha / sigma), as limit tanh(lam / limit), because it is infinite at a path's ends.
+
+    path: the one that the model was trained on. limit: well above the |lam| that matter, it leaves them as they are.
+    """
 
     path: Any = part("path", default=Flow())
-    clip: float = 6.0
+    limit: float = 8.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", build("path", self.path))
-        if not self.clip > 0:
-            raise UserError(f"Lam: clip = {self.clip}; it must be positive")
+        if not self.limit > 0:
+            raise UserError(f"Lam: limit = {self.limit}; it must be positive")
 
     def place(self, context: Context) -> float:
         lam = float(self.path.lam(torch.tensor(context.t, dtype=torch.float64)))
-        return min(max(lam, -self.clip), self.clip)
+        return self.limit * math.tanh(lam / self.limit)

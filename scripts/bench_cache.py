@@ -1,0 +1,170 @@
+"""What a feature cache saves: the cost of a skipped step, the latency of a whole loop, and the drift from no cache.
+
+    python scripts/bench_cache.py [RUN ...] [--interval 3] [--steps 50] [--json FILE]
+
+On a DiT-S/2 of 256 tokens with random weights, and on each RUN folder given. One thread. Loops with and without a
+cache take turns (A B B A), and medians are compared, so that a busy machine disturbs both alike. Drift is the root mean
+square difference from the same noise's uncached samples, relative to their standard deviation; a random network's
+says little of a trained one's.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
+
+import argparse
+import json
+import time
+from statistics import median
+
+import torch
+
+import gen
+from gen.denoise import Denoiser
+from gen.models.dit import DiT
+from gen.noise import Noise, sample_seeds
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.sample import integrate
+from gen.samplers.caches.along.lam import Lam
+from gen.samplers.caches.taylorseer import TaylorSeer
+from gen.samplers.caches.taylorseer_lite import TaylorSeerLite
+from gen.samplers.solvers.euler import Euler
+from gen.tap import Context, Placed
+
+
+def random_dit():
+    """A DiT-S/2 whose blocks and output are not zero, as they are when fresh."""
+    torch.manual_seed(0)
+    net = DiT.preset("S/2").build()
+    for name, weight in net.named_parameters():
+        if "adaLN" in name or name == "final_layer.linear.weight":
+            torch.nn.init.normal_(weight, std=0.02)
+    return Denoiser(net.eval().requires_grad_(False), Flow(), FlowParam()), (4, 32, 32), 1000
+
+
+def timed(call):
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def turns(first, second, rounds):
+    """Median seconds of both, run A B B A."""
+    a, b = [], []
+    for _ in range(rounds):
+        for call, times in ((first, a), (second, b), (second, b), (first, a)):
+            times.append(timed(call))
+    return median(a), median(b)
+
+
+class Bench:
+    """One model with one batch of noise."""
+
+    def __init__(self, f, shape, classes, batch):
+        noise = Noise(tuple(sample_seeds(0, batch)))
+        self.f, self.batch = f, batch
+        self.x, self.cond = noise.normal("start", shape), {"y": torch.arange(batch) % max(classes, 1)}
+
+    def loop(self, cache, steps):
+        """The samples, and the cache's report."""
+        times, run = torch.linspace(1, 0, steps + 1, dtype=torch.float64), cache and cache.start(steps)
+        x = integrate(self.f, self.f.path.start(self.x, times[0]), times, Euler(), cond=self.cond, tap=run)
+        return x, run and run.report()
+
+    def step_cost(self, cache, rounds):
+        """Seconds of a full evaluation, and of a skipped one after enough full ones to fill the cache's memory."""
+        steps = cache.warmup + 3 * cache.interval + 1  # the last but one is full, the last is not
+        run, t = cache.start(steps), torch.tensor(0.5, dtype=torch.float64)
+        taps = [Placed(run, Context(step, steps, 0, 1 - step / steps)) for step in range(steps)]
+        for tap in taps[:-1]:
+            self.f(self.x, t, self.cond, tap=tap)
+        return turns(lambda: self.f(self.x, t, self.cond), lambda: self.f(self.x, t, self.cond, tap=taps[-1]), rounds)
+
+    def parts(self, rounds):
+        """Seconds of what every evaluation pays outside the blocks."""
+        net, t = self.f.net, torch.full((self.batch,), 0.5)
+        h = net.x_embedder["proj"](self.x).flatten(2).mT + net.pos_embed
+        c = net.t_embedder(t)
+        calls = {
+            "patches": lambda: net.pos_embed + net.x_embedder["proj"](self.x).flatten(2).mT,
+            "time": lambda: net.t_embedder(t * net.spec.time_scale),
+            "label": lambda: net.y_embedder(self.cond["y"]) if net.y_embedder is not None else None,
+            "final": lambda: net.unpatchify(net.final_layer(h, c)),
+        }
+        return {name: median(timed(call) for _ in range(4 * rounds)) for name, call in calls.items()}
+
+
+def drift(a, b):
+    return float((a - b).square().mean().sqrt() / b.std())
+
+
+@torch.no_grad()
+def measure(name, f, shape, classes, batch, steps, interval, rounds, loops):
+    bench = Bench(f, shape, classes, batch)
+    plain, _ = bench.loop(None, steps)
+    rows, latency = [], {}
+    lite, lam = TaylorSeerLite(interval), TaylorSeerLite(interval, along=Lam(f.path))
+    caches = {"taylorseer": TaylorSeer(interval), "lite": lite, "lite, lam": lam}
+    for label, cache in caches.items():
+        x, report = bench.loop(cache, steps)
+        full, skipped = bench.step_cost(cache, rounds)
+        own = []
+        for _ in range(loops):
+            base, cached = turns(lambda: bench.loop(None, steps), lambda c=cache: bench.loop(c, steps), 1)
+            own.append((base, cached))
+        latency[label] = median(b / c for b, c in own)
+        rows.append({
+            "cache": label, "order": cache.order, "full": report.full, "evaluations": report.evaluations,
+            "fraction": report.fraction, "full_ms": 1e3 * full, "skipped_ms": 1e3 * skipped, "c": skipped / full,
+            "speedup": latency[label], "ms_per_loop": 1e3 * median(c for _, c in own), "drift": drift(x, plain),
+            "memory_mb": report.memory / 2**20,
+        })  # fmt: skip
+    few = max(1, round(steps / latency["lite, lam"]))
+    rows.append({"cache": f"none, {few} steps", "evaluations": few, "drift": drift(bench.loop(None, few)[0], plain)})
+    return {
+        "model": name, "batch": batch, "steps": steps, "interval": interval, "rows": rows,
+        "outside_the_blocks_ms": {k: 1e3 * v for k, v in bench.parts(rounds).items()},
+    }  # fmt: skip
+
+
+def table(result):
+    columns = ("full", "evaluations", "full_ms", "skipped_ms", "c", "speedup", "drift", "memory_mb")
+    lines = [
+        f"{result['model']}: batch {result['batch']}, {result['steps']} Euler steps, interval {result['interval']}"
+    ]
+    lines.append("  " + f"{'cache':<16}" + "".join(f"{c:>12}" for c in columns))
+    for row in result["rows"]:
+        cells = ("" if row.get(c) is None else f"{row[c]:.4g}" for c in columns)
+        lines.append("  " + f"{row['cache']:<16}" + "".join(f"{cell:>12}" for cell in cells))
+    parts = ", ".join(f"{k} {v:.3g}" for k, v in result["outside_the_blocks_ms"].items())
+    return "\n".join([*lines, f"  outside the blocks, ms: {parts}"])
+
+
+def main(given=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="*", help="run folders, such as the digits teacher's")
+    parser.add_argument("--interval", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=50, help="of the runs' loops (default: 50)")
+    parser.add_argument("--random-steps", type=int, default=20, help="of the random DiT-S/2's loops (default: 20)")
+    parser.add_argument("--batch", type=int, default=250, help="of the runs (default: 250)")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    args = parser.parse_args(given)
+    torch.set_num_threads(1)
+    results = [measure("DiT-S/2, random", *random_dit(), 1, args.random_steps, args.interval, 4, 1)]
+    print(table(results[0]), flush=True)
+    for folder in args.runs:
+        pipeline = gen.load(folder)
+        model = (pipeline.name, pipeline.denoiser, pipeline.shape, pipeline.classes)
+        results.append(measure(*model, args.batch, args.steps, args.interval, 10, 1))
+        print(table(results[-1]), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
