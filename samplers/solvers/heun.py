@@ -31,13 +31,13 @@ class Heun:
 
     churn: float = 0.0
     s_min: float = 0.0
-    s_max: float = math.inf
+    s_max: float | None = None
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.churn <= math.sqrt(2) - 1 + 1e-9:
             raise UserError(f"Heun: churn = {self.churn}; it is EDM's S_churn / steps, from 0 to sqrt(2) - 1 = 0.4142")
-        if not 0 <= self.s_min <= self.s_max or self.s_noise < 0:
+        if self.s_min < 0 or (self.s_max is not None and self.s_max < self.s_min) or self.s_noise < 0:
             raise UserError(
                 f"Heun: s_min = {self.s_min}, s_max = {self.s_max}, s_noise = {self.s_noise}; "
                 "it must be 0 <= s_min <= s_max and s_noise >= 0"
@@ -69,7 +69,7 @@ class Heun:
     def stir(self, path: Path, x: Tensor, t: Tensor, noise: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """x and t with noise added; as they are outside [s_min, s_max] and at the top."""
         alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
-        if alpha == 0 or not self.s_min <= sigma / alpha <= self.s_max:
+        if alpha == 0 or sigma / alpha < self.s_min or (self.s_max is not None and sigma / alpha > self.s_max):
             return x, t
         level = torch.tensor(sigma / alpha * (1 + self.churn), dtype=torch.float64)
         hat = path.t_of_lam(-level.log()).clamp(min=float(t), max=path.t1)
