@@ -20,7 +20,7 @@ EXAMPLE, SOLVER = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, changed = re.subn(r'"steps": 2000', '"steps": 3', EXAMPLE)
+    code, changed = re.subn(r'"steps": 1600', '"steps": 3', EXAMPLE)
     code, shorter = re.subn(r"changes=one_step\(\)", 'changes={**one_step(), "steps": 2, "objective.pairs": 40}', code)
     assert changed == shorter == 1
     assert len(EXAMPLE.strip().splitlines()) <= 14

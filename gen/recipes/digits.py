@@ -34,7 +34,7 @@ def digits() -> Run:
         schedule=Cosine(warmup=50),
         ema=(Classic(decay=0.999),),
         sampler=Sampler("euler", steps=20),
-        steps=2000,
+        steps=1600,
         batch_size=64,
         sample_every=500,
         validate_every=500,
@@ -45,10 +45,10 @@ def digits() -> Run:
 def one_step() -> dict[str, Any]:
     """What turns that model, as a teacher, into a one-step student by reflow: all effort at the first step."""
     return {
-        "objective.pairs": 8192,
+        "objective.pairs": 6144,
         "objective.teacher_sampler.solver": "heun",
         "objective.teacher_sampler.steps": 5,
         "objective.times": "point",
         "objective.huber": 0.004,
-        "steps": 1000,
+        "steps": 800,
     }
