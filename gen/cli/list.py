@@ -33,6 +33,7 @@ FOLDERS = (
     "samplers.caches",
     "samplers.caches.when",
     "samplers.caches.what",
+    "samplers.search",
     "eval.features",
     "eval.metrics",
 )

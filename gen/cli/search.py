@@ -1,0 +1,181 @@
+"""Search the times, and if asked the blocks, of a sampler with few steps.
+
+gen search runs/digits --solver euler --steps 5 --out grid.json
+gen sample runs/digits --solver euler --steps 5 --grid '{"name": "searched", "file": "grid.json"}'
+
+What is found is written as JSON and read by the grid `searched` and, with --keep, by the cache `searched`. Fitness rmse
+is the distance from where many steps would end from the same noise; fid that of the samples from real images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gen.cli.sample import _spec, add_sampler_options, sampler_options
+from gen.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gen.pipeline import Pipeline
+    from gen.run import Sampler
+    from gen.samplers.search._problem import Found, Problem
+
+__all__ = ["add_arguments", "run"]
+
+KNOWN = ("linear", "karras", "exponential")  # the grids that a search begins with and is compared with
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run, or of one checkpoint")
+    parser.add_argument("--method", default="evolution", help="a name of `gen list samplers.search`, or a JSON spec")
+    parser.add_argument("--budget", type=int, help="evaluations of the fitness (default: the method's)")
+    parser.add_argument("--pool", type=int, default=24, help="times to choose from, of each known grid (default: 24)")
+    parser.add_argument(
+        "--keep", type=float, help="also search which blocks to compute, and compute this share of them"
+    )
+    parser.add_argument("--fitness", choices=("rmse", "fid"), default="rmse", help="(default: rmse)")
+    parser.add_argument("-n", type=int, help="samples in each evaluation (default: 64 for rmse, 1000 for fid)")
+    parser.add_argument(
+        "--data", default="digits", help="fid: the real images, a name or a JSON spec (default: digits)"
+    )
+    parser.add_argument("--split", default="train", help="fid: train or test; test is for the judging (default: train)")
+    parser.add_argument("--extractor", default="digits_cnn", help="fid: a name of `gen list eval.features`")
+    add_sampler_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("grid.json"), help="(default: grid.json)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gen.pipeline import load
+    from gen.spec import build, spec_of
+
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise UserError(f"{args.out} cannot be written: give a file in a folder that exists")
+    pipeline = load(args.run, args.weights, args.device)
+    given = sampler_options(args)
+    if given.pop("cache", None) is not None:
+        raise UserError("--cache: a search is without a cache; --keep searches which blocks to compute")
+    how = pipeline.plan(**given)
+    fields = {} if args.budget is None else {"budget": args.budget}
+    spec = _spec(args.method)
+    method = build("samplers.search", {**(spec if isinstance(spec, Mapping) else {"name": spec}), **fields})
+    problem, known, sites = _problem(pipeline, how, args)
+    found: Found = method.search(problem)
+    about = {"path": spec_of(pipeline.denoiser.path), "solver": spec_of(how.solver), "steps": how.steps}
+    about |= {"run": str(args.run), "measure": args.fitness, "method": spec_of(method), "sites": sites or None}
+    found.write(args.out, **about)
+    _tell(problem, known, found, args)
+    return 0
+
+
+def _problem(
+    pipeline: Pipeline, how: Sampler, args: argparse.Namespace
+) -> tuple[Problem, dict[str, Tensor], list[str]]:
+    """What is searched; the known grids by name; and the sites of the blocks, if they are searched too."""
+    import torch
+
+    from gen.samplers.search._problem import Problem, pool_of
+    from gen.spec import build, name_of
+
+    path = pipeline.denoiser.path
+    own = name_of(type(how.grid))
+    makers = {own: how.grid} | {name: build("samplers.grids", name) for name in KNOWN if name != own}
+    start = how.grid.times(path, how.steps)[:1]  # all begin in the same noise
+    known = {name: torch.cat([start, maker.times(path, how.steps)[1:]]) for name, maker in makers.items()}
+    known = {name: times for name, times in known.items() if bool((times.diff() < 0).all())}
+    fillers = [build("samplers.grids", name).times(path, max(2, args.pool)) for name in KNOWN]
+    sites = [] if args.keep is None else _blocks(pipeline)
+    if args.keep is not None and not 0 < args.keep <= 1:
+        raise UserError(f"--keep {args.keep}: it must be in (0, 1], a share of the blocks")
+    pool = pool_of([*known.values(), *fillers])
+    measure = _reference(pipeline, how, pool, sites, args)
+    keep = max(1, math.floor((args.keep or 0) * how.steps * len(sites)))
+    fitness = measure.fitness if args.fitness == "rmse" else _fid(pipeline, how, sites, args)
+    costs = measure.costs if args.fitness == "rmse" else None
+    problem = Problem(pool, how.steps, fitness, list(known.values()), costs, len(sites), keep)
+    return problem, known, sites
+
+
+def _blocks(pipeline: Pipeline) -> list[str]:
+    """The network's blocks, as its taps name them."""
+    import torch
+
+    from gen.tap import Record
+
+    record = Record(("blocks.*",))
+    x, t = torch.zeros(1, *pipeline.shape, device=pipeline.device), torch.tensor(pipeline.denoiser.path.t1 / 2)
+    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(1).items()}
+    with torch.no_grad():
+        pipeline.denoiser(x, t.double(), cond, tap=record)
+    sites = [site for site in record.features if re.fullmatch(r"blocks\.\d+", site)]
+    if not sites:
+        raise UserError("--keep: this network has no sites blocks.0, blocks.1, ... to leave out")
+    return sorted(sites, key=lambda site: int(site.partition(".")[2]))
+
+
+def _reference(pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], args: argparse.Namespace) -> Any:
+    """The trajectory that few steps are compared with; for another fitness none is walked."""
+    from gen.noise import Noise, sample_seeds
+    from gen.samplers.search._reference import Reference
+
+    if args.fitness != "rmse":
+        return None
+    n = 64 if args.n is None else args.n
+    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(n).items()}
+    noise = Noise(tuple(sample_seeds(args.seed, n)))
+    x = pipeline.denoiser.path.start(noise.normal("start", pipeline.shape).to(pipeline.device), pool[0])
+    guide = how.guide
+
+    def walk(times: Tensor) -> Any:
+        return pipeline.denoiser if guide is None else guide(pipeline.denoiser, times)
+
+    points = Reference.trace(walk, x, pool, cond)
+    return Reference(walk, how.solver, pool, points, cond, noise, sites)
+
+
+def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Callable[..., float]:
+    """The Frechet distance of n samples from real images."""
+    from gen.eval.metrics.frechet import Frechet, Moments
+    from gen.eval.reference import Reference
+    from gen.samplers.caches.searched import LayerRun
+    from gen.samplers.grids.given import Given
+
+    real = Reference.open(_spec(args.data), args.split, _spec(args.extractor))
+    moments = Moments.of_rows(real.real.features.double())
+
+    class Mask:
+        def __init__(self, mask: Tensor):
+            self.mask = tuple(map(tuple, mask.tolist()))
+
+        def start(self, steps: int) -> LayerRun:
+            return LayerRun(self.mask, tuple(sites))
+
+    def fitness(times: Tensor, mask: Tensor | None = None) -> float:
+        made = pipeline.sample(
+            1000 if args.n is None else args.n,
+            solver=how.solver,
+            steps=how.steps,
+            guide=how.guide,
+            grid=Given(tuple(times.tolist())),
+            cache=None if mask is None else Mask(mask),
+            seed=args.seed,
+            batch_size=args.batch_size,
+        )
+        return float(Frechet().against(real.extractor(made.uint8()), moments).value)
+
+    return fitness
+
+
+def _tell(problem: Problem, known: Mapping[str, Tensor], found: Found, args: argparse.Namespace) -> None:
+    """The known grids and what was found, all with all blocks computed but the last."""
+    for name, times in known.items():
+        print(f"  {name:<14}{args.fitness} {problem.fitness(times, None):.4g}")
+    share = "" if found.mask is None else f", {sum(map(sum, found.mask))} of {problem.steps * problem.blocks} blocks"
+    print(f"  {'searched':<14}{args.fitness} {found.fitness:.4g}  ({found.evaluations} evaluations{share})")
+    print(f"{args.out}: {problem.steps} steps; use --steps {problem.steps} --grid", end=" ")
+    print(f'\'{{"name": "searched", "file": "{args.out}"}}\'')

@@ -1,0 +1,60 @@
+"""Blocks left out as a search found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path as File
+
+from gen.errors import UserError
+from gen.samplers.caches._report import Place, Report
+from gen.tap import Chain, Context, Skip, Tap
+
+__all__ = ["LayerRun", "Searched"]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The mask of a JSON file that a search wrote, {"sites": ["blocks.0", ...], "mask": [[true, ...], ...], ...}.
+
+    mask[step][k] says whether sites[k] is computed at that step (AutoDiffusion, Li et al. 2023). What is left out adds
+    nothing to the tokens; nothing is remembered. The mask is for its own number of steps, and for the grid beside it.
+    """
+
+    file: str
+
+    def start(self, steps: int) -> LayerRun:
+        try:
+            found = json.loads(File(self.file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read a searched mask from {self.file}: {' '.join(str(error).split())}") from error
+        mask, sites = (found.get(key) if isinstance(found, dict) else None for key in ("mask", "sites"))
+        if not isinstance(mask, list) or not isinstance(sites, list) or not all(isinstance(row, list) for row in mask):
+            raise UserError(f"{self.file} holds no searched mask: it needs sites and mask, as gen search --keep writes")
+        if len(mask) != steps or any(len(row) != len(sites) for row in mask):
+            raise UserError(f"{self.file} has a mask of {len(mask)} steps of {len(sites)} blocks, not of {steps} steps")
+        return LayerRun(tuple(tuple(map(bool, row)) for row in mask), tuple(map(str, sites)))
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """A Located tap for one walk: mask[step][k] says whether sites[k] is computed."""
+
+    mask: tuple[tuple[bool, ...], ...]
+    sites: tuple[str, ...]
+    seen: dict[Context, None] = field(default_factory=dict, compare=False)
+
+    def at(self, context: Context) -> Tap:
+        self.seen[context] = None
+        left_out = tuple(site for site, on in zip(self.sites, self.mask[context.step], strict=True) if not on)
+        return Skip(left_out) if left_out else Chain(())
+
+    def report(self) -> Report:
+        rows = [self.mask[context.step] for context in self.seen]
+        return Report(
+            steps=len(self.mask),
+            places=tuple(Place(c.step, c.stage, c.branch, c.t) for c in self.seen),
+            sites=self.sites,
+            computed=tuple(rows),
+            asked=tuple(float(all(row)) for row in rows),
+        )

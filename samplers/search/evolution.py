@@ -1,0 +1,139 @@
+"""The best grid, and the best mask of blocks, by trial and descent."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from gen.errors import UserError
+from gen.samplers.search._problem import Candidate, Found, Problem
+
+__all__ = ["Evolution"]
+
+TRIES = 20  # at making a candidate that is new
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """AutoDiffusion's evolutionary search (Li et al. 2023, section 3.3), for any fitness.
+
+    The first generation is the known grids, mutations of them, and random ones; each later one has `mutations` and
+    `crossovers` of the best `parents` so far, and random ones up to `population`. rate: the chance that a mutation
+    moves a time, half the time to anywhere and half to a near one. No candidate is evaluated twice, and the best always
+    survives: nothing found is worse than a known grid. It ends after `budget` evaluations, or when all were seen.
+    The same seed finds the same. A mask has exactly problem.keep blocks computed; a mutation swaps a few.
+    """
+
+    budget: int = 500
+    population: int = 50
+    parents: int = 10
+    mutations: int = 25
+    crossovers: int = 15
+    rate: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "population", "parents"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Evolution: {name} = {getattr(self, name)}; it must be at least 1")
+        if self.mutations < 0 or self.crossovers < 0 or self.mutations + self.crossovers > self.population:
+            raise UserError(
+                f"Evolution: mutations = {self.mutations}, crossovers = {self.crossovers}; "
+                f"they must add up to at most population = {self.population}"
+            )
+        if not 0 < self.rate <= 1:
+            raise UserError(f"Evolution: rate = {self.rate}; it must be in (0, 1]")
+
+    def search(self, problem: Problem) -> Found:
+        breeder = Breeder(problem, random.Random(self.seed), self.rate)
+        known = [Candidate(problem.places(times), breeder.random_mask()) for times in problem.known]
+        values: dict[Candidate, float] = {}
+        history: list[tuple[int, float]] = []
+        generation = self.first(breeder, known)
+        while generation:
+            for candidate in generation[: self.budget - len(values)]:
+                values[candidate] = problem.value(candidate)
+            history.append((len(values), min(values.values())))
+            if len(values) >= self.budget:
+                break
+            best = sorted(values, key=values.__getitem__)[: self.parents]
+            generation = self.next(breeder, best, values)
+        return problem.found(values, history)
+
+    def first(self, breeder: Breeder, known: list[Candidate]) -> list[Candidate]:
+        made = dict.fromkeys(known)
+        if known:
+            breeder.add(made, lambda: breeder.mutate(breeder.pick(known)), self.mutations)
+        breeder.add(made, breeder.random, self.population - len(made))
+        return list(made)
+
+    def next(self, breeder: Breeder, best: list[Candidate], values: dict[Candidate, float]) -> list[Candidate]:
+        """A generation of candidates not seen before; empty if there are none left that it can find."""
+        made = dict.fromkeys(values)
+        breeder.add(made, lambda: breeder.mutate(breeder.pick(best)), self.mutations)
+        breeder.add(made, lambda: breeder.cross(breeder.pick(best), breeder.pick(best)), self.crossovers)
+        breeder.add(made, breeder.random, self.population + len(values) - len(made))
+        return list(made)[len(values) :]
+
+
+@dataclass(frozen=True, eq=False)
+class Breeder:
+    """Makes candidates of one problem."""
+
+    problem: Problem
+    rng: random.Random
+    rate: float
+
+    def add(self, made: dict[Candidate, None], make: Callable[[], Candidate], count: int) -> None:
+        """Up to `count` more candidates that are not among those made."""
+        for _ in range(max(0, count)):
+            fresh = next((c for c in self.several(make) if c not in made), None)
+            if fresh is not None:
+                made[fresh] = None
+
+    def several(self, make: Callable[[], Candidate]) -> Iterator[Candidate]:
+        return (make() for _ in range(TRIES))
+
+    def pick(self, among: list[Candidate]) -> Candidate:
+        return self.rng.choice(among)
+
+    def random(self) -> Candidate:
+        return Candidate(self.with_ends(set()), self.random_mask())
+
+    def mutate(self, parent: Candidate) -> Candidate:
+        last = len(self.problem.pool) - 1
+        inner = set()
+        for place in parent.places[1:-1]:
+            if self.rng.random() < self.rate:
+                near = place + self.rng.choice((-3, -2, -1, 1, 2, 3))
+                place = min(max(near, 1), last - 1) if self.rng.random() < 0.5 else self.rng.randrange(1, last)
+            inner.add(place)
+        mask = list(parent.mask)
+        for _ in range(self.rng.randint(0, 3) if any(mask) and not all(mask) else 0):
+            on, off = (self.rng.choice([i for i, m in enumerate(mask) if m == want]) for want in (True, False))
+            mask[on], mask[off] = False, True
+        return Candidate(self.with_ends(inner), tuple(mask))
+
+    def cross(self, a: Candidate, b: Candidate) -> Candidate:
+        """Each time and each block from either parent."""
+        inner = {self.rng.choice(pair) for pair in zip(a.places[1:-1], b.places[1:-1], strict=True)}
+        mask = [self.rng.choice(pair) for pair in zip(a.mask, b.mask, strict=True)]
+        return Candidate(self.with_ends(inner), self.kept(mask))
+
+    def with_ends(self, inner: set[int]) -> tuple[int, ...]:
+        """These indices, filled up at random to the number of steps, between the ends of the pool."""
+        last = len(self.problem.pool) - 1
+        free = [i for i in range(1, last) if i not in inner]
+        filled = [*inner, *self.rng.sample(free, self.problem.steps - 1 - len(inner))]
+        return (0, *sorted(filled), last)
+
+    def random_mask(self) -> tuple[bool, ...]:
+        return self.kept([True] * self.problem.steps * self.problem.blocks)
+
+    def kept(self, mask: list[bool]) -> tuple[bool, ...]:
+        """The mask with entries switched at random until exactly `keep` are on."""
+        while mask and sum(mask) != self.problem.keep:
+            wrong = sum(mask) > self.problem.keep
+            mask[self.rng.choice([i for i, m in enumerate(mask) if m == wrong])] = not wrong
+        return tuple(mask)
