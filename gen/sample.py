@@ -77,15 +77,13 @@ def integrate(
     if not 0 <= values[-1] < values[0] <= path.t1:
         raise UserError(f"a grid lies in [0, {path.t1:g}], got {values[0]:g} .. {values[-1]:g}")
 
-    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
-        return f(x, t, cond, s=s, tap=tap)  # type: ignore[arg-type]
-
     def draw(step: int) -> Tensor:
         if noise is None:
             raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
         return noise.normal(step, x.shape[1:]).to(x)
 
-    located = tap if isinstance(tap, Located) else None
+    located = tap if tap is not None and isinstance(tap, Located) else None
+    evaluate: Evaluate = partial(f, cond=cond, tap=tap)  # type: ignore[arg-type]
     state = solver.init()
     for i in range(steps):
         place = evaluate if located is None else _placed(f, cond, located, i, steps)

@@ -1,0 +1,97 @@
+"""Shifted, even log-SNR, integer, given and searched times."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from gen.errors import UserError
+from gen.path import DDPM, EDM, VP, Flow
+from gen.samplers.grids.exponential import Exponential
+from gen.samplers.grids.given import Given
+from gen.samplers.grids.searched import Searched
+from gen.samplers.grids.shift import Shift
+from gen.samplers.grids.timesteps import Timesteps
+from gen.spec import build
+
+
+def test_a_shift_multiplies_sigma_over_alpha_on_flow():
+    even, shifted = torch.linspace(1, 0, 9, dtype=torch.float64)[1:-1], Shift(3.0).times(Flow(), 8)[1:-1]
+    torch.testing.assert_close(shifted / (1 - shifted), 3 * even / (1 - even), rtol=1e-12, atol=0)
+
+
+def test_a_dynamic_shift_follows_the_number_of_tokens():
+    assert Shift(tokens=256).factor == pytest.approx(math.exp(0.5))
+    assert Shift(tokens=4096).factor == pytest.approx(math.exp(1.15))
+    assert Shift(tokens=2176).factor == pytest.approx(math.exp(0.825))
+
+
+@pytest.mark.parametrize("path", [Flow(), VP(), EDM(), DDPM()], ids=repr)
+def test_exponential_is_even_in_log_snr(path):
+    times = Exponential(0.02, 20.0).times(path, 12)
+    torch.testing.assert_close(path.lam(times[:-1]).diff(), torch.full((11,), math.log(1000) / 11).double())
+    assert float(path.lam(times[-2])) == pytest.approx(-math.log(0.02))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "entries"),
+    [
+        ("leading", [800, 600, 400, 200, 0]),
+        ("trailing", [999, 799, 599, 399, 199]),
+        ("linspace", [999, 749, 500, 250, 0]),
+    ],
+)
+def test_the_integer_spacings(spacing, entries):
+    assert Timesteps(spacing).entries(5).tolist() == entries
+    assert Timesteps(spacing).times(DDPM(), 5).tolist() == [k + 1 for k in entries] + [0]
+    assert Timesteps("leading", offset=1).entries(5).tolist() == [801, 601, 401, 201, 1]
+
+
+def test_given_times_are_used_as_they_are():
+    assert Given((1.0, 0.3, 0.0)).times(Flow(), 2).tolist() == [1.0, 0.3, 0.0]
+    assert build("samplers.grids", {"name": "given", "values": [1, 0.3, 0]}) == Given((1.0, 0.3, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"), [((1.0, 0.3, 0.0), 3), ((1.0, 0.3), 1), ((0.3, 1.0, 0.0), 2), ((2.0, 0.0), 1), ((0.0,), 0)]
+)
+def test_wrong_times_are_refused(values, steps):
+    with pytest.raises(UserError, match="times"):
+        Given(values).times(Flow(), steps)
+
+
+def test_searched_times_belong_to_their_path(tmp_path):
+    file = tmp_path / "grid.json"
+    file.write_text(json.dumps({"path": {"name": "flow"}, "times": [1, 0.4, 0], "fitness": 0.1}))
+    assert Searched(str(file)).times(Flow(), 2).tolist() == [1.0, 0.4, 0.0]
+    with pytest.raises(UserError, match="path"):
+        Searched(str(file)).times(VP(), 2)
+    with pytest.raises(UserError, match="not of 3"):
+        Searched(str(file)).times(Flow(), 3)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"times": [1, "a"], "path": "flow"}', '{"times": [1, 0]}'])
+def test_a_file_without_times_is_refused(tmp_path, text):
+    file = tmp_path / "grid.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match="searched times"):
+        Searched(str(file)).times(Flow(), 1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Shift(0.0),
+        lambda: Shift(tokens=0),
+        lambda: Exponential(3.0, 2.0),
+        lambda: Timesteps(offset=-1),
+        lambda: Timesteps(total=10).times(DDPM(), 11),
+        lambda: Timesteps("leading", total=10, offset=5).times(DDPM(), 10),
+    ],
+)
+def test_wrong_numbers_are_refused(make):
+    with pytest.raises(UserError):
+        make()
