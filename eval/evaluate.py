@@ -27,7 +27,8 @@ from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
 from gen.eval.record import SCHEMA, comparability, identity
 from gen.eval.reference import Reference
-from gen.eval.throughput import Throughput
+from gen.eval.saving import Saving
+from gen.eval.throughput import Throughput, Turns
 from gen.images import to_pil
 from gen.manifest import write_json
 from gen.pipeline import load
@@ -60,12 +61,14 @@ def evaluate(
     out: str | Path | None = None,
     batch_size: int = 250,
     seconds: float = 2.0,
+    timed: int = 100,
 ) -> dict[str, Any]:
     """Quality, with its uncertainty, and speed of n samples of a pipeline, or of the model in a run folder.
 
     data: name, spec or object of a data set, or a Reference already opened with its split and extractor, to share it
     between evaluations. solver, steps, grid, guide, cache: as Pipeline.sample takes them. label: what the leaderboard
-    calls the row. seconds: spent on timing. Nothing but the speed depends on batch_size.
+    calls the row. seconds: spent on timing, in batches of at most `timed`. Only the memory depends on batch_size.
+    With a cache, record["cache"] says what it saves and what it costs, see gen.eval.saving.Saving.
 
     Returns the record, of JSON values only. Given a run folder it is also written to eval/<hash>.json there, and with
     `out`, a folder, to that one. Raises UserError if what the samples are compared with does not fit them.
@@ -81,7 +84,7 @@ def evaluate(
     how = {key: value for key, value in how.items() if value is not None}
     features, pixels, nfe = generate(pipeline, reference, how, n, seed, batch_size)
     metrics, floor = score(features, pixels, reference)
-    timer = Throughput(batch=min(100, n), seconds=seconds)
+    timer = Throughput(batch=min(timed, n), seconds=seconds)
     speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
     record = {
         "schema": SCHEMA,
@@ -96,6 +99,7 @@ def evaluate(
         "metrics": metrics,
         "floor": floor | {"n": len(reference.other.images), "strip": strip(one_of_each(reference))},
         "speed": speed.record(),
+        **saved(pipeline, how, min(timed, n), seed, seconds),
         **setting(pipeline),
         "command": command(folder or pipeline.folder, how, reference, n, seed, label),
         "strip": strip(pixels.rows()[:STRIP].mul(255).round().to(torch.uint8).reshape(-1, *pipeline.shape)),
@@ -136,6 +140,13 @@ def generate(
         asked = torch.cat(labels)
         features.statistics["accuracy"] = lambda rows: Accuracy()(head(rows), asked)
     return features, pixels, evaluations / n
+
+
+def saved(pipeline: Any, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> dict[str, Any]:
+    """What the cache does, if there is one."""
+    if pipeline.plan(**how).cache is None:
+        return {}
+    return {"cache": Saving(batch, Turns(seconds=seconds)).measure(pipeline, how, seed)}
 
 
 def finish(record: dict[str, Any], target: Path | None) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from gen.eval import cached
 from gen.eval.page import page
-from gen.eval.ranking import Group, groups
+from gen.eval.ranking import Group, Row, groups
 from gen.eval.record import Record, collect, number, sampler_text
 
 __all__ = ["leaderboard", "table"]
@@ -41,8 +42,8 @@ def table(sources: Any) -> str:
     parts = []
     for group in groups(collect(sources)):
         record = group.rows[0].record
-        lines = [HEADS, *_cells(group)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
+        lines = _cells(group)
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         text = [
             "  ".join(_pad(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines
         ]
@@ -55,18 +56,22 @@ HEADS = ("#", "method", "sampler", "NFE", "FID", "KID", "accuracy", "images/s", 
 
 
 def _cells(group: Group) -> list[tuple[str, ...]]:
-    """The floor row and every row, as text."""
+    """The heads, the floor row and every row, as text; with more columns if there are cached rows."""
     first = group.rows[0].record
-    lines: list[tuple[str, ...]] = []
+
+    def more(row: Row | None) -> tuple[str, ...]:
+        return cached.cells(group, row) if group.cached else ()
+
+    lines: list[tuple[str, ...]] = [(*HEADS, *(cached.HEADS if group.cached else ()))]
     if number(first, "floor", "fid", "value") is not None:
-        lines.append(("", "real images", "", "", *_quality(first, "floor"), "", "", ""))
+        lines.append(("", "real images", "", "", *_quality(first, "floor"), "", "", "", *more(None)))
     for row in group.rows:
         r = row.record
         speed, params = number(r, "speed", "images_per_second"), number(r, "params")
         lines.append((
             str(row.rank), _line(r["label"]), _line(sampler_text(r)), f"{r['nfe']:g}", *_quality(r, "metrics"),
             "" if speed is None else f"{speed:,.0f}", "" if params is None else f"{params:,.0f}",
-            ", ".join(f"#{tie}" for tie in row.ties),
+            ", ".join(f"#{tie}" for tie in row.ties), *more(row),
         ))  # fmt: skip
     return lines
 
@@ -75,9 +80,9 @@ def as_markdown(found: Sequence[Group], title: str) -> str:
     """One table per group."""
     parts = [f"# {_md(title)}"]
     for group in found:
-        lines = [HEADS, *_cells(group)]
+        lines = _cells(group)
         text = ["| " + " | ".join(_md(cell) for cell in line) + " |" for line in lines]
-        text.insert(1, "|" + "|".join(":--" if i in LEFT else "--:" for i in range(len(HEADS))) + "|")
+        text.insert(1, "|" + "|".join(":--" if i in LEFT else "--:" for i in range(len(lines[0]))) + "|")
         commands = [
             f"{r.rank}. `{_line(r.record['command']).replace('`', '')}`" for r in group.rows if r.record.get("command")
         ]
@@ -102,6 +107,8 @@ def as_csv(found: Sequence[Group]) -> str:
         "date",
         "command",
     ]
+    caches = any(group.cached for group in found)
+    heads += cached.COLUMNS if caches else ()
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(heads)
@@ -120,9 +127,8 @@ def as_csv(found: Sequence[Group]) -> str:
             cells += [number(r, "metrics", *pair) for pair in metrics]
             cells += [number(r, "floor", m, "value") for m in ("fid", "kid", "accuracy", "nearest")]
             cells += [number(r, "speed", name) for name in speeds]
-            writer.writerow(
-                [_inert(c) for c in [*cells, r.get("params"), r.get("device"), r.get("date"), r.get("command")]]
-            )
+            cells += [r.get("params"), r.get("device"), r.get("date"), r.get("command")]
+            writer.writerow([_inert(c) for c in [*cells, *(cached.values(r) if caches else ())]])
     return file.getvalue()
 
 
@@ -152,7 +158,7 @@ def _caption(record: Record) -> str:
 
 
 def _pad(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column in LEFT or column == len(HEADS) - 1 else cell.rjust(width)
+    return cell.ljust(width) if column in LEFT or column >= len(HEADS) - 1 else cell.rjust(width)
 
 
 def _line(text: Any) -> str:

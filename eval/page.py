@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from gen.eval import cached
 from gen.eval.plot import Point, Series, marker, plot
-from gen.eval.ranking import Group, Row
+from gen.eval.ranking import Group, Row, front
 from gen.eval.record import Record, number, sampler_text
 
 __all__ = ["page"]
@@ -21,6 +22,7 @@ def page(groups: Sequence[Group], title: str) -> str:
     rows = sum(len(group.rows) for group in groups)
     tables = f", {len(groups)} tables that are not comparable with each other" if len(groups) > 1 else ""
     made = datetime.now(UTC).strftime("%d %B %Y")
+    caches = any(group.cached for group in groups)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -29,7 +31,7 @@ def page(groups: Sequence[Group], title: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{cached.STYLE if caches else ""}</style>
 </head>
 <body>
 <header>
@@ -46,7 +48,7 @@ negative.
 <b>Accuracy</b>: samples that a classifier gives the label they were asked to have. <b>Nearest</b>: median distance to
 the nearest training image in pixels; far below that of real images, a model copies. <b>NFE</b>: network evaluations
 per image, counted, guidance included. Speed is the median of timed batches after warm-up, on the device named.</p>
-<p>The pictures of a table show the same labels in every row and, where the seed is the same, the same noise.</p>
+{CACHED if caches else ""}{PICTURES}
 </footer>
 </body>
 </html>
@@ -74,7 +76,7 @@ def _group(group: Group) -> str:
         if v is not None and v != ""
     )
     floor = _floor_row(first) if number(first, "floor", "fid", "value") is not None else ""
-    body = "".join(_row(row, _best(group), _common(group, "device") is None) for row in group.rows)
+    body = "".join(_row(row, group, _best(group)) for row in group.rows)
     heads = "".join(
         f'<th scope="col"{" class=word" if i in (1, 2) else ""}>{head}</th>' for i, head in enumerate(HEADS)
     )
@@ -94,11 +96,25 @@ def _group(group: Group) -> str:
 HEADS = ("", "Samples", "Method", "NFE", "FID", "KID", "Accuracy", "Nearest", "Images/s", "Params")
 
 
-def _row(row: Row, best: Mapping[str, float], several: bool) -> str:
+PICTURES = """<p>The pictures of a table show the same labels in every row and, where the seed is the same, the same
+noise.</p>"""
+CACHED = """<p>A <b>cache</b> is compared with the same sampler without it, on the same noise. <b>Full steps</b>:
+evaluations of the network of which all was computed. <b>Speed-up</b>: of the whole loop, the two timed in turns; the
+interval holds the median with 95 % confidence. <b>Cost of a skipped step</b>: (r − F) / (1 − F) of a full one, where F
+is the share of full steps and the loop takes r of the uncached time. <b>Drift</b>: root mean square difference of the
+samples, whose values lie in −1 .. 1. <b>As fast without it</b>: the uncached steps that take as long, and how much
+higher their FID is. The map has a column for each step and a row for each part of the network, filled where it was
+computed. The broad band in the plot, and <b>front</b> in the table, is the Pareto front: no other row is both as fast
+and better. Cached rows are not drawn against NFE, since not all of their evaluations are whole.</p>
+"""
+
+
+def _row(row: Row, group: Group, best: Mapping[str, float]) -> str:
     r = row.record
     ties = ", ".join(str(tie) for tie in row.ties)
     tie = f'<small class="tie">tie with {ties}</small>' if ties else ""
     speed, params = number(r, "speed", "images_per_second"), number(r, "params")
+    fast = DASH if speed is None else _bold(f"{speed:,.0f}", speed == best.get("speed"))
     alt = f"Ten samples of {r['label']}, {sampler_text(r)}"
     cells = [
         f'<th scope="row" class="rank">{row.rank}</th>',
@@ -107,14 +123,18 @@ def _row(row: Row, best: Mapping[str, float], several: bool) -> str:
         f"<td>{r['nfe']:g}</td>",
         f"<td>{_value(r, 'metrics', 'fid', best)}{tie}</td>",
         *_rest(r, "metrics", best),
-        f"<td>{DASH if speed is None else _bold(f'{speed:,.0f}', speed == best.get('speed'))}</td>",
+        f"<td>{fast}{_on_front(row, group)}</td>",
         f"<td>{DASH if params is None else f'{params:,.0f}'}</td>",
     ]
     told = f"<code>{escape(r['command'])}</code>" if r.get("command") else ""
-    where = f"<span>{escape(r['device'])}</span>" if r.get("device") and several else ""
+    where = f"<span>{escape(r['device'])}</span>" if r.get("device") and _common(group, "device") is None else ""
     return f"""<tbody class="entry"><tr>{"".join(cells)}</tr>
-<tr class="how"><td></td><td colspan="9" class="word">{told}{where}</td></tr></tbody>
+{cached.block(group, row)}<tr class="how"><td></td><td colspan="9" class="word">{told}{where}</td></tr></tbody>
 """
+
+
+def _on_front(row: Row, group: Group) -> str:
+    return '<small class="on">front</small>' if group.cached and row in front(group) else ""
 
 
 def _common(group: Group, key: str) -> Any:
@@ -183,7 +203,10 @@ def _strip(png: Any, alt: str) -> str:
 
 
 def _plots(group: Group, data: str) -> str:
-    """FID against NFE and against speed; rows of one run and one kind of sampler are joined."""
+    """FID against NFE and against speed; rows of one run and one kind of sampler are joined.
+
+    With cached rows, whose evaluations are not whole ones, these stand only against speed, where the front is shown.
+    """
     members: dict[str, list[Record]] = {}
     for row in group.rows:
         members.setdefault(_family(row.record, group), []).append(row.record)
@@ -196,13 +219,19 @@ def _plots(group: Group, data: str) -> str:
     ):
         series = []
         for style, (name, records) in enumerate(families):
-            points = [_point(r, *key) for r in records if (number(r, *key) or 0) > 0]
-            series += [Series(name, points, style)] if points else []
+            shown = [r for r in records if (number(r, *key) or 0) > 0 and not (words == "NFE" and r.get("cache"))]
+            series += [Series(name, [_point(r, *key) for r in shown], style)] if shown else []
         if series:
             title = f"FID against {words} on {data}"
-            svg = plot(series, x=axis, y="FID, lower is better", title=title, floor=floor, powers=words == "NFE")
+            band = [_point(row.record, *key) for row in front(group)] if group.cached and words != "NFE" else []
+            svg = plot(
+                series, x=axis, y="FID, lower is better", title=title, floor=floor, powers=words == "NFE", front=band
+            )
             drawn.append(f"<figure>{svg}</figure>")
     keys = "".join(f"<li>{_sample(style)}{escape(name)}</li>" for style, (name, _) in enumerate(families))
+    if group.cached:
+        keys += '<li><svg viewBox="0 0 14 14" class="plot" aria-hidden="true"><path class="front" d="M2 9L12 5"/></svg>'
+        keys += "Pareto front</li>"
     return f'<ul class="legend">{keys}</ul><div class="plots">{"".join(drawn)}</div>'
 
 
@@ -221,7 +250,11 @@ def _family(record: Record, group: Group) -> str:
 
 
 def _way(record: Record) -> str:
-    return sampler_text({**record, "sampler": {**(record.get("sampler") or {}), "steps": None}})
+    """The kind of sampler: without its number of steps, and of a cache the name alone, however often it skips."""
+    sampler = record.get("sampler") or {}
+    cache = sampler.get("cache")
+    name = {"name": cache.get("name")} if isinstance(cache, Mapping) else cache
+    return sampler_text({**record, "sampler": {**sampler, "steps": None, "cache": name}})
 
 
 def _sample(style: int) -> str:

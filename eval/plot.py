@@ -70,11 +70,19 @@ class Axis:
 
 
 def plot(
-    series: Sequence[Series], *, x: str, y: str, title: str, floor: float | None = None, powers: bool = False
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    floor: float | None = None,
+    powers: bool = False,
+    front: Sequence[Point] = (),
 ) -> str:
     """An SVG of y against x, x on a log scale, error bars of two standard errors, and a dashed line at the floor.
 
     y is on a log scale if the values differ more than eightfold and are positive. powers: ticks of x at powers of two.
+    front: points of a Pareto front, joined by a broad band behind everything.
     """
     points = [p for s in series for p in s.points]
     heights = [p.y for p in points] + ([floor] if floor is not None else [])
@@ -91,6 +99,9 @@ def plot(
     parts.append(f'<line class="axis" x1="{LEFT}" y1="{BOTTOM}" x2="{RIGHT}" y2="{BOTTOM}"/>')
     if floor is not None:
         parts.append(_floor(up(floor), floor))
+    if front:
+        path = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in sorted(front, key=lambda p: p.x))
+        parts.append(f'<polyline class="front" points="{path}"/>')
     for s in series:
         parts.append(_series(s, across, up))
     parts.append(f'<text class="title" x="0" y="14">{escape(y)}</text>')

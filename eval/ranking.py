@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gen.eval.estimate import Estimate
-from gen.eval.record import Record
+from gen.eval.record import Record, number
 
-__all__ = ["Group", "Row", "groups"]
+__all__ = ["Group", "Row", "front", "groups", "rival"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,39 @@ class Group:
     key: str
     rows: tuple[Row, ...]
 
+    @property
+    def cached(self) -> bool:
+        """Whether any row used a feature cache, and it was measured."""
+        return any(row.record.get("cache") for row in self.rows)
+
 
 def groups(records: Sequence[Record]) -> list[Group]:
     """Records by comparability, in the order in which each group first appears; inside it by FID."""
     keys = list(dict.fromkeys(record["comparability"] for record in records))
     return [Group(key, _ranked([r for r in records if r["comparability"] == key])) for key in keys]
+
+
+def front(group: Group) -> tuple[Row, ...]:
+    """The Pareto front: the rows than which none is both better by FID and as fast, best first. It ignores errors."""
+    found: list[Row] = []
+    fastest = 0.0
+    for row in group.rows:
+        speed = number(row.record, "speed", "images_per_second")
+        if speed is not None and speed > fastest:
+            found.append(row)
+            fastest = speed
+    return tuple(found)
+
+
+def rival(group: Group, row: Row) -> Row | None:
+    """Of the same run and sampler without a cache, the row with as many steps as take as long as this cached one."""
+    steps = number(row.record, "cache", "equal_steps")
+
+    def kind(record: Record, **changes: object) -> object:
+        return record["run"], {"cache": None, **(record.get("sampler") or {}), **changes}
+
+    wanted = kind(row.record, cache=None, steps=steps)
+    return next((other for other in group.rows if steps and kind(other.record) == wanted), None)
 
 
 def _ranked(records: Sequence[Record]) -> tuple[Row, ...]:

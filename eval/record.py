@@ -26,10 +26,14 @@ NUMBERS = (
     *((group, name, part) for group in ("metrics", "floor") for name in ("fid", "kid") for part in ("value", "se")),
     *((group, name, "value") for group in ("metrics", "floor") for name in ("accuracy", "nearest", "fid_train")),
     *(("speed", name) for name in ("images_per_second", "ms_per_image", "p10", "p90", "peak_mb")),
+    *(("cache", name) for name in ("full", "evaluations", "fraction", "equal_steps", "memory_mb")),
+    *(("cache", name, part) for name in ("c", "ratio", "speedup") for part in ("value", "low", "high")),
+    *(("cache", "drift", name) for name in ("rmse", "se", "psnr")),
+    ("cache", "map", "steps"),
 )
 WORDS = ("label", "run", "rounding", "labels", "device", "date", "command", "comparability")
-PARTS = ("reference", "extractor", "sampler", "metrics", "floor", "speed")
-OPTIONAL = ("sampler", "floor", "speed", "device", "date", "command")
+PARTS = ("reference", "extractor", "sampler", "metrics", "floor", "speed", "cache")
+OPTIONAL = ("sampler", "floor", "speed", "cache", "device", "date", "command")
 REQUIRED = (("nfe",), ("n",), ("metrics", "fid", "value"), ("metrics", "fid", "se"))
 
 Record = Mapping[str, Any]
@@ -77,6 +81,9 @@ def check(record: Any, where: str) -> Record:
             raise UserError(f"{where}: {'.'.join(keys)} is {value!r}, expected a finite number")
     if record["comparability"] != comparability(record):
         raise UserError(f"{where}: the comparability key {record['comparability']!r} does not belong to its content")
+    drawn = (record.get("cache") or {}).get("map")
+    if drawn is not None and not _is_map(drawn):
+        raise UserError(f"{where}: cache.map is not a picture, the names of its rows, and the number of its columns")
     for picture in (record.get("strip"), (record.get("floor") or {}).get("strip")):
         if picture is not None and not _is_png(picture):
             raise UserError(f"{where}: a strip of samples is no PNG in base64")
@@ -106,7 +113,7 @@ def sampler_text(record: Record) -> str:
         words.append(f"{sampler['steps']} step{'' if sampler['steps'] == 1 else 's'}")
     grid = _spec_text(sampler.get("grid"))
     words += [f"{grid} grid" if grid and not grid.startswith("linear") else ""]
-    words += [_spec_text(sampler.get(key)) for key in ("guide", "cache")]
+    words += [_spec_text(sampler.get("guide")), _cache_text(sampler.get("cache"))]
     return ", ".join(word for word in words if word)
 
 
@@ -155,6 +162,21 @@ def _spec_text(spec: Any) -> str:
         return "" if spec is None else str(spec)
     rest = ", ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value is not None)
     return f"{spec.get('name')}({rest})" if rest else str(spec.get("name"))
+
+
+def _cache_text(spec: Any) -> str:
+    """A cache's name and numbers; of its parts the names, and nothing of its coordinate, its sites and its masks."""
+    if not isinstance(spec, Mapping):
+        return _spec_text(spec)
+    short = {key: value.get("name") if isinstance(value, Mapping) else value for key, value in spec.items()}
+    told = {k: v for k, v in short.items() if k != "along" and v != "" and not isinstance(v, (list, tuple))}
+    return _spec_text(told)
+
+
+def _is_map(drawn: Any) -> bool:
+    if not isinstance(drawn, Mapping) or not isinstance(drawn.get("sites"), list) or "steps" not in drawn:
+        return False
+    return all(isinstance(site, str) for site in drawn["sites"]) and _is_png(drawn.get("png"))
 
 
 def _is_png(text: Any) -> bool:

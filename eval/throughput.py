@@ -14,7 +14,9 @@ import torch
 
 from gen.errors import UserError
 
-__all__ = ["Speed", "Throughput", "peak_mb"]
+__all__ = ["Speed", "Throughput", "Turns", "peak_mb", "spread", "timed"]
+
+LEAST = 6  # turns: the least and the greatest of six hold the median with probability 1 - 2 / 2^6
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,14 @@ class Throughput:
     def measure(self, run: Callable[[int], Any], device: str | torch.device = "cpu") -> Speed:
         """Times run(batch), which returns samples with their counted `nfe`, or anything else."""
         device = torch.device(device)
-        cuda = device.type == "cuda"
-        if cuda:
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         nfe: list[float | None] = []
 
         def block() -> float:
-            if cuda:
-                torch.cuda.synchronize(device)
-            start = self.clock()
-            samples = run(self.batch)
-            if cuda:
-                torch.cuda.synchronize(device)
+            took, samples = timed(lambda: run(self.batch), device, self.clock)
             nfe.append(getattr(samples, "nfe", None))
-            return self.clock() - start
+            return took
 
         begin = self.clock()
         warm = [block()]
@@ -87,14 +83,63 @@ class Throughput:
         times: list[float] = []
         while len(times) < 5 or (len(times) < self.blocks and self.clock() - begin < self.seconds):
             times.append(block())
-        ms = sorted(1000 * t / self.batch for t in times)
-        middle = median(ms)
-        if not middle > 0:
-            raise UserError(f"the clock did not move during {len(times)} blocks of {self.batch} images: raise `batch`")
+        found = spread(times, self.batch)
         return Speed(
-            self.batch, len(times), len(warm), steady(warm, self.within), middle, quantile(ms, 0.1), quantile(ms, 0.9),
-            1000 / middle, nfe[-1], peak_mb(device), str(device),
+            self.batch, len(times), len(warm), steady(warm, self.within), **found, nfe=nfe[-1], peak_mb=peak_mb(device),
+            device=str(device),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How to time several calls against each other, on a machine that others use too.
+
+    They take turns, there and back (A B C, C B A): what slows the machine for a while slows all of them, and a steady
+    drift makes as many ratios too large as too small. It goes on until there are `turns` of them or the time is up, six
+    at least, the fewest from which an interval for a median can be told with 95 % confidence.
+    """
+
+    turns: int = 40
+    seconds: float = 3.0
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        if self.turns < LEAST or not self.seconds > 0:
+            raise UserError(f"turns = {self.turns}, seconds = {self.seconds}: at least {LEAST}, and above 0")
+
+    def measure(self, calls: Sequence[Callable[[], Any]], device: str | torch.device = "cpu") -> list[list[float]]:
+        """Seconds, [turn][call]; an even number of turns. Nothing is warmed up here: make every call once before."""
+        device, begin = torch.device(device), self.clock()
+        found: list[list[float]] = []
+        while len(found) < LEAST or (len(found) < self.turns and self.clock() - begin < self.seconds):
+            found.append([timed(call, device, self.clock)[0] for call in calls])
+            found.append([timed(call, device, self.clock)[0] for call in reversed(calls)][::-1])
+        return found
+
+
+def timed(call: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> tuple[float, Any]:
+    """The seconds that a call takes until the device is done, and what it returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = clock()
+    out = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start, out
+
+
+def spread(seconds: Sequence[float], batch: int) -> dict[str, float]:
+    """The numbers of Speed that follow from the seconds of several blocks of `batch` images."""
+    ms = sorted(1000 * t / batch for t in seconds)
+    middle = median(ms)
+    if not middle > 0:
+        raise UserError(f"the clock did not move during {len(ms)} blocks of {batch} images: raise `batch`")
+    return {
+        "ms_per_image": middle,
+        "p10": quantile(ms, 0.1),
+        "p90": quantile(ms, 0.9),
+        "images_per_second": 1000 / middle,
+    }
 
 
 def steady(times: Sequence[float], within: float) -> bool:
