@@ -336,8 +336,7 @@ def turned_off(cache):
 
 @pytest.mark.parametrize("folder", [f"samplers.caches{rest}" for rest in ("", ".when", ".what", ".along")])
 def test_a_cache_s_spec_builds_an_equal_thing(folder):
-    for name in names(folder):
-        thing = build(folder, name)
+    for (thing,) in (param.values for param in every(folder)):
         assert build(folder, json.loads(json.dumps(spec_of(thing)))) == thing
         assert len(describe(type(thing))) >= 10
 

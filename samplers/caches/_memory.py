@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 from gen.errors import UserError
 
 __all__ = ["Memory", "Predictor", "select"]
+
+T = TypeVar("T")
 
 
 class Predictor(Protocol):
@@ -108,6 +110,6 @@ def _lags(weights: Sequence[float]) -> list[float]:
     return [-sum(weights[j:]) for j in range(1, len(weights))]
 
 
-def _spread(values: Sequence, many: int) -> Sequence:
+def _spread(values: Sequence[T], many: int) -> Sequence[T]:
     """One value for all rows as one for each."""
     return values if len(values) == many else [*values] * many

@@ -25,6 +25,7 @@ from gen.tap import Compute, Context, Tap
 __all__ = ["Along", "Run", "Study"]
 
 Base = Literal["", "input", "probe"]
+Mode = Literal["outside", "inside", "passing"]
 
 
 class Along(Protocol):
@@ -123,7 +124,7 @@ class Evaluation:
         self.x = run.along.place(context)
         self.computed: set[str] = set()
         self.rows: Sequence[bool] | None = None  # which are to be computed; None until it is decided
-        self.mode: Literal["outside", "inside", "passing"] = "outside"  # of a cached site; or of one that is skipped
+        self.mode: Mode = "outside"  # of a cached site; or of one that is skipped
         self.base: Tensor | None = None  # the probe's output
         self.entry: tuple[str, Tensor] | None = None  # the last site that could check a draft, and its input
         if run.branches and context.branch not in run.branches:
@@ -141,6 +142,9 @@ class Evaluation:
             return h
         if cached and self.mode == "outside":
             return self._cached(site, compute, h)
+        return self._plain(site, compute, h)
+
+    def _plain(self, site: str, compute: Compute, h: Tensor) -> Tensor:
         out = compute(h)
         if self.mode != "passing":  # nothing inside it decided to skip the rest
             self.computed.add(site)

@@ -37,5 +37,5 @@ class Custom:
         self.start(1)  # says at once what does not go together
 
     def start(self, steps: int) -> Run:
-        where = {"branches": self.branches, "base": self.base}
-        return Run(steps, self.when, self.what, self.sites, along=self.along, **where)
+        when, what = self.when, self.what
+        return Run(steps, when, what, self.sites, along=self.along, branches=self.branches, base=self.base)

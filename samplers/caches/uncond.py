@@ -33,5 +33,5 @@ class Uncond:
         self.start(1)
 
     def start(self, steps: int) -> Run:
-        when, where = Interval(self.interval, self.warmup), {"along": self.along, "branches": self.branches}
-        return Run(steps, when, Taylor(self.order), self.sites, **where)
+        when, what = Interval(self.interval, self.warmup), Taylor(self.order)
+        return Run(steps, when, what, self.sites, along=self.along, branches=self.branches)

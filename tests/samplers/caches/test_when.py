@@ -120,6 +120,14 @@ def test_gate_trusts_what_it_could_have_predicted():
     assert [row[1] for row in rows][:6] == [True] * 3 + [False] * 2 + [True]
 
 
+def test_gate_compares_with_the_row_s_own_last_computed_step():
+    """Row 0 creeps: 5 % from the last computed step is trusted, 10 % is not, whatever row 1 does beside it."""
+    values = [torch.tensor([[1 + 0.05 * k], [2.0**k]]) for k in range(6)]
+    rows = watched(Gate(threshold=0.08, warmup=1, what="reuse"), values)
+    assert [row[0] for row in rows] == [True, False, True, False, True, True]
+    assert all(row[1] for row in rows)
+
+
 def test_gate_computes_what_is_not_a_number():
     values = [torch.ones(1, 2), torch.ones(1, 2), torch.full((1, 2), torch.nan), torch.ones(1, 2), torch.ones(1, 2)]
     assert watched(Gate(threshold=0.5, warmup=1), values)[2] == [True]
@@ -162,6 +170,30 @@ def test_verify_runs_the_last_block_on_a_skipped_step():
     assert report.full == 2
     assert skipped["hidden.1"] and skipped["blocks.1.mlp.raw"] and skipped["final"]
     assert not skipped["hidden.0"] and not skipped["blocks.0.attn.raw"] and not skipped["trunk"]
+
+
+def test_the_verified_block_s_real_output_is_what_is_used():
+    """The last block's input is predicted exactly, its own features are not: they need no prediction."""
+    net = Toy(3)
+    net.coefficients[:, :2, 2:] = 0  # the first block is affine in t
+    x = torch.tensor([[0.3], [0.1]], dtype=torch.float64)
+    run, drafts = (Custom(when=when, sites=("trunk",)).start(9) for when in (Verify(warmup=2), Interval(9, warmup=2)))
+    exact = walk(net, None, contexts(9), x)["main"]
+    assert (walk(net, drafts, contexts(9), x, ("main",))["main"] - exact).abs().max() > 0.01
+    torch.testing.assert_close(walk(net, run, contexts(9), x, ("main",))["main"], exact, rtol=1e-11, atol=1e-11)
+    assert run.report().full < 9
+
+
+def test_a_probe_s_skip_runs_nothing_after_it():
+    """TeaCache looks before the first attention: that, and all that it is inside of, is then not computed."""
+    for policy, done in ((Indicator(), set()), (Residual(), {"hidden.0"}), (Gate(), {"hidden.0"})):
+        net, run = Toy(0), Custom(when=policy, what="reuse", sites=("trunk",), base="input").start(6)
+        walk(net, run, contexts(6), torch.ones(2, 1, dtype=torch.float64), ("main",))
+        report = run.report()
+        ran = {site for site, yes in zip(report.sites, report.computed[4], strict=True) if yes}
+        inside = {site for site in report.sites if done and "blocks.0" in site}
+        assert ran == {"final"} | done | inside
+        assert net.calls["blocks.1.mlp.raw"] == report.full < 6
 
 
 WRONG = [

@@ -32,8 +32,8 @@ class Toy(nn.Module):
         return counted(h) if tap is None else tap(site, counted, h)
 
     def forward(self, x, t, cond, *, s=None, tap=None):
-        powers = t[:, None] ** torch.arange(self.coefficients.shape[2])  # [B, degree + 1]
-        features = torch.einsum("bk,bmktw->mbtw", powers, self.coefficients[cond["y"]]) * x[:, :, None]
+        powers = (t[:, None] * x) ** torch.arange(self.coefficients.shape[2])  # [B, degree + 1]: rows change unlike
+        features = torch.einsum("bk,bmktw->mbtw", powers, self.coefficients[cond["y"]])
 
         def module(site, k, h):
             def gated(h):
