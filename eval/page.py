@@ -96,8 +96,9 @@ def _group(group: Group) -> str:
 HEADS = ("", "Samples", "Method", "NFE", "FID", "KID", "Accuracy", "Nearest", "Images/s", "Params")
 
 
-PICTURES = """<p>The pictures of a table show the same labels in every row and, where the seed is the same, the same
-noise.</p>"""
+PICTURES = (
+    "<p>The pictures of a table show the same labels in every row and, where the seed is the same, the same noise.</p>"
+)
 CACHED = """<p>A <b>cache</b> is compared with the same sampler without it, on the same noise. <b>Full steps</b>:
 evaluations of the network of which all was computed. <b>Speed-up</b>: of the whole loop, the two timed in turns; the
 interval holds the median with 95 % confidence. <b>Cost of a skipped step</b>: (r − F) / (1 − F) of a full one, where F

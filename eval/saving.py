@@ -77,10 +77,16 @@ class Saving:
         """The record of the cache that the pipeline uses if sampled with `how`, keywords of Pipeline.sample."""
         plain, rest = uncached(pipeline, how)
         keys = {"n": self.batch, "batch_size": self.batch, "seed": seed}
-        calls = (lambda: plain.sample(**rest, **keys), lambda: pipeline.sample(**how, **keys))
-        without, cached = (call() for call in calls)
-        device = getattr(pipeline, "device", "cpu")
-        ratio = median_interval([b / a for a, b in self.turns.measure(calls, device)])
+
+        def sample_without() -> Any:
+            return plain.sample(**rest, **keys)
+
+        def sample_cached() -> Any:
+            return pipeline.sample(**how, **keys)
+
+        without, cached = sample_without(), sample_cached()  # and warm
+        turns = self.turns.measure([sample_without, sample_cached], getattr(pipeline, "device", "cpu"))
+        ratio = median_interval([b / a for a, b in turns])
         (report,) = cached.cache
         fraction = report.fraction
         leaves = plain.sample(**{**rest, "cache": Outline()}, n=1, seed=seed).cache[0]
