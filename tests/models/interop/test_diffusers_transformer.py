@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -117,3 +119,25 @@ def test_what_it_cannot_do_is_said():
     with pytest.raises(UserError, match="no flow map"):
         net(x, t, {"y": t.long()}, s=t)
     assert denoiser(theirs()).path == DDPM()
+
+
+@pytest.mark.parametrize("name", ["cg_taylor", "fbcache", "fora", "taylorseer", "taylorseer_lite"])
+@torch.no_grad()
+def test_caches_find_their_sites_in_it(name):
+    """They save computations, and where there is nothing to save they change no bit."""
+    x, _, cond = inputs()
+    f, times, cache = (
+        denoiser(theirs()),
+        torch.linspace(999, 0, 13, dtype=torch.float64),
+        build("samplers.caches", name),
+    )
+    run = cache.start(12)
+    cached = integrate(f, x, times, Euler(), cond=cond, tap=run)
+    assert cached.shape == x.shape
+    assert run.report().evaluations == 12
+    assert any(site.startswith(("blocks.", "trunk", "hidden.", "final")) for site in run.report().sites)
+    if hasattr(cache, "interval"):
+        assert run.report().hits > 0
+        every = dataclasses.replace(cache, interval=1).start(12)
+        plain = integrate(f, x, times, Euler(), cond=cond)
+        assert torch.equal(integrate(f, x, times, Euler(), cond=cond, tap=every), plain)
