@@ -1,7 +1,8 @@
 """Quality with its uncertainty and speed as it is really measured.
 
 features/ (image -> vector), metrics/ (vectors -> number), meter.py (their product, in any order and batch size),
-throughput.py (speed), evaluate.py (samples -> record), leaderboard.py (records -> page).
+throughput.py (speed), saving.py (what a feature cache saves), evaluate.py (samples -> record), leaderboard.py
+(records -> page).
 """
 
 if __name__ != "gen.eval":
