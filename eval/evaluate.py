@@ -68,10 +68,10 @@ def evaluate(
     data: name, spec or object of a data set, or a Reference already opened with its split and extractor, to share it
     between evaluations. solver, steps, grid, guide, cache: as Pipeline.sample takes them. label: what the leaderboard
     calls the row. seconds: spent on timing, in batches of at most `timed`. Only the memory depends on batch_size.
-    With a cache, record["cache"] says what it saves and what it costs, see gen.eval.saving.Saving.
 
-    Returns the record, of JSON values only. Given a run folder it is also written to eval/<hash>.json there, and with
-    `out`, a folder, to that one. Raises UserError if what the samples are compared with does not fit them.
+    Returns the record, of JSON values only; its "cache", if there is one, is that of gen.eval.saving.Saving. Given a
+    run folder it is also written to eval/<hash>.json there, and with `out`, a folder, to that one. Raises UserError if
+    what the samples are compared with does not fit them.
     """
     folder = Path(pipeline) if isinstance(pipeline, (str, Path)) else None
     if folder is not None:
@@ -84,8 +84,6 @@ def evaluate(
     how = {key: value for key, value in how.items() if value is not None}
     features, pixels, nfe = generate(pipeline, reference, how, n, seed, batch_size)
     metrics, floor = score(features, pixels, reference)
-    timer = Throughput(batch=min(timed, n), seconds=seconds)
-    speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
     record = {
         "schema": SCHEMA,
         "run": pipeline.name,
@@ -98,8 +96,7 @@ def evaluate(
         **protocol(reference, pipeline.classes),
         "metrics": metrics,
         "floor": floor | {"n": len(reference.other.images), "strip": strip(one_of_each(reference))},
-        "speed": speed.record(),
-        **saved(pipeline, how, min(timed, n), seed, seconds),
+        **timing(pipeline, how, min(timed, n), seed, seconds),
         **setting(pipeline),
         "command": command(folder or pipeline.folder, how, reference, n, seed, label),
         "strip": strip(pixels.rows()[:STRIP].mul(255).round().to(torch.uint8).reshape(-1, *pipeline.shape)),
@@ -142,11 +139,14 @@ def generate(
     return features, pixels, evaluations / n
 
 
-def saved(pipeline: Any, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> dict[str, Any]:
-    """What the cache does, if there is one."""
+def timing(pipeline: Any, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> dict[str, Any]:
+    """The speed and, if there is a cache, what it saves."""
+    timer = Throughput(batch=batch, seconds=seconds)
+    speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
     if pipeline.plan(**how).cache is None:
-        return {}
-    return {"cache": Saving(batch, Turns(seconds=seconds)).measure(pipeline, how, seed)}
+        return {"speed": speed.record()}
+    saving = Saving(batch, Turns(seconds=seconds))
+    return {"speed": speed.record(), "cache": saving.measure(pipeline, how, seed)}
 
 
 def finish(record: dict[str, Any], target: Path | None) -> dict[str, Any]:
