@@ -33,6 +33,7 @@ FOLDERS = (
     "samplers.caches",
     "samplers.caches.when",
     "samplers.caches.what",
+    "samplers.caches.along",
     "samplers.search",
     "eval.features",
     "eval.metrics",

@@ -10,7 +10,7 @@ from gen.errors import UserError
 from gen.samplers.caches._report import Place, Report
 from gen.tap import Chain, Context, Skip, Tap
 
-__all__ = ["LayerRun", "Searched"]
+__all__ = ["Searched"]
 
 
 @dataclass(frozen=True)
