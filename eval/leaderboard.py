@@ -71,7 +71,7 @@ def _cells(group: Group) -> list[tuple[str, ...]]:
         lines.append((
             str(row.rank), _line(r["label"]), _line(sampler_text(r)), f"{r['nfe']:g}", *_quality(r, "metrics"),
             "" if speed is None else f"{speed:,.0f}", "" if params is None else f"{params:,.0f}",
-            ", ".join(f"#{tie}" for tie in row.ties), *more(row),
+            row.tied("#"), *more(row),
         ))  # fmt: skip
     return lines
 

@@ -112,8 +112,7 @@ and better. Cached rows are not drawn against NFE, since not all of their evalua
 
 def _row(row: Row, group: Group, best: Mapping[str, float]) -> str:
     r = row.record
-    ties = ", ".join(str(tie) for tie in row.ties)
-    tie = f'<small class="tie">tie with {ties}</small>' if ties else ""
+    tie = f'<small class="tie">tie with {row.tied()}</small>' if row.ties else ""
     speed, params = number(r, "speed", "images_per_second"), number(r, "params")
     fast = DASH if speed is None else _bold(f"{speed:,.0f}", speed == best.get("speed"))
     alt = f"Ten samples of {r['label']}, {sampler_text(r)}"

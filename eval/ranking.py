@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from gen.eval.estimate import Estimate
 from gen.eval.record import Record, number
@@ -18,6 +19,14 @@ class Row:
     record: Record
     rank: int
     ties: tuple[int, ...]
+
+    def tied(self, mark: str = "") -> str:
+        """The ties in words, "1, 3", with the mark before each; four and more in a row are "5–9"."""
+        words = []
+        for _, run in groupby(enumerate(self.ties), lambda pair: pair[1] - pair[0]):
+            ranks = [f"{mark}{rank}" for _, rank in run]
+            words += [f"{ranks[0]}–{ranks[-1]}"] if len(ranks) > 3 else ranks
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gen.eval.leaderboard import leaderboard, table
-from gen.eval.ranking import groups
+from gen.eval.ranking import Row, groups
 from gen.eval.record import comparability
 from tests.eval.test_record import made
 
@@ -68,6 +68,11 @@ def test_ranks_by_fid_within_a_group_and_marks_ties(records) -> None:
     assert [[r.record["label"] for r in g.rows] for g in found] == [["teacher", "student", "one step"], ["fewer"]]
     assert [r.ties for r in found[0].rows] == [(2,), (1,), ()]  # 0.2 apart, with 2 hypot(.1, .1) = 0.28
     assert [r.rank for r in found[0].rows] == [1, 2, 3]
+
+
+def test_many_ties_are_told_in_few_words() -> None:
+    assert Row({}, 3, (1, 2, 4, 5, 6, 7, 9)).tied("#") == "#1, #2, #4–#7, #9"
+    assert Row({}, 1, ()).tied() == "" and Row({}, 1, (2, 3, 4)).tied() == "2, 3, 4"
 
 
 def test_page_is_complete_and_loads_nothing(records, tmp_path) -> None:
