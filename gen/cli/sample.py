@@ -39,6 +39,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--grid", help="a name of `gen list samplers.grids`, or a JSON spec (default: the run's)")
     parser.add_argument("--guide", help="a name of `gen list samplers.guides`, or a JSON spec (default: the run's)")
+    parser.add_argument("--cache", help="a name of `gen list samplers.caches`, or a JSON spec (default: the run's)")
     parser.add_argument("--guidance-scale", type=float, help='short for --guide \'{"name": "cfg", "scale": ...}\'')
     parser.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and on i alone (default: 0)")
     parser.add_argument(
@@ -53,7 +54,13 @@ def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.guide and args.guidance_scale is not None:
         raise UserError("--guide and --guidance-scale are given; give one")
     guide = {"name": "cfg", "scale": args.guidance_scale} if args.guidance_scale is not None else _spec(args.guide)
-    return {"solver": _spec(args.solver), "steps": args.steps, "grid": _spec(args.grid), "guide": guide}
+    return {
+        "solver": _spec(args.solver),
+        "steps": args.steps,
+        "grid": _spec(args.grid),
+        "guide": guide,
+        "cache": _spec(args.cache),
+    }
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     labels = None if args.labels is None else _labels(args.labels)
     made = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
     _save(made, args.out)
-    print(f"{args.out}: {args.n} samples, {made.nfe:g} evaluations each, {made.seconds:.2f} s")
+    whole = f", {sum(r.fraction for r in made.cache) / len(made.cache):.0%} of them in full" if made.cache else ""
+    print(f"{args.out}: {args.n} samples, {made.nfe:g} evaluations each{whole}, {made.seconds:.2f} s")
     return 0
 
 
