@@ -109,7 +109,7 @@ class Flow(Path):
         return torch.sigmoid(-lam)
 
     def land(self, pred: Prediction, s: Tensor) -> Tensor:
-        return torch.lerp(pred.x0, pred.eps, float(s))  # in one operation: a small net is not to wait for the loop
+        return torch.lerp(pred.x0, pred.eps, s.item())  # in one operation: a small net is not to wait for the loop
 
 
 @dataclass(frozen=True)

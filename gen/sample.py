@@ -77,19 +77,21 @@ def integrate(
     if not 0 <= values[-1] < values[0] <= path.t1:
         raise UserError(f"a grid lies in [0, {path.t1:g}], got {values[0]:g} .. {values[-1]:g}")
 
-    def draw(step: int) -> Tensor:
+    i = 0  # the step that `draw` draws for
+
+    def draw() -> Tensor:
         if noise is None:
             raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
-        return noise.normal(step, x.shape[1:]).to(x)
+        return noise.normal(i, x.shape[1:]).to(x)
 
     located = tap if tap is not None and isinstance(tap, Located) else None
-    evaluate: Evaluate = partial(f, cond=cond, tap=tap)  # type: ignore[arg-type]
+    evaluate: Evaluate = f if cond is None and tap is None else partial(f, cond=cond, tap=tap)  # type: ignore[arg-type]
     state = solver.init()
-    for i in range(steps):
+    for i, (t, s) in enumerate(itertools.pairwise(points)):
         place = evaluate if located is None else _placed(f, cond, located, i, steps)
-        x, state = solver.step(place, path, x, points[i], points[i + 1], state, partial(draw, i))
+        x, state = solver.step(place, path, x, t, s, state, draw)
         if watch is not None:
-            watch(i, points[i + 1], x)
+            watch(i, s, x)
     # One sum tells, unless it overflows: only then is every number looked at.
     if not (math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())):
         raise NonFinite(f"{type(solver).__name__} left the real numbers in {steps} steps from {values[0]:g}")

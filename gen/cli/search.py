@@ -5,6 +5,10 @@ gen sample runs/digits --solver euler --steps 5 --grid '{"name": "searched", "fi
 
 What is found is written as JSON and read by the grid `searched` and, with --keep, by the cache `searched`. Fitness rmse
 is the distance from where many steps would end from the same noise; fid that of the samples from real images.
+
+Measured (2026-11-22) on the quickstart's teacher: --solver euler --steps 4 --fitness fid --budget 250 --pool 32 found
+1, .5625, .375, .193, 0 on the training digits; on those held out, with two fresh seeds, its FID is 1.38 and 1.45 where
+the uniform grid has 1.65 and 1.69, Karras 3.4 and log-SNR 5.8, all +- .13 to .28.
 """
 
 from __future__ import annotations
