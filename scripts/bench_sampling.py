@@ -4,9 +4,9 @@ python scripts/bench_sampling.py [--steps 50] [--rounds 100] [--shape 1,4,32,32]
 
 Both loops are driven by a model that costs nothing: ours by a denoiser that returns a ready Prediction, theirs by one
 that returns a ready velocity. Both count a whole loop, from the numbers of the grid to the last sample: our checks,
-their `set_timesteps`, whose share is also told apart. The turns go ours, theirs, theirs, ours in one process on one thread,
-so that a busy machine slows both alike. Prints both medians in microseconds a step and the median ratio of the rounds,
-then one line of JSON.
+their `set_timesteps`, whose share is also told apart. The turns go ours, theirs, theirs, ours in one process on one
+thread, so that a busy machine slows both alike. Prints both medians in microseconds a step and the median ratio of the
+rounds, then one line of JSON.
 
 Measured (2026-11-22, 2.5 GHz Xeon, torch 2.13, diffusers 0.42.1): 8.4 and 27.4 us a step, ratio 0.31.
 """
