@@ -6,6 +6,10 @@ Evaluates the run without a cache, with every cache at every interval or thresho
 cache in as many steps as take the same time. All are then timed in turns, so that their speeds can be compared. Writes
 DIR/leaderboard.html, .csv, .md, and the records to DIR/records, and names the cached rows on the Pareto front.
 --samples, --timed, --caches, --intervals and --thresholds bound the time it takes.
+
+Measured (2026-11-22) on the quickstart's teacher, Euler, 24 steps, --intervals 2 3 4: the front holds taylorseer at 2
+and 3 and taylorseer_lite at 2, 3, 4 (FID .91, .93, 1.00 +- .10 at 203, 265, 326 images/s; uncached .89 at 130); each is
+better than fewer steps in the same time (.92, .95, 1.02), but by less than a standard error. fora is never on it.
 """
 
 import os

@@ -31,11 +31,11 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_solver_is_one(tmp_path, monkeypatch):
-    (tmp_path / "my_midpoint.py").write_text(SOLVER)
+    (tmp_path / "my_half.py").write_text(SOLVER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    solver = build("samplers.solvers", "my_midpoint:Midpoint")
+    solver = build("samplers.solvers", "my_half:Half")
     world, noise = mixture(Flow()), torch.randn(64, 2, dtype=torch.float64)
     x = integrate(world, noise, [1.0, 0.9, 0.8], solver)
     assert measured_order(solver, world, x, 0.8, 0.1) == pytest.approx(2, abs=0.15)
     assert integrate(world, x, [0.8, 0.4, 0.0], solver).isfinite().all()
-    sys.modules.pop("my_midpoint")
+    sys.modules.pop("my_half")
