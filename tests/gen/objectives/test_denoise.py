@@ -59,7 +59,7 @@ def test_the_loss_of_the_exact_denoiser_is_what_cannot_be_known(path, param):
     ]
     assert found[0] == pytest.approx(expected, rel=0.03)
     assert found[0] < min(found[1:])
-    assert sum(found[1:]) / 2 - found[0] == pytest.approx(0.01)  # the squares add up
+    assert sum(found[1:]) / 2 - found[0] == pytest.approx(0.01, rel=1e-2)  # the squares add up
 
 
 def test_flow_matching_on_a_gaussian_costs_s2_over_spread2():
