@@ -99,14 +99,26 @@ def newest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what killed runs left half written."""
-    steps = sorted(p for p in folder.glob("step-*") if _STEP.fullmatch(p.name))
-    for old in steps[:-keep]:
+    """Removes all but the `keep` newest whole checkpoints, and what killed runs left half written.
+
+    Damaged ones are neither counted nor removed: they may be all that is left of something.
+    """
+    whole = [p for p in sorted(folder.glob("step-*")) if _STEP.fullmatch(p.name) and _is_whole(p)]
+    for old in whole[:-keep]:
         aside = old.with_name(f".partial-{old.name}")
         shutil.rmtree(aside, ignore_errors=True)
         old.rename(aside)  # a half-removed folder must not look like a checkpoint
     for stale in folder.glob(".partial-*"):
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a manifest and all its files, by size, are there: what pruning may know without reading every byte."""
+    try:
+        manifest = read(folder, verify=False)
+        return all((folder / name).stat().st_size == about["bytes"] for name, about in manifest["files"].items())
+    except (UserError, OSError):
+        return False
 
 
 def checkpoint_name(step: int) -> str:

@@ -6,11 +6,14 @@ So images do not change with batch size, number of devices, or after a resume, a
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from gen.errors import UserError
 
 __all__ = ["Noise", "derive", "sample_seeds", "training_noise"]
 
@@ -22,10 +25,27 @@ def derive(*parts: int | str) -> int:
 
 
 def sample_seeds(seed: int | Sequence[int], n: int, start: int = 0) -> list[int]:
-    """One seed per sample: derived from a single number and the sample's index, or the given list itself."""
-    if isinstance(seed, int):
-        return [derive("sample", seed, i) for i in range(start, start + n)]
-    return list(seed)[start : start + n]
+    """One seed per sample: derived from a single number and the sample's index, or the given list itself.
+
+    Raises UserError for what is no whole number, and for a list that is too short.
+    """
+    if not isinstance(seed, Iterable) or getattr(seed, "ndim", 1) == 0:
+        number = _whole(seed)
+        return [derive("sample", number, i) for i in range(start, start + n)]
+    seeds = [_whole(s) for s in seed]
+    if start < 0 or len(seeds) < start + n:
+        raise UserError(f"{len(seeds)} seeds for samples {start} to {start + n - 1}")
+    return seeds[start : start + n]
+
+
+def _whole(seed: object) -> int:
+    """A seed as Python's int: 0, numpy's 0 and torch's 0 are one seed, and their repr is not."""
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        return operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(f"a seed is a whole number, got {seed!r}") from None
 
 
 def training_noise(seed: int, step: int, indices: Iterable[int]) -> Noise:

@@ -41,7 +41,7 @@ class Parameterisation:
         """Network output [B, ...] at x_t [B, ...] to a Prediction."""
         a, b = self.coefficients(path, t)
         det = self.det(path, t)
-        if t.ndim == 0 and det == 0:
+        if t.ndim == 0 and abs(float(det)) <= 1e-12 * float(path.sigma(t)):  # cos(pi / 2) is 6e-17
             name = type(self).__name__
             raise UserError(
                 f"{name} prediction says nothing of x0 at t = {float(t):g}, where alpha = 0: start below it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,29 +89,32 @@ class Pipeline:
         its seed and its index alone, never on batch_size; `start` is the index of the first.
         """
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
-        if n < 1 or batch_size < 1:
-            raise UserError(f"sample: n = {n}, batch_size = {batch_size}; both must be at least 1")
-        if not isinstance(seed, int) and len(seed) < start + n:
-            raise UserError(f"sample: {len(seed)} seeds for {start + n} samples")
+        for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("start", start, 0)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"sample: {name} = {value!r}; it must be a whole number, at least {least}")
+        seeds = sample_seeds(seed, n, start)
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
+        walk = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
         counted = Counted(self.denoiser)
         began, parts, reports = time.perf_counter(), [], []
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
-            noise = Noise(tuple(sample_seeds(seed, rows.stop - first, start + first)))
+            noise = Noise(tuple(seeds[rows]))
             unit = noise.normal("start", self.shape).to(self.device)
             here = {k: v[rows].to(self.device) for k, v in cond.items()}
             f: Denoise = counted if how.guide is None else how.guide(counted, times)
-            run = None if how.cache is None else how.cache.start(len(times) - 1)
-            x = integrate(f, f.path.start(unit, times[0]), times, how.solver, cond=here, noise=noise, tap=run)
+            run = None if how.cache is None else how.cache.start(len(walk) - 1)
+            x = integrate(f, f.path.start(unit, times[0]), walk, how.solver, cond=here, noise=noise, tap=run)
             reports += [] if run is None else [run.report()]
             parts.append(x.float().cpu())
         return Samples(torch.cat(parts), cond, counted.rows / n, time.perf_counter() - began, reports)
 
     def plan(self, **changes: Any) -> Sampler:
-        """The default sampler with what is not None replaced."""
-        return replace(self.sampler, **{k: v for k, v in changes.items() if v is not None})
+        """The default sampler with what is not None replaced; "none" leaves out its guide or its cache."""
+        given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+        given |= {k: None for k, v in given.items() if isinstance(v, str) and v == "none"}
+        return replace(self.sampler, **given)
 
     def condition(self, n: int, cond: Cond | Sequence[int] | int | None = None, start: int = 0) -> Cond:
         """The mapping for n samples; UserError for labels that do not exist."""
@@ -119,6 +122,10 @@ class Pipeline:
             for key, value in cond.items():
                 if len(value) != n:
                     raise UserError(f"cond[{key!r}] has {len(value)} rows for {n} samples")
+            if self.classes and "y" in cond and not bool(((cond["y"] >= 0) & (cond["y"] <= self.classes)).all()):
+                raise UserError(
+                    f"cond['y'] = {cond['y'].tolist()}; allowed: 0 .. {self.classes}, the last for no class"
+                )
             return cond
         if not self.classes:
             if cond is not None:
@@ -127,10 +134,10 @@ class Pipeline:
         if cond is None:
             labels = [i % self.classes for i in range(start, start + n)]
         else:
-            labels = [cond] * n if isinstance(cond, int) else list(cond)
-        if len(labels) != n or not all(0 <= y < self.classes for y in labels):
+            labels = list(cond) if isinstance(cond, Iterable) else [cond] * n
+        if len(labels) != n or not all(hasattr(y, "__index__") and 0 <= y < self.classes for y in labels):
             raise UserError(f"labels {labels} for {n} samples; allowed: {n} of 0 .. {self.classes - 1}")
-        return {"y": torch.tensor(labels)}
+        return {"y": torch.tensor([int(y) for y in labels])}
 
 
 def load(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:
@@ -140,6 +147,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     folder is none of gen's, or if any byte of it is damaged.
     """
     place = locate(Path(folder))
+    _check_device(device)
     info = checkpoints.read(place, verify=False)
     run = run_from(info["run"])
     labels = [average.label for average in run.ema]
@@ -163,6 +171,14 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
         weights=chosen,
         info=info,
     )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.ones(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"the device {device!r} cannot be used here ({why}); see: gen doctor") from None
 
 
 def locate(folder: Path) -> Path:

@@ -26,6 +26,10 @@ def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
         _same_run(run, given)
         return given
     place = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if place is None and any((folder / "checkpoints").glob("step-*")):
+        raise UserError(
+            f"every checkpoint in {folder / 'checkpoints'} is damaged: mend or remove them, or train elsewhere"
+        )
     if resume == "never" and (folder / "run.json").exists():
         raise UserError(f"{folder} already holds a run: choose another folder, or resume it")
     if place is not None:
@@ -41,16 +45,17 @@ def _same_run(run: Run, place: Path) -> None:
 
 def _same(run: Run, spec: Mapping[str, Any], place: Path) -> None:
     ours, theirs = run_spec(run), run_spec(run_from(spec))
-    changed = [
-        f"{k} ({_short(theirs[k])} there, {_short(v)} now)" for k, v in ours.items() if k not in FREE and theirs[k] != v
-    ]
+    changed = [line for key in ours if key not in FREE for line in _differences(key, ours[key], theirs[key])]
     if changed:
         raise UserError(f"{place} is of another run: {'; '.join(changed)}. Choose another folder, or the same settings")
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _differences(key: str, ours: Any, theirs: Any) -> list[str]:
+    """What differs, by dotted key, each in a few words."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return [line for k in ours for line in _differences(f"{key}.{k}", ours[k], theirs[k])]
+    short = [text if len(text) <= 60 else text[:57] + "..." for text in (str(theirs), str(ours))]
+    return [] if ours == theirs else [f"{key} ({short[0]} there, {short[1]} now)"]
 
 
 def parent_hash(run: Run) -> str | None:

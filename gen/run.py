@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from gen.ema import Classic
 from gen.errors import UserError
 from gen.optim.adamw import AdamW
@@ -29,9 +31,17 @@ class Sampler:
     cache: Any = part("samplers.caches", default=None)
 
     def __post_init__(self) -> None:
+        grid = self.grid.tolist() if isinstance(self.grid, Tensor) else self.grid
+        if isinstance(grid, (list, tuple)):  # the times themselves
+            object.__setattr__(self, "grid", {"name": "given", "values": list(grid)})
         _build_parts(self)
-        if self.steps < 1:
-            raise UserError(f"Sampler: steps = {self.steps}; it must be at least 1")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise UserError(f"Sampler: steps = {self.steps!r}; it must be a whole number, at least 1")
+        for name, method in {"solver": "step", "grid": "times", "guide": "__call__", "cache": "start"}.items():
+            part_ = getattr(self, name)
+            optional = part_ is None and name in ("guide", "cache")
+            if not optional and (isinstance(part_, type) or not hasattr(part_, method)):
+                raise UserError(f"Sampler: {name} = {part_!r}; allowed: a name, a spec, or an object with {method}()")
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Run:
 # What may differ when a run goes on: it decides how long and how loudly, not what is computed.
 FREE = {
     "steps",
+    "sampler",
     "workers",
     "log_every",
     "sample_every",
@@ -117,6 +128,8 @@ def _build_parts(thing: Any) -> None:
     for field in dataclasses.fields(thing):
         value, folders = getattr(thing, field.name), field.metadata.get("folders")
         if folders and value is not None:
-            several = isinstance(value, (list, tuple))
+            several = isinstance(field.default, tuple)
+            if isinstance(value, (list, tuple)) != several:
+                raise UserError(f"{field.name}: got {value!r}, expected {'a list' if several else 'one, not a list'}")
             built = tuple(build(folders, v) for v in value) if several else build(folders, value)
             object.__setattr__(thing, field.name, built)

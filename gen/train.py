@@ -73,6 +73,7 @@ class Trainer:
         self.run, self.folder, self.command = run, folder, command
         origin = resume_from(run, folder, resume)
         _check_trackers(run.trackers)
+        _check_sampler(run)
         AcceleratorState._reset_state()  # else a second run in this process could not choose its own precision
         self.accelerator = Accelerator(
             mixed_precision=run.precision,
@@ -80,6 +81,8 @@ class Trainer:
             project_dir=str(folder) if run.trackers else None,
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        if run.precision == "fp16" and self.device.type == "cpu":
+            raise UserError("precision fp16 needs a GPU; on this machine allowed: no, bf16")
         self.quiet = quiet or not self.main
         self.data = run.data.open("train")
         self.held_out = run.data.open("test") if run.validate_every else ()
@@ -276,10 +279,10 @@ class Trainer:
         if _due(step, run.validate_every, run.steps):
             self.val_loss = self.validate()
             self._record({"split": "test", "val_loss": self.val_loss})
-        if self.main and run.sample_every and (step % run.sample_every == 0 or step == run.steps):
-            self.draw()
         if run.save_every and step % run.save_every == 0:
             self.save()
+        if self.main and run.sample_every and (step % run.sample_every == 0 or step == run.steps):
+            self.draw()
 
     val_loss: float | None = None
 
@@ -356,6 +359,12 @@ class Trainer:
             raise UserError(f"{place} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
         state.unpack(place, info, self.nets, self.averages, self.optims)
         self.steps_done, self.val_loss, self.scaler_state = info["step"], info["val_loss"], info["scaler"]
+
+
+def _check_sampler(run: Run) -> None:
+    """What the sampler would refuse at its first step, it refuses before the training."""
+    nothing, first = torch.zeros(1, 1), run.sampler.grid.times(run.path, run.sampler.steps)[0]
+    run.param.solve(run.path, nothing, nothing, first)
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

@@ -104,3 +104,12 @@ def test_nothing_is_ever_unpickled(saved):
         info = m.read(m.newest(saved.parent))
         m.read_tensors(saved, "net.safetensors", info)
     assert seen == []
+
+
+def test_prune_never_removes_the_whole_for_the_sake_of_the_damaged(tmp_path):
+    for step in (1, 2, 7, 8):
+        m.write(tmp_path / m.checkpoint_name(step), FILES, {"step": step})
+    for step in (7, 8):
+        (tmp_path / m.checkpoint_name(step) / "manifest.json").write_text("{}")
+    m.prune(tmp_path, 2)
+    assert {p.name for p in tmp_path.iterdir()} == {m.checkpoint_name(step) for step in (1, 2, 7, 8)}

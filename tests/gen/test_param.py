@@ -10,6 +10,7 @@ from gen.param import EDM, X0, Eps, Flow, Score, V
 from gen.path import DDPM, VP, Trig, expand
 from gen.path import EDM as EDMPath
 from gen.path import Flow as FlowPath
+from gen.spec import build
 
 PARAMS = [X0(), Eps(), Flow(), V(), Score(), EDM()]
 PATHS = [FlowPath(), Trig(), EDMPath(), VP(), DDPM(), DDPM("cosine"), DDPM("scaled_linear")]
@@ -116,3 +117,11 @@ def test_eps_and_score_say_nothing_of_x0_at_pure_noise(param):
 def test_edm_refuses_a_spread_of_zero():
     with pytest.raises(UserError, match="sigma_data"):
         EDM(0)
+
+
+@pytest.mark.parametrize("name", ["eps", "score"])
+def test_noise_predictions_are_refused_where_trig_has_no_data(name):
+    """cos(pi / 2) is 6e-17 in float64, which is no signal."""
+    path, x = Trig(), torch.ones(1, 2)
+    with pytest.raises(UserError, match="says nothing of x0"):
+        build("param", name).solve(path, x, x, torch.tensor(path.t1, dtype=torch.float64))

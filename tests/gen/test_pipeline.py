@@ -1,5 +1,8 @@
 """Sampling as a user does it: a sample is a function of its seed, evaluations are counted, wrong wishes are refused."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from gen.noise import sample_seeds
 from gen.path import EDM, Flow
 from gen.pipeline import Pipeline, load
 from gen.run import Sampler
+from gen.samplers.solvers.heun import Heun
 from gen.testing import Gaussian, Mixture
 from gen.train import train
 from tests.gen.tiny import tiny
@@ -81,7 +85,7 @@ def test_wrong_conditions_are_refused(cond, message):
 def test_wrong_wishes_are_refused():
     with pytest.raises(UserError, match="n = 0"):
         mixture().sample(0)
-    with pytest.raises(UserError, match="2 seeds for 3 samples"):
+    with pytest.raises(UserError, match="2 seeds for samples 0 to 2"):
         mixture().sample(3, seed=[1, 2])
     with pytest.raises(UserError, match="unconditional"):
         Pipeline(Gaussian(Flow(), torch.zeros(2), torch.ones(2)), (2,)).sample(1, 3)
@@ -95,3 +99,46 @@ def test_a_trained_run_is_loaded_whole(run):
     assert made.nfe == 2 and [i.size for i in made.images] == [(8, 8)] * 4
     assert torch.equal(gen.load(run / "checkpoints/step-0000006").sample(4).x, made.x)
     assert not torch.equal(load(run, "raw").sample(4).x, made.x)
+
+
+@pytest.mark.parametrize(
+    "seeds", [np.array([0, 1]), torch.tensor([0, 1]), [np.int64(0), 1]], ids=["numpy", "torch", "mixed"]
+)
+def test_a_whole_number_is_one_seed_in_every_guise(seeds):
+    assert torch.equal(mixture().sample(2, seed=seeds).x, mixture().sample(2, seed=[0, 1]).x)
+    assert torch.equal(mixture().sample(2, seed=np.int64(5)).x, mixture().sample(2, seed=5).x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1.5}, "a seed is a whole number, got 1.5"),
+        ({"seed": [0, True]}, "got True"),
+        ({"seed": None}, "got None"),
+        ({"seed": "ab"}, "got 'a'"),
+        ({"start": -1}, "start = -1"),
+        ({"steps": 8.0}, "steps = 8.0; it must be a whole number"),
+        ({"steps": True}, "steps = True"),
+        ({"solver": ["heun", "euler"]}, "expected one, not a list"),
+        ({"solver": 5}, r"solver = 5; allowed: a name, a spec, or an object with step\(\)"),
+        ({"solver": Heun}, "solver = <class"),
+        ({"guide": 1.5}, "guide = 1.5"),
+        ({"cond": {"y": torch.tensor([7, 7])}}, r"allowed: 0 \.\. 3"),
+        ({"cond": "ab"}, "labels"),
+    ],
+)
+def test_near_misses_are_refused_in_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        mixture().sample(2, **options)
+
+
+def test_times_may_be_given_as_they_are():
+    given = mixture().sample(3, solver="euler", steps=2, grid=[1.0, 0.5, 0.0]).x
+    assert torch.equal(given, mixture().sample(3, solver="euler", steps=2, grid="linear").x)
+
+
+def test_a_default_guide_and_cache_can_be_left_out():
+    plain = mixture()
+    guided = replace(plain, sampler=replace(plain.sampler, guide={"name": "cfg", "scale": 3.0}))
+    assert guided.sample(2).nfe == 30
+    assert guided.sample(2, guide="none", cache="none").nfe == 15

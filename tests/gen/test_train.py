@@ -19,6 +19,7 @@ from gen.errors import NonFinite, UserError
 from gen.log import read_metrics
 from gen.objectives.denoise import Denoising
 from gen.pipeline import load
+from gen.run import Sampler
 from gen.stop import Interrupted
 from gen.train import Trainer, train
 from tests.gen.tiny import tiny
@@ -207,3 +208,20 @@ def test_data_without_a_test_split_can_train_unvalidated(tmp_path):
     data = {"name": "npz", "path": str(tmp_path / "a.npz"), "holdout": 0.0}
     done = train(tiny(data=data, validate_every=0), tmp_path / "run", quiet=True)
     assert done.step == 6 and done.val_loss is None
+
+
+def test_damaged_checkpoints_are_not_trained_over(tmp_path):
+    train(tiny(steps=2), tmp_path / "run", quiet=True)
+    (tmp_path / "run/checkpoints/step-0000002/manifest.json").write_text("{}")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.warns(UserWarning, match="passing over"), pytest.raises(UserError, match="every checkpoint in"):
+        train(tiny(steps=4), tmp_path / "run", quiet=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_may_be_sampled_otherwise_when_it_goes_on(tmp_path):
+    train(tiny(steps=2), tmp_path / "run", quiet=True)
+    done = train(tiny(steps=3, sampler=Sampler("heun", steps=3)), tmp_path / "run", quiet=True)
+    assert done.pipeline().sample(1).nfe == 5
+    with pytest.raises(UserError, match=r"objective\.class_dropout \(0\.1 there, 0\.2 now\)"):
+        train(tiny(objective=Denoising(class_dropout=0.2)), tmp_path / "run", quiet=True)
