@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -78,6 +79,8 @@ def evaluate(
         pipeline = load(folder)
     if n < STRIP:
         raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"evaluate: batch_size = {batch_size!r}; it must be a whole number, at least 1")
     reference = data if isinstance(data, Reference) else Reference.open(data, split, extractor)
     check_shape(pipeline, reference)
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
@@ -98,7 +101,7 @@ def evaluate(
         "floor": floor | {"n": len(reference.other.images), "strip": strip(one_of_each(reference))},
         **timing(pipeline, how, min(timed, n), seed, seconds),
         **setting(pipeline),
-        "command": command(folder or pipeline.folder, how, reference, n, seed, label),
+        "command": command(pipeline, folder or pipeline.folder, how, reference, n, seed, label),
         "strip": strip(pixels.rows()[:STRIP].mul(255).round().to(torch.uint8).reshape(-1, *pipeline.shape)),
     }
     return finish(record, Path(out) if out is not None else folder / "eval" if folder is not None else None)
@@ -222,8 +225,18 @@ def one_of_each(reference: Reference) -> Tensor:
 
 
 def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
-    """What the pipeline made of the request, defaults filled in, as a spec."""
-    return spec_of(pipeline.plan(**how), named=False)
+    """What the pipeline made of the request, defaults filled in, as a spec.
+
+    Of a searched grid it also holds the times, of a searched cache the sha256 of its file: a file's name does not say
+    what was in it.
+    """
+    plan = pipeline.plan(**how)
+    spec = spec_of(plan, named=False)
+    if spec["grid"]["name"] == "searched":
+        spec["grid"]["times"] = plan.grid.read()["times"]
+    if spec["cache"] is not None and spec["cache"]["name"] == "searched":
+        spec["cache"]["sha256"] = hashlib.sha256(Path(plan.cache.file).read_bytes()).hexdigest()
+    return spec
 
 
 def checkpoint(pipeline: Any) -> dict[str, Any] | None:
@@ -235,7 +248,13 @@ def checkpoint(pipeline: Any) -> dict[str, Any] | None:
 
 
 def command(
-    folder: Path | None, how: Mapping[str, Any], reference: Reference, n: int, seed: int, label: str | None
+    pipeline: Any,
+    folder: Path | None,
+    how: Mapping[str, Any],
+    reference: Reference,
+    n: int,
+    seed: int,
+    label: str | None,
 ) -> str:
     """The command line that repeats an evaluation; for a pipeline that lies in no folder, the Python call."""
     options = {key: _short(value) for key, value in how.items()}
@@ -243,10 +262,19 @@ def command(
     options |= {"extractor": reference.extractor.name} | ({"label": label} if label else {})
     if folder is None:
         return f"gen.evaluate(pipeline, {', '.join(f'{key}={value!r}' for key, value in options.items())})"
+    options |= loaded(pipeline)
     words = ["gen", "evaluate", str(folder)]
     for key, value in options.items():
         words += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return shlex.join(words)
+
+
+def loaded(pipeline: Any) -> dict[str, str]:
+    """How the pipeline was loaded, where that is not what gen.load does by itself: other weights, another device."""
+    averages = pipeline.info["run"]["ema"] if pipeline.info else ()
+    usual = averages[0]["label"] if averages else "raw"
+    weights = {} if pipeline.weights == usual else {"weights": pipeline.weights}
+    return weights | ({} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)})
 
 
 def machine(device: torch.device) -> str:

@@ -93,8 +93,9 @@ def check(record: Any, where: str) -> Record:
 def collect(sources: Any) -> list[Record]:
     """The records of: records, .json files, run folders (their eval/*.json), .toml lists, or several of these.
 
-    A list is a TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name.
-    The same record twice counts once. Raises UserError, naming the source, for what is none of these.
+    A list is a TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name. A
+    path may be another list, but none that leads back. The same record twice counts once. Raises UserError, naming the
+    source, for what is none of these.
     """
     found: list[Record] = []
     for record in _walk(sources):
@@ -117,33 +118,41 @@ def sampler_text(record: Record) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _walk(source: Any) -> Iterable[Record]:
+def _walk(source: Any, within: tuple[Path, ...] = ()) -> Iterable[Record]:
+    """The records of a source; `within` are the lists that led to it."""
     if isinstance(source, Mapping):
         yield check(source, f"the record {str(source.get('label', '?'))!r}")
     elif not isinstance(source, (str, Path)):
         for one in source:
-            yield from _walk(one)
+            yield from _walk(one, within)
     elif (path := Path(source)).is_dir():
         files = sorted((path / "eval").glob("*.json"))
         if not files:
             raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
         yield from _walk(files)
     elif path.suffix == ".toml":
-        yield from _listed(path)
+        yield from _listed(path, within)
     else:
         yield check(_load(path), str(path))
 
 
-def _listed(path: Path) -> Iterable[Record]:
+def _listed(path: Path, within: tuple[Path, ...]) -> Iterable[Record]:
+    if path.resolve() in within:
+        raise UserError(f"{path}: this list leads back to itself; a path names records, run folders or other lists")
     content = _load(path)
     entries = content.get("entry", [])
     if set(content) - {"entry"} or not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: a list of entries has tables [[entry]] and nothing else, it has {', '.join(content)}")
     for entry in entries:
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: an entry is {entry!r}, expected a table [[entry]] with path and label")
         unknown = set(entry) - {"path", "label"}
         if unknown or "path" not in entry:
             raise UserError(f"{path}: an entry has path and label, this one has {', '.join(sorted(entry))}")
-        for record in _walk(path.parent / entry["path"]):
+        for key, value in entry.items():
+            if not isinstance(value, str):
+                raise UserError(f"{path}: {key} is {value!r}, expected text")
+        for record in _walk(path.parent / entry["path"], (*within, path.resolve())):
             yield {**record, "label": entry["label"]} if "label" in entry else record
 
 
@@ -160,7 +169,8 @@ def _load(path: Path) -> Any:
 def _spec_text(spec: Any) -> str:
     if not isinstance(spec, Mapping):
         return "" if spec is None else str(spec)
-    rest = ", ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value is not None)
+    hidden = ("name", "times", "sha256") if spec.get("name") == "searched" else ("name",)
+    rest = ", ".join(f"{key}={value}" for key, value in spec.items() if key not in hidden and value is not None)
     return f"{spec.get('name')}({rest})" if rest else str(spec.get("name"))
 
 

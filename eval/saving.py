@@ -91,6 +91,7 @@ class Saving:
         fraction = report.fraction
         leaves = plain.sample(**{**rest, "cache": Outline()}, n=1, seed=seed).cache[0]
         sites = [site for site in report.sites if site in leaves]
+        sites = sites or list(report.sites)  # a searched mask has whole blocks only
         return {
             "batch": self.batch,
             "evaluations": report.evaluations,

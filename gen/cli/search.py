@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise UserError(f"{args.out} cannot be written: give a file in a folder that exists")
+    _check(args)
     pipeline = load(args.run, args.weights, args.device)
     given = sampler_options(args)
     if given.pop("cache", None) is not None:
@@ -77,6 +78,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Before anything is loaded: the numbers that would be found wrong only after minutes, or not at all."""
+    least = 2 if args.fitness == "fid" else 1  # one sample has no covariance
+    if args.n is not None and args.n < least:
+        raise UserError(f"-n {args.n}: for --fitness {args.fitness} it must be at least {least}")
+    if args.pool < 2:
+        raise UserError(f"--pool {args.pool}: it must be at least 2, times of each known grid")
+    if args.keep is not None and not 0 < args.keep <= 1:
+        raise UserError(f"--keep {args.keep}: it must be in (0, 1], a share of the blocks")
+
+
 def _problem(
     pipeline: Pipeline, how: Sampler, args: argparse.Namespace
 ) -> tuple[Problem, dict[str, Tensor], list[str]]:
@@ -92,10 +104,8 @@ def _problem(
     start = how.grid.times(path, how.steps)[:1]  # all begin in the same noise
     known = {name: torch.cat([start, maker.times(path, how.steps)[1:]]) for name, maker in makers.items()}
     known = {name: times for name, times in known.items() if bool((times.diff() < 0).all())}
-    fillers = [build("samplers.grids", name).times(path, max(2, args.pool)) for name in KNOWN]
+    fillers = [build("samplers.grids", name).times(path, args.pool) for name in KNOWN]
     sites = [] if args.keep is None else _blocks(pipeline)
-    if args.keep is not None and not 0 < args.keep <= 1:
-        raise UserError(f"--keep {args.keep}: it must be in (0, 1], a share of the blocks")
     pool = pool_of([*known.values(), *fillers])
     measure = _reference(pipeline, how, pool, sites, args)
     keep = max(1, math.floor((args.keep or 0) * how.steps * len(sites)))

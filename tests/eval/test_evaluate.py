@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ from PIL import Image
 
 from gen.data.digits import Digits
 from gen.errors import UserError
-from gen.eval.evaluate import evaluate, machine, strip
+from gen.eval.evaluate import evaluate, loaded, machine, strip
 from gen.eval.leaderboard import leaderboard
 from gen.eval.record import check, identity
 from gen.eval.reference import Reference, stack
 from gen.noise import Noise, sample_seeds
-from gen.pipeline import Samples
+from gen.pipeline import Samples, load
 from gen.run import Sampler
 
 
@@ -128,14 +128,18 @@ def test_writes_one_file_per_evaluation(copier, reference, tmp_path) -> None:
     assert json.loads((tmp_path / f"{identity(last)}.json").read_text()) == last
 
 
-def test_evaluates_a_run_folder_and_leaves_the_record_there(tmp_path, reference) -> None:
+@pytest.fixture
+def folder(tmp_path):
     from gen.run import Run
     from gen.train import train
 
     model = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2}
     run = Run(model=model, data="digits", objective="denoise", steps=1, batch_size=4, sample_every=0, validate_every=0)
-    folder = tmp_path / "tiny"
-    train(run, folder, quiet=True)
+    train(run, tmp_path / "tiny", quiet=True)
+    return tmp_path / "tiny"
+
+
+def test_evaluates_a_run_folder_and_leaves_the_record_there(folder, tmp_path, reference) -> None:
     record = evaluate(folder, data=reference, n=12, solver="heun", steps=2, seconds=0.01)
     (file,) = (folder / "eval").glob("*.json")
     assert json.loads(file.read_text()) == record
@@ -146,11 +150,49 @@ def test_evaluates_a_run_folder_and_leaves_the_record_there(tmp_path, reference)
     assert leaderboard(folder, tmp_path / "lb.html").stat().st_size > 5000
 
 
+def test_the_command_names_weights_and_device_that_are_not_the_usual(folder, reference) -> None:
+    from gen.cli import main
+
+    usual, raw = load(folder), load(folder, "raw")
+    assert usual.weights == "ema" and loaded(usual) == {}
+    assert loaded(replace(raw, device="cuda:1")) == {"weights": "raw", "device": "cuda:1"}
+    assert loaded(replace(raw, info={"run": {"ema": []}})) == {}
+    record = evaluate(raw, data=reference, n=12, steps=1, seconds=0.01)
+    words = shlex.split(record["command"])
+    assert words[-2:] == ["--weights", "raw"]
+    assert main(words[1:]) == 0  # and what it says is what was measured
+    (file,) = (folder / "eval").glob("*.json")
+    again = json.loads(file.read_text())
+    assert again["checkpoint"]["weights"] == "raw" and again["metrics"] == record["metrics"]
+    assert again["command"] == record["command"] and identity(again) == identity(record)
+
+
+def test_searched_files_are_known_by_their_content(folder, tmp_path, reference) -> None:
+    file = tmp_path / "found.json"
+
+    def measured(middle: float, mask: list[list[bool]]) -> dict:
+        found = {"path": {"name": "flow"}, "times": [1.0, middle, 0.0], "sites": ["blocks.0"], "mask": mask}
+        file.write_text(json.dumps(found))
+        how = {"grid": {"name": "searched", "file": str(file)}, "solver": "euler", "steps": 2}
+        cache = {} if not mask else {"cache": {"name": "searched", "file": str(file)}}
+        return evaluate(folder, data=reference, n=10, seconds=0.01, **how, **cache)
+
+    mask = [[True], [False]]
+    records = [measured(0.5, []), measured(0.4, []), measured(0.4, mask), measured(0.4, mask[::-1])]
+    assert [r["sampler"]["grid"]["times"][1] for r in records] == [0.5, 0.4, 0.4, 0.4]
+    assert len(records[2]["sampler"]["cache"]["sha256"]) == 64 and records[2]["cache"]["map"]["sites"] == ["blocks.0"]
+    assert len({identity(r) for r in records}) == len(list((folder / "eval").iterdir())) == 4
+    assert identity(measured(0.4, mask[::-1])) == identity(records[3])
+    words = shlex.split(records[0]["command"])
+    assert json.loads(words[words.index("--grid") + 1]) == {"name": "searched", "file": str(file)}
+
+
 def test_refuses_what_does_not_fit(copier, reference, tmp_path) -> None:
     colour = Copier(copier.images, copier.labels, shape=(3, 32, 32))
     for call, says in (
         (lambda: evaluate(colour, data=reference), "copier makes images [3, 32, 32], digits holds [1, 8, 8]"),
         (lambda: evaluate(copier, data=reference, n=9), "n = 9; it must be at least 10"),
+        (lambda: evaluate(copier, data=reference, batch_size=0), "batch_size = 0; it must be a whole number"),
         (lambda: evaluate(copier, split="val"), "unknown split 'val'"),
         (lambda: evaluate(copier, extractor="digit_cnn"), "Did you mean 'digits_cnn'?"),
         (lambda: evaluate(copier, data="digit"), "Did you mean 'digits'?"),

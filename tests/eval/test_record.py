@@ -64,12 +64,23 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "bad.toml").write_text("x = 1")
     (tmp_path / "entry.toml").write_text('[[entry]]\npath = "a"\nname = "b"\n')
+    (tmp_path / "flat.toml").write_text("entry = [1, 2]")
+    (tmp_path / "path.toml").write_text("[[entry]]\npath = 5\n")
+    (tmp_path / "label.toml").write_text('[[entry]]\npath = "a"\nlabel = 7\n')
+    (tmp_path / "self.toml").write_text('[[entry]]\npath = "self.toml"\n')
+    (tmp_path / "there.toml").write_text('[[entry]]\npath = "back.toml"\n')
+    (tmp_path / "back.toml").write_text('[[entry]]\npath = "empty/../there.toml"\n')
     (tmp_path / "empty").mkdir()
     (tmp_path / "nan.json").write_text(json.dumps(made(fid=float("nan"))))
     for source, says in (
         (tmp_path / "bad.json", "bad.json cannot be read"),
         (tmp_path / "bad.toml", "tables [[entry]] and nothing else"),
         (tmp_path / "entry.toml", "an entry has path and label"),
+        (tmp_path / "flat.toml", "an entry is 1, expected a table [[entry]]"),
+        (tmp_path / "path.toml", "path is 5, expected text"),
+        (tmp_path / "label.toml", "label is 7, expected text"),
+        (tmp_path / "self.toml", "leads back to itself"),
+        (tmp_path / "there.toml", "leads back to itself"),
         (tmp_path / "empty", "holds no evaluations; first: gen evaluate"),
         (tmp_path / "none.json", "none.json does not exist"),
         (tmp_path / "nan.json", "metrics.fid.value is nan, expected a finite number"),
@@ -115,3 +126,7 @@ def test_says_the_sampler_in_a_few_words() -> None:
     sampler = {"solver": {"name": "euler"}, "steps": 1, "grid": {"name": "karras", "rho": 7.0}, "guide": guide}
     assert sampler_text(made(sampler=sampler)) == "euler, 1 step, karras(rho=7.0) grid, cfg(scale=1.5)"
     assert sampler_text(made(sampler={})) == ""
+    grid = {"name": "searched", "file": "g.json", "times": [1.0, 0.5, 0.0]}
+    cache = {"name": "searched", "file": "g.json", "sha256": "ab"}
+    sampler = {"solver": {"name": "euler"}, "steps": 2, "grid": grid, "cache": cache}
+    assert sampler_text(made(sampler=sampler)) == "euler, 2 steps, searched(file=g.json) grid, searched(file=g.json)"
