@@ -91,7 +91,8 @@ class Run:
         return known
 
     def report(self) -> Report:
-        """What was computed so far."""
+        """What was computed so far, at the end of an evaluation."""
+        self._check()
         done = self.evaluations.values()
         places = [Place(e.context.step, e.context.stage, e.context.branch, e.context.t) for e in done]
         return Report(
@@ -107,10 +108,12 @@ class Run:
     def _ready(self, context: Context) -> None:
         if context.steps != self.steps:
             raise UserError(f"a cache was started for {self.steps} steps, but the loop has {context.steps}")
-        if not self.evaluations or not self.seen:
-            return
+        if len(self.evaluations) == 1:
+            self._check()
+
+    def _check(self) -> None:
         missing = [p for p in (self.when.probe, *self.sites) if p and not any(fnmatchcase(s, p) for s in self.seen)]
-        if missing and len(self.evaluations) == 1:
+        if missing and self.seen:
             there = ", ".join(self.seen)
             raise UserError(f"no site of this network matches {missing[0]!r}; it has {there}")
 

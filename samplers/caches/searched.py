@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path as File
 
+from torch import Tensor
+
 from gen.errors import UserError
 from gen.samplers.caches._report import Place, Report
-from gen.tap import Chain, Context, Skip, Tap
+from gen.tap import Chain, Compute, Context, Skip, Tap
 
 __all__ = ["Searched"]
 
@@ -19,6 +21,7 @@ class Searched:
 
     mask[step][k] says whether sites[k] is computed at that step (AutoDiffusion, Li et al. 2023). What is left out adds
     nothing to the tokens; nothing is remembered. The mask is for its own number of steps, and for the grid beside it.
+    No site may lie within another one. Raises UserError when it turns out that the network lacks one of them.
     """
 
     file: str
@@ -33,7 +36,9 @@ class Searched:
             raise UserError(f"{self.file} holds no searched mask: it needs sites and mask, as gen search --keep writes")
         if len(mask) != steps or any(len(row) != len(sites) for row in mask):
             raise UserError(f"{self.file} has a mask of {len(mask)} steps of {len(sites)} blocks, not of {steps} steps")
-        return LayerRun(tuple(tuple(map(bool, row)) for row in mask), tuple(map(str, sites)))
+        if not all(type(on) is bool for row in mask for on in row) or not all(type(site) is str for site in sites):
+            raise UserError(f"{self.file}: a mask is of true and false only, and its sites are names")
+        return LayerRun(tuple(map(tuple, mask)), tuple(sites))
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,18 @@ class LayerRun:
     mask: tuple[tuple[bool, ...], ...]
     sites: tuple[str, ...]
     seen: dict[Context, None] = field(default_factory=dict, compare=False)
+    met: dict[str, None] = field(default_factory=dict, compare=False)  # the network's sites
 
     def at(self, context: Context) -> Tap:
-        self.seen[context] = None
+        if context not in self.seen:
+            self._check()
+            self.seen[context] = None
         left_out = tuple(site for site, on in zip(self.sites, self.mask[context.step], strict=True) if not on)
-        return Skip(left_out) if left_out else Chain(())
+        return Chain((Meet(self.met), Skip(left_out)))
 
     def report(self) -> Report:
+        """What was computed so far, at the end of an evaluation."""
+        self._check()
         rows = [self.mask[context.step] for context in self.seen]
         return Report(
             steps=len(self.mask),
@@ -58,3 +68,19 @@ class LayerRun:
             computed=tuple(rows),
             asked=tuple(float(all(row)) for row in rows),
         )
+
+    def _check(self) -> None:
+        missing = [site for site in self.sites if site not in self.met]
+        if self.met and missing:
+            raise UserError(f"the network has no site {', '.join(missing)}; it has {', '.join(self.met)}")
+
+
+@dataclass(frozen=True)
+class Meet:
+    """A tap that notes the name of every site it comes to."""
+
+    met: dict[str, None]
+
+    def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        self.met[site] = None
+        return compute(h)

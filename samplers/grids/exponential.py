@@ -30,5 +30,9 @@ class Exponential:
     def times(self, path: Path, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)
         top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # no path is asked for more noise than it has
+        if not top > self.sigma_min:
+            raise UserError(
+                f"Exponential: sigma_min = {self.sigma_min}; it must be below this path's top level, {top:g}"
+            )
         lam = torch.linspace(-math.log(top), -math.log(self.sigma_min), steps, dtype=torch.float64)
         return torch.cat([path.t_of_lam(lam).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])

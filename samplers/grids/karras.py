@@ -31,6 +31,8 @@ class Karras:
     def times(self, path: Path, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)
         top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # no path is asked for more noise than it has
+        if not top > self.sigma_min:
+            raise UserError(f"Karras: sigma_min = {self.sigma_min}; it must be below this path's top level, {top:g}")
         ends = top ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         sigma = torch.linspace(*ends, steps, dtype=torch.float64) ** self.rho
         return torch.cat([path.t_of_lam(-sigma.log()).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])

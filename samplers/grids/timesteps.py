@@ -19,7 +19,8 @@ class Timesteps:
     """Entries k of a table of `total` noise levels, at t = (k + 1) t1 / total, then 0 (Lin et al. 2024, table 2).
 
     spacing: "leading" is k = i (total // steps) + offset, "trailing" round(total - i total / steps) - 1, "linspace"
-    round((total - 1) i / (steps - 1)). Only the last two begin in noise. On the DDPM path k is what its networks know.
+    round((total - 1) i / (steps - 1)). Only the last two begin in noise, and a single
+    linspace step is entry 0, as numpy and so diffusers have it. On the DDPM path k is what its networks know.
     """
 
     spacing: Literal["leading", "trailing", "linspace"] = "trailing"

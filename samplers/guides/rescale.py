@@ -12,7 +12,7 @@ from gen.errors import UserError
 from gen.param import V
 from gen.path import Path, Prediction
 from gen.samplers.guides._pair import Pair, Rule, dot, towards
-from gen.spec import part
+from gen.spec import build, part
 
 __all__ = ["Rescale"]
 
@@ -31,6 +31,7 @@ class Rescale(Pair):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "space", build("param", self.space))
         if not 0 <= self.phi <= 1:
             raise UserError(f"Rescale: phi = {self.phi}; it must be in [0, 1]")
 

@@ -70,18 +70,18 @@ class Adaptive:
     ) -> tuple[Tensor, Tensor]:
         end = math.atan(self.level) if s == 0 else float(torch.atan2(path.sigma(s), path.alpha(s)))
         phi = torch.atan2(path.sigma(t), path.alpha(t))
-        if self.per == "sample":
-            phi = phi.expand(len(x))
-        h = torch.full_like(phi, 0.1) if state is None else state
+        shape = phi.shape if self.per == "batch" else x.shape[:1]
+        h = phi.new_full(shape, 0.1) if state is None else state
         if bool((phi > end).any()):
             x, h = self.walk(f, path, x, phi, end, h)
-            t = self.time(path, torch.full_like(phi, end)) if s == 0 else s
+            t = self.time(path, torch.full_like(h, end)) if s == 0 else s
         return (path.land(f(x, t), s) if s == 0 else x), h
 
     def walk(self, f: Evaluate, path: Path, x: Tensor, phi: Tensor, end: float, h: Tensor) -> tuple[Tensor, Tensor]:
-        """x from the angles phi, [B] or 0-d, to a common one; and step sizes for the next interval to begin with."""
+        """x from one angle phi to another; and step sizes, shaped as h, for the next interval to begin with."""
         y = x / expand(self.radius(path, self.time(path, phi)), x)
-        here = self.slope(f, path, y, phi)
+        here = self.slope(f, path, y, phi)  # at one time for all, where a prediction that says nothing is refused
+        phi = phi.expand_as(h)
         while bool((going := phi > end).any()):
             now = torch.minimum(h, phi - end)
             last = now >= phi - end

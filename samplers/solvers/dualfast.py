@@ -13,7 +13,7 @@ from gen.errors import UserError
 from gen.path import Path, Prediction
 from gen.sample import Evaluate, Solver
 from gen.samplers.solvers.ddim import DDIM
-from gen.spec import part
+from gen.spec import build, part
 
 __all__ = ["DualFast"]
 
@@ -42,6 +42,7 @@ class DualFast:
     of: Literal["eps", "x0"] = "eps"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "solver", build("samplers.solvers", self.solver))
         if self.power < 0:
             raise UserError(f"DualFast: power = {self.power}; it must not be negative")
 

@@ -20,8 +20,11 @@ __all__ = ["FlowSDE"]
 
 @dataclass(frozen=True)
 class FlowSDE:
-    """dx = (u + w eps / (2 sigma)) dt + sqrt(w) dW backwards in t, u the velocity and w = `churn` sigma(t): the SDE
-    that has the marginals of the flow (SiT, Ma et al. 2024, eq. 5 and 7, whose score is -eps / sigma).
+    """dx = (u + w eps / (2 sigma)) dt + sqrt(w) dW backwards in t, u the velocity: the SDE with the flow's marginals
+    (SiT, Ma et al. 2024, eq. 5 and 7, whose score is -eps / sigma).
+
+    w = `churn` sigma(t) sigma(t1) / t1. On flow, and on EDM, that is SiT's w = sigma(t); on trig it is SiT's own for
+    its time t / t1. The noise depends neither on the unit of t nor on that of x: alike on all paths.
 
     method: Euler-Maruyama, weak order 1, or Heun's rule with the step's one noise in both stages, weak order 2. The
     last step, to t = 0, is the prediction of x0, without noise.
@@ -51,7 +54,8 @@ class FlowSDE:
         out = path.land(pred, s)
         if s == 0:
             return out, None
-        drift = self.churn * float(t - s) / 2  # w / (2 sigma) times the step
+        top = torch.tensor(path.t1, dtype=torch.float64)
+        drift = self.churn * float(path.sigma(top) * (t - s)) / (2 * path.t1)  # w / (2 sigma) times the step
         if self.churn:
             spread = math.sqrt(2 * drift * float(path.sigma((t + s) / 2)))
             out = torch.add(torch.add(out, pred.eps, alpha=-drift), noise(), alpha=spread)

@@ -220,6 +220,10 @@ def test_what_does_not_fit_is_refused():
         sampled(TaylorSeer().start(5))
     with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has trunk"):
         sampled(Custom(sites=("layers.*",)).start(12))
+    run = Custom(sites=("layers.*",)).start(1)
+    sampled(run, steps=1)
+    with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has trunk"):
+        run.report()
     with pytest.raises(UserError, match=r"no site of this network matches 'stem'"):
         sampled(FBCache(first="stem").start(12))
     with pytest.raises(UserError, match="needs a policy with a probe"):

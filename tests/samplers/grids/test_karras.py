@@ -33,6 +33,11 @@ def test_it_starts_where_the_path_does():
     assert start <= 50
 
 
+def test_a_path_without_that_little_noise_is_refused():
+    with pytest.raises(UserError, match=r"sigma_min = 0.5; it must be below this path's top level, 0.25"):
+        Karras(sigma_min=0.5).times(EDM(sigma_max=0.25), 4)
+
+
 @pytest.mark.parametrize("bad", [{"sigma_min": 0}, {"sigma_min": 3, "sigma_max": 2}, {"rho": 0}])
 def test_wrong_numbers_are_refused(bad):
     with pytest.raises(UserError, match="0 < min < max and rho > 0"):

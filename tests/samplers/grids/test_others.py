@@ -50,6 +50,14 @@ def test_the_integer_spacings(spacing, entries):
     assert Timesteps("leading", offset=1).entries(5).tolist() == [801, 601, 401, 201, 1]
 
 
+def test_one_linspace_step_is_entry_0_as_in_diffusers():
+    assert Timesteps("linspace").times(DDPM(), 1).tolist() == [1, 0]
+    assert Timesteps("trailing").times(DDPM(), 1).tolist() == [1000, 0]
+    scheduler = pytest.importorskip("diffusers", exc_type=ImportError).DDIMScheduler(timestep_spacing="linspace")
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [0]
+
+
 def test_given_times_are_used_as_they_are():
     assert Given((1.0, 0.3, 0.0)).times(Flow(), 2).tolist() == [1.0, 0.3, 0.0]
     assert build("samplers.grids", {"name": "given", "values": [1, 0.3, 0]}) == Given((1.0, 0.3, 0.0))
@@ -87,6 +95,7 @@ def test_a_file_without_times_is_refused(tmp_path, text):
         lambda: Shift(0.0),
         lambda: Shift(tokens=0),
         lambda: Exponential(3.0, 2.0),
+        lambda: Exponential(sigma_min=0.5).times(EDM(sigma_max=0.25), 4),
         lambda: Timesteps(offset=-1),
         lambda: Timesteps(total=10).times(DDPM(), 11),
         lambda: Timesteps("leading", total=10, offset=5).times(DDPM(), 10),

@@ -10,11 +10,13 @@ import torch
 
 from gen.denoise import Counted
 from gen.errors import UserError
-from gen.noise import Noise
+from gen.noise import Noise, sample_seeds
 from gen.param import X0, Eps, V
 from gen.param import Flow as Velocity
 from gen.path import DDPM, EDM, VP, Flow, Trig
+from gen.pipeline import Pipeline
 from gen.sample import integrate
+from gen.samplers.caches.searched import LayerRun
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
 from gen.samplers.guides.apg import APG
@@ -25,7 +27,7 @@ from gen.samplers.guides.cfgpp import CFGpp
 from gen.samplers.guides.rescale import Rescale
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
-from gen.spec import build, names, spec_of
+from gen.spec import build, name_of, names, spec_of
 from gen.tap import Chain, Context, Placed
 from gen.testing import Mixture
 
@@ -108,7 +110,7 @@ def test_published_dit_guides_three_channels_of_four():
         (lambda: APG(momentum=1.0), "momentum = 1.0"),
         (lambda: APG(threshold=0.0), "threshold = 0.0"),
         (lambda: CFGZero(zero_steps=-1), "zero_steps = -1"),
-        (lambda: CFGZero(zero_steps=10)(world(Flow()), grid(Flow())), "nothing would move"),
+        (lambda: CFGZero(zero_steps=10).grid(grid(Flow())), "nothing would move"),
         (lambda: build("samplers.guides", "auto"), "Auto needs weak"),
         (lambda: Auto(weak=world(EDM()))(world(Flow()), grid(Flow())), "they must agree"),
         (lambda: CFGpp()(world(Flow()), grid(Flow()))(*ask(Flow())[:2]), "CFGpp needs a condition"),
@@ -277,14 +279,34 @@ def test_cfg_zero_is_the_published_rule_for_velocities(path):
     torch.testing.assert_close((rest * base).sum(1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
-def test_the_first_steps_stand_still_and_cost_nothing():
-    f, times, (x, _, cond) = Counted(world(Flow())), grid(Flow()), ask(Flow())
-    seen = []
-    guide = CFGZero(3.0, zero_steps=2)
-    integrate(guide(f, times), x, times, Euler(), cond=cond, watch=lambda i, t, x: seen.append(x))
-    torch.testing.assert_close(seen[1], x, rtol=1e-14, atol=1e-14)
-    assert not torch.allclose(seen[2], x)
-    assert f.calls == 2 * 8
+@pytest.mark.parametrize("path", [Flow(), VP()], ids=repr)
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp", "unipc", "flow_adams"])
+def test_the_first_steps_stand_still_for_every_solver_and_cost_nothing(path, solver):
+    """A walk of a pipeline is the later part of its grid, from the start noise of the whole of it."""
+    guide, times, solver = CFGZero(3.0, zero_steps=2), grid(path), build("samplers.solvers", solver)
+    pipeline = Pipeline(world(path), (4,), 2)
+    got = pipeline.sample(5, solver=solver, steps=10, grid=Linear(), guide=guide, cache=Watch(seen := []))
+    x = path.start(Noise(tuple(sample_seeds(0, 5))).normal("start", (4,)), times[0])
+    later = integrate(guide(world(path), times), x, times[2:], solver, cond=got.cond)
+    torch.testing.assert_close(got.x, later.float(), rtol=1e-6, atol=1e-6)
+    assert got.nfe == 2 * solver.nfe(8)
+    assert seen == [8]
+
+
+class Watch:
+    """A cache that is told how many steps there are, and computes all."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def start(self, steps):
+        self.seen.append(steps)
+        return LayerRun(((),) * steps, ())
+
+
+@pytest.mark.parametrize(("guide", "space"), [(CFGZero, V()), (Rescale, X0())])
+def test_a_space_may_be_a_name(guide, space):
+    assert guide(space=name_of(type(space))) == guide(space=space)
 
 
 def test_a_network_that_says_zero_does_no_harm():

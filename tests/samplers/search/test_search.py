@@ -27,6 +27,7 @@ from gen.samplers.solvers.euler import Euler
 from gen.spec import build, spec_of
 from gen.tap import Context, Located, Record
 from gen.testing import Mixture
+from tests.samplers.caches.toy import Toy, contexts, walk
 
 
 def f64(*values):
@@ -232,6 +233,31 @@ def test_what_is_found_is_read_by_the_grid_and_by_the_cache(tmp_path):
             SearchedMask(str(file)).start(3)
     with pytest.raises(UserError, match="cannot read"):
         SearchedMask(str(tmp_path / "none.json")).start(3)
+
+
+@pytest.mark.parametrize(
+    ("mask", "sites"), [([[1, 0]], ["a", "b"]), ([["false", True]], ["a", "b"]), ([[True, False]], ["a", 2])]
+)
+def test_a_mask_is_of_booleans_and_sites_are_names(tmp_path, mask, sites):
+    file = tmp_path / "grid.json"
+    file.write_text(json.dumps({"mask": mask, "sites": sites}))
+    with pytest.raises(UserError, match="true and false only"):
+        SearchedMask(str(file)).start(1)
+
+
+def test_a_mask_of_sites_that_the_network_lacks_is_refused():
+    net, places = Toy(), contexts(2)
+    x = torch.ones(2, 1, dtype=torch.float64)
+    run = LayerRun(((True, False), (True, True)), ("blocks.0", "layers.1"))
+    with pytest.raises(UserError, match=r"no site layers\.1; it has trunk, hidden\.0"):
+        walk(net, run, places, x)
+    run = LayerRun(((False, False),), ("blocks.0", "layers.1"))
+    walk(net, run, contexts(1), x, ("main",))
+    with pytest.raises(UserError, match=r"no site layers\.1"):
+        run.report()
+    run = LayerRun(((False, False),), ("blocks.0", "blocks.1"))
+    walk(net, run, contexts(1), x, ("main",))
+    assert run.report().computed == ((False, False),)
 
 
 def test_a_mask_is_for_its_number_of_steps(tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.denoise import Counted
+from gen.denoise import Counted, Denoiser
 from gen.errors import NonFinite, UserError
+from gen.param import Eps, Score
 from gen.path import DDPM, EDM, VP, Flow, Prediction, Trig
 from gen.sample import integrate
 from gen.samplers.solvers.adaptive import Adaptive
@@ -56,6 +57,14 @@ def test_no_tolerance_saves_a_network_of_nans():
 
     with pytest.raises(NonFinite):
         integrate(Broken(), torch.zeros(1, 1, dtype=torch.float64), [1.0, 0.0], Adaptive())
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+@pytest.mark.parametrize(("path", "param"), [(Flow(), Eps()), (Flow(), Score()), (Trig(), Eps())], ids=repr)
+def test_a_prediction_that_says_nothing_of_x0_is_refused_as_by_other_solvers(path, param, per):
+    f = Denoiser(lambda x, t, cond, *, s=None, tap=None: x / 2, path, param)
+    with pytest.raises(UserError, match="says nothing of x0 at t = "):
+        integrate(f, torch.zeros(2, 1, dtype=torch.float64), [path.t1, 0.0], Adaptive(per=per))
 
 
 def test_wrong_tolerances_are_refused():

@@ -59,3 +59,7 @@ def test_its_inner_solver_is_a_part_of_its_spec():
     spec = spec_of(build("samplers.solvers", "dualfast", solver={"name": "unipc", "solver_order": 3}))
     assert spec["solver"]["name"] == "unipc"
     assert build("samplers.solvers", spec).solver.solver_order == 3
+
+
+def test_its_solver_may_be_a_name():
+    assert DualFast(solver="dpmpp") == DualFast(solver=build("samplers.solvers", "dpmpp"))

@@ -71,6 +71,40 @@ def test_the_noise_of_a_flow_s_sde_has_the_right_sign():
     assert variance(build("samplers.solvers", "flow_sde"), Flow(), STD, grid) == pytest.approx(exact, rel=0.02)
 
 
+@pytest.mark.parametrize("path", [Flow(), Trig(), VP(), EDM(), DDPM(), DDPM("cosine")], ids=repr)
+def test_a_flow_s_sde_has_the_marginals_of_every_path(path):
+    grid = path.t_of_lam(torch.linspace(-4.0, 3.0, 257, dtype=torch.float64))
+    exact = float(path.alpha(grid[-1]) ** 2 * STD**2 + path.sigma(grid[-1]) ** 2)
+    for method, rel in (("euler", 0.05), ("heun", 0.005)):
+        solver = build("samplers.solvers", "flow_sde", method=method)
+        assert variance(solver, path, STD, grid) == pytest.approx(exact, rel=rel)
+
+
+def test_the_noise_of_a_flow_s_sde_knows_no_unit():
+    """Neither that of t, which is 1000 times as long on DDPM as on VP, nor that of x, which EDM's sigma_max sets."""
+    f, x, noise = Curved(VP()), torch.ones(2, 1, dtype=torch.float64), Noise(tuple(sample_seeds(0, 2)))
+    added = {}
+    for path in (VP(), DDPM(), EDM(80.0), EDM(8.0)):
+        grid = f64(0.6, 0.5) * path.t1
+        ends = [
+            integrate(Curved(path), x, grid, build("samplers.solvers", "flow_sde", churn=c), noise=n)
+            for c, n in ((1.0, noise), (1.0, Mute()))
+        ]
+        added[path] = (ends[0] - ends[1]) / float(path.sigma(f64(path.t1)))
+    torch.testing.assert_close(added[DDPM()], added[VP()], rtol=0.01, atol=0)
+    torch.testing.assert_close(added[EDM(8.0)], added[EDM(80.0)], rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        added[VP()], noise.normal(0, (1,)).double() * math.sqrt(0.1 * float(f.path.sigma(f64(0.55)))), rtol=1e-3, atol=0
+    )
+
+
+class Mute:
+    """A noise of zeros."""
+
+    def normal(self, step, shape):
+        return torch.zeros(2, *shape, dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
     ("name", "off", "same"),
     [
