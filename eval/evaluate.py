@@ -310,7 +310,9 @@ def setting(pipeline: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    """A name, a number, or the spec of a thing; its name alone if there is no more to say."""
+    """A name, a number, or the spec of a thing; its name alone if there is no more to say. A list is a grid's times."""
+    if isinstance(value, (list, tuple, Tensor)):
+        return {"name": "given", "values": torch.as_tensor(value).tolist()}
     if isinstance(value, (str, int)):
         return value
     spec = dict(value) if isinstance(value, Mapping) else spec_of(value)
