@@ -25,7 +25,7 @@ from gen.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.log import MetricsFile, Progress
 from gen.noise import Noise, derive, training_noise
 from gen.objectives import Batch, Step
-from gen.pipeline import Pipeline, load, locate
+from gen.pipeline import Pipeline, load
 from gen.resume import parent_hash, resume_from, versions
 from gen.run import Run, run_spec
 from gen.stop import Interrupted, stop_signals
@@ -114,12 +114,8 @@ class Trainer:
                 f"{run.data.classes}: set model.channels, model.size and model.classes to fit"
             )
         if run.init:
-            place = locate(Path(run.init))
-            info = checkpoints.read(place, verify=False)
-            label = run.ema[0].label if run.ema else None
-            file = f"{info['role']}-{label}.safetensors"
-            file = file if file in info["files"] else f"{info['role']}.safetensors"
-            net.load_state_dict(checkpoints.read_tensors(place, file, info))
+            given: Any = load(run.init).denoiser
+            net.load_state_dict(given.net.state_dict())
         self.teacher = load(run.teacher, device=str(self.device)).denoiser if run.teacher else None
         roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
