@@ -90,7 +90,7 @@ class Saving:
         (report,) = cached.cache
         fraction = report.fraction
         leaves = plain.sample(**{**rest, "cache": Outline()}, n=1, seed=seed).cache[0]
-        sites = [site for site in report.sites if site in leaves]
+        sites = [site for site in report.sites if site in leaves and site != "time"]  # of tokens, not of t
         sites = sites or list(report.sites)  # a searched mask has whole blocks only
         return {
             "batch": self.batch,

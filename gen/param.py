@@ -6,6 +6,7 @@ det = alpha b - sigma a;   x0 = (b x - sigma out) / det;   eps = (alpha out - a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,9 +75,16 @@ class Eps(Parameterisation):
 
 @dataclass(frozen=True)
 class Flow(Parameterisation):
-    """The velocity dx/dt = alpha' x0 + sigma' eps; eps - x0 on the flow path."""
+    """The velocity dx/dt = alpha' x0 + sigma' eps; eps - x0 on the flow path.
+
+    toward: "data" is its negative, the velocity of those who count time from noise to data (SiT, LightningDiT, DDT).
+    """
+
+    toward: Literal["noise", "data"] = "noise"
 
     def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+        if self.toward == "data":
+            return -path.dalpha(t), -path.dsigma(t)
         return path.dalpha(t), path.dsigma(t)
 
 

@@ -97,17 +97,19 @@ class Pipeline:
         times = how.grid.times(self.denoiser.path, how.steps)
         walk = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
         counted = Counted(self.denoiser)
+        net: Any = getattr(self.denoiser, "net", None)  # a state may hold more than the image: see gen.models.reg
+        state, image = getattr(net, "state_shape", self.shape), getattr(net, "image", lambda x: x)
         began, parts, reports = time.perf_counter(), [], []
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
             noise = Noise(tuple(seeds[rows]))
-            unit = noise.normal("start", self.shape).to(self.device)
+            unit = noise.normal("start", state).to(self.device)
             here = {k: v[rows].to(self.device) for k, v in cond.items()}
             f: Denoise = counted if how.guide is None else how.guide(counted, times)
             run = None if how.cache is None else how.cache.start(len(walk) - 1)
             x = integrate(f, f.path.start(unit, times[0]), walk, how.solver, cond=here, noise=noise, tap=run)
             reports += [] if run is None else [run.report()]
-            parts.append(x.float().cpu())
+            parts.append(image(x).float().cpu())
         return Samples(torch.cat(parts), cond, counted.rows / n, time.perf_counter() - began, reports)
 
     def plan(self, **changes: Any) -> Sampler:

@@ -46,16 +46,17 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Run:
-    """model, data and objective have no default; batch_size is the GLOBAL one, over all processes and micro-batches.
+    """model has no default; batch_size is the GLOBAL one, over all processes and micro-batches.
 
+    data, objective: None for a model that was imported and can be sampled; to train it, set them.
     micro_batch_size: samples per process and backward pass; gradients accumulate until the global batch is full.
     clip: the largest gradient norm. *_every: in steps, 0 for never. keep: how many checkpoints stay, at least 2.
     teacher: the run folder a distiller learns from. init: a run folder whose weights the training starts from.
     """
 
     model: Any = part("models")
-    data: Any = part("data")
-    objective: Any = part("objectives", "distill")
+    data: Any = part("data", default=None)
+    objective: Any = part("objectives", "distill", default=None)
     path: Any = part("path", default=Flow())
     param: Any = part("param", default=FlowParam())
     optim: Any = part("optim", default=AdamW())

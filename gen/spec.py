@@ -3,7 +3,7 @@
 The registry is the tree of files. In a plug-in folder such as samplers/solvers the spec {"name": "heun"} means the
 first name in `__all__` of gen.samplers.solvers.heun; files that start with _ and sub-folders are no plug-ins. In a
 plain module such as gen/times.py {"name": "logit_normal"} means the class LogitNormal. Things from elsewhere are
-named "my_package.module:Class".
+named "my_package.module:Class". {"name": "dit", "preset": "XL/2"} starts from a class's preset.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def build(folder: str | Sequence[str], spec: Any, **fields: Any) -> Any:
     given = {**spec, **fields}
     if not isinstance(given.get("name"), str):
         raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
-    return _construct(find(given.pop("name"), *folders), given)
+    owner = find(given.pop("name"), *folders)
+    if "preset" in given and hasattr(owner, "preset"):  # {"name": "dit", "preset": "XL/2", "channels": 16}
+        return override(owner.preset(given.pop("preset")), given)
+    return _construct(owner, given)
 
 
 def spec_of(thing: Any, named: bool = True) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def unpack(place: Path, info: Mapping[str, Any], nets: Nets, averages: Averages,
     """Everything back where it was, from a checkpoint and its manifest."""
     for role, net in nets.items():
         net.load_state_dict(checkpoints.read_tensors(place, f"{role}.safetensors", info))
+        if role not in optims:
+            continue
         saved = checkpoints.read_tensors(place, f"state/{role}.safetensors", info)
         for name, parameter in trained(net).items():
             mine = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}

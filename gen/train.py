@@ -25,6 +25,7 @@ from gen.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.log import MetricsFile, Progress
 from gen.noise import Noise, derive, training_noise
 from gen.objectives import Batch, Step
+from gen.optim import groups
 from gen.pipeline import Pipeline, load
 from gen.resume import parent_hash, resume_from, versions
 from gen.run import Run, run_spec
@@ -71,6 +72,9 @@ class Trainer:
         from accelerate.state import AcceleratorState
 
         self.run, self.folder, self.command = run, folder, command
+        for name in ("data", "objective"):
+            if getattr(run, name) is None:
+                raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
         origin = resume_from(run, folder, resume)
         _check_trackers(run.trackers)
         _check_sampler(run)
@@ -94,7 +98,7 @@ class Trainer:
             for average in run.ema
         }
         self.parameters = {role: list(state.trained(net).values()) for role, net in self.nets.items()}
-        self.optims = {role: run.optim.build(self.parameters[role]) for role in self.nets}
+        self.optims = {role: run.optim.build(groups(net)) for role, net in self.nets.items() if self.parameters[role]}
         self.steps_done = 0
         self.scaler_state: dict[str, Any] = {}
         if origin is not None:
@@ -126,7 +130,7 @@ class Trainer:
         if run.compile:
             for net in self.nets.values():
                 net.compile()
-        wrapped = {role: prepare(net) for role, net in self.nets.items()}
+        wrapped = {role: prepare(net) if self.parameters[role] else net for role, net in self.nets.items()}
         self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         if self.accelerator.scaler is not None and self.scaler_state:
             self.accelerator.scaler.load_state_dict(self.scaler_state)
@@ -196,11 +200,12 @@ class Trainer:
         for step, items in batches(stream, run, self.steps_done, share, accelerator.process_index, self.micro):
             yield [self._batch(item, step) for item in items]
 
-    def _batch(self, item: Mapping[str, Tensor], step: int) -> Batch:
+    def _batch(self, item: Mapping[str, Tensor], draw: int) -> Batch:
+        """draw: which of the run's independent draws of noise; training step n has the n-th, validation one for all."""
         cond = {k: v.to(self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
         origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
-        noise = training_noise(self.run.seed, step, item["index"].tolist())
-        return Batch(item["x"].to(self.device), cond, noise, origin)
+        noise = training_noise(self.run.seed, draw, item["index"].tolist())
+        return Batch(item["x"].to(self.device), cond, noise, origin, self.steps_done)
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update of every role the objective yields. Nothing is updated unless loss and gradient are finite."""
@@ -215,10 +220,12 @@ class Trainer:
             parts = [part for part in yielded if part is not None]
             role = parts[0][0]
             loss = torch.stack([part[1] for part in parts]).mean()
-            logs |= self._update(role, self.accelerator.reduce(loss, "mean"), lr)
-            logs |= {k: float(torch.stack([part[2][k] for part in parts]).mean()) for k in parts[0][2]}
+            logs |= self._update((role,) if isinstance(role, str) else role, self.accelerator.reduce(loss, "mean"), lr)
+            logs |= {k: self._mean([part[2][k] for part in parts]) for k in parts[0][2]}
         self.steps_done += 1
         self._average()
+        if hasattr(self.run.objective, "observe"):
+            self.run.objective.observe(self.roles, logs)
         return logs
 
     def _advance(self, running: Iterator[Step], last: bool) -> Step | None:
@@ -239,26 +246,29 @@ class Trainer:
         (f, *others) = self.trained.values()
         return nullcontext() if others else self.accelerator.no_sync(f.net)
 
-    def _update(self, role: str, loss: Tensor, lr: float) -> dict[str, float]:
-        optim = self.optims[role]
-        norm = self.accelerator.clip_grad_norm_(self.parameters[role], self.run.clip)
+    def _mean(self, values: list[Tensor]) -> float:
+        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
+
+    def _update(self, roles: tuple[str, ...], loss: Tensor, lr: float) -> dict[str, float]:
+        trained = [parameter for role in roles for parameter in self.parameters[role]]
+        norm = self.accelerator.clip_grad_norm_(trained, self.run.clip)
         value, size = float(loss), float(norm if norm is not None else 0.0)
-        scaled = (
-            self.accelerator.scaler is not None
-        )  # fp16 finds its scale by overflowing: the scaler skips such a step
+        scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
         if not (torch.isfinite(loss) and (scaled or torch.isfinite(torch.tensor(size)))):
             last = checkpoints.newest(self.folder / "checkpoints")
             raise NonFinite(
-                f"step {self.steps_done}: {role} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}; the weights are "
-                f"untouched, last good checkpoint: {last or 'none'}. Try a lower lr, a smaller clip, or precision no"
+                f"step {self.steps_done}: {roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}; the "
+                f"weights are untouched, last good checkpoint: {last or 'none'}. Try a lower lr, a "
+                "smaller clip, or precision no"
             )
-        for group in optim.param_groups:
-            group["lr"] = lr
-        optim.step()
+        for role in roles:
+            for group in self.optims[role].param_groups:
+                group["lr"] = lr * group["scale"]
+            self.optims[role].step()
         for other in self.optims.values():  # a loss may have left gradients in networks it does not train
             other.zero_grad(set_to_none=True)
-        first = role == self.role
-        return {"loss" if first else f"{role}_loss": value, "grad_norm" if first else f"{role}_grad_norm": size}
+        first = self.role in roles
+        return {"loss" if first else f"{roles[0]}_loss": value, "grad_norm" if first else f"{roles[0]}_grad_norm": size}
 
     def _average(self) -> None:
         for profile in self.run.ema:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError, nearest
+from gen.errors import UserError
+from gen.models.layers import family
 from gen.models.layers.block import Block, FinalLayer, visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.tap import Tap
@@ -18,6 +18,19 @@ __all__ = ["DiT", "DiTNet"]
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
+DIGITS = {"size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 64, "depth": 4, "heads": 4}
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """DiT-S/2 ... DiT-XL/8, the same as SiT, whose t = 1 is the data, and one for digits."""
+    sizes = {
+        f"{size}/{p}": {"patch": p, "depth": depth, "width": width, "heads": heads}
+        for size, (depth, width, heads) in SIZES.items()
+        for p in PATCHES
+    }
+    dit = {f"DiT-{size}": fields for size, fields in sizes.items()}
+    sit = {f"SiT-{size}": {**fields, "t_one": "data"} for size, fields in sizes.items()}
+    return {**dit, **sit, "digits": {**DIGITS, "time_scale": 1000.0}}
 
 
 @dataclass(frozen=True)
@@ -27,9 +40,11 @@ class DiT:
     size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
     has one more row, for "no class". learn_sigma: the final layer has twice the channels, as the published weights do;
     forward returns the first half. time_scale: t is multiplied by it first (1000 suits t in [0, 1]: the waves were made
-    for 0..999). freq_shift, mlp_norm_eps: 0 and 1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see
-    gen.models.layers.attention.
+    for 0..999). t_one: what t = 1 means to the network; SiT's weights are told 1 - t. freq_shift, mlp_norm_eps: 0 and
+    1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see gen.models.layers.attention.
     """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
 
     size: int = 32
     patch: int = 2
@@ -41,16 +56,13 @@ class DiT:
     mlp_ratio: float = 4.0
     learn_sigma: bool = False
     time_scale: float = 1.0
+    t_one: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
     mlp_norm_eps: float = 1e-6
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size", "patch", "channels", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"DiT.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.classes < 0:
-            raise UserError(f"DiT.classes is {self.classes}; give 0 for data without labels")
+        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
         if self.size % self.patch:
             raise UserError(f"DiT.size {self.size} is not divisible by DiT.patch {self.patch}")
         if self.width % self.heads or self.width % 4:
@@ -58,14 +70,9 @@ class DiT:
 
     @staticmethod
     def preset(name: str, **changes: Any) -> DiT:
-        """A published size, "DiT-S/2" to "DiT-XL/8" (also without "DiT-"), with fields changed."""
-        allowed = {f"DiT-{size}/{p}": (size, p) for size in SIZES for p in PATCHES}
-        full = name if name.startswith("DiT-") else f"DiT-{name}"
-        if full not in allowed:
-            raise UserError(f"unknown preset {name!r}. {nearest(full, allowed)}")
-        size, patch = allowed[full]
-        depth, width, heads = SIZES[size]
-        return replace(DiT(patch=patch, depth=depth, width=width, heads=heads), **changes)
+        """A published size, "DiT-S/2" (or "S/2") to "DiT-XL/8", "SiT-...", or "digits", with fields changed."""
+        made: DiT = family.preset(DiT, DiT.presets, name, changes)
+        return made
 
     def build(self) -> DiTNet:
         """The network, freshly initialised: its output is zero and every block the identity."""
@@ -77,8 +84,9 @@ class DiTNet(nn.Module):
 
     Sites of a tap. What is added to the tokens: "blocks.3" (a whole block) and, inside it, "blocks.3.attn" and
     "blocks.3.mlp" (see Block); leaving one out (Skip) is the identity. Whole values, which a tap may replace but Skip
-    must not meet: "trunk" (tokens before the first block -> after the last), inside it "hidden.3" (tokens before
-    -> after block 3), and "final" (tokens -> the image with all its channels, learned sigma included).
+    must not meet: "time" (t [B] -> its embedding [B, width]), "trunk" (tokens before the first block -> after the
+    last), inside it "hidden.3" (tokens before -> after block 3), and "final" (tokens -> the image with all its
+    channels, learned sigma included).
     """
 
     def __init__(self, spec: DiT):
@@ -87,7 +95,7 @@ class DiTNet(nn.Module):
         out = spec.channels * (2 if spec.learn_sigma else 1)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
         self.pos_embed = nn.Parameter(grid_embedding(spec.width, spec.size // spec.patch)[None], requires_grad=False)
-        self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift)
+        self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one)
         self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
         hidden = int(spec.mlp_ratio * spec.width)
         self.blocks = nn.ModuleList(
@@ -106,10 +114,10 @@ class DiTNet(nn.Module):
         s: Tensor | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
-        self._check(x, t, cond, s)
+        family.check(self.spec, x, t, cond, s)
         # The first operand decides the layout of the sum, and pos_embed is contiguous.
         h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        c = self.t_embedder(t * self.spec.time_scale)  # [B, width]
+        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
         if self.y_embedder is not None:
             c = c + self.y_embedder(cond["y"])  # [B, width]
         h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
@@ -130,30 +138,7 @@ class DiTNet(nn.Module):
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The condition that stands for "no class"."""
-        if not self.spec.classes:
-            return dict(cond)
-        return {**cond, "y": torch.full_like(self._labels(cond), self.spec.classes)}
-
-    def _labels(self, cond: Mapping[str, Tensor]) -> Tensor:
-        if "y" not in cond:
-            given = ", ".join(cond) or "nothing"
-            raise UserError(f"this DiT has {self.spec.classes} classes and needs cond['y']; given: {given}")
-        return cond["y"]
-
-    def _check(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], s: Tensor | None) -> None:
-        """Shapes and kinds only: looking at values would wait for the device."""
-        expected = (self.spec.channels, self.spec.size, self.spec.size)
-        if tuple(x.shape[1:]) != expected:
-            raise UserError(f"x has shape {list(x.shape)}; this DiT takes [B, {', '.join(map(str, expected))}]")
-        if t.shape != x.shape[:1]:
-            raise UserError(f"t has shape {list(t.shape)}; for this x it must be [{len(x)}]")
-        if s is not None:
-            raise UserError("a target time s was given, but this DiT is no flow map and takes only t")
-        if not self.spec.classes:
-            return
-        y = self._labels(cond)
-        if y.shape != x.shape[:1] or y.dtype not in (torch.int64, torch.int32):
-            raise UserError(f"cond['y'] is {y.dtype} {list(y.shape)}; for this x it must be torch.int64 [{len(x)}]")
+        return family.null(self.spec, cond)
 
     def _start(self) -> None:
         """The start from which training is stable: blocks add nothing, the output is zero (adaLN-Zero)."""

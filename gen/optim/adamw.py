@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 from gen.errors import UserError
 
@@ -26,7 +26,7 @@ class AdamW:
         if not self.lr > 0:
             raise UserError(f"AdamW: lr = {self.lr}; it must be positive")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, foreach=True
         )

@@ -36,16 +36,29 @@ def grid_embedding(width: int, side: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Waves through a two-layer network: t [B] -> [B, width]."""
+    """Waves through a two-layer network: t [B] -> [B, width].
 
-    def __init__(self, width: int, dim: int = 256, freq_shift: int = 0):
+    scale: t is multiplied by it. one: what t = 1 means to the network; "data" tells it 1 - t.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        dim: int = 256,
+        *,
+        freq_shift: int = 0,
+        max_period: float = 10_000.0,
+        scale: float = 1.0,
+        one: str = "noise",
+    ):
         super().__init__()
-        self.dim, self.freq_shift = dim, freq_shift
+        self.dim, self.freq_shift, self.max_period, self.scale, self.one = dim, freq_shift, max_period, scale, one
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
-        wave = waves(t, self.dim, freq_shift=self.freq_shift)  # [B, dim]
+        t = self.scale * (1 - t if self.one == "data" else t)
+        wave = waves(t, self.dim, self.max_period, self.freq_shift)  # [B, dim]
         out: Tensor = self.mlp(wave.to(next(self.mlp.parameters()).dtype))
         return out
 

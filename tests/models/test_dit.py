@@ -134,7 +134,7 @@ def test_patches_come_back_where_they_were():
 def sites(depth):
     per_block = ("", ".attn", ".attn.raw", ".mlp", ".mlp.raw")
     blocks = {f"blocks.{i}{tail}" for i in range(depth) for tail in per_block}
-    return blocks | {f"hidden.{i}" for i in range(depth)} | {"trunk", "final"}
+    return blocks | {f"hidden.{i}" for i in range(depth)} | {"time", "trunk", "final"}
 
 
 @pytest.mark.parametrize("change", [{}, {"learn_sigma": True}, {"qk_norm": True}, {"classes": 0}])
@@ -185,7 +185,7 @@ def test_a_replayed_trunk_runs_no_block():
         return record.features["trunk"] if site == "trunk" else compute(h)
 
     assert torch.equal(net(x, t, cond, tap=replay), expected)
-    assert ran == ["trunk", "final"]
+    assert ran == ["time", "trunk", "final"]
 
 
 def test_learned_sigma_is_dropped_from_the_answer_and_kept_at_the_last_site():

@@ -115,7 +115,7 @@ def test_lite_runs_no_block_on_a_skipped_step():
     assert [place.step for place, share in zip(report.places, report.asked, strict=True) if share] == [0, 1, 5, 9]
     for place, row in zip(report.places, report.computed, strict=True):
         done = {site for site, yes in zip(report.sites, row, strict=True) if yes}
-        assert done == (set(report.sites) if place.step in (0, 1, 5, 9) else {"final"})
+        assert done == (set(report.sites) if place.step in (0, 1, 5, 9) else {"time", "final"})
     assert report.hits == 8 * (len(report.sites) - 1)
     assert report.fraction == report.fraction_per_row == 4 / 12
 
@@ -211,18 +211,18 @@ def test_block_outputs_and_gated_modules_are_sites_too():
 def test_inside_a_cached_site_nothing_else_is_cached():
     run = Custom(sites=("*",)).start(12)
     sampled(run)
-    assert {site for _, _, site in run.memories} == {"trunk", "final"}
+    assert {site for _, _, site in run.memories} == {"time", "trunk", "final"}
     assert run.report().memory == sum(m.bytes for m in run.memories.values()) > 0
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="started for 5 steps, but the loop has 12"):
         sampled(TaylorSeer().start(5))
-    with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has trunk"):
+    with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has time, trunk"):
         sampled(Custom(sites=("layers.*",)).start(12))
     run = Custom(sites=("layers.*",)).start(1)
     sampled(run, steps=1)
-    with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has trunk"):
+    with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has time, trunk"):
         run.report()
     with pytest.raises(UserError, match=r"no site of this network matches 'stem'"):
         sampled(FBCache(first="stem").start(12))
