@@ -13,6 +13,7 @@ from gen.denoise import Cond, Denoise, Denoiser
 from gen.errors import UserError
 from gen.objectives import Batch, Roles, Step
 from gen.spec import part
+from gen.tap import Tap
 from gen.times import Uniform as AllTimes
 from gen.weighting import Uniform as AllAlike
 
@@ -39,14 +40,18 @@ class Denoising:
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
-        t = self.times.at(batch.noise.uniform("t"), f.path)
-        cond = drop_condition(f, batch, self.class_dropout)
-        yield "net", self.losses(f, batch, cond, t.to(batch.x.device)).mean(), {}
+        t, cond = self.draw(f, batch)
+        yield "net", self.losses(f, batch, cond, t).mean(), {}
 
-    def losses(self, f: Denoiser, batch: Batch, cond: Cond, t: Tensor) -> Tensor:
-        """The weighted loss of each sample, [B], at times t [B]."""
+    def draw(self, f: Denoiser, batch: Batch) -> tuple[Tensor, Cond]:
+        """Times [B] and the condition, some of it dropped, that this step trains."""
+        t = self.times.at(batch.noise.uniform("t"), f.path)
+        return t.to(batch.x.device), drop_condition(f, batch, self.class_dropout)
+
+    def losses(self, f: Denoiser, batch: Batch, cond: Cond, t: Tensor, tap: Tap | None = None) -> Tensor:
+        """The weighted loss of each sample, [B], at times t [B]; a tap may look on."""
         eps = batch.normal("eps")
-        out = f.output(f.path.mix(batch.x, eps, t), t, cond)
+        out = f.output(f.path.mix(batch.x, eps, t), t, cond, tap=tap)
         error = (out - f.param.target(f.path, batch.x, eps, t)).float() ** 2
         weight: Tensor = self.weighting.weight(f.path, f.param, t)
         return error.flatten(1).mean(1) * weight.to(error)
