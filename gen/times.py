@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen.errors import UserError
 from gen.path import Path
+from gen.spec import part
 
-__all__ = ["Integers", "LogNormal", "LogitNormal", "Point", "Times", "UShaped", "Uniform"]
+__all__ = ["Integers", "LogNormal", "LogitNormal", "Mode", "Point", "Shifted", "Times", "UShaped", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,11 @@ class LogitNormal(Times):
 
 @dataclass(frozen=True)
 class LogNormal(Times):
-    """exp(mean + std n) as the ratio sigma / alpha, whatever the path (EDM, Karras et al. 2022, table 1)."""
+    """exp(mean + std n) as the ratio sigma / alpha, whatever the path (EDM, Karras et al. 2022, table 1).
+
+    EDM2 (Karras et al. 2024, table 6) has mean -0.4, std 1.0 in the latents of 512 x 512 images and -0.8, 1.6 on 64 x
+    64 pixels.
+    """
 
     mean: float = -1.2
     std: float = 1.2
@@ -110,6 +116,57 @@ class UShaped(Times):
 
     def at(self, u: Tensor, path: Path) -> Tensor:
         return path.t1 * (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness)
+
+
+@dataclass(frozen=True)
+class Mode(Times):
+    """t / t1 = u - scale (sin^2(pi u / 2) - u): the middle often for scale > 0, the ends for scale < 0, 0 uniform.
+
+    Stable Diffusion 3 (Esser et al. 2024, eq. 20), where t = 1 is the noise as it is here; their u runs backwards,
+    which changes nothing, since the density is symmetric. 1.29 is what diffusers' training scripts use.
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        highest = 2 / (math.pi - 2)  # beyond it t would not grow with u
+        if not -1 <= self.scale <= highest:
+            raise UserError(f"Mode: scale = {self.scale}; it must be from -1 to {highest:.6f}")
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t1 * (u - self.scale * (torch.sin(math.pi / 2 * u) ** 2 - u)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Shifted(Times):
+    """Another density with every ratio sigma / alpha multiplied by `shift`: more noise where one x holds more numbers.
+
+    On the flow path, with t = 1 the noise as here, that is t' = shift t / (1 + (shift - 1) t), or logit t' = logit t +
+    ln shift (Stable Diffusion 3, Esser et al. 2024, eq. 23; codes that call the data t = 1 divide by the shift there).
+    dim: how many numbers an x has; then the shift is sqrt(dim / base), with RAE's base 4096 = 32 x 32 x 4 (Zheng et al.
+    2025, section 4: 6.93 for 16 x 16 x 768).
+    """
+
+    inner: Any = part("times", default=Uniform())
+    shift: float = 1.0
+    dim: int | None = None
+    base: int = 4096
+
+    def __post_init__(self) -> None:
+        _positive("Shifted", min(self.shift, self.base, 1 if self.dim is None else self.dim))
+        if self.dim is not None and self.shift != 1:
+            raise UserError(f"Shifted: shift = {self.shift} beside dim = {self.dim}; give one of the two")
+
+    @property
+    def factor(self) -> float:
+        """The shift, given or from dim."""
+        return self.shift if self.dim is None else math.sqrt(self.dim / self.base)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        t: Tensor = self.inner.at(u, path)
+        if self.factor == 1:
+            return t
+        return path.t_of_lam(path.lam(t) - math.log(self.factor)).clamp(0, path.t1)
 
 
 def _normal(u: Tensor) -> Tensor:

@@ -15,7 +15,20 @@ from gen.errors import UserError
 from gen.param import Parameterisation
 from gen.path import Path
 
-__all__ = ["EDM", "MinSNR", "Sigmoid", "Uniform", "Weighting"]
+__all__ = ["EDM", "MinSNR", "Sigmoid", "Uniform", "Weighting", "errors"]
+
+
+def errors(path: Path, param: Parameterisation, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The errors of x0 and of eps, without sign, that an error of 1 in the output means.
+
+    Where the SNR is 0 or infinite and the output says nothing of the one (det = 0), it is still told of the other: the
+    limits are 1 / a and 1 / b, so that zero-terminal schedules train.
+    """
+    a, b = param.coefficients(path, t)
+    det = param.det(path, t)
+    silent = det == 0
+    x0_error = torch.where(silent, 1 / a, path.sigma(t) / det).abs()
+    return x0_error, torch.where(silent, 1 / b, path.alpha(t) / det).abs()
 
 
 @dataclass(frozen=True)
@@ -45,9 +58,8 @@ class MinSNR(Weighting):
             raise UserError(f"MinSNR: gamma = {self.gamma}; it must be positive")
 
     def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
-        # min(snr, gamma) sigma^2 = min(alpha^2, gamma sigma^2): no division where sigma or alpha is 0
-        top = torch.minimum(path.alpha(t) ** 2, self.gamma * path.sigma(t) ** 2)
-        return top / param.det(path, t) ** 2
+        x0_error, eps_error = errors(path, param, t)
+        return torch.minimum(eps_error**2, self.gamma * x0_error**2)  # snr |x0 error|^2 = |eps error|^2
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Sigmoid(Weighting):
     bias: float = -1.0
 
     def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
-        return torch.sigmoid(self.bias - 2 * path.lam(t)) * (path.alpha(t) / param.det(path, t)) ** 2
+        return torch.sigmoid(self.bias - 2 * path.lam(t)) * errors(path, param, t)[1] ** 2
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 
 from gen.errors import UserError
 from gen.path import DDPM, EDM, VP, Flow, Trig
-from gen.times import Integers, LogitNormal, LogNormal, Point, Uniform, UShaped
+from gen.spec import build, spec_of
+from gen.times import Integers, LogitNormal, LogNormal, Mode, Point, Shifted, Uniform, UShaped
 
 PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
 
@@ -77,8 +78,81 @@ def test_point_is_one_time():
     assert torch.equal(Point(0.5).at(u, Flow()), torch.full_like(u, 0.5))
 
 
+@pytest.mark.parametrize("scale", [-1.0, -0.5, 0.0, 1.29, 1.75])
+def test_mode_is_the_published_map_and_grows_with_u(scale):
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    published = 1 - u - scale * (torch.cos(math.pi * u / 2) ** 2 - 1 + u)  # Esser et al. 2024, eq. 20; u backwards
+    t = Mode(scale).at(u, Flow())
+    torch.testing.assert_close(t.flip(0), published, rtol=0, atol=1e-15)
+    torch.testing.assert_close(t + t.flip(0), torch.ones_like(t), rtol=0, atol=1e-15)
+    assert (t.diff() >= 0).all()
+    torch.testing.assert_close(Mode(scale).at(u, Trig()), t * math.pi / 2)
+
+
+def test_mode_is_the_density_its_paper_draws():
+    """p = 1 / (dt/du): at the middle 1 / (1 + s - s pi / 2), at the ends 1 / (1 + s)."""
+    s = 1.29
+    got = density(Mode(s), Flow(), [0.0, 0.5, 1.0])
+    expected = torch.tensor([1 / (1 + s), 1 / (1 + s - s * math.pi / 2), 1 / (1 + s)], dtype=torch.float64)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
+    assert torch.equal(Mode(0).at(stratified(9), Flow()), stratified(9))
+
+
+@pytest.mark.parametrize("shift", [0.3, 3.0, 6.928203230275509])
+def test_shifted_adds_its_logarithm_to_the_logit(shift):
+    u = torch.linspace(1e-3, 1 - 1e-3, 999, dtype=torch.float64)
+    t, plain = Shifted(LogitNormal(), shift).at(u, Flow()), LogitNormal().at(u, Flow())
+    torch.testing.assert_close(t, shift * plain / (1 + (shift - 1) * plain), rtol=0, atol=4e-14)
+    torch.testing.assert_close(t.logit(), plain.logit() + math.log(shift), rtol=0, atol=1e-12)
+    torch.testing.assert_close(t, LogitNormal(math.log(shift)).at(u, Flow()), rtol=0, atol=4e-14)
+    assert (t > plain).all() if shift > 1 else (t < plain).all()  # more noise, since t = 1 is the noise
+
+
+def test_a_shift_of_one_changes_no_bit():
+    u = stratified(1000)
+    assert torch.equal(Shifted(LogitNormal()).at(u, Flow()), LogitNormal().at(u, Flow()))
+    assert torch.equal(Shifted(UShaped(), dim=4096).at(u, VP()), UShaped().at(u, VP()))
+
+
+def test_the_shift_of_a_dimension_is_that_of_rae():
+    times = build("times", {"name": "shifted", "inner": "logit_normal", "dim": 16 * 16 * 768})
+    assert times.factor == pytest.approx(6.9282, abs=1e-4)
+    assert build("times", spec_of(times)) == times
+    assert torch.equal(
+        times.at(stratified(99), Flow()), Shifted(LogitNormal(), times.factor).at(stratified(99), Flow())
+    )
+
+
 @pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("times", [Uniform(), LogitNormal(), LogNormal(), UShaped(), Point()], ids=repr)
+def test_shifted_multiplies_the_noise_level_on_every_path(path):
+    u = torch.linspace(0.2, 0.4, 41, dtype=torch.float64)
+    t, plain = Shifted(LogNormal(), 2.0).at(u, path), LogNormal().at(u, path)
+    torch.testing.assert_close(path.lam(t), path.lam(plain) - math.log(2), rtol=1e-8, atol=1e-8)
+
+
+DENSITIES = [Uniform(), LogitNormal(), LogNormal(), UShaped(), Point(), Mode(), Mode(-1), Shifted(Mode(), 4.0)]
+CLOSED = {  # distribution functions on the flow path
+    "uniform": (Uniform(), lambda t: t),
+    "logit normal": (LogitNormal(0.3, 0.8), lambda t: torch.special.ndtr((t.logit() - 0.3) / 0.8)),
+    "log-normal of EDM2": (LogNormal(-0.4, 1.0), lambda t: torch.special.ndtr(t.logit() + 0.4)),
+    "u-shaped": (UShaped(4.0), lambda t: 0.5 + torch.sinh(4 * (t - 0.5)) / (2 * math.sinh(2))),
+    "shifted": (Shifted(Uniform(), 3.0), lambda t: t / (3 - 2 * t)),
+}
+
+
+@pytest.mark.parametrize("case", CLOSED)
+def test_random_draws_pass_kolmogorov_and_smirnov(case):
+    times, distribution = CLOSED[case]
+    n = 20_000
+    u = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = distribution(times.at(u, Flow()).sort().values)
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    distance = torch.maximum((steps[1:] - found).abs(), (found - steps[:-1]).abs()).max()
+    assert float(distance) < 1.63 / math.sqrt(n)  # the 1 % point
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("times", DENSITIES, ids=repr)
 def test_all_stay_in_range_even_at_the_ends_of_u(times, path):
     t = times.at(torch.tensor([0.0, 2.0**-63, 0.5, 1 - 2.0**-53], dtype=torch.float64), path)
     assert t.dtype == torch.float64
@@ -100,6 +174,11 @@ def test_all_stay_in_range_even_at_the_ends_of_u(times, path):
         lambda: LogNormal(std=-1),
         lambda: UShaped(0),
         lambda: UShaped(math.nan),
+        lambda: Mode(1.76),
+        lambda: Mode(-1.01),
+        lambda: Shifted(shift=0),
+        lambda: Shifted(dim=0),
+        lambda: Shifted(shift=2, dim=16),
     ],
 )
 def test_wrong_numbers_are_refused_in_one_line(bad):

@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from gen import param
+from gen.denoise import Denoiser
 from gen.errors import UserError
+from gen.noise import training_noise
+from gen.objectives import Batch
+from gen.objectives.denoise import Denoising
 from gen.path import DDPM, EDM, VP, Flow, Trig
+from gen.spec import build
+from gen.times import Point
 from gen.weighting import EDM as EDMWeighting
 from gen.weighting import MinSNR, Sigmoid, Uniform
+from tests.gen.tiny import tiny
 
 PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
 PARAMS = [param.X0(), param.Eps(), param.Flow(), param.V(), param.Score(), param.EDM()]
@@ -78,6 +85,37 @@ def test_min_snr_is_finite_at_both_ends_where_its_meaning_is():
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     for p in (param.Flow(), param.V()):
         assert bool(torch.isfinite(MinSNR().weight(Flow(), p, t)).all())
+
+
+@pytest.mark.parametrize(("other", "expected"), [(param.Eps(), 1.0), (param.V(), 0.0), (param.X0(), 0.0)], ids=repr)
+@pytest.mark.parametrize("path", [Flow(), Trig()], ids=repr)
+def test_min_snr_at_zero_terminal_snr_is_the_limit_from_below(path, other, expected):
+    """At SNR 0: min(SNR, g) / SNR = 1 for eps, min(SNR, g) / (SNR + 1) = 0 for v, min(SNR, g) = 0 for x0."""
+    end = torch.tensor([path.t1], dtype=torch.float64)
+    at, before = (MinSNR().weight(path, other, t) for t in (end, end * (1 - 1e-9)))
+    close(at, torch.full_like(at, expected))
+    torch.testing.assert_close(at, before, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", [param.X0(), param.V(), param.Flow()], ids=repr)
+@pytest.mark.parametrize("path", [Flow(), Trig()], ids=repr)
+def test_min_snr_without_noise_is_the_limit_too(path, other):
+    zero = torch.zeros(1, dtype=torch.float64)
+    at, near = (MinSNR(5.0).weight(path, other, t) for t in (zero, zero + 1e-9))
+    torch.testing.assert_close(at, near, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", [MinSNR(), Sigmoid()], ids=repr)
+@pytest.mark.parametrize("name", ["eps", "v"])
+def test_a_loss_at_zero_terminal_snr_is_finite(weighting, name):
+    noise = training_noise(0, 0, range(16))
+    data = Batch(noise.normal("x", (1, 8, 8)), {"y": noise.integers("y", 10)}, noise)
+    f = Denoiser(tiny().model.build(), Flow(), build("param", name))
+    ((_, loss, _),) = Denoising(times=Point(1.0), weighting=weighting)({"net": f}, data)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in f.net.parameters() if p.grad is not None)
+    assert (float(loss.detach()) > 0.5) == (name == "eps")  # a fresh net says 0; of v, which is -x0 there, weight 0
 
 
 @pytest.mark.parametrize("bad", [lambda: MinSNR(0), lambda: EDMWeighting(-1)])
