@@ -43,17 +43,19 @@ def packet(x: Tensor, levels: int, scale: float = 1.0) -> Tensor:
     scale: every band is multiplied by it; DiMSUM's is 2^-levels, which makes the first band the squares' mean.
     """
     p = _side(x, levels)
-    blocks = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, C, h, p, w, p]
+    height, width = x.shape[2] // p, x.shape[3] // p
+    blocks = x.reshape(*x.shape[:2], height, p, width, p)
     pixels = blocks.permute(0, 1, 2, 4, 3, 5).flatten(4)  # [B, C, h, w, p p]
     matrix = (scale * packet_matrix(levels)).to(x)
-    return (pixels @ matrix.mT).movedim(4, 2)
+    return torch.movedim(pixels @ matrix.mT, 4, 2)
 
 
 def unpacket(bands: Tensor, levels: int, scale: float = 1.0) -> Tensor:
     """The image of `packet`'s bands: [B, C, 4^levels, h, w] -> [B, C, h 2^levels, w 2^levels]."""
     p = 2**levels
-    pixels = bands.movedim(2, 4) @ (packet_matrix(levels) / scale).to(bands)  # [B, C, h, w, p p]
-    return pixels.unflatten(4, (p, p)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    pixels = torch.movedim(bands, 2, 4) @ (packet_matrix(levels) / scale).to(bands)  # [B, C, h, w, p p]
+    blocks = pixels.reshape(*pixels.shape[:4], p, p).permute(0, 1, 2, 4, 3, 5)  # [B, C, h, p, w, p]
+    return blocks.flatten(4, 5).flatten(2, 3)
 
 
 def dwt(x: Tensor, levels: int = 1) -> tuple[Tensor, list[Tensor]]:
