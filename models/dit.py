@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from gen.errors import UserError
-from gen.models.layers import family
-from gen.models.layers.block import Block, FinalLayer, visit
+from gen.models.layers import family, init
+from gen.models.layers.block import Block, FinalLayer, through, visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
+from gen.models.layers.patch import unpatchify
 from gen.tap import Tap
 
 __all__ = ["DiT", "DiTNet"]
@@ -102,8 +103,8 @@ class DiTNet(nn.Module):
             Block(spec.width, spec.heads, hidden, spec.qk_norm, spec.mlp_norm_eps) for _ in range(spec.depth)
         )
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * out)
-        self.apply(_initialise)
-        self._start()
+        self.apply(init.scratch)
+        init.zero(self)
 
     def forward(
         self,
@@ -127,44 +128,13 @@ class DiTNet(nn.Module):
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
         for i, block in enumerate(self.blocks):
-            h = _through(block, h, c, i, tap)  # [B, T, width]
+            h = through(block, h, c, i, tap)  # [B, T, width]
         return h
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T, patch * patch * channels], channel fastest, back to an image [B, channels, H, W]."""
-        side, p = self.spec.size // self.spec.patch, self.spec.patch
-        image = tokens.reshape(len(tokens), side, side, p, p, -1)  # [B, row, column, y, x, channel]
-        return image.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return unpatchify(tokens, self.spec.patch)
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The condition that stands for "no class"."""
         return family.null(self.spec, cond)
-
-    def _start(self) -> None:
-        """The start from which training is stable: blocks add nothing, the output is zero (adaLN-Zero)."""
-        for name, weight in self.named_parameters():
-            if name.endswith("adaLN_modulation.1.weight") or name == "final_layer.linear.weight":
-                nn.init.zeros_(weight)
-            elif name.startswith("t_embedder") and name.endswith("weight"):
-                nn.init.normal_(weight, std=0.02)
-
-
-def _through(block: nn.Module, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
-    """Tokens h [B, T, width] after block i."""
-
-    def after(h: Tensor) -> Tensor:
-        return h + visit(tap, f"blocks.{i}", lambda h: block(h, c, f"blocks.{i}", tap), h)
-
-    return visit(tap, f"hidden.{i}", after, h)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight.flatten(1))  # as the linear map of a patch that it is
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)

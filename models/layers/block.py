@@ -1,15 +1,17 @@
-"""The transformer block whose norms and gates depend on a condition: adaLN-Zero (Peebles & Xie 2022)."""
+"""The transformer block whose norms and gates depend on a condition: adaLN-Zero (Peebles & Xie 2022), and its variants."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from gen.models.layers.attention import Attention
+from gen.models.layers.rope import Rope
 from gen.tap import Tap
 
-__all__ = ["Block", "FinalLayer", "Mlp", "modulate", "visit"]
+__all__ = ["Block", "FinalLayer", "Mlp", "SplitSwiGLU", "SwiGLU", "modulate", "through", "visit"]
 
 
 def visit(tap: Tap | None, site: str, compute: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
@@ -18,8 +20,10 @@ def visit(tap: Tap | None, site: str, compute: Callable[[Tensor], Tensor], h: Te
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """h [B, T, width] times 1 + scale, plus shift, both [B, width]."""
-    return h * (1 + scale[:, None]) + shift[:, None]
+    """h [B, T, width] times 1 + scale, plus shift; both [B, width], or [B, T, width] to differ by token."""
+    if shift.ndim == 2:
+        shift, scale = shift[:, None], scale[:, None]
+    return h * (1 + scale) + shift
 
 
 class Mlp(nn.Module):
@@ -36,47 +40,110 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """What a block adds to the tokens h [B, T, width] under the condition c [B, width]; zero when freshly made.
+class SwiGLU(nn.Module):
+    """Each token by itself: w3(silu(a) * b) with a and b the halves of w12(h) (Shazeer 2020; DINOv2's weights)."""
 
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        a, b = self.w12(h).chunk(2, -1)
+        out: Tensor = self.w3(silu(a) * b)
+        return out
+
+
+class SplitSwiGLU(nn.Module):
+    """Each token by itself: w2(silu(w1(h)) * w3(h)), without offsets (Shazeer 2020; Llama's weights)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.w2(silu(self.w1(h)) * self.w3(h))
+        return out
+
+
+class Block(nn.Module):
+    """What a block adds to the tokens h [B, T, width]; zero when freshly made as DiT is.
+
+    The condition c is [B, width], or [B, T, width] to differ by token. rms: norms by root mean square with learned
+    gains, for layer norms without. silu: whether c passes through SiLU first. bias: of q, k and v.
     Sites, `site` being the block's own name: "{site}.attn" and "{site}.mlp" are what the two halves add, gates and all;
     inside them "{site}.attn.raw" and "{site}.mlp.raw" are the bare modules from modulated input to ungated output.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool = False, mlp_norm_eps: float = 1e-6):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        qk_norm: bool = False,
+        mlp_norm_eps: float = 1e-6,
+        *,
+        mlp: Callable[[int, int], nn.Module] = Mlp,
+        rms: bool = False,
+        silu: bool = True,
+        bias: bool = True,
+    ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, heads, qk_norm)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=mlp_norm_eps)
-        self.mlp = Mlp(width, hidden)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.norm1 = _norm(width, 1e-6, rms)
+        self.attn = Attention(width, heads, qk_norm, bias)
+        self.norm2 = _norm(width, mlp_norm_eps, rms)
+        self.mlp = mlp(width, hidden)
+        self.adaLN_modulation = _modulation(width, 6, silu)
 
-    def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None) -> Tensor:
-        modulation: Tensor = self.adaLN_modulation(c)  # [B, 6 width]
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, 1)  # each [B, width]
+    def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None, rope: Rope | None = None) -> Tensor:
+        modulation: Tensor = self.adaLN_modulation(c)  # [B, 6 width] or [B, T, 6 width]
+        if c.ndim == 2:
+            modulation = modulation[:, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)  # each [B, 1 or T, width]
 
         def attn(h: Tensor) -> Tensor:
             h = modulate(self.norm1(h), shift1, scale1)
-            return gate1[:, None] * visit(tap, f"{site}.attn.raw", self.attn, h)
+            return gate1 * visit(tap, f"{site}.attn.raw", lambda h: self.attn(h, rope), h)
 
         def mlp(h: Tensor) -> Tensor:
             h = modulate(self.norm2(h), shift2, scale2)
-            return gate2[:, None] * visit(tap, f"{site}.mlp.raw", self.mlp, h)
+            return gate2 * visit(tap, f"{site}.mlp.raw", self.mlp, h)
 
         first = visit(tap, f"{site}.attn", attn, h)  # [B, T, width]
         return first + visit(tap, f"{site}.mlp", mlp, h + first)
 
 
-class FinalLayer(nn.Module):
-    """Tokens [B, T, width] under the condition c [B, width] to numbers [B, T, out]; zero when freshly made."""
+def through(block: nn.Module, h: Tensor, c: Tensor, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
+    """Tokens h [B, T, width] after block i: the site "hidden.{i}", and inside it "blocks.{i}", what is added."""
+    site = f"blocks.{i}"
 
-    def __init__(self, width: int, out: int):
+    def after(h: Tensor) -> Tensor:
+        return h + visit(tap, site, lambda h: block(h, c, site, tap, rope), h)
+
+    return visit(tap, f"hidden.{i}", after, h)
+
+
+class FinalLayer(nn.Module):
+    """Tokens [B, T, width] under a condition c to numbers [B, T, out]; zero when freshly made. Options as in Block."""
+
+    def __init__(self, width: int, out: int, *, rms: bool = False, silu: bool = True):
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm_final = _norm(width, 1e-6, rms)
         self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.adaLN_modulation = _modulation(width, 2, silu)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, 1)
+        shift, scale = self.adaLN_modulation(c).chunk(2, -1)
         out: Tensor = self.linear(modulate(self.norm_final(h), shift, scale))
         return out
+
+
+def _norm(width: int, eps: float, rms: bool) -> nn.Module:
+    return nn.RMSNorm(width, eps=eps) if rms else nn.LayerNorm(width, elementwise_affine=False, eps=eps)
+
+
+def _modulation(width: int, parts: int, silu: bool) -> nn.Sequential:
+    linear = nn.Linear(width, parts * width)
+    return nn.Sequential(nn.SiLU(), linear) if silu else nn.Sequential(linear)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassEmbedding", "TimeEmbedding", "grid_embedding", "waves"]
+__all__ = ["ClassEmbedding", "GaussianTimeEmbedding", "TimeEmbedding", "grid_embedding", "waves"]
 
 
 def waves(t: Tensor, dim: int, max_period: float = 10_000.0, freq_shift: int = 0) -> Tensor:
@@ -60,6 +60,26 @@ class TimeEmbedding(nn.Module):
         t = self.scale * (1 - t if self.one == "data" else t)
         wave = waves(t, self.dim, self.max_period, self.freq_shift)  # [B, dim]
         out: Tensor = self.mlp(wave.to(next(self.mlp.parameters()).dtype))
+        return out
+
+
+class GaussianTimeEmbedding(nn.Module):
+    """sin(2 pi t W), then cos, of fixed random frequencies W ~ N(0, 1), through a two-layer network: [B] -> [B, width].
+
+    From "Fourier Features" (Tancik et al. 2020), as RAE's denoisers have it (Zheng et al. 2025). one: as above.
+    """
+
+    def __init__(self, width: int, waves: int = 256, *, scale: float = 1.0, one: str = "noise"):
+        super().__init__()
+        self.scale, self.one = scale, one
+        self.W = nn.Parameter(torch.randn(waves), requires_grad=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * waves, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        t = t if t.dtype == torch.float64 else t.float()
+        t = self.scale * (1 - t if self.one == "data" else t)
+        angle = t[:, None] * (2 * math.pi * self.W.to(t.dtype))  # [B, waves]
+        out: Tensor = self.mlp(torch.cat([angle.sin(), angle.cos()], 1).to(self.mlp[0].weight.dtype))
         return out
 
 
