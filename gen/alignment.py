@@ -82,7 +82,7 @@ def resample(tokens: Tensor, grid: int) -> Tensor:
         raise UserError(f"{tokens.shape[1]} tokens are no square grid, and so cannot be resampled to {grid} x {grid}")
     if side == grid:
         return tokens
-    image = tokens.mT.unflatten(2, (side, side))  # [B, D, side, side]
+    image = tokens.mT.reshape(len(tokens), -1, side, side)  # [B, D, side, side]
     return F.interpolate(image, (grid, grid), mode="bilinear", align_corners=False).flatten(2).mT
 
 
@@ -92,9 +92,10 @@ def negative_cosine(h: Tensor, y: Tensor) -> Tensor:
 
 
 def manifold(h: Tensor, y: Tensor, pairs: Literal["intra", "all"] = "intra") -> Tensor:
-    """(cos(y_i, y_j) - cos(h_i, h_j))^2, mean over pairs of tokens (U-REPA, Tian et al. 2025). h [B, T, D], y [B, T, E].
+    """(cos(y_i, y_j) - cos(h_i, h_j))^2, mean over pairs of tokens (U-REPA, Tian et al. 2025).
 
-    pairs: those within each sample, or all of the batch, i = j included. Only angles count, so rotating y changes nothing.
+    h [B, T, D], y [B, T, E]. pairs: those within each sample, or all of the batch, i = j included. Only angles count,
+    so rotating y changes nothing.
     """
     with _full(h):
         h, y = _unit(h), _unit(y)
@@ -126,7 +127,8 @@ def adaptive_weight(main: Tensor, other: Tensor, parameter: Tensor, most: float 
     """
     (a,) = torch.autograd.grad(main, parameter, retain_graph=True)
     (b,) = torch.autograd.grad(other, parameter, retain_graph=True)
-    return (a.norm() / (b.norm() + 1e-4)).clamp(max=most).detach()
+    ratio: Tensor = a.norm() / (b.norm() + 1e-4)
+    return ratio.clamp(max=most).detach()
 
 
 def _unit(h: Tensor) -> Tensor:
