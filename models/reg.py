@@ -1,0 +1,136 @@
+"""REG's network: SiT whose state is an image and an encoder's class token (Wu et al. 2025, "Representation
+Entanglement for Generation"). Both are noised, denoised and sampled together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gen.errors import UserError
+from gen.models.dit import DiT, DiTNet
+from gen.models.layers import family
+from gen.models.layers.block import modulate, visit
+from gen.tap import Tap
+
+__all__ = ["REG", "REGNet"]
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """REG-B/2, REG-L/2, REG-XL/2: DiT's sizes, told t = 1 at noise; and one for digits and their encoder."""
+    published = {f"REG-{size}": DiT.presets[f"DiT-{size}"] for size in ("B/2", "L/2", "XL/2")}
+    return {**published, "digits": {**DiT.presets["digits"], "cls_dim": 64}}
+
+
+@dataclass(frozen=True)
+class REG(DiT):
+    """A DiT with one more token, in front: the class token of a frozen encoder, cls_dim numbers beside the image.
+
+    The other fields are DiT's. learn_sigma has no meaning here and must stay False. DINOv2-B's class token has 768.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+
+    cls_dim: int = 768
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        family.at_least(self, cls_dim=1)
+        if self.learn_sigma:
+            raise UserError("REG.learn_sigma is True; this family has no learned sigma: it must be False")
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> REG:
+        """A published size, "REG-B/2" (or "B/2"), "REG-L/2", "REG-XL/2", or "digits", with fields changed."""
+        made: REG = family.preset(REG, REG.presets, name, changes)
+        return made
+
+    def build(self) -> REGNet:
+        """The network, freshly initialised: its output is zero and every block the identity."""
+        return REGNet(self)
+
+
+class REGNet(DiTNet):
+    """net(x [B, C H W + cls_dim], t [B], {"y": int64 [B]}) -> the same shape: the image, flattened, then the class token.
+
+    Sites are DiT's, with 1 + T tokens, the class token first. Names in the state dict are the published ones.
+    """
+
+    spec: REG
+    final_layer: Any  # JointFinal, where DiT has FinalLayer
+
+    def __init__(self, spec: REG):
+        super().__init__(spec)
+        width = spec.width
+        nowhere = torch.zeros(1, 1, width)  # the class token has no place
+        self.pos_embed = nn.Parameter(torch.cat([nowhere, self.pos_embed.detach()], 1), requires_grad=False)
+        self.cls_projectors2 = nn.Linear(spec.cls_dim, width)
+        self.wg_norm = nn.LayerNorm(width, eps=1e-6)
+        self.final_layer = JointFinal(width, spec.patch**2 * spec.channels, spec.cls_dim)
+        nn.init.xavier_uniform_(self.cls_projectors2.weight)
+        nn.init.zeros_(self.cls_projectors2.bias)
+
+    @property
+    def state_shape(self) -> tuple[int]:
+        """The shape of one x."""
+        return (self.pixels + self.spec.cls_dim,)
+
+    @property
+    def pixels(self) -> int:
+        """Numbers in the image: where the class token begins."""
+        return self.spec.channels * self.spec.size**2
+
+    def image(self, x: Tensor) -> Tensor:
+        """The image [B, C, H, W] in a state x [B, C H W + cls_dim]."""
+        return x[:, : self.pixels].reshape(-1, self.spec.channels, self.spec.size, self.spec.size)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        if tuple(x.shape[1:]) != self.state_shape:
+            spec, (n,) = self.spec, self.state_shape
+            parts = f"{spec.channels} x {spec.size} x {spec.size} and {spec.cls_dim} of cls"
+            raise UserError(f"x has shape {list(x.shape)}; this REG takes [B, {n}]: {parts}")
+        image, cls = self.image(x), x[:, self.pixels :]
+        family.check(self.spec, image, t, cond, s)
+        token = self.wg_norm(self.cls_projectors2(cls))[:, None]  # [B, 1, width]
+        patches = self.x_embedder["proj"](image).flatten(2).mT  # [B, T, width]
+        h = self.pos_embed + torch.cat([token, patches], 1)  # [B, 1 + T, width]
+        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        if self.y_embedder is not None:
+            c = c + self.y_embedder(cond["y"])  # [B, width]
+        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, 1 + T, width]
+        return visit(tap, "final", lambda h: self.final(h, c), h)  # [B, C H W + cls_dim]
+
+    def final(self, h: Tensor, c: Tensor) -> Tensor:
+        """Tokens h [B, 1 + T, width] under the condition c [B, width] to a state."""
+        patches, cls = self.final_layer(h, c)
+        return torch.cat([self.unpatchify(patches).flatten(1), cls], 1)
+
+
+class JointFinal(nn.Module):
+    """Tokens [B, 1 + T, width] to patches [B, T, out] and class token [B, cls_dim]; zero when freshly made."""
+
+    def __init__(self, width: int, out: int, cls_dim: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, out)
+        self.linear_cls = nn.Linear(width, cls_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        for zero in self.parameters():
+            nn.init.zeros_(zero)
+
+    def forward(self, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        shift, scale = self.adaLN_modulation(c).chunk(2, 1)
+        h = modulate(self.norm_final(h), shift, scale)
+        return self.linear(h[:, 1:]), self.linear_cls(h[:, 0])
