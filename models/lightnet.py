@@ -1,0 +1,134 @@
+"""LightNet as a denoiser: a diffusion transformer whose attention is one scan, additively recurrent (Qin et al. 2024).
+
+Its cost grows with the number of tokens, not with its square: see gen.models.layers.lightnet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from gen.errors import UserError
+from gen.models.layers import family, init
+from gen.models.layers.block import Block, FinalLayer, through, visit
+from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
+from gen.models.layers.lightnet import Lrpe, MdTpe, Mixer
+from gen.models.layers.patch import unpatchify
+from gen.tap import Tap
+
+__all__ = ["LightNet", "LightNetNet"]
+
+SIZES = {"S": (12, 384, 3), "B": (12, 768, 6), "L": (24, 1024, 8), "XL": (28, 1152, 9)}  # depth, width, heads
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """The depths and widths of DiT at patch 2, with heads of 128 channels; and one for digits."""
+    sizes = {f"LightNet-{s}/2": {"depth": d, "width": w, "heads": h} for s, (d, w, h) in SIZES.items()}
+    digits = {"size": 8, "channels": 1, "classes": 10, "width": 64, "depth": 4, "heads": 4, "gate_rank": 16}
+    return {**sizes, "digits": {**digits, "time_scale": 1000.0}}
+
+
+@dataclass(frozen=True)
+class LightNet:
+    """A denoiser of linear cost; the defaults are DiT-S/2's width and depth, with LightNet's heads of 128 channels.
+
+    size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
+    has one more row, for "no class". gate_rank: rank of the output gate (flash-linear-attention's default is 128).
+    tpe, lrpe: the two encodings of place, before the blocks and inside each; without both, the tokens' order is not
+    seen. time_scale: t is multiplied by it first. t_one: what t = 1 means to the network. freq_shift: see
+    gen.models.layers.embed.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+
+    size: int = 32
+    patch: int = 2
+    channels: int = 4
+    classes: int = 1000
+    width: int = 384
+    depth: int = 12
+    heads: int = 3
+    mlp_ratio: float = 4.0
+    gate_rank: int = 128
+    tpe: bool = True
+    lrpe: bool = True
+    time_scale: float = 1.0
+    t_one: Literal["noise", "data"] = "noise"
+    freq_shift: int = 0
+
+    def __post_init__(self) -> None:
+        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, gate_rank=1, classes=0)
+        if self.size % self.patch:
+            raise UserError(f"LightNet.size {self.size} is not divisible by LightNet.patch {self.patch}")
+        if self.width % self.heads:
+            raise UserError(f"LightNet.width {self.width} must be divisible by LightNet.heads {self.heads}")
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> LightNet:
+        """ "LightNet-S/2" (or "S/2"), "B/2", "L/2", "XL/2", or "digits", with fields changed."""
+        made: LightNet = family.preset(LightNet, LightNet.presets, name, changes)
+        return made
+
+    def build(self) -> LightNetNet:
+        """The network, freshly initialised: its output is zero and every block the identity."""
+        return LightNetNet(self)
+
+
+class LightNetNet(nn.Module):
+    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W].
+
+    Sites of a tap, as in DiT. What is added to the tokens: "blocks.3", inside it "blocks.3.attn" (the scan) and
+    "blocks.3.mlp", inside these "blocks.3.attn.raw" and "blocks.3.mlp.raw". Whole values: "time", "trunk", "hidden.3"
+    and "final".
+    """
+
+    def __init__(self, spec: LightNet):
+        super().__init__()
+        self.spec = spec
+        side = spec.size // spec.patch
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
+        self.tpe = MdTpe(spec.width, spec.heads, side) if spec.tpe else nn.Identity()
+        self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one)
+        self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
+        lrpe = Lrpe(side, spec.heads, spec.width // spec.heads) if spec.lrpe else None  # one table for all blocks
+        self.blocks = nn.ModuleList(_block(spec, lrpe) for _ in range(spec.depth))
+        self.final_layer = FinalLayer(spec.width, spec.patch**2 * spec.channels)
+        self.apply(init.scratch)
+        init.zero(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        family.check(self.spec, x, t, cond, s)
+        h = self.tpe(self.x_embedder["proj"](x).flatten(2).mT)  # [B, T, width]
+        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        if self.y_embedder is not None:
+            c = c + self.y_embedder(cond["y"])  # [B, width]
+        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
+        return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
+
+    def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
+        """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
+        for i, block in enumerate(self.blocks):
+            h = through(block, h, c, i, tap)  # [B, T, width]
+        return h
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The condition that stands for "no class"."""
+        return family.null(self.spec, cond)
+
+
+def _block(spec: LightNet, lrpe: Lrpe | None) -> Block:
+    """A transformer's block with the scan in place of its attention."""
+    block = Block(spec.width, 1, int(spec.mlp_ratio * spec.width))
+    block.add_module("attn", Mixer(spec.width, spec.heads, spec.gate_rank, lrpe))
+    return block
