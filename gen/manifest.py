@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,15 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int, spare: Collection[str] = ()) -> None:
     """Removes all but the `keep` newest whole checkpoints, and what killed runs left half written.
 
-    Damaged ones are neither counted nor removed: they may be all that is left of something.
+    Damaged ones are neither counted nor removed: they may be all that is left of something. spare: names of which the
+    same is true.
     """
-    whole = [p for p in sorted(folder.glob("step-*")) if _STEP.fullmatch(p.name) and _is_whole(p)]
+    whole = [
+        p for p in sorted(folder.glob("step-*")) if _STEP.fullmatch(p.name) and p.name not in spare and _is_whole(p)
+    ]
     for old in whole[:-keep]:
         aside = old.with_name(f".partial-{old.name}")
         shutil.rmtree(aside, ignore_errors=True)

@@ -99,6 +99,7 @@ class Trainer:
         }
         self.parameters = {role: list(state.trained(net).values()) for role, net in self.nets.items()}
         self.optims = {role: run.optim.build(groups(net)) for role, net in self.nets.items() if self.parameters[role]}
+        self.ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # of decays: their checkpoints stay
         self.steps_done = 0
         self.scaler_state: dict[str, Any] = {}
         if origin is not None:
@@ -285,7 +286,7 @@ class Trainer:
         if _due(step, run.validate_every, run.steps):
             self.val_loss = self.validate()
             self._record({"split": "test", "val_loss": self.val_loss})
-        if run.save_every and step % run.save_every == 0:
+        if (run.save_every and step % run.save_every == 0) or step in self.ends:
             self.save()
         if self.main and run.sample_every and (step % run.sample_every == 0 or step == run.steps):
             self.draw()
@@ -334,7 +335,7 @@ class Trainer:
             place = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
             files = state.weights(self.nets, self.averages) | state.optimisers(self.nets, self.optims)
             checkpoints.write(place, files, self._manifest())
-            checkpoints.prune(place.parent, self.run.keep)
+            checkpoints.prune(place.parent, self.run.keep, set(map(checkpoints.checkpoint_name, self.ends)))
 
     def _finish(self) -> None:
         if self.main:

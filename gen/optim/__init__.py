@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-__all__ = ["groups"]
+__all__ = ["decoupled", "groups"]
 
 
 def groups(net: nn.Module) -> list[dict[str, Any]]:
@@ -21,3 +22,14 @@ def groups(net: nn.Module) -> list[dict[str, Any]]:
             continue
         found.setdefault(scales.get(name, 1.0), []).append(parameter)
     return [{"params": parameters, "scale": scale} for scale, parameters in found.items()]
+
+
+def decoupled(parameters: Iterable[Any], weight_decay: float) -> list[Any]:
+    """The groups with their weight decay: over `scale`, so that lr x weight decay is the same for all of them.
+
+    So muP's AdamW has it (microsoft/mup, MuAdamW): where the rate shrinks with the width, the decay grows.
+    """
+    return [
+        {**given, "weight_decay": weight_decay / given.get("scale", 1.0)} if isinstance(given, dict) else given
+        for given in parameters
+    ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gen.errors import UserError
+from gen.optim import decoupled
 
 __all__ = ["AdamW"]
 
@@ -27,6 +28,7 @@ class AdamW:
             raise UserError(f"AdamW: lr = {self.lr}; it must be positive")
 
     def build(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        given = decoupled(parameters, self.weight_decay)
         return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, foreach=True
+            given, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, foreach=True
         )
