@@ -1,4 +1,4 @@
-"""The transformer block whose norms and gates depend on a condition: adaLN-Zero (Peebles & Xie 2022), and its variants."""
+"""The transformer block whose norms and gates depend on a condition, adaLN-Zero (Peebles & Xie 2022); and variants."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class GaussianTimeEmbedding(nn.Module):
         t = t if t.dtype == torch.float64 else t.float()
         t = self.scale * (1 - t if self.one == "data" else t)
         angle = t[:, None] * (2 * math.pi * self.W.to(t.dtype))  # [B, waves]
-        out: Tensor = self.mlp(torch.cat([angle.sin(), angle.cos()], 1).to(self.mlp[0].weight.dtype))
+        out: Tensor = self.mlp(torch.cat([angle.sin(), angle.cos()], 1).to(self.W.dtype))
         return out
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-__all__ = ["patches", "scratch", "zero"]
+__all__ = ["embeddings", "patches", "scratch", "zero"]
 
 
 def scratch(module: nn.Module) -> None:
@@ -19,11 +21,18 @@ def scratch(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
 
 
-def patches(module: nn.Linear | nn.Conv2d) -> None:
-    """Xavier-uniform without offset, as the linear map of a patch that it is."""
+def patches(module: Any) -> None:
+    """For a map of patches, linear or a convolution: Xavier-uniform without offset, as the linear map that it is."""
     nn.init.xavier_uniform_(module.weight.flatten(1))
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def embeddings(net: nn.Module) -> None:
+    """The weights of the networks of time, and the table of labels, N(0, 0.02^2)."""
+    for name, weight in net.named_parameters():
+        if name.startswith(("t_embedder.mlp", "y_embedder")) and name.endswith("weight"):
+            nn.init.normal_(weight, std=0.02)
 
 
 def zero(net: nn.Module) -> None:

@@ -1,0 +1,150 @@
+"""DDT: an encoder says what the picture is, and a small decoder what to change (Wang et al. 2025, arXiv 2504.05741)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import fold, silu, unfold
+
+from gen.errors import UserError
+from gen.models.layers import family, init
+from gen.models.layers.block import Block, FinalLayer, SplitSwiGLU, through, visit
+from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
+from gen.models.layers.rope import Rope, turns
+from gen.tap import Tap
+
+__all__ = ["DDT", "DDTNet"]
+
+SIZES = {"B": (8, 4, 768, 12), "L": (20, 4, 1024, 16), "XL": (22, 6, 1152, 16)}  # encoder, decoder, width, heads
+DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 64, "encoder": 3, "decoder": 1, "heads": 4}
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """DDT-B/2, DDT-L/2, DDT-XL/2, and one for digits."""
+    table: dict[str, dict[str, Any]] = {
+        f"DDT-{size}/2": {"encoder": encoder, "decoder": decoder, "width": width, "heads": heads}
+        for size, (encoder, decoder, width, heads) in SIZES.items()
+    }
+    return {**table, "digits": {**DIGITS, "time_scale": 1000.0, "max_period": 10_000.0, "t_one": "noise"}}
+
+
+@dataclass(frozen=True)
+class DDT:
+    """A decoupled transformer; the defaults are the published DDT-XL/2 for 256 x 256 ImageNet in 32 x 32 x 4 latents.
+
+    encoder, decoder: numbers of blocks. The encoder, under time and class, makes of x one vector s for each token; the
+    decoder, on x anew, has s as its condition and no other. From step to step s changes little, so its encoder may be
+    run at some steps only (gen.samplers.caches.ddt_shared). Each condition passes SiLU once, before it is used. Places
+    are told by turning queries and keys, spread over 0 .. span whatever the size, and in no other way. max_period: of
+    the waves of time, t in [0, 1] as it is. Other fields as in gen.models.dit.DiT.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+
+    size: int = 32
+    patch: int = 2
+    channels: int = 4
+    classes: int = 1000
+    width: int = 1152
+    encoder: int = 22
+    decoder: int = 6
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    qk_norm: bool = True
+    span: float = 16.0
+    max_period: float = 10.0
+    time_scale: float = 1.0
+    t_one: Literal["noise", "data"] = "data"
+
+    def __post_init__(self) -> None:
+        family.at_least(self, size=1, patch=1, channels=1, width=1, encoder=1, decoder=1, heads=1, classes=0)
+        if self.size % self.patch:
+            raise UserError(f"DDT.size {self.size} is not divisible by DDT.patch {self.patch}")
+        if self.width % (4 * self.heads):
+            raise UserError(f"DDT.width {self.width} must be divisible by 4 * heads, {4 * self.heads}")
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> DDT:
+        """A published size, "DDT-XL/2" (or "XL/2"), or "digits", with fields changed."""
+        made: DDT = family.preset(DDT, DDT.presets, name, changes)
+        return made
+
+    def build(self) -> DDTNet:
+        """The network, freshly initialised: its output is zero, though its blocks are not the identity."""
+        return DDTNet(self)
+
+
+class DDTNet(nn.Module):
+    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+
+    Sites of a tap. Residuals: "blocks.3", "blocks.3.attn", "blocks.3.mlp" (see gen.models.dit.DiTNet), the decoder's
+    numbered on from the encoder's. Whole values: "time"; "encoder" (the embedded tokens -> s [B, T, width]); "trunk"
+    (tokens before the decoder's first block -> after its last); "hidden.3"; "final". A cache of "encoder" and "trunk"
+    together stands for the whole network.
+    """
+
+    def __init__(self, spec: DDT):
+        super().__init__()
+        self.spec = spec
+        width, numbers = spec.width, spec.channels * spec.patch**2
+        self.x_embedder = nn.ModuleDict({"proj": nn.Linear(numbers, width)})
+        self.s_embedder = nn.ModuleDict({"proj": nn.Linear(numbers, width)})
+        self.t_embedder = TimeEmbedding(width, max_period=spec.max_period, scale=spec.time_scale, one=spec.t_one)
+        self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
+        self.rope = Rope(turns(width // spec.heads, spec.size // spec.patch, spec.span), saved=False)
+        hidden = 2 * int(spec.mlp_ratio * width) // 3
+        self.blocks = nn.ModuleList(
+            Block(width, spec.heads, hidden, spec.qk_norm, mlp=SplitSwiGLU, rms=True, silu=False, bias=False)
+            for _ in range(spec.encoder + spec.decoder)
+        )
+        self.final_layer = FinalLayer(width, numbers, silu=False)
+        self._start()
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        family.check(self.spec, x, t, cond, s)
+        patch = self.spec.patch
+        patches = unfold(x, patch, stride=patch).mT  # [B, T, C * patch * patch], the channel slowest
+        time = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        about = visit(tap, "encoder", lambda h: self.encode(h, time, cond, tap), self.s_embedder["proj"](patches))
+        h = visit(tap, "trunk", lambda h: self.decode(h, about, tap), self.x_embedder["proj"](patches))
+
+        def final(h: Tensor) -> Tensor:
+            return fold(self.final_layer(h, about).mT, x.shape[2:], patch, stride=patch)
+
+        return visit(tap, "final", final, h)  # [B, C, H, W]
+
+    def encode(self, h: Tensor, time: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
+        """The decoder's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
+        c = silu(time if self.y_embedder is None else time + self.y_embedder(cond["y"]))  # [B, width]
+        for i, block in enumerate(self.blocks[: self.spec.encoder]):
+            h = through(block, h, c, i, tap, self.rope)  # [B, T, width]
+        return silu(time[:, None] + h)
+
+    def decode(self, h: Tensor, about: Tensor, tap: Tap | None) -> Tensor:
+        """Tokens h [B, T, width] through the decoder's blocks under `about` [B, T, width], which is s."""
+        for i, block in enumerate(self.blocks[self.spec.encoder :], self.spec.encoder):
+            h = through(block, h, about, i, tap, self.rope)  # [B, T, width]
+        return h
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The condition that stands for "no class"."""
+        return family.null(self.spec, cond)
+
+    def _start(self) -> None:
+        """As published: the blocks and their modulation as torch begins them, only the last layer at zero."""
+        init.patches(self.x_embedder["proj"])
+        init.patches(self.s_embedder["proj"])
+        init.embeddings(self)
+        for weight in (*self.final_layer.adaLN_modulation.parameters(), *self.final_layer.linear.parameters()):
+            nn.init.zeros_(weight)

@@ -1,0 +1,162 @@
+"""DiT^DH: a transformer with a wide and shallow head, for latents of very many channels (RAE, Zheng et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from gen.errors import UserError
+from gen.models.layers import family, init
+from gen.models.layers.block import Block, FinalLayer, SwiGLU, through, visit
+from gen.models.layers.embed import ClassEmbedding, GaussianTimeEmbedding, grid_embedding
+from gen.models.layers.patch import unpatchify
+from gen.models.layers.rope import Rope, halves
+from gen.tap import Tap
+
+__all__ = ["DiTDH", "DiTDHNet"]
+
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
+DIGITS = {"size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 48, "depth": 4, "heads": 4}
+DIGITS_HEAD = {"head_width": 80, "head_depth": 1, "head_heads": 4}
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """DiTDH-S ... DiTDH-XL, and one for digits."""
+    sizes: dict[str, dict[str, Any]] = {
+        f"DiTDH-{size}": {"depth": depth, "width": width, "heads": heads}
+        for size, (depth, width, heads) in SIZES.items()
+    }
+    return {**sizes, "digits": {**DIGITS, **DIGITS_HEAD}}
+
+
+@dataclass(frozen=True)
+class DiTDH:
+    """DDT's division with a head of its own width; the defaults are the published DiTDH-XL on DINOv2-B's 16 x 16 x 768.
+
+    depth, width, heads: of the encoder, which makes of x one vector s for each token; head_...: of the head, which has
+    x anew and s as its condition. head_width must be at least the numbers of a token, channels * patch^2: the noise in
+    a token fills all its dimensions, and a narrower network cannot return it, however long it is trained (theorem in
+    the paper). silu_twice: as published, conditions pass SiLU where they are made, and again where they are used;
+    False leaves out the first. Other fields as in gen.models.dit.DiT.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+
+    size: int = 16
+    patch: int = 1
+    channels: int = 768
+    classes: int = 1000
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    head_width: int = 2048
+    head_depth: int = 2
+    head_heads: int = 16
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    silu_twice: bool = True
+    time_scale: float = 1.0
+    t_one: Literal["noise", "data"] = "noise"
+
+    def __post_init__(self) -> None:
+        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, head_depth=1, head_heads=1)
+        family.at_least(self, classes=0)
+        if self.size % self.patch:
+            raise UserError(f"DiTDH.size {self.size} is not divisible by DiTDH.patch {self.patch}")
+        for name, width, heads in (("", self.width, self.heads), ("head_", self.head_width, self.head_heads)):
+            if width % (4 * heads):
+                raise UserError(f"DiTDH.{name}width {width} must be divisible by 4 * {name}heads, {4 * heads}")
+        numbers = self.channels * self.patch**2
+        if self.head_width < numbers:
+            raise UserError(
+                f"DiTDH.head_width {self.head_width} is less than a token's {numbers} numbers, channels * patch^2: "
+                f"so narrow a head cannot return their noise; give at least {numbers}"
+            )
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> DiTDH:
+        """A published size, "DiTDH-S" to "DiTDH-XL" (or "XL"), or "digits", with fields changed."""
+        made: DiTDH = family.preset(DiTDH, DiTDH.presets, name, changes)
+        return made
+
+    def build(self) -> DiTDHNet:
+        """The network, freshly initialised: its output is zero and every block the identity."""
+        return DiTDHNet(self)
+
+
+class DiTDHNet(nn.Module):
+    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+
+    The sites of a tap are those of gen.models.ddt.DDTNet; "trunk" is the head, of its own width.
+    """
+
+    def __init__(self, spec: DiTDH):
+        super().__init__()
+        self.spec = spec
+        width, head, side = spec.width, spec.head_width, spec.size // spec.patch
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, head, spec.patch, spec.patch)})
+        self.s_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, width, spec.patch, spec.patch)})
+        self.s_projector = nn.Linear(width, head) if width != head else nn.Identity()
+        self.pos_embed = nn.Parameter(grid_embedding(width, side)[None], requires_grad=False)
+        self.t_embedder = GaussianTimeEmbedding(width, scale=spec.time_scale, one=spec.t_one)
+        self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
+        self.enc_feat_rope = Rope(halves(width // spec.heads, side))
+        self.dec_feat_rope = Rope(halves(head // spec.head_heads, side))
+        sizes = [(width, spec.heads)] * spec.depth + [(head, spec.head_heads)] * spec.head_depth
+        self.blocks = nn.ModuleList(
+            Block(w, heads, 2 * int(spec.mlp_ratio * w) // 3, spec.qk_norm, mlp=SwiGLU, rms=True) for w, heads in sizes
+        )
+        self.final_layer = FinalLayer(head, spec.channels * spec.patch**2, rms=True)
+        self._start()
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        family.check(self.spec, x, t, cond, s)
+        time = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        h = self.pos_embed + self.s_embedder["proj"](x).flatten(2).mT  # [B, T, width]
+        about = self.s_projector(visit(tap, "encoder", lambda h: self.encode(h, time, cond, tap), h))
+        h = self.x_embedder["proj"](x).flatten(2).mT  # [B, T, head_width]
+        h = visit(tap, "trunk", lambda h: self.decode(h, about, tap), h)
+        return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, about), self.spec.patch), h)
+
+    def encode(self, h: Tensor, time: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
+        """The head's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
+        c = self._silu(time if self.y_embedder is None else time + self.y_embedder(cond["y"]))  # [B, width]
+        for i, block in enumerate(self.blocks[: self.spec.depth]):
+            h = through(block, h, c, i, tap, self.enc_feat_rope)  # [B, T, width]
+        return self._silu(time[:, None] + h)
+
+    def decode(self, h: Tensor, about: Tensor, tap: Tap | None) -> Tensor:
+        """Tokens h [B, T, head_width] through the head's blocks under `about` [B, T, head_width], which is s."""
+        for i, block in enumerate(self.blocks[self.spec.depth :], self.spec.depth):
+            h = through(block, h, about, i, tap, self.dec_feat_rope)  # [B, T, head_width]
+        return h
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The condition that stands for "no class"."""
+        return family.null(self.spec, cond)
+
+    def _silu(self, c: Tensor) -> Tensor:
+        return silu(c) if self.spec.silu_twice else c
+
+    def _start(self) -> None:
+        """As published: linear maps as torch begins them, but what modulates, and the output, at zero."""
+        init.patches(self.x_embedder["proj"])
+        init.patches(self.s_embedder["proj"])
+        init.embeddings(self)
+        for block in (*self.blocks, self.final_layer):
+            for weight in block.adaLN_modulation.parameters():
+                nn.init.zeros_(weight)
+        for weight in self.final_layer.linear.parameters():
+            nn.init.zeros_(weight)
