@@ -55,7 +55,7 @@ class REG(DiT):
 
 
 class REGNet(DiTNet):
-    """net(x [B, C H W + cls_dim], t [B], {"y": int64 [B]}) -> the same shape: the image, flattened, then the class token.
+    """net(x [B, C H W + cls_dim], t [B], {"y": int64 [B]}) -> the same: the image, flattened, then the class token.
 
     Sites are DiT's, with 1 + T tokens, the class token first. Names in the state dict are the published ones.
     """

@@ -18,6 +18,8 @@ FOLDERS = (
     "recipes",
     "data",
     "models",
+    "models.encoders",
+    "models.interop.public",
     "path",
     "param",
     "times",

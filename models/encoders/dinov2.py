@@ -1,0 +1,40 @@
+"""DINOv2, the encoder of REPA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from gen.models.encoders._vit import IMAGENET, Vit, config_of, pretrained, resample_places
+
+__all__ = ["DINOv2"]
+
+CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+
+
+@dataclass(frozen=True)
+class DINOv2:
+    """Patch and class tokens after the last norm (Oquab et al. 2023), with registers or without.
+
+    path: a folder with config.json and safetensors, such as a copy of facebook/dinov2-base. grid: patches on a side;
+    images are resized to grid patches of the model's size. REPA has 16 for images of 256 pixels, 32 for 512.
+    """
+
+    path: str
+    grid: int = 16
+
+    @property
+    def dim(self) -> int:
+        return int(config_of(self.path, *CLASSES)["hidden_size"])
+
+    def load(self, device: Any = "cpu") -> nn.Module:
+        """The frozen encoder. MissingDependency without the folder or the package transformers."""
+        config = config_of(self.path, *CLASSES)
+        model = pretrained(self.path, CLASSES[config["model_type"]])
+        table = model.embeddings.position_embeddings
+        model.embeddings.position_embeddings = nn.Parameter(resample_places(table.detach()[0], self.grid)[None])
+        before = 1 + config.get("num_register_tokens", 0)
+        side = self.grid * model.config.patch_size
+        return Vit(model, lambda x: model(x).last_hidden_state, side, before, IMAGENET).to(device)

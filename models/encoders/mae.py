@@ -1,0 +1,46 @@
+"""Masked autoencoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.models.encoders._vit import IMAGENET, Vit, config_of, pretrained, resample_places
+
+__all__ = ["MAE"]
+
+
+@dataclass(frozen=True)
+class MAE:
+    """The encoder of a masked autoencoder (He et al. 2021), with nothing masked.
+
+    path: a folder with config.json and safetensors, such as a copy of facebook/vit-mae-large. grid: patches on a side;
+    images are resized to grid patches of the model's size. norm: False for tokens before the last norm, as in REPA.
+    """
+
+    path: str
+    grid: int = 16
+    norm: bool = True
+
+    @property
+    def dim(self) -> int:
+        return int(config_of(self.path, "vit_mae")["hidden_size"])
+
+    def load(self, device: Any = "cpu") -> nn.Module:
+        """The frozen encoder. MissingDependency without the folder or the package transformers."""
+        config_of(self.path, "vit_mae")
+        model = pretrained(self.path, "ViTMAEModel", mask_ratio=0.0)
+        table = model.embeddings.position_embeddings
+        model.embeddings.position_embeddings = nn.Parameter(resample_places(table.detach()[0], self.grid)[None])
+        if not self.norm:
+            model.layernorm = nn.Identity()
+
+        def run(x: Tensor) -> Tensor:
+            order = torch.arange(self.grid**2, device=x.device).expand(len(x), -1)  # the model sorts patches by noise
+            h: Tensor = model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
+            return h
+
+        return Vit(model, run, self.grid * model.config.patch_size, 1, IMAGENET).to(device)

@@ -1,0 +1,51 @@
+"""Features that were computed beforehand and come with the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from gen.alignment import Features
+from gen.errors import UserError
+
+__all__ = ["Stored"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The condition `features` [B, grid^2, dim], for data whose images are not at hand, such as latents.
+
+    cls: whether a class token [B, dim] is stored before the others, as row 0 of [B, 1 + grid^2, dim].
+    The data set `latents` gives them with features = True. The defaults are those of DINOv2-B on a grid of 16 x 16.
+    """
+
+    reads: ClassVar[str] = "features"
+
+    dim: int = 768
+    grid: int = 16
+    cls: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.grid < 1:
+            raise UserError(f"Stored: dim = {self.dim}, grid = {self.grid}; both must be at least 1")
+
+    def load(self, device: Any = "cpu") -> nn.Module:
+        """The module that takes them apart."""
+        return Split(self)
+
+
+class Split(nn.Module):
+    """Stored features [B, grid^2 or one more, dim] to Features."""
+
+    def __init__(self, spec: Stored):
+        super().__init__()
+        self.shape = (spec.grid**2 + spec.cls, spec.dim)
+        self.cls = spec.cls
+
+    def forward(self, stored: Tensor) -> Features:
+        if tuple(stored.shape[1:]) != self.shape:
+            given, allowed = list(stored.shape), ["B", *self.shape]
+            raise UserError(f"the data's features have shape {given}; encoder.dim, .grid and .cls say {allowed}")
+        return Features(stored[:, 1:], stored[:, 0]) if self.cls else Features(stored, None)
