@@ -49,4 +49,4 @@ class Shift:
 
     def times(self, path: Path, steps: int) -> Tensor:
         u, s = torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.factor
-        return path.t1 * (s * u / (1 + (s - 1) * u))
+        return path.t1 * (s * u / (s * u + (1 - u)))  # so written, u = 1 stays 1 exactly

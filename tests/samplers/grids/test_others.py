@@ -23,6 +23,11 @@ def test_a_shift_multiplies_sigma_over_alpha_on_flow():
     torch.testing.assert_close(shifted / (1 - shifted), 3 * even / (1 - even), rtol=1e-12, atol=0)
 
 
+def test_every_shift_begins_at_t1_exactly():
+    """Rounding must not put the first time above t1, where no sampler may start."""
+    assert all(float(Shift(i / 1000).times(Flow(), 1)[0]) == 1.0 for i in range(1, 3000))
+
+
 def test_a_dynamic_shift_follows_the_number_of_tokens():
     assert Shift(tokens=256).factor == pytest.approx(math.exp(0.5))
     assert Shift(tokens=4096).factor == pytest.approx(math.exp(1.15))
