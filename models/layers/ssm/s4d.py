@@ -1,0 +1,97 @@
+"""S4D: a diagonal state space that is the same for all tokens, run as one long convolution (Gu et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, glu
+
+from gen.errors import UserError
+from gen.models.layers.ssm.hippo import diagonal
+from gen.models.layers.ssm.mamba import log_uniform
+from gen.models.layers.ssm.scan import linear_scan
+
+__all__ = ["S4D", "fft_convolve", "s4d_kernel", "s4d_scan"]
+
+Kind = Literal["legs", "inv", "lin", "quad", "real"]
+
+
+def s4d_kernel(A: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
+    """K [H, length], the answer to an impulse: K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(l dt A_n).
+
+    A, C: complex [H, N/2], one of each conjugate pair, Re A < 0; B is 1. dt: [H]. The input is held between samples
+    (zero-order hold; the paper's equation 6 and listing 1).
+    """
+    step, drive = _hold(A, C, dt)
+    place = torch.arange(length, device=A.device, dtype=dt.dtype)
+    K: Tensor = 2 * (drive[..., None] * (step[..., None] * place).exp()).sum(1).real
+    return K
+
+
+def s4d_scan(A: Tensor, C: Tensor, dt: Tensor, u: Tensor) -> Tensor:
+    """The same state space as a recurrence over the tokens of u [B, T, H]: y [B, T, H]."""
+    step, drive = _hold(A, C, dt)
+    states = linear_scan(step.exp().expand(1, u.shape[1], -1, -1), u[..., None].to(A.dtype).expand(-1, -1, *A.shape))
+    y: Tensor = 2 * (states * drive).sum(-1).real  # over [B, T, H, N/2]
+    return y
+
+
+def fft_convolve(u: Tensor, K: Tensor) -> Tensor:
+    """y_t = sum over s of K_s u_(t-s): u [B, T, H], K [H, T] -> [B, T, H], without wrapping around.
+
+    A K of length 2T also looks ahead: its last T - 1 numbers are those of s = -(T - 1) ... -1 (K_T is not used).
+    """
+    n = 2 * u.shape[1]
+    product = torch.fft.rfft(u, n=n, dim=1) * torch.fft.rfft(K, n=n).mT
+    y: Tensor = torch.fft.irfft(product, n=n, dim=1)  # [B, 2T, H]
+    return y[:, : u.shape[1]]
+
+
+def _hold(A: Tensor, C: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """dt A, and C (exp(dt A) - 1) / A, both [H, N/2]."""
+    step = dt[:, None] * A
+    return step, C * torch.expm1(step) / A
+
+
+class S4D(nn.Module):
+    """Tokens h [B, T, width] -> [B, T, width]: a long convolution per channel, GELU, then a gated linear map.
+
+    state: N; N/2 conjugate pairs are kept. start: eigenvalues to begin with (see gen.models.layers.ssm.hippo.diagonal).
+    bidirectional: a second kernel reads the tokens from the last to the first, from the one after on. Weights are
+    held, named and started as in the public code's short form: steps log-uniform in [1e-3, 0.1], C and D normal.
+    """
+
+    def __init__(self, width: int, state: int = 64, start: Kind = "lin", bidirectional: bool = False):
+        super().__init__()
+        if state % 2:
+            raise UserError(f"S4D.state is {state}; it counts conjugate pairs and must be even")
+        A = diagonal(start, state)
+        ways = 2 if bidirectional else 1
+        self.bidirectional = bidirectional
+        self.log_dt = nn.Parameter(log_uniform(width))
+        self.log_A_real = nn.Parameter((-A.real).log().float().repeat(width, 1))
+        self.A_imag = nn.Parameter(A.imag.float().repeat(width, 1))
+        self.C = nn.Parameter(torch.randn(ways, width, state // 2, 2) * 0.5**0.5)  # real, imaginary: |C|^2 is 1
+        self.D = nn.Parameter(torch.randn(width))
+        self.output_linear = nn.Linear(width, 2 * width)
+
+    def kernels(self, length: int) -> Tensor:
+        """[1 or 2, width, length], in at least float32."""
+        kind = torch.promote_types(self.log_dt.dtype, torch.float32)
+        A = torch.complex(-self.log_A_real.to(kind).exp(), self.A_imag.to(kind))
+        C = torch.view_as_complex(self.C.to(kind).contiguous())
+        dt = self.log_dt.to(kind).exp()
+        return torch.stack([s4d_kernel(A, way, dt, length) for way in C.unbind(0)])
+
+    def forward(self, h: Tensor) -> Tensor:
+        K = self.kernels(h.shape[1])
+        if self.bidirectional:
+            ahead = torch.cat([torch.zeros_like(K[1, :, :1]), K[1, :, :-1].flip(1)], 1)  # s = -T (unused) ... -1
+            both = torch.cat([K[0], ahead], 1)  # [width, 2T]
+        else:
+            both = K[0]
+        y = fft_convolve(h.to(K.dtype), both) + h * self.D
+        out: Tensor = self.output_linear(gelu(y).to(h.dtype))  # [B, T, 2 width]
+        return glu(out, -1)
