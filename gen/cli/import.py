@@ -1,0 +1,67 @@
+"""Import published weights: DiT, SiT, REPA, REG, LightningDiT, DDT, RAE, EDM2, or a DiT folder of diffusers.
+
+gen import DiT-XL-2-256x256.pt --from dit --output runs/dit-xl-2; then: gen sample runs/dit-xl-2
+Nothing in the file is run, and nothing is written unless every tensor finds its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gen.cli.sample import _spec
+
+if TYPE_CHECKING:
+    from gen.models.interop.checkpoints import Imported
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="a file of weights (.pt, .ckpt, .safetensors) or a diffusers folder")
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        help="a name of `gen list models.interop.public`, or a JSON spec that says what the weights do not, such as "
+        '\'{"name": "sit", "heads": 8}\' (default: found out, if only one fits)',
+    )
+    parser.add_argument("--weights", choices=("ema", "model"), help="which of the weights (default: ema if there)")
+    parser.add_argument("--preset", help="a published size that the weights must have, such as XL/2")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder, for gen sample, distill, evaluate")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gen.models.interop.checkpoints import import_checkpoint
+
+    done = import_checkpoint(
+        args.path, _spec(args.origin), weights=args.weights, preset=args.preset, output=args.output
+    )
+    print(_report(done, args.path.name))
+    return 0
+
+
+def _report(done: Imported, name: str) -> str:
+    """What became of every tensor, and the conventions the folder now carries."""
+    from gen.spec import spec_of
+
+    reasons = sorted(set(done.dropped.values()))
+    rows = {
+        "read": f"{name}: {done.origin}, weights {done.weights}",
+        "matched": f"{done.matched} tensors, {done.numbers:,} numbers; missing 0, unexpected 0",
+        "left out": f"{len(done.dropped)} tensors ({'; '.join(reasons)})" if done.dropped else "no tensor",
+        "not read": ", ".join(done.beside) or "nothing",
+        "model": _short(spec_of(done.run.model)),
+        "path": _short(spec_of(done.run.path)),
+        "output is": _short(spec_of(done.run.param)),
+        "guided by": _short(spec_of(done.run.sampler.guide)) if done.run.sampler.guide else "nothing",
+        "note": "; ".join(done.notes) or "nothing",
+    }
+    return "\n".join(f"{what:<11}{text}" for what, text in rows.items()) + f"\n{done.folder}: gen sample {done.folder}"
+
+
+def _short(given: dict[str, Any]) -> str:
+    """A spec in one line."""
+    fields = (f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items() if k != "name")
+    return f"{given['name']}: {', '.join(fields)}".removesuffix(": ")

@@ -1,0 +1,175 @@
+"""A DiT of ours as a folder of diffusers: DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer").
+
+Bit for bit the same weights, and the same output to rounding, or a refusal that says what diffusers' class cannot be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.denoise import Denoiser
+from gen.errors import UserError
+from gen.models.dit import DiT
+from gen.models.interop.diffusers_names import NOTE, to_diffusers
+from gen.models.layers.embed import grid_embedding
+from gen.param import X0, Eps, V
+from gen.param import Flow as FlowParam
+from gen.path import DDPM, Flow
+from gen.pipeline import load
+from gen.spec import spec_of
+
+__all__ = ["export"]
+
+SINCE = "0.30.0"  # of diffusers: since when the class has this name
+DRIFT = 5e-3  # of an averaged table of places; see gen.models.interop.public
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {Eps: "epsilon", X0: "sample", V: "v_prediction"}
+WAVES = """for block in transformer.transformer_blocks:
+    block.norm1.emb.time_proj.downscale_freq_shift = 0"""
+
+
+def export(run: str | Path, output: str | Path, *, weights: str | None = None, patched: bool = False) -> Path:
+    """Writes the model of a run, or of a checkpoint, as a diffusers DiT folder, and returns it.
+
+    patched: also for a model of freq_shift 0, whose waves diffusers' class does not have; the README in the folder then
+    has the two lines that give it them. Raises UserError, in one line, for a model that the class cannot be; then, and
+    whenever something fails, nothing is written.
+    """
+    output = Path(output)
+    if output.exists():
+        raise UserError(f"{output} exists: give a new folder")
+    pipeline = load(run, weights)
+    denoiser = pipeline.denoiser
+    model = getattr(getattr(denoiser, "net", None), "spec", None)
+    if not isinstance(denoiser, Denoiser) or not isinstance(model, DiT):
+        raise UserError(f"{run} is a {type(model).__name__}; diffusers' DiTTransformer2DModel can only be a DiT")
+    _expressible(model, patched)
+    state = {name: value.detach().cpu() for name, value in denoiser.net.state_dict().items()}
+    drift = _places(model, state["pos_embed"])
+    files = {
+        "transformer/config.json": _config(model),
+        f"transformer/{NOTE}": _note(model, denoiser),
+        **_scheduler(model, denoiser),
+    }
+    text = _readme(model, denoiser, pipeline.weights, drift, "scheduler/scheduler_config.json" in files)
+    _write(output, files, text, to_diffusers(state, model.depth))
+    return output
+
+
+def _expressible(model: DiT, patched: bool) -> None:
+    """UserError for what DiTTransformer2DModel has no setting for."""
+    for field, value in {"qk_norm": False, "mlp_ratio": 4.0}.items():
+        if getattr(model, field) != value:
+            raise UserError(f"diffusers' DiT has {field} {value} built in; this model has {getattr(model, field)}")
+    if not model.classes:
+        raise UserError("diffusers' DiT always embeds a class; this model has none")
+    if model.freq_shift not in (0, 1) or (model.freq_shift == 0 and not patched):
+        raise UserError(
+            f"diffusers' DiT has waves of freq_shift 1 built in; this model has {model.freq_shift}, and would err in "
+            "every output: give --patched to write it with a README that says which two lines mend the loaded model"
+        )
+
+
+def _places(model: DiT, table: Tensor) -> float:
+    """How far the table of places is from the one diffusers will compute; UserError if it is another one."""
+    worst = float((table - grid_embedding(model.width, model.size // model.patch)[None]).abs().max())
+    if worst > DRIFT:
+        raise UserError(f"diffusers computes pos_embed; this model's differs from it by up to {worst:.3g}")
+    return worst
+
+
+def _config(model: DiT) -> dict[str, Any]:
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "_diffusers_version": SINCE,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": model.width // model.heads,
+        "dropout": 0.0,
+        "in_channels": model.channels,
+        "norm_elementwise_affine": False,
+        "norm_eps": model.mlp_norm_eps,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_zero",
+        "num_attention_heads": model.heads,
+        "num_embeds_ada_norm": model.classes,
+        "num_layers": model.depth,
+        "out_channels": model.channels * (2 if model.learn_sigma else 1),
+        "patch_size": model.patch,
+        "sample_size": model.size,
+        "upcast_attention": False,
+    }
+
+
+def _note(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
+    """What config.json cannot say, and `gen import` reads back."""
+    fields = {key: getattr(model, key) for key in ("time_scale", "t_one", "freq_shift")}
+    return {"model": fields, "path": spec_of(denoiser.path), "param": spec_of(denoiser.param)}
+
+
+def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
+    """A scheduler whose timesteps and predictions are exactly this model's, if diffusers has one."""
+    path, param, place = denoiser.path, denoiser.param, "scheduler/scheduler_config.json"
+    told = (model.time_scale, model.t_one)
+    if isinstance(path, DDPM) and type(param) in PREDICTIONS and told == (1.0, "noise"):
+        table = {
+            "beta_schedule": SCHEDULES[path.schedule],
+            "num_train_timesteps": path.steps,
+            "beta_start": path.beta_start,
+            "beta_end": path.beta_end,
+        }
+        fixed = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": True}
+        return {place: {**fixed, "prediction_type": PREDICTIONS[type(param)], **table}}
+    if isinstance(path, Flow) and param == FlowParam() and told == (1000.0, "noise"):
+        return {place: {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}}
+    return {}
+
+
+def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, scheduler: bool) -> str:
+    """What is in the folder, what is guaranteed, and what is not."""
+    one = "1 - t" if model.t_one == "data" else "t"
+    told = f"{model.time_scale:g} ({one})" if model.time_scale != 1 else one
+    if isinstance(denoiser.path, DDPM):
+        told = f"{told}, t being the entry of the table, 0 to {denoiser.path.steps - 1}"
+    mend = "Before use, run\n\n```python\n" + WAVES + "\n```\n\nwithout which every output is wrong.\n\n"
+    exact = f"its table of places is computed anew, and differs from the trained one by up to {drift:.2g}"
+    return (
+        "---\nlibrary_name: diffusers\n---\n\n"
+        "A DiT written by gen. Load it with "
+        '`DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")`.\n\n'
+        + ("" if model.freq_shift else mend)
+        + f"- weights: {weights}, unchanged to the bit; "
+        + ("the output is gen's to rounding\n" if drift == 0 else f"{exact}\n")
+        + f"- `timestep` is {told}; it may be a fraction\n"
+        + f"- `class_labels` are 0 to {model.classes - 1}; {model.classes} is no class\n"
+        + f"- the output's first {model.channels} channels are `{json.dumps(spec_of(denoiser.param))}` on the path "
+        + f"`{json.dumps(spec_of(denoiser.path))}`{', the others unused' if model.learn_sigma else ''}\n"
+        + ("- scheduler/ has exactly these conventions\n" if scheduler else "- diffusers has no scheduler of these\n")
+        + "- there is no model_index.json: the autoencoder that a DiTPipeline needs is not gen's\n"
+    )
+
+
+def _write(output: Path, files: Mapping[str, Any], readme: str, tensors: Mapping[str, Tensor]) -> None:
+    """The whole folder, or none."""
+    from safetensors.torch import save_file
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.parent / f".partial-{output.name}-{os.getpid()}"
+    try:
+        for name, content in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(readme, encoding="utf-8")
+        separate = {name: torch.empty_like(value).copy_(value) for name, value in tensors.items()}
+        save_file(separate, partial / "transformer" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""MCG-NJU/DDT: Lightning's .ckpt with `denoiser.` and `ema_denoiser.` in its state dict (Wang et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gen.errors import UserError
+from gen.models.ddt import DDT
+from gen.models.interop.public._found import SD_VAE, Found, Reader, guide, heads_of, sized
+from gen.models.interop.weights import Weights
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.run import Run, Sampler
+
+__all__ = ["DDTWeights"]
+
+
+@dataclass(frozen=True)
+class DDTWeights:
+    """The velocity towards data, told t = 1 for data.
+
+    The weights know neither the size of the image, 32 latents for 256 pixels and 64 for 512, nor the side of a patch,
+    nor, but for the published depths, how many blocks are the encoder's: fields here. Sampled by 250 Euler steps,
+    guided by 2 on all channels for t < 0.7, as the repository's settings say.
+    """
+
+    latent: ClassVar[Mapping[str, Any]] = SD_VAE
+
+    size: int = 32
+    patch: int = 2
+    encoder: int | None = None
+
+    def claims(self, weights: Weights) -> bool:
+        names = weights.tensors
+        return "s_embedder.proj.weight" in names and "blocks.0.mlp.w1.weight" in names and "pos_embed" not in names
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        reader = Reader(weights.tensors, "DDT")
+        width, numbers = reader.shape("x_embedder.proj.weight", 2)
+        depth = reader.count("blocks")
+        encoder = self._encoder(width, depth, preset)
+        table, gain = "y_embedder.embedding_table.weight", "blocks.0.attn.q_norm.weight"
+        dim = reader.shape(gain, 1)[0] if gain in weights.tensors else None
+        fields = {
+            "size": self.size,
+            "patch": self.patch,
+            "channels": reader.ratio(numbers, self.patch**2, "x_embedder.proj.weight"),
+            "classes": reader.shape(table, 2)[0] - 1 if table in weights.tensors else 0,
+            "width": width,
+            "encoder": encoder,
+            "decoder": depth - encoder,
+            "heads": heads_of(DDT.presets, None, width=width) if dim is None else reader.ratio(width, dim, gain),
+            "qk_norm": dim is not None,
+        }
+        model = sized(DDT, preset, fields)
+        sampler = Sampler(solver="euler", steps=250, guide=guide(model, 2.0, interval=(0.0, 0.7 / 0.3)))
+        run = Run(model=model, path=Flow(), param=FlowParam(toward="data"), sampler=sampler, ema=())
+        said = f"size {self.size} and patch {self.patch} are not in the weights: as --from has them"
+        return Found(run, weights.tensors, notes=(said, f"encoder of {encoder} blocks"))
+
+    def _encoder(self, width: int, depth: int, preset: str | None) -> int:
+        if self.encoder is not None:
+            return self.encoder
+        if preset is not None:
+            return DDT.preset(preset).encoder
+        rows = DDT.presets.values()
+        known = {r["encoder"] for r in rows if (r["width"], r["encoder"] + r["decoder"]) == (width, depth)}
+        if len(known) == 1:
+            return int(known.pop())
+        raise UserError(
+            f"how many of the {depth} blocks are the encoder's cannot be read off the weights, and no published model "
+            f'has width {width} and so many: say it, as in --from \'{{"name": "ddt", "encoder": 22}}\''
+        )

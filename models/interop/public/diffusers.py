@@ -1,0 +1,144 @@
+"""DiT folders of diffusers, and of the Hub: DiTTransformer2DModel, or Transformer2DModel as it was called before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.manifest import read_json
+from gen.models.dit import DiT
+from gen.models.interop.diffusers_names import NOTE, from_diffusers
+from gen.models.interop.public._found import SD_VAE, Found, Reader, compare, guide
+from gen.models.interop.weights import Weights
+from gen.models.layers.embed import grid_embedding
+from gen.param import X0, Eps, V
+from gen.path import DDPM
+from gen.run import Run, Sampler
+from gen.spec import build
+
+__all__ = ["DiffusersFolder"]
+
+CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+# What diffusers' code could do otherwise, and this network cannot.
+FIXED = {
+    "activation_fn": "gelu-approximate",
+    "norm_type": "ada_norm_zero",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+}
+SIZES = ("sample_size", "patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_layers")
+PREDICTIONS = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """A DiT with diffusers' own waves (freq_shift 1) and its norms' eps, on the table of the scheduler beside it.
+
+    Sampled by 250 steps of DDIM, guided by 4 on all channels: DiTPipeline's defaults but for its 50 steps. A folder
+    that `gen export` wrote also says how time is told, and what the output means.
+    """
+
+    latent: ClassVar[Mapping[str, Any]] = SD_VAE
+
+    def claims(self, weights: Weights) -> bool:
+        return weights.config is not None and "transformer_blocks.0.norm1.linear.weight" in weights.tensors
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        if preset is not None:
+            raise UserError(f"preset {preset!r}: a diffusers folder says its sizes in config.json; leave it out")
+        said = _note(weights)
+        model = _model(_checked(weights), weights, said.get("model", {}))
+        tensors, notes = _tensors(weights, model)
+        path, param = _conventions(weights, said)
+        grid = {"name": "timesteps", "spacing": "linspace"} if isinstance(path, DDPM) else "linear"
+        sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=guide(model, 4.0))
+        return Found(Run(model=model, path=path, param=param, sampler=sampler, ema=()), tensors, notes=notes)
+
+
+def _checked(weights: Weights) -> Mapping[str, Any]:
+    """config.json, if it is of a network that ours can be."""
+    config = weights.config
+    if config is None:
+        raise UserError(f"{weights.folder} has no config.json beside the weights, which says what they are")
+    if config.get("_class_name") not in CLASSES:
+        raise UserError(f"config.json is of {config.get('_class_name')!r}; allowed: {', '.join(CLASSES)}")
+    for key, value in FIXED.items():
+        if config.get(key, value) != value:
+            raise UserError(f"config.json: {key} is {config[key]!r}; only {value!r} is the DiT's")
+    for key in SIZES:
+        if not isinstance(config.get(key), int):
+            raise UserError(f"config.json: {key} is {config.get(key)!r}; expected a whole number")
+    return config
+
+
+def _model(config: Mapping[str, Any], weights: Weights, said: Mapping[str, Any]) -> DiT:
+    channels = config["in_channels"]
+    out = config.get("out_channels") or channels
+    if out not in (channels, 2 * channels):
+        raise UserError(f"config.json: out_channels {out} for in_channels {channels}; allowed: as many, or twice")
+    table = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
+    fields = {
+        "size": config["sample_size"],
+        "patch": config["patch_size"],
+        "channels": channels,
+        "classes": Reader(weights.tensors, "diffusers' DiT").shape(table, 2)[0] - 1,
+        "width": config["num_attention_heads"] * config["attention_head_dim"],
+        "depth": config["num_layers"],
+        "heads": config["num_attention_heads"],
+        "learn_sigma": out == 2 * channels,
+        "freq_shift": 1,
+        "mlp_norm_eps": config.get("norm_eps", 1e-5),
+    }
+    made: DiT = build("models", {"name": "dit", **fields, **said})
+    return made
+
+
+def _tensors(weights: Weights, model: DiT) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Under our names, with the table of places, which theirs computes and ours keeps."""
+    tensors, table = from_diffusers(weights.tensors), grid_embedding(model.width, model.size // model.patch)[None]
+    theirs = tensors.pop("pos_embed.pos_embed", None)  # some versions wrote it
+    if theirs is not None:
+        compare("pos_embed.pos_embed", theirs, table)
+    notes = ("q, k and v joined; the embedders of all blocks are one",)
+    return {**tensors, "pos_embed": table if theirs is None else theirs}, notes
+
+
+def _note(weights: Weights) -> Mapping[str, Any]:
+    """What `gen export` wrote beside the config: values only, and names of gen's own parts only."""
+    file = None if weights.folder is None else weights.folder / NOTE
+    if file is None or not file.exists():
+        return {}
+    said = read_json(file)
+    fields = {"time_scale", "t_one", "freq_shift"}
+    if not isinstance(said, Mapping) or not set(said.get("model", {})) <= fields:
+        raise UserError(f"{file} is none that gen export writes")
+    for part in ("path", "param"):
+        if not isinstance(said.get(part), Mapping) or ":" in str(said[part].get("name")):
+            raise UserError(f"{file}: {part} is {said.get(part)!r}; allowed: a spec of gen's own")
+    return said
+
+
+def _conventions(weights: Weights, said: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Path and parameterisation: from our own note, or from the scheduler's config, or the published DiT's."""
+    if said:
+        return build("path", said["path"]), build("param", said["param"])
+    file = None if weights.folder is None else weights.folder.parent / "scheduler" / "scheduler_config.json"
+    if file is None or weights.folder is None or weights.folder.name != "transformer" or not file.exists():
+        return DDPM(), Eps()
+    config = read_json(file)
+    kind, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
+    if kind not in PREDICTIONS or schedule not in SCHEDULES or config.get("trained_betas") is not None:
+        raise UserError(
+            f"{file}: prediction_type {kind!r}, beta_schedule {schedule!r}; allowed: {', '.join(PREDICTIONS)} on "
+            f"{', '.join(SCHEDULES)}, without trained_betas"
+        )
+    table = {key: config[name] for key, name in TABLE.items() if name in config}
+    return DDPM(SCHEDULES[schedule], **table), PREDICTIONS[kind]
+
+
+TABLE = {"steps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}

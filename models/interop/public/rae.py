@@ -1,0 +1,91 @@
+"""bytetriper/RAE: stage2_model.pt of DiT^DH or of the plain DiT on its latents, and ep-*.pt (Zheng et al. 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gen.errors import UserError
+from gen.models.dit_dh import DiTDH
+from gen.models.interop.public._found import Found, Reader, pos_embed, sized
+from gen.models.interop.public._plain import read_plain
+from gen.models.interop.public._rope import head_width, rope
+from gen.models.interop.weights import State, Weights
+from gen.models.lightning_dit import LightningDiT
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.run import Run, Sampler
+
+__all__ = ["RAEWeights"]
+
+BASE = 4096  # numbers of a latent for which the grid of times is even
+
+
+@dataclass(frozen=True)
+class RAEWeights:
+    """The velocity towards noise, told t = 1 for noise, of latents normalised per channel and place.
+
+    Sampled by 50 Euler steps, shifted to noise by the root of a latent's numbers over 4096, unguided: the published
+    guide is a second, smaller model. head_depth: blocks of the head, where it is as wide as the rest.
+    """
+
+    latent: ClassVar[Mapping[str, Any]] = {
+        "autoencoder": "nyu-visionx/RAE-collections",
+        "scale": "1 / sqrt(var + 1e-5), per channel and place, of stat.pt in the same repository",
+        "shift": "mean, per channel and place, of the same file",
+    }
+
+    head_depth: int | None = None
+
+    def claims(self, weights: Weights) -> bool:
+        return "t_embedder.W" in weights.tensors and "pos_embed" in weights.tensors
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        tensors = weights.tensors
+        if "s_embedder.proj.weight" in tensors:
+            model, notes = self._wide(tensors, preset)
+        else:
+            model, notes = read_plain(
+                tensors, "RAE", None, preset, owner=LightningDiT, mlp="w12", time="gaussian", t_one="noise"
+            )
+        shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
+        sampler = Sampler(solver="euler", steps=50, grid={"name": "shift", "shift": shift})
+        run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
+        return Found(run, tensors, notes=notes)
+
+    def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:
+        """DiT^DH: the tables of turns tell the heads, and the widths where the head begins."""
+        reader = Reader(tensors, "RAE")
+        width, channels, patch, _ = reader.shape("s_embedder.proj.weight", 4)
+        head, _, _, _ = reader.shape("x_embedder.proj.weight", 4)
+        side, note = pos_embed(reader, width)
+        count = reader.count("blocks")
+        wide = [i for i in range(count) if reader.shape(f"blocks.{i}.adaLN_modulation.1.weight", 2)[1] == head]
+        depth = count - (len(wide) if width != head else self._head_depth(count))
+        dims = {name: head_width(reader, name) for name in ("enc_feat_rope", "dec_feat_rope")}
+        table = "y_embedder.embedding_table.weight"
+        fields = {
+            "size": side * patch,
+            "patch": patch,
+            "channels": channels,
+            "classes": reader.shape(table, 2)[0] - 1 if table in tensors else 0,
+            "width": width,
+            "depth": depth,
+            "heads": reader.ratio(width, dims["enc_feat_rope"], "enc_feat_rope"),
+            "head_width": head,
+            "head_depth": count - depth,
+            "head_heads": reader.ratio(head, dims["dec_feat_rope"], "dec_feat_rope"),
+            "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        }
+        turned = [rope(reader, name, dim, side) for name, dim in dims.items()]
+        return sized(DiTDH, preset, fields), (note, *turned)
+
+    def _head_depth(self, count: int) -> int:
+        if self.head_depth is None:
+            raise UserError(
+                f"how many of the {count} blocks are the head's cannot be read off the weights, which are all as wide: "
+                'say it, as in --from \'{"name": "rae", "head_depth": 2}\''
+            )
+        return self.head_depth

@@ -1,0 +1,42 @@
+"""Martinser/REG: last.pt, and what its train.py saves (Wu et al. 2025). A SiT with a class token in its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gen.models.interop.public._found import SD_VAE, Found, Reader, guide
+from gen.models.interop.public._plain import read_plain
+from gen.models.interop.public.repa import without_projectors
+from gen.models.interop.weights import Weights
+from gen.models.reg import REG
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.run import Run, Sampler
+
+__all__ = ["REGWeights"]
+
+
+@dataclass(frozen=True)
+class REGWeights:
+    """The velocity towards noise of image and class token, told t = 1 for noise. Projectors are left out.
+
+    Sampled by the SDE in 250 steps, image and token guided by 2.3 for t <= 0.85, as the repository says to.
+    """
+
+    latent: ClassVar[Mapping[str, Any]] = SD_VAE
+
+    heads: int | None = None
+
+    def claims(self, weights: Weights) -> bool:
+        return "cls_projectors2.weight" in weights.tensors
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        tensors, dropped = without_projectors(weights.tensors)
+        cls_dim = Reader(tensors, "REG").shape("cls_projectors2.weight", 2)[1]
+        model, notes = read_plain(tensors, "REG", self.heads, preset, owner=REG, front=1, cls_dim=cls_dim)
+        guided = guide(model, 2.3, interval=(0.0, 0.85 / 0.15))
+        sampler = Sampler(solver={"name": "flow_sde", "churn": 2.0}, steps=250, guide=guided)
+        run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
+        return Found(run, tensors, dropped, notes)

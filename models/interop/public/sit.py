@@ -1,0 +1,38 @@
+"""willisma/SiT: SiT-XL-2-256.pt, and what its train.py saves (Ma et al. 2024). Names and shapes are those of DiT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gen.models.interop.public._found import SD_VAE, Found, guide
+from gen.models.interop.public._plain import is_plain, read_plain
+from gen.models.interop.weights import Weights
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.run import Run, Sampler
+
+__all__ = ["SiTWeights"]
+
+
+@dataclass(frozen=True)
+class SiTWeights:
+    """The velocity towards data of the linear path, told t = 1 for data.
+
+    Sampled by the SDE of w = sigma in 250 steps, guided by 1.5 on the first three channels, as its FID was measured.
+    """
+
+    latent: ClassVar[Mapping[str, Any]] = SD_VAE
+
+    heads: int | None = None
+
+    def claims(self, weights: Weights) -> bool:
+        return is_plain(weights) and not any(name.startswith("projectors.") for name in weights.tensors)
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        model, notes = read_plain(weights.tensors, "SiT", self.heads, preset, t_one="data")
+        solver = {"name": "flow_sde", "churn": 2.0}  # their noise is sqrt(2 w)
+        sampler = Sampler(solver=solver, steps=250, guide=guide(model, 1.5, channels=3))
+        run = Run(model=model, path=Flow(), param=FlowParam(toward="data"), sampler=sampler, ema=())
+        return Found(run, weights.tensors, notes=notes)
