@@ -18,6 +18,8 @@ from gen.errors import UserError
 
 __all__ = ["Latents"]
 
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -25,7 +27,9 @@ class Latents:
 
     path: file or folder. Items are (latent - shift) * scale as float32; scale 0.18215 and shift 0 suit the autoencoder
     of Stable Diffusion. holdout: the share held out for "test". flip: the latents of the mirrored images, shaped like
-    latents, join "train", which makes it twice as long. num_classes: None for the highest label + 1.
+    latents, join "train", which makes it twice as long. num_classes: None for the highest label + 1. features: give
+    each item its `features` [T, D] (of the mirrored image, `features_flip`), an encoder's tokens for objectives that
+    align with it (gen.models.encoders.stored).
     Labels are int64 or int32. Rows are read when asked for; each shard is opened once per process.
     Fingerprint: the bytes of every shard, in order of file name, with split, holdout, scale, shift and flip.
     Raises UserError, in one line, for what is missing, broken or laid out differently.
@@ -37,6 +41,7 @@ class Latents:
     holdout: float = 0.1
     flip: bool = False
     num_classes: int | None = None
+    features: bool = False
 
     def __post_init__(self) -> None:
         check_holdout(self, self.holdout)
@@ -55,10 +60,10 @@ class Latents:
         n = sum(shard.shape[0] for shard in self._shards)
         y = None if self.classes == 0 else self._labels
         rows = hold_out(self.path, split, n, self.holdout, None if y is None else y.tolist())
-        options = f"{split} {self.holdout} {self.scale} {self.shift} {self.flip}"
+        options = f"{split} {self.holdout} {self.scale} {self.shift} {self.flip}" + " features" * self.features
         fingerprint = content_hash("latents", options, *self._hashes)
         flip = self.flip and split == "train"
-        return LatentSet(self._shards, rows, y, flip, self.shift, self.scale, fingerprint)
+        return LatentSet(self._shards, rows, y, flip, self.shift, self.scale, fingerprint, self.features)
 
     @cached_property
     def _shards(self) -> tuple[Shard, ...]:
@@ -68,10 +73,10 @@ class Latents:
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{path} holds no .safetensors file")
-        shards = tuple(_inspect(file, self.flip) for file in files)
+        shards = tuple(_inspect(file, self.flip, self.features) for file in files)
         first = shards[0]
         for shard in shards[1:]:
-            if (shard.shape[1:], shard.labelled) != (first.shape[1:], first.labelled):
+            if shard.describe(1) != first.describe(1):
                 raise UserError(
                     f"{shard.path} {shard.describe()} does not go with {first.path} {first.describe()}: "
                     "all shards need the same shape, and labels in all or in none"
@@ -99,19 +104,25 @@ class Latents:
 
 @dataclass(frozen=True)
 class Shard:
-    """What the header of a file says: shape [N, C, H, W], and whether there are labels."""
+    """What the header of a file says: shape [N, C, H, W], whether there are labels, the shape of wanted features."""
 
     path: str
     shape: tuple[int, ...]
     labelled: bool
+    features: tuple[int, ...] = ()
 
-    def describe(self) -> str:
-        return f"{list(self.shape)} {'with' if self.labelled else 'without'} labels"
+    def describe(self, first: int = 0) -> str:
+        """In words; the sizes of the tensors from axis `first` on."""
+        features = f" and features {list(self.features[first:])}" if self.features else ""
+        return f"{list(self.shape[first:])} {'with' if self.labelled else 'without'} labels{features}"
 
 
 @dataclass(eq=False)
 class LatentSet:
-    """Items {"x": float32 [C, H, W], "y": int64 0-d} from rows of some shards; with flip, all rows again, mirrored."""
+    """Items {"x": float32 [C, H, W], "y": int64 0-d, "features": float32 [T, D]} from rows of some shards.
+
+    With flip, all rows come again, mirrored. No "y" without labels, no "features" unless they are wanted.
+    """
 
     shards: tuple[Shard, ...]
     rows: list[int]
@@ -120,6 +131,7 @@ class LatentSet:
     shift: float
     scale: float
     fingerprint: str
+    features: bool = False
     _files: dict[int, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -135,9 +147,16 @@ class LatentSet:
         if k not in self._files:
             self._files[k] = _open(self.shards[k].path)
         place = row - self._ends[k] + self.shards[k].shape[0]
-        latent = self._files[k].get_slice("latents" if i < len(self.rows) else "latents_flip")[place : place + 1][0]
-        x = (latent.float() - self.shift) * self.scale
-        return {"x": x} if self.y is None else {"x": x, "y": self.y[row]}
+        mirrored = "" if i < len(self.rows) else "_flip"
+
+        def read(name: str) -> Tensor:
+            found: Tensor = self._files[k].get_slice(name + mirrored)[place : place + 1][0]
+            return found.float()
+
+        item = {"x": (read("latents") - self.shift) * self.scale}
+        if self.y is not None:
+            item["y"] = self.y[row]
+        return {**item, "features": read("features")} if self.features else item
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # open files do not travel to worker processes
@@ -152,14 +171,14 @@ def _open(path: str) -> Any:
         raise UserError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
 
 
-def _inspect(file: Path, flip: bool) -> Shard:
+def _inspect(file: Path, flip: bool, features: bool) -> Shard:
     """The checked header of one file."""
     header = _open(str(file))
     found = {key: (header.get_slice(key).get_shape(), header.get_slice(key).get_dtype()) for key in header.keys()}  # noqa: SIM118
     if "latents" not in found:
         raise UserError(f"{file} has no latents; it has {', '.join(found) or 'nothing'}")
     shape, dtype = found["latents"]
-    if len(shape) != 4 or dtype not in ("F64", "F32", "F16", "BF16"):
+    if len(shape) != 4 or dtype not in FLOATS:
         raise UserError(f"{file}: latents is {dtype} {shape}; allowed: floating point [N, C, H, W]")
     if "labels" in found and (found["labels"][0] != shape[:1] or found["labels"][1] not in ("I64", "I32")):
         raise UserError(f"{file}: labels is {found['labels'][1]} {found['labels'][0]}; allowed: I64 or I32 {shape[:1]}")
@@ -167,4 +186,14 @@ def _inspect(file: Path, flip: bool) -> Shard:
         raise UserError(f"{file} has no latents_flip, which flip = True needs; it has {', '.join(found)}")
     if flip and found["latents_flip"][0] != shape:
         raise UserError(f"{file}: latents_flip is {found['latents_flip'][0]}, but latents is {shape}")
-    return Shard(str(file), tuple(shape), "labels" in found)
+    wanted = ["features", *(["features_flip"] if flip else [])] if features else []
+    for name in wanted:
+        if name not in found:
+            raise UserError(f"{file} has no {name}, which features = True needs; it has {', '.join(found)}")
+        size, kind = found[name]
+        if len(size) != 3 or size[0] != shape[0] or kind not in FLOATS:
+            raise UserError(f"{file}: {name} is {kind} {size}; allowed: floating point [{shape[0]}, T, D]")
+    sizes = tuple(found["features"][0]) if features else ()
+    if features and flip and tuple(found["features_flip"][0]) != sizes:
+        raise UserError(f"{file}: features_flip is {found['features_flip'][0]}, but features is {list(sizes)}")
+    return Shard(str(file), tuple(shape), "labels" in found, sizes)

@@ -159,6 +159,21 @@ def test_latents_of_other_precisions_without_labels(tmp_path, dtype):
     assert source.classes == 0 and set(item) == {"x"} and item["x"].dtype == torch.float32
 
 
+def test_features_come_with_the_latents_that_want_them(tmp_path):
+    tokens = torch.arange(10.0)[:, None, None] + torch.zeros(10, 4, 3)
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.safetensors"
+        write_shard(path, features=tokens.half(), features_flip=-tokens.half())
+    source = Latents(str(tmp_path), features=True, flip=True)
+    data = source.open("train")
+    n = len(data) // 2
+    assert data[3]["features"].dtype == torch.float32
+    assert torch.equal(data[3]["features"], data[3]["x"][0, 0, 0].expand(4, 3))
+    assert torch.equal(data[n + 3]["features"], -data[3]["features"])
+    plain = Latents(str(tmp_path), flip=True).open("train")
+    assert set(plain[0]) == {"x", "y"} and plain.fingerprint != data.fingerprint
+
+
 def test_shards_are_opened_once(tmp_path, monkeypatch):
     import safetensors
 
@@ -199,8 +214,13 @@ def wrong_latents():
     def pickled(root):
         torch.save({"latents": torch.zeros(3, 4, 2, 2)}, root / "a.safetensors")
 
-    flip = {"flip": True}
+    flip, features = {"flip": True}, {"features": True}
+    tokens = torch.zeros(10, 4, 3)
     return {
+        "no features": (shard(), features, "has no features, which features = True needs"),
+        "no mirrored features": (shard(features=tokens), {**features, **flip}, "has no features_flip"),
+        "few features": (shard(features=tokens[1:]), features, "features is F32 [9, 4, 3]; allowed"),
+        "other features": (two(features=tokens), features, "has no features"),
         "missing": (lambda root: None, {"path": "nowhere"}, "no such file or folder"),
         "empty": (lambda root: None, {}, "holds no .safetensors file"),
         "truncated": (truncated, {}, "a.safetensors cannot be read as safetensors"),
