@@ -24,10 +24,15 @@ from gen.testing import Gaussian, Mixture, measured_order, runge_kutta
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 
-def every(folder):
-    """Each plug-in of a folder, built with its defaults; those that have none are tested beside their folder."""
+def every(folder, **given):
+    """Each plug-in of a folder, built with its defaults; those that have none are tested beside their folder.
+
+    given: fields by name, for those whose defaults fit no network here.
+    """
     return [
-        pytest.param(build(folder, name), id=name) for name in names(folder) if not needs_fields(find(name, folder))
+        pytest.param(build(folder, name, **given.get(name, {})), id=name)
+        for name in names(folder)
+        if not needs_fields(find(name, folder))
     ]
 
 
@@ -312,7 +317,7 @@ POLICIES = [
     for name in names("samplers.caches.when")
 ]
 PREDICTORS = [pytest.param(Custom(what=name), id=f"what-{name}") for name in names("samplers.caches.what")]
-CACHES = [*every("samplers.caches"), *POLICIES, *PREDICTORS]
+CACHES = [*every("samplers.caches", ddt_shared={"sites": ("trunk",)}), *POLICIES, *PREDICTORS]
 ROWS = f64(1.0, 0.4, 2.5)[:, None]
 
 
