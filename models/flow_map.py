@@ -74,14 +74,14 @@ class FlowMapNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.inner = spec.inner.build()
-        self.s_embedder = TimeEmbedding(
+        self.target_embedder = TimeEmbedding(
             _width(spec.inner),
             freq_shift=getattr(spec.inner, "freq_shift", 0),
             max_period=getattr(spec.inner, "max_period", 10_000.0),
             scale=getattr(spec.inner, "time_scale", 1.0),
             one=getattr(spec.inner, "t_one", "noise") if spec.tell == "target" else "noise",
         )
-        for weight in self.s_embedder.mlp[2].parameters():
+        for weight in self.target_embedder.mlp[2].parameters():
             nn.init.zeros_(weight)
         self.register_load_state_dict_pre_hook(_adopt)  # type: ignore[no-untyped-call]
 
@@ -127,7 +127,7 @@ class FlowMapNet(nn.Module):
         """The embedding of s, or of t - s: [B, width]."""
         t = t.clamp(min=self.spec.lowest)
         s = t if s is None else s.clamp(min=self.spec.lowest)
-        out: Tensor = self.s_embedder(s if self.spec.tell == "target" else t - s)
+        out: Tensor = self.target_embedder(s if self.spec.tell == "target" else t - s)
         return out
 
 
@@ -149,9 +149,9 @@ def _width(spec: Any) -> int:
 def _adopt(net: FlowMapNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Puts the weights of an inner network alone in their place."""
     names = [name for name in state if name.startswith(prefix)]
-    if any(name.startswith((f"{prefix}inner.", f"{prefix}s_embedder.")) for name in names):
+    if any(name.startswith((f"{prefix}inner.", f"{prefix}target_embedder.")) for name in names):
         return
     for name in names:
         state[f"{prefix}inner.{name.removeprefix(prefix)}"] = state.pop(name)
-    for name, weight in net.s_embedder.state_dict().items():
-        state[f"{prefix}s_embedder.{name}"] = weight
+    for name, weight in net.target_embedder.state_dict().items():
+        state[f"{prefix}target_embedder.{name}"] = weight

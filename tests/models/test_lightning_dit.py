@@ -1,0 +1,204 @@
+import dataclasses
+
+import pytest
+import torch
+
+from gen.errors import UserError
+from gen.models.dit import DiT
+from gen.models.lightning_dit import LightningDiT
+from gen.spec import build, spec_of
+from gen.tap import Record, Skip
+
+SMALL = LightningDiT(size=8, patch=2, channels=3, classes=5, width=32, depth=3, heads=4)
+
+# Everything, the fixed table of places included; "/1" on 16 x 16 x 32 latents, "/2" on 32 x 32 x 4.
+PARAMETERS = {
+    "XL/1": 675_256_736,
+    "XL/2": 675_219_856,
+    "B/1": 130_556_192,
+    "L/2": 458_120_176,
+    "1p0B/1": 1_029_401_120,
+    "1p6B/1": 1_631_767_120,
+    "RAE-DiT-XL/1": 677_248_384,
+}
+
+
+def random_net(spec=SMALL, seed=0):
+    torch.manual_seed(seed)
+    net = spec.build().double()
+    for weight in net.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1)
+    return net
+
+
+def inputs(n=3, spec=SMALL, dtype=torch.float64):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(n, spec.channels, spec.size, spec.size, generator=g, dtype=dtype)
+    return x, torch.rand(n, generator=g, dtype=dtype), {"y": torch.randint(0, spec.classes + 1, (n,), generator=g)}
+
+
+def count(spec):
+    with torch.device("meta"):
+        return sum(p.numel() for p in spec.build().parameters())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    spec = LightningDiT.preset(name)
+    assert count(spec) == PARAMETERS[name]
+    heads = 2 * spec.depth * spec.width // spec.heads  # a gain for each channel of a head, of q and of k
+    assert count(dataclasses.replace(spec, qk_norm=True)) == PARAMETERS[name] + heads
+
+
+def test_the_published_count_with_qk_norm():
+    assert count(LightningDiT.preset("LightningDiT-XL/1", qk_norm=True)) == 675_260_768
+
+
+def test_state_dict_has_the_published_names_and_shapes():
+    with torch.device("meta"):
+        net = LightningDiT.preset("XL/1", qk_norm=True).build()
+    shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    block = {
+        "attn.qkv": (3456, 1152),
+        "attn.proj": (1152, 1152),
+        "mlp.w12": (6144, 1152),
+        "mlp.w3": (1152, 3072),
+        "adaLN_modulation.1": (6912, 1152),
+    }
+    layers = {f"blocks.{i}.{name}": shape for i in range(28) for name, shape in block.items()}
+    layers |= {
+        "x_embedder.proj": (1152, 32, 1, 1),
+        "t_embedder.mlp.0": (1152, 256),
+        "t_embedder.mlp.2": (1152, 1152),
+        "final_layer.linear": (32, 1152),
+        "final_layer.adaLN_modulation.1": (2304, 1152),
+    }
+    gains = {"norm1": 1152, "norm2": 1152, "attn.q_norm": 72, "attn.k_norm": 72}
+    expected = {f"blocks.{i}.{name}.weight": (n,) for i in range(28) for name, n in gains.items()}
+    expected |= {"pos_embed": (1, 256, 1152), "y_embedder.embedding_table.weight": (1001, 1152)}
+    expected |= {"final_layer.norm_final.weight": (1152,)}
+    expected |= {"feat_rope.freqs_cos": (256, 72), "feat_rope.freqs_sin": (256, 72)}
+    for name, shape in layers.items():
+        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    assert shapes == expected
+
+
+def test_the_dit_of_rae_embeds_time_by_random_waves():
+    with torch.device("meta"):
+        shapes = {k: tuple(v.shape) for k, v in LightningDiT.preset("RAE-DiT-XL/1").build().state_dict().items()}
+    assert shapes["t_embedder.W"] == (256,)
+    assert shapes["t_embedder.mlp.0.weight"] == (1152, 512)
+    assert LightningDiT.preset("RAE-DiT-XL/1").t_one == "noise"
+    assert LightningDiT.preset("XL/1").t_one == "data"
+
+
+def test_spec_round_trip_and_short_names():
+    spec = LightningDiT.preset("1p0B/2", time_scale=2.0)
+    assert build("models", spec_of(spec)) == spec
+    assert LightningDiT.preset("XL/1") == LightningDiT() == LightningDiT.preset("LightningDiT-XL/1")
+
+
+def test_fresh_net_returns_zero_and_every_block_is_the_identity():
+    net, (x, t, cond) = SMALL.build(), inputs(dtype=torch.float32)
+    record = Record()
+    assert net(x, t, cond, tap=record).abs().max() == 0
+    tokens = net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT
+    assert torch.equal(record.features["trunk"], tokens)
+
+
+def test_initial_weights_follow_the_published_rules():
+    torch.manual_seed(0)
+    net = LightningDiT(size=4, channels=4, width=256, depth=1, heads=4).build()
+    block = net.blocks[0]
+    for weight, ends in ((block.attn.qkv.weight, 1024), (block.mlp.w12.weight, 256 + 2 * 682)):
+        bound = (6 / ends) ** 0.5  # Xavier, uniform
+        assert bound * 0.99 < weight.abs().max() <= bound
+    for weight in (net.y_embedder.embedding_table.weight, net.t_embedder.mlp[0].weight, net.t_embedder.mlp[2].weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert all(p.abs().max() == 0 for name, p in net.named_parameters() if name.endswith("bias"))
+    assert torch.equal(block.norm1.weight, torch.ones(256))
+
+
+def test_a_block_against_its_definition():
+    """Norms by root mean square, q and k normed and turned, SwiGLU; gates and shifts in the published order."""
+    spec = dataclasses.replace(SMALL, depth=1, qk_norm=True)
+    net, (x, t, cond) = random_net(spec), inputs()
+    record = Record()
+    net(x, t, cond, tap=record)
+    block, h = net.blocks[0], net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT
+    c = torch.nn.functional.silu(net.t_embedder(t) + net.y_embedder(cond["y"]))
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.adaLN_modulation[1](c)[:, None].split(32, -1)
+
+    def rms(h, gain):
+        return h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
+
+    q, k, v = block.attn.qkv(rms(h, block.norm1.weight) * (1 + scale1) + shift1).split(32, -1)
+    angle = torch.atan2(net.feat_rope.freqs_sin, net.feat_rope.freqs_cos)[:, ::2]  # [T, 4]
+    mixed = []
+    for i in range(4):
+        one = slice(8 * i, 8 * i + 8)
+        turned = []
+        for z, norm in ((q, block.attn.q_norm), (k, block.attn.k_norm)):
+            z = torch.view_as_complex(rms(z[..., one], norm.weight).unflatten(-1, (4, 2)).contiguous())
+            turned.append(z * torch.polar(torch.ones_like(angle), angle))
+        weight = ((turned[0] @ turned[1].mH).real / 8**0.5).softmax(-1)
+        mixed.append(weight @ v[..., one])
+    h = h + gate1 * block.attn.proj(torch.cat(mixed, -1))
+    a, b = block.mlp.w12(rms(h, block.norm2.weight) * (1 + scale2) + shift2).split(85, -1)
+    h = h + gate2 * block.mlp.w3(a * a.sigmoid() * b)
+    torch.testing.assert_close(record.features["trunk"], h, rtol=0, atol=1e-7)  # the table of turns is in float32
+
+
+def test_places_count_beyond_the_fixed_table():
+    """Without the table a DiT does not know where its tokens are; here the turns still tell."""
+    nets = [random_net(DiT(size=8, patch=2, channels=3, classes=5, width=32, depth=3, heads=4)), random_net()]
+    x, t, cond = inputs()
+    swap = torch.arange(16).roll(3)
+
+    def moved(net):
+        net.pos_embed.data.zero_()
+        patches = torch.nn.functional.unfold(x, 2, stride=2)[..., swap]
+        there = net(torch.nn.functional.fold(patches, (8, 8), 2, stride=2), t, cond)
+        back = torch.nn.functional.unfold(net(x, t, cond), 2, stride=2)[..., swap]
+        return (torch.nn.functional.unfold(there, 2, stride=2) - back).abs().max().item()
+
+    plain, turned = (moved(net) for net in nets)
+    assert plain < 1e-12 < 1e-6 < turned
+
+
+def test_skipping_one_block_equals_a_net_without_it():
+    net, (x, t, cond) = random_net(), inputs()
+    skipped = net(x, t, cond, tap=Skip(("blocks.1",)))
+    del net.blocks[1]
+    assert torch.equal(skipped, net(x, t, cond))
+
+
+def test_learned_sigma_is_dropped_from_the_answer():
+    net, (x, t, cond) = random_net(dataclasses.replace(SMALL, learn_sigma=True)), inputs()
+    record = Record(("final",))
+    out = net(x, t, cond, tap=record)
+    assert torch.equal(out, record.features["final"][:, :3])
+    assert record.features["final"].shape[1] == 6
+
+
+def test_t_one_and_time_scale():
+    x, t, cond = inputs()
+    data = random_net()(x, t, cond)
+    noise = random_net(dataclasses.replace(SMALL, t_one="noise"))
+    assert torch.equal(data, noise(x, 1 - t, cond))
+    scaled = random_net(dataclasses.replace(SMALL, t_one="noise", time_scale=8.0))
+    assert torch.equal(scaled(x, t, cond), noise(x, 8 * t, cond))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"size": 9, "patch": 2}, "size 9 is not divisible by LightningDiT.patch 2"),
+        ({"width": 36, "heads": 6}, "width 36 must be divisible by 4 [*] heads, 24"),
+        ({"depth": 0}, "depth is 0"),
+    ],
+)
+def test_wrong_specs_fail_in_one_line(fields, words):
+    with pytest.raises(UserError, match=words):
+        LightningDiT(**fields)
