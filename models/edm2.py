@@ -1,0 +1,300 @@
+"""EDM2: a U-Net whose weights, activations and updates all keep their magnitude (Karras et al. 2024, config G)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+from gen.errors import UserError
+from gen.models.layers import family
+from gen.models.layers.block import visit
+from gen.models.layers.conv import Resample, resample
+from gen.models.layers.magnitude import MPConv, MPFourier, force, mp_add, mp_cat, mp_silu, mp_sum, unit
+from gen.tap import Tap
+
+__all__ = ["EDM2", "EDM2Net"]
+
+WIDTHS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 8, "multipliers": (3, 5), "blocks": 1, "attention": (4,)}
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """The published sizes, for latents of 512 x 512 images and ("img64") for 64 x 64 pixels, and one for digits."""
+    sizes: dict[str, dict[str, Any]] = {
+        name: {"width": width, "dropout": 0.1 if width >= WIDTHS["M"] else 0.0} for name, width in WIDTHS.items()
+    }
+    latents = {f"EDM2-{name}": fields for name, fields in sizes.items()}
+    pixels = {f"EDM2-img64-{name}": {**sizes[name], "channels": 3} for name in ("XS", "S", "M", "L", "XL")}
+    return {**latents, **pixels, "digits": {**DIGITS, "head_width": 20, "uncertainty": 0}}
+
+
+@dataclass(frozen=True)
+class EDM2:
+    """The EDM2 network F; the defaults are the published EDM2-XS for 64 x 64 x 4 latents of 512 x 512 ImageNet.
+
+    It belongs to gen.path.EDM (which tells it ln(sigma) / 4), gen.param.EDM and gen.objectives.uncertainty; it runs
+    with any other. width, multipliers, blocks, attention: as in gen.models.unet. head_width: channels of a head of
+    attention. dropout: .1 for M and larger. bandwidth: of the random waves that t goes through. label_balance: how much
+    the class counts beside the time; concat_balance: the shortcut beside the main path; residual_balance and
+    attention_balance: what a block adds. clip: bound on activations. uncertainty: waves in the head u(t), the
+    log-variance of the error, which is part of the published weights but trained only by that objective; 0 for none.
+
+    Published training: Adam (.9, .99) at batch 2048 with lr .017, .012, .010, .009, .008, .007, .0065 for XXS ... XXL,
+    gen.schedules.InverseSqrt with 4883 updates of warm-up and 70,000 (35,000 for img64) flat ones, ln(sigma) normal
+    with mean -.4 and deviation 1 (img64: -.8 and 1.6), no clipping, no label dropout.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+
+    size: int = 64
+    channels: int = 4
+    classes: int = 1000
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention: tuple[int, ...] = (16, 8)
+    head_width: int = 64
+    dropout: float = 0.0
+    bandwidth: float = 1.0
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    residual_balance: float = 0.3
+    attention_balance: float = 0.3
+    clip: float = 256.0
+    uncertainty: int = 128
+
+    def __post_init__(self) -> None:
+        family.at_least(self, size=1, channels=1, classes=0, width=1, blocks=1, head_width=1, uncertainty=0)
+        for name in ("label", "concat", "residual", "attention"):
+            if not 0 <= getattr(self, f"{name}_balance") <= 1:
+                raise UserError(f"EDM2.{name}_balance is {getattr(self, f'{name}_balance')}; it must be in [0, 1]")
+        if not (0 <= self.dropout < 1 and self.clip > 0):
+            raise UserError(f"EDM2: dropout = {self.dropout}, clip = {self.clip}; allowed: 0 <= dropout < 1, clip > 0")
+        coarsest = len(self.multipliers) - 1
+        if coarsest < 0 or min(self.multipliers) < 1 or self.size % 2**coarsest:
+            raise UserError(f"EDM2.size {self.size} cannot be halved once per step of multipliers {self.multipliers}")
+        for level, channels in enumerate(self.widths):
+            if (self.size >> level in self.attention or level == coarsest) and channels % self.head_width:
+                raise UserError(f"EDM2: {channels} channels, which attend, are not divisible by {self.head_width}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, the finest first."""
+        return tuple(m * self.width for m in self.multipliers)
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> EDM2:
+        """ "EDM2-XXS" (or "XXS") to "EDM2-XXL", "EDM2-img64-S" ..., or "digits", with fields changed."""
+        made: EDM2 = family.preset(EDM2, EDM2.presets, name, changes)
+        return made
+
+    def build(self) -> EDM2Net:
+        """The network, freshly initialised: its output is zero and the time and class change nothing yet."""
+        return EDM2Net(self)
+
+
+class Block(nn.Module):
+    """A residual block, with attention if it has heads: h [B, width, H, W], c [B, emb] -> [B, out, H', W'].
+
+    flavour: "enc" normalises each pixel and changes the width first; "dec" changes the width on the shortcut alone.
+    """
+
+    def __init__(
+        self,
+        spec: EDM2,
+        width: int,
+        out: int,
+        flavour: Literal["enc", "dec"],
+        how: Resample = "keep",
+        attn: bool = False,
+    ):
+        super().__init__()
+        emb, self.flavour, self.how, self.spec = max(spec.widths), flavour, how, spec
+        self.heads = out // spec.head_width if attn else 0
+        self.emb_gain = nn.Parameter(torch.zeros([]))
+        self.conv_res0 = MPConv(out if flavour == "enc" else width, out, 3, 3)
+        self.emb_linear = MPConv(emb, out)
+        self.conv_res1 = MPConv(out, out, 3, 3)
+        self.conv_skip = MPConv(width, out, 1, 1) if width != out else None
+        self.attn_qkv = MPConv(out, 3 * out, 1, 1) if attn else None
+        self.attn_proj = MPConv(out, out, 1, 1) if attn else None
+
+    def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None) -> Tensor:
+        h = resample(h, self.how)
+        short = h if self.conv_skip is None else self.conv_skip(h)  # [B, out, H', W']
+        if self.flavour == "enc":
+            short = unit(short, dim=1)
+        wide = self.flavour == "dec" and self.conv_skip is not None
+
+        def conv(short: Tensor) -> Tensor:
+            return mp_add(short, self.branch(h if wide else short, c), self.spec.residual_balance)
+
+        def both(short: Tensor) -> Tensor:
+            first = visit(tap, f"{site}.conv", conv, short)
+            return first if not self.heads else first + visit(tap, f"{site}.attn", self.attend, short + first)
+
+        return (short + visit(tap, site, both, short)).clamp(-self.spec.clip, self.spec.clip)
+
+    def branch(self, h: Tensor, c: Tensor) -> Tensor:
+        """The convolutions, scaled by the condition."""
+        h = self.conv_res0(mp_silu(h))  # [B, out, H', W']
+        scale = self.emb_linear(c, gain=self.emb_gain) + 1  # [B, out]
+        h = mp_silu(h * scale[..., None, None].to(h.dtype))
+        h = dropout(h, self.spec.dropout, self.training)
+        out: Tensor = self.conv_res1(h)
+        return out
+
+    def attend(self, h: Tensor) -> Tensor:
+        """What attention of pixels by the cosine of q and k adds to h [B, out, H', W']."""
+        assert self.attn_qkv is not None and self.attn_proj is not None
+        qkv = self.attn_qkv(h).flatten(2).unflatten(1, (self.heads, -1, 3))  # [B, heads, out / heads, 3, T]
+        q, k, v = unit(qkv, dim=2).unbind(3)  # each [B, heads, out / heads, T]
+        mixed = scaled_dot_product_attention(q.mT, k.mT, v.mT).mT  # [B, heads, out / heads, T]
+        return mp_add(h, self.attn_proj(mixed.reshape(h.shape)), self.spec.attention_balance)
+
+
+class Body(nn.Module):
+    """What the published weights call `unet`: all but the log-variance of the error."""
+
+    def __init__(self, spec: EDM2):
+        super().__init__()
+        self.spec, emb, widths = spec, max(spec.widths), spec.widths
+        self.out_gain = nn.Parameter(torch.zeros([]))
+        self.emb_fourier = MPFourier(widths[0], spec.bandwidth)
+        self.emb_noise = MPConv(widths[0], emb)
+        self.emb_label = MPConv(spec.classes, emb) if spec.classes else None
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        width, kept, coarsest = widths[0], [], len(widths) - 1
+        for level, out in enumerate(widths):
+            side = spec.size >> level
+            if level:
+                self.enc[f"{side}x{side}_down"] = Block(spec, width, width, "enc", "down")
+            else:
+                self.enc[f"{side}x{side}_conv"] = MPConv(spec.channels + 1, width, 3, 3)
+            kept.append(width)
+            for i in range(spec.blocks):
+                self.enc[f"{side}x{side}_block{i}"] = Block(spec, width, out, "enc", attn=side in spec.attention)
+                width = out
+                kept.append(width)
+        for level in range(coarsest, -1, -1):
+            side, out = spec.size >> level, widths[level]
+            if level == coarsest:
+                self.dec[f"{side}x{side}_in0"] = Block(spec, width, width, "dec", attn=True)
+                self.dec[f"{side}x{side}_in1"] = Block(spec, width, width, "dec")
+            else:
+                self.dec[f"{side}x{side}_up"] = Block(spec, width, width, "dec", "up")
+            for i in range(spec.blocks + 1):
+                attn, wide = side in spec.attention, width + kept.pop()
+                self.dec[f"{side}x{side}_block{i}"] = Block(spec, wide, out, "dec", attn=attn)
+                width = out
+        self.out_conv = MPConv(width, spec.channels, 3, 3)
+
+    def time(self, t: Tensor) -> Tensor:
+        """The embedding of times t [B], [B, emb]."""
+        out: Tensor = self.emb_noise(self.emb_fourier(t))
+        return out
+
+    def condition(self, c: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """The times' embedding c [B, emb] with that of the classes; a label past the last is none."""
+        if self.emb_label is not None:
+            classes = torch.arange(self.spec.classes, device=c.device)
+            one = (cond["y"][:, None] == classes).to(c.dtype)  # [B, classes]
+            c = mp_sum(c, self.emb_label(one * self.spec.classes**0.5), self.spec.label_balance)
+        return mp_silu(c)
+
+    def first(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] beside a channel of ones, which stands in for biases -> [B, width, H, W]."""
+        out: Tensor = next(iter(self.enc.values()))(torch.cat([x, torch.ones_like(x[:, :1])], 1))
+        return out
+
+    def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
+        """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, emb]."""
+        kept, up, number = [h], list(self.dec.items()), 0
+        for i, block in enumerate(list(self.enc.values())[1:], 1):
+            h = visit(tap, f"encoder.{i}", partial(_run, [block], c, number, tap), h)
+            kept.append(h)
+            number += 1
+        shape, first = h.shape, number
+
+        def middle(tokens: Tensor) -> Tensor:
+            return _run([block for _, block in up[:2]], c, first, tap, tokens.mT.reshape(shape)).flatten(2).mT
+
+        h = visit(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
+        number += 2
+        for i, (name, block) in enumerate(up[2:]):
+            side = kept.pop() if "block" in name else None
+            h = visit(tap, f"decoder.{i}", partial(self._up, block, side, c, number, tap), h)
+            number += 1
+        return h
+
+    def _up(self, block: nn.Module, kept: Tensor | None, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
+        wide = h if kept is None else mp_cat(h, kept, self.spec.concat_balance)
+        return _run([block], c, number, tap, wide)
+
+    def last(self, h: Tensor) -> Tensor:
+        """Features [B, width, H, W] -> [B, C, H, W]."""
+        out: Tensor = self.out_conv(h, gain=self.out_gain)
+        return out
+
+
+class EDM2Net(nn.Module):
+    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+
+    Each forward pass that trains first rewrites all weights to magnitude 1 (gen.models.layers.magnitude.force).
+
+    Sites of a tap. What is added: "blocks.3", a block, counted from the input to the output, and inside it
+    "blocks.3.conv" and "blocks.3.attn", such that the sum is magnitude preserving; leaving one out (Skip) leaves the
+    block's shortcut. Whole values: "time" (t [B] -> its embedding), "encoder.2" (features before -> after part 2 of the
+    way down, kept for the way up), "middle" (the coarsest features as tokens [B, T, width], before -> after the two
+    blocks between down and up), "decoder.2" (features before -> after part 2 of the way up), "trunk" (all of those but
+    "encoder.0") and "final" (features -> image).
+    """
+
+    def __init__(self, spec: EDM2):
+        super().__init__()
+        self.spec, self.unet = spec, Body(spec)
+        if spec.uncertainty:
+            self.logvar_fourier = MPFourier(spec.uncertainty)
+            self.logvar_linear = MPConv(spec.uncertainty, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        family.check(self.spec, x, t, cond, s)
+        if self.training and torch.is_grad_enabled():
+            force(self)
+        net = self.unet
+        c = net.condition(visit(tap, "time", net.time, t), cond)  # [B, emb]
+        h = visit(tap, "encoder.0", net.first, x)  # [B, width, H, W]
+        h = visit(tap, "trunk", lambda h: net.trunk(h, c, tap), h)
+        return visit(tap, "final", net.last, h)  # [B, C, H, W]
+
+    @property
+    def logvar(self) -> Callable[[Tensor], Tensor] | None:
+        """u: times as the network is told them [B] -> the log-variance of its error [B] (eq. 14-16); None without."""
+        if not self.spec.uncertainty:
+            return None
+        return lambda t: self.logvar_linear(self.logvar_fourier(t))[:, 0]
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The condition that stands for "no class"."""
+        return family.null(self.spec, cond)
+
+
+def _run(blocks: list[nn.Module], c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
+    """h after these blocks, the first of which has this number."""
+    for i, block in enumerate(blocks, number):
+        h = block(h, c, f"blocks.{i}", tap)
+    return h

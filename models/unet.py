@@ -1,0 +1,235 @@
+"""UNet: convolutions from fine to coarse and back, with shortcuts between (ADM, Dhariwal & Nichol 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from gen.errors import UserError
+from gen.models.layers import family
+from gen.models.layers.block import visit
+from gen.models.layers.conv import PixelAttention, ResBlock, through, zero
+from gen.models.layers.embed import waves
+from gen.tap import Tap
+
+__all__ = ["UNet", "UNetNet"]
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """ADM for ImageNet by its resolution, the same for latents of 256 x 256 images, and one for digits."""
+    adm: dict[str, Any] = {"channels": 3, "width": 256, "blocks": 2, "learn_sigma": True, "qkv_order": "heads"}
+    large = {**adm, "size": 256, "multipliers": (1, 1, 2, 2, 4, 4)}
+    return {
+        "ADM-64": {**adm, "size": 64, "width": 192, "blocks": 3, "dropout": 0.1, "qkv_order": "qkv"},
+        "ADM-128": {**adm, "size": 128, "multipliers": (1, 1, 2, 3, 4), "heads": 4},
+        "ADM-256": large,
+        "ADM-256-uncond": {**large, "classes": 0},
+        "ADM-512": {**adm, "size": 512, "multipliers": (0.5, 1, 1, 2, 2, 4, 4)},
+        "latent": {"size": 32, "channels": 4, "width": 192, "blocks": 3},
+        "digits": {
+            "size": 8,
+            "channels": 1,
+            "classes": 10,
+            "width": 32,
+            "multipliers": (1, 1),
+            "blocks": 1,
+            "attention": (4,),
+            "head_width": 16,
+            "groups": 8,
+            "time_scale": 1000.0,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class UNet:
+    """A diffusion U-Net for pixels or latents; the defaults are ADM's for 64 x 64 x 3 but without learned sigma.
+
+    width: channels of the finest level; multipliers: those of each level, in units of width, each level half as high
+    as the one before. blocks: residual blocks per level on the way down; one more on the way up. attention: heights at
+    which every block is followed by attention; the middle always has one. heads: their number, or 0 for one per
+    head_width channels. qkv_order: see gen.models.layers.conv; the weights of ADM-64 have "qkv", all other "heads".
+    groups: of the group norms. classes: 0 for no labels; "no class" adds nothing, so it has no row in the table.
+    learn_sigma: the last layer has twice the channels; forward returns the first half. time_scale, t_one, freq_shift,
+    max_period: see gen.models.dit and gen.models.layers.embed.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+
+    size: int = 64
+    channels: int = 3
+    classes: int = 1000
+    width: int = 192
+    multipliers: tuple[float, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention: tuple[int, ...] = (32, 16, 8)
+    heads: int = 0
+    head_width: int = 64
+    qkv_order: Literal["qkv", "heads"] = "qkv"
+    groups: int = 32
+    dropout: float = 0.0
+    learn_sigma: bool = False
+    time_scale: float = 1.0
+    t_one: Literal["noise", "data"] = "noise"
+    freq_shift: int = 0
+    max_period: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        family.at_least(self, size=1, channels=1, classes=0, width=2, blocks=1, heads=0, head_width=1, groups=1)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"UNet.dropout is {self.dropout}; it must be in [0, 1)")
+        if not self.multipliers or self.size % 2 ** (len(self.multipliers) - 1):
+            halvings = len(self.multipliers) - 1
+            raise UserError(f"UNet.size {self.size} cannot be halved {halvings} times, as UNet.multipliers asks")
+        for level, channels in enumerate(self.widths):
+            attends = self.size >> level in self.attention or level == len(self.widths) - 1
+            unit = self.heads or self.head_width
+            if channels < 1 or channels % self.groups or (attends and channels % unit):
+                raise UserError(
+                    f"UNet: level {level} has {channels} channels, not divisible by groups {self.groups}"
+                    + (f" and by {'heads' if self.heads else 'head_width'} {unit}" if attends else "")
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, the finest first."""
+        return tuple(int(m * self.width) for m in self.multipliers)
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> UNet:
+        """ "ADM-64" to "ADM-512" as published, "latent" for 32 x 32 x 4 latents, or "digits", with fields changed."""
+        made: UNet = family.preset(UNet, UNet.presets, name, changes)
+        return made
+
+    def build(self) -> UNetNet:
+        """The network, freshly initialised: its output is zero and every residual too."""
+        return UNetNet(self)
+
+
+class UNetNet(nn.Module):
+    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+
+    Sites of a tap. What is added: "blocks.3", a residual block with its attention, counted from the input to the
+    output, and inside it "blocks.3.conv" and "blocks.3.attn"; leaving one out (Skip) leaves the block's shortcut. Whole
+    values: "time" (t [B] -> its embedding), "encoder.2" (features before -> after input block 2, kept for the way up),
+    "middle" (the coarsest features as tokens [B, T, width], before -> after the middle), "decoder.2" (features before
+    -> after output block 2), "trunk" (all of those but "encoder.0") and "final" (features -> the image with all its
+    channels, learned sigma included).
+    """
+
+    def __init__(self, spec: UNet):
+        super().__init__()
+        self.spec, emb = spec, 4 * spec.width
+        self.time_embed = nn.Sequential(nn.Linear(spec.width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.label_emb = nn.Embedding(spec.classes, emb) if spec.classes else None
+        width = spec.widths[0]
+        first = nn.Conv2d(spec.channels, width, 3, padding=1)
+        self.input_blocks = nn.ModuleList([nn.Sequential(first)])
+        kept = [width]  # channels of what the way down leaves for the way up
+        for level, out in enumerate(spec.widths):
+            if level:
+                self.input_blocks.append(
+                    nn.ModuleList([ResBlock(width, width, emb, spec.groups, spec.dropout, "down")])
+                )
+                kept.append(width)
+            for _ in range(spec.blocks):
+                self.input_blocks.append(self._stage(width, out, level))
+                width = out
+                kept.append(width)
+        coarsest = len(spec.widths) - 1
+        middle = [ResBlock(width, width, emb, spec.groups, spec.dropout) for _ in range(2)]
+        self.middle_block = nn.ModuleList([middle[0], self._attention(width), middle[1]])
+        self.output_blocks = nn.ModuleList()
+        for level in range(coarsest, -1, -1):
+            for i in range(spec.blocks + 1):
+                stage = self._stage(width + kept.pop(), spec.widths[level], level)
+                width = spec.widths[level]
+                if level and i == spec.blocks:
+                    stage.append(ResBlock(width, width, emb, spec.groups, spec.dropout, "up"))
+                self.output_blocks.append(stage)
+        last = zero(nn.Conv2d(width, spec.channels * (2 if spec.learn_sigma else 1), 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(spec.groups, width), nn.SiLU(), last)
+
+    def _stage(self, width: int, out: int, level: int) -> nn.ModuleList:
+        """A residual block, and the attention of its level if there is one."""
+        spec = self.spec
+        block = ResBlock(width, out, 4 * spec.width, spec.groups, spec.dropout)
+        attends = spec.size >> level in spec.attention
+        return nn.ModuleList([block, self._attention(out)] if attends else [block])
+
+    def _attention(self, width: int) -> PixelAttention:
+        heads = self.spec.heads or width // self.spec.head_width
+        return PixelAttention(width, heads, self.spec.groups, self.spec.qkv_order)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        family.check(self.spec, x, t, cond, s)
+        c = visit(tap, "time", self.time, t)  # [B, 4 width]
+        if self.label_emb is not None:
+            y = cond["y"]
+            row = embedding(y.clamp(max=self.spec.classes - 1), self.label_emb.weight)  # [B, 4 width]
+            c = c + row * (y < self.spec.classes)[:, None]
+        h = visit(tap, "encoder.0", self.input_blocks[0], x)  # [B, width, H, W]
+        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)
+        out = visit(tap, "final", self.out, h)  # [B, C or 2C, H, W]
+        return out[:, : self.spec.channels]  # [B, C, H, W]
+
+    def time(self, t: Tensor) -> Tensor:
+        """The embedding of times t [B], [B, 4 width]."""
+        t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
+        t = self.spec.time_scale * (1 - t if self.spec.t_one == "data" else t)
+        wave = waves(t, self.spec.width, self.spec.max_period, self.spec.freq_shift)  # [B, width]
+        out: Tensor = self.time_embed(wave.to(next(self.parameters()).dtype))
+        return out
+
+    def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
+        """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, 4 width]."""
+        kept, number = [h], 0
+        for i, stage in enumerate(list(self.input_blocks)[1:], 1):
+            h = visit(tap, f"encoder.{i}", partial(_run, stage, c, number, tap), h)
+            kept.append(h)
+            number += 1
+        shape, first = h.shape, number
+
+        def middle(tokens: Tensor) -> Tensor:
+            return _run(self.middle_block, c, first, tap, tokens.mT.reshape(shape)).flatten(2).mT
+
+        h = visit(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
+        number += 2
+        for i, stage in enumerate(self.output_blocks):
+            h = visit(tap, f"decoder.{i}", partial(_joined, stage, kept.pop(), c, number, tap), h)
+            number += sum(isinstance(part, ResBlock) for part in stage.children())
+        return h
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The condition that stands for "no class"."""
+        return family.null(self.spec, cond)
+
+
+def _run(stage: nn.Module, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
+    """h after a stage, whose first residual block has this number."""
+    for block, behind in pairwise([*stage.children(), None]):
+        if isinstance(block, ResBlock):
+            attn = behind if isinstance(behind, PixelAttention) else None
+            h = through(block, attn, h, c, f"blocks.{number}", tap)
+            number += 1
+    return h
+
+
+def _joined(stage: nn.Module, kept: Tensor, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
+    """h after a stage on the way up, which takes what was kept on the way down beside it."""
+    return _run(stage, c, number, tap, torch.cat([h, kept], 1))
