@@ -15,7 +15,7 @@ from torch import Tensor
 from gen.errors import UserError
 from gen.log import read_metrics
 
-__all__ = ["WSD", "WSDS", "Constant", "Cosine", "Linear", "Refined", "Schedule", "smooth"]
+__all__ = ["WSD", "WSDS", "Constant", "Cosine", "InverseSqrt", "Linear", "Refined", "Schedule", "smooth"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,25 @@ class Cosine(Schedule):
 
     def after_warmup(self, progress: float) -> float:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class InverseSqrt(Schedule):
+    """The peak for `flat` updates, counted from the first, then falling as 1 / sqrt(n) (EDM2, Karras et al. 2024).
+
+    factor = min((n + 1) / warmup, 1) / sqrt(max(n / flat, 1)): the end of training need not be known.
+    """
+
+    flat: int = 70_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flat < 1:
+            raise UserError(f"InverseSqrt: flat = {self.flat}; it must be at least 1")
+
+    def factor(self, update: int, total: int) -> float:
+        ramp = min((update + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        return ramp / math.sqrt(max(update / self.flat, 1.0))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gen.ema import Classic
 from gen.errors import UserError
 from gen.pipeline import load
 from gen.run import Run
-from gen.schedules import WSD, WSDS, Constant, Cosine, Linear, Refined, smooth
+from gen.schedules import WSD, WSDS, Constant, Cosine, InverseSqrt, Linear, Refined, smooth
 from gen.spec import build, names, spec_of
 from gen.stream import Stream, batches
 from gen.train import train
@@ -32,6 +32,8 @@ def test_warmup_is_linear_and_ends_at_the_peak(name):
         (Constant(), {0: 1, 50: 1, 99: 1}),
         (Linear(floor=0.1), {0: 1, 50: 0.55, 100: 0.1}),
         (Cosine(), {0: 1, 25: (1 + math.cos(math.pi / 4)) / 2, 50: 0.5, 100: 0}),
+        (InverseSqrt(flat=16), {0: 1, 16: 1, 64: 1 / 2, 100: 0.4}),
+        (InverseSqrt(warmup=40, flat=10), {0: 1 / 40, 19: 0.5 / 1.9**0.5, 90: 1 / 3}),
         (WSD(decay=0.2), {0: 1, 79: 1, 80: 1, 90: 0.5, 100: 0}),
     ],
 )
@@ -43,6 +45,8 @@ def test_schedules_pass_through_known_points(schedule, points):
 def test_wrong_schedules_are_refused():
     with pytest.raises(UserError, match="warmup = -1"):
         Cosine(warmup=-1)
+    with pytest.raises(UserError, match="flat = 0"):
+        InverseSqrt(flat=0)
     with pytest.raises(UserError, match="decay = 0"):
         WSD(decay=0)
 
