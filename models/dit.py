@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from gen.errors import UserError
-from gen.models.layers import family, init
+from gen.models.layers import family, init, mup
 from gen.models.layers.block import Block, FinalLayer, through, visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
@@ -42,7 +43,10 @@ class DiT:
     has one more row, for "no class". learn_sigma: the final layer has twice the channels, as the published weights do;
     forward returns the first half. time_scale: t is multiplied by it first (1000 suits t in [0, 1]: the waves were made
     for 0..999). t_one: what t = 1 means to the network; SiT's weights are told 1 - t. freq_shift, mlp_norm_eps: 0 and
-    1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see gen.models.layers.attention.
+    1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see gen.models.layers.attention. mup_base: the width
+    whose learning rate is to serve this one (muP: gen.models.layers.mup), None for the standard parameterisation; heads
+    are to grow with the width, see `wider`. Of the published models those of arXiv 2505.15270 have 288, with 72 per
+    head.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -61,9 +65,12 @@ class DiT:
     freq_shift: int = 0
     mlp_norm_eps: float = 1e-6
     qk_norm: bool = False
+    mup_base: int | None = None
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
+        if self.mup_base is not None:
+            family.at_least(self, mup_base=1)
         if self.size % self.patch:
             raise UserError(f"DiT.size {self.size} is not divisible by DiT.patch {self.patch}")
         if self.width % self.heads or self.width % 4:
@@ -75,8 +82,15 @@ class DiT:
         made: DiT = family.preset(DiT, DiT.presets, name, changes)
         return made
 
+    def wider(self, width: int) -> DiT:
+        """The same in another width, with heads of the same size, in muP with this width as its base."""
+        heads = width * self.heads // self.width
+        if heads < 1 or width * self.heads != heads * self.width:
+            raise UserError(f"DiT.width {width} has no whole number of heads of size {self.width / self.heads:g}")
+        return replace(self, width=width, heads=heads, mup_base=self.mup_base or self.width)
+
     def build(self) -> DiTNet:
-        """The network, freshly initialised: its output is zero and every block the identity."""
+        """The network, freshly initialised: its output is zero and, but in muP, every block the identity."""
         return DiTNet(self)
 
 
@@ -103,8 +117,20 @@ class DiTNet(nn.Module):
             Block(spec.width, spec.heads, hidden, spec.qk_norm, spec.mlp_norm_eps) for _ in range(spec.depth)
         )
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * out)
-        self.apply(init.scratch)
-        init.zero(self)
+        if spec.mup_base is None:
+            self.apply(init.scratch)
+            init.zero(self)
+        else:
+            self.final_layer.linear = mup.Readout(spec.width, spec.patch**2 * out, spec.width / spec.mup_base)
+            mup.start(self)
+
+    def lr_scales(self) -> dict[str, float]:
+        """The learning rates that are not the run's, as its multiples: in muP those of the matrices, 1 / ratio."""
+        if self.spec.mup_base is None:
+            return {}
+        with torch.device("meta"):
+            wider = DiTNet(replace(self.spec, width=2 * self.spec.width, heads=2 * self.spec.heads, mup_base=None))
+        return dict.fromkeys(mup.matrix_like(self, wider), self.spec.mup_base / self.spec.width)
 
     def forward(
         self,
