@@ -16,7 +16,8 @@ def waves(t: Tensor, dim: int, max_period: float = 10_000.0, freq_shift: int = 0
     freq_shift 0 is DiT's convention; 1 is that of diffusers' port, which ends exactly at 1 / max_period.
     """
     half = dim // 2
-    w = torch.exp(-math.log(max_period) / (half - freq_shift) * torch.arange(half, dtype=t.dtype, device=t.device))
+    # Multiplied before divided, as the published code rounds it in float32.
+    w = torch.exp(-math.log(max_period) * torch.arange(half, dtype=t.dtype, device=t.device) / (half - freq_shift))
     angle = t[:, None] * w
     return torch.cat([angle.cos(), angle.sin()], 1)
 
