@@ -54,7 +54,7 @@ class Power(Average):
 
     It is as long, measured by its standard deviation `std` as a share of the run, at every moment of the run. The
     checkpoints of a run with two of them give any other afterwards: gen.posthoc. The label is "power-0.050" unless
-    another is given. (Karras et al. 2024, eqs. 8, 123, 126, 127; std 0.05 and 0.10 there.)
+    another is given. (Karras et al. 2024, eqs. 123, 126, 127; std 0.05 and 0.10 there.)
     """
 
     label: str = ""

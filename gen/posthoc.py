@@ -1,4 +1,4 @@
-"""Averages of any length after training: post-hoc EMA (Karras et al. 2024, "EDM2", section 3.1 and appendix C).
+"""Averages of any length after training: post-hoc EMA (Karras et al. 2024, "EDM2", section 3).
 
 A run with two power-function averages (gen.ema.Power) leaves, in each checkpoint, two known weightings of its whole
 past. Any other weighting is their combination by least squares, and so are the weights it would have averaged.

@@ -87,7 +87,7 @@ class LogitNormal(Times):
 class LogNormal(Times):
     """exp(mean + std n) as the ratio sigma / alpha, whatever the path (EDM, Karras et al. 2022, table 1).
 
-    EDM2 (Karras et al. 2024, table 6) has mean -0.4, std 1.0 in the latents of 512 x 512 images and -0.8, 1.6 on 64 x
+    EDM2 (Karras et al. 2024) has mean -0.4, std 1.0 in the latents of 512 x 512 images and -0.8, 1.6 on 64 x
     64 pixels.
     """
 
@@ -144,7 +144,7 @@ class Shifted(Times):
     On the flow path, with t = 1 the noise as here, that is t' = shift t / (1 + (shift - 1) t), or logit t' = logit t +
     ln shift (Stable Diffusion 3, Esser et al. 2024, eq. 23; codes that call the data t = 1 divide by the shift there).
     dim: how many numbers an x has; then the shift is sqrt(dim / base), with RAE's base 4096 = 32 x 32 x 4 (Zheng et al.
-    2025, section 4: 6.93 for 16 x 16 x 768).
+    2025: 6.93 for 16 x 16 x 768).
     """
 
     inner: Any = part("times", default=Uniform())
