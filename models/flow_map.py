@@ -13,7 +13,7 @@ from gen.errors import UserError
 from gen.models.dit import DiT
 from gen.models.layers.embed import TimeEmbedding
 from gen.spec import build, part
-from gen.tap import Chain, Compute, Record, Tap
+from gen.tap import Chain, Compute, Tap
 
 __all__ = ["FlowMap", "FlowMapNet"]
 
@@ -75,7 +75,7 @@ class FlowMapNet(nn.Module):
         self.spec = spec
         self.inner = spec.inner.build()
         self.target_embedder = TimeEmbedding(
-            _width(spec.inner),
+            _width(self.inner),
             freq_shift=getattr(spec.inner, "freq_shift", 0),
             max_period=getattr(spec.inner, "max_period", 10_000.0),
             scale=getattr(spec.inner, "time_scale", 1.0),
@@ -136,14 +136,25 @@ def _state_shape(net: Any) -> tuple[int, ...]:
     return tuple(getattr(net, "state_shape", (spec.channels, spec.size, spec.size)))
 
 
-def _width(spec: Any) -> int:
-    """How wide a family's embedding of time is: seen in a run without numbers."""
-    record = Record(("time",))
-    with torch.device("meta"):
-        net = spec.build()
-        y = torch.zeros(1, dtype=torch.int64)
-        net(torch.zeros(1, *_state_shape(net)), torch.zeros(1), {"y": y}, tap=record)
-    return record.features["time"].shape[-1]
+class _Seen(Exception):
+    """Ends a look at a network's embedding of time."""
+
+
+@torch.no_grad()
+def _width(net: Any) -> int:
+    """How wide a network's embedding of time is: a call shows it, and goes no further."""
+
+    def look(site: str, compute: Compute, h: Tensor) -> Tensor:
+        out = compute(h)
+        if site == "time":
+            raise _Seen(out.shape[-1])
+        return out
+
+    try:
+        net(torch.zeros(1, *_state_shape(net)), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.int64)}, tap=look)
+    except _Seen as seen:
+        return int(seen.args[0])
+    raise UserError(f"{type(net.spec).__name__} has no site 'time', where a flow map tells its target")
 
 
 def _adopt(net: FlowMapNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

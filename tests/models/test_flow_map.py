@@ -192,6 +192,32 @@ def test_what_an_inner_network_says_of_itself_is_passed_on():
     assert net.null({"y": torch.tensor([0, 1])})["y"].tolist() == [3, 3]
 
 
+class Timeless(torch.nn.Module):
+    """Has no site "time"."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class TimelessSpec:
+    size: int = 8
+    channels: int = 1
+    classes: int = 0
+
+    def build(self):
+        return Timeless(self)
+
+
+def test_a_network_that_tells_no_time_is_refused():
+    with pytest.raises(UserError, match="TimelessSpec has no site 'time'"):
+        FlowMap(TimelessSpec()).build()
+
+
 def test_wrong_targets_fail_in_one_line():
     net, (x, t, cond, s) = flow_map(DIT), inputs()
     for wrong in (s[:2], s[0], s[:, None]):
