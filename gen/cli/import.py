@@ -1,6 +1,6 @@
 """Import published weights: DiT, SiT, REPA, REG, LightningDiT, DDT, RAE, EDM2, or a DiT folder of diffusers.
 
-gen import DiT-XL-2-256x256.pt --from dit --output runs/dit-xl-2; then: gen sample runs/dit-xl-2
+gen import DiT-XL-2-256x256.pt --from dit --output runs/dit; gen.load("runs/dit").sample(4).x are then latents.
 Nothing in the file is run, and nothing is written unless every tensor finds its place.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,20 @@ def _report(done: Imported, name: str) -> str:
         "path": _short(spec_of(done.run.path)),
         "output is": _short(spec_of(done.run.param)),
         "guided by": _short(spec_of(done.run.sampler.guide)) if done.run.sampler.guide else "nothing",
+        "image is": _image(done.latent),
         "note": "; ".join(done.notes) or "nothing",
     }
-    return "\n".join(f"{what:<11}{text}" for what, text in rows.items()) + f"\n{done.folder}: gen sample {done.folder}"
+    lines = [f"{what:<11}{text}" for what, text in rows.items()]
+    return "\n".join([*lines, f"{done.folder}: its samples are gen.load({str(done.folder)!r}).sample(4).x"])
+
+
+def _image(latent: Mapping[str, Any]) -> str:
+    """How a sample x becomes an image."""
+    if latent["autoencoder"] is None:
+        return "x itself"
+    scale, shift = (json.dumps(latent[key]) if not isinstance(latent[key], str) else key for key in ("scale", "shift"))
+    said = "; ".join(f"{key}: {latent[key]}" for key in ("scale", "shift") if isinstance(latent[key], str))
+    return f"decode(x / {scale} + {shift}) of {latent['autoencoder']}{f' ({said})' if said else ''}"
 
 
 def _short(given: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ class Imported:
     numbers: int
     dropped: Mapping[str, str]
     beside: tuple[str, ...]
+    latent: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
@@ -61,7 +62,7 @@ def import_checkpoint(
     found = chosen.read(given, preset)
     tensors, rounded = _ready(found)
     name = name_of(type(chosen))
-    manifest.write(output, {f"{ROLE}.safetensors": tensors}, _manifest(found, chosen, name, given))
+    manifest.write(output, {f"{ROLE}.safetensors": tensors}, _manifest(found, name, given))
     return Imported(
         folder=output,
         origin=name,
@@ -71,6 +72,7 @@ def import_checkpoint(
         numbers=sum(value.numel() for value in tensors.values()),
         dropped=found.dropped,
         beside=given.beside,
+        latent=found.latent,
         notes=(*found.notes, *rounded),
     )
 
@@ -109,10 +111,16 @@ def _ready(found: Found) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             raise UserError(f"{name} holds values that are not finite: the file is of a training that failed")
     wide = [name for name, tensor in found.tensors.items() if tensor.dtype == torch.float64]
     notes = (f"{len(wide)} tensors rounded from float64 to float32",) if wide else ()
-    return {name: found.tensors[name].to(wanted[name].dtype).contiguous() for name in wanted}, notes
+    return {name: _own(found.tensors[name].to(value.dtype)) for name, value in wanted.items()}, notes
 
 
-def _manifest(found: Found, origin: Origin, name: str, weights: Weights) -> dict[str, Any]:
+def _own(tensor: Tensor) -> Tensor:
+    """In memory of its own: a file may hold views of one long tensor, which safetensors would refuse."""
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _manifest(found: Found, name: str, weights: Weights) -> dict[str, Any]:
     """As a training writes it, with what it cannot know of an import left empty, and where this came from."""
     model = found.run.model
     source = {"origin": name, "weights": weights.chosen, "files": dict(weights.files), "dropped": dict(found.dropped)}
@@ -128,7 +136,7 @@ def _manifest(found: Found, origin: Origin, name: str, weights: Weights) -> dict
         "scaler": {},
         "val_loss": None,
         "versions": versions(),
-        "latent": dict(origin.latent),
+        "latent": dict(found.latent),
         "source": source,
     }
 

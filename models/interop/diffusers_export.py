@@ -66,7 +66,7 @@ def export(run: str | Path, output: str | Path, *, weights: str | None = None, p
 
 def _expressible(model: DiT, patched: bool) -> None:
     """UserError for what DiTTransformer2DModel has no setting for."""
-    for field, value in {"qk_norm": False, "mlp_ratio": 4.0}.items():
+    for field, value in {"qk_norm": False, "mlp_ratio": 4.0, "mup_base": None}.items():
         if getattr(model, field) != value:
             raise UserError(f"diffusers' DiT has {field} {value} built in; this model has {getattr(model, field)}")
     if not model.classes:

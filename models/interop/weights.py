@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,11 @@ AVERAGES = ("ema", "ema_denoiser")  # what trainings call their average
 MODELS = ("model", "denoiser")
 HEADS = ("diffusion_trainer.",)  # beside the denoiser in a Lightning file
 STEMS = ("diffusion_pytorch_model", "model")
-CODE = re.compile(r"(?:GLOBAL|global:?|type:?|class:?)\s+<?(?:class )?'?([A-Za-z_][\w.]*\.\w+)")
+PICKLE, TORCH = b"\x80", b"\x80\x02"  # how pickles begin, and how those of torch's old format do
+TRUSTED = (
+    "reading it could run code, so it was not read; where you trust it, load it with its own project, save its state "
+    "dict with safetensors.torch.save_file, and import that"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,30 +77,20 @@ def read(path: Path, wanted: str | None = None) -> Weights:
 
 def read_torch(path: Path) -> Any:
     """What a torch file holds: tensors, numbers, text, and containers of them; UserError for anything else."""
-    if path.suffix in (".pkl", ".pickle"):
-        raise UserError(
-            f"{path} is a pickle, and to read it would run the code in it: where you trust it, load it with its own "
-            "project, and save net.state_dict() with safetensors.torch.save_file; then import that"
-        )
+    with path.open("rb") as file:
+        start = file.read(2)
+    zipped = zipfile.is_zipfile(path)
+    if path.suffix in (".pkl", ".pickle") or (start[:1] == PICKLE and start != TORCH and not zipped):
+        raise UserError(f"{path} is a pickle of Python objects: {TRUSTED}")
     try:
-        # What training scripts save beside the weights; it holds attributes and does nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
+        # A Namespace is what training scripts save beside the weights; it holds attributes, and does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a foreign file may break anything; whatever it broke, the file is at fault
-        raise UserError(_why(path, " ".join(str(error).split()))) from None
-
-
-def _why(path: Path, text: str) -> str:
-    if "weights_only" in text.lower() or "unsupported" in text.lower():
-        named = CODE.search(text)
-        what = f"names {named[1]}, which" if named else "holds more than tensors, and it"
-        return (
-            f"{path} {what} could run code when read, and was not read: where you trust it, load it with its own "
-            "project, and save its state dict with safetensors.torch.save_file; then import that"
-        )
-    return f"{path} is damaged, or no file of weights ({text[:120] or 'it ends too early'})"
+        text = " ".join(str(error).split())
+    if named := re.search(r"GLOBAL ([\w.]+)", text):
+        raise UserError(f"{path} names {named[1]}: {TRUSTED}")
+    raise UserError(f"{path} is damaged, or no file of weights")
 
 
 def _merged(files: list[Path]) -> Any:

@@ -28,18 +28,20 @@ SD_VAE: Mapping[str, Any] = {"autoencoder": "stabilityai/sd-vae-ft-ema", "scale"
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """run: the model and how it is called; tensors: under our names; dropped: theirs left out, and why."""
+    """run: the model and how it is called; tensors: under our names; latent: how its samples become images, as the
+
+    manifest will say it: decode(x / scale + shift); dropped: tensors of theirs left out, and why.
+    """
 
     run: Run
     tensors: State
+    latent: Mapping[str, Any]
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 class Origin(Protocol):
     """See gen.models.interop.public."""
-
-    latent: Mapping[str, Any]
 
     def claims(self, weights: Weights) -> bool: ...
 
@@ -91,7 +93,7 @@ def heads_of(presets: Mapping[str, Mapping[str, Any]], given: int | None, **size
     what = ", ".join(f"{key} {value}" for key, value in sizes.items())
     raise UserError(
         f"the number of heads cannot be read off the weights, and no published model has {what}: "
-        'say it, as in --from \'{"name": "dit", "heads": 8}\', or name a --preset'
+        'say it, as in --from \'{"name": "sit", "heads": 8}\', or name a --preset'
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from gen.errors import UserError
 from gen.models.ddt import DDT
@@ -25,8 +23,6 @@ class DDTWeights:
     nor, but for the published depths, how many blocks are the encoder's: fields here. Sampled by 250 Euler steps,
     guided by 2 on all channels for t < 0.7, as the repository's settings say.
     """
-
-    latent: ClassVar[Mapping[str, Any]] = SD_VAE
 
     size: int = 32
     patch: int = 2
@@ -58,7 +54,7 @@ class DDTWeights:
         sampler = Sampler(solver="euler", steps=250, guide=guide(model, 2.0, interval=(0.0, 0.7 / 0.3)))
         run = Run(model=model, path=Flow(), param=FlowParam(toward="data"), sampler=sampler, ema=())
         said = f"size {self.size} and patch {self.patch} are not in the weights: as --from has them"
-        return Found(run, weights.tensors, notes=(said, f"encoder of {encoder} blocks"))
+        return Found(run, weights.tensors, SD_VAE, notes=(said, f"encoder of {encoder} blocks"))
 
     def _encoder(self, width: int, depth: int, preset: str | None) -> int:
         if self.encoder is not None:

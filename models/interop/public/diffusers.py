@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -43,8 +43,6 @@ class DiffusersFolder:
     that `gen export` wrote also says how time is told, and what the output means.
     """
 
-    latent: ClassVar[Mapping[str, Any]] = SD_VAE
-
     def claims(self, weights: Weights) -> bool:
         return weights.config is not None and "transformer_blocks.0.norm1.linear.weight" in weights.tensors
 
@@ -57,7 +55,7 @@ class DiffusersFolder:
         path, param = _conventions(weights, said)
         grid = {"name": "timesteps", "spacing": "linspace"} if isinstance(path, DDPM) else "linear"
         sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=guide(model, 4.0))
-        return Found(Run(model=model, path=path, param=param, sampler=sampler, ema=()), tensors, notes=notes)
+        return Found(Run(model=model, path=path, param=param, sampler=sampler, ema=()), tensors, SD_VAE, notes=notes)
 
 
 def _checked(weights: Weights) -> Mapping[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from gen.errors import UserError
 from gen.models.dit_dh import DiTDH
@@ -21,6 +19,11 @@ from gen.run import Run, Sampler
 __all__ = ["RAEWeights"]
 
 BASE = 4096  # numbers of a latent for which the grid of times is even
+LATENT = {
+    "autoencoder": "nyu-visionx/RAE-collections",
+    "scale": "1 / sqrt(var + 1e-5), per channel and place, of stat.pt in the same repository",
+    "shift": "mean, per channel and place, of the same file",
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,6 @@ class RAEWeights:
     Sampled by 50 Euler steps, shifted to noise by the root of a latent's numbers over 4096, unguided: the published
     guide is a second, smaller model. head_depth: blocks of the head, where it is as wide as the rest.
     """
-
-    latent: ClassVar[Mapping[str, Any]] = {
-        "autoencoder": "nyu-visionx/RAE-collections",
-        "scale": "1 / sqrt(var + 1e-5), per channel and place, of stat.pt in the same repository",
-        "shift": "mean, per channel and place, of the same file",
-    }
 
     head_depth: int | None = None
 
@@ -53,7 +50,7 @@ class RAEWeights:
         shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
         sampler = Sampler(solver="euler", steps=50, grid={"name": "shift", "shift": shift})
         run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
-        return Found(run, tensors, notes=notes)
+        return Found(run, tensors, LATENT, notes=notes)
 
     def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:
         """DiT^DH: the tables of turns tell the heads, and the widths where the head begins."""

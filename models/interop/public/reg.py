@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from gen.models.interop.public._found import SD_VAE, Found, Reader, guide
 from gen.models.interop.public._plain import read_plain
@@ -25,8 +23,6 @@ class REGWeights:
     Sampled by the SDE in 250 steps, image and token guided by 2.3 for t <= 0.85, as the repository says to.
     """
 
-    latent: ClassVar[Mapping[str, Any]] = SD_VAE
-
     heads: int | None = None
 
     def claims(self, weights: Weights) -> bool:
@@ -39,4 +35,4 @@ class REGWeights:
         guided = guide(model, 2.3, interval=(0.0, 0.85 / 0.15))
         sampler = Sampler(solver={"name": "flow_sde", "churn": 2.0}, steps=250, guide=guided)
         run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
-        return Found(run, tensors, dropped, notes)
+        return Found(run, tensors, SD_VAE, dropped, notes)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,8 +24,6 @@ class REPAWeights:
     Sampled by the SDE in 250 steps, guided by 1.8 on all channels for t <= 0.7, as the repository says to.
     """
 
-    latent: ClassVar[Mapping[str, Any]] = SD_VAE
-
     heads: int | None = None
 
     def claims(self, weights: Weights) -> bool:
@@ -39,7 +35,7 @@ class REPAWeights:
         guided = guide(model, 1.8, interval=(0.0, 0.7 / 0.3))
         sampler = Sampler(solver={"name": "flow_sde", "churn": 2.0}, steps=250, guide=guided)
         run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
-        return Found(run, tensors, dropped, notes)
+        return Found(run, tensors, SD_VAE, dropped, notes)
 
 
 def without_projectors(tensors: State) -> tuple[dict[str, Tensor], dict[str, str]]:

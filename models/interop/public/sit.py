@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from gen.models.interop.public._found import SD_VAE, Found, guide
 from gen.models.interop.public._plain import is_plain, read_plain
@@ -23,8 +21,6 @@ class SiTWeights:
     Sampled by the SDE of w = sigma in 250 steps, guided by 1.5 on the first three channels, as its FID was measured.
     """
 
-    latent: ClassVar[Mapping[str, Any]] = SD_VAE
-
     heads: int | None = None
 
     def claims(self, weights: Weights) -> bool:
@@ -35,4 +31,4 @@ class SiTWeights:
         solver = {"name": "flow_sde", "churn": 2.0}  # their noise is sqrt(2 w)
         sampler = Sampler(solver=solver, steps=250, guide=guide(model, 1.5, channels=3))
         run = Run(model=model, path=Flow(), param=FlowParam(toward="data"), sampler=sampler, ema=())
-        return Found(run, weights.tensors, notes=notes)
+        return Found(run, weights.tensors, SD_VAE, notes=notes)

@@ -145,3 +145,46 @@ def rae(seed=0):
     tables = {f"enc_feat_rope.{k}": v for k, v in turns(W // HEADS, SIDE).items()}
     tables |= {f"dec_feat_rope.{k}": v for k, v in turns(head // HEADS, SIDE).items()}
     return {"pos_embed": places(W, SIDE), **filled(shapes, seed), **tables}
+
+
+def edm2(seed=0):
+    """NVlabs/edm2, training/networks_edm2.py: two levels of 16 and 32 channels, one block each, attending at 4 x 4."""
+    emb = 32
+
+    def conv(name, out, into, *kernel):
+        return {f"{name}.weight": (out, into, *kernel)}
+
+    def residual(name, into, out, flavour, attn=False):
+        shapes = {
+            f"{name}.emb_gain": (),
+            **conv(f"{name}.conv_res0", out, out if flavour == "enc" else into, 3, 3),
+            **conv(f"{name}.emb_linear", out, emb),
+            **conv(f"{name}.conv_res1", out, out, 3, 3),
+        }
+        shapes |= conv(f"{name}.conv_skip", out, into, 1, 1) if into != out else {}
+        attention = {**conv(f"{name}.attn_qkv", 3 * out, out, 1, 1), **conv(f"{name}.attn_proj", out, out, 1, 1)}
+        return shapes | (attention if attn else {})
+
+    shapes = {
+        "unet.out_gain": (),
+        "unet.emb_fourier.freqs": (16,),
+        "unet.emb_fourier.phases": (16,),
+        **conv("unet.emb_noise", emb, 16),
+        **conv("unet.emb_label", emb, CLASSES),
+        **conv("unet.enc.8x8_conv", 16, CHANNELS + 1, 3, 3),
+        **residual("unet.enc.8x8_block0", 16, 16, "enc"),
+        **residual("unet.enc.4x4_down", 16, 16, "enc"),
+        **residual("unet.enc.4x4_block0", 16, 32, "enc", attn=True),
+        **residual("unet.dec.4x4_in0", 32, 32, "dec", attn=True),
+        **residual("unet.dec.4x4_in1", 32, 32, "dec"),
+        **residual("unet.dec.4x4_block0", 32 + 32, 32, "dec", attn=True),
+        **residual("unet.dec.4x4_block1", 32 + 16, 32, "dec", attn=True),
+        **residual("unet.dec.8x8_up", 32, 32, "dec"),
+        **residual("unet.dec.8x8_block0", 32 + 16, 16, "dec"),
+        **residual("unet.dec.8x8_block1", 16 + 16, 16, "dec"),
+        **conv("unet.out_conv", CHANNELS, 16, 3, 3),
+        "logvar_fourier.freqs": (8,),
+        "logvar_fourier.phases": (8,),
+        **conv("logvar_linear", 1, 8),
+    }
+    return filled(shapes, seed)

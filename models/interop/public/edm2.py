@@ -1,0 +1,75 @@
+"""NVlabs/edm2: the state dict of a network, once saved as tensors (Karras et al. 2024).
+
+Their own .pkl files are pickled Python objects with the source code of their classes inside: to read one is to run it.
+Where one trusts it, `torch.save(data["ema"].state_dict(), "edm2.pt")` in their checkout makes of it what is read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gen.errors import UserError
+from gen.models.edm2 import EDM2
+from gen.models.interop.public._found import Found, Reader, sized
+from gen.models.interop.weights import State, Weights
+from gen.param import EDM as EDMParam
+from gen.path import EDM
+from gen.run import Run, Sampler
+
+__all__ = ["EDM2Weights"]
+
+# Their StabilityVAEEncoder: mean 0 and standard deviation .5, from an assumed mean and deviation per channel.
+MEAN, STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
+LATENT = {"autoencoder": "stabilityai/sd-vae-ft-mse", "scale": [0.5 / std for std in STD], "shift": list(MEAN)}
+
+
+@dataclass(frozen=True)
+class EDM2Weights:
+    """EDM's F for data of deviation .5, told ln(sigma) / 4.
+
+    Sampled by 32 Heun steps from sigma 80 to 0.002, unguided: it was trained with a class always, and the published
+    guide is a second network. head_width: channels of a head of attention.
+    """
+
+    head_width: int = 64
+
+    def claims(self, weights: Weights) -> bool:
+        return "unet.emb_noise.weight" in weights.tensors
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        tensors = weights.tensors
+        fields = {**_levels(tensors), "head_width": self.head_width}
+        label, head = "unet.emb_label.weight", "logvar_fourier.freqs"
+        fields["classes"] = tensors[label].shape[1] if label in tensors else 0
+        fields["uncertainty"] = len(tensors[head]) if head in tensors else 0
+        model = sized(EDM2, preset, fields)
+        sampler = Sampler(solver="heun", steps=32, grid="karras")
+        run = Run(model=model, path=EDM(), param=EDMParam(), sampler=sampler, ema=())
+        latent: Mapping[str, Any] = LATENT if model.channels == len(MEAN) else {"autoencoder": None}
+        return Found(run, tensors, latent)
+
+
+def _levels(tensors: State) -> dict[str, Any]:
+    """Sizes, from names such as unet.enc.64x64_block0.conv_res0.weight and their shapes."""
+    reader = Reader(tensors, "EDM2")
+    sides = {int(m[1]) for name in tensors if (m := re.match(r"unet\.enc\.(\d+)x\1_", name))}
+    if not sides:
+        raise UserError("these are no weights of EDM2: no unet.enc.64x64_conv or the like")
+    size = max(sides)
+    width, channels, _, _ = reader.shape(f"unet.enc.{size}x{size}_conv.weight", 4)
+    widths = [
+        reader.shape(f"unet.enc.{side}x{side}_block0.conv_res1.weight", 4)[0] for side in sorted(sides, reverse=True)
+    ]
+    blocks = {name.split(".")[2] for name in tensors if name.startswith(f"unet.enc.{size}x{size}_block")}
+    attending = {int(m[1]) for name in tensors if (m := re.match(r"unet\.enc\.(\d+)x\1_block\d+\.attn_qkv", name))}
+    return {
+        "size": size,
+        "channels": channels - 1,  # beside a channel of ones
+        "width": width,
+        "multipliers": tuple(reader.ratio(each, width, "unet.enc") for each in widths),
+        "blocks": len(blocks),
+        "attention": tuple(sorted(attending, reverse=True)),
+    }

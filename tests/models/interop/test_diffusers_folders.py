@@ -1,0 +1,288 @@
+"""DiT folders of diffusers, to and from: equal outputs in float64, and what cannot be equal is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import gen
+from gen import manifest
+from gen.cli import main
+from gen.errors import UserError
+from gen.models.dit import DiT
+from gen.models.interop.checkpoints import import_checkpoint
+from gen.models.interop.diffusers_export import export
+from gen.models.interop.diffusers_names import from_diffusers, to_diffusers
+from gen.param import Eps, V
+from gen.param import Flow as FlowParam
+from gen.path import DDPM, VP, Flow
+from gen.resume import versions
+from gen.run import Run, run_spec
+from tests.models.interop import published
+
+CLASSES = 10
+
+
+def diffusers():
+    module = pytest.importorskip("diffusers", exc_type=ImportError)
+    try:
+        module.DiTTransformer2DModel  # noqa: B018 (its import is late, and fails where torchvision is another torch's)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"diffusers does not import here: {error}")
+    return module
+
+
+def theirs(seed=0, **changes):
+    """A small transformer of theirs whose every weight matters, its blocks' embedders alike as in published folders."""
+    settings = {"out_channels": 8, "num_layers": 3, "sample_size": 8, "num_embeds_ada_norm": CLASSES} | changes
+    torch.manual_seed(seed)
+    model = diffusers().DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, **settings)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    first = model.transformer_blocks[0].norm1.emb.state_dict()
+    for block in model.transformer_blocks:
+        block.norm1.emb.load_state_dict(first)
+    return model.eval()
+
+
+ROUNDING = 1e-13  # of the largest output: ours adds both halves of a block to the tokens at once, theirs in turn
+
+
+def unlike(model, net):
+    """The largest difference of the two networks' outputs in float64, over the largest output."""
+    x, t, y = inputs()
+    with torch.no_grad():
+        exact = model.double()(x, timestep=t, class_labels=y).sample[:, : x.shape[1]]
+        return float((net.double()(x, t, {"y": y}) - exact).abs().max() / exact.abs().max())
+
+
+def inputs():
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 4, 8, 8, generator=g, dtype=torch.float64)
+    return x, torch.tensor([0.0, 17.5, 999.0]), torch.tensor([1, 9, CLASSES])
+
+
+def run_folder(folder, spec, path, param, seed=0):
+    """A checkpoint of ours whose every weight matters."""
+    torch.manual_seed(seed)
+    net = spec.build()
+    for weight in net.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.2)
+    about = {"role": "net", "step": 0, "shape": [spec.channels, spec.size, spec.size], "classes": spec.classes}
+    run = run_spec(Run(model=spec, path=path, param=param, ema=()))
+    manifest.write(folder, {"net.safetensors": net.state_dict()}, {"run": run, **about, "versions": versions()})
+    return net.eval()
+
+
+OURS = DiT(size=8, channels=4, classes=CLASSES, width=16, depth=3, heads=2, learn_sigma=True, freq_shift=1)
+
+
+# in ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-6])
+def test_an_imported_folder_computes_what_diffusers_does(tmp_path, eps):
+    model = theirs(norm_eps=eps)
+    model.save_pretrained(tmp_path / "x" / "transformer")
+    done = import_checkpoint(tmp_path / "x", output=tmp_path / "a")
+    assert (done.origin, done.run.model.freq_shift, done.run.model.mlp_norm_eps) == ("diffusers", 1, eps)
+    pipeline = gen.load(tmp_path / "a")
+    assert pipeline.sample(2, steps=2).x.shape == (2, 4, 8, 8)
+    assert unlike(model, pipeline.denoiser.net) < ROUNDING
+
+
+def test_the_published_dit_is_theirs_with_two_conventions_set_and_not_without(tmp_path):
+    """Weights of facebookresearch/DiT in both: equal with waves of freq_shift 0 and eps 1e-6, unequal as it comes."""
+    torch.save(published.dit(), tmp_path / "a.pt")
+    import_checkpoint(tmp_path / "a.pt", "dit", output=tmp_path / "a")
+    net = gen.load(tmp_path / "a").denoiser.net
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 4}
+    make = diffusers().DiTTransformer2DModel
+
+    def loaded(eps):
+        model = make(sample_size=8, num_embeds_ada_norm=CLASSES, norm_eps=eps, **sizes)
+        model.load_state_dict(to_diffusers(published.dit(), 4))
+        return model.eval()
+
+    assert unlike(loaded(1e-6), net) > 0.01
+    model = loaded(1e-6)
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    assert unlike(model, net) < ROUNDING
+    model = loaded(1e-5)
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    assert unlike(model, net) > 1e-8
+
+
+def test_old_names_bin_files_and_shards_are_read_alike(tmp_path):
+    model = theirs()
+    state, config = model.state_dict(), json.loads(model.to_json_string())
+    places = {name: tmp_path / name for name in ("new", "old", "shards")}
+    for place in places.values():
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps(config))
+    save_file(state, places["new"] / "diffusion_pytorch_model.safetensors")
+    (places["old"] / "config.json").write_text(json.dumps(config | {"_class_name": "Transformer2DModel"}))
+    torch.save(state, places["old"] / "diffusion_pytorch_model.bin")
+    table = {name: f"diffusion_pytorch_model-{1 + ('1' in name)}.safetensors" for name in state}
+    for file in set(table.values()):
+        save_file({name: state[name] for name in state if table[name] == file}, places["shards"] / file)
+    index = places["shards"] / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    nets = []
+    for name, place in places.items():
+        import_checkpoint(place, "diffusers", output=tmp_path / f"out-{name}")
+        nets.append(gen.load(tmp_path / f"out-{name}").denoiser.net.state_dict())
+    assert all(torch.equal(nets[0][key], other[key]) for other in nets[1:] for key in nets[0])
+
+
+def test_the_scheduler_beside_it_says_the_path(tmp_path):
+    theirs().save_pretrained(tmp_path / "x" / "transformer")
+    kind = {
+        "prediction_type": "v_prediction",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 8.5e-4,
+        "beta_end": 0.012,
+    }
+    diffusers().DDIMScheduler(**kind).save_pretrained(tmp_path / "x" / "scheduler")
+    done = import_checkpoint(tmp_path / "x", output=tmp_path / "a")
+    assert (done.run.path, done.run.param) == (DDPM("scaled_linear", 1000, 8.5e-4, 0.012), V())
+
+
+def test_each_wrong_folder_is_one_line(tmp_path, capsys):
+    model = theirs()
+    model.save_pretrained(tmp_path / "x")
+    config, state = json.loads((tmp_path / "x" / "config.json").read_text()), model.state_dict()
+
+    def said(changed=None, weights=None, *more):
+        (tmp_path / "x" / "config.json").write_text(json.dumps(config | (changed or {})))
+        save_file(state | (weights or {}), tmp_path / "x" / "diffusion_pytorch_model.safetensors")
+        words = ["import", str(tmp_path / "x"), "--from", "diffusers", "--output", str(tmp_path / "a"), *more]
+        assert main(words) == 2
+        assert not (tmp_path / "a").exists()
+        return capsys.readouterr().err
+
+    assert "config.json is of 'UNet2DModel'; allowed: DiTTransformer2DModel" in said({"_class_name": "UNet2DModel"})
+    assert "activation_fn is 'silu'; only 'gelu-approximate'" in said({"activation_fn": "silu"})
+    assert "sample_size is None; expected a whole number" in said({"sample_size": None})
+    assert "out_channels 5 for in_channels 4" in said({"out_channels": 5})
+    assert "x_embedder.proj.bias is [16], expected [32]" in said({"sample_size": 16, "num_attention_heads": 4})
+    assert "1 unexpected: extra.weight" in said(None, {"extra.weight": torch.ones(1)})
+    name = "transformer_blocks.2.norm1.emb.timestep_embedder.linear_1.weight"
+    assert f"{name} differs from that of another block by 1" in said(None, {name: state[name] + 1})
+    assert "leave it out" in said(None, None, "--preset", "XL/2")
+    (tmp_path / "x" / "diffusion_pytorch_model.safetensors").unlink()
+    index = tmp_path / "x" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
+    assert main(["import", str(tmp_path / "x"), "--output", str(tmp_path / "a")]) == 2
+    assert "names '../outside.safetensors', which is not in its folder" in capsys.readouterr().err
+    index.unlink()
+    assert main(["import", str(tmp_path / "x"), "--output", str(tmp_path / "a")]) == 2
+    assert "holds no diffusion_pytorch_model" in capsys.readouterr().err
+
+
+# out -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [OURS, replace(OURS, learn_sigma=False, mlp_norm_eps=1e-5, depth=2, patch=4)])
+def test_an_exported_folder_computes_what_we_do(tmp_path, spec):
+    net = run_folder(tmp_path / "run", spec, DDPM(), Eps())
+    export(tmp_path / "run", tmp_path / "x")
+    model = diffusers().DiTTransformer2DModel.from_pretrained(tmp_path / "x", subfolder="transformer")
+    assert unlike(model.eval(), net) < ROUNDING
+    scheduler = diffusers().DDIMScheduler.from_pretrained(tmp_path / "x", subfolder="scheduler")
+    alphas = DDPM().alpha(torch.arange(1, 1001, dtype=torch.float64)) ** 2
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), alphas, rtol=1e-4, atol=1e-8)  # theirs is float32
+
+
+def test_other_waves_are_refused_unless_mended_as_the_readme_says(tmp_path, capsys):
+    net = run_folder(tmp_path / "run", replace(OURS, freq_shift=0), DDPM(), Eps())
+    words = ["export", str(tmp_path / "run"), "--to", "diffusers", "--output", str(tmp_path / "x")]
+    assert main(words) == 2
+    assert "this model has 0" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    assert main([*words, "--patched"]) == 0
+    transformer = diffusers().DiTTransformer2DModel.from_pretrained(tmp_path / "x", subfolder="transformer").eval()
+    assert unlike(transformer, net) > 0.01
+    code = (tmp_path / "x" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code, {"transformer": transformer})
+    assert unlike(transformer, net) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "param", "scheduler"),
+    [
+        (OURS, DDPM(), Eps(), "DDIMScheduler"),
+        (replace(OURS, time_scale=1000.0, learn_sigma=False), Flow(), FlowParam(), "FlowMatchEulerDiscreteScheduler"),
+        (replace(OURS, t_one="data"), Flow(), FlowParam("data"), None),
+        (replace(OURS, freq_shift=0), VP(), V(), None),
+    ],
+)
+def test_out_and_in_again_is_the_same_to_the_bit(tmp_path, spec, path, param, scheduler):
+    net = run_folder(tmp_path / "run", spec, path, param)
+    export(tmp_path / "run", tmp_path / "x", patched=True)
+    done = import_checkpoint(tmp_path / "x", output=tmp_path / "again")
+    assert (done.run.model, done.run.path, done.run.param) == (spec, path, param)
+    again = gen.load(tmp_path / "again").denoiser.net.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in net.state_dict().items())
+    config = tmp_path / "x" / "scheduler" / "scheduler_config.json"
+    assert (json.loads(config.read_text())["_class_name"] if config.exists() else None) == scheduler
+
+
+def test_timesteps_of_a_flow_are_a_thousand_times_t(tmp_path):
+    """As FlowMatchEulerDiscreteScheduler counts them, and the output is the velocity it wants."""
+    spec = replace(OURS, time_scale=1000.0, learn_sigma=False)
+    net = run_folder(tmp_path / "run", spec, Flow(), FlowParam()).double()
+    export(tmp_path / "run", tmp_path / "x")
+    model = diffusers().DiTTransformer2DModel.from_pretrained(tmp_path / "x", subfolder="transformer").double().eval()
+    scheduler = diffusers().FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "x", subfolder="scheduler")
+    scheduler.set_timesteps(4)
+    x, _, y = inputs()
+    start, times = x, torch.cat([scheduler.sigmas[:-1].double(), torch.zeros(1).double()])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            told = model(x, timestep=t.double().expand(3), class_labels=y).sample
+            x = scheduler.step(told, t, x).prev_sample
+        f = gen.load(tmp_path / "run").denoiser
+        f.net.load_state_dict(net.state_dict())
+        f.net.double()
+        ours = gen.sample.integrate(f, start, times, gen.build("samplers.solvers", "euler"), cond={"y": y})
+    torch.testing.assert_close(ours, x.double(), rtol=1e-4, atol=1e-4)  # theirs steps in float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"qk_norm": True}, "has qk_norm False built in; this model has True"),
+        ({"mup_base": 8}, "has mup_base None built in; this model has 8"),
+        ({"mlp_ratio": 2.0}, "has mlp_ratio 4.0 built in; this model has 2.0"),
+        ({"classes": 0}, "always embeds a class; this model has none"),
+    ],
+)
+def test_what_diffusers_cannot_be_is_refused(tmp_path, changes, said):
+    run_folder(tmp_path / "run", replace(OURS, **changes), DDPM(), Eps())
+    with pytest.raises(UserError, match=said):
+        export(tmp_path / "run", tmp_path / "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_other_families_and_folders_that_exist_are_refused(tmp_path):
+    torch.save(published.lightning_dit(), tmp_path / "a.pt")
+    import_checkpoint(tmp_path / "a.pt", output=tmp_path / "a")
+    with pytest.raises(UserError, match="is a LightningDiT; diffusers' DiTTransformer2DModel can only be a DiT"):
+        export(tmp_path / "a", tmp_path / "x")
+    with pytest.raises(UserError, match="exists: give a new folder"):
+        export(tmp_path / "a", tmp_path / "a")
+
+
+def test_names_go_there_and_back():
+    state = dict(OURS.build().state_dict())
+    table = state.pop("pos_embed")
+    back = from_diffusers(to_diffusers({**state, "pos_embed": table}, OURS.depth))
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], value) for name, value in state.items())
