@@ -15,13 +15,12 @@ import gen
 from gen.cli import main
 from gen.denoise import Denoiser
 from gen.errors import UserError
-from gen.models.dit import DiT
 from gen.models.interop.checkpoints import FOLDER, import_checkpoint
-from gen.models.interop.weights import read
+from gen.models.interop.weights import Weights, read
 from gen.param import EDM as EDMParam
 from gen.param import Eps
 from gen.path import DDPM, EDM, Flow
-from gen.spec import names
+from gen.spec import build, find, names
 from tests.models.interop import published
 
 DDT = {"name": "ddt", "size": 8, "encoder": 3}
@@ -223,18 +222,33 @@ def test_heads_are_looked_up_asked_for_or_taken_from_a_preset(tmp_path):
         import_checkpoint(whole, {"name": "dit", "heads": 4}, preset="S/2", output=tmp_path / "c")
 
 
-@pytest.mark.parametrize("preset", ["DiT-S/2", "DiT-XL/2"])
-def test_published_sizes_are_recognised_by_shape(preset):
-    """Names and shapes only: on the meta device nothing is computed, so the table of places is put there."""
-    from gen.models.interop.public.dit import DiTWeights
-    from gen.models.interop.weights import Weights
-
-    spec = DiT.preset(preset, learn_sigma=True)
+@pytest.mark.parametrize(
+    ("origin", "family", "preset"),
+    [
+        ("dit", "dit", "DiT-XL/2"),
+        ("repa", "dit", "DiT-B/2"),
+        ("reg", "reg", "REG-XL/2"),
+        ("lightning_dit", "lightning_dit", "LightningDiT-XL/1"),
+        ("rae", "lightning_dit", "RAE-DiT-XL/1"),
+        ("rae", "dit_dh", "DiTDH-XL"),
+        ("ddt", "ddt", "DDT-XL/2"),
+        ("edm2", "edm2", "EDM2-XS"),
+    ],
+)
+def test_published_sizes_are_recognised_by_their_shapes_alone(origin, family, preset):
+    """On the meta device nothing is computed, so the tables that are compared are put there."""
+    spec = find(family, "models").preset(preset)
     with torch.device("meta"):
         state = dict(spec.build().state_dict())
-    state["pos_embed"] = published.places(spec.width, 16)
-    found = DiTWeights().read(Weights(state, "bare", {}), None)
-    assert found.run.model == spec
+    if "pos_embed" in state:
+        front = int(family == "reg")
+        state["pos_embed"] = published.places(spec.width, spec.size // spec.patch, front)
+    for name in [name.removesuffix(".freqs_cos") for name in state if name.endswith(".freqs_cos")]:
+        dim = state[f"{name}.freqs_cos"].shape[1]
+        state |= {f"{name}.{key}": value for key, value in published.turns(dim, spec.size // spec.patch).items()}
+    weights = Weights(state, "bare", {})
+    assert build(FOLDER, origin).read(weights, None).run.model == spec
+    assert build(FOLDER, origin).read(weights, preset).run.model == spec
 
 
 # what is wrong -------------------------------------------------------------------------------------------------------
