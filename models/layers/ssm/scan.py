@@ -10,20 +10,23 @@ from torch import Tensor
 __all__ = ["linear_scan", "linear_scan_reference"]
 
 
-def linear_scan(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+def linear_scan(a: Tensor, b: Tensor, start: Tensor | None = None, *, reverse: bool = False) -> Tensor:
     """h [B, T, ...] with h_t = a_t h_(t-1) + b_t over dimension 1; real or complex.
 
     a: [B, T, ...], or 1 in place of any size but T's. b: [B, T, ...]. start: h_(-1) [B, ...]; zero without it.
+    reverse: h_t = a_(t+1) h_(t+1) + b_t instead, from the last to the first, which is how gradients flow.
 
     Maps h -> a h + b compose to maps of the same kind, so pairs of neighbours are merged, the half as long sequence is
     solved, and the places between follow from it: 2 log2(T) steps, and products only, never the exponential of a sum
     that could overflow (Blelloch 1990, "Prefix Sums and Their Applications"). Differentiable any number of times, in
     both modes.
     """
+    if start is not None and reverse:
+        raise ValueError("a scan from the last to the first takes no start")
     if start is not None:
         first = b[:, :1] + a[:, :1] * start[:, None]  # [B, 1, ...]
         b = torch.cat([first, b[:, 1:]], 1)
-    out: Tensor = _Scan.apply(a, b, False)  # type: ignore[no-untyped-call]
+    out: Tensor = _Scan.apply(a, b, reverse)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -38,7 +41,7 @@ def linear_scan_reference(a: Tensor, b: Tensor, start: Tensor | None = None) -> 
 
 
 class _Scan(torch.autograd.Function):
-    """The scan, with a_0 unused; reverse: h_t = a_(t+1) h_(t+1) + b_t, from the last to the first.
+    """The scan, with a_0 unused.
 
     Each direction is the other's gradient, and its own tangent.
     """
@@ -63,7 +66,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         a, h = ctx.saved_tensors
-        g: Tensor = _Scan.apply(a.conj(), grads[0], not ctx.reverse)  # type: ignore[no-untyped-call]
+        g = linear_scan(a.conj(), grads[0], reverse=not ctx.reverse)
         after, before = (g[:, :-1], h[:, 1:]) if ctx.reverse else (g[:, 1:], h[:, :-1])
         return _first_zero(after * before.conj(), h).sum_to_size(a.shape), g, None
 
@@ -76,8 +79,7 @@ class _Scan(torch.autograd.Function):
             drive = drive + _first_zero(da[:, 1:] * h[:, 1:], h).roll(-1, 1)
         elif da is not None:
             drive = drive + _first_zero(da[:, 1:] * h[:, :-1], h)
-        out: Tensor = _Scan.apply(a, drive, ctx.reverse)  # type: ignore[no-untyped-call]
-        return out
+        return linear_scan(a, drive, reverse=ctx.reverse)
 
 
 def _first_zero(later: Tensor, h: Tensor) -> Tensor:
@@ -87,11 +89,11 @@ def _first_zero(later: Tensor, h: Tensor) -> Tensor:
 
 def _in_order(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
     h = b.clone(memory_format=torch.contiguous_format)
-    for t in range(1, b.shape[1]):
-        if reverse:
-            h[:, -t - 1].addcmul_(a[:, -t], h[:, -t])
-        else:
-            h[:, t].addcmul_(a[:, t], h[:, t - 1])
+    links, places = list(a.unbind(1)[1:]), list(h.unbind(1))
+    if reverse:
+        links, places = links[::-1], places[::-1]
+    for link, before, now in zip(links, places[:-1], places[1:], strict=True):
+        now.addcmul_(link, before)
     return h
 
 
