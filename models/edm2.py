@@ -78,7 +78,7 @@ class EDM2:
             raise UserError(f"EDM2: dropout = {self.dropout}, clip = {self.clip}; allowed: 0 <= dropout < 1, clip > 0")
         coarsest = len(self.multipliers) - 1
         if coarsest < 0 or min(self.multipliers) < 1 or self.size % 2**coarsest:
-            raise UserError(f"EDM2.size {self.size} cannot be halved once per step of multipliers {self.multipliers}")
+            raise UserError(f"EDM2: size {self.size} cannot be halved once per step of multipliers {self.multipliers}")
         for level, channels in enumerate(self.widths):
             if (self.size >> level in self.attention or level == coarsest) and channels % self.head_width:
                 raise UserError(f"EDM2: {channels} channels, which attend, are not divisible by {self.head_width}")

@@ -85,9 +85,11 @@ class UNet:
         family.at_least(self, size=1, channels=1, classes=0, width=2, blocks=1, heads=0, head_width=1, groups=1)
         if not 0 <= self.dropout < 1:
             raise UserError(f"UNet.dropout is {self.dropout}; it must be in [0, 1)")
-        if not self.multipliers or self.size % 2 ** (len(self.multipliers) - 1):
-            halvings = len(self.multipliers) - 1
-            raise UserError(f"UNet.size {self.size} cannot be halved {halvings} times, as UNet.multipliers asks")
+        if self.width % 2:
+            raise UserError(f"UNet.width {self.width} must be even: half of the waves are cosines")
+        halvings = len(self.multipliers) - 1
+        if halvings < 0 or self.size % 2**halvings:
+            raise UserError(f"UNet: size {self.size} cannot be halved once per step of multipliers {self.multipliers}")
         for level, channels in enumerate(self.widths):
             attends = self.size >> level in self.attention or level == len(self.widths) - 1
             unit = self.heads or self.head_width
