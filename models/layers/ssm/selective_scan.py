@@ -91,7 +91,7 @@ def _gradients(
     h = linear_scan(a, b)
     dh = linear_scan(a, dy[:, :, None] * C[..., None], reverse=True)
     from_b = _mix(B, dh)  # to delta u
-    rate = dh[:, 1:] * a[:, 1:] * h[:, :-1]  # to delta A [rows, T - 1, N, D]: the first token has no past
+    rate = (dh[:, 1:] * a[:, 1:]).mul_(h[:, :-1])  # to delta A [rows, T - 1, N, D]: the first token has no past
     return (
         from_b * delta,
         from_b * u + pad((rate * A.mT.contiguous()).sum(2), (0, 0, 1, 0)),
@@ -108,7 +108,7 @@ def _mix(weights: Tensor, states: Tensor) -> Tensor:
 
 def _discretise(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """exp(delta A) and delta B u, both [batch, T, N, D]: the long dimension last, and so in memory too (5x faster)."""
-    return (delta[:, :, None] * A.mT.contiguous()).exp(), (delta * u)[:, :, None] * B[..., None]
+    return (delta[:, :, None] * A.mT.contiguous()).exp_(), (delta * u)[:, :, None] * B[..., None]
 
 
 def _rows(A: Tensor, *batched: Tensor) -> list[tuple[Tensor, ...]]:
