@@ -98,6 +98,13 @@ class Block(nn.Module):
         self.adaLN_modulation = _modulation(width, 6, silu)
 
     def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None, rope: Rope | None = None) -> Tensor:
+        first, second = self.halves(h, c, site, tap, rope)
+        return first + second
+
+    def halves(
+        self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None, rope: Rope | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What attention adds, and then what the MLP does."""
         modulation: Tensor = self.adaLN_modulation(c)  # [B, 6 width] or [B, T, 6 width]
         if c.ndim == 2:
             modulation = modulation[:, None]
@@ -112,15 +119,24 @@ class Block(nn.Module):
             return gate2 * visit(tap, f"{site}.mlp.raw", self.mlp, h)
 
         first = visit(tap, f"{site}.attn", attn, h)  # [B, T, width]
-        return first + visit(tap, f"{site}.mlp", mlp, h + first)
+        return first, visit(tap, f"{site}.mlp", mlp, h + first)
 
 
-def through(block: nn.Module, h: Tensor, c: Tensor, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
+def through(block: Block, h: Tensor, c: Tensor, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
     """Tokens h [B, T, width] after block i: the site "hidden.{i}", and inside it "blocks.{i}", what is added."""
     site = f"blocks.{i}"
 
     def after(h: Tensor) -> Tensor:
-        return h + visit(tap, site, lambda h: block(h, c, site, tap, rope), h)
+        parts: list[Tensor] = []
+
+        def added(h: Tensor) -> Tensor:
+            first, second = block.halves(h, c, site, tap, rope)
+            parts[:] = first, second, first + second
+            return parts[2]
+
+        out = visit(tap, site, added, h)
+        # (h + first) + second is what is published, to the bit; a tap may have put something else in their sum's place.
+        return h + parts[0] + parts[1] if parts and out is parts[2] else h + out
 
     return visit(tap, f"hidden.{i}", after, h)
 

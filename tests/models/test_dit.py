@@ -154,7 +154,7 @@ def test_sites_are_what_their_names_say():
     record = Record()
     net(x, t, cond, tap=record)
     site = record.features
-    assert torch.equal(site["hidden.1"], site["hidden.0"] + site["blocks.1"])
+    assert torch.equal(site["hidden.1"], site["hidden.0"] + site["blocks.1.attn"] + site["blocks.1.mlp"])
     assert torch.equal(site["blocks.1"], site["blocks.1.attn"] + site["blocks.1.mlp"])
     gate = net.blocks[1].adaLN_modulation(net.t_embedder(t) + net.y_embedder(cond["y"])).chunk(6, 1)[5]
     assert torch.equal(site["blocks.1.mlp"], gate[:, None] * site["blocks.1.mlp.raw"])
