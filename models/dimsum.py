@@ -1,0 +1,227 @@
+"""DiMSUM: Mamba over space and over wavelet bands, fused by cross-attention (Phung et al. 2024, arXiv 2411.04168).
+
+Its weights were trained on SiT's GVP path, which is gen.path.Trig with t = (1 - tau) pi / 2: tau, the time it is told,
+runs from noise at 0 to data at 1. Presets say so by t_one = "data" and t_end = pi / 2; on paths with t in [0, 1] set
+t_end = 1. What the published weights predict is dx/dtau, pi / 2 times gen.param.Flow(toward="data") on Trig.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gen.errors import UserError
+from gen.models.layers import family, init
+from gen.models.layers.block import Block, FinalLayer, visit
+from gen.models.layers.dimsum import DiMSUMBlock, GeGLU, SpatialMamba, WaveletMamba, raster
+from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
+from gen.models.layers.patch import unpatchify
+from gen.tap import Tap
+
+__all__ = ["DiMSUM", "DiMSUMNet"]
+
+SIZES = {"B/2": (12, 768, 2), "L/2": (16, 1024, 2), "L/4": (16, 1024, 4), "XL/2": (24, 1152, 2)}  # depth, width, patch
+DIGITS = {
+    "size": 8,
+    "channels": 1,
+    "classes": 10,
+    "width": 64,
+    "depth": 2,
+    "heads": 4,
+    "shared_every": 1,
+    "fusion_heads": 4,
+    "levels": 1,
+    "state": 8,
+    "drop_path": 0.0,
+    "t_one": "noise",
+    "t_end": 1.0,
+    "time_scale": 1000.0,
+}
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    sizes = {f"DiMSUM-{name}": {"depth": d, "width": w, "patch": p} for name, (d, w, p) in SIZES.items()}
+    return {**sizes, "digits": DIGITS}
+
+
+@dataclass(frozen=True)
+class DiMSUM:
+    """A hybrid of Mamba and transformer; the defaults are the published DiMSUM-L/2, for 32 x 32 x 4 latents.
+
+    size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
+    has one more row, for "no class". heads: of the transformer block, one for all, that follows every `shared_every`-th
+    block (0: none). fusion_heads: of the cross-attention in each block. levels: of the Haar wavelet; 2^levels must
+    divide the tokens' side. bands, "mixed" as published: see WaveletMamba. state: of Mamba, per channel.
+    condition: whether the Mambas are told the condition beside their modulation, added before their SiLU. That is what
+    the published weights' "cond_proj" is for, but the public convolution writes over it unread and hands it no
+    gradient: what those weights really compute has condition False. drop_path: how often, per image, the last block's
+    share is left out in training, falling linearly to 0 for the first. final_norm: whether the output is read from the
+    normed sum of all blocks; as published it is read from the last block alone, which holds a norm of that sum.
+    learned_pos: whether the embedding of places is trained. time_scale, t_one, t_end: the network is told
+    time_scale * t / t_end, or time_scale * (1 - t / t_end) for "data". freq_shift: see gen.models.layers.embed.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+
+    size: int = 32
+    patch: int = 2
+    channels: int = 4
+    classes: int = 1000
+    width: int = 1024
+    depth: int = 16
+    heads: int = 16
+    shared_every: int = 4
+    fusion_heads: int = 8
+    levels: int = 2
+    bands: Literal["mixed", "apart"] = "mixed"
+    state: int = 16
+    condition: bool = True
+    drop_path: float = 0.1
+    final_norm: bool = False
+    learned_pos: bool = True
+    time_scale: float = 1.0
+    t_one: Literal["noise", "data"] = "data"
+    t_end: float = math.pi / 2
+    freq_shift: int = 0
+
+    def __post_init__(self) -> None:
+        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, fusion_heads=1, state=1)
+        family.at_least(self, classes=0, levels=0, shared_every=0)
+        if self.size % self.patch:
+            raise UserError(f"DiMSUM.size {self.size} is not divisible by DiMSUM.patch {self.patch}")
+        if self.width % self.heads or self.width % 4 or self.width % (2 * self.fusion_heads):
+            raise UserError(
+                f"DiMSUM.width {self.width} must be divisible by 4, by DiMSUM.heads {self.heads} and by twice "
+                f"DiMSUM.fusion_heads {self.fusion_heads}"
+            )
+        side = self.size // self.patch
+        if side % 2**self.levels:
+            raise UserError(f"DiMSUM.levels {self.levels} needs a grid of tokens divisible by {2**self.levels}: {side}")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"DiMSUM.drop_path is {self.drop_path}; it must be in [0, 1)")
+        if not self.t_end > 0:
+            raise UserError(f"DiMSUM.t_end is {self.t_end}; it must be positive")
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> DiMSUM:
+        """ "DiMSUM-B/2" (or "B/2"), "L/2", "L/4", "XL/2", or "digits", with fields changed."""
+        made: DiMSUM = family.preset(DiMSUM, DiMSUM.presets, name, changes)
+        return made
+
+    def build(self) -> DiMSUMNet:
+        """The network, freshly initialised: its output is zero."""
+        return DiMSUMNet(self)
+
+
+class DiMSUMNet(nn.Module):
+    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+
+    Blocks add their tokens to a running sum of at least float32's precision. Sites of a tap, on that sum: "blocks.3" is
+    what block 3 adds (if the output is read from the last block alone, that one adds itself less the sum so far, so
+    that leaving it out is the identity too), with those of DiMSUMBlock inside it, and "blocks.3.shared" what the shared
+    transformer block adds, with "blocks.3.shared.attn" and "blocks.3.shared.mlp". Whole values: "time", "trunk",
+    "hidden.3" and "final".
+    """
+
+    def __init__(self, spec: DiMSUM):
+        super().__init__()
+        self.spec = spec
+        side = spec.size // spec.patch
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
+        self.pos_embed = nn.Parameter(grid_embedding(spec.width, side)[None], requires_grad=spec.learned_pos)
+        self.t_embedder = _Time(
+            spec.t_end, spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one
+        )
+        self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
+        self.blocks = nn.ModuleList(_block(spec, side, i) for i in range(spec.depth))
+        used = spec.shared_every and spec.depth >= spec.shared_every
+        self.attn_block = Block(spec.width, spec.heads, 4 * spec.width, mlp=GeGLU) if used else None
+        self.norm_f = nn.RMSNorm(spec.width, eps=1e-5) if spec.final_norm else None
+        self.final_layer = FinalLayer(spec.width, spec.patch**2 * spec.channels)
+        self._start()
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        family.check(self.spec, x, t, cond, s)
+        h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
+        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        if self.y_embedder is not None:
+            c = c + self.y_embedder(cond["y"])  # [B, width]
+        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
+        return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
+
+    def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
+        """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
+        kind, total = h.dtype, h.to(torch.promote_types(h.dtype, torch.float32))
+        for i in range(self.spec.depth):
+
+            def after(total: Tensor, i: int = i) -> Tensor:
+                return total + visit(tap, f"blocks.{i}", lambda total: self._added(i, total, c, tap), total)
+
+            total = visit(tap, f"hidden.{i}", after, total)
+        h = total.to(kind)
+        return h if self.norm_f is None else self.norm_f(h)
+
+    def _added(self, i: int, total: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
+        """What block i, and the shared one if it follows, add to the sum so far, [B, T, width]."""
+        site, every, last = f"blocks.{i}", self.spec.shared_every, i == self.spec.depth - 1
+        h: Tensor = self.blocks[i](total.to(c.dtype), c, site, tap)
+        if self.attn_block is not None and (i + 1) % every == 0:
+            shared = self.attn_block
+            h = h + visit(tap, f"{site}.shared", lambda h: shared(h, c, f"{site}.shared", tap), h)
+        if last and self.norm_f is None:
+            return h - total
+        rate = self.spec.drop_path * i / max(self.spec.depth - 1, 1)
+        if not self.training or not rate:
+            return h
+        kept = torch.rand(len(h), 1, 1, device=h.device) >= rate
+        return h * kept / (1 - rate)
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The condition that stands for "no class"."""
+        return family.null(self.spec, cond)
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Torch's own start, without offsets but for Mamba's; what the condition shifts, scales or gates by is 0."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and module.bias is not None and not name.endswith("dt_proj"):
+                nn.init.zeros_(module.bias)
+            if name.endswith("out_proj"):
+                module.weight.div_(self.spec.depth**0.5)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        init.patches(self.x_embedder["proj"])
+        init.zero(self)
+
+
+class _Time(TimeEmbedding):
+    """The embedding of times on a path that ends at `end`, as if it ended at 1."""
+
+    def __init__(self, end: float, width: int, **options: Any):
+        super().__init__(width, **options)
+        self.end = end
+
+    def forward(self, t: Tensor) -> Tensor:
+        return super().forward(t / self.end)
+
+
+def _block(spec: DiMSUM, side: int, i: int) -> DiMSUMBlock:
+    """Block i: in space every second scan runs backwards, and every second pair by columns; bands turn every time."""
+    half = (spec.width // 2, spec.width, spec.state, spec.condition)
+    backwards = i % 2 == 1
+    spatial = SpatialMamba(*half, raster(side, transpose=i % 4 >= 2, reverse=backwards))
+    wavelet = WaveletMamba(*half, side, spec.levels, spec.bands == "mixed", transpose=backwards)
+    return DiMSUMBlock(spatial, wavelet, spec.width, spec.fusion_heads)
