@@ -26,7 +26,7 @@ __all__ = ["SSM", "SSMNet"]
 
 SIZES = {"S": (12, 384), "B": (12, 768), "L": (24, 1024), "XL": (28, 1152)}  # depth, width
 PATCHES = (2, 4, 8)
-# For 16 tokens 4 states do as well as 8 or 16, and a step costs 2.6 of DiT's; with s4d, of 32 states, 1.5 of them.
+# For 16 tokens 4 states do as well as 8; on one core a step costs 2.7 of DiT's (with s4d of 32 states 1.5).
 DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 64, "depth": 4, "state": 4, "time_scale": 1000.0}
 
 
