@@ -31,7 +31,7 @@ def _table() -> dict[str, dict[str, Any]]:
     }
     latents = {f"EDM2-{name}": fields for name, fields in sizes.items()}
     pixels = {f"EDM2-img64-{name}": {**sizes[name], "channels": 3} for name in ("XS", "S", "M", "L", "XL")}
-    return {**latents, **pixels, "digits": {**DIGITS, "head_width": 20, "uncertainty": 0}}
+    return {**latents, **pixels, "digits": {**DIGITS, "head_width": 20, "uncertainty": 0, "lr_scale": 20.0}}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class EDM2:
     the class counts beside the time; concat_balance: the shortcut beside the main path; residual_balance and
     attention_balance: what a block adds. clip: bound on activations. uncertainty: waves in the head u(t), the
     log-variance of the error, which is part of the published weights but trained only by that objective; 0 for none.
+    lr_scale: factor on the learning rate; weights of magnitude 1 want a higher one than the recipes of other networks.
 
     Published training: Adam (.9, .99) at batch 2048 with lr .017, .012, .010, .009, .008, .007, .0065 for XXS ... XXL,
     gen.schedules.InverseSqrt with 4883 updates of warm-up and 70,000 (35,000 for img64) flat ones, ln(sigma) normal
@@ -68,14 +69,17 @@ class EDM2:
     attention_balance: float = 0.3
     clip: float = 256.0
     uncertainty: int = 128
+    lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, channels=1, classes=0, width=1, blocks=1, head_width=1, uncertainty=0)
         for name in ("label", "concat", "residual", "attention"):
             if not 0 <= getattr(self, f"{name}_balance") <= 1:
                 raise UserError(f"EDM2.{name}_balance is {getattr(self, f'{name}_balance')}; it must be in [0, 1]")
-        if not (0 <= self.dropout < 1 and self.clip > 0):
-            raise UserError(f"EDM2: dropout = {self.dropout}, clip = {self.clip}; allowed: 0 <= dropout < 1, clip > 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"EDM2.dropout is {self.dropout}; it must be in [0, 1)")
+        if not (self.clip > 0 and self.lr_scale > 0):
+            raise UserError(f"EDM2: clip = {self.clip}, lr_scale = {self.lr_scale}; both must be positive")
         coarsest = len(self.multipliers) - 1
         if coarsest < 0 or min(self.multipliers) < 1 or self.size % 2**coarsest:
             raise UserError(f"EDM2: size {self.size} cannot be halved once per step of multipliers {self.multipliers}")
@@ -287,6 +291,10 @@ class EDM2Net(nn.Module):
         if not self.spec.uncertainty:
             return None
         return lambda t: self.logvar_linear(self.logvar_fourier(t))[:, 0]
+
+    def lr_scales(self) -> dict[str, float]:
+        """What the run's learning rate is multiplied by, for each parameter."""
+        return {name: self.spec.lr_scale for name, _ in self.named_parameters()}
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The condition that stands for "no class"."""

@@ -11,6 +11,7 @@ from gen.ema import Classic
 from gen.errors import UserError
 from gen.models.edm2 import EDM2
 from gen.models.layers.magnitude import MPConv, magnitude, mp_silu, mp_sum
+from gen.optim import groups
 from gen.param import EDM as EDMParam
 from gen.path import EDM
 from gen.tap import Chain, Record, Skip
@@ -253,15 +254,22 @@ def test_the_log_variance_is_a_function_of_time_and_may_be_left_out():
     assert copy.deepcopy(net).logvar(t).equal(net.logvar(t))
 
 
+def test_the_learning_rate_of_a_recipe_for_other_networks():
+    (group,) = groups(EDM2.preset("digits").build())
+    assert group["scale"] == 20
+    assert [g["scale"] for g in groups(SMALL.build())] == [1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"multipliers": ()}, "multipliers"),
         ({"multipliers": (1, 2, 3, 4, 5)}, "size 8 cannot be halved"),
         ({"head_width": 24}, "32 channels, which attend"),
-        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
         ({"label_balance": 1.5}, "label_balance is 1.5"),
         ({"clip": 0.0}, "clip = 0.0"),
+        ({"lr_scale": 0.0}, "lr_scale = 0.0"),
         ({"uncertainty": -1}, "uncertainty is -1"),
     ],
 )
