@@ -78,7 +78,8 @@ def build(folder: str | Sequence[str], spec: Any, **fields: Any) -> Any:
         raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
     owner = find(given.pop("name"), *folders)
     if "preset" in given and hasattr(owner, "preset"):  # {"name": "dit", "preset": "XL/2", "channels": 16}
-        return override(owner.preset(given.pop("preset")), given)
+        base = owner.preset(given.pop("preset"))
+        given = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init} | given
     return _construct(owner, given)
 
 

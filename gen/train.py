@@ -299,8 +299,10 @@ class Trainer:
             self.accelerator.log({k: v for k, v in values.items() if k != "split"}, step=self.steps_done)
 
     def sampling_net(self) -> nn.Module:
-        """The first average of the sampling role, or its raw weights."""
-        return self.averages[self.role, self.run.ema[0].label] if self.run.ema else self.nets[self.role]
+        """The first average of the sampling role, or a copy of its raw weights, without dropout."""
+        if self.run.ema:
+            return self.averages[self.role, self.run.ema[0].label]
+        return copy.deepcopy(self.nets[self.role]).eval()
 
     @torch.no_grad()
     def validate(self) -> float:
