@@ -68,6 +68,8 @@ class Gaussian:
 class Mixture:
     """Data sum_k weights[k] N(means[k], stds[k]^2 I), means [K, D], stds and weights [K], labels [K] the class of each.
 
+    On the line (D = 1), given a target time s, it is its own exact flow map, of the unconditional ODE.
+
     The condition {"y": [B]} keeps the components of that class; `classes`, one more than the last label, keeps all.
     """
 
@@ -106,9 +108,29 @@ class Mixture:
         """grad log p_t(x), [B, D]."""
         return -self(x, t, cond).eps / expand(self.path.sigma(t), x)
 
+    def cdf(self, x: Tensor, t: Tensor) -> Tensor:
+        """P(x_t <= x) of a mixture on the line, x [B, 1], unconditional."""
+        alpha, variance = self._moments(t)
+        z = (x - alpha * self.means[:, 0]) / variance.sqrt()  # [B, K]
+        return (self.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
+
+    def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The probability-flow ODE's map from t to s on the line, x [B, 1]: the point of the same quantile."""
+        share, reach = self.cdf(x, t), 40 * (self.means.abs().max() + self.stds.max() + self.path.sigma(s).max())
+        low, high = torch.full_like(x, -float(reach)), torch.full_like(x, float(reach))
+        for _ in range(100):
+            middle = (low + high) / 2
+            below = self.cdf(middle, s) < share
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Prediction:
+        if s is not None:
+            if self.means.shape[1] > 1:
+                raise ValueError("a mixture's flow map is known on the line only")
+            return chord(self.path, x, self.flow(x, t, s), t, s)
         alpha, variance = self._moments(t)
         share = self.log_joint(x, t, cond).softmax(1)[..., None]  # [B, K, 1]: whose point is x?
         alpha, variance = alpha[..., None], variance[..., None]

@@ -25,7 +25,7 @@ from gen.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.log import MetricsFile, Progress
 from gen.noise import Noise, derive, training_noise
 from gen.objectives import Batch, Step
-from gen.optim import groups
+from gen.optim import optimisers
 from gen.pipeline import Pipeline, load
 from gen.resume import parent_hash, resume_from, versions
 from gen.run import Run, run_spec
@@ -98,7 +98,7 @@ class Trainer:
             for average in run.ema
         }
         self.parameters = {role: list(state.trained(net).values()) for role, net in self.nets.items()}
-        self.optims = {role: run.optim.build(groups(net)) for role, net in self.nets.items() if self.parameters[role]}
+        self.optims = optimisers(run.optim, self.nets, getattr(run.objective, "rates", {}))
         self.ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # of decays: their checkpoints stay
         self.steps_done = 0
         self.scaler_state: dict[str, Any] = {}

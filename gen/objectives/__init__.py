@@ -6,6 +6,7 @@ An objective is a frozen dataclass with
     __call__(roles, batch) -> iterator of (role, loss, logs)
     validate(roles, batch) -> 0-d tensor         the loss at fixed times, on fixed noise
     observe(roles, logs) -> None                 optional: told the logs of every step, the same in every process
+    rates -> {role: factor}                      optional: on the run's learning rate, for roles that differ
 
 where `roles` given to the last three maps names to Denoisers, the teacher's among them. The trainer steps a role's
 optimiser at each yield before it asks for the next, so critics and alternation need nothing in the trainer. A role may

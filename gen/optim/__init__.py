@@ -5,23 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["decoupled", "groups"]
+__all__ = ["decoupled", "groups", "optimisers"]
 
 
-def groups(net: nn.Module) -> list[dict[str, Any]]:
-    """The trained parameters by learning rate: `scale` times the run's, 1 unless net.lr_scales() names another."""
+def optimisers(optim: Any, nets: Mapping[str, nn.Module], rates: Mapping[str, float]) -> dict[str, Any]:
+    """One for each role that has something to train; rates: factors on the learning rate, by role."""
+    found = {role: groups(net, rates.get(role, 1.0)) for role, net in nets.items()}
+    return {role: optim.build(given) for role, given in found.items() if given}
+
+
+def groups(net: nn.Module, rate: float = 1.0) -> list[dict[str, Any]]:
+    """The trained parameters by learning rate: `scale` times the run's, `rate` times what net.lr_scales() names."""
     scales: dict[str, float] = getattr(net, "lr_scales", dict)()
     found: dict[float, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
         found.setdefault(scales.get(name, 1.0), []).append(parameter)
-    return [{"params": parameters, "scale": scale} for scale, parameters in found.items()]
+    return [{"params": parameters, "scale": rate * scale} for scale, parameters in found.items()]
 
 
 def decoupled(parameters: Iterable[Any], weight_decay: float) -> list[Any]:

@@ -219,6 +219,17 @@ def test_runge_kutta_is_fourth_order():
     assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.2)
 
 
+@pytest.mark.parametrize("path", [Flow(), VP(), EDM(10.0), Trig()], ids=repr)
+def test_on_the_line_the_flow_map_is_the_quantile_map(path):
+    world = Mixture(path, f64([-1.0], [0.5], [2.0]), f64(0.2, 0.3, 0.1), f64(0.3, 0.3, 0.4), torch.tensor([0, 1, 2]))
+    x, (t, s) = f64(-1.5, -0.5, 0.1, 1.5)[:, None], f64(0.9 * path.t1, 0.2 * path.t1)
+    moved = world.flow(x, t, s)
+    torch.testing.assert_close(moved, testing.runge_kutta(world, x, float(t), float(s), 1000), rtol=0, atol=1e-11)
+    torch.testing.assert_close(path.land(world(x, t, s=s), s), moved, rtol=0, atol=1e-13)
+    torch.testing.assert_close(world.flow(x, t.expand(4), s.expand(4)), moved, rtol=0, atol=0)
+    torch.testing.assert_close(world.flow(moved, s, t), x, rtol=0, atol=1e-12)
+
+
 def test_error_ratio():
     exact = f64(1.0, 2.0)
     eager = torch.tensor([1.0, 2.0 + 1e-5])

@@ -1,0 +1,62 @@
+"""Points of a mixture of Gaussians: data whose every answer is known, through the same door as pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from gen.data._tensors import Tensors, content_hash, split_indices
+from gen.noise import derive
+from gen.path import Path
+from gen.testing import Mixture as World
+
+__all__ = ["Mixture"]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """n points of `modes` Gaussians of deviation `std`, on a circle of `radius` (dim 2) or a line (dim 1).
+
+    Mode k has weight proportional to k + 1 if `uneven`. On the line the means run from -radius to radius. labels: each
+    point's mode is its class. A fifth of the points is held out. An item's x is [dim, 1, 1].
+    """
+
+    dim: int = 2
+    modes: int = 8
+    std: float = 0.1
+    radius: float = 1.0
+    uneven: bool = False
+    labels: bool = False
+    n: int = 10_000
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.dim, 1, 1)
+
+    @property
+    def classes(self) -> int:
+        return self.modes if self.labels else 0
+
+    def world(self, path: Path) -> World:
+        """The exact denoiser of these data on a path, in float64."""
+        k = torch.arange(self.modes, dtype=torch.float64)
+        if self.dim == 1:
+            means = torch.linspace(-self.radius, self.radius, self.modes, dtype=torch.float64)[:, None]
+        else:
+            angle = 2 * math.pi * k / self.modes
+            means = self.radius * torch.stack([angle.cos(), angle.sin()], 1)
+        weights = k + 1 if self.uneven else torch.ones_like(k)
+        return World(path, means, torch.full_like(k, self.std), weights / weights.sum(), k.long())
+
+    def open(self, split: str) -> Tensors:
+        """The points of "train" or "test"."""
+        from gen.path import Flow
+
+        generator = torch.Generator().manual_seed(derive("mixture", 0))
+        x, y = self.world(Flow()).sample(self.n, generator)
+        rows = split_indices(split, self.n, self.n // 5)
+        x, y = x[rows].float()[..., None, None], y[rows]
+        labels = y if self.labels else None
+        return Tensors(x, labels, content_hash("mixture", x, y))

@@ -1,0 +1,114 @@
+"""MLP: the smallest denoiser, for points of exact worlds and for tests; it sees no picture, only numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from gen.models.layers import family, init
+from gen.models.layers.block import visit
+from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
+from gen.tap import Tap
+
+__all__ = ["MLP", "MLPNet"]
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Residual layers on all numbers of x at once; a point [2] is a picture of 2 channels and size 1.
+
+    classes, time_scale, t_one: as in gen.models.dit. depth: the number of residual layers, width their width.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "digits": {"size": 8, "channels": 1, "classes": 10, "width": 170, "depth": 3},
+        "points": {"size": 1, "channels": 2, "classes": 0, "width": 128, "depth": 3},
+    }
+
+    size: int = 1
+    channels: int = 2
+    classes: int = 0
+    width: int = 128
+    depth: int = 3
+    time_scale: float = 1000.0
+    t_one: Literal["noise", "data"] = "noise"
+
+    def __post_init__(self) -> None:
+        family.at_least(self, size=1, channels=1, classes=0, width=1, depth=1)
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> MLP:
+        """ "digits" or "points", with fields changed."""
+        made: MLP = family.preset(MLP, MLP.presets, name, changes)
+        return made
+
+    def build(self) -> MLPNet:
+        """The network, freshly initialised: its output is zero and every layer the identity."""
+        return MLPNet(self)
+
+
+class MLPNet(nn.Module):
+    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W].
+
+    Sites: what is added, "blocks.3"; whole values "time", "hidden.3" [B, 1, width], "trunk", "final".
+    """
+
+    def __init__(self, spec: MLP):
+        super().__init__()
+        self.spec = spec
+        numbers, width = spec.channels * spec.size**2, spec.width
+        self.x_embedder = nn.Linear(numbers, width)
+        self.t_embedder = TimeEmbedding(width, 64, scale=spec.time_scale, one=spec.t_one)
+        self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {"c": nn.Linear(width, width), "fc1": nn.Linear(width, width), "fc2": nn.Linear(width, width)}
+            )
+            for _ in range(spec.depth)
+        )
+        self.final_layer = nn.Linear(width, numbers)
+        self.apply(init.scratch)
+        for name, weight in self.named_parameters():
+            if name.endswith("fc2.weight") or name == "final_layer.weight":
+                nn.init.zeros_(weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        family.check(self.spec, x, t, cond, s)
+        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        if self.y_embedder is not None:
+            c = c + self.y_embedder(cond["y"])  # [B, width]
+        h = self.x_embedder(x.flatten(1))[:, None]  # [B, 1, width]
+        h = visit(tap, "trunk", lambda h: self.trunk(h, c[:, None], tap), h)  # [B, 1, width]
+        return visit(tap, "final", lambda h: self.final_layer(silu(h)).reshape(x.shape), h)
+
+    def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
+        """All layers: h [B, 1, width] under the condition c [B, 1, width]."""
+        for i, block in enumerate(self.blocks):
+            h = visit(tap, f"hidden.{i}", lambda h, i=i, block=block: h + _added(block, h, c, i, tap), h)
+        return h
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The condition that stands for "no class"."""
+        return family.null(self.spec, cond)
+
+
+def _added(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
+    """What layer i adds to h [B, 1, width]."""
+
+    def compute(h: Tensor) -> Tensor:
+        out: Tensor = block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
+        return out
+
+    return visit(tap, f"blocks.{i}", compute, h)
