@@ -96,7 +96,7 @@ class MLPNet(nn.Module):
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All layers: h [B, 1, width] under the condition c [B, 1, width]."""
         for i, block in enumerate(self.blocks):
-            h = visit(tap, f"hidden.{i}", lambda h, i=i, block=block: h + _added(block, h, c, i, tap), h)
+            h = _after(block, h, c, i, tap)
         return h
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -104,11 +104,11 @@ class MLPNet(nn.Module):
         return family.null(self.spec, cond)
 
 
-def _added(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
-    """What layer i adds to h [B, 1, width]."""
+def _after(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
+    """h [B, 1, width] after layer i."""
 
-    def compute(h: Tensor) -> Tensor:
+    def added(h: Tensor) -> Tensor:
         out: Tensor = block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
         return out
 
-    return visit(tap, f"blocks.{i}", compute, h)
+    return visit(tap, f"hidden.{i}", lambda h: h + visit(tap, f"blocks.{i}", added, h), h)
