@@ -129,14 +129,17 @@ def _conventions(weights: Weights, said: Mapping[str, Any]) -> tuple[Any, Any]:
     if file is None or weights.folder is None or weights.folder.name != "transformer" or not file.exists():
         return DDPM(), Eps()
     config = read_json(file)
-    kind, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
-    if kind not in PREDICTIONS or schedule not in SCHEDULES or config.get("trained_betas") is not None:
+    kind, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule")  # flow's have no betas
+    changed = [key for key in CHANGES if config.get(key)]
+    if kind not in PREDICTIONS or schedule not in SCHEDULES or changed:
         raise UserError(
-            f"{file}: prediction_type {kind!r}, beta_schedule {schedule!r}; allowed: {', '.join(PREDICTIONS)} on "
-            f"{', '.join(SCHEDULES)}, without trained_betas"
+            f"{file}: prediction_type {kind!r}, beta_schedule {schedule!r}{''.join(f', {key}' for key in changed)}; "
+            f"allowed: {', '.join(PREDICTIONS)} on {', '.join(SCHEDULES)}, without {', '.join(CHANGES)}"
         )
     table = {key: config[name] for key, name in TABLE.items() if name in config}
     return DDPM(SCHEDULES[schedule], **table), PREDICTIONS[kind]
 
 
+# What makes of a table of betas another one.
+CHANGES = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas")
 TABLE = {"steps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}

@@ -152,6 +152,22 @@ def test_the_scheduler_beside_it_says_the_path(tmp_path):
     assert (done.run.path, done.run.param) == (DDPM("scaled_linear", 1000, 8.5e-4, 0.012), V())
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {}, "beta_schedule None"),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr; allowed"),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas; allowed"),
+    ],
+)
+def test_a_scheduler_of_another_path_is_refused(tmp_path, kind, fields, words):
+    theirs().save_pretrained(tmp_path / "x" / "transformer")
+    getattr(diffusers(), kind)(**fields).save_pretrained(tmp_path / "x" / "scheduler")
+    with pytest.raises(UserError, match=words):
+        import_checkpoint(tmp_path / "x", output=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_each_wrong_folder_is_one_line(tmp_path, capsys):
     model = theirs()
     model.save_pretrained(tmp_path / "x")
