@@ -63,6 +63,7 @@ def test_the_last_layer_divides_its_input_by_the_ratio():
     assert isinstance(layer, Readout) and layer.ratio == 2
     h = torch.randn(3, 576)
     torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
     torch.testing.assert_close(layer(h), torch.nn.functional.linear(h, layer.weight / 2, layer.bias))
     with torch.device("meta"):
         names = [list(replace(BASE, mup_base=base).build().state_dict()) for base in (None, 288)]
