@@ -146,49 +146,6 @@ def test_they_are_guided_as_published(tmp_path, origin, scale, channels, interva
         assert guide.interval is None if interval is None else guide.interval[1] == pytest.approx(interval)
 
 
-@pytest.mark.parametrize(
-    ("origin", "solver", "steps"),
-    [
-        ("dit", "ddim", 250),
-        ("sit", {"name": "flow_sde", "churn": 2.0}, 250),
-        ("repa", {"name": "flow_sde", "churn": 2.0}, 250),
-        ("reg", {"name": "flow_sde", "churn": 2.0}, 250),
-        ("lightning_dit", "euler", 250),
-        ("ddt", "euler", 250),
-        ("rae", "euler", 50),
-        ("edm2", "heun", 32),
-    ],
-)
-def test_they_are_sampled_as_published(tmp_path, origin, solver, steps):
-    sampler = imported(tmp_path, origin)[1].sampler
-    assert (sampler.solver, sampler.steps) == (build("samplers.solvers", solver), steps)
-    even, grid = torch.linspace(0, 1, 5, dtype=torch.float64), sampler.grid
-    if origin == "dit":  # every fourth entry of the table, from the last to the first
-        assert grid.times(DDPM(), 4).tolist() == [1000, 667, 334, 1, 0]
-    elif origin == "edm2":
-        ramp = (80 ** (1 / 7) + torch.arange(4) / 3 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-        torch.testing.assert_close(grid.times(EDM(), 4)[:4], ramp.double(), rtol=1e-5, atol=0)
-    elif origin == "lightning_dit":  # there from noise at 0 to data at 1
-        torch.testing.assert_close(grid.times(Flow(), 4), 1 - 0.3 * even / (1 - 0.7 * even))
-    else:  # rae's too, whose few numbers here are not shifted
-        torch.testing.assert_close(grid.times(Flow(), 4), 1 - even)
-
-
-@pytest.mark.parametrize("origin", ["dit", "sit", "repa", "reg", "ddt"])
-def test_the_scale_of_latents_is_the_autoencoders(tmp_path, origin):
-    latent = imported(tmp_path, origin)[1].info["latent"]
-    assert (latent["scale"], latent["shift"]) == (0.18215, 0.0)
-
-
-def test_latents_of_edm2_have_half_the_deviation_and_no_mean(tmp_path):
-    """Theirs: x = z (0.5 / std) - mean (0.5 / std), by channel."""
-    latent = imported(tmp_path, "edm2")[1].info["latent"]
-    mean, std = torch.tensor([5.81, 3.25, 0.12, -2.15]), torch.tensor([4.17, 4.62, 3.71, 3.28])
-    z = torch.randn(7, 4)
-    x = z * (0.5 / std) - mean * (0.5 / std)
-    torch.testing.assert_close(x / torch.tensor(latent["scale"]) + torch.tensor(latent["shift"]), z)
-
-
 # what a file may look like ------------------------------------------------------------------------------------------
 
 
