@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import gen
 from gen import manifest as checkpoints
 from gen.errors import UserError
-from gen.pipeline import locate
+from gen.pipeline import load, locate
 from gen.run import FREE, Run, run_from, run_spec
+from gen.spec import spec_of
 
-__all__ = ["parent_hash", "resume_from", "versions"]
+__all__ = ["begin_from", "parent_hash", "resume_from", "versions"]
 
 
 def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
@@ -58,10 +60,27 @@ def _differences(key: str, ours: Any, theirs: Any) -> list[str]:
     return [] if ours == theirs else [f"{key} ({short[0]} there, {short[1]} now)"]
 
 
+def begin_from(run: Run, net: nn.Module) -> None:
+    """Gives a new network the weights in run.init; UserError, in one line, unless they are those of such a network."""
+    folder = str(run.init)
+    ours, theirs = (spec_of(spec) for spec in (run.model, run_from(_info(folder)["run"]).model))
+    given: Any = load(folder).denoiser
+    try:
+        net.load_state_dict(given.net.state_dict())
+    except RuntimeError:  # thousands of words on every tensor
+        other = f"a {theirs['name']}, not a {ours['name']}"
+        why = other if ours["name"] != theirs["name"] else "; ".join(_differences("model", ours, theirs))
+        raise UserError(f"init: the weights of {folder} do not fit this model: {why}") from None
+
+
 def parent_hash(run: Run) -> str | None:
     """The manifest hash of the checkpoint a run learns from, or starts from."""
     parent = run.teacher or run.init
-    return checkpoints.read(locate(Path(parent)), verify=False)["sha256"] if parent else None
+    return _info(parent)["sha256"] if parent else None
+
+
+def _info(folder: str) -> dict[str, Any]:
+    return checkpoints.read(locate(Path(folder)), verify=False)
 
 
 def versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ from gen.noise import Noise, derive, training_noise
 from gen.objectives import Batch, Step
 from gen.optim import optimisers
 from gen.pipeline import Pipeline, load
-from gen.resume import parent_hash, resume_from, versions
+from gen.resume import begin_from, parent_hash, resume_from, versions
 from gen.run import Run, run_spec
 from gen.stop import Interrupted, stop_signals
 from gen.stream import Stream, batches
@@ -109,18 +109,16 @@ class Trainer:
     # -- setting up ----------------------------------------------------------------------------------------------------
 
     def _networks(self) -> dict[str, nn.Module]:
-        run, item = self.run, self.data[0]["x"]
-        net = run.model.build()
-        spec = run.model
+        run, spec, item = self.run, self.run.model, self.data[0]["x"]
         wants = (spec.channels, spec.size, spec.size)
         if tuple(item.shape) != wants or spec.classes != run.data.classes:
             raise UserError(
                 f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(item.shape)} and "
                 f"{run.data.classes}: set model.channels, model.size and model.classes to fit"
             )
+        net = spec.build()
         if run.init:
-            given: Any = load(run.init).denoiser
-            net.load_state_dict(given.net.state_dict())
+            begin_from(run, net)
         self.teacher = load(run.teacher, device=str(self.device)).denoiser if run.teacher else None
         roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
@@ -158,6 +156,11 @@ class Trainer:
             self._open()
             try:
                 self._loop(stop)
+            except UserError:
+                if self.main and not self.steps_done:  # the folder is free for the run that it should have been
+                    for name in ("run.json", "metrics.jsonl"):
+                        (self.folder / name).unlink()
+                raise
             finally:
                 self.metrics.close()
                 self.progress.close()

@@ -20,6 +20,7 @@ from gen.log import read_metrics
 from gen.objectives.denoise import Denoising
 from gen.pipeline import load
 from gen.run import Sampler
+from gen.spec import spec_of
 from gen.stop import Interrupted
 from gen.train import Trainer, train
 from tests.gen.tiny import tiny
@@ -167,6 +168,30 @@ def test_a_model_that_does_not_fit_its_data_is_refused(tmp_path, changes, messag
     with pytest.raises(UserError, match=message):
         train(tiny(**changes), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "unet", "preset": "digits"}, r"init: the weights of .* do not fit this model: a dit, not a unet"),
+        ({"width": 32}, r"do not fit this model: model\.width \(16 there, 32 now\)"),
+    ],
+)
+def test_a_start_from_another_network_is_one_line(tmp_path, model, message):
+    train(tiny(steps=1), tmp_path / "run", quiet=True)
+    model = model if "name" in model else spec_of(tiny().model) | model
+    with pytest.raises(UserError, match=message) as caught:
+        train(tiny(model=model, init=str(tmp_path / "run")), tmp_path / "new", quiet=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
+
+
+def test_a_run_refused_at_its_first_step_leaves_its_folder_free(tmp_path):
+    objective = {"name": "repa", "site": "hidden.0", "encoder": {"name": "stored", "grid": 2, "dim": 8}}
+    with pytest.raises(UserError, match="reads 'features'"):
+        train(tiny(objective=objective), tmp_path / "run", quiet=True)
+    assert train(tiny(steps=1), tmp_path / "run", quiet=True).step == 1
+    with pytest.raises(UserError, match="another run"):  # but not once it holds something
+        train(tiny(objective=objective), tmp_path / "run", quiet=True)
 
 
 def test_gen_train_is_the_module_and_the_function(tmp_path):
