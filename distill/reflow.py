@@ -14,6 +14,7 @@ from gen.denoise import Denoise, Denoiser
 from gen.distill._pairs import make_pairs
 from gen.errors import UserError
 from gen.objectives import Batch, Roles, Step
+from gen.objectives.denoise import check_state
 from gen.pipeline import load
 from gen.run import Run, Sampler
 from gen.spec import part
@@ -42,7 +43,10 @@ class Reflow:
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """The run of the student: the teacher's, on its pairs, from its weights."""
-        data = make_pairs(load(teacher), folder / "pairs", self.pairs, self.teacher_sampler)
+        taught = load(teacher)
+        if isinstance(taught.denoiser, Denoiser):
+            check_state(taught.denoiser.net, "reflow")
+        data = make_pairs(taught, folder / "pairs", self.pairs, self.teacher_sampler)
         return replace(run, objective=self, data=data, init=str(teacher), sampler=Sampler("euler", steps=1))
 
     def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from gen.tap import Tap
 from gen.times import Uniform as AllTimes
 from gen.weighting import Uniform as AllAlike
 
-__all__ = ["Denoising", "drop_condition"]
+__all__ = ["Denoising", "check_state", "drop_condition"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,12 @@ class Denoising:
             raise UserError(f"Denoising: class_dropout = {self.class_dropout}; it must be in [0, 1]")
 
     def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+        self.check_net(net)
         return {"net": net}
+
+    def check_net(self, net: nn.Module) -> None:
+        """Raises UserError for a network that this objective cannot train."""
+        check_state(net, type(self).__name__)
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
@@ -69,3 +74,13 @@ def drop_condition(f: Denoise, batch: Batch, share: float) -> Cond:
         return batch.cond
     drop, null = batch.noise.uniform("drop").to(batch.x.device) < share, f.null(batch.cond)
     return {k: torch.where(drop.reshape(-1, *[1] * (v.ndim - 1)), null[k], v) for k, v in batch.cond.items()}
+
+
+def check_state(net: Any, owner: str) -> None:
+    """Raises UserError for a network whose state holds more than the image, such as gen.models.reg."""
+    spec = net.spec
+    if len(getattr(net, "state_shape", (spec.channels, spec.size, spec.size))) != 3:
+        raise UserError(
+            f"{owner} trains on images alone, and a {type(spec).__name__} denoises a class token too: take the "
+            "objective reg, or another model"
+        )

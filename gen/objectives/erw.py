@@ -45,6 +45,7 @@ class ERW(REPA):
             )
 
     def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+        self.check_net(net)
         here, there = (site_shape(net, site) for site in (self.site, self.warm_site))
         if here != there:
             raise UserError(

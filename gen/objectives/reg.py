@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.alignment import Features
-from gen.denoise import Cond, Denoise, Denoiser
+from gen.denoise import Cond, Denoiser
 from gen.errors import UserError
 from gen.objectives import Batch
 from gen.objectives.repa import REPA
@@ -36,14 +36,13 @@ class REG(REPA):
         if not getattr(self.encoder, "cls", True):
             raise UserError("REG needs a class token, and encoder.cls is False: store one, as the first of the tokens")
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def check_net(self, net: nn.Module) -> None:
         spec: Any = net.spec
         if getattr(spec, "cls_dim", None) != self.encoder.dim:
             raise UserError(
                 f"REG trains the model reg with cls_dim = {self.encoder.dim}, the encoder's dim; "
                 f"this is a {type(spec).__name__} with cls_dim = {getattr(spec, 'cls_dim', None)}"
             )
-        return super().roles(net, teacher)
 
     def check_grid(self, count: int) -> None:
         super().check_grid(count - 1)  # the class token is in front of the patches

@@ -44,6 +44,7 @@ class REPA(Denoising):
             raise UserError(f"{name}: weight = {self.weight}, hidden = {self.hidden}; weight >= 0 and hidden >= 1")
 
     def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+        self.check_net(net)
         count, width = site_shape(net, self.site)
         self.check_grid(count)
         return {"net": net, "head": Projector(width, self.encoder.dim, self.hidden)}

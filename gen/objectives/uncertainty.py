@@ -43,6 +43,7 @@ class Uncertainty(Denoising):
             raise UserError(f"Uncertainty: channels = {self.channels}; it must be at least 1")
 
     def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+        self.check_net(net)
         return {"net": net} if own_logvar(net) else {"net": net, "head": LogVariance(self.channels)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

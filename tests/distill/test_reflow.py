@@ -153,6 +153,15 @@ def test_a_student_is_distilled_from_a_run_folder(tmp_path):
     assert again.step == 5
 
 
+def test_a_teacher_of_more_than_images_is_refused_before_pairs_are_made(tmp_path):
+    teacher = train(
+        tiny(model={"name": "reg", "preset": "digits"}, objective="reg", steps=1), tmp_path / "t", quiet=True
+    )
+    with pytest.raises(UserError, match="reflow trains on images alone"):
+        gen.distill("reflow", teacher.folder, tmp_path / "student", quiet=True)
+    assert not (tmp_path / "student").exists()
+
+
 def test_unknown_methods_and_keys_are_named(tmp_path):
     teacher = train(tiny(steps=1), tmp_path / "teacher", quiet=True)
     with pytest.raises(UserError, match="Did you mean 'reflow'"):

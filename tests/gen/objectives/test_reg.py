@@ -69,6 +69,10 @@ def test_wrong_networks_and_encoders_are_one_line():
     with pytest.raises(UserError, match=r"this is a REG with cls_dim = 5"):
         run = run_of("reg", model={**SMALL, "name": "reg", "cls_dim": 5})
         run.objective.roles(run.model.build(), None)
+    for name in ("denoise", "repa", "urepa", "erw", "curriculum", "uncertainty"):
+        with pytest.raises(UserError, match=r"trains on images alone, .* take the objective reg"):
+            run = run_of("reg", objective=name)
+            run.objective.roles(run.model.build(), None)
     with pytest.raises(UserError, match=r"encoder\.cls is False"):
         REG(encoder="stored")
     with pytest.raises(UserError, match=r"cls_weight = -1\.0"):

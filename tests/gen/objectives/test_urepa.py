@@ -55,5 +55,4 @@ def test_wrong_wishes():
         run = run_of("urepa", objective="urepa")
         run.objective.roles(run.model.build(), None)
     with pytest.raises(UserError, match="17 tokens, which are no square grid"):
-        run = run_of("reg", objective={"name": "urepa", "site": "hidden.1"})
-        run.objective.roles(run.model.build(), None)
+        UREPA(site="hidden.1").check_grid(17)
