@@ -9,6 +9,7 @@ would have had alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
@@ -114,7 +115,7 @@ class Run:
     def _check(self) -> None:
         missing = [p for p in (self.when.probe, *self.sites) if p and not any(fnmatchcase(s, p) for s in self.seen)]
         if missing and self.seen:
-            there = ", ".join(self.seen)
+            there = ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", site) for site in self.seen))  # depth aside
             raise UserError(f"no site of this network matches {missing[0]!r}; it has {there}")
 
 
@@ -189,6 +190,11 @@ class Evaluation:
         if any(rows):
             self.computed.add(site)
             base = self._base(h)
+            if base is not None and base.shape != out.shape:
+                raise UserError(
+                    f"the cache compares {site!r}, {list(out.shape)}, with {run.when.probe or 'its input'!r}, "
+                    f"{list(base.shape)}: choose sites of one shape"
+                )
             feature = out if base is None else out - base
             run.memories[key] = memory.update(self.x, feature, rows, run.what.size)
             if run.study is not None:

@@ -226,6 +226,8 @@ def test_what_does_not_fit_is_refused():
         run.report()
     with pytest.raises(UserError, match=r"no site of this network matches 'stem'"):
         sampled(FBCache(first="stem").start(12))
+    with pytest.raises(UserError, match=r"compares 'final', \[3, 1, 8, 8\], with 'hidden\.0', \[3, \d+, \d+\]"):
+        sampled(FBCache(sites=("final",)).start(12))
     with pytest.raises(UserError, match="needs a policy with a probe"):
         Custom(base="probe")
     with pytest.raises(UserError, match="at least one pattern"):
