@@ -55,9 +55,11 @@ def reconstruct(
         raise UserError(f"{output} exists already: choose another folder")
     places = sorted((Path(run) / "checkpoints").glob("step-*"))
     infos = {info["step"]: (place, info) for place in places for info in [checkpoints.read(place, verify=False)]}
-    last = max(infos, default=0) if step is None else step
+    if not infos:
+        raise UserError(f"{run} holds no checkpoints of a training: give the folder of a run")
+    last = max(infos) if step is None else step
     if last not in infos:
-        raise UserError(f"{run} has no checkpoint of step {last}; it has {', '.join(map(str, infos)) or 'none'}")
+        raise UserError(f"{run} has no checkpoint of step {last}; it has {', '.join(map(str, infos))}")
     info = infos[last][1]
     profiles = _profiles(Path(run), run_from(info["run"]).ema, labels)
     known = [(s, p) for s in sorted(infos) if s <= last for p in profiles]

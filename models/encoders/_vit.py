@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from gen.alignment import Features
 from gen.errors import MissingDependency, UserError
+from gen.manifest import read_json
 
 __all__ = ["IMAGENET", "Vit", "config_of", "pretrained", "resample_places"]
 
@@ -27,10 +27,14 @@ def config_of(path: str, *kinds: str) -> dict[str, Any]:
         raise MissingDependency(
             f"{path!r} holds no config.json: save a model of type {' or '.join(kinds)} there with save_pretrained"
         )
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no config: it holds {type(config).__name__}")
     found: dict[str, Any] = config.get("vision_config", config)  # where a model has a part for text too
     if found.get("model_type") not in kinds:
         raise UserError(f"{file} is of type {found.get('model_type')!r}; allowed here: {', '.join(kinds)}")
+    if "hidden_size" not in found:
+        raise UserError(f"{file} says no hidden_size: save the model there with save_pretrained")
     return found
 
 

@@ -120,6 +120,8 @@ def _choose(content: Any, wanted: str | None, path: Path) -> tuple[State, str, t
     """The state dict, its tag, and what else is there."""
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds {type(content).__name__}, expected tensors by name")
+    if unnamed := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"{path} holds tensors by {type(unnamed[0]).__name__}, expected by name")
     inner = content.get("state_dict")
     if isinstance(inner, Mapping):  # Lightning's, or a plain one in a wrapper
         rest = tuple(str(key) for key in content if key != "state_dict")
@@ -160,7 +162,8 @@ def _pick(tagged: Mapping[str, Any], wanted: str | None, path: Path) -> str:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    return bool(pairs) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs)
 
 
 def _stripped(state: State, path: Path) -> State:

@@ -154,7 +154,7 @@ def test_too_little_is_refused_by_number(folder, tmp_path):
         reconstruct(folder, 0.1, tmp_path / "out", labels=("other",))
     with pytest.raises(UserError, match=r"has no checkpoint of step 5; it has 4, 8"):
         reconstruct(folder, 0.1, tmp_path / "out", step=5)
-    with pytest.raises(UserError, match="nowhere has no checkpoint of step 0; it has none"):
+    with pytest.raises(UserError, match="nowhere holds no checkpoints of a training: give the folder of a run"):
         reconstruct(tmp_path / "nowhere", 0.1, tmp_path / "out")
     with pytest.raises(UserError, match=r"std = 0\.5"):
         reconstruct(folder, 0.5, tmp_path / "out")

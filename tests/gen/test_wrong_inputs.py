@@ -41,6 +41,8 @@ def world(tmp_path_factory):
     (root / "pictures/a/bad.png").write_bytes(b"\x89PNG no picture")
     np.savez(root / "floats.npz", np.zeros((4, 8, 8, 1), dtype=np.float32))
     np.savez(root / "labels.npz", np.zeros((4, 8, 8, 1), dtype=np.uint8), np.zeros(3, dtype=np.int64))
+    torch.save({0: torch.ones(2)}, root / "numbers.pt")
+    torch.save({"model": {0: torch.ones(2)}}, root / "within.pt")
     (root / "file").write_text("in the way")
     return root
 
@@ -111,6 +113,8 @@ CASES = {
         ["train", "{root}/run.json", "--output-dir", "{root}/new", "--data", data("npz", path="{root}/labels.npz")],
         r"3.*4|4.*3",
     ),
+    "weights by number": ("import {root}/numbers.pt --output {root}/new", r"holds tensors by int, expected by name"),
+    "weights by number within": ("import {root}/within.pt --output {root}/new", r"holds no state dict, but model"),
     "run that is not there": ("sample {root}/gone", r"gone does not exist: give the folder of a run"),
     "folder that is no run": ("sample {root}/empty", r"holds no checkpoint"),
     "flipped bit": ("sample {root}/flipped", r"damaged: it does not match its sha256"),

@@ -122,6 +122,14 @@ def test_without_its_folder_an_encoder_says_so_in_one_line(tmp_path, name):
         with pytest.raises(MissingDependency, match=r"holds no config\.json") as caught:
             use()
         assert "\n" not in str(caught.value)
+    for text, message in {"{": "is damaged: no JSON", "[1]": "is no config: it holds list"}.items():
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            encoder.load()
+    kind = {"dinov2": "dinov2", "mae": "vit_mae", "clip": "clip_vision_model"}[name]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UserError, match="says no hidden_size"):
+        assert encoder.dim
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
     with pytest.raises(UserError, match="is of type 'resnet'; allowed here"):
         encoder.load()
