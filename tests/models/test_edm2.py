@@ -224,6 +224,28 @@ def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit():
     assert torch.equal(net(x, t, cond, tap=replay), net(x, t, cond, tap=Skip(("blocks.5.*",))))
 
 
+def test_the_way_down_and_the_way_up_are_their_formulas():
+    """Down: each pixel is normalised before the branch. Up: the branch and the shortcut see what was kept, behind."""
+    net, (x, t, cond) = random_net(), inputs()
+    record = Record()
+    net(x, t, cond, tap=record)
+    site, c = record.features, net.unet.condition(record.features["time"], cond)
+
+    def block(block, short, wide):
+        scale = block.emb_linear(c, gain=block.emb_gain)[..., None, None] + 1
+        branch = block.conv_res1(mp_silu(block.conv_res0(mp_silu(wide)) * scale))
+        return (0.7 * short + 0.3 * branch) / (0.7**2 + 0.3**2) ** 0.5
+
+    down = torch.nn.functional.avg_pool2d(site["encoder.1"], 2)
+    down = down / (down.square().mean(1, keepdim=True).sqrt() + 1e-4)
+    torch.testing.assert_close(site["encoder.2"], block(net.unet.enc["4x4_down"], down, down))
+    before, kept = site["decoder.2"], site["encoder.1"]
+    scale = ((32 + 16) / (0.5**2 + 0.5**2)) ** 0.5 / 2
+    wide = torch.cat([before * scale / 32**0.5, kept * scale / 16**0.5], 1)
+    up = net.unet.dec["8x8_block0"]
+    torch.testing.assert_close(site["decoder.3"], block(up, up.conv_skip(wide), wide))
+
+
 def test_skipping_a_block_of_the_middle_equals_a_net_without_it():
     net, (x, t, cond) = random_net(), inputs()
     record = Record(("middle", "encoder.3"))

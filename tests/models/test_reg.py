@@ -46,13 +46,38 @@ def test_it_starts_as_published():
     assert torch.equal(net.pos_embed[:, 1:], DiT.preset("digits").build().pos_embed)
 
 
-def test_the_image_is_the_front_of_the_state_and_both_halves_matter():
-    torch.manual_seed(1)
+def random_net(seed=1):
+    torch.manual_seed(seed)
     net = REG.preset("digits").build().double()
     with torch.no_grad():
         for p in net.parameters():
             if p.requires_grad:
                 p.add_(0.1 * torch.randn_like(p))
+    return net
+
+
+def test_the_class_token_goes_first_and_the_ends_are_their_formulas():
+    net, t, cond = random_net(), torch.rand(2).double(), {"y": torch.tensor([1, 2])}
+    x, seen = torch.randn(2, 128).double(), {}
+
+    def look(site, compute, h):
+        seen[site] = h, compute(h)
+        return seen[site][1]
+
+    out = net(x, t, cond, tap=look)
+    cls, patches = nn.functional.layer_norm(net.cls_projectors2(x[:, 64:]), (64,), eps=1e-6), net.x_embedder["proj"]
+    first = torch.cat([(cls * net.wg_norm.weight + net.wg_norm.bias)[:, None], patches(net.image(x)).flatten(2).mT], 1)
+    torch.testing.assert_close(seen["trunk"][0], first + net.pos_embed)
+    final, c = net.final_layer, seen["time"][1] + net.y_embedder(cond["y"])
+    shift, scale = final.adaLN_modulation[1](nn.functional.silu(c))[:, None].split(64, -1)
+    h = nn.functional.layer_norm(seen["trunk"][1], (64,), eps=1e-6) * (1 + scale) + shift
+    torch.testing.assert_close(out[:, 64:], h[:, 0] @ final.linear_cls.weight.T + final.linear_cls.bias)
+    image = (h[:, 1:] @ final.linear.weight.T + final.linear.bias).reshape(2, 4, 4, 2, 2)  # [B, row, column, y, x]
+    torch.testing.assert_close(net.image(out)[:, 0], image.transpose(2, 3).reshape(2, 8, 8))
+
+
+def test_the_image_is_the_front_of_the_state_and_both_halves_matter():
+    net = random_net()
     x, t, cond = torch.randn(2, 128).double(), torch.rand(2).double(), {"y": torch.tensor([1, 2])}
     assert net.state_shape == (128,) and torch.equal(net.image(x), x[:, :64].reshape(2, 1, 8, 8))
     out = net(x, t, cond)

@@ -127,6 +127,16 @@ def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit(change):
     assert torch.equal(out, site["final"][:, :3]) and site["final"].shape[1] == (6 if spec.learn_sigma else 3)
 
 
+def test_what_was_kept_on_the_way_down_lies_behind():
+    net, (x, t, cond) = random_net(), inputs()
+    record = Record()
+    net(x, t, cond, tap=record)
+    site, known = record.features, (cond["y"] < 5)[:, None]
+    c = site["time"] + known * net.label_emb.weight[cond["y"].clamp(max=4)]
+    wide, (block,) = torch.cat([site["decoder.1"], site["encoder.1"]], 1), net.output_blocks[2]
+    torch.testing.assert_close(site["decoder.2"], block.skip_connection(wide) + block(wide, c))
+
+
 def test_leaving_out_what_a_block_adds_leaves_its_shortcut():
     net, (x, t, cond) = random_net(), inputs()
     record = Record(("encoder.*",))
