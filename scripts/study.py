@@ -60,10 +60,12 @@ def one(job):
     seconds = time.perf_counter() - began
     pipeline = gen.load(folder)
     record = evaluate(pipeline, n=samples, seed=seed, label=f"{name}, seed {seed}", seconds=0.5, out=folder / "eval")
+    pixels = evaluate(pipeline, n=samples, seed=seed, extractor="pixels", seconds=0.1)["metrics"]["fid"]["value"]
     fid, accuracy = record["metrics"]["fid"]["value"], record["metrics"]["accuracy"]["value"]
     losses = [row["val_loss"] for row in read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
     trained = sum(p.numel() for p in run.model.build().parameters() if p.requires_grad)
-    row = {"name": name, "seed": seed, "steps": run.steps, "fid": fid, "accuracy": accuracy, "params": trained}
+    row = {"name": name, "seed": seed, "steps": run.steps, "params": trained}
+    row |= {"fid": fid, "accuracy": accuracy, "pixel_fid": pixels}
     row |= {"ms_per_step": 1000 * seconds / run.steps, "val_loss": losses[-1] if losses else None}
     write_json(done, row)
     print(f"{name}, seed {seed}: FID {fid:.2f} ({seconds:.0f} s)", file=sys.stderr, flush=True)
@@ -74,23 +76,24 @@ def summary(rows):
     """One row for each entry: the mean over its seeds and the standard error of that mean."""
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
-        fids = [row["fid"] for row in mine]
-        se = statistics.stdev(fids) / len(fids) ** 0.5 if len(fids) > 1 else None
-        means = {key: statistics.mean(row[key] for row in mine) for key in ("accuracy", "ms_per_step")}
-        fixed = {key: mine[0][key] for key in ("steps", "params")}
-        yield {"name": name, "seeds": len(mine), **fixed, "fid": statistics.mean(fids), "se": se, "each": fids, **means}
+        about = {"name": name, "seeds": len(mine), "steps": mine[0]["steps"], "params": mine[0]["params"]}
+        for key in ("fid", "pixel_fid", "accuracy", "ms_per_step"):
+            values = [row[key] for row in mine]
+            se = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            about[key] = {"value": statistics.mean(values), "se": se, "each": values}
+        yield about
 
 
 def table(rows):
     """Markdown; ratios are to the first row."""
     first = rows[0]
-    yield "| entry | parameters | steps | FID | ratio | accuracy | time per step |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| | parameters | steps | FID | ratio | FID of pixels | accuracy | time per step |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
-        se = "" if row["se"] is None else f" ± {row['se']:.2f}"
-        cells = [row["name"], f"{row['params']:,}", str(row["steps"]), f"{row['fid']:.2f}{se}"]
-        cells += [f"{row['fid'] / first['fid']:.2f}", f"{row['accuracy']:.3f}"]
-        yield f"| {' | '.join(cells)} | {row['ms_per_step'] / first['ms_per_step']:.1f} |"
+        fid, pixels, ratio = row["fid"], row["pixel_fid"], row["fid"]["value"] / first["fid"]["value"]
+        cells = [row["name"], f"{row['params']:,}", str(row["steps"]), f"{fid['value']:.2f} ± {fid['se']:.2f}"]
+        cells += [f"{ratio:.2f}", f"{pixels['value']:.3f} ± {pixels['se']:.3f}", f"{row['accuracy']['value']:.3f}"]
+        yield f"| {' | '.join(cells)} | {row['ms_per_step']['value'] / first['ms_per_step']['value']:.1f} |"
 
 
 def main(given=None):
