@@ -3,9 +3,11 @@ import dataclasses
 import pytest
 import torch
 
+from gen.alignment import Projector
 from gen.denoise import Denoiser
 from gen.errors import UserError
 from gen.models.dit import DiT
+from gen.models.interop.diffusers_names import to_diffusers
 from gen.param import Flow as FlowParam
 from gen.path import Flow
 from gen.spec import build, spec_of
@@ -67,6 +69,20 @@ def test_parameter_counts(name):
 def test_parameter_count_of_the_largest_without_sigma_and_with_qk_norm():
     assert count(DiT.preset("XL/2"), trainable=True) == 674_816_272
     assert count(DiT.preset("XL/2", qk_norm=True)) - count(DiT.preset("XL/2")) == 28 * 2 * 72
+
+
+@pytest.mark.parametrize(("name", "count"), [("B/2", 137_845_008), ("L/2", 465_955_600), ("XL/2", 683_242_512)])
+def test_with_its_projector_it_has_the_parameters_of_repa(name, count):
+    with torch.device("meta"):
+        spec = DiT.preset(name)
+        both = [spec.build(), Projector(spec.width, 768)]
+    assert sum(p.numel() for net in both for p in net.parameters()) == count
+
+
+def test_every_block_of_diffusers_port_embeds_time_and_class_anew():
+    with torch.device("meta"):
+        state = DiT.preset("XL/2", learn_sigma=True).build().state_dict()
+    assert sum(value.numel() for value in to_diffusers(state, 28).values()) == 749_826_464
 
 
 def test_state_dict_has_the_published_names_and_shapes():
