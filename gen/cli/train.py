@@ -18,7 +18,7 @@ __all__ = ["add_arguments", "add_run_options", "run", "settings", "typed"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a name of `gen list recipes`, a run.json, or the folder of a run")
+    parser.add_argument("recipe", help="a name of `gen list recipes`, a run.json, or the folder of a run or checkpoint")
     add_run_options(parser)
 
 
@@ -33,11 +33,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """The run before any change."""
-    from gen.manifest import read_json
+    from gen.manifest import read, read_json
+    from gen.pipeline import locate
     from gen.run import run_from
     from gen.spec import find
 
     given = Path(args.recipe)
+    if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
+        return run_from(read(locate(given), verify=False)["run"])
     if given.suffix == ".json" or given.is_dir():
         found = read_json(given / "run.json" if given.is_dir() else given)
         return run_from(found.get("run", found))  # a run.json, or what --print-config printed

@@ -81,6 +81,6 @@ def check_state(net: Any, owner: str) -> None:
     spec = net.spec
     if len(getattr(net, "state_shape", (spec.channels, spec.size, spec.size))) != 3:
         raise UserError(
-            f"{owner} trains on images alone, and a {type(spec).__name__} denoises a class token too: take the "
-            "objective reg, or another model"
+            f"{owner} trains on images alone, and this {type(spec).__name__} denoises a class token too: take another "
+            "model, or the model reg with the objective reg"
         )

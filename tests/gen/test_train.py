@@ -15,11 +15,12 @@ import torch
 
 import gen
 from gen import manifest
+from gen.cli import main
 from gen.errors import NonFinite, UserError
 from gen.log import read_metrics
 from gen.objectives.denoise import Denoising
 from gen.pipeline import load
-from gen.run import Sampler
+from gen.run import Sampler, run_spec
 from gen.spec import spec_of
 from gen.stop import Interrupted
 from gen.train import Trainer, train
@@ -199,8 +200,16 @@ def test_gen_train_is_the_module_and_the_function(tmp_path):
     assert gen.train.Trainer is Trainer
 
 
+def test_a_checkpoint_alone_names_its_run_too(tmp_path, capsys):
+    train(tiny(steps=1), tmp_path / "run", quiet=True)
+    assert main(["train", str(tmp_path / "run" / "final"), "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out) == run_spec(tiny(steps=1))
+    assert main(["train", str(tmp_path)]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
 def test_a_run_round_trips_through_json():
-    from gen.run import run_from, run_spec
+    from gen.run import run_from
 
     run = replace(tiny(), micro_batch_size=4)
     assert run_from(json.loads(json.dumps(run_spec(run)))) == run

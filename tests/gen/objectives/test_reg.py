@@ -70,7 +70,7 @@ def test_wrong_networks_and_encoders_are_one_line():
         run = run_of("reg", model={**SMALL, "name": "reg", "cls_dim": 5})
         run.objective.roles(run.model.build(), None)
     for name in ("denoise", "repa", "urepa", "erw", "curriculum", "uncertainty"):
-        with pytest.raises(UserError, match=r"trains on images alone, .* take the objective reg"):
+        with pytest.raises(UserError, match=r"trains on images alone, .* the model reg with the objective reg"):
             run = run_of("reg", objective=name)
             run.objective.roles(run.model.build(), None)
     with pytest.raises(UserError, match=r"encoder\.cls is False"):
