@@ -26,6 +26,8 @@ FOLDERS = (
     "weighting",
     "objectives",
     "distill",
+    "distill.rewards",
+    "distill.distances",
     "optim",
     "schedules",
     "ema",
