@@ -47,8 +47,9 @@ class Classifier:
         if "y" not in cond:
             raise UserError("the reward classifier judges labels, and these samples were asked for none")
         logits = self.judge.head(self.features(x)).double()
-        out = logits if self.kind == "logit" else logits.log_softmax(1)
-        out = (out.exp() if self.kind == "probability" else out).gather(1, cond["y"].cpu()[:, None])[:, 0]
+        scores: Tensor = logits if self.kind == "logit" else logits.log_softmax(1)
+        scores = scores.exp() if self.kind == "probability" else scores
+        out = scores.gather(1, cond["y"].cpu()[:, None])[:, 0]
         return (out if self.cap is None else out.clamp(max=self.cap)).to(x.device)
 
     def features(self, x: Tensor) -> Tensor:

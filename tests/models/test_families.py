@@ -104,7 +104,10 @@ def test_time_and_label_matter_and_null_is_another_label(name):
 def test_gradients_reach_every_trainable_weight(name):
     net = random_net(digits(name)).train()
     x, t, cond = inputs(net)
-    net(x, t, cond).square().mean().backward()
+    loss = net(x, t, cond).square().mean()
+    if name == "cooperative":  # of its two networks this is the other one
+        loss = loss + net(x, t, cond, s=t / 2).square().mean()
+    loss.backward()
     missing = [n for n, p in net.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().max() == 0)]
     assert not missing
 
@@ -130,7 +133,7 @@ def test_wrong_input_is_one_line(name, wrong):
         t = t[:2]
     elif wrong == "label":
         cond = {}
-    elif name == "flow_map":
+    elif name in ("flow_map", "cooperative"):
         s = t[:2]
     else:
         s = t
