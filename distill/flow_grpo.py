@@ -114,7 +114,7 @@ class FlowGRPO:
         # The network's own mean is in this term, outside no_grad: else the pull has a value and no gradient.
         kl = ((step.mean - reference) ** 2 / (2 * expand(step.g, reference) ** 2)).flatten(1).mean(1)
         off = (ratio.detach() - 1).abs()
-        logs = {"ratio": ratio.mean(), "ratio_off": off.max(), "kl": kl.mean()}
+        logs = {"ratio": ratio.detach().mean(), "ratio_off": off.max(), "kl": kl.detach().mean()}
         logs["clip_fraction"] = (off > self.clip).double().mean()
         return torch.maximum(-a * ratio, -a * clipped) + self.beta * kl, logs
 
