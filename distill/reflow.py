@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from gen.denoise import Denoise, Denoiser
-from gen.distill._pairs import make_pairs
+from gen.distill._pairs import noise_of, pairs_of
+from gen.distill.distances.huber import Huber
 from gen.errors import UserError
 from gen.objectives import Batch, Roles, Step
 from gen.objectives.denoise import check_state
-from gen.pipeline import load
+from gen.param import Flow as FlowParam
+from gen.path import Flow
 from gen.run import Run, Sampler
-from gen.spec import part
+from gen.spec import build, part
 from gen.times import UShaped
 
 __all__ = ["Reflow"]
+
+LEAST = 1e-5  # the t at which 1 / t stops growing, as in rf++'s code
 
 
 @dataclass(frozen=True)
@@ -29,25 +33,40 @@ class Reflow:
 
     Loss (sqrt(|error|^2 + c^2) - c) / d with c = huber d, the pseudo-Huber of rf++ (section 4.2), d the number of
     elements. times: rf++'s U-shape trains all steps; Point(1) trains nothing but the first, a one-step student.
-    pairs, teacher_sampler: how many pairs are made before training, and how.
+    pairs, teacher_sampler: how many pairs are made before training, and how. store: the folder they are in, to share
+    them between students (default: the student's own).
+
+    premetric: a distance of gen.distill.distances between x0(x_t) and x; the loss is then (1 - t) Huber + premetric,
+    rf++'s configuration E with lpips, and F with over_t: (1 - t) Huber + premetric / t. real: the teacher is a student
+    of reflow; its ODE tells the noise of the real data, and the pairs are these (configuration G). A teacher on another
+    path becomes a velocity on the flow path, exactly (gen.models.ported).
     """
 
     pairs: int = 16_384
     teacher_sampler: Sampler = field(default_factory=lambda: Sampler(steps=16))
     times: Any = part("times", default=UShaped())
     huber: float = 0.00054
+    premetric: Any = part("distill.distances", default=None)
+    over_t: bool = False
+    real: bool = False
+    store: str | None = None
 
     def __post_init__(self) -> None:
         if self.pairs < 1 or not self.huber > 0:
             raise UserError(f"Reflow: pairs = {self.pairs}, huber = {self.huber}; both must be positive")
+        if self.over_t and self.premetric is None:
+            raise UserError("Reflow: over_t = True divides the premetric by t, and there is none: give one, e.g. lpips")
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """The run of the student: the teacher's, on its pairs, from its weights."""
-        taught = load(teacher)
-        if isinstance(taught.denoiser, Denoiser):
-            check_state(taught.denoiser.net, "reflow")
-        data = make_pairs(taught, folder / "pairs", self.pairs, self.teacher_sampler)
-        return replace(run, objective=self, data=data, init=str(teacher), sampler=Sampler("euler", steps=1))
+        check_state(run.model.build(), "reflow")
+        if not isinstance(run.path, Flow):
+            model = build("models", "ported", inner=run.model, path=run.path, param=run.param)
+            run = replace(run, model=model, path=Flow(), param=FlowParam())
+        data = pairs_of(run, teacher, folder, self.pairs, self.teacher_sampler, self.store, self.real)
+        return replace(
+            run, objective=self, data=data, teacher=None, init=str(teacher), sampler=Sampler("euler", steps=1)
+        )
 
     def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
         return {"net": net}
@@ -55,17 +74,26 @@ class Reflow:
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
         t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
-        yield "net", self.losses(f, batch, t).mean(), {}
+        terms = self.terms(f, batch, t)
+        logs = {name: value.mean() for name, value in terms.items()} if len(terms) > 1 else {}
+        yield "net", torch.stack(list(terms.values())).sum(0).mean(), logs
 
     def losses(self, f: Denoiser, batch: Batch, t: Tensor) -> Tensor:
         """The loss of each pair, [B], at times t [B]."""
-        if batch.origin is None:
-            raise UserError("Reflow needs pairs, items with an origin: this data has none")
-        z = batch.origin.normal("start", batch.x.shape[1:]).to(batch.x)
-        out = f.output(f.path.mix(batch.x, z, t), t, batch.cond)
-        square = ((out - f.param.target(f.path, batch.x, z, t)) ** 2).flatten(1).sum(1)
-        c = self.huber * batch.x[0].numel()
-        return ((square + c**2).sqrt() - c) / batch.x[0].numel()
+        return torch.stack(list(self.terms(f, batch, t).values())).sum(0)
+
+    def terms(self, f: Denoiser, batch: Batch, t: Tensor) -> dict[str, Tensor]:
+        """What the loss of each pair is the sum of, [B] each."""
+        z, cond = noise_of(batch, "Reflow")
+        x_t = f.path.mix(batch.x, z, t)
+        out = f.output(x_t, t, cond)
+        huber = Huber(self.huber * batch.x[0].numel(), per="sample")(out, f.param.target(f.path, batch.x, z, t))
+        if self.premetric is None:
+            return {"huber": huber}
+        away = self.premetric(f.param.solve(f.path, x_t, out, t).x0, batch.x)
+        if self.over_t:
+            away = away / f.path.sigma(t).clamp(min=LEAST).to(away)
+        return {"huber": f.path.alpha(t).to(huber) * huber, "premetric": away}
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """The mean loss at 8 fixed times on pairs held out."""

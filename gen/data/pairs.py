@@ -20,7 +20,8 @@ __all__ = ["Pairs"]
 class Pairs:
     """What gen.distill._pairs wrote: samples and labels, with the seed of each one's noise instead of the noise.
 
-    holdout: the share, at the end, that "test" opens. Items are {"x", "y", "origin"}, origin the int64 seed.
+    holdout: the share, at the end, that "test" opens. Items are {"x", "y", "origin"}, origin the int64 seed; or, if the
+    pairs are of real data, {"x", "y", "noise"}.
     """
 
     path: str
@@ -32,11 +33,11 @@ class Pairs:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """The manifest of the first shard: what all shards have in common."""
-        first = Path(self.path) / "shard-00000"
-        if not first.exists():
-            raise UserError(f"{self.path} holds no pairs: make them with gen.distill._pairs.make_pairs, or gen distill")
-        return checkpoints.read(first, verify=False)
+        """The manifest of any shard: what all shards have in common."""
+        found = next(Path(self.path).glob("shard-*"), None)
+        if found is None:
+            raise UserError(f"{self.path} holds no pairs: make them with gen pairs, or gen distill")
+        return checkpoints.read(found, verify=False)
 
     @property
     def shape(self) -> tuple[int, ...]:

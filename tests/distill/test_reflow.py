@@ -1,5 +1,7 @@
 """Reflow: on a Gaussian one round makes the paths straight and one step exact; the pair store regenerates its noise."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,9 @@ from gen.samplers.solvers.euler import Euler
 from gen.testing import Gaussian, straightness
 from gen.times import Times
 from gen.train import train
+from tests.distill.line import world
+from tests.distill.tables import Curve, end_of, mixture_pairs, off, solve, spread
+from tests.distill.tables import Knots as EvenKnots
 from tests.gen.tiny import tiny
 
 KNOTS = 16
@@ -132,6 +137,35 @@ def test_pairs_are_kept_and_other_pairs_refused(tmp_path):
         make_pairs(gaussian_pipeline(), tmp_path, 40, Sampler("euler", steps=2), quiet=True)
     with pytest.raises(UserError, match="n differ"):
         make_pairs(gaussian_pipeline(), tmp_path, 41, Sampler("jump", steps=1), quiet=True)
+
+
+@pytest.mark.parametrize("over_t", [False, True])
+def test_a_premetric_joins_as_in_configurations_e_and_f(over_t):
+    """(1 - t) Huber + m(x0(x_t), x), m divided by t in the latter."""
+
+    @dataclass(frozen=True)
+    class First:
+        def __call__(self, ours, theirs):
+            return (ours - theirs)[:, 0].abs()
+
+    f, batch, t = Denoiser(Affine(), Flow(), FlowParam()), pairs(8), torch.linspace(0.1, 1, 8, dtype=torch.float64)
+    both = Reflow(premetric=First(), over_t=over_t, huber=0.5)
+    away = (batch.origin.normal("start", (3,)) * t[:, None] + (1 - t[:, None]) * batch.x - batch.x)[:, 0].abs()
+    expected = (1 - t) * Reflow(huber=0.5).losses(f, batch, t) + (away / t if over_t else away)
+    assert torch.allclose(both.losses(f, batch, t), expected, rtol=1e-6)
+    _, loss, logs = next(both({"net": f}, batch))
+    assert torch.allclose(logs["huber"] + logs["premetric"], loss)
+    with pytest.raises(UserError, match="there is none: give one"):
+        Reflow(over_t=True)
+
+
+def test_a_student_of_a_mixture_is_its_quantile_map_and_straight():
+    mixture, z = world(), spread()
+    f = Denoiser(Curve(8), Flow(), FlowParam())
+    solve(Reflow(times=EvenKnots(8), huber=1e3), {"net": f}, mixture_pairs(mixture, 4000), 80)
+    for steps in (1, 8):
+        assert off(integrate(f, z, torch.linspace(1, 0, steps + 1).double(), Euler()), end_of(mixture, z)) < 1e-2
+    assert straightness(f, z, 8) < 1e-3 * straightness(mixture, z, 8)
 
 
 def test_data_without_pairs_are_refused():

@@ -1,0 +1,109 @@
+"""The pair store: numbered noise, shards in any order and from any machine, and the noise of real data."""
+
+import pytest
+import torch
+
+import gen
+from gen.cli import main
+from gen.data.pairs import Pairs
+from gen.distill._pairs import invert_pairs, make_pairs, noise_of, real_run
+from gen.errors import UserError
+from gen.noise import Noise, training_noise
+from gen.objectives import Batch
+from gen.path import EDM, Flow
+from gen.pipeline import Pipeline
+from gen.run import Sampler
+from gen.testing import Gaussian
+from gen.train import train
+from tests.gen.tiny import tiny
+
+MEAN, STD = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.6, 0.3, 1.5])
+ONE = Sampler("jump", steps=1)
+
+
+def pipeline(path=None):
+    return Pipeline(Gaussian(path or Flow(), MEAN, STD), (3,), name="gaussian")
+
+
+def test_parts_made_apart_are_the_whole(tmp_path):
+    whole = make_pairs(pipeline(), tmp_path / "whole", 50, ONE, quiet=True, shard=16)
+    for k in (1, 0):
+        if k == 0:
+            with pytest.raises(UserError, match="holds 2 of 4 shards: run the command again"):
+                Pairs(str(tmp_path / "parts")).open("train")
+        parts = make_pairs(pipeline(), tmp_path / "parts", 50, ONE, quiet=True, shard=16, part=(k, 2))
+    assert len(list((tmp_path / "parts").iterdir())) == 4
+    for split in ("train", "test"):
+        ours, theirs = whole.open(split), parts.open(split)
+        assert len(ours) == len(theirs)
+        assert all(torch.equal(ours.columns[key], theirs.columns[key]) for key in ("x", "origin"))
+        assert ours.fingerprint == theirs.fingerprint
+    with pytest.raises(UserError, match="shards differ"):
+        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, quiet=True, shard=25)
+    with pytest.raises(UserError, match="part = 2 of 2"):
+        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, quiet=True, part=(2, 2))
+
+
+class Points:
+    """Data of the Gaussian."""
+
+    def open(self, split):
+        x = MEAN + STD * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+        return Opened([{"x": row} for row in x])
+
+
+class Opened(list):
+    fingerprint = "points"
+
+
+@pytest.mark.parametrize("path", [Flow(), EDM(8.0)], ids=repr)
+def test_the_noise_of_real_data_leads_back_to_them(path, tmp_path):
+    """And is unit noise, but for the little that the data get before they are walked upwards."""
+    steps = {"grid": "karras"} if isinstance(path, EDM) else {}
+    how = Sampler("heun", steps=60, **steps)
+    pairs = invert_pairs(pipeline(path), Points(), tmp_path, how, n=40, quiet=True, shard=25).open("train")
+    x, z = pairs.columns["x"], pairs.columns["noise"]
+    assert x.shape == z.shape == (38, 3) and "origin" not in pairs.columns
+    batch = Batch(x, {"noise": z, "y": z}, training_noise(0, 0, range(38)))
+    unit, cond = noise_of(batch, "test")
+    assert torch.equal(unit, z) and list(cond) == ["y"]
+    world = pipeline(path).denoiser
+    top, end = (torch.tensor(t).double().expand(38) for t in (path.t1, 0.0))
+    assert (world.flow(path.start(z, top[0]), top, end) - x).abs().max() < 0.03
+    with pytest.raises(UserError, match="inverted"):
+        make_pairs(pipeline(path), tmp_path, 40, how, quiet=True, shard=25)
+
+
+def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
+    """And the students of students learn the noise of the first teacher's real data."""
+    run = tiny(steps=2, validate_every=0, path=EDM(8.0), param={"name": "edm"})
+    taught = train(run, tmp_path / "teacher", quiet=True).folder
+    words = ["pairs", "--teacher", str(taught), "--output", str(tmp_path / "pairs"), "-n", "40", "--quiet"]
+    assert main([*words, "--steps", "1", "--shard", "32", "--part", "2/2"]) == 2
+    for part in ("0/2", "1/2"):
+        assert main([*words, "--steps", "1", "--shard", "4096", "--part", part]) == 0
+    assert "1 shards" in capsys.readouterr().out
+    store = {"objective.store": str(tmp_path / "pairs"), "objective.pairs": 40, "objective.teacher_sampler.steps": 1}
+    first = gen.distill("reflow", taught, tmp_path / "first", changes={**store, "steps": 2}, quiet=True)
+    assert not (tmp_path / "first" / "pairs").exists()
+    net = first.pipeline().denoiser
+    assert net.path == Flow() and type(net.net.spec).__name__ == "Ported"  # a velocity, from the EDM teacher
+    assert first.pipeline().info["run"]["teacher"] is None
+    real = {"objective.real": True, "objective.pairs": 30, "objective.teacher_sampler.steps": 2, "steps": 2}
+    second = gen.distill("reflow", first.folder, tmp_path / "second", changes=real, quiet=True)
+    pairs = second.pipeline().info["run"]["data"]
+    x = Pairs(pairs["path"]).open("train").columns["x"]
+    digits = run.data.open("train")
+    rows = torch.stack([digits[i]["x"] for i in range(len(digits))]).flatten(1)
+    assert ((x.flatten(1)[:, None] - rows).abs().amax(2).amin(1) == 0).all()
+
+
+def test_a_run_on_pairs_alone_has_no_real_data(tmp_path):
+    with pytest.raises(UserError, match="names no teacher"):
+        real_run(tiny(data=Pairs(str(tmp_path))))
+    assert real_run(tiny()).data == tiny().data
+
+
+def test_data_without_pairs_are_refused():
+    with pytest.raises(UserError, match="Knowledge needs pairs"):
+        noise_of(Batch(torch.zeros(2, 3), {}, Noise((0, 1))), "Knowledge")

@@ -1,0 +1,173 @@
+"""Progressive distillation: one step of the student is two of its teacher, stage by stage, in one run."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import gen
+from gen.denoise import Denoiser
+from gen.distill._memory import Earlier
+from gen.distill.progressive import Progressive, walked
+from gen.errors import UserError
+from gen.manifest import read, read_tensors
+from gen.noise import training_noise
+from gen.objectives import Batch
+from gen.param import X0, Eps, V
+from gen.param import Flow as FlowParam
+from gen.path import EDM, Flow, Trig
+from gen.run import Sampler
+from gen.sample import integrate
+from gen.samplers.solvers.euler import Euler
+from gen.train import train
+from tests.distill.line import Quick, batch, world
+from tests.distill.tables import Affine, Curve, end_of, gaussian, off, solve, spread
+from tests.gen.tiny import tiny
+
+
+def linear(path, steps):
+    return torch.linspace(path.t1, 0, steps + 1, dtype=torch.float64)
+
+
+def points(n, path=None, step=0):
+    noise = training_noise(0, 0, range(n))
+    x = gaussian(path).sample(noise.normal("data", (3,)).double())
+    return Batch(x, {}, noise, None, step)
+
+
+def staged(method, net, path, param, make, steps=200):
+    """The student after every stage, each solved for on one batch, as the trainer would go through them."""
+    roles = {role: Denoiser(made, path, param) for role, made in method.roles(net, None).items()}
+    roles["teacher"] = make(0).teacher
+    for stage in range(method.stages):
+        solve(method, roles, make(stage * method.updates).batch, steps)
+        for _ in range(method.updates):
+            method.observe(roles, {})
+    return roles["net"]
+
+
+class Made:
+    def __init__(self, teacher, batch):
+        self.teacher, self.batch = teacher, batch
+
+
+@pytest.mark.parametrize(("path", "param"), [(Flow(), FlowParam()), (Trig(), V())], ids=["flow", "trig"])
+def test_one_step_of_the_student_is_two_of_the_teacher(path, param):
+    """Exactly, where the teacher is linear and the student can be: a Gaussian; over two stages, four."""
+    method, knots = Progressive(start=4, end=2, updates=2), 8
+    net = Affine(knots, path.t1)
+    f = staged(method, net, path, param, lambda step: Made(gaussian(path), points(120, path, step)))
+    z = torch.randn(20, 3, dtype=torch.float64)
+    four = integrate(gaussian(path), z, linear(path, 8), Euler())  # teacher steps for each of the student's
+    assert off(integrate(f, z, linear(path, 2), Euler()), four) < 1e-5
+
+
+@pytest.mark.parametrize("param", [FlowParam(), X0(), Eps(), V()], ids=repr)
+@pytest.mark.parametrize("path", [Trig(), EDM(8.0)], ids=repr)
+def test_the_target_leads_where_the_teacher_s_two_steps_lead(path, param):
+    n, times = 30, linear(path, 8)
+    x = path.mix(gaussian(path).sample(torch.randn(n, 3).double()), torch.randn(n, 3).double(), times[2])
+    rows = [times[k].expand(n) for k in (2, 3, 4)]
+    goal = walked(gaussian(path), x, rows, {})
+    two = integrate(gaussian(path), x, times[2:5], Euler())
+    assert torch.allclose(path.land(goal, times[4]), two, atol=1e-12)
+    assert torch.allclose(path.mix(*goal, rows[0]), x, atol=1e-12)
+    out = param.target(path, *goal, rows[0])
+    solved = param.solve(path, x, out, rows[0])
+    assert torch.allclose(solved.x0, goal.x0, atol=1e-9) and torch.allclose(solved.eps, goal.eps, atol=1e-9)
+
+
+def test_the_loss_vanishes_where_a_step_is_the_teacher_s_two():
+    class Two(nn.Module):
+        def forward(self, x, t, cond, *, s=None, tap=None):
+            return FlowParam().target(Flow(), *walked(gaussian(), x, [t, t - 1 / 8, t - 2 / 8], {}), t)
+
+    f = Denoiser(Two(), Flow(), FlowParam())
+    roles = {"net": f, "teacher": gaussian(), "earlier": None}
+    assert float(Progressive(start=4).losses(roles, points(40)).max()) < 1e-20
+
+
+@dataclass(eq=False)
+class Remembered:
+    """A teacher that is asked the same by every evaluation of the loss."""
+
+    inner: object
+    path = property(lambda self: self.inner.path)
+
+    def __post_init__(self):
+        self.known = {}
+
+    def __call__(self, x, t, cond=None, *, s=None, tap=None):
+        key = float(x.sum()), float(t.sum())
+        if key not in self.known:
+            self.known[key] = self.inner(x, t)
+        return self.known[key]
+
+
+def test_a_one_step_student_of_a_mixture_is_its_quantile_map():
+    """4 student steps from 256 of the exact teacher's, then 2, then 1, within 1 % of the quantile map."""
+    mixture, method = world(), Progressive(start=4, end=1, updates=1, first=64)
+
+    def make(step):
+        points = batch(mixture, 4000, step, step)
+        return Made(Remembered(mixture), Batch(points.x.reshape(-1, 1), {}, Quick(step, 4000), None, step))
+
+    f = staged(method, Curve(4), Flow(), FlowParam(), make, 60)
+    z = spread()
+    assert off(integrate(f, z, [1.0, 0.0], Euler()), end_of(mixture, z)) < 1e-2
+    assert off(integrate(mixture, z, [1.0, 0.0], Euler()), end_of(mixture, z)) > 0.3
+
+
+def test_no_gradient_reaches_the_teachers():
+    teacher = Denoiser(Affine(8), Flow(), FlowParam())
+    roles = {"net": Denoiser(Affine(8), Flow(), FlowParam()), "teacher": teacher}
+    method = Progressive(start=4, updates=5)
+    roles["earlier"] = Denoiser(method.roles(roles["net"].net, None)["earlier"], Flow(), FlowParam())
+    for step in (0, 5):
+        next(method(roles, points(8, step=step)))[1].backward()
+    assert all(p.grad is None for p in [*teacher.net.parameters(), *roles["earlier"].net.parameters()])
+    assert any(p.grad is not None for p in roles["net"].net.parameters())
+
+
+def test_stages_halve_and_the_last_goes_on():
+    method = Progressive(start=8, end=2, updates=10, last=30)
+    assert (method.stages, method.total) == (3, 50)
+    assert [method.stage(n) for n in (0, 9, 10, 19, 20, 49, 500)] == [0, 0, 1, 1, 2, 2, 2]
+    net = Affine(16)
+    roles = {role: Denoiser(made, Flow(), FlowParam()) for role, made in method.roles(net, None).items()}
+    earlier, marks = roles["earlier"].net, []
+    assert isinstance(earlier, Earlier) and not earlier.train().inner.training
+    for n in range(1, 51):
+        with torch.no_grad():
+            net.bias.fill_(float(n))
+        method.observe(roles, {})
+        marks.append(float(earlier.inner.bias[0, 0]))
+    assert marks[9] == 10 and marks[18] == 10 and marks[19] == 20 and marks[-1] == 20  # never the last stage's own
+
+
+@pytest.mark.parametrize("fields", [{"start": 12, "end": 5}, {"start": 6, "end": 1}, {"first": 1}, {"updates": 0}])
+def test_wrong_fields_are_refused(fields):
+    with pytest.raises(UserError, match="Progressive: "):
+        Progressive(**fields)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    return train(tiny(steps=2, validate_every=0), tmp_path_factory.mktemp("run") / "teacher", quiet=True).folder
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(taught, tmp_path):
+    """Stopped in the second stage, whose teacher only the checkpoint remembers."""
+    method = {"name": "progressive", "start": 4, "end": 1, "updates": 2}
+    changes = {"batch_size": 4, "validate_every": 0}
+    whole = gen.distill(method, taught, tmp_path / "whole", changes=changes, quiet=True)
+    gen.distill(method, taught, tmp_path / "parts", changes={**changes, "steps": 3}, quiet=True)
+    parts = gen.distill(method, taught, tmp_path / "parts", changes=changes, quiet=True)
+    assert whole.step == parts.step == 6
+    for name in ("net.safetensors", "net-ema.safetensors", "earlier.safetensors"):
+        a, b = (read_tensors(f.folder / "final", name, read(f.folder / "final")) for f in (whole, parts))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    made = whole.pipeline().sample(3)
+    assert made.nfe == 1 and whole.pipeline().sampler == Sampler("euler", 1, [1.0, 0.0])
+    assert (whole.folder / "checkpoints" / "step-0000002").exists()  # each stage's student stays
