@@ -68,7 +68,8 @@ class Gaussian:
 class Mixture:
     """Data sum_k weights[k] N(means[k], stds[k]^2 I), means [K, D], stds and weights [K], labels [K] the class of each.
 
-    On the line (D = 1), given a target time s, it is its own exact flow map, of the unconditional ODE.
+    On the line (D = 1), given a target time s, it is its own exact flow map, of the unconditional ODE; in the plane,
+    where that is not known, s changes nothing.
 
     The condition {"y": [B]} keeps the components of that class; `classes`, one more than the last label, keeps all.
     """
@@ -128,9 +129,7 @@ class Mixture:
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Prediction:
-        if s is not None:
-            if self.means.shape[1] > 1:
-                raise ValueError("a mixture's flow map is known on the line only")
+        if s is not None and self.means.shape[1] == 1:
             return chord(self.path, x, self.flow(x, t, s), t, s)
         alpha, variance = self._moments(t)
         share = self.log_joint(x, t, cond).softmax(1)[..., None]  # [B, K, 1]: whose point is x?

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gen.errors import UserError
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, through, visit
-from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
+from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.lightnet import Lrpe, MdTpe, Mixer
 from gen.models.layers.patch import unpatchify
 from gen.tap import Tap
@@ -25,10 +25,15 @@ SIZES = {"S": (12, 384, 3), "B": (12, 768, 6), "L": (24, 1024, 8), "XL": (28, 11
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """The depths and widths of DiT at patch 2, with heads of 128 channels; and one for digits."""
+    """The depths and widths of DiT at patch 2, with heads of 128 channels; and one for digits.
+
+    On the 4 x 4 tokens of digits MD-LRPE's angles hardly differ and MD-TPE blurs: FID 3.5 after 1000 steps with both as
+    they are, 2.0 with DiT's places and a smaller base besides, 1.7 without MD-TPE (DiT 1.4).
+    """
     sizes = {f"LightNet-{s}/2": {"depth": d, "width": w, "heads": h} for s, (d, w, h) in SIZES.items()}
     digits = {"size": 8, "channels": 1, "classes": 10, "width": 64, "depth": 4, "heads": 4, "gate_rank": 16}
-    return {**sizes, "digits": {**digits, "time_scale": 1000.0}}
+    places = {"absolute": True, "lrpe_base": 10.0, "tpe": False}
+    return {**sizes, "digits": {**digits, **places, "time_scale": 1000.0}}
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,9 @@ class LightNet:
 
     size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
     has one more row, for "no class". gate_rank: rank of the output gate (flash-linear-attention's default is 128).
-    tpe, lrpe: the two encodings of place, before the blocks and inside each; without both, the tokens' order is not
-    seen. time_scale: t is multiplied by it first. t_one: what t = 1 means to the network. freq_shift: see
-    gen.models.layers.embed.
+    tpe, lrpe: the two encodings of place, before the blocks and inside each; lrpe_base: as of a rope. absolute: DiT's
+    fixed embedding of places besides, which LightNet has not. Without all three the order is not seen. time_scale: t is
+    multiplied by it first. t_one: what t = 1 means to the network. freq_shift: see gen.models.layers.embed.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -55,6 +60,8 @@ class LightNet:
     gate_rank: int = 128
     tpe: bool = True
     lrpe: bool = True
+    lrpe_base: float = 10_000.0
+    absolute: bool = False
     time_scale: float = 1.0
     t_one: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
@@ -85,15 +92,21 @@ class LightNetNet(nn.Module):
     and "final".
     """
 
+    absolute: Tensor | None
+
     def __init__(self, spec: LightNet):
         super().__init__()
         self.spec = spec
         side = spec.size // spec.patch
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
+        absolute = grid_embedding(spec.width, side) if spec.absolute else None
+        self.register_buffer("absolute", absolute, persistent=False)
         self.tpe = MdTpe(spec.width, spec.heads, side) if spec.tpe else nn.Identity()
         self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one)
         self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
-        lrpe = Lrpe(side, spec.heads, spec.width // spec.heads) if spec.lrpe else None  # one table for all blocks
+        lrpe = (
+            Lrpe(side, spec.heads, spec.width // spec.heads, spec.lrpe_base) if spec.lrpe else None
+        )  # one table for all blocks
         self.blocks = nn.ModuleList(_block(spec, lrpe) for _ in range(spec.depth))
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * spec.channels)
         self.apply(init.scratch)
@@ -110,6 +123,8 @@ class LightNetNet(nn.Module):
     ) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         h = self.tpe(self.x_embedder["proj"](x).flatten(2).mT)  # [B, T, width]
+        if self.absolute is not None:
+            h = h + self.absolute.to(h)
         c = visit(tap, "time", self.t_embedder, t)  # [B, width]
         if self.y_embedder is not None:
             c = c + self.y_embedder(cond["y"])  # [B, width]

@@ -76,9 +76,9 @@ class Lrpe(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, side: int, heads: int, dim: int):
+    def __init__(self, side: int, heads: int, dim: int, base: float = 10_000.0):
         super().__init__()
-        angles = lrpe_angles(side, heads, dim)
+        angles = lrpe_angles(side, heads, dim, base)
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
