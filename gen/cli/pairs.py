@@ -4,7 +4,7 @@ gen pairs --teacher runs/digits --output runs/digits-pairs -n 8192 --solver heun
 gen distill reflow --teacher runs/digits --objective.store runs/digits-pairs --objective.pairs 8192
 
 Shards that are there are kept, so the command can be stopped and run again; --part 0/4 ... 3/4 share the work. A
-student takes them from its store if its objective.teacher_sampler is what --solver, --steps, --grid and --guide were here.
+student takes them from its store if its objective.teacher_sampler says what --solver, --steps, --grid and --guide said.
 """
 
 from __future__ import annotations
