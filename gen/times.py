@@ -16,7 +16,7 @@ from gen.errors import UserError
 from gen.path import Path
 from gen.spec import part
 
-__all__ = ["Integers", "LogNormal", "LogitNormal", "Mode", "Point", "Shifted", "Times", "UShaped", "Uniform"]
+__all__ = ["Integers", "Karras", "LogNormal", "LogitNormal", "Mode", "Point", "Shifted", "Times", "UShaped", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,35 @@ class LogNormal(Times):
 
     def at(self, u: Tensor, path: Path) -> Tensor:
         return path.t_of_lam(-(self.mean + self.std * _normal(u))).clamp(max=path.t1)
+
+
+@dataclass(frozen=True)
+class Karras(Times):
+    """EDM's sampling grid as a density of the ratio sigma / alpha, whatever the path (Karras et al. 2022, eq. 5).
+
+    ratio = (lowest^(1/rho) + v (highest^(1/rho) - lowest^(1/rho)))^rho, v uniform from `low` to `high`: 0.02 to 0.98
+    are DMD2's (Yin et al. 2024), 0 to 0.8 SiD's (Zhou et al. 2024).
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    lowest: float = 0.002
+    highest: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(f"Karras: low = {self.low}, high = {self.high}; it must be 0 <= low < high <= 1")
+        if not (0 < self.lowest < self.highest and self.rho > 0):
+            raise UserError(
+                f"Karras: lowest = {self.lowest}, highest = {self.highest}, rho = {self.rho}; "
+                "it must be 0 < lowest < highest and rho > 0"
+            )
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        ends = self.lowest ** (1 / self.rho), self.highest ** (1 / self.rho)
+        ratio = (ends[0] + (self.low + (self.high - self.low) * u) * (ends[1] - ends[0])) ** self.rho
+        return path.t_of_lam(-ratio.log()).clamp(max=path.t1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from gen.errors import UserError
 from gen.path import DDPM, EDM, VP, Flow, Trig
 from gen.spec import build, spec_of
-from gen.times import Integers, LogitNormal, LogNormal, Mode, Point, Shifted, Uniform, UShaped
+from gen.times import Integers, Karras, LogitNormal, LogNormal, Mode, Point, Shifted, Uniform, UShaped
 
 PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
 
@@ -43,6 +43,17 @@ def test_logit_normal(path):
     normal = torch.distributions.Normal(mean, std).log_prob(t.logit()).exp()
     got = density(LogitNormal(mean, std), path, t * path.t1)
     torch.testing.assert_close(got * path.t1, normal / (t * (1 - t)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("path", [Flow(), EDM(), VP()], ids=repr)
+def test_karras_is_the_sampling_grid_as_a_density(path):
+    """DMD2's middle 96 % of it, as sigma / alpha: its ends and its middle, by the published formula."""
+    u = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    ends, got = (0.002 ** (1 / 7), 80 ** (1 / 7)), (-path.lam(Karras(0.02, 0.98).at(u, path))).exp()
+    expected = [(ends[0] + v * (ends[1] - ends[0])) ** 7 for v in (0.02, 0.5, 0.98)]
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-8, atol=0)
+    with pytest.raises(UserError, match="low < high"):
+        Karras(low=0.5, high=0.5)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)

@@ -1,0 +1,100 @@
+"""DisBack: the recorded way back, its turns, and a loading that says what it loaded."""
+
+import pytest
+import torch
+from torch import nn
+
+import gen
+from gen.distill._sequence import TeacherSequence, fill, recorded
+from gen.distill.disback import DisBack
+from gen.distill.sid import SiD
+from gen.errors import UserError
+from gen.log import read_metrics
+from gen.manifest import read, read_tensors
+from gen.models.mlp import MLP
+from gen.train import train
+from tests.gen.tiny import tiny
+
+
+def test_each_target_has_its_turn_and_the_teacher_the_last():
+    sequence = TeacherSequence(("b", "a"), hold=3)
+    assert [sequence.at(step, "teacher") for step in range(8)] == ["b"] * 3 + ["a"] * 3 + ["teacher"] * 2
+    assert TeacherSequence((), hold=3).at(0, "teacher") == "teacher"
+
+
+def test_loading_says_what_it_did():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    ones = {key: torch.ones_like(value) for key, value in before.items()}
+    prefixed = {f"fake.{key}": value for key, value in ones.items()}
+    with pytest.raises(UserError, match="0 keys matched, 4 missing, 4 unexpected"):
+        fill(net, prefixed)
+    with pytest.raises(UserError, match="0 keys matched"):
+        fill(net, prefixed, whole=False)  # the silent failure of load_state_dict(strict=False)
+    part = {key: value for key, value in ones.items() if key.startswith("0.")} | {"other": torch.ones(1)}
+    with pytest.raises(UserError, match=r"2 keys matched, 2 missing, 1 unexpected, such as 1\.weight and other"):
+        fill(net, part)
+    with pytest.raises(UserError, match=r"0\.weight is \[3, 2\], not \[2, 2\]"):
+        fill(net, ones | {"0.weight": torch.ones(3, 2)})
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    match = fill(net, part, whole=False)
+    assert match.matched == ("0.weight", "0.bias") and match.missing == ("1.weight", "1.bias")
+    assert match.unexpected == ("other",)
+    assert str(fill(net, ones)) == "4 keys matched, 0 missing, 0 unexpected"
+    assert all(bool((value == 1).all()) for value in net.state_dict().values())
+
+
+@pytest.mark.parametrize("method", ["dmd2", "f_distill", "sid"])
+def test_the_fake_score_goes_back_the_way_it_came(tmp_path, method, capsys):
+    teacher = train(tiny(steps=3), tmp_path / "teacher", quiet=True)
+    changes = {"objective.records": 3, "objective.every": 2, "objective.hold": 2, "objective.method": method}
+    changes |= {"objective.method.critic_steps": 1, "steps": 6}
+    done = gen.distill("disback", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
+    assert "keys matched, 0 missing, 0 unexpected" in capsys.readouterr().err
+    lines = [line for line in read_metrics(done.folder / "metrics.jsonl") if line["split"] == "train"]
+    assert [line["target"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    places = recorded(tmp_path / "student" / "degradation")
+    assert [place.name for place in places] == ["step-0000002", "step-0000004", "step-0000006"]
+    objective = build_from(done.folder)
+    assert objective.sequence().targets == places[1::-1]
+    roles = objective.roles(tiny().model.build(), gen.load(teacher.folder).denoiser)
+    last = read_tensors(places[2], "net.safetensors", read(places[2]))
+    assert all(torch.equal(value, last[key]) for key, value in roles["fake"].state_dict().items())
+    assert done.pipeline().sample(3).nfe == 1
+
+
+def build_from(folder):
+    from gen.run import run_from
+
+    return run_from(read(folder / "final")["run"]).objective
+
+
+def test_a_student_resumes_to_the_bit_and_reuses_the_record(tmp_path):
+    teacher = train(tiny(steps=3), tmp_path / "teacher", quiet=True)
+    base = {"objective.records": 2, "objective.every": 1, "objective.hold": 2, "objective.method.critic_steps": 2}
+    for folder, steps in (("two", 1), ("two", 4)):
+        gen.distill("disback", teacher.folder, tmp_path / folder, changes={**base, "steps": steps}, quiet=True)
+    reuse = {**base, "objective.record": str(tmp_path / "two" / "degradation"), "steps": 4}
+    gen.distill("disback", teacher.folder, tmp_path / "one", changes=reuse, quiet=True)
+    ends = [tmp_path / folder / "checkpoints" / "step-0000004" for folder in ("one", "two")]
+    infos = [read(end) for end in ends]
+    for name in infos[0]["files"]:
+        one, two = (read_tensors(end, name, info) for end, info in zip(ends, infos, strict=True))
+        assert all(torch.equal(one[key], two[key]) for key in one), name
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match="needs a record"):
+        DisBack().roles(MLP().build(), Teacher())
+    with pytest.raises(UserError, match="no fake score"):
+        DisBack("reflow")
+    with pytest.raises(UserError, match="no fake score"):
+        DisBack(DisBack())
+    with pytest.raises(UserError, match="hold = 0"):
+        DisBack(SiD(), hold=0)
+    with pytest.raises(UserError, match="holds no checkpoints of a degradation"):
+        recorded(tmp_path)
+
+
+class Teacher:
+    """Any denoiser."""
