@@ -97,7 +97,7 @@ class CDRL:
         f = roles["net"]
         times = self.sampler.grid.times(f.path, self.sampler.steps).to(batch.x.device)
         found = []
-        for t, s in itertools.pairwise(times):
+        for t, s in itertools.pairwise(times[:-1]):
             n = len(batch.x)
             found.append(self.losses(f, batch, batch.cond, t.expand(n), s.expand(n))[1].mean())
         return torch.stack(found).mean()
@@ -158,7 +158,7 @@ def inpaint(
         return torch.where(missing, x, seen[i])
 
     x = keep(f.path.start(noise.normal("start", known.shape[1:]).to(known), times[0]), 0)
-    for i, (t, s) in enumerate(itertools.pairwise(times)):
+    for i, (t, s) in enumerate(itertools.pairwise(times[:-1])):
         pred = f(x, t, cond, s=s) if solver.initialiser == "told" else f(x, t, cond)
         mean, variance = solver.begin(f.path, pred, t, s)
         begun = mean + expand(variance.sqrt(), mean) * noise.normal(f"begin.{i}", known.shape[1:]).to(known)

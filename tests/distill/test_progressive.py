@@ -21,8 +21,8 @@ from gen.run import Sampler
 from gen.sample import integrate
 from gen.samplers.solvers.euler import Euler
 from gen.train import train
-from tests.distill.line import Quick, batch, world
-from tests.distill.tables import Affine, Curve, end_of, gaussian, off, solve, spread
+from tests.distill.line import world
+from tests.distill.tables import Affine, Curve, Wide, end_of, gaussian, off, solve, spread
 from tests.gen.tiny import tiny
 
 
@@ -110,8 +110,8 @@ def test_a_one_step_student_of_a_mixture_is_its_quantile_map():
     mixture, method = world(), Progressive(start=4, end=1, updates=1, first=64)
 
     def make(step):
-        points = batch(mixture, 4000, step, step)
-        return Made(Remembered(mixture), Batch(points.x.reshape(-1, 1), {}, Quick(step, 4000), None, step))
+        noise = Wide(step, 4000)
+        return Made(Remembered(mixture), Batch(noise.normal("data", (1,)) / 2, {}, noise, None, step))
 
     f = staged(method, Curve(4), Flow(), FlowParam(), make, 60)
     z = spread()

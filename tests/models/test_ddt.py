@@ -96,7 +96,7 @@ def test_conditions_pass_silu_once_and_each_token_has_its_own():
     h = net.s_embedder["proj"](torch.nn.functional.unfold(x, 2, stride=2).mT)
     gate = net.blocks[0].adaLN_modulation[0](c)[:, None].split(32, -1)[5]
     assert torch.equal(site["blocks.0.mlp"], gate * site["blocks.0.mlp.raw"])
-    assert torch.equal(site["hidden.0"], h + site["blocks.0"])
+    assert torch.equal(site["hidden.0"], h + site["blocks.0.attn"] + site["blocks.0.mlp"])
     assert torch.equal(site["encoder"], silu(time[:, None] + site["hidden.1"]))
     block, s = net.blocks[2], site["encoder"]
     shift, scale, gate, *_ = block.adaLN_modulation[0](s).split(32, -1)  # [B, T, 32]: each token has its own

@@ -89,7 +89,8 @@ def test_conditions_pass_silu_where_they_are_made_and_where_they_are_used(twice)
     assert torch.equal(site["encoder"], first(time[:, None] + site["hidden.1"]))
     gates = net.blocks[2].adaLN_modulation[1](silu(net.s_projector(site["encoder"]))).split(24, -1)
     assert torch.equal(site["blocks.2.mlp"], gates[5] * site["blocks.2.mlp.raw"])
-    assert torch.equal(site["hidden.2"], net.x_embedder["proj"](x).flatten(2).mT + site["blocks.2"])
+    tokens = net.x_embedder["proj"](x).flatten(2).mT
+    assert torch.equal(site["hidden.2"], tokens + site["blocks.2.attn"] + site["blocks.2.mlp"])
 
 
 def test_time_is_embedded_by_fixed_random_waves():

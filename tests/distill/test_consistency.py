@@ -1,0 +1,266 @@
+"""Consistency models: the boundary condition, exact maps on the line, curricula, targets, and a student that is one."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import gen
+from gen import manifest, param
+from gen.data.mixture import Mixture
+from gen.denoise import Denoiser
+from gen.distill._consistency import Decay, check_boundary, consistent, level, ode_step, target, time_of
+from gen.distill.consistency import Consistency
+from gen.errors import UserError
+from gen.noise import training_noise
+from gen.objectives import Batch
+from gen.path import DDPM, EDM, VP, Flow, Trig
+from gen.sample import integrate
+from gen.samplers.grids.karras import Karras
+from gen.samplers.solvers.heun import Heun
+from gen.samplers.solvers.renoise import Renoise
+from gen.spec import build, spec_of
+from gen.testing import Gaussian
+from gen.train import train
+from tests.distill.toys import Exact, Quick, Table, batches, quantile_error, solve
+from tests.gen.tiny import tiny
+
+PATHS = [Flow(), EDM(), Trig(), VP()]
+MEETS = [param.Flow(), param.V(), param.Eps(), param.Score(), param.EDM(0.5)]
+F64 = torch.float64
+
+
+def mixture(path, std=0.4):
+    return Mixture(dim=1, modes=2, std=std, uneven=True).world(path)
+
+
+class Wild(nn.Module):
+    """Says anything."""
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        return 3 * x.sin() + 2
+
+
+@pytest.mark.parametrize("path", [*PATHS, DDPM()], ids=repr)
+@pytest.mark.parametrize("kind", MEETS, ids=repr)
+def test_the_boundary_condition_is_the_parameterisations(path, kind):
+    check_boundary(path, kind, "it")
+    f, x = Denoiser(Wild(), path, kind), torch.randn(4, 3, dtype=F64)
+    assert torch.equal(consistent(f, x, torch.zeros(4, dtype=F64), {}), x)
+    near = torch.full((4,), 1e-9 * path.t1, dtype=F64)
+    assert float((consistent(f, x, near, {}) - x).abs().max()) < 1e-3
+    some = torch.tensor([0.0, 0.5, 0.0, 0.9], dtype=F64) * path.t1
+    assert torch.equal(consistent(f, x, some, {})[::2], x[::2])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_a_network_that_says_x0_is_refused(path):
+    with pytest.raises(UserError, match="X0 prediction does not ensure"):
+        check_boundary(path, param.X0(), "it")
+    f = Denoiser(Wild(), path, param.X0())
+    batch = Batch(torch.zeros(2, 1, dtype=F64), {}, training_noise(0, 0, range(2)))
+    with pytest.raises(UserError, match=r"f\(x, 0\) = x"):
+        next(Consistency()({"net": f, "target": f, "teacher": mixture(path)}, batch))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_levels_and_times_are_inverse(path):
+    sigma = torch.tensor([0.0, 1e-3, 0.3, 2.0, 70.0], dtype=F64)
+    torch.testing.assert_close(level(path, time_of(path, sigma)), sigma, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("path", [Flow(), EDM()], ids=repr)
+def test_a_step_of_every_sample_is_the_samplers_step(path):
+    world, x = mixture(path), torch.randn(3, 1, dtype=F64)
+    t, s = torch.tensor([[0.9, 0.5, 0.2], [0.6, 0.4, 0.0]], dtype=F64) * min(path.t1, 4.0)
+    ours = ode_step(world, x, t, s, {})
+    for i in range(3):
+        alone = integrate(world, x[i : i + 1], [float(t[i]), float(s[i])], Heun())
+        torch.testing.assert_close(ours[i : i + 1], alone, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("path", "kind"), list(zip(PATHS, [*MEETS[:2], MEETS[4], MEETS[2]], strict=True)), ids=repr)
+def test_distillation_loses_nothing_at_the_exact_map(path, kind):
+    """But for Heun's error, whose square is far below."""
+    world = mixture(path)
+    f = Denoiser(Exact(world, kind), path, kind)
+    batch = next(batches(world, 64, 1))
+    method = Consistency(nodes=(1000, 1000), grid=Karras(0.01, 60.0), class_dropout=0)
+    loss = next(method({"net": f, "target": f, "teacher": world}, batch))[1]
+    assert 0 <= float(loss.detach()) < 1e-8
+    wrong = Denoiser(Exact(mixture(path, std=0.3), kind), path, kind)
+    assert float(next(method({"net": wrong, "target": f, "teacher": world}, batch))[1].detach()) > 1e-4
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_training_on_data_goes_nowhere_from_the_exact_map(path):
+    """On Gaussian data the map is linear, so a batch of conditional means has the mean target. It is f(x_t, t), but for
+    Euler's error: 16 times less in the square on a grid twice as fine."""
+    world = Gaussian(path, torch.tensor([0.7], dtype=F64), torch.tensor([0.5], dtype=F64))
+    kind = param.EDM(0.5)
+    f = Denoiser(Exact(world, kind), path, kind)
+    losses = []
+    for n in (400, 800):
+        method = Consistency(velocity="data", nodes=(n, n), grid=Karras(0.05, 20.0, rho=3.0), class_dropout=0)
+        noise, i = Quick(16, 0), torch.full((16,), n // 2)
+        t = method.grid.times(path, n)[i]
+        pred = world(world.path.mix(world.sample(noise.normal("x0", (1,))), noise.normal("z", (1,)), t), t)
+        noise.drawn["eps"] = pred.eps
+        losses.append(float(method.losses({"net": f}, Batch(pred.x0, {}, noise), {}, n, i, f)[0].mean().detach()))
+    assert losses[0] < 1e-6
+    assert losses[0] / losses[1] == pytest.approx(16, rel=0.1)
+
+
+def test_the_map_of_a_gaussian_on_edms_path():
+    m, s, t = 0.7, 0.5, torch.tensor([0.1, 1.0, 30.0], dtype=F64)
+    world = Gaussian(EDM(), torch.tensor([m], dtype=F64), torch.tensor([s], dtype=F64))
+    x = torch.tensor([[0.3], [-1.0], [25.0]], dtype=F64)
+    f = Denoiser(Exact(world, param.EDM(0.5)), EDM(), param.EDM(0.5))
+    told = m + s * (x - m) / (s**2 + t[:, None] ** 2).sqrt()
+    torch.testing.assert_close(consistent(f, x, t, {}).detach(), told, rtol=1e-9, atol=1e-9)
+
+
+def test_the_number_of_nodes_and_the_targets_decay_are_the_papers():
+    """Song et al. 2023, section 5 and appendix C: constant for distillation, CIFAR-10's schedule for training."""
+    assert {Consistency().count(k) for k in (0, 5_000, 10**9)} == {40}
+    assert Consistency().target_decay(77) == pytest.approx(0.95)
+    method = Consistency(velocity="data", nodes=(2, 150), decay=0.9, length=800_000)
+    assert [method.count(k) for k in (0, 400_000, 800_000, 10**9)] == [2, 107, 151, 151]
+    assert method.target_decay(0) == pytest.approx(0.9)
+    for k in (0, 1234, 800_000):
+        assert method.target_decay(k) == pytest.approx(math.exp(2 * math.log(0.9) / method.count(k)))
+    counts = [method.count(k) for k in range(0, 800_001, 1000)]
+    assert counts == sorted(counts)
+
+
+class Dropped(nn.Module):
+    """A network whose dropout shows, and that remembers what it dropped."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.masks = nn.Parameter(torch.ones((), dtype=F64)), []
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        self.masks.append(nn.functional.dropout(torch.ones_like(x), 0.5, self.training))
+        return self.weight * x * self.masks[-1]
+
+
+def test_both_points_have_one_dropout_and_the_next_step_another():
+    net = Dropped()
+    f, world = Denoiser(net, Flow(), param.Flow()), mixture(Flow())
+    method = Consistency(velocity="data", class_dropout=0)
+    for batch in batches(world, 64, 2):
+        next(method({"net": f, "target": f}, batch))[1].backward()
+    first, second, third, fourth = net.masks
+    assert torch.equal(first, second) and torch.equal(third, fourth)
+    assert not torch.equal(first, third)
+
+
+def test_no_gradient_reaches_teacher_or_target():
+    world = mixture(Flow())
+    nets = {name: nn.Linear(1, 1).double() for name in ("net", "target", "teacher")}
+
+    class Call(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, t, cond, *, s=None, tap=None):
+            return self.inner(x)
+
+    roles = {name: Denoiser(Call(net), Flow(), param.Flow()) for name, net in nets.items()}
+    next(Consistency(class_dropout=0)(roles, next(batches(world, 16, 1))))[1].backward()
+    assert all(p.grad is not None and p.grad.abs() > 0 for p in nets["net"].parameters())
+    assert all(p.grad is None for name in ("target", "teacher") for p in nets[name].parameters())
+    goal = target(roles["net"], torch.ones(2, 1, dtype=F64), torch.ones(2, dtype=F64), {})
+    assert not goal.requires_grad
+
+
+def test_the_target_is_the_average_of_the_students():
+    ours, theirs = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = 0.9 * theirs.weight.detach() + 0.1 * ours.weight.detach()
+    Decay(decay=0.9).update(theirs, ours, 1)
+    torch.testing.assert_close(theirs.weight.detach(), expected)
+
+
+def test_a_teacher_is_needed_and_on_the_same_path():
+    net = tiny().model.build()
+    with pytest.raises(UserError, match="needs a teacher"):
+        Consistency().roles(net, None)
+    f = Denoiser(Wild(), Flow(), param.Flow())
+    with pytest.raises(UserError, match="same path"):
+        next(Consistency()({"net": f, "target": f, "teacher": mixture(EDM())}, next(batches(mixture(Flow()), 4, 1))))
+    for wrong in ({"nodes": (5, 4)}, {"nodes": (1, 1)}, {"decay": 1.0}, {"length": 0}, {"class_dropout": 2.0}):
+        with pytest.raises(UserError, match="Consistency: "):
+            Consistency(**wrong)
+
+
+def test_the_spec_is_read_again():
+    method = Consistency(velocity="data", nodes=(2, 150), distance=build("distill.distances", "huber"))
+    assert build("distill", spec_of(method)) == method
+
+
+def test_two_steps_of_the_exact_map_sample_the_data():
+    """Noise put back between two exact jumps leaves the distribution as it is."""
+    path = Flow()
+    world = mixture(path)
+    f = Denoiser(Exact(world, param.Flow()), path, param.Flow())
+    z = torch.special.ndtri((torch.arange(4000, dtype=F64) + 0.5) / 4000)[:, None]
+    with torch.no_grad():
+        x = integrate(f, z, [1.0, 0.5, 0.0], Renoise(), noise=Quick(4000, 3))
+    share = world.cdf(x, torch.zeros(1, dtype=F64)).flatten().sort().values
+    gap = (share - (torch.arange(4000, dtype=F64) + 0.5) / 4000).abs().max()
+    assert float(gap) < 1.63 / math.sqrt(4000)  # Kolmogorov-Smirnov at one in a hundred
+
+
+def test_the_sampler_is_at_times_that_were_trained():
+    method = Consistency(nodes=(40, 40))
+    trained = method.grid.times(Flow(), 40)
+    for steps in (1, 2, 4):
+        times = method.sampler.grid.times(Flow(), steps)
+        assert len(times) == steps + 1 and set(times.tolist()) <= set(trained.tolist())
+    with pytest.raises(UserError, match="more than the 40"):
+        method.sampler.grid.times(Flow(), 41)
+
+
+def test_the_student_is_the_quantile_map():
+    path, kind, grid = EDM(20.0), param.EDM(1.0), Karras(0.02, 20.0)
+    world, times = mixture(path), grid.times(path, 40)[:-1]
+    f = Denoiser(Table(path, kind, times, begin=world), path, kind)
+    assert quantile_error(f, world, 20.0) > 0.5  # the denoiser says the mean of all data
+    method = Consistency(nodes=(40, 40), grid=grid, decay=0.0, class_dropout=0)
+    roles = {"net": f, "target": Denoiser(copy.deepcopy(f.net), path, kind), "teacher": world}
+    solve(method, roles, 40)
+    assert quantile_error(f, world, 20.0) < 1e-2
+    assert quantile_error(f, world, float(times[20])) < 1e-2
+
+
+SMALL = {"steps": 4, "objective.nodes": [4, 4], "objective.grid.sigma_min": 0.05}
+
+
+def test_a_student_is_distilled_from_a_run_folder_and_resumed(tmp_path):
+    teacher = train(tiny(steps=2), tmp_path / "teacher", quiet=True)
+    whole = gen.distill("consistency", teacher.folder, tmp_path / "whole", changes=SMALL, quiet=True)
+    gen.distill("consistency", teacher.folder, tmp_path / "parts", changes={**SMALL, "steps": 2}, quiet=True)
+    parts = gen.distill("consistency", teacher.folder, tmp_path / "parts", changes=SMALL, quiet=True)
+    for file in ("net.safetensors", "net-ema.safetensors", "target.safetensors"):
+        a, b = ((done.folder / "final" / file).read_bytes() for done in (whole, parts))
+        assert a == b
+    made = whole.pipeline().sample(3)
+    assert made.nfe == 1 and made.x.shape == (3, 1, 8, 8)
+    assert whole.pipeline().sample(3, steps=2).nfe == 2
+    read = {
+        role: manifest.read_tensors(
+            whole.folder / "final", f"{role}.safetensors", manifest.read(whole.folder / "final")
+        )
+        for role in ("net", "target")
+    }
+    assert any(not torch.equal(read["net"][k], read["target"][k]) for k in read["net"])
+
+
+def test_it_trains_on_data_alone(tmp_path):
+    method = Consistency(velocity="data", nodes=(2, 6), length=4, decay=0.9)
+    done = train(tiny(objective=method, sampler=method.sampler, steps=3), tmp_path, quiet=True)
+    assert done.step == 3 and math.isfinite(done.val_loss)

@@ -1,0 +1,128 @@
+"""ECT: the published schedule on every path, its first stage, and a student that begins as a denoiser."""
+
+import math
+
+import pytest
+import torch
+
+import gen
+from gen import param
+from gen.data.mixture import Mixture
+from gen.denoise import Denoiser
+from gen.distill._consistency import level
+from gen.distill.ect import ECT
+from gen.errors import UserError
+from gen.objectives import Batch
+from gen.path import EDM, VP, Flow, Trig
+from gen.spec import build, spec_of
+from gen.testing import Gaussian
+from gen.times import LogNormal
+from gen.train import train
+from tests.distill.test_ict import Blind, batch
+from tests.distill.toys import Exact, Quick, Table, fit, quantile_error
+from tests.gen.tiny import tiny
+
+F64 = torch.float64
+SIGMA = torch.tensor([1e-3, 0.1, 1.0, 1.9, 2.0, 10.0, 79.0], dtype=F64)
+
+
+def test_r_is_the_published_one():
+    """locuslab/ect, training/loss.py: q = 2, k = 8, b = 1."""
+    for stage in range(8):
+        ratio = 1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-SIGMA))
+        r = ECT().earlier(EDM(), SIGMA, stage)
+        torch.testing.assert_close(r, SIGMA * ratio.clamp(min=0), rtol=1e-9, atol=1e-12)
+    first = ECT().earlier(EDM(), SIGMA, 0)
+    assert bool((first[:4] == 0).all()) and bool((first[4:] > 0).all())  # denoising up to 1.95
+
+
+@pytest.mark.parametrize("path", [EDM(), Flow(), Trig(), VP()], ids=repr)
+def test_r_is_below_t_and_grows_with_t_and_stage(path):
+    t = torch.linspace(1e-4, 0.999, 200, dtype=F64) * path.t1
+    stages = torch.stack([ECT().earlier(path, t, stage) for stage in range(8)])
+    assert bool((stages < t).all()) and bool((stages >= 0).all())
+    assert bool((stages.diff(dim=1) >= -1e-12).all())
+    assert bool((stages.diff(dim=0) >= -1e-12).all())
+    assert bool((stages[7] > 0).all())
+
+
+@pytest.mark.parametrize("path", [Flow(), Trig(), VP()], ids=repr)
+@pytest.mark.parametrize("stage", [0, 4])
+def test_the_loss_is_the_same_on_every_path(path, stage):
+    kind, method = param.EDM(0.5), ECT(times=LogNormal(-1.1, 1.0), class_dropout=0)
+    losses = []
+    for p in (EDM(), path):
+        drawn = batch()
+        t = method.times.at(drawn.noise.uniform("t"), p)
+        losses.append(float(method.losses(Denoiser(Blind(), p, kind), drawn, {}, t, stage)[0].mean().detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_the_first_stage_is_denoising_at_low_levels():
+    f, drawn = Denoiser(Blind(), EDM(), param.EDM(0.5)), batch()
+    t = torch.full((64,), 0.5, dtype=F64)
+    losses = ECT().losses(f, drawn, {}, t, 0)[0]
+    x0 = f(EDM().mix(drawn.x, drawn.normal("eps"), t), t, {}).x0
+    torch.testing.assert_close(losses, (x0 - drawn.x).norm(dim=1) / 0.5)
+
+
+def test_training_goes_nowhere_from_the_exact_map():
+    """The mean target of each x_t, by quadrature over the data that lead there, is f(x_t, t) but for a small step."""
+    path, kind, n = EDM(), param.EDM(1.0), 4001
+    world = Mixture(dim=1, modes=2, std=0.4, uneven=True).world(path)
+    f, method = Denoiser(Exact(world, kind), path, kind), ECT(huber=1e4)
+    grid = torch.linspace(-4, 4, n, dtype=F64)[:, None]
+    zero, t = torch.zeros(1, dtype=F64), torch.full((n,), 1.5, dtype=F64)
+    for x_t in (-1.0, 0.3, 2.0):
+        eps = (x_t - grid) / 1.5
+        weight = (world.log_prob(grid, zero) - eps[:, 0] ** 2 / 2).softmax(0)
+        drift = []
+        for stage in (6, 7):
+            r = method.earlier(path, t, stage)
+            with torch.no_grad():
+                mean = (weight * f(path.mix(grid, eps, r), r).x0[:, 0]).sum()
+                ours = f(torch.full((1, 1), x_t, dtype=F64), t[:1]).x0
+            drift.append(float(abs(mean - ours)))
+        assert drift[1] < 1e-3
+        assert drift[1] < 0.35 * drift[0]  # second order in the step
+
+
+def test_the_stage_grows_and_stops():
+    method = ECT(double=10, stages=4)
+    assert [method.stage(k) for k in (0, 9, 10, 39, 40, 10**6)] == [0, 0, 1, 3, 3, 3]
+
+
+def test_a_denoiser_is_tuned_into_the_quantile_map():
+    path, kind = EDM(20.0), param.EDM(1.0)
+    world = Gaussian(path, torch.tensor([0.5], dtype=F64), torch.tensor([0.6], dtype=F64))
+    times = torch.logspace(math.log10(0.02), math.log10(20), 41, dtype=F64)
+    f = Denoiser(Table(path, kind, times, begin=world, points=1), path, kind)
+    assert quantile_error(f, world, 20.0) > 0.5
+    method = ECT(times=LogNormal(0.5, 1.5), huber=10.0, class_dropout=0, double=100, stages=8)
+    fit(method, {"net": f}, world, steps=1200, n=512, lr=0.02)
+    assert quantile_error(f, world, 20.0) < 1e-2
+    assert quantile_error(f, world, 1.0) < 1e-2
+
+
+def test_noise_beyond_all_data_does_no_harm():
+    f = Denoiser(Blind(), Flow(), param.Flow())
+    t = torch.tensor([1.0, 1 - 1e-12], dtype=F64)
+    losses = ECT().losses(f, Batch(torch.ones(2, 4, dtype=F64), {}, Quick(2, 0)), {}, t, 3)[0]
+    assert bool(losses.isfinite().all())
+    assert float(level(Flow(), t).max()) <= 1e6
+
+
+def test_wrong_numbers_are_named():
+    for wrong in ({"gap": 1.0}, {"sharpness": -1.0}, {"double": 0}, {"stages": 0}, {"huber": -1.0}):
+        with pytest.raises(UserError, match="ECT: "):
+            ECT(**wrong)
+    assert build("distill", spec_of(ECT(stages=3))) == ECT(stages=3)
+
+
+def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):
+    done = train(tiny(objective=ECT(double=1), steps=3), tmp_path / "alone", quiet=True)
+    assert math.isfinite(done.val_loss)
+    changes = {"steps": 2, "objective.double": 1}
+    student = gen.distill("ect", done.folder, tmp_path / "student", changes=changes, quiet=True)
+    assert student.pipeline().sample(2).nfe == 1
+    assert student.pipeline().sample(2, steps=2).nfe == 2

@@ -1,0 +1,128 @@
+"""TCM: the truncated map, where it is trained, its boundary, and a frozen first stage."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import gen
+from gen import manifest, param
+from gen.data.mixture import Mixture
+from gen.denoise import Denoiser
+from gen.distill._consistency import closer, level, pair_losses
+from gen.distill.ect import ECT
+from gen.distill.tcm import TCM, Truncated
+from gen.errors import UserError
+from gen.path import EDM, Flow
+from gen.spec import build, spec_of
+from gen.train import train
+from tests.distill.test_ict import batch
+from tests.distill.toys import batches
+from tests.gen.tiny import tiny
+
+F64 = torch.float64
+
+
+class Says(nn.Module):
+    """x0 = value on the flow path with flow prediction; the value is trained."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(float(value), dtype=F64))
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        return (x - self.value) / t[:, None]
+
+
+def says(value):
+    return Denoiser(Says(value), Flow(), param.Flow())
+
+
+def test_the_first_stage_answers_below_the_start_and_the_second_from_it_on():
+    f = Truncated(says(1.0), says(2.0), 1.0)  # level 1 is t = 1/2
+    t = torch.tensor([0.1, 0.499, 0.5, 0.9], dtype=F64)
+    x = torch.randn(4, 1, dtype=F64)
+    assert f(x, t).x0.flatten().tolist() == pytest.approx([1, 1, 2, 2])
+    assert f(x[:2], t[:2]).x0.flatten().tolist() == pytest.approx([1, 1])
+    assert f(x[2:], t[2:]).x0.flatten().tolist() == pytest.approx([2, 2])
+
+
+def test_levels_have_the_cut_density_of_student():
+    method = TCM(freedom=2.0, std=0.5, mean=0.3)
+    u = (torch.arange(200_000, dtype=F64) + 0.5) / 200_000
+    z = ((method.level_at(u).log() - 0.3) / 0.5).numpy()
+    from scipy.stats import kstest, t
+
+    low, high = t.cdf([(0 - 0.3) / 0.5, (math.log(80) - 0.3) / 0.5], 2)
+    assert kstest(z, lambda z: (t.cdf(z, 2) - low) / (high - low)).statistic < 1e-4
+    ends = TCM().level_at(torch.tensor([0.0, 1 - 1e-12], dtype=F64))
+    assert ends.tolist() == pytest.approx([1.0, 80.0])
+
+
+def test_at_the_start_the_first_stage_is_the_target():
+    """So the boundary's loss is the distance of the two stages there, and moves the second alone."""
+    method = TCM(class_dropout=0)
+    roles = {"net": says(2.0), "first": says(1.5)}
+    loss, logs = next(method(roles, batch(256)))[1:]
+    gap = float(level(Flow(), torch.tensor(0.5, dtype=F64)))
+    r = closer(EDM(), torch.ones(1, dtype=F64), method.gap, 8.0, 1.0)
+    share = (batch(256).noise.uniform("boundary") < 0.25).double().mean() / 0.25
+    assert float(logs["boundary_loss"]) == pytest.approx(float(2 * 0.5 / (gap - r) * share), rel=1e-9)
+    assert float(loss.detach()) == pytest.approx(float(logs["consistency_loss"] + 0.1 * logs["boundary_loss"]))
+    loss.backward()
+    assert roles["net"].net.value.grad > 0 and roles["first"].net.value.grad is None
+
+
+def test_the_loss_vanishes_where_both_stages_agree_on_one_point():
+    roles = {"net": says(0.7), "first": says(0.7)}
+    drawn = batch(64)
+    drawn.x.fill_(0.7)
+    assert float(next(TCM(class_dropout=0)(roles, drawn))[1].detach()) < 1e-8
+
+
+def test_above_the_start_it_is_ects_loss():
+    world = Mixture(dim=1, modes=2, std=0.4).world(Flow())
+    drawn, t = next(batches(world, 32, 1)), torch.full((32,), 0.9, dtype=F64)
+    f, method = says(0.4), TCM()
+    ours = method.losses({"net": f, "first": says(9.0)}, drawn, {}, t)[0]
+    r = closer(Flow(), t, method.gap, method.sharpness, method.slope)
+    assert torch.equal(ours, pair_losses(f, f, drawn, {}, t, r, method.huber)[0])
+    assert torch.equal(ours, ECT().losses(f, drawn, {}, t, 7)[0])
+
+
+def test_its_sampler_stays_above_the_start():
+    for path in (Flow(), EDM()):
+        for steps in (1, 2, 4):
+            times = TCM().sampler.grid.times(path, steps)[:-1]
+            assert float(level(path, times).min()) >= 1 - 1e-9
+    assert TCM().sampler.grid.times(EDM(), 2).tolist() == pytest.approx([80, 1, 0])
+
+
+def test_wrong_numbers_are_named():
+    for wrong in ({"start": 0.0}, {"top": 0.5}, {"boundary": 1.0}, {"gap": 0.0}, {"freedom": 0.0}, {"weight": -1.0}):
+        with pytest.raises(UserError, match="TCM: "):
+            TCM(**wrong)
+    assert build("distill", spec_of(TCM(start=2.0))) == TCM(start=2.0)
+
+
+def test_it_goes_on_from_a_consistency_model_that_stays_as_it_was(tmp_path):
+    first = train(tiny(objective=ECT(double=1), steps=2), tmp_path / "first", quiet=True)
+    whole = gen.distill("tcm", first.folder, tmp_path / "whole", changes={"steps": 4}, quiet=True)
+    gen.distill("tcm", first.folder, tmp_path / "parts", changes={"steps": 2}, quiet=True)
+    parts = gen.distill("tcm", first.folder, tmp_path / "parts", changes={"steps": 4}, quiet=True)
+    for file in ("net.safetensors", "first.safetensors"):
+        a, b = ((done.folder / "final" / file).read_bytes() for done in (whole, parts))
+        assert a == b
+    start, end = (
+        manifest.read_tensors(done.folder / "final", file, manifest.read(done.folder / "final"))
+        for done, file in ((first, "net-ema.safetensors"), (whole, "first.safetensors"))
+    )
+    assert all(torch.equal(start[k], end[k]) for k in end)
+    assert whole.pipeline().sample(2).nfe == 1
+
+
+def test_a_denoiser_is_no_first_stage(tmp_path):
+    denoiser = train(tiny(steps=1), tmp_path / "denoiser", quiet=True)
+    with pytest.raises(UserError, match="distil it by ect first"):
+        gen.distill("tcm", denoiser.folder, tmp_path / "student", quiet=True)
