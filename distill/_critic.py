@@ -5,11 +5,13 @@ Its logit at x_t is trained towards log p_t(x_t) - log q_t(x_t), p the data and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
 
 from gen.alignment import tokens_of
@@ -18,7 +20,16 @@ from gen.errors import UserError
 from gen.objectives.repa import site_shape
 from gen.tap import Record
 
-__all__ = ["Head", "accuracies", "discriminator_losses", "generator_losses", "head_for", "input_penalty", "logits"]
+__all__ = [
+    "Head",
+    "accuracies",
+    "discriminator_losses",
+    "generator_losses",
+    "head_for",
+    "input_penalty",
+    "logits",
+    "twice_differentiable",
+]
 
 
 class Head(nn.Module):
@@ -75,6 +86,16 @@ def input_penalty(logit: Tensor, x: Tensor) -> Tensor:
     """|d logit / dx|^2 of each sample, [B] (R1, Mescheder et al. 2018), for logits of an x that wants gradients."""
     (slope,) = torch.autograd.grad(logit.sum(), x, create_graph=True)
     return slope.flatten(1).square().sum(1)
+
+
+@contextmanager
+def twice_differentiable(needed: bool) -> Iterator[None]:
+    """Inside, attention is computed plainly if `needed`: the fast kernels have no second derivative."""
+    if not needed:
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def accuracies(real: Tensor, fake: Tensor) -> dict[str, Tensor]:

@@ -176,7 +176,9 @@ class FDistill:
         loss = score.denoising_losses(fake, y, batch.normal(f"{name}.eps"), t, batch.cond, self.weighting).mean()
         t = score.times_of(self.times, batch, f"{name}.gan.t", fake.path)
         real = fake.path.mix(batch.x, batch.normal(f"{name}.gan.real"), t).requires_grad_(self.r1 > 0)
-        on = [self.judge(roles, batch, x, t) for x in (real, fake.path.mix(y, batch.normal(f"{name}.gan.fake"), t))]
+        made = fake.path.mix(y, batch.normal(f"{name}.gan.fake"), t)
+        with critic.twice_differentiable(self.r1 > 0):
+            on = [self.judge(roles, batch, x, t) for x in (real, made)]
         judged = critic.discriminator_losses(*on).mean()
         logs = {"fake_denoising": loss, "disc": judged, **critic.accuracies(*on)}
         if self.r1:
