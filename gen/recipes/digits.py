@@ -20,6 +20,10 @@ def digits() -> Run:
     Measured (2026-11-22, two cores of a 2.5 GHz Xeon, torch 2.13): 1.5 minutes; Euler, 1000 samples against the 360
     held-out digits, features digits_cnn 4737e510: FID 6.42 +- .25, 3.74, 1.64, 1.06 +- .10, .90 +- .09 and label
     accuracy .995, .999, .994, .987, .978 at 1, 2, 4, 8, 20 steps. Real training digits: FID .37, accuracy .986.
+
+    Other families with as many parameters, --model '{"name": "unet", "preset": "digits"}', 1000 steps, FID at 20 Euler
+    steps over 3 seeds: DiT 1.32 +- .08, LightningDiT .97 +- .06, DDT 1.56 +- .07, DiT^DH .97 +- .06, U-Net .66 +- .03,
+    EDM2 .69 +- .03, SSM .86 +- .05; DiMSUM 1.26 +- .04 (2 seeds), LightNet with DiT's places 1.72 (1 seed).
     """
     return Run(
         model={
