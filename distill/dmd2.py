@@ -35,8 +35,8 @@ class DMD2:
     steps, grid: how the student is sampled; with more than one step it is trained on its own walk. times: where the
     scores are compared (the middle 96 % of EDM's grid there). critic_times, weighting: of the fake score's denoising
     loss; EDM's weighting is what is published. guide: the teacher's guidance.
-    scale: "kl" takes the gradient of KL itself, alpha^2 / sigma^2 (fake - real), in place of g: for data of few numbers,
-    where a sample's mean error may be next to 0 and g anything.
+    scale: "kl" takes the gradient of KL itself, alpha^2 / sigma^2 (fake - real), in place of g: for data of few
+    numbers, where a sample's mean error may be next to 0 and g anything.
     gan_weight, disc_weight: of the adversarial terms, 0.003 and 0.01 there, on the fake score's features at `sites`,
     which learns them too; 0 and 0 leave them out. critic_rate: on the learning rate, for the fake score and the head.
     """
