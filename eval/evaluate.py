@@ -23,9 +23,11 @@ from gen.errors import UserError
 from gen.eval.estimate import Estimate
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics.accuracy import Accuracy
+from gen.eval.metrics.coverage import Coverage
 from gen.eval.metrics.frechet import Frechet
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
+from gen.eval.metrics.recall import Recall
 from gen.eval.record import SCHEMA, comparability, identity
 from gen.eval.reference import Reference
 from gen.eval.saving import Saving
@@ -123,6 +125,8 @@ def generate(
     real = reference.real.features
     features = Meter(reference.extractor, {"fid": partial(Frechet(), reference=real)})
     features.statistics["kid"] = partial(KID(), reference=real)
+    features.statistics["recall"] = partial(Recall(), reference=real)
+    features.statistics["coverage"] = partial(Coverage(), reference=real)
     pixels = Meter(Pixels(), {"nearest": partial(Nearest(), reference=Pixels()(reference.train.images))})
     evaluations = 0.0
     for start in range(0, n, batch_size):

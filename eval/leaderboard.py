@@ -92,7 +92,11 @@ def as_markdown(found: Sequence[Group], title: str) -> str:
 
 def as_csv(found: Sequence[Group]) -> str:
     """One line per row, every number in full."""
-    metrics = [(m, p) for m in ("fid", "fid_train", "kid", "accuracy", "nearest") for p in ("value", "se")]
+    metrics = [
+        (m, p)
+        for m in ("fid", "fid_train", "kid", "recall", "coverage", "accuracy", "nearest")
+        for p in ("value", "se")
+    ]
     speeds = ("images_per_second", "ms_per_image", "p10", "p90", "peak_mb", "batch")
     heads = ["comparability", "rank", "ties", "label", "run", "sampler", "nfe", "n", "seed"]
     heads += [m if p == "value" else f"{m}_se" for m, p in metrics]

@@ -3,8 +3,10 @@
     python scripts/study.py benchmarks/families.toml [--only NAME ...] [--jobs 2] [--out runs/families]
 
 A study is a TOML file: `recipe`, `seeds`, `[set]` (dotted keys for all entries) and one table `[entries.NAME]` of
-dotted keys each; the first entry is the baseline. Every run is resumed where it was stopped and kept in OUT/NAME-SEED.
-Writes OUT/leaderboard.html of all runs, and benchmarks/results/<study>.json with a table, which is also printed.
+dotted keys each; the first entry is the baseline. An entry with a `method` of gen.distill is distilled from the run of
+the same seed of another entry, its `teacher` (default: the first). `evaluate`: the numbers of steps to sample in
+(default: as the run says). Every run is resumed where it was stopped and kept in OUT/NAME-SEED. Writes
+OUT/leaderboard.html of all runs, and benchmarks/results/<study>.json with a table, which is also printed.
 """
 
 import os
@@ -45,54 +47,115 @@ def flat(table, prefix=""):
             yield f"{prefix}{key}", value
 
 
+OWN = ("method", "teacher", "evaluate")  # keys of an entry that are the study's, not the run's
+
+
 def one(job):
-    """Trains and evaluates one entry from one seed; what is done already is not done again."""
-    study, name, seed, folder, samples = job
+    """Trains and evaluates one entry from one seed, a row for each number of steps; what is done is not done again."""
+    study, name, seed, out, samples = job
     torch.set_num_threads(1)
-    run = find(study["recipe"], "recipes")()
-    changes = dict(flat(study.get("set", {}))) | dict(flat(study["entries"][name])) | {"seed": seed}
-    run = override(run, changes)
+    entry, folder = study["entries"][name], out / f"{name}-{seed}"
     done = folder / "study.json"
     if done.exists():
         return read_json(done)
+    changes = {key: value for key, value in flat(entry) if key not in OWN} | {"seed": seed}
     began = time.perf_counter()
-    gen.train(run, folder, quiet=True)
+    if "method" in entry:
+        teacher = out / f"{taught_by(study, name)}-{seed}"
+        gen.distill(
+            entry["method"], teacher, folder, changes=dict(flat(study.get("students", {}))) | changes, quiet=True
+        )
+    else:
+        run = override(find(study["recipe"], "recipes")(), dict(flat(study.get("set", {}))) | changes)
+        gen.train(run, folder, quiet=True)
     seconds = time.perf_counter() - began
+    rows = [measured(folder, name, seed, steps, samples) for steps in entry.get("evaluate", [None])]
+    for row in rows:
+        row["ms_per_step"] = 1000 * seconds / row["steps"]
+    write_json(done, rows)
+    scores = ", ".join(f"{row['fid']:.2f} at {row['nfe']:g}" for row in rows)
+    print(f"{name}, seed {seed}: FID {scores} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    return rows
+
+
+def measured(folder, name, seed, steps, samples):
+    """The row of one run, sampled in so many steps."""
     pipeline = gen.load(folder)
-    record = evaluate(pipeline, n=samples, seed=seed, label=f"{name}, seed {seed}", seconds=0.5, out=folder / "eval")
-    pixels = evaluate(pipeline, n=samples, seed=seed, extractor="pixels", seconds=0.1)["metrics"]["fid"]["value"]
-    fid, accuracy = record["metrics"]["fid"]["value"], record["metrics"]["accuracy"]["value"]
-    losses = [row["val_loss"] for row in read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
-    trained = sum(p.numel() for p in run.model.build().parameters() if p.requires_grad)
-    row = {"name": name, "seed": seed, "steps": run.steps, "params": trained}
-    row |= {"fid": fid, "accuracy": accuracy, "pixel_fid": pixels}
-    row |= {"ms_per_step": 1000 * seconds / run.steps, "val_loss": losses[-1] if losses else None}
-    write_json(done, row)
-    print(f"{name}, seed {seed}: FID {fid:.2f} ({seconds:.0f} s)", file=sys.stderr, flush=True)
-    return row
+    how = {} if steps is None else {"steps": steps}
+    label = f"{name}, seed {seed}" if steps is None else f"{name}, {steps} step{'s' if steps > 1 else ''}, seed {seed}"
+    record = evaluate(pipeline, n=samples, seed=seed, label=label, seconds=0.5, out=folder / "eval", **how)
+    pixels = evaluate(pipeline, n=samples, seed=seed, extractor="pixels", seconds=0.1, **how)["metrics"]["fid"]["value"]
+    curve = [(row["step"], row["val_loss"]) for row in read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
+    row = {"name": name, "nfe": record["nfe"], "seed": seed, "steps": pipeline.info["step"], "params": pipeline.params}
+    row |= {key: record["metrics"][key]["value"] for key in ("fid", "accuracy", "recall", "coverage")}
+    return row | {"pixel_fid": pixels, "val_loss": curve[-1][1] if curve else None, "curve": curve}
+
+
+def taught_by(study, name):
+    """The entry that an entry is distilled from, or none."""
+    entry = study["entries"][name]
+    return entry.get("teacher", next(iter(study["entries"]))) if "method" in entry else None
+
+
+def turns(study, chosen):
+    """The entries in turns, each of them after the one that it is distilled from."""
+    depth = {None: -1}
+
+    def deep(name):
+        if name not in depth:
+            depth[name] = 1 + deep(taught_by(study, name))
+        return depth[name]
+
+    needed = [name for name in study["entries"] if any(name in lineage(study, one) for one in chosen)]
+    return [[name for name in needed if deep(name) == k] for k in range(1 + max(map(deep, needed)))]
+
+
+def lineage(study, name):
+    """An entry, and all that it descends from."""
+    while name is not None:
+        yield name
+        name = taught_by(study, name)
 
 
 def summary(rows):
-    """One row for each entry: the mean over its seeds and the standard error of that mean."""
-    for name in dict.fromkeys(row["name"] for row in rows):
-        mine = [row for row in rows if row["name"] == name]
-        about = {"name": name, "seeds": len(mine), "steps": mine[0]["steps"], "params": mine[0]["params"]}
-        for key in ("fid", "pixel_fid", "accuracy", "ms_per_step"):
+    """One row for each entry and number of evaluations: the mean over its seeds and the standard error of that mean."""
+    for name, nfe in dict.fromkeys((row["name"], row["nfe"]) for row in rows):
+        mine = [row for row in rows if (row["name"], row["nfe"]) == (name, nfe)]
+        about = {"name": name, "nfe": nfe, "seeds": len(mine), "steps": mine[0]["steps"], "params": mine[0]["params"]}
+        for key in ("fid", "pixel_fid", "accuracy", "recall", "coverage", "ms_per_step"):
             values = [row[key] for row in mine]
             se = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
             about[key] = {"value": statistics.mean(values), "se": se, "each": values}
+        if mine[0]["curve"]:
+            columns = zip(*(row["curve"] for row in mine), strict=False)
+            about["curve"] = [(points[0][0], statistics.mean(value for _, value in points)) for points in columns]
         yield about
 
 
-def table(rows):
-    """Markdown; ratios are to the first row."""
-    first = rows[0]
-    yield "| | parameters | steps | FID | ratio | FID of pixels | accuracy | time per step |"
-    yield "|---|---|---|---|---|---|---|---|"
+def table(rows, baseline=None):
+    """Markdown; ratios are to the `baseline`, the first row unless another is named."""
+    first = baseline or rows[0]
+    heads = (
+        "",
+        "NFE",
+        "seeds",
+        "steps",
+        "FID",
+        "ratio",
+        "FID of pixels",
+        "accuracy",
+        "recall",
+        "coverage",
+        "time per step",
+    )
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
     for row in rows:
         fid, pixels, ratio = row["fid"], row["pixel_fid"], row["fid"]["value"] / first["fid"]["value"]
-        cells = [row["name"], f"{row['params']:,}", str(row["steps"]), f"{fid['value']:.2f} ± {fid['se']:.2f}"]
-        cells += [f"{ratio:.2f}", f"{pixels['value']:.3f} ± {pixels['se']:.3f}", f"{row['accuracy']['value']:.3f}"]
+        cells = [row["name"], f"{row['nfe']:g}", str(row["seeds"]), str(row["steps"])]
+        cells += [f"{fid['value']:.2f} ± {fid['se']:.2f}", f"{ratio:.2f}"]
+        cells += [f"{pixels['value']:.3f} ± {pixels['se']:.3f}"]
+        cells += [f"{row[key]['value']:.3f}" for key in ("accuracy", "recall", "coverage")]
         yield f"| {' | '.join(cells)} | {row['ms_per_step']['value'] / first['ms_per_step']['value']:.1f} |"
 
 
@@ -111,10 +174,13 @@ def main(given=None):
         if name not in study["entries"]:
             raise UserError(f"{args.study} has no entry {name!r}. {nearest(name, study['entries'])}")
     out, seeds = args.out or Path("runs") / args.study.stem, args.seeds or study["seeds"]
-    jobs = [(study, name, seed, out / f"{name}-{seed}", args.samples) for seed in range(seeds) for name in chosen]
+    rows = []
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        rows = list(summary(list(pool.map(one, jobs))))
-    lines = list(table(rows))
+        for names in turns(study, chosen):
+            jobs = [(study, name, seed, out, args.samples) for seed in range(seeds) for name in names]
+            rows += [row for rows_of_one in pool.map(one, jobs) for row in rows_of_one]
+    rows = list(summary(rows))
+    lines = list(table(rows, next((row for row in rows if row["nfe"] == study.get("nfe")), None)))
     print("\n".join(lines))
     leaderboard(sorted(out.glob("*/eval/*.json")), out / "leaderboard.html", title=args.study.stem)
     about = {

@@ -70,7 +70,7 @@ def test_record_is_strict_json_and_complete(record) -> None:
     assert record["sampler"]["solver"] == {"name": "euler"} and record["sampler"]["steps"] == 3
     assert record["reference"]["n"] == 360 and record["reference"]["fingerprint"] == Digits().open("test").fingerprint
     assert len(record["extractor"]["sha256"]) == 64 and record["rounding"] and record["labels"] == "balanced, i mod 10"
-    assert set(record["metrics"]) == {"fid", "fid_train", "kid", "accuracy", "nearest"}
+    assert set(record["metrics"]) == {"fid", "fid_train", "kid", "recall", "coverage", "accuracy", "nearest"}
     assert record["metrics"]["nearest"]["floor"] == record["floor"]["nearest"]["value"]
     assert record["speed"]["nfe"] == 3.0 and record["speed"]["images_per_second"] > 0
     assert record["versions"]["torch"] == torch.__version__ and record["date"].endswith("+00:00")

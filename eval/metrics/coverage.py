@@ -1,0 +1,41 @@
+"""Coverage: how much of the real data has a sample near it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.eval.estimate import Estimate, check_rows
+
+__all__ = ["Coverage"]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The share of reference rows with a sample inside the ball that reaches their `nearest`-th other reference row
+    (Naeem et al. 2020, eq. 9, strict inequality as there).
+
+    Balls are about real data, so odd samples raise nothing; a mode that is missing is missing here. Even real data
+    reach 1 - C(M - nearest, N) / C(M, N) or so, not 1. The standard error is the jackknife's over the samples.
+    """
+
+    nearest: int = 5
+
+    def __post_init__(self) -> None:
+        if self.nearest < 1:
+            raise UserError(f"Coverage: nearest = {self.nearest}; it must be at least 1")
+
+    def __call__(self, rows: Tensor, reference: Tensor) -> Estimate:
+        """rows [N, D] against reference rows [M, D], M > nearest."""
+        x, y = check_rows("coverage", rows, reference)
+        if len(y) <= self.nearest:
+            raise UserError(f"coverage: {len(y)} reference; it needs more than nearest = {self.nearest}")
+        radius = torch.cdist(y, y).kthvalue(self.nearest + 1, 1).values  # itself is the first
+        inside = torch.cdist(x, y) < radius  # [N, M]
+        hits, n = inside.sum(0), len(x)
+        without = (hits > 0).double().mean() - (inside & (hits == 1)).double().mean(1)  # [N], without sample i
+        se = ((n - 1) / n * ((without - without.mean()) ** 2).sum()).sqrt()
+        return Estimate(float((hits > 0).double().mean()), float(se), n)

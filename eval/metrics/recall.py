@@ -1,0 +1,47 @@
+"""Recall: how much of the real data lies where samples are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.errors import UserError
+from gen.eval.estimate import Estimate, check_rows
+
+__all__ = ["Recall"]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The share of reference rows inside the ball of any sample, which reaches that sample's `nearest`-th other sample
+    (Kynkaanniemi et al. 2019, eq. 2).
+
+    The balls are about samples, so a few odd ones raise it, and it depends on their number. The standard error is the
+    jackknife's over the samples in `groups`, which for distances to neighbours is wide: up to twice the true one.
+    """
+
+    nearest: int = 3
+    groups: int = 20
+
+    def __post_init__(self) -> None:
+        if self.nearest < 1 or self.groups < 2:
+            raise UserError(f"Recall: nearest = {self.nearest}, groups = {self.groups}; they must be at least 1 and 2")
+
+    def __call__(self, rows: Tensor, reference: Tensor) -> Estimate:
+        """rows [N, D] against reference rows [M, D]. UserError for fewer samples than a ball or the error needs."""
+        x, y = check_rows("recall", rows, reference, least=1)
+        n, groups = len(x), min(self.groups, len(x))
+        if n - -(-n // groups) <= self.nearest:
+            raise UserError(f"recall: {n} samples; it needs at least {2 * self.nearest + 2}")
+        among, across = torch.cdist(x, x), torch.cdist(y, x)
+        group = torch.arange(n) % groups
+        without = torch.stack([self._share(among, across, group != k) for k in range(groups)])
+        se = ((groups - 1) / groups * ((without - without.mean()) ** 2).sum()).sqrt()
+        return Estimate(float(self._share(among, across, group >= 0)), float(se), n)
+
+    def _share(self, among: Tensor, across: Tensor, keep: Tensor) -> Tensor:
+        """The recall of some of the samples."""
+        radius = among[keep][:, keep].kthvalue(self.nearest + 1, 1).values  # itself is the first
+        return (across[:, keep] <= radius).any(1).double().mean()
