@@ -106,19 +106,29 @@ def name_of(owner: type) -> str:
 def override(thing: Any, changes: Mapping[str, Any]) -> Any:
     """A copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}. Strings are read as JSON if possible.
 
-    A part named anew ("path": "edm") starts from that plug-in's defaults; changes apply in the order given.
+    A part named anew ("path": "edm") starts from that plug-in's defaults, and only later keys of it count; all changes
+    of one thing apply at once, so that fields which must agree may change together.
     """
+    if not changes:
+        return thing
+    fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
+    values, inner = {name: getattr(thing, name) for name in fields}, dict[str, dict[str, Any]]()
     for key, value in changes.items():
         head, _, rest = key.partition(".")
-        fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
         if head not in fields:
             raise UserError(f"unknown key {head!r} of {type(thing).__name__}. {nearest(head, fields)}")
-        old = getattr(thing, head)
-        if rest and not dataclasses.is_dataclass(old):
-            raise UserError(f"{key}: {head} is {old!r} and has no key {rest!r}")
-        new = override(old, {rest: value}) if rest else value
-        thing = _construct(type(thing), {f: new if f == head else getattr(thing, f) for f in fields})
-    return thing
+        if rest:
+            inner.setdefault(head, {})[rest] = value
+        else:
+            values[head] = _value(type(thing), fields[head], value)
+            inner.pop(head, None)
+    for head, rest_of in inner.items():
+        old = values[head]
+        if not dataclasses.is_dataclass(old):
+            key = next(iter(rest_of))
+            raise UserError(f"{head}.{key}: {head} is {old!r} and has no key {key!r}")
+        values[head] = override(old, rest_of)
+    return _construct(type(thing), values)
 
 
 def describe(thing: Any) -> str:
@@ -162,19 +172,12 @@ def _construct(owner: Any, given: dict[str, Any]) -> Any:
     if not dataclasses.is_dataclass(owner):
         raise UserError(f"{owner!r} is no dataclass, and so takes no keys")
     fields = {f.name: f for f in dataclasses.fields(owner) if f.init}
-    hints = typing.get_type_hints(owner)
     label = getattr(owner, "__name__", str(owner))
     values = {}
     for key, value in given.items():
         if key not in fields:
             raise UserError(f"unknown key {key!r} of {label}. {nearest(key, fields)}")
-        folders = fields[key].metadata.get("folders")
-        if not folders:
-            values[key] = convert(value, hints[key], f"{label}.{key}")
-        elif isinstance(value, (list, tuple)):
-            values[key] = tuple(build(folders, v) for v in value)
-        else:
-            values[key] = value if value is None else build(folders, _read(value) if isinstance(value, str) else value)
+        values[key] = _value(owner, fields[key], value)
     missing = [
         f.name
         for f in fields.values()
@@ -184,6 +187,17 @@ def _construct(owner: Any, given: dict[str, Any]) -> Any:
         raise UserError(f"{label} needs {', '.join(missing)}")
     make: Any = owner
     return make(**values)
+
+
+def _value(owner: Any, field: dataclasses.Field[Any], value: Any) -> Any:
+    """What is given for a field of a dataclass, in its type or as the part it names."""
+    folders = field.metadata.get("folders")
+    if not folders:
+        label = getattr(owner, "__name__", str(owner))
+        return convert(value, typing.get_type_hints(owner)[field.name], f"{label}.{field.name}")
+    if isinstance(value, (list, tuple)):
+        return tuple(build(folders, v) for v in value)
+    return value if value is None else build(folders, _read(value) if isinstance(value, str) else value)
 
 
 def _classes(module: types.ModuleType) -> dict[str, Any]:

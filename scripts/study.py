@@ -93,8 +93,15 @@ def measured(folder, name, seed, steps, samples):
 
 def taught_by(study, name):
     """The entry that an entry is distilled from, or none."""
-    entry = study["entries"][name]
-    return entry.get("teacher", next(iter(study["entries"]))) if "method" in entry else None
+    entry, names = study["entries"][name], list(study["entries"])
+    if "method" not in entry:
+        return None
+    teacher, before = entry.get("teacher", names[0]), names[: names.index(name)]
+    if teacher not in before:
+        raise UserError(
+            f"entry {name!r} learns from {teacher!r}, which is no entry before it. {nearest(teacher, before)}"
+        )
+    return teacher
 
 
 def turns(study, chosen):

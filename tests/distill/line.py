@@ -1,4 +1,4 @@
-"""Mixtures on the line, whose flow map is known: exact students, quick batches, and fits of seconds."""
+"""Mixtures on the line, whose flow map is known: exact students, quick batches, and how far samples are off."""
 
 import math
 from dataclasses import dataclass
@@ -97,26 +97,6 @@ class Taught:
     def __call__(self, x, t, cond=None, *, s=None, tap=None):
         pred = self.world(x.flatten(1), t, s=s)
         return Prediction(*(v.reshape(x.shape) for v in pred))
-
-
-def fit(method, f, mixture, steps, n=256, lr=4e-3):
-    """The method's student after so many updates; the rate falls to zero in the end."""
-    nets = method.roles(f.net, Taught(mixture))
-    roles = {role: Denoiser(net, f.path, f.param) for role, net in nets.items()} | {"teacher": Taught(mixture)}
-    parameters = [p for net in nets.values() for p in net.parameters() if p.requires_grad]
-    optim = torch.optim.Adam(parameters, lr, betas=(0.9, 0.99))
-    for step in range(steps):
-        for group in optim.param_groups:
-            group["lr"] = lr * min(1, step / 50) * (1 + math.cos(math.pi * step / steps)) / 2
-        logs = {}
-        for _, loss, seen in method(roles, batch(mixture, n, step, step)):
-            optim.zero_grad()
-            loss.backward()
-            optim.step()
-            logs |= seen
-        if hasattr(method, "observe"):
-            method.observe(roles, logs)
-    return f
 
 
 @torch.no_grad()

@@ -52,6 +52,21 @@ class Needy:
     depth: int
 
 
+@dataclass(frozen=True)
+class Pair:
+    left: int = 1
+    right: int = 1
+
+    def __post_init__(self):
+        if self.left != self.right:
+            raise UserError(f"left = {self.left}, right = {self.right}")
+
+
+@dataclass(frozen=True)
+class Both:
+    pair: Pair = Pair()
+
+
 def refused(call):
     """The one line of a UserError."""
     with pytest.raises(UserError) as error:
@@ -199,6 +214,12 @@ def test_override_reaches_into_parts_in_order():
     assert override(new, {"path": "edm"}).path == EDM()
     assert override(new, {"path": '{"name": "edm", "sigma_max": 5}'}).path == EDM(5.0)
     assert override(new, {"maybe": "none", "flag": "true"}) == dataclasses.replace(new, flag=True)
+
+
+def test_fields_that_must_agree_change_together():
+    new = override(Pair(), {"left": "2", "right": "2"})
+    assert new == Pair(2, 2) and override(Both(), {"pair.left": "2", "pair.right": "2"}) == Both(new)
+    assert "left = 2, right = 1" in refused(lambda: override(Pair(), {"left": "2"}))
 
 
 def test_override_names_the_nearest():
