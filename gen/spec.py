@@ -140,7 +140,7 @@ def describe(thing: Any) -> str:
 def convert(value: Any, hint: Any, where: str) -> Any:
     """A JSON value, or text from a command line, as the annotated type; raises UserError if it is none."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, str) and hint not in (str, Any) and str not in args:
+    if isinstance(value, str) and hint not in (str, Any) and str not in args and value not in _literals(hint):
         value = _read(value)
     if hint is Any or (inspect.isclass(hint) and not origin and isinstance(value, hint) and hint is not int):
         return value
@@ -231,6 +231,12 @@ def _read(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    """The words that a hint allows as they are, "none" and "true" among them."""
+    inner = typing.get_args(hint)
+    return inner if typing.get_origin(hint) is typing.Literal else tuple(v for h in inner for v in _literals(h))
 
 
 def _first_fit(value: Any, hints: Sequence[Any], where: str) -> Any:

@@ -160,6 +160,8 @@ def test_unknown_names_and_keys_name_the_nearest():
         (int | None, "7", 7),
         (str | None, "runs/x", "runs/x"),
         (Literal["no", "bf16"], "bf16", "bf16"),
+        (Literal["none", "bf16"], "none", "none"),
+        (Literal["none"] | None, None, None),
         (tuple[float, float], "[0.9, 0.95]", (0.9, 0.95)),
         (tuple[float, float] | None, [1, 2], (1.0, 2.0)),
         (tuple[int, ...], [1, 2, 3], (1, 2, 3)),
