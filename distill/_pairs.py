@@ -15,9 +15,9 @@ from torch import Tensor
 from gen import manifest as checkpoints
 from gen.data.pairs import Pairs
 from gen.denoise import Cond, Denoise
+from gen.distill._shards import SHARD, fill_shards
 from gen.distill._trajectory import invert
 from gen.errors import UserError
-from gen.log import Progress
 from gen.noise import Noise, derive, sample_seeds
 from gen.objectives import Batch
 from gen.pipeline import Pipeline, load, locate
@@ -26,7 +26,6 @@ from gen.spec import spec_of
 
 __all__ = ["invert_pairs", "make_pairs", "noise_of", "pairs_of", "real_run"]
 
-SHARD = 4096
 CLEAN = 1e-3  # sigma / alpha of the noise that data get before they are inverted, as rf++ has it
 BATCH = 250  # of an inversion
 
@@ -127,26 +126,9 @@ def _store(
     part: tuple[int, int],
 ) -> Pairs:
     """Every shard of this part that is not there yet: made(first, count) gives its columns."""
-    (k, of) = part
-    if n < 1 or shard < 1 or not 0 <= k < of:
-        raise UserError(f"pairs: n = {n}, shard = {shard}, part = {k} of {of}; all positive, parts count from 0")
     parent = checkpoints.read(locate(teacher.folder), verify=False)["sha256"] if teacher.folder else None
-    shards = -(-n // shard)
-    about = {"parent": parent, **about, "n": n, "shards": shards}
-    about |= {"shape": list(teacher.shape), "classes": teacher.classes}
-    progress = Progress("pairs", n, quiet=quiet)
-    for i in range(k, shards, of):
-        place, count = folder / f"shard-{i:05d}", min(shard, n - i * shard)
-        if place.exists():
-            there = checkpoints.read(place)
-            differs = [key for key in ("inverted", *about) if there.get(key) != about.get(key)]
-            if differs:
-                what = ", ".join(dict.fromkeys(differs))
-                raise UserError(f"{place} holds other pairs: {what} differ. Choose another folder")
-        else:
-            checkpoints.write(place, {"pairs.safetensors": made(i * shard, count)}, about)
-        progress.advance(count)
-    progress.close()
+    about = {"parent": parent, **about, "shape": list(teacher.shape), "classes": teacher.classes}
+    fill_shards(folder, "pairs", n, about, made, quiet, shard, part)
     return Pairs(str(folder))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gen import manifest as checkpoints
 from gen.denoise import Denoise
 from gen.errors import UserError
-from gen.pipeline import load
+from gen.pipeline import load_images
 
 __all__ = ["Match", "TeacherSequence", "fill", "recorded"]
 
@@ -87,4 +87,4 @@ def recorded(folder: Path) -> list[Path]:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, device: str) -> Denoise:
-    return load(folder, weights="raw", device=device).denoiser
+    return load_images(folder, weights="raw", device=device).denoiser

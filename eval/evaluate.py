@@ -34,7 +34,7 @@ from gen.eval.saving import Saving
 from gen.eval.throughput import Throughput, Turns
 from gen.images import to_pil
 from gen.manifest import write_json
-from gen.pipeline import load
+from gen.pipeline import load_images
 from gen.spec import spec_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def evaluate(
     """
     folder = Path(pipeline) if isinstance(pipeline, (str, Path)) else None
     if folder is not None:
-        pipeline = load(folder)
+        pipeline = load_images(folder)
     if n < STRIP:
         raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
     if not isinstance(batch_size, int) or batch_size < 1:

@@ -78,15 +78,16 @@ def plot(
     floor: float | None = None,
     powers: bool = False,
     front: Sequence[Point] = (),
+    linear: bool = False,
 ) -> str:
     """An SVG of y against x, x on a log scale, error bars of two standard errors, and a dashed line at the floor.
 
-    y is on a log scale if the values differ more than eightfold and are positive. powers: ticks of x at powers of two.
-    front: points of a Pareto front, joined by a broad band behind everything.
+    y is on a log scale if the values differ more than eightfold and are positive, unless linear. powers: ticks of x at
+    powers of two. front: points of a Pareto front, joined by a broad band behind everything.
     """
-    points = [p for s in series for p in s.points]
+    points = [*(p for s in series for p in s.points), *front]
     heights = [p.y for p in points] + ([floor] if floor is not None else [])
-    log = min(heights) > 0 and max(heights) > 8 * min(heights)
+    log = not linear and min(heights) > 0 and max(heights) > 8 * min(heights)
     ends = heights if log else [*heights, *(p.y + 2 * p.se for p in points)]
     across = Axis.around([p.x for p in points], LEFT + 14, RIGHT - 10, True)
     up = Axis.around(ends, BOTTOM, TOP + 8, log)

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gen.decode import decode as decode
     from gen.distill._run import distill as distill
     from gen.eval.evaluate import evaluate as evaluate
     from gen.eval.leaderboard import leaderboard as leaderboard
@@ -27,6 +28,7 @@ _PUBLIC = {
     "Pipeline": "gen.pipeline",
     "Run": "gen.run",
     "build": "gen.spec",
+    "decode": "gen.decode",
     "distill": "gen.distill._run",
     "evaluate": "gen.eval.evaluate",
     "leaderboard": "gen.eval.leaderboard",

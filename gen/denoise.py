@@ -39,7 +39,7 @@ class Denoise(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A trained network as a Denoise."""
+    """A trained network as a Denoise. On a path of masks (gen/mask.py) it only holds the two, and param is None."""
 
     net: nn.Module
     path: Path

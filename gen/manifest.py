@@ -27,11 +27,16 @@ FORMAT = 1
 _STEP = re.compile(r"step-(\d{7,})")
 
 
-def write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> None:
+def write(
+    folder: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    manifest: Mapping[str, Any],
+    beside: Mapping[str, bytes] | None = None,
+) -> None:
     """A complete checkpoint at `folder`, or, if anything fails, nothing there and what was there before untouched.
 
-    files: relative name -> tensors by name. Raises NonFinite before writing weights that are not finite, OSError as the
-    file system does.
+    files: relative name -> tensors by name. beside: other files, such as a tokeniser's. Raises NonFinite before writing
+    weights that are not finite, OSError as the file system does.
     """
     from safetensors.torch import save_file
 
@@ -44,10 +49,13 @@ def write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], manifest: Map
     shutil.rmtree(partial, ignore_errors=True)
     try:
         hashes = {}
-        for name, tensors in files.items():
+        for name in (*files, *(beside or {})):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
+            if name in files:
+                save_file({k: v.detach().contiguous() for k, v in files[name].items()}, path)
+            else:
+                path.write_bytes((beside or {})[name])
             _sync(path)
             hashes[name] = {"sha256": _sha256(path.read_bytes()), "bytes": path.stat().st_size}
         body = {"format": FORMAT, **manifest, "files": hashes}

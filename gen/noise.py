@@ -70,6 +70,13 @@ class Noise:
         """Uniform numbers in [0, 1), float64 [B]."""
         return torch.tensor([derive(seed, name) * 2.0**-63 for seed in self.seeds], dtype=torch.float64)
 
+    def uniforms(self, name: int | str, n: int) -> Tensor:
+        """Uniform numbers in [0, 1), float64 [B, n]; the first ones are the same whatever n is."""
+        out = torch.empty(len(self.seeds), n, dtype=torch.float64)
+        for row, seed in zip(out, self.seeds, strict=True):
+            row.uniform_(generator=torch.Generator().manual_seed(derive(seed, name)))
+        return out
+
     def integers(self, name: int | str, high: int) -> Tensor:
         """Uniform integers in [0, high), int64 [B]."""
         return (self.uniform(name) * high).long()

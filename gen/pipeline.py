@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from gen import manifest as checkpoints
+from gen.decoding import Decoding
 from gen.denoise import Cond, Counted, Denoise, Denoiser
 from gen.errors import UserError
 from gen.images import contact_sheet, to_pil, to_uint8
 from gen.noise import Noise, sample_seeds
 from gen.run import Sampler, run_from
 from gen.sample import integrate
+from gen.text import TextPipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pipeline", "Samples", "load", "locate"]
+__all__ = ["Pipeline", "Samples", "load", "load_images", "locate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +144,8 @@ class Pipeline:
         return {"y": torch.tensor([int(y) for y in labels])}
 
 
-def load(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:
-    """The model of a run folder or of one checkpoint.
+def load(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Any:
+    """The model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for what is decoded.
 
     weights: the label of an average ("ema"), or "raw"; None takes the first average there is. Raises UserError if the
     folder is none of gen's, or if any byte of it is damaged.
@@ -161,18 +163,32 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     net = run.model.build()
     net.load_state_dict(checkpoints.read_tensors(place, file, info))
     net = net.eval().requires_grad_(False).to(device)
-    return Pipeline(
-        denoiser=Denoiser(net, run.path, run.param),
-        shape=tuple(info["shape"]),
-        classes=info["classes"],
-        sampler=run.sampler,
-        name=Path(folder).resolve().name,
-        params=sum(p.numel() for p in net.parameters()),
-        device=device,
-        folder=Path(folder),
-        weights=chosen,
-        info=info,
-    )
+    about: dict[str, Any] = {
+        "name": Path(folder).resolve().name,
+        "params": sum(p.numel() for p in net.parameters()),
+        "device": device,
+        "folder": Path(folder),
+        "weights": chosen,
+        "info": info,
+    }
+    if isinstance(run.sampler, Decoding):
+        tokenizer = getattr(run.model, "tokenizer", None) or getattr(run.data, "tokenizer", None)
+        if tokenizer is not None and hasattr(tokenizer, "beside"):  # its file lies with the weights
+            tokenizer = tokenizer.beside(place)
+        decoding = run.sampler
+        if hasattr(decoding.policy, "beside"):
+            decoding = replace(decoding, policy=decoding.policy.beside(place))
+        return TextPipeline(net, tokenizer, decoding, info["shape"][0], run.data, **about)
+    f = Denoiser(net, run.path, run.param)
+    return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
+
+
+def load_images(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:
+    """The same, for what is sampled; UserError for what is decoded."""
+    made = load(folder, weights, device)
+    if not isinstance(made, Pipeline):
+        raise UserError(f"{folder} is a text model, which is decoded, not sampled: see gen decode --help")
+    return made
 
 
 def _check_device(device: str) -> None:

@@ -6,19 +6,20 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 import gen
 from gen import manifest as checkpoints
+from gen.denoise import Denoiser
 from gen.errors import UserError
-from gen.pipeline import load, locate
+from gen.pipeline import Pipeline, load, locate
 from gen.run import FREE, Run, run_from, run_spec
 from gen.spec import spec_of
 
-__all__ = ["begin_from", "parent_hash", "resume_from", "versions"]
+__all__ = ["begin_from", "denoiser_of", "parent_hash", "resume_from", "versions"]
 
 
 def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
@@ -64,13 +65,21 @@ def begin_from(run: Run, net: nn.Module) -> None:
     """Gives a new network the weights in run.init; UserError, in one line, unless they are those of such a network."""
     folder = str(run.init)
     ours, theirs = (spec_of(spec) for spec in (run.model, run_from(_info(folder)["run"]).model))
-    given: Any = load(folder).denoiser
+    given = denoiser_of(folder)
     try:
         net.load_state_dict(given.net.state_dict())
     except RuntimeError:  # thousands of words on every tensor
         other = f"a {theirs['name']}, not a {ours['name']}"
         why = other if ours["name"] != theirs["name"] else "; ".join(_differences("model", ours, theirs))
         raise UserError(f"init: the weights of {folder} do not fit this model: {why}") from None
+
+
+def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
+    """The network, path and parameterisation (none for tokens) of a run folder or of one checkpoint."""
+    made, nothing = load(folder, device=device), cast(Any, None)
+    if isinstance(made, Pipeline):
+        return cast(Denoiser, made.denoiser)
+    return Denoiser(made.net, run_from(made.info["run"]).path, nothing)
 
 
 def parent_hash(run: Run) -> str | None:

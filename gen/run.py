@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from gen.decoding import Decoding
 from gen.ema import Classic
 from gen.errors import UserError
 from gen.optim.adamw import AdamW
@@ -49,6 +50,7 @@ class Run:
     """model has no default; batch_size is the GLOBAL one, over all processes and micro-batches.
 
     data, objective: None for a model that was imported and can be sampled; to train it, set them.
+    path: of numbers (gen/path.py), or of masks (gen/mask.py) for tokens, with param None and a Decoding as sampler.
     micro_batch_size: samples per process and backward pass; gradients accumulate until the global batch is full.
     clip: the largest gradient norm. *_every: in steps, 0 for never. keep: how many checkpoints stay, at least 2.
     teacher: the run folder a distiller learns from. init: a run folder whose weights the training starts from.
@@ -57,12 +59,12 @@ class Run:
     model: Any = part("models")
     data: Any = part("data", default=None)
     objective: Any = part("objectives", "distill", default=None)
-    path: Any = part("path", default=Flow())
+    path: Any = part("path", "mask", default=Flow())
     param: Any = part("param", default=FlowParam())
     optim: Any = part("optim", default=AdamW())
     schedule: Any = part("schedules", default=Constant())
     ema: Any = part("ema", default=(Classic(),))
-    sampler: Sampler = dataclasses.field(default_factory=Sampler)
+    sampler: Sampler | Decoding = dataclasses.field(default_factory=Sampler)
     steps: int = 10_000
     batch_size: int = 256
     micro_batch_size: int | None = None

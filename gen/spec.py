@@ -189,6 +189,10 @@ def _construct(owner: Any, given: dict[str, Any]) -> Any:
     return make(**values)
 
 
+def _fields(owner: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(owner)}
+
+
 def _value(owner: Any, field: dataclasses.Field[Any], value: Any) -> Any:
     """What is given for a field of a dataclass, in its type or as the part it names."""
     folders = field.metadata.get("folders")
@@ -240,6 +244,10 @@ def _literals(hint: Any) -> tuple[Any, ...]:
 
 
 def _first_fit(value: Any, hints: Sequence[Any], where: str) -> Any:
+    if isinstance(value, Mapping):  # the dataclass that has most of the keys tells best what is wrong with the others
+        owners = [h for h in hints if dataclasses.is_dataclass(h)]
+        if owners:
+            return convert(value, max(owners, key=lambda h: len(value.keys() & _fields(h))), where)
     for hint in hints:
         try:
             return convert(value, hint, where)

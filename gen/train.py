@@ -20,14 +20,16 @@ from torch import Tensor, nn
 
 from gen import callable_module, state
 from gen import manifest as checkpoints
+from gen.checks import check_data, check_sampler, check_trackers
 from gen.denoise import Denoiser
-from gen.errors import MissingDependency, NonFinite, UserError, nearest
+from gen.errors import NonFinite, UserError
 from gen.log import MetricsFile, Progress
 from gen.noise import Noise, derive, training_noise
 from gen.objectives import Batch, Step
 from gen.optim import optimisers
-from gen.pipeline import Pipeline, load
-from gen.resume import begin_from, parent_hash, resume_from, versions
+from gen.pipeline import load
+from gen.preview import preview
+from gen.resume import begin_from, denoiser_of, parent_hash, resume_from, versions
 from gen.run import Run, run_spec
 from gen.stop import Interrupted, stop_signals
 from gen.stream import Stream, batches
@@ -35,7 +37,6 @@ from gen.stream import Stream, batches
 __all__ = ["Finished", "Interrupted", "Trainer", "train"]
 
 VALIDATION_SAMPLES = 512
-GRID_SAMPLES = 60
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Finished:
     step: int
     val_loss: float | None
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> Any:
         return load(self.folder)
 
 
@@ -76,8 +77,8 @@ class Trainer:
             if getattr(run, name) is None:
                 raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
         origin = resume_from(run, folder, resume)
-        _check_trackers(run.trackers)
-        _check_sampler(run)
+        check_trackers(run.trackers)
+        check_sampler(run)
         AcceleratorState._reset_state()  # else a second run in this process could not choose its own precision
         self.accelerator = Accelerator(
             mixed_precision=run.precision,
@@ -109,17 +110,12 @@ class Trainer:
     # -- setting up ----------------------------------------------------------------------------------------------------
 
     def _networks(self) -> dict[str, nn.Module]:
-        run, spec, item = self.run, self.run.model, self.data[0]["x"]
-        wants = (spec.channels, spec.size, spec.size)
-        if tuple(item.shape) != wants or spec.classes != run.data.classes:
-            raise UserError(
-                f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(item.shape)} and "
-                f"{run.data.classes}: set model.channels, model.size and model.classes to fit"
-            )
-        net = spec.build()
+        run = self.run
+        check_data(run, tuple(self.data[0]["x"].shape))
+        net = run.model.build()
         if run.init:
             begin_from(run, net)
-        self.teacher = load(run.teacher, device=str(self.device)).denoiser if run.teacher else None
+        self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
         roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 
@@ -317,16 +313,9 @@ class Trainer:
         return float(self.run.objective.validate(roles, batch))
 
     def draw(self) -> None:
-        """samples/step-*.png: always the same noise and labels."""
-        run, net = self.run, self.sampling_net()
-        shape = tuple(self.data[0]["x"].shape)
-        if shape[0] not in (1, 3):
-            return
-        f = Denoiser(net, run.path, run.param)
-        pipeline = Pipeline(f, shape, run.data.classes, run.sampler, device=self.device)
-        path = self.folder / "samples" / f"{checkpoints.checkpoint_name(self.steps_done)}.png"
-        path.parent.mkdir(exist_ok=True)
-        pipeline.sample(GRID_SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(path)
+        """samples/step-*.png, or .txt: always the same noise and labels, or the same held-out prompts."""
+        name = checkpoints.checkpoint_name(self.steps_done)
+        preview(self.run, self.sampling_net(), self.held_out or self.data, self.folder / "samples" / name, self.device)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -371,25 +360,6 @@ class Trainer:
             raise UserError(f"{place} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
         state.unpack(place, info, self.nets, self.averages, self.optims)
         self.steps_done, self.val_loss, self.scaler_state = info["step"], info["val_loss"], info["scaler"]
-
-
-def _check_sampler(run: Run) -> None:
-    """What the sampler would refuse at its first step, it refuses before the training."""
-    nothing, first = torch.zeros(1, 1), run.sampler.grid.times(run.path, run.sampler.steps)[0]
-    run.param.solve(run.path, nothing, nothing, first)
-
-
-def _check_trackers(names: tuple[str, ...]) -> None:
-    """accelerate drops a tracker whose package is missing; we do not."""
-    if not names:
-        return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(f"unknown tracker {name!r}. {nearest(name, LOGGER_TYPE_TO_CLASS)}")
-        if name not in get_available_trackers():
-            raise MissingDependency(f"the tracker {name!r} needs its package: pip install {name}")
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gen import evaluate
-    from gen.pipeline import load
+    from gen.pipeline import load_images
 
-    pipeline = load(args.run, args.weights, args.device)
+    pipeline = load_images(args.run, args.weights, args.device)
     how = sampler_options(args)
     record = evaluate(
         pipeline,

@@ -1,6 +1,7 @@
-"""Import published weights: DiT, SiT, REPA, REG, LightningDiT, DDT, RAE, EDM2, or a DiT folder of diffusers.
+"""Import published weights: DiT, SiT, REPA, REG, LightningDiT, DDT, RAE, EDM2, a DiT folder of diffusers, or text.
 
 gen import DiT-XL-2-256x256.pt --from dit --output runs/dit; gen.load("runs/dit").sample(4).x are then latents.
+gen import LLaDA-8B-Instruct --output runs/llada reads a folder of LLaDA, Dream or Fast-dLLM v2, and its tokenizer.json.
 Nothing in the file is run, and nothing is written unless every tensor finds its place.
 """
 
@@ -21,11 +22,11 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a file of weights (.pt, .ckpt, .safetensors) or a diffusers folder")
+    parser.add_argument("path", type=Path, help="a file of weights (.pt, .ckpt, .safetensors) or a Hugging Face folder")
     parser.add_argument(
         "--from",
         dest="origin",
-        help="a name of `gen list models.interop.public`, or a JSON spec that says what the weights do not, such as "
+        help="a name of `gen list public text`, or a JSON spec that says what the weights do not, such as "
         '\'{"name": "sit", "heads": 8}\' (default: found out, if only one fits)',
     )
     parser.add_argument("--weights", choices=("ema", "model"), help="which of the weights (default: ema if there)")
@@ -54,14 +55,30 @@ def _report(done: Imported, name: str) -> str:
         "left out": f"{len(done.dropped)} tensors ({'; '.join(reasons)})" if done.dropped else "no tensor",
         "not read": ", ".join(done.beside) or "nothing",
         "model": _short(spec_of(done.run.model)),
-        "path": _short(spec_of(done.run.path)),
-        "output is": _short(spec_of(done.run.param)),
-        "guided by": _short(spec_of(done.run.sampler.guide)) if done.run.sampler.guide else "nothing",
-        "image is": _image(done.latent),
+        **_conventions(done),
         "note": "; ".join(done.notes) or "nothing",
     }
     lines = [f"{what:<11}{text}" for what, text in rows.items()]
-    return "\n".join([*lines, f"{done.folder}: its samples are gen.load({str(done.folder)!r}).sample(4).x"])
+    call = "sample(4).x" if done.latent else 'generate("Once").texts'
+    return "\n".join([*lines, f"{done.folder}: its samples are gen.load({str(done.folder)!r}).{call}"])
+
+
+def _conventions(done: Imported) -> dict[str, str]:
+    """How an image model's output is meant, or how a text model is decoded."""
+    from gen.decoding import Decoding
+    from gen.spec import spec_of
+
+    sampler = done.run.sampler
+    if isinstance(sampler, Decoding):
+        parts = {"policy": sampler.policy, "blocks": sampler.blocks, "cache": sampler.cache}
+        said = [f"{name} {_short(spec_of(part))}" for name, part in parts.items() if part is not None]
+        return {"decoded by": "; ".join(said)}
+    return {
+        "path": _short(spec_of(done.run.path)),
+        "output is": _short(spec_of(done.run.param)),
+        "guided by": _short(spec_of(sampler.guide)) if sampler.guide else "nothing",
+        "image is": _image(done.latent),
+    }
 
 
 def _image(latent: Mapping[str, Any]) -> str:

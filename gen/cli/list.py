@@ -20,7 +20,10 @@ FOLDERS = (
     "models",
     "models.encoders",
     "models.interop.public",
+    "models.interop.text",
+    "tokenizers",
     "path",
+    "mask",
     "param",
     "times",
     "weighting",
@@ -38,9 +41,14 @@ FOLDERS = (
     "samplers.caches.when",
     "samplers.caches.what",
     "samplers.caches.along",
+    "samplers.policies",
+    "samplers.blocks",
+    "samplers.kv",
+    "samplers.stops",
     "samplers.search",
     "eval.features",
     "eval.metrics",
+    "eval.parallelbench",
 )
 
 

@@ -64,10 +64,10 @@ def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.pipeline import load
+    from gen.pipeline import load_images
 
     _check_out(args.out)
-    pipeline = load(args.run, args.weights, args.device)
+    pipeline = load_images(args.run, args.weights, args.device)
     labels = None if args.labels is None else _labels(args.labels)
     made = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
     _save(made, args.out)

@@ -55,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.pipeline import load
+    from gen.pipeline import load_images
     from gen.spec import build, spec_of
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise UserError(f"{args.out} cannot be written: give a file in a folder that exists")
     _check(args)
-    pipeline = load(args.run, args.weights, args.device)
+    pipeline = load_images(args.run, args.weights, args.device)
     given = sampler_options(args)
     if given.pop("cache", None) is not None:
         raise UserError("--cache: a search is without a cache; --keep searches which blocks to compute")

@@ -13,7 +13,7 @@ from torch import Tensor
 from gen import manifest as checkpoints
 from gen.errors import UserError
 
-__all__ = ["Pairs"]
+__all__ = ["Pairs", "PairSet", "read_shards"]  # noqa: RUF022 - the plug-in comes first
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,10 @@ class Pairs:
         return int(self.info["classes"])
 
     def open(self, split: str) -> PairSet:
-        shards = sorted(Path(self.path).glob("shard-*"))[: self.info["shards"]]
-        if len(shards) < self.info["shards"]:
-            raise UserError(f"{self.path} holds {len(shards)} of {self.info['shards']} shards: run the command again")
-        infos = [checkpoints.read(shard) for shard in shards]
-        parts = [checkpoints.read_tensors(s, "pairs.safetensors", i) for s, i in zip(shards, infos, strict=True)]
-        columns = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        columns, fingerprint = read_shards(self.path, "pairs.safetensors", self.info["shards"])
         cut = len(columns["x"]) - round(len(columns["x"]) * self.holdout)
         rows = slice(0, cut) if split == "train" else slice(cut, None)
-        return PairSet({k: v[rows] for k, v in columns.items()}, "+".join(i["sha256"][:16] for i in infos))
+        return PairSet({k: v[rows] for k, v in columns.items()}, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -71,3 +66,16 @@ class PairSet:
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         return {k: v[i] for k, v in self.columns.items()}
+
+
+def read_shards(folder: str, file: str, count: int) -> tuple[dict[str, Tensor], str]:
+    """The columns of `file` in all `count` shards of a folder, end to end, and a fingerprint of them.
+
+    Raises UserError if a shard is missing or damaged.
+    """
+    shards = sorted(Path(folder).glob("shard-*"))[:count]
+    if len(shards) < count:
+        raise UserError(f"{folder} holds {len(shards)} of {count} shards: run the command again")
+    infos = [checkpoints.read(shard) for shard in shards]
+    parts = [checkpoints.read_tensors(s, file, i) for s, i in zip(shards, infos, strict=True)]
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, "+".join(i["sha256"][:16] for i in infos)

@@ -2,7 +2,7 @@
 
 Nothing is written unless every tensor of the file has found its place, and every place its tensor. What the weights do
 not say (the direction of time, the sign of a velocity, the channels that were guided, the scale of latents) comes from
-their origin, one file each in gen.models.interop.public, and goes into the manifest.
+their origin, one file each in gen.models.interop.public and gen.models.interop.text, and goes into the manifest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gen.spec import build, find, name_of, names
 
 __all__ = ["Imported", "import_checkpoint"]
 
-FOLDER = "models.interop.public"
+FOLDER, TEXT = "models.interop.public", "models.interop.text"
 ROLE = "net"
 
 
@@ -50,19 +50,20 @@ def import_checkpoint(
 ) -> Imported:
     """A published checkpoint as a folder that gen.load, gen.distill and `gen sample` read.
 
-    origin: a name of `gen list models.interop.public`, or a spec of one; None to find it out. weights: "ema", "model",
-    or None for the average if there is one. preset: a published size that the weights must have. Raises UserError, in
-    one line, for anything that is not as it should be; then nothing is written.
+    origin: a name of `gen list models.interop.public models.interop.text`, or a spec of one; None to find it out.
+    weights: "ema", "model", or None for the average if there is one. preset: a published size that the weights must
+    have. Raises UserError, in one line, for anything that is not as it should be; then nothing is written.
     """
     path, output = Path(path), Path(output)
     if output.exists():
         raise UserError(f"{output} exists: give a new folder")
     given = read(path, weights)
-    chosen: Origin = _recognised(given, path) if origin is None else build(FOLDER, origin)
+    chosen: Origin = _recognised(given, path) if origin is None else build((FOLDER, TEXT), origin)
     found = chosen.read(given, preset)
     tensors, rounded = _ready(found)
     name = name_of(type(chosen))
-    manifest.write(output, {f"{ROLE}.safetensors": tensors}, _manifest(found, name, given))
+    beside = {name: path.read_bytes() for name, path in found.copied.items()}
+    manifest.write(output, {f"{ROLE}.safetensors": tensors}, _manifest(found, name, given), beside)
     return Imported(
         folder=output,
         origin=name,
@@ -79,7 +80,7 @@ def import_checkpoint(
 
 def _recognised(weights: Weights, path: Path) -> Origin:
     """The only origin whose names these are; UserError if there are several or none."""
-    origins = {name: find(name, FOLDER)() for name in names(FOLDER)}
+    origins = {name: find(name, FOLDER, TEXT)() for name in names(FOLDER, TEXT)}
     claims = [name for name, origin in origins.items() if origin.claims(weights)]
     if len(claims) == 1:
         made: Origin = origins[claims[0]]
@@ -91,7 +92,10 @@ def _recognised(weights: Weights, path: Path) -> Origin:
 
 
 def _ready(found: Found) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of the network, in its own precision; UserError unless names and shapes are exactly its own."""
+    """The tensors of the network, in its own precision or, where that is wanted and the file's is narrower, in that;
+
+    UserError unless names and shapes are exactly its own.
+    """
     with torch.device("meta"):
         wanted = found.run.model.build().state_dict()
     missing = [name for name in wanted if name not in found.tensors]
@@ -111,7 +115,10 @@ def _ready(found: Found) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             raise UserError(f"{name} holds values that are not finite: the file is of a training that failed")
     wide = [name for name, tensor in found.tensors.items() if tensor.dtype == torch.float64]
     notes = (f"{len(wide)} tensors rounded from float64 to float32",) if wide else ()
-    return {name: _own(found.tensors[name].to(value.dtype)) for name, value in wanted.items()}, notes
+    kinds = {name: value.dtype for name, value in wanted.items()}
+    if found.narrow:
+        kinds = {name: min(kind, found.tensors[name].dtype, key=lambda d: d.itemsize) for name, kind in kinds.items()}
+    return {name: _own(found.tensors[name].to(kind)) for name, kind in kinds.items()}, notes
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -129,7 +136,7 @@ def _manifest(found: Found, name: str, weights: Weights) -> dict[str, Any]:
         "role": ROLE,
         "step": 0,
         "samples_seen": 0,
-        "shape": [model.channels, model.size, model.size],
+        "shape": list(getattr(model, "shape", None) or (model.channels, model.size, model.size)),
         "classes": model.classes,
         "data": None,
         "parent": None,

@@ -123,7 +123,7 @@ class Block(nn.Module):
         return first, visit(tap, f"{site}.mlp", mlp, h + first)
 
 
-def through(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
+def through(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
     """Tokens h [B, T, width] after block i: the site "hidden.{i}", and inside it "blocks.{i}", what is added."""
     site = f"blocks.{i}"
 

@@ -48,9 +48,9 @@ class Auto(Pair):
         if not isinstance(self.weak, str):
             weak: Denoise = self.weak
             return weak
-        from gen.pipeline import load
+        from gen.pipeline import load_images
 
-        return load(self.weak).denoiser
+        return load_images(self.weak).denoiser
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,7 @@ CASES = {
     "unknown option": ("sample {run} --stpes 3", r"unknown option '--stpes'.*Did you mean '--steps'"),
     "unknown recipe": ("train digtis", r"unknown name 'digtis'.*Did you mean 'digits'"),
     "unknown key": ("train {root}/run.json --optim.lrr 1", r"unknown key 'lrr' of AdamW. Did you mean 'lr'"),
-    "unknown part": ("train {root}/run.json --path flwo", r"unknown name 'flwo' in path. Did you mean 'flow'"),
+    "unknown part": ("train {root}/run.json --path flwo", r"unknown name 'flwo' in path or mask. Did you mean 'flow'"),
     "value of a wrong type": ("train {root}/run.json --steps many", r"steps: got 'many', expected int"),
     "value out of range": ("train {root}/run.json --steps 0", r"steps = 0; it must be at least 1"),
     "batch that cannot be split": ("train {root}/run.json --micro-batch-size 3", r"3 does not divide batch_size = 8"),

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +31,8 @@ SD_VAE: Mapping[str, Any] = {"autoencoder": "stabilityai/sd-vae-ft-ema", "scale"
 class Found:
     """run: the model and how it is called; tensors: under our names; latent: how its samples become images, as the
 
-    manifest will say it: decode(x / scale + shift); dropped: tensors of theirs left out, and why.
+    manifest will say it: decode(x / scale + shift); dropped: tensors of theirs left out, and why. copied: files that go
+    with the weights, by the name they get. narrow: weights stay in the precision of the file.
     """
 
     run: Run
@@ -38,6 +40,8 @@ class Found:
     latent: Mapping[str, Any]
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    copied: Mapping[str, Path] = field(default_factory=dict)
+    narrow: bool = False
 
 
 class Origin(Protocol):

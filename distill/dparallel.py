@@ -1,0 +1,55 @@
+"""dParallel: a text model learns to be certain of its own right answers, so that more of them passes a threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from gen.decoding import Decoding
+from gen.distill._certainty import Certain, window
+from gen.errors import UserError
+from gen.objectives import Batch
+from gen.objectives._masked import Tokens
+from gen.run import Run
+from gen.samplers.policies.entropy import Entropy
+
+__all__ = ["DParallel"]
+
+
+@dataclass(frozen=True)
+class DParallel(Certain):
+    """CE + CE' + beta (H + H') on the teacher's own right answers (Chen et al. 2025, arXiv 2509.26488).
+
+    Two views of a text mask a share `ratio` of one block and the rest of it; what is before the block is clean, what is
+    after it is masked in both. CE: the mean over a view's masked places. H: the mean entropy of softmax(logits /
+    temperature) over those of them whose token is the likeliest already; it moves no other place. block: of so many
+    tokens, a random one of each text; None for the whole answer (the paper's Dream). ratio: None draws it uniformly for
+    each text, so that nearly empty answers are seen too. complementary: False for the first view alone, the
+    confidence-aware loss of LLaDA2 (CAP). The student is decoded by the policy `entropy`.
+
+    prompts: how many are asked of the teacher's data. right: only answers that the data call right, if they can tell
+    (gen.distill._answers). length: tokens of an answer, at most; None for as many as the data have there. lora: the
+    rank of adapters that learn instead of the network (peft); the weights that are saved have them added in, and
+    averages of those are one update late. store: a folder of answers, to share them between students.
+    """
+
+    block: int | None = 32
+    ratio: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.block is not None and self.block < 1) or (self.ratio is not None and not 0 < self.ratio <= 1):
+            raise UserError(
+                f"DParallel: block = {self.block}, ratio = {self.ratio}; block >= 1 and 0 < ratio <= 1, or none"
+            )
+
+    def decoding(self, run: Run) -> Decoding:
+        assert isinstance(run.sampler, Decoding)
+        return replace(run.sampler, policy=Entropy())
+
+    def masks(self, net: Any, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
+        share = batch.noise.uniform("ratio")[:, None] if self.ratio is None else self.ratio
+        hit = batch.noise.uniforms("mask", tokens.x.shape[1]) < share
+        return window(net, tokens, self.block, batch.noise.uniform("block")), hit.to(tokens.x.device)

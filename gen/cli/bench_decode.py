@@ -1,0 +1,152 @@
+"""Measure how a text model is best decoded: success against tokens per forward, for every policy and setting.
+
+gen bench-decode runs/lists --policies threshold:.9,.7 factor:1 topk:1,2,4:score=random --cache none dual -n 200
+
+A policy is a name, the values of its first field, and what else is set, with colons between: every policy is a curve,
+every value a point on it. Tasks are the run's own where its data has any, or ParallelBench's: waiting_line/copy,
+waiting_line for all ten, latin_square, or a JSON spec of `gen list parallelbench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gen.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from gen.decoding import Decoding
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run, or of one checkpoint")
+    parser.add_argument("--tasks", nargs="+", help="(default: all of the run's data)")
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        default=["topk:1,2,4", "threshold:.95,.9,.8,.7", "factor:.5,1,2"],
+        help="(default: topk:1,2,4 threshold:.95,.9,.8,.7 factor:.5,1,2)",
+    )
+    parser.add_argument("--cache", nargs="+", help="names of `gen list kv`, JSON specs, or none (default: the run's)")
+    parser.add_argument("-n", "--n", type=int, default=100, help="prompts of each task (default: 100)")
+    parser.add_argument("--split", default="test", help="train or test (default: test)")
+    parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
+    parser.add_argument("--gen-length", type=int, help="tokens of a reply, at most (default: the task's)")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
+    parser.add_argument("--source", help="a folder with a copy of ParallelBench: its own names and prompts")
+    parser.add_argument("--seed", type=int, default=0, help="reply i depends on the seed and on i alone (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=64, help="changes nothing but speed (default: 64)")
+    parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    parser.add_argument(
+        "--with", dest="others", nargs="+", type=Path, default=[], help="earlier .json files to show too"
+    )
+    parser.add_argument("--out", type=Path, help="the page; .json is written beside it (default: RUN/decode.html)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gen.eval.decoding import bench, collect, table
+    from gen.eval.decoding_page import page
+    from gen.manifest import write_json
+    from gen.pipeline import load
+    from gen.text import TextPipeline
+
+    pipeline = load(args.run, args.weights, args.device)
+    if not isinstance(pipeline, TextPipeline):
+        raise UserError(f"{args.run} is sampled, not decoded: see gen evaluate --help")
+    out = args.out or args.run / "decode.html"
+    if out.suffix != ".html":
+        raise UserError(f"--out {out}: the page is a .html file")
+    tasks, settings, others = _tasks(pipeline, args), _settings(pipeline, args), collect(args.others)
+    records = []
+    for task in tasks:
+        records += bench(
+            pipeline, task, settings, n=args.n, split=args.split, length=args.gen_length, seed=args.seed,
+            batch_size=args.batch_size, command=_command(args),
+        )  # fmt: skip
+    write_json(out.with_suffix(".json"), records)
+    out.write_text(page([*records, *others], f"Decoding {pipeline.name}"), encoding="utf-8")
+    print(table([*records, *others]))
+    print(out)
+    return 0
+
+
+def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
+    """The tasks that are named, or all of the run's data."""
+    from gen.cli.sample import _spec
+    from gen.data.lists import Lists
+    from gen.eval.parallelbench._rules import TASKS
+    from gen.eval.parallelbench.lists import ListTask
+    from gen.spec import build
+
+    own = pipeline.data.tasks if isinstance(pipeline.data, Lists) else ()
+    if not (args.tasks or own):
+        raise UserError("the run's data has no tasks: give --tasks, such as waiting_line/copy")
+    more = {} if args.source is None else {"source": args.source}
+    made: list[Any] = []
+    for name in args.tasks or own:
+        family, _, task = name.partition("/")
+        if name in own:
+            made.append(ListTask(name, pipeline.data))
+        elif family == "waiting_line" and task in ("", *TASKS):
+            made += [build("eval.parallelbench", family, task=one, **more) for one in ([task] if task else TASKS)]
+        elif family == "latin_square" and not task:
+            made.append(build("eval.parallelbench", family, **more))
+        elif name.lstrip().startswith("{"):
+            made.append(build("eval.parallelbench", _spec(name)))
+        else:
+            known = [*own, "waiting_line", *(f"waiting_line/{t}" for t in TASKS), "latin_square"]
+            raise UserError(f"unknown task {name!r}. {nearest(name, known)}")
+    return made
+
+
+def _settings(pipeline: Any, args: argparse.Namespace) -> dict[str, dict[str, Decoding]]:
+    """Every policy with every cache: curves of points."""
+    from gen.cli.sample import _spec
+    from gen.eval.decoding import sweep
+
+    settings: dict[str, dict[str, Decoding]] = {}
+    for cache in args.cache or [None]:
+        changes = {} if cache is None else {"cache": None if cache == "none" else _spec(cache)}
+        for text in args.policies:
+            curve, policies = sweep(text)
+            tail = "" if cache in (None, "none") else f", {_name(changes['cache'])}"
+            points = {
+                label + tail: pipeline.plan(
+                    policy=policy, block_length=args.block_length, temperature=args.temperature, **changes
+                )
+                for label, policy in policies.items()
+            }
+            settings.setdefault(curve + tail, {}).update(points)
+    return settings
+
+
+def _name(cache: Any) -> str:
+    """A cache in a word, or its keys and values."""
+    return (
+        ", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in cache.items()) if isinstance(cache, dict) else cache
+    )
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line that repeats this."""
+    words = ["gen", "bench-decode", str(args.run), "--policies", *args.policies, "--n", str(args.n)]
+    words += ["--seed", str(args.seed), "--batch-size", str(args.batch_size), "--split", args.split]
+    several = {"tasks": args.tasks, "cache": args.cache}
+    single = {
+        "block-length": args.block_length,
+        "gen-length": args.gen_length,
+        "temperature": args.temperature,
+        "source": args.source,
+        "weights": args.weights,
+        "device": None if args.device == "cpu" else args.device,
+    }
+    for key, values in several.items():
+        words += [f"--{key}", *values] if values else []
+    for key, value in single.items():
+        words += [f"--{key}", str(value)] if value is not None else []
+    return shlex.join(words)

@@ -1,0 +1,104 @@
+"""Let a text model write after a prompt.
+
+gen decode runs/text --prompt "The with statement" --gen-length 64 --block-length 16 --policy threshold --threshold .9
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gen.errors import UserError
+
+if TYPE_CHECKING:
+    from gen.decoding import Decoding
+    from gen.text import Texts
+
+__all__ = ["add_arguments", "run", "settings"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run, or of one checkpoint")
+    parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    parser.add_argument("--prompts", type=Path, help="a file with a prompt on every line")
+    parser.add_argument(
+        "--gen-length", type=int, help="tokens of a text, at most (default: 64, or what there is room for)"
+    )
+    parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
+    parser.add_argument("--policy", help="a name of `gen list policies`, or a JSON spec (default: the run's)")
+    parser.add_argument("--threshold", type=float, help="short for --policy.threshold")
+    parser.add_argument("--cache", help="a name of `gen list kv`, a JSON spec, or none (default: the run's)")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
+    parser.add_argument("--seed", type=int, default=0, help="text i depends on the seed and on i alone (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=64, help="changes nothing but speed (default: 64)")
+    parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
+    parser.add_argument("--trace", action="store_true", help="show the step that committed each token")
+
+
+def settings(args: argparse.Namespace) -> Decoding:
+    """The run's way of decoding, with what the options say; dotted keys (--blocks.sub 8) change it further."""
+    from gen.cli.sample import _spec
+    from gen.decoding import Decoding
+    from gen.manifest import read
+    from gen.pipeline import locate
+    from gen.run import run_from
+    from gen.spec import override
+
+    how = run_from(read(locate(args.run), verify=False)["run"]).sampler
+    if not isinstance(how, Decoding):
+        raise UserError(f"{args.run} is sampled, not decoded: see gen sample --help")
+    parts = {"policy": _spec(args.policy), "cache": _spec(args.cache)}
+    how = override(how, {key: value for key, value in parts.items() if value is not None})
+    short = {"policy.threshold": args.threshold, "blocks.length": args.block_length}
+    short["tokens.temperature"] = args.temperature
+    changed: Decoding = override(how, {key: value for key, value in short.items() if value is not None})
+    return changed
+
+
+def run(args: argparse.Namespace) -> int:
+    from gen.pipeline import load
+
+    prompts = list(args.prompt or ())
+    if args.prompts is not None:
+        prompts += args.prompts.read_text(encoding="utf-8").splitlines()
+    if not prompts:
+        raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
+    pipeline = load(args.run, args.weights, args.device)
+    how = {name: getattr(args.settings, name) for name in ("policy", "blocks", "cache", "stops", "tokens")}
+    how |= {"guidance": args.settings.guidance, "suppress": args.settings.suppress}
+    if args.stream:
+        if len(prompts) > 1:
+            raise UserError(f"--stream shows one prompt, and {len(prompts)} are given")
+        for firm, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed, **how):
+            print(pipeline.tokenizer.joint.join("·" if v is None else _word(v, pipeline) for v in firm), flush=True)
+        return 0
+    made = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size, **how)
+    for prompt, text in zip(prompts, made.texts, strict=True):
+        print(f"{prompt}{pipeline.tokenizer.joint}{text}")
+    if args.trace:
+        _trace(made, pipeline)
+    speed = made.tokens / made.seconds if made.seconds else 0.0
+    print(
+        f"{made.tokens} tokens, {made.nfe:.1f} evaluations each, {made.tokens_per_forward:.2f} tokens per evaluation, "
+        f"{speed:.0f} tokens/s; ended by {', '.join(sorted(set(made.reasons)))}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _trace(made: Texts, pipeline: Any) -> None:
+    """token@step, in the order of the text."""
+    for d in made.decoded:
+        for i in range(len(d.nfe)):
+            here = slice(int(d.start[i]), int(d.end[i]))
+            pairs = zip(d.tokens[i, here].tolist(), d.when[i, here].tolist(), strict=True)
+            print(" ".join(f"{_word(token, pipeline)}@{step}" for token, step in pairs))
+
+
+def _word(token: int, pipeline: Any) -> str:
+    word: str = "<end>" if token in pipeline.net.stops else pipeline.tokenizer.decode([token])
+    return word

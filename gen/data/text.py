@@ -1,0 +1,159 @@
+"""Text from files, cut into windows of tokens; without a file, the pages of Python's own help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.data._tensors import check_holdout, content_hash, hold_out
+from gen.errors import UserError
+from gen.spec import build, part
+
+__all__ = ["Text"]
+
+Window = tuple[list[int], int]  # tokens, and how many of the first are a prompt
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows of `length` tokens of text files, or prompts and responses of JSONL.
+
+    path: a file, a glob or a folder (all below it that ends in .txt, .md or .jsonl); None: the 79 pages of
+    pydoc_data.topics, which every Python has. A text ends with the tokeniser's first stop token, and its last window is
+    padded. A line of JSONL holds "text", or "prompt" and "response": the latter is one window, its prompt is not
+    trained, and a response that does not fit is cut off. The share `holdout` of the windows is held out, always the
+    same ones.
+    """
+
+    path: str | None = None
+    tokenizer: Any = part("tokenizers", default="bytes")
+    length: int = 128
+    holdout: float = 0.05
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizer", build("tokenizers", self.tokenizer))
+        check_holdout(self, self.holdout)
+        if self.length < 2:
+            raise UserError(f"Text: length = {self.length}; it must be at least 2")
+        if not self.tokenizer.stops:
+            raise UserError(f"Text: {type(self.tokenizer).__name__} has no stop token to end a text with")
+
+    @property
+    def vocab(self) -> int:
+        """How many ids there are, stop and mask among them."""
+        return int(self.tokenizer.vocab)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Of one window."""
+        return (self.length,)
+
+    @property
+    def classes(self) -> int:
+        """Text has no labels."""
+        return 0
+
+    def open(self, split: str) -> Windows:
+        """The windows of "train" or "test"."""
+        found = [window for text in self.texts() for window in self.windows(text)]
+        where = f"Text({self.path or 'pydoc_data.topics'})"
+        if not found:
+            raise UserError(f"{where} holds no text")
+        rows = hold_out(where, split, len(found), self.holdout)
+        x = torch.full((len(rows), self.length), self.tokenizer.stops[0], dtype=torch.int32)
+        for row, i in zip(x, rows, strict=True):
+            row[: len(found[i][0])] = torch.tensor(found[i][0], dtype=torch.int32)
+        prompt, length = (torch.tensor(v) for v in zip(*((found[i][1], len(found[i][0])) for i in rows), strict=True))
+        return Windows(x, prompt, length, content_hash("text", x, prompt, length))
+
+    def texts(self) -> Iterator[str | tuple[str, str]]:
+        """Whole texts, or pairs of prompt and response."""
+        if self.path is None:
+            from pydoc_data.topics import topics
+
+            yield from (topics[name] for name in sorted(topics))
+            return
+        for file in self.files():
+            if file.suffix == ".jsonl":
+                yield from _records(file)
+            else:
+                yield _read(file)
+
+    def files(self) -> list[Path]:
+        """The files of `path`, sorted; UserError where there are none."""
+        given = Path(str(self.path))
+        if given.is_dir():
+            found = [f for f in given.rglob("*") if f.suffix in (".txt", ".md", ".jsonl")]
+        else:
+            found = (
+                [given]
+                if given.is_file()
+                else list(Path(given.anchor or ".").glob(str(given.relative_to(given.anchor))))
+            )
+        found = sorted(f for f in found if f.is_file())
+        if not found:
+            raise UserError(f"Text: no file at {given}; give a file, a glob or a folder of .txt, .md and .jsonl files")
+        return found
+
+    def windows(self, text: str | tuple[str, str]) -> Iterator[Window]:
+        """A text as windows; a pair of prompt and response as one."""
+        stop = self.tokenizer.stops[0]
+        if isinstance(text, str):
+            ids = [*self.tokenizer.encode(text), stop] if text else []
+            for i in range(0, len(ids), self.length):
+                yield ids[i : i + self.length], 0
+            return
+        prompt, response = (self.tokenizer.encode(part_) for part_ in text)
+        if len(prompt) >= self.length:
+            raise UserError(f"Text: the prompt {text[0][:40]!r} has {len(prompt)} tokens, and leaves no room for its "
+                            f"response in windows of {self.length}")  # fmt: skip
+        yield [*prompt, *response, stop][: self.length], len(prompt)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Items {"x": int64 [L], "prompt": int64 0-d, "length": int64 0-d}; from a length on there are stop tokens."""
+
+    x: Tensor
+    prompt: Tensor
+    length: Tensor
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {"x": self.x[i].long(), "prompt": self.prompt[i], "length": self.length[i]}
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _records(file: Path) -> Iterator[str | tuple[str, str]]:
+    for number, line in enumerate(_read(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {number}: no JSON ({error.msg})") from None
+        if not isinstance(record, dict):
+            raise UserError(f'{file}, line {number}: {record!r}; a line is an object with "text" or "prompt"')
+        pair = [record.get(key) for key in ("prompt", "response")]
+        if all(isinstance(v, str) for v in pair):
+            yield str(pair[0]), str(pair[1])
+        elif isinstance(record.get("text"), str):
+            yield str(record["text"])
+        else:
+            raise UserError(f'{file}, line {number} has the fields {", ".join(record) or "none"}; it needs "text", or '
+                            '"prompt" and "response"')  # fmt: skip

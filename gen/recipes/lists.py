@@ -1,0 +1,66 @@
+"""Lists: the smallest honest text model, whose every answer can be checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gen.data.lists import Lists
+from gen.decoding import Decoding
+from gen.ema import Classic
+from gen.mask import LogLinear
+from gen.objectives.fast_dllm import FastDLLM
+from gen.objectives.llada import LLaDA
+from gen.optim.adamw import AdamW
+from gen.run import Run
+from gen.schedules import WSD
+
+__all__ = ["lists", "lists_blocks"]
+
+
+def lists() -> Run:
+    """A transformer of 0.8 million parameters that copies, sorts, shuffles and edits lists of three to six letters.
+
+    Measured (2026-11-28, one core of a 2.6 GHz AMD EPYC that other work shared, torch 2.13): 20 minutes; 1000 held-out
+    prompts, the share of right answers over all ten tasks. Greedy, one token a step, most certain first: 1.00 on every
+    task at 8 evaluations; already .97 after 2000 steps. In random order .995. Two tokens a step .70, everything at once
+    .68: copy, sort, reverse and *_index stay 1.00, shuffle falls to .11 and .03, replace_random to .12 and .01,
+    insert_random to .09 and .01. Threshold .9: .999 at 2.7 evaluations. Validation loss .150 nats per token, where a
+    model that knew everything would have .129.
+    """
+    data = Lists()
+    tokenizer = data.tokenizer
+    model: dict[str, Any] = {
+        "name": "text",
+        "vocab": tokenizer.vocab,
+        "mask": tokenizer.mask,
+        "stops": tokenizer.stops,
+        "length": data.shape[0],
+        "width": 128,
+        "depth": 4,
+        "heads": 4,
+        "qk_norm": True,
+    }
+    return Run(
+        model=model,
+        data=data,
+        objective=LLaDA(stratified=True),
+        path=LogLinear(),
+        param=None,
+        optim=AdamW(lr=2e-3),
+        schedule=WSD(warmup=200, decay=0.3),
+        ema=(Classic(decay=0.999),),
+        sampler=Decoding(policy="topk"),
+        steps=6000,
+        batch_size=64,
+        log_every=100,
+        sample_every=1000,
+        validate_every=500,
+        save_every=1000,
+    )
+
+
+def lists_blocks() -> Run:
+    """The same transformer, block-causal in blocks of four, whose cache of keys and values is exact."""
+    run = lists()
+    return replace(run, model=replace(run.model, block=4), objective=FastDLLM(), steps=3000, batch_size=32)

@@ -1,0 +1,51 @@
+"""Text: bytes of Python's help pages, in blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gen.data.text import Text
+from gen.decoding import Decoding
+from gen.ema import Classic
+from gen.mask import LogLinear
+from gen.objectives.bd3 import BD3
+from gen.optim.adamw import AdamW
+from gen.run import Run
+from gen.schedules import WSD
+
+__all__ = ["text"]
+
+
+def text() -> Run:
+    """A block-diffusion transformer of 0.9 million parameters on the bytes of pydoc_data.topics, blocks of 16."""
+    data = Text()
+    tokenizer = data.tokenizer
+    model: dict[str, Any] = {
+        "name": "text",
+        "vocab": tokenizer.vocab,
+        "mask": tokenizer.mask,
+        "stops": tokenizer.stops,
+        "tokenizer": tokenizer,
+        "length": data.length,
+        "width": 128,
+        "depth": 4,
+        "heads": 4,
+        "qk_norm": True,
+        "block": 16,
+    }
+    return Run(
+        model=model,
+        data=data,
+        objective=BD3(),
+        path=LogLinear(),
+        param=None,
+        optim=AdamW(lr=3e-3),
+        schedule=WSD(warmup=100, decay=0.4),
+        ema=(Classic(decay=0.99),),
+        sampler=Decoding(policy="threshold"),
+        steps=1000,
+        batch_size=16,
+        sample_every=500,
+        validate_every=250,
+        save_every=500,
+    )

@@ -1,0 +1,156 @@
+"""A trained text model ready to write: `gen.load("runs/text").generate("Once", 64, policy="threshold")`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.decode import Decoded, decode, walk
+from gen.decoding import Decoding
+from gen.errors import UserError
+from gen.noise import sample_seeds
+from gen.spec import build
+
+__all__ = ["TextPipeline", "Texts"]
+
+Prompt = str | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """texts: what was written after each prompt. decoded: each batch's tokens, counts and trace (gen/decode.py)."""
+
+    texts: list[str]
+    decoded: list[Decoded]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were written, stop tokens included, prompts not."""
+        return sum(int((d.end - d.start).sum()) for d in self.decoded)
+
+    @property
+    def nfe(self) -> float:
+        """Evaluations of the network per text, counted."""
+        return sum(float(d.nfe.sum()) for d in self.decoded) / sum(len(d.nfe) for d in self.decoded)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens written over evaluations, the mean over all texts weighted by their evaluations."""
+        return self.tokens / sum(int(d.nfe.sum()) for d in self.decoded)
+
+    @property
+    def seconds(self) -> float:
+        return sum(d.seconds for d in self.decoded)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What ended each text: "full", or the name of a stop rule."""
+        return [reason for d in self.decoded for reason in d.reasons]
+
+
+@dataclass(frozen=True, eq=False)
+class TextPipeline:
+    """A network that predicts masked tokens (gen/predict.py), its tokeniser, and how it wants to be decoded.
+
+    length: the longest canvas, prompt and text together, that it was made for.
+    """
+
+    net: Any
+    tokenizer: Any
+    decoding: Decoding = field(default_factory=Decoding)
+    length: int | None = None
+    data: Any = None
+    name: str = "model"
+    params: int = 0
+    device: torch.device | str = "cpu"
+    folder: Path | None = None
+    weights: str = "raw"
+    info: Mapping[str, Any] | None = None
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        length: int | Sequence[int] | None = None,
+        *,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 64,
+        every: int = 1,
+        **changes: Any,
+    ) -> Texts:
+        """A text of at most `length` tokens after each prompt; text i depends on its prompt, its seed and i alone.
+
+        length: None for 64, or what the model's canvas has room for.
+        prompts: one or several, strings or ids. changes: policy, blocks, cache, stops (names, specs or objects),
+        tokens, temperature, block_length, guidance, suppress; what is left out is as the model was made to be decoded.
+        every: see gen.decode.walk.
+        """
+        ids = self.ids(prompts)
+        how, seeds = self.plan(**changes), sample_seeds(seed, len(ids))
+        lengths = self.lengths(ids, length)
+        decoded = [
+            decode(self.net, ids[a : a + batch_size], lengths[a : a + batch_size], how, seed=seeds[a : a + batch_size],
+                   every=every)
+            for a in range(0, len(ids), batch_size)
+        ]  # fmt: skip
+        texts = [self.words(d.text(i)) for d in decoded for i in range(len(d.nfe))]
+        return Texts(texts, decoded)
+
+    def stream(
+        self, prompt: Prompt, length: int | None = None, *, seed: int = 0, **changes: Any
+    ) -> Iterator[tuple[list[int | None], list[int]]]:
+        """After every step: the ids of the text with None where nothing is committed, and the ids it would be now."""
+        (ids,) = self.ids(prompt)
+        (longest,) = self.lengths([ids], length)
+        seeds = sample_seeds(seed, 1)
+        for now in walk(self.net, [ids], longest, self.plan(**changes), seed=seeds):
+            here = slice(len(ids), len(ids) + longest)
+            firm = [None if token == self.net.mask else token for token in now.tokens[0, here].tolist()]
+            yield firm, now.guess[0, here].tolist()
+
+    def plan(self, *, temperature: float | None = None, block_length: int | None = None, **changes: Any) -> Decoding:
+        """The model's Decoding with some parts replaced."""
+        if temperature is not None:
+            tokens = changes.get("tokens", self.decoding.tokens)
+            changes["tokens"] = replace(tokens, temperature=float(temperature))
+        if block_length is not None:
+            blocks = build("samplers.blocks", changes.get("blocks", self.decoding.blocks))
+            if not hasattr(blocks, "length"):
+                raise UserError(f"block_length = {block_length}, and {type(blocks).__name__} has no blocks of a length")
+            changes["blocks"] = replace(blocks, length=block_length)
+        unknown = set(changes) - set(self.decoding.__dataclass_fields__)
+        if unknown:
+            allowed = [*self.decoding.__dataclass_fields__, "temperature", "block_length"]
+            raise UserError(f"generate: unknown {', '.join(sorted(unknown))}. Allowed: {', '.join(allowed)}.")
+        return replace(self.decoding, **changes)
+
+    def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+        """Every prompt's ids."""
+        several = not isinstance(prompts, (str, Tensor)) and not all(isinstance(p, int) for p in prompts)
+        many: Sequence[Any] = prompts if several else [prompts]  # type: ignore[assignment]
+        return [self.tokenizer.encode(p) if isinstance(p, str) else [int(v) for v in p] for p in many]
+
+    def words(self, ids: Tensor | Sequence[int]) -> str:
+        """The string of a text's ids, up to its first stop token."""
+        found = [int(v) for v in ids]
+        cut = next((i for i, v in enumerate(found) if v in self.net.stops), len(found))
+        text: str = self.tokenizer.decode(found[:cut])
+        return text
+
+    def lengths(self, ids: Sequence[Sequence[int]], length: int | Sequence[int] | None) -> list[int]:
+        """How long each text may be; UserError where prompt and text are longer than the network's canvas."""
+        room = [64 if self.length is None else self.length - len(p) for p in ids]
+        if length is None:
+            length = [max(1, min(64, n)) for n in room]
+        lengths = [length] * len(ids) if isinstance(length, int) else list(length)
+        for i, (p, n) in enumerate(zip(ids, lengths, strict=False)):
+            if self.length is not None and n > room[i]:
+                raise UserError(
+                    f"prompt {i} has {len(p)} tokens and its text may have {n}: together more than the {self.length} "
+                    "that this model was made for"
+                )
+        return lengths

@@ -1,0 +1,7 @@
+"""Tokenisers: text to ids and back, one file each.
+
+A tokeniser is a frozen dataclass with vocab (how many ids there are), mask (the id that stands for "not written yet"),
+stops (ids that end a text, the first of which also pads), joint (what to print between a prompt and its text),
+encode(text) -> ids, among them neither mask nor stops of its own accord, and decode(ids) -> text, which leaves mask and
+stops out.
+"""

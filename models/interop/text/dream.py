@@ -1,0 +1,47 @@
+"""Dream-org/Dream-v0 (Ye et al. 2025, arXiv 2508.15487), DiffuCoder, and what else is in their format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gen.decoding import Decoding
+from gen.errors import UserError
+from gen.models.interop.public._found import Found
+from gen.models.interop.text._config import found, ids, is_of, mask_of
+from gen.models.interop.text._qwen import read_qwen
+from gen.models.interop.weights import Weights
+
+__all__ = ["DreamFolder"]
+
+IDS, END = 152064, 151645  # the size of the published vocabulary, and its <|im_end|>, which ends a turn
+
+
+@dataclass(frozen=True)
+class DreamFolder:
+    """Full attention; a place is predicted by the output at the one before (shift 1).
+
+    mask: the id, None for config.json's, or else the published one, 151666. stops: None for config.json's end of text
+    and, in the published vocabulary, the end of a turn. length: of the longest canvas; config.json still has that of
+    the model it was made from, and its authors say 2048.
+    """
+
+    mask: int | None = None
+    stops: tuple[int, ...] | None = None
+    shift: int = 1
+    length: int = 2048
+
+    def claims(self, weights: Weights) -> bool:
+        return is_of(weights, "Dream", ("DreamModel",))
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        fields, tensors, config = read_qwen(weights, "Dream")
+        if config.get("block_size") is not None:
+            raise UserError(f"config.json: block_size is {config['block_size']}; a Dream sees every place from each")
+        stops = (*ids(config.get("eos_token_id")), *((END,) if fields["vocab"] == IDS else ()))
+        fields |= {
+            "length": min(self.length, fields["length"]),
+            "shift": self.shift,
+            "mask": mask_of(config, self.mask, 151666),
+            "stops": tuple(dict.fromkeys(stops)) if self.stops is None else self.stops,
+        }
+        return found(weights, fields, tensors, preset, Decoding())

@@ -1,0 +1,37 @@
+"""Efficient-Large-Model/Fast_dLLM_v2 (Wu et al. 2025, arXiv 2509.26328): Qwen2.5 that writes in blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gen.decoding import Decoding
+from gen.models.interop.public._found import Found
+from gen.models.interop.text._config import found, ids, is_of, mask_of, whole
+from gen.models.interop.text._qwen import read_qwen
+from gen.models.interop.weights import Weights
+
+__all__ = ["FastDLLMFolder"]
+
+
+@dataclass(frozen=True)
+class FastDLLMFolder:
+    """Block-causal attention in blocks of bd_size places, 32 as published; shift 1. Decoded with the exact cache.
+
+    mask: the id, None for config.json's, or else the published one, 151665. stops: None for config.json's end of text.
+    """
+
+    mask: int | None = None
+    stops: tuple[int, ...] | None = None
+
+    def claims(self, weights: Weights) -> bool:
+        return is_of(weights, "Fast_dLLM_Qwen", ("Fast_dLLM_QwenForCausalLM",))
+
+    def read(self, weights: Weights, preset: str | None) -> Found:
+        fields, tensors, config = read_qwen(weights, "Fast-dLLM v2")
+        fields |= {
+            "block": whole({**config, "published": 32}, "bd_size", "published"),
+            "shift": 1,
+            "mask": mask_of(config, self.mask, 151665),
+            "stops": ids(config.get("eos_token_id")) if self.stops is None else self.stops,
+        }
+        return found(weights, fields, tensors, preset, Decoding(cache="block"))

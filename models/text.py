@@ -1,0 +1,298 @@
+"""Text: the transformer of masked language diffusion, a Predictor (LLaDA, Dream, Fast-dLLM v2, BD3-LM are such)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from gen.errors import UserError
+from gen.models.layers import family
+from gen.models.layers.block import through, visit
+from gen.models.layers.text import Sight, TextBlock, angles
+from gen.predict import Memory, Span
+from gen.spec import build, part
+from gen.tap import Tap
+
+__all__ = ["Text", "TextNet"]
+
+_QWEN = {"kv_heads": 4, "theta": 1e6, "norm_eps": 1e-6, "qkv_bias": True, "shift": 1}
+_QWEN_7B = {**_QWEN, "width": 3584, "depth": 28, "heads": 28, "hidden": 18944, "vocab": 152064}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A Llama-like transformer that sees both ways: RMS norms, rotary places, SwiGLU, shared keys and values.
+
+    vocab: ids, the mask among them. length: of the longest canvas. kv_heads: heads of keys and values, None for as many
+    as `heads`. hidden: of the SwiGLU, None for 8/3 of the width. theta: the base of the rotary angles. qkv_bias,
+    qk_norm: see gen.models.layers.text. tied: the head is the table of tokens. block: attention is block-causal in
+    blocks of so many places from place 0; None: every place sees every other. shift: 1 if a place is predicted by the
+    output at the place before. mask, stops: ids. tokenizer: how its words become ids, None if nobody knows.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "nano": {"length": 128, "width": 64, "depth": 2, "heads": 4},
+        "small": {"length": 1024, "width": 768, "depth": 12, "heads": 12},  # the size of MDLM and BD3-LM
+        "LLaDA-8B": {
+            "vocab": 126464,
+            "length": 4096,
+            "width": 4096,
+            "depth": 32,
+            "heads": 32,
+            "hidden": 12288,
+            "theta": 5e5,
+            "norm_eps": 1e-5,
+            "mask": 126336,
+            "stops": (126081, 126348),
+        },
+        "Dream-7B": {**_QWEN_7B, "length": 2048, "mask": 151666, "stops": (151643, 151645)},
+        "Fast-dLLM-v2-7B": {**_QWEN_7B, "length": 32768, "block": 32, "mask": 151665, "stops": (151645,)},
+    }
+
+    vocab: int = 258
+    length: int = 256
+    width: int = 384
+    depth: int = 6
+    heads: int = 6
+    kv_heads: int | None = None
+    hidden: int | None = None
+    theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = False
+    block: int | None = None
+    shift: int = 0
+    mask: int = 257
+    stops: tuple[int, ...] = (256,)
+    tokenizer: Any = part("tokenizers", default=None)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            object.__setattr__(self, "tokenizer", build("tokenizers", self.tokenizer))
+        object.__setattr__(self, "stops", tuple(self.stops))
+        family.at_least(self, vocab=2, length=1, width=2, depth=1, heads=1)
+        for name in ("kv_heads", "hidden", "block"):
+            if getattr(self, name) is not None:
+                family.at_least(self, **{name: 1})
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        if self.width % (2 * self.heads) or self.heads % kv_heads:
+            raise UserError(
+                f"Text: width {self.width}, heads {self.heads}, kv_heads {kv_heads}; width / heads must be an even "
+                "number, and heads / kv_heads a whole one"
+            )
+        if self.shift not in (0, 1):
+            raise UserError(f"Text.shift is {self.shift}; allowed: 0, 1")
+        wrong = [i for i in (self.mask, *self.stops) if not 0 <= i < self.vocab]
+        if wrong or self.mask in self.stops:
+            raise UserError(
+                f"Text: mask {self.mask}, stops {list(self.stops)}; ids are 0 .. {self.vocab - 1}, the mask no stop"
+            )
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> Text:
+        """ "nano", "small", or the size of a published model ("LLaDA-8B"), with fields changed."""
+        made: Text = family.preset(Text, Text.presets, name, changes)
+        return made
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Of one sample: the tokens of a canvas."""
+        return (self.length,)
+
+    @property
+    def classes(self) -> int:
+        """Text has no labels."""
+        return 0
+
+    def build(self) -> TextNet:
+        """The network, freshly initialised: its predictions are nearly uniform."""
+        return TextNet(self)
+
+
+class TextNet(nn.Module):
+    """net(tokens int64 [B, N]) -> logits [B, N, vocab]; with `at` only those of places [B, W]. See gen.predict.
+
+    Sites: what is added, "blocks.3" and inside it "blocks.3.attn" and "blocks.3.mlp"; whole values, "trunk" (embedded
+    tokens [B, F, width] -> after the last block), inside it "hidden.3", and "final" (the states of the wanted places ->
+    their logits). F are the computed places: all N, or a span's.
+    """
+
+    def __init__(self, spec: Text):
+        super().__init__()
+        self.spec = spec
+        kv_heads = spec.heads if spec.kv_heads is None else spec.kv_heads
+        hidden = 8 * math.ceil(spec.width / 3) if spec.hidden is None else spec.hidden
+        self.embed = nn.Embedding(spec.vocab, spec.width)
+        self.blocks = nn.ModuleList(
+            TextBlock(
+                i, spec.width, spec.heads, kv_heads, hidden, spec.qkv_bias, spec.qk_norm, spec.norm_eps
+            )
+            for i in range(spec.depth)
+        )  # fmt: skip
+        self.norm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
+        self.head = None if spec.tied else nn.Linear(spec.width, spec.vocab, bias=False)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Weights N(0, 0.02^2); what is added to the residual stream is smaller the more blocks add to it (GPT-2)."""
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+            elif weight.ndim == 2:
+                last = name.endswith(("attn.o.weight", "mlp.w2.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.spec.depth) if last else 0.02)
+
+    @property
+    def vocab(self) -> int:
+        return self.spec.vocab
+
+    @property
+    def mask(self) -> int:
+        return self.spec.mask
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        return self.spec.stops
+
+    @property
+    def block(self) -> int | None:
+        return self.spec.block
+
+    @property
+    def shift(self) -> int:
+        return self.spec.shift
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def start(self, rows: int, length: int) -> Memory:
+        """An empty memory for canvases [rows, length], in the network's precision."""
+        heads = self.spec.heads if self.spec.kv_heads is None else self.spec.kv_heads
+        shape = (rows, heads, length + 1, self.spec.width // self.spec.heads)
+        like = self.embed.weight.detach()
+        keys, values = ([like.new_zeros(shape) for _ in self.blocks] for _ in range(2))
+        return Memory(keys, values, torch.zeros(rows, length + 1, dtype=torch.bool, device=like.device))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        at: Tensor | None = None,
+        *,
+        memory: Memory | None = None,
+        span: Span | None = None,
+        tap: Tap | None = None,
+        attend: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, W, vocab] of the tokens at places `at` int64 [B, W], or of all N.
+
+        lengths, memory, span: see gen.predict. For training, attend: bool [N, N] or [B, N, N], what a place (row) sees
+        (column), in the place of the network's own rule and of lengths. positions: int64 [N] or [B, N], the places that
+        the rotary angles mean. Place i is predicted by the output at i - shift, place 0 always by its own, whatever
+        attend and positions say.
+        """
+        self._check(tokens, lengths, at, memory, span, attend, positions)
+        if memory is not None and span is not None and at is not None:
+            sight = self._remembering(tokens, lengths, memory, span)
+            padded = torch.cat([tokens, tokens[:, -1:]], 1)
+            inner = padded.gather(1, span.places)  # [B, F]
+            wanted: Tensor | None = (at - self.shift).clamp(min=0) - span.first[:, None]
+        else:
+            sight, inner = self._seeing(tokens, lengths, attend, positions), tokens
+            if at is None and self.shift:
+                at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+            wanted = at if at is None else (at - self.shift).clamp(min=0)
+        h = self.embed(inner)  # [B, F, width]
+        h = visit(tap, "trunk", lambda h: self._trunk(h, sight, tap), h)
+        if wanted is not None:
+            columns = wanted.clamp(0, h.shape[1] - 1)
+            h = h.gather(1, columns[..., None].expand(-1, -1, h.shape[-1]))  # [B, W, width]
+        return visit(tap, "final", self._logits, h)
+
+    def _trunk(self, h: Tensor, sight: Sight, tap: Tap | None) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            h = through(block, h, sight, i, tap)
+        return h
+
+    def _logits(self, h: Tensor) -> Tensor:
+        return linear(self.norm(h), self.embed.weight if self.head is None else self.head.weight)
+
+    def _seeing(self, tokens: Tensor, lengths: Tensor | None, attend: Tensor | None, positions: Tensor | None) -> Sight:
+        """Who sees whom when everything is computed; no mask where everything is seen, for the fast kernels."""
+        n = tokens.shape[1]
+        places = torch.arange(n, device=tokens.device)
+        if attend is not None:
+            seen: Tensor | None = (attend if attend.ndim == 3 else attend[None])[:, None]
+        else:
+            seen = self._allowed(places[None], places, lengths)
+        return Sight(*self._angles(places if positions is None else positions), seen)
+
+    def _remembering(self, tokens: Tensor, lengths: Tensor | None, memory: Memory, span: Span) -> Sight:
+        """Who sees whom when a span is computed: all that the memory has seen, the span's own places included."""
+        memory.seen.scatter_(1, span.places, True)
+        known = memory.seen[:, : span.upto]
+        keys = torch.arange(span.upto, device=tokens.device)
+        seen = self._allowed(span.places, keys, lengths, known)
+        return Sight(*self._angles(span.places), seen, memory, span.places, span.upto)
+
+    def _allowed(
+        self, queries: Tensor, keys: Tensor, lengths: Tensor | None, known: Tensor | None = None
+    ) -> Tensor | None:
+        """bool [B or 1, 1, F or 1, S] for queries [B or 1, F] and keys [S]; None if all is allowed."""
+        rules = []
+        if lengths is not None:
+            rules.append((keys < lengths[:, None])[:, None])  # [B, 1, S]
+        if known is not None:
+            rules.append(known[:, None])
+        causal = self.block is not None and len(keys) > self.block
+        if self.block is not None and causal:
+            rules.append(keys // self.block <= (queries // self.block)[..., None])  # [B or 1, F, S]
+        if not rules:
+            return None
+        allowed = functools.reduce(torch.logical_and, rules)
+        # A look at the numbers, for which a GPU would have to wait
+        all_ = not (causal and known is None) and allowed.device.type == "cpu" and bool(allowed.all())
+        return None if all_ else allowed[:, None]
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B or 1, 1, F, d / 2]."""
+        if positions.ndim == 1:
+            positions = positions[None]
+        cos, sin = angles(positions, self.spec.width // self.spec.heads, self.spec.theta)
+        return cos[:, None], sin[:, None]
+
+    def _check(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        at: Tensor | None,
+        memory: Memory | None,
+        span: Span | None,
+        attend: Tensor | None,
+        positions: Tensor | None,
+    ) -> None:
+        if tokens.ndim != 2 or tokens.dtype != torch.int64:
+            raise UserError(f"tokens are {tokens.dtype} {list(tokens.shape)}; a Text takes torch.int64 [B, N]")
+        b, n = tokens.shape
+        if positions is None and n > self.spec.length:
+            raise UserError(f"a canvas of {n} tokens; this Text was made for at most {self.spec.length}")
+        if attend is not None and (attend.dtype != torch.bool or attend.shape not in ((n, n), (b, n, n))):
+            raise UserError(f"attend is {attend.dtype} {list(attend.shape)}; for these tokens: torch.bool {[n, n]}")
+        if attend is not None and lengths is not None:
+            raise UserError("attend says all of what is seen: give it without lengths")
+        if memory is None and span is None:
+            return
+        if memory is None or span is None or at is None or attend is not None or positions is not None:
+            raise UserError("a memory goes with a span and with places `at`, and without attend and positions")
+        if memory.seen.shape != (b, n + 1):
+            held = memory.seen.shape
+            raise UserError(f"a memory of {held[0]} canvases of {held[1] - 1} tokens, but the tokens are {[b, n]}")

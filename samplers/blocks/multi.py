@@ -1,0 +1,52 @@
+"""Multi: a next block opens before the last one is full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.decoding import Window
+from gen.errors import UserError
+
+__all__ = ["Multi"]
+
+
+@dataclass(frozen=True)
+class Multi:
+    """Blocks of `length` tokens; the next one opens once a share `add` of the last open one is committed (d3LLM).
+
+    At most `most` blocks that still have masks are open at once. The window reaches from the first of them to the last
+    (Qian et al. 2026, arXiv 2601.07568). add 1 or most 1 is one block after another. Blocks lie as those of `semi_ar`.
+    """
+
+    length: int = 32
+    add: float = 0.5
+    most: int = 4
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.most < 1 or not 0 <= self.add <= 1:
+            raise UserError(f"{self}; length >= 1, most >= 1 and 0 <= add <= 1")
+
+    def window(self, masked: Tensor, start: Tensor, end: Tensor, block: int | None) -> Window:
+        length, anchor = (self.length, start) if block is None else (block, torch.zeros_like(start))
+        places = torch.arange(masked.shape[1], device=masked.device)
+        inside = (places >= start[:, None]) & (places < end[:, None])
+        number = torch.where(inside, (places - anchor[:, None]).clamp(min=0) // length, 0)
+        blocks = masked.shape[1] // length + 1
+        zeros = torch.zeros(len(masked), blocks, dtype=torch.int64, device=masked.device)
+        size, masks = (zeros.scatter_add(1, number, where.long()) for where in (inside, masked & inside))
+        full, enough = masks == 0, size - masks >= self.add * size
+        before = torch.nn.functional.pad((~full).long().cumsum(1)[:, :-1], (1, 0))  # unfinished ones before each
+        opens = torch.nn.functional.pad(enough.long().cumprod(1)[:, :-1], (1, 0), value=1) > 0
+        open_ = opens & (before < self.most) & ~full
+        index = torch.arange(blocks, device=masked.device)
+        final = (end - 1 - anchor) // length
+        first = torch.where(open_, index, blocks).amin(1)
+        first, last = torch.minimum(first, final), torch.where(open_.any(1), (index * open_).amax(1), final)
+        begin, until = anchor + first * length, torch.minimum(anchor + (last + 1) * length, end)
+        return Window(torch.maximum(begin, start), until, begin, until)
+
+    def width(self, longest: int, block: int | None) -> int:
+        return longest

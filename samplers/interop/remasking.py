@@ -1,0 +1,67 @@
+"""A policy of parallel decoding as a remasking policy of vLLM's dllm plugin: one block in, the next block out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from gen.decoding import Policy, View
+from gen.errors import UserError
+
+__all__ = ["Remasked", "Remasking"]
+
+
+class Remasked(NamedTuple):
+    """committed_token_ids: the block once it is full, else nothing. next_input_block: what to run next; all masks after
+    a full block."""
+
+    committed_token_ids: tuple[int, ...]
+    next_input_block: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Remasking:
+    """`apply` as the plugin's RemaskingPolicy has it. mask: the mask token's id.
+
+    A function of the block alone: policies with a memory, and those that draw numbers, are refused. It is greedy.
+    """
+
+    policy: Policy
+    mask: int
+
+    def __post_init__(self) -> None:
+        if self.policy.init(1, 1) or self.policy.waits:
+            raise UserError(
+                f"{type(self.policy).__name__} remembers or waits, and a remasking policy is a pure function"
+            )
+
+    def apply(
+        self,
+        *,
+        input_block: Sequence[int] | None = None,
+        input_draft: Sequence[int] | None = None,
+        logits: Any = None,
+        remasking_config: Mapping[str, Any] | None = None,
+    ) -> Remasked:
+        """input_block (in older versions input_draft): L ids. logits [L, V]: a tensor or rows of numbers.
+
+        remasking_config: "denoise_step_index" is the step within the block, "mask_token_id" another mask.
+        """
+        given = input_block if input_block is not None else input_draft
+        if given is None or logits is None:
+            raise UserError("apply needs input_block and logits")
+        config = dict(remasking_config or {})
+        mask, block = int(config.get("mask_token_id", self.mask)), torch.tensor([list(given)])
+        scores = torch.as_tensor(logits).float()[None]
+        if scores.shape[:2] != block.shape:
+            raise UserError(f"logits have shape {list(scores.shape[1:])} for a block of {block.shape[1]} tokens")
+        if bool((block == mask).any()):
+            logp = scores.index_fill(-1, torch.tensor([mask]), -torch.inf).log_softmax(-1)
+            view = View.of_block(logp, block, mask, step=int(config.get("denoise_step_index", 0)))
+            choice, _ = self.policy.select(view, {})
+            block = torch.where(choice.commit & view.masked, view.drawn, block)
+        ids = tuple(block[0].tolist())
+        return Remasked((), ids) if mask in ids else Remasked(ids, (mask,) * len(ids))

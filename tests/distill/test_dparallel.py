@@ -1,0 +1,242 @@
+"""dParallel: whom its entropy moves, what its views show, what its student is made from, and adapters."""
+
+import sys
+
+import pytest
+import torch
+
+import gen
+from gen import manifest as checkpoints
+from gen.cli import main
+from gen.data.answers import Answers
+from gen.decoding import Decoding
+from gen.distill._answers import is_right, make_answers
+from gen.distill._certainty import narrow, window
+from gen.distill._lora import adapted
+from gen.distill.dparallel import DParallel
+from gen.errors import MissingDependency, UserError
+from gen.objectives._masked import tokens_of
+from gen.samplers.policies.entropy import Entropy
+from gen.samplers.policies.topk import TopK
+from gen.spec import build, spec_of
+from gen.train import train
+from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
+
+MASK = 4
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    train(tiny_text(), folder, quiet=True)
+    return folder
+
+
+def logits(seed=0, rows=3, length=6):
+    made = torch.randn(rows, length, MASK + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (2 * made).requires_grad_()
+
+
+def test_the_entropy_moves_only_what_is_masked_and_right():
+    z = logits()
+    x = torch.randint(MASK, (3, 6), generator=torch.Generator().manual_seed(1))
+    masked = torch.rand(3, 6, generator=torch.Generator().manual_seed(2)) < 0.6
+    right = z[..., :MASK].argmax(-1) == x
+    _, entropy, share = narrow(z, x, masked, 0.5, MASK)
+    assert 0 < int((masked & right).sum()) < int(masked.sum())
+    assert float(share) == pytest.approx(int((masked & right).sum()) / int(masked.sum()))
+    (slope,) = torch.autograd.grad(entropy, z)
+    moved = slope.abs().amax(-1)
+    assert bool((moved[masked & right] > 0).all())
+    assert torch.equal(moved[~(masked & right)], torch.zeros_like(moved[~(masked & right)]))
+    assert torch.equal(slope[..., MASK], torch.zeros(3, 6, dtype=torch.float64))
+
+
+def test_the_two_terms_are_means_of_their_own_places():
+    z, x = logits(), torch.tensor([[0, 1, 2, 3, 0, 1]] * 3)
+    masked = torch.tensor([[1, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 0, 1]]).bool()
+    ce, entropy, _ = narrow(z, x, masked, 0.5, MASK)
+    logp = z[..., :MASK].log_softmax(-1)
+    assert torch.allclose(ce, -logp.gather(-1, x[..., None])[..., 0][masked].mean())
+    sharp = (z[..., :MASK] / 0.5).softmax(-1)
+    right = masked & (logp.argmax(-1) == x)
+    assert torch.allclose(entropy, -(sharp * sharp.log()).sum(-1)[right].mean())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_view_with_nothing_right_has_no_entropy_and_a_finite_gradient(masked):
+    z = logits()
+    x = z[..., :MASK].argmin(-1)
+    ce, entropy, _ = narrow(z, x, torch.full((3, 6), masked), 0.5, MASK)
+    assert entropy.item() == 0 and (ce.item() > 0) is masked
+    (slope,) = torch.autograd.grad(ce + 2 * entropy, z)
+    assert bool(torch.isfinite(slope).all())
+
+
+@pytest.mark.parametrize("block", [2, 3, None])
+def test_the_views_complement_each_other_in_one_block(block):
+    x = torch.arange(10).remainder(MASK).expand(40, 10)
+    net = Given(torch.zeros(10, MASK + 1, dtype=torch.float64), MASK)
+    batch = texts(x, 2, torch.arange(40) % 5 + 5)
+    tokens = tokens_of(batch)
+    DParallel(block=block).loss(net, batch)
+    first, second = (view == MASK for view in net.seen[0].chunk(2))
+    inside = window(net, tokens, block, batch.noise.uniform("block"))
+    assert bool((first | second).eq(inside | (first & second)).all())  # what only one masks is all of the block
+    assert torch.equal(first ^ second, inside) and not bool((first & second & inside).any())
+    places = torch.arange(10)
+    lo = torch.where(inside, places, 99).amin(1, keepdim=True)
+    hi = torch.where(inside, places, -1).amax(1, keepdim=True)
+    assert torch.equal(first & second, tokens.trained & (places > hi))
+    assert torch.equal(inside, tokens.trained & (places >= lo) & (places <= hi))  # in one piece
+    if block is None:
+        assert torch.equal(inside, tokens.trained)
+    else:
+        assert bool(((lo[:, 0] - 2) % block == 0).all())
+        assert bool(((hi + 1 - lo)[:, 0] == torch.minimum(torch.tensor(block), tokens.length - lo[:, 0])).all())
+        assert len(set(lo[:, 0].tolist())) == -(-7 // block)  # every block has its turn
+
+
+def test_the_blocks_of_a_block_causal_network_are_its_own():
+    net = Given(torch.zeros(10, MASK + 1), MASK, block=4)
+    tokens = tokens_of(texts(torch.zeros(30, 10, dtype=torch.int64), 3, 9))
+    rows = {tuple(row.nonzero()[:, 0].tolist()) for row in window(net, tokens, 32, torch.linspace(0, 0.999, 30))}
+    assert rows == {(3,), (4, 5, 6, 7), (8,)}
+
+
+def test_one_view_alone_is_the_loss_of_cap():
+    x = torch.arange(6).remainder(MASK).expand(8, 6)
+    net = Given(logits(rows=1)[0].detach(), MASK)
+    batch = texts(x, 0, 6)
+    both, one = (DParallel(block=None, complementary=c).loss(net, batch)[0] for c in (True, False))
+    masked = net.seen[1] == MASK
+    ce, entropy, _ = narrow(net.table.expand(8, -1, -1), x, masked, 0.5, MASK)
+    assert torch.allclose(one, ce + 2 * entropy)
+    ce, entropy, _ = narrow(net.table.expand(8, -1, -1), x, ~masked, 0.5, MASK)
+    assert torch.allclose(both - one, ce + 2 * entropy)
+
+
+def test_a_table_that_is_right_becomes_certain():
+    """At beta 0 a fair coin stays one; with the entropy it does not, though nothing else tells it to."""
+    x = torch.tensor([[0], [1]] * 32)
+    entropies = {}
+    for beta in (0.0, 2.0):
+        net = Given(torch.tensor([[0.3, 0.0, -9, -9, 0]]).double(), MASK)
+        optim = torch.optim.Adam(net.parameters(), 0.05)
+        for step in range(150):
+            loss = next(DParallel(beta=beta, block=None)(roles(net), texts(x, 0, 1, step)))[1]
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+        p = net.table.detach()[0, :MASK].softmax(-1)
+        entropies[beta] = float(-(p * p.log()).sum())
+    assert entropies[0.0] == pytest.approx(0.693, abs=0.02) and entropies[2.0] < 0.5
+
+
+def test_answers_are_the_teacher_s_own_and_right(teacher, tmp_path):
+    taught = gen.load(teacher)
+    everything = make_answers(taught, LISTS, tmp_path / "all", 60, right=False, quiet=True, shard=25)
+    right = make_answers(taught, LISTS, tmp_path / "right", 60, quiet=True, shard=25)
+    rows, kept = (a.open("train").columns for a in (everything, right))
+    prompts = [x[:p].tolist() for x, p in zip(rows["x"], rows["prompt"], strict=True)]
+    lengths = (rows["length"] - rows["prompt"]).tolist()
+    again = taught.generate(prompts, lengths, policy="topk")
+    texts_ = [taught.words(x[p:n]) for x, p, n in zip(rows["x"], rows["prompt"], rows["length"], strict=True)]
+    assert texts_ == again.texts
+    words = [taught.tokenizer.decode(p).split() for p in prompts]
+    true = [LISTS.right(p, t.split()) for p, t in zip(words, texts_, strict=True)]
+    assert true == [
+        is_right(LISTS, p, x[len(p) : len(p) + n].tolist()) for p, x, n in zip(prompts, rows["x"], lengths, strict=True)
+    ]
+    assert 0 < sum(true) < len(true)
+    chosen = rows["x"][torch.tensor(true)]
+    assert torch.equal(kept["x"][: len(chosen)], chosen[: len(kept["x"])])
+    x, when = rows["x"], rows["when"]
+    inside = (torch.arange(x.shape[1]) >= rows["prompt"][:, None]) & (torch.arange(x.shape[1]) < rows["length"][:, None])
+    assert torch.equal(when >= 0, inside)
+    stops = x == taught.net.stops[0]
+    assert bool(stops[~inside & (torch.arange(x.shape[1]) >= rows["length"][:, None])].all())
+
+
+def test_a_store_is_resumed_and_knows_its_own(teacher, tmp_path):
+    taught, place = gen.load(teacher), tmp_path / "answers"
+    whole = make_answers(taught, LISTS, place, 50, quiet=True, shard=20).open("train")
+    checkpoints.read(place / "shard-00001")
+    (place / "shard-00001").rename(tmp_path / "away")
+    with pytest.raises(UserError, match="holds 2 of 3 shards"):
+        Answers(str(place), LISTS).open("train")
+    again = make_answers(taught, LISTS, place, 50, quiet=True, shard=20)
+    assert again.open("train").fingerprint == whole.fingerprint
+    assert again == build("data", spec_of(again)) and again.shape == LISTS.shape
+    with pytest.raises(UserError, match=r"other answers: right differ\. Choose another folder"):
+        make_answers(taught, LISTS, place, 50, right=False, quiet=True, shard=20)
+    nested = make_answers(taught, again, tmp_path / "nested", 50, quiet=True, shard=20)
+    assert nested.of == LISTS and nested.open("train").fingerprint == whole.fingerprint
+
+
+def test_a_teacher_that_is_never_right_is_told_so(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(LISTS), "right", lambda *words: False)
+    answers = make_answers(gen.load(teacher), LISTS, tmp_path, 20, quiet=True)
+    with pytest.raises(UserError, match="no right answer to 20 prompts"):
+        answers.open("train")
+
+
+def test_the_command_makes_a_student(teacher, tmp_path, capsys):
+    folder = tmp_path / "student"
+    options = ["--steps", "4", "--objective.prompts", "80", "--objective.block", "3", "--validate_every", "4"]
+    assert main(["distill", "dparallel", "--teacher", str(teacher), "--output-dir", str(folder), *options]) == 0
+    student = gen.load(folder)
+    assert isinstance(student.decoding, Decoding) and student.decoding.policy == Entropy()
+    assert student.data.path == str(folder / "answers") and student.tokenizer == LISTS.tokenizer
+    assert len(student.generate("copy : a b =", 4).texts) == 1
+    assert "validation loss" in capsys.readouterr().out
+    before, after = (gen.load(f, weights="raw").net.state_dict() for f in (teacher, folder))
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    assert gen.load(teacher).decoding.policy == TopK()
+
+
+def test_adapters_are_merged_into_what_is_saved(teacher, tmp_path):
+    pytest.importorskip("peft")
+    lines = {"steps": 6, "objective.prompts": 60, "objective.lora": 2}
+    gen.distill("dparallel", teacher, tmp_path / "whole", changes=lines, quiet=True)
+    gen.distill("dparallel", teacher, tmp_path / "halves", changes=lines | {"steps": 3}, quiet=True)
+    gen.distill("dparallel", teacher, tmp_path / "halves", changes=lines, quiet=True)
+    whole, halves = (gen.load(tmp_path / folder, weights="raw").net for folder in ("whole", "halves"))
+    taught = gen.load(teacher).net  # its average, of which the student began
+    begun = taught.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
+    low = []
+    for name, weight in whole.state_dict().items():
+        moved = not torch.equal(weight, begun[name])
+        assert moved == (weight.ndim == 2 and name not in ("embed.weight", "head.weight")), name
+        low += [torch.linalg.svdvals((weight - begun[name]).double())] if moved else []
+    assert all(float(s[2]) < 1e-5 * float(s[0]) for s in low)  # of rank 2
+    info = checkpoints.read(tmp_path / "whole" / "final")
+    twin = adapted(taught, 2, "test")
+    twin.load_state_dict(checkpoints.read_tensors(tmp_path / "whole" / "final", "lora.safetensors", info))
+    tokens = torch.randint(5, (3, LISTS.shape[0]))
+    torch.testing.assert_close(twin(tokens), whole(tokens), rtol=1e-5, atol=1e-6)
+    trained = {name for name, p in twin.named_parameters() if p.requires_grad}
+    assert trained and all(".lora_A." in name or ".lora_B." in name for name in trained)
+
+
+def test_lora_without_peft_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    net = Given(torch.zeros(2, MASK + 1), MASK)
+    with pytest.raises(MissingDependency, match=r"DParallel: lora = 4 needs peft: pip install 'gen\[lora\]'"):
+        DParallel(lora=4).roles(net, None)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompts": 0}, {"beta": -1.0}, {"temperature": 0.0}, {"block": 0}, {"ratio": 0.0}, {"lora": 0}]
+)
+def test_wrong_fields_are_refused(fields):
+    with pytest.raises(UserError, match=f"DParallel: .*{next(iter(fields))} = "):
+        DParallel(**fields)
+
+
+def test_the_spec_round_trip_and_pictures_are_refused(tmp_path):
+    method = DParallel(block=None, ratio=None, lora=8)
+    assert build("distill", spec_of(method)) == method
+    with pytest.raises(UserError, match="DParallel trains networks that predict masked tokens"):
+        method.roles(torch.nn.Linear(2, 2), None)

@@ -1,0 +1,64 @@
+"""A text model of seconds, and batches of texts for losses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from gen.data.lists import Lists
+from gen.decoding import Decoding
+from gen.mask import LogLinear
+from gen.noise import training_noise
+from gen.objectives import Batch
+from gen.objectives.llada import LLaDA
+from gen.run import Run
+from gen.samplers.blocks.semi_ar import SemiAR
+
+LISTS = Lists(("copy", "sort"), low=2, high=3, items=5, n=400)
+
+
+def tiny_text(**changes):
+    """The run of a transformer of 2,000 parameters on lists of two and three letters."""
+    words = LISTS.tokenizer
+    model = {"vocab": words.vocab, "mask": words.mask, "stops": words.stops, "length": LISTS.shape[0]}
+    settings = {
+        "model": {"name": "text", **model, "width": 16, "depth": 1, "heads": 2},
+        "data": LISTS,
+        "objective": LLaDA(),
+        "path": LogLinear(),
+        "param": None,
+        "optim": {"name": "adamw", "lr": 5e-3},
+        "ema": ({"name": "classic", "decay": 0.9},),
+        "sampler": Decoding(policy="topk", blocks=SemiAR(length=3)),
+        "steps": 60,
+        "batch_size": 16,
+        "log_every": 1,
+        "sample_every": 0,
+        "validate_every": 0,
+        "save_every": 0,
+    }
+    return Run(**(settings | changes))
+
+
+def texts(rows, prompt, length, step=0, **cond):
+    """A batch of texts [B, L]; prompt, length: where what is trained begins and ends, one for all or one each."""
+    x = torch.as_tensor(rows)
+    ends = {k: torch.as_tensor(v).expand(len(x)) for k, v in {"prompt": prompt, "length": length}.items()}
+    return Batch(x, {**ends, **cond}, training_noise(0, step, range(len(x))), step=step)
+
+
+class Given(torch.nn.Module):
+    """A network that answers with the same logits [L, V], a parameter, whatever it sees; it keeps what it saw."""
+
+    def __init__(self, table, mask, block=None):
+        super().__init__()
+        self.table, self.mask, self.block, self.shift, self.seen = torch.nn.Parameter(table), mask, block, 0, []
+
+    def forward(self, tokens, lengths=None):
+        self.seen.append(tokens)
+        return self.table.expand(len(tokens), -1, -1)
+
+
+def roles(net):
+    return {"net": SimpleNamespace(net=net)}

@@ -1,0 +1,306 @@
+"""Measured decoders: exact worlds give the success and the counts that their law says, and pages show them."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from gen.cli import main
+from gen.data.lists import Lists
+from gen.decoding import Decoding, Tokens
+from gen.errors import UserError
+from gen.eval.decoding import aup, bench, check, collect, curves, groups, pareto, sweep, table
+from gen.eval.decoding_page import page
+from gen.eval.parallelbench.lists import ListTask
+from gen.eval.parallelbench.waiting_line import WaitingLine
+from gen.models.text import Text
+from gen.oracle import Joint, insert, law, remove, replace, shuffle
+from gen.samplers.policies.threshold import Threshold
+from gen.samplers.policies.topk import TopK
+from gen.spec import convert
+from gen.text import TextPipeline
+
+
+class Support:
+    """Right is what the joint may say; the prompt says nothing. A task that is no dataclass has no spec."""
+
+    label = "support"
+
+    def __init__(self, joint):
+        self.joint = joint
+        self.length = joint.texts.shape[1]
+
+    def prompts(self, split, n):
+        return [[] for _ in range(n)]
+
+    def score(self, prompt, reply):
+        return float(reply in self.joint.texts.tolist())
+
+
+def drawn(policy, **more):
+    return Decoding(policy=policy, tokens=Tokens(temperature=1.0), stops=(), **more)
+
+
+def one(joint, how, n=400, **more):
+    (record,) = bench(joint, Support(joint), {"it": {"it": how}}, n=n, **more)
+    return record
+
+
+JOINTS = {"replace": replace(5), "shuffle": shuffle(4), "insert": insert(4), "remove": remove(5)}
+
+
+@pytest.mark.parametrize("policy", [Threshold(0.75), TopK(2), TopK(9)], ids=["threshold", "two", "all"])
+@pytest.mark.parametrize("name", JOINTS)
+def test_success_is_the_laws(name, policy):
+    joint = JOINTS[name]
+    record, exact = one(joint, drawn(policy)), law(joint, policy)
+    error = math.sqrt(exact.success * (1 - exact.success) / 400)
+    assert abs(record["success"]["value"] - exact.success) <= 4 * error + 1e-12
+    assert record["success"]["se"] == pytest.approx(error, rel=0.25, abs=0.006)
+
+
+@pytest.mark.parametrize(("k", "nfe"), [(1, 5), (2, 3), (3, 2), (5, 1)])
+def test_tokens_per_forward_are_counted(k, nfe):
+    record = one(replace(5), drawn(TopK(k)), n=20)
+    assert (record["nfe"], record["tokens"], record["computed"], record["full"]) == (nfe, 5, 5 * nfe, nfe)
+    assert record["tokens_per_forward"] == {"value": 5 / nfe, "se": pytest.approx(0, abs=1e-12)}
+    assert record["ms"] > 0
+    assert record["tokens_per_second"] == pytest.approx(5000 / record["ms"])
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Prompts of ids, of which the joint knows nothing, and replies that end with the stop token 2."""
+
+    label: str = "prompted"
+    length: int = 4
+
+    def prompts(self, split, n):
+        return [[0, 1, 0]] * n
+
+    def score(self, prompt, reply):
+        assert prompt == [0, 1, 0]
+        return 0.5 if reply == [1] else 1.0
+
+
+def test_prompts_and_what_follows_a_stop_token_count_for_nothing():
+    texts = torch.tensor([[1, 2, 2, 2], [1, 1, 1, 2]])
+    joint = Joint(texts, torch.tensor([0.5, 0.5], dtype=torch.float64), 3, offset=3, stops=(2,))
+    how = Decoding(policy=TopK(1, "left_to_right"), tokens=Tokens(temperature=1.0))
+    (record,) = bench(joint, Prompted(), {"l2r": {"l2r": how}}, n=50)
+    assert record["tokens"] == record["nfe"]  # one at a time up to the stop token, and no further
+    assert 2 < record["tokens"] < 4
+    assert record["tokens_per_forward"]["value"] == 1
+    assert record["computed"] > 4 * record["nfe"]  # but the network reads prompts
+    short = (4 - record["tokens"]) / 2
+    assert record["success"]["value"] == pytest.approx(1 - short / 2)
+    assert record["success"]["se"] == pytest.approx(math.sqrt(short * (1 - short) / 4 / 49), rel=1e-6)
+    assert record["bound"] is None
+
+
+def test_replies_do_not_depend_on_the_batch():
+    how, values = drawn(TopK(2)), ("success", "nfe", "tokens")
+    small, large = (one(shuffle(4), how, n=30, batch_size=b, seed=3) for b in (7, 64))
+    assert [small[key] for key in values] == [large[key] for key in values]
+    assert one(shuffle(4), how, n=30, seed=4)["success"] != small["success"]
+    assert small["comparability"] == large["comparability"]
+    assert small["comparability"] != one(shuffle(4), how, n=29)["comparability"]
+
+
+def test_aup_by_hand():
+    assert aup([(2.0, 80.0)]) == 160.0
+    assert aup([(3.0, 80.0), (1.0, 80.0)]) == pytest.approx(240)  # flat: nothing is lost
+    lost = 76 * math.exp(-3 * (1 - 76 / 80))
+    assert aup([(1.0, 80.0), (3.0, 76.0)]) == pytest.approx(80 + 0.5 * 2 * (80 + lost))
+    assert aup([(1.0, 80.0), (3.0, 76.0), (9.0, 74.9)]) == aup([(1.0, 80.0), (3.0, 76.0)])  # more than 5 below
+    below = [(1.0, 50.0), (2.0, 50.0)]
+    assert aup(below, best=100.0) == pytest.approx(50 + 50 * math.exp(-1.5))
+    assert aup(below) == pytest.approx(100)
+    assert aup([(1.0, 60.0), (2.0, 80.0)]) == pytest.approx(60 + 0.5 * (60 * math.exp(-0.75) + 80))
+    assert aup([(1.0, 0.0), (4.0, 0.0)]) == 0
+    with pytest.raises(UserError):
+        aup([])
+
+
+def test_sweeps_are_read():
+    assert sweep("threshold:.9,0.7") == (
+        "threshold",
+        {
+            "threshold 0.9": {"name": "threshold", "threshold": 0.9},
+            "threshold 0.7": {"name": "threshold", "threshold": 0.7},
+        },
+    )
+    name, points = sweep("topk:1,2:score=random")
+    assert name == "topk, score random"
+    assert points["topk 2, score random"] == {"name": "topk", "k": 2, "score": "random"}
+    assert sweep("topk:steps=2,4")[1]["topk 4"] == {"name": "topk", "steps": 4}
+    assert sweep("factor:1") == ("factor", {"factor 1": {"name": "factor", "factor": 1}})
+    assert sweep("threshold") == ("threshold", {"threshold": {"name": "threshold"}})
+
+
+@pytest.mark.parametrize("text", ["thresold:.9", "threshold:thresold=.9", "topk:1,2:random"])
+def test_sweeps_that_mean_nothing_are_refused(text):
+    with pytest.raises(UserError, match=r"unknown|no key=value"):
+        sweep(text)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    data = Lists()
+    words = data.tokenizer
+    torch.manual_seed(0)
+    spec = Text(vocab=words.vocab, length=32, width=16, depth=1, heads=2, mask=words.mask, stops=words.stops)
+    return TextPipeline(spec.build().eval(), words, Decoding(), 32, data, name="<toy>")
+
+
+@pytest.fixture(scope="module")
+def records(pipeline):
+    """Two tasks, two curves, of a network that knows nothing."""
+    settings = {
+        "topk": {f"topk {k}": pipeline.plan(policy=TopK(k)) for k in (1, 4)},
+        "threshold": {"threshold 0.9": pipeline.plan(policy=Threshold(0.9))},
+    }
+    tasks = [ListTask(task, pipeline.data) for task in ("copy", "replace_random")]
+    return [r for task in tasks for r in bench(pipeline, task, settings, n=6, command="gen bench-decode <x>")]
+
+
+def test_a_pipelines_records_are_whole(records, tmp_path):
+    file = tmp_path / "decode.json"
+    file.write_text(json.dumps(records))
+    assert collect([file]) == records
+    assert [r["label"] for r in records[:3]] == ["topk 1", "topk 4", "threshold 0.9"]
+    assert [r["nfe"] for r in records[:2]] == [8, 2]
+    assert records[0]["bound"] == [[pytest.approx(5.5), pytest.approx(1)]]
+    forwards = (8 / 3 + 13 / 4 + 19 / 5 + 13 / 3) / 4  # one kept item after another, until the new one shows the rest
+    assert records[3]["bound"][0] == [pytest.approx(5.5 / forwards), pytest.approx(1)]
+    assert convert(records[0]["decoding"], Decoding, "decoding") == Decoding(policy=TopK(1))
+
+
+def test_what_is_no_record_is_refused(records, tmp_path):
+    for changes in ({"schema": 2}, {"label": 3}, {"nfe": "8"}, {"success": {"value": float("nan"), "se": 0.0}},
+                    {"protocol": {}}, {"bound": [[1]]}):  # fmt: skip
+        with pytest.raises(UserError, match="here"):
+            check({**records[0], **changes}, "here")
+    file = tmp_path / "bad.json"
+    for content in ("{", "{}"):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"bad\.json"):
+            collect([file])
+
+
+def test_a_task_longer_than_the_canvas_is_refused(pipeline):
+    with pytest.raises(UserError, match="together more than the 32"):
+        bench(pipeline, ListTask("copy", pipeline.data), {"a": {"a": Decoding()}}, n=2, length=40)
+    with pytest.raises(UserError, match="0 settings"):
+        bench(pipeline, ListTask("copy", pipeline.data), {}, n=2)
+
+
+def known(rate, success, curve="a", **more):
+    pair = {"value": success, "se": 0.01}
+    return {"run": "r", "curve": curve, "label": f"{curve} {rate}", "comparability": "k", "success": pair,
+            "tokens_per_forward": {"value": rate, "se": 0.0}, **more}  # fmt: skip
+
+
+def test_curves_are_ranked_by_aup_and_the_front_is_found():
+    a = [known(1, 0.8), known(4, 0.5)]
+    b = [known(2, 0.7, "b"), known(1, 0.9, "b"), known(2, 0.9, "b")]
+    found = curves([*a, *b])
+    assert [curve.name for curve in found] == ["b", "a"]
+    assert found[0].aup == pytest.approx(180)  # of two points at one rate the better ends the curve
+    assert found[1].aup == pytest.approx(80)
+    assert pareto([*a, *b]) == [b[2], a[1]]
+    assert list(groups([*a, known(1, 1, comparability="other")])) == ["k", "other"]
+
+
+def test_tables_and_pages_show_every_record(records):
+    text = table(records)
+    assert text.count("topk 4") == 2
+    assert "lists: replace random, test split, 6 prompts, at most 8 tokens" in text
+    html = page(records, "A & B")
+    assert "<h1>A &amp; B</h1>" in html
+    assert html.count("<section>") == 2
+    assert html.count("best possible with an exact model") == 2
+    assert "&lt;x&gt;" in html
+    assert "<x>" not in html
+    assert html.count('class="mark') >= 12
+    assert "<script" not in html
+
+
+def test_runs_are_named_where_there_are_several(records):
+    other = [{**r, "run": "second"} for r in records]
+    assert "<toy>, topk 1" in table([*records, *other])
+    assert "&lt;toy&gt;, topk" in page([*records, *other])
+
+
+def command(pipeline, monkeypatch, tmp_path, *words):
+    monkeypatch.setattr("gen.pipeline.load", lambda *_: pipeline)
+    return main(["bench-decode", str(tmp_path), "-n", "3", *words])
+
+
+def test_the_command_writes_the_page_and_the_records(pipeline, monkeypatch, tmp_path, capsys):
+    words = [
+        "--tasks",
+        "sort",
+        "--policies",
+        "topk:2",
+        "threshold:.9",
+        "--cache",
+        "none",
+        "dual",
+        "--block-length",
+        "4",
+    ]
+    assert command(pipeline, monkeypatch, tmp_path, *words) == 0
+    found = collect([tmp_path / "decode.json"])
+    assert [r["curve"] for r in found] == ["topk", "threshold", "topk, dual", "threshold, dual"]
+    assert [r["decoding"]["cache"] and r["decoding"]["cache"]["name"] for r in found] == [None, None, "dual", "dual"]
+    assert {r["decoding"]["blocks"]["length"] for r in found} == {4}
+    assert found[2]["computed"] < found[0]["computed"]
+    assert "threshold 0.9, dual" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "decode.html").read_text()
+    again = found[0]["command"].split()
+    assert again[:2] == ["gen", "bench-decode"]
+    assert again[again.index("--cache") + 1 :][:2] == ["none", "dual"]
+    more = ["--tasks", "sort", "--policies", "topk:1", "--with", str(tmp_path / "decode.json")]
+    assert command(pipeline, monkeypatch, tmp_path, *more, "--out", str(tmp_path / "more.html")) == 0
+    assert (tmp_path / "more.html").read_text().count('class="entry"') == 4  # both show topk, on one curve
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--tasks", "srot"], "Did you mean 'sort'"),
+        (["--policies", "thresold"], "Did you mean 'threshold'"),
+        (["--out", "page.txt"], "is a .html file"),
+    ],
+)
+def test_the_command_refuses_what_it_does_not_know(pipeline, monkeypatch, tmp_path, capsys, words, told):
+    assert command(pipeline, monkeypatch, tmp_path, *words) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "decode.json").exists()
+
+
+def test_conversations_become_text_and_replies_are_read_as_text():
+    class Letters:
+        """A tokeniser of single letters."""
+
+        stops, mask, vocab = (255,), 256, 257
+
+        def encode(self, text):
+            return list(text.encode())
+
+        def decode(self, ids):
+            return bytes(ids).decode(errors="replace")
+
+    task = WaitingLine("copy", n=4)
+    words = Letters()
+    net = Text(vocab=257, length=512, width=8, depth=1, heads=1, mask=256, stops=(255,)).build().eval()
+    model = TextPipeline(net, words, Decoding(), 512)
+    (record,) = bench(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
+    assert record["protocol"]["task"]["source"] is None
+    assert record["computed"] == pytest.approx(sum(len(q.text) for q in task.questions) / 4 + 32)
+    words.chat = lambda messages: "".join(m["role"][0] for m in messages)
+    (record,) = bench(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
+    assert record["computed"] == len("uau") + 32

@@ -1,0 +1,112 @@
+"""TextPipeline and `gen decode`: words in, words out, whatever the batch; and what is said to wrong requests."""
+
+import pytest
+import torch
+
+import gen
+from gen.cli import main
+from gen.decoding import Decoding, Tokens
+from gen.errors import UserError
+from gen.models.text import Text
+from gen.recipes.lists import lists
+from gen.spec import override
+from gen.text import TextPipeline
+from gen.tokenizers.words import Words
+
+WORDS = Words(tuple("abcdefgh"))
+HOW = Decoding(policy={"name": "topk", "k": 2}, tokens=Tokens(temperature=1.0))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    torch.manual_seed(0)
+    spec = Text(vocab=10, mask=9, stops=(8,), length=24, width=16, depth=2, heads=2, tokenizer=WORDS)
+    return TextPipeline(spec.build().double().eval(), WORDS, HOW, length=24)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A list model that has hardly learnt."""
+    small = {"model.width": 16, "model.depth": 1, "model.heads": 2, "steps": 2, "batch_size": 4}
+    quiet = {"sample_every": 0, "validate_every": 0, "save_every": 0}
+    folder = tmp_path_factory.mktemp("runs") / "lists"
+    gen.train(override(lists(), small | quiet), folder, quiet=True)
+    return folder
+
+
+def test_a_text_depends_on_its_prompt_its_seed_and_its_place_alone(pipeline):
+    prompts = ["a b c", "d", "e f g h a b", ""]
+    whole = pipeline.generate(prompts, [7, 9, 4, 12], seed=3)
+    parts = pipeline.generate(prompts, [7, 9, 4, 12], seed=3, batch_size=3, every=3)
+    assert whole.texts == parts.texts
+    assert len({tuple(t.split()) for t in pipeline.generate(["a"] * 6, 8).texts}) > 1
+    assert whole.texts != pipeline.generate(prompts, [7, 9, 4, 12], seed=4).texts
+
+
+def test_ids_and_words_are_one_and_the_counts_add_up(pipeline):
+    made = pipeline.generate("a b", 8, seed=1, stops=())
+    assert made.texts == pipeline.generate([0, 1], 8, seed=1, stops=()).texts
+    assert made.texts == pipeline.generate(torch.tensor([0, 1]), 8, seed=1, stops=()).texts
+    assert (made.tokens, made.nfe, made.tokens_per_forward, made.reasons) == (8, 4.0, 2.0, ["full"])
+
+
+def test_a_text_ends_before_its_stop_token(pipeline):
+    assert pipeline.words([0, 1, 8, 2, 9]) == "a b"
+
+
+def test_what_is_given_replaces_what_the_model_has(pipeline):
+    how = pipeline.plan(policy="threshold", temperature=0.5, block_length=4, guidance=1.0)
+    assert (how.tokens.temperature, how.blocks.length, how.guidance) == (0.5, 4, 1.0)
+    assert type(how.policy).__name__ == "Threshold" and pipeline.plan() == HOW
+    with pytest.raises(UserError, match="unknown polcy. Allowed: policy, blocks"):
+        pipeline.plan(polcy="topk")
+    with pytest.raises(UserError, match="Whole has no blocks of a length"):
+        pipeline.plan(blocks="whole", block_length=3)
+
+
+def test_a_text_that_does_not_fit_is_refused_and_without_a_length_it_fits(pipeline):
+    with pytest.raises(UserError, match="has 2 tokens and its text may have 23: together more than the 24"):
+        pipeline.generate("a b", 23)
+    assert len(pipeline.generate("a b", stops=()).texts[0].split()) <= 22
+
+
+def test_a_stream_ends_in_what_generate_writes(pipeline):
+    steps = list(pipeline.stream("a b", 8, seed=5, stops=()))
+    assert [sum(v is None for v in firm) for firm, _ in steps] == [6, 4, 2, 0]
+    assert all(v is None or v == g for firm, guess in steps for v, g in zip(firm, guess, strict=True))
+    assert pipeline.words(steps[-1][1]) == pipeline.generate("a b", 8, seed=5, stops=()).texts[0]
+
+
+def test_a_run_is_loaded_and_decoded(run, capsys):
+    loaded = gen.load(run)
+    assert isinstance(loaded, TextPipeline) and loaded.params > 0 and loaded.length == 19
+    line = ["decode", str(run), "--prompt", "copy : a b c =", "--policy", "threshold", "--threshold", ".3"]
+    assert main([*line, "--block-length", "4", "--trace"]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith("copy : a b c =") and "@1" in out.out
+    assert "tokens per evaluation" in out.err
+    assert main([*line, "--stream"]) == 0
+    assert "·" not in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing to begin with"),
+        (["--prompt", "copy : a", "--prompt", "b", "--stream"], "--stream shows one prompt, and 2 are given"),
+        (["--prompt", "cpy"], "unknown 'cpy'. Did you mean 'copy'"),
+        (["--prompt", "copy", "--policy", "tresholt"], "Did you mean 'threshold'"),
+        (["--prompt", "copy", "--policy", "topk", "--threshold", ".9"], "unknown key 'threshold' of TopK"),
+        (["--prompt", "copy", "--gen-length", "64"], "together more than the 19"),
+        (["--prompt", "copy", "--cache", "block"], "block"),
+    ],
+)
+def test_wrong_requests_are_one_line(run, capsys, words, said):
+    assert main(["decode", str(run), *words]) == 2
+    out = capsys.readouterr()
+    assert said in out.err and out.err.count("\n") == 1 and not out.out
+
+
+def test_pictures_are_not_asked_of_a_text_model(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--out", str(tmp_path / "x.png")]) == 2
+    assert "is a text model, which is decoded, not sampled" in capsys.readouterr().err

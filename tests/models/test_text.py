@@ -1,0 +1,290 @@
+"""The text transformer: who sees whom, what is predicted where, and that nothing depends on what it must not."""
+
+import json
+
+import pytest
+import torch
+
+from gen.errors import UserError
+from gen.models.text import Text
+from gen.predict import Span
+from gen.spec import build, spec_of
+from gen.tap import Chain, Record, Skip
+
+SMALL = {"vocab": 11, "mask": 10, "stops": (9,), "length": 24, "width": 16, "depth": 3, "heads": 4, "kv_heads": 2}
+
+
+def network(dtype=torch.float64, seed=0, **changes):
+    """A small network in which everything matters: weights are large, gains are not one, offsets are not zero."""
+    torch.manual_seed(seed)
+    net = Text(**{**SMALL, **changes}).build()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.3)
+    return net.to(dtype)
+
+
+def canvas(b=3, n=16, seed=1, vocab=11):
+    return torch.randint(0, vocab, (b, n), generator=torch.Generator().manual_seed(seed))
+
+
+def close(a, b, tol=1e-12):
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
+
+class Leaf:
+    """A tap that cuts the graph at the embedded tokens, so that gradients by place can be read off."""
+
+    def __call__(self, site, compute, h):
+        if site == "trunk":
+            h = self.h = h.detach().requires_grad_()
+        return compute(h)
+
+
+def felt(net, tokens, where, **how):
+    """By which places [B, N] the logits at places `where` are moved at all, and by how much."""
+    leaf = Leaf()
+    net(tokens, tap=leaf, **how)[:, where].square().sum().backward()
+    return leaf.h.grad.abs().sum(-1)
+
+
+# Specs
+
+
+def test_the_spec_builds_an_equal_thing_and_says_its_shape():
+    spec = Text(**SMALL)
+    assert build("models", json.loads(json.dumps(spec_of(spec)))) == spec
+    assert build("models", {"name": "text", "preset": "nano"}) == Text.preset("nano")
+    assert spec.shape == (24,) and spec.classes == 0
+    net = spec.build()
+    assert (net.vocab, net.mask, net.stops, net.block, net.shift) == (11, 10, (9,), None, 0)
+    assert net.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("preset", Text.presets)
+def test_every_preset_runs_on_the_meta_device(preset):
+    spec = Text.preset(preset)
+    with torch.device("meta"):
+        assert spec.build()(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, spec.vocab)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heads": 3},
+        {"kv_heads": 3},
+        {"shift": 2},
+        {"mask": 11},
+        {"stops": (10,)},
+        {"stops": (-1,)},
+        {"block": 0},
+        {"depth": 0},
+        {"heads": 16, "kv_heads": 16},  # a head of width 1 cannot be turned
+    ],
+    ids=str,
+)
+def test_a_wrong_spec_is_one_line(wrong):
+    with pytest.raises(UserError) as caught:
+        Text(**{**SMALL, **wrong})
+    assert "\n" not in str(caught.value)
+
+
+# What is predicted
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_row_does_not_depend_on_its_batch_nor_on_padding(block):
+    net, tokens, lengths = network(block=block), canvas(), torch.tensor([16, 9, 5])
+    together = net(tokens, lengths)
+    for i, n in enumerate(lengths.tolist()):
+        close(net(tokens[i : i + 1, :n])[0], together[i, :n])
+        longer = torch.cat([tokens[i : i + 1, :n], canvas(1, 7, seed=5)], 1)
+        close(net(longer, lengths[i : i + 1])[0, :n], together[i, :n])
+
+
+def test_logits_at_places_are_those_of_all_places():
+    net, tokens = network(shift=1), canvas()
+    at = torch.tensor([[0, 3, 15], [7, 7, 2], [15, 0, 1]])
+    close(net(tokens, at=at), net(tokens).gather(1, at[..., None].expand(-1, -1, 11)))
+
+
+def test_shift_reads_the_place_before_and_place_0_itself():
+    plain, shifted, tokens = network(), network(shift=1), canvas()
+    expected = plain(tokens)
+    close(shifted(tokens), torch.cat([expected[:, :1], expected[:, :-1]], 1))
+
+
+def test_shared_heads_are_repeated_ones():
+    few, many, tokens = network(), network(kv_heads=None), canvas()
+    state = few.state_dict()
+    for name in [n for n in state if ".attn.k." in n or ".attn.v." in n]:
+        state[name] = state[name].unflatten(0, (2, 4)).repeat_interleave(2, 0).flatten(0, 1)
+    many.load_state_dict(state)
+    close(few(tokens), many(tokens))
+    lengths = torch.tensor([16, 9, 5])  # with a mask another kernel is taken
+    close(few(tokens, lengths)[1, :9], many(tokens, lengths)[1, :9])
+
+
+def test_only_distances_matter_to_the_rotary_angles():
+    net, tokens, places = network(), canvas(), torch.arange(16)
+    close(net(tokens, positions=places + 100), net(tokens), 1e-3)  # angles are float32
+    assert (net(tokens, positions=2 * places) - net(tokens)).abs().max() > 0.1
+    each = places + torch.tensor([[0], [3], [9]])
+    close(net(tokens, positions=each)[1], net(tokens[1:2], positions=places + 3)[0])
+
+
+@pytest.mark.parametrize("options", [{"qk_norm": True}, {"qkv_bias": True}, {"tied": True}, {"hidden": 24}], ids=str)
+def test_options_change_the_answer_and_gradients_reach_every_weight(options):
+    net, tokens = network(**options), canvas()
+    net(tokens).log_softmax(-1)[..., 0].sum().backward()
+    assert not [n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert ("head.weight" in net.state_dict()) != net.spec.tied
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_bfloat16_weights(block):
+    exact, rounded, tokens = network(block=block), network(block=block).bfloat16(), canvas()
+    out = rounded(tokens)
+    assert out.dtype == torch.bfloat16
+    assert (out.double() - exact(tokens)).norm() / exact(tokens).norm() < 0.1
+    assert rounded.start(2, 5).keys[0].dtype == torch.bfloat16
+
+
+def test_it_begins_nearly_uniform():
+    torch.manual_seed(0)
+    logp = Text(**SMALL).build()(canvas()).log_softmax(-1)
+    assert (logp.exp() * 11 - 1).abs().max() < 0.5
+
+
+# Who sees whom
+
+
+def test_every_place_feels_every_other_one():
+    assert (felt(network(), canvas(), [3]) > 0).all()
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("n", [16, 14])
+def test_later_blocks_are_not_felt(shift, n):
+    net, tokens = network(block=4, shift=shift), canvas(n=n)
+    for last in range(n):
+        seen_by = max(last - shift, 0)
+        end = (seen_by // 4 + 1) * 4
+        moved = felt(net, tokens, [last])
+        assert (moved[:, :end] > 0).all()
+        assert (moved[:, end:] == 0).all()
+
+
+def test_padding_is_not_felt():
+    moved = felt(network(), canvas(), [3], lengths=torch.tensor([16, 9, 5]))
+    assert [(row > 0).sum().item() for row in moved] == [16, 9, 5]
+    assert (moved[1, :9] > 0).all()
+
+
+def test_attend_takes_the_place_of_the_rule():
+    full, blocks, tokens = network(), network(block=4), canvas()
+    places = torch.arange(16)
+    rule = places // 4 <= places[:, None] // 4
+    close(full(tokens, attend=rule), blocks(tokens))
+    close(blocks(tokens, attend=torch.ones(3, 16, 16, dtype=torch.bool)), full(tokens))
+
+
+def test_one_pass_over_noisy_and_clean_halves_is_a_pass_for_each_block():
+    """BD3-LM's training mask: noisy block b sees itself and the clean blocks before it (arXiv 2503.09573)."""
+    net, clean, n, size = network(block=4), canvas(vocab=10), 16, 4
+    noisy = torch.where(torch.rand(clean.shape) < 0.5, 10, clean)
+    of, half = torch.arange(2 * n) % n // size, torch.arange(2 * n) // n
+    q, k, qh, kh = of[:, None], of, half[:, None], half
+    attend = ((q == k) & (qh == kh)) | ((q > k) & (qh == 0) & (kh == 1)) | ((q >= k) & (qh == 1) & (kh == 1))
+    both = net(torch.cat([noisy, clean], 1), attend=attend, positions=torch.arange(n).repeat(2))
+    for b in range(n // size):
+        lo, hi = b * size, (b + 1) * size
+        close(both[:, lo:hi], net(torch.cat([clean[:, :lo], noisy[:, lo:hi]], 1))[:, lo:hi])
+    close(both[:, n:], net(clean))
+
+
+# Memory
+
+
+def spans(rows, n):
+    """Spans that cover the places lo[i] .. hi[i] of each row."""
+    lo, hi = torch.tensor(rows).T
+    places = lo[:, None] + torch.arange(int((hi - lo).max()))
+    return Span(torch.where(places < hi[:, None], places, n), lo, n)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_span_of_everything_is_a_plain_call(block, shift, dtype):
+    net, tokens, lengths = network(dtype, block=block, shift=shift), canvas(), torch.tensor([16, 9, 5])
+    memory, at = net.start(3, 16), torch.tensor([[0, 4, 2], [1, 8, 0], [4, 3, 0]])
+    got = net(tokens, lengths, at, memory=memory, span=spans([(0, 16), (0, 9), (0, 5)], 16))
+    close(got, net(tokens, lengths, at), 1e-12 if dtype == torch.float64 else 1e-5)
+    assert memory.seen[:, :16].sum(1).tolist() == [16, 9, 5]
+
+
+def test_blocks_from_memory_are_exact_at_any_depth():
+    net, tokens = network(block=4, depth=6), canvas()
+    memory = net.start(3, 16)
+    for lo in range(0, 16, 4):
+        at = torch.arange(lo, lo + 4).expand(3, -1)
+        close(net(tokens, None, at, memory=memory, span=spans([(lo, lo + 4)] * 3, 16)), net(tokens, at=at))
+
+
+def test_memory_is_what_was_computed_then():
+    """A change before the span is not noticed, one in the span is; rows that are taken out keep theirs."""
+    net, tokens, at = network(), canvas(), torch.tensor([[9], [9], [9]])
+    memory = net.start(3, 16)
+    before = net(tokens, None, at, memory=memory, span=spans([(0, 16)] * 3, 16))
+    changed = tokens.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % 10
+    rows = torch.tensor([2, 0])
+    span = spans([(8, 12)] * 2, 16)
+    close(net(changed[rows], None, at[rows], memory=memory.take(rows), span=span), before[rows])
+    changed[:, 8] = (changed[:, 8] + 1) % 10
+    again = net(changed[rows], None, at[rows], memory=memory.take(rows), span=span)
+    assert (again - before[rows]).abs().max() > 1e-3
+
+
+def test_places_that_were_never_computed_are_not_seen():
+    net, tokens, at = network(), canvas(), torch.tensor([[1], [1], [1]])
+    got = net(tokens, None, at, memory=net.start(3, 16), span=spans([(0, 6)] * 3, 16))
+    close(got, net(tokens[:, :6], at=at))
+
+
+# Taps and wrong inputs
+
+
+def test_a_tap_that_only_looks_changes_no_bit():
+    net, tokens, record = network(), canvas(), Record()
+    assert torch.equal(net(tokens, tap=Chain((record, Skip(())))), net(tokens))
+    sites = {"trunk", "final", *(f"{s}.{i}" for s in ("hidden", "blocks") for i in range(3))}
+    assert set(record.features) == sites | {f"blocks.{i}.{s}" for s in ("attn", "mlp") for i in range(3)}
+    assert record.features["hidden.2"].shape == (3, 16, 16)
+
+
+def test_without_its_blocks_a_place_sees_its_own_token_only():
+    net, tokens = network(), canvas()
+    out = net(tokens, tap=Skip(("blocks.*",)))
+    close(out[0, 0], net(tokens[:1, :1], tap=Skip(("blocks.*",)))[0, 0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda net, x: net(x.float()),
+        lambda net, x: net(x[0]),
+        lambda net, x: net(canvas(n=25)),
+        lambda net, x: net(x, attend=torch.ones(16, 15, dtype=torch.bool)),
+        lambda net, x: net(x, attend=torch.ones(16, 16)),
+        lambda net, x: net(x, torch.tensor([1, 2, 3]), attend=torch.ones(16, 16, dtype=torch.bool)),
+        lambda net, x: net(x, memory=net.start(3, 16)),
+        lambda net, x: net(x, memory=net.start(3, 16), span=spans([(0, 16)] * 3, 16)),
+        lambda net, x: net(x, None, x, memory=net.start(3, 15), span=spans([(0, 16)] * 3, 16)),
+    ],
+)
+def test_wrong_input_is_one_line(wrong):
+    with pytest.raises(UserError) as caught:
+        wrong(network(), canvas())
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,131 @@
+"""Policies inside other engines: diffusers' LLaDA2Pipeline, and the call of vLLM's remasking policies."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gen.errors import UserError
+from gen.models.text import Text
+from gen.samplers.interop.block_refinement import Refinement
+from gen.samplers.interop.remasking import Remasking
+from gen.spec import build
+
+MASK, STOP, BLOCK = 40, 39, 8
+
+
+class Model(torch.nn.Module):
+    """A sharp random network, called as that pipeline calls one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        spec = Text(vocab=41, mask=MASK, stops=(STOP,), length=64, width=32, depth=2, heads=2, block=BLOCK)
+        self.net = spec.build().eval().double()
+        with torch.no_grad():
+            for weight in self.net.parameters():
+                weight.mul_(3 if weight.ndim == 2 else 1)
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+    def forward(self, input_ids, attention_mask, position_ids):
+        return SimpleNamespace(logits=self.net(input_ids))
+
+
+def pipeline(scheduler):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import LLaDA2Pipeline
+
+        pipe = LLaDA2Pipeline(model=Model(), scheduler=scheduler, tokenizer=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def written(pipe, steps, threshold, editing):
+    prompt = torch.arange(24).reshape(2, 12)
+    return pipe(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        gen_length=28,
+        block_length=BLOCK,
+        num_inference_steps=steps,
+        temperature=0.0,
+        threshold=threshold,
+        editing_threshold=editing,
+        eos_token_id=STOP,
+        mask_token_id=MASK,
+        output_type="seq",
+    ).sequences
+
+
+def theirs():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import BlockRefinementScheduler
+
+    return BlockRefinementScheduler(block_length=BLOCK)
+
+
+def test_a_quota_in_their_pipeline_writes_what_theirs_does():
+    ours = Refinement(build("samplers.policies", {"name": "topk", "k": 2, "score": "sample"}), BLOCK)
+    a, b = written(pipeline(theirs()), 4, 1.1, None), written(pipeline(ours), 4, 1.1, None)
+    assert torch.equal(a, b)
+    one = Refinement(build("samplers.policies", {"name": "topk", "k": 1}), BLOCK)
+    assert not torch.equal(a, written(pipeline(one), 4, 1.1, None))
+
+
+def test_no_mask_is_left_however_few_steps_the_pipeline_foresaw():
+    ours = Refinement(build("samplers.policies", "topk"), BLOCK)
+    made = written(pipeline(ours), 2, 0.9, None)
+    assert not bool((made[:, :8] == MASK).any())
+
+
+def test_a_policy_that_waits_is_refused():
+    with pytest.raises(UserError, match="Ancestral may let a step pass"):
+        Refinement(build("samplers.policies", "ancestral"))
+
+
+@pytest.fixture
+def policy():
+    return Remasking(build("samplers.policies", {"name": "threshold", "threshold": 0.6}), mask=3)
+
+
+def logits(*probs):
+    return torch.tensor(probs).log()
+
+
+SURE, UNSURE, ELSE = (0.8, 0.1, 0.05, 0.05), (0.4, 0.3, 0.2, 0.1), (0.1, 0.2, 0.65, 0.05)
+
+
+def test_a_block_comes_back_with_what_was_sure(policy):
+    made = policy.apply(input_block=[3, 3, 1], logits=logits(UNSURE, ELSE, SURE))
+    assert made == ((), (3, 2, 1))
+    assert made.committed_token_ids == () and made.next_input_block == (3, 2, 1)
+
+
+def test_a_full_block_is_committed_and_all_masks_follow(policy):
+    assert policy.apply(input_block=[3, 2, 1], logits=logits(UNSURE, ELSE, SURE)) == ((0, 2, 1), (3, 3, 3))
+    assert policy.apply(input_draft=(0, 2, 1), logits=logits(UNSURE, ELSE, SURE)) == ((0, 2, 1), (3, 3, 3))
+
+
+def test_the_mask_is_never_written(policy):
+    made = policy.apply(input_block=[3], logits=[[-9.0, -9.0, -8.0, 9.0]])
+    assert made.committed_token_ids == (2,)
+
+
+def test_another_mask_may_be_named(policy):
+    made = policy.apply(input_block=[2, 1], logits=logits(SURE, SURE), remasking_config={"mask_token_id": 2})
+    assert made.committed_token_ids == (0, 1)
+
+
+def test_wrong_calls_are_one_line(policy):
+    with pytest.raises(UserError, match="needs input_block and logits"):
+        policy.apply(input_block=[3])
+    with pytest.raises(UserError, match=r"shape \[1, 4\] for a block of 2"):
+        policy.apply(input_block=[3, 3], logits=logits(SURE))
+    with pytest.raises(UserError, match="remembers or waits"):
+        Remasking(build("samplers.policies", "credit"), mask=3)
