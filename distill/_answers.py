@@ -94,6 +94,7 @@ def make_store(
     length: int | None = None,
     quiet: bool = False,
     shard: int = SHARD,
+    holdout: float = 0.05,
 ) -> Answers:
     """What is made of n prompts of `data`, in batches: made(prompts) gives columns of as many rows as there may be."""
     opened = data.open("train")
@@ -108,7 +109,7 @@ def make_store(
     parent = checkpoints.read(locate(teacher.folder), verify=False)["sha256"] if teacher.folder else None
     about = {"parent": parent, "prompts": opened.fingerprint, "shape": [teacher.length], **about}
     fill_shards(folder, "answers", len(order), about, rows, quiet, shard)
-    return Answers(str(folder), data)
+    return Answers(str(folder), data, holdout)
 
 
 def _asked(teacher: TextPipeline, items: Sequence[Mapping[str, Tensor]], length: int | None, first: int) -> Asked:

@@ -123,10 +123,11 @@ def window(net: Any, tokens: Tokens, length: int | None, u: Tensor) -> Tensor:
     network has its own, whatever `length` is.
     """
     x, own = tokens.x, inner(net).block
-    if length is None and own is None:
+    size = length if own is None else int(own)
+    if size is None:
         return tokens.trained
     start = tokens.trained.to(torch.uint8).argmax(1)
-    size, anchor = (length, start) if own is None else (own, torch.zeros_like(start))
+    anchor = start if own is None else torch.zeros_like(start)
     low, high = (start - anchor) // size, (tokens.length - 1 - anchor) // size
     block = low + (u.to(x.device) * (high - low + 1)).long().clamp(max=high - low)
     places = torch.arange(x.shape[1], device=x.device)

@@ -33,6 +33,16 @@ class DParallel(Certain):
     (gen.distill._answers). length: tokens of an answer, at most; None for as many as the data have there. lora: the
     rank of adapters that learn instead of the network (peft); the weights that are saved have them added in, and
     averages of those are one update late. store: a folder of answers, to share them between students.
+
+    Measured (2026-11-28, one core of an AMD EPYC that other work shared, torch 2.13) on the recipe `lists`, 1000
+    held-out prompts of all ten tasks: right answers in percent, tokens per forward. Teacher: one token a step 100, .69;
+    threshold .9 99.9, 2.04; .8 97.0, 2.43; .7 90.2, 2.86; entropy .45 99.7, 2.11. Its student (5 minutes of that core;
+    --objective.ratio none --steps 1500 --optim.lr 5e-4): one token a step 100, .69; threshold .95 99.0, 2.92; .9 97.1,
+    3.22; .8 94.6, 3.73; .7 90.8, 4.21; entropy .1 99.8, 2.57; .45 95.7, 3.45. With ratio .5 and 2000 steps: threshold
+    .97 99.0, 2.77; .9 96.9, 3.24; .7 89.9, 4.28. Within one point of one token a step that is 1.35 times the teacher's
+    tokens per forward. On tasks with one answer the teacher is as good as certain (5.2 of at most 5.4 at .9); the gain
+    is on those with many (1.8 instead of 1.1 at 97.5 percent or more), where the student gives the one answer that the
+    teacher would have given: diversity is the price. At one and the same threshold it is wrong more often.
     """
 
     block: int | None = 32

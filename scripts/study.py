@@ -173,6 +173,7 @@ def main(given=None):
     parser.add_argument("--seeds", type=int, help="how many (default: what the study says)")
     parser.add_argument("--samples", type=int, default=1000, help="for each evaluation (default: 1000)")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default: 2)")
+    parser.add_argument("--report", action="store_true", help="train nothing: the table of what is finished")
     parser.add_argument("--out", type=Path, help="(default: runs/ and the study's name)")
     args = parser.parse_args(given)
     study = tomllib.loads(args.study.read_text())
@@ -185,7 +186,9 @@ def main(given=None):
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         for names in turns(study, chosen):
             jobs = [(study, name, seed, out, args.samples) for seed in range(seeds) for name in names]
-            rows += [row for rows_of_one in pool.map(one, jobs) for row in rows_of_one]
+            if args.report:
+                jobs = [job for job in jobs if (out / f"{job[1]}-{job[2]}" / "study.json").exists()]
+            rows += [row for of_one in (map if args.report else pool.map)(one, jobs) for row in of_one]
     rows = list(summary(rows))
     lines = list(table(rows, next((row for row in rows if row["nfe"] == study.get("nfe")), None)))
     print("\n".join(lines))

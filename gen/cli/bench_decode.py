@@ -83,7 +83,8 @@ def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
     from gen.eval.parallelbench.lists import ListTask
     from gen.spec import build
 
-    own = pipeline.data.tasks if isinstance(pipeline.data, Lists) else ()
+    data = getattr(pipeline.data, "of", pipeline.data)  # a student's are its teacher's answers to prompts of these
+    own = data.tasks if isinstance(data, Lists) else ()
     if not (args.tasks or own):
         raise UserError("the run's data has no tasks: give --tasks, such as waiting_line/copy")
     more = {} if args.source is None else {"source": args.source}
@@ -91,7 +92,7 @@ def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
     for name in args.tasks or own:
         family, _, task = name.partition("/")
         if name in own:
-            made.append(ListTask(name, pipeline.data))
+            made.append(ListTask(name, data))
         elif family == "waiting_line" and task in ("", *TASKS):
             made += [build("eval.parallelbench", family, task=one, **more) for one in ([task] if task else TASKS)]
         elif family == "latin_square" and not task:

@@ -17,7 +17,12 @@ __all__ = ["text"]
 
 
 def text() -> Run:
-    """A block-diffusion transformer of 0.9 million parameters on the bytes of pydoc_data.topics, blocks of 16."""
+    """A block-diffusion transformer of 0.9 million parameters on the bytes of pydoc_data.topics, blocks of 16.
+
+    Measured (2026-11-28, one core of a 2.6 GHz AMD EPYC that other work shared, torch 2.13): 5 minutes of that core; a
+    bound of 3.36 bits per byte on 184 held-out windows (2.33 nats), and still falling: 3.78 after 250 steps, 3.44 after
+    500. It knows the frequent short words by then; it is here to show the way, not to write.
+    """
     data = Text()
     tokenizer = data.tokenizer
     model: dict[str, Any] = {
@@ -43,7 +48,7 @@ def text() -> Run:
         schedule=WSD(warmup=100, decay=0.4),
         ema=(Classic(decay=0.99),),
         sampler=Decoding(policy="threshold"),
-        steps=1000,
+        steps=600,
         batch_size=16,
         sample_every=500,
         validate_every=250,

@@ -297,6 +297,7 @@ def test_a_student_of_two_dimensions_covers_the_modes():
     assert found == 4 and inside > 0.65, (found, inside)
 
 
+@pytest.mark.slow
 def test_two_steps_on_its_own_walk():
     data = Mixture(dim=1, modes=2, std=0.2, radius=1.0)
     y, _ = fitted(DMD2(steps=2, **{**FEW, "times": Uniform(0.3, 0.95)}), data, 300)  # lower ones lose a mode

@@ -127,6 +127,7 @@ def two(world, x, t):
     return torch.cat([mean - spread, mean + spread]).detach()
 
 
+@pytest.mark.slow
 def test_a_denoiser_is_tuned_into_the_quantile_map():
     """The loss at its least, level after level from the data on, by the finest steps where the map bends most.
 

@@ -137,6 +137,7 @@ def test_meanflow():
     assert miss(f, world(), Jump(), [1.0, 0.5, 0.0]) < 1e-2
 
 
+@pytest.mark.slow
 def test_shortcut():
     """From the shortest jumps to the longest. 256 of them: 64 steps of Euler's would be 1.5 % off themselves."""
     levels, mixture = 8, world()

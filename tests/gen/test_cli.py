@@ -301,6 +301,7 @@ def test_every_folder_of_plug_ins_is_listed():
         "cli",
         "eval",
         "kernels",
+        "kernels.backends",
         "samplers",
         "models.interop",
         "models.layers",
@@ -336,6 +337,7 @@ def test_doctor_examines_this_machine():
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_doctor_recognises_a_torchvision_that_does_not_match(tmp_path):
     """The known failure: a wheel built for another torch raises while it registers its operators."""
     (tmp_path / "torchvision").mkdir()

@@ -19,6 +19,10 @@ from gen.tap import Chain, Record, Skip
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
 PRESETS = [(name, preset) for name in FAMILIES for preset in find(name, "models").presets]
+LARGE = [  # one of each family in a minute's work, all of them with the slow tests
+    pytest.param(*both, marks=() if both == next(p for p in PRESETS if p[0] == both[0]) else pytest.mark.slow)
+    for both in PRESETS
+]
 
 
 def digits(name, **changes):
@@ -142,7 +146,7 @@ def test_wrong_input_is_one_line(name, wrong):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "preset"), PRESETS, ids=lambda v: str(v))
+@pytest.mark.parametrize(("name", "preset"), LARGE, ids=lambda v: str(v))
 def test_every_preset_runs_on_the_meta_device(name, preset):
     spec = find(name, "models").preset(preset)
     with torch.device("meta"):

@@ -119,7 +119,7 @@ def exponents(widths, seeds, mup_base):
     return {site: (slope(site, 0), slope(site, 1)) for site in found[widths[0]][0]}
 
 
-SHORT, LONG = ((72, 288, 648, 1368), 1), ([72 * k for k in range(1, 20, 3)], 3)
+SHORT, LONG = ((72, 216, 648), 1), ([72 * k for k in range(1, 20, 3)], 3)
 WIDTHS = pytest.mark.parametrize(("widths", "seeds"), [SHORT, pytest.param(*LONG, marks=pytest.mark.slow)])
 
 

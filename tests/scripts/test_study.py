@@ -54,3 +54,18 @@ def test_a_student_from_end_to_end(study, tmp_path):
     assert means[0]["fid"]["value"] == pytest.approx(rows[0]["fid"] + 1) and means[0]["fid"]["se"] == pytest.approx(1)
     lines = list(study.table(means, means[1]))
     assert len(lines) == 2 + 3 and len({line.count("|") for line in lines}) == 1 and "| 1.00 |" in lines[3]
+
+
+def test_a_report_is_of_what_is_finished(study, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.toml").write_text(
+        'recipe = "digits"\nseeds = 2\n[entries.first]\nevaluate = [1]\n[entries.other]\n'
+    )
+    row = {"name": "first", "nfe": 1, "seed": 1, "steps": 2, "params": 3, "ms_per_step": 1.0, "curve": []}
+    row |= dict.fromkeys(("fid", "pixel_fid", "accuracy", "recall", "coverage"), 0.5)
+    (tmp_path / "first-1").mkdir()
+    study.write_json(tmp_path / "first-1" / "study.json", [row])
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "leaderboard", lambda *args, **kwargs: None)
+    study.main([str(tmp_path / "tiny.toml"), "--report", "--out", str(tmp_path)])
+    assert "| first | 1 | 1 | 2 | 0.50 ± 0.00 | 1.00 |" in capsys.readouterr().out
+    assert study.read_json(tmp_path / "tiny.json")["rows"][0]["seeds"] == 1

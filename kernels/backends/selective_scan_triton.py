@@ -1,0 +1,125 @@
+"""The selective scan by our Triton kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.kernels.backends import _triton
+
+__all__ = ["refuses", "run"]
+
+CHUNK = 32  # tokens between states that are kept for the gradient
+
+
+def refuses(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
+    reason = _triton.unable(u, delta, A, B, C)
+    if reason is None and not all(v.is_contiguous() for v in (u, delta, A, B, C)):
+        reason = "not all tensors are contiguous"
+    if reason is None and u.shape[0] > 65535:
+        reason = f"{u.shape[0]} samples; a grid has room for 65535"
+    if reason is None and A.shape[1] > 64:
+        reason = f"{A.shape[1]} numbers of state per channel; kernels keep up to 64 in registers"
+    if reason is None and not (A.dtype == torch.float32 and len({v.dtype for v in (u, delta, B, C)}) == 1):
+        reason = f"dtypes {u.dtype} of u and {A.dtype} of A; A must be float32, and the others of one dtype"
+    return reason
+
+
+def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    y: Tensor = _scan(u, delta, A, B, C)[0]
+    return y
+
+
+def _chunk() -> int:
+    return 4 if _triton.INTERPRETED else CHUNK
+
+
+def sizes(n: int) -> dict[str, int]:
+    """About 1024 numbers of state to a program."""
+    width = max(4, 1 << (n - 1).bit_length())
+    if _triton.INTERPRETED:
+        return {"BD": 8, "BN": width, "CHUNK": _chunk()}
+    return {"BD": max(16, 1024 // width), "BN": width, "CHUNK": _chunk(), "num_warps": 4}
+
+
+@torch.library.custom_op("gen_kernels::selective_scan", mutates_args=())
+def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """y [b, T, D], and the state before every chunk's first token, float32 [b, chunks, D, N]."""
+    from gen.kernels.backends import selective_scan_kernels as kernels
+
+    (y, kept), size = _made(u, A), sizes(A.shape[1])
+    grid = (-(-u.shape[2] // size["BD"]), u.shape[0])
+    _triton.launch(
+        kernels.forward, grid, u, u, delta, A, B, C, y, kept, *u.shape[1:], A.shape[1], kept.shape[1], **size
+    )
+    return y, kept
+
+
+def _made(u: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    b, t, d = u.shape
+    chunks = (t + _chunk() - 1) // _chunk()
+    return u.new_empty(b, t, d), u.new_empty(b, chunks, d, A.shape[1], dtype=torch.float32)
+
+
+@_scan.register_fake
+def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    return _made(u, A)
+
+
+@torch.library.custom_op("gen_kernels::selective_scan_backward", mutates_args=())
+def _backward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, kept: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from gen.kernels.backends import selective_scan_kernels as kernels
+
+    (b, t, d), n, size = u.shape, A.shape[1], sizes(A.shape[1])
+    blocks = -(-d // size["BD"])
+    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    da = u.new_empty(b, d, n, dtype=torch.float32)
+    db, dc = (u.new_empty(b, blocks, t, n, dtype=torch.float32) for _ in range(2))
+    room = u.new_empty(b, blocks, size["CHUNK"], size["BD"], size["BN"], dtype=torch.float32)
+    _triton.launch(
+        kernels.backward,
+        (blocks, b),
+        u,
+        u,
+        delta,
+        A,
+        B,
+        C,
+        kept,
+        dy.contiguous(),
+        du,
+        ddelta,
+        da,
+        db,
+        dc,
+        room,
+        t,
+        d,
+        n,
+        kept.shape[1],
+        **size,
+    )
+    return du, ddelta, da.sum(0), db.sum(1).to(B.dtype), dc.sum(1).to(C.dtype)
+
+
+@_backward.register_fake
+def _(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, kept: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(u), torch.empty_like(u), torch.empty_like(A), torch.empty_like(B), torch.empty_like(C)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradient(ctx: Any, dy: Tensor, dkept: Tensor) -> Any:
+    return _backward(*ctx.saved_tensors, dy)
+
+
+_scan.register_autograd(_gradient, setup_context=_save)

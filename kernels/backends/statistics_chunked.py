@@ -1,0 +1,131 @@
+"""Statistics of logits by PyTorch, a chunk of the vocabulary at a time: no second tensor of its size is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.kernels.backends import _triton
+
+__all__ = ["refuses", "run"]
+
+AT_ONCE = 1 << 18  # numbers of a chunk: a few of them fit a processor's cache
+Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def refuses(logits: Tensor, mask_token: int | None) -> str | None:
+    if not logits.is_floating_point():
+        return f"logits are {logits.dtype}"
+    if not torch.compiler.is_compiling() and _triton.transformed(logits):
+        return "only plain PyTorch passes torch.func and forward-mode derivatives"
+    return None
+
+
+def run(logits: Tensor, mask_token: int | None) -> Six:
+    found: Six = _statistics(logits, -1 if mask_token is None else mask_token)[:6]
+    return found
+
+
+def _chunks(logits: Tensor) -> list[tuple[int, int]]:
+    """Where the chunks of the vocabulary start and end."""
+    size = logits.shape[-1]
+    step = max(64, AT_ONCE // max(1, logits.numel() // size))
+    return [(low, min(low + step, size)) for low in range(0, size, step)]
+
+
+def _chunk(logits: Tensor, low: int, high: int, mask_token: int, kind: torch.dtype) -> Tensor:
+    """A copy of one chunk, the mask token's logit -inf."""
+    x = logits[..., low:high].to(kind, copy=True)
+    if low <= mask_token < high:
+        x[..., mask_token - low] = -torch.inf
+    return x
+
+
+@torch.library.custom_op("gen_kernels::token_statistics_chunked", mutates_args=())
+def _statistics(logits: Tensor, mask_token: int) -> Seven:
+    """The six, and lse - top, of which a gradient needs every digit."""
+    best, second, top, after, *_ = _made(logits)
+    total, weighted = (torch.zeros_like(top, dtype=torch.float64) for _ in range(2))
+    for v, start in ((best, 0), (second, 0), (top, -torch.inf), (after, -torch.inf)):
+        v.fill_(start)
+    for low, high in _chunks(logits):
+        x = _chunk(logits, low, high, mask_token, top.dtype)
+        value, index = x.max(-1)  # the first of them among equals
+        new = torch.maximum(top, value)
+        # While all is -inf there is nothing to sum: any finite number will do.
+        anchor, shift = new.where(new > -torch.inf, 0), (top.double() - new).where(top > -torch.inf, 0)
+        away = x - anchor[..., None]
+        share = away.exp()
+        keep = shift.exp()
+        weighted = (weighted + shift * total) * keep + (share * away.where(share > 0, 0)).sum(-1)
+        total = total * keep + share.sum(-1)
+        x.scatter_(-1, index[..., None], -torch.inf)
+        next_value, next_index = x.max(-1)
+        index, next_index = index + low, next_index + low
+        greater = value > top
+        # Of the two that may come second, the one seen earlier stands lower: it keeps its place among equals.
+        later, later_index = next_value.where(greater, value), next_index.where(greater, index)
+        after, second = top.where(greater, after), best.where(greater, second)
+        wins = later > after
+        after, second = later.where(wins, after), later_index.where(wins, second)
+        best, top = index.where(greater, best), new
+    best, second = best.where(top > -torch.inf, 0), second.where(after > -torch.inf, 0)
+    entropy = (total.log() - weighted / total).where(total > 0, 0)
+    lse, entropy, log = (v.to(top.dtype) for v in (top + total.log(), entropy, total.log()))
+    return best, second, top, after, lse, entropy, log
+
+
+def _made(logits: Tensor) -> Seven:
+    kind, shape = torch.promote_types(logits.dtype, torch.float32), logits.shape[:-1]
+    index = [logits.new_empty(shape, dtype=torch.int64) for _ in range(2)]
+    number = [logits.new_empty(shape, dtype=kind) for _ in range(5)]
+    return index[0], index[1], number[0], number[1], number[2], number[3], number[4]
+
+
+@_statistics.register_fake
+def _(logits: Tensor, mask_token: int) -> Seven:
+    return _made(logits)
+
+
+@torch.library.custom_op("gen_kernels::token_statistics_chunked_backward", mutates_args=())
+def _backward(
+    logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
+    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
+) -> Tensor:  # fmt: skip
+    dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    for low, high in _chunks(logits):
+        logp = _chunk(logits, low, high, mask_token, top.dtype).sub_(top[..., None]).sub_(log[..., None])
+        share = logp.exp()
+        from_entropy = dentropy[..., None] * (logp.where(share > 0, 0) + entropy[..., None])
+        d = share * (dlse[..., None] - from_entropy)
+        for index, grad in ((best, dtop), (second, dafter.where(after > -torch.inf, 0))):
+            inside = (index >= low) & (index < high)
+            d.scatter_add_(-1, (index - low).where(inside, 0)[..., None], grad.where(inside, 0)[..., None])
+        dlogits[..., low:high] = d
+    return dlogits
+
+
+@_backward.register_fake
+def _(
+    logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
+    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def save(ctx: Any, inputs: tuple[Any, ...], output: Seven) -> None:
+    """What a gradient needs, here and in Triton's op."""
+    logits, ctx.mask_token = inputs
+    best, second, top, after, _, entropy, log = output
+    ctx.save_for_backward(logits, best, second, top, after, entropy, log)
+    ctx.mark_non_differentiable(best, second, log)
+
+
+def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    return _backward(*ctx.saved_tensors, *grads[2:6], ctx.mask_token), None
+
+
+_statistics.register_autograd(_gradient, setup_context=save)

@@ -1,0 +1,128 @@
+"""Statistics of logits by our Triton kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.kernels.backends import _triton
+from gen.kernels.backends.statistics_chunked import Seven, Six, save
+
+__all__ = ["refuses", "run"]
+
+
+def refuses(logits: Tensor, mask_token: int | None) -> str | None:
+    reason = _triton.unable(logits)
+    if reason is not None:
+        return reason
+    if not logits.is_floating_point():
+        return f"logits are {logits.dtype}"
+    if not logits.is_contiguous():
+        return "logits are not contiguous"
+    return None
+
+
+def run(logits: Tensor, mask_token: int | None) -> Six:
+    found: Six = _statistics(logits, -1 if mask_token is None else mask_token)[:6]
+    return found
+
+
+def _block(size: int) -> int:
+    return 32 if _triton.INTERPRETED else min(2048, max(128, 1 << (size - 1).bit_length()))
+
+
+def _splits(rows: int, size: int) -> int:
+    """Into how many splits a row is cut so that few rows fill a GPU too; whole blocks each."""
+    wanted = 3 if _triton.INTERPRETED else -(-512 // max(1, rows))
+    return max(1, min(wanted, 64, size // _block(size)))
+
+
+@torch.library.custom_op("gen_kernels::token_statistics", mutates_args=())
+def _statistics(logits: Tensor, mask_token: int) -> Seven:
+    from gen.kernels.backends import statistics_kernels as kernels
+
+    outputs, size = _made(logits), logits.shape[-1]
+    rows, block = logits.numel() // size, _block(size)
+    splits = _splits(rows, size)
+    index = logits.new_empty(rows, splits, 2, dtype=torch.int32)
+    number = logits.new_empty(rows, splits, 4, dtype=torch.float32)
+    per_split = -(-size // (splits * block)) * block
+    _triton.launch(
+        kernels.scan, (rows, splits), logits, logits, index, number, size, size, per_split, mask_token, BLOCK=block
+    )
+    _triton.launch(
+        kernels.join,
+        (rows,),
+        logits,
+        index,
+        number,
+        *outputs,
+        splits,
+        SPLITS=1 << (splits - 1).bit_length(),
+        **_few_warps(),
+    )
+    return outputs
+
+
+def _few_warps() -> dict[str, int]:
+    return {} if _triton.INTERPRETED else {"num_warps": 1}
+
+
+def _made(logits: Tensor) -> Seven:
+    shape = logits.shape[:-1]
+    index = [logits.new_empty(shape, dtype=torch.int64) for _ in range(2)]
+    number = [logits.new_empty(shape, dtype=torch.float32) for _ in range(5)]
+    return index[0], index[1], number[0], number[1], number[2], number[3], number[4]
+
+
+@_statistics.register_fake
+def _(logits: Tensor, mask_token: int) -> Seven:
+    return _made(logits)
+
+
+@torch.library.custom_op("gen_kernels::token_statistics_backward", mutates_args=())
+def _backward(
+    logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
+    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
+) -> Tensor:  # fmt: skip
+    from gen.kernels.backends import statistics_kernels as kernels
+
+    dlogits, size = torch.empty_like(logits), logits.shape[-1]
+    block = _block(size)
+    grads = [v.contiguous() for v in (dtop, dafter, dlse, dentropy)]
+    _triton.launch(
+        kernels.backward,
+        (logits.numel() // size, -(-size // block)),
+        logits,
+        logits,
+        best,
+        second,
+        top,
+        after,
+        entropy,
+        log,
+        *grads,
+        dlogits,
+        size,
+        size,
+        mask_token,
+        BLOCK=block,
+    )
+    return dlogits
+
+
+@_backward.register_fake
+def _(
+    logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
+    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(logits)
+
+
+def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    return _backward(*ctx.saved_tensors, *grads[2:6], ctx.mask_token), None
+
+
+_statistics.register_autograd(_gradient, setup_context=save)

@@ -1,0 +1,212 @@
+"""Learn2PD: replays of exact joints in closed form, the filter against Bayes, and a student that may be moved."""
+
+import shutil
+
+import pytest
+import torch
+
+import gen
+from gen.cli import main
+from gen.decoding import Decoding
+from gen.distill._answers import sequential
+from gen.distill.learn2pd import Learn2PD, held_out, rates, replay
+from gen.errors import UserError
+from gen.noise import training_noise
+from gen.objectives import Batch
+from gen.oracle import Joint, parity
+from gen.samplers.blocks.multi import Multi
+from gen.samplers.blocks.semi_ar import SemiAR
+from gen.samplers.blocks.whole import Whole
+from gen.samplers.policies.learned import Filter, Learned
+from gen.spec import build, spec_of
+from gen.train import train
+from tests.distill.texts import roles, texts, tiny_text
+
+SURE = torch.tensor([0.8, 0.6, 0.75, 0.55], dtype=torch.float64)  # p(token = 1) at each place, all independent
+NOISE = training_noise(0, 0, [])  # nothing is drawn
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    train(tiny_text(), folder, quiet=True)
+    return folder
+
+
+def independent():
+    bits = torch.cartesian_prod(*[torch.arange(2)] * 4)
+    return Joint(bits, torch.where(bits == 1, SURE, 1 - SURE).prod(1), 2)
+
+
+def steps_of(joint, answers, blocks, size):
+    how = Decoding(policy="topk", blocks=blocks, stops=())
+    b, n = answers.shape
+    return replay(joint, [[] for _ in range(b)], [n] * b, answers, how, size)
+
+
+def test_a_replay_commits_what_is_right_and_then_the_rest():
+    """A step for what is right at once and, where anything is not, one more, in which all that is left is wrong."""
+    joint = independent()
+    steps = steps_of(joint, joint.texts, Whole(), 4)
+    rows = steps["row"]
+    for i, text in enumerate(joint.texts):
+        right = text == 1
+        mine = {key: value[rows == i] for key, value in steps.items()}
+        assert len(mine["open"]) == (1 if bool(right.all() | ~right.any()) else 2)
+        assert bool(mine["open"][0].all()) and torch.equal(mine["right"][0], right)
+        torch.testing.assert_close(mine["confidence"][0], SURE.float())
+        if len(mine["open"]) == 2:
+            assert torch.equal(mine["open"][1], ~right) and not bool(mine["right"][1].any())
+            torch.testing.assert_close(mine["confidence"][1], torch.where(right, 1.0, SURE.float()))
+
+
+def test_what_depends_on_one_another_is_right_later():
+    """The last bit of a parity is certain once the others stand, whatever was guessed before."""
+    joint = parity(3)
+    steps = steps_of(joint, torch.tensor([[0, 1, 1]]), Whole(), 3)
+    assert steps["right"].tolist() == [[True, False, False], [False, False, False]]
+    torch.testing.assert_close(steps["confidence"], torch.tensor([[0.5, 0.5, 0.5], [1, 0.5, 0.5]]))
+    steps = steps_of(joint, torch.tensor([[0, 0, 0]]), SemiAR(2), 2)
+    assert steps["open"].tolist() == [[True, True], [True, False]]
+    torch.testing.assert_close(steps["confidence"], torch.tensor([[0.5, 0.5], [1, 1]]))
+
+
+def trained(method, columns, steps, lr=0.03):
+    """A filter, trained by the method's own loss on columns of replays at a falling rate; the last logs."""
+    made = Filter(method.block, method.hidden, method.layers)
+    optim = torch.optim.Adam(made.parameters(), lr)
+    n = len(columns["right"])
+    for step in range(steps):
+        rows = torch.randint(n, (500,))
+        cond = {key: value[rows] for key, value in columns.items()}
+        ((role, loss, logs),) = method(roles(made, "filter"), Batch(cond["confidence"], cond, NOISE))
+        assert role == "filter"
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        for group in optim.param_groups:
+            group["lr"] = lr * (1 - step / steps)
+    return made, logs
+
+
+def test_the_filter_of_a_known_joint_reaches_bayes():
+    """Independent places: at first place i is right with probability SURE[i], and what is left after that is wrong.
+
+    So at a threshold of 0.68 Bayes accepts places 0 and 2 of an empty window and nothing of any other; of the wrong
+    tokens, which are met twice each, it accepts sum of (1 - SURE) over these two, over twice that of all. A text that
+    is wrong everywhere is met but once.
+    """
+    joint, threshold = independent(), 0.68
+    generator = torch.Generator().manual_seed(0)
+    answers = joint.texts[torch.multinomial(joint.probs, 6000, replacement=True, generator=generator)]
+    columns = steps_of(joint, answers, Whole(), 4)
+    wrong, taken = 1 - SURE, SURE.gt(threshold)
+    once = wrong.prod() * 4
+    bayes = float(wrong[taken].sum() / (2 * wrong.sum() - once))
+    found = float(SURE[taken].sum() / SURE.sum())
+    made, logs = trained(Learn2PD(block=4, threshold=threshold), columns, 250)
+    reached = rates(made(columns["confidence"]), columns["right"], columns["open"], threshold)
+    chosen = columns["confidence"].lt(1).all(1)[:, None] & taken
+    exact = rates(torch.where(chosen, 9.0, -9.0), columns["right"], columns["open"], threshold)
+    assert exact.false_positives == pytest.approx(bayes, abs=0.01) and exact.found == pytest.approx(found, abs=0.01)
+    assert reached.false_positives == pytest.approx(bayes, abs=0.01)
+    assert reached.found == pytest.approx(found, abs=0.02)
+    assert set(logs) == {"loss", "false_positives", "found"}
+    alone = columns["confidence"] > threshold  # the threshold policy sees no stuck window, and errs again there
+    naive = rates(torch.where(alone, 9.0, -9.0), columns["right"], columns["open"], threshold)
+    assert naive.false_positives > 1.5 * reached.false_positives
+
+
+def test_only_open_places_are_learned_from():
+    method = Learn2PD(block=3, hidden=4)
+    cond = {
+        "confidence": torch.rand(5, 3),
+        "open": torch.tensor([[1, 0, 1]] * 5).bool(),
+        "right": torch.tensor([[1, 0, 0]] * 5).bool(),
+    }
+    net = Filter(3, 4)
+    _, loss, _ = next(method(roles(net, "filter"), Batch(cond["confidence"], cond, NOISE)))
+    p = net(cond["confidence"]).sigmoid()
+    torch.testing.assert_close(loss, -(p[:, 0].log() + (1 - p[:, 2]).log()).mean() / 2)
+    loss.backward()
+    assert float(net.layers[-1].bias.grad[1]) == 0
+
+
+def test_rates_count_what_is_open():
+    logits = torch.tensor([[9.0, 9, -9, -9], [9, 9, 9, 9]])
+    right = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 0]]).bool()
+    open_ = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    found = rates(logits, right, open_, 0.96)
+    assert (found.false_positives, found.found, found.wrong, found.tokens) == pytest.approx((2 / 3, 2 / 3, 0.5, 6))
+    assert rates(logits, right, ~open_ & open_, 0.96).false_positives == 0
+
+
+def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(teacher, tmp_path):
+    folder = tmp_path / "student"
+    options = ["--steps", "3", "--objective.prompts", "60", "--batch_size", "16", "--validate_every", "3"]
+    assert main(["distill", "learn2pd", "--teacher", str(teacher), "--output-dir", str(folder), *options]) == 0
+    before = gen.load(folder).generate("sort : b a =", 5)
+    moved = tmp_path / "elsewhere" / "student"
+    moved.parent.mkdir()
+    shutil.move(folder, moved)
+    student, taught = gen.load(moved), gen.load(teacher)
+    policy = student.decoding.policy
+    assert isinstance(policy, Learned) and policy.file == str(moved / "final" / "filter.safetensors")
+    assert policy.threshold == 0.96 and policy.filter.length == 3  # the teacher's blocks
+    pairs = zip(student.net.state_dict().values(), taught.net.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert student.generate("sort : b a =", 5).texts == before.texts
+    again = student.generate("sort : b a =", 5, policy="topk")
+    assert again.texts == taught.generate("sort : b a =", 5).texts
+    spoilt = moved / "final" / "filter.safetensors"
+    spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="sha256"):
+        gen.load(moved).generate("sort : b a =", 5)
+
+
+def test_what_was_held_out_is_counted(teacher, tmp_path):
+    changes = {"steps": 3, "objective.prompts": 60, "batch_size": 16}
+    done = gen.distill("learn2pd", teacher, tmp_path / "student", changes=changes, quiet=True)
+    found = held_out(done.folder)
+    assert found.tokens > 0 and 0 <= found.false_positives <= 1
+    with pytest.raises(UserError, match="no run of learn2pd"):
+        held_out(teacher)
+
+
+def test_training_goes_on_bit_by_bit(teacher, tmp_path):
+    changes = {"objective.prompts": 40, "batch_size": 8, "objective.store": str(tmp_path / "replays")}
+    for name, counts in (("whole", (6,)), ("halves", (3, 6))):
+        for steps in counts:
+            gen.distill("learn2pd", teacher, tmp_path / name, changes={**changes, "steps": steps}, quiet=True)
+    whole, halves = (Filter.read(tmp_path / n / "final" / "filter.safetensors") for n in ("whole", "halves"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
+
+
+def test_windows_without_a_length_must_be_told_one(teacher, tmp_path):
+    run = tiny_text(sampler=Decoding(policy="topk", blocks=Multi(3)))
+    train(run, tmp_path / "teacher", quiet=True)
+    with pytest.raises(UserError, match="say how long a window is with block"):
+        gen.distill("learn2pd", tmp_path / "teacher", tmp_path / "student", changes={"objective.prompts": 9})
+    made = gen.distill(
+        "learn2pd", tmp_path / "teacher", tmp_path / "student", quiet=True,
+        changes={"objective.prompts": 40, "objective.block": 2, "steps": 1},
+    )  # fmt: skip
+    assert gen.load(made.folder).decoding.blocks == SemiAR(2)
+
+
+def test_replays_are_decoded_one_token_at_a_time_and_greedily():
+    how = Decoding(policy="entropy", cache="prefix")
+    assert spec_of(sequential(how).policy)["name"] == "topk" and sequential(how).cache is None
+
+
+@pytest.mark.parametrize("fields", [{"prompts": 0}, {"block": 0}, {"threshold": 1.5}, {"hidden": 0}])
+def test_wrong_fields_are_refused(fields):
+    with pytest.raises(UserError, match=f"Learn2PD: {next(iter(fields))} = "):
+        Learn2PD(**fields)
+
+
+def test_the_spec_round_trip_and_other_data_are_refused():
+    method = Learn2PD(block=8, hidden=5, threshold=0.9)
+    assert build("distill", spec_of(method)) == method
+    with pytest.raises(UserError, match="needs replays"):
+        next(method({}, texts(torch.zeros(2, 4, dtype=torch.int64), 0, 4)))

@@ -1,0 +1,111 @@
+"""d3LLM: the masks are states of the teacher's own decoding, and its curriculum rises as it says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import gen
+from gen.cli import main
+from gen.decode import walk
+from gen.distill._answers import make_answers, sequential
+from gen.distill.dparallel import DParallel
+from gen.distill.trajectory import Trajectory, last
+from gen.errors import UserError
+from gen.objectives._masked import tokens_of
+from gen.samplers.blocks.multi import Multi
+from gen.samplers.policies.entropy import Entropy
+from gen.spec import build, spec_of
+from gen.train import train
+from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
+
+MASK = 4
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    train(tiny_text(), folder, quiet=True)
+    return folder
+
+
+def test_the_last_ones_are_masked():
+    when = torch.tensor([[-1, 3, 1, 4, 2, 9], [-1, 1, 1, 2, 2, -1]])
+    inside = torch.tensor([[0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0]]).bool()
+
+    def places(ratio):
+        return [row.nonzero()[:, 0].tolist() for row in last(when, inside, ratio)]
+
+    assert places(0.25) == [[3], [4]]
+    assert places(0.5) == [[1, 3], [3, 4]]
+    assert places(0.75) == [[1, 3, 4], [2, 3, 4]]
+    assert places(0.0) == [[], []] and places(1.0) == [[1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize("length", [3, 8])
+def test_masks_are_the_states_that_the_teacher_was_in(teacher, tmp_path, length):
+    """At every ratio k / n the first view masks what stood masked in one of the teacher's own steps."""
+    run, taught = tiny_text(), gen.load(teacher)
+    taught = replace(taught, decoding=replace(taught.decoding, stops=()))  # else some places are never decided
+    answers = make_answers(taught, LISTS, tmp_path / "answers", 12, right=False, quiet=True).open("train")
+    net = Given(torch.zeros(LISTS.shape[0], run.model.vocab), run.model.mask)
+    for i in range(len(answers)):
+        item = {k: v[None] for k, v in answers[i].items()}
+        x, start, end = item["x"], int(item["prompt"]), int(item["length"])
+        states = [torch.ones(end - start, dtype=torch.bool)]
+        for now in walk(taught.net, [x[0, :start]], end - start, sequential(taught.decoding)):
+            states.append(now.tokens[0, start:end] == run.model.mask)
+        for k in range(7):
+            method = Trajectory(blocks=(length,), ratio=(0.0, k / 6), over=1)
+            batch = texts(x, start, end, step=5, when=item["when"])
+            inside, hit = method.masks(net, tokens_of(batch), batch)
+            n = int(inside.sum())
+            assert int(hit.sum()) == round(n * k / 6) and not bool((hit & ~inside).any())
+            mine = inside[0, start:end]
+            assert any(torch.equal(hit[0, start:end], state & mine) for state in states)
+
+
+def test_the_curriculum_rises_and_stays():
+    method = Trajectory(blocks=(4, 6, 8), ratio=(0.0, 0.8), over=90)
+    assert [method.stage(k)[0] for k in (0, 29, 30, 59, 60, 90, 500)] == [4, 4, 6, 6, 8, 8, 8]
+    assert [method.stage(k)[1] for k in (0, 45, 90, 500)] == pytest.approx([0, 0.4, 0.8, 0.8])
+
+
+def test_the_loss_is_that_of_dparallel_on_other_masks():
+    """At full ratio the first view masks the whole answer: what dParallel's does at ratio 1."""
+    x = torch.arange(6).remainder(MASK).expand(8, 6)
+    net = Given(torch.randn(6, MASK + 1, dtype=torch.float64), MASK)
+    when = torch.arange(6).expand(8, 6)
+    ours = Trajectory(blocks=(6,), ratio=(0.0, 1.0), over=1).loss(net, texts(x, 1, 6, step=1, when=when))[0]
+    theirs = DParallel(block=None, ratio=1.0).loss(net, texts(x, 1, 6))[0]
+    assert torch.equal(ours, theirs) and torch.equal(*net.seen)
+
+
+def test_validation_is_that_of_the_end():
+    x = torch.arange(6).remainder(MASK).expand(8, 6)
+    net = Given(torch.randn(6, MASK + 1, dtype=torch.float64), MASK)
+    method, when = Trajectory(blocks=(2, 6), over=10), torch.arange(6).expand(8, 6)
+    late, early = (method.validate(roles(net), texts(x, 0, 6, k, when=when)) for k in (10, 0))
+    assert not torch.equal(*(n == MASK for n in net.seen[0].chunk(2)))
+    assert torch.equal(late.detach(), early.detach())
+
+
+def test_the_command_makes_a_student(teacher, tmp_path):
+    folder = tmp_path / "student"
+    own = ["--objective.prompts", "60", "--objective.blocks", "[2,3]", "--objective.over", "4"]
+    command = ["distill", "trajectory", "--teacher", str(teacher), "--output-dir", str(folder), "--steps", "4", *own]
+    assert main(command) == 0
+    student = gen.load(folder)
+    assert student.decoding.policy == Entropy() and student.decoding.blocks == Multi(length=3)
+    assert len(student.generate("copy : a b =", 4).texts) == 1
+
+
+def test_what_is_wrong_is_refused():
+    with pytest.raises(UserError, match=r"Trajectory: blocks = \(\)"):
+        Trajectory(blocks=())
+    with pytest.raises(UserError, match=r"ratio = \(0.0, 1.5\)"):
+        Trajectory(ratio=(0.0, 1.5))
+    with pytest.raises(UserError, match="needs answers with the step of each token"):
+        next(Trajectory()(roles(Given(torch.zeros(4, 5), MASK)), texts(torch.zeros(2, 4, dtype=torch.int64), 0, 4)))
+    method = Trajectory(blocks=(4, 8), lora=2)
+    assert build("distill", spec_of(method)) == method

@@ -1,0 +1,79 @@
+"""The law of kernels: outputs and all gradients against the exact op, twice the same, and nothing read unwritten."""
+
+from __future__ import annotations
+
+import torch
+
+from gen.testing import error_ratio, poisoned_memory
+
+
+def floating(v):
+    return isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex())
+
+
+def doubled(v):
+    return v.to(torch.promote_types(v.dtype, torch.float64)) if floating(v) else v
+
+
+def real(v):
+    return torch.view_as_real(v) if v.is_complex() else v
+
+
+def results(function, inputs, kind):
+    """The outputs of function(*inputs), then the gradients of all floating inputs under fixed random cotangents.
+
+    Cotangents are rounded to `kind` for everyone, so that the exact op answers the same question.
+    """
+    leaves = [v.detach().clone().requires_grad_() if floating(v) else v for v in inputs]
+    outs = function(*leaves)
+    outs = [outs] if isinstance(outs, torch.Tensor) else list(outs)
+    live, generator = [o for o in outs if o.requires_grad], torch.Generator().manual_seed(1)
+    given = [torch.randn(o.shape, generator=generator).to(kind).to(o.device, o.dtype) for o in live]
+    grads = torch.autograd.grad(live, [v for v in leaves if floating(v)], given)
+    return [o.detach() for o in outs], [real(g) for g in grads]
+
+
+def holds(op, backend, eager, *draws, bound=2.0, repeats=True):
+    """Asserts the law of `backend` for these inputs; `eager` is the plain PyTorch that a user would have written.
+
+    The bound is on the root mean square error, over all draws of the inputs: of a tensor of a few numbers, such as the
+    gradient of a few coefficients, one draw says little. The largest error of each has twice the bound, if it is one
+    of many. repeats: whether results must be the same bits every time. Returns the largest ratio of the first kind.
+    """
+    kind = next(v.real.dtype for v in draws[0] if floating(v))
+    errors = {}
+    for inputs in draws:
+        with poisoned_memory():
+            ours = results(op.only(backend), inputs, kind)
+        again, theirs = results(op.only(backend), inputs, kind), results(eager, inputs, kind)
+        truth = results(op.only("reference"), [doubled(v) for v in inputs], kind)
+        for part in (0, 1):
+            for i, four in enumerate(zip(ours[part], again[part], theirs[part], truth[part], strict=True)):
+                what = f"{op.name}.{backend} {('output', 'gradient')[part]} {i}"
+                assert not repeats or torch.equal(*four[:2]), f"{what} is not repeated bit for bit"
+                found = compared(what, *(v.cpu() for v in (four[0], *four[2:])), bound)
+                if found is not None:
+                    errors.setdefault(what, []).append(found)
+    worst = 0.0
+    for what, pairs in errors.items():
+        ratio = (sum(a for a, _ in pairs) / sum(b for _, b in pairs)) ** 0.5
+        assert ratio <= bound, f"{what}: error {ratio:.2f} times that of eager PyTorch"
+        worst = max(worst, ratio)
+    return worst
+
+
+def compared(what, ours, theirs, exact, bound):
+    """Mean squares of our error and of eager PyTorch's, or of rounding where that is exact, relative to the result."""
+    assert ours.dtype == theirs.dtype, f"{what} is {ours.dtype}"
+    assert ours.shape == exact.shape, f"{what} is {list(ours.shape)}"
+    if not ours.is_floating_point():
+        assert torch.equal(ours, exact), f"{what} differs"
+        return None
+    if ours.dtype == torch.float64:  # the exact op has no more digits than that
+        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-13 * max(1.0, float(exact.abs().max())))
+        return None
+    largest = error_ratio(ours, theirs, exact)
+    assert largest <= 2 * bound or ours.numel() < 64, f"{what}: largest error {largest:.2f} times that of eager PyTorch"
+    size = float(exact.square().mean().clamp(min=1e-60))
+    mine, plain = (float((v.double() - exact).square().mean()) / size for v in (ours, theirs))
+    return mine, max(plain, (0.25 * torch.finfo(ours.dtype).eps) ** 2)

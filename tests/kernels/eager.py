@@ -1,0 +1,93 @@
+"""The ops as a user would write them in PyTorch, in the precision of what is given: the yardstick of errors."""
+
+from __future__ import annotations
+
+import torch
+
+
+def attention(qkv, rule, scale=None):
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    place = torch.arange(q.shape[2], device=q.device)
+    score = (qkv.shape[-1] ** -0.5 if scale is None else scale) * (q @ k.mT)
+    score = score.masked_fill(~rule.allowed(place[:, None], place), -torch.inf)
+    return (score.softmax(-1) @ v).transpose(1, 2)
+
+
+def modulated_norm(x, scale, shift, gain=None, kind="layer", eps=1e-6):
+    centred = x - x.mean(-1, keepdim=True) if kind == "layer" else x
+    normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return (normed if gain is None else normed * gain) * (1 + scale) + shift
+
+
+def gated_residual(x, y, gate):
+    return x + gate * y
+
+
+def gated_residual_norm(x, y, gate, scale, shift, gain=None, kind="layer", eps=1e-6):
+    out = x + gate * y
+    return out, modulated_norm(out, scale, shift, gain, kind, eps)
+
+
+def token_statistics(logits, mask_token=None):
+    x = (
+        logits
+        if mask_token is None
+        else logits.index_fill(-1, torch.tensor(mask_token, device=logits.device), -torch.inf)
+    )
+    x = x.float() if logits.dtype != torch.float64 else x
+    top, index = x.sort(dim=-1, descending=True, stable=True)
+    logp = x.log_softmax(-1)
+    entropy = -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)
+    return index[..., 0], index[..., 1], top[..., 0], top[..., 1], x.logsumexp(-1), entropy
+
+
+def swiglu(ab):
+    a, b = ab.chunk(2, -1)
+    return a * a.sigmoid() * b
+
+
+def gelu_tanh(x, bias=None):
+    h = x if bias is None else x + bias
+    return 0.5 * h * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (h + 0.044715 * h**3)))
+
+
+def rational(x, numerator, denominator):
+    wide = x.unflatten(-1, (len(denominator), -1))
+    top = sum(a[:, None] * wide**i for i, a in enumerate(numerator.unbind(1)))
+    low = sum(b.abs()[:, None] * wide.abs() ** j for j, b in enumerate(denominator.unbind(1), 1))
+    return (top / (1 + low)).flatten(-2)
+
+
+def linear_attention(q, k, v):
+    return q @ (k.softmax(-2).mT @ v)
+
+
+def long_convolution(u, K):
+    n, kind = 2 * u.shape[1], torch.promote_types(u.dtype, torch.float32)
+    y = torch.fft.irfft(torch.fft.rfft(u.to(kind), n=n, dim=1) * torch.fft.rfft(K.to(kind), n=n).mT, n=n, dim=1)
+    return y[:, : u.shape[1]].to(u.dtype)
+
+
+def s4d_kernel(A, C, dt, length):
+    step = dt[:, None] * A
+    place = torch.arange(length, device=A.device)
+    return 2 * ((C * torch.expm1(step) / A)[..., None] * (step[..., None] * place).exp()).sum(1).real
+
+
+def selective_scan(u, delta, A, B, C):
+    h, outs = u.new_zeros(u.shape[0], *A.shape), []
+    for t in range(u.shape[1]):
+        h = (delta[:, t, :, None] * A).exp() * h + delta[:, t, :, None] * B[:, t, None] * u[:, t, :, None]
+        outs.append((h * C[:, t, None]).sum(-1))
+    return torch.stack(outs, 1).to(u.dtype)
+
+
+def ssd(x, delta, A, B, C):
+    B, C = (v.repeat_interleave(x.shape[2] // v.shape[2], 2) for v in (B, C))
+    h, outs = x.new_zeros(x.shape[0], x.shape[2], B.shape[3], x.shape[3]), []
+    for t in range(x.shape[1]):
+        h = (delta[:, t] * A).exp()[..., None, None] * h + (delta[:, t, :, None] * B[:, t])[..., None] * x[
+            :, t, :, None
+        ]
+        outs.append((C[:, t, :, None] @ h).squeeze(2))
+    return torch.stack(outs, 1)

@@ -1,0 +1,50 @@
+"""Our kernels of modulated norms and gated residual sums, interpreted."""
+
+import pytest
+import torch
+
+from gen.kernels.backends.norm_triton import _norm
+from gen.kernels.dispatch import Refused
+from gen.kernels.norm import gated_residual_norm, modulated_norm
+from tests.kernels import eager
+from tests.kernels.compare import holds
+from tests.kernels.norms import CASES, gated, modulated
+
+
+@pytest.mark.parametrize(("kind", "gained", "per_token"), CASES)
+def test_float32(kind, gained, per_token):
+    holds(modulated_norm, "triton", eager.modulated_norm, modulated(kind, gained, per_token, torch.float32, 1))
+    holds(gated_residual_norm, "triton", eager.gated_residual_norm, gated(kind, gained, per_token, torch.float32, 1))
+
+
+@pytest.mark.parametrize(("dtype", "per_token"), [(torch.float16, True), (torch.bfloat16, False)])
+def test_half_precision(dtype, per_token):
+    holds(gated_residual_norm, "triton", eager.gated_residual_norm, gated("layer", True, per_token, dtype, 1))
+
+
+def test_any_strides():
+    x, y, gate, scale, shift, *_ = gated("layer", False, False, torch.float32)
+    x, y = (v.transpose(0, 1).contiguous().transpose(0, 1) for v in (x, y))
+    inputs = (x, y, gate, scale, shift)
+    for ours, exact in zip(*(gated_residual_norm.only(b)(*inputs) for b in ("triton", "reference")), strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
+def test_the_op_is_registered_whole():
+    x, y, gate, scale, shift, gain, *_ = gated("layer", True, False, torch.float32, 1, 2, 16)
+    for v in (x, y, gate, scale, shift, gain):
+        v.requires_grad_()
+    torch.library.opcheck(_norm, (x, y, gate, scale, shift, gain, False, 1e-6))
+
+
+def test_refusals():
+    x, scale, shift, *_ = modulated("layer", False, False, torch.float32)
+    op = modulated_norm.only("triton")
+    with pytest.raises(Refused, match=r"mixed dtypes torch.bfloat16, torch.float32"):
+        op(x, scale.bfloat16(), shift)
+    with pytest.raises(Refused, match="not all by sample, or all by token"):
+        op(x, scale.expand(-1, 11, -1).contiguous(), shift)
+    with pytest.raises(Refused, match="width 4097; kernels take up to 4096"):
+        op(*(torch.zeros(1, 1, 4097) for _ in range(3)))
+    with pytest.raises(Refused, match="side by side"):
+        op(x.mT.contiguous().mT, scale, shift)

@@ -1,0 +1,21 @@
+"""Inputs of modulated norms and gated residual sums, as models make them: modulations are views of one product."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+CASES = list(itertools.product(("layer", "rms"), (False, True), (False, True)))
+
+
+def modulated(kind, gained, per_token, dtype, b=2, n=11, d=40):
+    rows = torch.randn(b, n if per_token else 1, 2 * d).to(dtype)
+    gain = torch.randn(d).to(dtype) if gained else None
+    return (torch.randn(b, n, d) * 2 + 1).to(dtype), *rows.chunk(2, -1), gain, kind, 1e-5
+
+
+def gated(kind, gained, per_token, dtype, b=2, n=11, d=40):
+    x, scale, shift, gain, kind, eps = modulated(kind, gained, per_token, dtype, b, n, d)
+    y, gate = torch.randn(b, n, d).to(dtype), torch.randn(scale.shape).to(dtype)
+    return x, y, gate, scale, shift, gain, kind, eps
