@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class Certain(Masking):
     length: int | None = None
     lora: int | None = None
     store: str | None = None
+    writes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or not self.beta >= 0 or not self.temperature > 0:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gen import manifest as checkpoints
+from gen.decoding import Decoding
+from gen.errors import UserError
 from gen.pipeline import locate
 from gen.run import run_from
 from gen.spec import build, override
@@ -28,12 +30,18 @@ def distill(
     """Distils the run in `teacher` into `folder` by a method of gen.distill: a name, a spec or an object.
 
     changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all
-    else is as it was for the teacher. Raises UserError for unknown keys and for a folder that holds another run.
+    else is as it was for the teacher. A method of text models says so: `writes` is true. Raises UserError for unknown
+    keys, for a teacher of the other kind and for a folder that holds another run.
     """
     given = dict(changes or {})
     own = {key.removeprefix("objective."): given.pop(key) for key in list(given) if key.startswith("objective.")}
     made = override(build("distill", method), own)
     taught = run_from(checkpoints.read(locate(Path(teacher)), verify=False)["run"])
+    if isinstance(taught.sampler, Decoding) and not getattr(made, "writes", False):
+        raise UserError(
+            f"{type(made).__name__} distils models that are sampled, and {teacher} is a text model: take dparallel, "
+            "learn2pd or trajectory"
+        )
     run = override(made.student(taught, Path(teacher), Path(folder)), given)
     told = command or f"gen.distill({method!r}, {str(teacher)!r}, {str(folder)!r}, changes={dict(changes or {})!r})"
     return train(run, folder, resume=resume, command=told, quiet=quiet)

@@ -41,7 +41,7 @@ class DParallel(Certain):
     3.22; .8 94.6, 3.73; .7 90.8, 4.21; entropy .1 99.8, 2.57; .45 95.7, 3.45. With ratio .5 and 2000 steps: threshold
     .97 99.0, 2.77; .9 96.9, 3.24; .7 89.9, 4.28. Within one point of one token a step that is 1.35 times the teacher's
     tokens per forward. On tasks with one answer the teacher is as good as certain (5.2 of at most 5.4 at .9); the gain
-    is on those with many (1.8 instead of 1.1 at 97.5 percent or more), where the student gives the one answer that the
+    is on those with many (1.8 instead of 1.2 at 97.5 percent), where the student gives the one answer that the
     teacher would have given: diversity is the price. At one and the same threshold it is wrong more often.
     """
 

@@ -61,6 +61,7 @@ class Learn2PD:
     threshold: float = 0.96
     length: int | None = None
     store: str | None = None
+    writes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("prompts", "block", "hidden", "layers", "length")}

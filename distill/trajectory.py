@@ -28,6 +28,11 @@ class Trajectory(Certain):
     the first `over` updates the ratio rises from ratio[0] to ratio[1], and the block grows through `blocks`, each for
     an equal part; then both stay. The student is decoded by the policy `entropy` in `multi` blocks of the last length.
     Other fields: see gen.distill.dparallel.
+
+    Measured as there (5 minutes; --objective.blocks "[4,8]" --objective.over 1200 --steps 1500): one token a step 100
+    percent of the answers right, .69 tokens per forward; threshold .97 99.1, 2.71; .9 96.3, 3.24; entropy .1 99.3,
+    2.56; .5, as the student wants it, 93.0, 3.62. On answers of at most 8 tokens, whose order tells little, that is no
+    more than dParallel has.
     """
 
     blocks: tuple[int, ...] = (16, 24, 32)

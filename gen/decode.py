@@ -7,8 +7,9 @@ TextPipeline.generate (gen/text.py) adds words to it.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from gen import callable_module
 from gen.decoding import Choice, Decoded, Decoding, KvPlan, Now, Progress, State, View, Window
-from gen.errors import UserError
+from gen.errors import NonFinite, UserError
 from gen.noise import Noise, sample_seeds
 from gen.predict import Guided, Memory, Predictor, Span, Suppressed
 from gen.spec import name_of
 
-__all__ = ["Decoded", "Progress", "decode", "walk"]
+__all__ = ["Decoded", "Progress", "decode", "lengths_of", "walk"]
 
 
 def decode(
@@ -58,10 +59,17 @@ def walk(
 
     prompts: ids, of any lengths. length: of each text, at most. seed: a number, or one per row; row i depends on its
     seed alone. every: after so many steps the host asks which rows are done, and takes them out; in between they stand
-    still. Raises UserError for ids outside the vocabulary, the mask among them, and for parts that do not fit.
+    still. Raises UserError for ids outside the vocabulary, the mask among them, and for parts that do not fit;
+    NonFinite if the logits are NaN.
     """
     how = how or Decoding()
     began = time.perf_counter()
+    if not isinstance(every, int) or every < 1:
+        raise UserError(f"decode: every = {every!r}; a whole number, at least 1")
+    wrong = [token for token in how.suppress if not 0 <= token < f.vocab]
+    if wrong or len({*how.suppress, f.mask}) >= f.vocab:
+        what = f"suppress holds {wrong[0]}" if wrong else "suppress holds them all"
+        raise UserError(f"decode: {what}; ids are 0 .. {f.vocab - 1}, and one has to be left")
     inner = Suppressed(f, how.suppress) if how.suppress else f
     rows = _Rows.begin(f, prompts, length, how, sample_seeds(seed, len(prompts)))
     out = rows.result()
@@ -75,6 +83,19 @@ def walk(
             rows.leave(f, how, out)
     out.seconds = time.perf_counter() - began
     return out
+
+
+def lengths_of(length: int | Sequence[int], n: int) -> list[int]:
+    """The lengths of n texts, from one number or one for each; UserError for anything else."""
+    several = isinstance(length, Iterable) and getattr(length, "ndim", 1) > 0
+    given: Any = length if several else [length] * n
+    try:
+        lengths = [operator.index(v) for v in given]
+    except TypeError:
+        raise UserError(f"decode: length = {length!r}; a whole number, or one for each prompt") from None
+    if len(lengths) != n or any(v < 1 for v in lengths):
+        raise UserError(f"decode: length = {length} for {n} prompts; one number or one each, at least 1")
+    return lengths
 
 
 @dataclass(eq=False)
@@ -94,6 +115,7 @@ class _Rows:
     owed: Tensor
     clean: Tensor
     changed: Tensor
+    lost: Tensor  # whether logits are NaN
     nfe: Tensor
     computed: Tensor
     full: Tensor
@@ -111,9 +133,7 @@ class _Rows:
         ids = [torch.as_tensor(p, dtype=torch.int64).flatten() for p in prompts]
         if not ids:
             raise UserError("decode: no prompts")
-        lengths = [length] * len(ids) if isinstance(length, int) else list(length)
-        if len(lengths) != len(ids) or any(n < 1 for n in lengths):
-            raise UserError(f"decode: lengths {lengths} for {len(ids)} prompts; one each, at least 1")
+        lengths = lengths_of(length, len(ids))
         for i, p in enumerate(ids):
             wrong = (p < 0) | (p >= f.vocab) | (p == f.mask)
             if bool(wrong.any()):
@@ -143,6 +163,7 @@ class _Rows:
             owed=zero,
             clean=zero,
             changed=zero == 0,
+            lost=zero > 0,
             nfe=zero,
             computed=zero,
             full=zero,
@@ -175,6 +196,7 @@ class _Rows:
         at = self.asked(f, how)
         self.predict(f, how, at, masked, fresh, entered, out)
         view = self.view(f, how, at, masked, inside, out.steps)
+        self.lost = (view.masked & view.logp[..., 0].isnan()).any(1)  # one of a place's are, or all
         choice, self.states[0] = how.policy.select(view, self.states[0])
         self.write(f, view, choice)
         self.held = torch.zeros_like(self.held) if choice.hold is None else choice.hold & ~self.done
@@ -322,6 +344,8 @@ class _Rows:
 
     def leave(self, f: Predictor, how: Decoding, out: Decoded) -> None:
         """Takes the rows that are done out, with all that is theirs."""
+        if bool(self.lost.any()):
+            raise NonFinite(f"step {out.steps}: the logits of text {int(self.index[self.lost][0])} are NaN")
         done = self.done.nonzero()[:, 0]
         if not len(done):
             return

@@ -8,9 +8,11 @@ that runs them is gen/decode.py.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -77,11 +79,12 @@ class View:
         step: int = 0,
         fixed: Tensor | None = None,
         uniform: Callable[[str], Tensor] | None = None,
+        owed: Tensor | None = None,
     ) -> View:
         """The view of blocks [B, L] that are whole texts, as engines hand them to a policy.
 
         draw: takes the likeliest tokens unless given. fixed [B, L]: what is not generated. uniform: none, and a policy
-        that draws numbers says so.
+        that draws numbers says so. owed [B]: masks at the first step; L if that is not known.
         """
         masked, (b, n) = tokens == mask, tokens.shape
         none, zero = torch.zeros_like(masked), torch.zeros(b, dtype=torch.int64, device=tokens.device)
@@ -100,7 +103,7 @@ class View:
             fixed=none if fixed is None else fixed,
             here=~none,
             step=zero + step,
-            owed=masked.sum(1) if step == 0 else zero + n,
+            owed=masked.sum(1) if step == 0 else zero + n if owed is None else owed,
             start=zero,
             uniform=uniform or nothing,
             draw=draw,
@@ -276,8 +279,9 @@ class Tokens:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
-            raise UserError(f"{self}; temperature >= 0, 0 < top_p <= 1 and top_k >= 1")
+        warm = 0 <= self.temperature < math.inf  # not so of nan
+        if not warm or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
+            raise UserError(f"{self}; temperature >= 0 and finite, 0 < top_p <= 1 and top_k >= 1")
 
     def draw(self, logp: Tensor, u: Tensor | None) -> Tensor:
         """Token ids [B, W] from logp [B, W, V] by one uniform number each, [B, W], in float64 (arXiv 2409.02908)."""
@@ -299,8 +303,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a text is decoded. cache None: everything is computed at every step. guidance: as in gen.predict.Guided.
-    suppress: token ids that are never predicted."""
+    """How a text is decoded. cache None: everything is computed at every step. stops: one or several, None for none.
+    guidance: as in gen.predict.Guided. suppress: token ids that are never predicted."""
 
     policy: Any = part("samplers.policies", default="threshold")
     blocks: Any = part("samplers.blocks", default="semi_ar")
@@ -313,10 +317,13 @@ class Decoding:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             folders, value = f.metadata.get("folders"), getattr(self, f.name)
-            if folders and value is not None:
-                several = isinstance(f.default, tuple)
-                built = tuple(build(folders, v) for v in value) if several else build(folders, value)
-                object.__setattr__(self, f.name, built)
+            if folders and isinstance(f.default, tuple):
+                given = () if value is None else value if isinstance(value, (list, tuple)) else (value,)
+                object.__setattr__(self, f.name, tuple(_built(folders, f.name, v) for v in given))
+            elif folders and (value is not None or f.default is not None):
+                object.__setattr__(self, f.name, _built(folders, f.name, value))
+        if not math.isfinite(self.guidance):
+            raise UserError(f"Decoding: guidance = {self.guidance}; it must be finite")
         if self.cache is not None and self.guidance:
             raise UserError("Decoding: guidance needs two prompts' keys and values, so it goes without a cache")
         if self.cache is not None and self.policy.waits:
@@ -327,6 +334,23 @@ class Decoding:
                     f"Decoding: {name_of(type(stop))} looks at the whole text, and the cache "
                     f"{name_of(type(self.cache))} does not compute it"
                 )
+
+    def beside(self, folder: Path) -> Decoding:
+        """The same for the model of a checkpoint: a file that the policy reads lies there."""
+        found = getattr(self.policy, "beside", None)
+        return self if found is None else dataclasses.replace(self, policy=found(folder))
+
+
+def _built(folders: tuple[str, ...], name: str, value: Any) -> Any:
+    """A part from its name, spec or object; UserError for what is no such part."""
+    made = build(folders, value)
+    if isinstance(made, type) or not hasattr(made, _DOES[name]):
+        kind = folders[0].rpartition(".")[2]
+        raise UserError(f"Decoding: {name} = {value!r}; a name of `gen list {kind}`, a spec or an object made of one")
+    return made
+
+
+_DOES = {"policy": "select", "blocks": "window", "cache": "span", "stops": "check"}  # what tells a part from others
 
 
 @dataclass(eq=False)

@@ -175,10 +175,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
         tokenizer = getattr(run.model, "tokenizer", None) or getattr(run.data, "tokenizer", None)
         if tokenizer is not None and hasattr(tokenizer, "beside"):  # its file lies with the weights
             tokenizer = tokenizer.beside(place)
-        decoding = run.sampler
-        if hasattr(decoding.policy, "beside"):
-            decoding = replace(decoding, policy=decoding.policy.beside(place))
-        return TextPipeline(net, tokenizer, decoding, info["shape"][0], run.data, **about)
+        return TextPipeline(net, tokenizer, run.sampler.beside(place), info["shape"][0], run.data, **about)
     f = Denoiser(net, run.path, run.param)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
 

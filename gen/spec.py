@@ -140,7 +140,8 @@ def describe(thing: Any) -> str:
 def convert(value: Any, hint: Any, where: str) -> Any:
     """A JSON value, or text from a command line, as the annotated type; raises UserError if it is none."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, str) and hint not in (str, Any) and str not in args and value not in _literals(hint):
+    stays = hint in (str, Any) or (origin in (typing.Union, types.UnionType) and str in args)  # text that is wanted
+    if isinstance(value, str) and not stays and value not in _literals(hint):
         value = _read(value)
     if hint is Any or (inspect.isclass(hint) and not origin and isinstance(value, hint) and hint is not int):
         return value
@@ -234,6 +235,8 @@ def _read(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
+        if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):  # .9 is no JSON, but a number
+            return float(text)
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gen.decode import Decoded, decode, walk
+from gen.decode import Decoded, decode, lengths_of, walk
 from gen.decoding import Decoding
 from gen.errors import UserError
 from gen.noise import sample_seeds
-from gen.spec import build
+from gen.spec import override
 
 __all__ = ["TextPipeline", "Texts"]
 
@@ -57,7 +59,8 @@ class Texts:
 class TextPipeline:
     """A network that predicts masked tokens (gen/predict.py), its tokeniser, and how it wants to be decoded.
 
-    length: the longest canvas, prompt and text together, that it was made for.
+    tokenizer: None for a model that came without one; its words are ids then, "3 1 4". length: the longest canvas,
+    prompt and text together, that it was made for.
     """
 
     net: Any
@@ -89,6 +92,8 @@ class TextPipeline:
         tokens, temperature, block_length, guidance, suppress; what is left out is as the model was made to be decoded.
         every: see gen.decode.walk.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"generate: batch_size = {batch_size!r}; a whole number, at least 1")
         ids = self.ids(prompts)
         how, seeds = self.plan(**changes), sample_seeds(seed, len(ids))
         lengths = self.lengths(ids, length)
@@ -104,7 +109,10 @@ class TextPipeline:
         self, prompt: Prompt, length: int | None = None, *, seed: int = 0, **changes: Any
     ) -> Iterator[tuple[list[int | None], list[int]]]:
         """After every step: the ids of the text with None where nothing is committed, and the ids it would be now."""
-        (ids,) = self.ids(prompt)
+        several = self.ids(prompt)
+        if len(several) != 1:
+            raise UserError(f"stream writes after one prompt, and {len(several)} are given")
+        (ids,) = several
         (longest,) = self.lengths([ids], length)
         seeds = sample_seeds(seed, 1)
         for now in walk(self.net, [ids], longest, self.plan(**changes), seed=seeds):
@@ -114,30 +122,57 @@ class TextPipeline:
 
     def plan(self, *, temperature: float | None = None, block_length: int | None = None, **changes: Any) -> Decoding:
         """The model's Decoding with some parts replaced."""
-        if temperature is not None:
-            tokens = changes.get("tokens", self.decoding.tokens)
-            changes["tokens"] = replace(tokens, temperature=float(temperature))
-        if block_length is not None:
-            blocks = build("samplers.blocks", changes.get("blocks", self.decoding.blocks))
-            if not hasattr(blocks, "length"):
-                raise UserError(f"block_length = {block_length}, and {type(blocks).__name__} has no blocks of a length")
-            changes["blocks"] = replace(blocks, length=block_length)
         unknown = set(changes) - set(self.decoding.__dataclass_fields__)
         if unknown:
             allowed = [*self.decoding.__dataclass_fields__, "temperature", "block_length"]
             raise UserError(f"generate: unknown {', '.join(sorted(unknown))}. Allowed: {', '.join(allowed)}.")
-        return replace(self.decoding, **changes)
+        how = override(self.decoding, changes)
+        if temperature is not None:
+            how = override(how, {"tokens.temperature": temperature})
+        if block_length is not None:
+            if not hasattr(how.blocks, "length"):
+                kind = type(how.blocks).__name__
+                raise UserError(f"block_length = {block_length}, and {kind} has no blocks of a length")
+            how = override(how, {"blocks.length": block_length})
+        made: Decoding = how
+        return made
 
     def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
-        """Every prompt's ids."""
-        several = not isinstance(prompts, (str, Tensor)) and not all(isinstance(p, int) for p in prompts)
-        many: Sequence[Any] = prompts if several else [prompts]  # type: ignore[assignment]
-        return [self.tokenizer.encode(p) if isinstance(p, str) else [int(v) for v in p] for p in many]
+        """Every prompt's ids; UserError for none at all, and for what are neither strings nor ids."""
+        one = isinstance(prompts, str) or getattr(prompts, "ndim", 0) == 1
+        try:
+            many: list[Any] = [prompts] if one else list(prompts)
+            if many and all(isinstance(p, Integral) for p in many):
+                many = [many]
+            ids = [self.encode(p) if isinstance(p, str) else [operator.index(v) for v in p] for p in many]
+        except TypeError:
+            given = " ".join(repr(prompts).split())
+            raise UserError(f"generate: prompts = {given:.80}; a string or ids, or several of them") from None
+        if not ids:
+            raise UserError('generate: no prompts; an empty one is ""')
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """A string's ids."""
+        if self.tokenizer is not None:
+            ids: list[int] = self.tokenizer.encode(text)
+            return ids
+        try:
+            return [int(word) for word in text.split()]
+        except ValueError:
+            raise UserError(f'{text!r}: this model has no tokenizer, its prompts are ids, such as "3 1 4"') from None
+
+    @property
+    def joint(self) -> str:
+        """What stands between a prompt and its text."""
+        return " " if self.tokenizer is None else str(self.tokenizer.joint)
 
     def words(self, ids: Tensor | Sequence[int]) -> str:
         """The string of a text's ids, up to its first stop token."""
         found = [int(v) for v in ids]
         cut = next((i for i, v in enumerate(found) if v in self.net.stops), len(found))
+        if self.tokenizer is None:
+            return " ".join(map(str, found[:cut]))
         text: str = self.tokenizer.decode(found[:cut])
         return text
 
@@ -146,8 +181,8 @@ class TextPipeline:
         room = [64 if self.length is None else self.length - len(p) for p in ids]
         if length is None:
             length = [max(1, min(64, n)) for n in room]
-        lengths = [length] * len(ids) if isinstance(length, int) else list(length)
-        for i, (p, n) in enumerate(zip(ids, lengths, strict=False)):
+        lengths = lengths_of(length, len(ids))
+        for i, (p, n) in enumerate(zip(ids, lengths, strict=True)):
             if self.length is not None and n > room[i]:
                 raise UserError(
                     f"prompt {i} has {len(p)} tokens and its text may have {n}: together more than the {self.length} "

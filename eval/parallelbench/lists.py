@@ -45,6 +45,7 @@ class ListTask:
         count = 100 if n is None else n
         if count < 1:
             raise UserError(f"ListTask: {count} prompts")
+        self.data.open(split)  # refuses others than train and test
         return [" ".join(self.data.make(split, i)[0]) for i in range(count)]
 
     def score(self, prompt: str, reply: str) -> float:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen.errors import UserError
 
 if TYPE_CHECKING:
     from gen.decoding import Decoding
-    from gen.text import Texts
+    from gen.text import TextPipeline, Texts
 
 __all__ = ["add_arguments", "run", "settings"]
 
@@ -26,9 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gen-length", type=int, help="tokens of a text, at most (default: 64, or what there is room for)"
     )
-    parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
+    parser.add_argument(
+        "--block-length", type=int, help="tokens of a block (default: the run's); a block-causal model keeps to its own"
+    )
     parser.add_argument("--policy", help="a name of `gen list policies`, or a JSON spec (default: the run's)")
     parser.add_argument("--threshold", type=float, help="short for --policy.threshold")
+    parser.add_argument("--blocks", help="a name of `gen list blocks`, or a JSON spec (default: the run's)")
     parser.add_argument("--cache", help="a name of `gen list kv`, a JSON spec, or none (default: the run's)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
     parser.add_argument("--seed", type=int, default=0, help="text i depends on the seed and on i alone (default: 0)")
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> Decoding:
-    """The run's way of decoding, with what the options say; dotted keys (--blocks.sub 8) change it further."""
+    """The run's way of decoding, with what the options say; keys (--blocks.sub 8, --stops eos) change it further."""
     from gen.cli.sample import _spec
     from gen.decoding import Decoding
     from gen.manifest import read
@@ -48,11 +51,12 @@ def settings(args: argparse.Namespace) -> Decoding:
     from gen.run import run_from
     from gen.spec import override
 
-    how = run_from(read(locate(args.run), verify=False)["run"]).sampler
+    place = locate(args.run)
+    how = run_from(read(place, verify=False)["run"]).sampler
     if not isinstance(how, Decoding):
         raise UserError(f"{args.run} is sampled, not decoded: see gen sample --help")
-    parts = {"policy": _spec(args.policy), "cache": _spec(args.cache)}
-    how = override(how, {key: value for key, value in parts.items() if value is not None})
+    parts = {"policy": _spec(args.policy), "blocks": _spec(args.blocks), "cache": _spec(args.cache)}
+    how = override(how.beside(place), {key: value for key, value in parts.items() if value is not None})
     short = {"policy.threshold": args.threshold, "blocks.length": args.block_length}
     short["tokens.temperature"] = args.temperature
     changed: Decoding = override(how, {key: value for key, value in short.items() if value is not None})
@@ -61,24 +65,31 @@ def settings(args: argparse.Namespace) -> Decoding:
 
 def run(args: argparse.Namespace) -> int:
     from gen.pipeline import load
+    from gen.text import TextPipeline
 
     prompts = list(args.prompt or ())
     if args.prompts is not None:
-        prompts += args.prompts.read_text(encoding="utf-8").splitlines()
+        try:
+            prompts += args.prompts.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--prompts {args.prompts}: no text in UTF-8 ({error.reason})") from None
     if not prompts:
         raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
     pipeline = load(args.run, args.weights, args.device)
+    assert isinstance(pipeline, TextPipeline)  # or there were no such settings
     how = {name: getattr(args.settings, name) for name in ("policy", "blocks", "cache", "stops", "tokens")}
     how |= {"guidance": args.settings.guidance, "suppress": args.settings.suppress}
     if args.stream:
         if len(prompts) > 1:
             raise UserError(f"--stream shows one prompt, and {len(prompts)} are given")
+        if args.trace:
+            raise UserError("--stream and --trace are given; give one")
         for firm, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed, **how):
-            print(pipeline.tokenizer.joint.join("·" if v is None else _word(v, pipeline) for v in firm), flush=True)
+            print(pipeline.joint.join("·" if v is None else _word(v, pipeline) for v in firm), flush=True)
         return 0
     made = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size, **how)
     for prompt, text in zip(prompts, made.texts, strict=True):
-        print(f"{prompt}{pipeline.tokenizer.joint}{text}")
+        print(f"{prompt}{pipeline.joint}{text}")
     if args.trace:
         _trace(made, pipeline)
     speed = made.tokens / made.seconds if made.seconds else 0.0
@@ -90,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trace(made: Texts, pipeline: Any) -> None:
+def _trace(made: Texts, pipeline: TextPipeline) -> None:
     """token@step, in the order of the text."""
     for d in made.decoded:
         for i in range(len(d.nfe)):
@@ -99,6 +110,5 @@ def _trace(made: Texts, pipeline: Any) -> None:
             print(" ".join(f"{_word(token, pipeline)}@{step}" for token, step in pairs))
 
 
-def _word(token: int, pipeline: Any) -> str:
-    word: str = "<end>" if token in pipeline.net.stops else pipeline.tokenizer.decode([token])
-    return word
+def _word(token: int, pipeline: TextPipeline) -> str:
+    return "<end>" if token in pipeline.net.stops else pipeline.words([token])

@@ -77,8 +77,10 @@ def drop_condition(f: Denoise, batch: Batch, share: float) -> Cond:
 
 
 def check_state(net: Any, owner: str) -> None:
-    """Raises UserError for a network whose state holds more than the image, such as gen.models.reg."""
+    """Raises UserError for a network of no images, or whose state holds more than one, such as gen.models.reg."""
     spec = net.spec
+    if not hasattr(spec, "channels"):
+        raise UserError(f"{owner} trains on images, and a {type(spec).__name__} takes none")
     if len(getattr(net, "state_shape", (spec.channels, spec.size, spec.size))) != 3:
         raise UserError(
             f"{owner} trains on images alone, and this {type(spec).__name__} denoises a class token too: take another "

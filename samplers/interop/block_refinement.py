@@ -18,7 +18,10 @@ __all__ = ["Refined", "Refinement"]
 
 
 class Refined(NamedTuple):
-    """What `step` returns, by name or as a tuple; all [B, L] but pred_logits [B, L, V], the logits as they came."""
+    """What `step` returns, by name or as a tuple; all [B, L] but pred_logits [B, L, V], the logits as they came.
+
+    editing_transfer_index: corrected places, and those that became masks again: a pipeline writes no others.
+    """
 
     prev_sample: Tensor
     transfer_index: Tensor
@@ -42,6 +45,9 @@ class Refinement:
         self.policy = policy
         self.config = SimpleNamespace(block_length=block_length)
         self.state: State = {}
+        self.owed: Tensor | None = None  # masks at the first step of this block, [B]
+        self.open: Tensor | None = None  # rows that have masks after the last step, [B]
+        self.post = 0  # evaluations of this block since it was full
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None, block_length: int | None = None) -> None:
         """How many steps the pipeline shows as its progress."""
@@ -69,8 +75,8 @@ class Refinement:
             raise UserError("a policy commits masks: give mask_token_id (uniform corruption has none)")
         b, n = sample.shape
         step = int(timestep)
-        if step == 0 or not self.state:
-            self.state = self.policy.init(b, n)
+        if step == 0 or self.owed is None:
+            self.state, self.owed, self.post = self.policy.init(b, n), (sample == mask_token_id).sum(1), 0
 
         def uniform(name: str) -> Tensor:
             device = generator.device if generator is not None else "cpu"
@@ -83,18 +89,28 @@ class Refinement:
         u = None if greedy else uniform("token")
         fixed = None if prompt_mask is None else prompt_mask.expand(b, n)
         view = View.of_block(
-            logp, sample, mask_token_id, draw=lambda p: draw.draw(p, u), step=step, fixed=fixed, uniform=uniform
+            logp,
+            sample,
+            mask_token_id,
+            draw=lambda p: draw.draw(p, u),
+            step=step,
+            fixed=fixed,
+            uniform=uniform,
+            owed=self.owed,
         )
-        drawn = view.drawn
         choice, self.state = self.policy.select(view, self.state)
+        drawn = view.drawn if choice.tokens is None else choice.tokens
         commit = choice.commit & view.masked
         edit = torch.zeros_like(commit)
         if choice.edit is not None:
             edit = choice.edit & ~view.masked & ~view.fixed & (drawn != sample)
         new = torch.where(commit | edit, drawn, sample)
         if choice.remask is not None:
-            new = torch.where(choice.remask & ~view.masked & ~view.fixed, mask_token_id, new)
-        return Refined(new, commit, edit, drawn, view.chosen, model_output)
+            gone = choice.remask & ~view.masked & ~view.fixed
+            new, edit = torch.where(gone, mask_token_id, new), edit | gone
+        self.open = (new == mask_token_id).any(1)
+        chosen = logp.gather(-1, drawn[..., None])[..., 0].exp()
+        return Refined(new, commit, edit, drawn, chosen, model_output)
 
     def check_eos_finished(
         self,
@@ -123,8 +139,15 @@ class Refinement:
         max_post_steps: int,
         finished: Tensor,
     ) -> bool:
-        """Until every row is finished, or no mask is left and nothing was edited."""
+        """Until no row that is not finished has a mask, and then while there are corrections, if they are wanted.
+
+        A finished row keeps its masks, so what the pipeline counts (masks_remaining, post_steps) is of no use here.
+        """
         if bool(finished.all()):
             return False
-        edited = editing_enabled and bool(editing_transfer_index.any())
-        return bool(masks_remaining) or (edited and post_steps <= max_post_steps)
+        if self.open is None or bool((self.open & ~finished).any()):
+            self.post = 0
+            return True
+        post, self.post = self.post, self.post + 1
+        edited = bool((editing_transfer_index & ~finished[:, None]).any())
+        return editing_enabled and (edited or post == 0) and post <= max_post_steps  # 0: the one that filled the block

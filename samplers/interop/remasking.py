@@ -58,6 +58,8 @@ class Remasking:
         scores = torch.as_tensor(logits).float()[None]
         if scores.shape[:2] != block.shape:
             raise UserError(f"logits have shape {list(scores.shape[1:])} for a block of {block.shape[1]} tokens")
+        if scores.ndim != 3 or not 0 <= mask < scores.shape[2]:
+            raise UserError(f"logits have shape {list(scores.shape[1:])}, and the mask is token {mask}")
         if bool((block == mask).any()):
             logp = scores.index_fill(-1, torch.tensor([mask]), -torch.inf).log_softmax(-1)
             view = View.of_block(logp, block, mask, step=int(config.get("denoise_step_index", 0)))

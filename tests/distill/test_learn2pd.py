@@ -156,12 +156,20 @@ def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(tea
     pairs = zip(student.net.state_dict().values(), taught.net.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert student.generate("sort : b a =", 5).texts == before.texts
+    assert main(["decode", str(moved), "--prompt", "sort : b a =", "--gen-length", "5"]) == 0
     again = student.generate("sort : b a =", 5, policy="topk")
     assert again.texts == taught.generate("sort : b a =", 5).texts
     spoilt = moved / "final" / "filter.safetensors"
     spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="sha256"):
         gen.load(moved).generate("sort : b a =", 5)
+
+
+@pytest.mark.parametrize("method", ["reflow", "degradation", "dmd2", "tcm", "ld_pruner"])
+def test_a_text_model_teaches_no_pictures(teacher, tmp_path, method, capsys):
+    assert main(["distill", method, "--teacher", str(teacher), "--output-dir", str(tmp_path / "x")]) == 2
+    assert "is a text model: take dparallel, learn2pd or trajectory" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_was_held_out_is_counted(teacher, tmp_path):

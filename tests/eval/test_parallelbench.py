@@ -262,6 +262,7 @@ def test_specs_round_trip(spec):
         lambda: WaitingLine(shortest=7),
         lambda: LatinSquare(size=1),
         lambda: ListTask("fly"),
+        lambda: ListTask().prompts("tset"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(make):

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from gen.decode import decode, walk
+from gen.decode import decode, lengths_of, walk
 from gen.decoding import Choice, Decoding, Tokens
-from gen.errors import UserError
+from gen.errors import NonFinite, UserError
 from gen.oracle import Joint, replace
 from gen.samplers.blocks.semi_ar import SemiAR
 from gen.samplers.policies.ancestral import Ancestral
@@ -21,6 +21,7 @@ from gen.samplers.policies.factor import Factor
 from gen.samplers.policies.rcr import RCR
 from gen.samplers.policies.threshold import Threshold
 from gen.samplers.policies.topk import TopK
+from gen.samplers.stops.eos import EOS
 from gen.samplers.stops.prophet import Prophet
 from tests.gen.predictors import Fake, Noisy, Table, table_of
 
@@ -484,6 +485,8 @@ def test_progress_shows_what_is_there_and_what_is_guessed():
         ([[1]], [3, 4], "for 1 prompts"),
         ([[1]], 0, "at least 1"),
         ([[1], [2]], [4, -1], "at least 1"),
+        ([[1]], 2.5, "length = 2.5; a whole number"),
+        ([[1]], [None], "length = \\[None\\]; a whole number"),
     ],
 )
 def test_wrong_lengths_are_refused(prompts, length, match):
@@ -495,7 +498,65 @@ def test_a_waiting_policy_goes_without_a_cache():
     class Cache:
         whole = True
 
+        def span(self, now):
+            raise AssertionError
+
     with pytest.raises(UserError, match="ancestral may wait"):
         Decoding(Ancestral(), cache=Cache())
     with pytest.raises(UserError, match="goes without a cache"):
         Decoding(guidance=1.0, cache=Cache())
+
+
+def test_lengths_are_any_whole_numbers():
+    for given in ([2, 3], (2, 3), torch.tensor([2, 3])):
+        assert lengths_of(given, 2) == [2, 3]
+    assert lengths_of(torch.tensor(4), 2) == [4, 4]
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5])
+def test_one_asks_after_whole_steps(every):
+    with pytest.raises(UserError, match=f"every = {every}"):
+        decode(Noisy(), [[1]], 4, every=every)
+
+
+@pytest.mark.parametrize(
+    ("suppress", "match"),
+    [((-1,), "suppress holds -1"), ((MASK + 1,), f"suppress holds {MASK + 1}"), (tuple(range(MASK)), "holds them all")],
+)
+def test_only_tokens_that_there_are_are_suppressed_and_not_all(suppress, match):
+    with pytest.raises(UserError, match=match):
+        decode(Noisy(), [[1]], 4, Decoding(suppress=suppress))
+
+
+@pytest.mark.parametrize("wrong", [3, None, TopK, Tokens(), ("topk",)], ids=str)
+@pytest.mark.parametrize("part", ["policy", "blocks", "cache", "stops"])
+def test_what_is_no_such_part_is_refused(part, wrong):
+    if wrong is None and part in ("cache", "stops"):
+        assert not getattr(Decoding(**{part: None}), part)
+        return
+    with pytest.raises(
+        UserError, match=r"Decoding: \w+ = .*; a name of `gen list |unknown name 'topk' in samplers.stops"
+    ):
+        Decoding(**{part: wrong})
+
+
+def test_one_stop_may_be_given_as_it_is():
+    assert Decoding(stops="eos") == Decoding(stops=EOS()) == Decoding(stops=["eos"])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_temperatures_are_finite(wrong):
+    with pytest.raises(UserError, match="temperature >= 0 and finite"):
+        Tokens(wrong)
+    if wrong != -1.0:
+        with pytest.raises(UserError, match=r"guidance = .*; it must be finite"):
+            Decoding(guidance=wrong)
+
+
+@pytest.mark.parametrize("policy", ["topk", "threshold", "ancestral"])
+def test_logits_that_are_nan_end_it_at_once(policy):
+    """Nothing is surer than nothing: without a word no place would ever be committed."""
+    table = torch.zeros(4, MASK + 1)
+    table[3, 2] = math.nan
+    with pytest.raises(NonFinite, match="step 1: the logits of text 1 are NaN"):
+        decode(Table(table=table), [[1], [1, 1]], [2, 2], Decoding(policy, stops=()))

@@ -180,9 +180,15 @@ def test_the_tokeniser_lies_with_the_weights_and_is_guarded(tmp_path):
         gen.load(tmp_path / "run").tokenizer.encode("w1")
 
 
-def test_a_folder_without_a_tokeniser_is_decoded_by_ids(tmp_path):
+def test_a_folder_without_a_tokeniser_is_decoded_by_ids(tmp_path, capsys):
     done, pipeline = imported(tmp_path, "dream", theirs("dream"), tokenizer=False)
     assert pipeline.tokenizer is None and "no tokenizer.json" in done.notes[0]
+    made = pipeline.generate("3 1 4", 5, stops=(), suppress=(STOP,))
+    assert made.texts == pipeline.generate([3, 1, 4], 5, stops=(), suppress=(STOP,)).texts
+    assert made.texts[0] == " ".join(map(str, made.decoded[0].text(0).tolist()))
+    assert main(["decode", str(tmp_path / "run"), "--prompt", "3 1 4", "--gen-length", "5", "--stream"]) == 0
+    assert main(["decode", str(tmp_path / "run"), "--prompt", "once", "--gen-length", "5"]) == 2
+    assert "'once': this model has no tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["llada", "fast_dllm"])

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gen.decode import decode
+from gen.decoding import Decoding
 from gen.errors import UserError
 from gen.models.text import Text
 from gen.samplers.interop.block_refinement import Refinement
@@ -84,6 +86,55 @@ def test_no_mask_is_left_however_few_steps_the_pipeline_foresaw():
     assert not bool((made[:, :8] == MASK).any())
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "topk", "steps": 3},
+        {"name": "remdm", "after": 0.5, "times": 4, "count": 2},
+        {"name": "rcr"},
+        {"name": "credit", "inner": {"name": "threshold", "threshold": 0.5}, "alpha": 3.0},
+        {"name": "threshold", "threshold": 0.3},
+    ],
+    ids=lambda spec: spec["name"],
+)
+def test_a_policy_writes_in_their_pipeline_what_it_writes_here(spec):
+    """Policies that count masks, take tokens back, remember, and draw their own; the prompt ends inside a block."""
+    policy = build("samplers.policies", spec)
+    pipe, prompt = pipeline(Refinement(policy, BLOCK)), torch.randint(39, (8, 12), generator=torch.manual_seed(0))
+    how = {"num_inference_steps": BLOCK, "temperature": 0.0, "editing_threshold": None, "eos_early_stop": False}
+    made = pipe(input_ids=prompt, attention_mask=torch.ones_like(prompt), gen_length=28, block_length=BLOCK, **how,
+                mask_token_id=MASK, output_type="seq").sequences  # fmt: skip
+    ours = decode(pipe.model.net, list(prompt), 28, Decoding(policy, stops=()))
+    assert torch.equal(made, ours.tokens[:, 12:])
+
+
+class Ends(Model):
+    """Its first row ends at once, and the other one never."""
+
+    def forward(self, input_ids, attention_mask, position_ids):
+        logits = super().forward(input_ids, attention_mask, position_ids).logits
+        logits[0, :, STOP], logits[1:, :, STOP] = 99.0, -99.0
+        self.calls = getattr(self, "calls", 0) + 1
+        assert self.calls < 99, "it does not end"
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("editing", [None, 0.9])
+@pytest.mark.parametrize("name", ["topk", "edit", "remdm"])
+def test_a_row_that_is_finished_does_not_keep_the_others(name, editing):
+    pipe = pipeline(Refinement(build("samplers.policies", name), BLOCK))
+    pipe.model = Ends()
+    made = written(pipe, BLOCK, 0.9, editing)
+    assert made[0][0] == STOP and not bool((made[1] == MASK).any())
+
+
+def test_no_evaluation_is_spent_on_a_full_block():
+    pipe = pipeline(Refinement(build("samplers.policies", {"name": "topk", "k": 4}), BLOCK))
+    pipe.model = Ends()
+    written(pipe, 2, 0.9, None)
+    assert pipe.model.calls == 1 + 3 * 2  # of four blocks, the prompt ends in the middle of the first
+
+
 def test_a_policy_that_waits_is_refused():
     with pytest.raises(UserError, match="Ancestral may let a step pass"):
         Refinement(build("samplers.policies", "ancestral"))
@@ -127,5 +178,7 @@ def test_wrong_calls_are_one_line(policy):
         policy.apply(input_block=[3])
     with pytest.raises(UserError, match=r"shape \[1, 4\] for a block of 2"):
         policy.apply(input_block=[3, 3], logits=logits(SURE))
+    with pytest.raises(UserError, match="the mask is token 4"):
+        policy.apply(input_block=[4], logits=logits(SURE), remasking_config={"mask_token_id": 4})
     with pytest.raises(UserError, match="remembers or waits"):
         Remasking(build("samplers.policies", "credit"), mask=3)

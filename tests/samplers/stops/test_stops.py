@@ -230,6 +230,9 @@ def test_stops_that_look_at_the_whole_text_need_it_computed():
         def check(self, predictor):
             pass
 
+        def span(self, now):
+            raise AssertionError
+
     with pytest.raises(UserError, match="looks at the whole text"):
         Decoding(cache=Narrow(), stops=(Prophet(),))
     Decoding(cache=Narrow(), stops=(EoTP(whole=False),))
