@@ -87,6 +87,8 @@ class TextPipeline:
     ) -> Texts:
         """A text of at most `length` tokens after each prompt; text i depends on its prompt, its seed and i alone.
 
+        Where two guesses are exactly as good, rounding decides, and rounding depends on the batch.
+
         length: None for 64, or what the model's canvas has room for.
         prompts: one or several, strings or ids. changes: policy, blocks, cache, stops (names, specs or objects),
         tokens, temperature, block_length, guidance, suppress; what is left out is as the model was made to be decoded.
