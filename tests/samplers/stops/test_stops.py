@@ -83,7 +83,7 @@ def test_a_text_is_also_cut_after_a_stop_token_that_was_just_written():
 
 
 def test_what_was_drawn_instead_of_a_foreseen_end_counts():
-    f = table_of([1, STOP, 3], [0.1, 0.5, 0.1], stops=(STOP,))
+    f = table_of([1, STOP, 3], [0.1, 0.6, 0.1], stops=(STOP,))
     how = Decoding(Threshold(0.5), "whole", stops=(EoTP(0.5),), tokens=Tokens(1.0))
     out = decode(f, [[]] * 40, 3, how)
     stopped = out.tokens[:, 1] == STOP
