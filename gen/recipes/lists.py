@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from gen.data.lists import Lists
 from gen.decoding import Decoding
 from gen.ema import Classic
 from gen.mask import LogLinear
-from gen.objectives.fast_dllm import FastDLLM
 from gen.objectives.llada import LLaDA
 from gen.optim.adamw import AdamW
 from gen.run import Run
 from gen.schedules import WSD
 
-__all__ = ["lists", "lists_blocks"]
+__all__ = ["lists"]
 
 
 def lists() -> Run:
@@ -58,16 +56,3 @@ def lists() -> Run:
         validate_every=500,
         save_every=1000,
     )
-
-
-def lists_blocks() -> Run:
-    """The same transformer, block-causal in blocks of four, whose cache of keys and values is exact.
-
-    Measured as above: 26 minutes. Greedy, one token a step, most certain first: .953 of all answers, 1.00 on every task
-    but shuffle, .97, and replace_random, .58: where nothing was replaced so far, the last item must be, and that is
-    learned last (.45 after 3000 steps), for FastDLLM counts a nearly clean text less than LLaDA does. With the cache
-    "block" the same texts, token for token, for 36 computed places each in the stead of 87. Threshold .9: the same
-    share at 3.4 evaluations.
-    """
-    run = lists()
-    return replace(run, model=replace(run.model, block=4), objective=FastDLLM(), steps=4200, batch_size=32)

@@ -17,7 +17,8 @@ from gen.decoding import Decoding
 from gen.errors import UserError
 from gen.log import read_metrics
 from gen.mask import LogLinear
-from gen.recipes.lists import lists, lists_blocks
+from gen.recipes.lists import lists
+from gen.recipes.lists_blocks import lists_blocks
 from gen.run import Run, Sampler, run_from, run_spec
 from gen.spec import build, override, spec_of
 from gen.train import train
