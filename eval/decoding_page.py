@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from html import escape
 
 from gen.eval.decoding import Curve, Record, curves, groups, pareto, percent
-from gen.eval.page import STYLE
+from gen.eval.page import STYLE, document
 from gen.eval.plot import Point, Series, marker, plot
 
 __all__ = ["page"]
@@ -21,27 +20,7 @@ MORE = """.on { color: var(--c0) !important; } .real td:last-child { text-align:
 """
 
 
-def page(records: Sequence[Record], title: str = "Decoding") -> str:
-    """The whole document. Every word that comes from a record is escaped; the policy forbids loading anything."""
-    made = datetime.now(UTC).strftime("%d %B %Y")
-    sections = "".join(_section(group) for group in groups(records).values())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{STYLE}{MORE}</style>
-</head>
-<body>
-<header>
-<h1>{escape(title)}</h1>
-<p>{len(records)} measurement{"" if len(records) == 1 else "s"}. Made by gen on {made}.</p>
-</header>
-{sections}
-<footer>
+FOOT = """\
 <p><b>Success</b>: replies that solve their task. <b>±</b> is one standard error from drawing the prompts again, error
 bars are two. <b>Tokens per forward</b>: all tokens of the replies, prompts not counted, over all evaluations of the
 network. <b>NFE</b>, <b>Tokens</b>, <b>Computed</b>: evaluations, tokens, and places that the network computed, for each
@@ -50,11 +29,14 @@ the device named, in batches of the size named. <b>AUP</b>: accuracy under paral
 <b>front</b>: no other row has as many tokens per forward and more success.</p>
 <p>The broad band is the <b>best possible</b> with an exact model whose tokens are drawn at temperature 1, in whatever
 order and number, adaptive ones included: tokens committed together are drawn without knowing one another. It bounds
-none that takes the likeliest token at temperature 0.</p>
-</footer>
-</body>
-</html>
-"""
+none that takes the likeliest token at temperature 0.</p>"""
+
+
+def page(records: Sequence[Record], title: str = "Decoding") -> str:
+    """The whole document. Every word that comes from a record is escaped; the policy forbids loading anything."""
+    what = f"{len(records)} measurement{'' if len(records) == 1 else 's'}"
+    sections = "".join(_section(group) for group in groups(records).values())
+    return document(title, f"{STYLE}{MORE}", what, sections, FOOT)
 
 
 def _section(group: Sequence[Record]) -> str:

@@ -21,25 +21,13 @@ def page(groups: Sequence[Group], title: str) -> str:
     """The whole document. Every word that comes from a record is escaped; the policy forbids loading anything."""
     rows = sum(len(group.rows) for group in groups)
     tables = f", {len(groups)} tables that are not comparable with each other" if len(groups) > 1 else ""
-    made = datetime.now(UTC).strftime("%d %B %Y")
     caches = any(group.cached for group in groups)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{STYLE}{cached.STYLE if caches else ""}</style>
-</head>
-<body>
-<header>
-<h1>{escape(title)}</h1>
-<p>{rows} evaluation{"" if rows == 1 else "s"}{tables}. Made by gen on {made}.</p>
-</header>
-{"".join(_group(group) for group in groups)}
-<footer>
+    return document(
+        title,
+        f"{STYLE}{cached.STYLE if caches else ''}",
+        f"{rows} evaluation{'' if rows == 1 else 's'}{tables}",
+        "".join(_group(group) for group in groups),
+        f"""\
 <p><b>FID</b> is the Fréchet distance to the real images between features of the extractor named above the table; lower
 is better. <b>±</b> is one standard error from drawing the samples again (delta method), error bars are two.
 Rows whose FIDs are less than two combined standard errors apart are marked as a <b>tie</b>: their order means nothing.
@@ -48,7 +36,31 @@ negative.
 <b>Accuracy</b>: samples that a classifier gives the label they were asked to have. <b>Nearest</b>: median distance to
 the nearest training image in pixels; far below that of real images, a model copies. <b>NFE</b>: network evaluations
 per image, counted, guidance included. Speed is the median of timed batches after warm-up, on the device named.</p>
-{CACHED if caches else ""}{PICTURES}
+{CACHED if caches else ""}{PICTURES}""",
+    )
+
+
+def document(title: str, style: str, what: str, body: str, foot: str) -> str:
+    """A page under its title and a line that says what is on it and when it was made; nothing is loaded."""
+    made = datetime.now(UTC).strftime("%d %B %Y")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p>{what}. Made by gen on {made}.</p>
+</header>
+{body}
+<footer>
+{foot}
 </footer>
 </body>
 </html>

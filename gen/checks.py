@@ -10,6 +10,7 @@ from gen.decoding import Decoding
 from gen.errors import MissingDependency, UserError, nearest
 from gen.mask import MaskPath
 from gen.run import Run
+from gen.tokenizers import ids_of
 
 __all__ = ["check_data", "check_sampler", "check_trackers"]
 
@@ -33,9 +34,7 @@ def _check_tokens(run: Run, shape: tuple[int, ...]) -> None:
     spec, tokenizer = run.model, run.data.tokenizer
     if not hasattr(spec, "vocab"):
         raise UserError(f"the data is text and the model {type(spec).__name__} takes none; take the model text")
-    ours, theirs = (
-        {"vocab": thing.vocab, "mask": thing.mask, "stops": list(thing.stops)} for thing in (spec, tokenizer)
-    )
+    ours, theirs = ids_of(spec), ids_of(tokenizer)
     if ours != theirs:
         asked = {key: value for key, value in theirs.items() if value != ours[key]}
         given = {key: ours[key] for key in asked}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gen import callable_module
-from gen.decoding import Choice, Decoded, Decoding, KvPlan, Now, Progress, State, View, Window
+from gen.decoding import Choice, Decoded, Decoding, KvPlan, Now, Progress, State, View, Window, between
 from gen.errors import NonFinite, UserError
 from gen.noise import Noise, sample_seeds
 from gen.predict import Guided, Memory, Predictor, Span, Suppressed
@@ -189,8 +189,7 @@ class _Rows:
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def step(self, f: Predictor, how: Decoding, out: Decoded) -> Progress:
-        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        inside = (places >= self.start[:, None]) & (places < self.end[:, None])
+        inside = between(self.tokens.shape[1], self.start, self.end)
         masked = (self.tokens == f.mask) & inside & ~self.done[:, None]
         fresh, entered = self.move(masked, how, f.block)
         at = self.asked(f, how)
@@ -213,8 +212,7 @@ class _Rows:
             *(torch.where(stay & (o >= 0), o, n) for o, n in zip(_four(old), _four(found), strict=True))
         )
         fresh, entered = self.window.lo != old.lo, self.window.block != old.block
-        places = torch.arange(masked.shape[1], device=masked.device)
-        here = masked & (places >= self.window.lo[:, None]) & (places < self.window.hi[:, None])
+        here = masked & between(masked.shape[1], self.window.lo, self.window.hi)
         self.step_ = torch.where(fresh, 0, self.step_)
         self.owed = torch.where(fresh, here.sum(1), self.owed)
         return fresh, entered
@@ -325,7 +323,6 @@ class _Rows:
         self.sure = written(self.sure, torch.zeros_like(p) if forget else p)
 
     def end_rows(self, f: Predictor, how: Decoding, view: View) -> None:
-        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         frozen = self.done
         # those that fill masks come first: a stop token that they write ends the text
         for k, stop in sorted(enumerate(how.stops), key=lambda pair: not pair[1].whole):
@@ -337,7 +334,7 @@ class _Rows:
             self.why, self.done = torch.where(new, 1 + k, self.why), self.done | verdict.done
             if verdict.end is not None:
                 self.end = torch.where(frozen, self.end, torch.minimum(self.end, verdict.end))
-        inside = (places >= self.start[:, None]) & (places < self.end[:, None])
+        inside = between(self.tokens.shape[1], self.start, self.end)
         self.done = self.done | ~((self.tokens == f.mask) & inside).any(1) & ~self.held
 
     # -- leaving -------------------------------------------------------------------------------------------------------

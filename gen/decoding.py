@@ -37,9 +37,16 @@ __all__ = [
     "Verdict",
     "View",
     "Window",
+    "between",
 ]
 
 State = Mapping[str, Tensor]  # a part's own memory of each row: tensors [B, ...]
+
+
+def between(n: int, first: Tensor, last: Tensor) -> Tensor:
+    """Which of n places lie from `first` on and before `last`, both [B]: bool [B, n]."""
+    places = torch.arange(n, device=first.device)
+    return (places >= first[:, None]) & (places < last[:, None])
 
 
 @dataclass(eq=False)

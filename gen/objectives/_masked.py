@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gen.decoding import between
 from gen.denoise import Denoise
 from gen.errors import UserError
 from gen.mask import MaskPath
@@ -65,8 +66,7 @@ def tokens_of(batch: Batch, length: Tensor | None = None) -> Tokens:
     prompt = cond.get("prompt", torch.zeros(b, dtype=torch.int64, device=x.device))
     end = cond.get("length", torch.full((b,), n, device=x.device))
     end = end if length is None else torch.minimum(end, length.to(end))
-    places = torch.arange(n, device=x.device)
-    return Tokens(x, (places >= prompt[:, None]) & (places < end[:, None]), end)
+    return Tokens(x, between(n, prompt, end), end)
 
 
 def inner(net: nn.Module) -> Any:

@@ -12,6 +12,7 @@ from gen.objectives.llada import LLaDA
 from gen.optim.adamw import AdamW
 from gen.run import Run
 from gen.schedules import WSD
+from gen.tokenizers import ids_of
 
 __all__ = ["lists"]
 
@@ -30,9 +31,7 @@ def lists() -> Run:
     tokenizer = data.tokenizer
     model: dict[str, Any] = {
         "name": "text",
-        "vocab": tokenizer.vocab,
-        "mask": tokenizer.mask,
-        "stops": tokenizer.stops,
+        **ids_of(tokenizer),
         "length": data.shape[0],
         "width": 128,
         "depth": 4,

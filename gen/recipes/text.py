@@ -12,6 +12,7 @@ from gen.objectives.bd3 import BD3
 from gen.optim.adamw import AdamW
 from gen.run import Run
 from gen.schedules import WSD
+from gen.tokenizers import ids_of
 
 __all__ = ["text"]
 
@@ -27,9 +28,7 @@ def text() -> Run:
     tokenizer = data.tokenizer
     model: dict[str, Any] = {
         "name": "text",
-        "vocab": tokenizer.vocab,
-        "mask": tokenizer.mask,
-        "stops": tokenizer.stops,
+        **ids_of(tokenizer),
         "tokenizer": tokenizer,
         "length": data.length,
         "width": 128,

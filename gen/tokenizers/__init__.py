@@ -5,3 +5,14 @@ stops (ids that end a text, the first of which also pads), joint (what to print 
 encode(text) -> ids, among them neither mask nor stops of its own accord, and decode(ids) -> text, which leaves mask and
 stops out.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["ids_of"]
+
+
+def ids_of(thing: Any) -> dict[str, Any]:
+    """What a tokeniser and the network of its ids agree in: vocab, mask and stops."""
+    return {"vocab": thing.vocab, "mask": thing.mask, "stops": list(thing.stops)}

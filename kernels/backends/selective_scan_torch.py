@@ -99,7 +99,8 @@ def _(
     return u.new_empty(u.shape), u.new_empty(u.shape), A.new_empty(A.shape), B.new_empty(B.shape), C.new_empty(C.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    """What a gradient needs, here and in Triton's op."""
     ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -108,4 +109,4 @@ def _gradient(ctx: Any, dy: Tensor, dkept: Tensor) -> Any:
     return _backward(*ctx.saved_tensors, dy)
 
 
-_scan.register_autograd(_gradient, setup_context=_save)
+_scan.register_autograd(_gradient, setup_context=save)

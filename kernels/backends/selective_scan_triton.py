@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.kernels.backends import _triton
+from gen.kernels.backends.selective_scan_torch import save
 
 __all__ = ["refuses", "run"]
 
@@ -113,13 +114,8 @@ def _(
     return torch.empty_like(u), torch.empty_like(u), torch.empty_like(A), torch.empty_like(B), torch.empty_like(C)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
 def _gradient(ctx: Any, dy: Tensor, dkept: Tensor) -> Any:
     return _backward(*ctx.saved_tensors, dy)
 
 
-_scan.register_autograd(_gradient, setup_context=_save)
+_scan.register_autograd(_gradient, setup_context=save)

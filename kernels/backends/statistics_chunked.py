@@ -47,7 +47,7 @@ def _chunk(logits: Tensor, low: int, high: int, mask_token: int, kind: torch.dty
 @torch.library.custom_op("gen_kernels::token_statistics_chunked", mutates_args=())
 def _statistics(logits: Tensor, mask_token: int) -> Seven:
     """The six, and lse - top, of which a gradient needs every digit."""
-    best, second, top, after, *_ = _made(logits)
+    best, second, top, after, *_ = made(logits)
     total, weighted = (torch.zeros_like(top, dtype=torch.float64) for _ in range(2))
     for v, start in ((best, 0), (second, 0), (top, -torch.inf), (after, -torch.inf)):
         v.fill_(start)
@@ -78,7 +78,8 @@ def _statistics(logits: Tensor, mask_token: int) -> Seven:
     return best, second, top, after, lse, entropy, log
 
 
-def _made(logits: Tensor) -> Seven:
+def made(logits: Tensor) -> Seven:
+    """Room for what is found, here and in Triton's op."""
     kind, shape = torch.promote_types(logits.dtype, torch.float32), logits.shape[:-1]
     index = [logits.new_empty(shape, dtype=torch.int64) for _ in range(2)]
     number = [logits.new_empty(shape, dtype=kind) for _ in range(5)]
@@ -86,8 +87,9 @@ def _made(logits: Tensor) -> Seven:
 
 
 @_statistics.register_fake
-def _(logits: Tensor, mask_token: int) -> Seven:
-    return _made(logits)
+def fake(logits: Tensor, mask_token: int) -> Seven:
+    """The shapes of what is found, here and in Triton's op."""
+    return made(logits)
 
 
 @torch.library.custom_op("gen_kernels::token_statistics_chunked_backward", mutates_args=())
@@ -109,7 +111,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
+def fake_gradient(
     logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
     dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
 ) -> Tensor:  # fmt: skip

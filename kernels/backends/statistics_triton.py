@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.kernels.backends import _triton
-from gen.kernels.backends.statistics_chunked import Seven, Six, save
+from gen.kernels.backends.statistics_chunked import Seven, Six, fake, fake_gradient, made, save
 
 __all__ = ["refuses", "run"]
 
@@ -43,7 +43,7 @@ def _splits(rows: int, size: int) -> int:
 def _statistics(logits: Tensor, mask_token: int) -> Seven:
     from gen.kernels.backends import statistics_kernels as kernels
 
-    outputs, size = _made(logits), logits.shape[-1]
+    outputs, size = made(logits), logits.shape[-1]
     rows, block = logits.numel() // size, _block(size)
     splits = _splits(rows, size)
     index = logits.new_empty(rows, splits, 2, dtype=torch.int32)
@@ -70,16 +70,7 @@ def _few_warps() -> dict[str, int]:
     return {} if _triton.INTERPRETED else {"num_warps": 1}
 
 
-def _made(logits: Tensor) -> Seven:
-    shape = logits.shape[:-1]
-    index = [logits.new_empty(shape, dtype=torch.int64) for _ in range(2)]
-    number = [logits.new_empty(shape, dtype=torch.float32) for _ in range(5)]
-    return index[0], index[1], number[0], number[1], number[2], number[3], number[4]
-
-
-@_statistics.register_fake
-def _(logits: Tensor, mask_token: int) -> Seven:
-    return _made(logits)
+_statistics.register_fake(fake)
 
 
 @torch.library.custom_op("gen_kernels::token_statistics_backward", mutates_args=())
@@ -113,12 +104,7 @@ def _backward(
     return dlogits
 
 
-@_backward.register_fake
-def _(
-    logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
-    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
-) -> Tensor:  # fmt: skip
-    return torch.empty_like(logits)
+_backward.register_fake(fake_gradient)
 
 
 def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.decoding import Window
+from gen.decoding import Window, between
 from gen.errors import UserError
 
 __all__ = ["Multi"]
@@ -32,7 +32,7 @@ class Multi:
     def window(self, masked: Tensor, start: Tensor, end: Tensor, block: int | None) -> Window:
         length, anchor = (self.length, start) if block is None else (block, torch.zeros_like(start))
         places = torch.arange(masked.shape[1], device=masked.device)
-        inside = (places >= start[:, None]) & (places < end[:, None])
+        inside = between(masked.shape[1], start, end)
         number = torch.where(inside, (places - anchor[:, None]).clamp(min=0) // length, 0)
         blocks = masked.shape[1] // length + 1
         zeros = torch.zeros(len(masked), blocks, dtype=torch.int64, device=masked.device)

@@ -28,9 +28,9 @@ def needs_blocks(plan: object, predictor: Predictor) -> None:
         )
 
 
-def due(now: Now, refresh: int | None) -> Tensor:
-    """Where everything is computed, bool [B]: at the first step of a block, and at every refresh-th of a window."""
-    return now.entered if refresh is None else now.entered | (now.step % refresh == 0)
+def due(now: Now, refresh: int | None, first: Tensor) -> Tensor:
+    """Where more is computed than the window, bool [B]: where `first`, and at every refresh-th step of a window."""
+    return first if refresh is None else first | (now.step % refresh == 0)
 
 
 def whole_where(full: Tensor, now: Now, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,4 +32,4 @@ class Dual:
         """It fits every predictor."""
 
     def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        return whole_where(due(now, self.refresh), now, now.window.block, now.window.until)
+        return whole_where(due(now, self.refresh, now.entered), now, now.window.block, now.window.until)

@@ -33,4 +33,4 @@ class Prefix:
         """It fits every predictor."""
 
     def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        return whole_where(due(now, self.refresh), now, now.window.block, now.end)
+        return whole_where(due(now, self.refresh, now.entered), now, now.window.block, now.end)

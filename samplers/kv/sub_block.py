@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen.decoding import Now
 from gen.predict import Predictor
-from gen.samplers.kv._plan import at_least, needs_blocks
+from gen.samplers.kv._plan import at_least, due, needs_blocks
 
 __all__ = ["SubBlock"]
 
@@ -36,6 +36,6 @@ class SubBlock:
         needs_blocks(self, predictor)
 
     def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        block = now.fresh if self.refresh is None else now.fresh | (now.step % self.refresh == 0)
+        block = due(now, self.refresh, now.fresh)
         first = torch.where(block, torch.minimum(now.clean, now.window.block), now.window.lo)
         return first, torch.where(block, now.window.until, now.window.hi)

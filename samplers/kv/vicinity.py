@@ -35,6 +35,6 @@ class Vicinity:
         """It fits every predictor."""
 
     def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        full = due(now, self.refresh) | ((now.window.block <= now.start) & (now.step < self.warmup))
+        full = due(now, self.refresh, now.entered) | ((now.window.block <= now.start) & (now.step < self.warmup))
         first, last = (now.window.lo - self.near).clamp(min=0), torch.minimum(now.window.hi + self.near, now.end)
         return whole_where(full, now, first, last)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.decoding import State, Verdict, View
+from gen.decoding import State, Verdict, View, between
 from gen.predict import Predictor
 from gen.samplers.stops._predicted import is_stop
 
@@ -28,7 +28,7 @@ class EOS:
         self, view: View, tokens: Tensor, start: Tensor, end: Tensor, f: Predictor, state: State
     ) -> tuple[Verdict, State]:
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        inside = (places >= start[:, None]) & (places < end[:, None])
+        inside = between(tokens.shape[1], start, end)
         stops = is_stop(tokens, f) & inside
         far = tokens.shape[1]
         stop = torch.where(stops, places, far).amin(1)
