@@ -1,7 +1,8 @@
 """Operations with one public function each, a slow exact version in reference.py, and backends that may refuse.
 
-torch and triton only. attention.py, norm.py, activation.py, linear_attention.py, convolution.py, state_space.py and
-statistics.py hold the functions; dispatch.py says which backend answers a call, and `explain` prints why.
+torch and triton only. attention.py, rope.py, norm.py, activation.py, linear_attention.py, convolution.py,
+state_space.py and statistics.py hold the functions; dispatch.py says which backend answers a call, and `explain` prints
+why.
 """
 
 if __name__ != "gen.kernels":

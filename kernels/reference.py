@@ -11,36 +11,76 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gen.kernels.backends.linear_onednn import Packed
 from gen.kernels.rules import Rule
 
 __all__ = [
     "attention",
+    "attention_qkv",
     "gated_residual",
     "gated_residual_norm",
     "gelu_tanh",
+    "linear",
     "linear_attention",
+    "linear_scan",
     "long_convolution",
     "modulated_norm",
+    "norm_rope",
     "rational",
     "s4d_kernel",
     "selective_scan",
+    "short_convolution",
     "ssd",
     "swiglu",
     "token_statistics",
 ]
 
 
-def attention(qkv: Tensor, rule: Rule, scale: float) -> Tensor:
-    """softmax(scale q k^T, over the keys that the rule allows) v; a query that sees nothing gets 0."""
-    q, k, v = qkv.double().permute(2, 0, 3, 1, 4)  # each [B, H, N, d]
-    place = torch.arange(q.shape[2], device=q.device)
-    allowed = rule.allowed(place[:, None], place)  # [N, N]
-    score = (scale * q @ k.mT).masked_fill(~allowed, -torch.inf)
+def attention(
+    qkv: Tensor,
+    rule: Rule,
+    scale: float,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    eps: float,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    pairs: str,
+) -> Tensor:
+    """attention_qkv of the three parts, q and k after norm_rope, rounded once."""
+    q, k, v = qkv.double().unbind(2)
+    q, k = norm_rope(q, q_gain, eps, cos, sin, pairs), norm_rope(k, k_gain, eps, cos, sin, pairs)
+    return attention_qkv(q, k, v, rule, scale, None, 0).to(qkv.dtype)
+
+
+def attention_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
+    """softmax(scale q k^T, over the keys that rule and seen allow) v; a query that sees nothing gets 0."""
+    group = q.shape[2] // k.shape[2]
+    q_, k_, v_ = (t.double().transpose(1, 2) for t in (q, k, v))  # each [B, heads, places, d]
+    k_, v_ = k_.repeat_interleave(group, 1), v_.repeat_interleave(group, 1)
+    place = torch.arange(first, first + q.shape[1], device=q.device)
+    allowed = rule.allowed(place[:, None], torch.arange(k.shape[1], device=q.device))  # [Nq, Nk]
+    if seen is not None:
+        allowed = allowed & seen[:, None]  # [B or 1, 1, Nq, Nk]
+    score = (scale * q_ @ k_.mT).masked_fill(~allowed, -torch.inf)
     top = score.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).min)
     weight = (score - top).exp()
     total = weight.sum(-1, keepdim=True)
-    out: Tensor = (weight / total.where(total > 0, 1)) @ v
-    return out.transpose(1, 2).to(qkv.dtype)  # [B, N, H, d]
+    out: Tensor = (weight / total.where(total > 0, 1)) @ v_
+    return out.transpose(1, 2).to(q.dtype)  # [B, Nq, H, d]
+
+
+def norm_rope(x: Tensor, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None, pairs: str) -> Tensor:
+    """x / rms(x) gain, and each pair of channels (a, b) turned to (a cos - b sin, b cos + a sin)."""
+    y = x.double()
+    if gain is not None:
+        y = y / (y.square().mean(-1, keepdim=True) + eps).sqrt() * gain.double()
+    if cos is not None and sin is not None:
+        along, size = (-1, (-1, 2)) if pairs == "adjacent" else (-2, (2, -1))
+        a, b = y.reshape(*y.shape[:-1], *size).unbind(along)
+        across = torch.stack([-b, a], along).flatten(-2)
+        y = y * cos.double()[..., None, :] + across * sin.double()[..., None, :]
+    return y.to(x.dtype)
 
 
 def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -110,6 +150,18 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
     return (top / low).flatten(-2).to(x.dtype)
 
 
+def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, activation: str | None) -> Tensor:
+    """activation(x weight^T + bias)."""
+    dense = weight.dense() if isinstance(weight, Packed) else weight
+    out = x.double() @ dense.double().mT + (0 if bias is None else bias.double())
+    if activation == "gelu":
+        out = out * torch.erfc(-out / math.sqrt(2)) / 2
+    elif activation is not None:  # gelu's tanh form is x sigmoid(2 sqrt(2 / pi) (x + .044715 x^3))
+        inner = out if activation == "silu" else math.sqrt(8 / math.pi) * (out + 0.044715 * out**3)
+        out = out * torch.sigmoid(inner)
+    return out.to(x.dtype)
+
+
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q S, where S sums v_t over the tokens with weights softmax_t(k), channel by channel."""
     share = k.double().softmax(-2)
@@ -126,13 +178,24 @@ def long_convolution(u: Tensor, K: Tensor) -> Tensor:
     return y.to(u.dtype)
 
 
+def short_convolution(u: Tensor, weight: Tensor, bias: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
+    """bias + sum over k of weight_k u_(the token visited taps - 1 - k places before), one tap after the other."""
+    visits = torch.arange(u.shape[1], device=u.device) if order is None else order
+    visits = visits.flip(0) if reverse else visits
+    before = pad(u.double()[:, visits], (0, 0, weight.shape[1] - 1, 0))
+    y = torch.zeros_like(u, dtype=torch.float64) + bias.double()
+    for k, tap in enumerate(weight.double().unbind(1)):
+        y = y + tap * before[:, k : k + u.shape[1]]
+    return y[:, visits.argsort()].to(torch.promote_types(u.dtype, weight.dtype))
+
+
 def s4d_kernel(A: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
     """2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(l dt A_n)."""
     wide = torch.complex128
     step = dt.double()[:, None] * A.to(wide)  # [H, N / 2]
     drive = C.to(wide) * torch.expm1(step) / A.to(wide)
     place = torch.arange(length, device=A.device, dtype=torch.float64)
-    return (2 * (drive[..., None] * (step[..., None] * place).exp()).sum(1).real).to(dt.dtype)
+    return (2 * (drive[..., None] * (step[..., None] * place).exp()).sum(-2).real).to(dt.dtype)
 
 
 def ssd(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -148,12 +211,31 @@ def ssd(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return torch.stack(outs, 1).to(x.dtype)
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+def linear_scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
+    """h_t = a_t h_(t-1) + b_t, one step at a time; from the last, h_t = a_(t+1) h_(t+1) + b_t."""
+    kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float64)
+    a_, b_ = a.to(kind), b.to(kind)
+    if reverse:
+        a_ = a_.roll(-1, 1)  # a_(t+1) at t, and a_0, which nothing comes to, at the last
+    h = torch.zeros_like(b_[:, 0]) if start is None else start.to(kind)
+    states = []
+    for t in reversed(range(b.shape[1])) if reverse else range(b.shape[1]):
+        h = a_[:, t] * h + b_[:, t]
+        states.append(h)
+    return torch.stack(states[::-1] if reverse else states, 1).to(b.dtype)
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor | None, reverse: bool
+) -> Tensor:
     """h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t and y_t = C_t . h_t of every channel, token by token."""
     u_, delta_, A_, B_, C_ = (v.double() for v in (u, delta, A, B, C))
     h = u_.new_zeros(u.shape[0], *A.shape)  # [b, D, N]
+    visits = torch.arange(u.shape[1], device=u.device) if order is None else order
     outs = []
-    for t in range(u.shape[1]):
-        h = (delta_[:, t, :, None] * A_).exp() * h + (delta_[:, t] * u_[:, t])[..., None] * B_[:, t, None]
-        outs.append((h * C_[:, t, None]).sum(-1))
-    return torch.stack(outs, 1).to(u.dtype)
+    for t in (visits.flip(0) if reverse else visits)[:, None]:  # [1] each: a token that no Python number holds
+        decay = (delta_[:, t, :, None] * A_).exp()[:, 0]
+        h = decay * h + ((delta_[:, t] * u_[:, t])[..., None] * B_[:, t, None])[:, 0]
+        outs.append((h * C_[:, t]).sum(-1))
+    back = visits.flip(0).argsort() if reverse else visits.argsort()
+    return torch.stack(outs, 1)[:, back].to(u.dtype)

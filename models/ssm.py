@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from gen.errors import UserError
@@ -121,11 +122,13 @@ class SSMNet(nn.Module):
     ) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(cond["y"])  # [B, width]
+        c = self.conditioning(t, cond, tap)  # [B, width]
         h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
         return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
+
+    def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
+        """What the norms of all blocks are modulated by: [B, width]."""
+        return family.conditioning(self, t, cond, tap)
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
@@ -141,10 +144,14 @@ class SSMNet(nn.Module):
 class Mixer(nn.Module):
     """A state-space layer over the tokens [B, T, width] of a square picture, row by row or column by column."""
 
+    columns: Tensor | None
+
     def __init__(self, spec: SSM, by_column: bool):
         super().__init__()
         self.side = spec.size // spec.patch
         self.by_column = by_column
+        columns = torch.arange(self.side**2).reshape(self.side, self.side).mT.flatten() if by_column else None
+        self.register_buffer("columns", columns, persistent=False)  # the tokens, column by column
         self.mixer: nn.Module
         if spec.mixer == "mamba":
             self.mixer = Mamba(spec.width, state=spec.state, expand=spec.expand, bidirectional=True)
@@ -152,6 +159,9 @@ class Mixer(nn.Module):
             self.mixer = S4D(spec.width, state=spec.state, bidirectional=True)
 
     def forward(self, h: Tensor, rope: Rope | None = None) -> Tensor:
+        if isinstance(self.mixer, Mamba):
+            out: Tensor = self.mixer(h, order=self.columns)
+            return out
         return self._turn(self.mixer(self._turn(h)))
 
     def _turn(self, h: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gen.errors import UserError
+from gen.kernels.attention import EVERYONE
+from gen.kernels.rules import BlockCausal, Rule
 from gen.models.layers import family
 from gen.models.layers.block import through, visit
 from gen.models.layers.text import Sight, TextBlock, angles
@@ -224,51 +225,38 @@ class TextNet(nn.Module):
         return h
 
     def _logits(self, h: Tensor) -> Tensor:
-        return linear(self.norm(h), self.embed.weight if self.head is None else self.head.weight)
+        out: Tensor = linear(self.norm(h), self.embed.weight) if self.head is None else self.head(self.norm(h))
+        return out
 
     def _seeing(self, tokens: Tensor, lengths: Tensor | None, attend: Tensor | None, positions: Tensor | None) -> Sight:
         """Who sees whom when everything is computed; no mask where everything is seen, for the fast kernels."""
         n = tokens.shape[1]
         places = torch.arange(n, device=tokens.device)
+        cos, sin = self._angles(places if positions is None else positions)
         if attend is not None:
-            seen: Tensor | None = (attend if attend.ndim == 3 else attend[None])[:, None]
-        else:
-            seen = self._allowed(places[None], places, lengths)
-        return Sight(*self._angles(places if positions is None else positions), seen)
+            return Sight(cos, sin, seen=attend if attend.ndim == 3 else attend[None])
+        rule: Rule = EVERYONE if self.block is None or n <= self.block else BlockCausal(self.block)
+        seen = None if lengths is None else _needed((places < lengths[:, None])[:, None])  # [B, 1, N]
+        if rule != EVERYONE and tokens.device.type == "cpu":  # no tiles are skipped: one mask for all layers
+            allowed = rule.allowed(places[:, None], places)[None]  # [1, N, N]
+            rule, seen = EVERYONE, allowed if seen is None else seen & allowed
+        return Sight(cos, sin, rule, seen)
 
     def _remembering(self, tokens: Tensor, lengths: Tensor | None, memory: Memory, span: Span) -> Sight:
         """Who sees whom when a span is computed: all that the memory has seen, the span's own places included."""
         memory.seen.scatter_(1, span.places, True)
-        known = memory.seen[:, : span.upto]
+        seen = memory.seen[:, None, : span.upto]  # [B, 1, S]
         keys = torch.arange(span.upto, device=tokens.device)
-        seen = self._allowed(span.places, keys, lengths, known)
-        return Sight(*self._angles(span.places), seen, memory, span.places, span.upto)
-
-    def _allowed(
-        self, queries: Tensor, keys: Tensor, lengths: Tensor | None, known: Tensor | None = None
-    ) -> Tensor | None:
-        """bool [B or 1, 1, F or 1, S] for queries [B or 1, F] and keys [S]; None if all is allowed."""
-        rules = []
         if lengths is not None:
-            rules.append((keys < lengths[:, None])[:, None])  # [B, 1, S]
-        if known is not None:
-            rules.append(known[:, None])
-        causal = self.block is not None and len(keys) > self.block
-        if self.block is not None and causal:
-            rules.append(keys // self.block <= (queries // self.block)[..., None])  # [B or 1, F, S]
-        if not rules:
-            return None
-        allowed = functools.reduce(torch.logical_and, rules)
-        # A look at the numbers, for which a GPU would have to wait
-        all_ = not (causal and known is None) and allowed.device.type == "cpu" and bool(allowed.all())
-        return None if all_ else allowed[:, None]
+            seen = seen & (keys < lengths[:, None])[:, None]
+        if self.block is not None and span.upto > self.block:
+            seen = seen & (keys // self.block <= (span.places // self.block)[..., None])  # [B, F, S]
+        cos, sin = self._angles(span.places)
+        return Sight(cos, sin, EVERYONE, _needed(seen), memory, span.places, span.upto)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B or 1, 1, F, d / 2]."""
-        if positions.ndim == 1:
-            positions = positions[None]
-        cos, sin = angles(positions, self.spec.width // self.spec.heads, self.spec.theta)
-        return cos[:, None], sin[:, None]
+        """cos and sin [F, d] or [B, F, d]."""
+        return angles(positions, self.spec.width // self.spec.heads, self.spec.theta)
 
     def _check(
         self,
@@ -296,3 +284,8 @@ class TextNet(nn.Module):
         if memory.seen.shape != (b, n + 1):
             held = memory.seen.shape
             raise UserError(f"a memory of {held[0]} canvases of {held[1] - 1} tokens, but the tokens are {[b, n]}")
+
+
+def _needed(seen: Tensor) -> Tensor | None:
+    """The mask, or None if all is seen; a GPU would have to wait for a look at the numbers, and keeps its mask."""
+    return None if seen.device.type == "cpu" and bool(seen.all()) else seen

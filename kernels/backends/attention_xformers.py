@@ -8,26 +8,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gen.kernels.rope import Pairs, prepared
 from gen.kernels.rules import Bidirectional, Causal, Rule
 
-__all__ = ["refuses", "run"]
+__all__ = ["refuses", "refuses_qkv", "run", "run_qkv"]
 
 
-def refuses(qkv: Tensor, rule: Rule, scale: float) -> str | None:
+def refuses(
+    qkv: Tensor,
+    rule: Rule,
+    scale: float,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    eps: float,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    pairs: Pairs,
+) -> str | None:
+    return _unable(qkv, rule)
+
+
+def run(
+    qkv: Tensor,
+    rule: Rule,
+    scale: float,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    eps: float,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    pairs: Pairs,
+) -> Tensor:
+    q, k, v = prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs)  # each [B, N, H, d], its own layout
+    return run_qkv(q, k, v, rule, scale, None, 0)
+
+
+def refuses_qkv(
+    q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int
+) -> str | None:
+    if seen is not None:
+        return "it has no mask without a bias of float for every head"
+    if q.shape[2] != k.shape[2]:
+        return "shared heads would be copied"
+    if isinstance(rule, Causal) and (first != 0 or q.shape[1] != k.shape[1]):
+        return "its causal mask is of one place for both"
+    return _unable(q, rule)
+
+
+def run_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
+    import xformers.ops
+
+    bias = xformers.ops.LowerTriangularMask() if isinstance(rule, Causal) else None
+    out: Tensor = xformers.ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
+    return out
+
+
+def _unable(x: Tensor, rule: Rule) -> str | None:
     if not isinstance(rule, Bidirectional | Causal):
         return f"it has no {type(rule).__name__} without a mask of N x N"
     if torch.compiler.is_compiling():
         return "its operators break a compiled graph"
-    return _probe(qkv.device.type, qkv.dtype, qkv.shape[-1])
-
-
-def run(qkv: Tensor, rule: Rule, scale: float) -> Tensor:
-    import xformers.ops
-
-    q, k, v = qkv.unbind(2)  # views: each [B, N, H, d], its own layout
-    bias = xformers.ops.LowerTriangularMask() if isinstance(rule, Causal) else None
-    out: Tensor = xformers.ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
-    return out
+    return _probe(x.device.type, x.dtype, x.shape[-1])
 
 
 @cache

@@ -8,7 +8,7 @@ program sums the rows it has, and the few partial sums are added afterwards, alw
 import triton
 import triton.language as tl
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "gated", "gated_backward"]
 
 
 @triton.jit
@@ -46,6 +46,43 @@ def forward(
     scale = _row(SCALE, b, place, scale_b, scale_n, columns, keep)
     normed = normed * (1.0 + scale) + _row(SHIFT, b, place, shift_b, shift_n, columns, keep)
     tl.store(NORMED + at * D + columns, normed.to(NORMED.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def gated(X, Y, GATE, OUT, x_b, x_n, y_b, y_n, gate_b, gate_n, n, D: tl.constexpr, WIDTH: tl.constexpr):
+    """One row: OUT = X + GATE Y, contiguous [B, N, D]."""
+    place, b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    keep = columns < D
+    x, y = _row(X, b, place, x_b, x_n, columns, keep), _row(Y, b, place, y_b, y_n, columns, keep)
+    out = x + _row(GATE, b, place, gate_b, gate_n, columns, keep) * y
+    tl.store(OUT + (b * n + place) * D + columns, out.to(OUT.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def gated_backward(
+    Y, GATE, DOUT, DY, DGATE, y_b, y_n, gate_b, gate_n, dout_b, dout_n, n,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PER_TOKEN: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows of one sample: DY [B, N, D]; DGATE [B, N, D] if PER_TOKEN, else sums of rows, float32 [B, parts, D]."""
+    part, b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    keep = columns < D
+    total = tl.zeros([WIDTH], tl.float32)
+    for i in range(ROWS):
+        place = part * ROWS + i
+        if place < n:
+            to = (b * n + place) * D + columns
+            dout = _row(DOUT, b, place, dout_b, dout_n, columns, keep)
+            of_gate = dout * _row(Y, b, place, y_b, y_n, columns, keep)
+            dy = dout * _row(GATE, b, place, gate_b, gate_n, columns, keep)
+            tl.store(DY + to, dy.to(DY.dtype.element_ty), mask=keep)
+            if PER_TOKEN:
+                tl.store(DGATE + to, of_gate.to(DGATE.dtype.element_ty), mask=keep)
+            else:
+                total += of_gate
+    if not PER_TOKEN:
+        tl.store(DGATE + (b * tl.num_programs(0) + part) * D + columns, total, mask=keep)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Modulated norms, with or without a gated residual sum before them, by our Triton kernels."""
+"""Modulated norms, gated residual sums, and both in one, by our Triton kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from torch import Tensor
 
 from gen.kernels.backends import _triton
 
-__all__ = ["gated_residual_norm", "gated_residual_norm_refuses", "modulated_norm", "modulated_norm_refuses"]
+__all__ = [
+    "gated_residual",
+    "gated_residual_norm",
+    "gated_residual_norm_refuses",
+    "gated_residual_refuses",
+    "modulated_norm",
+    "modulated_norm_refuses",
+]
 
 WIDEST = 4096  # beyond it a row's gradients do not fit the registers
 ROWS = 8  # rows whose gradients of the modulation one program sums
@@ -37,6 +44,15 @@ def gated_residual_norm(
 ) -> tuple[Tensor, Tensor]:
     out, normed, _, _ = _norm(x, y, gate, scale, shift, gain, kind == "rms", eps)
     return out, normed
+
+
+def gated_residual_refuses(x: Tensor, y: Tensor, gate: Tensor) -> str | None:
+    return _unable(x, None, gate, gate, gate, y)
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    out: Tensor = _gated(x, y, gate)
+    return out
 
 
 def _unable(x: Tensor, gain: Tensor | None, *others: Tensor) -> str | None:
@@ -180,3 +196,57 @@ def _gradient(ctx: Any, dout: Tensor, dnormed: Tensor, *unused: Any) -> tuple[Te
 
 
 _norm.register_autograd(_gradient, setup_context=_save)
+
+
+@torch.library.custom_op("gen_kernels::gated_residual", mutates_args=())
+def _gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    from gen.kernels.backends import norm_kernels as kernels
+
+    out = x.new_empty(x.shape)
+    _triton.launch(
+        kernels.gated, (x.shape[1], x.shape[0]), x, x, y, gate, out, *_strides(x, x, y, gate)[2:], x.shape[1],
+        **sizes(x.shape[2]),
+    )  # fmt: skip
+    return out
+
+
+@_gated.register_fake
+def _(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("gen_kernels::gated_residual_backward", mutates_args=())
+def _gated_backward(y: Tensor, gate: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of y and of gate; that of x is dout."""
+    from gen.kernels.backends import norm_kernels as kernels
+
+    b, n, d = y.shape
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    per_token, parts = gate.shape[1] == n, -(-n // ROWS)
+    kind, rows = (gate.dtype, n) if per_token else (torch.float32, parts)
+    dy, dgate = y.new_empty(y.shape), gate.new_empty(b, rows, d, dtype=kind)
+    _triton.launch(
+        kernels.gated_backward, (parts, b), y, y, gate, dout, dy, dgate, *_strides(y, y, gate, dout)[2:], n, ROWS=ROWS,
+        PER_TOKEN=per_token, **sizes(d),
+    )  # fmt: skip
+    return dy, dgate if per_token else dgate.sum(1, keepdim=True).to(gate.dtype)
+
+
+@_gated_backward.register_fake
+def _(y: Tensor, gate: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), gate.new_empty(gate.shape)
+
+
+def _save_gated(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _gated_gradient(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y, gate = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+        of_gate = dout * y
+        return dout, dout * gate, of_gate if gate.shape[1] == y.shape[1] else of_gate.sum(1, keepdim=True)
+    return dout, *_gated_backward(y, gate, dout)
+
+
+_gated.register_autograd(_gated_gradient, setup_context=_save_gated)

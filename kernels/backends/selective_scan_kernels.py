@@ -17,11 +17,24 @@ def _vector(BASE, at, columns, keep):
 
 
 @triton.jit
+def _token(ORDER, visit, length, ORDERED: tl.constexpr, REVERSE: tl.constexpr):
+    """Where the token lies that the scan visits after `visit` others."""
+    if REVERSE:
+        visit = length - 1 - visit
+    if ORDERED:
+        visit = tl.load(ORDER + visit)
+    return visit
+
+
+@triton.jit
 def forward(
-    U, DELTA, A, B, C, Y, KEPT, length, d, n, chunks,
-    BD: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
+    U, DELTA, A, B, C, ORDER, Y, KEPT, u_b, u_t, delta_b, delta_t, b_b, b_t, c_b, c_t, length, d, n, chunks,
+    BD: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, ORDERED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """BD channels of one row of the batch. KEPT float32 [b, chunks, D, N]: the state before each chunk."""
+    """BD channels of one row of the batch. KEPT float32 [b, chunks, D, N]: the state before each chunk.
+
+    ORDER int64 [T], if ORDERED: the tokens as they are visited; from the other end if REVERSE.
+    """
     row, channel = tl.program_id(1).to(tl.int64), tl.program_id(0) * BD + tl.arange(0, BD)
     state = tl.arange(0, BN)
     of_d, of_n = channel < d, state < n
@@ -31,19 +44,21 @@ def forward(
     for chunk in range(chunks):
         kept = KEPT + ((row * chunks + chunk) * d + channel[:, None]) * n + state[None, :]
         tl.store(kept, h, mask=both)
-        for t in range(chunk * CHUNK, tl.minimum(length, (chunk + 1) * CHUNK)):
-            at = row * length + t
-            u, delta = _vector(U, at * d, channel, of_d), _vector(DELTA, at * d, channel, of_d)
-            b, c = _vector(B, at * n, state, of_n), _vector(C, at * n, state, of_n)
+        for visit in range(chunk * CHUNK, tl.minimum(length, (chunk + 1) * CHUNK)):
+            t = _token(ORDER, visit, length, ORDERED, REVERSE)
+            u = _vector(U, row * u_b + t * u_t, channel, of_d)
+            delta = _vector(DELTA, row * delta_b + t * delta_t, channel, of_d)
+            b, c = _vector(B, row * b_b + t * b_t, state, of_n), _vector(C, row * c_b + t * c_t, state, of_n)
             h = tl.exp2(delta[:, None] * a) * h + (delta * u)[:, None] * b[None, :]
             y = tl.sum(h * c[None, :], 1)
-            tl.store(Y + at * d + channel, y.to(Y.dtype.element_ty), mask=of_d)
+            tl.store(Y + (row * length + t) * d + channel, y.to(Y.dtype.element_ty), mask=of_d)
 
 
 @triton.jit
 def backward(
-    U, DELTA, A, B, C, KEPT, DY, DU, DDELTA, DA, DB, DC, STATES, length, d, n, chunks,
-    BD: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
+    U, DELTA, A, B, C, ORDER, KEPT, DY, DU, DDELTA, DA, DB, DC, STATES,
+    u_b, u_t, delta_b, delta_t, b_b, b_t, c_b, c_t, length, d, n, chunks,
+    BD: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, ORDERED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """BD channels of one row. DA [b, D, N], DB, DC [b, blocks, T, N]: parts of sums, float32.
 
@@ -64,20 +79,23 @@ def backward(
         chunk = chunks - 1 - back
         first, last = chunk * CHUNK, tl.minimum(length, (chunk + 1) * CHUNK)
         h = tl.load(KEPT + ((row * chunks + chunk) * d + channel[:, None]) * n + state[None, :], mask=both, other=0.0)
-        for t in range(first, last):
-            at = row * length + t
-            u, delta = _vector(U, at * d, channel, of_d), _vector(DELTA, at * d, channel, of_d)
-            b = _vector(B, at * n, state, of_n)
-            tl.store(room + (t - first) * BD * BN, h)  # the state before token t
+        for visit in range(first, last):
+            t = _token(ORDER, visit, length, ORDERED, REVERSE)
+            u = _vector(U, row * u_b + t * u_t, channel, of_d)
+            delta = _vector(DELTA, row * delta_b + t * delta_t, channel, of_d)
+            b = _vector(B, row * b_b + t * b_t, state, of_n)
+            tl.store(room + (visit - first) * BD * BN, h)  # the state before this token
             h = tl.exp2(delta[:, None] * a) * h + (delta * u)[:, None] * b[None, :]
         tl.debug_barrier()  # another thread may read what this one has written
-        for back_t in range(last - first):
-            t = last - 1 - back_t
+        for back_visit in range(last - first):
+            visit = last - 1 - back_visit
+            t = _token(ORDER, visit, length, ORDERED, REVERSE)
             at = row * length + t
-            u, delta = _vector(U, at * d, channel, of_d), _vector(DELTA, at * d, channel, of_d)
-            b, c = _vector(B, at * n, state, of_n), _vector(C, at * n, state, of_n)
+            u = _vector(U, row * u_b + t * u_t, channel, of_d)
+            delta = _vector(DELTA, row * delta_b + t * delta_t, channel, of_d)
+            b, c = _vector(B, row * b_b + t * b_t, state, of_n), _vector(C, row * c_b + t * c_t, state, of_n)
             dy = _vector(DY, at * d, channel, of_d)
-            before = tl.load(room + (t - first) * BD * BN)
+            before = tl.load(room + (visit - first) * BD * BN)
             kept = tl.exp2(delta[:, None] * a)
             driven = delta * u
             after = kept * before + driven[:, None] * b[None, :]

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["anything", "chunked", "quadratic", "quadratic_refuses"]
+__all__ = [
+    "anything",
+    "by_head",
+    "chunked",
+    "handed_on",
+    "in_chunks",
+    "joined",
+    "quadratic",
+    "quadratic_refuses",
+]
 
 LONGEST = 128  # tokens up to which everything is one chunk: measured on a processor
 CHUNK = 64
@@ -27,36 +36,56 @@ def quadratic_refuses(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor)
 
 
 def quadratic(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    x_, delta_, A_, B_, C_ = _by_head(x, delta, A, B, C)
-    return _within(x_, delta_, (delta_.double() * A_.double()).cumsum(-1), B_, C_).transpose(1, 2).to(x.dtype)
+    return _within(*by_head(x, delta, A, B, C)).transpose(1, 2).to(x.dtype)
 
 
 def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Within chunks as before; between them one state for each, handed on from chunk to chunk."""
-    b, length, h, _ = x.shape
-    more = -length % CHUNK  # tokens with delta = 0, which neither decay nor drive
-    x_, delta_, A_, B_, C_ = _by_head(x, delta, A, B, C)
-    x_, B_, C_ = (pad(v, (0, 0, 0, more)).reshape(b, h, -1, CHUNK, v.shape[3]) for v in (x_, B_, C_))  # [b, H, c, Q, .]
-    delta_ = pad(delta_, (0, more)).reshape(b, h, -1, CHUNK)  # [b, H, c, Q]
-    total = (delta_.double() * A_.double()[..., None]).cumsum(-1)
-    y = _within(x_, delta_, total, B_, C_)
-    rest = (total[..., -1:] - total).exp().to(x_.dtype) * delta_  # what is left of each token at its chunk's end
-    states = (B_ * rest[..., None]).mT @ x_  # [b, H, c, N, P]
-    kept = total[..., -1].exp().to(x_.dtype)[..., None, None]  # [b, H, c, 1, 1]
-    state, before = torch.zeros_like(states[:, :, 0]), []
-    for new, keep in zip(states.unbind(2), kept.unbind(2), strict=True):
+    parts = by_head(*in_chunks(x, delta, A, B, C, CHUNK))
+    return joined(_within(*parts) + handed_on(len(x), *parts), x)
+
+
+def in_chunks(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    """The arguments with chunks for rows of the batch, [b c, Q, ...]."""
+    more = -x.shape[1] % chunk  # tokens with delta = 0, which neither decay nor drive
+    x, delta, B, C = (pad(v, (0, 0) * (v.ndim - 2) + (0, more)) if more else v for v in (x, delta, B, C))
+    x, delta, B, C = (v.reshape(-1, chunk, *v.shape[2:]) for v in (x, delta, B, C))
+    return x, delta, A, B, C
+
+
+def joined(y: Tensor, x: Tensor) -> Tensor:
+    """y of chunks [b c, H, Q, P] as x is, [b, T, H, P]."""
+    b, length, h, p = x.shape
+    return y.transpose(1, 2).reshape(b, -1, h, p)[:, :length].to(x.dtype)
+
+
+def handed_on(batch: int, x: Tensor, delta: Tensor, total: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """What each of the chunks [b c, H, Q, ...] of `by_head` gets from those before it, [b c, H, Q, P]."""
+    h, p = x.shape[1], x.shape[3]
+    rest = (total[..., -1:] - total).exp().to(x.dtype) * delta  # what is left of each token at its chunk's end
+    states = ((B * rest[..., None]).mT @ x).reshape(batch, -1, h, B.shape[3], p)  # [b, c, H, N, P]
+    kept = total[..., -1].exp().to(x.dtype).reshape(batch, -1, h, 1, 1)
+    state, before = torch.zeros_like(states[:, 0]), []
+    for new, keep in zip(states.unbind(1), kept.unbind(1), strict=True):
         before.append(state)
         state = keep * state + new
-    y = y + total.exp().to(x_.dtype)[..., None] * (C_ @ torch.stack(before, 2))
-    out: Tensor = y.flatten(2, 3)[:, :, :length].transpose(1, 2).to(x.dtype)
-    return out
+    return total.exp().to(x.dtype)[..., None] * (C @ torch.stack(before, 1).flatten(0, 1))
 
 
-def _by_head(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
-    """x, B, C [b, H, T, ...], delta [b, H, T] and A [H, 1], in at least float32."""
+def by_head(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
+    """x [b, H, T, P], delta and the running sum of delta A [b, H, T], B, C [b, H, T, N]; the sum in double precision,
+    the others in at least float32.
+    """
     kind, heads = torch.promote_types(x.dtype, torch.float32), x.shape[2]
-    B, C = (v.to(kind).repeat_interleave(heads // v.shape[2], 2).transpose(1, 2) for v in (B, C))
-    return x.to(kind).transpose(1, 2), delta.to(kind).transpose(1, 2), A.to(kind)[:, None], B, C
+    B, C = (v.to(kind).transpose(1, 2).repeat_interleave(heads // v.shape[2], 1) for v in (B, C))
+    step = delta.to(kind).mT
+    return (
+        x.to(kind).transpose(1, 2).contiguous(),
+        step,
+        (step.double() * A.to(kind).double()[:, None]).cumsum(-1),
+        B,
+        C,
+    )
 
 
 def _within(x: Tensor, delta: Tensor, total: Tensor, B: Tensor, C: Tensor) -> Tensor:

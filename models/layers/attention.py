@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from gen.kernels.attention import attention
 from gen.models.layers.rope import Rope
@@ -16,8 +18,10 @@ class Attention(nn.Module):
 
     qk_norm: RMS-normalise q and k within each head, with learned gains, which keeps long low-precision runs from
     diverging (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters"). bias: of q, k and v.
-    A rope turns q and k, after their norm.
+    A rope turns q and k, after their norm. attend: the operation itself, in whose place an engine may put another.
     """
+
+    attend: Callable[..., Tensor] = attention
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False, bias: bool = True):
         super().__init__()
@@ -29,13 +33,10 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor, rope: Rope | None = None) -> Tensor:
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, width / heads]
-        if rope is None and isinstance(self.q_norm, nn.Identity):
-            whole: Tensor = self.proj(attention(qkv).flatten(2))  # [B, T, width]
-            return whole
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, width / heads]
-        q, k = self.q_norm(q), self.k_norm(k)
+        before: dict[str, Any] = {}  # what is done to q and k before they meet
+        if isinstance(norm := self.q_norm, nn.RMSNorm):
+            before = {"q_gain": norm.weight, "k_gain": self.k_norm.weight, "eps": norm.eps}
         if rope is not None:
-            q, k = rope(q), rope(k)
-        mixed = scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))  # [B, T, width]
+            before |= {"cos": rope.freqs_cos, "sin": rope.freqs_sin}
+        out: Tensor = self.proj(self.attend(qkv, **before).flatten(2))  # [B, T, width]
         return out

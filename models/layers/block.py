@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from gen.models.layers.attention import Attention
 from gen.models.layers.rope import Rope
 from gen.tap import Tap
@@ -76,7 +77,11 @@ class Block(nn.Module):
     gains, for layer norms without. silu: whether c passes through SiLU first. bias: of q, k and v.
     Sites, `site` being the block's own name: "{site}.attn" and "{site}.mlp" are what the two halves add, gates and all;
     inside them "{site}.attn.raw" and "{site}.mlp.raw" are the bare modules from modulated input to ungated output.
+    fused: where no tap looks, `through` takes norms, gates and sums in the fewest passes over memory, which rounds
+    otherwise.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -106,10 +111,7 @@ class Block(nn.Module):
         self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None, rope: Rope | None = None
     ) -> tuple[Tensor, Tensor]:
         """What attention adds, and then what the MLP does."""
-        modulation: Tensor = self.adaLN_modulation(c)  # [B, 6 width] or [B, T, 6 width]
-        if c.ndim == 2:
-            modulation = modulation[:, None]
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)  # each [B, 1 or T, width]
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
 
         def attn(h: Tensor) -> Tensor:
             h = modulate(self.norm1(h), shift1, scale1)
@@ -122,10 +124,28 @@ class Block(nn.Module):
         first = visit(tap, f"{site}.attn", attn, h)  # [B, T, width]
         return first, visit(tap, f"{site}.mlp", mlp, h + first)
 
+    def after(self, h: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
+        """The tokens after the block: h and both halves, in fused operations."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
+        norm1: Any = self.norm1
+        norm2: Any = self.norm2
+        kind: Literal["rms", "layer"] = "rms" if isinstance(norm1, nn.RMSNorm) else "layer"
+        mixed = self.attn(modulated_norm(h, scale1, shift1, norm1.weight, kind, norm1.eps), rope)
+        h, normed = gated_residual_norm(h, mixed, gate1, scale2, shift2, norm2.weight, kind, norm2.eps)
+        return gated_residual(h, self.mlp(normed), gate2)
+
+    def _modulation(self, c: Tensor) -> tuple[Tensor, ...]:
+        """shift, scale and gate of both halves, each [B, 1 or T, width]."""
+        modulation: Tensor = self.adaLN_modulation(c)  # [B, 6 width] or [B, T, 6 width]
+        return (modulation[:, None] if modulation.ndim == 2 else modulation).chunk(6, -1)
+
 
 def through(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
     """Tokens h [B, T, width] after block i: the site "hidden.{i}", and inside it "blocks.{i}", what is added."""
     site = f"blocks.{i}"
+    if tap is None and getattr(block, "fused", False):
+        fused: Tensor = block.after(h, c, rope)
+        return fused
 
     def after(h: Tensor) -> Tensor:
         parts: list[Tensor] = []

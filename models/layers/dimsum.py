@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
+from gen.kernels.attention import attention_qkv
 from gen.models.layers.block import modulate, visit
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.wavelet import packet_matrix
@@ -56,11 +57,11 @@ class _Modulated(nn.Module):
         self.mixer = Mamba(width, state, condition=condition if told else None)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition, 3 * width))
 
-    def scan(self, h: Tensor, c: Tensor) -> Tensor:
-        """What is added to tokens h [B, T, width] that are in the order of the scan already."""
+    def scan(self, h: Tensor, c: Tensor, order: Tensor | None = None) -> Tensor:
+        """What is added to tokens h [B, T, width], which are scanned in this order, or as they lie."""
         shift, scale, gate = self.adaLN_modulation(c)[:, None].chunk(3, -1)  # each [B, 1, width]
         h = modulate(h, shift, scale)
-        added: Tensor = gate * self.mixer(h, c if self.told else None)
+        added: Tensor = gate * self.mixer(h, c if self.told else None, order)
         return added
 
 
@@ -68,15 +69,13 @@ class SpatialMamba(_Modulated):
     """What a scan over a grid, row by row, adds to its tokens h [B, side^2, width]; `order` as of `raster`."""
 
     order: Tensor
-    back: Tensor
 
     def __init__(self, width: int, condition: int, state: int, told: bool, order: Tensor):
         super().__init__(width, condition, state, told)
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("back", order.argsort(), persistent=False)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        return self.scan(h[:, self.order], c)[:, self.back]
+        return self.scan(h, c, self.order)
 
 
 class WaveletMamba(_Modulated):
@@ -139,15 +138,11 @@ class CrossFusion(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        q1, k1, v1 = self._split(self.qkv1(first))
-        q2, k2, v2 = self._split(self.qkv2(second))
-        mixed = [scaled_dot_product_attention(q1, k2, v2), scaled_dot_product_attention(q2, k1, v1)]
-        out: Tensor = self.proj(torch.cat([m.transpose(1, 2).flatten(2) for m in mixed], -1))
+        q1, k1, v1 = self.qkv1(first).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, T, heads, width / 2 / heads]
+        q2, k2, v2 = self.qkv2(second).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        mixed = torch.cat([attention_qkv(q1, k2, v2), attention_qkv(q2, k1, v1)], 2).flatten(2)
+        out: Tensor = self.proj(mixed)
         return out
-
-    def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """q, k and v, each [B, heads, T, width / 2 / heads]."""
-        return qkv.reshape(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class DiMSUMBlock(nn.Module):

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from gen.errors import UserError, nearest
+from gen.tap import Tap
 
-__all__ = ["at_least", "check", "labels", "null", "preset"]
+__all__ = ["MODULATION", "at_least", "check", "conditioning", "labels", "null", "preset"]
+
+MODULATION = "modulation"  # a key of cond: see `conditioning`
 
 
 def preset(owner: Any, table: Mapping[str, Mapping[str, Any]], name: str, changes: Mapping[str, Any]) -> Any:
@@ -60,6 +63,18 @@ def labels(spec: Any, cond: Mapping[str, Tensor]) -> Tensor:
         given = ", ".join(cond) or "nothing"
         raise UserError(f"this {type(spec).__name__} has {spec.classes} classes and needs cond['y']; given: {given}")
     return cond["y"]
+
+
+def conditioning(net: Any, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
+    """What a network's adaLN modules are given: the embeddings of t [B] and of the class added, [B, width].
+
+    A cond with "modulation" [B, ...] has it in their place: the output of all those modules, computed before
+    (gen.models.layers.modulations).
+    """
+    if MODULATION in cond:
+        return cond[MODULATION]
+    c: Tensor = net.t_embedder(t) if tap is None else tap("time", net.t_embedder, t)
+    return c if net.y_embedder is None else c + net.y_embedder(cond["y"])
 
 
 def null(spec: Any, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
+from gen.kernels.linear_attention import linear_attention
+
 __all__ = ["Lrpe", "MdTpe", "Mixer", "Tpe", "causal", "lrpe_angles", "recurrent", "whole"]
 
 
 def whole(q: Tensor, k: Tensor, v: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Every token sees every token: q, k [..., T, d], v [..., T, e] -> [..., T, e], in time T d e.
+    """Every token sees every token: q, k [B, H, T, d], v [B, H, T, e] -> [B, H, T, e], in time T d e.
 
     place: what tells q and the shares of k where each token is, such as an Lrpe.
     """
-    share = k.softmax(-2)
-    if place is not None:
-        q, share = place(q), place(share)
-    return q @ (share.mT @ v)
+    if place is None:
+        return linear_attention(q, k, v)
+    return place(q) @ (place(k.softmax(-2)).mT @ v)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

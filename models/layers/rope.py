@@ -11,10 +11,11 @@ THETA = 10_000.0
 
 
 class Rope(nn.Module):
-    """Turns each two neighbouring channels of h [B, heads, T, d] by their token's angle; angles [T, d / 2], radians.
+    """By how much each token's channels turn, two neighbouring ones as a pair; angles [T, d / 2], radians.
 
     A turn keeps lengths, and the product of a turned q and a turned k depends on the difference of their angles only
-    (RoFormer, Su et al. 2021). saved: whether the table is in the state dict, float32 [T, d], as some published ones.
+    (RoFormer, Su et al. 2021). freqs_cos, freqs_sin float32 [T, d]: for gen.kernels.rope.norm_rope, of "adjacent"
+    pairs. saved: whether they are in the state dict, as some published ones.
     """
 
     freqs_cos: Tensor
@@ -25,10 +26,6 @@ class Rope(nn.Module):
         both = angles.repeat_interleave(2, -1)  # [T, d]
         self.register_buffer("freqs_cos", both.cos().float(), persistent=saved)
         self.register_buffer("freqs_sin", both.sin().float(), persistent=saved)
-
-    def forward(self, h: Tensor) -> Tensor:
-        across = torch.stack([-h[..., 1::2], h[..., ::2]], -1).flatten(-2)  # each pair a quarter turn further
-        return (h * self.freqs_cos + across * self.freqs_sin).to(h.dtype)
 
 
 def halves(dim: int, side: int) -> Tensor:

@@ -6,56 +6,56 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from gen.kernels.attention import EVERYONE, attention_qkv
+from gen.kernels.rope import norm_rope
+from gen.kernels.rules import Rule
 from gen.models.layers.block import SplitSwiGLU, visit
 from gen.predict import Memory
 from gen.tap import Tap
 
-__all__ = ["Sight", "TextAttention", "TextBlock", "angles", "turn"]
+__all__ = ["Sight", "TextAttention", "TextBlock", "angles"]
 
 
 def angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [..., T, dim / 2] of the angles by which positions [..., T] turn the channels of one head.
+    """cos and sin [..., T, dim] of the angles by which positions [..., T] turn the channels of one head.
 
-    Pair i of dim / 2 turns by position * theta^(-2 i / dim) radians (RoFormer, Su et al. 2021). float32 whatever the
-    network's precision, as the published models were trained with.
+    Channels i and i + dim / 2 turn as a pair (Llama's layout), by position * theta^(-2 i / dim) radians (RoFormer, Su
+    et al. 2021). float32 whatever the network's precision, as the published models were trained with.
     """
     exponents = torch.arange(0, dim, 2, device=positions.device).float() / dim
     turns = positions[..., None].float() * (1.0 / theta**exponents)
-    return turns.cos(), turns.sin()
-
-
-def turn(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """h [B, heads, T, d] with channels i and i + d / 2 turned as a pair (Llama's half-split layout)."""
-    a, b = h.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(h.dtype)
+    both = torch.cat([turns, turns], -1)
+    return both.cos(), both.sin()
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
     """What the attention of every layer shares: angles of the computed places, and what each of them sees.
 
-    cos, sin [B or 1, 1, F, d / 2]. seen: bool [B or 1, 1, F, S], None for everything. With a memory, new keys and
-    values are written at places [B, F] of it, and its first `upto` places are S.
+    cos, sin [F, d] or [B, F, d]. rule, and seen, bool [B or 1, F or 1, S], None for everything: as in
+    gen.kernels.attention.attention_qkv. With a memory, new keys and values are written at places [B, F] of it, and its
+    first `upto` places are S.
     """
 
     cos: Tensor
     sin: Tensor
+    rule: Rule = EVERYONE
     seen: Tensor | None = None
     memory: Memory | None = None
     places: Tensor | None = None
     upto: int = 0
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, heads, S, d] that a layer attends to, when k and v [B, heads, F, d] are the new ones."""
+        """Keys and values [B, S, heads, d] that a layer attends to, when k and v [B, F, heads, d] are the new ones."""
         if self.memory is None or self.places is None:
             return k, v
-        index = self.places[:, None, :, None].expand_as(k)
+        index = self.places[..., None, None].expand_as(k)
         out = []
         for store, new in ((self.memory.keys[layer], k), (self.memory.values[layer], v)):
-            store.scatter_(2, index, new.to(store.dtype))
-            out.append(store[:, :, : self.upto].to(new.dtype))
+            stored = store.transpose(1, 2)  # [B, N + 1, heads, d]
+            stored.scatter_(1, index, new.to(store.dtype))
+            out.append(stored[:, : self.upto].to(new.dtype))
         return out[0], out[1]
 
 
@@ -68,7 +68,7 @@ class TextAttention(nn.Module):
     def __init__(self, width: int, heads: int, kv_heads: int, bias: bool, qk_norm: bool, eps: float):
         super().__init__()
         dim = width // heads
-        self.heads, self.kv_heads = heads, kv_heads
+        self.heads, self.kv_heads, self.eps = heads, kv_heads, eps
         self.q = nn.Linear(width, width, bias=bias)
         self.k = nn.Linear(width, kv_heads * dim, bias=bias)
         self.v = nn.Linear(width, kv_heads * dim, bias=bias)
@@ -77,17 +77,16 @@ class TextAttention(nn.Module):
         self.o = nn.Linear(width, width, bias=False)
 
     def forward(self, h: Tensor, sight: Sight, layer: int) -> Tensor:
-        q = self.q_norm(self.q(h).unflatten(-1, (self.heads, -1)).transpose(1, 2))  # [B, heads, F, d]
-        k = self.k_norm(self.k(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2))  # [B, kv_heads, F, d]
-        v = self.v(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        q, k = turn(q, sight.cos, sight.sin), turn(k, sight.cos, sight.sin)
-        k, v = sight.remember(layer, k, v)  # [B, kv_heads, S, d]
-        group = self.heads // self.kv_heads
-        if group > 1 and sight.seen is not None:  # no fast kernel takes both shared heads and a mask
-            k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=sight.seen, enable_gqa=group > 1)
-        out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))  # [B, F, width]
+        q = self._placed(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, sight)  # [B, F, heads, d]
+        k = self._placed(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, sight)  # [B, F, kv_heads, d]
+        k, v = sight.remember(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
+        out: Tensor = self.o(attention_qkv(q, k, v, sight.rule, seen=sight.seen).flatten(2))  # [B, F, width]
         return out
+
+    def _placed(self, h: Tensor, norm: nn.Module, sight: Sight) -> Tensor:
+        """Heads h [B, F, heads, d], normed if they are to be, and turned by their places."""
+        gain = norm.weight if isinstance(norm, nn.RMSNorm) else None
+        return norm_rope(h, gain, self.eps, sight.cos, sight.sin, "split")
 
 
 class TextBlock(nn.Module):

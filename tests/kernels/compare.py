@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
 
 from gen.testing import error_ratio, poisoned_memory
+
+
+@dataclass(frozen=True)
+class Given:
+    """An op with some of its arguments given: tables, say, of which no gradient is asked."""
+
+    op: Any
+    fixed: dict
+
+    @property
+    def name(self):
+        return self.op.name
+
+    def only(self, backend):
+        return partial(self.op.only(backend), **self.fixed)
 
 
 def floating(v):

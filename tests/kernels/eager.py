@@ -5,12 +5,31 @@ from __future__ import annotations
 import torch
 
 
-def attention(qkv, rule, scale=None):
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    place = torch.arange(q.shape[2], device=q.device)
-    score = (qkv.shape[-1] ** -0.5 if scale is None else scale) * (q @ k.mT)
-    score = score.masked_fill(~rule.allowed(place[:, None], place), -torch.inf)
+def attention(qkv, rule, scale=None, q_gain=None, k_gain=None, eps=1e-6, cos=None, sin=None, pairs="adjacent"):
+    q, k, v = qkv.unbind(2)
+    q, k = norm_rope(q, q_gain, eps, cos, sin, pairs), norm_rope(k, k_gain, eps, cos, sin, pairs)
+    return attention_qkv(q, k, v, rule, scale)
+
+
+def attention_qkv(q, k, v, rule, scale=None, seen=None, first=0):
+    group = q.shape[2] // k.shape[2]
+    q, k, v = q.transpose(1, 2), *(t.transpose(1, 2).repeat_interleave(group, 1) for t in (k, v))
+    place, key = first + torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
+    allowed = rule.allowed(place[:, None], key)
+    allowed = allowed if seen is None else allowed & seen[:, None]
+    score = (q.shape[-1] ** -0.5 if scale is None else scale) * (q @ k.mT)
+    score = score.masked_fill(~allowed, -torch.inf)
     return (score.softmax(-1) @ v).transpose(1, 2)
+
+
+def norm_rope(x, gain=None, eps=1e-6, cos=None, sin=None, pairs="adjacent"):
+    if gain is not None:
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * gain
+    if cos is None:
+        return x
+    a, b = (x[..., ::2], x[..., 1::2]) if pairs == "adjacent" else x.chunk(2, -1)
+    across = torch.stack([-b, a], -1).flatten(-2) if pairs == "adjacent" else torch.cat([-b, a], -1)
+    return (x * cos[..., None, :] + across * sin[..., None, :]).to(x.dtype)
 
 
 def modulated_norm(x, scale, shift, gain=None, kind="layer", eps=1e-6):
@@ -68,18 +87,36 @@ def long_convolution(u, K):
     return y[:, : u.shape[1]].to(u.dtype)
 
 
+def short_convolution(u, weight, bias, order=None, reverse=False):
+    visits = torch.arange(u.shape[1], device=u.device) if order is None else order
+    visits = visits.flip(0) if reverse else visits
+    wide = torch.nn.functional.pad(u[:, visits].mT, (weight.shape[1] - 1, 0))
+    y = torch.nn.functional.conv1d(wide, weight[:, None], bias, groups=len(weight)).mT
+    return y[:, visits.argsort()]
+
+
 def s4d_kernel(A, C, dt, length):
     step = dt[:, None] * A
     place = torch.arange(length, device=A.device)
-    return 2 * ((C * torch.expm1(step) / A)[..., None] * (step[..., None] * place).exp()).sum(1).real
+    return 2 * ((C * torch.expm1(step) / A)[..., None] * (step[..., None] * place).exp()).sum(-2).real
 
 
-def selective_scan(u, delta, A, B, C):
-    h, outs = u.new_zeros(u.shape[0], *A.shape), []
-    for t in range(u.shape[1]):
+def linear_scan(a, b, start=None, reverse=False):
+    h, outs = torch.zeros_like(b[:, 0]) if start is None else start, []
+    for t in range(b.shape[1])[:: -1 if reverse else 1]:
+        link = a[:, t] if not reverse else a[:, (t + 1) % b.shape[1]]
+        h = link * h + b[:, t]
+        outs.append(h)
+    return torch.stack(outs[::-1] if reverse else outs, 1)
+
+
+def selective_scan(u, delta, A, B, C, order=None, reverse=False):
+    h, outs = u.new_zeros(u.shape[0], *A.shape), {}
+    visits = range(u.shape[1]) if order is None else order.tolist()
+    for t in visits[::-1] if reverse else visits:
         h = (delta[:, t, :, None] * A).exp() * h + delta[:, t, :, None] * B[:, t, None] * u[:, t, :, None]
-        outs.append((h * C[:, t, None]).sum(-1))
-    return torch.stack(outs, 1).to(u.dtype)
+        outs[t] = (h * C[:, t, None]).sum(-1)
+    return torch.stack([outs[t] for t in range(u.shape[1])], 1).to(u.dtype)
 
 
 def ssd(x, delta, A, B, C):

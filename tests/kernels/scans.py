@@ -26,9 +26,15 @@ def tokens(b=2, h=2, length=37, d=12, e=9, dtype=torch.float32):
     return tuple((torch.randn(b, length, h, size) * 2).to(dtype).transpose(1, 2) for size in sizes)
 
 
-def modes(h=4, n=6, dtype=torch.float32):
-    """A, C, dt of S4D."""
+def links(b=2, length=21, dtype=torch.float64):
+    """a, b and start of a linear scan; a has 1 in place of the last size."""
+    a = torch.rand(b, length, 3, 1, dtype=dtype) * 1.2
+    return a, torch.randn(b, length, 3, 4, dtype=dtype), torch.randn(b, 3, 4, dtype=dtype)
+
+
+def modes(h=4, n=6, dtype=torch.float32, ways=()):
+    """A, C, dt of S4D; ways: (W,) for W kernels of the same states."""
     wide = torch.complex64 if dtype == torch.float32 else torch.complex128
     A = torch.complex(-torch.rand(h, n) - 0.1, torch.pi * torch.arange(n).float().repeat(h, 1))
     dt = torch.empty(h).uniform_(-7, -2.3).exp()
-    return A.to(wide), torch.randn(h, n, dtype=wide), dt.to(dtype)
+    return A.to(wide), torch.randn(*ways, h, n, dtype=wide), dt.to(dtype)

@@ -1,22 +1,51 @@
 """Attention: every backend that runs here against the formula in float64, and PyTorch's derivatives of all orders."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
-from gen.kernels.attention import attention
+from gen.kernels.attention import attention, attention_qkv
 from gen.kernels.dispatch import Refused, explain
 from gen.kernels.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal
 from gen.models.layers.attention import Attention
+from gen.models.layers.rope import Rope, turns
 from tests.kernels import eager
-from tests.kernels.compare import holds
+from tests.kernels.compare import Given, holds
 
 RULES = [Bidirectional(), Causal(), BlockCausal(8), BlockDiffusion(15, 4), ScaleCausal((1, 4, 9, 16))]
 
 
 def packed(dim=72, n=30, dtype=torch.float32, b=2, heads=3):
     return torch.randn(b, n, 3, heads, dim).to(dtype)
+
+
+def parts(nq, nk, heads=4, shared=2, dim=72, dtype=torch.float32, b=2):
+    """q [b, nq, heads, dim], and k and v [b, nk, heads / shared, dim]."""
+    return tuple(torch.randn(b, n, h, dim).to(dtype) for n, h in ((nq, heads), *[(nk, heads // shared)] * 2))
+
+
+def turned(dim, n, pairs="adjacent"):
+    angle = torch.rand(n, dim) * 7
+    return {"cos": angle.cos(), "sin": angle.sin(), "pairs": pairs}
+
+
+def some(b, nq, nk):
+    """A mask under which every query sees a key."""
+    return (torch.rand(b, nq, nk) < 0.4) | (torch.arange(nk) == 0)
+
+
+# Keys that are more than queries and fewer, the newest of a cache, half of a rule; masks for all, by sample, by key.
+UNPACKED = [
+    (Bidirectional(), 21, 37, 0, None),
+    (Bidirectional(), 37, 20, 0, (1, 37, 20)),
+    (Causal(), 30, 40, 0, None),
+    (Causal(), 5, 40, 35, (2, 5, 40)),
+    (BlockCausal(8), 16, 40, 16, (2, 1, 40)),
+    (BlockDiffusion(18, 4), 18, 36, 0, None),
+    (ScaleCausal((1, 4, 9)), 9, 14, 5, None),
+]
 
 
 @dataclass(frozen=True)
@@ -38,9 +67,36 @@ def test_sdpa_is_about_as_exact_as_plain_products(rule, dtype):
     holds(attention, "sdpa", eager.attention, (packed(32, dtype=dtype), rule, 0.3), bound=3.0)
 
 
+@pytest.mark.parametrize(("rule", "nq", "nk", "first", "mask"), UNPACKED, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [1, 2])
+def test_sdpa_of_three_parts(rule, nq, nk, first, mask, dtype, shared):
+    """Where few keys are seen, the largest error of PyTorch's is a little further from that of plain products."""
+    seen = None if mask is None else some(*mask)
+    given = (*parts(nq, nk, shared=shared, dtype=dtype), rule, 0.2, seen, first)
+    holds(attention_qkv, "sdpa", eager.attention_qkv, given, bound=4.0)
+
+
+@pytest.mark.parametrize("pairs", ["adjacent", "split"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sdpa_after_norm_and_turn(pairs, dtype):
+    for fixed in (turned(72, 30, pairs), {}):
+        op, plain = Given(attention, fixed), partial(eager.attention, **fixed)
+        gains = [torch.randn(72).to(dtype) for _ in "qk"]
+        holds(op, "sdpa", plain, (packed(dtype=dtype), Causal(), None, *gains, 1e-5), bound=3.0)
+        if fixed:
+            holds(op, "sdpa", plain, (packed(dtype=dtype), BlockCausal(8), 0.3), bound=3.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_reference_rounds_once(dtype):
     holds(attention, "reference", eager.attention, (packed(dtype=dtype), Causal()), bound=1.0)
+    gains, fixed = [torch.randn(72).to(dtype) for _ in "qk"], turned(72, 30)
+    given = (packed(dtype=dtype), Causal(), None, *gains)
+    holds(Given(attention, fixed), "reference", partial(eager.attention, **fixed), given, bound=1.0)
+    holds(
+        attention_qkv, "reference", eager.attention_qkv, (*parts(5, 9, dtype=dtype), Causal(), 0.2, None, 4), bound=1.0
+    )
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
@@ -53,10 +109,37 @@ def test_a_query_that_sees_nothing_gets_nothing(backend):
     torch.testing.assert_close(out[:, 1], qkv[:, 0, 2])  # the second sees the first alone
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_a_query_whose_mask_is_empty_gets_nothing(backend):
+    leaves = [v.requires_grad_() for v in parts(6, 9)]
+    seen = some(2, 6, 9)
+    seen[0, 2] = seen[1, 4] = False
+    out = attention_qkv.only(backend)(*leaves, Causal(), first=3, seen=seen)
+    assert not out[0, 2].any() and not out[1, 4].any()
+    assert out[1, 2].any()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), leaves))
+
+
+def test_packed_and_unpacked_agree():
+    qkv = packed()
+    for rule, scale in ((Bidirectional(), None), (Causal(), 0.3)):
+        assert torch.equal(attention(qkv, rule, scale), attention_qkv(*qkv.unbind(2), rule, scale))
+
+
+def test_the_last_queries_of_a_cache_are_those_of_the_whole():
+    qkv = packed(dtype=torch.float64)
+    q, k, v = qkv.unbind(2)
+    for rule in (Causal(), BlockCausal(8)):
+        whole = attention(qkv, rule)
+        torch.testing.assert_close(attention_qkv(q[:, 24:], k, v, rule, first=24), whole[:, 24:])
+
+
 def test_the_reference_has_all_derivatives():
     qkv = torch.randn(1, 4, 3, 1, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: attention.only("reference")(x, BlockCausal(2)), qkv)
     assert torch.autograd.gradgradcheck(lambda x: attention.only("reference")(x, BlockCausal(2)), qkv)
+    leaves = [v.requires_grad_() for v in parts(2, 3, 2, 2, 3, torch.float64, b=1)]
+    assert torch.autograd.gradcheck(lambda *x: attention_qkv.only("reference")(*x, Causal(), first=1), leaves)
 
 
 def test_packed_tensors_are_read_where_they_lie(monkeypatch):
@@ -74,12 +157,20 @@ def test_explain_names_the_kernel_and_every_reason(capsys):
     explain(attention, packed().double(), BlockDiffusion(15, 4))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "attention"
-    assert [line.split()[0] for line in lines[1:]] == ["sdpa", "triton", "flex", "xformers", "reference"]
+    assert " ".join(lines.pop(1).split()) == "products refuses: it is for bfloat16 on a CPU"
+    assert [line.split()[0] for line in lines[1:]] == ["sdpa", "triton", "flex", "xformers", "dense", "reference"]
     assert lines[1].split("chosen ")[1] in ("(flash attention)", "(plain products)")
     assert "refuses: tensors lie on cpu" in lines[2]
     assert "refuses: no FlexAttention of torch.float64" in lines[3]
     assert "refuses: it has no BlockDiffusion" in lines[4]
-    assert lines[5].split() == ["reference", "willing"]
+    assert [line.split() for line in lines[5:]] == [["dense", "willing"], ["reference", "willing"]]
+    explain(attention, packed(), cos=torch.ones(30, 72), sin=torch.zeros(30, 72))
+    assert capsys.readouterr().out.splitlines()[2].endswith("after norm_rope by torch)")
+    explain(attention_qkv, *parts(5, 9), seen=some(2, 5, 9))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "attention_qkv" and "chosen (" in lines[1]
+    assert "refuses: a mask that is no rule would need" in lines[3]
+    assert "refuses: it has no mask without a bias" in lines[4]
 
 
 def test_refusals():
@@ -92,12 +183,49 @@ def test_refusals():
     # Elsewhere a mask of N x N is refused, so that a kernel that skips tiles is asked.
     with pytest.raises(Refused, match="sdpa refuses: on meta BlockCausal would be a mask of N x N"):
         attention.only("sdpa")(packed().to("meta"), BlockCausal(4))
+    assert attention.only("dense")(packed().to("meta"), BlockCausal(4)).shape == (2, 30, 3, 72)
+    away = [v.to("meta") for v in parts(5, 9)]
+    with pytest.raises(Refused, match="sdpa refuses: on meta Causal would be a mask of N x N"):
+        attention_qkv.only("sdpa")(*away, Causal(), first=4)
+    with pytest.raises(Refused, match="sdpa refuses: on meta it has no kernel of shared heads under a mask"):
+        attention_qkv.only("sdpa")(*away, seen=some(1, 1, 9).to("meta"))
+    with pytest.raises(Refused, match="xformers refuses: shared heads would be copied"):
+        attention_qkv.only("xformers")(*parts(5, 9))
+    with pytest.raises(Refused, match="xformers refuses: its causal mask is of one place for both"):
+        attention_qkv.only("xformers")(*parts(5, 9, shared=1), Causal(), first=4)
 
 
 @pytest.mark.parametrize("shape", [(2, 30, 3, 72), (2, 30, 2, 3, 72)])
 def test_wrong_shapes(shape):
     with pytest.raises(ValueError, match=r"it must be \[B, N, 3, H, d\]"):
         attention(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((torch.zeros(2, 5, 8), *parts(5, 9)[1:]), r"given q \[2, 5, 8\], k \[2, 9, 2, 72\]"),
+        ((*parts(5, 9)[:2], torch.zeros(2, 8, 2, 72)), r"they must be \[B, Nq, H, d\] and twice"),
+        (parts(5, 9, heads=3, shared=1)[:1] + parts(5, 9)[1:], "H a multiple of Hkv"),
+        (parts(5, 9, b=1)[:1] + parts(5, 9)[1:], "B and d must be the same"),
+        ((*parts(5, 9), Bidirectional(), None, torch.ones(2, 5, 9)), r"seen is torch.float32 \[2, 5, 9\]"),
+        ((*parts(5, 9), Bidirectional(), None, some(2, 4, 9)), r"seen is torch.bool \[2, 4, 9\]; it must be bool"),
+        ((*parts(5, 9), Causal(), None, None, -1), "first is -1; places are counted from 0"),
+        ((*parts(5, 9), BlockDiffusion(4, 2)), "queries and keys are of 9 places; .* is a rule of 8 places"),
+    ],
+)
+def test_wrong_parts(given, message):
+    with pytest.raises(ValueError, match=message):
+        attention_qkv(*given)
+
+
+def test_wrong_norms_and_turns():
+    with pytest.raises(ValueError, match=r"attention: a gain is \[8\]; it must be \[72\]"):
+        attention(packed(), q_gain=torch.ones(72), k_gain=torch.ones(8))
+    with pytest.raises(ValueError, match=r"attention: cos is \[29, 72\]; it must be \[30, 72\] or \[2, 30, 72\]"):
+        attention(packed(), cos=torch.ones(29, 72), sin=torch.ones(30, 72))
+    with pytest.raises(ValueError, match="attention: cos and sin go together; cos is missing"):
+        attention(packed(), sin=torch.ones(30, 72))
 
 
 def test_a_rule_of_another_length():
@@ -114,9 +242,31 @@ def test_a_compiled_graph_stays_whole(rule):
     assert torch.equal(*(torch.autograd.grad(o.sum(), qkv)[0] for o in (out, attention(qkv, rule).square())))
 
 
-def test_the_triton_op_is_traced_without_being_run():
-    from gen.kernels.backends.attention_triton import _attention
+@pytest.mark.parametrize("rule", [Bidirectional(), BlockCausal(8)], ids=str)
+def test_a_compiled_graph_of_three_parts_stays_whole(rule):
+    leaves, fixed, gain = [v.requires_grad_() for v in parts(6, 30)], turned(72, 30), torch.randn(72)
 
+    def f(q, k, v):
+        q, k = attention_qkv(q, k, v, rule, first=24), attention(packed_, rule, None, gain, gain, **fixed)
+        return q, k
+
+    packed_ = packed()
+    compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+    for one, other in zip(compiled(*leaves), f(*leaves), strict=True):
+        assert torch.equal(one, other)
+    grads = [torch.autograd.grad(g(*leaves)[0].square().sum(), leaves) for g in (compiled, f)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_triton_ops_are_traced_without_being_run():
+    from gen.kernels.backends.attention_triton import _attention, _attention_qkv
+
+    leaves = [v.to("meta").requires_grad_() for v in parts(5, 9)]
+    out, lse = _attention_qkv(*leaves, None, [1], 4, 0.5)
+    assert out.shape == leaves[0].shape
+    assert lse.shape == (2, 4, 5)
+    assert [g.shape for g in torch.autograd.grad(out.sum(), leaves)] == [v.shape for v in leaves]
     qkv = packed().to("meta").requires_grad_()
     out, lse = _attention(qkv, [1], 0.5)
     assert out.shape == (2, 30, 3, 72)
@@ -138,12 +288,32 @@ def test_the_layer_computes_what_it_did_before_to_the_bit(dtype):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normed", [True, False])
+def test_the_layer_norms_and_turns_as_it_did_before_to_the_bit(dtype, normed):
+    layer, rope = Attention(96, 4, qk_norm=normed).to(dtype), Rope(turns(24, 3))
+    for norm in (layer.q_norm, layer.k_norm) if normed else ():
+        torch.nn.init.normal_(norm.weight)
+    h = torch.randn(2, 9, 96, dtype=dtype)
+    q, k, v = layer.qkv(h).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+    q, k = layer.q_norm(q), layer.k_norm(k)
+    q, k = ((z * rope.freqs_cos + across(z) * rope.freqs_sin).to(dtype) for z in (q, k))
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(layer(h, rope), layer.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def across(h):
+    return torch.stack([-h[..., 1::2], h[..., ::2]], -1).flatten(-2)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch's own compiler
 @pytest.mark.parametrize("rule", [Bidirectional(), BlockDiffusion(32, 4)], ids=str)
 def test_flex_agrees_without_gradients(rule):
     qkv = packed(n=64)
     torch.testing.assert_close(attention.only("flex")(qkv, rule), attention.only("reference")(qkv, rule))
+    given = (*parts(32, 64), rule, 0.2)
+    torch.testing.assert_close(*(attention_qkv.only(name)(*given) for name in ("flex", "reference")))
 
 
 @pytest.mark.gpu
@@ -156,3 +326,16 @@ def test_on_a_gpu(backend, dim, dtype):
         if not attention.only(backend).verdicts(qkv, rule)[backend].startswith("refuses"):
             ours = backend == "triton"
             holds(attention, backend, eager.attention, (qkv, rule), bound=2.0 if ours else 3.0, repeats=ours)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "triton"])
+@pytest.mark.parametrize("dim", [64, 72, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_three_parts_on_a_gpu(backend, dim, dtype):
+    for rule, nq, nk, first, mask in UNPACKED:
+        seen = None if mask is None else some(*mask).cuda()
+        given = (*(v.cuda() for v in parts(nq, nk, dim=dim, dtype=dtype)), rule, 0.2, seen, first)
+        if not attention_qkv.only(backend).verdicts(*given)[backend].startswith("refuses"):
+            ours = backend == "triton"
+            holds(attention_qkv, backend, eager.attention_qkv, given, bound=2.0 if ours else 3.0, repeats=ours)

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from gen.kernels.backends import attention_triton, norm_triton, selective_scan_triton
+from gen.kernels.backends import attention_triton, norm_triton, rope_triton, selective_scan_triton
 from gen.kernels.backends.attention_triton import split
 from tests.kernels.sm90 import SHARED, arguments, compiled
 
@@ -32,15 +32,15 @@ def fits(kernel, given, warps=4, stages=2, cores=False):
     assert made["wgmma"] > 0 or not cores
 
 
-def attention(name, dtype, dim, ruled):
+def attention(name, dtype, dim, ruled, group=1, masked=False):
     from gen.kernels.backends import attention_kernels
 
     kernel, (d0, d1) = getattr(attention_kernels, name), split(dim)
-    size = attention_triton.sizes(dtype, name != "forward")
-    constants = {"D": dim, "D0": d0, "D1": d1, "RULED": ruled, "DOT": dot(dtype), **size}
-    constants |= {"PRECISION": "ieee", "WIDTH": d0 if d1 == 0 else 2 * d0}
-    pointers = dict.fromkeys(("LEVEL", "REACH", "OWN", "TILES", "WHOLE", "SOME"), torch.int32)
-    pointers |= dict.fromkeys(("LSE", "DOTS"), FLOAT)
+    size = attention_triton.sizes(dtype, name != "forward", masked)
+    constants = {"D": dim, "D0": d0, "D1": d1, "GROUP": group, "RULED": ruled, "MASKED": masked, "DOT": dot(dtype)}
+    constants |= {"PRECISION": "ieee", "WIDTH": d0 if d1 == 0 else 2 * d0, **size} | ({} if masked else {"SEEN": None})
+    pointers = dict.fromkeys(("LEVEL", "REACH", "OWN_K", "OWN_Q", "TILES", "WHOLE", "SOME"), torch.int32)
+    pointers |= {"SEEN": "*i8", **dict.fromkeys(("LSE", "DOTS"), FLOAT)}
     given = arguments(kernel, dtype, constants, pointers, ("scale",))
     fits(kernel, given, size["num_warps"], size["num_stages"], cores=dtype != FLOAT and name != "row_dots")
 
@@ -59,6 +59,30 @@ def test_attention(name, dtype, dim, ruled):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["forward", "backward_dkv", "backward_dq"])
+@pytest.mark.parametrize("dim", [64, 72, 128])
+@pytest.mark.parametrize(("group", "masked"), [(1, True), (7, False), (7, True)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_of_shared_heads_and_masks(name, dtype, dim, group, masked):
+    attention(name, dtype, dim, False, group, masked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [64, 72, 128])
+@pytest.mark.parametrize(("normed", "turned"), [(True, True), (True, False), (False, True)])
+@DTYPES
+def test_norm_rope(dtype, dim, normed, turned):
+    from gen.kernels.backends import rope_kernels as kernels
+
+    size = rope_triton.sizes(dim)
+    pointers = dict.fromkeys(("COS", "SIN", "DGAIN"), FLOAT)
+    for split_pairs in (True, False):
+        constants = {"NORMED": normed, "TURNED": turned, "SPLIT": split_pairs, "TILES": rope_triton.TILES, **size}
+        for kernel in (kernels.forward, kernels.backward):
+            fits(kernel, arguments(kernel, dtype, constants, pointers, ("eps",)), size["num_warps"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [384, 1152, 4096])
 @pytest.mark.parametrize("per_token", [True, False])
 @DTYPES
@@ -73,6 +97,9 @@ def test_norm(dtype, d, per_token):
         for kernel in (kernels.forward, kernels.backward):
             given = arguments(kernel, dtype, constants | {"PER_TOKEN": per_token}, pointers, ("eps",))
             fits(kernel, given, size["num_warps"])
+    constants = {**size, "ROWS": norm_triton.ROWS, "PER_TOKEN": per_token}
+    for kernel in (kernels.gated, kernels.gated_backward):
+        fits(kernel, arguments(kernel, dtype, constants, pointers), size["num_warps"])
 
 
 @pytest.mark.slow
@@ -111,10 +138,71 @@ def test_linear_attention(dtype, dim):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", [(False, False), (True, True)])
 @DTYPES
-def test_selective_scan(dtype):
+def test_selective_scan(dtype, way):
     from gen.kernels.backends import selective_scan_kernels as kernels
 
-    pointers = dict.fromkeys(("A", "KEPT", "DA", "DB", "DC", "STATES"), FLOAT)
+    pointers = dict.fromkeys(("A", "KEPT", "DA", "DB", "DC", "STATES"), FLOAT) | {"ORDER": torch.int64}
+    constants = {"ORDERED": way[0], "REVERSE": way[1], **selective_scan_triton.sizes(16)}
     for kernel in (kernels.forward, kernels.backward):
-        fits(kernel, arguments(kernel, dtype, selective_scan_triton.sizes(16), pointers))
+        fits(kernel, arguments(kernel, dtype, constants, pointers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "p"), [(16, 64), (64, 64), (128, 64), (128, 128)])
+@DTYPES
+def test_ssd(dtype, n, p):
+    from gen.kernels.backends import ssd_kernels as kernels
+    from gen.kernels.backends import ssd_triton
+
+    size = ssd_triton.sizes(dtype, n, p)
+    pointers = dict.fromkeys(("HIGH", "LOW", "DC", "PAST", "DDELTA", "DB", "NEXT", "WITHIN"), FLOAT)
+    for name in kernels.__all__:
+        kernel = getattr(kernels, name)
+        given = arguments(kernel, dtype, {**size, "DOT": dot(dtype), "PRECISION": "ieee"}, pointers)
+        fits(kernel, given, size["num_warps"], cores=dtype != FLOAT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", [1, 2, 4])
+def test_s4d(ways):
+    from gen.kernels.backends import s4d_kernels as kernels
+    from gen.kernels.backends import s4d_triton
+
+    size = s4d_triton.sizes(ways)
+    for kernel in (kernels.forward, kernels.backward):
+        fits(kernel, arguments(kernel, FLOAT, size, {"RATE": "*fp64", "TURN": "*fp64"}), size["num_warps"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 32, 256])
+@pytest.mark.parametrize("both", [True, False])
+@DTYPES
+def test_long_convolution(dtype, both, batch):
+    from gen.kernels.backends import convolution_kernels as kernels
+    from gen.kernels.backends import convolution_triton
+
+    size = convolution_triton.sizes(dtype, batch)
+    constants = {**size, "BOTH": both, "DOT": dot(dtype), "PRECISION": "ieee"}
+    for kernel, more in (
+        (kernels.convolve, {"MIRRORED": False}),
+        (kernels.convolve, {"MIRRORED": True}),
+        (kernels.correlate, {}),
+    ):
+        given = arguments(kernel, dtype, constants | more, {"PARTS": FLOAT})
+        fits(kernel, given, size["num_warps"], cores=dtype != FLOAT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [(False, False), (True, True)])
+@DTYPES
+def test_short_convolution(dtype, way):
+    from gen.kernels.backends import short_convolution_kernels as kernels
+    from gen.kernels.backends import short_convolution_triton
+
+    size = short_convolution_triton.sizes(4)
+    constants = {**size, "ORDERED": way[0], "REVERSE": way[1]}
+    for kernel in (kernels.forward, kernels.backward):
+        given = arguments(kernel, dtype, constants, {"ORDER": torch.int64, "PARTS": FLOAT})
+        fits(kernel, given, size["num_warps"])

@@ -81,3 +81,11 @@ def test_on_a_gpu(kind, gained, per_token, dtype):
     ):
         inputs = make(kind, gained, per_token, dtype, 3, 37, 1152)
         holds(op, "triton", plain, [v.cuda() if isinstance(v, torch.Tensor) else v for v in inputs])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_token", [True, False])
+def test_gated_residual_on_a_gpu(per_token, dtype):
+    x, y, gate = (v.cuda() for v in gated("layer", False, per_token, dtype, 3, 37, 1152)[:3])
+    holds(gated_residual, "triton", eager.gated_residual, (x, y, gate))

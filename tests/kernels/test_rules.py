@@ -44,7 +44,8 @@ def test_a_rule_survives_its_integers(rule, n):
 @pytest.mark.parametrize(("bm", "bn"), [(8, 8), (16, 4), (4, 16), (128, 64)])
 def test_every_pair_that_is_allowed_is_visited_and_whole_tiles_need_no_mask(rule, n, bm, bn):
     allowed = dense(rule, n)
-    by_query, by_key = visits(rule.codes(n), bm, bn)
+    level, reach, own = rule.codes(n)
+    by_query, by_key = visits((level, own), (reach, own), bm, bn)
     for (tiles, whole, some), table, rows, columns in ((by_query, allowed, bm, bn), (by_key, allowed.mT, bn, bm)):
         for i, listed in enumerate(tiles):
             seen = torch.zeros(n, dtype=torch.bool)
@@ -60,7 +61,8 @@ def test_every_pair_that_is_allowed_is_visited_and_whole_tiles_need_no_mask(rule
 
 
 def test_block_diffusion_visits_a_good_quarter_of_all_tiles():
-    (_, whole, some), _ = visits(BlockDiffusion(1024, 16).codes(2048), 64, 64)
+    level, reach, own = BlockDiffusion(1024, 16).codes(2048)
+    (_, whole, some), _ = visits((level, own), (reach, own), 64, 64)
     assert int((whole + some).sum()) == 16 + 2 * (16 * 17 // 2)  # its own noisy tile, and clean ones up to its own
     assert int(whole.sum()) == 2 * (16 * 15 // 2)
 

@@ -1,22 +1,23 @@
-"""State spaces: every backend that runs here against token-by-token scans in float64, and the layers' own versions."""
+"""State spaces: every backend that runs here against token-by-token scans in float64."""
 
 import pytest
 import torch
 
-from gen.kernels.backends import selective_scan_torch, ssd_torch
+from gen.kernels.backends import selective_scan_torch, selective_scan_whole, ssd_torch
 from gen.kernels.dispatch import Refused, explain
 from gen.kernels.state_space import s4d_kernel, selective_scan, ssd
-from gen.models.layers.ssm import s4d as s4d_layer
-from gen.models.layers.ssm import selective_scan as scan_layer
 from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.scans import heads, modes, scan
 
 
+@pytest.mark.parametrize("ways", [(), (2,)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 200])
-def test_s4d_kernel_from_two_factors(dtype, length):
-    holds(s4d_kernel, "factored", eager.s4d_kernel, *[(*modes(dtype=dtype), length) for _ in range(4)])
+def test_s4d_kernel(dtype, length, ways):
+    draws = [(*modes(dtype=dtype, ways=ways), length) for _ in range(4)]
+    holds(s4d_kernel, "direct", eager.s4d_kernel, *draws)
+    holds(s4d_kernel, "factored", eager.s4d_kernel, *draws)
 
 
 def test_s4d_kernel_far_out_keeps_its_digits():
@@ -30,9 +31,11 @@ def test_s4d_kernel_far_out_keeps_its_digits():
     assert ours < plain / 5
 
 
-def test_s4d_kernel_is_the_layers():
-    A, C, dt = (v.to(torch.complex128 if v.is_complex() else torch.float64) for v in modes())
-    torch.testing.assert_close(s4d_kernel(A, C, dt, 50), s4d_layer.s4d_kernel(A, C, dt, 50))
+@pytest.mark.parametrize("backend", ["direct", "factored", "reference"])
+def test_all_derivatives_of_s4d(backend):
+    A, C, dt = (v.requires_grad_() for v in modes(2, 2, torch.float64, (2,)))
+    assert torch.autograd.gradcheck(lambda *v: s4d_kernel.only(backend)(*v, 5), (A, C, dt))
+    assert torch.autograd.gradgradcheck(lambda *v: s4d_kernel.only(backend)(*v, 5), (A, C, dt))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -66,17 +69,72 @@ def test_all_derivatives_of_ssd(backend, monkeypatch):
     assert torch.autograd.gradgradcheck(ssd.only(backend), inputs)
 
 
+WAYS = pytest.mark.parametrize(("ordered", "reverse"), [(False, False), (False, True), (True, False), (True, True)])
+
+
+def ways(ordered, reverse, length=21):
+    return torch.randperm(length) if ordered else None, reverse
+
+
+@WAYS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [1, 2, 21])
-def test_selective_scan(dtype, length):
+@pytest.mark.parametrize("backend", ["chunks", "whole"])
+def test_selective_scan(backend, dtype, ordered, reverse, monkeypatch):
+    monkeypatch.setattr(selective_scan_torch, "AT_ONCE", 6 * 3 * 4)  # the last of six chunks has one token
+    monkeypatch.setattr(selective_scan_whole, "AT_ONCE", 6 * 3 * 21)  # one row at a time
+    draws = [(*scan(dtype=dtype), *ways(ordered, reverse)) for _ in range(2)]
+    holds(selective_scan, backend, eager.selective_scan, *draws)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("backend", ["chunks", "whole"])
+def test_selective_scan_of_few_tokens(backend, length, dtype):
     # Of bfloat16's few tokens a gradient may be a single number: several draws.
-    draws = [scan(length=length, dtype=dtype) for _ in range(3)]
-    holds(selective_scan, "torch", eager.selective_scan, *draws)
+    holds(selective_scan, backend, eager.selective_scan, *[scan(length=length, dtype=dtype) for _ in range(3)])
 
 
-def test_selective_scan_is_the_layers():
-    inputs = scan(dtype=torch.float64)
-    torch.testing.assert_close(selective_scan(*inputs), scan_layer.selective_scan(*inputs))
+def test_states_of_many_numbers_are_summed_by_products(monkeypatch):
+    monkeypatch.setattr(selective_scan_torch, "SMALL", 0)
+    holds(selective_scan, "chunks", eager.selective_scan, scan())
+
+
+@WAYS
+def test_an_order_is_a_way_to_read(ordered, reverse):
+    """Tokens laid out in the order of the scan and read as they lie: the same numbers, in other places."""
+    u, delta, A, B, C = scan()
+    order, _ = ways(ordered, reverse)
+    at = torch.arange(21) if order is None else order
+    at = at.flip(0) if reverse else at
+    laid = selective_scan(u[:, at], delta[:, at], A, B[:, at], C[:, at])
+    torch.testing.assert_close(selective_scan(u, delta, A, B, C, order, reverse)[:, at], laid, rtol=1e-6, atol=1e-6)
+
+
+def test_selective_scan_by_hand():
+    """Two tokens, one channel, one state: h1 = d1 B1 u1, h2 = exp(d2 A) h1 + d2 B2 u2."""
+    u, delta, B, C = (torch.tensor([[[v], [w]]]) for v, w in ((1.0, 2.0), (0.5, 0.25), (3.0, 4.0), (1.0, 10.0)))
+    h1 = 0.5 * 3 * 1
+    h2 = torch.tensor(-0.25 * 2).exp() * h1 + 0.25 * 4 * 2
+    y = selective_scan(u, delta, torch.tensor([[-2.0]]), B, C)
+    torch.testing.assert_close(y.flatten(), torch.stack([torch.tensor(h1), 10 * h2]))
+
+
+@pytest.mark.parametrize("backend", ["chunks", "whole"])
+def test_long_and_steep_sequences_stay_finite(backend):
+    """Sums of delta A beyond the range of exp, in float32: nothing is ever exponentiated upwards."""
+    u, delta, A, B, C = scan(1, 300, 4, 2)
+    y = selective_scan.only(backend)(u, 1000 * delta, A, B, C)
+    assert y.isfinite().all()
+    torch.testing.assert_close(y, selective_scan.only("reference")(u, 1000 * delta, A, B, C), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode
+@pytest.mark.parametrize("backend", ["chunks", "whole"])
+def test_all_derivatives_of_selective_scan(backend):
+    inputs = [v.requires_grad_() for v in scan(2, 3, 2, 2, torch.float64)]
+    op, order = selective_scan.only(backend), torch.tensor([2, 0, 1])
+    assert torch.autograd.gradcheck(lambda *v: op(*v, order, True), inputs, check_forward_ad=backend == "whole")
+    assert torch.autograd.gradgradcheck(lambda *v: op(*v, order, True), inputs)
 
 
 def test_ssd_is_a_selective_scan_of_heads_of_one_channel():
@@ -87,7 +145,9 @@ def test_ssd_is_a_selective_scan_of_heads_of_one_channel():
 
 
 def test_the_op_is_registered_whole():
-    torch.library.opcheck(selective_scan_torch._scan, [v.requires_grad_() for v in scan(1, 5, 2, 2)])
+    for order, reverse in ((None, False), (torch.tensor([1, 0, 3, 4, 2]), True)):
+        inputs = [v.requires_grad_() for v in scan(1, 5, 2, 2)]
+        torch.library.opcheck(selective_scan_torch._scan, (*inputs, order, reverse))
 
 
 CALLS = [
@@ -107,15 +167,15 @@ def test_a_compiled_graph_stays_whole(op, draw):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode
 def test_refusals(capsys):
     explain(ssd, *heads(1, 300, 1, 1, 1, 1))
-    assert capsys.readouterr().out.splitlines()[1:3] == [
-        "  quadratic  refuses: 300 tokens; beyond 128 chunks are less work",
-        "  chunked    chosen",
+    assert capsys.readouterr().out.splitlines()[3:5] == [
+        "  quadratic       refuses: 300 tokens; beyond 128 chunks are less work",
+        "  chunked         chosen",
     ]
     with pytest.raises(Refused, match="selective_scan: triton refuses: "):
         selective_scan.only("triton")(*scan())
     u, *rest = scan()
-    with pytest.raises(Refused, match=r"torch refuses: only plain PyTorch passes torch.func"):
-        torch.func.jvp(lambda u: selective_scan.only("torch")(u, *rest), (u,), (u,))
+    with pytest.raises(Refused, match=r"chunks refuses: only plain PyTorch passes torch.func"):
+        torch.func.jvp(lambda u: selective_scan.only("chunks")(u, *rest), (u,), (u,))
     tangent = torch.func.jvp(lambda u: selective_scan(u, *rest), (u,), (u,))[1]
     torch.testing.assert_close(tangent, selective_scan(u, *rest))  # linear in u
 
@@ -124,6 +184,10 @@ def test_wrong_shapes():
     u, delta, A, B, C = scan()
     with pytest.raises(ValueError, match=r"selective_scan: delta is \[2, 20, 6\]; it must be \[2, 21, 6\]"):
         selective_scan(u, delta[:, 1:], A, B, C)
+    with pytest.raises(ValueError, match=r"selective_scan: order is \[20\]; it must be \[21\]"):
+        selective_scan(u, delta, A, B, C, torch.arange(20))
+    with pytest.raises(ValueError, match=r"order is torch.int32; it must be torch.int64"):
+        selective_scan(u, delta, A, B, C, torch.arange(21).int())
     x, delta, A, B, C = heads()
     with pytest.raises(ValueError, match=r"ssd: A is \[3\]; it must be \[4\]"):
         ssd(x, delta, A[1:], B, C)
@@ -137,7 +201,23 @@ def test_wrong_shapes():
 
 
 @pytest.mark.gpu
+@WAYS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu(dtype):
-    draws = [[v.cuda() for v in scan(2, 100, 200, 16, dtype)] for _ in range(3)]
+def test_selective_scan_on_a_gpu(dtype, ordered, reverse):
+    order = torch.randperm(100).cuda() if ordered else None
+    draws = [(*(v.cuda() for v in scan(2, 100, 200, 16, dtype)), order, reverse) for _ in range(3)]
     holds(selective_scan, "triton", eager.selective_scan, *draws)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_ssd_on_a_gpu(dtype):
+    draws = [[v.cuda() for v in heads(2, 200, 4, 64, 2, 64, dtype)] for _ in range(2)]
+    holds(ssd, "triton", eager.ssd, *draws)
+    holds(ssd, "triton_chunked", eager.ssd, [v.cuda() for v in heads(1, 600, 4, 64, 2, 64, dtype)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ways", [(), (2,)])
+def test_s4d_on_a_gpu(ways):
+    holds(s4d_kernel, "triton", eager.s4d_kernel, (*(v.cuda() for v in modes(64, 32, ways=ways)), 1000))

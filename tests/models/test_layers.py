@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from gen.kernels.rope import norm_rope
 from gen.models.layers.attention import Attention
 from gen.models.layers.block import Block, FinalLayer, SplitSwiGLU, SwiGLU
 from gen.models.layers.embed import GaussianTimeEmbedding, grid_embedding, waves
@@ -43,6 +44,11 @@ def test_attention_against_its_definition():
     torch.testing.assert_close(layer(h), layer.proj(torch.cat(heads, 2)), rtol=0, atol=1e-13)
 
 
+def turn(h, rope):
+    """h [B, heads, T, d], as attention turns its q and k."""
+    return norm_rope(h.transpose(1, 2), cos=rope.freqs_cos, sin=rope.freqs_sin).transpose(1, 2)
+
+
 @pytest.mark.parametrize("angles", [halves, turns])
 def test_a_turn_keeps_lengths_and_products_know_the_distance_only(angles):
     torch.manual_seed(0)
@@ -52,7 +58,7 @@ def test_a_turn_keeps_lengths_and_products_know_the_distance_only(angles):
         part.repeat_interleave(2, -1) for part in (angles(dim, side).cos(), angles(dim, side).sin())
     )
     q, k = torch.randn(2, 1, 1, 1, dim, dtype=torch.float64).expand(-1, -1, -1, side * side, -1)
-    turned = rope(q), rope(k)
+    turned = turn(q, rope), turn(k, rope)
     for before, after in zip((q, k), turned, strict=True):
         torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1))
     product = (turned[0] @ turned[1].mT).reshape(side, side, side, side)  # [row, column] of q, then of k
@@ -75,10 +81,11 @@ def test_the_two_orders_of_turns():
 
 def test_a_turn_goes_from_the_first_channel_of_a_pair_towards_the_second():
     rope = Rope(torch.tensor([[torch.pi / 2, 0.0]]))
-    torch.testing.assert_close(rope(torch.tensor([[1.0, 0.0, 3.0, 4.0]])), torch.tensor([[0.0, 1.0, 3.0, 4.0]]))
+    h = torch.tensor([[[[1.0, 0.0, 3.0, 4.0]]]])
+    torch.testing.assert_close(turn(h, rope), torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))
     assert set(rope.state_dict()) == {"freqs_cos", "freqs_sin"}
     assert not Rope(torch.zeros(1, 2), saved=False).state_dict()
-    assert rope(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert turn(h.bfloat16(), rope).dtype == torch.bfloat16
 
 
 def test_swiglu_against_its_definition():

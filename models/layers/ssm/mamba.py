@@ -7,10 +7,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu, softplus
+from torch.nn.functional import silu, softplus
 
 from gen.errors import UserError
-from gen.models.layers.ssm.selective_scan import selective_scan
+from gen.kernels.convolution import short_convolution
+from gen.kernels.state_space import selective_scan
 
 __all__ = ["Mamba", "log_uniform"]
 
@@ -49,43 +50,40 @@ class Mamba(nn.Module):
         self.cond_proj = None if condition is None else nn.Linear(condition, inner)
         self.out_proj = nn.Linear(inner, width, bias=False)
 
-    def forward(self, h: Tensor, c: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, c: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+        """order: int64 [T], the tokens in the order of the scan, each once; as they lie without it."""
+        if order is not None and h.device.type == "cpu":
+            # Where no kernel finds tokens by index, copying the few channels of h beats indexing the many inside.
+            laid: Tensor = self(h[:, order], c)
+            return laid[:, order.argsort()]
         if (c is None) != (self.cond_proj is None):
             raise UserError("this Mamba has no condition" if self.cond_proj is None else "this Mamba needs a condition")
         u, z = self.in_proj(h).chunk(2, -1)  # each [B, T, inner]
         shift = 0.0 if self.cond_proj is None else self.cond_proj(c)[:, None]  # [B, 1, inner]
-        y = self._scan(u, z, shift, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        y = self._scan(u, shift, order, False, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         if self.bidirectional:
-            u, z = u.flip(1), z.flip(1)
-            back = self._scan(u, z, shift, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
-            y = y + back.flip(1)
-        out: Tensor = self.out_proj(y)  # [B, T, width]
+            back = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
+            y = y + self._scan(u, shift, order, True, *back)
+        out: Tensor = self.out_proj(y * silu(z))  # [B, T, width]
         return out
 
     def _scan(
         self,
         u: Tensor,
-        z: Tensor,
         shift: Tensor | float,
+        order: Tensor | None,
+        reverse: bool,
         conv: nn.Conv1d,
         x_proj: nn.Module,
         dt_proj: nn.Module,
         A_log: Tensor,
         D: Tensor,
     ) -> Tensor:
-        """One direction: u and its gate z [B, T, inner] -> [B, T, inner]."""
-        u = silu(_causal(conv, u) + shift)
+        """One direction, before its gate: u [B, T, inner] -> [B, T, inner]."""
+        u = silu(short_convolution(u, conv.weight[:, 0], cast(Tensor, conv.bias), order, reverse) + shift)
         dt, B, C = x_proj(u).split([self.rank, self.state, self.state], -1)
-        return selective_scan(u, softplus(dt_proj(dt)), -A_log.exp(), B, C, D, z)
-
-
-def _causal(conv: nn.Conv1d, u: Tensor) -> Tensor:
-    """The depthwise convolution of u [B, T, inner] over each token and those before it, channels staying last."""
-    length, before = u.shape[1], pad(u, (0, 0, len(conv.weight[0, 0]) - 1, 0))  # [B, T + conv - 1, inner]
-    out = before[:, :length] * conv.weight[:, 0, 0] + cast(Tensor, conv.bias)
-    for k, tap in enumerate(conv.weight[:, 0, 1:].unbind(1), 1):
-        out = torch.addcmul(out, before[:, k : k + length], tap)
-    return out
+        y = selective_scan(u, softplus(dt_proj(dt)), -A_log.exp(), B, C, order, reverse)
+        return torch.addcmul(y, u, D)
 
 
 def _direction(inner: int, state: int, conv: int, rank: int) -> tuple[nn.Conv1d, nn.Module, nn.Module, Tensor, Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from gen.errors import UserError
+from gen.kernels.convolution import long_convolution
 from gen.models.layers.ssm.hippo import conjugate_pairs, legs
 from gen.models.layers.ssm.mamba import log_uniform
-from gen.models.layers.ssm.s4d import fft_convolve
 
 __all__ = ["S4", "dplr_dense", "dplr_kernel", "untruncated"]
 
@@ -97,6 +97,6 @@ class S4(nn.Module):
         if h.shape[1] > self.length:
             raise UserError(f"{h.shape[1]} tokens; this S4 was made for at most {self.length}")
         K = dplr_kernel(*self.system(), self.length)[:, : h.shape[1]]
-        y = fft_convolve(h.to(K.dtype), K) + h * self.D
+        y = long_convolution(h.to(K.dtype), K) + h * self.D
         out: Tensor = self.output_linear(gelu(y).to(h.dtype))  # [B, T, 2 width]
         return glu(out, -1)

@@ -9,50 +9,25 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from gen.errors import UserError
+from gen.kernels.convolution import long_convolution
+from gen.kernels.state_space import linear_scan, s4d_kernel
 from gen.models.layers.ssm.hippo import diagonal
 from gen.models.layers.ssm.mamba import log_uniform
-from gen.models.layers.ssm.scan import linear_scan
 
-__all__ = ["S4D", "fft_convolve", "s4d_kernel", "s4d_scan"]
+__all__ = ["S4D", "s4d_scan"]
 
 Kind = Literal["legs", "inv", "lin", "quad", "real"]
 
 
-def s4d_kernel(A: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
-    """K [H, length], the answer to an impulse: K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(l dt A_n).
-
-    A, C: complex [H, N/2], one of each conjugate pair, Re A < 0; B is 1. dt: [H]. The input is held between samples
-    (zero-order hold; the paper's equation 6 and listing 1).
-    """
-    step, drive = _hold(A, C, dt)
-    place = torch.arange(length, device=A.device, dtype=dt.dtype)
-    K: Tensor = 2 * (drive[..., None] * (step[..., None] * place).exp()).sum(1).real
-    return K
-
-
 def s4d_scan(A: Tensor, C: Tensor, dt: Tensor, u: Tensor) -> Tensor:
-    """The same state space as a recurrence over the tokens of u [B, T, H]: y [B, T, H]."""
-    step, drive = _hold(A, C, dt)
-    states = linear_scan(step.exp().expand(1, u.shape[1], -1, -1), u[..., None].to(A.dtype).expand(-1, -1, *A.shape))
-    y: Tensor = 2 * (states * drive).sum(-1).real  # over [B, T, H, N/2]
-    return y
+    """The state space of gen.kernels.state_space.s4d_kernel as a recurrence over the tokens of u [B, T, H]: [B, T, H].
 
-
-def fft_convolve(u: Tensor, K: Tensor) -> Tensor:
-    """y_t = sum over s of K_s u_(t-s): u [B, T, H], K [H, T] -> [B, T, H], without wrapping around.
-
-    A K of length 2T also looks ahead: its last T - 1 numbers are those of s = -(T - 1) ... -1 (K_T is not used).
+    A, C: complex [H, N/2]. dt: [H].
     """
-    n = 2 * u.shape[1]
-    product = torch.fft.rfft(u, n=n, dim=1) * torch.fft.rfft(K, n=n).mT
-    y: Tensor = torch.fft.irfft(product, n=n, dim=1)  # [B, 2T, H]
-    return y[:, : u.shape[1]]
-
-
-def _hold(A: Tensor, C: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """dt A, and C (exp(dt A) - 1) / A, both [H, N/2]."""
-    step = dt[:, None] * A
-    return step, C * torch.expm1(step) / A
+    step = dt[:, None] * A  # [H, N/2]
+    states = linear_scan(step.exp().expand(1, u.shape[1], -1, -1), u[..., None].to(A.dtype).expand(-1, -1, *A.shape))
+    y: Tensor = 2 * (states * C * torch.expm1(step) / A).sum(-1).real  # over [B, T, H, N/2]
+    return y
 
 
 class S4D(nn.Module):
@@ -82,8 +57,7 @@ class S4D(nn.Module):
         kind = torch.promote_types(self.log_dt.dtype, torch.float32)
         A = torch.complex(-self.log_A_real.to(kind).exp(), self.A_imag.to(kind))
         C = torch.view_as_complex(self.C.to(kind).contiguous())
-        dt = self.log_dt.to(kind).exp()
-        return torch.stack([s4d_kernel(A, way, dt, length) for way in C.unbind(0)])
+        return s4d_kernel(A, C, self.log_dt.to(kind).exp(), length)
 
     def forward(self, h: Tensor) -> Tensor:
         K = self.kernels(h.shape[1])
@@ -92,6 +66,6 @@ class S4D(nn.Module):
             both = torch.cat([K[0], ahead], 1)  # [width, 2T]
         else:
             both = K[0]
-        y = fft_convolve(h.to(K.dtype), both) + h * self.D
+        y = long_convolution(h.to(K.dtype), both) + h * self.D
         out: Tensor = self.output_linear(gelu(y).to(h.dtype))  # [B, T, 2 width]
         return glu(out, -1)

@@ -1,14 +1,16 @@
 """Our attention kernels, interpreted: forward and backward, every rule, head dims of one piece and of two."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from gen.kernels.attention import attention
-from gen.kernels.backends.attention_triton import _attention
+from gen.kernels.attention import attention, attention_qkv
+from gen.kernels.backends.attention_triton import _attention, _attention_qkv
 from gen.kernels.dispatch import Refused
 from gen.kernels.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal, encode
 from tests.kernels import eager
-from tests.kernels.compare import holds
+from tests.kernels.compare import Given, holds
 
 CASES = [
     (Bidirectional(), 37, 32),
@@ -29,6 +31,58 @@ def test_half_precision(dtype):
     holds(attention, "triton", eager.attention, (torch.randn(2, 10, 3, 1, 40).to(dtype), Causal(), 0.2))
 
 
+def parts(nq, nk, heads=2, shared=2, dim=24, b=1):
+    """q [b, nq, heads, dim], and k and v [b, nk, heads / shared, dim]."""
+    return tuple(torch.randn(b, n, h, dim) for n, h in ((nq, heads), *[(nk, heads // shared)] * 2))
+
+
+# Keys that are more than queries and fewer, the newest of a cache, half of a rule; masks for all, by sample, by key.
+UNPACKED = [
+    (Bidirectional(), 21, 37, 0, None),
+    (Bidirectional(), 35, 20, 0, (1, 35, 20)),
+    (Causal(), 5, 40, 35, (2, 5, 40)),
+    (BlockCausal(8), 16, 40, 16, (2, 1, 40)),
+    (BlockDiffusion(18, 4), 18, 36, 0, None),
+]
+
+
+@pytest.mark.parametrize(("rule", "nq", "nk", "first", "mask"), UNPACKED, ids=str)
+@pytest.mark.parametrize(("heads", "shared", "dim"), [(2, 1, 24), (4, 2, 40)])
+def test_three_parts(rule, nq, nk, first, mask, heads, shared, dim):
+    seen = None if mask is None else (torch.rand(mask) < 0.4) | (torch.arange(nk) == 0)
+    given = (*parts(nq, nk, heads, shared, dim, 1 if mask is None else 2), rule, 0.2, seen, first)
+    holds(attention_qkv, "triton", eager.attention_qkv, given)
+
+
+def test_queries_that_see_nothing_get_nothing():
+    leaves, seen = [v.requires_grad_() for v in parts(19, 37)], torch.rand(1, 19, 37) < 0.3
+    seen[0, 3] = seen[0, 16:] = False
+    found = []
+    for name in ("triton", "reference"):
+        out = attention_qkv.only(name)(*leaves, seen=seen)
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert not found[0][0][0, 3].any() and not found[0][0][0, 16:].any()
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
+def test_a_cache_is_read_where_it_lies():
+    """Heads before places, and more places than are seen."""
+    (q,), store = parts(5, 1)[:1], torch.randn(2, 1, 1, 60, 24)
+    k, v = store.transpose(2, 3)[:, :, :37]
+    given = (q, k, v, Causal(), None, None, 32)
+    torch.testing.assert_close(*(attention_qkv.only(name)(*given) for name in ("triton", "reference")))
+
+
+@pytest.mark.parametrize("pairs", ["adjacent", "split"])
+def test_after_norm_and_turn(pairs):
+    angle, gains = torch.rand(11, 24), [torch.randn(24) for _ in "qk"]
+    fixed = {"cos": angle.cos(), "sin": angle.sin(), "pairs": pairs}
+    op, plain = Given(attention, fixed), partial(eager.attention, **fixed)
+    holds(op, "triton", plain, (torch.randn(1, 11, 3, 2, 24), Causal(), None, *gains))
+    holds(op, "triton", plain, (torch.randn(1, 11, 3, 2, 24), BlockCausal(4), 0.3))
+
+
 def test_any_strides_are_read_where_they_lie():
     qkv = torch.randn(11, 2, 2, 3, 32).permute(1, 0, 3, 2, 4)  # [2, 11, 3, 2, 32]
     assert not qkv.is_contiguous()
@@ -38,6 +92,9 @@ def test_any_strides_are_read_where_they_lie():
 def test_the_op_is_registered_whole():
     qkv = torch.randn(1, 8, 3, 1, 16, requires_grad=True)
     torch.library.opcheck(_attention, (qkv, encode(BlockCausal(5)), 0.25))
+    leaves, seen = [v.requires_grad_() for v in parts(4, 8, dim=16)], torch.ones(1, 1, 8, dtype=torch.bool)
+    torch.library.opcheck(_attention_qkv, (*leaves, seen, encode(BlockCausal(5)), 2, 0.25))
+    torch.library.opcheck(_attention_qkv, (*leaves, None, encode(Bidirectional()), 0, 0.25))
 
 
 def test_a_compiled_graph_stays_whole():
@@ -61,5 +118,8 @@ def test_refusals():
         op(torch.zeros(1, 4, 3, 32, 2).transpose(3, 4))
     with pytest.raises(Refused, match=r"only plain PyTorch passes torch.func"):
         torch.func.jvp(op, (torch.zeros(1, 4, 3, 1, 32),), (torch.zeros(1, 4, 3, 1, 32),))
+    q, k, v = parts(4, 8)
+    with pytest.raises(Refused, match="triton refuses: mixed dtypes"):
+        attention_qkv.only("triton")(q, k.half(), v.half())
     with pytest.raises(Refused, match=r"only plain PyTorch passes torch.func"):
         torch.func.vmap(op)(torch.zeros(2, 1, 4, 3, 1, 32))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gen.kernels.backends.norm_triton import _norm
+from gen.kernels.backends.norm_triton import _gated, _norm
 from gen.kernels.dispatch import Refused
-from gen.kernels.norm import gated_residual_norm, modulated_norm
+from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.norms import CASES, gated, modulated
@@ -22,9 +22,28 @@ def test_half_precision(dtype, per_token):
     holds(gated_residual_norm, "triton", eager.gated_residual_norm, gated("layer", True, per_token, dtype, 1))
 
 
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gated_residual(dtype, per_token):
+    holds(gated_residual, "triton", eager.gated_residual, gated("layer", False, per_token, dtype)[:3])
+
+
+def test_gated_residual_of_one_token_and_its_second_derivatives():
+    x, y, gate = (v.double().float().requires_grad_() for v in gated("layer", False, False, torch.float32, n=1)[:3])
+    holds(gated_residual, "triton", eager.gated_residual, (x, y, gate))
+    slopes = []
+    for backend in ("triton", "torch"):
+        out = gated_residual.only(backend)(x, y, gate).square().sum()
+        slope = torch.autograd.grad(out, (y, gate), create_graph=True)
+        slopes.append(torch.autograd.grad(sum(v.square().sum() for v in slope), (x, y, gate)))
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_any_strides():
     x, y, gate, scale, shift, *_ = gated("layer", False, False, torch.float32)
     x, y = (v.transpose(0, 1).contiguous().transpose(0, 1) for v in (x, y))
+    holds(gated_residual, "triton", eager.gated_residual, (x, y, gate))
     inputs = (x, y, gate, scale, shift)
     for ours, exact in zip(*(gated_residual_norm.only(b)(*inputs) for b in ("triton", "reference")), strict=True):
         torch.testing.assert_close(ours, exact)
@@ -35,6 +54,7 @@ def test_the_op_is_registered_whole():
     for v in (x, y, gate, scale, shift, gain):
         v.requires_grad_()
     torch.library.opcheck(_norm, (x, y, gate, scale, shift, gain, False, 1e-6))
+    torch.library.opcheck(_gated, (x, y, gate))
 
 
 def test_refusals():

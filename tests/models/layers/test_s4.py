@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from gen.errors import UserError
+from gen.kernels.convolution import long_convolution
+from gen.kernels.state_space import s4d_kernel
 from gen.models.layers.ssm.hippo import conjugate_pairs, diagonal, legs
 from gen.models.layers.ssm.s4 import S4, dplr_dense, dplr_kernel, untruncated
-from gen.models.layers.ssm.s4d import S4D, fft_convolve, s4d_kernel, s4d_scan
+from gen.models.layers.ssm.s4d import S4D, s4d_scan
 
 STARTS = ["legs", "inv", "lin", "quad", "real"]
 DT = torch.tensor([1e-3, 1e-2, 0.1], dtype=torch.float64)
@@ -31,7 +33,7 @@ def test_s4d_kernel_convolution_and_recurrence_are_one(start):
     C = torch.randn(3, 8, dtype=torch.complex128)
     u = torch.randn(2, 40, 3, dtype=torch.float64)
     K = s4d_kernel(A, C, DT, 40)
-    close(fft_convolve(u, K), direct(u, K), 1e-12)
+    close(long_convolution(u, K), direct(u, K), 1e-12)
     close(s4d_scan(A, C, DT, u), direct(u, K), 1e-12)
     step = (DT[:, None] * A).exp()  # the equation of the recurrence, anew: x = e^(dt A) x + (e^(dt A) - 1) / A u
     x, outs = torch.zeros(2, 3, 8, dtype=torch.complex128), []
@@ -91,7 +93,7 @@ def test_a_kernel_that_looks_ahead():
         for s in range(-6, 7):
             if 0 <= t - s < 7:
                 expected[:, t] += K[:, s] * u[:, t - s]  # K[-1] is the one after
-    close(fft_convolve(u, K), expected, 1e-13)
+    close(long_convolution(u, K), expected, 1e-13)
 
 
 @pytest.mark.parametrize("start", STARTS)

@@ -1,0 +1,140 @@
+"""What each process of tests/kernels/test_parallel.py computes, and the inputs that all of them know."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from gen.kernels.parallel import (
+    Traffic,
+    gather_tokens,
+    gather_tokens_bytes,
+    linear_attention,
+    linear_attention_bytes,
+    own_tokens,
+    ulysses_attention,
+    ulysses_attention_bytes,
+)
+from gen.kernels.ring import ring_attention, ring_attention_bytes
+from gen.kernels.rules import Bidirectional, BlockCausal, Causal
+
+N, HEADS = 12, 4
+RULES = {"everyone": Bidirectional(), "causal": Causal(), "blocks": BlockCausal(4)}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def numbers(*shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def packed(dtype):
+    """qkv, and what its output is multiplied by for a loss."""
+    return numbers(2, N, 3, HEADS, 8, dtype=dtype), numbers(2, N, HEADS, 8, dtype=dtype, seed=1)
+
+
+def separate(dtype):
+    """q, k, v [B, T, H, d or e], with keys far apart so that no process's normaliser is the others', and the weights.
+
+    Tokens are the second dimension here, as everywhere but in the op.
+    """
+    q, k = (numbers(2, N, HEADS, 8, dtype=dtype, seed=s) for s in (2, 3))
+    v, weights = (numbers(2, N, HEADS, 5, dtype=dtype, seed=s) for s in (4, 5))
+    return q, 10 * k, v, weights
+
+
+def attentions(kind):
+    """Ulysses under every rule, and the ring where it can: outputs, gradients, bytes counted and foretold."""
+    found, count, qkv_weights = {}, dist.get_world_size(), packed(DTYPES[kind])
+    ops = {f"ring {kind}": (ring_attention, ring_attention_bytes, {})}
+    if HEADS % count == 0:
+        for name, rule in RULES.items():
+            ops[f"ulysses {name} {kind}"] = (ulysses_attention, ulysses_attention_bytes, {"rule": rule})
+    for name, (op, foretold, options) in ops.items():
+        qkv, weights = (own_tokens(x) for x in qkv_weights)
+        qkv, traffic = qkv.clone().requires_grad_(), Traffic()
+        out = op(qkv, **options, traffic=traffic)
+        forward = traffic.sent
+        (out * weights).sum().backward()
+        found |= {f"{name} out": out, f"{name} dqkv": qkv.grad}
+        found[f"{name} sent"] = torch.tensor([forward, traffic.sent])
+        found[f"{name} foretold"] = torch.tensor([foretold(qkv, count), foretold(qkv, count, backward=True)])
+    return found
+
+
+def linears(kind):
+    *inputs, weights = (own_tokens(x).transpose(1, 2) for x in separate(DTYPES[kind]))
+    q, k, v = (x.clone().requires_grad_() for x in inputs)
+    traffic, count = Traffic(), dist.get_world_size()
+    out = linear_attention(q, k, v, traffic=traffic)
+    forward = traffic.sent
+    (out * weights).sum().backward()
+    foretold = [linear_attention_bytes(q, v, count, backward) for backward in (False, True)]
+    found = {"out": out, "dq": q.grad, "dk": k.grad, "dv": v.grad}
+    found = {f"linear {kind} {name}": value.transpose(1, 2) for name, value in found.items()}
+    return found | {f"linear {kind} sent": torch.tensor([forward, traffic.sent]),
+                    f"linear {kind} foretold": torch.tensor(foretold)}  # fmt: skip
+
+
+def gathering():
+    """h^2 of gathered tokens, weighted otherwise on every process, so that the gradient must come from all."""
+    h = own_tokens(numbers(2, N, 3, dtype=torch.float64)).clone().requires_grad_()
+    traffic, count = Traffic(), dist.get_world_size()
+    whole = gather_tokens(h, traffic=traffic)
+    ((dist.get_rank() + 1) * whole.square()).sum().backward()
+    foretold = gather_tokens_bytes(h, count, backward=True)
+    return {"gather out": whole, "gather grad": h.grad, "gather sent": torch.tensor([traffic.sent, foretold])}
+
+
+def turned():
+    """Both with gains and with angles of all places, as a network with a rope has them."""
+    qkv, weights = packed(torch.float64)
+    gain, angles = 1 + numbers(8, dtype=torch.float64, seed=6), numbers(N, 4, dtype=torch.float64, seed=7)
+    found = {}
+    for name, op in (("ulysses", ulysses_attention), ("ring", ring_attention)):
+        if name == "ulysses" and HEADS % dist.get_world_size():
+            continue
+        own = own_tokens(qkv).clone().requires_grad_()
+        out = op(own, **turning(gain, angles))
+        (out * own_tokens(weights)).sum().backward()
+        found |= {f"turned {name} out": out, f"turned {name} dqkv": own.grad}
+    return found
+
+
+def turning(gain, angles):
+    both = angles.repeat_interleave(2, -1)
+    return {"q_gain": gain, "k_gain": gain.flip(0), "cos": both.cos(), "sin": both.sin()}
+
+
+def interpreted():
+    """The ring by our Triton kernels, which take no smaller heads than these."""
+    qkv, weights = (own_tokens(numbers(1, N, *rest, 2, 16, dtype=torch.float32)).clone() for rest in ((3,), ()))
+    out = ring_attention(qkv.requires_grad_())
+    (out * weights).sum().backward()
+    return {"out": out, "dqkv": qkv.grad}
+
+
+def refusals():
+    """Each in one line, which names what would do."""
+    qkv = packed(torch.float32)[0]
+    count = dist.get_world_size()
+    if HEADS % count:
+        with pytest.raises(ValueError, match=r"^ulysses_attention: 4 heads do not divide over 3 .* ring_attention$"):
+            ulysses_attention(own_tokens(qkv))
+    with pytest.raises(ValueError, match=r"^ring_attention: the rule is Causal\(\); .* ulysses_attention takes any$"):
+        ring_attention(own_tokens(qkv), Causal())
+    with pytest.raises(ValueError, match=rf"^own_tokens: 11 tokens do not divide over {count} processes$"):
+        own_tokens(qkv[:, :11])
+    for op, wrong in ((ulysses_attention, qkv[0]), (ring_attention, qkv[:, :, :2])):
+        with pytest.raises(ValueError, match="it must be"):
+            op(wrong)
+    q = separate(torch.float32)[0]
+    with pytest.raises(ValueError, match="they must be"):
+        linear_attention(q, q[:, :2], q)
+
+
+def everything():
+    found = {}
+    for kind in DTYPES:
+        found |= attentions(kind) | linears(kind)
+    refusals()
+    return found | turned() | gathering()

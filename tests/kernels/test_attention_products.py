@@ -1,0 +1,57 @@
+"""Attention as two products on a CPU: as exact as the formula written out, and only where it is asked nothing else."""
+
+import pytest
+import torch
+
+from gen.kernels.attention import attention
+from gen.kernels.rules import Causal
+from gen.testing import error_ratio
+
+
+def eager(qkv):
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return ((q @ k.mT * qkv.shape[-1] ** -0.5).softmax(-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("places", "heads", "d"), [(64, 6, 64), (100, 3, 72), (1024, 2, 32)])
+@torch.no_grad()
+def test_products_are_as_exact_as_the_formula(places, heads, d):
+    torch.manual_seed(0)
+    qkv = torch.randn(3, places, 3, heads, d).bfloat16()
+    ours = attention.only("products")(qkv)
+    assert ours.dtype == torch.bfloat16 and ours.shape == (3, places, heads, d)
+    assert error_ratio(ours, eager(qkv), attention.only("reference")(qkv.double())) <= 2
+    assert torch.equal(ours, attention(qkv))
+
+
+@torch.no_grad()
+def test_norms_and_turns_come_first():
+    torch.manual_seed(0)
+    qkv, gains = torch.randn(2, 80, 3, 4, 16).bfloat16(), torch.rand(2, 16).bfloat16()
+    angle = torch.rand(80, 16)
+    before = {"q_gain": gains[0], "k_gain": gains[1], "cos": angle.cos(), "sin": angle.sin(), "scale": 0.5}
+    exact = attention.only("reference")(qkv.double(), **before)
+    for backend in ("products", "sdpa"):
+        torch.testing.assert_close(attention.only(backend)(qkv, **before).double(), exact, rtol=0.05, atol=0.02)
+
+
+def test_refusals():
+    qkv = torch.randn(1, 64, 3, 2, 8).bfloat16()
+
+    def said(*args, **kwargs):
+        return attention.verdicts(*args, **kwargs)["products"]
+
+    assert said(qkv) == "chosen"
+    assert said(qkv.float()) == "refuses: it is for bfloat16 on a CPU"
+    assert said(qkv, Causal()) == "refuses: it has no Causal"
+    assert said(qkv[:, :63]) == "refuses: 63 places; it is for 64 to 2048"
+    assert said(qkv.requires_grad_()) == "refuses: a gradient is asked for, and all scores would be kept"
+    with torch.no_grad():
+        assert said(qkv) == "chosen"
+
+
+@torch.no_grad()
+def test_a_compiled_graph_has_sdpa_in_its_place():
+    qkv = torch.randn(1, 64, 3, 2, 8).bfloat16()
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(qkv), attention.only("sdpa")(qkv))
