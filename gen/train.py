@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen import callable_module, state
+from gen import callable_module, processes, state
 from gen import manifest as checkpoints
 from gen.checks import check_data, check_sampler, check_trackers
 from gen.denoise import Denoiser
@@ -69,9 +69,6 @@ class Trainer:
     """The state of one training: networks by role, their optimisers and averages, and the number of steps done."""
 
     def __init__(self, run: Run, folder: Path, resume: str, command: str, quiet: bool) -> None:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
         self.run, self.folder, self.command = run, folder, command
         for name in ("data", "objective"):
             if getattr(run, name) is None:
@@ -79,15 +76,9 @@ class Trainer:
         origin = resume_from(run, folder, resume)
         check_trackers(run.trackers)
         check_sampler(run)
-        AcceleratorState._reset_state()  # else a second run in this process could not choose its own precision
-        self.accelerator = Accelerator(
-            mixed_precision=run.precision,
-            log_with=list(run.trackers) or None,
-            project_dir=str(folder) if run.trackers else None,
-        )
+        self.accelerator = processes.accelerator(run, folder)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        if run.precision == "fp16" and self.device.type == "cpu":
-            raise UserError("precision fp16 needs a GPU; on this machine allowed: no, bf16")
+        self.mesh = processes.shares(run, self.accelerator)
         self.quiet = quiet or not self.main
         self.data = run.data.open("train")
         self.held_out = run.data.open("test") if run.validate_every else ()
@@ -98,6 +89,8 @@ class Trainer:
             for role, net in self.nets.items()
             for average in run.ema
         }
+        if self.mesh is not None:
+            self._shard()
         self.parameters = {role: list(state.trained(net).values()) for role, net in self.nets.items()}
         self.optims = optimisers(run.optim, self.nets, getattr(run.objective, "rates", {}))
         self.ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # of decays: their checkpoints stay
@@ -119,13 +112,20 @@ class Trainer:
         roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 
+    def _shard(self) -> None:
+        """Leaves this process its part of every network, before there are optimisers."""
+        self.outline = processes.outline(self.nets[self.role])
+        for net in (*self.nets.values(), *self.averages.values()):
+            processes.shard(net, self.mesh)
+
     def _prepare(self) -> None:
         """Hands networks and optimisers to accelerate, and names every role's denoiser."""
         run, prepare = self.run, self.accelerator.prepare
         if run.compile:
             for net in self.nets.values():
                 net.compile()
-        wrapped = {role: prepare(net) if self.parameters[role] else net for role, net in self.nets.items()}
+        copied = {role for role in self.nets if self.parameters[role] and self.mesh is None}  # in every process
+        wrapped = {role: prepare(net) if role in copied else net for role, net in self.nets.items()}
         self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         if self.accelerator.scaler is not None and self.scaler_state:
             self.accelerator.scaler.load_state_dict(self.scaler_state)
@@ -158,7 +158,8 @@ class Trainer:
                         (self.folder / name).unlink()
                 raise
             finally:
-                self.metrics.close()
+                if self.main:
+                    self.metrics.close()
                 self.progress.close()
                 if run.trackers:
                     self.accelerator.end_training()
@@ -170,7 +171,7 @@ class Trainer:
             written = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"run": run_spec(run), "command": self.command, "written": written, "versions": versions()}
             checkpoints.write_json(self.folder / "run.json", about)
-        self.metrics = MetricsFile(self.folder / ("metrics.jsonl" if self.main else "metrics.other"), self.steps_done)
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
         self.progress = Progress(self.folder.name, run.steps, self.steps_done, self.quiet)
         if run.trackers:
             self.accelerator.init_trackers(self.folder.name)
@@ -241,7 +242,7 @@ class Trainer:
         return role, loss.detach(), {k: v.detach() for k, v in logs.items()}
 
     def _quiet_gradients(self, quiet: bool) -> AbstractContextManager[Any]:
-        if not quiet or self.accelerator.num_processes == 1:
+        if not quiet or self.accelerator.num_processes == 1 or self.mesh is not None:
             return nullcontext()
         (f, *others) = self.trained.values()
         return nullcontext() if others else self.accelerator.no_sync(f.net)
@@ -252,7 +253,7 @@ class Trainer:
     def _update(self, roles: tuple[str, ...], loss: Tensor, lr: float) -> dict[str, float]:
         trained = [parameter for role in roles for parameter in self.parameters[role]]
         norm = self.accelerator.clip_grad_norm_(trained, self.run.clip)
-        value, size = float(loss), float(norm if norm is not None else 0.0)
+        value, size = float(loss), float(processes.whole(norm) if norm is not None else 0.0)
         scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
         if not (torch.isfinite(loss) and (scaled or torch.isfinite(torch.tensor(size)))):
             last = checkpoints.newest(self.folder / "checkpoints")
@@ -287,21 +288,24 @@ class Trainer:
             self._record({"split": "test", "val_loss": self.val_loss})
         if (run.save_every and step % run.save_every == 0) or step in self.ends:
             self.save()
-        if self.main and run.sample_every and (step % run.sample_every == 0 or step == run.steps):
+        if run.sample_every and (step % run.sample_every == 0 or step == run.steps):
             self.draw()
 
     val_loss: float | None = None
 
     def _record(self, values: dict[str, Any]) -> None:
-        self.metrics.write(step=self.steps_done, **values)
+        if self.main:
+            self.metrics.write(step=self.steps_done, **values)
         if self.run.trackers:
             self.accelerator.log({k: v for k, v in values.items() if k != "split"}, step=self.steps_done)
 
     def sampling_net(self) -> nn.Module:
-        """The first average of the sampling role, or a copy of its raw weights, without dropout."""
-        if self.run.ema:
-            return self.averages[self.role, self.run.ema[0].label]
-        return copy.deepcopy(self.nets[self.role]).eval()
+        """The first average of the sampling role, or a copy of its raw weights, without dropout; whole, everywhere."""
+        averaged = bool(self.run.ema)
+        net = self.averages[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
+        if self.mesh is not None:
+            return processes.plain(net, self.outline)
+        return net if averaged else copy.deepcopy(net).eval()
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -314,8 +318,9 @@ class Trainer:
 
     def draw(self) -> None:
         """samples/step-*.png, or .txt: always the same noise and labels, or the same held-out prompts."""
-        name = checkpoints.checkpoint_name(self.steps_done)
-        preview(self.run, self.sampling_net(), self.held_out or self.data, self.folder / "samples" / name, self.device)
+        net, name = self.sampling_net(), checkpoints.checkpoint_name(self.steps_done)
+        if self.main:
+            preview(self.run, net, self.held_out or self.data, self.folder / "samples" / name, self.device)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -325,15 +330,17 @@ class Trainer:
     def save(self) -> None:
         """A complete checkpoint, then the removal of old ones."""
         self.accelerator.wait_for_everyone()
+        files = state.weights(self.nets, self.averages, self.main)
+        files |= state.optimisers(self.nets, self.optims, self.main)
         if self.main:
             place = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
-            files = state.weights(self.nets, self.averages) | state.optimisers(self.nets, self.optims)
             checkpoints.write(place, files, self._manifest())
             checkpoints.prune(place.parent, self.run.keep, set(map(checkpoints.checkpoint_name, self.ends)))
 
     def _finish(self) -> None:
+        files = state.weights(self.nets, self.averages, self.main)
         if self.main:
-            checkpoints.write(self.folder / "final", state.weights(self.nets, self.averages), self._manifest())
+            checkpoints.write(self.folder / "final", files, self._manifest())
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
 
     def _manifest(self) -> dict[str, Any]:

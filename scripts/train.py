@@ -1,4 +1,7 @@
-"""`gen train` without an installation: python scripts/train.py --help."""
+"""`gen train` without an installation: python scripts/train.py --help.
+
+On several processes, with or without GPUs: accelerate launch --multi_gpu --num_processes 2 scripts/train.py digits
+"""
 
 import sys
 from pathlib import Path
