@@ -10,7 +10,7 @@ CODE := gen samplers distill models kernels eval scripts tests
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo install test test-slow test-gpu lint format clean
+.PHONY: demo install test test-slow test-gpu bench bench-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
@@ -25,6 +25,15 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -q -m gpu
+
+# Minutes, each. A run that was stopped goes on where it was: make bench-gpu again, of the same commit.
+PARTS := attention fused ssm forward sample train decode
+
+bench: $(STAMP)
+	$(BIN)/gen bench $(PARTS) --seconds 2
+
+bench-gpu: $(STAMP)
+	$(BIN)/gen bench $(PARTS) --device cuda --seconds 1 --resume
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

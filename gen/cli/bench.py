@@ -1,0 +1,202 @@
+"""Measure how fast this machine runs us and others: attention, fused operations, state spaces, whole networks.
+
+gen bench attention fused --device cuda --output runs/bench/mine [--resume]; without a part, all of them.
+
+Every case holds each result to the exact one first, and what is wrong is not timed: then the exit code is 1. The rest
+take turns. A part is one JSON file of the folder, written anew after every case; bench.html shows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gen.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from gen.eval.bench import Bench, Case, Where
+
+__all__ = ["add_arguments", "run"]
+
+FORMAT = 1
+PARTS = sorted(file.stem for file in (Path(__file__).parent / "benches").glob("[!_]*.py"))
+DTYPES = ("float32", "bfloat16", "float16")
+PACKAGES = ("triton", "diffusers", "xformers", "transformers", "mamba-ssm", "flash-linear-attention")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", nargs="*", help=f"one or more of: {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, bfloat16 elsewhere)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: as PyTorch starts with)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a case's turns, at most (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
+    parser.add_argument("--only", metavar="TEXT", help="cases whose names contain this")
+    parser.add_argument("--quick", action="store_true", help="tiny cases, few turns, nothing compiled: for tests")
+    parser.add_argument("--list", action="store_true", help="list the cases, and stop")
+    parser.add_argument("--resume", action="store_true", help="leave out what the folder has of the same settings")
+    parser.add_argument("--output", type=Path, help="a folder (default: runs/bench/DEVICE-DTYPE)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gen.eval.bench import Bench, Where
+    from gen.pipeline import _check_device
+
+    parts = [_part(given) for given in args.part] or PARTS
+    where = _where(args, Where)
+    if args.list:
+        for part in parts:
+            print(part, *(f"  {case.name}" for case in _cases(part, where, args.only)), sep="\n")
+        return 0
+    if (args.threads is not None and args.threads < 1) or not args.seconds > 0:
+        raise UserError(f"--threads {args.threads}, --seconds {args.seconds}: at least 1, and above 0")
+    _check_device(args.device)
+    how: dict[str, Any] = {"turns": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
+    bench = Bench(where.device, seconds=args.seconds, seed=args.seed, **how)
+    folder = args.output or Path("runs/bench") / _name(where)
+    wrong: list[str] = []
+    with _threads(args.threads):
+        for part in parts:
+            wrong += _measure(part, where, bench, folder, args)
+            _page(folder)
+    print(f"{folder / 'bench.html'}: {len(wrong)} wrong" if wrong else folder / "bench.html")
+    return int(bool(wrong))
+
+
+def _measure(part: str, where: Where, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
+    """Measures the cases of a part that are not in its file yet, and writes it after each; the names of wrong ones."""
+    from gen.eval.bench import ceiling
+    from gen.eval.bench_page import table
+    from gen.manifest import read_json, write_json
+
+    path = folder / f"{part}.json"
+    old = read_json(path) if args.resume and path.exists() else {}
+    done = {record["key"]: record for record in old.get("cases", ()) if record["gate"]["ok"]}
+    file = _about(part, where, args)
+    top = ceiling(where)
+    file |= {"ceiling": vars(top), "cases": []}
+    print(f"{part}: {top.flops / 1e12:.3g} TFLOP/s, {top.bytes / 1e9:.3g} GB/s ({top.what})", flush=True)
+    for case in _cases(part, where, args.only):
+        key = _key(case, file, bench)
+        record = done.get(key) or {"key": key, **bench.measure(case, top)}
+        file["cases"].append(record)
+        write_json(path, {**file, "cases": [*file["cases"], *_later(done, file["cases"])]})
+        print(table(record) if key not in done else f"{case.name}: measured before", flush=True)
+    return [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
+
+
+def _later(done: dict[str, Any], now: list[Any]) -> list[Any]:
+    """What was measured before and has not had its turn yet: a killed run must not lose it."""
+    seen = {record["key"] for record in now}
+    return [record for key, record in done.items() if key not in seen]
+
+
+def _cases(part: str, where: Where, only: str | None) -> Iterator[Case]:
+    from gen.spec import find
+
+    for case in find(part, "cli.benches")(where):
+        if only is None or only in case.name:
+            yield case
+
+
+def _part(given: str) -> str:
+    if given not in PARTS:
+        raise UserError(f"unknown part {given!r}. {nearest(given, PARTS)}")
+    return given
+
+
+def _where(args: argparse.Namespace, make: type[Where]) -> Where:
+    import torch
+
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    return make(device, getattr(torch, dtype), args.quick)
+
+
+def _name(where: Where) -> str:
+    return f"{where.device.type}-{str(where.dtype).removeprefix('torch.')}{'-quick' if where.quick else ''}"
+
+
+def _about(part: str, where: Where, args: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, on what, with what and when."""
+    import os
+    from datetime import UTC, datetime
+
+    import torch
+
+    from gen.eval.evaluate import machine
+    from gen.resume import versions
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    packages = {name: _version(name) for name in PACKAGES}
+    cudnn = torch.backends.cudnn.version() if where.cuda else None  # type: ignore[no-untyped-call]
+    cuda = {"cuda": torch.version.cuda, "cudnn": cudnn}
+    return {
+        "format": FORMAT,
+        "part": part,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _command(args),
+        "machine": {"name": machine(where.device), "cores": cores, "threads": torch.get_num_threads()},
+        "versions": versions() | packages | cuda,
+        "dtype": str(where.dtype).removeprefix("torch."),
+        "quick": where.quick,
+        "seed": args.seed,
+    }
+
+
+def _key(case: Case, file: dict[str, Any], bench: Bench) -> str:
+    """What has to be the same for a measurement to stand for another: the case, all versions, the machine and how."""
+    import hashlib
+    import json
+
+    about = {name: file[name] for name in ("format", "part", "machine", "versions", "dtype", "quick", "seed")}
+    how = {"turns": bench.turns, "seconds": bench.seconds, "block": bench.block, "rotate": bench.rotate}
+    given = json.dumps([case.settings(), about, how], sort_keys=True)
+    return hashlib.sha256(given.encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _page(folder: Path) -> None:
+    """Of all parts that the folder holds."""
+    from gen.eval.bench_page import page
+    from gen.manifest import read_json
+
+    files = [read_json(path) for path in (folder / f"{part}.json" for part in PARTS) if path.exists()]
+    (folder / "bench.html").write_text(page(files), encoding="utf-8")
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """So many threads of PyTorch's within, and as many as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line that repeats this."""
+    words = ["gen", "bench", *args.part, "--device", args.device, "--seconds", f"{args.seconds:g}"]
+    single = {"dtype": args.dtype, "threads": args.threads, "seed": args.seed or None, "only": args.only}
+    for key, value in {**single, "output": args.output}.items():
+        words += [f"--{key}", str(value)] if value is not None else []
+    return shlex.join([*words, *(["--quick"] if args.quick else [])])

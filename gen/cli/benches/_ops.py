@@ -1,0 +1,52 @@
+"""What the parts that time ops of gen.kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.eval.bench import Absent
+from gen.kernels.dispatch import Op, Refused
+
+__all__ = ["doubled", "only", "with_gradients"]
+
+
+def only(op: Op[Any, Any], backend: str, **fixed: Any) -> Callable[..., Any]:
+    """The op by one of its backends; Absent, at the first call, for what that backend refuses."""
+    chosen = op.only(backend)
+
+    def call(*inputs: Any) -> Any:
+        try:
+            return chosen(*inputs, **fixed)
+        except Refused as error:
+            raise Absent(str(error).partition("refuses: ")[2]) from None
+
+    return call
+
+
+def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same numbers in float64; whole numbers, and what is no tensor, as they are. Leaves again, if they were."""
+
+    def wide(v: Any) -> Any:
+        if not isinstance(v, Tensor) or not (v.is_floating_point() or v.is_complex()):
+            return v
+        return v.detach().to(torch.promote_types(v.dtype, torch.float64)).requires_grad_(v.requires_grad)
+
+    return tuple(wide(v) for v in inputs)
+
+
+def with_gradients(f: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    """f and its gradients: call(*inputs, *up), one `up` for each result, returns the results and then the gradients
+    with respect to all inputs that want one."""
+
+    def call(*given: Any) -> tuple[Tensor, ...]:
+        leaves = [v for v in given if isinstance(v, Tensor) and v.requires_grad]
+        inputs = given[: 1 + max(i for i, v in enumerate(given) if isinstance(v, Tensor) and v.requires_grad)]
+        outs = f(*inputs)
+        outs = (outs,) if isinstance(outs, Tensor) else tuple(outs)
+        return (*outs, *torch.autograd.grad(outs, leaves, given[len(inputs) :]))
+
+    return call

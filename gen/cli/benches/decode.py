@@ -1,0 +1,144 @@
+"""Tokens per second of parallel decoding: ours with and without a cache, and diffusers' LLaDA2Pipeline, one network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.cli.benches._peers import of_diffusers
+from gen.decode import decode as decoded
+from gen.decoding import Decoding
+from gen.eval.bench import Call, Case, Where
+from gen.models.text import Text
+
+__all__ = ["decode"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """batch: prompts, of longest / 4 to `longest` tokens. length: tokens that are written. per_step: at a time."""
+
+    batch: int = 8
+    longest: int = 64
+    length: int = 256
+    per_step: int = 2
+    width: int = 256
+    depth: int = 4
+    block: int = 32
+
+
+SMALL = Sizes(batch=4, longest=32, length=64, depth=2)  # for a CPU
+TINY = Sizes(batch=2, longest=8, length=8, width=64, depth=1, block=8)
+
+
+def decode(where: Where) -> Iterator[Case]:
+    """The same block-causal network writes as many tokens after the same ragged prompts, as many at each evaluation.
+
+    Theirs is told so by its own BlockRefinementScheduler with a threshold that nothing passes, ours by `topk`. Theirs
+    has no cache, and pads prompts on the left. All that is written is compared in float64, where few numbers are nearly
+    alike; theirs there prompt by prompt, since it counts padding among the places and so writes other tokens after it.
+    """
+    yield _case(where, TINY if where.quick else Sizes() if where.cuda else SMALL)
+
+
+def _case(where: Where, sizes: Sizes) -> Case:
+    bench = _Decoders(where, sizes)
+    calls = [
+        Call(name, lambda kv=kv: bench.ours(bench.net, kv), True, check=lambda kv=kv: bench.ours(bench.wide, kv))  # type: ignore[misc]
+        for name, kv in (("plain", None), ("cached", "block"))
+    ]
+    calls.append(Call("diffusers", lambda: bench.theirs(bench.net), check=lambda: bench.one_by_one(bench.wide)))
+    tokens = sizes.batch * sizes.length
+    return Case(
+        name=f"{sizes.batch} prompts, {sizes.length} tokens each, {sizes.per_step} at a time, blocks of {sizes.block}",
+        dtype=where.dtype,
+        calls=calls,
+        inputs=bench.prompts,
+        exact=lambda *prompts: bench.ours(bench.wide, None)(*prompts),
+        yardstick="plain",
+        rates={"tokens/s": tokens},
+    )
+
+
+class _Decoders:
+    """One network with fresh weights, and who decodes with it. Prompts are tensors of ids, the shortest first."""
+
+    def __init__(self, where: Where, sizes: Sizes):
+        self.where, self.sizes = where, sizes
+
+    @cached_property
+    def net(self) -> Any:
+        return self._net().to(self.where.dtype)
+
+    @cached_property
+    def wide(self) -> Any:
+        return self._net().double()
+
+    def _net(self) -> nn.Module:
+        s = self.sizes
+        with torch.random.fork_rng(), self.where.device:
+            torch.manual_seed(0)
+            spec = Text(length=s.length + s.longest, width=s.width, depth=s.depth, heads=s.width // 64, block=s.block)
+            net: nn.Module = spec.build()
+        return net.eval().requires_grad_(False)
+
+    def prompts(self, seed: int) -> tuple[Tensor, ...]:
+        lengths = torch.linspace(self.sizes.longest / 4, self.sizes.longest, self.sizes.batch).int().tolist()
+        generator = torch.Generator().manual_seed(seed)
+        allowed = torch.tensor([t for t in range(self.net.vocab) if t != self.net.mask and t not in self.net.stops])
+        return tuple(allowed[torch.randint(len(allowed), (n,), generator=generator)] for n in lengths)
+
+    def ours(self, net: Any, cache: str | None) -> Callable[..., Tensor]:
+        """[B, length], what is written after each prompt."""
+        s = self.sizes
+        how = Decoding(policy={"name": "topk", "k": s.per_step}, cache=cache, stops=())
+
+        def call(*prompts: Tensor) -> Tensor:
+            tokens = decoded(net, prompts, s.length, how).tokens
+            return torch.stack([row[len(p) : len(p) + s.length] for row, p in zip(tokens, prompts, strict=True)])
+
+        return call
+
+    def theirs(self, net: Any) -> Callable[..., Tensor]:
+        """The same of their pipeline."""
+        s, model = self.sizes, _Wrapped(net, self.where.device)
+        scheduler = of_diffusers("BlockRefinementScheduler")(block_length=s.block)
+        pipe = of_diffusers("LLaDA2Pipeline")(model=model, scheduler=scheduler, tokenizer=None)
+        pipe.set_progress_bar_config(disable=True)
+
+        def call(*prompts: Tensor) -> Tensor:
+            wide = max(map(len, prompts))
+            padded = torch.stack([torch.nn.functional.pad(p, (wide - len(p), 0)) for p in prompts])
+            real = torch.stack([(torch.arange(wide) >= wide - len(p)).long() for p in prompts])
+            made: Tensor = pipe(
+                input_ids=padded, attention_mask=real, gen_length=s.length, block_length=s.block,
+                num_inference_steps=-(-s.block // s.per_step), temperature=0.0, threshold=1.1, editing_threshold=None,
+                eos_early_stop=False, mask_token_id=net.mask, output_type="seq",
+            ).sequences  # fmt: skip
+            return made
+
+        return call
+
+    def one_by_one(self, net: Any) -> Callable[..., Tensor]:
+        call = self.theirs(net)
+        return lambda *prompts: torch.cat([call(p) for p in prompts])
+
+
+class _Wrapped(nn.Module):
+    """Our network as that pipeline calls a model."""
+
+    def __init__(self, net: Any, device: torch.device):
+        super().__init__()
+        self.net, self.device = net, device
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
+        blocks = torch.arange(input_ids.shape[1], device=self.device) // self.net.block
+        attend = (blocks[None] <= blocks[:, None]) & attention_mask.bool()[:, None]  # [B, N, N]
+        itself = torch.eye(input_ids.shape[1], dtype=torch.bool, device=self.device)  # padding has to see something
+        return SimpleNamespace(logits=self.net(input_ids, attend=attend | itself, positions=position_ids))
