@@ -240,7 +240,8 @@ def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
         spec["grid"]["times"] = plan.grid.read()["times"]
     if spec["cache"] is not None and spec["cache"]["name"] == "searched":
         spec["cache"]["sha256"] = hashlib.sha256(Path(plan.cache.file).read_bytes()).hexdigest()
-    return spec
+    engine = getattr(pipeline, "engine", None)
+    return spec if engine is None else {**spec, "engine": {**spec_of(engine), "about": pipeline.denoiser.net.about}}
 
 
 def checkpoint(pipeline: Any) -> dict[str, Any] | None:
@@ -278,7 +279,8 @@ def loaded(pipeline: Any) -> dict[str, str]:
     averages = pipeline.info["run"]["ema"] if pipeline.info else ()
     usual = averages[0]["label"] if averages else "raw"
     weights = {} if pipeline.weights == usual else {"weights": pipeline.weights}
-    return weights | ({} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)})
+    engine = {"engine": json.dumps(spec_of(pipeline.engine))} if getattr(pipeline, "engine", None) is not None else {}
+    return weights | engine | ({} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)})
 
 
 def machine(device: torch.device) -> str:

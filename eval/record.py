@@ -115,6 +115,7 @@ def sampler_text(record: Record) -> str:
     grid = _spec_text(sampler.get("grid"))
     words += [f"{grid} grid" if grid and not grid.startswith("linear") else ""]
     words += [_spec_text(sampler.get("guide")), _cache_text(sampler.get("cache"))]
+    words += [str((sampler.get("engine") or {}).get("about", ""))]
     return ", ".join(word for word in words if word)
 
 

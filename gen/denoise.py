@@ -55,8 +55,8 @@ class Denoiser:
     ) -> Tensor:
         """The network's raw output at x_t, shaped as x: what a training loss compares with `param.target`."""
         scaled = expand(self.param.scale(self.path, t), x) * x
-        target = None if s is None else self._net_time(s, x)
-        out: Tensor = self.net(scaled, self._net_time(t, x), cond or {}, s=target, tap=tap)
+        target = None if s is None else self.net_time(s, x)
+        out: Tensor = self.net(scaled, self.net_time(t, x), cond or {}, s=target, tap=tap)
         return out
 
     def null(self, cond: Cond) -> Cond:
@@ -66,7 +66,8 @@ class Denoiser:
         null: Cond = inner.null(cond)
         return null
 
-    def _net_time(self, t: Tensor, x: Tensor) -> Tensor:
+    def net_time(self, t: Tensor, x: Tensor) -> Tensor:
+        """t, 0-d or [B], as the network is told it: [B], on x's device, float64 if x is and float32 otherwise."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return self.path.net_time(t).to(device=x.device, dtype=dtype).expand(len(x))
 

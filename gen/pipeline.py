@@ -15,27 +15,33 @@ from gen import manifest as checkpoints
 from gen.decoding import Decoding
 from gen.denoise import Cond, Counted, Denoise, Denoiser
 from gen.errors import UserError
+from gen.foresee import foresee
 from gen.images import contact_sheet, to_pil, to_uint8
 from gen.noise import Noise, sample_seeds
 from gen.run import Sampler, run_from
 from gen.sample import integrate
+from gen.spec import build
 from gen.text import TextPipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pipeline", "Samples", "load", "load_images", "locate"]
+__all__ = ["Pipeline", "Samples", "latent_scale", "load", "load_images", "locate"]
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted; cache: the report on each batch."""
+    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted; cache: the report on each batch.
+
+    engine: what evaluated the network, in words; "" for the network itself.
+    """
 
     x: Tensor
     cond: Cond
     nfe: float
     seconds: float
     cache: Sequence[Any] = ()
+    engine: str = ""
 
     def uint8(self) -> Tensor:
         """Pixels 0 .. 255, shaped as x."""
@@ -56,7 +62,10 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A denoiser with what sampling needs to know: shape (C, H, W), number of classes (0: none), default sampler."""
+    """A denoiser with what sampling needs to know: shape (C, H, W), number of classes (0: none), default sampler.
+
+    engine: what its network was prepared by, see `prepared`.
+    """
 
     denoiser: Denoise
     shape: tuple[int, ...]
@@ -68,6 +77,7 @@ class Pipeline:
     folder: Path | None = None
     weights: str = "raw"
     info: Mapping[str, Any] | None = None
+    engine: Any = None
 
     @torch.no_grad()
     def sample(
@@ -98,21 +108,51 @@ class Pipeline:
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
         walk = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
-        counted = Counted(self.denoiser)
         net: Any = getattr(self.denoiser, "net", None)  # a state may hold more than the image: see gen.models.reg
         state, image = getattr(net, "state_shape", self.shape), getattr(net, "image", lambda x: x)
-        began, parts, reports = time.perf_counter(), [], []
+        began, parts, reports, rows_asked = time.perf_counter(), [], [], 0
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
             noise = Noise(tuple(seeds[rows]))
             unit = noise.normal("start", state).to(self.device)
             here = {k: v[rows].to(self.device) for k, v in cond.items()}
+            counted = Counted(foresee(self.denoiser, walk, how.solver, here, unit))
             f: Denoise = counted if how.guide is None else how.guide(counted, times)
             run = None if how.cache is None else how.cache.start(len(walk) - 1)
             x = integrate(f, f.path.start(unit, times[0]), walk, how.solver, cond=here, noise=noise, tap=run)
+            rows_asked += counted.rows
             reports += [] if run is None else [run.report()]
             parts.append(image(x).float().cpu())
-        return Samples(torch.cat(parts), cond, counted.rows / n, time.perf_counter() - began, reports)
+        took = time.perf_counter() - began
+        return Samples(torch.cat(parts), cond, rows_asked / n, took, reports, getattr(net, "about", ""))
+
+    def prepared(self, engine: Any = "auto") -> Pipeline:
+        """The same pipeline with its network evaluated by an engine of gen.models.engines: a name, a spec or an object.
+
+        Samples are the same within the rounding of the engine's dtype, which `Samples.engine` names.
+        """
+        if not isinstance(self.denoiser, Denoiser):
+            raise UserError(f"{self.name} is no network, and an engine prepares networks")
+        if self.engine is not None:
+            raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
+        engine = build("models.engines", engine)
+        net = engine.prepare(self.denoiser.net, self.device)
+        return replace(self, denoiser=replace(self.denoiser, net=net), engine=engine)
+
+    @torch.no_grad()
+    def decoded(self, samples: Samples, autoencoder: Any, batch_size: int = 8) -> Samples:
+        """Latents as images: decode(x / scale + shift), with the scale and shift that the checkpoint was trained with.
+
+        autoencoder: a name of gen.models.autoencoders, a spec, or the folder of one in diffusers' layout. batch_size:
+        images at a time, apart from sampling's: a decoder's memory grows faster with it than a denoiser's.
+        """
+        if isinstance(autoencoder, (str, Path)) and Path(autoencoder).is_dir():
+            autoencoder = {"name": "diffusers", "folder": str(autoencoder)}
+        scale, shift = latent_scale(self.info)
+        coder, began = build("models.autoencoders", autoencoder).load(self.device), time.perf_counter()
+        z = (samples.x / scale + shift).to(self.device)
+        x = torch.cat([coder.decode(z[i : i + batch_size]).cpu() for i in range(0, len(z), batch_size)])
+        return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began)
 
     def plan(self, **changes: Any) -> Sampler:
         """The default sampler with what is not None replaced; "none" leaves out its guide or its cache."""
@@ -178,6 +218,22 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
         return TextPipeline(net, tokenizer, run.sampler.beside(place), info["shape"][0], run.data, **about)
     f = Denoiser(net, run.path, run.param)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
+
+
+def latent_scale(info: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a checkpoint's latents, [C or 1, 1, 1] each: x = (latent - shift) scale.
+
+    UserError for a model that was not made for latents, or whose scale is in a file of its own.
+    """
+    info = info or {}
+    data = (info.get("run") or {}).get("data") or {}
+    found = info.get("latent") or (data if data.get("name") == "latents" else {})
+    if found.get("scale") is None:
+        raise UserError("this model's samples are images already: there are no latents to decode")
+    if isinstance(found["scale"], str):
+        raise UserError(f"the latents' scale is not known, only where it stands: {found['scale']}; decode .x yourself")
+    scale, shift = (torch.tensor(found[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("scale", "shift"))
+    return scale, shift
 
 
 def load_images(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from gen.decode import Decoded, decode, lengths_of, walk
 from gen.decoding import Decoding
 from gen.errors import UserError
 from gen.noise import sample_seeds
-from gen.spec import override
+from gen.spec import build, override
 
 __all__ = ["TextPipeline", "Texts"]
 
@@ -60,7 +60,7 @@ class TextPipeline:
     """A network that predicts masked tokens (gen/predict.py), its tokeniser, and how it wants to be decoded.
 
     tokenizer: None for a model that came without one; its words are ids then, "3 1 4". length: the longest canvas,
-    prompt and text together, that it was made for.
+    prompt and text together, that it was made for. engine: what the network was prepared by, see `prepared`.
     """
 
     net: Any
@@ -74,6 +74,18 @@ class TextPipeline:
     folder: Path | None = None
     weights: str = "raw"
     info: Mapping[str, Any] | None = None
+    engine: Any = None
+
+    def prepared(self, engine: Any = "packed") -> TextPipeline:
+        """The same pipeline with its network evaluated by an engine of gen.models.engines: a name, a spec or an object.
+
+        Logits are the same within the rounding of the engine's dtype; where two guesses are about as good, texts may
+        differ.
+        """
+        if self.engine is not None:
+            raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
+        engine = build("models.engines", engine)
+        return replace(self, net=engine.prepare(self.net, self.device), engine=engine)
 
     def generate(
         self,

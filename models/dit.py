@@ -144,12 +144,14 @@ class DiTNet(nn.Module):
         family.check(self.spec, x, t, cond, s)
         # The first operand decides the layout of the sum, and pos_embed is contiguous.
         h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(cond["y"])  # [B, width]
+        c = self.conditioning(t, cond, tap)  # [B, width]
         h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
         out = visit(tap, "final", lambda h: self.unpatchify(self.final_layer(h, c)), h)  # [B, C or 2C, H, W]
         return out[:, : self.spec.channels]  # [B, C, H, W]
+
+    def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
+        """What the norms of all blocks are modulated by: [B, width]."""
+        return family.conditioning(self, t, cond, tap)
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""

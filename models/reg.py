@@ -106,9 +106,7 @@ class REGNet(DiTNet):
         token = self.wg_norm(self.cls_projectors2(cls))[:, None]  # [B, 1, width]
         patches = self.x_embedder["proj"](image).flatten(2).mT  # [B, T, width]
         h = self.pos_embed + torch.cat([token, patches], 1)  # [B, 1 + T, width]
-        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(cond["y"])  # [B, width]
+        c = self.conditioning(t, cond, tap)  # [B, width]
         h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, 1 + T, width]
         return visit(tap, "final", lambda h: self.final(h, c), h)  # [B, C H W + cls_dim]
 

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gen.cli.sample import _spec, add_sampler_options, sampler_options
+from gen.cli.sample import _spec, add_sampler_options, loaded, sampler_options
 
 __all__ = ["add_arguments", "run"]
 
@@ -29,9 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gen import evaluate
-    from gen.pipeline import load_images
 
-    pipeline = load_images(args.run, args.weights, args.device)
+    pipeline = loaded(args)
     how = sampler_options(args)
     record = evaluate(
         pipeline,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from gen.errors import UserError
 
 if TYPE_CHECKING:
-    from gen.pipeline import Samples
+    from gen.pipeline import Pipeline, Samples
 
-__all__ = ["add_arguments", "add_sampler_options", "run", "sampler_options"]
+__all__ = ["add_arguments", "add_sampler_options", "loaded", "run", "sampler_options"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=int, default=64, help="how many (default: 64)")
     parser.add_argument("--labels", help="a class, or a comma-separated class for each sample (default: balanced)")
     add_sampler_options(parser)
+    parser.add_argument(
+        "--autoencoder", help="decode latents: a folder of diffusers' AutoencoderKL or its like, or a JSON spec"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -46,6 +49,9 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=250, help="changes nothing but speed and memory (default: 250)"
     )
     parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
+    parser.add_argument(
+        "--engine", help="a name of `gen list models.engines`, or a JSON spec: faster, and rounded otherwise"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
 
 
@@ -63,16 +69,25 @@ def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace) -> int:
+def loaded(args: argparse.Namespace) -> Pipeline:
+    """The pipeline that these options ask for."""
     from gen.pipeline import load_images
 
-    _check_out(args.out)
     pipeline = load_images(args.run, args.weights, args.device)
+    return pipeline.prepared(_spec(args.engine)) if args.engine else pipeline
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_out(args.out)
+    pipeline = loaded(args)
     labels = None if args.labels is None else _labels(args.labels)
     made = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
+    if args.autoencoder:
+        made = pipeline.decoded(made, _spec(args.autoencoder))
     _save(made, args.out)
     whole = f", {sum(r.fraction for r in made.cache) / len(made.cache):.0%} of them in full" if made.cache else ""
-    print(f"{args.out}: {args.n} samples, {made.nfe:g} evaluations each{whole}, {made.seconds:.2f} s")
+    engine = f" ({made.engine})" if made.engine else ""
+    print(f"{args.out}: {args.n} samples, {made.nfe:g} evaluations each{whole}, {made.seconds:.2f} s{engine}")
     return 0
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.sample import _spec, add_sampler_options, sampler_options
+from gen.cli.sample import _spec, add_sampler_options, loaded, sampler_options
 from gen.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,13 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.pipeline import load_images
     from gen.spec import build, spec_of
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise UserError(f"{args.out} cannot be written: give a file in a folder that exists")
     _check(args)
-    pipeline = load_images(args.run, args.weights, args.device)
+    pipeline = loaded(args)
     given = sampler_options(args)
     if given.pop("cache", None) is not None:
         raise UserError("--cache: a search is without a cache; --keep searches which blocks to compute")

@@ -31,6 +31,11 @@ class Auto(Pair):
     u_alone: ClassVar[float | None] = 0.0
     needs_cond: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.together:
+            raise UserError("Auto: together = True, but its two predictions come from two networks")
+
     def rule(self, times: Tensor) -> Rule:
         def rule(path: Path, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             return towards(u, c, self.scale)

@@ -411,3 +411,23 @@ def test_diffusers_guides_the_same_steps(bounds):
     for i in range(20):
         theirs.set_state(i, 20, None)
         assert (theirs.num_conditions == 2) == bool(ours.active(Flow(), times[i], times)), i
+
+
+@pytest.mark.parametrize("t_per_sample", [False, True])
+@pytest.mark.parametrize("name", ["cfg", "cfgpp", "rescale", "apg", "cfg_zero"])
+def test_both_predictions_may_come_from_one_call(name, t_per_sample):
+    path = Flow()
+    x, t, cond = ask(path)
+    t = t.expand(len(x)) if t_per_sample else t
+    spec = {"name": name, "scale": 2.0}
+    apart, together = (build("samplers.guides", {**spec, "together": flag}) for flag in (False, True))
+    counts = [Counted(world(path)) for _ in range(2)]
+    one, two = (g(c, grid(path))(x, t, cond) for g, c in zip((apart, together), counts, strict=True))
+    torch.testing.assert_close(one.x0, two.x0, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(one.eps, two.eps, rtol=1e-13, atol=1e-13)
+    assert [(c.calls, c.rows) for c in counts] == [(2, 10), (1, 10)]
+
+
+def test_autoguidance_has_two_networks_and_so_two_calls():
+    with pytest.raises(UserError, match="its two predictions come from two networks"):
+        Auto(2.0, weak=world(Flow(), 0.3), together=True)

@@ -1,0 +1,64 @@
+"""Any autoencoder that diffusers saves: AutoencoderKL (Stable Diffusion's), AutoencoderTiny, AutoencoderDC, VQModel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gen.errors import MissingDependency, UserError
+
+__all__ = ["Diffusers"]
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """A folder with config.json and a .safetensors file, as diffusers' save_pretrained writes it.
+
+    dtype: what it computes in; it takes and returns float32. On a GPU its convolutions are channels last.
+    """
+
+    folder: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def load(self, device: Any = "cpu") -> Coder:
+        """UserError for a folder that is none, MissingDependency without diffusers."""
+        place = Path(self.folder)
+        try:
+            kind = json.loads((place / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        except (OSError, ValueError, KeyError):
+            raise UserError(
+                f"{place} is no autoencoder of diffusers: it holds no config.json with a _class_name"
+            ) from None
+        try:
+            import diffusers
+        except ImportError as error:
+            raise MissingDependency(f"autoencoders need diffusers ({error}): pip install 'gen[diffusers]'") from None
+        owner = getattr(diffusers, kind, None)
+        if owner is None or not (hasattr(owner, "encode") and hasattr(owner, "decode")):
+            raise UserError(f"{place} holds a {kind}, which is no autoencoder")
+        kinds = {"torch_dtype": getattr(torch, self.dtype), "local_files_only": True, "use_safetensors": True}
+        return Coder(owner.from_pretrained(place, **kinds).eval().requires_grad_(False).to(device))
+
+
+class Coder(nn.Module):
+    """encode: images [B, 3, H, W] -> latents, the mean where there is a distribution. decode: the other way."""
+
+    def __init__(self, net: Any):
+        super().__init__()
+        self.net = net
+        if net.device.type == "cuda":
+            self.net.to(memory_format=torch.channels_last)
+
+    def encode(self, x: Tensor) -> Tensor:
+        found = self.net.encode(x.to(self.net.device, self.net.dtype))
+        if hasattr(found, "latent_dist"):
+            return found.latent_dist.mode().float()  # type: ignore[no-any-return]
+        return (found.latents if hasattr(found, "latents") else found.latent).float()  # type: ignore[no-any-return]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net.decode(z.to(self.net.device, self.net.dtype)).sample.float()  # type: ignore[no-any-return]

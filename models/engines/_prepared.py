@@ -1,0 +1,127 @@
+"""A network made ready to be evaluated only: a copy in one dtype, its norms and gates fused, modulations at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gen.errors import UserError
+from gen.models.layers.block import Block
+from gen.models.layers.family import MODULATION
+from gen.models.layers.modulations import Modulations
+from gen.models.text import TextNet
+from gen.tap import Tap
+
+__all__ = ["Dtype", "Prepared", "Table", "chosen"]
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Prepared(nn.Module):
+    """Called like the network that it is a copy of, with its sites; takes and returns x's dtype, computes in its own.
+
+    about: what was done, in words. Where the family has `conditioning`, all modulations come from one product, and
+    `table` gives those of a whole sampling loop in advance.
+    """
+
+    inner: Any
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype, about: str):
+        super().__init__()
+        if isinstance(net, TextNet):
+            raise UserError(f"the engine {about.split()[0]!r} is for networks of images; for text there is 'packed'")
+        made = copy.deepcopy(net).eval().requires_grad_(False)
+        self.inner = made.to(dtype)
+        for module in made.modules():
+            if isinstance(module, Block):
+                module.fused = True
+        self.modulations = Modulations(made) if hasattr(made, "conditioning") else None
+        self.dtype, self.about = dtype, f"{about}, {_name(dtype)}"
+        self.whole: Callable[..., Tensor] = made  # how it is evaluated where no tap looks
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        *,
+        s: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        if self.modulations is not None and MODULATION not in cond:
+            cond = {**cond, MODULATION: self.modulations(self.inner.conditioning(t, cond, tap))}
+        given = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in cond.items()}
+        if tap is None:
+            return self.whole(x.to(self.dtype), t, given, s=s).to(x.dtype)
+        out: Tensor = self.inner(x.to(self.dtype), t, given, s=s, tap=tap)
+        return out.to(x.dtype)
+
+    def table(self, t: Tensor, cond: Mapping[str, Tensor], most: int = 2**28) -> Table | None:
+        """The modulations of every time t [T] with every class of cond["y"] [B] or "no class".
+
+        None where the family has none, where cond holds more than "y", or for more than `most` bytes.
+        """
+        if self.modulations is None or not set(cond) <= {"y"}:
+            return None
+        classes = self.inner.spec.classes
+        y: Tensor = torch.unique(cond["y"]) if classes else torch.zeros(1, dtype=torch.int64, device=t.device)
+        y = torch.unique(torch.cat([y, y.new_full((1,), classes)])) if classes else y
+        width = self.modulations.product.bias.numel()
+        if len(t) * len(y) * width * self.modulations.product.bias.element_size() > most:
+            return None
+        labels = {"y": y.repeat(len(t))} if classes else {}
+        rows = self.modulations(self.inner.conditioning(t.repeat_interleave(len(y)), labels))  # [T Y, total]
+        place = torch.zeros(classes + 1, dtype=torch.int64, device=y.device)
+        place[y] = torch.arange(len(y), device=y.device)
+        return Table(rows.unflatten(0, (len(t), len(y))), place)
+
+    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The inner network's condition that stands for "no condition"."""
+        null: Mapping[str, Tensor] = self.inner.null(cond)
+        return null
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's state: the image, unless the inner network says otherwise."""
+        spec = self.inner.spec
+        return tuple(getattr(self.inner, "state_shape", (spec.channels, spec.size, spec.size)))
+
+    def image(self, x: Tensor) -> Tensor:
+        """The image in a state x [B, ...]."""
+        shown: Tensor = self.inner.image(x) if hasattr(self.inner, "image") else x
+        return shown
+
+
+class Table:
+    """Modulations [T, Y, total] of a loop's times and classes; place [classes + 1]: a class's row."""
+
+    def __init__(self, rows: Tensor, place: Tensor):
+        self.rows, self.place = rows, place
+
+    def __call__(self, i: int, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """cond with the modulations at time i, one row per sample; without "y" it has one row for all."""
+        if "y" not in cond:
+            return {**cond, MODULATION: self.rows[i]}
+        return {**cond, MODULATION: self.rows[i][self.place[cond["y"]]]}
+
+
+def chosen(dtype: Dtype, device: torch.device | str) -> tuple[torch.dtype, str]:
+    """The dtype that is meant, and why: "auto" is bfloat16 where the processor multiplies it fast, else float32."""
+    if dtype != "auto":
+        return getattr(torch, dtype), "as asked"
+    if torch.device(device).type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (torch.bfloat16, "the GPU has it") if fast else (torch.float32, "the GPU has no bfloat16")
+    if torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16, "AVX512-BF16"
+    return torch.float32, "the processor has no fast bfloat16"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

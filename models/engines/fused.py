@@ -1,0 +1,26 @@
+"""Norms, modulations, gates and sums in the fewest passes over memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gen.models.engines._prepared import Dtype, Prepared, chosen
+
+__all__ = ["Fused"]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A copy in one dtype whose blocks use the fused operations of gen.kernels; on a GPU these are Triton's.
+
+    dtype: "auto" is bfloat16 where the processor multiplies it fast, float32 elsewhere.
+    """
+
+    dtype: Dtype = "auto"
+
+    def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> Prepared:
+        dtype, why = chosen(self.dtype, device)
+        return Prepared(net, dtype, f"fused ({why})").to(device)

@@ -1,0 +1,82 @@
+"""Latents to images: diffusers' own autoencoders from a folder, scaled as the checkpoint says."""
+
+import json
+
+import pytest
+import torch
+
+from gen.denoise import Denoiser
+from gen.errors import UserError
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.pipeline import Pipeline, latent_scale
+from gen.spec import build
+from tests.models.test_families import random_net
+
+diffusers = pytest.importorskip("diffusers")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("vae")
+    net = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, sample_size=16,
+    )  # fmt: skip
+    net.save_pretrained(place)
+    return place
+
+
+def pipeline(info):
+    spec = build("models", {"name": "dit", "preset": "digits", "channels": 4})
+    return Pipeline(Denoiser(random_net(spec, dtype=torch.float32), Flow(), FlowParam()), (4, 8, 8), 10, info=info)
+
+
+@torch.no_grad()
+def test_images_are_those_of_diffusers(folder):
+    net = diffusers.AutoencoderKL.from_pretrained(folder).eval()
+    coder = build("models.autoencoders", {"name": "diffusers", "folder": str(folder)}).load()
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(coder.encode(x), net.encode(x).latent_dist.mode(), rtol=1e-5, atol=1e-5)
+    z = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(coder.decode(z), net.decode(z).sample, rtol=1e-5, atol=1e-5)
+    bf16 = build("models.autoencoders", {"name": "diffusers", "folder": str(folder), "dtype": "bfloat16"}).load()
+    torch.testing.assert_close(bf16.decode(z), net.decode(z).sample, rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.18215, [0.1, 0.2, 0.5, 1.0]])
+def test_samples_are_decoded_apart_from_sampling(folder, scale):
+    shift = 0.0 if isinstance(scale, float) else [1.0, 0.0, -1.0, 0.5]
+    made = pipeline({"latent": {"scale": scale, "shift": shift}})
+    latents = made.sample(5, steps=2)
+    images = made.decoded(latents, folder, batch_size=2)
+    net = diffusers.AutoencoderKL.from_pretrained(folder).eval()
+    by, off = (torch.tensor(v).reshape(-1, 1, 1) for v in (scale, shift))
+    torch.testing.assert_close(images.x, net.decode(latents.x / by + off).sample, rtol=1e-4, atol=1e-4)
+    assert images.nfe == latents.nfe and images.seconds >= latents.seconds
+    assert images.uint8().shape == (5, 3, 16, 16)
+
+
+def test_whose_scale_is_known():
+    trained = {"run": {"data": {"name": "latents", "path": "x", "scale": 2.0, "shift": 0.5}}}
+    assert [float(v) for v in latent_scale(trained)] == [2.0, 0.5]
+    with pytest.raises(UserError, match="images already"):
+        latent_scale({"run": {"data": {"name": "digits"}}})
+    with pytest.raises(UserError, match="images already"):
+        latent_scale(None)
+    with pytest.raises(UserError, match=r"only where it stands: stats\.pt"):
+        latent_scale({"latent": {"scale": "stats.pt", "shift": "stats.pt"}})
+
+
+def test_folders_that_are_none(folder, tmp_path):
+    made = pipeline({"latent": {"scale": 1.0, "shift": 0.0}})
+    samples = made.sample(1, steps=1)
+    with pytest.raises(UserError, match=r"holds no config\.json with a _class_name"):
+        made.decoded(samples, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "DiTTransformer2DModel"}), encoding="utf-8")
+    with pytest.raises(UserError, match="holds a DiTTransformer2DModel, which is no autoencoder"):
+        made.decoded(samples, tmp_path)
+    with pytest.raises(UserError, match=r"unknown name 'vea' in models\.autoencoders"):
+        made.decoded(samples, "vea")
