@@ -145,8 +145,13 @@ class Ceiling:
         return max(case.flops / self.flops, case.bytes / self.bytes)
 
 
-def ceiling(where: Where, clock: Callable[[], float] = time.perf_counter, rounds: int = 10) -> Ceiling:
-    """The best of some rounds, on random numbers of the dtype."""
+Product = Callable[[Tensor, Tensor], Callable[[], Any]]  # two matrices -> a call that multiplies them
+
+
+def ceiling(
+    where: Where, clock: Callable[[], float] = time.perf_counter, rounds: int = 10, others: Sequence[Product] = ()
+) -> Ceiling:
+    """The best of some rounds, on random numbers of the dtype; others: ways to multiply beside PyTorch's."""
     side = 128 if where.quick else 8192 if where.cuda else 1536
     numbers = 2**20 if where.quick else 2**29 if where.cuda else 2**26
     normal = where.draws(0)
@@ -156,7 +161,8 @@ def ceiling(where: Where, clock: Callable[[], float] = time.perf_counter, rounds
     def best(call: Callable[[], Any]) -> float:
         return min([timed(call, where.device, clock)[0] for _ in range(rounds + 2)][2:])
 
-    flops, size = 2 * side**3 / best(lambda: a @ b), source.nbytes
+    ways = [lambda: a @ b, *(product(a, b) for product in others)]
+    flops, size = 2 * side**3 / min(map(best, ways)), source.nbytes
     what = f"a product of {side} x {side} matrices and a copy of {size / 2**20:.0f} MiB, the best of {rounds}"
     return Ceiling(flops, 2 * size / best(lambda: target.copy_(source)), what)
 

@@ -241,7 +241,10 @@ def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
     if spec["cache"] is not None and spec["cache"]["name"] == "searched":
         spec["cache"]["sha256"] = hashlib.sha256(Path(plan.cache.file).read_bytes()).hexdigest()
     engine = getattr(pipeline, "engine", None)
-    return spec if engine is None else {**spec, "engine": {**spec_of(engine), "about": pipeline.denoiser.net.about}}
+    if engine is None:
+        return spec
+    about = getattr(pipeline.denoiser.net, "about", "")
+    return {**spec, "engine": {**spec_of(engine), **({"about": about} if about else {})}}
 
 
 def checkpoint(pipeline: Any) -> dict[str, Any] | None:

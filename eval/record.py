@@ -115,7 +115,8 @@ def sampler_text(record: Record) -> str:
     grid = _spec_text(sampler.get("grid"))
     words += [f"{grid} grid" if grid and not grid.startswith("linear") else ""]
     words += [_spec_text(sampler.get("guide")), _cache_text(sampler.get("cache"))]
-    words += [str((sampler.get("engine") or {}).get("about", ""))]
+    engine = sampler.get("engine")
+    words += [str(engine["about"]) if isinstance(engine, Mapping) and "about" in engine else _spec_text(engine)]
     return ", ".join(word for word in words if word)
 
 

@@ -40,10 +40,13 @@ class Free:
         return cond
 
 
-def rehearse(path: Path, grid: Tensor | Sequence[float], solver: Solver) -> list[float]:
-    """The distinct times at which a loop evaluates, falling; where the data decide, those of a trivial case."""
+def rehearse(path: Path, grid: Tensor | Sequence[float], solver: Solver, ndim: int = 2) -> list[float]:
+    """The distinct times at which a loop over an x of so many dimensions evaluates, falling.
+
+    Where the data decide, those of a trivial case.
+    """
     free = Free(path)
-    integrate(free, torch.zeros(1, 1), grid, solver, noise=Noise((0,)))
+    integrate(free, torch.zeros((1,) * ndim), grid, solver, noise=Noise((0,)))
     return sorted(set(free.asked), reverse=True)
 
 
@@ -65,12 +68,14 @@ class Foreseen(Denoiser):
 def foresee(f: Denoise, grid: Tensor | Sequence[float], solver: Solver, cond: Cond, like: Tensor) -> Denoise:
     """f with what it can compute in advance for a loop of this solver; f itself where its network foresees nothing.
 
+    At the times that are foreseen no embedding of time is computed, and taps meet no site "time".
+
     cond: the loop's condition, x's mapping of tensors. like: x, for its device and dtype.
     """
     table: Any = getattr(f.net, "table", None) if isinstance(f, Denoiser) else None
     if not isinstance(f, Denoiser) or table is None:
         return f
-    times = rehearse(f.path, grid, solver)
+    times = rehearse(f.path, grid, solver, like.ndim)
     t = torch.tensor(times, dtype=torch.float64)
     made = table(f.net_time(t, like.new_empty(len(times), 1)), cond)
     if made is None:

@@ -20,8 +20,8 @@ from gen.images import contact_sheet, to_pil, to_uint8
 from gen.noise import Noise, sample_seeds
 from gen.run import Sampler, run_from
 from gen.sample import integrate
-from gen.spec import build
-from gen.text import TextPipeline
+from gen.spec import build, names
+from gen.text import TextPipeline, engine_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,13 +108,13 @@ class Pipeline:
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
         walk = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
-        net: Any = getattr(self.denoiser, "net", None)  # a state may hold more than the image: see gen.models.reg
-        state, image = getattr(net, "state_shape", self.shape), getattr(net, "image", lambda x: x)
+        net: Any = getattr(self.denoiser, "net", None)
+        image = getattr(net, "image", lambda x: x)
         began, parts, reports, rows_asked = time.perf_counter(), [], [], 0
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
             noise = Noise(tuple(seeds[rows]))
-            unit = noise.normal("start", state).to(self.device)
+            unit = noise.normal("start", self.state_shape).to(self.device)
             here = {k: v[rows].to(self.device) for k, v in cond.items()}
             counted = Counted(foresee(self.denoiser, walk, how.solver, here, unit))
             f: Denoise = counted if how.guide is None else how.guide(counted, times)
@@ -135,7 +135,7 @@ class Pipeline:
             raise UserError(f"{self.name} is no network, and an engine prepares networks")
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
-        engine = build("models.engines", engine)
+        engine = engine_of(engine)
         net = engine.prepare(self.denoiser.net, self.device)
         return replace(self, denoiser=replace(self.denoiser, net=net), engine=engine)
 
@@ -143,16 +143,45 @@ class Pipeline:
     def decoded(self, samples: Samples, autoencoder: Any, batch_size: int = 8) -> Samples:
         """Latents as images: decode(x / scale + shift), with the scale and shift that the checkpoint was trained with.
 
-        autoencoder: a name of gen.models.autoencoders, a spec, or the folder of one in diffusers' layout. batch_size:
-        images at a time, apart from sampling's: a decoder's memory grows faster with it than a denoiser's.
+        autoencoder: a name of gen.models.autoencoders, a spec, or the folder of one in diffusers' layout; or what
+        `coder` made of it. batch_size: images at a time, apart from sampling's: a decoder's memory grows faster with it
+        than a denoiser's.
         """
-        if isinstance(autoencoder, (str, Path)) and Path(autoencoder).is_dir():
-            autoencoder = {"name": "diffusers", "folder": str(autoencoder)}
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"decoded: batch_size = {batch_size!r}; it must be a whole number, at least 1")
         scale, shift = latent_scale(self.info)
-        coder, began = build("models.autoencoders", autoencoder).load(self.device), time.perf_counter()
+        if samples.x.ndim != 4 or any(len(v) not in (1, samples.x.shape[1]) for v in (scale, shift)):
+            raise UserError(
+                f"decoded: samples are {list(samples.x.shape)}, the latents' scale has {len(scale)} channels"
+            )
+        coder = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
+        began = time.perf_counter()
         z = (samples.x / scale + shift).to(self.device)
         x = torch.cat([coder.decode(z[i : i + batch_size]).cpu() for i in range(0, len(z), batch_size)])
         return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began)
+
+    def coder(self, autoencoder: Any) -> Any:
+        """The autoencoder that `decoded` means, loaded; UserError if there is none, or if no latents are sampled."""
+        latent_scale(self.info)
+        if isinstance(autoencoder, (str, Path)):
+            given, known = str(autoencoder), names("models.autoencoders")
+            if autoencoder and Path(autoencoder).is_dir():
+                autoencoder = {"name": "diffusers", "folder": given}
+            elif given not in known:
+                raise UserError(
+                    f"the autoencoder {given!r} is no folder; allowed: a folder, or a spec of {', '.join(known)}"
+                )
+        made = build("models.autoencoders", autoencoder)
+        if not hasattr(made, "load"):
+            raise UserError(
+                f"autoencoder = {autoencoder!r}; allowed: a folder, a name, a spec, or an object with load()"
+            )
+        return made.load(self.device)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of one sample while it is made, which may hold more than the image: see gen.models.reg."""
+        return tuple(getattr(getattr(self.denoiser, "net", None), "state_shape", self.shape))
 
     def plan(self, **changes: Any) -> Sampler:
         """The default sampler with what is not None replaced; "none" leaves out its guide or its cache."""
@@ -164,6 +193,8 @@ class Pipeline:
         """The mapping for n samples; UserError for labels that do not exist."""
         if isinstance(cond, Mapping):
             for key, value in cond.items():
+                if not isinstance(value, Tensor) or not value.ndim:
+                    raise UserError(f"cond[{key!r}] = {value!r}; it must be a tensor with {n} rows")
                 if len(value) != n:
                     raise UserError(f"cond[{key!r}] has {len(value)} rows for {n} samples")
             if self.classes and "y" in cond and not bool(((cond["y"] >= 0) & (cond["y"] <= self.classes)).all()):
@@ -195,7 +226,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     info = checkpoints.read(place, verify=False)
     run = run_from(info["run"])
     labels = [average.label for average in run.ema]
-    chosen = weights or (labels[0] if labels else "raw")
+    chosen = (labels[0] if labels else "raw") if weights is None else weights
     if chosen not in [*labels, "raw"]:
         raise UserError(f"{place} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
     role = info["role"]
@@ -232,7 +263,8 @@ def latent_scale(info: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
         raise UserError("this model's samples are images already: there are no latents to decode")
     if isinstance(found["scale"], str):
         raise UserError(f"the latents' scale is not known, only where it stands: {found['scale']}; decode .x yourself")
-    scale, shift = (torch.tensor(found[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("scale", "shift"))
+    pair = (found["scale"], found.get("shift", 0.0))
+    scale, shift = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1) for v in pair)
     return scale, shift
 
 

@@ -106,8 +106,9 @@ def shard(net: nn.Module, mesh: Any) -> None:
         if next(part.parameters(), None) is not None:
             # The root too: parameters() must be the parts at every moment between two calls.
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
-            if part is not net:
-                register_fsdp_forward_method(part, "halves")
+            for method in ("halves", "after"):  # how a block is called: gen.models.layers.block.through
+                if part is not net and hasattr(part, method):
+                    register_fsdp_forward_method(part, method)
 
 
 def whole(tensor: Tensor) -> Tensor:

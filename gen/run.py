@@ -52,6 +52,7 @@ class Run:
     data, objective: None for a model that was imported and can be sampled; to train it, set them.
     path: of numbers (gen/path.py), or of masks (gen/mask.py) for tokens, with param None and a Decoding as sampler.
     micro_batch_size: samples per process and backward pass; gradients accumulate until the global batch is full.
+    fused: transformer blocks take norms, gates and sums in the fewest passes over memory, which rounds otherwise.
     shard: of several processes each holds a part of parameters, gradients, averages and optimiser state (FSDP2).
     clip: the largest gradient norm. *_every: in steps, 0 for never. keep: how many checkpoints stay, at least 2.
     teacher: the run folder a distiller learns from. init: a run folder whose weights the training starts from.
@@ -73,6 +74,7 @@ class Run:
     precision: Literal["no", "bf16", "fp16"] = "no"
     clip: float = 1.0
     compile: bool = False
+    fused: bool = False
     shard: bool = False
     workers: int = 0
     log_every: int = 50

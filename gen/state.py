@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gen import manifest as checkpoints
 from gen.processes import parted, whole
 
-__all__ = ["optimisers", "trained", "unpack", "weights"]
+__all__ = ["fuse", "optimisers", "trained", "unpack", "weights"]
 
 Nets = Mapping[str, nn.Module]  # by role
 Averages = Mapping[tuple[str, str], nn.Module]  # by role and label
@@ -22,6 +22,14 @@ Files = dict[str, dict[str, Tensor]]
 def trained(net: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters an optimiser sees, by name."""
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
+def fuse(net: nn.Module) -> int:
+    """Tells every module that can take its halves in fused operations to do so (gen.models.layers.block); how many."""
+    able = [module for module in net.modules() if hasattr(module, "fused")]
+    for module in able:
+        module.fused = True  # type: ignore[assignment]
+    return len(able)
 
 
 def weights(nets: Nets, averages: Averages, keep: bool = True) -> Files:

@@ -6,6 +6,7 @@ reference, and memory that poisons whatever reads it before writing it.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -244,6 +245,10 @@ def poisoned_memory() -> Iterator[None]:
 
         return made
 
+    # PyTorch's compiler and decompositions take down PyTorch's functions when they are first imported, which happens
+    # as needed: that must not be while these are others.
+    for module in ("torch._refs", "torch._dynamo"):
+        importlib.import_module(module)
     poisoned = {name: poison(getattr(torch, name)) for name in ("empty", "empty_like", "empty_strided")}
     with mock.patch.dict(vars(torch), poisoned), mock.patch.object(Tensor, "new_empty", poison(Tensor.new_empty)):
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from gen.errors import UserError
 from gen.noise import sample_seeds
 from gen.spec import build, override
 
-__all__ = ["TextPipeline", "Texts"]
+__all__ = ["TextPipeline", "Texts", "engine_of"]
 
 Prompt = str | Sequence[int] | Tensor
 
@@ -84,7 +84,7 @@ class TextPipeline:
         """
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
-        engine = build("models.engines", engine)
+        engine = engine_of(engine)
         return replace(self, net=engine.prepare(self.net, self.device), engine=engine)
 
     def generate(
@@ -203,3 +203,13 @@ class TextPipeline:
                     "that this model was made for"
                 )
         return lengths
+
+
+def engine_of(given: Any) -> Any:
+    """What a name, a spec or an object of gen.models.engines stands for; UserError for what prepares nothing."""
+    engine = build("models.engines", given)
+    if isinstance(engine, type) or not (is_dataclass(engine) and hasattr(engine, "prepare")):
+        raise UserError(
+            f"engine = {given!r}; allowed: a name of gen.models.engines, a spec, or a dataclass object with prepare()"
+        )
+    return engine

@@ -109,6 +109,8 @@ class Trainer:
         if run.init:
             begin_from(run, net)
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
+        if run.fused and not state.fuse(net):
+            raise UserError(f"fused = true, but {type(run.model).__name__} has no blocks that can be: leave it out")
         roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 
@@ -328,7 +330,7 @@ class Trainer:
         return (self.folder / "checkpoints" / checkpoints.checkpoint_name(step) / "manifest.json").exists()
 
     def save(self) -> None:
-        """A complete checkpoint, then the removal of old ones."""
+        """A complete checkpoint, then the removal of old ones; no process goes on before it is there."""
         self.accelerator.wait_for_everyone()
         files = state.weights(self.nets, self.averages, self.main)
         files |= state.optimisers(self.nets, self.optims, self.main)
@@ -336,6 +338,7 @@ class Trainer:
             place = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
             checkpoints.write(place, files, self._manifest())
             checkpoints.prune(place.parent, self.run.keep, set(map(checkpoints.checkpoint_name, self.ends)))
+        self.accelerator.wait_for_everyone()  # of one that ended here, the launcher would end the others, writing
 
     def _finish(self) -> None:
         files = state.weights(self.nets, self.averages, self.main)

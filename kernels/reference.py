@@ -76,7 +76,8 @@ def norm_rope(x: Tensor, gain: Tensor | None, eps: float, cos: Tensor | None, si
     if gain is not None:
         y = y / (y.square().mean(-1, keepdim=True) + eps).sqrt() * gain.double()
     if cos is not None and sin is not None:
-        along, size = (-1, (-1, 2)) if pairs == "adjacent" else (-2, (2, -1))
+        half = x.shape[-1] // 2
+        along, size = (-1, (half, 2)) if pairs == "adjacent" else (-2, (2, half))
         a, b = y.reshape(*y.shape[:-1], *size).unbind(along)
         across = torch.stack([-b, a], along).flatten(-2)
         y = y * cos.double()[..., None, :] + across * sin.double()[..., None, :]

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from gen.kernels.backends import attention_triton
 from gen.kernels.parallel import Group, Traffic, own_tokens, wide
-from gen.kernels.rope import Pairs, prepared
+from gen.kernels.rope import Pairs, checked, prepared
 from gen.kernels.rules import Bidirectional, Rule, encode
 
 __all__ = ["ring_attention", "ring_attention_bytes"]
@@ -53,10 +53,12 @@ def ring_attention(
         raise ValueError(f"ring_attention: qkv is {list(qkv.shape)}; it must be [B, N / P, 3, H, d]")
     if not isinstance(rule, Bidirectional):
         raise ValueError(f"ring_attention: the rule is {rule}; allowed: Bidirectional. ulysses_attention takes any")
+    b, n, _, _, d = qkv.shape
+    checked("ring_attention", b, n * dist.get_world_size(group), d, (q_gain, k_gain), cos, sin, pairs)
     if cos is not None and sin is not None:
         cos, sin = (own_tokens(table, group, -2) for table in (cos, sin))
     q, k, v = prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs)  # each [B, n, H, d]
-    out: Tensor = _Ring.apply(q, k, v, qkv.shape[-1] ** -0.5 if scale is None else scale, group, traffic)  # type: ignore[no-untyped-call]
+    out: Tensor = _Ring.apply(q, k, v, d**-0.5 if scale is None else scale, group, traffic)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -96,8 +96,11 @@ def prepared(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q and k of packed qkv [B, N, 3, H, d], normed and turned, and v where it lies: each [B, N, H, d]."""
     q, k, v = qkv.unbind(2)
-    if q_gain is not None or k_gain is not None:
-        return norm_rope(q, q_gain, eps, cos, sin, pairs), norm_rope(k, k_gain, eps, cos, sin, pairs), v
-    if cos is not None:  # the same for q and k: in one go
+    if q_gain is None and k_gain is None and cos is not None:  # the same for q and k: in one go
         q, k = norm_rope(qkv[:, :, :2].flatten(2, 3), None, eps, cos, sin, pairs).chunk(2, 2)
+        return q, k, v
+    if q_gain is not None or cos is not None:
+        q = norm_rope(q, q_gain, eps, cos, sin, pairs)
+    if k_gain is not None or cos is not None:
+        k = norm_rope(k, k_gain, eps, cos, sin, pairs)
     return q, k, v

@@ -32,6 +32,8 @@ def _linear_scan(
     """
     if start is not None and reverse:
         raise ValueError("linear_scan: a scan from the last to the first takes no start")
+    if a.is_complex() and not b.is_complex():
+        raise ValueError(f"linear_scan: a is {a.dtype} and b {b.dtype}; of a complex a, b must be complex too")
     return a, b, start, reverse
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from gen.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from gen.eval.bench import Bench, Case, Where
+    from torch import Tensor
+
+    from gen.eval.bench import Bench, Case, Product, Where
 
 __all__ = ["add_arguments", "run"]
 
@@ -46,18 +48,25 @@ def run(args: argparse.Namespace) -> int:
     from gen.eval.bench import Bench, Where
     from gen.pipeline import _check_device
 
-    parts = [_part(given) for given in args.part] or PARTS
+    parts = list(dict.fromkeys(_part(given) for given in args.part)) or PARTS
     where = _where(args, Where)
-    if args.list:
-        for part in parts:
-            print(part, *(f"  {case.name}" for case in _cases(part, where, args.only)), sep="\n")
-        return 0
     if (args.threads is not None and args.threads < 1) or not args.seconds > 0:
         raise UserError(f"--threads {args.threads}, --seconds {args.seconds}: at least 1, and above 0")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: it must be in 0 .. 2^63 - 1")
+    found = {part: [case.name for case in _cases(part, where, args.only)] for part in parts}
+    if not any(found.values()):
+        raise UserError(f"--only {args.only!r}: no case of {', '.join(parts)} has this in its name; see --list")
+    parts = [part for part in parts if found[part]]
+    if args.list:
+        for part in parts:
+            print(part, *(f"  {name}" for name in found[part]), sep="\n")
+        return 0
     _check_device(args.device)
     how: dict[str, Any] = {"turns": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
     bench = Bench(where.device, seconds=args.seconds, seed=args.seed, **how)
     folder = args.output or Path("runs/bench") / _name(where)
+    _check_folder(folder)
     wrong: list[str] = []
     with _threads(args.threads):
         for part in parts:
@@ -71,13 +80,13 @@ def _measure(part: str, where: Where, bench: Bench, folder: Path, args: argparse
     """Measures the cases of a part that are not in its file yet, and writes it after each; the names of wrong ones."""
     from gen.eval.bench import ceiling
     from gen.eval.bench_page import table
-    from gen.manifest import read_json, write_json
+    from gen.manifest import write_json
 
     path = folder / f"{part}.json"
-    old = read_json(path) if args.resume and path.exists() else {}
-    done = {record["key"]: record for record in old.get("cases", ()) if record["gate"]["ok"]}
+    old = _read(path) if args.resume and path.exists() else {"cases": []}
+    done = {record["key"]: record for record in old["cases"] if record["gate"]["ok"]}
     file = _about(part, where, args)
-    top = ceiling(where)
+    top = ceiling(where, others=_products(where))
     file |= {"ceiling": vars(top), "cases": []}
     print(f"{part}: {top.flops / 1e12:.3g} TFLOP/s, {top.bytes / 1e9:.3g} GB/s ({top.what})", flush=True)
     for case in _cases(part, where, args.only):
@@ -87,6 +96,20 @@ def _measure(part: str, where: Where, bench: Bench, folder: Path, args: argparse
         write_json(path, {**file, "cases": [*file["cases"], *_later(done, file["cases"])]})
         print(table(record) if key not in done else f"{case.name}: measured before", flush=True)
     return [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
+
+
+def _products(where: Where) -> tuple[Product, ...]:
+    """Ways to multiply beside PyTorch's: oneDNN's with weights in its own layout, the faster on many CPUs."""
+    import torch
+
+    from gen.kernels.linear import linear, pack, unpackable
+
+    def packed(a: Tensor, b: Tensor) -> Callable[[], Any]:
+        weight = pack(b)
+        return lambda: linear(a, weight)
+
+    able = unpackable(torch.empty(1, 1, dtype=where.dtype, device=where.device)) is None
+    return (packed,) if able else ()
 
 
 def _later(done: dict[str, Any], now: list[Any]) -> list[Any]:
@@ -171,12 +194,39 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _read(path: Path) -> Any:
+    """What a file of this verb holds; UserError for what is none."""
+    from gen.manifest import read_json
+
+    file: Any = read_json(path)
+    cases = file.get("cases") if isinstance(file, dict) and file.get("format") == FORMAT else None
+    if not isinstance(cases, list) or not all(
+        isinstance(c, dict) and {"key", "gate", "calls"} <= set(c) for c in cases
+    ):
+        raise UserError(f"{path} is no file of gen bench, or of another version; move it away")
+    return file
+
+
+def _check_folder(folder: Path) -> None:
+    """Before any work: it can be written, and what it has can be read."""
+    import os
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: no folder can be made of it ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output {folder}: it cannot be written")
+    for path in (folder / f"{part}.json" for part in PARTS):
+        if path.exists():
+            _read(path)
+
+
 def _page(folder: Path) -> None:
     """Of all parts that the folder holds."""
     from gen.eval.bench_page import page
-    from gen.manifest import read_json
 
-    files = [read_json(path) for path in (folder / f"{part}.json" for part in PARTS) if path.exists()]
+    files = [_read(path) for path in (folder / f"{part}.json" for part in PARTS) if path.exists()]
     (folder / "bench.html").write_text(page(files), encoding="utf-8")
 
 

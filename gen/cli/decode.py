@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="changes nothing but speed (default: 64)")
     parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
-    parser.add_argument("--engine", help="packed, or a JSON spec: evaluates the network faster, and rounds otherwise")
+    parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
     parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
     parser.add_argument("--trace", action="store_true", help="show the step that committed each token")
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
     pipeline = load(args.run, args.weights, args.device)
     assert isinstance(pipeline, TextPipeline)  # or there were no such settings
-    pipeline = pipeline.prepared(_spec(args.engine)) if args.engine else pipeline
+    pipeline = pipeline if args.engine is None else pipeline.prepared(_spec(args.engine))
     how = {name: getattr(args.settings, name) for name in ("policy", "blocks", "cache", "stops", "tokens")}
     how |= {"guidance": args.settings.guidance, "suppress": args.settings.suppress}
     if args.stream:
@@ -96,9 +96,10 @@ def run(args: argparse.Namespace) -> int:
     if args.trace:
         _trace(made, pipeline)
     speed = made.tokens / made.seconds if made.seconds else 0.0
+    engine = f" ({pipeline.net.about})" if args.engine else ""
     print(
         f"{made.tokens} tokens, {made.nfe:.1f} evaluations each, {made.tokens_per_forward:.2f} tokens per evaluation, "
-        f"{speed:.0f} tokens/s; ended by {', '.join(sorted(set(made.reasons)))}",
+        f"{speed:.0f} tokens/s; ended by {', '.join(sorted(set(made.reasons)))}{engine}",
         file=sys.stderr,
     )
     return 0

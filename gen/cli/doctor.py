@@ -73,6 +73,7 @@ def examine() -> Iterator[Finding]:
     yield _device()
     yield _bf16()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    yield _engine(device)
     yield from (_backend(name, attend, device) for name, attend in _backends(device))
     yield from (_threads(), _memory(), _disk())
 
@@ -146,6 +147,26 @@ def _bf16() -> Finding:
     return Finding(
         "bf16", "ok" if worked else "warn", "a bf16 product is right" if worked else "a bf16 product is wrong"
     )
+
+
+def _engine(device: str) -> Finding:
+    """What `--engine auto` makes of a small network here."""
+    import torch
+
+    from gen.models.dit import DiT
+    from gen.models.engines.auto import Auto
+    from gen.models.engines.fused import Fused
+
+    net = DiT.preset("digits").build().to(device)
+    engine = Auto() if device == "cpu" else Fused()  # on a GPU auto compiles, which takes a minute
+    try:
+        made: Any = engine.prepare(net, device)
+        x, t = torch.zeros(1, 1, 8, 8, device=device), torch.zeros(1, device=device)
+        with torch.no_grad():
+            made(x, t, {"y": torch.zeros(1, dtype=torch.int64, device=device)})
+    except Exception as error:
+        return Finding("engine", "warn", _line(error), "sample without --engine")
+    return Finding("engine", "ok", str(made.about))
 
 
 def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:

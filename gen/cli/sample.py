@@ -50,7 +50,9 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
     parser.add_argument(
-        "--engine", help="a name of `gen list models.engines`, or a JSON spec: faster, and rounded otherwise"
+        "--engine",
+        help="a name of `gen list models.engines`, or a JSON spec: faster, and rounded otherwise, in bfloat16 where "
+        "that is fast unless the spec has another dtype",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
 
@@ -74,16 +76,17 @@ def loaded(args: argparse.Namespace) -> Pipeline:
     from gen.pipeline import load_images
 
     pipeline = load_images(args.run, args.weights, args.device)
-    return pipeline.prepared(_spec(args.engine)) if args.engine else pipeline
+    return pipeline if args.engine is None else pipeline.prepared(_spec(args.engine))
 
 
 def run(args: argparse.Namespace) -> int:
     _check_out(args.out)
     pipeline = loaded(args)
     labels = None if args.labels is None else _labels(args.labels)
+    coder = None if args.autoencoder is None else pipeline.coder(_spec(args.autoencoder))
     made = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
-    if args.autoencoder:
-        made = pipeline.decoded(made, _spec(args.autoencoder))
+    if coder is not None:
+        made = pipeline.decoded(made, coder)
     _save(made, args.out)
     whole = f", {sum(r.fraction for r in made.cache) / len(made.cache):.0%} of them in full" if made.cache else ""
     engine = f" ({made.engine})" if made.engine else ""

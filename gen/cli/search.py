@@ -121,7 +121,7 @@ def _blocks(pipeline: Pipeline) -> list[str]:
     from gen.tap import Record
 
     record = Record(("blocks.*",))
-    x, t = torch.zeros(1, *pipeline.shape, device=pipeline.device), torch.tensor(pipeline.denoiser.path.t1 / 2)
+    x, t = torch.zeros(1, *pipeline.state_shape, device=pipeline.device), torch.tensor(pipeline.denoiser.path.t1 / 2)
     cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(1).items()}
     with torch.no_grad():
         pipeline.denoiser(x, t.double(), cond, tap=record)
@@ -141,7 +141,7 @@ def _reference(pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str],
     n = 64 if args.n is None else args.n
     cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(n).items()}
     noise = Noise(tuple(sample_seeds(args.seed, n)))
-    x = pipeline.denoiser.path.start(noise.normal("start", pipeline.shape).to(pipeline.device), pool[0])
+    x = pipeline.denoiser.path.start(noise.normal("start", pipeline.state_shape).to(pipeline.device), pool[0])
     guide = how.guide
 
     def walk(times: Tensor) -> Any:

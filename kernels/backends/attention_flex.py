@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def run_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Ten
         # A cache inside of a graph that is being traced would be ignored, with a warning.
         make: Any = _block_mask.__wrapped__ if compiling else _block_mask
         mask = make(rule, q.shape[1], k.shape[1], first, q.device)
-    shared = q.shape[2] != k.shape[2]
+    shared = q.shape[2] not in (k.shape[2],)  # of symbols in a graph != would be a symbol
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # views: each [B, heads, places, d]
     out: Tensor = _flex(compiling)(q, k, v, block_mask=mask, scale=scale, enable_gqa=shared)
     return out.transpose(1, 2)
@@ -87,7 +87,7 @@ def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
-@cache
+@lru_cache(maxsize=256)  # a cache of keys and values has another shape with every step
 def _block_mask(rule: Rule, nq: int, nk: int, first: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 

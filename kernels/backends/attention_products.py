@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gen.kernels.backends import _triton
 from gen.kernels.rope import Pairs, prepared
 from gen.kernels.rules import Bidirectional, Rule
 
@@ -39,7 +40,7 @@ def refuses(
         return "a gradient is asked for, and all scores would be kept"
     if torch.compiler.is_compiling():
         return "a compiled graph would have a part for every few heads"
-    return None
+    return _triton.transformed(qkv, q_gain, k_gain)
 
 
 def run(

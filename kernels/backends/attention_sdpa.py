@@ -117,7 +117,7 @@ def _copied(k: Tensor, q: Tensor) -> Tensor:
 
 def _how(q: Tensor, k: Tensor, rule: Rule, seen: Tensor | None, first: int) -> tuple[Tensor | None, bool, bool]:
     """The mask, if one is needed, True where one may look; whether PyTorch's causal one; whether heads are shared."""
-    shared = q.shape[1] != k.shape[1]
+    shared = q.shape[1] not in (k.shape[1],)  # of symbols in a graph != would be a symbol
     if isinstance(rule, Bidirectional):
         return None if seen is None else seen[:, None], False, shared
     if isinstance(rule, Causal) and first == 0 and seen is None:

@@ -40,6 +40,8 @@ def matrices(u: Tensor, K: Tensor) -> Tensor:
 
 
 def fft_refuses(u: Tensor, K: Tensor) -> str | None:
+    if not u.numel():
+        return "u is empty"
     for v in (u, K):
         if v.dtype not in (torch.float32, torch.float64):
             return f"no Fourier transform of {v.dtype}"

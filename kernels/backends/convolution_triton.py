@@ -105,7 +105,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 def _gradient(ctx: Any, dy: Tensor) -> Any:
     u, K = ctx.saved_tensors
     if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
-        return torch.autograd.grad(matrices(u, K), (u, K), dy, create_graph=True)
+        return _triton.again(matrices, (u, K), dy)
     return _backward(u, K, dy)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from gen.kernels.backends import _triton
 
 __all__ = ["Packed", "refuses", "run", "unpackable"]
 
@@ -27,13 +30,25 @@ class Packed:
         out, size = weight.shape
         return Packed(ONEDNN._reorder_linear_weight(weight.detach().contiguous()), (out, size))
 
+    def __copy__(self) -> Packed:
+        return self  # constant, and so are copies of it
+
+    def __deepcopy__(self, memo: Any) -> Packed:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Packed.of, (self.dense(),)  # what reads it may have another layout
+
     @property
     def dtype(self) -> torch.dtype:
         return self.blocked.dtype
 
     def dense(self) -> Tensor:
         """The weights [out, in], to the bit."""
-        return self.blocked.to_dense()
+        if torch.compiler.is_compiling():
+            return self.blocked.to_dense()
+        with temporarily_clear_interpreter_stack():  # inside of torch.func it would be no dense tensor
+            return self.blocked.to_dense()
 
 
 def unpackable(weight: Tensor) -> str | None:
@@ -60,7 +75,7 @@ def refuses(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, activation:
         return "x is empty"
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return "a gradient is asked for"
-    return None
+    return _triton.transformed(x, bias)
 
 
 def run(x: Tensor, weight: Packed, bias: Tensor | None, activation: str | None) -> Tensor:

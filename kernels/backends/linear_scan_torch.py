@@ -43,6 +43,8 @@ def _scanned(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool, paired: 
     if start is not None:
         first = b[:, :1] + a[:, :1] * start[:, None]  # [B, 1, ...]
         b = torch.cat([first, b[:, 1:]], 1)
+    if torch.compiler.is_compiling():  # which takes no Function that has a tangent, and no loop over views
+        return _pairs(a, b, reverse)
     out: Tensor = _Scan.apply(a, b, reverse, paired)  # type: ignore[no-untyped-call]
     return out
 
@@ -54,11 +56,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, reverse: bool, paired: bool) -> Tensor:
-        if not paired:
-            return _loop(a, b, reverse)
-        if not reverse:
-            return _merge(a, b)
-        return _merge(a.roll(-1, 1).flip(1), b.flip(1)).flip(1)  # the first of them is a_0, unused again
+        return _pairs(a, b, reverse) if paired else _loop(a, b, reverse)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool, bool], output: Tensor) -> None:
@@ -71,7 +69,8 @@ class _Scan(torch.autograd.Function):
         a, h = ctx.saved_tensors
         g = _scanned(a.conj(), grads[0], None, not ctx.reverse, ctx.paired)
         after, before = (g[:, :-1], h[:, 1:]) if ctx.reverse else (g[:, 1:], h[:, :-1])
-        return _first_zero(after * before.conj(), h).sum_to_size(a.shape), g, None, None
+        da = _first_zero(after * before.conj(), h).sum_to_size(a.shape)
+        return da if a.is_complex() else da.real, g, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -100,9 +99,15 @@ def _loop(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
     return h
 
 
+def _pairs(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
+    if not reverse:
+        return _merge(a, b)
+    return _merge(a.roll(-1, 1).flip(1), b.flip(1)).flip(1)  # the first of them is a_0, unused again
+
+
 def _merge(a: Tensor, b: Tensor) -> Tensor:
     length = b.shape[1]
-    if length == 1:
+    if length < 2:
         return b.clone()
     first, second = slice(0, length - length % 2, 2), slice(1, None, 2)
     merged = _merge(a[:, second] * a[:, first], torch.addcmul(b[:, second], a[:, second], b[:, first]))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton
+from gen.kernels.backends import _triton, norm_torch
 
 __all__ = [
     "gated_residual",
@@ -171,7 +171,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, gate, scale, _, gain, _, _ = inputs
+    x, y, gate, scale, _, gain, ctx.rms, ctx.eps = inputs
     out, _, mean, rstd = output
     ctx.save_for_backward(x if y is None else out, y, gate, scale, gain, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
@@ -179,6 +179,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradient(ctx: Any, dout: Tensor, dnormed: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
     x, y, gate, scale, gain, mean, rstd = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+        return (
+            *_differentiable(x, y, gate, scale, gain, "rms" if ctx.rms else "layer", ctx.eps, dout, dnormed),
+            None,
+            None,
+        )
     dx, dy, dgate, dscale, dshift, dgain = _backward(
         x, y, gate, scale, gain, mean, rstd, None if y is None else dout, dnormed
     )
@@ -193,6 +199,23 @@ def _gradient(ctx: Any, dout: Tensor, dnormed: Tensor, *unused: Any) -> tuple[Te
         None,
         None,
     )
+
+
+def _differentiable(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, gain: Tensor | None, kind: str, eps: float,
+    dout: Tensor, dnormed: Tensor,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """The same gradients in PyTorch. x is what was normed."""
+
+    def run(x: Tensor, scale: Tensor, gain: Tensor | None = None) -> Tensor:
+        return norm_torch.modulated_norm(x, scale, torch.zeros_like(scale), gain, kind, eps)
+
+    dx, dscale, *dgain = _triton.again(run, (x, scale) if gain is None else (x, scale, gain), dnormed)
+    after = dscale, dnormed.sum_to_size(scale.shape), dgain[0] if dgain else None
+    if y is None or gate is None:
+        return dx, None, None, *after
+    total = dout if dx is None else dout + dx
+    return total, total * gate, (total * y).sum_to_size(gate.shape), *after
 
 
 _norm.register_autograd(_gradient, setup_context=_save)
@@ -244,8 +267,7 @@ def _save_gated(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor)
 def _gated_gradient(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y, gate = ctx.saved_tensors
     if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
-        of_gate = dout * y
-        return dout, dout * gate, of_gate if gate.shape[1] == y.shape[1] else of_gate.sum(1, keepdim=True)
+        return dout, dout * gate, (dout * y).sum_to_size(gate.shape)
     return dout, *_gated_backward(y, gate, dout)
 
 

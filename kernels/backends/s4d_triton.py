@@ -93,9 +93,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, dK: Tensor) -> Any:
     real, imaginary, step_real, step_imaginary = given = ctx.saved_tensors
     if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
-        step, ways = torch.complex(step_real, step_imaginary), torch.complex(real, imaginary)
-        K = s4d_torch.product(step, ways, dK.shape[2], torch.float32)
-        return *torch.autograd.grad(K, given, dK, create_graph=True), None
+
+        def run(*parts: Tensor) -> Tensor:
+            ways, step = torch.complex(*parts[:2]), torch.complex(*parts[2:])
+            return s4d_torch.product(step, ways, dK.shape[2], torch.float32)
+
+        return *_triton.again(run, given, dK), None
     return *_backward(real, imaginary, step_real, step_imaginary, dK), None
 
 

@@ -31,9 +31,7 @@ def refuses(
 ) -> str | None:
     if u.device.type != "cpu":
         return f"tensors lie on {u.device.type}; token after token is a processor's way"
-    if not torch.compiler.is_compiling() and any(map(_triton.transformed, (u, delta, A, B, C))):
-        return "only plain PyTorch passes torch.func and forward-mode derivatives"
-    return None
+    return _triton.transformed(u, delta, A, B, C)
 
 
 def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor | None, reverse: bool) -> Tensor:

@@ -23,7 +23,9 @@ AT_ONCE = 1 << 26
 def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
     kind = torch.promote_types(u.dtype, torch.float32)
     u_, delta_, B_, C_ = (_visited(v.to(kind), order, reverse) for v in (u, delta, B, C))
-    y = _Selective.apply(u_, delta_, A.to(kind), B_, C_)  # type: ignore[no-untyped-call]
+    # A compiled graph takes no Function that has a tangent, and decides itself what to keep.
+    scanned: Any = _Selective.forward if torch.compiler.is_compiling() else _Selective.apply
+    y: Tensor = scanned(u_, delta_, A.to(kind), B_, C_)
     return _returned(y, order, reverse).to(u.dtype)
 
 
@@ -127,7 +129,7 @@ def _rows(A: Tensor, *batched: Tensor) -> list[tuple[Tensor, ...]]:
     """The tensors [b, ...] in parts of as many rows as are worked on at once."""
     count, length = batched[0].shape[:2]
     rows = max(1, AT_ONCE // (length * A.numel()))
-    return [tuple(v[start : start + rows] for v in batched) for start in range(0, count, rows)]
+    return [tuple(v[start : start + rows] for v in batched) for start in range(0, max(count, 1), rows)]
 
 
 def _join(rows: Sequence[Tensor]) -> Tensor:

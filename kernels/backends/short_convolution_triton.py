@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,8 +94,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, dy: Tensor) -> Any:
     u, weight, bias, order = ctx.saved_tensors
     if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
-        y = short_convolution_torch.run(u, weight, bias, order, ctx.reverse)
-        return *torch.autograd.grad(y, (u, weight, bias), dy, create_graph=True), None, None
+        run = partial(short_convolution_torch.run, order=order, reverse=ctx.reverse)
+        return *_triton.again(run, (u, weight, bias), dy), None, None
     du, dweight, dbias = _backward(u, weight, order, ctx.reverse, dy)
     return du, dweight, dbias.to(bias.dtype), None, None
 

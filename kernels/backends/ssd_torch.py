@@ -42,7 +42,7 @@ def quadratic(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tens
 def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Within chunks as before; between them one state for each, handed on from chunk to chunk."""
     parts = by_head(*in_chunks(x, delta, A, B, C, CHUNK))
-    return joined(_within(*parts) + handed_on(len(x), *parts), x)
+    return joined(_within(*parts) + handed_on(-(-x.shape[1] // CHUNK), *parts), x)
 
 
 def in_chunks(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> tuple[Tensor, ...]:
@@ -55,16 +55,17 @@ def in_chunks(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: 
 
 def joined(y: Tensor, x: Tensor) -> Tensor:
     """y of chunks [b c, H, Q, P] as x is, [b, T, H, P]."""
-    b, length, h, p = x.shape
-    return y.transpose(1, 2).reshape(b, -1, h, p)[:, :length].to(x.dtype)
+    _, length, h, p = x.shape
+    tokens = -(-length // y.shape[2]) * y.shape[2]
+    return y.transpose(1, 2).reshape(-1, tokens, h, p)[:, :length].to(x.dtype)
 
 
-def handed_on(batch: int, x: Tensor, delta: Tensor, total: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """What each of the chunks [b c, H, Q, ...] of `by_head` gets from those before it, [b c, H, Q, P]."""
+def handed_on(chunks: int, x: Tensor, delta: Tensor, total: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """What each of the chunks [b c, H, Q, ...] of `by_head` gets from those before it, [b c, H, Q, P]; c: `chunks`."""
     h, p = x.shape[1], x.shape[3]
     rest = (total[..., -1:] - total).exp().to(x.dtype) * delta  # what is left of each token at its chunk's end
-    states = ((B * rest[..., None]).mT @ x).reshape(batch, -1, h, B.shape[3], p)  # [b, c, H, N, P]
-    kept = total[..., -1].exp().to(x.dtype).reshape(batch, -1, h, 1, 1)
+    states = ((B * rest[..., None]).mT @ x).reshape(-1, chunks, h, B.shape[3], p)  # [b, c, H, N, P]
+    kept = total[..., -1].exp().to(x.dtype).reshape(-1, chunks, h, 1, 1)
     state, before = torch.zeros_like(states[:, 0]), []
     for new, keep in zip(states.unbind(1), kept.unbind(1), strict=True):
         before.append(state)

@@ -43,8 +43,8 @@ def whole(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Our kernels within chunks; between them PyTorch's products, in at least float32."""
-    parts = in_chunks(x, delta, A, B, C, _longest())
-    return joined(_dual(*parts, True).transpose(1, 2) + handed_on(len(x), *by_head(*parts)), x)
+    parts, chunks = in_chunks(x, delta, A, B, C, _longest()), -(-x.shape[1] // _longest())
+    return joined(_dual(*parts, True).transpose(1, 2) + handed_on(chunks, *by_head(*parts)), x)
 
 
 def _longest() -> int:
@@ -124,7 +124,7 @@ def _backward(
     of_rate = _of_rate(past, later + within, constants["BT"]).mT  # [b, T, H]
     ddelta = (of_delta.mT + of_rate * A.float()).to(delta.dtype)
     dA = (of_rate * delta.float()).sum((0, 1)).to(A.dtype)
-    dB, dC = (v.reshape(b, g, -1, t, n).sum(2).transpose(1, 2).to(B.dtype) for v in (db, dc))
+    dB, dC = (v.reshape(b, g, h // g, t, n).sum(2).transpose(1, 2).to(B.dtype) for v in (db, dc))
     return dx, ddelta, dA, dB.contiguous(), dC.contiguous()
 
 
@@ -159,8 +159,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, dy: Tensor) -> Any:
     x, delta, A, B, C = ctx.saved_tensors
     if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
-        y = quadratic(x, delta, A, B, C)
-        return *torch.autograd.grad(y, (x, delta, A, B, C), dy.to(y.dtype), create_graph=True), None
+        return *_triton.again(lambda *given: quadratic(*given).to(dy.dtype), (x, delta, A, B, C), dy), None
     return *_backward(x, delta, A, B, C, dy), None
 
 

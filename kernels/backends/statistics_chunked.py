@@ -19,9 +19,7 @@ Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 def refuses(logits: Tensor, mask_token: int | None) -> str | None:
     if not logits.is_floating_point():
         return f"logits are {logits.dtype}"
-    if not torch.compiler.is_compiling() and _triton.transformed(logits):
-        return "only plain PyTorch passes torch.func and forward-mode derivatives"
-    return None
+    return _triton.transformed(logits)
 
 
 def run(logits: Tensor, mask_token: int | None) -> Six:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gen.errors import UserError
-from gen.models.layers.block import Block
-from gen.models.layers.family import MODULATION
+from gen.models.layers.family import MODULATION, labels
 from gen.models.layers.modulations import Modulations
 from gen.models.text import TextNet
+from gen.state import fuse
 from gen.tap import Tap
 
 __all__ = ["Dtype", "Prepared", "Table", "chosen"]
@@ -33,15 +33,15 @@ class Prepared(nn.Module):
     def __init__(self, net: nn.Module, dtype: torch.dtype, about: str):
         super().__init__()
         if isinstance(net, TextNet):
-            raise UserError(f"the engine {about.split()[0]!r} is for networks of images; for text there is 'packed'")
+            raise UserError(
+                f"the engine {about.split()[0]!r} is for networks of images; for text there is 'packed', on a CPU"
+            )
         made = copy.deepcopy(net).eval().requires_grad_(False)
         self.inner = made.to(dtype)
-        for module in made.modules():
-            if isinstance(module, Block):
-                module.fused = True
+        fuse(made)
         self.modulations = Modulations(made) if hasattr(made, "conditioning") else None
         self.dtype, self.about = dtype, f"{about}, {_name(dtype)}"
-        self.whole: Callable[..., Tensor] = made  # how it is evaluated where no tap looks
+        self.whole: Callable[..., Tensor] | None = None  # what is called in its place where no tap looks
 
     def forward(
         self,
@@ -55,8 +55,11 @@ class Prepared(nn.Module):
         if self.modulations is not None and MODULATION not in cond:
             cond = {**cond, MODULATION: self.modulations(self.inner.conditioning(t, cond, tap))}
         given = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in cond.items()}
+        if self.modulations is not None:
+            given[MODULATION] = given[MODULATION].expand(len(x), -1).contiguous()  # a table without classes has one row
         if tap is None:
-            return self.whole(x.to(self.dtype), t, given, s=s).to(x.dtype)
+            whole = self.inner if self.whole is None else self.whole  # what is compiled has no truth value
+            return whole(x.to(self.dtype), t, given, s=s).to(x.dtype)
         out: Tensor = self.inner(x.to(self.dtype), t, given, s=s, tap=tap)
         return out.to(x.dtype)
 
@@ -68,13 +71,17 @@ class Prepared(nn.Module):
         if self.modulations is None or not set(cond) <= {"y"}:
             return None
         classes = self.inner.spec.classes
-        y: Tensor = torch.unique(cond["y"]) if classes else torch.zeros(1, dtype=torch.int64, device=t.device)
-        y = torch.unique(torch.cat([y, y.new_full((1,), classes)])) if classes else y
+        y = torch.zeros(1, dtype=torch.int64, device=t.device)
+        if classes:
+            given = labels(self.inner.spec, cond)
+            y = torch.unique(torch.cat([given, given.new_full((1,), classes)]))
         width = self.modulations.product.bias.numel()
         if len(t) * len(y) * width * self.modulations.product.bias.element_size() > most:
             return None
-        labels = {"y": y.repeat(len(t))} if classes else {}
-        rows = self.modulations(self.inner.conditioning(t.repeat_interleave(len(y)), labels))  # [T Y, total]
+        each = {"y": y.repeat(len(t))} if classes else {}
+        rows = self.modulations(self.inner.conditioning(t.repeat_interleave(len(y)), each))  # [T Y, total]
+        if not classes:
+            return Table(rows.unflatten(0, (len(t), 1)), None)
         place = torch.zeros(classes + 1, dtype=torch.int64, device=y.device)
         place[y] = torch.arange(len(y), device=y.device)
         return Table(rows.unflatten(0, (len(t), len(y))), place)
@@ -97,14 +104,14 @@ class Prepared(nn.Module):
 
 
 class Table:
-    """Modulations [T, Y, total] of a loop's times and classes; place [classes + 1]: a class's row."""
+    """Modulations [T, Y, total] of a loop's times and classes; place [classes + 1]: a class's row, None without any."""
 
-    def __init__(self, rows: Tensor, place: Tensor):
+    def __init__(self, rows: Tensor, place: Tensor | None):
         self.rows, self.place = rows, place
 
     def __call__(self, i: int, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """cond with the modulations at time i, one row per sample; without "y" it has one row for all."""
-        if "y" not in cond:
+        """cond with the modulations at time i, one row per sample; without classes it has one row for all."""
+        if self.place is None:
             return {**cond, MODULATION: self.rows[i]}
         return {**cond, MODULATION: self.rows[i][self.place[cond["y"]]]}
 

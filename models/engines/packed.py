@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,10 +34,13 @@ class Packed:
         dtype, why = chosen(self.dtype, device)
         reason = unpackable(torch.empty(1, 1, dtype=dtype, device=device))
         if reason is not None:
-            raise UserError(f"the engine 'packed': {reason}; use 'fused' or 'compiled'")
+            others = "for text there is no other engine" if isinstance(net, TextNet) else "use 'fused' or 'compiled'"
+            raise UserError(f"the engine 'packed': {reason}; {others}")
         if isinstance(net, TextNet):
-            made: nn.Module = copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
+            made: Any = copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
+            made.about = f"packed ({why}), {str(dtype).removeprefix('torch.')}"
         else:
             made = Prepared(net, dtype, f"packed ({why})")
         pack_linears(made)
-        return made
+        prepared: nn.Module = made
+        return prepared

@@ -52,17 +52,19 @@ def check(spec: Any, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], s: Tensor
         raise UserError(f"a target time s was given, but this {family} is no flow map and takes only t")
     if not spec.classes:
         return
-    y = labels(spec, cond)
-    if y.shape != x.shape[:1] or y.dtype not in (torch.int64, torch.int32):
-        raise UserError(f"cond['y'] is {y.dtype} {list(y.shape)}; for this x it must be torch.int64 [{len(x)}]")
+    labels(spec, cond, len(x))
 
 
-def labels(spec: Any, cond: Mapping[str, Tensor]) -> Tensor:
-    """cond["y"], int64 [B]; UserError without it."""
+def labels(spec: Any, cond: Mapping[str, Tensor], rows: int | None = None) -> Tensor:
+    """cond["y"], int64 [B]; UserError without it, and for other than `rows` of them."""
     if "y" not in cond:
         given = ", ".join(cond) or "nothing"
         raise UserError(f"this {type(spec).__name__} has {spec.classes} classes and needs cond['y']; given: {given}")
-    return cond["y"]
+    y = cond["y"]
+    if y.ndim != 1 or y.dtype not in (torch.int64, torch.int32) or rows not in (None, len(y)):
+        many = "B" if rows is None else rows
+        raise UserError(f"cond['y'] is {y.dtype} {list(y.shape)}; for this x it must be torch.int64 [{many}]")
+    return y
 
 
 def conditioning(net: Any, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
@@ -74,7 +76,7 @@ def conditioning(net: Any, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | Non
     if MODULATION in cond:
         return cond[MODULATION]
     c: Tensor = net.t_embedder(t) if tap is None else tap("time", net.t_embedder, t)
-    return c if net.y_embedder is None else c + net.y_embedder(cond["y"])
+    return c if net.y_embedder is None else c + net.y_embedder(labels(net.spec, cond, len(t)))
 
 
 def null(spec: Any, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

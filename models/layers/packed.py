@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from gen.errors import UserError
 from gen.kernels.linear import Activation, linear, pack
 from gen.models.layers.block import Mlp
 
@@ -21,6 +24,9 @@ class PackedLinear(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return linear(h, self.weight, self.bias, self.activation)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+        raise UserError("packed weights stay on the device and in the dtype they were packed for: prepare anew")
 
 
 def pack_linears(net: nn.Module) -> None:

@@ -125,12 +125,12 @@ class Walk:
         active = self.guide.active(self.path, t, self.times)
         if self.guide.scale == self.guide.c_alone or not bool(active.any()):
             return self.inner(x, t, cond, s=s, tap=tap)
+        if self.guide.scale == self.guide.u_alone and self.guide.channels is None and bool(active.all()):
+            return self.other(x, t, cond, s=s, tap=tap)
         if cond and self.guide.together and tap is None and isinstance(self.other, Unconditional):
             c, u = self.both(x, t, cond, s)
         else:
             u = self.other(x, t, cond, s=s, tap=tap)
-            if self.guide.scale == self.guide.u_alone and self.guide.channels is None and bool(active.all()):
-                return u
             c = self.inner(x, t, cond, s=s, tap=tap)
         k = x.shape[1] if self.guide.channels is None else self.guide.channels
         firsts = (Prediction(p.x0[:, :k], p.eps[:, :k]) for p in (c, u))

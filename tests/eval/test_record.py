@@ -126,6 +126,12 @@ def test_says_the_sampler_in_a_few_words() -> None:
     sampler = {"solver": {"name": "euler"}, "steps": 1, "grid": {"name": "karras", "rho": 7.0}, "guide": guide}
     assert sampler_text(made(sampler=sampler)) == "euler, 1 step, karras(rho=7.0) grid, cfg(scale=1.5)"
     assert sampler_text(made(sampler={})) == ""
+    for engine, told in (
+        ({"name": "fused", "about": "fused, bf16"}, "fused, bf16"),
+        ({"name": "own"}, "own"),
+        ("x", "x"),
+    ):
+        assert sampler_text(made(sampler={"solver": {"name": "euler"}, "engine": engine})) == f"euler, {told}"
     grid = {"name": "searched", "file": "g.json", "times": [1.0, 0.5, 0.0]}
     cache = {"name": "searched", "file": "g.json", "sha256": "ab"}
     sampler = {"solver": {"name": "euler"}, "steps": 2, "grid": grid, "cache": cache}

@@ -26,6 +26,13 @@ def text():
     return net, (x,)
 
 
+def fused():
+    net = random_net(digits("dit"))
+    for block in net.blocks:
+        block.fused = True
+    return net, ()
+
+
 def cut(given, own):
     return given[own] if isinstance(given, torch.Tensor) else {k: v[own] for k, v in given.items()}
 
@@ -33,8 +40,9 @@ def cut(given, own):
 def everything():
     count, rank, mesh = dist.get_world_size(), dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
     worst = []
-    for name in [*FAMILIES, "text"]:
-        net, given = text() if name == "text" else (random_net(digits(name)), ())
+    for name in [*FAMILIES, "text", "fused"]:
+        made = {"text": text, "fused": fused}.get(name)
+        net, given = made() if made else (random_net(digits(name)), ())
         x, *rest = given or inputs(net, n=4)
         one, thin = copy.deepcopy(net), outline(net)
         if name in REFUSED:

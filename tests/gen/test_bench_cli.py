@@ -125,6 +125,10 @@ def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
         (["fused", "--dtype", "float23"], "argument --dtype: invalid choice: 'float23'"),
         (["fused", "--threads", "0"], "--threads 0, --seconds 4.0: at least 1, and above 0"),
         (["fused", "--seconds", "0"], "--seconds 0.0: at least 1, and above 0"),
+        (["fused", "--list", "--threads", "0"], "--threads 0, --seconds 4.0: at least 1, and above 0"),
+        (["fused", "--seed", "-1"], "--seed -1: it must be in 0 .. 2^63 - 1"),
+        (["fused", "ssm", "--only", "swigul"], "--only 'swigul': no case of fused, ssm has this in its name"),
+        (["fused", "--output", "/dev/null"], "--output /dev/null: no folder can be made of it"),
         (["fused", "--device", "cdua"], "--device cdua"),
         (["fused", "--quikc"], "unknown option '--quikc' of gen bench. Did you mean '--quick'?"),
     ],
@@ -132,6 +136,13 @@ def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
 def test_wrong_input_is_one_line_and_exit_code_2(capsys, words, message):
     code, out, err = call(capsys, *words)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1, "cases": [{}]}', '{"format": 2, "cases": []}'])
+def test_a_folder_with_other_files_is_refused_before_any_work(tmp_path, capsys, content):
+    (tmp_path / "ssm.json").write_text(content)
+    code, out, err = call(capsys, "fused", "--quick", "--output", tmp_path)
+    assert (code, out) == (2, "") and "ssm.json is no file of gen bench, or of another version" in err
 
 
 def test_work_is_counted_as_pytorch_counts_it():

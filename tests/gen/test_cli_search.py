@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
 
-from gen.cli import main
+from gen.cli import main, search
+from gen.denoise import Denoiser
+from gen.param import Flow as FlowParam
+from gen.path import Flow
+from gen.pipeline import Pipeline
+from gen.run import Sampler
+from gen.spec import build
 from gen.train import train
 from tests.gen.tiny import tiny
 
@@ -47,6 +54,15 @@ def test_blocks_are_searched_too_and_by_dynamic_programming_times_only(folder, t
     capsys.readouterr()
     assert main([*words, "--method", "dynamic", "--fitness", "fid"]) == 2
     assert "this fitness has none: use evolution" in capsys.readouterr().err
+
+
+def test_a_state_may_be_more_than_the_image(tmp_path):
+    net = build("models", {"name": "reg", "preset": "digits"}).build().eval()
+    pipeline = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 10, Sampler("euler", steps=2))
+    args = argparse.Namespace(fitness="rmse", n=2, seed=0, pool=4, keep=0.5)
+    problem, known, sites = search._problem(pipeline, pipeline.sampler, args)
+    assert sites[0] == "blocks.0" and pipeline.state_shape == net.state_shape
+    assert problem.fitness(known["linear"], None) >= 0
 
 
 def test_fid_is_a_fitness(folder, tmp_path):

@@ -17,7 +17,7 @@ from gen.distill.consistency import Consistency
 from gen.errors import UserError
 from gen.log import read_metrics
 from gen.run import run_spec
-from gen.train import train
+from gen.train import Trainer, train
 from tests.gen.tiny import tiny
 from tests.ranks import ROOT, environment, spread
 
@@ -124,6 +124,15 @@ def test_roles_without_an_optimiser_are_in_parts_too(tmp_path):
 def test_every_family_is_cut_in_parts(tmp_path):
     for rank in spread("tests.gen.parts:everything", 2, tmp_path, timeout=600):
         assert rank["worst"] < 1e-6
+
+
+def test_a_checkpoint_is_there_before_any_process_goes_on(tmp_path, monkeypatch):
+    """Of one that ended sooner, as after a signal, torchrun would end the others: the first of them is writing."""
+    trainer, did, write = Trainer(small(), tmp_path / "run", "never", "", True), [], manifest.write
+    monkeypatch.setattr(manifest, "write", lambda *args: did.append("write") or write(*args))
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: did.append("wait"))
+    trainer.save()
+    assert did == ["wait", "write", "wait"]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,26 @@ def test_the_learning_rate_depends_on_the_total_so_a_longer_run_is_told_apart(tm
     assert steps and all(float(v) == 3 for v in steps)
 
 
+def test_fused_blocks_change_rounding_only(tmp_path, monkeypatch):
+    from gen.models.layers.block import Block
+
+    used, after = [], Block.after
+    monkeypatch.setattr(Block, "after", lambda self, *args: used.append(1) or after(self, *args))
+    train(tiny(), tmp_path / "plain", quiet=True)
+    assert not used
+    train(tiny(fused=True), tmp_path / "fused", quiet=True)
+    assert used
+    plain, fused = weights(tmp_path / "plain"), weights(tmp_path / "fused")
+    for name, weight in plain.items():
+        torch.testing.assert_close(fused[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_what_has_no_blocks_to_fuse_says_so(tmp_path):
+    unet = {"name": "unet", "preset": "digits"}
+    with pytest.raises(UserError, match="fused = true, but UNet has no blocks that can be"):
+        train(tiny(fused=True, model=unet), tmp_path / "new", quiet=True)
+
+
 def test_micro_batches_change_rounding_only(tmp_path):
     train(tiny(), tmp_path / "whole", quiet=True)
     train(tiny(micro_batch_size=2), tmp_path / "micro", quiet=True)

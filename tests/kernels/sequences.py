@@ -120,6 +120,10 @@ def refusals():
     if HEADS % count:
         with pytest.raises(ValueError, match=r"^ulysses_attention: 4 heads do not divide over 3 .* ring_attention$"):
             ulysses_attention(own_tokens(qkv))
+    with pytest.raises(ValueError, match=r"^ring_attention: cos and sin go together; cos is missing$"):
+        ring_attention(own_tokens(qkv), sin=torch.zeros(N, 8))
+    with pytest.raises(ValueError, match=rf"^ring_attention: cos is \[{N // count}, 8\]; it must be \[12, 8\] or"):
+        ring_attention(own_tokens(qkv), cos=torch.zeros(N // count, 8), sin=torch.zeros(N // count, 8))
     with pytest.raises(ValueError, match=r"^ring_attention: the rule is Causal\(\); .* ulysses_attention takes any$"):
         ring_attention(own_tokens(qkv), Causal())
     with pytest.raises(ValueError, match=rf"^own_tokens: 11 tokens do not divide over {count} processes$"):

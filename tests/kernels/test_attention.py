@@ -228,6 +228,28 @@ def test_wrong_norms_and_turns():
         attention(packed(), sin=torch.ones(30, 72))
 
 
+@pytest.mark.parametrize("name", ["q_gain", "k_gain"])
+@pytest.mark.parametrize("backend", ["sdpa", "dense"])
+def test_one_of_q_and_k_is_normed(backend, name):
+    qkv, gain = torch.randn(2, 5, 3, 2, 8).double(), torch.rand(8).double()
+    exact = attention.only("reference")(qkv, **{name: gain})
+    torch.testing.assert_close(attention.only(backend)(qkv, **{name: gain}), exact, rtol=1e-12, atol=1e-12)
+    assert "after norm_rope by" in attention.verdicts(qkv, **{name: gain})["sdpa"]
+
+
+def test_no_sample_at_all():
+    qkv, angle = torch.randn(0, 5, 3, 2, 8), torch.rand(5, 8)
+    for backend in ("sdpa", "dense", "reference"):
+        assert attention.only(backend)(qkv, cos=angle.cos(), sin=angle.sin()).shape == (0, 5, 2, 8)
+
+
+def test_a_compiled_graph_of_any_shape_stays_whole():
+    q, k = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 2, 8)
+    compiled = torch.compile(attention_qkv, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(q, k, k), attention_qkv(q, k, k))
+    torch.testing.assert_close(compiled(k, k, k), attention_qkv(k, k, k))
+
+
 def test_a_rule_of_another_length():
     with pytest.raises(ValueError, match=r"qkv has 30 places; BlockDiffusion\(length=16, block=4\) is a rule of 32"):
         attention(packed(), BlockDiffusion(16, 4))

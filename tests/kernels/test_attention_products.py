@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.kernels.attention import attention
 from gen.kernels.rules import Causal
@@ -48,6 +49,15 @@ def test_refusals():
     assert said(qkv.requires_grad_()) == "refuses: a gradient is asked for, and all scores would be kept"
     with torch.no_grad():
         assert said(qkv) == "chosen"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode
+def test_a_tangent_is_for_others():
+    qkv = torch.randn(1, 64, 3, 2, 8).bfloat16()
+    with sdpa_kernel(SDPBackend.MATH):
+        ours = torch.func.jvp(attention, (qkv,), (qkv,))[1]
+        theirs = torch.func.jvp(attention.only("reference"), (qkv.double(),), (qkv.double(),))[1]
+    torch.testing.assert_close(ours.double(), theirs, rtol=0.1, atol=0.05)
 
 
 @torch.no_grad()

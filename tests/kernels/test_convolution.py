@@ -42,6 +42,14 @@ def test_all_derivatives(backend):
     assert torch.autograd.gradgradcheck(long_convolution.only(backend), inputs)
 
 
+@BOTH
+def test_no_sample_at_all(ways):
+    u, K = (v.requires_grad_() for v in draw(ways))
+    y = long_convolution(u[:0], K)
+    assert y.shape == (0, 24, 5)
+    assert not torch.autograd.grad(y.sum(), K)[0].any()
+
+
 def test_refusals():
     with pytest.raises(Refused, match=r"fft refuses: no Fourier transform of torch.bfloat16"):
         long_convolution.only("fft")(*draw(1, torch.bfloat16))

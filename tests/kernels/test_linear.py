@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.functional import gelu, silu
 from torch.nn.functional import linear as product
 
@@ -71,6 +72,20 @@ def test_a_gradient_goes_through_packed_weights_to_what_is_no_constant():
     torch.testing.assert_close(ours, torch.autograd.grad(eager(x, weight, bias, "silu").square().sum(), x)[0])
     with torch.no_grad():
         assert linear.verdicts(x, packed, bias)["onednn"] == "chosen"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode
+@pytest.mark.skipif(not PACKED, reason="no oneDNN")
+def test_every_kind_of_derivative_goes_through_packed_weights():
+    x, weight, bias = inputs(torch.float32)
+    packed, along = pack(weight), torch.randn_like(x)
+    tangent = torch.func.jvp(lambda x: linear(x, packed, bias), (x,), (along,))[1]
+    torch.testing.assert_close(tangent, product(along, weight))
+    with torch.no_grad(), forward_ad.dual_level():
+        out = linear(forward_ad.make_dual(x, along), packed, bias)
+        torch.testing.assert_close(forward_ad.unpack_dual(out).tangent, product(along, weight))
+    slope = torch.func.grad(lambda x: linear(x, packed, bias).sum())(x)
+    torch.testing.assert_close(slope, weight.sum(0).expand_as(x))
 
 
 def test_refusals_say_why():

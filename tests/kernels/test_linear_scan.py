@@ -48,3 +48,25 @@ def test_all_derivatives(backend, dtype):
 def test_no_start_for_a_scan_from_the_last():
     with pytest.raises(ValueError, match="from the last to the first takes no start"):
         linear_scan(*links(), reverse=True)
+
+
+@BACKENDS
+def test_real_links_of_complex_numbers(backend):
+    a, b, start = links(length=4, dtype=torch.complex128)
+    inputs = [v[:1, ..., :2].requires_grad_() for v in (a.real, b, start)]
+    assert gradcheck(linear_scan.only(backend), inputs)
+    assert gradgradcheck(linear_scan.only(backend), inputs)
+    with pytest.raises(ValueError, match=r"a is torch.complex128 and b torch.float64; of a complex a, b must be"):
+        linear_scan(a, b.real)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_compiled_graph_stays_whole(reverse):
+    inputs = [v.requires_grad_() for v in links(length=5)[:2]]
+    compiled = torch.compile(linear_scan, backend="aot_eager", fullgraph=True)
+    found = []
+    for op in (compiled, linear_scan):
+        h = op(*inputs, reverse=reverse)
+        found.append((h, *torch.autograd.grad(h.square().sum(), inputs)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -164,6 +164,33 @@ def test_a_compiled_graph_stays_whole(op, draw):
     torch.testing.assert_close(compiled(*inputs), op(*inputs), rtol=1e-6, atol=1e-6)
 
 
+def test_a_compiled_graph_of_the_whole_scan_stays_whole():
+    inputs, op = [v.requires_grad_() for v in scan(length=4, dtype=torch.float64)], selective_scan.only("whole")
+    found = []
+    for y in (torch.compile(op, backend="aot_eager", fullgraph=True)(*inputs), op(*inputs)):
+        found.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        pytest.param(selective_scan.only("chunks"), scan(0), id="chunks"),
+        pytest.param(selective_scan.only("whole"), scan(0), id="whole"),
+        pytest.param(ssd.only("quadratic"), heads(0), id="quadratic"),
+        pytest.param(ssd.only("chunked"), heads(0, 150), id="chunked"),
+    ],
+)
+def test_no_sample_at_all(op, inputs):
+    inputs = [v.clone().requires_grad_() for v in inputs]
+    y = op(*inputs)
+    assert y.shape == inputs[0].shape
+    slopes = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+    for slope, again in zip(slopes, torch.autograd.grad(sum(v.sum() for v in slopes), inputs), strict=True):
+        assert slope.shape == again.shape and not slope.any() and not again.any()
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode
 def test_refusals(capsys):
     explain(ssd, *heads(1, 300, 1, 1, 1, 1))

@@ -40,6 +40,21 @@ def test_gated_residual_of_one_token_and_its_second_derivatives():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("kind", "per_token", "constant"), [("layer", False, 6), ("rms", True, 0), ("layer", True, 3)])
+def test_second_derivatives(kind, per_token, constant):
+    *given, kind, eps = gated(kind, True, per_token, torch.float32, 1, 3, 8)
+    for op, inputs in ((gated_residual_norm, given), (modulated_norm, [given[0], *given[3:]])):
+        leaves = [v.detach().clone().requires_grad_(i != constant) for i, v in enumerate(inputs)]
+        wanted, found = [v for v in leaves if v.requires_grad], []
+        for backend in ("triton", "torch"):
+            outs = op.only(backend)(*leaves, kind, eps)
+            total = sum(v.pow(3).sum() for v in (outs if isinstance(outs, tuple) else (outs,)))
+            first = torch.autograd.grad(total, wanted, create_graph=True)
+            found.append([*first, *torch.autograd.grad(sum(v.square().sum() for v in first), wanted)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.detach().abs().max()))
+
+
 def test_any_strides():
     x, y, gate, scale, shift, *_ = gated("layer", False, False, torch.float32)
     x, y = (v.transpose(0, 1).contiguous().transpose(0, 1) for v in (x, y))

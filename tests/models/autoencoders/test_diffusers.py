@@ -1,9 +1,11 @@
 """Latents to images: diffusers' own autoencoders from a folder, scaled as the checkpoint says."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gen.denoise import Denoiser
 from gen.errors import UserError
@@ -62,6 +64,7 @@ def test_samples_are_decoded_apart_from_sampling(folder, scale):
 def test_whose_scale_is_known():
     trained = {"run": {"data": {"name": "latents", "path": "x", "scale": 2.0, "shift": 0.5}}}
     assert [float(v) for v in latent_scale(trained)] == [2.0, 0.5]
+    assert [float(v) for v in latent_scale({"latent": {"scale": 2.0}})] == [2.0, 0.0]  # no shift is none
     with pytest.raises(UserError, match="images already"):
         latent_scale({"run": {"data": {"name": "digits"}}})
     with pytest.raises(UserError, match="images already"):
@@ -78,5 +81,36 @@ def test_folders_that_are_none(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "DiTTransformer2DModel"}), encoding="utf-8")
     with pytest.raises(UserError, match="holds a DiTTransformer2DModel, which is no autoencoder"):
         made.decoded(samples, tmp_path)
-    with pytest.raises(UserError, match=r"unknown name 'vea' in models\.autoencoders"):
-        made.decoded(samples, "vea")
+    for none in ("vea", "", tmp_path / "vea"):
+        with pytest.raises(UserError, match=r"is no folder; allowed: a folder, or a spec of diffusers"):
+            made.decoded(samples, none)
+    for none in (5, None):
+        with pytest.raises(UserError, match="allowed: a folder, a name, a spec, or an object with load"):
+            made.decoded(samples, none)
+    (tmp_path / "config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"holds no config\.json with a _class_name"):
+        made.decoded(samples, tmp_path)
+
+
+def test_folders_that_lack_weights(folder, tmp_path):
+    made, file = pipeline({"latent": {"scale": 1.0, "shift": 0.0}}), tmp_path / "diffusion_pytorch_model.safetensors"
+    samples = made.sample(1, steps=1)
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(UserError, match=r"cannot load this AutoencoderKL \(Error no file named"):
+        made.decoded(samples, tmp_path)
+    weights = load_file(folder / file.name)
+    save_file({key: value for key, value in weights.items() if key != "decoder.conv_in.bias"}, file)
+    with pytest.raises(UserError, match=r"has no weights decoder\.conv_in\.bias, which a AutoencoderKL needs"):
+        made.decoded(samples, tmp_path)
+
+
+def test_what_does_not_fit_is_said(folder):
+    made = pipeline({"latent": {"scale": 1.0, "shift": 0.0}})
+    images = made.decoded(made.sample(1, steps=1), folder)
+    with pytest.raises(UserError, match=r"latents are \[1, 3, 16, 16\]; this autoencoder's have 4 channels"):
+        made.decoded(images, folder)
+    with pytest.raises(UserError, match="batch_size = 0; it must be a whole number"):
+        made.decoded(images, folder, batch_size=0)
+    two = pipeline({"latent": {"scale": [1.0, 2.0], "shift": 0.0}})
+    with pytest.raises(UserError, match="the latents' scale has 2 channels"):
+        two.decoded(two.sample(1, steps=1), folder)

@@ -1,6 +1,10 @@
 """Every engine over every family: the network it prepares is the network, within its dtype's rounding."""
 
+import copy
+import functools
+import pickle
 import shutil
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,8 +12,10 @@ import torch
 from gen.decoding import Decoding
 from gen.denoise import Denoiser
 from gen.errors import UserError
+from gen.eval.evaluate import sampler_spec
 from gen.kernels.linear import unpackable
 from gen.models.engines._prepared import Prepared, chosen
+from gen.models.engines.compiled import _Replayed
 from gen.models.layers.packed import PackedLinear
 from gen.models.text import Text
 from gen.noise import Noise
@@ -173,6 +179,13 @@ def test_auto_says_what_it_chose():
 
 
 @pytest.mark.skipif(not PACKABLE, reason="no oneDNN")
+def test_packed_weights_do_not_move():
+    made = prepared("packed", digits("dit").build())
+    with pytest.raises(UserError, match="packed weights stay on the device and in the dtype"):
+        made.double()
+
+
+@pytest.mark.skipif(not PACKABLE, reason="no oneDNN")
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
 def test_text_is_written_the_same(tied):
@@ -183,11 +196,97 @@ def test_text_is_written_the_same(tied):
     tokens = torch.randint(39, (2, 24))
     torch.testing.assert_close(fast.net(tokens), net(tokens), rtol=1e-4, atol=1e-5)
     assert not [m for m in fast.net.modules() if type(m) is torch.nn.Linear]
+    assert fast.net.about == "packed (as asked), float32"
     assert fast.generate([[1, 2, 3]], 8).texts == plain.generate([[1, 2, 3]], 8).texts
-    with pytest.raises(UserError, match="the engine 'fused' is for networks of images; for text there is 'packed'"):
+    with pytest.raises(UserError, match="'fused' is for networks of images; for text there is 'packed', on a CPU"):
         plain.prepared("fused")
     with pytest.raises(UserError, match="is prepared already"):
         fast.prepared("packed")
+    with pytest.raises(UserError, match=r"on meta; oneDNN's are on the CPU; for text there is no other engine"):
+        replace(plain, device="meta").prepared("packed")
+
+
+@pytest.mark.parametrize("engine", EAGER)
+@pytest.mark.parametrize("name", TABLED)
+def test_a_model_without_classes_samples_the_same(name, engine):
+    net = random_net(digits(name, classes=0), dtype=torch.float32)
+    plain = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 0, Sampler("heun", steps=3))
+    fast = plain.prepared({"name": engine, "dtype": "float32"})
+    for cond in (None, {"y": torch.tensor([1, 2, 3])}):  # which it does not look at
+        torch.testing.assert_close(fast.sample(3, cond).x, plain.sample(3, cond).x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("y", [None, torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)])
+def test_labels_that_are_none_are_refused_as_by_the_network(y):
+    net = random_net(digits("dit"), dtype=torch.float32)
+    plain = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 10, Sampler("heun", steps=2))
+    cond = {} if y is None else {"y": y}
+    for pipeline in (plain, plain.prepared({"name": "fused", "dtype": "float32"})):
+        with pytest.raises(UserError, match=r"needs cond\['y'\]; given: nothing|cond\['y'\] is torch\.\w+ \[2"):
+            pipeline.sample(2, cond)
+        with pytest.raises(UserError, match=r"needs cond\['y'\]|cond\['y'\] is torch"):
+            pipeline.denoiser.net(torch.zeros(2, 1, 8, 8), torch.ones(2), cond)
+
+
+@pytest.mark.parametrize("engine", EAGER)
+@torch.no_grad()
+def test_copies_and_pickles_are_the_same_network(engine):
+    net = random_net(digits("dit"), dtype=torch.float32)
+    x, t, cond = inputs(net, dtype=torch.float32)
+    made = prepared(engine, net)
+    for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        torch.testing.assert_close(again(x, t, cond), made(x, t, cond), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", EAGER)
+def test_gradients_of_x_are_the_networks(engine):
+    net = random_net(digits("dit"), dtype=torch.float32)
+    x, t, cond = inputs(net, dtype=torch.float32)
+    x.requires_grad_()
+    ours, exact = (torch.autograd.grad(f(x, t, cond).square().sum(), x)[0] for f in (prepared(engine, net), net))
+    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside dynamo
+@torch.no_grad()
+def test_more_shapes_are_compiled_than_pytorch_has_patience_for(monkeypatch):
+    compiled = torch.compile
+
+    def quick(model, *, options=None, **given):
+        return compiled(model, backend="eager", **given)
+
+    monkeypatch.setattr(torch, "compile", functools.wraps(compiled)(quick))
+    net = random_net(digits("dit"), dtype=torch.float32)
+    made = prepared("compiled", net)
+    for n in range(1, 12):
+        x, t, cond = inputs(net, n, dtype=torch.float32)
+        torch.testing.assert_close(made(x, t, cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()  # or other tests' patience ends
+
+
+@dataclass(frozen=True)
+class Own:
+    """An engine of the user's own, whose networks say nothing about themselves."""
+
+    def prepare(self, net, device="cpu"):
+        return net
+
+
+def test_an_engine_of_ones_own_is_told_in_the_record():
+    pipeline = Pipeline(Denoiser(digits("dit").build(), Flow(), FlowParam()), (1, 8, 8), 10).prepared(Own())
+    assert sampler_spec(pipeline, {})["engine"] == {"name": f"{__name__}:Own"}
+    assert pipeline.sample(1, steps=1).engine == ""
+
+
+def test_a_rehearsal_has_as_many_dimensions_as_x():
+    @dataclass(frozen=True)
+    class Centred(Euler):
+        def step(self, f, path, x, t, s, state, noise):
+            assert x.mean((2, 3)).shape == x.shape[:2]
+            return super().step(f, path, x, t, s, state, noise)
+
+    net = random_net(digits("dit"), dtype=torch.float32)
+    assert sampled(net, "fused", solver=Centred()).nfe == 4
 
 
 def test_refusals():
@@ -197,6 +296,27 @@ def test_refusals():
     with pytest.raises(UserError, match="is prepared already"):
         pipeline.prepared("fused").prepared("fused")
     assert spec_of(build("models.engines", "packed")) == {"name": "packed", "dtype": "auto"}
+    for none in (5, None, [1], digits("dit")):
+        with pytest.raises(UserError, match=r"allowed: a name of gen\.models\.engines, a spec, or a dataclass"):
+            pipeline.prepared(none)
+    with pytest.raises(UserError, match="shapes = 0; it must be at least 1"):
+        build("models.engines", {"name": "compiled", "shapes": 0})
+    for none in ([1, 2], torch.tensor(1)):
+        with pytest.raises(UserError, match=r"cond\['y'\] = .*; it must be a tensor with 2 rows"):
+            pipeline.sample(2, {"y": none})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside inductor
+@torch.no_grad()
+def test_what_a_graph_returns_is_not_written_over():
+    net = random_net(digits("dit"), dtype=torch.float32)
+    x, t, cond = inputs(net, dtype=torch.float32)
+    made, place = prepared("fused", net), torch.empty_like(x)
+    made.whole = _Replayed(lambda *args, **kwargs: place.copy_(made.inner(*args, **kwargs)))
+    first = made(x, t, cond)
+    second = made(x + 1, t, cond)
+    assert not torch.equal(first, second) and torch.equal(second, place)
+    torch.testing.assert_close(first, net(x, t, cond), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gen.denoise import Counted
 from gen.errors import UserError
 from gen.path import Flow
 from gen.sample import integrate
@@ -79,3 +80,10 @@ def test_more_guidance_puts_more_samples_in_their_class():
 def test_wrong_intervals_are_refused(interval):
     with pytest.raises(UserError, match="0 <= low < high"):
         CFG(interval=interval)
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(0.0, 7), (1.0, 7), (2.0, 14)])
+def test_both_from_one_call_cost_no_more_than_apart(scale, rows):
+    f, (x, cond), t = Counted(world()), ask(), torch.tensor(0.5, dtype=torch.float64)
+    CFG(scale, together=True)(f, GRID)(x, t, cond)
+    assert f.rows == rows
