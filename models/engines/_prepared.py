@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.errors import UserError
+from gen.kernels.linear import unpackable
 from gen.models.layers.family import MODULATION, labels
 from gen.models.layers.modulations import Modulations
 from gen.models.text import TextNet
@@ -19,6 +20,7 @@ from gen.tap import Tap
 __all__ = ["Dtype", "Prepared", "Table", "chosen"]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+PROCESSORS = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
 
 
 class Prepared(nn.Module):
@@ -123,11 +125,11 @@ def chosen(dtype: Dtype, device: torch.device | str) -> tuple[torch.dtype, str]:
     if torch.device(device).type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16, "the GPU has it") if fast else (torch.float32, "the GPU has no bfloat16")
-    if torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16, "AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16, "AVX512-BF16"
-    return torch.float32, "the processor has no fast bfloat16"
+    fast = [name for name, there in PROCESSORS.items() if getattr(torch.cpu, there)()]
+    if not fast:
+        return torch.float32, "the processor has no fast bfloat16"
+    reason = unpackable(torch.empty(1, 1, dtype=torch.bfloat16))  # PyTorch too multiplies it by oneDNN
+    return (torch.bfloat16, fast[0]) if reason is None else (torch.float32, reason)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -162,6 +162,7 @@ def test_times_that_nobody_foresaw_are_computed():
 
 
 def test_the_usual_dtype_is_what_the_processor_has(monkeypatch):
+    monkeypatch.setattr("gen.models.engines._prepared.unpackable", lambda weight: None)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert chosen("auto", "cpu") == (torch.float32, "the processor has no fast bfloat16")
@@ -170,6 +171,8 @@ def test_the_usual_dtype_is_what_the_processor_has(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert chosen("auto", "cpu") == (torch.bfloat16, "AMX")
     assert chosen("float32", "cpu")[0] == torch.float32
+    monkeypatch.setattr("gen.models.engines._prepared.unpackable", lambda weight: "no oneDNN")
+    assert chosen("auto", "cpu") == (torch.float32, "no oneDNN")
 
 
 def test_auto_says_what_it_chose():
