@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.errors import UserError
 from gen.models.dit import DiT
+from gen.models.layers.around import Around
 from gen.spec import build, part
 from gen.tap import Tap
 
@@ -60,7 +61,7 @@ class Energy:
         return EnergyNet(self)
 
 
-class EnergyNet(nn.Module):
+class EnergyNet(Around):
     """net(x, t, cond) -> like x, the gradient of net.potential(x, t, cond) [B]; under no_grad too.
 
     The sites of a tap are the inner network's. load_state_dict also takes the weights of an inner network alone.
@@ -96,26 +97,6 @@ class EnergyNet(nn.Module):
             potential = self.potential(at, t, cond, s=s, tap=tap)
             (slope,) = torch.autograd.grad(potential.sum(), at, create_graph=further)
         return slope
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.inner.null(cond)
-        return null
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's state: the image, unless the inner network says otherwise."""
-        spec = self.inner.spec
-        return tuple(getattr(self.inner, "state_shape", (spec.channels, spec.size, spec.size)))
-
-    def image(self, x: Tensor) -> Tensor:
-        """The image in a state x [B, ...]."""
-        shown: Tensor = self.inner.image(x) if hasattr(self.inner, "image") else x
-        return shown
-
-    def lr_scales(self) -> dict[str, float]:
-        """The inner network's learning rates, relative to the run's."""
-        return {f"inner.{name}": scale for name, scale in getattr(self.inner, "lr_scales", dict)().items()}
 
 
 def _adopt(net: EnergyNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gen.errors import UserError
 from gen.models.dit import DiT
+from gen.models.layers.around import Around, state_shape
 from gen.models.layers.embed import TimeEmbedding
 from gen.spec import build, part
 from gen.tap import Chain, Compute, Tap
@@ -62,7 +63,7 @@ class FlowMap:
         return FlowMapNet(self)
 
 
-class FlowMapNet(nn.Module):
+class FlowMapNet(Around):
     """net(x [B, ...], t [B], cond, s=[B]) -> like x. Without s it is told s = t: the slope at t of the map's path.
 
     So solvers that know one time only work as on any denoiser. The sites of a tap are the inner network's; "time" has
@@ -104,36 +105,12 @@ class FlowMapNet(nn.Module):
         out: Tensor = self.inner(x, t, cond, tap=told if tap is None else Chain((tap, told)))
         return out
 
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.inner.null(cond)
-        return null
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's state: the image, unless the inner network says otherwise."""
-        return _state_shape(self.inner)
-
-    def image(self, x: Tensor) -> Tensor:
-        """The image in a state x [B, ...]."""
-        shown: Tensor = self.inner.image(x) if hasattr(self.inner, "image") else x
-        return shown
-
-    def lr_scales(self) -> dict[str, float]:
-        """The inner network's learning rates, relative to the run's."""
-        return {f"inner.{name}": scale for name, scale in getattr(self.inner, "lr_scales", dict)().items()}
-
     def _target(self, t: Tensor, s: Tensor | None) -> Tensor:
         """The embedding of s, or of t - s: [B, width]."""
         t = t.clamp(min=self.spec.lowest)
         s = t if s is None else s.clamp(min=self.spec.lowest)
         out: Tensor = self.target_embedder(s if self.spec.tell == "target" else t - s)
         return out
-
-
-def _state_shape(net: Any) -> tuple[int, ...]:
-    spec = net.spec
-    return tuple(getattr(net, "state_shape", (spec.channels, spec.size, spec.size)))
 
 
 class _Seen(Exception):
@@ -151,7 +128,7 @@ def _width(net: Any) -> int:
         return out
 
     try:
-        net(torch.zeros(1, *_state_shape(net)), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.int64)}, tap=look)
+        net(torch.zeros(1, *state_shape(net)), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.int64)}, tap=look)
     except _Seen as seen:
         return int(seen.args[0])
     raise UserError(f"{type(net.spec).__name__} has no site 'time', where a flow map tells its target")

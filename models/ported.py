@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gen.errors import UserError
 from gen.models.dit import DiT
+from gen.models.layers.around import Around
 from gen.param import EDM as EDMParam
 from gen.param import Flow as FlowParam
 from gen.path import EDM, Flow, expand
@@ -79,7 +80,7 @@ class Ported:
         return PortedNet(self)
 
 
-class PortedNet(nn.Module):
+class PortedNet(Around):
     """net(x [B, ...] on to_path, t [B] of to_path, cond) -> what to_param predicts, like x.
 
     The sites of a tap are the inner network's. load_state_dict also takes the weights of an inner network alone.
@@ -125,26 +126,6 @@ class PortedNet(nn.Module):
         ratio = alpha / spec.to_path.alpha(here)  # of x there to x here
         skip, gain = ratio * (to_a * b - to_b * a) / det, (to_b * alpha - to_a * sigma) / det
         return ratio * spec.param.scale(spec.path, there), skip, gain, there
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.inner.null(cond)
-        return null
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's state: the image, unless the inner network says otherwise."""
-        spec = self.spec
-        return tuple(getattr(self.inner, "state_shape", (spec.channels, spec.size, spec.size)))
-
-    def image(self, x: Tensor) -> Tensor:
-        """The image in a state x [B, ...]."""
-        shown: Tensor = self.inner.image(x) if hasattr(self.inner, "image") else x
-        return shown
-
-    def lr_scales(self) -> dict[str, float]:
-        """The inner network's learning rates, relative to the run's."""
-        return {f"inner.{name}": scale for name, scale in getattr(self.inner, "lr_scales", dict)().items()}
 
 
 def _adopt(net: PortedNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

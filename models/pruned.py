@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gen.errors import UserError, nearest
 from gen.models.dit import DiT
+from gen.models.layers.around import Around, state_shape
 from gen.spec import build, part
 from gen.tap import Compute, Skip, Tap
 
@@ -75,7 +76,7 @@ class Pruned:
             return whole - _reached(net, Skip(self.sites))[0]
 
 
-class PrunedNet(nn.Module):
+class PrunedNet(Around):
     """The inner network as a net; what is pruned is not computed, and no tap is told of it.
 
     load_state_dict also takes the whole inner network's weights: those of what is gone are left out.
@@ -107,21 +108,6 @@ class PrunedNet(nn.Module):
         out: Tensor = self.inner(x, t, cond, s=s, tap=remaining if self.skip else tap)
         return out
 
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.inner.null(cond)
-        return null
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's state: the image, unless the inner network says otherwise."""
-        return _state_shape(self.inner)
-
-    def image(self, x: Tensor) -> Tensor:
-        """The image in a state x [B, ...]."""
-        shown: Tensor = self.inner.image(x) if hasattr(self.inner, "image") else x
-        return shown
-
     def lr_scales(self) -> dict[str, float]:
         """The inner network's learning rates, relative to the run's, of what is left."""
         left = {name for name, _ in self.inner.named_parameters()}
@@ -131,11 +117,6 @@ class PrunedNet(nn.Module):
 
 class Removed(nn.Module):
     """Where a module was: its number in a list stays taken."""
-
-
-def _state_shape(net: Any) -> tuple[int, ...]:
-    spec = net.spec
-    return tuple(getattr(net, "state_shape", (spec.channels, spec.size, spec.size)))
 
 
 def _reached(net: Any, tap: Skip) -> tuple[set[str], dict[str, bool]]:
@@ -150,7 +131,7 @@ def _reached(net: Any, tap: Skip) -> tuple[set[str], dict[str, bool]]:
         alike[site] = out.shape == h.shape
         return out
 
-    x, cond = torch.zeros(1, *_state_shape(net)), {"y": torch.zeros(1, dtype=torch.int64)}
+    x, cond = torch.zeros(1, *state_shape(net)), {"y": torch.zeros(1, dtype=torch.int64)}
     with torch.enable_grad():
         out = net(x, torch.zeros(1), cond if net.spec.classes else {}, tap=look)
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}

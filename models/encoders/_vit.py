@@ -45,6 +45,10 @@ def pretrained(path: str, owner: str, **changes: Any) -> Any:
     except (ImportError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise MissingDependency(f"{owner} needs transformers: pip install transformers ({why})") from error
+    # PyTorch takes down its constructors when a device context is first used. transformers' loader is one, and has put
+    # another linspace in place of PyTorch's by then: from there on torch.device("meta") would miss the real one.
+    with torch.device("meta"):
+        torch.empty(0)
     try:
         return model.from_pretrained(path, local_files_only=True, use_safetensors=True, **changes)
     except (OSError, ValueError, RuntimeError) as error:

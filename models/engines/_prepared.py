@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gen.errors import UserError
 from gen.kernels.linear import unpackable
+from gen.models.layers.around import Around
 from gen.models.layers.family import MODULATION, labels
 from gen.models.layers.modulations import Modulations
 from gen.models.text import TextNet
@@ -23,14 +24,12 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 PROCESSORS = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
 
 
-class Prepared(nn.Module):
+class Prepared(Around):
     """Called like the network that it is a copy of, with its sites; takes and returns x's dtype, computes in its own.
 
     about: what was done, in words. Where the family has `conditioning`, all modulations come from one product, and
     `table` gives those of a whole sampling loop in advance.
     """
-
-    inner: Any
 
     def __init__(self, net: nn.Module, dtype: torch.dtype, about: str):
         super().__init__()
@@ -87,22 +86,6 @@ class Prepared(nn.Module):
         place = torch.zeros(classes + 1, dtype=torch.int64, device=y.device)
         place[y] = torch.arange(len(y), device=y.device)
         return Table(rows.unflatten(0, (len(t), len(y))), place)
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.inner.null(cond)
-        return null
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's state: the image, unless the inner network says otherwise."""
-        spec = self.inner.spec
-        return tuple(getattr(self.inner, "state_shape", (spec.channels, spec.size, spec.size)))
-
-    def image(self, x: Tensor) -> Tensor:
-        """The image in a state x [B, ...]."""
-        shown: Tensor = self.inner.image(x) if hasattr(self.inner, "image") else x
-        return shown
 
 
 class Table:

@@ -16,6 +16,7 @@ from gen.errors import UserError
 from gen.kernels.parallel import Traffic, gather_tokens, own_tokens, ulysses_attention
 from gen.kernels.ring import ring_attention
 from gen.models.dit import DiTNet
+from gen.models.layers.around import Around
 from gen.models.layers.attention import Attention
 from gen.models.layers.block import visit
 from gen.models.lightning_dit import LightningDiTNet
@@ -56,14 +57,12 @@ class Sequence:
         return Shared(net, self.method).to(device)
 
 
-class Shared(nn.Module):
+class Shared(Around):
     """Called like the network that it is a copy of. Inside "trunk" the sites of a tap see this process's tokens.
 
     traffic: what this process has sent. It can be trained: where all processes have the same loss, the gradient of it
     is the mean of theirs, which is what DistributedDataParallel leaves.
     """
-
-    inner: Any
 
     def __init__(self, net: nn.Module, method: str):
         super().__init__()
@@ -90,8 +89,3 @@ class Shared(nn.Module):
 
         out: Tensor = self.inner(x, t, cond, s=s, tap=sharing)
         return out
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.inner.null(cond)
-        return null
