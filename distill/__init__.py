@@ -1,12 +1,8 @@
-"""Distillation: one file per method, each an objective over roles.
+"""Distillers: one file per method, each an objective over roles. Imported as gen.distillers; gen.distill runs one.
 
-A method is a frozen dataclass: an objective (see gen/objectives) with student(run, teacher, folder), which returns the
-student's Run from its teacher's.
+A method is a frozen dataclass: an objective (gen/training/objectives) with student(run, teacher, folder), which returns
+the student's Run from its teacher's.
 """
 
-if __name__ != "gen.distill":
-    raise ImportError("import gen.distill, not distill")
-
-from gen import callable_module
-
-callable_module(__name__)
+if __name__ != "gen.distillers":
+    raise ImportError("import gen.distillers, not distill")

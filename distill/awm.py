@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._rollout import advantages, evaluating, follow, frozen, grouped, judged, output_as, whole_groups
-from gen.distill.rewards.classifier import Classifier
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state
-from gen.path import Path as DiffusionPath
-from gen.run import Run, Sampler
-from gen.sample import integrate
-from gen.spec import part
-from gen.times import Uniform
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.path import Path as DiffusionPath
+from gen.diffusion.sampling import integrate
+from gen.diffusion.times import Uniform
+from gen.distillers.lib.rollout import advantages, evaluating, follow, frozen, grouped, judged, output_as, whole_groups
+from gen.distillers.rewards.classifier import Classifier
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state
+from gen.training.run import Run, Sampler
 
 __all__ = ["AWM", "extra_variance"]
 
@@ -44,9 +44,9 @@ class AWM:
     group: samples of one condition that are compared. draws: times per sample, in as many equal shares of `times`.
     """
 
-    reward: Any = part("distill.rewards", default=Classifier())
+    reward: Any = part("distillers.rewards", default=Classifier())
     rollout: Sampler = field(default_factory=lambda: Sampler("euler", steps=10))
-    times: Any = part("times", default=Uniform())
+    times: Any = part("diffusion.times", default=Uniform())
     group: int = 16
     draws: int = 6
     power: float = 0.25

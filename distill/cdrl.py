@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._rollout import bare
-from gen.errors import UserError
-from gen.noise import Noise
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state, drop_condition
-from gen.path import Path as DiffusionPath
-from gen.path import expand
-from gen.run import Run, Sampler
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.noise import Noise
+from gen.diffusion.path import Path as DiffusionPath
+from gen.diffusion.path import expand
+from gen.distillers.lib.rollout import bare
 from gen.samplers.solvers.recovery import Recovery
-from gen.spec import build, spec_of
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state, drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["CDRL", "inpaint", "log_density", "novelty"]
 

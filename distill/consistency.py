@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise
-from gen.distill._consistency import (
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.distillers.distances.square import Square
+from gen.distillers.lib.consistency import (
     Decay,
     check_boundary,
     consistent,
@@ -23,14 +26,11 @@ from gen.distill._consistency import (
     target,
     taught,
 )
-from gen.distill._velocity import Source, check_roles
-from gen.distill.distances.square import Square
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import drop_condition
-from gen.run import Run, Sampler
+from gen.distillers.lib.velocity import Source, check_roles
 from gen.samplers.grids.karras import Karras
-from gen.spec import part
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["Consistency"]
 
@@ -39,7 +39,7 @@ __all__ = ["Consistency"]
 class Consistency:
     """distance(f(x_t, t), f-(x_r, r)) for neighbours t > r of a grid (Song et al. 2023, algorithms 2 and 3).
 
-    f is the x0 of the prediction, f(x, 0) = x by the parameterisation (gen.distill._consistency), and f- the role
+    f is the x0 of the prediction, f(x, 0) = x by the parameterisation (gen.distillers.lib.consistency), and f- the role
     "target": the same network, its weights an exponential average of the student's. velocity: "teacher" is consistency
     distillation, x_r one Heun step of the (guided) teacher from x_t; "data" is consistency training, x_r of the same
     data and noise as x_t.
@@ -55,7 +55,7 @@ class Consistency:
     nodes: tuple[int, int] = (40, 40)
     length: int = 10_000
     decay: float = 0.95
-    distance: Any = part("distill.distances", default=Square())
+    distance: Any = part("distillers.distances", default=Square())
     guide: Any = part("samplers.guides", default=None)
     class_dropout: float = 0.1
 

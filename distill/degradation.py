@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Denoise
-from gen.distill import _score as score
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.run import Run
-from gen.schedules import Constant
-from gen.spec import part
-from gen.times import Uniform as AllTimes
-from gen.weighting import Uniform as AllAlike
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Denoise
+from gen.diffusion.times import Uniform as AllTimes
+from gen.diffusion.weighting import Uniform as AllAlike
+from gen.distillers.lib import score
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.run import Run
+from gen.training.schedules import Constant
 
 __all__ = ["Degradation"]
 
@@ -28,15 +28,15 @@ class Degradation:
     """Denoising of samples that the frozen teacher makes in `steps` steps: DisBack's first stage (Zhang et al. 2024).
 
     The network begins as the teacher and ends as the score of what a student that begins as the teacher makes. Its
-    checkpoints, `records` of them, one after every `every` updates, are the way back (gen.distill.disback).
+    checkpoints, `records` of them, one after every `every` updates, are the way back (gen.distillers.disback).
     """
 
     records: int = 4
     every: int = 50
     steps: int = 1
     grid: Any = part("samplers.grids", default="linear")
-    times: Any = part("times", default=AllTimes())
-    weighting: Any = part("weighting", default=AllAlike())
+    times: Any = part("diffusion.times", default=AllTimes())
+    weighting: Any = part("diffusion.weighting", default=AllAlike())
     critic_rate: float = 1.0
 
     def __post_init__(self) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen import manifest as checkpoints
-from gen.denoise import Denoise
-from gen.distill._sequence import TeacherSequence, fill, recorded
-from gen.distill.degradation import Degradation
-from gen.distill.dmd2 import DMD2
-from gen.errors import UserError
-from gen.log import Progress
-from gen.objectives import Batch, Roles, Step
-from gen.run import Run
-from gen.spec import build, part
-from gen.train import train
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.denoiser import Denoise
+from gen.distillers.degradation import Degradation
+from gen.distillers.dmd2 import DMD2
+from gen.distillers.lib.sequence import TeacherSequence, fill, recorded
+from gen.training.log import Progress
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.run import Run
+from gen.training.trainer import train
 
 __all__ = ["DisBack"]
 
@@ -30,19 +30,19 @@ class DisBack:
     """Distribution backtracking (Zhang et al. 2024) around `method`: DMD2, f-distill, SiD, whatever has a fake score.
 
     First the teacher degrades to the score of its own few-step samples: `records` checkpoints, one every `every`
-    updates (gen.distill.degradation). The fake score begins as the last of them, and the student's target is the one
+    updates (gen.distillers.degradation). The fake score begins as the last of them, and the student's target is the one
     before, for `hold` of the student's updates, then the one before that, and at last the teacher itself, which stays.
     record: the folder of a degradation there is already; None makes one beside the student.
     """
 
-    method: Any = part("distill", default=DMD2())
+    method: Any = part("distillers", default=DMD2())
     records: int = 4
     every: int = 50
     hold: int = 50
     record: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "method", build("distill", self.method))
+        object.__setattr__(self, "method", build("distillers", self.method))
         for key in ("records", "every", "hold"):
             if getattr(self, key) < 1:
                 raise UserError(f"DisBack: {key} = {getattr(self, key)}; it must be at least 1")

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.decoding import Decoding
-from gen.distill._certainty import Certain, window
-from gen.errors import UserError
-from gen.objectives import Batch
-from gen.objectives._masked import Tokens
-from gen.run import Run
+from gen.config.errors import UserError
+from gen.distillers.lib.certainty import Certain, window
 from gen.samplers.policies.entropy import Entropy
+from gen.text.contracts import Decoding
+from gen.training.objectives import Batch
+from gen.training.objectives.lib.masked import Tokens
+from gen.training.run import Run
 
 __all__ = ["DParallel"]
 
@@ -30,8 +30,8 @@ class DParallel(Certain):
     confidence-aware loss of LLaDA2 (CAP). The student is decoded by the policy `entropy`.
 
     prompts: how many are asked of the teacher's data. right: only answers that the data call right, if they can tell
-    (gen.distill._answers). length: tokens of an answer, at most; None for as many as the data have there. lora: the
-    rank of adapters that learn instead of the network (peft); the weights that are saved have them added in, and
+    (gen.distillers.lib.answers). length: tokens of an answer, at most; None for as many as the data have there. lora:
+    the rank of adapters that learn instead of the network (peft); the weights that are saved have them added in, and
     averages of those are one update late. store: a folder of answers, to share them between students.
 
     Measured (2026-11-28, one core of an AMD EPYC that other work shared, torch 2.13) on the recipe `lists`, 1000

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise
-from gen.distill._consistency import check_boundary, closer, few_steps, pair_losses, seen
-from gen.distill._velocity import check_roles
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import drop_condition
-from gen.path import Path as NoisePath
-from gen.run import Run, Sampler
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.path import Path as NoisePath
+from gen.diffusion.times import LogNormal
+from gen.distillers.lib.consistency import check_boundary, closer, few_steps, pair_losses, seen
+from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.karras import Karras
-from gen.spec import part
-from gen.times import LogNormal
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["ECT"]
 
@@ -37,7 +37,7 @@ class ECT:
     (see pseudo_huber). The loss grows from stage to stage and says nothing of quality.
     """
 
-    times: Any = part("times", default=LogNormal(-1.1, 2.0))
+    times: Any = part("diffusion.times", default=LogNormal(-1.1, 2.0))
     gap: float = 0.5
     sharpness: float = 8.0
     slope: float = 1.0

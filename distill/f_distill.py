@@ -10,17 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Denoise, Denoiser
-from gen.distill import _critic as critic
-from gen.distill import _score as score
-from gen.distill._score import Scale
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.path import expand
-from gen.run import Run
-from gen.spec import part
-from gen.times import Uniform as AllTimes
-from gen.weighting import Uniform as AllAlike
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.path import expand
+from gen.diffusion.times import Uniform as AllTimes
+from gen.diffusion.weighting import Uniform as AllAlike
+from gen.distillers.lib import critic, score
+from gen.distillers.lib.score import Scale
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.run import Run
 
 __all__ = ["FDistill"]
 
@@ -67,10 +66,10 @@ class FDistill:
     divergence: Divergence = "js"
     steps: int = 1
     grid: Any = part("samplers.grids", default="linear")
-    times: Any = part("times", default=AllTimes(0.02, 0.98))
+    times: Any = part("diffusion.times", default=AllTimes(0.02, 0.98))
     critic_steps: int = 5
-    critic_times: Any = part("times", default=AllTimes())
-    weighting: Any = part("weighting", default=AllAlike())
+    critic_times: Any = part("diffusion.times", default=AllTimes())
+    weighting: Any = part("diffusion.weighting", default=AllAlike())
     critic_rate: float = 1.0
     guide: Any = part("samplers.guides", default=None)
     scale: Scale = "error"

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise
-from gen.distill._rollout import (
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.path import expand
+from gen.distillers.lib.rollout import (
     Transition,
     advantages,
     evaluating,
@@ -22,13 +25,10 @@ from gen.distill._rollout import (
     transition,
     walk,
 )
-from gen.distill.rewards.classifier import Classifier
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state
-from gen.path import expand
-from gen.run import Run
-from gen.spec import build, part
+from gen.distillers.rewards.classifier import Classifier
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state
+from gen.training.run import Run
 
 __all__ = ["FlowGRPO"]
 
@@ -37,15 +37,15 @@ __all__ = ["FlowGRPO"]
 class FlowGRPO:
     """max(-A rho, -A clip(rho, 1 +- clip)) + beta KL over the steps of a stochastic rollout (Liu et al. 2025).
 
-    A step is drawn from N(mean, std^2), see gen.distill._rollout.transition, level = sqrt(noise's square) on flow; rho
-    is the ratio of its likelihood, in the mean over dimensions, to that under the weights that drew it. KL is
+    A step is drawn from N(mean, std^2), see gen.distillers.lib.rollout.transition, level = sqrt(noise's square) on
+    flow; rho is the ratio of its likelihood, in the mean over dimensions, to that under the weights that drew it. KL is
     |mean - reference's|^2 / (2 g^2), the mean over dimensions, as published: the exact divergence times the step's
     length. The last step, to t = 0, draws nothing and is no part of the policy. advantage: where advantages are cut.
 
     refresh: the policy that draws is renewed every so many updates; at 1 the ratio is always 1, and `clip` idle.
     """
 
-    reward: Any = part("distill.rewards", default=Classifier())
+    reward: Any = part("distillers.rewards", default=Classifier())
     grid: Any = part("samplers.grids", default="linear")
     steps: int = 10
     noise: float = 0.7

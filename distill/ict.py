@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise
-from gen.distill._consistency import check_boundary, consistent, few_steps, level, pseudo_huber, seen, target
-from gen.distill._velocity import check_roles
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import drop_condition
-from gen.path import Path as NoisePath
-from gen.run import Run, Sampler
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.path import Path as NoisePath
+from gen.distillers.lib.consistency import check_boundary, consistent, few_steps, level, pseudo_huber, seen, target
+from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.karras import Karras
-from gen.spec import part
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["ICT"]
 

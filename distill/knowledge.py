@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._pairs import noise_of, pairs_of
-from gen.distill.distances.square import Square
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state
-from gen.run import Run, Sampler
-from gen.spec import part
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.distillers.distances.square import Square
+from gen.distillers.lib.pairs import noise_of, pairs_of
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state
+from gen.training.run import Run, Sampler
 
 __all__ = ["Knowledge"]
 
@@ -27,12 +27,12 @@ class Knowledge:
     """distance(x0(x_t1), x), x_t1 = sigma(t1) z the sampler's own start, over stored pairs (Luhman & Luhman 2021).
 
     distance: square is the published one; lpips is what DMD's regression has (Yin et al. 2024). pairs, teacher_sampler,
-    store, real: as in gen.distill.reflow. Only the first step is trained: a one-step student, whatever the path.
+    store, real: as in gen.distillers.reflow. Only the first step is trained: a one-step student, whatever the path.
     """
 
     pairs: int = 16_384
     teacher_sampler: Sampler = field(default_factory=lambda: Sampler(steps=16))
-    distance: Any = part("distill.distances", default=Square())
+    distance: Any = part("distillers.distances", default=Square())
     real: bool = False
     store: str | None = None
 

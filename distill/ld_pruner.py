@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen import manifest as checkpoints
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._rollout import output_as
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state, drop_condition
-from gen.path import Path as DiffusionPath
-from gen.path import Prediction
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import build, part, spec_of
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.path import Path as DiffusionPath
+from gen.diffusion.path import Prediction
+from gen.diffusion.tap import Chain, Compute, Skip, Tap
+from gen.diffusion.times import Uniform
+from gen.distillers.lib.rollout import output_as
 from gen.pipeline import Pipeline, load, locate
-from gen.run import Run, Sampler
-from gen.spec import build, part, spec_of
-from gen.tap import Chain, Compute, Skip, Tap
-from gen.times import Uniform
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state, drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["LDPruner", "Without", "operators", "score"]
 
@@ -46,7 +46,7 @@ class LDPruner:
     seed: int = 1
     sites: tuple[str, ...] = ("blocks.*",)
     rescore: bool = False
-    times: Any = part("times", default=Uniform())
+    times: Any = part("diffusion.times", default=Uniform())
     teacher: float = 0.5
     class_dropout: float = 0.1
 

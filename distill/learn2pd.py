@@ -10,23 +10,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gen import manifest as checkpoints
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import spec_of
 from gen.data.answers import Answers
-from gen.decode import decode
-from gen.decoding import Choice, Decoding, State, Tokens, View
-from gen.denoise import Denoise
-from gen.distill._answers import Asked, make_store, padded, sequential, text_teacher
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives._masked import check_masks, inner
-from gen.optim.adamw import AdamW
+from gen.diffusion.denoiser import Denoise
+from gen.distillers.lib.answers import Asked, make_store, padded, sequential, text_teacher
 from gen.pipeline import locate
-from gen.run import Run, run_from
 from gen.samplers.blocks.semi_ar import SemiAR
 from gen.samplers.policies.learned import Filter, Learned, slots
-from gen.schedules import Constant
-from gen.spec import spec_of
-from gen.text import TextPipeline
+from gen.text.contracts import Choice, Decoding, State, Tokens, View
+from gen.text.loop import decode
+from gen.text.pipeline import TextPipeline
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.lib.masked import check_masks, inner
+from gen.training.optim.adamw import AdamW
+from gen.training.run import Run, run_from
+from gen.training.schedules import Constant
 
 __all__ = ["Learn2PD", "Rates", "held_out", "make_replays", "rates", "replay"]
 
@@ -41,11 +41,11 @@ class Learn2PD:
     exactly the tokens that are right already, and a step without any the whole window ("extremely greedy parallel").
     From the confidences of its window the filter tells which masked tokens are right: binary cross-entropy. The logs
     say of how many wrong tokens it is sure (false_positives) and of how many right ones (found), at `threshold`, and
-    gen.distill.learn2pd.held_out says the same of prompts that it was not trained on.
+    gen.distillers.learn2pd.held_out says the same of prompts that it was not trained on.
 
     block: the length of a window, and of the filter; None for the teacher's own. hidden, layers: of the filter. The
     teacher is decoded greedily. The run has the paper's AdamW of rate 3e-3, and no averages; its checkpoints hold the
-    teacher's weights with the filter beside them. length, store: see gen.distill.dparallel.
+    teacher's weights with the filter beside them. length, store: see gen.distillers.dparallel.
 
     Measured as there, with --objective.block 8, half a minute of training: of wrong tokens held out 1.7 percent are
     called right at .96 (with 8192 prompts; of right ones 80 percent are). Right answers in percent, tokens per forward:

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._jvp import Derivative, slope
-from gen.distill._velocity import Source, along, check_roles, flow_time, known
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import drop_condition
-from gen.path import Prediction, expand
-from gen.run import Run, Sampler
-from gen.spec import part
-from gen.times import LogitNormal
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.path import Prediction, expand
+from gen.diffusion.times import LogitNormal
+from gen.distillers.lib.jvp import Derivative, slope
+from gen.distillers.lib.velocity import Source, along, check_roles, flow_time, known
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["MeanFlow"]
 
@@ -39,7 +39,7 @@ class MeanFlow:
     keep v. The loss says little of the samples: it is a fraction of itself, and its target moves.
     """
 
-    times: Any = part("times", default=LogitNormal(-0.4, 1.0))
+    times: Any = part("diffusion.times", default=LogitNormal(-0.4, 1.0))
     equal: float = 0.75
     velocity: Source = "data"
     guide: Any = part("samplers.guides", default=None)

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gen.denoise import Denoise, Denoiser
-from gen.distill.distances.huber import Huber
-from gen.distill.progressive import walked
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state
-from gen.run import Run, Sampler
-from gen.spec import build, part
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.distillers.distances.huber import Huber
+from gen.distillers.progressive import walked
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state
+from gen.training.run import Run, Sampler
 
 __all__ = ["Phased"]
 
@@ -35,7 +35,7 @@ class Phased:
     substeps: int = 10
     grid: Any = part("samplers.grids", default="linear")
     guide: Any = part("samplers.guides", default=None)
-    distance: Any = part("distill.distances", default=Huber())
+    distance: Any = part("distillers.distances", default=Huber())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", build("samplers.grids", self.grid))

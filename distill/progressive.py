@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._memory import Earlier
-from gen.ema import Classic
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state
-from gen.path import Prediction
-from gen.run import Run, Sampler
-from gen.schedules import WSDS
-from gen.spec import build, part
-from gen.testing import chord
-from gen.weighting import Uniform
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.path import Prediction
+from gen.diffusion.weighting import Uniform
+from gen.diffusion.worlds import chord
+from gen.distillers.lib.memory import Earlier
+from gen.training.ema import Classic
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state
+from gen.training.run import Run, Sampler
+from gen.training.schedules import WSDS
 
 __all__ = ["Progressive"]
 
@@ -46,7 +46,7 @@ class Progressive:
     first: int = 2
     grid: Any = part("samplers.grids", default="linear")
     guide: Any = part("samplers.guides", default=None)
-    weighting: Any = part("weighting", default=Uniform())
+    weighting: Any = part("diffusion.weighting", default=Uniform())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", build("samplers.grids", self.grid))

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._pairs import noise_of, pairs_of
-from gen.distill.distances.huber import Huber
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state, drop_condition
-from gen.run import Run, Sampler
-from gen.spec import part
-from gen.times import Uniform
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.times import Uniform
+from gen.distillers.distances.huber import Huber
+from gen.distillers.lib.pairs import noise_of, pairs_of
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state, drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["RectifiedDiffusion"]
 
@@ -32,13 +32,13 @@ class RectifiedDiffusion:
     all times alike, pairs of a guided teacher at 25 steps, the text dropped sometimes.
 
     space: "output" compares what the network itself predicts, for a prediction that tells nothing of x0 at t1 (eps
-    where alpha = 0). pairs, teacher_sampler, store, real: as in gen.distill.reflow. class_dropout: as in denoise.
+    where alpha = 0). pairs, teacher_sampler, store, real: as in gen.distillers.reflow. class_dropout: as in denoise.
     """
 
     pairs: int = 16_384
     teacher_sampler: Sampler = field(default_factory=lambda: Sampler(steps=16))
-    times: Any = part("times", default=Uniform())
-    distance: Any = part("distill.distances", default=Huber())
+    times: Any = part("diffusion.times", default=Uniform())
+    distance: Any = part("distillers.distances", default=Huber())
     space: Literal["x0", "output"] = "x0"
     class_dropout: float = 0.1
     real: bool = False

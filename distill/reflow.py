@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Denoise, Denoiser
-from gen.distill._pairs import noise_of, pairs_of
-from gen.distill.distances.huber import Huber
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import check_state
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.run import Run, Sampler
-from gen.spec import build, part
-from gen.times import UShaped
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.diffusion.times import UShaped
+from gen.distillers.distances.huber import Huber
+from gen.distillers.lib.pairs import noise_of, pairs_of
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import check_state
+from gen.training.run import Run, Sampler
 
 __all__ = ["Reflow"]
 
@@ -36,7 +36,7 @@ class Reflow:
     pairs, teacher_sampler: how many pairs are made before training, and how. store: the folder they are in, to share
     them between students (default: the student's own).
 
-    premetric: a distance of gen.distill.distances between x0(x_t) and x; the loss is then (1 - t) Huber + premetric,
+    premetric: a distance of gen.distillers.distances between x0(x_t) and x; the loss is then (1 - t) Huber + premetric,
     rf++'s configuration E with lpips, and F with over_t: (1 - t) Huber + premetric / t. real: the teacher is a student
     of reflow; its ODE tells the noise of the real data, and the pairs are these (configuration G). A teacher on another
     path becomes a velocity on the flow path, exactly (gen.models.ported).
@@ -44,9 +44,9 @@ class Reflow:
 
     pairs: int = 16_384
     teacher_sampler: Sampler = field(default_factory=lambda: Sampler(steps=16))
-    times: Any = part("times", default=UShaped())
+    times: Any = part("diffusion.times", default=UShaped())
     huber: float = 0.00054
-    premetric: Any = part("distill.distances", default=None)
+    premetric: Any = part("distillers.distances", default=None)
     over_t: bool = False
     real: bool = False
     store: str | None = None

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._jvp import Derivative, slope
-from gen.distill._velocity import Source, check_roles, known
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import drop_condition
-from gen.objectives.uncertainty import FAR, LogVariance
-from gen.path import Path as NoisePath
-from gen.path import Prediction, expand
-from gen.run import Run, Sampler
-from gen.spec import part
-from gen.times import LogNormal
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.path import Path as NoisePath
+from gen.diffusion.path import Prediction, expand
+from gen.diffusion.times import LogNormal
+from gen.distillers.lib.jvp import Derivative, slope
+from gen.distillers.lib.velocity import Source, check_roles, known
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import drop_condition
+from gen.training.objectives.uncertainty import FAR, LogVariance
+from gen.training.run import Run, Sampler
 
 __all__ = ["SCM"]
 
@@ -41,7 +41,7 @@ class SCM:
     which `guide` acts, or of the pair at hand (sCT). The loss is |g|^2 whatever the samples are like: it tells nothing.
     """
 
-    times: Any = part("times", default=LogNormal(-1.0, 1.4))
+    times: Any = part("diffusion.times", default=LogNormal(-1.0, 1.4))
     velocity: Source = "teacher"
     guide: Any = part("samplers.guides", default=None)
     sigma_data: float = 1.0

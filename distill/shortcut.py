@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise, Denoiser
-from gen.distill._velocity import Source, along, check_roles, flow_time, known
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import drop_condition
-from gen.path import Prediction, expand
-from gen.run import Run, Sampler
-from gen.spec import part
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.path import Prediction, expand
+from gen.distillers.lib.velocity import Source, along, check_roles, flow_time, known
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["Shortcut"]
 

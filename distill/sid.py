@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise
-from gen.distill import _score as score
-from gen.objectives import Batch, Roles, Step
-from gen.run import Run
-from gen.spec import part
-from gen.times import Uniform as AllTimes
-from gen.weighting import Uniform as AllAlike
+from gen.config.spec import part
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.times import Uniform as AllTimes
+from gen.diffusion.weighting import Uniform as AllAlike
+from gen.distillers.lib import score
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.run import Run
 
 __all__ = ["SiD"]
 
@@ -40,10 +40,10 @@ class SiD:
     alpha: float = 1.2
     steps: int = 1
     grid: Any = part("samplers.grids", default="linear")
-    times: Any = part("times", default=AllTimes(0.02, 0.98))
+    times: Any = part("diffusion.times", default=AllTimes(0.02, 0.98))
     critic_steps: int = 1
-    critic_times: Any = part("times", default=AllTimes())
-    weighting: Any = part("weighting", default=AllAlike())
+    critic_times: Any = part("diffusion.times", default=AllTimes())
+    weighting: Any = part("diffusion.weighting", default=AllAlike())
     critic_rate: float = 1.0
     guide: Any = part("samplers.guides", default=None)
     weight: Literal["error", "none"] = "error"

@@ -10,8 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Cond, Denoise
-from gen.distill._consistency import (
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.path import Path as NoisePath
+from gen.diffusion.path import Prediction
+from gen.diffusion.tap import Tap
+from gen.distillers.lib.consistency import (
     check_boundary,
     closer,
     frozen,
@@ -21,15 +25,11 @@ from gen.distill._consistency import (
     seen,
     time_of,
 )
-from gen.distill._velocity import check_roles
-from gen.errors import UserError
-from gen.objectives import Batch, Roles, Step
-from gen.objectives.denoise import Denoising, drop_condition
-from gen.path import Path as NoisePath
-from gen.path import Prediction
-from gen.run import Run, Sampler
+from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.karras import Karras
-from gen.tap import Tap
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import Denoising, drop_condition
+from gen.training.run import Run, Sampler
 
 __all__ = ["TCM", "Truncated"]
 

@@ -8,26 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.decoding import Decoding
-from gen.distill._certainty import Certain, window
-from gen.errors import UserError
-from gen.objectives import Batch, Roles
-from gen.objectives._masked import Tokens
-from gen.run import Run
+from gen.config.errors import UserError
+from gen.distillers.lib.certainty import Certain, window
 from gen.samplers.blocks.multi import Multi
 from gen.samplers.policies.entropy import Entropy
+from gen.text.contracts import Decoding
+from gen.training.objectives import Batch, Roles
+from gen.training.objectives.lib.masked import Tokens
+from gen.training.run import Run
 
 __all__ = ["Trajectory"]
 
 
 @dataclass(frozen=True)
 class Trajectory(Certain):
-    """The loss of gen.distill.dparallel on states of the teacher's own decoding (Qian et al. 2026, arXiv 2601.07568).
+    """The loss of gen.distillers.dparallel on states of the teacher's own decoding (Qian et al. 2026, arXiv
+    2601.07568).
 
     The first view masks the share `ratio` of a block that the teacher committed last, the second the rest of it. Over
     the first `over` updates the ratio rises from ratio[0] to ratio[1], and the block grows through `blocks`, each for
     an equal part; then both stay. The student is decoded by the policy `entropy` in `multi` blocks of the last length.
-    Other fields: see gen.distill.dparallel.
+    Other fields: see gen.distillers.dparallel.
 
     Measured as there (5 minutes; --objective.blocks "[4,8]" --objective.over 1200 --steps 1500): one token a step 100
     percent of the answers right, .69 tokens per forward; threshold .97 99.1, 2.71; .9 96.3, 3.24; entropy .1 99.3,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.saving import median_interval
 from gen.eval.throughput import Turns, timed
 

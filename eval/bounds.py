@@ -1,4 +1,4 @@
-"""What parallel decoding costs at best: closed forms and exact optima for joints that are known (gen/oracle.py).
+"""What parallel decoding costs at best: closed forms and exact optima for joints that are known (gen/text/worlds.py).
 
 A decoder that commits several tokens at once draws each from its own marginal. With exact marginals, sampled at
 temperature 1, its law is off by the total correlation of what it commits together (Kang et al. 2025,
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.oracle import Joint
+from gen.config.errors import UserError
+from gen.text.worlds import Joint
 
 __all__ = ["Best", "ancestral", "best", "front", "replace_success", "shuffle_success"]
 

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from gen.decode import Decoded, decode
-from gen.decoding import Decoding
-from gen.errors import UserError, nearest
+from gen.config.errors import UserError, nearest
+from gen.config.spec import find, spec_of
+from gen.diffusion.noise import sample_seeds
 from gen.eval.bounds import front
 from gen.eval.estimate import Estimate
 from gen.eval.evaluate import checkpoint, device_of, machine
-from gen.noise import sample_seeds
-from gen.spec import find, spec_of
+from gen.text.contracts import Decoding
+from gen.text.loop import Decoded, decode
 
 __all__ = ["SCHEMA", "Task", "aup", "bench", "check", "collect", "curves", "groups", "pareto", "sweep", "table"]
 
@@ -30,7 +30,7 @@ Record = Mapping[str, Any]
 class Task(Protocol):
     """Questions, and what counts as an answer: those of eval/parallelbench, or anything else of this form.
 
-    It may have joints() -> pairs of (gen.oracle.Joint, share), the right replies of an exact model with their stop
+    It may have joints() -> pairs of (gen.text.worlds.Joint, share), the right replies of an exact model with their stop
     token; then the best that any decoder can make of such a model is drawn too.
     """
 
@@ -65,9 +65,9 @@ def bench(
 ) -> list[dict[str, Any]]:
     """One record for each setting: how often the reply was right, and what it took.
 
-    model: a TextPipeline, or a Predictor (gen/predict.py) for tasks whose prompts are ids. settings: by the name of a
-    curve, such as a policy, and the label of a point on it. n, split: of task.prompts. length: tokens of a reply, at
-    most (default: the task's). Reply i depends on its prompt, the seed and i alone, not on batch_size.
+    model: a TextPipeline, or a Predictor (gen/text/predictor.py) for tasks whose prompts are ids. settings: by the name
+    of a curve, such as a policy, and the label of a point on it. n, split: of task.prompts. length: tokens of a reply,
+    at most (default: the task's). Reply i depends on its prompt, the seed and i alone, not on batch_size.
 
     A record holds, of n replies without their prompts: success, the mean score; tokens, of a reply up to its stop token
     and with it; nfe, evaluations of the network for a reply; tokens_per_forward, all tokens over all evaluations;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

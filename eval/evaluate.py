@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 
 import gen
-from gen.errors import UserError
+from gen.config.checkpoint import write_json
+from gen.config.errors import UserError
+from gen.config.images import to_pil
+from gen.config.spec import spec_of
 from gen.eval.estimate import Estimate
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics.accuracy import Accuracy
@@ -32,10 +35,7 @@ from gen.eval.record import SCHEMA, comparability, identity
 from gen.eval.reference import Reference
 from gen.eval.saving import Saving
 from gen.eval.throughput import Throughput, Turns
-from gen.images import to_pil
-from gen.manifest import write_json
 from gen.pipeline import load_images
-from gen.spec import spec_of
 
 if TYPE_CHECKING:
     from gen.eval.meter import Meter

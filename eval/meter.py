@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import MissingDependency, UserError
+from gen.config.errors import MissingDependency, UserError
 from gen.eval.estimate import Estimate
 
 try:

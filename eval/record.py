@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 __all__ = ["SCHEMA", "check", "collect", "comparability", "identity", "number", "sampler_text"]
 
@@ -181,7 +181,7 @@ def _cache_text(spec: Any) -> str:
     if not isinstance(spec, Mapping):
         return _spec_text(spec)
     short = {key: value.get("name") if isinstance(value, Mapping) else value for key, value in spec.items()}
-    told = {k: v for k, v in short.items() if k != "along" and v != "" and not isinstance(v, (list, tuple))}
+    told = {k: v for k, v in short.items() if k != "coordinate" and v != "" and not isinstance(v, (list, tuple))}
     return _spec_text(told)
 
 

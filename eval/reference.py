@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gen.errors import UserError, nearest
+from gen.config.errors import UserError, nearest
+from gen.config.images import to_uint8
+from gen.config.spec import build, spec_of
 from gen.eval.estimate import Estimate
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics.accuracy import Accuracy
 from gen.eval.metrics.frechet import Frechet
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
-from gen.images import to_uint8
-from gen.spec import build, spec_of
 
 __all__ = ["DataSet", "Extractor", "Reference", "Split", "stack"]
 

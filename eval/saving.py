@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Compute, Context
 from gen.eval.throughput import Turns
-from gen.tap import Compute, Context
 
 __all__ = ["Interval", "Report", "Saving", "drift", "equal_steps", "median_interval", "picture", "shares", "uncached"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 __all__ = ["Speed", "Throughput", "Turns", "peak_mb", "spread", "timed"]
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen import manifest as checkpoints
-from gen.decoding import Decoding
-from gen.denoise import Cond, Counted, Denoise, Denoiser
-from gen.errors import UserError
-from gen.foresee import foresee
-from gen.images import contact_sheet, to_pil, to_uint8
-from gen.noise import Noise, sample_seeds
-from gen.run import Sampler, run_from
-from gen.sample import integrate
-from gen.spec import build, names
-from gen.text import TextPipeline, engine_of
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.config.images import contact_sheet, to_pil, to_uint8
+from gen.config.spec import build, names
+from gen.diffusion.denoiser import Cond, Counted, Denoise, Denoiser
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.precompute import foresee
+from gen.diffusion.sampling import integrate
+from gen.text.contracts import Decoding
+from gen.text.pipeline import TextPipeline, engine_of
+from gen.training.run import Sampler, run_from
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.tap import Tap
 from gen.models.dit import DiT
 from gen.models.energy import Energy
-from gen.spec import build, part
-from gen.tap import Tap
 
 __all__ = ["Cooperative", "CooperativeNet"]
 

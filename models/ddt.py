@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import fold, silu, unfold
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, SplitSwiGLU, through, visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
 from gen.models.layers.rope import Rope, turns
-from gen.tap import Tap
 
 __all__ = ["DDT", "DDTNet"]
 

@@ -1,8 +1,9 @@
 """DiMSUM: Mamba over space and over wavelet bands, fused by cross-attention (Phung et al. 2024, arXiv 2411.04168).
 
-Its weights were trained on SiT's GVP path, which is gen.path.Trig with t = (1 - tau) pi / 2: tau, the time it is told,
-runs from noise at 0 to data at 1. Presets say so by t_one = "data" and t_end = pi / 2; on paths with t in [0, 1] set
-t_end = 1. What the published weights predict is dx/dtau, pi / 2 times gen.param.Flow(toward="data") on Trig.
+Its weights were trained on SiT's GVP path, which is gen.diffusion.path.Trig with t = (1 - tau) pi / 2: tau, the time it
+is told, runs from noise at 0 to data at 1. Presets say so by t_one = "data" and t_end = pi / 2; on paths with t in [0,
+1] set t_end = 1. What the published weights predict is dx/dtau, pi / 2 times
+gen.diffusion.parameterisation.Flow(toward="data") on Trig.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, visit
 from gen.models.layers.dimsum import DiMSUMBlock, GeGLU, SpatialMamba, WaveletMamba, raster
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
-from gen.tap import Tap
 
 __all__ = ["DiMSUM", "DiMSUMNet"]
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family, init, mup
 from gen.models.layers.block import Block, FinalLayer, through, visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
-from gen.tap import Tap
 
 __all__ = ["DiT", "DiTNet"]
 

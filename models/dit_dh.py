@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, SwiGLU, through, visit
 from gen.models.layers.embed import ClassEmbedding, GaussianTimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
 from gen.models.layers.rope import Rope, halves
-from gen.tap import Tap
 
 __all__ = ["DiTDH", "DiTDHNet"]
 

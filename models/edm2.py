@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family
 from gen.models.layers.block import visit
 from gen.models.layers.conv import Resample, resample
 from gen.models.layers.magnitude import MPConv, MPFourier, force, mp_add, mp_cat, mp_silu, mp_sum, unit
-from gen.tap import Tap
 
 __all__ = ["EDM2", "EDM2Net"]
 
@@ -38,17 +38,18 @@ def _table() -> dict[str, dict[str, Any]]:
 class EDM2:
     """The EDM2 network F; the defaults are the published EDM2-XS for 64 x 64 x 4 latents of 512 x 512 ImageNet.
 
-    It belongs to gen.path.EDM (which tells it ln(sigma) / 4), gen.param.EDM and gen.objectives.uncertainty; it runs
-    with any other. width, multipliers, blocks, attention: as in gen.models.unet. head_width: channels of a head of
-    attention. dropout: .1 for M and larger. bandwidth: of the random waves that t goes through. label_balance: how much
-    the class counts beside the time; concat_balance: the shortcut beside the main path; residual_balance and
-    attention_balance: what a block adds. clip: bound on activations. uncertainty: waves in the head u(t), the
-    log-variance of the error, which is part of the published weights but trained only by that objective; 0 for none.
-    lr_scale: factor on the learning rate; weights of magnitude 1 want a higher one than the recipes of other networks.
+    It belongs to gen.diffusion.path.EDM (which tells it ln(sigma) / 4), gen.diffusion.parameterisation.EDM and
+    gen.training.objectives.uncertainty; it runs with any other. width, multipliers, blocks, attention: as in
+    gen.models.unet. head_width: channels of a head of attention. dropout: .1 for M and larger. bandwidth: of the random
+    waves that t goes through. label_balance: how much the class counts beside the time; concat_balance: the shortcut
+    beside the main path; residual_balance and attention_balance: what a block adds. clip: bound on activations.
+    uncertainty: waves in the head u(t), the log-variance of the error, which is part of the published weights but
+    trained only by that objective; 0 for none. lr_scale: factor on the learning rate; weights of magnitude 1 want a
+    higher one than the recipes of other networks.
 
     Published training: Adam (.9, .99) at batch 2048 with lr .017, .012, .010, .009, .008, .007, .0065 for XXS ... XXL,
-    gen.schedules.InverseSqrt with 4883 updates of warm-up and 70,000 (35,000 for img64) flat ones, ln(sigma) normal
-    with mean -.4 and deviation 1 (img64: -.8 and 1.6), no clipping, no label dropout.
+    gen.training.schedules.InverseSqrt with 4883 updates of warm-up and 70,000 (35,000 for img64) flat ones, ln(sigma)
+    normal with mean -.4 and deviation 1 (img64: -.8 and 1.6), no clipping, no label dropout.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.tap import Tap
 from gen.models.dit import DiT
 from gen.models.layers.around import Around
-from gen.spec import build, part
-from gen.tap import Tap
 
 __all__ = ["Energy", "EnergyNet"]
 

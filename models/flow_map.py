@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.tap import Chain, Compute, Tap
 from gen.models.dit import DiT
 from gen.models.layers.around import Around, state_shape
 from gen.models.layers.embed import TimeEmbedding
-from gen.spec import build, part
-from gen.tap import Chain, Compute, Tap
 
 __all__ = ["FlowMap", "FlowMapNet"]
 

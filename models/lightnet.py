@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, through, visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.lightnet import Lrpe, MdTpe, Mixer
 from gen.models.layers.patch import unpatchify
-from gen.tap import Tap
 
 __all__ = ["LightNet", "LightNetNet"]
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from gen.diffusion.tap import Tap
 from gen.models.layers import family, init
 from gen.models.layers.block import visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
-from gen.tap import Tap
 
 __all__ = ["MLP", "MLPNet"]
 

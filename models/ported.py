@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, Flow, expand
+from gen.diffusion.tap import Tap
 from gen.models.dit import DiT
 from gen.models.layers.around import Around
-from gen.param import EDM as EDMParam
-from gen.param import Flow as FlowParam
-from gen.path import EDM, Flow, expand
-from gen.spec import build, part
-from gen.tap import Tap
 
 __all__ = ["Ported", "PortedNet"]
 
@@ -36,10 +36,10 @@ class Ported:
     presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"inner": DiT.preset(name)} for name in DiT.presets}
 
     inner: Any = part("models", default=DiT())
-    path: Any = part("path", default=EDM())
-    param: Any = part("param", default=EDMParam())
-    to_path: Any = part("path", default=Flow())
-    to_param: Any = part("param", default=FlowParam())
+    path: Any = part("diffusion.path", default=EDM())
+    param: Any = part("diffusion.parameterisation", default=EDMParam())
+    to_path: Any = part("diffusion.path", default=Flow())
+    to_param: Any = part("diffusion.parameterisation", default=FlowParam())
     reach: float = 1e5
 
     def __post_init__(self) -> None:

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError, nearest
+from gen.config.errors import UserError, nearest
+from gen.config.spec import build, part
+from gen.diffusion.tap import Compute, Skip, Tap
 from gen.models.dit import DiT
 from gen.models.layers.around import Around, state_shape
-from gen.spec import build, part
-from gen.tap import Compute, Skip, Tap
 
 __all__ = ["Pruned", "PrunedNet"]
 

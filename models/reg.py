@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.dit import DiT, DiTNet
 from gen.models.layers import family
 from gen.models.layers.block import modulate, visit
-from gen.tap import Tap
 
 __all__ = ["REG", "REGNet"]
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, through, visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
@@ -21,7 +22,6 @@ from gen.models.layers.patch import unpatchify
 from gen.models.layers.rope import Rope
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.ssm.s4d import S4D
-from gen.tap import Tap
 
 __all__ = ["SSM", "SSMNet"]
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.tap import Tap
 from gen.kernels.attention import EVERYONE
 from gen.kernels.rules import BlockCausal, Rule
 from gen.models.layers import family
 from gen.models.layers.block import through, visit
 from gen.models.layers.text import Sight, TextBlock, angles
-from gen.predict import Memory, Span
-from gen.spec import build, part
-from gen.tap import Tap
+from gen.text.predictor import Memory, Span
 
 __all__ = ["Text", "TextNet"]
 
@@ -72,11 +72,11 @@ class Text:
     shift: int = 0
     mask: int = 257
     stops: tuple[int, ...] = (256,)
-    tokenizer: Any = part("tokenizers", default=None)
+    tokenizer: Any = part("text.tokenizers", default=None)
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
-            object.__setattr__(self, "tokenizer", build("tokenizers", self.tokenizer))
+            object.__setattr__(self, "tokenizer", build("text.tokenizers", self.tokenizer))
         object.__setattr__(self, "stops", tuple(self.stops))
         family.at_least(self, vocab=2, length=1, width=2, depth=1, heads=1)
         for name in ("kv_heads", "hidden", "block"):
@@ -118,7 +118,7 @@ class Text:
 
 
 class TextNet(nn.Module):
-    """net(tokens int64 [B, N]) -> logits [B, N, vocab]; with `at` only those of places [B, W]. See gen.predict.
+    """net(tokens int64 [B, N]) -> logits [B, N, vocab]; with `at` only those of places [B, W]. See gen.text.predictor.
 
     Sites: what is added, "blocks.3" and inside it "blocks.3.attn" and "blocks.3.mlp"; whole values, "trunk" (embedded
     tokens [B, F, width] -> after the last block), inside it "hidden.3", and "final" (the states of the wanted places ->
@@ -196,10 +196,10 @@ class TextNet(nn.Module):
     ) -> Tensor:
         """Logits [B, W, vocab] of the tokens at places `at` int64 [B, W], or of all N.
 
-        lengths, memory, span: see gen.predict. For training, attend: bool [N, N] or [B, N, N], what a place (row) sees
-        (column), in the place of the network's own rule and of lengths. positions: int64 [N] or [B, N], the places that
-        the rotary angles mean. Place i is predicted by the output at i - shift, place 0 always by its own, whatever
-        attend and positions say.
+        lengths, memory, span: see gen.text.predictor. For training, attend: bool [N, N] or [B, N, N], what a place
+        (row) sees (column), in the place of the network's own rule and of lengths. positions: int64 [N] or [B, N], the
+        places that the rotary angles mean. Place i is predicted by the output at i - shift, place 0 always by its own,
+        whatever attend and positions say.
         """
         self._check(tokens, lengths, at, memory, span, attend, positions)
         if memory is not None and span is not None and at is not None:

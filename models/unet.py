@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.models.layers import family
 from gen.models.layers.block import visit
 from gen.models.layers.conv import PixelAttention, ResBlock, through, zero
 from gen.models.layers.embed import waves
-from gen.tap import Tap
 
 __all__ = ["UNet", "UNetNet"]
 

@@ -28,20 +28,20 @@ from statistics import median
 import torch
 
 import gen
-from gen.denoise import Denoiser
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Context, Placed
 from gen.models.dit import DiT
-from gen.noise import Noise, sample_seeds
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.sample import integrate
-from gen.samplers.caches.along.lam import Lam
+from gen.samplers.caches.coordinates.lam import Lam
 from gen.samplers.caches.custom import Custom
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.predictors.newton import Newton
 from gen.samplers.caches.taylorseer import TaylorSeer
 from gen.samplers.caches.taylorseer_lite import TaylorSeerLite
-from gen.samplers.caches.what.newton import Newton
-from gen.samplers.caches.when.interval import Interval
 from gen.samplers.solvers.euler import Euler
-from gen.tap import Context, Placed
 
 
 def random_dit():
@@ -116,8 +116,8 @@ def measure(name, f, shape, classes, batch, steps, interval, rounds, loops):
     bench = Bench(f, shape, classes, batch)
     plain, _ = bench.loop(None, steps)
     rows, latency = [], {}
-    lite, lam = TaylorSeerLite(interval), TaylorSeerLite(interval, along=Lam(f.path))
-    newton = Custom(when=Interval(interval, warmup=3), what=Newton(2), sites=("trunk",))
+    lite, lam = TaylorSeerLite(interval), TaylorSeerLite(interval, coordinate=Lam(f.path))
+    newton = Custom(policy=Interval(interval, warmup=3), predictor=Newton(2), sites=("trunk",))
     caches = {"taylorseer": TaylorSeer(interval), "lite": lite, "lite, lam": lam, "lite, Newton": newton}
     for label, cache in caches.items():
         x, report = bench.loop(cache, steps)

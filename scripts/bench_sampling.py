@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from gen.path import Flow, Prediction
-from gen.sample import integrate
+from gen.diffusion.path import Flow, Prediction
+from gen.diffusion.sampling import integrate
 from gen.samplers.solvers.euler import Euler
 
 

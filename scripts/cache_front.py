@@ -26,7 +26,8 @@ from dataclasses import replace
 import torch
 
 import gen
-from gen.errors import UserError
+from gen.config.checkpoint import write_json
+from gen.config.errors import UserError
 from gen.eval.estimate import Estimate
 from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard, table
@@ -34,7 +35,6 @@ from gen.eval.ranking import front, groups, rival
 from gen.eval.record import identity
 from gen.eval.reference import Reference
 from gen.eval.throughput import Turns, spread
-from gen.manifest import write_json
 
 EVERY = ("fora", "taylorseer", "taylorseer_lite")  # caches with an interval
 BELOW = ("cg_taylor", "fbcache", "teacache")  # caches with a threshold

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from gen import manifest
-from gen.objectives.denoise import Denoising
-from gen.run import Run, Sampler
-from gen.train import train
+from gen.config import checkpoint as checkpoints
+from gen.training.objectives.denoise import Denoising
+from gen.training.run import Run, Sampler
+from gen.training.trainer import train
 
 
 def tiny(steps: int) -> Run:
@@ -65,13 +65,15 @@ def kill_once(folder: Path, seconds: float) -> None:
 
 def step_of(folder: Path) -> int:
     """The step of the newest checkpoint; a damaged one would warn, and warnings are errors here."""
-    place = manifest.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
-    return 0 if place is None else int(manifest.read(place)["step"])
+    place = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    return 0 if place is None else int(checkpoints.read(place)["step"])
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    info = manifest.read(folder / "final")
-    return {f"{n}/{k}": v for n in info["files"] for k, v in manifest.read_tensors(folder / "final", n, info).items()}
+    info = checkpoints.read(folder / "final")
+    return {
+        f"{n}/{k}": v for n in info["files"] for k, v in checkpoints.read_tensors(folder / "final", n, info).items()
+    }
 
 
 def torture(folder: Path, kills: int, seed: int) -> dict[str, object]:

@@ -40,19 +40,19 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from gen.config.spec import build
 from gen.data.mixture import Mixture
-from gen.denoise import Denoiser
-from gen.distill._consistency import Decay
-from gen.distill._score import energy_distance
-from gen.distill._sequence import TeacherSequence, fill
-from gen.noise import Noise, derive
-from gen.objectives import Batch
-from gen.param import Flow as FlowParam
-from gen.path import Flow, Prediction
-from gen.run import Sampler
-from gen.sample import integrate
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, derive
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow, Prediction
+from gen.diffusion.sampling import integrate
+from gen.distillers.lib.consistency import Decay
+from gen.distillers.lib.score import energy_distance
+from gen.distillers.lib.sequence import TeacherSequence, fill
 from gen.samplers.solvers.recovery import Recovery
-from gen.spec import build
+from gen.training.objectives import Batch
+from gen.training.run import Sampler
 
 DATA = Mixture(dim=2, modes=8, std=0.15, radius=1.4)  # about unit deviation along either axis
 MODEL = build("models", "mlp", channels=2, width=64, depth=3, time_scale=4.0)
@@ -84,7 +84,7 @@ def plans() -> dict[str, Plan]:
     Where scores are matched the student starts at t = 0.8: at 1 a denoiser says the mean whatever the noise, and a
     student that begins as a point becomes a circle through the modes.
     """
-    by, times = partial(build, "distill"), {"name": "uniform", "low": 0.1, "high": 0.95}
+    by, times = partial(build, "distillers"), {"name": "uniform", "low": 0.1, "high": 0.95}
     early = {"name": "linear", "start": 0.8}
     kl = {"scale": "kl", "times": times, "critic_steps": 4, "grid": early}
     ratio = {**kl, "features": "fake", "hidden": 32}
@@ -146,7 +146,7 @@ class Workshop:
         self.noise = Quick((derive("pairs", seed),), pairs).normal("start", DATA.shape)
         self.ends = walk(self.teacher, self.noise, Sampler("heun", steps=32))
         torch.manual_seed(seed)
-        self.begun = self.train(Plan(build("objectives", "denoise")), MODEL.build(), "denoiser")
+        self.begun = self.train(Plan(build("training.objectives", "denoise")), MODEL.build(), "denoiser")
         self.made: dict[str, tuple[nn.Module, float]] = {}
 
     def student(self, name: str, every: dict[str, Plan]) -> tuple[nn.Module, float]:

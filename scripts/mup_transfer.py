@@ -22,13 +22,13 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
 
-from gen.log import read_metrics
+from gen.config.spec import override
 from gen.models.dit import DiT
-from gen.optim.adamw import AdamW
-from gen.recipes.digits import digits
-from gen.schedules import Cosine
-from gen.spec import override
-from gen.train import train
+from gen.training.log import read_metrics
+from gen.training.optim.adamw import AdamW
+from gen.training.recipes.digits import digits
+from gen.training.schedules import Cosine
+from gen.training.trainer import train
 
 
 def main() -> None:

@@ -28,12 +28,12 @@ from datetime import UTC, datetime
 import torch
 
 import gen
-from gen.errors import UserError, nearest
+from gen.config.checkpoint import read_json, write_json
+from gen.config.errors import UserError, nearest
+from gen.config.spec import find, override
 from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard
-from gen.log import read_metrics
-from gen.manifest import read_json, write_json
-from gen.spec import find, override
+from gen.training.log import read_metrics
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
@@ -66,7 +66,7 @@ def one(job):
             entry["method"], teacher, folder, changes=dict(flat(study.get("students", {}))) | changes, quiet=True
         )
     else:
-        run = override(find(study["recipe"], "recipes")(), dict(flat(study.get("set", {}))) | changes)
+        run = override(find(study["recipe"], "training.recipes")(), dict(flat(study.get("set", {}))) | changes)
         gen.train(run, folder, quiet=True)
     seconds = time.perf_counter() - began
     rows = [measured(folder, name, seed, steps, samples) for steps in entry.get("evaluate", [None])]

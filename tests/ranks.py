@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from gen.processes import leave
+from gen.training.distributed import leave
 
 ROOT = Path(__file__).resolve().parents[1]
 

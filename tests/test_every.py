@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from gen.cli.list import FOLDERS
-from gen.denoise import Counted, Denoiser
-from gen.noise import Noise, sample_seeds
-from gen.param import V
-from gen.path import DDPM, EDM, Flow, Trig
-from gen.sample import integrate
+from gen.config.spec import build, describe, find, name_of, names, spec_of
+from gen.diffusion.denoiser import Counted, Denoiser
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.parameterisation import V
+from gen.diffusion.path import DDPM, EDM, Flow, Trig
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian, Mixture, measured_order, runge_kutta
 from gen.samplers.caches.custom import Custom
-from gen.spec import build, describe, find, name_of, names, spec_of
-from gen.testing import Gaussian, Mixture, measured_order, runge_kutta
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 
@@ -42,7 +42,10 @@ def needs_fields(thing):
     return any(f.init and f.default is missing and f.default_factory is missing for f in dataclasses.fields(thing))
 
 
-PATHS = [*every("path"), *(pytest.param(DDPM(kind), id=f"ddpm-{kind}") for kind in ("cosine", "scaled_linear"))]
+PATHS = [
+    *every("diffusion.path"),
+    *(pytest.param(DDPM(kind), id=f"ddpm-{kind}") for kind in ("cosine", "scaled_linear")),
+]
 SOLVERS, GRIDS = every("samplers.solvers"), every("samplers.grids")
 GUIDES = names("samplers.guides")
 
@@ -313,10 +316,12 @@ def test_a_grid_falls_from_near_noise_to_data(grid, path, steps):
 SETTLED = {"mask": {"mask": (True, True, False, False) * 3}, "magnitude": {"ratios": (1.0,) * 12}}
 SETTLED |= {"residual": {"warmup": 2}, "indicator": {"warmup": 2}}  # a slope needs two snapshots
 POLICIES = [
-    pytest.param(Custom(when={"name": name, **SETTLED.get(name, {})}, sites=("trunk",)), id=f"when-{name}")
-    for name in names("samplers.caches.when")
+    pytest.param(Custom(policy={"name": name, **SETTLED.get(name, {})}, sites=("trunk",)), id=f"policy-{name}")
+    for name in names("samplers.caches.policies")
 ]
-PREDICTORS = [pytest.param(Custom(what=name), id=f"what-{name}") for name in names("samplers.caches.what")]
+PREDICTORS = [
+    pytest.param(Custom(predictor=name), id=f"predictor-{name}") for name in names("samplers.caches.predictors")
+]
 CACHES = [*every("samplers.caches", ddt_shared={"sites": ("trunk",)}), *POLICIES, *PREDICTORS]
 ROWS = f64(1.0, 0.4, 2.5)[:, None]
 
@@ -335,12 +340,13 @@ def turned_off(cache):
     off = {"interval": 1, "threshold": 0.0, "keep": 1.0}
     fields = {f.name for f in dataclasses.fields(cache)} & set(off)
     if isinstance(cache, Custom):
-        return dataclasses.replace(cache, when=turned_off(cache.when))
+        return dataclasses.replace(cache, policy=turned_off(cache.policy))
     return dataclasses.replace(cache, **{name: off[name] for name in fields} or {"mask": ()})
 
 
-@pytest.mark.parametrize("folder", [f"samplers.caches{rest}" for rest in ("", ".when", ".what", ".along")])
-def test_a_cache_s_spec_builds_an_equal_thing(folder):
+@pytest.mark.parametrize("part", ["", ".policies", ".predictors", ".coordinates"])
+def test_a_cache_s_spec_builds_an_equal_thing(part):
+    folder = f"samplers.caches{part}"
     for (thing,) in (param.values for param in every(folder)):
         assert build(folder, json.loads(json.dumps(spec_of(thing)))) == thing
         assert len(describe(type(thing))) >= 10
@@ -367,7 +373,7 @@ def test_features_that_a_predictor_can_follow_cost_nothing(cache, degree):
     """Constant ones for all; affine ones for what extrapolates: the wrong direction would double their change."""
     net = Toy(degree)
     cache = ready(cache, net)
-    if degree > cache.start(12).what.degree:
+    if degree > cache.start(12).predictor.degree:
         pytest.skip("a predictor for constant features")
     run = cache.start(12)
     got, exact = walk(net, run, contexts(12), ROWS), walk(net, None, contexts(12), ROWS)

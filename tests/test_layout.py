@@ -18,8 +18,11 @@ import pytest
 from gen.cli.list import FOLDERS
 
 ROOT = Path(__file__).resolve().parents[1]
-LINKED = ("distill", "eval", "kernels", "models", "samplers")
-HOUSE = ("gen", *LINKED)
+# The link in gen/, which is the import name, and the folder that it leads to. `gen.distill` is a function, so the
+# package of distillers has a name of its own.
+LINKED = {"distillers": "distill", "eval": "eval", "kernels": "kernels", "models": "models", "samplers": "samplers"}
+IMPORT_NAME = {folder: link for link, folder in LINKED.items()}
+HOUSE = ("gen", *LINKED.values())
 
 # Who may import whom; themselves always. `gen` names the others only at run time.
 ARROWS = {
@@ -28,7 +31,7 @@ ARROWS = {
     "models": {"gen", "kernels"},
     "samplers": {"gen"},
     "eval": {"gen"},
-    "distill": {"gen", "samplers"},
+    "distillers": {"gen", "samplers"},
 }
 # Packages that may be imported at the top of a file; the others cost time, or may be missing, where nobody needs them.
 LIGHT = {"torch", "numpy", "safetensors", "triton", "torchmetrics"}
@@ -85,15 +88,15 @@ PRODUCT = [pytest.param(path, id=name(path)) for path in sources(*HOUSE, "script
 
 @pytest.mark.parametrize("path", IN_THE_HOUSE)
 def test_imports_follow_the_arrows(path):
-    here = path.relative_to(ROOT).parts[0]
+    here = IMPORT_NAME.get(path.relative_to(ROOT).parts[0], "gen")
     cli = here == "gen" and path.relative_to(ROOT).parts[1] == "cli"  # verbs are scripts: they may use all
     for node in walk(tree(path)):
         for dotted in modules(node):
             assert dotted != "relative", f"{name(path)}:{node.lineno} imports relatively; write gen.{here}. ..."
             there = room(dotted)
-            allowed = set(HOUSE) if cli else ARROWS[here] | {here}
+            allowed = set(ARROWS) if cli else ARROWS[here] | {here}
             assert there is None or there in allowed, f"{name(path)}:{node.lineno}: {here} may not import {dotted}"
-            assert dotted.split(".")[0] not in LINKED, f"{name(path)}:{node.lineno} imports {dotted} without gen."
+            assert dotted.split(".")[0] not in IMPORT_NAME, f"{name(path)}:{node.lineno} imports {dotted} without gen."
 
 
 @pytest.mark.parametrize("path", IN_THE_HOUSE)
@@ -107,21 +110,21 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
             )
 
 
-@pytest.mark.parametrize("folder", LINKED)
-def test_links_lead_to_the_folders(folder):
-    link = ROOT / "gen" / folder
+@pytest.mark.parametrize(("link", "folder"), LINKED.items())
+def test_links_lead_to_the_folders(link, folder):
+    link = ROOT / "gen" / link
     assert link.resolve() == ROOT / folder
     if link.is_symlink():  # a clone without links has the package-dir of pyproject.toml
         assert str(link.readlink()) == f"../{folder}"
 
 
-@pytest.mark.parametrize("folder", LINKED)
-def test_a_bare_import_is_refused(folder):
+@pytest.mark.parametrize(("link", "folder"), LINKED.items())
+def test_a_bare_import_is_refused(link, folder):
     bare = "from kernels import attention" if folder == "kernels" else f"import {folder}"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {bare}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"ImportError: import gen.{folder}, not {folder}" in done.stderr
+    assert f"ImportError: import gen.{link}, not {folder}" in done.stderr
 
 
 def test_pyproject_lists_the_packages_that_are_there():
@@ -130,10 +133,11 @@ def test_pyproject_lists_the_packages_that_are_there():
     for path in sources(*HOUSE):
         if path.name == "__init__.py":
             dotted = ".".join(path.parent.relative_to(ROOT).parts)
-            there.add(dotted if dotted.split(".")[0] == "gen" else f"gen.{dotted}")
+            top, _, rest = dotted.partition(".")
+            there.add(dotted if top == "gen" else f"gen.{IMPORT_NAME[top]}" + (rest and f".{rest}"))
     assert set(settings["packages"]) == there
     assert len(settings["packages"]) == len(there)
-    assert settings["package-dir"] == {"gen": "gen", **{f"gen.{folder}": folder for folder in LINKED}}
+    assert settings["package-dir"] == {"gen": "gen", **{f"gen.{link}": folder for link, folder in LINKED.items()}}
 
 
 @pytest.mark.parametrize("path", IN_THE_HOUSE)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gen.path import Flow
-from gen.sample import integrate
-from gen.spec import build
-from gen.testing import measured_order
+from gen.config.spec import build
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import measured_order
 from tests.test_every import mixture
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

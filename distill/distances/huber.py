@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 __all__ = ["Huber"]
 

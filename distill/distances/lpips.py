@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from gen.errors import MissingDependency, UserError
+from gen.config.errors import MissingDependency, UserError
 
 __all__ = ["Lpips"]
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gen.denoise import Cond
-from gen.errors import UserError
-from gen.images import to_uint8
-from gen.spec import build, part
+from gen.config.errors import UserError
+from gen.config.images import to_uint8
+from gen.config.spec import build, part
+from gen.diffusion.denoiser import Cond
 
 __all__ = ["Classifier"]
 

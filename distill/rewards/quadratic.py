@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.denoise import Cond
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond
 
 __all__ = ["Quadratic"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gen.errors import MissingDependency, UserError
+from gen.config.errors import MissingDependency, UserError
 
 __all__ = ["DigitsCNN", "Extractor", "Net", "train"]
 

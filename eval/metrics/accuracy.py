@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.estimate import Estimate
 
 __all__ = ["Accuracy"]

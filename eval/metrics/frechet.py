@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.estimate import Estimate, check_rows
 
 __all__ = ["Frechet", "Moments"]

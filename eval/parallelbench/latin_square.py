@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import ascii_uppercase, digits
 
-from gen.errors import UserError
-from gen.eval.parallelbench._copy import prompt_in
-from gen.eval.parallelbench._rules import square
-from gen.eval.parallelbench._sample import Question, ask, choose, seed_of
+from gen.config.errors import UserError
+from gen.eval.parallelbench.lib.copy import prompt_in
+from gen.eval.parallelbench.lib.rules import square
+from gen.eval.parallelbench.lib.sample import Question, ask, choose, seed_of
 
 __all__ = ["LatinSquare"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gen import oracle
+from gen.config.errors import UserError
 from gen.data.lists import Lists
-from gen.errors import UserError
-from gen.oracle import Joint
+from gen.text import worlds as oracle
+from gen.text.worlds import Joint
 
 __all__ = ["ListTask"]
 

@@ -10,11 +10,11 @@ from functools import cached_property
 from itertools import product
 from typing import Literal
 
-from gen.errors import UserError
-from gen.eval.parallelbench._copy import names_in, prompt_in
-from gen.eval.parallelbench._names import FIRST, LAST
-from gen.eval.parallelbench._rules import TASKS, expected, parse, solves, text_of
-from gen.eval.parallelbench._sample import Question, ask, buckets, choose, seed_of
+from gen.config.errors import UserError
+from gen.eval.parallelbench.lib.copy import names_in, prompt_in
+from gen.eval.parallelbench.lib.names import FIRST, LAST
+from gen.eval.parallelbench.lib.rules import TASKS, expected, parse, solves, text_of
+from gen.eval.parallelbench.lib.sample import Question, ask, buckets, choose, seed_of
 
 __all__ = ["WaitingLine"]
 

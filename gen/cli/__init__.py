@@ -12,7 +12,8 @@ and, if it is set up by a frozen dataclass such as a Run,
 Then every option the parser does not know is a change to that dataclass: `--optim.lr 2e-4`, `--optim.lr=2e-4`.
 run(args) finds the changed dataclass in `args.settings` and the changes, as text by key, in `args.overrides`;
 `--print-config` prints it as JSON and stops; `--help` behind the other arguments lists its keys and their values.
-Values and names are checked by gen.spec, as in files: static types cannot express a registry that anyone may add to.
+Values and names are checked by gen.config.spec, as in files: static types cannot express a registry that anyone may add
+to.
 
 Verbs import torch, and all that needs it, inside their functions: `gen --help` loads none of it.
 Exit codes: 0 done, 1 a bug or a broken installation, 2 wrong input, 3 something optional is missing, 4 a loss or sample

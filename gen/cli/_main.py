@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import gen
 import gen.cli
-from gen.errors import MissingDependency, NonFinite, UserError, nearest
+from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
 
 __all__ = ["main", "verbs"]
 
@@ -70,7 +70,7 @@ def _dispatch(words: list[str]) -> int:
         return _help(verb, parser, [word for word in words[1:] if word not in ("-h", "--help")])
     args = _parse(verb, parser, words[1:])
     if getattr(args, "print_config", False):
-        from gen.spec import spec_of
+        from gen.config.spec import spec_of
 
         print(json.dumps(spec_of(args.settings, named=False), indent=2))
         return 0
@@ -109,7 +109,7 @@ def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Name
     args = parser.parse_args(words)
     args.overrides = changes
     if hasattr(verb, "settings"):
-        from gen.spec import override
+        from gen.config.spec import override
 
         try:
             args.settings = override(verb.settings(args), changes)
@@ -163,7 +163,7 @@ def _help(verb: ModuleType, parser: _Parser, words: list[str]) -> int:
 
 def _flatten(settings: Any) -> list[tuple[str, str]]:
     """Dotted keys and their values as one would type them."""
-    from gen.spec import spec_of
+    from gen.config.spec import spec_of
 
     def walk(spec: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
         rows = []

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.errors import UserError, nearest
+from gen.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(part: str, where: Where, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
     """Measures the cases of a part that are not in its file yet, and writes it after each; the names of wrong ones."""
+    from gen.config.checkpoint import write_json
     from gen.eval.bench import ceiling
     from gen.eval.bench_page import table
-    from gen.manifest import write_json
 
     path = folder / f"{part}.json"
     old = _read(path) if args.resume and path.exists() else {"cases": []}
@@ -119,7 +119,7 @@ def _later(done: dict[str, Any], now: list[Any]) -> list[Any]:
 
 
 def _cases(part: str, where: Where, only: str | None) -> Iterator[Case]:
-    from gen.spec import find
+    from gen.config.spec import find
 
     for case in find(part, "cli.benches")(where):
         if only is None or only in case.name:
@@ -155,7 +155,7 @@ def _about(part: str, where: Where, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from gen.eval.evaluate import machine
-    from gen.resume import versions
+    from gen.training.resume import versions
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = {name: _version(name) for name in PACKAGES}
@@ -196,7 +196,7 @@ def _version(package: str) -> str | None:
 
 def _read(path: Path) -> Any:
     """What a file of this verb holds; UserError for what is none."""
-    from gen.manifest import read_json
+    from gen.config.checkpoint import read_json
 
     file: Any = read_json(path)
     cases = file.get("cases") if isinstance(file, dict) and file.get("format") == FORMAT else None

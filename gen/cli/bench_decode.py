@@ -14,10 +14,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.errors import UserError, nearest
+from gen.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from gen.decoding import Decoding
+    from gen.text.contracts import Decoding
 
 __all__ = ["add_arguments", "run"]
 
@@ -49,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gen.config.checkpoint import write_json
     from gen.eval.decoding import bench, collect, table
     from gen.eval.decoding_page import page
-    from gen.manifest import write_json
     from gen.pipeline import load
-    from gen.text import TextPipeline
+    from gen.text.pipeline import TextPipeline
 
     pipeline = load(args.run, args.weights, args.device)
     if not isinstance(pipeline, TextPipeline):
@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
 def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
     """The tasks that are named, or all of the run's data."""
     from gen.cli.sample import _spec
+    from gen.config.spec import build
     from gen.data.lists import Lists
-    from gen.eval.parallelbench._rules import TASKS
+    from gen.eval.parallelbench.lib.rules import TASKS
     from gen.eval.parallelbench.lists import ListTask
-    from gen.spec import build
 
     data = getattr(pipeline.data, "of", pipeline.data)  # a student's are its teacher's answers to prompts of these
     own = data.tasks if isinstance(data, Lists) else ()

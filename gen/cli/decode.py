@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 if TYPE_CHECKING:
-    from gen.decoding import Decoding
-    from gen.text import TextPipeline, Texts
+    from gen.text.contracts import Decoding
+    from gen.text.pipeline import TextPipeline, Texts
 
 __all__ = ["add_arguments", "run", "settings"]
 
@@ -46,11 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(args: argparse.Namespace) -> Decoding:
     """The run's way of decoding, with what the options say; keys (--blocks.sub 8, --stops eos) change it further."""
     from gen.cli.sample import _spec
-    from gen.decoding import Decoding
-    from gen.manifest import read
+    from gen.config.checkpoint import read
+    from gen.config.spec import override
     from gen.pipeline import locate
-    from gen.run import run_from
-    from gen.spec import override
+    from gen.text.contracts import Decoding
+    from gen.training.run import run_from
 
     place = locate(args.run)
     how = run_from(read(place, verify=False)["run"]).sampler
@@ -67,7 +67,7 @@ def settings(args: argparse.Namespace) -> Decoding:
 def run(args: argparse.Namespace) -> int:
     from gen.cli.sample import _spec
     from gen.pipeline import load
-    from gen.text import TextPipeline
+    from gen.text.pipeline import TextPipeline
 
     prompts = list(args.prompt or ())
     if args.prompts is not None:

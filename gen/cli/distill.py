@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gen.cli.train import add_run_options, typed
 
 if TYPE_CHECKING:
-    from gen.run import Run
+    from gen.training.run import Run
 
 __all__ = ["add_arguments", "run", "settings"]
 
@@ -27,13 +27,13 @@ def settings(args: argparse.Namespace) -> Run:
     """The teacher's run under the method's objective: what a student's run starts from."""
     from dataclasses import replace
 
-    from gen.manifest import read
+    from gen.config.checkpoint import read
+    from gen.config.spec import build
     from gen.pipeline import locate
-    from gen.run import run_from
-    from gen.spec import build
+    from gen.training.run import run_from
 
     taught = run_from(read(locate(args.teacher), verify=False)["run"])
-    return replace(taught, objective=build("distill", args.method))
+    return replace(taught, objective=build("distillers", args.method))
 
 
 def run(args: argparse.Namespace) -> int:

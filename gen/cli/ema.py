@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.posthoc import reconstruct
+    from gen.training.posthoc_ema import reconstruct
 
     made = reconstruct(args.run, args.std, args.output, step=args.step)
     source = f"{made.checkpoints} checkpoints with {made.profiles} averages"

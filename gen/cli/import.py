@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(done: Imported, name: str) -> str:
     """What became of every tensor, and the conventions the folder now carries."""
-    from gen.spec import spec_of
+    from gen.config.spec import spec_of
 
     reasons = sorted(set(done.dropped.values()))
     rows = {
@@ -65,8 +65,8 @@ def _report(done: Imported, name: str) -> str:
 
 def _conventions(done: Imported) -> dict[str, str]:
     """How an image model's output is meant, or how a text model is decoded."""
-    from gen.decoding import Decoding
-    from gen.spec import spec_of
+    from gen.config.spec import spec_of
+    from gen.text.contracts import Decoding
 
     sampler = done.run.sampler
     if isinstance(sampler, Decoding):

@@ -9,13 +9,13 @@ import argparse
 import json
 import shutil
 
-from gen.errors import UserError, nearest
+from gen.config.errors import UserError, nearest
 
 __all__ = ["FOLDERS", "add_arguments", "run"]
 
 # The folders and modules whose names a spec may use, in the order one meets them.
 FOLDERS = (
-    "recipes",
+    "training.recipes",
     "data",
     "models",
     "models.autoencoders",
@@ -23,26 +23,26 @@ FOLDERS = (
     "models.engines",
     "models.interop.public",
     "models.interop.text",
-    "tokenizers",
-    "path",
-    "mask",
-    "param",
-    "times",
-    "weighting",
-    "objectives",
-    "distill",
-    "distill.rewards",
-    "distill.distances",
-    "optim",
-    "schedules",
-    "ema",
+    "text.tokenizers",
+    "diffusion.path",
+    "text.mask_path",
+    "diffusion.parameterisation",
+    "diffusion.times",
+    "diffusion.weighting",
+    "training.objectives",
+    "distillers",
+    "distillers.rewards",
+    "distillers.distances",
+    "training.optim",
+    "training.schedules",
+    "training.ema",
     "samplers.solvers",
     "samplers.grids",
     "samplers.guides",
     "samplers.caches",
-    "samplers.caches.when",
-    "samplers.caches.what",
-    "samplers.caches.along",
+    "samplers.caches.policies",
+    "samplers.caches.predictors",
+    "samplers.caches.coordinates",
     "samplers.policies",
     "samplers.blocks",
     "samplers.kv",
@@ -87,6 +87,6 @@ def _folder(given: str) -> str:
 
 
 def _lines(folder: str) -> dict[str, str]:
-    from gen.spec import describe, find, names
+    from gen.config.spec import describe, find, names
 
     return {name: describe(find(name, folder)) for name in names(folder)}

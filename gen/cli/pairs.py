@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 if TYPE_CHECKING:
-    from gen.run import Sampler
+    from gen.training.run import Sampler
 
 __all__ = ["add_arguments", "run", "settings"]
 
@@ -37,16 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Sampler:
     """How the teacher is sampled, before any change."""
-    from gen.run import Sampler
+    from gen.training.run import Sampler
 
     return Sampler(steps=16)
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.distill._pairs import invert_pairs, make_pairs, real_run
-    from gen.manifest import read
+    from gen.config.checkpoint import read
+    from gen.distillers.lib.pairs import invert_pairs, make_pairs, real_run
     from gen.pipeline import load, locate
-    from gen.run import run_from
+    from gen.training.run import run_from
 
     k, _, m = args.part.partition("/")
     if not (k.isdigit() and m.isdigit() and int(k) < int(m)):

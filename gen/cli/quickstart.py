@@ -32,12 +32,13 @@ def run(args: argparse.Namespace) -> int:
 def quickstart(folder: Path, samples: int = 1000) -> tuple[Path, str]:
     """Teacher, student, and one record for 1, 2, 4, 8, 20 teacher steps and for the student; the page and its table.
 
-    Measured (2026-11-22, two cores of a 2.5 GHz Xeon): 2 min 27 s; the numbers are those of gen.recipes.digits.
+    Measured (2026-11-22, two cores of a 2.5 GHz Xeon): 2 min 27 s; the numbers are those of
+    gen.training.recipes.digits.
     """
     from gen import distill, evaluate, train
     from gen.eval.leaderboard import leaderboard, table
     from gen.eval.reference import Reference
-    from gen.recipes.digits import digits, one_step
+    from gen.training.recipes.digits import digits, one_step
 
     folder.mkdir(parents=True, exist_ok=True)
     print("1/4 teacher: a 0.3 M parameter DiT, rectified flow", flush=True)

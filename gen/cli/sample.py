@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 if TYPE_CHECKING:
     from gen.pipeline import Pipeline, Samples

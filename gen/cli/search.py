@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gen.cli.sample import _spec, add_sampler_options, loaded, sampler_options
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gen.pipeline import Pipeline
-    from gen.run import Sampler
-    from gen.samplers.search._problem import Found, Problem
+    from gen.samplers.search.lib.problem import Found, Problem
+    from gen.training.run import Sampler
 
 __all__ = ["add_arguments", "run"]
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.spec import build, spec_of
+    from gen.config.spec import build, spec_of
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise UserError(f"{args.out} cannot be written: give a file in a folder that exists")
@@ -94,8 +94,8 @@ def _problem(
     """What is searched; the known grids by name; and the sites of the blocks, if they are searched too."""
     import torch
 
-    from gen.samplers.search._problem import Problem, pool_of
-    from gen.spec import build, name_of
+    from gen.config.spec import build, name_of
+    from gen.samplers.search.lib.problem import Problem, pool_of
 
     path = pipeline.denoiser.path
     own = name_of(type(how.grid))
@@ -118,7 +118,7 @@ def _blocks(pipeline: Pipeline) -> list[str]:
     """The network's blocks, as its taps name them."""
     import torch
 
-    from gen.tap import Record
+    from gen.diffusion.tap import Record
 
     record = Record(("blocks.*",))
     x, t = torch.zeros(1, *pipeline.state_shape, device=pipeline.device), torch.tensor(pipeline.denoiser.path.t1 / 2)
@@ -133,8 +133,8 @@ def _blocks(pipeline: Pipeline) -> list[str]:
 
 def _reference(pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], args: argparse.Namespace) -> Any:
     """The trajectory that few steps are compared with; for another fitness none is walked."""
-    from gen.noise import Noise, sample_seeds
-    from gen.samplers.search._reference import Reference
+    from gen.diffusion.noise import Noise, sample_seeds
+    from gen.samplers.search.lib.reference import Reference
 
     if args.fitness != "rmse":
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gen.run import Run
+    from gen.training.run import Run
 
 __all__ = ["add_arguments", "add_run_options", "run", "settings", "typed"]
 
@@ -33,10 +33,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """The run before any change."""
-    from gen.manifest import read, read_json
+    from gen.config.checkpoint import read, read_json
+    from gen.config.spec import find
     from gen.pipeline import locate
-    from gen.run import run_from
-    from gen.spec import find
+    from gen.training.run import run_from
 
     given = Path(args.recipe)
     if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
@@ -44,15 +44,15 @@ def settings(args: argparse.Namespace) -> Run:
     if given.suffix == ".json" or given.is_dir():
         found = read_json(given / "run.json" if given.is_dir() else given)
         return run_from(found.get("run", found))  # a run.json, or what --print-config printed
-    made: Run = find(args.recipe, "recipes")()
+    made: Run = find(args.recipe, "training.recipes")()
     return made
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from gen.processes import first
-    from gen.train import train
+    from gen.training.distributed import first
+    from gen.training.trainer import train
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -7,22 +7,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gen import manifest as checkpoints
-from gen.data._tensors import check_holdout
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.data.lib.tensors import check_holdout
 from gen.data.pairs import PairSet, read_shards
-from gen.errors import UserError
-from gen.spec import build, part
 
 __all__ = ["Answers"]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What gen.distill._answers wrote into a folder: texts, and how they were decoded.
+    """What gen.distillers.lib.answers wrote into a folder: texts, and how they were decoded.
 
     of: the data whose prompts these are; its tokeniser is theirs. holdout: the share, at the end, that "test" opens.
     Items are {"x": int64 [L], "prompt", "length": int64 0-d}, from a length on padded; "when" int64 [L] is the step
-    that committed a place, or the columns of a replay (gen.distill.learn2pd).
+    that committed a place, or the columns of a replay (gen.distillers.learn2pd).
     """
 
     path: str

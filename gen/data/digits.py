@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.data._tensors import Tensors, content_hash, split_indices
+from gen.data.lib.tensors import Tensors, content_hash, split_indices
 
 __all__ = ["Digits"]
 
@@ -18,7 +18,7 @@ class Digits:
     """Handwritten digits, 8 x 8 grey, ten classes: 1437 to train on and 360 held out, always the same ones.
 
     Grey levels 0..16 become [-1, 1] exactly (x / 8 - 1). The split is stratified and depends on nothing but each
-    digit's place in scikit-learn's file (gen.data._tensors.split_indices). Source: the test part of UCI's
+    digit's place in scikit-learn's file (gen.data.lib.tensors.split_indices). Source: the test part of UCI's
     "Optical Recognition of Handwritten Digits".
     """
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen.data._tensors import SPLITS, check_holdout, content_hash, hold_out
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.data.lib.tensors import SPLITS, check_holdout, content_hash, hold_out
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.data._tensors import check_holdout, check_labels, content_hash, hold_out
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.data.lib.tensors import check_holdout, check_labels, content_hash, hold_out
 
 __all__ = ["Latents"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.data._tensors import SPLITS, content_hash
-from gen.errors import UserError, nearest
-from gen.noise import derive
-from gen.tokenizers.words import Words
+from gen.config.errors import UserError, nearest
+from gen.data.lib.tensors import SPLITS, content_hash
+from gen.diffusion.noise import derive
+from gen.text.tokenizers.words import Words
 
 __all__ = ["Lists"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.data._tensors import Tensors, content_hash, split_indices
-from gen.noise import derive
-from gen.path import Path
-from gen.testing import Mixture as World
+from gen.data.lib.tensors import Tensors, content_hash, split_indices
+from gen.diffusion.noise import derive
+from gen.diffusion.path import Path
+from gen.diffusion.worlds import Mixture as World
 
 __all__ = ["Mixture"]
 
@@ -52,7 +52,7 @@ class Mixture:
 
     def open(self, split: str) -> Tensors:
         """The points of "train" or "test"."""
-        from gen.path import Flow
+        from gen.diffusion.path import Flow
 
         generator = torch.Generator().manual_seed(derive("mixture", 0))
         x, y = self.world(Flow()).sample(self.n, generator)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen.data._tensors import Tensors, check_holdout, check_labels, content_hash, hold_out
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.data.lib.tensors import Tensors, check_holdout, check_labels, content_hash, hold_out
 
 __all__ = ["Npz"]
 

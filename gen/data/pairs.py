@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen import manifest as checkpoints
-from gen.errors import UserError
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
 
 __all__ = ["Pairs", "PairSet", "read_shards"]  # noqa: RUF022 - the plug-in comes first
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What gen.distill._pairs wrote: samples and labels, with the seed of each one's noise instead of the noise.
+    """What gen.distillers.lib.pairs wrote: samples and labels, with the seed of each one's noise instead of the noise.
 
     holdout: the share, at the end, that "test" opens. Items are {"x", "y", "origin"}, origin the int64 seed; or, if the
     pairs are of real data, {"x", "y", "noise"}.

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.data._tensors import check_holdout, content_hash, hold_out
-from gen.errors import UserError
-from gen.spec import build, part
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.data.lib.tensors import check_holdout, content_hash, hold_out
 
 __all__ = ["Text"]
 
@@ -32,12 +32,12 @@ class Text:
     """
 
     path: str | None = None
-    tokenizer: Any = part("tokenizers", default="bytes")
+    tokenizer: Any = part("text.tokenizers", default="bytes")
     length: int = 128
     holdout: float = 0.05
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", build("tokenizers", self.tokenizer))
+        object.__setattr__(self, "tokenizer", build("text.tokenizers", self.tokenizer))
         check_holdout(self, self.holdout)
         if self.length < 2:
             raise UserError(f"Text: length = {self.length}; it must be at least 2")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton
+from gen.kernels.lib import triton as _triton
 from gen.kernels.rope import Pairs, prepared
 from gen.kernels.rules import Bidirectional, Rule
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton
+from gen.kernels.lib import triton as _triton
 from gen.kernels.rope import Pairs, prepared
 from gen.kernels.rules import KINDS, Bidirectional, Codes, Rule, decode, encode
 

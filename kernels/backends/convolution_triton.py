@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gen.kernels.backends import _triton
 from gen.kernels.backends.convolution_torch import matrices
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["refuses", "run"]
 

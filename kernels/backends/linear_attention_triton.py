@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["refuses", "run"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from gen.kernels.backends import _triton
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["Packed", "refuses", "run", "unpackable"]
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton, norm_torch
+from gen.kernels.backends import norm_torch
+from gen.kernels.lib import triton as _triton
 
 __all__ = [
     "gated_residual",

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton, rope_torch
+from gen.kernels.backends import rope_torch
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["refuses", "run", "sizes"]
 

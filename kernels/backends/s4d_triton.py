@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton, s4d_torch
+from gen.kernels.backends import s4d_torch
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["refuses", "run"]
 

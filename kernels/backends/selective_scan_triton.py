@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton, selective_scan_whole
+from gen.kernels.backends import selective_scan_whole
 from gen.kernels.backends.selective_scan_torch import save
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["refuses", "run"]
 

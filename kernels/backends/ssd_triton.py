@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gen.kernels.backends import _triton
 from gen.kernels.backends.ssd_torch import by_head, handed_on, in_chunks, joined, quadratic
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["chunked", "quadratic_refuses", "refuses", "whole"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.kernels.backends import _triton
 from gen.kernels.backends.statistics_chunked import Seven, Six, fake, fake_gradient, made, save
+from gen.kernels.lib import triton as _triton
 
 __all__ = ["refuses", "run"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.errors import MissingDependency, UserError
+from gen.config.errors import MissingDependency, UserError
 
 __all__ = ["Diffusers"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.models.encoders._vit import Vit, config_of, pretrained, resample_places
+from gen.models.encoders.lib.vit import Vit, config_of, pretrained, resample_places
 
 __all__ = ["CLIP"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gen.alignment import Features
-from gen.errors import UserError
-from gen.spec import build
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.alignment import Features
 
 __all__ = ["DigitsCNN"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from gen.models.encoders._vit import IMAGENET, Vit, config_of, pretrained, resample_places
+from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_places
 
 __all__ = ["DINOv2"]
 

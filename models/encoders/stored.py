@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from gen.alignment import Features
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.alignment import Features
 
 __all__ = ["Stored"]
 

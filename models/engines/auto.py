@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from gen.kernels.linear import unpackable
-from gen.models.engines._prepared import Dtype, chosen
 from gen.models.engines.compiled import Compiled
 from gen.models.engines.fused import Fused
+from gen.models.engines.lib.prepared import Dtype, chosen
 from gen.models.engines.packed import Packed
 
 __all__ = ["Auto"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.errors import UserError
-from gen.models.engines._prepared import Dtype, Prepared, chosen
+from gen.config.errors import UserError
+from gen.models.engines.lib.prepared import Dtype, Prepared, chosen
 from gen.models.layers.block import Block
 
 __all__ = ["Compiled"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gen.models.engines._prepared import Dtype, Prepared, chosen
+from gen.models.engines.lib.prepared import Dtype, Prepared, chosen
 
 __all__ = ["Fused"]
 

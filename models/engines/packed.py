@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.linear import unpackable
-from gen.models.engines._prepared import Dtype, Prepared, chosen
+from gen.models.engines.lib.prepared import Dtype, Prepared, chosen
 from gen.models.layers.packed import pack_linears
 from gen.models.text import TextNet
 

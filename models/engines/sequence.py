@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Tap
 from gen.kernels.parallel import Traffic, gather_tokens, own_tokens, ulysses_attention
 from gen.kernels.ring import ring_attention
 from gen.models.dit import DiTNet
@@ -20,7 +21,6 @@ from gen.models.layers.around import Around
 from gen.models.layers.attention import Attention
 from gen.models.layers.block import visit
 from gen.models.lightning_dit import LightningDiTNet
-from gen.tap import Tap
 
 __all__ = ["Sequence", "Shared"]
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen import manifest
-from gen.errors import UserError
-from gen.models.interop.public._found import Found, Origin
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import build, find, name_of, names
+from gen.models.interop.lib.inferred import Found, Origin
 from gen.models.interop.weights import Weights, read
-from gen.resume import versions
-from gen.run import Run, run_spec
-from gen.spec import build, find, name_of, names
+from gen.training.resume import versions
+from gen.training.run import Run, run_spec
 
 __all__ = ["Imported", "import_checkpoint"]
 
@@ -63,7 +63,7 @@ def import_checkpoint(
     tensors, rounded = _ready(found)
     name = name_of(type(chosen))
     beside = {name: path.read_bytes() for name, path in found.copied.items()}
-    manifest.write(output, {f"{ROLE}.safetensors": tensors}, _manifest(found, name, given), beside)
+    checkpoints.write(output, {f"{ROLE}.safetensors": tensors}, _manifest(found, name, given), beside)
     return Imported(
         folder=output,
         origin=name,

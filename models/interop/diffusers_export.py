@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import spec_of
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import DDPM, Flow
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
 from gen.models.layers.embed import grid_embedding
-from gen.param import X0, Eps, V
-from gen.param import Flow as FlowParam
-from gen.path import DDPM, Flow
 from gen.pipeline import load
-from gen.spec import spec_of
 
 __all__ = ["export"]
 

@@ -9,7 +9,7 @@ import re
 
 from torch import Tensor, cat
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.models.interop.weights import State
 
 __all__ = ["NOTE", "from_diffusers", "to_diffusers"]

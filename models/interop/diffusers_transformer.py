@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Eps, Parameterisation
+from gen.diffusion.path import DDPM, Path
+from gen.diffusion.tap import Tap
 from gen.models.layers.block import modulate, visit
-from gen.param import Eps, Parameterisation
-from gen.path import DDPM, Path
-from gen.tap import Tap
 
 __all__ = ["DiffusersDiT", "denoiser"]
 

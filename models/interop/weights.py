@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.manifest import read_json
+from gen.config.checkpoint import read_json
+from gen.config.errors import UserError
 
 __all__ = ["State", "Weights", "read", "read_torch"]
 

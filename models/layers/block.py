@@ -8,10 +8,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from gen.diffusion.tap import Tap
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from gen.models.layers.attention import Attention
 from gen.models.layers.rope import Rope
-from gen.tap import Tap
 
 __all__ = ["Block", "FinalLayer", "Mlp", "SplitSwiGLU", "SwiGLU", "modulate", "through", "visit"]
 

@@ -10,8 +10,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention
 
+from gen.diffusion.tap import Tap
 from gen.models.layers.block import visit
-from gen.tap import Tap
 
 __all__ = ["PixelAttention", "ResBlock", "Resample", "resample", "through", "zero"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from gen.diffusion.tap import Tap
 from gen.kernels.attention import attention_qkv
 from gen.models.layers.block import modulate, visit
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.wavelet import packet_matrix
-from gen.tap import Tap
 
 __all__ = ["CrossFusion", "DiMSUMBlock", "GeGLU", "SpatialMamba", "WaveletMamba", "raster", "windows"]
 

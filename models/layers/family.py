@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import UserError, nearest
-from gen.tap import Tap
+from gen.config.errors import UserError, nearest
+from gen.diffusion.tap import Tap
 
 __all__ = ["MODULATION", "at_least", "check", "conditioning", "labels", "null", "preset"]
 

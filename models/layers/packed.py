@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.linear import Activation, linear, pack
 from gen.models.layers.block import Mlp
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gen.diffusion.tap import Tap
 from gen.kernels.attention import EVERYONE, attention_qkv
 from gen.kernels.rope import norm_rope
 from gen.kernels.rules import Rule
 from gen.models.layers.block import SplitSwiGLU, visit
-from gen.predict import Memory
-from gen.tap import Tap
+from gen.text.predictor import Memory
 
 __all__ = ["Sight", "TextAttention", "TextBlock", "angles"]
 

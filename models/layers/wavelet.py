@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 __all__ = ["dwt", "idwt", "laplacian", "packet", "packet_matrix", "unlaplacian", "unpacket"]
 

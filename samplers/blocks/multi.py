@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.decoding import Window, between
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.text.contracts import Window, between
 
 __all__ = ["Multi"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.decoding import Window
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.text.contracts import Window
 
 __all__ = ["SemiAR"]
 

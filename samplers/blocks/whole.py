@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.decoding import Window
+from gen.text.contracts import Window
 
 __all__ = ["Whole"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.what.taylor import Taylor
-from gen.samplers.caches.when.gate import Gate
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.gate import Gate
+from gen.samplers.caches.predictors.taylor import Taylor
 
 __all__ = ["CGTaylor"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.along.step import Step
-from gen.samplers.caches.what.taylor import Taylor
-from gen.samplers.caches.when.interval import Interval
-from gen.spec import build, part
+from gen.config.spec import build, part
+from gen.samplers.caches.coordinates.step import Step
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.predictors.taylor import Taylor
 
 __all__ = ["Custom"]
 
@@ -24,18 +24,18 @@ class Custom:
     subtracted before remembering, see Run.
     """
 
-    when: Any = part("samplers.caches.when", default=Interval())
-    what: Any = part("samplers.caches.what", default=Taylor())
-    along: Any = part("samplers.caches.along", default=Step())
+    policy: Any = part("samplers.caches.policies", default=Interval())
+    predictor: Any = part("samplers.caches.predictors", default=Taylor())
+    coordinate: Any = part("samplers.caches.coordinates", default=Step())
     sites: tuple[str, ...] = ("hidden.*",)
     branches: tuple[str, ...] = ()
     base: Literal["", "input", "probe"] = ""
 
     def __post_init__(self) -> None:
-        for name in ("when", "what", "along"):
-            object.__setattr__(self, name, build(f"samplers.caches.{name}", getattr(self, name)))
+        for name, folder in (("policy", "policies"), ("predictor", "predictors"), ("coordinate", "coordinates")):
+            object.__setattr__(self, name, build(f"samplers.caches.{folder}", getattr(self, name)))
         self.start(1)  # says at once what does not go together
 
     def start(self, steps: int) -> Run:
-        when, what = self.when, self.what
-        return Run(steps, when, what, self.sites, along=self.along, branches=self.branches, base=self.base)
+        options: dict[str, Any] = {"coordinate": self.coordinate, "branches": self.branches, "base": self.base}
+        return Run(steps, self.policy, self.predictor, self.sites, **options)

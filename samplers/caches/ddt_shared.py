@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gen.denoise import Cond, Denoise
-from gen.errors import UserError
-from gen.noise import Noise
-from gen.sample import Solver, integrate
-from gen.samplers.caches._run import Run
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.noise import Noise
+from gen.diffusion.sampling import Solver, integrate
+from gen.diffusion.tap import Context
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.policies.mask import Mask
+from gen.samplers.caches.predictors.reuse import Reuse
 from gen.samplers.caches.shared import Similarity, anchors
-from gen.samplers.caches.what.reuse import Reuse
-from gen.samplers.caches.when.interval import Interval
-from gen.samplers.caches.when.mask import Mask
-from gen.tap import Context
 
 __all__ = ["DDTShared", "similarity"]
 
@@ -41,8 +41,8 @@ class DDTShared:
         self.start(max(len(self.mask), 1))
 
     def start(self, steps: int) -> Run:
-        when = Mask(self.mask) if self.mask else Interval(self.interval, warmup=1)
-        return Run(steps, when, Reuse(), self.sites)
+        policy = Mask(self.mask) if self.mask else Interval(self.interval, warmup=1)
+        return Run(steps, policy, Reuse(), self.sites)
 
     def best(self, similarity: Tensor) -> DDTShared:
         """This cache with the best mask that has N // interval computed steps, at least one; similarity [N, N]."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.what.reuse import Reuse
-from gen.samplers.caches.when.residual import Residual
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.residual import Residual
+from gen.samplers.caches.predictors.reuse import Reuse
 
 __all__ = ["FBCache"]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.samplers.caches._report import Report
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.what.reuse import Reuse
-from gen.samplers.caches.when.magnitude import Magnitude
-from gen.tap import Context
+from gen.config.errors import UserError
+from gen.diffusion.tap import Context
+from gen.samplers.caches.lib.report import Report
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.magnitude import Magnitude
+from gen.samplers.caches.predictors.reuse import Reuse
 
 __all__ = ["MagCache", "Ratios"]
 
@@ -35,9 +35,9 @@ class MagCache:
         self.start(1)
 
     def start(self, steps: int) -> Run:
-        when = Magnitude(self.ratios, self.threshold, self.longest, self.retention)
+        policy = Magnitude(self.ratios, self.threshold, self.longest, self.retention)
         study = None if self.ratios else Ratios(steps)
-        return Run(steps, when, Reuse(), self.sites, base="input", study=study)
+        return Run(steps, policy, Reuse(), self.sites, base="input", study=study)
 
     def calibrated(self, report: Report) -> MagCache:
         """This cache with the ratios that a run without any has measured."""

@@ -8,9 +8,9 @@ from pathlib import Path as File
 
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.samplers.caches._report import Place, Report
-from gen.tap import Chain, Compute, Context, Skip, Tap
+from gen.config.errors import UserError
+from gen.diffusion.tap import Chain, Compute, Context, Skip, Tap
+from gen.samplers.caches.lib.report import Place, Report
 
 __all__ = ["Searched"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.samplers.caches._report import Report
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.what.reuse import Reuse
-from gen.samplers.caches.when.mask import Mask
-from gen.tap import Context
+from gen.config.errors import UserError
+from gen.diffusion.tap import Context
+from gen.samplers.caches.lib.report import Report
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.mask import Mask
+from gen.samplers.caches.predictors.reuse import Reuse
 
 __all__ = ["Shared", "Similarity", "anchors", "cost"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.along.step import Step
-from gen.samplers.caches.what.taylor import Taylor
-from gen.samplers.caches.when.verify import Verify
-from gen.spec import build, part
+from gen.config.spec import build, part
+from gen.samplers.caches.coordinates.step import Step
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.verify import Verify
+from gen.samplers.caches.predictors.taylor import Taylor
 
 __all__ = ["SpeCa"]
 
@@ -28,14 +28,14 @@ class SpeCa:
     longest: int = 8
     order: int = 4
     warmup: int = 2
-    along: Any = part("samplers.caches.along", default=Step())
+    coordinate: Any = part("samplers.caches.coordinates", default=Step())
     last: str = "hidden.*"
     sites: tuple[str, ...] = ("trunk",)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "along", build("samplers.caches.along", self.along))
+        object.__setattr__(self, "coordinate", build("samplers.caches.coordinates", self.coordinate))
         self.start(1)
 
     def start(self, steps: int) -> Run:
-        when = Verify(self.threshold, self.decay, self.floor, self.longest, self.warmup, self.last)
-        return Run(steps, when, Taylor(self.order), self.sites, along=self.along)
+        policy = Verify(self.threshold, self.decay, self.floor, self.longest, self.warmup, self.last)
+        return Run(steps, policy, Taylor(self.order), self.sites, coordinate=self.coordinate)

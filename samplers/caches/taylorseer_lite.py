@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.along.step import Step
-from gen.samplers.caches.what.taylor import Taylor
-from gen.samplers.caches.when.interval import Interval
-from gen.spec import build, part
+from gen.config.spec import build, part
+from gen.samplers.caches.coordinates.step import Step
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.predictors.taylor import Taylor
 
 __all__ = ["TaylorSeerLite"]
 
@@ -25,13 +25,14 @@ class TaylorSeerLite:
     interval: int = 4
     order: int = 3
     warmup: int = 2
-    along: Any = part("samplers.caches.along", default=Step())
+    coordinate: Any = part("samplers.caches.coordinates", default=Step())
     sites: tuple[str, ...] = ("trunk",)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "along", build("samplers.caches.along", self.along))
+        object.__setattr__(self, "coordinate", build("samplers.caches.coordinates", self.coordinate))
         self.start(1)
 
     def start(self, steps: int) -> Run:
-        since = self.warmup - 1.0 if self.along == Step() else None  # as in TaylorSeer
-        return Run(steps, Interval(self.interval, self.warmup), Taylor(self.order, since), self.sites, along=self.along)
+        since = self.warmup - 1.0 if self.coordinate == Step() else None  # as in TaylorSeer
+        policy = Interval(self.interval, self.warmup)
+        return Run(steps, policy, Taylor(self.order, since), self.sites, coordinate=self.coordinate)

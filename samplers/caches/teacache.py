@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.what.reuse import Reuse
-from gen.samplers.caches.when.indicator import Indicator
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.indicator import Indicator
+from gen.samplers.caches.predictors.reuse import Reuse
 
 __all__ = ["TeaCache"]
 
@@ -28,5 +28,5 @@ class TeaCache:
         self.start(1)
 
     def start(self, steps: int) -> Run:
-        when = Indicator(self.threshold, self.coefficients, self.warmup, self.first)
-        return Run(steps, when, Reuse(), self.sites, base="input")
+        policy = Indicator(self.threshold, self.coefficients, self.warmup, self.first)
+        return Run(steps, policy, Reuse(), self.sites, base="input")

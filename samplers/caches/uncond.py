@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.along.step import Step
-from gen.samplers.caches.what.taylor import Taylor
-from gen.samplers.caches.when.interval import Interval
-from gen.spec import build, part
+from gen.config.spec import build, part
+from gen.samplers.caches.coordinates.step import Step
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.predictors.taylor import Taylor
 
 __all__ = ["Uncond"]
 
@@ -24,14 +24,14 @@ class Uncond:
     interval: int = 4
     order: int = 1
     warmup: int = 2
-    along: Any = part("samplers.caches.along", default=Step())
+    coordinate: Any = part("samplers.caches.coordinates", default=Step())
     branches: tuple[str, ...] = ("uncond",)
     sites: tuple[str, ...] = ("trunk",)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "along", build("samplers.caches.along", self.along))
+        object.__setattr__(self, "coordinate", build("samplers.caches.coordinates", self.coordinate))
         self.start(1)
 
     def start(self, steps: int) -> Run:
-        when, what = Interval(self.interval, self.warmup), Taylor(self.order)
-        return Run(steps, when, what, self.sites, along=self.along, branches=self.branches)
+        policy, predictor = Interval(self.interval, self.warmup), Taylor(self.order)
+        return Run(steps, policy, predictor, self.sites, coordinate=self.coordinate, branches=self.branches)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.path import Path
 from gen.samplers.grids.karras import Karras
-from gen.spec import part
 
 __all__ = ["Coarse"]
 

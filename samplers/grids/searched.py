@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.path import Path
 from gen.samplers.grids.given import checked
-from gen.spec import build, spec_of
 
 __all__ = ["Searched"]
 
@@ -28,7 +28,7 @@ class Searched:
 
     def times(self, path: Path, steps: int) -> Tensor:
         found = self.read()
-        if build("path", found["path"]) != path:
+        if build("diffusion.path", found["path"]) != path:
             raise UserError(f"{self.file} holds times for the path {found['path']}, not for {spec_of(path)}")
         return checked(tuple(found["times"]), path, steps, self.file)
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
+from gen.config.errors import UserError
+from gen.diffusion.path import Path
 
 __all__ = ["Timesteps"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.param import X0
-from gen.path import Path, Prediction
-from gen.samplers.guides._pair import Pair, Rule, dot
+from gen.config.errors import UserError
+from gen.diffusion.parameterisation import X0
+from gen.diffusion.path import Path, Prediction
+from gen.samplers.guides.lib.two_predictions import Pair, Rule, dot
 
 __all__ = ["APG"]
 

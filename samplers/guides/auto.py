@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from gen.denoise import Cond, Counted, Denoise, Denoiser
-from gen.errors import UserError
-from gen.path import Path, Prediction
-from gen.samplers.guides._pair import Pair, Rule, towards
-from gen.tap import Tap, branch
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond, Counted, Denoise, Denoiser
+from gen.diffusion.path import Path, Prediction
+from gen.diffusion.tap import Tap, branch
+from gen.samplers.guides.lib.two_predictions import Pair, Rule, towards
 
 __all__ = ["Auto"]
 

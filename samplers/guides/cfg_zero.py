@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.param import Flow
-from gen.path import Path, Prediction
-from gen.samplers.guides._pair import Pair, Rule, dot
-from gen.spec import build, part
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.parameterisation import Flow
+from gen.diffusion.path import Path, Prediction
+from gen.samplers.guides.lib.two_predictions import Pair, Rule, dot
 
 __all__ = ["CFGZero"]
 
@@ -28,11 +28,11 @@ class CFGZero(Pair):
     """
 
     zero_steps: int = 1
-    space: Any = part("param", default=Flow())
+    space: Any = part("diffusion.parameterisation", default=Flow())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "space", build("param", self.space))
+        object.__setattr__(self, "space", build("diffusion.parameterisation", self.space))
         if self.zero_steps < 0:
             raise UserError(f"CFGZero: zero_steps = {self.zero_steps}; it must be at least 0")
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.path import Path, Prediction
-from gen.samplers.guides._pair import Pair, Rule, towards
+from gen.diffusion.path import Path, Prediction
+from gen.samplers.guides.lib.two_predictions import Pair, Rule, towards
 
 __all__ = ["CFGpp"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.param import V
-from gen.path import Path, Prediction
-from gen.samplers.guides._pair import Pair, Rule, dot, towards
-from gen.spec import build, part
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.parameterisation import V
+from gen.diffusion.path import Path, Prediction
+from gen.samplers.guides.lib.two_predictions import Pair, Rule, dot, towards
 
 __all__ = ["Rescale"]
 
@@ -27,11 +27,11 @@ class Rescale(Pair):
     """
 
     phi: float = 0.7
-    space: Any = part("param", default=V())
+    space: Any = part("diffusion.parameterisation", default=V())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "space", build("param", self.space))
+        object.__setattr__(self, "space", build("diffusion.parameterisation", self.space))
         if not 0 <= self.phi <= 1:
             raise UserError(f"Rescale: phi = {self.phi}; it must be in [0, 1]")
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gen.decoding import Policy, State, Tokens, View
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.text.contracts import Policy, State, Tokens, View
 
 __all__ = ["Refined", "Refinement"]
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.noise import Noise, sample_seeds
-from gen.param import Parameterisation
-from gen.path import Path, Prediction, expand
-from gen.sample import Solver
+from gen.config.errors import UserError
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.parameterisation import Parameterisation
+from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.sampling import Solver
 
 __all__ = ["Output", "Scheduler", "as_scheduler"]
 

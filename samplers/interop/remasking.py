@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gen.decoding import Policy, View
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.text.contracts import Policy, View
 
 __all__ = ["Remasked", "Remasking"]
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.decoding import Now
-from gen.predict import Predictor
-from gen.samplers.kv._plan import at_least, due, whole_where
+from gen.samplers.kv.lib.plan import at_least, due, whole_where
+from gen.text.contracts import Now
+from gen.text.predictor import Predictor
 
 __all__ = ["Prefix"]
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.decoding import Now
-from gen.predict import Predictor
-from gen.samplers.kv._plan import at_least, due, needs_blocks
+from gen.samplers.kv.lib.plan import at_least, due, needs_blocks
+from gen.text.contracts import Now
+from gen.text.predictor import Predictor
 
 __all__ = ["SubBlock"]
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gen.decoding import Choice, State, View
-from gen.errors import UserError
-from gen.mask import LogLinear
-from gen.spec import part
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.text.contracts import Choice, State, View
+from gen.text.mask_path import LogLinear
 
 __all__ = ["Ancestral"]
 
@@ -26,7 +26,7 @@ class Ancestral:
     """
 
     steps: int = 128
-    mask: Any = part("mask", default=LogLinear())
+    mask: Any = part("text.mask_path", default=LogLinear())
     waits: ClassVar[bool] = True
     order_uses_samples: ClassVar[bool] = False
 

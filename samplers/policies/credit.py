@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gen.decoding import Choice, State, View
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import name_of, part
 from gen.samplers.policies.threshold import Threshold
-from gen.spec import name_of, part
+from gen.text.contracts import Choice, State, View
 
 __all__ = ["Credit"]
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from gen import manifest as checkpoints
-from gen.decoding import Choice, State, View
-from gen.errors import MissingDependency, UserError
-from gen.samplers.policies._score import first, score
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import MissingDependency, UserError
+from gen.samplers.policies.lib.score import first, score
+from gen.text.contracts import Choice, State, View
 
 __all__ = ["Learned", "Filter", "columns", "slots"]  # noqa: RUF022 - the plug-in comes first
 

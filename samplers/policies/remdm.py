@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from gen.decoding import Choice, State, View
-from gen.errors import UserError
-from gen.samplers.policies._score import Score, even, first, recall, score, store
+from gen.config.errors import UserError
+from gen.samplers.policies.lib.score import Score, even, first, recall, score, store
+from gen.text.contracts import Choice, State, View
 
 __all__ = ["ReMDM"]
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from gen.decoding import Choice, State, View
-from gen.errors import UserError
-from gen.samplers.policies._score import Score, even, first, score
+from gen.config.errors import UserError
+from gen.samplers.policies.lib.score import Score, even, first, score
+from gen.text.contracts import Choice, State, View
 
 __all__ = ["TopK"]
 
@@ -19,7 +19,7 @@ class TopK:
     """Commits the k best tokens of a window at each step or, with `steps`, all of them in so many steps (LLaDA).
 
     steps: of each window; its masks are shared out evenly, the first steps taking one more where that does not go. More
-    steps than masks are one token at a time. score: see gen.samplers.policies._score; LLaDA's code has "sample". One
+    steps than masks are one token at a time. score: see gen.samplers.policies.lib.score; LLaDA's code has "sample". One
     random place at a time is the first-hitting sampler of BD3-LM (Arriola et al. 2025).
     """
 

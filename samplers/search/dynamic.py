@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.samplers.search._problem import Candidate, Found, Problem
+from gen.config.errors import UserError
+from gen.samplers.search.lib.problem import Candidate, Found, Problem
 
 __all__ = ["Dynamic", "shortest"]
 

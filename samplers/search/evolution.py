@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gen.errors import UserError
-from gen.samplers.search._problem import Candidate, Found, Problem
+from gen.config.errors import UserError
+from gen.samplers.search.lib.problem import Candidate, Found, Problem
 
 __all__ = ["Evolution"]
 

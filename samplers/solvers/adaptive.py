@@ -10,10 +10,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gen.errors import NonFinite, UserError
-from gen.path import Path, expand
-from gen.sample import Evaluate
-from gen.samplers.solvers._exponential import base
+from gen.config.errors import NonFinite, UserError
+from gen.diffusion.path import Path, expand
+from gen.diffusion.sampling import Evaluate
+from gen.samplers.solvers.lib.exponential import base
 
 __all__ = ["Adaptive"]
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
-from gen.sample import Evaluate
+from gen.config.errors import UserError
+from gen.diffusion.path import Path
+from gen.diffusion.sampling import Evaluate
 
 __all__ = ["Anchored"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
-from gen.sample import Evaluate
+from gen.config.errors import UserError
+from gen.diffusion.path import Path
+from gen.diffusion.sampling import Evaluate
 
 __all__ = ["DDIM"]
 

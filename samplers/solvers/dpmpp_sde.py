@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
-from gen.sample import Evaluate
-from gen.samplers.solvers._exponential import Node, add, base, remember, usable
+from gen.config.errors import UserError
+from gen.diffusion.path import Path
+from gen.diffusion.sampling import Evaluate
 from gen.samplers.solvers.dpmpp import State, corrections
+from gen.samplers.solvers.lib.exponential import Node, add, base, remember, usable
 
 __all__ = ["DPMppSDE"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path, Prediction
-from gen.sample import Evaluate
-from gen.samplers.solvers._exponential import base
+from gen.config.errors import UserError
+from gen.diffusion.path import Path, Prediction
+from gen.diffusion.sampling import Evaluate
+from gen.samplers.solvers.lib.exponential import base
 
 __all__ = ["DPMppSingle", "single"]
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path, Prediction
-from gen.sample import Evaluate, Solver
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.path import Path, Prediction
+from gen.diffusion.sampling import Evaluate, Solver
 from gen.samplers.solvers.ddim import DDIM
-from gen.spec import build, part
 
 __all__ = ["DualFast"]
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.path import Path
-from gen.sample import Evaluate
+from gen.diffusion.path import Path
+from gen.diffusion.sampling import Evaluate
 
 __all__ = ["Euler"]
 

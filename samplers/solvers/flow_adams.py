@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
-from gen.sample import Evaluate
-from gen.samplers.solvers._exponential import lagrange, quadrature
-from gen.samplers.solvers._stages import Stage, shift
+from gen.config.errors import UserError
+from gen.diffusion.path import Path
+from gen.diffusion.sampling import Evaluate
 from gen.samplers.solvers.dpmpp_single import single
+from gen.samplers.solvers.lib.exponential import lagrange, quadrature
+from gen.samplers.solvers.lib.stages import Stage, shift
 
 __all__ = ["FlowAdams"]
 

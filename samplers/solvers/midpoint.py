@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.path import Path, Prediction
-from gen.sample import Evaluate
-from gen.samplers.solvers._stages import Stage, shift
+from gen.diffusion.path import Path, Prediction
+from gen.diffusion.sampling import Evaluate
+from gen.samplers.solvers.lib.stages import Stage, shift
 
 __all__ = ["Midpoint", "midpoint"]
 

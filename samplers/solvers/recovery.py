@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.noise import Noise, derive
-from gen.path import Path, Prediction, expand
-from gen.sample import Evaluate
+from gen.config.errors import UserError
+from gen.diffusion.noise import Noise, derive
+from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.sampling import Evaluate
 
 __all__ = ["Recovery"]
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.path import Path, Prediction
-from gen.sample import Evaluate
-from gen.samplers.solvers._exponential import base
-from gen.samplers.solvers._stages import velocity_step
+from gen.diffusion.path import Path, Prediction
+from gen.diffusion.sampling import Evaluate
+from gen.samplers.solvers.lib.exponential import base
+from gen.samplers.solvers.lib.stages import velocity_step
 from gen.samplers.solvers.midpoint import midpoint
 
 __all__ = ["RK4", "rk4"]

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.path import Path
-from gen.sample import Evaluate
-from gen.samplers.solvers._exponential import Node, add, base, integrals, remember, usable
+from gen.config.errors import UserError
+from gen.diffusion.path import Path
+from gen.diffusion.sampling import Evaluate
+from gen.samplers.solvers.lib.exponential import Node, add, base, integrals, remember, usable
 
 __all__ = ["UniPC"]
 

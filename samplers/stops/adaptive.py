@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.decoding import State, Verdict, View
-from gen.errors import UserError
-from gen.predict import Predictor
-from gen.samplers.stops._predicted import mean, open_places
+from gen.config.errors import UserError
+from gen.samplers.stops.lib.predicted import mean, open_places
+from gen.text.contracts import State, Verdict, View
+from gen.text.predictor import Predictor
 
 __all__ = ["Adaptive"]
 

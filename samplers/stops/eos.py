@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.decoding import State, Verdict, View, between
-from gen.predict import Predictor
-from gen.samplers.stops._predicted import is_stop
+from gen.samplers.stops.lib.predicted import is_stop
+from gen.text.contracts import State, Verdict, View, between
+from gen.text.predictor import Predictor
 
 __all__ = ["EOS"]
 

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from gen.denoise import Denoiser
-from gen.noise import Noise, derive
-from gen.param import X0
-from gen.path import EDM
-from gen.testing import Gaussian
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, derive
+from gen.diffusion.parameterisation import X0
+from gen.diffusion.path import EDM
+from gen.diffusion.worlds import Gaussian
 
 START = 2.0
 PATH = EDM(START)

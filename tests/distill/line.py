@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.denoise import Denoiser
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import derive
+from gen.diffusion.path import Flow, Prediction, expand
+from gen.diffusion.worlds import Mixture, chord
 from gen.models.flow_map import FlowMap
 from gen.models.mlp import MLP
-from gen.noise import derive
-from gen.objectives import Batch
-from gen.path import Flow, Prediction, expand
-from gen.testing import Mixture, chord
+from gen.training.objectives import Batch
 
 
 def world(path=None, dtype=torch.float64):
@@ -102,7 +102,7 @@ class Taught:
 @torch.no_grad()
 def miss(f, mixture, solver, grid, n=2000):
     """|samples - quantile map| / |quantile map| of noise that is spread evenly."""
-    from gen.sample import integrate
+    from gen.diffusion.sampling import integrate
 
     z = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]
     end = mixture.flow(

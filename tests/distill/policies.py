@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gen.denoise import Denoiser
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.testing import Gaussian
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.diffusion.worlds import Gaussian
+from gen.training.objectives import Batch
 
 MEAN, STD = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.6, 0.4]).double()
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gen.denoise import Denoiser
-from gen.noise import Noise, sample_seeds, training_noise
-from gen.objectives import Batch
-from gen.param import Flow as FlowParam
-from gen.path import EDM, Flow
-from gen.testing import Gaussian
-from gen.times import Times
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds, training_noise
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, Flow
+from gen.diffusion.times import Times
+from gen.diffusion.worlds import Gaussian
+from gen.training.objectives import Batch
 from tests.distill.line import Quick
 
 MEAN, STD = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.6, 0.3, 1.5]).double()

@@ -8,21 +8,21 @@ import torch
 from torch import nn
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill._rollout import advantages, diversity, grouped
-from gen.distill.awm import AWM, extra_variance
-from gen.distill.rewards.quadratic import Quadratic
-from gen.errors import UserError
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.param import Eps
-from gen.param import Flow as FlowParam
-from gen.path import EDM, VP, Flow, Prediction, Trig
-from gen.run import Sampler, run_from
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.parameterisation import Eps
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
+from gen.diffusion.worlds import Gaussian
+from gen.distillers.awm import AWM, extra_variance
+from gen.distillers.lib.rollout import advantages, diversity, grouped
+from gen.distillers.rewards.quadratic import Quadratic
 from gen.samplers.solvers.ancestral import Ancestral
-from gen.spec import build, spec_of
-from gen.testing import Gaussian
-from gen.train import Trainer, train
+from gen.training.objectives import Batch
+from gen.training.run import Sampler, run_from
+from gen.training.trainer import Trainer, train
 from tests.distill.policies import fit_policy
 from tests.gen.tiny import tiny
 
@@ -93,10 +93,10 @@ def test_where_all_advantages_are_negative_the_pull_keeps_the_minimum(power, tru
     assert all((loss(far) > loss(0.0)) == bounded for far in (1e8, -1e8))
     spec = {**spec_of(awm), "trust": trust}
     if bounded:
-        assert build("distill", spec) == awm
+        assert build("distillers", spec) == awm
     else:
         with pytest.raises(UserError, match="unbounded below"):
-            build("distill", spec)
+            build("distillers", spec)
 
 
 def test_what_has_no_minimum_is_refused():
@@ -195,15 +195,15 @@ def test_the_classifier_knows_digits_and_its_kinds_agree():
     held_out = gen.build("data", "digits").open("test")
     items = torch.utils.data.default_collate([held_out[i] for i in range(64)])
     cond = {"y": items["y"]}
-    reward = build("distill.rewards", "classifier")
+    reward = build("distillers.rewards", "classifier")
     right = reward(items["x"], cond)
     wrong = reward(items["x"], {"y": (items["y"] + 1) % 10})
     assert right.mean() > 0.8 and wrong.mean() < 0.05
-    log = build("distill.rewards", {"name": "classifier", "kind": "log"})
+    log = build("distillers.rewards", {"name": "classifier", "kind": "log"})
     assert torch.allclose(log(items["x"], cond).exp(), right)
-    capped = build("distill.rewards", {"name": "classifier", "cap": 0.5})
+    capped = build("distillers.rewards", {"name": "classifier", "cap": 0.5})
     assert torch.equal(capped(items["x"], cond), right.clamp(max=0.5))
-    assert build("distill.rewards", spec_of(capped)) == capped
+    assert build("distillers.rewards", spec_of(capped)) == capped
     with pytest.raises(UserError, match="asked for none"):
         reward(items["x"], {})
 

@@ -8,21 +8,21 @@ import torch
 from torch import nn
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill.cdrl import CDRL, climb, inpaint, log_density, novelty
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds, training_noise
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, VP, Flow, Trig
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian, Mixture
+from gen.distillers.cdrl import CDRL, climb, inpaint, log_density, novelty
 from gen.models.energy import Energy, EnergyNet
-from gen.noise import Noise, sample_seeds, training_noise
-from gen.objectives import Batch
-from gen.param import EDM as EDMParam
-from gen.param import X0, Eps, V
-from gen.param import Flow as FlowParam
-from gen.path import EDM, VP, Flow, Trig
-from gen.run import Sampler
-from gen.sample import integrate
 from gen.samplers.solvers.recovery import Recovery
-from gen.testing import Gaussian, Mixture
-from gen.train import train
+from gen.training.objectives import Batch
+from gen.training.run import Sampler
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 import gen
-from gen.distill._sequence import TeacherSequence, fill, recorded
-from gen.distill.disback import DisBack
-from gen.distill.sid import SiD
-from gen.errors import UserError
-from gen.log import read_metrics
-from gen.manifest import read, read_tensors
+from gen.config.checkpoint import read, read_tensors
+from gen.config.errors import UserError
+from gen.distillers.disback import DisBack
+from gen.distillers.lib.sequence import TeacherSequence, fill, recorded
+from gen.distillers.sid import SiD
 from gen.models.mlp import MLP
-from gen.train import train
+from gen.training.log import read_metrics
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 
@@ -64,7 +64,7 @@ def test_the_fake_score_goes_back_the_way_it_came(tmp_path, method, capsys):
 
 
 def build_from(folder):
-    from gen.run import run_from
+    from gen.training.run import run_from
 
     return run_from(read(folder / "final")["run"]).objective
 

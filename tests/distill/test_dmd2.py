@@ -7,24 +7,24 @@ import torch
 from torch import nn
 
 import gen
+from gen.config.errors import UserError
 from gen.data.mixture import Mixture
-from gen.denoise import Denoiser
-from gen.distill import _score as score
-from gen.distill.dmd2 import DMD2
-from gen.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.parameterisation import X0, Eps
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
+from gen.diffusion.times import Point, Uniform
+from gen.diffusion.weighting import EDM as EDMWeighting
+from gen.diffusion.worlds import Gaussian
+from gen.distillers.dmd2 import DMD2
+from gen.distillers.lib import score
 from gen.models.mlp import MLP
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.param import X0, Eps
-from gen.param import Flow as FlowParam
-from gen.path import EDM, VP, Flow, Prediction, Trig
-from gen.run import Sampler
 from gen.samplers.grids.given import Given
 from gen.samplers.guides.cfg import CFG
-from gen.testing import Gaussian
-from gen.times import Point, Uniform
-from gen.train import train
-from gen.weighting import EDM as EDMWeighting
+from gen.training.objectives import Batch
+from gen.training.run import Sampler
+from gen.training.trainer import train
 from tests.distill.gaussians import PATH, Affine, Paired, at_nodes, f64, quick, student, world
 from tests.distill.test_f_distill import nets, points, scattered
 from tests.gen.tiny import tiny

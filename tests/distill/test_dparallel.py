@@ -6,20 +6,20 @@ import pytest
 import torch
 
 import gen
-from gen import manifest as checkpoints
 from gen.cli import main
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import MissingDependency, UserError
+from gen.config.spec import build, spec_of
 from gen.data.answers import Answers
-from gen.decoding import Decoding
-from gen.distill._answers import is_right, make_answers
-from gen.distill._certainty import narrow, window
-from gen.distill._lora import adapted
-from gen.distill.dparallel import DParallel
-from gen.errors import MissingDependency, UserError
-from gen.objectives._masked import tokens_of
+from gen.distillers.dparallel import DParallel
+from gen.distillers.lib.answers import is_right, make_answers
+from gen.distillers.lib.certainty import narrow, window
+from gen.distillers.lib.lora import adapted
 from gen.samplers.policies.entropy import Entropy
 from gen.samplers.policies.topk import TopK
-from gen.spec import build, spec_of
-from gen.train import train
+from gen.text.contracts import Decoding
+from gen.training.objectives.lib.masked import tokens_of
+from gen.training.trainer import train
 from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
 
 MASK = 4
@@ -239,9 +239,9 @@ def test_wrong_fields_are_refused(fields):
 
 def test_the_spec_round_trip_and_pictures_are_refused(tmp_path, monkeypatch):
     method = DParallel(block=None, ratio=None, lora=8)
-    assert build("distill", spec_of(method)) == method
+    assert build("distillers", spec_of(method)) == method
     with pytest.raises(UserError, match="DParallel trains networks that predict masked tokens"):
         method.roles(torch.nn.Linear(2, 2), None)
-    monkeypatch.setattr("gen.distill._answers.load", lambda folder: None)
+    monkeypatch.setattr("gen.distillers.lib.answers.load", lambda folder: None)
     with pytest.raises(UserError, match=r"DParallel distils text models, which are decoded, and .* is none"):
         DParallel().student(tiny_text(), tmp_path, tmp_path)

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 import gen
-from gen import param
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
 from gen.data.mixture import Mixture
-from gen.denoise import Denoiser
-from gen.distill._consistency import level
-from gen.distill.ect import ECT
-from gen.errors import UserError
-from gen.objectives import Batch
-from gen.path import EDM, VP, Flow, Trig
-from gen.spec import build, spec_of
-from gen.times import LogNormal
-from gen.train import train
+from gen.diffusion import parameterisation
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.path import EDM, VP, Flow, Trig
+from gen.diffusion.times import LogNormal
+from gen.distillers.ect import ECT
+from gen.distillers.lib.consistency import level
+from gen.training.objectives import Batch
+from gen.training.trainer import train
 from tests.distill.test_ict import Blind, batch
 from tests.distill.toys import Exact, Quick, quantile_error
 from tests.gen.tiny import tiny
@@ -49,7 +49,7 @@ def test_r_is_below_t_and_grows_with_t_and_stage(path):
 @pytest.mark.parametrize("path", [Flow(), Trig(), VP()], ids=repr)
 @pytest.mark.parametrize("stage", [0, 4])
 def test_the_loss_is_the_same_on_every_path(path, stage):
-    kind, method = param.EDM(0.5), ECT(times=LogNormal(-1.1, 1.0), class_dropout=0)
+    kind, method = parameterisation.EDM(0.5), ECT(times=LogNormal(-1.1, 1.0), class_dropout=0)
     losses = []
     for p in (EDM(), path):
         drawn = batch()
@@ -59,7 +59,7 @@ def test_the_loss_is_the_same_on_every_path(path, stage):
 
 
 def test_the_first_stage_is_denoising_at_low_levels():
-    f, drawn = Denoiser(Blind(), EDM(), param.EDM(0.5)), batch()
+    f, drawn = Denoiser(Blind(), EDM(), parameterisation.EDM(0.5)), batch()
     t = torch.full((64,), 0.5, dtype=F64)
     losses = ECT().losses(f, drawn, {}, t, 0)[0]
     x0 = f(EDM().mix(drawn.x, drawn.normal("eps"), t), t, {}).x0
@@ -68,7 +68,7 @@ def test_the_first_stage_is_denoising_at_low_levels():
 
 def test_training_goes_nowhere_from_the_exact_map():
     """The mean target of each x_t, by quadrature over the data that lead there, is f(x_t, t) but for a small step."""
-    path, kind, n = EDM(), param.EDM(1.0), 4001
+    path, kind, n = EDM(), parameterisation.EDM(1.0), 4001
     world = Mixture(dim=1, modes=2, std=0.4, uneven=True).world(path)
     f, method = Denoiser(Exact(world, kind), path, kind), ECT(huber=1e4)
     grid = torch.linspace(-4, 4, n, dtype=F64)[:, None]
@@ -133,7 +133,7 @@ def test_a_denoiser_is_tuned_into_the_quantile_map():
 
     Nothing is drawn: steps are so short that of what is known of x0 only the mean and the deviation are felt.
     """
-    path, kind, method = EDM(20.0), param.EDM(1.0), ECT(huber=1e4, sharpness=0.0)
+    path, kind, method = EDM(20.0), parameterisation.EDM(1.0), ECT(huber=1e4, sharpness=0.0)
     world = Mixture(dim=1, modes=2, std=0.4, uneven=True).world(path)
 
     def stage(t):
@@ -158,7 +158,7 @@ def test_a_denoiser_is_tuned_into_the_quantile_map():
 
 
 def test_noise_beyond_all_data_does_no_harm():
-    f = Denoiser(Blind(), Flow(), param.Flow())
+    f = Denoiser(Blind(), Flow(), parameterisation.Flow())
     t = torch.tensor([1.0, 1 - 1e-12], dtype=F64)
     losses = ECT().losses(f, Batch(torch.ones(2, 4, dtype=F64), {}, Quick(2, 0)), {}, t, 3)[0]
     assert bool(losses.isfinite().all())
@@ -169,7 +169,7 @@ def test_wrong_numbers_are_named():
     for wrong in ({"gap": 1.0}, {"sharpness": -1.0}, {"double": 0}, {"stages": 0}, {"huber": -1.0}):
         with pytest.raises(UserError, match="ECT: "):
             ECT(**wrong)
-    assert build("distill", spec_of(ECT(stages=3))) == ECT(stages=3)
+    assert build("distillers", spec_of(ECT(stages=3))) == ECT(stages=3)
 
 
 def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):

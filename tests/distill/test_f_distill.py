@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill import _score as score
-from gen.distill.dmd2 import DMD2
-from gen.distill.f_distill import WEIGHTS, FDistill, Ratios
-from gen.errors import UserError
-from gen.manifest import read, read_tensors
+from gen.config.checkpoint import read, read_tensors
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow, expand
+from gen.distillers.dmd2 import DMD2
+from gen.distillers.f_distill import WEIGHTS, FDistill, Ratios
+from gen.distillers.lib import score
 from gen.models.mlp import MLP
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.param import Flow as FlowParam
-from gen.path import Flow, expand
-from gen.train import train
+from gen.training.objectives import Batch
+from gen.training.trainer import train
 from tests.distill.gaussians import PATH, at_nodes, quick, student, world
 from tests.gen.tiny import tiny
 

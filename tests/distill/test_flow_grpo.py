@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill._rollout import transition, walk
-from gen.distill.flow_grpo import FlowGRPO
-from gen.distill.rewards.quadratic import Quadratic
-from gen.errors import UserError
-from gen.noise import Noise, sample_seeds
-from gen.path import VP, Flow, Prediction
-from gen.testing import Gaussian
-from gen.train import train
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.path import VP, Flow, Prediction
+from gen.diffusion.worlds import Gaussian
+from gen.distillers.flow_grpo import FlowGRPO
+from gen.distillers.lib.rollout import transition, walk
+from gen.distillers.rewards.quadratic import Quadratic
+from gen.training.trainer import train
 from tests.distill.policies import MEAN, STD, batch, fit_policy, policy
 from tests.gen.tiny import tiny
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from gen.denoise import Denoiser
-from gen.distill.meanflow import MeanFlow
-from gen.distill.scm import SCM
-from gen.distill.shortcut import Shortcut
-from gen.objectives import Batch
-from gen.param import Flow as FlowParam
-from gen.param import V
-from gen.path import Flow, Trig
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import V
+from gen.diffusion.path import Flow, Trig
+from gen.diffusion.times import Uniform
+from gen.distillers.meanflow import MeanFlow
+from gen.distillers.scm import SCM
+from gen.distillers.shortcut import Shortcut
 from gen.samplers.solvers.jump import Jump
 from gen.samplers.solvers.renoise import Renoise
-from gen.times import Uniform
+from gen.training.objectives import Batch
 from tests.distill.line import Taught, miss, world
 from tests.distill.toys import Quick
 

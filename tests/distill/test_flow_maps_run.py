@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gen
-from gen.errors import UserError
-from gen.train import Trainer, train
+from gen.config.errors import UserError
+from gen.training.trainer import Trainer, train
 from tests.gen.tiny import tiny
 
 METHODS = {"scm": 1, "meanflow": 1, "shortcut": 1}
@@ -36,7 +36,7 @@ def test_a_student_from_a_run_folder_and_its_resume(method, teacher, tmp_path):
 def test_no_gradient_reaches_the_teacher(teacher, tmp_path):
     """And the student begins with the teacher's weights."""
     for method in ("scm", "meanflow", "shortcut"):
-        made = gen.spec.build("distill", {"name": method, "velocity": "teacher"})
+        made = gen.config.spec.build("distillers", {"name": method, "velocity": "teacher"})
         run = made.student(tiny(), teacher, tmp_path)
         trainer = Trainer(run, tmp_path / method, "never", "test", True)
         first = next(iter(trainer._batches()))

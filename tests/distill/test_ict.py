@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 import gen
-from gen import param
-from gen.denoise import Denoiser
-from gen.distill._consistency import level, pseudo_huber
-from gen.distill.ict import ICT
-from gen.errors import UserError
-from gen.objectives import Batch
-from gen.path import EDM, VP, Flow, Trig
-from gen.spec import build, spec_of
-from gen.train import train
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion import parameterisation
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.path import EDM, VP, Flow, Trig
+from gen.distillers.ict import ICT
+from gen.distillers.lib.consistency import level, pseudo_huber
+from gen.training.objectives import Batch
+from gen.training.trainer import train
 from tests.distill.toys import Quick
 from tests.gen.tiny import tiny
 
@@ -59,7 +59,7 @@ def batch(n=64):
 
 @pytest.mark.parametrize("path", [Flow(), Trig(), VP()], ids=repr)
 def test_the_loss_is_the_same_on_every_path(path):
-    kind, method = param.EDM(0.5), ICT(class_dropout=0)
+    kind, method = parameterisation.EDM(0.5), ICT(class_dropout=0)
     losses = [float(next(method({"net": Denoiser(Blind(), p, kind)}, batch()))[1].detach()) for p in (EDM(), path)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
@@ -84,7 +84,7 @@ def test_one_point_of_data_is_learned_without_loss():
             return (x - 0.7) / t[:, None]  # the velocity eps - x0, from which x0 = 0.7
 
     noise = Quick(32, 1)
-    f = Denoiser(Point(), Flow(), param.Flow())
+    f = Denoiser(Point(), Flow(), parameterisation.Flow())
     loss = next(ICT(class_dropout=0)({"net": f}, Batch(torch.full((32, 1), 0.7, dtype=F64), {}, noise)))[1]
     assert float(loss) < 1e-8
 
@@ -93,7 +93,7 @@ def test_wrong_numbers_are_named():
     for wrong in ({"nodes": (20, 10)}, {"double": 0}, {"std": 0.0}, {"huber": -1.0}, {"class_dropout": -0.1}):
         with pytest.raises(UserError, match="ICT: "):
             ICT(**wrong)
-    assert build("distill", spec_of(ICT(nodes=(2, 9)))) == ICT(nodes=(2, 9))
+    assert build("distillers", spec_of(ICT(nodes=(2, 9)))) == ICT(nodes=(2, 9))
 
 
 def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):

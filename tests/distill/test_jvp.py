@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.distill._jvp import slope
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.distillers.lib.jvp import slope
 from gen.models.dit import DiT
 from gen.models.flow_map import FlowMap
 from gen.models.mlp import MLP
 from gen.models.ssm import SSM
-from gen.param import Flow as FlowParam
-from gen.path import Flow
 
 DIT = DiT(size=4, patch=2, channels=1, classes=0, width=16, depth=2, heads=2, time_scale=10.0)
 NETS = {

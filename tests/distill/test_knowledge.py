@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from gen.denoise import Denoiser
-from gen.distill.distances.lpips import Lpips
-from gen.distill.distances.square import Square
-from gen.distill.knowledge import Knowledge
-from gen.errors import MissingDependency, UserError
-from gen.param import X0, Eps
-from gen.path import EDM, Flow
-from gen.sample import integrate
+from gen.config.errors import MissingDependency, UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import X0, Eps
+from gen.diffusion.path import EDM, Flow
+from gen.diffusion.sampling import integrate
+from gen.distillers.distances.lpips import Lpips
+from gen.distillers.distances.square import Square
+from gen.distillers.knowledge import Knowledge
 from gen.samplers.solvers.euler import Euler
 from tests.distill.line import world
 from tests.distill.tables import Curve, Straight, end_of, gaussian_pairs, mixture_pairs, off, solve, spread
@@ -52,7 +52,7 @@ def test_lpips_says_what_is_missing(monkeypatch):
 
 
 def test_lpips_sees_three_enlarged_channels_and_pools_by_means():
-    from gen.distill.distances.lpips import _average
+    from gen.distillers.distances.lpips import _average
 
     assert Lpips(size=32).enlarged(torch.ones(2, 1, 8, 8)).shape == (2, 3, 32, 32)
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sequential(nn.MaxPool2d(2, 2)))

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill.ld_pruner import LDPruner, Without, operators, score
-from gen.errors import UserError
-from gen.param import X0
-from gen.path import Flow
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import X0
+from gen.diffusion.path import Flow
+from gen.diffusion.tap import Skip
+from gen.distillers.ld_pruner import LDPruner, Without, operators, score
 from gen.pipeline import Pipeline
-from gen.run import Sampler
-from gen.tap import Skip
-from gen.train import train
+from gen.training.run import Sampler
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 GAINS = {"blocks.0": 0.0, "blocks.1": 0.05, "blocks.2": 0.4, "blocks.3": -0.1}
@@ -85,7 +85,7 @@ def test_a_block_with_zero_gates_is_the_first_to_go():
     with torch.no_grad():
         net.blocks[1].mlp.fc2.weight.zero_()
         net.blocks[1].mlp.fc2.bias.zero_()
-    f = Denoiser(net.eval(), Flow(), gen.build("param", "flow"))
+    f = Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "flow"))
     chosen = LDPruner(samples=8, sampler=Sampler("euler", steps=2), share=0.05).choose(
         Pipeline(f, (1, 8, 8), 10), net.spec
     )
@@ -97,7 +97,7 @@ def test_a_block_with_zero_gates_is_the_first_to_go():
 
 def test_scoring_again_after_each_removal():
     net = trained_dit()
-    pipeline = Pipeline(Denoiser(net.eval(), Flow(), gen.build("param", "flow")), (1, 8, 8), 10)
+    pipeline = Pipeline(Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "flow")), (1, 8, 8), 10)
     again = LDPruner(samples=4, sampler=Sampler("euler", steps=1), share=0.3, rescore=True).choose(pipeline, net.spec)
     assert len(again["scores"]) == len(again["removed"]) > 1
     assert again["removed"][0] not in again["scores"][1]
@@ -130,7 +130,7 @@ def test_wrong_sites_are_one_line():
 
 
 def test_without_is_the_denoiser_with_a_skip():
-    f = Denoiser(trained_dit().eval(), Flow(), gen.build("param", "flow"))
+    f = Denoiser(trained_dit().eval(), Flow(), gen.build("diffusion.parameterisation", "flow"))
     x, t, cond = torch.randn(2, 1, 8, 8), torch.tensor(0.5).double(), {"y": torch.tensor([1, 2])}
     tapped = Without(f, ("blocks.1",))
     assert torch.equal(tapped(x, t, cond).x0, f(x, t, cond, tap=Skip(("blocks.1",))).x0)

@@ -7,19 +7,19 @@ import torch
 
 import gen
 from gen.cli import main
-from gen.decoding import Decoding
-from gen.distill._answers import sequential
-from gen.distill.learn2pd import Learn2PD, held_out, rates, replay
-from gen.errors import UserError
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.oracle import Joint, parity
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.noise import training_noise
+from gen.distillers.learn2pd import Learn2PD, held_out, rates, replay
+from gen.distillers.lib.answers import sequential
 from gen.samplers.blocks.multi import Multi
 from gen.samplers.blocks.semi_ar import SemiAR
 from gen.samplers.blocks.whole import Whole
 from gen.samplers.policies.learned import Filter, Learned
-from gen.spec import build, spec_of
-from gen.train import train
+from gen.text.contracts import Decoding
+from gen.text.worlds import Joint, parity
+from gen.training.objectives import Batch
+from gen.training.trainer import train
 from tests.distill.texts import roles, texts, tiny_text
 
 SURE = torch.tensor([0.8, 0.6, 0.75, 0.55], dtype=torch.float64)  # p(token = 1) at each place, all independent
@@ -215,6 +215,6 @@ def test_wrong_fields_are_refused(fields):
 
 def test_the_spec_round_trip_and_other_data_are_refused():
     method = Learn2PD(block=8, hidden=5, threshold=0.9)
-    assert build("distill", spec_of(method)) == method
+    assert build("distillers", spec_of(method)) == method
     with pytest.raises(UserError, match="needs replays"):
         next(method({}, texts(torch.zeros(2, 4, dtype=torch.int64), 0, 4)))

@@ -5,19 +5,19 @@ import dataclasses
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.distill._jvp import slope
-from gen.distill._velocity import along
-from gen.distill.meanflow import MeanFlow
-from gen.errors import UserError
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.param import EDM as EDMParam
-from gen.param import X0, V
-from gen.param import Flow as FlowParam
-from gen.path import EDM, VP, Flow, Prediction, Trig
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import X0, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
+from gen.diffusion.worlds import Gaussian
+from gen.distillers.lib.jvp import slope
+from gen.distillers.lib.velocity import along
+from gen.distillers.meanflow import MeanFlow
 from gen.samplers.solvers.jump import Jump
-from gen.testing import Gaussian
+from gen.training.objectives import Batch
 from tests.distill.line import Exact, Taught, batch, student, world
 
 PATHS = [Flow(), Trig(), VP(), EDM(10.0)]

@@ -5,16 +5,16 @@ import torch
 
 import gen
 from gen.cli import main
+from gen.config.errors import UserError
 from gen.data.pairs import Pairs
-from gen.distill._pairs import invert_pairs, make_pairs, noise_of, real_run
-from gen.errors import UserError
-from gen.noise import Noise, training_noise
-from gen.objectives import Batch
-from gen.path import EDM, Flow
+from gen.diffusion.noise import Noise, training_noise
+from gen.diffusion.path import EDM, Flow
+from gen.diffusion.worlds import Gaussian
+from gen.distillers.lib.pairs import invert_pairs, make_pairs, noise_of, real_run
 from gen.pipeline import Pipeline
-from gen.run import Sampler
-from gen.testing import Gaussian
-from gen.train import train
+from gen.training.objectives import Batch
+from gen.training.run import Sampler
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 MEAN, STD = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.6, 0.3, 1.5])

@@ -7,20 +7,20 @@ import torch
 from torch import nn
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill._memory import Earlier
-from gen.distill.progressive import Progressive, walked
-from gen.errors import UserError
-from gen.manifest import read, read_tensors
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.param import X0, Eps, V
-from gen.param import Flow as FlowParam
-from gen.path import EDM, Flow, Trig
-from gen.run import Sampler
-from gen.sample import integrate
+from gen.config.checkpoint import read, read_tensors
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, Flow, Trig
+from gen.diffusion.sampling import integrate
+from gen.distillers.lib.memory import Earlier
+from gen.distillers.progressive import Progressive, walked
 from gen.samplers.solvers.euler import Euler
-from gen.train import train
+from gen.training.objectives import Batch
+from gen.training.run import Sampler
+from gen.training.trainer import train
 from tests.distill.line import world
 from tests.distill.tables import Affine, Curve, Wide, end_of, gaussian, off, solve, spread
 from tests.gen.tiny import tiny

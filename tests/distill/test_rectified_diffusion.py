@@ -4,22 +4,22 @@ import pytest
 import torch
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill._trajectory import curvature
-from gen.distill.distances.huber import Huber
-from gen.distill.distances.square import Square
-from gen.distill.phased import Phased
-from gen.distill.rectified_diffusion import RectifiedDiffusion
-from gen.errors import UserError
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.param import EDM as EDMParam
-from gen.param import X0, Eps, V
-from gen.param import Flow as FlowParam
-from gen.path import EDM, VP, Flow, Trig
-from gen.sample import integrate
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, VP, Flow, Trig
+from gen.diffusion.sampling import integrate
+from gen.distillers.distances.huber import Huber
+from gen.distillers.distances.square import Square
+from gen.distillers.lib.trajectory import curvature
+from gen.distillers.phased import Phased
+from gen.distillers.rectified_diffusion import RectifiedDiffusion
 from gen.samplers.solvers.euler import Euler
-from gen.train import train
+from gen.training.objectives import Batch
+from gen.training.trainer import train
 from tests.distill.line import world
 from tests.distill.tables import (
     Curve,
@@ -90,7 +90,7 @@ def test_phases_ask_for_what_a_first_order_teacher_does(path):
 
 def test_the_implied_noise_of_a_phase_is_the_published_one():
     """eps* = (x_e / alpha_e - x_s / alpha_s) / (n_e - n_s), n = sigma / alpha, and x_t lies on that line."""
-    from gen.distill.progressive import walked
+    from gen.distillers.progressive import walked
 
     path, f = VP(), gaussian(VP())
     high, mid, low = (torch.full((7,), t, dtype=torch.float64) for t in (0.8, 0.7, 0.6))

@@ -7,21 +7,21 @@ import torch
 from torch import nn
 
 import gen
-from gen.denoise import Denoiser
-from gen.distill._pairs import make_pairs
-from gen.distill.reflow import Reflow
-from gen.errors import UserError
-from gen.noise import Noise, sample_seeds, training_noise
-from gen.objectives import Batch
-from gen.param import Flow as FlowParam
-from gen.path import Flow
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds, training_noise
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.times import Times
+from gen.diffusion.worlds import Gaussian, straightness
+from gen.distillers.lib.pairs import make_pairs
+from gen.distillers.reflow import Reflow
 from gen.pipeline import Pipeline
-from gen.run import Sampler
-from gen.sample import integrate
 from gen.samplers.solvers.euler import Euler
-from gen.testing import Gaussian, straightness
-from gen.times import Times
-from gen.train import train
+from gen.training.objectives import Batch
+from gen.training.run import Sampler
+from gen.training.trainer import train
 from tests.distill.line import world
 from tests.distill.tables import Curve, end_of, mixture_pairs, off, solve, spread
 from tests.distill.tables import Knots as EvenKnots

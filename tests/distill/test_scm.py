@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.distill._jvp import slope
-from gen.distill.scm import SCM
-from gen.errors import UserError
-from gen.param import EDM as EDMParam
-from gen.param import V
-from gen.path import EDM, VP, Flow, Trig
-from gen.times import Uniform
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import V
+from gen.diffusion.path import EDM, VP, Flow, Trig
+from gen.diffusion.times import Uniform
+from gen.distillers.lib.jvp import slope
+from gen.distillers.scm import SCM
 from tests.distill.line import Exact, Taught, batch, student, world
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from gen.denoise import Denoiser
-from gen.distill.shortcut import Shortcut
-from gen.errors import UserError
-from gen.param import Flow as FlowParam
-from gen.path import EDM, VP, Flow, Prediction, Trig
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
+from gen.distillers.shortcut import Shortcut
 from tests.distill.line import Exact, Taught, batch, student, world
 
 

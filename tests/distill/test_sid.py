@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import gen
-from gen.distill.sid import SiD
-from gen.manifest import read, read_tensors
-from gen.testing import Gaussian
-from gen.train import train
+from gen.config.checkpoint import read, read_tensors
+from gen.diffusion.worlds import Gaussian
+from gen.distillers.sid import SiD
+from gen.training.trainer import train
 from tests.distill.gaussians import PATH, at_nodes, student, world
 from tests.distill.test_f_distill import nets, points, scattered
 from tests.gen.tiny import tiny

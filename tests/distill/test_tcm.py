@@ -7,16 +7,17 @@ import torch
 from torch import nn
 
 import gen
-from gen import manifest, param
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
 from gen.data.mixture import Mixture
-from gen.denoise import Denoiser
-from gen.distill._consistency import closer, level, pair_losses
-from gen.distill.ect import ECT
-from gen.distill.tcm import TCM, Truncated
-from gen.errors import UserError
-from gen.path import EDM, Flow
-from gen.spec import build, spec_of
-from gen.train import train
+from gen.diffusion import parameterisation
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.path import EDM, Flow
+from gen.distillers.ect import ECT
+from gen.distillers.lib.consistency import closer, level, pair_losses
+from gen.distillers.tcm import TCM, Truncated
+from gen.training.trainer import train
 from tests.distill.test_ict import batch
 from tests.distill.toys import batches
 from tests.gen.tiny import tiny
@@ -36,7 +37,7 @@ class Says(nn.Module):
 
 
 def says(value):
-    return Denoiser(Says(value), Flow(), param.Flow())
+    return Denoiser(Says(value), Flow(), parameterisation.Flow())
 
 
 def test_the_first_stage_answers_below_the_start_and_the_second_from_it_on():
@@ -103,7 +104,7 @@ def test_wrong_numbers_are_named():
     for wrong in ({"start": 0.0}, {"top": 0.5}, {"boundary": 1.0}, {"gap": 0.0}, {"freedom": 0.0}, {"weight": -1.0}):
         with pytest.raises(UserError, match="TCM: "):
             TCM(**wrong)
-    assert build("distill", spec_of(TCM(start=2.0))) == TCM(start=2.0)
+    assert build("distillers", spec_of(TCM(start=2.0))) == TCM(start=2.0)
 
 
 def test_it_goes_on_from_a_consistency_model_that_stays_as_it_was(tmp_path):
@@ -115,7 +116,7 @@ def test_it_goes_on_from_a_consistency_model_that_stays_as_it_was(tmp_path):
         a, b = ((done.folder / "final" / file).read_bytes() for done in (whole, parts))
         assert a == b
     start, end = (
-        manifest.read_tensors(done.folder / "final", file, manifest.read(done.folder / "final"))
+        checkpoints.read_tensors(done.folder / "final", file, checkpoints.read(done.folder / "final"))
         for done, file in ((first, "net-ema.safetensors"), (whole, "first.safetensors"))
     )
     assert all(torch.equal(start[k], end[k]) for k in end)

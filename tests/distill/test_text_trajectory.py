@@ -7,16 +7,16 @@ import torch
 
 import gen
 from gen.cli import main
-from gen.decode import walk
-from gen.distill._answers import make_answers, sequential
-from gen.distill.dparallel import DParallel
-from gen.distill.trajectory import Trajectory, last
-from gen.errors import UserError
-from gen.objectives._masked import tokens_of
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.distillers.dparallel import DParallel
+from gen.distillers.lib.answers import make_answers, sequential
+from gen.distillers.trajectory import Trajectory, last
 from gen.samplers.blocks.multi import Multi
 from gen.samplers.policies.entropy import Entropy
-from gen.spec import build, spec_of
-from gen.train import train
+from gen.text.loop import walk
+from gen.training.objectives.lib.masked import tokens_of
+from gen.training.trainer import train
 from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
 
 MASK = 4
@@ -108,4 +108,4 @@ def test_what_is_wrong_is_refused():
     with pytest.raises(UserError, match="needs answers with the step of each token"):
         next(Trajectory()(roles(Given(torch.zeros(4, 5), MASK)), texts(torch.zeros(2, 4, dtype=torch.int64), 0, 4)))
     method = Trajectory(blocks=(4, 8), lora=2)
-    assert build("distill", spec_of(method)) == method
+    assert build("distillers", spec_of(method)) == method

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from gen.distill._trajectory import curvature, invert
-from gen.errors import UserError
-from gen.path import EDM, VP, Flow, Trig
+from gen.config.errors import UserError
+from gen.diffusion.path import EDM, VP, Flow, Trig
+from gen.diffusion.worlds import Gaussian
+from gen.distillers.lib.trajectory import curvature, invert
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.jump import Jump
-from gen.testing import Gaussian
 from tests.distill.line import world
 from tests.distill.tables import MEAN, Straight, end_of, gaussian, off, spread
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import torch
 
 from gen.data.lists import Lists
-from gen.decoding import Decoding
-from gen.mask import LogLinear
-from gen.noise import training_noise
-from gen.objectives import Batch
-from gen.objectives.llada import LLaDA
-from gen.run import Run
+from gen.diffusion.noise import training_noise
 from gen.samplers.blocks.semi_ar import SemiAR
+from gen.text.contracts import Decoding
+from gen.text.mask_path import LogLinear
+from gen.training.objectives import Batch
+from gen.training.objectives.llada import LLaDA
+from gen.training.run import Run
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gen.objectives import Batch
-from gen.path import expand
-from gen.testing import Gaussian
+from gen.diffusion.path import expand
+from gen.diffusion.worlds import Gaussian
+from gen.training.objectives import Batch
 
 
 class Quick:

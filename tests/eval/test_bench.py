@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.bench import Absent, Bench, Call, Case, Ceiling, Where, ceiling
 from gen.eval.bench_page import page, table
 

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.bounds import ancestral, best, front, replace_success, shuffle_success
-from gen.oracle import Joint, insert, law, parity, remove, replace, shuffle
 from gen.samplers.policies.entropy_bound import EntropyBound
 from gen.samplers.policies.factor import Factor
 from gen.samplers.policies.threshold import Threshold
 from gen.samplers.policies.topk import TopK
+from gen.text.worlds import Joint, insert, law, parity, remove, replace, shuffle
 
 
 def test_closed_forms_are_those_of_one_step_and_of_one_token_at_a_time():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gen.errors import UserError
-from gen.run import Run
-from gen.train import train
+from gen.config.errors import UserError
+from gen.training.run import Run
+from gen.training.trainer import train
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cache_front.py"
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.cached import COLUMNS
 from gen.eval.leaderboard import leaderboard, table
 from gen.eval.ranking import front, groups, rival
@@ -36,7 +36,7 @@ def cached(label="lite", fid=2.1, speed=220.0, interval=3, sites=("blocks.0", "f
         "drift": {"rmse": 0.02, "se": 0.001, "psnr": 40.0, "n": 100},
         "map": {"png": picture(torch.ones(len(sites), 50)), "sites": list(sites), "steps": 50},
     }  # fmt: skip
-    spec = {"name": "taylorseer_lite", "interval": interval, "along": {"name": "step"}, "sites": ["trunk"]}
+    spec = {"name": "taylorseer_lite", "interval": interval, "coordinate": {"name": "step"}, "sites": ["trunk"]}
     return sampled(label, fid, speed, 50, spec, cache=cache | changes)
 
 
@@ -119,8 +119,13 @@ def test_a_cache_is_named_in_few_words() -> None:
     assert sampler_text(cached()) == "euler, 50 steps, linear grid, taylorseer_lite(interval=3)".replace(
         ", linear grid", ""
     )
-    custom = {"name": "custom", "when": {"name": "mask", "mask": [True, False]}, "what": {"name": "reuse"}, "base": ""}
-    assert sampler_text(sampled("x", 1.0, 1.0, 5, custom)) == "euler, 5 steps, custom(when=mask, what=reuse)"
+    custom = {
+        "name": "custom",
+        "policy": {"name": "mask", "mask": [True, False]},
+        "predictor": {"name": "reuse"},
+        "base": "",
+    }
+    assert sampler_text(sampled("x", 1.0, 1.0, 5, custom)) == "euler, 5 steps, custom(policy=mask, predictor=reuse)"
 
 
 def test_a_record_with_little_of_a_cache_is_shown(tmp_path) -> None:

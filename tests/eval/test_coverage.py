@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.metrics.coverage import Coverage
 from gen.eval.metrics.recall import Recall
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from gen.cli import main
+from gen.config.errors import UserError
+from gen.config.spec import convert
 from gen.data.lists import Lists
-from gen.decoding import Decoding, Tokens
-from gen.errors import UserError
 from gen.eval.decoding import aup, bench, check, collect, curves, groups, pareto, sweep, table
 from gen.eval.decoding_page import page
 from gen.eval.parallelbench.lists import ListTask
 from gen.eval.parallelbench.waiting_line import WaitingLine
 from gen.models.text import Text
-from gen.oracle import Joint, insert, law, remove, replace, shuffle
 from gen.samplers.policies.threshold import Threshold
 from gen.samplers.policies.topk import TopK
-from gen.spec import convert
-from gen.text import TextPipeline
+from gen.text.contracts import Decoding, Tokens
+from gen.text.pipeline import TextPipeline
+from gen.text.worlds import Joint, insert, law, remove, replace, shuffle
 
 
 class Support:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from gen.config.errors import MissingDependency, UserError
+from gen.config.images import to_uint8
+from gen.config.spec import build, spec_of
 from gen.data.digits import Digits
-from gen.errors import MissingDependency, UserError
 from gen.eval.features.digits_cnn import WEIGHTS, DigitsCNN, train
 from gen.eval.reference import stack
-from gen.images import to_uint8
-from gen.spec import build, spec_of
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from gen.config.errors import UserError
 from gen.data.digits import Digits
-from gen.errors import UserError
+from gen.diffusion.noise import Noise, sample_seeds
 from gen.eval.evaluate import evaluate, loaded, machine, strip
 from gen.eval.leaderboard import leaderboard
 from gen.eval.record import check, identity
 from gen.eval.reference import Reference, stack
-from gen.noise import Noise, sample_seeds
 from gen.pipeline import Samples, load
-from gen.run import Sampler
+from gen.training.run import Sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +130,8 @@ def test_writes_one_file_per_evaluation(copier, reference, tmp_path) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    from gen.run import Run
-    from gen.train import train
+    from gen.training.run import Run
+    from gen.training.trainer import train
 
     model = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2}
     run = Run(model=model, data="digits", objective="denoise", steps=1, batch_size=4, sample_every=0, validate_every=0)

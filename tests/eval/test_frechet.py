@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.estimate import Estimate
 from gen.eval.metrics.frechet import Frechet, Moments, distance
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.features.digits_cnn import DigitsCNN
 from gen.eval.features.pixels import Pixels
 from gen.eval.meter import Meter

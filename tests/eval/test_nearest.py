@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.metrics.nearest import Nearest
 
 

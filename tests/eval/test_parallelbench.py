@@ -7,16 +7,16 @@ from itertools import product
 
 import pytest
 
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
 from gen.data.lists import Lists
-from gen.errors import UserError
-from gen.eval.parallelbench._copy import fold, names_in, prompt_in
-from gen.eval.parallelbench._names import FIRST, LAST
-from gen.eval.parallelbench._rules import TASKS, expected, parse, solves, square, text_of
-from gen.eval.parallelbench._sample import seed_of
 from gen.eval.parallelbench.latin_square import LatinSquare
+from gen.eval.parallelbench.lib.copy import fold, names_in, prompt_in
+from gen.eval.parallelbench.lib.names import FIRST, LAST
+from gen.eval.parallelbench.lib.rules import TASKS, expected, parse, solves, square, text_of
+from gen.eval.parallelbench.lib.sample import seed_of
 from gen.eval.parallelbench.lists import ListTask
 from gen.eval.parallelbench.waiting_line import WaitingLine
-from gen.spec import build, spec_of
 
 # Of the published files: the seed, and a hash of every question's names, new name, place, example and worked example,
 # names by their number in the product of first and last ones.

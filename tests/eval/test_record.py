@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.record import check, collect, comparability, identity, sampler_text
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()

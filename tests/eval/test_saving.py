@@ -11,18 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
 from gen.eval.evaluate import evaluate
 from gen.eval.record import check
 from gen.eval.reference import Reference
 from gen.eval.saving import INK, PAPER, Saving, drift, equal_steps, median_interval, picture, shares, uncached
 from gen.eval.throughput import Turns
 from gen.models.dit import DiT
-from gen.param import Flow as FlowParam
-from gen.path import Flow
 from gen.pipeline import Pipeline, Samples
-from gen.run import Sampler
+from gen.training.run import Sampler
 
 SITES = [f"blocks.{i}.{half}.raw" for i in (0, 1) for half in ("attn", "mlp")] + ["final"]
 

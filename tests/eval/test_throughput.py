@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.eval.throughput import Throughput, peak_mb
 
 

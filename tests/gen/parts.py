@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from gen.errors import UserError
-from gen.processes import outline, parted, plain, shard, whole
-from gen.spec import find
+from gen.config.errors import UserError
+from gen.config.spec import find
+from gen.training.distributed import outline, parted, plain, shard, whole
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 REFUSED = {

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import gen
-from gen.errors import UserError
-from gen.noise import sample_seeds
-from gen.path import EDM, Flow
+from gen.config.errors import UserError
+from gen.diffusion.noise import sample_seeds
+from gen.diffusion.path import EDM, Flow
+from gen.diffusion.worlds import Gaussian, Mixture
 from gen.pipeline import Pipeline, load
-from gen.run import Sampler
 from gen.samplers.solvers.heun import Heun
-from gen.testing import Gaussian, Mixture
-from gen.train import train
+from gen.training.run import Sampler
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 

@@ -1,7 +1,7 @@
 """A run of seconds, for tests of the loop."""
 
-from gen.objectives.denoise import Denoising
-from gen.run import Run, Sampler
+from gen.training.objectives.denoise import Denoising
+from gen.training.run import Run, Sampler
 
 
 def tiny(**changes):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gen.testing import error_ratio, poisoned_memory
+from gen.diffusion.worlds import error_ratio, poisoned_memory
 
 
 @dataclass(frozen=True)

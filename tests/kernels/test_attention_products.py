@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gen.diffusion.worlds import error_ratio
 from gen.kernels.attention import attention
 from gen.kernels.rules import Causal
-from gen.testing import error_ratio
 
 
 def eager(qkv):

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.tap import Record, Skip
 from gen.models.ddt import DDT
 from gen.models.layers.embed import waves
 from gen.models.layers.rope import turns
-from gen.spec import build, spec_of
-from gen.tap import Record, Skip
 
 SMALL = DDT(size=8, patch=2, channels=3, classes=5, width=32, encoder=2, decoder=2, heads=4)
 PARAMETERS = {"XL/2": 674_646_352, "L/2": 457_648_144, "B/2": 130_262_800}  # 32 x 32 x 4 latents, 1000 classes

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Record, Skip
 from gen.models.dimsum import DiMSUM
 from gen.models.layers.dimsum import WaveletMamba, raster, windows
 from gen.models.layers.embed import waves
 from gen.models.layers.wavelet import packet
-from gen.tap import Record, Skip
 
 SMALL = DiMSUM(
     size=8,

@@ -3,15 +3,15 @@ import dataclasses
 import pytest
 import torch
 
-from gen.alignment import Projector
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.alignment import Projector
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import to_diffusers
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.spec import build, spec_of
-from gen.tap import Chain, Record, Skip
 
 SMALL = DiT(size=8, patch=2, channels=3, classes=5, width=32, depth=3, heads=4)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.tap import Record
 from gen.models.dit_dh import DiTDH
-from gen.spec import build, spec_of
-from gen.tap import Record
 
 SMALL = DiTDH(
     size=4, patch=1, channels=3, classes=5, width=16, depth=2, heads=2, head_width=24, head_depth=2, head_heads=2

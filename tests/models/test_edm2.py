@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gen import manifest
-from gen.denoise import Denoiser
-from gen.ema import Classic
-from gen.errors import UserError
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.path import EDM
+from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.edm2 import EDM2
 from gen.models.layers.magnitude import MPConv, magnitude, mp_silu, mp_sum
-from gen.optim import groups
-from gen.param import EDM as EDMParam
-from gen.path import EDM
-from gen.tap import Chain, Record, Skip
-from gen.train import train
+from gen.training.ema import Classic
+from gen.training.optim import groups
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 SMALL = EDM2(
@@ -160,7 +160,7 @@ def test_the_same_bits_after_a_stop_with_averages_and_validation(tmp_path):
     train(tiny(**changes), tmp_path / "whole", quiet=True)
     train(tiny(**changes | {"steps": 2}), tmp_path / "parts", quiet=True)
     train(tiny(**changes), tmp_path / "parts", quiet=True)
-    last = [manifest.read(tmp_path / f / "checkpoints/step-0000004")["files"] for f in ("whole", "parts")]
+    last = [checkpoints.read(tmp_path / f / "checkpoints/step-0000004")["files"] for f in ("whole", "parts")]
     assert last[0] == last[1] and "net-ema.safetensors" in last[0]  # the files' hashes
 
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, find, names, spec_of
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, VP, Flow, Trig
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.dit import DiT
-from gen.param import EDM as EDMParam
-from gen.param import X0, Eps, V
-from gen.param import Flow as FlowParam
-from gen.path import EDM, VP, Flow, Trig
-from gen.sample import integrate
-from gen.spec import build, find, names, spec_of
-from gen.tap import Chain, Record, Skip
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
 PRESETS = [(name, preset) for name in FAMILIES for preset in find(name, "models").presets]

@@ -4,22 +4,22 @@ import dataclasses
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import EDM, Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.ddt import DDT
 from gen.models.dit import DiT
 from gen.models.dit_dh import DiTDH
 from gen.models.flow_map import FlowMap
 from gen.models.lightning_dit import LightningDiT
-from gen.param import EDM as EDMParam
-from gen.param import Flow as FlowParam
-from gen.path import EDM, Flow
-from gen.sample import integrate
 from gen.samplers.caches.custom import Custom
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.jump import Jump
-from gen.spec import build, spec_of
-from gen.tap import Chain, Record, Skip
 
 DIT = DiT(size=8, patch=4, channels=2, classes=3, width=16, depth=2, heads=2)
 INNERS = [
@@ -134,7 +134,7 @@ def test_as_a_denoiser_with_solvers_of_one_time_and_of_two(inner):
         by_hand = f.path.land(f(by_hand, grid[1], cond, s=grid[2]), grid[2])
         assert torch.equal(integrate(f, x, grid, Jump(), cond=cond), by_hand)
         assert integrate(f, x, grid, Heun(), cond=cond).isfinite().all()
-        one = Custom(when={"name": "interval", "interval": 1}, sites=("time", "trunk")).start(2)
+        one = Custom(policy={"name": "interval", "interval": 1}, sites=("time", "trunk")).start(2)
         assert torch.equal(integrate(f, x, grid, Jump(), cond=cond, tap=one), by_hand)
 
 

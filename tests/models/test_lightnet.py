@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.models.layers.lightnet import Lrpe, MdTpe, Mixer, Tpe, causal, lrpe_angles, recurrent, whole
 from gen.models.lightnet import LightNet
 

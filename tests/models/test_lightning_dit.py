@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.tap import Record, Skip
 from gen.models.dit import DiT
 from gen.models.lightning_dit import LightningDiT
-from gen.spec import build, spec_of
-from gen.tap import Record, Skip
 
 SMALL = LightningDiT(size=8, patch=2, channels=3, classes=5, width=32, depth=3, heads=4)
 

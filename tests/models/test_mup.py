@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.tap import Record
 from gen.models.dit import DiT
 from gen.models.layers.mup import Readout
-from gen.optim import groups
-from gen.optim.adamw import AdamW
-from gen.spec import build, spec_of
-from gen.tap import Record
-from gen.train import Trainer
+from gen.training.optim import groups
+from gen.training.optim.adamw import AdamW
+from gen.training.trainer import Trainer
 from tests.gen.tiny import tiny
 
 BASE = DiT(size=4, patch=2, channels=4, classes=10, width=72, heads=1, depth=2, time_scale=1000.0, mup_base=288)

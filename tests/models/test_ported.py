@@ -5,14 +5,14 @@ import itertools
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
 from gen.models.mlp import MLP
 from gen.models.ported import Ported
-from gen.param import EDM as EDMParam
-from gen.param import X0, Eps, V
-from gen.param import Flow as FlowParam
-from gen.path import DDPM, EDM, VP, Flow, Trig
 
 FROM = [(EDM(), EDMParam()), (DDPM(), Eps()), (VP(), V()), (Flow(), X0())]
 TO = [(Flow(), FlowParam()), (Trig(), V()), (VP(), Eps())]

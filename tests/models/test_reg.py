@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from gen.alignment import Projector
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.alignment import Projector
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
 from gen.models.dit import DiT
 from gen.models.reg import REG
-from gen.param import Flow as FlowParam
-from gen.path import Flow
 from gen.pipeline import Pipeline
-from gen.run import Sampler
+from gen.training.run import Sampler
 
 
 @pytest.mark.parametrize(("size", "count"), [("B", 139_028_496), ("L", 467_533_328), ("XL", 685_017_360)])

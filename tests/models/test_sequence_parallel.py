@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
 from gen.models.dit import DiT
 from gen.models.engines.sequence import Sequence
-from gen.spec import build, spec_of
 from tests.ranks import spread
 
 TIGHT = {"float32": 3e-6, "float64": 1e-13}

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import describe
+from gen.diffusion.tap import Record, Skip
 from gen.models.dit import DiT
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.ssm.s4d import S4D
 from gen.models.ssm import SSM
-from gen.spec import describe
-from gen.tap import Record, Skip
 
 MIXERS = ["mamba", "s4d"]
 

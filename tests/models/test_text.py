@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.text import Text
-from gen.predict import Span
-from gen.spec import build, spec_of
-from gen.tap import Chain, Record, Skip
+from gen.text.predictor import Span
 
 SMALL = {"vocab": 11, "mask": 10, "stops": (9,), "length": 24, "width": 16, "depth": 3, "heads": 4, "kv_heads": 2}
 

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.layers.conv import PixelAttention, ResBlock, resample
 from gen.models.unet import UNet
-from gen.spec import build, spec_of
-from gen.tap import Chain, Record, Skip
-from gen.train import train
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 SMALL = UNet(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.models.layers.wavelet import dwt, idwt, laplacian, packet, packet_matrix, unlaplacian, unpacket
 
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.diffusion.tap import Record
 from gen.kernels.parallel import gather_tokens_bytes, ulysses_attention_bytes
 from gen.kernels.ring import ring_attention_bytes
 from gen.models.engines.sequence import Sequence
-from gen.param import Flow as FlowParam
-from gen.path import Flow
 from gen.pipeline import Pipeline
-from gen.run import Sampler
-from gen.tap import Record
+from gen.training.run import Sampler
 from tests.models.test_families import digits, inputs, random_net
 
 NETS = {"dit": {}, "lightning_dit": {"qk_norm": True}}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "study.py"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from gen.cli.benches._ops import only, with_gradients
+from gen.cli.benches.lib.ops import only, with_gradients
 from gen.eval.bench import Absent, Call, Case, Where
 from gen.kernels import attention as ops
 from gen.kernels.rules import Bidirectional, BlockDiffusion, Rule

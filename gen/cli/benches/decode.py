@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.cli.benches._peers import of_diffusers
-from gen.decode import decode as decoded
-from gen.decoding import Decoding
+from gen.cli.benches.lib.peers import of_diffusers
 from gen.eval.bench import Call, Case, Where
 from gen.models.text import Text
+from gen.text.contracts import Decoding
+from gen.text.loop import decode as decoded
 
 __all__ = ["decode"]
 

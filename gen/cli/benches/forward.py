@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.cli.benches._dit import Nets, compiled, forward_flops, specification, under_cudnn
+from gen.cli.benches.lib.dit import Nets, compiled, forward_flops, specification, under_cudnn
 from gen.eval.bench import Call, Case, Where
 
 __all__ = ["forward"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, silu
 from torch.nn.functional import linear as product
 
-from gen.cli.benches._ops import doubled, only, with_gradients
+from gen.cli.benches.lib.ops import doubled, only, with_gradients
 from gen.eval.bench import Absent, Call, Case, Where
 from gen.kernels.activation import gelu_tanh, rational, swiglu
 from gen.kernels.dispatch import Op

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.cli.benches._dit import Nets, compiled, forward_flops, specification, under_cudnn
-from gen.cli.benches._peers import of_diffusers
-from gen.denoise import Denoiser
+from gen.cli.benches.lib.dit import Nets, compiled, forward_flops, specification, under_cudnn
+from gen.cli.benches.lib.peers import of_diffusers
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Eps
+from gen.diffusion.path import DDPM
+from gen.diffusion.precompute import foresee
+from gen.diffusion.sampling import integrate
 from gen.eval.bench import Call, Case, Where
-from gen.foresee import foresee
-from gen.param import Eps
-from gen.path import DDPM
-from gen.sample import integrate
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 

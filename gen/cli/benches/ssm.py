@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.cli.benches._ops import doubled
-from gen.cli.benches._peers import on_cuda
+from gen.cli.benches.lib.ops import doubled
+from gen.cli.benches.lib.peers import on_cuda
 from gen.eval.bench import Call, Case, Where
 from gen.kernels.convolution import long_convolution
 from gen.kernels.dispatch import Op

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from gen.cli.benches._dit import Nets, forward_flops, specification
+from gen.cli.benches.lib.dit import Nets, forward_flops, specification
 from gen.eval.bench import Absent, Call, Case, Where
 from gen.models.layers.block import Block
-from gen.optim.adamw import AdamW
+from gen.training.optim.adamw import AdamW
 
 __all__ = ["train"]
 
@@ -23,11 +23,12 @@ ROWS = 4  # of the batch at a time in float64, which would not have room for all
 
 
 def train(where: Where) -> Iterator[Case]:
-    """DiT-S/2 on a CPU, XL/2 on a GPU. In bfloat16 that is autocast over weights in float32, as gen.train has it.
+    """DiT-S/2 on a CPU, XL/2 on a GPU. In bfloat16 that is autocast over weights in float32, as gen.training.trainer
+    has it.
 
-    The step is that of a regression on given targets, the same for both sides; optimisers are gen.optim's AdamW and,
-    for diffusers' model, PyTorch's, fused on a GPU. The gate looks at the loss and at the gradients of the first layer,
-    the last, and one in between. MFU takes a step as three forwards.
+    The step is that of a regression on given targets, the same for both sides; optimisers are gen.training.optim's
+    AdamW and, for diffusers' model, PyTorch's, fused on a GPU. The gate looks at the loss and at the gradients of the
+    first layer, the last, and one in between. MFU takes a step as three forwards.
     """
     for size, batch in (("S/2", 2),) if where.quick or not where.cuda else (("XL/2", 64),):
         yield _case(where, size, batch)

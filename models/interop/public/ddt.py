@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
 from gen.models.ddt import DDT
-from gen.models.interop.public._found import SD_VAE, Found, Reader, guide, heads_of, sized
+from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, guide, heads_of, sized
 from gen.models.interop.weights import Weights
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.run import Run, Sampler
+from gen.training.run import Run, Sampler
 
 __all__ = ["DDTWeights"]
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.errors import UserError
-from gen.manifest import read_json
+from gen.config.checkpoint import read_json
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.path import DDPM
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, from_diffusers
-from gen.models.interop.public._found import SD_VAE, Found, Reader, compare, guide
+from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, compare, guide
 from gen.models.interop.weights import Weights
 from gen.models.layers.embed import grid_embedding
-from gen.param import X0, Eps, V
-from gen.path import DDPM
-from gen.run import Run, Sampler
-from gen.spec import build
+from gen.training.run import Run, Sampler
 
 __all__ = ["DiffusersFolder"]
 
@@ -124,7 +124,7 @@ def _note(weights: Weights) -> Mapping[str, Any]:
 def _conventions(weights: Weights, said: Mapping[str, Any]) -> tuple[Any, Any]:
     """Path and parameterisation: from our own note, or from the scheduler's config, or the published DiT's."""
     if said:
-        return build("path", said["path"]), build("param", said["param"])
+        return build("diffusion.path", said["path"]), build("diffusion.parameterisation", said["param"])
     file = None if weights.folder is None else weights.folder.parent / "scheduler" / "scheduler_config.json"
     if file is None or weights.folder is None or weights.folder.name != "transformer" or not file.exists():
         return DDPM(), Eps()

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.path import EDM
 from gen.models.edm2 import EDM2
-from gen.models.interop.public._found import Found, Reader, sized
+from gen.models.interop.lib.inferred import Found, Reader, sized
 from gen.models.interop.weights import State, Weights
-from gen.param import EDM as EDMParam
-from gen.path import EDM
-from gen.run import Run, Sampler
+from gen.training.run import Run, Sampler
 
 __all__ = ["EDM2Weights"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.models.interop.public._found import Found, guide
-from gen.models.interop.public._plain import read_plain
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.models.interop.lib.inferred import Found, guide
+from gen.models.interop.lib.plain_dit import read_plain
 from gen.models.interop.weights import Weights
 from gen.models.lightning_dit import LightningDiT
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.run import Run, Sampler
+from gen.training.run import Run, Sampler
 
 __all__ = ["LightningDiTWeights"]
 

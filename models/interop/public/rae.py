@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
 from gen.models.dit_dh import DiTDH
-from gen.models.interop.public._found import Found, Reader, pos_embed, sized
-from gen.models.interop.public._plain import read_plain
-from gen.models.interop.public._rope import head_width, rope
+from gen.models.interop.lib.inferred import Found, Reader, pos_embed, sized
+from gen.models.interop.lib.plain_dit import read_plain
+from gen.models.interop.lib.rope import head_width, rope
 from gen.models.interop.weights import State, Weights
 from gen.models.lightning_dit import LightningDiT
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.run import Run, Sampler
+from gen.training.run import Run, Sampler
 
 __all__ = ["RAEWeights"]
 

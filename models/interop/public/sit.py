@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.models.interop.public._found import SD_VAE, Found, guide
-from gen.models.interop.public._plain import is_plain, read_plain
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.models.interop.lib.inferred import SD_VAE, Found, guide
+from gen.models.interop.lib.plain_dit import is_plain, read_plain
 from gen.models.interop.weights import Weights
-from gen.param import Flow as FlowParam
-from gen.path import Flow
-from gen.run import Run, Sampler
+from gen.training.run import Run, Sampler
 
 __all__ = ["SiTWeights"]
 

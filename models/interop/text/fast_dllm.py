@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.decoding import Decoding
-from gen.models.interop.public._found import Found
-from gen.models.interop.text._config import found, ids, is_of, mask_of, whole
-from gen.models.interop.text._qwen import read_qwen
+from gen.models.interop.lib.inferred import Found
+from gen.models.interop.lib.qwen import read_qwen
+from gen.models.interop.lib.text_config import found, ids, is_of, mask_of, whole
 from gen.models.interop.weights import Weights
+from gen.text.contracts import Decoding
 
 __all__ = ["FastDLLMFolder"]
 

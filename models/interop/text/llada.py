@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gen.decoding import Decoding
-from gen.models.interop.public._found import Found
-from gen.models.interop.text._config import checked, found, ids, is_of, mask_of, number, renamed, whole
+from gen.models.interop.lib.inferred import Found
+from gen.models.interop.lib.text_config import checked, found, ids, is_of, mask_of, number, renamed, whole
 from gen.models.interop.weights import Weights
+from gen.text.contracts import Decoding
 
 __all__ = ["LLaDAFolder"]
 

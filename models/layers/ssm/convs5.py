@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.state_space import linear_scan
 from gen.models.layers.ssm.hippo import conjugate_pairs, legs
 from gen.models.layers.ssm.mamba import log_uniform

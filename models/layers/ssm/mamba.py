@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.convolution import short_convolution
 from gen.kernels.state_space import selective_scan
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.convolution import long_convolution
 from gen.models.layers.ssm.hippo import conjugate_pairs, legs
 from gen.models.layers.ssm.mamba import log_uniform

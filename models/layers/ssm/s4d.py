@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.convolution import long_convolution
 from gen.kernels.state_space import linear_scan, s4d_kernel
 from gen.models.layers.ssm.hippo import diagonal

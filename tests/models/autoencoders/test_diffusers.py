@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
-from gen.param import Flow as FlowParam
-from gen.path import Flow
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
 from gen.pipeline import Pipeline, latent_scale
-from gen.spec import build
 from tests.models.test_families import random_net
 
 diffusers = pytest.importorskip("diffusers")

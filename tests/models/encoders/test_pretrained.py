@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gen.errors import MissingDependency, UserError
-from gen.models.encoders._vit import resample_places
-from gen.spec import build
+from gen.config.errors import MissingDependency, UserError
+from gen.config.spec import build
+from gen.models.encoders.lib.vit import resample_places
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).reshape(2, 1, 3, 1, 1)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from gen.config.errors import UserError
+from gen.config.spec import build
 from gen.data.digits import Digits
-from gen.errors import UserError
-from gen.spec import build
 
 
 def images(n=20):

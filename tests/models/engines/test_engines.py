@@ -9,25 +9,25 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from gen.decoding import Decoding
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, names, spec_of
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Record
 from gen.eval.evaluate import sampler_spec
 from gen.kernels.linear import unpackable
-from gen.models.engines._prepared import Prepared, chosen
 from gen.models.engines.compiled import _Replayed
+from gen.models.engines.lib.prepared import Prepared, chosen
 from gen.models.layers.packed import PackedLinear
 from gen.models.text import Text
-from gen.noise import Noise
-from gen.param import Flow as FlowParam
-from gen.path import Flow
 from gen.pipeline import Pipeline
-from gen.run import Sampler
-from gen.sample import integrate
 from gen.samplers.solvers.euler import Euler
-from gen.spec import build, names, spec_of
-from gen.tap import Record
-from gen.text import TextPipeline
+from gen.text.contracts import Decoding
+from gen.text.pipeline import TextPipeline
+from gen.training.run import Sampler
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 PACKABLE = unpackable(torch.empty(1, 1)) is None
@@ -162,7 +162,7 @@ def test_times_that_nobody_foresaw_are_computed():
 
 
 def test_the_usual_dtype_is_what_the_processor_has(monkeypatch):
-    monkeypatch.setattr("gen.models.engines._prepared.unpackable", lambda weight: None)
+    monkeypatch.setattr("gen.models.engines.lib.prepared.unpackable", lambda weight: None)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert chosen("auto", "cpu") == (torch.float32, "the processor has no fast bfloat16")
@@ -171,7 +171,7 @@ def test_the_usual_dtype_is_what_the_processor_has(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert chosen("auto", "cpu") == (torch.bfloat16, "AMX")
     assert chosen("float32", "cpu")[0] == torch.float32
-    monkeypatch.setattr("gen.models.engines._prepared.unpackable", lambda weight: "no oneDNN")
+    monkeypatch.setattr("gen.models.engines.lib.prepared.unpackable", lambda weight: "no oneDNN")
     assert chosen("auto", "cpu") == (torch.float32, "no oneDNN")
 
 

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 import gen
 from gen.cli import main
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, find, names
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import Eps
+from gen.diffusion.path import DDPM, EDM, Flow
 from gen.models.interop.checkpoints import FOLDER, import_checkpoint
 from gen.models.interop.weights import Weights, read
-from gen.param import EDM as EDMParam
-from gen.param import Eps
-from gen.path import DDPM, EDM, Flow
-from gen.spec import build, find, names
 from tests.models.interop import published
 
 DDT = {"name": "ddt", "size": 8, "encoder": 3}
@@ -81,7 +81,7 @@ def test_those_who_count_from_noise_to_data(tmp_path, origin):
     """Their net at 1 - t says the velocity towards data: ours at t is minus that."""
     pipeline = imported(tmp_path, origin)[1]
     f, (x, cond) = pipeline.denoiser, inputs(pipeline)
-    net, raw = f.net.double(), type(f.net)(gen.spec.override(f.net.spec, {"t_one": "noise"})).double()
+    net, raw = f.net.double(), type(f.net)(gen.config.spec.override(f.net.spec, {"t_one": "noise"})).double()
     raw.load_state_dict(net.state_dict())
     t = torch.tensor(0.3, dtype=torch.float64)
     velocity = Flow().velocity(Denoiser(net, f.path, f.param)(x, t, cond), t)

@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import save_file
 
 import gen
-from gen import manifest
 from gen.cli import main
-from gen.errors import UserError
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.diffusion.parameterisation import Eps, V
+from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.path import DDPM, VP, Flow
 from gen.models.dit import DiT
 from gen.models.interop.checkpoints import import_checkpoint
 from gen.models.interop.diffusers_export import export
 from gen.models.interop.diffusers_names import from_diffusers, to_diffusers
-from gen.param import Eps, V
-from gen.param import Flow as FlowParam
-from gen.path import DDPM, VP, Flow
-from gen.resume import versions
-from gen.run import Run, run_spec
+from gen.training.resume import versions
+from gen.training.run import Run, run_spec
 from tests.models.interop import published
 
 CLASSES = 10
@@ -72,7 +72,7 @@ def run_folder(folder, spec, path, param, seed=0):
             torch.nn.init.normal_(weight, std=0.2)
     about = {"role": "net", "step": 0, "shape": [spec.channels, spec.size, spec.size], "classes": spec.classes}
     run = run_spec(Run(model=spec, path=path, param=param, ema=()))
-    manifest.write(folder, {"net.safetensors": net.state_dict()}, {"run": run, **about, "versions": versions()})
+    checkpoints.write(folder, {"net.safetensors": net.state_dict()}, {"run": run, **about, "versions": versions()})
     return net.eval()
 
 
@@ -264,7 +264,7 @@ def test_timesteps_of_a_flow_are_a_thousand_times_t(tmp_path):
         f = gen.load(tmp_path / "run").denoiser
         f.net.load_state_dict(net.state_dict())
         f.net.double()
-        ours = gen.sample.integrate(f, start, times, gen.build("samplers.solvers", "euler"), cond={"y": y})
+        ours = gen.diffusion.sampling.integrate(f, start, times, gen.build("samplers.solvers", "euler"), cond={"y": y})
     torch.testing.assert_close(ours, x.double(), rtol=1e-4, atol=1e-4)  # theirs steps in float32
 
 

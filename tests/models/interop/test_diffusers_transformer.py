@@ -7,16 +7,16 @@ import dataclasses
 import pytest
 import torch
 
-from gen.denoise import Counted
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.denoiser import Counted
+from gen.diffusion.path import DDPM
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Record, Skip
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_transformer import DiffusersDiT, denoiser
-from gen.path import DDPM
-from gen.sample import integrate
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
-from gen.spec import build
-from gen.tap import Record, Skip
 
 CLASSES, DEPTH = 10, 3
 

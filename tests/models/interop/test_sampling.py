@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.path import DDPM, EDM, Flow
-from gen.spec import build
+from gen.config.spec import build
+from gen.diffusion.path import DDPM, EDM, Flow
 from tests.models.interop.test_checkpoints import imported
 
 

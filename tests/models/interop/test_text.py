@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 
 import gen
 from gen.cli import main
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import names
 from gen.models.interop.checkpoints import TEXT, import_checkpoint
-from gen.models.interop.text import _qwen, dream, llada
-from gen.models.interop.text._config import renamed
+from gen.models.interop.lib import qwen as _qwen
+from gen.models.interop.lib.text_config import renamed
+from gen.models.interop.text import dream, llada
 from gen.models.text import Text
-from gen.spec import names
 
 VOCAB, MASK, STOP, LENGTH = 60, 59, 58, 64
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
@@ -208,11 +209,11 @@ def test_a_tied_head_is_the_table_of_tokens(tmp_path, kind):
 
 
 def test_bfloat16_weights_stay_as_they_are(tmp_path):
-    from gen import manifest
+    from gen.config import checkpoint as checkpoints
 
     net = theirs("fast_dllm").bfloat16()
     _, pipeline = imported(tmp_path, "fast_dllm", net)
-    stored = manifest.read_tensors(tmp_path / "run", "net.safetensors", manifest.read(tmp_path / "run"))
+    stored = checkpoints.read_tensors(tmp_path / "run", "net.safetensors", checkpoints.read(tmp_path / "run"))
     assert {value.dtype for value in stored.values()} == {torch.bfloat16}
     assert pipeline.net.state_dict()["embed.weight"].equal(net.state_dict()["model.embed_tokens.weight"].float())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.models.layers.ssm.convs5 import ConvS5
 from gen.models.layers.ssm.hippo import legs_diagonal
 

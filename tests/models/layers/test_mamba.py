@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.state_space import selective_scan
 from gen.models.layers.ssm.mamba import Mamba
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.kernels.convolution import long_convolution
 from gen.kernels.state_space import s4d_kernel
 from gen.models.layers.ssm.hippo import conjugate_pairs, diagonal, legs

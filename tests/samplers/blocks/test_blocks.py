@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.decode import decode, walk
-from gen.decoding import Decoding, Tokens
-from gen.errors import UserError
-from gen.oracle import shuffle
+from gen.config.errors import UserError
+from gen.config.spec import build, names
 from gen.samplers.blocks.multi import Multi
 from gen.samplers.blocks.semi_ar import SemiAR
 from gen.samplers.blocks.whole import Whole
 from gen.samplers.policies.topk import TopK
-from gen.spec import build, names
+from gen.text.contracts import Decoding, Tokens
+from gen.text.loop import decode, walk
+from gen.text.worlds import shuffle
 from tests.gen.predictors import Noisy
 
 BLOCKS = names("samplers.blocks")

@@ -5,20 +5,20 @@ import itertools
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.parameterisation import V
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
 from gen.models.ddt import DDT
 from gen.models.dit_dh import DiTDH
-from gen.noise import Noise, sample_seeds
-from gen.param import V
-from gen.path import Flow
-from gen.sample import integrate
 from gen.samplers.caches.ddt_shared import DDTShared, similarity
 from gen.samplers.caches.shared import cost
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
-from gen.spec import build
 
 STEPS = 6
 TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)

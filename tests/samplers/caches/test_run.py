@@ -5,27 +5,27 @@ import math
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
-from gen.noise import Noise, sample_seeds
-from gen.param import V
-from gen.path import Flow
-from gen.sample import integrate
-from gen.samplers.caches._run import Run
-from gen.samplers.caches.along.lam import Lam
-from gen.samplers.caches.along.t import T
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.parameterisation import V
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Context, Placed
+from gen.samplers.caches.coordinates.lam import Lam
+from gen.samplers.caches.coordinates.t import T
 from gen.samplers.caches.custom import Custom
 from gen.samplers.caches.fbcache import FBCache
+from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.predictors.newton import Newton
+from gen.samplers.caches.predictors.reuse import Reuse
 from gen.samplers.caches.taylorseer import TaylorSeer
 from gen.samplers.caches.taylorseer_lite import TaylorSeerLite
 from gen.samplers.caches.uncond import Uncond
-from gen.samplers.caches.what.newton import Newton
-from gen.samplers.caches.what.reuse import Reuse
-from gen.samplers.caches.when.interval import Interval
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
-from gen.tap import Context, Placed
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 ONES, EULER = torch.ones(2, 1, dtype=torch.float64), Euler()
@@ -172,24 +172,26 @@ def test_only_the_unconditional_branch():
     assert 0 < (got - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-@pytest.mark.parametrize("along", [T(), Lam()])
-def test_uneven_steps_are_even_along_another_coordinate(along):
+@pytest.mark.parametrize("coordinate", [T(), Lam()])
+def test_uneven_steps_are_even_along_another_coordinate(coordinate):
     """Affine in t or in lam on a grid that the index cannot see through."""
     times = [0.9, 0.85, 0.7, 0.66, 0.5, 0.3, 0.28, 0.2, 0.11, 0.05]
     places = contexts(10, times)
     net = Toy(1)
-    seen = [Context(p.step, p.steps, p.stage, along.place(p)) for p in places]  # the network sees the coordinate as t
+    seen = [
+        Context(p.step, p.steps, p.stage, coordinate.place(p)) for p in places
+    ]  # the network sees the coordinate as t
 
     def drift(coordinate):
-        run, out = Run(10, Interval(3, 2), Newton(1), ("hidden.*",), along=coordinate), []
+        run, out = Run(10, Interval(3, 2), Newton(1), ("hidden.*",), coordinate=coordinate), []
         for place, context in zip(seen, places, strict=True):
             y = torch.zeros(2, dtype=torch.int64)
             t = torch.full((2,), place.t, dtype=torch.float64)
             out.append(net(ONES, t, {"y": y}, tap=Placed(run, context)) - net(ONES, t, {"y": y}))
         return float(torch.stack(out).abs().max())
 
-    assert drift(along) < 1e-11
-    assert drift(Custom().along) > 0.1
+    assert drift(coordinate) < 1e-11
+    assert drift(Custom().coordinate) > 0.1
 
 
 def test_lam_is_finite_and_falls_from_end_to_end():
@@ -202,7 +204,7 @@ def test_lam_is_finite_and_falls_from_end_to_end():
 def test_block_outputs_and_gated_modules_are_sites_too():
     exact = sampled(None, steps=24)
     for sites, base in ((("hidden.*",), ""), (("hidden.*",), "input"), (("blocks.*.attn", "blocks.*.mlp"), "")):
-        run = Custom(when=Interval(2, 2), sites=sites, base=base).start(24)
+        run = Custom(policy=Interval(2, 2), sites=sites, base=base).start(24)
         got = sampled(run, steps=24)
         assert 0 < (got - exact).abs().max() < 0.02 * exact.abs().max()
         assert run.report().full == 13
@@ -233,4 +235,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="at least one pattern"):
         Custom(sites=())
     with pytest.raises(UserError, match="the same coordinate"):
-        walk(Toy(1), Run(3, Interval(1), Reuse(), ("trunk",), along=T()), contexts(3, [1.0, 0.5, 0.5]), ONES)
+        walk(Toy(1), Run(3, Interval(1), Reuse(), ("trunk",), coordinate=T()), contexts(3, [1.0, 0.5, 0.5]), ONES)

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Context
 from gen.samplers.caches.magcache import MagCache
 from gen.samplers.caches.shared import Shared, Similarity, anchors, cost
 from gen.samplers.caches.taylorseer import TaylorSeer
-from gen.tap import Context
 from tests.samplers.caches.toy import Toy, contexts, walk
 
 ROWS = torch.tensor([[1.0], [0.3]], dtype=torch.float64)

@@ -3,18 +3,18 @@ import math
 import pytest
 import torch
 
-from gen.errors import UserError
-from gen.samplers.caches._memory import Memory
-from gen.samplers.caches.what.chebyshev import Chebyshev
-from gen.samplers.caches.what.hermite import Hermite
-from gen.samplers.caches.what.newton import Newton
-from gen.samplers.caches.what.reuse import Reuse
-from gen.samplers.caches.what.taylor import Taylor
-from gen.spec import build, names
+from gen.config.errors import UserError
+from gen.config.spec import build, names
+from gen.samplers.caches.lib.memory import Memory
+from gen.samplers.caches.predictors.chebyshev import Chebyshev
+from gen.samplers.caches.predictors.hermite import Hermite
+from gen.samplers.caches.predictors.newton import Newton
+from gen.samplers.caches.predictors.reuse import Reuse
+from gen.samplers.caches.predictors.taylor import Taylor
 
 UNEVEN = [9.0, 6.5, 6.0, 2.0, 1.0]  # newest first
 FALLING = [0.2, 0.5, 0.6, 0.95, 1.0]
-EVERY = [build("samplers.caches.what", name) for name in names("samplers.caches.what")]
+EVERY = [build("samplers.caches.predictors", name) for name in names("samplers.caches.predictors")]
 SHARP = [*EVERY, *(Newton(k) for k in range(5)), Taylor(4), Hermite(1, math.sqrt(0.5)), Chebyshev(3, 5)]
 
 
@@ -30,27 +30,27 @@ def published_ladder(features, nodes, x, order, first=0):
     return sum(rung * (x - before) ** k / math.factorial(k) for k, rung in enumerate(ladder))
 
 
-def predict(what, nodes, features, x):
+def predict(predictor, nodes, features, x):
     """By weights, newest first."""
-    return sum(w * f for w, f in zip(what.weights(nodes[: what.size], x), features, strict=False))
+    return sum(w * f for w, f in zip(predictor.weights(nodes[: predictor.size], x), features, strict=False))
 
 
 @pytest.mark.parametrize("nodes", [UNEVEN, FALLING], ids=["rising", "falling"])
-@pytest.mark.parametrize("what", SHARP, ids=repr)
-def test_polynomials_up_to_the_degree_are_exact_in_both_directions(what, nodes):
+@pytest.mark.parametrize("predictor", SHARP, ids=repr)
+def test_polynomials_up_to_the_degree_are_exact_in_both_directions(predictor, nodes):
     for x in (nodes[0] + 0.3 * (nodes[0] - nodes[1]), nodes[0] + 1.5 * (nodes[0] - nodes[1])):
-        for degree in range(what.degree + 1):
+        for degree in range(predictor.degree + 1):
             features = [node**degree for node in nodes]
-            assert predict(what, nodes, features, x) == pytest.approx(x**degree, rel=1e-10)
-        if what.degree + 1 < what.size or what.size < 5:
-            features = [node ** (what.degree + 1) for node in nodes]
-            assert predict(what, nodes, features, x) != pytest.approx(x ** (what.degree + 1), rel=1e-4)
+            assert predict(predictor, nodes, features, x) == pytest.approx(x**degree, rel=1e-10)
+        if predictor.degree + 1 < predictor.size or predictor.size < 5:
+            features = [node ** (predictor.degree + 1) for node in nodes]
+            assert predict(predictor, nodes, features, x) != pytest.approx(x ** (predictor.degree + 1), rel=1e-4)
 
 
-@pytest.mark.parametrize("what", SHARP, ids=repr)
-def test_weights_sum_to_one_with_any_number_of_snapshots(what):
-    for n in range(1, what.size + 1):
-        weights = what.weights(UNEVEN[:n], 11.0)
+@pytest.mark.parametrize("predictor", SHARP, ids=repr)
+def test_weights_sum_to_one_with_any_number_of_snapshots(predictor):
+    for n in range(1, predictor.size + 1):
+        weights = predictor.weights(UNEVEN[:n], 11.0)
         assert len(weights) <= n
         assert sum(weights) == pytest.approx(1, abs=1e-10)
 
@@ -114,45 +114,45 @@ def test_wrong_numbers_are_refused(make):
 # Memory
 
 
-def remembered(what, nodes, features):
+def remembered(predictor, nodes, features):
     """A memory that took the features [n, B, D] at nodes, oldest first."""
     memory = Memory()
     for x, f in zip(nodes, features, strict=True):
-        memory = memory.update(x, f, [True], what.size)
+        memory = memory.update(x, f, [True], predictor.size)
     return memory
 
 
-@pytest.mark.parametrize("what", SHARP, ids=repr)
-def test_memory_says_what_the_weights_say(what):
+@pytest.mark.parametrize("predictor", SHARP, ids=repr)
+def test_memory_says_what_the_weights_say(predictor):
     features = torch.randn(5, 2, 3, dtype=torch.float64)
-    memory = remembered(what, UNEVEN[::-1], features)
-    expected = predict(what, UNEVEN, list(features.flip(0)), 11.0)
-    torch.testing.assert_close(memory.predict(11.0, what), expected, rtol=1e-12, atol=1e-12)
-    assert memory.bytes == what.size * 6 * 8
+    memory = remembered(predictor, UNEVEN[::-1], features)
+    expected = predict(predictor, UNEVEN, list(features.flip(0)), 11.0)
+    torch.testing.assert_close(memory.predict(11.0, predictor), expected, rtol=1e-12, atol=1e-12)
+    assert memory.bytes == predictor.size * 6 * 8
 
 
-@pytest.mark.parametrize("what", SHARP, ids=repr)
-def test_memory_keeps_each_row_s_own_history(what):
+@pytest.mark.parametrize("predictor", SHARP, ids=repr)
+def test_memory_keeps_each_row_s_own_history(predictor):
     """Rows that were computed at different steps, against a memory for each row."""
     generator = torch.Generator().manual_seed(0)
     memory, alone = Memory(), [Memory() for _ in range(4)]
     for step in range(9):
         features = torch.randn(4, 3, generator=generator, dtype=torch.float64)
         rows = [step == 0 or bool((step + row) % (row + 1) == 0) for row in range(4)]
-        memory = memory.update(float(step), features, rows, what.size)
+        memory = memory.update(float(step), features, rows, predictor.size)
         for i, row in enumerate(rows):
             if row:
-                alone[i] = alone[i].update(float(step), features[i : i + 1], [True], what.size)
-        expected = torch.cat([m.predict(step + 0.5, what) for m in alone])
-        torch.testing.assert_close(memory.predict(step + 0.5, what), expected, rtol=1e-11, atol=1e-11)
-    assert len(set(memory.nodes)) > 1 or what.size == 1
+                alone[i] = alone[i].update(float(step), features[i : i + 1], [True], predictor.size)
+        expected = torch.cat([m.predict(step + 0.5, predictor) for m in alone])
+        torch.testing.assert_close(memory.predict(step + 0.5, predictor), expected, rtol=1e-11, atol=1e-11)
+    assert len(set(memory.nodes)) > 1 or predictor.size == 1
 
 
-@pytest.mark.parametrize("what", EVERY, ids=repr)
-def test_a_constant_is_predicted_to_the_bit(what):
+@pytest.mark.parametrize("predictor", EVERY, ids=repr)
+def test_a_constant_is_predicted_to_the_bit(predictor):
     feature = torch.randn(3, 5)
-    memory = remembered(what, [0.0, 1.0, 4.0, 9.0], [feature] * 4)
-    assert torch.equal(memory.predict(11.0, what), feature)
+    memory = remembered(predictor, [0.0, 1.0, 4.0, 9.0], [feature] * 4)
+    assert torch.equal(memory.predict(11.0, predictor), feature)
 
 
 def test_memory_is_float32_and_answers_in_the_feature_s_dtype():

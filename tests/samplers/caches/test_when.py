@@ -3,17 +3,17 @@ import json
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.diffusion.tap import Context
 from gen.samplers.caches.custom import Custom
-from gen.samplers.caches.when._policy import distance
-from gen.samplers.caches.when.gate import Gate
-from gen.samplers.caches.when.indicator import Indicator
-from gen.samplers.caches.when.interval import Interval
-from gen.samplers.caches.when.magnitude import Magnitude
-from gen.samplers.caches.when.mask import Mask
-from gen.samplers.caches.when.residual import Residual
-from gen.samplers.caches.when.verify import Verify
-from gen.tap import Context
+from gen.samplers.caches.policies.gate import Gate
+from gen.samplers.caches.policies.indicator import Indicator
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.policies.lib.policy import distance
+from gen.samplers.caches.policies.magnitude import Magnitude
+from gen.samplers.caches.policies.mask import Mask
+from gen.samplers.caches.policies.residual import Residual
+from gen.samplers.caches.policies.verify import Verify
 from tests.samplers.caches.toy import Toy, contexts, walk
 
 
@@ -123,7 +123,7 @@ def test_gate_trusts_what_it_could_have_predicted():
 def test_gate_compares_with_the_row_s_own_last_computed_step():
     """Row 0 creeps: 5 % from the last computed step is trusted, 10 % is not, whatever row 1 does beside it."""
     values = [torch.tensor([[1 + 0.05 * k], [2.0**k]]) for k in range(6)]
-    rows = watched(Gate(threshold=0.08, warmup=1, what="reuse"), values)
+    rows = watched(Gate(threshold=0.08, warmup=1, predictor="reuse"), values)
     assert [row[0] for row in rows] == [True, False, True, False, True, True]
     assert all(row[1] for row in rows)
 
@@ -163,7 +163,7 @@ def test_verify_drafts_no_further_than_longest_and_trusts_less_towards_the_end()
 
 def test_verify_runs_the_last_block_on_a_skipped_step():
     net = Toy(1)
-    run = Custom(when=Verify(warmup=2), sites=("trunk",)).start(6)
+    run = Custom(policy=Verify(warmup=2), sites=("trunk",)).start(6)
     walk(net, run, contexts(6), torch.ones(2, 1, dtype=torch.float64), ("main",))
     report = run.report()
     skipped = dict(zip(report.sites, report.computed[3], strict=True))
@@ -177,7 +177,9 @@ def test_the_verified_block_s_real_output_is_what_is_used():
     net = Toy(3)
     net.coefficients[:, :2, 2:] = 0  # the first block is affine in t
     x = torch.tensor([[0.3], [0.1]], dtype=torch.float64)
-    run, drafts = (Custom(when=when, sites=("trunk",)).start(9) for when in (Verify(warmup=2), Interval(9, warmup=2)))
+    run, drafts = (
+        Custom(policy=policy, sites=("trunk",)).start(9) for policy in (Verify(warmup=2), Interval(9, warmup=2))
+    )
     exact = walk(net, None, contexts(9), x)["main"]
     assert (walk(net, drafts, contexts(9), x, ("main",))["main"] - exact).abs().max() > 0.01
     torch.testing.assert_close(walk(net, run, contexts(9), x, ("main",))["main"], exact, rtol=1e-11, atol=1e-11)
@@ -187,7 +189,7 @@ def test_the_verified_block_s_real_output_is_what_is_used():
 def test_a_probe_s_skip_runs_nothing_after_it():
     """TeaCache looks before the first attention: that, and all that it is inside of, is then not computed."""
     for policy, done in ((Indicator(), set()), (Residual(), {"hidden.0"}), (Gate(), {"hidden.0"})):
-        net, run = Toy(0), Custom(when=policy, what="reuse", sites=("trunk",), base="input").start(6)
+        net, run = Toy(0), Custom(policy=policy, predictor="reuse", sites=("trunk",), base="input").start(6)
         walk(net, run, contexts(6), torch.ones(2, 1, dtype=torch.float64), ("main",))
         report = run.report()
         ran = {site for site, yes in zip(report.sites, report.computed[4], strict=True) if yes}
@@ -215,7 +217,7 @@ def test_wrong_numbers_are_refused_in_one_line(make, says):
 
 def test_a_row_may_be_skipped_while_another_is_computed():
     """The report tells what ran from what was needed."""
-    run = Custom(when=Indicator(0.3), what="reuse", sites=("trunk",)).start(12)
+    run = Custom(policy=Indicator(0.3), predictor="reuse", sites=("trunk",)).start(12)
     walk(Toy(1), run, contexts(12), torch.tensor([[1.0], [0.4], [2.5]], dtype=torch.float64))
     report = run.report()
     assert any(0 < share < 1 for share in report.asked)

@@ -5,8 +5,8 @@ from collections import Counter
 import torch
 from torch import nn
 
+from gen.diffusion.tap import Context, Placed, branch
 from gen.models.dit import DiT
-from gen.tap import Context, Placed, branch
 
 DEPTH, TOKENS, WIDTH = 2, 3, 5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.errors import UserError
-from gen.path import EDM, Flow
+from gen.config.errors import UserError
+from gen.diffusion.path import EDM, Flow
 from gen.samplers.grids.linear import Linear
 
 

@@ -8,14 +8,14 @@ import math
 import pytest
 import torch
 
-from gen.errors import UserError
-from gen.path import DDPM, EDM, VP, Flow
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.path import DDPM, EDM, VP, Flow
 from gen.samplers.grids.exponential import Exponential
 from gen.samplers.grids.given import Given
 from gen.samplers.grids.searched import Searched
 from gen.samplers.grids.shift import Shift
 from gen.samplers.grids.timesteps import Timesteps
-from gen.spec import build
 
 
 def test_a_shift_multiplies_sigma_over_alpha_on_flow():

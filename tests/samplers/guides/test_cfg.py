@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.denoise import Counted
-from gen.errors import UserError
-from gen.path import Flow
-from gen.sample import integrate
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Counted
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Mixture
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
-from gen.testing import Mixture
 
 GRID = torch.linspace(1, 0, 11, dtype=torch.float64)
 

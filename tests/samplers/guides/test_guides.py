@@ -8,14 +8,17 @@ import itertools
 import pytest
 import torch
 
-from gen.denoise import Counted
-from gen.errors import UserError
-from gen.noise import Noise, sample_seeds
-from gen.param import X0, Eps, V
-from gen.param import Flow as Velocity
-from gen.path import DDPM, EDM, VP, Flow, Trig
+from gen.config.errors import UserError
+from gen.config.spec import build, name_of, names, spec_of
+from gen.diffusion.denoiser import Counted
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import Flow as Velocity
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Chain, Context, Placed
+from gen.diffusion.worlds import Mixture
 from gen.pipeline import Pipeline
-from gen.sample import integrate
 from gen.samplers.caches.searched import LayerRun
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
@@ -27,9 +30,6 @@ from gen.samplers.guides.cfgpp import CFGpp
 from gen.samplers.guides.rescale import Rescale
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
-from gen.spec import build, name_of, names, spec_of
-from gen.tap import Chain, Context, Placed
-from gen.testing import Mixture
 
 PATHS = [Flow(), EDM(), Trig(), VP(), DDPM()]
 
@@ -206,7 +206,7 @@ def test_evaluations_of_the_weak_network_are_counted():
 
 def test_the_weak_model_may_be_a_run_folder(tmp_path):
     from gen.pipeline import load
-    from gen.train import train
+    from gen.training.trainer import train
     from tests.gen.tiny import tiny
 
     train(tiny(steps=2), tmp_path / "run")

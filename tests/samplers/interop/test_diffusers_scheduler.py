@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.denoise import Denoiser
-from gen.errors import UserError
-from gen.noise import Noise, sample_seeds
-from gen.param import EDM as EDMParam
-from gen.param import Eps, V
-from gen.param import Flow as Velocity
-from gen.path import DDPM, EDM, Flow, expand
-from gen.sample import integrate
+from gen.config.errors import UserError
+from gen.config.spec import build, names
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import Eps, V
+from gen.diffusion.parameterisation import Flow as Velocity
+from gen.diffusion.path import DDPM, EDM, Flow, expand
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
 from gen.samplers.interop.diffusers_scheduler import as_scheduler
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.renoise import Renoise
-from gen.spec import build, names
-from gen.testing import Gaussian
 
 TIMES = {DDPM: lambda t: t + 1, Flow: lambda t: t, EDM: lambda t: torch.exp(4 * t)}  # the inverses of net_time
 

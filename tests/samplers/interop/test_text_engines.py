@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gen.decode import decode
-from gen.decoding import Decoding
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build
 from gen.models.text import Text
 from gen.samplers.interop.block_refinement import Refinement
 from gen.samplers.interop.remasking import Remasking
-from gen.spec import build
+from gen.text.contracts import Decoding
+from gen.text.loop import decode
 
 MASK, STOP, BLOCK = 40, 39, 8
 

@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from gen.decode import decode, walk
-from gen.decoding import Decoding, Tokens
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, names
 from gen.models.text import Text
-from gen.predict import Wrapped
 from gen.samplers.blocks.semi_ar import SemiAR
 from gen.samplers.kv.block import Block
 from gen.samplers.kv.dual import Dual
@@ -18,7 +16,9 @@ from gen.samplers.kv.sub_block import SubBlock
 from gen.samplers.kv.vicinity import Vicinity
 from gen.samplers.policies.threshold import Threshold
 from gen.samplers.policies.topk import TopK
-from gen.spec import build, names
+from gen.text.contracts import Decoding, Tokens
+from gen.text.loop import decode, walk
+from gen.text.predictor import Wrapped
 
 MASK = 10
 PROMPTS = [[3, 1, 4, 1, 5], [2, 7], [1, 8, 2, 8, 1, 8, 2]]

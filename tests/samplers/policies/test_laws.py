@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gen.decode import decode
-from gen.decoding import Decoding, Tokens
-from gen.oracle import Joint, law, parity, shuffle
+from gen.config.spec import build, names
 from gen.samplers.policies.learned import Filter
 from gen.samplers.stops.prophet import Prophet
-from gen.spec import build, names
+from gen.text.contracts import Decoding, Tokens
+from gen.text.loop import decode
+from gen.text.worlds import Joint, law, parity, shuffle
 from tests.gen.predictors import Noisy
 from tests.samplers.policies.views import WORDS, view
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gen.decode import decode
-from gen.decoding import Decoding
-from gen.errors import UserError
+from gen.config.errors import UserError
 from gen.samplers.policies.learned import Filter, Learned
+from gen.text.contracts import Decoding
+from gen.text.loop import decode
 from tests.gen.predictors import Noisy
 from tests.samplers.policies.views import chosen, view
 

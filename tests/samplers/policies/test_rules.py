@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build
 from gen.samplers.policies.ancestral import Ancestral
 from gen.samplers.policies.credit import Credit
 from gen.samplers.policies.dream import Dream
@@ -22,7 +23,6 @@ from gen.samplers.policies.rcr import RCR
 from gen.samplers.policies.remdm import ReMDM
 from gen.samplers.policies.threshold import Threshold
 from gen.samplers.policies.topk import TopK
-from gen.spec import build
 from tests.samplers.policies.views import WORDS, chosen, rows, view
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gen.decoding import View
+from gen.text.contracts import View
 
 WORDS = 40
 

@@ -9,24 +9,24 @@ import random
 import pytest
 import torch
 
-from gen.errors import UserError
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.path import EDM, Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Context, Located, Record
+from gen.diffusion.worlds import Mixture
 from gen.models.dit import DiT
-from gen.path import EDM, Flow
-from gen.sample import integrate
 from gen.samplers.caches.searched import LayerRun
 from gen.samplers.caches.searched import Searched as SearchedMask
 from gen.samplers.grids.exponential import Exponential
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
 from gen.samplers.grids.searched import Searched
-from gen.samplers.search._problem import Candidate, Problem, pool_of
-from gen.samplers.search._reference import Reference
 from gen.samplers.search.dynamic import Dynamic, shortest
 from gen.samplers.search.evolution import Breeder, Evolution
+from gen.samplers.search.lib.problem import Candidate, Problem, pool_of
+from gen.samplers.search.lib.reference import Reference
 from gen.samplers.solvers.euler import Euler
-from gen.spec import build, spec_of
-from gen.tap import Context, Located, Record
-from gen.testing import Mixture
 from tests.samplers.caches.toy import Toy, contexts, walk
 
 

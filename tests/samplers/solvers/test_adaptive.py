@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.denoise import Counted, Denoiser
-from gen.errors import NonFinite, UserError
-from gen.param import Eps, Score
-from gen.path import DDPM, EDM, VP, Flow, Prediction, Trig
-from gen.sample import integrate
+from gen.config.errors import NonFinite, UserError
+from gen.diffusion.denoiser import Counted, Denoiser
+from gen.diffusion.parameterisation import Eps, Score
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Trig
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.samplers.solvers.adaptive import Adaptive
-from gen.testing import Gaussian
 from tests.samplers.solvers.worlds import f64, mixture
 
 

@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 
-from gen.denoise import Counted
-from gen.errors import UserError
-from gen.path import EDM, Flow, Trig
-from gen.sample import integrate
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Counted
+from gen.diffusion.path import EDM, Flow, Trig
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.samplers.solvers.anchored import Anchored
 from gen.samplers.solvers.euler import Euler
-from gen.testing import Gaussian
 
 MEAN, STD = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.6, 0.3]).double()
 TIMES = torch.tensor([1.0, 0.7, 0.4, 0.0], dtype=torch.float64)

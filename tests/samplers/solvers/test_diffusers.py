@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gen.path import DDPM, EDM, Flow
-from gen.sample import integrate
+from gen.config.spec import build
+from gen.diffusion.path import DDPM, EDM, Flow
+from gen.diffusion.sampling import integrate
 from gen.samplers.grids.timesteps import Timesteps
-from gen.spec import build
 from tests.samplers.solvers.worlds import mixture
 
 pytest.importorskip("diffusers")

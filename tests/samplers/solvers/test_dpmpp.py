@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from gen.path import DDPM, EDM, VP, Flow, Prediction, Trig
-from gen.sample import integrate
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Trig
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.samplers.solvers.dpmpp import DPMpp
 from gen.samplers.solvers.euler import Euler
-from gen.testing import Gaussian
 
 
 class Curved:

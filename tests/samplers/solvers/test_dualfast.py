@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.path import Flow, Prediction
-from gen.sample import integrate
+from gen.config.spec import build, spec_of
+from gen.diffusion.path import Flow, Prediction
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.samplers.solvers.dualfast import DualFast
-from gen.spec import build, spec_of
-from gen.testing import Gaussian
 from tests.samplers.solvers.worlds import f64
 
 WORLD = Gaussian(Flow(), f64(1.0, -2.0), f64(0.3, 1.5))

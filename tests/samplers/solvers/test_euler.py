@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from gen.path import DDPM, EDM, Flow, Prediction
-from gen.sample import integrate
+from gen.diffusion.path import DDPM, EDM, Flow, Prediction
+from gen.diffusion.sampling import integrate
 from gen.samplers.solvers.euler import Euler
 
 

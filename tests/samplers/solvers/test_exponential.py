@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from gen.path import EDM, VP, Flow, Prediction
-from gen.sample import integrate
-from gen.samplers.solvers._exponential import Node, base, integrals
-from gen.spec import build
+from gen.config.spec import build
+from gen.diffusion.path import EDM, VP, Flow, Prediction
+from gen.diffusion.sampling import integrate
+from gen.samplers.solvers.lib.exponential import Node, base, integrals
 from tests.samplers.solvers.worlds import f64, log_grid, mixture
 
 

@@ -6,8 +6,8 @@ import itertools
 
 import torch
 
-from gen.path import EDM, Prediction
-from gen.sample import integrate
+from gen.diffusion.path import EDM, Prediction
+from gen.diffusion.sampling import integrate
 from gen.samplers.grids.karras import Karras
 from gen.samplers.solvers.heun import Heun
 

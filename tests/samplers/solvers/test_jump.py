@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.path import Flow, Prediction
-from gen.sample import integrate
+from gen.diffusion.path import Flow, Prediction
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.samplers.solvers.jump import Jump
-from gen.testing import Gaussian
 
 
 def test_the_target_time_reaches_the_denoiser():

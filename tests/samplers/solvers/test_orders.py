@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from gen.path import EDM, Flow
-from gen.sample import integrate
-from gen.spec import build
-from gen.testing import Gaussian
+from gen.config.spec import build
+from gen.diffusion.path import EDM, Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from tests.samplers.solvers.worlds import f64, log_grid, mixture
 
 START = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 80

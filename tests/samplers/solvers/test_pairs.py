@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.noise import Noise, sample_seeds
-from gen.path import EDM, VP, Flow, Prediction
-from gen.sample import integrate
-from gen.spec import build, names
+from gen.config.spec import build, names
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.path import EDM, VP, Flow, Prediction
+from gen.diffusion.sampling import integrate
 from tests.samplers.solvers.worlds import f64, mixture
 
 ONE_STAGE = ("euler", "ddim", "ancestral", "renoise", "dpmpp", "dpmpp_sde", "unipc", "deis", "dualfast", "flow_sde")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gen.noise import Noise, sample_seeds
-from gen.path import Flow
-from gen.sample import integrate
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.samplers.solvers.renoise import Renoise
-from gen.testing import Gaussian
 
 
 def test_the_spread_it_makes_of_a_gaussian():

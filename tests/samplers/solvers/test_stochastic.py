@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-from gen.errors import UserError
-from gen.noise import Noise, sample_seeds
-from gen.path import DDPM, EDM, VP, Flow, Trig
-from gen.sample import integrate
-from gen.spec import build
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
+from gen.diffusion.sampling import integrate
 from tests.samplers.solvers.worlds import Curved, f64, log_grid, variance
 
 STD = 0.5

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.path import Prediction
-from gen.sample import integrate
-from gen.testing import Gaussian, Mixture
+from gen.diffusion.path import Prediction
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian, Mixture
 
 
 def f64(*values):

@@ -7,17 +7,17 @@ import math
 import pytest
 import torch
 
-from gen.decode import decode
-from gen.decoding import Decoding, Tokens
-from gen.errors import UserError
-from gen.oracle import replace
+from gen.config.errors import UserError
+from gen.config.spec import names
 from gen.samplers.policies.threshold import Threshold
 from gen.samplers.policies.topk import TopK
 from gen.samplers.stops.adaptive import Adaptive
 from gen.samplers.stops.eos import EOS
 from gen.samplers.stops.eotp import EoTP
 from gen.samplers.stops.prophet import Prophet
-from gen.spec import names
+from gen.text.contracts import Decoding, Tokens
+from gen.text.loop import decode
+from gen.text.worlds import replace
 from tests.gen.predictors import Noisy, table_of
 
 STOP = 9

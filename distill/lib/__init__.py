@@ -1,0 +1,1 @@
+"""Shared pieces of distillers: students and critics, stores of pairs and answers, losses, and gen.distill itself."""

@@ -1,0 +1,39 @@
+"""Low-rank adapters by peft: a twin of a network that learns, and how what it learned gets into the network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from gen.config.errors import MissingDependency
+
+__all__ = ["adapted", "merge"]
+
+
+def adapted(net: nn.Module, rank: int, owner: str) -> nn.Module:
+    """A copy of a network of which only adapters are trained, one beside every linear layer but the head.
+
+    Hu et al. 2021, scale 1 (alpha = rank); at first it is the network itself. Raises MissingDependency without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise MissingDependency(f"{owner}: lora = {rank} needs peft: pip install 'gen[lora]'") from None
+
+    names = [name for name, m in net.named_modules() if isinstance(m, nn.Linear) and name != "head"]
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+    twin: nn.Module = inject_adapter_in_model(config, copy.deepcopy(net))
+    return twin
+
+
+@torch.no_grad()
+def merge(twin: nn.Module, net: nn.Module) -> None:
+    """Gives the network the weights of its twin, adapters added; all else they have in common."""
+    layers = dict(twin.named_modules())
+    for name, layer in net.named_modules():
+        other: Any = layers[name]
+        if isinstance(layer, nn.Linear) and hasattr(other, "get_delta_weight"):
+            layer.weight.copy_(other.base_layer.weight + other.get_delta_weight("default"))

@@ -1,0 +1,1 @@
+"""Shared pieces of ParallelBench tasks: rules, names, draws."""

@@ -1,0 +1,136 @@
+"""DiTs for the parts that time whole networks: ours, and diffusers' class with the same weights.
+
+The weights are random and keep the size of what passes through them, so that every part of the network counts in its
+output; those of a fresh network would leave its blocks out, and a mistake in them would show nowhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gen.cli.benches.lib.peers import of_diffusers
+from gen.config.spec import build, find, names
+from gen.eval.bench import Absent, Where
+from gen.models.dit import DiT, DiTNet
+from gen.models.interop.diffusers_export import _config
+from gen.models.interop.diffusers_names import to_diffusers
+
+__all__ = ["Nets", "compiled", "forward_flops", "specification", "under_cudnn"]
+
+TINY = {"size": 8, "width": 32, "depth": 2, "heads": 2}
+
+
+def specification(size: str, where: Where) -> DiT:
+    """DiT-S/2 ... as diffusers' class can be it, with the learned variances of the published weights."""
+    spec = DiT.preset(size, freq_shift=1, mlp_norm_eps=1e-5, learn_sigma=True)
+    return DiT(**{**vars(spec), **TINY}) if where.quick else spec
+
+
+def forward_flops(spec: DiT) -> float:
+    """Of one image, two for each multiplication in a product of matrices; embedders of time and class once."""
+    tokens, d = (spec.size // spec.patch) ** 2, spec.width
+    patch = spec.patch**2 * spec.channels
+    block = tokens * (4 + 2 * spec.mlp_ratio) * d * d + 2 * tokens**2 * d + 6 * d * d
+    ends = tokens * d * patch * (1 + 1 + spec.learn_sigma) + 2 * d * d + 256 * d + d * d
+    return 2 * (spec.depth * block + ends)
+
+
+class Nets:
+    """One network in all its forms, each made when it is first asked for."""
+
+    def __init__(self, spec: DiT, where: Where):
+        self.spec, self.where = spec, where
+
+    @cached_property
+    def net(self) -> DiTNet:
+        """Ours, in float32."""
+        with torch.random.fork_rng(), self.where.device:
+            torch.manual_seed(0)
+            net = self.spec.build().eval()
+            for p in net.parameters():
+                if p.requires_grad:
+                    nn.init.normal_(p, std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.1)
+        return net
+
+    @cached_property
+    def plain(self) -> DiTNet:
+        """Ours in the dtype that is asked for, as it is."""
+        return copy.deepcopy(self.net).to(self.where.dtype)
+
+    def double(self) -> DiTNet:
+        """A copy in float64."""
+        return copy.deepcopy(self.net).double()
+
+    def engine(self, name: str, reason: str = "") -> nn.Module:
+        """Ours, made ready by an engine of gen.models.engines; UserError where that refuses.
+
+        Absent for "compiled" where nothing is, or for the reason that is given.
+        """
+        if name == "compiled" and (reason or self.where.uncompilable()):
+            raise Absent(reason or str(self.where.uncompilable()))
+        given = {"name": name, "dtype": str(self.where.dtype).removeprefix("torch.")}
+        has = {f.name for f in dataclasses.fields(find(name, "models.engines"))}  # not every engine has a dtype
+        engine = build("models.engines", {k: v for k, v in given.items() if k in {"name", *has}})
+        made: nn.Module = engine.prepare(self.net, self.where.device)
+        return made
+
+    def engines(self) -> list[str]:
+        """The engines of one process; "auto" is one of the others."""
+        return [name for name in names("models.engines") if name not in ("auto", "sequence")]
+
+    @cached_property
+    def theirs(self) -> Any:
+        """diffusers' DiTTransformer2DModel in the dtype that is asked for."""
+        return self.diffusers(self.where.dtype)
+
+    def diffusers(self, dtype: torch.dtype) -> Any:
+        """A new DiTTransformer2DModel with these weights; Absent without diffusers."""
+        with torch.device("meta"):
+            model = of_diffusers("DiTTransformer2DModel").from_config(_config(self.spec))
+        table = model.pos_embed.pos_embed  # is computed, not loaded
+        model.pos_embed.pos_embed = self.net.pos_embed.detach().to(table.dtype).clone()
+        state = to_diffusers(dict(self.net.state_dict()), self.spec.depth)
+        own = {name: torch.empty_like(value, dtype=dtype).copy_(value) for name, value in state.items()}
+        model.load_state_dict(own, assign=True)
+        return model.eval().requires_grad_(False)
+
+    def draw(self, rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, C, H, W] in the dtype, timesteps float32 [B] and labels [B]."""
+        normal, (c, size) = self.where.draws(seed), (self.spec.channels, self.spec.size)
+        generator = torch.Generator(self.where.device).manual_seed(seed)
+        t = torch.rand(rows, generator=generator, device=self.where.device) * 999
+        y = torch.randint(self.spec.classes, (rows,), generator=generator, device=self.where.device)
+        return normal(rows, c, size, size), t, y
+
+    def weight_bytes(self) -> float:
+        """Of the network as the paper has it, in the dtype that is asked for."""
+        with torch.device("meta"):
+            net = self.spec.build()
+        return sum(p.numel() for p in net.parameters()) * torch.finfo(self.where.dtype).bits / 8
+
+
+def under_cudnn(model: Callable[..., Any], where: Where) -> Callable[..., Any]:
+    """The same call with cuDNN's attention in place of PyTorch's choice; Absent without CUDA."""
+    if not where.cuda:
+        raise Absent(f"cuDNN's attention is for CUDA, and this is {where.device.type}")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return model(*args, **kwargs)
+
+    return call
+
+
+def compiled(model: Callable[..., Any], where: Where, reason: str = "") -> Any:
+    """As torch.compile does best: CUDA graphs on a GPU, frozen weights on a CPU. Absent for a reason that is given."""
+    if reason:
+        raise Absent(reason)
+    return where.compiled(model, **({"mode": "reduce-overhead"} if where.cuda else {"options": {"freezing": True}}))

@@ -1,0 +1,1 @@
+"""Specs and the registry of plug-ins, errors, checkpoint files, pictures."""

@@ -1,0 +1,46 @@
+"""Tensors to pictures: the one rule for rounding, and contact sheets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import NonFinite, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["contact_sheet", "to_pil", "to_uint8"]
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Samples in [-1, 1], clamped, to uint8 by rounding half to even: truncation darkens by half a level."""
+    if not bool(torch.isfinite(x).all()):
+        raise NonFinite(
+            f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are not finite: refusing to draw them"
+        )
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image:
+    """One uint8 image [C, H, W], C = 1 or 3, as a picture."""
+    from PIL import Image
+
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise UserError(f"a picture has 1 or 3 channels, this tensor's shape is {list(image.shape)}")
+    array = image.cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def contact_sheet(images: Tensor, columns: int, zoom: int = 1, gap: int = 1) -> Image:
+    """uint8 images [N, C, H, W] side by side, `columns` to a row, each pixel drawn `zoom` times as large."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    big = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    sheet = torch.full((c, rows * (h * zoom + gap) - gap, columns * (w * zoom + gap) - gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(big):
+        top, left = i // columns * (h * zoom + gap), i % columns * (w * zoom + gap)
+        sheet[:, top : top + h * zoom, left : left + w * zoom] = image
+    return to_pil(sheet)

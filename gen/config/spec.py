@@ -1,0 +1,264 @@
+"""Specs: every configurable thing is a frozen dataclass, and a dataclass is a dict {"name": ..., **fields}.
+
+The registry is the tree of files. In a plug-in folder such as samplers/solvers the spec {"name": "heun"} means the
+first name in `__all__` of gen.samplers.solvers.heun; files that start with _ and sub-folders are no plug-ins. In a
+plain module such as gen/diffusion/times.py {"name": "logit_normal"} means the class LogitNormal. Things from elsewhere
+are named "my_package.module:Class". {"name": "dit", "preset": "XL/2"} starts from a class's preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import json
+import operator
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gen.config.errors import UserError, nearest
+
+__all__ = ["build", "convert", "describe", "find", "name_of", "names", "override", "part", "spec_of"]
+
+Spec = str | Mapping[str, Any]
+
+
+def part(*folders: str, **kwargs: Any) -> Any:
+    """A dataclass field that holds another spec'd thing, to be found in one of these folders."""
+    return dataclasses.field(metadata={"folders": folders}, **kwargs)
+
+
+def names(*folders: str) -> list[str]:
+    """The valid names in plug-in folders or modules ("samplers.solvers", "diffusion.path"), sorted."""
+    found: set[str] = set()
+    for folder in folders:
+        module = importlib.import_module(f"gen.{folder}")
+        if hasattr(module, "__path__"):
+            found |= {m.name for m in pkgutil.iter_modules(module.__path__) if not (m.ispkg or m.name.startswith("_"))}
+        else:
+            found |= set(_classes(module))
+    return sorted(found)
+
+
+def find(name: str, *folders: str) -> Any:
+    """The class, or for recipes the function, that a name stands for."""
+    if ":" in name:
+        return _external(name)
+    name = name.replace("-", "_")
+    for folder in folders:
+        if name not in names(folder):
+            continue
+        module = importlib.import_module(f"gen.{folder}")
+        if not hasattr(module, "__path__"):
+            return _classes(module)[name]
+        plugin = importlib.import_module(f"gen.{folder}.{name}")
+        return getattr(plugin, plugin.__all__[0])
+    raise UserError(f"unknown name {name!r} in {' or '.join(folders)}. {nearest(name, names(*folders))}")
+
+
+def build(folder: str | Sequence[str], spec: Any, **fields: Any) -> Any:
+    """The object a spec stands for; an object that is no spec is returned as it is.
+
+    Raises UserError, in one line, for unknown names and keys (with the nearest valid one) and for wrong types.
+    """
+    folders = (folder,) if isinstance(folder, str) else tuple(folder)
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping):
+        if fields:
+            raise UserError(f"{', '.join(fields)}: given beside a ready {type(spec).__name__}; give its name instead")
+        return spec
+    given = {**spec, **fields}
+    if not isinstance(given.get("name"), str):
+        raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
+    owner = find(given.pop("name"), *folders)
+    if "preset" in given and hasattr(owner, "preset"):  # {"name": "dit", "preset": "XL/2", "channels": 16}
+        base = owner.preset(given.pop("preset"))
+        given = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init} | given
+    return _construct(owner, given)
+
+
+def spec_of(thing: Any, named: bool = True) -> dict[str, Any]:
+    """The dict that builds an equal thing: JSON values only, nested parts as nested specs.
+
+    named: False for a dataclass of which there is one kind only, such as a Run, and so no name.
+    """
+    spec = {"name": name_of(type(thing))} if named else {}
+    for f in dataclasses.fields(thing):
+        if f.init:
+            spec[f.name] = _to_json(getattr(thing, f.name), "folders" in f.metadata)
+    return spec
+
+
+def name_of(owner: type) -> str:
+    """The registered name of a class; "module:Class" for one from elsewhere."""
+    if not owner.__module__.startswith("gen."):
+        return f"{owner.__module__}:{owner.__qualname__}"
+    choices = _classes(importlib.import_module(owner.__module__))
+    return next((name for name, choice in choices.items() if choice is owner), owner.__module__.rpartition(".")[2])
+
+
+def override(thing: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}. Strings are read as JSON if possible.
+
+    A part named anew ("path": "edm") starts from that plug-in's defaults, and only later keys of it count; all changes
+    of one thing apply at once, so that fields which must agree may change together.
+    """
+    if not changes:
+        return thing
+    fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
+    values, inner = {name: getattr(thing, name) for name in fields}, dict[str, dict[str, Any]]()
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if head not in fields:
+            raise UserError(f"unknown key {head!r} of {type(thing).__name__}. {nearest(head, fields)}")
+        if rest:
+            inner.setdefault(head, {})[rest] = value
+        else:
+            values[head] = _value(type(thing), fields[head], value)
+            inner.pop(head, None)
+    for head, rest_of in inner.items():
+        old = values[head]
+        if not dataclasses.is_dataclass(old):
+            key = next(iter(rest_of))
+            raise UserError(f"{head}.{key}: {head} is {old!r} and has no key {key!r}")
+        values[head] = override(old, rest_of)
+    return _construct(type(thing), values)
+
+
+def describe(thing: Any) -> str:
+    """The first sentence of a docstring."""
+    text = inspect.getdoc(thing) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """A JSON value, or text from a command line, as the annotated type; raises UserError if it is none."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    stays = hint in (str, Any) or (origin in (typing.Union, types.UnionType) and str in args)  # text that is wanted
+    if isinstance(value, str) and not stays and value not in _literals(hint):
+        value = _read(value)
+    if hint is Any or (inspect.isclass(hint) and not origin and isinstance(value, hint) and hint is not int):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _first_fit(value, args, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise UserError(f"{where}: got {value!r}. {nearest(str(value), map(str, args))}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) != len(value):
+            raise UserError(f"{where}: got {len(value)} values {value!r}, expected {len(inner)}")
+        return tuple(convert(v, h, where) for v, h in zip(value, inner, strict=True))
+    if (origin or hint) in (dict, Mapping) and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
+        return int(value)
+    if (hint is None or hint is type(None)) and value is None:
+        return None
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _construct(hint, dict(value))
+    return _refuse(value, hint, where)
+
+
+def _construct(owner: Any, given: dict[str, Any]) -> Any:
+    if not dataclasses.is_dataclass(owner):
+        raise UserError(f"{owner!r} is no dataclass, and so takes no keys")
+    fields = {f.name: f for f in dataclasses.fields(owner) if f.init}
+    label = getattr(owner, "__name__", str(owner))
+    values = {}
+    for key, value in given.items():
+        if key not in fields:
+            raise UserError(f"unknown key {key!r} of {label}. {nearest(key, fields)}")
+        values[key] = _value(owner, fields[key], value)
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{label} needs {', '.join(missing)}")
+    make: Any = owner
+    return make(**values)
+
+
+def _fields(owner: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(owner)}
+
+
+def _value(owner: Any, field: dataclasses.Field[Any], value: Any) -> Any:
+    """What is given for a field of a dataclass, in its type or as the part it names."""
+    folders = field.metadata.get("folders")
+    if not folders:
+        label = getattr(owner, "__name__", str(owner))
+        return convert(value, typing.get_type_hints(owner)[field.name], f"{label}.{field.name}")
+    if isinstance(value, (list, tuple)):
+        return tuple(build(folders, v) for v in value)
+    return value if value is None else build(folders, _read(value) if isinstance(value, str) else value)
+
+
+def _classes(module: types.ModuleType) -> dict[str, Any]:
+    """The choices of a plain module by name: the classes of its `__all__` that derive from another one there."""
+    classes = [c for c in (getattr(module, n) for n in module.__all__) if inspect.isclass(c)]
+    return {_snake(c.__name__): c for c in classes if any(base in classes for base in c.__mro__[1:])}
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _external(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot find {name!r}: {error}") from error
+
+
+def _to_json(value: Any, named: bool) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return spec_of(value, named)
+    if isinstance(value, (list, tuple)):
+        return [_to_json(v, named) for v in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):  # .9 is no JSON, but a number
+            return float(text)
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    """The words that a hint allows as they are, "none" and "true" among them."""
+    inner = typing.get_args(hint)
+    return inner if typing.get_origin(hint) is typing.Literal else tuple(v for h in inner for v in _literals(h))
+
+
+def _first_fit(value: Any, hints: Sequence[Any], where: str) -> Any:
+    if isinstance(value, Mapping):  # the dataclass that has most of the keys tells best what is wrong with the others
+        owners = [h for h in hints if dataclasses.is_dataclass(h)]
+        if owners:
+            return convert(value, max(owners, key=lambda h: len(value.keys() & _fields(h))), where)
+    for hint in hints:
+        try:
+            return convert(value, hint, where)
+        except UserError:
+            continue
+    return _refuse(value, functools.reduce(operator.or_, hints), where)
+
+
+def _refuse(value: Any, hint: Any, where: str) -> Any:
+    expected = getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
+    raise UserError(f"{where}: got {value!r}, expected {expected}")

@@ -1,0 +1,1 @@
+"""Shared pieces of data sets: tensors as a map-style data set with a fingerprint."""

@@ -1,0 +1,95 @@
+"""A data set that lies in memory, and the one rule by which data are held out for testing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.diffusion.noise import derive
+
+__all__ = ["SPLITS", "Tensors", "check_holdout", "check_labels", "content_hash", "hold_out", "split_indices"]
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """Items {"x": (x[i] - shift) * scale as float32 [C, H, W], "y": int64 0-d}; no "y" without labels.
+
+    x [N, C, H, W] of any dtype (bytes stay bytes until an item is read), y int64 [N] or None.
+    fingerprint: sha256 (hex) of what the items are made from.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    fingerprint: str
+    shift: float = 0.0
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        x = (self.x[i].float() - self.shift) * self.scale
+        return {"x": x} if self.y is None else {"x": x, "y": self.y[i]}
+
+
+def check_holdout(owner: object, holdout: float) -> None:
+    """Raises UserError for a share outside [0, 1)."""
+    if not 0 <= holdout < 1:
+        raise UserError(f"{type(owner).__name__}.holdout is {holdout}; it is the share held out for testing, in [0, 1)")
+
+
+def check_labels(where: str, labels: Tensor, classes: int | None) -> int:
+    """The number of classes: the one given or, for None, the highest label + 1. Raises UserError for labels outside."""
+    if classes is not None and classes < 1:
+        raise UserError(f"{where}: num_classes is {classes}; it must be at least 1, or None for the highest label + 1")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        allowed = f"0 to {classes - 1}" if classes else "0 and up"
+        raise UserError(f"{where}: labels run from {low} to {high}; allowed: {allowed}")
+    return classes or high + 1
+
+
+def hold_out(where: str, split: str, n: int, holdout: float, labels: Sequence[int] | None = None) -> list[int]:
+    """The items of a split when the share `holdout` of n items is held out; at least one item unless the share is 0.
+
+    Raises UserError when the split is unknown or has no item.
+    """
+    rows = split_indices(split, n, max(1, round(n * holdout)) if holdout else 0, labels)
+    if not rows and split == "test":
+        raise UserError(f"{where}: nothing is held out for testing; set holdout to a share above 0")
+    if not rows:
+        raise UserError(f"{where}: all of its {n} items are held out for testing; it needs more, or a smaller holdout")
+    return rows
+
+
+def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | None = None) -> list[int]:
+    """The items, in ascending order, of a split of n items of which exactly `held_out` are "test".
+
+    Within a class the order is that of derive("holdout", i), so the split needs no random generator and never changes;
+    classes stand one after another and every (n / held_out)-th item is held out: a class's share is right to one item.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+    labels = [0] * n if labels is None else labels
+    order = sorted(range(n), key=lambda i: (labels[i], derive("holdout", i)))
+    test = {i for k, i in enumerate(order) if (k + 1) * held_out // n > k * held_out // n}
+    return [i for i in range(n) if (i in test) == (split == "test")]
+
+
+def content_hash(*parts: Tensor | str) -> str:
+    """sha256 (hex) over tensors (dtype, shape, bytes) and words, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {list(part.shape)} ".encode())
+            digest.update(part.contiguous().view(torch.uint8).numpy().data)
+        else:
+            digest.update(part.encode() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The mathematics of continuous diffusion: paths, parameterisations, denoisers, the sampling loop, exact worlds."""

@@ -1,0 +1,140 @@
+"""Alignment of a network's features with those of a frozen encoder: losses, and the head that projects.
+
+Features are tokens [B, T, D] of a square grid, row by row. Losses are means over batch and tokens, computed in single
+precision or better, and their gradient flows into the student alone if the teacher's features carry none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gen.config.errors import UserError
+
+__all__ = [
+    "Encoder",
+    "Features",
+    "Projector",
+    "adaptive_weight",
+    "manifold",
+    "negative_cosine",
+    "resample",
+    "tokens_of",
+    "vf_loss",
+]
+
+
+class Features(NamedTuple):
+    """What an encoder sees: tokens [B, grid^2, D], row by row, and the whole image's [B, D], if it has one."""
+
+    tokens: Tensor
+    cls: Tensor | None
+
+
+class Encoder(Protocol):
+    """A frozen dataclass that loads a frozen module: images [B, C, H, W] in [-1, 1] to Features.
+
+    dim: D. grid: tokens on a side. An encoder with `reads`, the name of a condition, is given that in place of images.
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def grid(self) -> int: ...
+
+    def load(self, device: Any = "cpu") -> nn.Module: ...
+
+
+class Projector(nn.Module):
+    """Tokens [..., width] to the encoder's space [..., dim]: three linear maps with SiLU between.
+
+    REPA, Yu et al. 2024, with hidden 2048. Xavier's start, biases zero, as in the authors' code.
+    """
+
+    def __init__(self, width: int, dim: int, hidden: int = 2048):
+        super().__init__()
+        linears = nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, dim)
+        for linear in linears:
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        first, second, third = linears
+        self.mlp = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), third)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.mlp(h)
+        return out
+
+
+def tokens_of(h: Tensor) -> Tensor:
+    """Tokens [B, T, D] as they are, or the places of a feature map [B, D, H, W] as tokens [B, H W, D]."""
+    return h if h.ndim == 3 else h.flatten(2).mT
+
+
+def resample(tokens: Tensor, grid: int) -> Tensor:
+    """Tokens [B, T, D] of a square grid, bilinearly on one of grid x grid: [B, grid^2, D]. UserError for no square."""
+    side = math.isqrt(tokens.shape[1])
+    if side**2 != tokens.shape[1]:
+        raise UserError(f"{tokens.shape[1]} tokens are no square grid, and so cannot be resampled to {grid} x {grid}")
+    if side == grid:
+        return tokens
+    image = tokens.mT.reshape(len(tokens), -1, side, side)  # [B, D, side, side]
+    return F.interpolate(image, (grid, grid), mode="bilinear", align_corners=False).flatten(2).mT
+
+
+def negative_cosine(h: Tensor, y: Tensor) -> Tensor:
+    """-cos(h, y), mean over tokens: -1 where all agree (REPA, Yu et al. 2024). h, y [..., D]."""
+    return -(_unit(h) * _unit(y)).sum(-1).mean()
+
+
+def manifold(h: Tensor, y: Tensor, pairs: Literal["intra", "all"] = "intra") -> Tensor:
+    """(cos(y_i, y_j) - cos(h_i, h_j))^2, mean over pairs of tokens (U-REPA, Tian et al. 2025).
+
+    h [B, T, D], y [B, T, E]. pairs: those within each sample, or all of the batch, i = j included. Only angles count,
+    so rotating y changes nothing.
+    """
+    with _full(h):
+        h, y = _unit(h), _unit(y)
+        if pairs == "intra":
+            return (y @ y.mT - h @ h.mT).square().mean()
+        h, y = h.flatten(0, 1), y.flatten(0, 1)  # [B T, D]
+        # |Y Y' - H H'|^2 = |Y'Y|^2 + |H'H|^2 - 2 |Y'H|^2: D x D numbers where a batch has millions of pairs
+        square = (y.mT @ y).square().sum() + (h.mT @ h).square().sum() - 2 * (y.mT @ h).square().sum()
+        return square / len(h) ** 2
+
+
+def vf_loss(z: Tensor, y: Tensor, cos_margin: float = 0.5, distance_margin: float = 0.25) -> Tensor:
+    """The vision foundation loss of latents z [B, T, D] against features y [B, T, D] (VA-VAE, Yao et al. 2025).
+
+    relu(1 - cos_margin - cos(z_i, y_i)), mean over tokens, plus relu(|cos(z_i, z_j) - cos(y_i, y_j)| -
+    distance_margin), mean over each sample's pairs: zero, and without gradient, inside both margins.
+    """
+    with _full(z):
+        z, y = _unit(z), _unit(y)
+        near = F.relu(1 - cos_margin - (z * y).sum(-1)).mean()
+        alike = F.relu((z @ z.mT - y @ y.mT).abs() - distance_margin).mean()
+        return near + alike
+
+
+def adaptive_weight(main: Tensor, other: Tensor, parameter: Tensor, most: float = 1e8) -> Tensor:
+    """|d main / d parameter| / (|d other / d parameter| + 1e-4), at most `most`; 0-d, a constant to later gradients.
+
+    What makes `other` pull on the parameter, an encoder's last weight, as hard as `main` (VA-VAE, Yao et al. 2025).
+    """
+    (a,) = torch.autograd.grad(main, parameter, retain_graph=True)
+    (b,) = torch.autograd.grad(other, parameter, retain_graph=True)
+    ratio: Tensor = a.norm() / (b.norm() + 1e-4)
+    return ratio.clamp(max=most).detach()
+
+
+def _unit(h: Tensor) -> Tensor:
+    return F.normalize(h if h.dtype == torch.float64 else h.float(), dim=-1)
+
+
+def _full(h: Tensor) -> Any:
+    """Products of unit vectors inside are not to be rounded to half precision."""
+    return torch.autocast(h.device.type, enabled=False)

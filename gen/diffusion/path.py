@@ -1,0 +1,286 @@
+"""Gaussian paths x_t = alpha(t) x0 + sigma(t) eps, from t = 0 (data) to t = t1 (noise).
+
+Everywhere in gen time runs in this direction. Times are float64 tensors: 0-d in sampling loops, [B] in training.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+
+__all__ = ["DDPM", "EDM", "VP", "Flow", "Path", "Prediction", "Trig", "expand"]
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t: E[x0 | x_t] and E[eps | x_t], both shaped as x, with alpha x0 + sigma eps = x."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+def expand(c: Tensor, x: Tensor) -> Tensor:
+    """A coefficient, 0-d or [B], in the dtype of x [B, ...] and with as many dimensions."""
+    return c.to(x.dtype) if c.ndim == 0 else c.to(x).reshape(c.shape + (1,) * (x.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Path:
+    """alpha, sigma and their derivatives; what follows from them is written here once."""
+
+    @property
+    def t1(self) -> float:
+        """The time of (nearly) pure noise."""
+        return 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def sigma(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        """The time of a given half log-SNR; inverse of `lam`."""
+        raise NotImplementedError
+
+    def net_time(self, t: Tensor) -> Tensor:
+        """What a network is told instead of t."""
+        return t
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Half log-SNR log(alpha / sigma): +inf at t = 0, falling with t."""
+        return self.alpha(t).log() - self.sigma(t).log()
+
+    def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t [B, ...] from data and noise."""
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
+
+    def velocity(self, pred: Prediction, t: Tensor) -> Tensor:
+        """dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
+        return expand(self.dalpha(t), pred.x0) * pred.x0 + expand(self.dsigma(t), pred.x0) * pred.eps
+
+    def advance(self, x: Tensor, pred: Prediction, t: Tensor, s: Tensor) -> Tensor:
+        """x moved from t to s as if x0 and eps stayed as predicted; first order, exact where they do stay.
+
+        x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps. With the prediction of time t itself this is
+        alpha_s x0 + sigma_s eps: DDIM on VP, Euler on flow and EDM.
+        """
+        da, ds = self.alpha(s) - self.alpha(t), self.sigma(s) - self.sigma(t)
+        return x + expand(da, x) * pred.x0 + expand(ds, x) * pred.eps
+
+    def land(self, pred: Prediction, s: Tensor) -> Tensor:
+        """alpha_s x0 + sigma_s eps: `mix` for a sampling loop, where s is 0-d and nothing is differentiated by it."""
+        return torch.add(pred.x0 * float(self.alpha(s)), pred.eps, alpha=float(self.sigma(s)))
+
+    def start(self, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t for a sampler that starts at t from unit noise [B, ...]: the data's own share is left out."""
+        return expand(self.sigma(t), noise) * noise
+
+
+@dataclass(frozen=True)
+class Flow(Path):
+    """Rectified flow / flow matching: alpha = 1 - t, sigma = t (Liu et al. 2022, Lipman et al. 2022)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-lam)
+
+    def land(self, pred: Prediction, s: Tensor) -> Tensor:
+        return torch.lerp(pred.x0, pred.eps, s.item())  # in one operation: a small net is not to wait for the loop
+
+
+@dataclass(frozen=True)
+class Trig(Path):
+    """alpha = cos t, sigma = sin t, t in [0, pi/2] (sCM, Lu & Song 2024; the GVP path of SiT)."""
+
+    @property
+    def t1(self) -> float:
+        return math.pi / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t)
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -torch.sin(t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return torch.cos(t)
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-lam))
+
+
+@dataclass(frozen=True)
+class EDM(Path):
+    """Variance exploding with t = sigma: alpha = 1 (Karras et al. 2022). Networks are told ln(sigma) / 4."""
+
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma_max > 0:
+            raise UserError(f"EDM: sigma_max = {self.sigma_max}; it must be positive")
+
+    @property
+    def t1(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return torch.exp(-lam)
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return t.log() / 4
+
+
+@dataclass(frozen=True)
+class LogAlpha(Path):
+    """Variance preserving paths, alpha^2 + sigma^2 = 1, given by L(t) = log alpha(t) and its slope."""
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def dlog_alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return self.dlog_alpha(t) * self.alpha(t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return -self.dlog_alpha(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def lam(self, t: Tensor) -> Tensor:
+        return self.log_alpha(t) - self.sigma(t).log()
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        return self.t_of_log_alpha(-torch.nn.functional.softplus(-2 * lam) / 2)
+
+
+@dataclass(frozen=True)
+class VP(LogAlpha):
+    """The continuous variance-preserving SDE: log alpha = -(bmax - bmin) t^2 / 4 - bmin t / 2 (Song et al. 2021)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max:
+            raise UserError(f"VP: beta_min = {self.beta_min}, beta_max = {self.beta_max}; it must be 0 < min < max")
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return -(self.beta_max - self.beta_min) * t**2 / 4 - self.beta_min * t / 2
+
+    def dlog_alpha(self, t: Tensor) -> Tensor:
+        return -(self.beta_max - self.beta_min) * t / 2 - self.beta_min / 2
+
+    def t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        root = (self.beta_min**2 - 4 * (self.beta_max - self.beta_min) * log_alpha).sqrt()
+        return -4 * log_alpha / (self.beta_min + root)
+
+
+@dataclass(frozen=True)
+class DDPM(LogAlpha):
+    """The discrete tables of DDPM (Ho et al. 2020), improved DDPM ("cosine") and Stable Diffusion ("scaled_linear").
+
+    t = 0 is clean data and t = k + 1 is table entry k (what others call timestep k, and what the network is told);
+    between entries log alpha is linear in t, as in DPM-Solver (Lu et al. 2022, appendix D.4).
+    """
+
+    schedule: str = "linear"
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("linear", "cosine", "scaled_linear"):
+            raise UserError(f"DDPM: schedule = {self.schedule!r}; allowed: linear, cosine, scaled_linear")
+        if self.steps < 2 or not 0 < self.beta_start < self.beta_end < 1:
+            raise UserError(
+                f"DDPM: steps = {self.steps}, beta_start = {self.beta_start}, beta_end = {self.beta_end}; "
+                "it must be steps >= 2 and 0 < beta_start < beta_end < 1"
+            )
+
+    @property
+    def t1(self) -> float:
+        return float(self.steps)
+
+    def betas(self) -> Tensor:
+        """The published table, float64 [steps]."""
+        if (
+            self.schedule == "cosine"
+        ):  # betas for which prod(1 - beta) = cos^2, clipped (Nichol & Dhariwal 2021, eq. 17)
+            s = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+            bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+            return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+        power = 1.0 if self.schedule == "linear" else 0.5
+        ends = self.beta_start**power, self.beta_end**power
+        return torch.linspace(*ends, self.steps, dtype=torch.float64) ** (1 / power)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """log alpha at t = 0, 1, ..., steps; float64."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0) / 2])
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        table, k = self.table.to(t.device), self.cell(t)
+        return torch.lerp(table[k], table[k + 1], t.double() - k).to(t.dtype)
+
+    def dlog_alpha(self, t: Tensor) -> Tensor:
+        return self.table.diff().to(t)[self.cell(t)]
+
+    def t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        table = self.table.to(log_alpha.device)
+        k = (torch.searchsorted(-table, -log_alpha.double()) - 1).clamp(0, self.steps - 1)
+        return (k + (log_alpha - table[k]) / (table[k + 1] - table[k])).to(log_alpha.dtype)
+
+    def cell(self, t: Tensor) -> Tensor:
+        """Index k of the table cell [k, k + 1] that holds t."""
+        return t.detach().floor().long().clamp(0, self.steps - 1)
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return t - 1

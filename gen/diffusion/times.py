@@ -1,0 +1,208 @@
+"""Which noise levels are trained: densities of t, each given by its inverse distribution function.
+
+`at(u, path)` maps uniform numbers u in [0, 1) to times, float64 of the same shape; the caller draws u.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.path import Path
+
+__all__ = ["Integers", "Karras", "LogNormal", "LogitNormal", "Mode", "Point", "Shifted", "Times", "UShaped", "Uniform"]
+
+
+@dataclass(frozen=True)
+class Times:
+    """A density over [0, t1]."""
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        raise NotImplementedError
+
+    def fixed(self, path: Path, n: int = 8) -> Tensor:
+        """The midpoints of n equal shares of the density, without repeats: where validation losses are measured."""
+        times: Tensor = torch.unique(self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n, path))
+        return times
+
+
+@dataclass(frozen=True)
+class Uniform(Times):
+    """Uniform between two fractions of t1."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(f"Uniform: low = {self.low}, high = {self.high}; it must be 0 <= low < high <= 1")
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return (self.low + (self.high - self.low) * u) * path.t1
+
+
+@dataclass(frozen=True)
+class Integers(Times):
+    """Uniform over t = 1, 2, ..., t1: the entries of a discrete DDPM table."""
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return 1 + (u * path.t1).floor()
+
+
+@dataclass(frozen=True)
+class Point(Times):
+    """One time for all, a fraction of t1: 1 trains a one-step generator."""
+
+    where: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.where <= 1:
+            raise UserError(f"Point: where = {self.where}; it must be in (0, 1]")
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return torch.full_like(u, self.where * path.t1)
+
+
+@dataclass(frozen=True)
+class LogitNormal(Times):
+    """t1 sigmoid(mean + std n), n standard normal (Stable Diffusion 3, Esser et al. 2024, section 3.1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("LogitNormal", self.std)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t1 * torch.sigmoid(self.mean + self.std * _normal(u))
+
+
+@dataclass(frozen=True)
+class LogNormal(Times):
+    """exp(mean + std n) as the ratio sigma / alpha, whatever the path (EDM, Karras et al. 2022, table 1).
+
+    EDM2 (Karras et al. 2024) has mean -0.4, std 1.0 in the latents of 512 x 512 images and -0.8, 1.6 on 64 x
+    64 pixels.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _positive("LogNormal", self.std)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t_of_lam(-(self.mean + self.std * _normal(u))).clamp(max=path.t1)
+
+
+@dataclass(frozen=True)
+class Karras(Times):
+    """EDM's sampling grid as a density of the ratio sigma / alpha, whatever the path (Karras et al. 2022, eq. 5).
+
+    ratio = (lowest^(1/rho) + v (highest^(1/rho) - lowest^(1/rho)))^rho, v uniform from `low` to `high`: 0.02 to 0.98
+    are DMD2's (Yin et al. 2024), 0 to 0.8 SiD's (Zhou et al. 2024).
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    lowest: float = 0.002
+    highest: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(f"Karras: low = {self.low}, high = {self.high}; it must be 0 <= low < high <= 1")
+        if not (0 < self.lowest < self.highest and self.rho > 0):
+            raise UserError(
+                f"Karras: lowest = {self.lowest}, highest = {self.highest}, rho = {self.rho}; "
+                "it must be 0 < lowest < highest and rho > 0"
+            )
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        ends = self.lowest ** (1 / self.rho), self.highest ** (1 / self.rho)
+        ratio = (ends[0] + (self.low + (self.high - self.low) * u) * (ends[1] - ends[0])) ** self.rho
+        return path.t_of_lam(-ratio.log()).clamp(max=path.t1)
+
+
+@dataclass(frozen=True)
+class UShaped(Times):
+    """Density proportional to cosh(sharpness (t / t1 - 1/2)): both ends often, the middle seldom.
+
+    rf++ (Lee et al. 2024, section 4.1) with sharpness 4, as its code has it; the formula printed in the paper is
+    not symmetric.
+    """
+
+    sharpness: float = 4.0
+
+    def __post_init__(self) -> None:
+        _positive("UShaped", self.sharpness)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t1 * (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness)
+
+
+@dataclass(frozen=True)
+class Mode(Times):
+    """t / t1 = u - scale (sin^2(pi u / 2) - u): the middle often for scale > 0, the ends for scale < 0, 0 uniform.
+
+    Stable Diffusion 3 (Esser et al. 2024, eq. 20), where t = 1 is the noise as it is here; their u runs backwards,
+    which changes nothing, since the density is symmetric. 1.29 is what diffusers' training scripts use.
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        highest = 2 / (math.pi - 2)  # beyond it t would not grow with u
+        if not -1 <= self.scale <= highest:
+            raise UserError(f"Mode: scale = {self.scale}; it must be from -1 to {highest:.6f}")
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        return path.t1 * (u - self.scale * (torch.sin(math.pi / 2 * u) ** 2 - u)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Shifted(Times):
+    """Another density with every ratio sigma / alpha multiplied by `shift`: more noise where one x holds more numbers.
+
+    On the flow path, with t = 1 the noise as here, that is t' = shift t / (1 + (shift - 1) t), or logit t' = logit t +
+    ln shift (Stable Diffusion 3, Esser et al. 2024, eq. 23; codes that call the data t = 1 divide by the shift there).
+    dim: how many numbers an x has; then the shift is sqrt(dim / base), with RAE's base 4096 = 32 x 32 x 4 (Zheng et al.
+    2025: 6.93 for 16 x 16 x 768).
+    """
+
+    inner: Any = part("diffusion.times", default=Uniform())
+    shift: float = 1.0
+    dim: int | None = None
+    base: int = 4096
+
+    def __post_init__(self) -> None:
+        _positive("Shifted", min(self.shift, self.base, 1 if self.dim is None else self.dim))
+        if self.dim is not None and self.shift != 1:
+            raise UserError(f"Shifted: shift = {self.shift} beside dim = {self.dim}; give one of the two")
+
+    @property
+    def factor(self) -> float:
+        """The shift, given or from dim."""
+        return self.shift if self.dim is None else math.sqrt(self.dim / self.base)
+
+    def at(self, u: Tensor, path: Path) -> Tensor:
+        t: Tensor = self.inner.at(u, path)
+        if self.factor == 1:
+            return t
+        return path.t_of_lam(path.lam(t) - math.log(self.factor)).clamp(0, path.t1)
+
+
+def _normal(u: Tensor) -> Tensor:
+    quantile: Tensor = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+    return quantile
+
+
+def _positive(owner: str, value: float) -> None:
+    if not value > 0:
+        raise UserError(f"{owner}: {value} is given where only positive numbers are allowed")

@@ -1,0 +1,87 @@
+"""Loss weights: a factor per sample on the squared error of the network's own output.
+
+What a paper states for the error of x0 or of eps is carried over by |x0 error| = |sigma / det| |output error| and
+|eps error| = |alpha / det| |output error|, so each weighting means the same in every parameterisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.diffusion.parameterisation import Parameterisation
+from gen.diffusion.path import Path
+
+__all__ = ["EDM", "MinSNR", "Sigmoid", "Uniform", "Weighting", "errors"]
+
+
+def errors(path: Path, param: Parameterisation, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The errors of x0 and of eps, without sign, that an error of 1 in the output means.
+
+    Where the SNR is 0 or infinite and the output says nothing of the one (det = 0), it is still told of the other: the
+    limits are 1 / a and 1 / b, so that zero-terminal schedules train.
+    """
+    a, b = param.coefficients(path, t)
+    det = param.det(path, t)
+    silent = det == 0
+    x0_error = torch.where(silent, 1 / a, path.sigma(t) / det).abs()
+    return x0_error, torch.where(silent, 1 / b, path.alpha(t) / det).abs()
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """`weight` maps times [B] to factors [B]."""
+
+    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Uniform(Weighting):
+    """1 in the space the network predicts in: "simple" for eps, flow matching for flow."""
+
+    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class MinSNR(Weighting):
+    """min(SNR, gamma) on the error of x0 (Hang et al. 2023, eq. 8)."""
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise UserError(f"MinSNR: gamma = {self.gamma}; it must be positive")
+
+    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+        x0_error, eps_error = errors(path, param, t)
+        return torch.minimum(eps_error**2, self.gamma * x0_error**2)  # snr |x0 error|^2 = |eps error|^2
+
+
+@dataclass(frozen=True)
+class Sigmoid(Weighting):
+    """sigmoid(bias - log SNR) on the error of eps (Kingma & Gao 2023; Hoogeboom et al. 2024, "simpler diffusion")."""
+
+    bias: float = -1.0
+
+    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+        return torch.sigmoid(self.bias - 2 * path.lam(t)) * errors(path, param, t)[1] ** 2
+
+
+@dataclass(frozen=True)
+class EDM(Weighting):
+    """1 / c_out^2 on the error of x0: 1 for EDM's own F (Karras et al. 2022, table 1)."""
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise UserError(f"EDM: sigma_data = {self.sigma_data}; it must be positive")
+
+    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+        variance = (path.alpha(t) * self.sigma_data) ** 2 + path.sigma(t) ** 2
+        return variance / (self.sigma_data * param.det(path, t)) ** 2

@@ -1,0 +1,254 @@
+"""Exact worlds: data whose denoiser is known in closed form, on every path. All is tested here before it is trained.
+
+The worlds answer the same call as a Denoiser. Beside them: the measure of a solver's order, comparison with a
+reference, and memory that poisons whatever reads it before writing it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.sampling import Solver, integrate
+from gen.diffusion.tap import Tap
+
+__all__ = ["Gaussian", "Mixture", "error_ratio", "euler_std", "measured_order", "poisoned_memory", "straightness"]
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Data N(mean, diag(std^2)), mean and std [D]. Given a target time s it is its own exact flow map."""
+
+    path: Path
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Data from unit noise [B, D]: also the exact end of the probability-flow ODE that starts in that noise."""
+        return self.mean + self.std * noise
+
+    def spread(self, t: Tensor) -> Tensor:
+        """Standard deviation of x_t, [D] or [B, D]."""
+        alpha, sigma = self.path.alpha(t)[..., None], self.path.sigma(t)[..., None]
+        return ((alpha * self.std) ** 2 + sigma**2).sqrt()
+
+    def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The probability-flow ODE's map from t to s, [B, D]."""
+        centred = (x - self.path.alpha(t)[..., None] * self.mean) / self.spread(t)
+        return self.path.alpha(s)[..., None] * self.mean + self.spread(s) * centred
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x)."""
+        return (self.path.alpha(t)[..., None] * self.mean - x) / self.spread(t) ** 2
+
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
+    ) -> Prediction:
+        if s is not None:
+            return chord(self.path, x, self.flow(x, t, s), t, s)
+        alpha, sigma = self.path.alpha(t)[..., None], self.path.sigma(t)[..., None]
+        x0 = (sigma**2 * self.mean + alpha * self.std**2 * x) / self.spread(t) ** 2
+        return Prediction(x0, -sigma * self.score(x, t))
+
+    def null(self, cond: Cond) -> Cond:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Data sum_k weights[k] N(means[k], stds[k]^2 I), means [K, D], stds and weights [K], labels [K] the class of each.
+
+    On the line (D = 1), given a target time s, it is its own exact flow map, of the unconditional ODE; in the plane,
+    where that is not known, s changes nothing.
+
+    The condition {"y": [B]} keeps the components of that class; `classes`, one more than the last label, keeps all.
+    """
+
+    path: Path
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+    labels: Tensor
+
+    @property
+    def classes(self) -> int:
+        return int(self.labels.max()) + 1
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n points [n, D] and their classes [n]."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        return self.means[k] + self.stds[k, None] * noise, self.labels[k]
+
+    def log_joint(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """log weights[k] N(x; alpha means[k], v_k I) for every component, [B, K]."""
+        alpha, variance = self._moments(t)
+        square = ((x[:, None] - alpha[..., None] * self.means) ** 2).sum(-1)
+        dim = self.means.shape[1]
+        log = self.weights.log() - square / (2 * variance) - dim / 2 * (2 * math.pi * variance).log()
+        if not cond:
+            return log
+        y = cond["y"][:, None]
+        return log.masked_fill((y != self.labels) & (y != self.classes), -math.inf)
+
+    def log_prob(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """log p_t(x), up to the class's prior under a condition; [B]."""
+        return torch.logsumexp(self.log_joint(x, t, cond), 1)
+
+    def score(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """grad log p_t(x), [B, D]."""
+        return -self(x, t, cond).eps / expand(self.path.sigma(t), x)
+
+    def cdf(self, x: Tensor, t: Tensor) -> Tensor:
+        """P(x_t <= x) of a mixture on the line, x [B, 1], unconditional."""
+        alpha, variance = self._moments(t)
+        z = (x - alpha * self.means[:, 0]) / variance.sqrt()  # [B, K]
+        share: Tensor = (self.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
+        return share
+
+    def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The probability-flow ODE's map from t to s on the line, x [B, 1]: the point of the same quantile."""
+        share, reach = self.cdf(x, t), 40 * (self.means.abs().max() + self.stds.max() + self.path.sigma(s).max())
+        low, high = torch.full_like(x, -float(reach)), torch.full_like(x, float(reach))
+        for _ in range(100):
+            middle = (low + high) / 2
+            below = self.cdf(middle, s) < share
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
+    ) -> Prediction:
+        if s is not None and self.means.shape[1] == 1:
+            return chord(self.path, x, self.flow(x, t, s), t, s)
+        alpha, variance = self._moments(t)
+        share = self.log_joint(x, t, cond).softmax(1)[..., None]  # [B, K, 1]: whose point is x?
+        alpha, variance = alpha[..., None], variance[..., None]
+        sigma = self.path.sigma(t).reshape(-1, 1, 1)
+        away = x[:, None] - alpha * self.means  # [B, K, D]
+        x0 = self.means + alpha * self.stds[:, None] ** 2 / variance * away
+        return Prediction((share * x0).sum(1), (share * sigma / variance * away).sum(1))
+
+    def null(self, cond: Cond) -> Cond:
+        return {**cond, "y": torch.full_like(cond["y"], self.classes)}
+
+    def _moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha [B or 1, 1] and each component's variance at t, [B or 1, K]."""
+        alpha, sigma = self.path.alpha(t).reshape(-1, 1), self.path.sigma(t).reshape(-1, 1)
+        return alpha, (alpha * self.stds) ** 2 + sigma**2
+
+
+def chord(path: Path, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Prediction:
+    """The constant x0 and eps that lead from x at t straight to `end` at s: what a flow map predicts."""
+    alpha_t, sigma_t, alpha_s, sigma_s = (
+        expand(c, x) for c in (path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s))
+    )
+    det = alpha_t * sigma_s - sigma_t * alpha_s
+    return Prediction((sigma_s * x - sigma_t * end) / det, (alpha_t * end - alpha_s * x) / det)
+
+
+def measured_order(
+    solver: Solver,
+    f: Denoise,
+    x: Tensor,
+    start: float,
+    end: float,
+    steps: tuple[int, ...] = (128, 256, 512),
+    truth: Tensor | None = None,
+) -> float:
+    """The slope of log error against log step size, against the fourth-order rule on a far finer grid.
+
+    x [B, D] float64 at time `start`; grids are uniform from start to end, both inside (0, t1). truth: where the ODE
+    leads, if that is known.
+    """
+    from_solver = {n: integrate(f, x, torch.linspace(start, end, n + 1, dtype=torch.float64), solver) for n in steps}
+    truth = runge_kutta(f, x, start, end, 4 * max(steps)) if truth is None else truth
+    logs = torch.tensor([[math.log(n), float((from_solver[n] - truth).norm().log())] for n in steps])
+    centred = logs - logs.mean(0)
+    return -float((centred[:, 0] * centred[:, 1]).sum() / (centred[:, 0] ** 2).sum())
+
+
+def runge_kutta(f: Denoise, x: Tensor, start: float, end: float, steps: int) -> Tensor:
+    """The probability-flow ODE by the classical fourth-order rule: the yardstick of `measured_order`."""
+    times = torch.linspace(start, end, steps + 1, dtype=torch.float64)
+
+    def v(x: Tensor, t: Tensor) -> Tensor:
+        return f.path.velocity(f(x, t), t)
+
+    for t, s in itertools.pairwise(times):
+        h = s - t
+        k1 = v(x, t)
+        k2 = v(x + h / 2 * k1, t + h / 2)
+        k3 = v(x + h / 2 * k2, t + h / 2)
+        k4 = v(x + h * k3, s)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return x
+
+
+def euler_std(std: float, steps: int) -> float:
+    """Standard deviation that `steps` Euler steps of the exact flow make of data N(m, std^2), from t = 1 to 0.
+
+    prod_k |1 - S'(t_k) / (N S(t_k))| with S^2 = (1 - t)^2 std^2 + t^2; one step gives 0, the bare mean.
+    """
+    product = 1.0
+    for k in range(steps):
+        t = 1 - k / steps
+        square = (1 - t) ** 2 * std**2 + t**2
+        product *= abs(1 - (t - (1 - t) * std**2) / square / steps)
+    return product
+
+
+def straightness(f: Denoise, x: Tensor, steps: int = 128) -> float:
+    """Mean over dimensions and time of (dx/dt - (x(t1) - x(0)) / t1)^2 along the ODE from x [B, D] at t1 (rf++)."""
+    from gen.config.spec import build
+
+    times = torch.linspace(f.path.t1, 0, steps + 1, dtype=torch.float64)
+    points = [x]
+    integrate(f, x, times, build("samplers.solvers", "euler"), watch=lambda i, t, x: points.append(x))
+    trajectory = torch.stack(points)
+    slopes = -trajectory.diff(dim=0) * steps / f.path.t1
+    base = (trajectory[0] - trajectory[-1]) / f.path.t1
+    return float(((slopes - base) ** 2).mean())
+
+
+def error_ratio(ours: Tensor, eager: Tensor, exact: Tensor) -> float:
+    """Our largest error over that of eager PyTorch in the same precision, both against a float64 reference.
+
+    The rule of kernel tests: at most 2. Where eager is exact, one unit in the last place is its error.
+    """
+    floor = torch.finfo(eager.dtype).eps * float(exact.abs().max().clamp(min=1e-30))
+    theirs = max(float((eager.double() - exact).abs().max()), floor)
+    return float((ours.double() - exact).abs().max()) / theirs
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, torch.empty and its kin return NaN (or the largest integer): reading what was never written shows."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            out = make(*args, **kwargs)
+            if out.is_floating_point() or out.is_complex():
+                return out.fill_(math.nan)
+            return out.fill_(True if out.dtype == torch.bool else torch.iinfo(out.dtype).max)
+
+        return made
+
+    # PyTorch's compiler and decompositions take down PyTorch's functions when they are first imported, which happens
+    # as needed: that must not be while these are others.
+    for module in ("torch._refs", "torch._dynamo"):
+        importlib.import_module(module)
+    poisoned = {name: poison(getattr(torch, name)) for name in ("empty", "empty_like", "empty_strided")}
+    with mock.patch.dict(vars(torch), poisoned), mock.patch.object(Tensor, "new_empty", poison(Tensor.new_empty)):
+        yield

@@ -1,0 +1,1 @@
+"""Masked diffusion of text: mask paths, predictors, the decoding loop and its parts, exact joint distributions."""

@@ -1,0 +1,32 @@
+"""Bytes: the tokeniser that needs no file and knows every language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gen.config.errors import UserError
+
+__all__ = ["Bytes"]
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """The 256 bytes of UTF-8, then a stop token, then the mask. Every string survives the round trip."""
+
+    vocab: ClassVar[int] = 258
+    mask: ClassVar[int] = 257
+    stops: ClassVar[tuple[int, ...]] = (256,)
+    joint: ClassVar[str] = ""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Bytes that are no UTF-8, as in a text cut short, become U+FFFD."""
+        given = [int(i) for i in ids]
+        wrong = [i for i in given if not 0 <= i < self.vocab]
+        if wrong:
+            raise UserError(f"Bytes: id {wrong[0]}; allowed: 0 .. {self.vocab - 1}")
+        return bytes(i for i in given if i < 256).decode(errors="replace")

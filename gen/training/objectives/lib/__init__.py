@@ -1,0 +1,1 @@
+"""Shared pieces of objectives: losses of masked tokens."""

@@ -1,0 +1,90 @@
+"""Denoising with learned weights: a noise level counts by how well it is already known (Kendall et al. 2018; EDM2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.config.errors import UserError
+from gen.config.spec import part
+from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.times import LogNormal
+from gen.diffusion.weighting import EDM
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.denoise import Denoising
+
+__all__ = ["Uncertainty"]
+
+FAR = 20.0  # half log-SNR beyond which all noise levels are alike; it is infinite at t = 0
+
+
+@dataclass(frozen=True)
+class Uncertainty(Denoising):
+    """E weight(t) |net - target|^2 / e^u(t) + u(t), u trained with the net (Karras et al. 2024, equations 14 to 16).
+
+    At its best u(t) is the logarithm of the weighted loss at t, so every noise level has the same weighted loss, 1, and
+    the minimum is E ln(loss) + 1. A network with a `logvar` (EDM2) brings its own u; any other gets a head with
+    `channels` waves, saved in its own file. The defaults are EDM2's for ImageNet-512; EDM2 drops no condition, as it
+    guides with a separate network. validate: the plain weighted loss, comparable with that of Denoising.
+    """
+
+    times: Any = part("diffusion.times", default=LogNormal(-0.4, 1.0))
+    weighting: Any = part("diffusion.weighting", default=EDM())
+    channels: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels < 1:
+            raise UserError(f"Uncertainty: channels = {self.channels}; it must be at least 1")
+
+    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+        self.check_net(net)
+        return {"net": net} if own_logvar(net) else {"net": net, "head": LogVariance(self.channels)}
+
+    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
+        f: Denoiser = roles["net"]
+        t, cond = self.draw(f, batch)
+        losses = self.losses(f, batch, cond, t)  # [B]
+        u = self.logvar(roles, t).to(losses)  # [B]
+        role = ("net", "head") if "head" in roles else "net"
+        yield role, (losses / u.exp() + u).mean(), {"error": losses.mean(), "logvar": u.mean()}
+
+    def logvar(self, roles: Roles, t: Tensor) -> Tensor:
+        """u [B] at times t [B]."""
+        f: Denoiser = roles["net"]
+        own = own_logvar(f.net)
+        if own:
+            return own(f.path.net_time(t).float())
+        out: Tensor = roles["head"].net(f.path.lam(t).clamp(-FAR, FAR).float() / 4)
+        return out
+
+
+class LogVariance(nn.Module):
+    """u: a quarter of the half log-SNR [B] (EDM: -ln(sigma) / 4) -> [B], in random waves of it; 0 when freshly made."""
+
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.linear = nn.Linear(channels, 1, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, t: Tensor) -> Tensor:
+        wave = (t[:, None] * self.freqs + self.phases).cos() * math.sqrt(2 / len(self.freqs))  # [B, channels]
+        out: Tensor = self.linear(wave)[:, 0]
+        return out
+
+
+def own_logvar(net: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The network's own u, if it has one."""
+    inner: Any = getattr(net, "module", net)  # under DistributedDataParallel the network is one level down
+    own: Callable[[Tensor], Tensor] | None = getattr(inner, "logvar", None)
+    return own

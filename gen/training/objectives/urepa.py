@@ -1,0 +1,42 @@
+"""U-REPA: alignment for U-Nets, whose middle sees fewer places than the encoder does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from gen.config.errors import UserError
+from gen.diffusion.alignment import Features, manifold, negative_cosine, resample, tokens_of
+from gen.training.objectives.repa import REPA
+
+__all__ = ["UREPA"]
+
+
+@dataclass(frozen=True)
+class UREPA(REPA):
+    """REPA in the middle of a U-Net, plus manifold_weight times the manifold loss (Tian et al. 2025).
+
+    The head comes first; then its tokens go bilinearly to the encoder's grid, whose own tokens are never resampled.
+    pairs: what the manifold loss compares, the places within a sample ("intra") or of the whole batch ("all").
+    """
+
+    site: str = "middle"
+    manifold_weight: float = 3.0
+    pairs: Literal["intra", "all"] = "intra"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifold_weight < 0:
+            raise UserError(f"UREPA: manifold_weight = {self.manifold_weight}; it must not be negative")
+
+    def check_grid(self, count: int) -> None:
+        if round(count**0.5) ** 2 != count:
+            raise UserError(f"UREPA: {self.site} has {count} tokens, which are no square grid: choose another site")
+
+    def align(self, head: nn.Module, h: Tensor, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
+        projected = resample(head(tokens_of(h)), self.encoder.grid)
+        cosine = negative_cosine(projected, features.tokens)
+        angles = manifold(projected, features.tokens, self.pairs)
+        return self.weight * cosine + self.manifold_weight * angles, {"alignment": cosine, "manifold": angles}

@@ -1,0 +1,219 @@
+"""Learning-rate schedules: pure functions of the update count, so a resumed run is on the same curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.training.log import read_metrics
+
+__all__ = ["WSD", "WSDS", "Constant", "Cosine", "InverseSqrt", "Linear", "Refined", "Schedule", "smooth"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """warmup: updates over which the rate rises linearly from 0; update n = 0 already has 1 / warmup of it."""
+
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise UserError(f"{type(self).__name__}: warmup = {self.warmup}; it must not be negative")
+
+    def after_warmup(self, progress: float) -> float:
+        """The factor at progress 0 .. 1 of what follows the warm-up."""
+        raise NotImplementedError
+
+    def factor(self, update: int, total: int) -> float:
+        """The factor on the peak learning rate at update 0, 1, ..., total - 1."""
+        return (update + 1) / self.warmup if update < self.warmup else self.settled(update, total)
+
+    def settled(self, update: int, total: int) -> float:
+        """The factor at an update after the warm-up, for schedules that are no function of progress alone."""
+        return self.after_warmup((update - self.warmup) / max(1, total - self.warmup))
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The peak rate throughout."""
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """Down to `floor` of the peak in a straight line."""
+
+    floor: float = 0.0
+
+    def after_warmup(self, progress: float) -> float:
+        return 1 - (1 - self.floor) * progress
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Down to `floor` of the peak along half a cosine (Loshchilov & Hutter 2017)."""
+
+    floor: float = 0.0
+
+    def after_warmup(self, progress: float) -> float:
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class InverseSqrt(Schedule):
+    """The peak for `flat` updates, counted from the first, then falling as 1 / sqrt(n) (EDM2, Karras et al. 2024).
+
+    factor = min((n + 1) / warmup, 1) / sqrt(max(n / flat, 1)): the end of training need not be known.
+    """
+
+    flat: int = 70_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flat < 1:
+            raise UserError(f"InverseSqrt: flat = {self.flat}; it must be at least 1")
+
+    def factor(self, update: int, total: int) -> float:
+        ramp = min((update + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        return ramp / math.sqrt(max(update / self.flat, 1.0))
+
+
+@dataclass(frozen=True)
+class WSD(Schedule):
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): the peak, then down to `floor` over the last `decay` share."""
+
+    decay: float = 0.2
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.decay <= 1:
+            raise UserError(f"WSD: decay = {self.decay}; it must be in (0, 1]")
+
+    def after_warmup(self, progress: float) -> float:
+        return 1 - (1 - self.floor) * max(0.0, (progress - (1 - self.decay)) / self.decay)
+
+
+@dataclass(frozen=True)
+class WSDS(Schedule):
+    """Several decays in one run, each followed by a jump back to the peak (WSD-S, Wen et al. 2024, arXiv 2410.05192).
+
+    ends: the updates at which a decay ends; the last one ends with the run. The checkpoint of each end is saved and
+    never pruned: it is a finished model, and training goes on from it at the peak. decay: the share of the updates made
+    by an end that its decay takes. shape: inverse, 1 / (s / floor + 1 - s) over the share s of the decay, or linear.
+    A run that has ended goes on with more steps just as if its end had been listed.
+    """
+
+    ends: tuple[int, ...] = ()
+    decay: float = 0.1
+    floor: float = 0.1
+    shape: Literal["inverse", "linear"] = "inverse"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.decay <= 1:
+            raise UserError(f"WSDS: decay = {self.decay}; it must be in (0, 1]")
+        if not (0 < self.floor <= 1 or (self.floor == 0 and self.shape == "linear")):
+            raise UserError(f"WSDS: floor = {self.floor}; it must be in (0, 1], or 0 for a linear decay")
+        if list(self.ends) != sorted({e for e in self.ends if e > self.warmup}):
+            raise UserError(f"WSDS: ends = {list(self.ends)}; they must grow, from above warmup = {self.warmup}")
+
+    def settled(self, update: int, total: int) -> float:
+        if update >= total:
+            return self.floor
+        begin = max([self.warmup, *(e for e in self.ends if e <= update)])
+        end = min([total, *(e for e in self.ends if e > update)])
+        first = max(begin, end - max(1, round(self.decay * end)))
+        s = max(0, update - first) / (end - first)
+        if self.shape == "linear":
+            return 1 - (1 - self.floor) * s
+        return 1 / (s / self.floor + 1 - s)
+
+
+@dataclass(frozen=True)
+class Refined(Schedule):
+    """Linear decay refined by the gradient norms G_t of an earlier run (Defazio et al. 2023, arXiv 2310.07831, alg. 1).
+
+    The factor is w_t sum_{p > t} w_p over its largest value, with w = G^-power; the last is 0. norms: smoothed norms,
+    evenly spread over a run, see `from_run`; constant ones, or none, give 1 - t / (T - 1). power: 2 as published for
+    the L2 norms that gen records; for Adam the paper has 1 with L1 norms. The warm-up, if any, is not part of it.
+    """
+
+    norms: tuple[float, ...] = ()
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 < norm < math.inf for norm in self.norms):
+            raise UserError("Refined: norms holds a number that is not positive and finite")
+        if not 0 <= self.power < math.inf:
+            raise UserError(f"Refined: power = {self.power}; it must not be negative")
+
+    @staticmethod
+    def from_run(folder: str | Path, power: float = 2.0, warmup: int = 0, window: float = 0.1) -> Refined:
+        """The schedule that the gradient norms of a run folder suggest; the run must have had log_every 1.
+
+        window: width of the median filter as a share of the run.
+        """
+        file = Path(folder) / "metrics.jsonl"
+        if not file.exists():
+            raise UserError(f"{file} does not exist: give the folder of a run")
+        norms = {e["step"]: e["grad_norm"] for e in read_metrics(file) if "grad_norm" in e}
+        if not norms or len(norms) != max(norms):
+            raise UserError(
+                f"{file} has the gradient norm of {len(norms)} of {max(norms, default=0)} steps; it must have "
+                "been trained with log_every 1"
+            )
+        found = smooth([norms[step] for step in sorted(norms)], window)
+        return Refined(warmup=warmup, norms=tuple(float(f"{norm:.6g}") for norm in found.tolist()), power=power)
+
+    @cached_property
+    def _curves(self) -> dict[int, list[float]]:
+        return {}
+
+    def settled(self, update: int, total: int) -> float:
+        if total not in self._curves:
+            self._curves[total] = self.curve(total)
+        return self._curves[total][min(update, total - 1) - self.warmup]
+
+    def curve(self, total: int) -> list[float]:
+        """The factors of updates warmup, ..., total - 1."""
+        norms = _spread(torch.tensor(self.norms or (1.0,), dtype=torch.float64), total)[self.warmup :]
+        if len(norms) < 2:
+            return [1.0]
+        w = (norms / norms.min()) ** -self.power
+        later = w.flip(0).cumsum(0).flip(0)[1:]  # sum_{p > t} w_p
+        rate = torch.cat([w[:-1] * later, w.new_zeros(1)])
+        factors: list[float] = (rate / rate.max()).tolist()
+        return factors
+
+
+def smooth(norms: Sequence[float], window: float = 0.1, longest: int = 2000) -> Tensor:
+    """The median filter of Defazio et al. 2023: float64, at most `longest` values.
+
+    Its width is 2 floor(window n / 2) + 1; the first value is repeated before the sequence, which is mirrored at its
+    end. Of more than `longest` norms the medians of as many equal stretches are taken first.
+    """
+    found = torch.tensor(norms, dtype=torch.float64)
+    if len(found) > longest:
+        found = torch.stack([stretch.median() for stretch in found.tensor_split(longest)])
+    half = int(window * len(found)) // 2
+    padded = torch.cat([found[:1].expand(half), found, found[-half - 1 : -1].flip(0)])
+    return padded.unfold(0, 2 * half + 1, 1).median(-1).values
+
+
+def _spread(values: Tensor, n: int) -> Tensor:
+    """n values, by linear interpolation from the first to the last of `values`."""
+    place = torch.linspace(0, len(values) - 1, n, dtype=torch.float64)
+    low = place.floor().long().clamp(max=max(0, len(values) - 2))
+    return torch.lerp(values[low], values[(low + 1).clamp(max=len(values) - 1)], place - low)

@@ -1,0 +1,376 @@
+"""The training loop. `train(run, folder)` is the one way in; Trainer.step is the whole of it.
+
+What a step does is a function of (run, step) alone: the order of the data, every random number and the learning rate
+are computed from the step's number, so nothing has to be remembered for a resumed run to give the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import NonFinite, UserError
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise, derive, training_noise
+from gen.pipeline import load
+from gen.training import distributed, state
+from gen.training.checks import check_data, check_sampler, check_trackers
+from gen.training.log import MetricsFile, Progress
+from gen.training.objectives import Batch, Step
+from gen.training.optim import optimisers
+from gen.training.previews import preview
+from gen.training.resume import begin_from, denoiser_of, parent_hash, resume_from, versions
+from gen.training.run import Run, run_spec
+from gen.training.signals import Interrupted, stop_signals
+from gen.training.stream import Stream, batches
+
+__all__ = ["Finished", "Interrupted", "Trainer", "train"]
+
+VALIDATION_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where a run is and how it ended."""
+
+    folder: Path
+    step: int
+    val_loss: float | None
+
+    def pipeline(self) -> Any:
+        return load(self.folder)
+
+
+def train(
+    run: Run, folder: str | Path, *, resume: str = "auto", command: str | None = None, quiet: bool = False
+) -> Finished:
+    """Trains `run` in `folder` until run.steps.
+
+    resume: "auto" goes on from the newest complete checkpoint there, "never" wants an empty folder, a path goes on from
+    that checkpoint. Raises UserError before any work for a run that does not fit its data or the folder, NonFinite when
+    the loss or a gradient stops being a number, Interrupted after SIGTERM or Ctrl-C; each time a checkpoint is left.
+    """
+    trainer = Trainer(run, Path(folder), resume, command or f"gen.train(run, {str(folder)!r})", quiet)
+    with stop_signals() as stop:
+        return trainer.fit(stop)
+
+
+class Trainer:
+    """The state of one training: networks by role, their optimisers and averages, and the number of steps done."""
+
+    def __init__(self, run: Run, folder: Path, resume: str, command: str, quiet: bool) -> None:
+        self.run, self.folder, self.command = run, folder, command
+        for name in ("data", "objective"):
+            if getattr(run, name) is None:
+                raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
+        origin = resume_from(run, folder, resume)
+        check_trackers(run.trackers)
+        check_sampler(run)
+        self.accelerator = distributed.accelerator(run, folder)
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.mesh = distributed.shares(run, self.accelerator)
+        self.quiet = quiet or not self.main
+        self.data = run.data.open("train")
+        self.held_out = run.data.open("test") if run.validate_every else ()
+        torch.manual_seed(derive("init", run.seed))
+        self.nets = self._networks()
+        self.averages = {
+            (role, average.label): copy.deepcopy(net).eval().requires_grad_(False)
+            for role, net in self.nets.items()
+            for average in run.ema
+        }
+        if self.mesh is not None:
+            self._shard()
+        self.parameters = {role: list(state.trained(net).values()) for role, net in self.nets.items()}
+        self.optims = optimisers(run.optim, self.nets, getattr(run.objective, "rates", {}))
+        self.ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # of decays: their checkpoints stay
+        self.steps_done = 0
+        self.scaler_state: dict[str, Any] = {}
+        if origin is not None:
+            self._restore(origin)
+        self._prepare()
+
+    # -- setting up ----------------------------------------------------------------------------------------------------
+
+    def _networks(self) -> dict[str, nn.Module]:
+        run = self.run
+        check_data(run, tuple(self.data[0]["x"].shape))
+        net = run.model.build()
+        if run.init:
+            begin_from(run, net)
+        self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
+        if run.fused and not state.fuse(net):
+            raise UserError(f"fused = true, but {type(run.model).__name__} has no blocks that can be: leave it out")
+        roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
+        return {role: net.to(self.device).train() for role, net in roles.items()}
+
+    def _shard(self) -> None:
+        """Leaves this process its part of every network, before there are optimisers."""
+        self.outline = distributed.outline(self.nets[self.role])
+        for net in (*self.nets.values(), *self.averages.values()):
+            distributed.shard(net, self.mesh)
+
+    def _prepare(self) -> None:
+        """Hands networks and optimisers to accelerate, and names every role's denoiser."""
+        run, prepare = self.run, self.accelerator.prepare
+        if run.compile:
+            for net in self.nets.values():
+                net.compile()
+        copied = {role for role in self.nets if self.parameters[role] and self.mesh is None}  # in every process
+        wrapped = {role: prepare(net) if role in copied else net for role, net in self.nets.items()}
+        self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
+        if self.accelerator.scaler is not None and self.scaler_state:
+            self.accelerator.scaler.load_state_dict(self.scaler_state)
+        self.trained = {role: Denoiser(net, run.path, run.param) for role, net in wrapped.items()}
+        self.roles = self.trained if self.teacher is None else {**self.trained, "teacher": self.teacher}
+        world = self.accelerator.num_processes
+        if run.batch_size % world:
+            raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
+        share = run.batch_size // world
+        self.micro = run.micro_batch_size or share
+        if share % self.micro:
+            raise UserError(f"micro_batch_size = {self.micro} does not divide the {share} samples of each process")
+
+    @property
+    def role(self) -> str:
+        """The role that samples."""
+        return next(iter(self.nets))
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def fit(self, stop: threading.Event) -> Finished:
+        run = self.run
+        if self.steps_done < run.steps or not (self.folder / "final").exists():
+            self._open()
+            try:
+                self._loop(stop)
+            except UserError:
+                if self.main and not self.steps_done:  # the folder is free for the run that it should have been
+                    for name in ("run.json", "metrics.jsonl"):
+                        (self.folder / name).unlink()
+                raise
+            finally:
+                if self.main:
+                    self.metrics.close()
+                self.progress.close()
+                if run.trackers:
+                    self.accelerator.end_training()
+        return Finished(self.folder, self.steps_done, self.val_loss)
+
+    def _open(self) -> None:
+        run = self.run
+        if self.main:
+            written = datetime.now(UTC).isoformat(timespec="seconds")
+            about = {"run": run_spec(run), "command": self.command, "written": written, "versions": versions()}
+            checkpoints.write_json(self.folder / "run.json", about)
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
+        self.progress = Progress(self.folder.name, run.steps, self.steps_done, self.quiet)
+        if run.trackers:
+            self.accelerator.init_trackers(self.folder.name)
+
+    def _loop(self, stop: threading.Event) -> None:
+        for micro_batches in self._batches():
+            logs = self.step(micro_batches)
+            self._after(logs)
+            if self._agreed(stop):
+                self.save()
+                raise Interrupted(f"stopped by a signal at step {self.steps_done}; saved, run again to go on")
+        if not self._saved(self.steps_done):
+            self.save()
+        self._finish()
+
+    def _agreed(self, stop: threading.Event) -> bool:
+        """Whether any process was asked to stop."""
+        if self.accelerator.num_processes == 1:
+            return stop.is_set()
+        return bool(self.accelerator.reduce(torch.tensor(float(stop.is_set()), device=self.device)) > 0)
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """This process's share of every step from here on, as micro-batches."""
+        run, accelerator = self.run, self.accelerator
+        stream = Stream(self.data, run.seed)
+        share = run.batch_size // accelerator.num_processes
+        for step, items in batches(stream, run, self.steps_done, share, accelerator.process_index, self.micro):
+            yield [self._batch(item, step) for item in items]
+
+    def _batch(self, item: Mapping[str, Tensor], draw: int) -> Batch:
+        """draw: which of the run's independent draws of noise; training step n has the n-th, validation one for all."""
+        cond = {k: v.to(self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
+        origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
+        noise = training_noise(self.run.seed, draw, item["index"].tolist())
+        return Batch(item["x"].to(self.device), cond, noise, origin, self.steps_done)
+
+    def step(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """One update of every role the objective yields. Nothing is updated unless loss and gradient are finite."""
+        torch.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
+        lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
+        running = [iter(self.run.objective(self.roles, batch)) for batch in micro_batches]
+        logs: dict[str, float] = {"lr": lr}
+        while True:
+            yielded = [self._advance(it, last=it is running[-1]) for it in running]
+            if yielded[0] is None:
+                break
+            parts = [part for part in yielded if part is not None]
+            role = parts[0][0]
+            loss = torch.stack([part[1] for part in parts]).mean()
+            logs |= self._update((role,) if isinstance(role, str) else role, self.accelerator.reduce(loss, "mean"), lr)
+            logs |= {k: self._mean([part[2][k] for part in parts]) for k in parts[0][2]}
+        self.steps_done += 1
+        self._average()
+        if hasattr(self.run.objective, "observe"):
+            self.run.objective.observe(self.roles, logs)
+        return logs
+
+    def _advance(self, running: Iterator[Step], last: bool) -> Step | None:
+        """One micro-batch's next loss, and its gradient. Processes exchange gradients with the last one only."""
+        with self._quiet_gradients(not last), self.accelerator.autocast():
+            part = next(running, None)
+            if part is None:
+                return None
+            role, loss, logs = part
+            share = loss / (self.run.batch_size // self.accelerator.num_processes // self.micro)
+        with self._quiet_gradients(not last):
+            self.accelerator.backward(share)
+        return role, loss.detach(), {k: v.detach() for k, v in logs.items()}
+
+    def _quiet_gradients(self, quiet: bool) -> AbstractContextManager[Any]:
+        if not quiet or self.accelerator.num_processes == 1 or self.mesh is not None:
+            return nullcontext()
+        (f, *others) = self.trained.values()
+        return nullcontext() if others else self.accelerator.no_sync(f.net)
+
+    def _mean(self, values: list[Tensor]) -> float:
+        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
+
+    def _update(self, roles: tuple[str, ...], loss: Tensor, lr: float) -> dict[str, float]:
+        trained = [parameter for role in roles for parameter in self.parameters[role]]
+        norm = self.accelerator.clip_grad_norm_(trained, self.run.clip)
+        value, size = float(loss), float(distributed.whole(norm) if norm is not None else 0.0)
+        scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
+        if not (torch.isfinite(loss) and (scaled or torch.isfinite(torch.tensor(size)))):
+            last = checkpoints.newest(self.folder / "checkpoints")
+            raise NonFinite(
+                f"step {self.steps_done}: {roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}; the "
+                f"weights are untouched, last good checkpoint: {last or 'none'}. Try a lower lr, a "
+                "smaller clip, or precision no"
+            )
+        for role in roles:
+            for group in self.optims[role].param_groups:
+                group["lr"] = lr * group["scale"]
+            self.optims[role].step()
+        for other in self.optims.values():  # a loss may have left gradients in networks it does not train
+            other.zero_grad(set_to_none=True)
+        first = self.role in roles
+        return {"loss" if first else f"{roles[0]}_loss": value, "grad_norm" if first else f"{roles[0]}_grad_norm": size}
+
+    def _average(self) -> None:
+        for profile in self.run.ema:
+            for role, net in self.nets.items():
+                profile.update(self.averages[role, profile.label], net, self.steps_done)
+
+    # -- what happens beside the loop ----------------------------------------------------------------------------------
+
+    def _after(self, logs: dict[str, float]) -> None:
+        run, step = self.run, self.steps_done
+        self.progress.advance(loss=logs.get("loss", 0.0), lr=logs["lr"])
+        if _due(step, run.log_every, run.steps):
+            self._record({"split": "train", **logs})
+        if _due(step, run.validate_every, run.steps):
+            self.val_loss = self.validate()
+            self._record({"split": "test", "val_loss": self.val_loss})
+        if (run.save_every and step % run.save_every == 0) or step in self.ends:
+            self.save()
+        if run.sample_every and (step % run.sample_every == 0 or step == run.steps):
+            self.draw()
+
+    val_loss: float | None = None
+
+    def _record(self, values: dict[str, Any]) -> None:
+        if self.main:
+            self.metrics.write(step=self.steps_done, **values)
+        if self.run.trackers:
+            self.accelerator.log({k: v for k, v in values.items() if k != "split"}, step=self.steps_done)
+
+    def sampling_net(self) -> nn.Module:
+        """The first average of the sampling role, or a copy of its raw weights, without dropout; whole, everywhere."""
+        averaged = bool(self.run.ema)
+        net = self.averages[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
+        if self.mesh is not None:
+            return distributed.plain(net, self.outline)
+        return net if averaged else copy.deepcopy(net).eval()
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The objective's loss on held-out data, at fixed times and on fixed noise."""
+        n = min(len(self.held_out), VALIDATION_SAMPLES)
+        items = torch.utils.data.default_collate([{**self.held_out[i], "index": i} for i in range(n)])
+        batch = self._batch(items, -1)
+        roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.param)}
+        return float(self.run.objective.validate(roles, batch))
+
+    def draw(self) -> None:
+        """samples/step-*.png, or .txt: always the same noise and labels, or the same held-out prompts."""
+        net, name = self.sampling_net(), checkpoints.checkpoint_name(self.steps_done)
+        if self.main:
+            preview(self.run, net, self.held_out or self.data, self.folder / "samples" / name, self.device)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _saved(self, step: int) -> bool:
+        return (self.folder / "checkpoints" / checkpoints.checkpoint_name(step) / "manifest.json").exists()
+
+    def save(self) -> None:
+        """A complete checkpoint, then the removal of old ones; no process goes on before it is there."""
+        self.accelerator.wait_for_everyone()
+        files = state.weights(self.nets, self.averages, self.main)
+        files |= state.optimisers(self.nets, self.optims, self.main)
+        if self.main:
+            place = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
+            checkpoints.write(place, files, self._manifest())
+            checkpoints.prune(place.parent, self.run.keep, set(map(checkpoints.checkpoint_name, self.ends)))
+        self.accelerator.wait_for_everyone()  # of one that ended here, the launcher would end the others, writing
+
+    def _finish(self) -> None:
+        files = state.weights(self.nets, self.averages, self.main)
+        if self.main:
+            checkpoints.write(self.folder / "final", files, self._manifest())
+            self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
+
+    def _manifest(self) -> dict[str, Any]:
+        run = self.run
+        scaler = self.accelerator.scaler
+        return {
+            "run": run_spec(run),
+            "role": self.role,
+            "step": self.steps_done,
+            "samples_seen": self.steps_done * run.batch_size,
+            "shape": list(self.data[0]["x"].shape),
+            "classes": run.data.classes,
+            "data": self.data.fingerprint,
+            "parent": parent_hash(run),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "val_loss": self.val_loss,
+            "versions": versions(),
+        }
+
+    def _restore(self, place: Path) -> None:
+        info = checkpoints.read(place)
+        if info["data"] != self.data.fingerprint:
+            theirs, ours = info["data"][:12], self.data.fingerprint[:12]
+            raise UserError(f"{place} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
+        state.unpack(place, info, self.nets, self.averages, self.optims)
+        self.steps_done, self.val_loss, self.scaler_state = info["step"], info["val_loss"], info["scaler"]
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return bool(every) and (step % every == 0 or step == total)

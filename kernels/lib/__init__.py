@@ -1,0 +1,1 @@
+"""Shared pieces of kernels: launching Triton, registering custom operators."""

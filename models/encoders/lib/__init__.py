@@ -1,0 +1,1 @@
+"""Shared pieces of encoders: vision transformers of transformers."""

@@ -1,0 +1,99 @@
+"""What vision transformers of the package transformers have in common, read from a folder on this machine."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gen.config.checkpoint import read_json
+from gen.config.errors import MissingDependency, UserError
+from gen.diffusion.alignment import Features
+
+__all__ = ["IMAGENET", "Vit", "config_of", "pretrained", "resample_places"]
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of pixels in [0, 1]
+
+
+def config_of(path: str, *kinds: str) -> dict[str, Any]:
+    """The config.json of a folder; UserError unless its model_type is one of `kinds`."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise MissingDependency(
+            f"{path!r} holds no config.json: save a model of type {' or '.join(kinds)} there with save_pretrained"
+        )
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no config: it holds {type(config).__name__}")
+    found: dict[str, Any] = config.get("vision_config", config)  # where a model has a part for text too
+    if found.get("model_type") not in kinds:
+        raise UserError(f"{file} is of type {found.get('model_type')!r}; allowed here: {', '.join(kinds)}")
+    if "hidden_size" not in found:
+        raise UserError(f"{file} says no hidden_size: save the model there with save_pretrained")
+    return found
+
+
+def pretrained(path: str, owner: str, **changes: Any) -> Any:
+    """The model of class `owner` in transformers, from a folder's safetensors."""
+    try:
+        model = getattr(importlib.import_module("transformers"), owner)
+    except (ImportError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise MissingDependency(f"{owner} needs transformers: pip install transformers ({why})") from error
+    # PyTorch takes down its constructors when a device context is first used. transformers' loader is one, and has put
+    # another linspace in place of PyTorch's by then: from there on torch.device("meta") would miss the real one.
+    with torch.device("meta"):
+        torch.empty(0)
+    try:
+        return model.from_pretrained(path, local_files_only=True, use_safetensors=True, **changes)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path!r} cannot be read as a {owner}: {' '.join(str(error).split())[:300]}") from error
+
+
+def resample_places(table: Tensor, grid: int) -> Tensor:
+    """A table of places [1 + side^2, D], the class token's first, for a grid of another side: [1 + grid^2, D].
+
+    Bicubic and antialiased, as timm does it and with it REPA; a model's own way, which is not, differs when it shrinks.
+    """
+    cls, places = table[:1], table[1:]
+    side = round(len(places) ** 0.5)
+    if side == grid:
+        return table
+    image = places.T.reshape(1, -1, side, side).float()
+    image = F.interpolate(image, (grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([cls, image[0].flatten(1).T.to(table)])
+
+
+class Vit(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] to Features: pixels normalised, then resized bicubically to side x side.
+
+    run: resized images to hidden states [B, before + T, D] of which the first is the class token's and T are patches'.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, run: Callable[[Tensor], Tensor], side: int, before: int, statistics: Sequence[Any]
+    ):
+        super().__init__()
+        self.model, self.run, self.side, self.before = model, run, side, before
+        mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in statistics)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(f"this encoder takes images [B, 3, H, W], this is {list(images.shape)}")
+        x = ((images.float() + 1) / 2 - self.mean) / self.std
+        if x.shape[2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bicubic", align_corners=False)
+        h = self.run(x)
+        return Features(h[:, self.before :], h[:, 0])

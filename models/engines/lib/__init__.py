@@ -1,0 +1,1 @@
+"""Shared pieces of engines: the prepared copy of a network."""

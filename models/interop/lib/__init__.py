@@ -1,0 +1,1 @@
+"""Shared pieces of importers: fields inferred from shapes, rotary tables, names of blocks."""

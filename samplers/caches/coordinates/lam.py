@@ -1,0 +1,36 @@
+"""Half log-SNR as a coordinate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.path import Flow
+from gen.diffusion.tap import Context
+
+__all__ = ["Lam"]
+
+
+@dataclass(frozen=True)
+class Lam:
+    """Half log-SNR lam = log(alpha / sigma), as limit tanh(lam / limit), because it is infinite at a path's ends.
+
+    path: the one that the model was trained on. limit: well above the |lam| that matter, it leaves them as they are.
+    """
+
+    path: Any = part("diffusion.path", default=Flow())
+    limit: float = 8.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", build("diffusion.path", self.path))
+        if not self.limit > 0:
+            raise UserError(f"Lam: limit = {self.limit}; it must be positive")
+
+    def place(self, context: Context) -> float:
+        lam = float(self.path.lam(torch.tensor(context.t, dtype=torch.float64)))
+        return self.limit * math.tanh(lam / self.limit)

@@ -1,0 +1,1 @@
+"""Shared pieces of caches: the session, its memory of features, its report."""

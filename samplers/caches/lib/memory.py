@@ -1,0 +1,115 @@
+"""What a cache remembers of one site: snapshots of a feature, and where each row of the batch took them.
+
+Every predictor is linear in the snapshots, so a predictor is only a rule for weights: plain arithmetic on a few floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+
+__all__ = ["Memory", "Predictor", "select"]
+
+T = TypeVar("T")
+
+
+class Predictor(Protocol):
+    """A frozen rule for a feature at x from its snapshots."""
+
+    @property
+    def size(self) -> int:
+        """How many snapshots it looks back on."""
+        ...
+
+    @property
+    def degree(self) -> int:
+        """The degree up to which polynomials in the coordinate are predicted exactly."""
+        ...
+
+    def weights(self, nodes: Sequence[float], x: float) -> Sequence[float]:
+        """The snapshots' weights, summing to 1; nodes are their coordinates, newest first, 1 to `size` of them."""
+        ...
+
+
+def select(rows: Sequence[bool], yes: Tensor, no: Tensor) -> Tensor:
+    """Row by row `yes` [B, ...] or `no`; one decision may stand for all rows."""
+    if all(rows):
+        return yes
+    if not any(rows):
+        return no
+    return torch.where(torch.tensor(rows, device=yes.device).reshape(-1, *(1,) * (yes.ndim - 1)), yes, no)
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """The newest snapshot [B, ...] and the rises from each older one to the next, in float32 or wider; a value.
+
+    nodes: for each row the coordinates of its snapshots, newest first; one entry if all rows are alike. Rises, and not
+    the snapshots themselves, because then a feature that does not change is predicted to the bit.
+    """
+
+    nodes: tuple[tuple[float, ...], ...] = ()
+    newest: Tensor | None = None
+    rises: tuple[Tensor, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+    def __bool__(self) -> bool:
+        return self.newest is not None
+
+    @property
+    def bytes(self) -> int:
+        held = () if self.newest is None else (self.newest, *self.rises)
+        return sum(tensor.nbytes for tensor in held)
+
+    def update(self, x: float, feature: Tensor, rows: Sequence[bool], size: int) -> Memory:
+        """With the feature [B, ...] at x as one more snapshot of the rows that are True; `size` snapshots are kept."""
+        feature, dtype = feature.detach(), feature.dtype
+        feature = feature.to(torch.promote_types(dtype, torch.float32))
+        if self.newest is None:
+            return Memory(((x,),) * len(rows), feature, (), dtype)
+        if feature.shape != self.newest.shape:
+            was, now = list(self.newest.shape), list(feature.shape)
+            raise UserError(f"a cached feature changed its shape from {was} to {now}; start one run for each batch")
+        many = max(len(rows), len(self.nodes))
+        rows, nodes = _spread(rows, many), _spread(self.nodes, many)
+        if any(row and x == n[0] for row, n in zip(rows, nodes, strict=True)):
+            raise UserError(f"two steps of a loop have the same coordinate, {x:g}: no predictor can tell them apart")
+        older = self.rises
+        if size > 1:
+            shifted = (feature - self.newest, *older)
+            fill = torch.zeros_like(self.newest) if not all(rows) and len(older) < size - 1 else shifted[0]
+            older = tuple(select(rows, a, b) for a, b in zip(shifted, (*older, fill), strict=True))[: size - 1]
+        nodes = tuple((x, *n)[:size] if row else n for n, row in zip(nodes, rows, strict=True))
+        return Memory(nodes, select(rows, feature, self.newest), older, dtype)
+
+    def predict(self, x: float, predictor: Predictor) -> Tensor:
+        """The feature [B, ...] at x, in the dtype in which it was given."""
+        assert self.newest is not None, "nothing was remembered"
+        lags = {nodes: _lags(predictor.weights(nodes, x)) for nodes in set(self.nodes)}
+        out = self.newest
+        if len(lags) == 1:
+            for lag, rise in zip(next(iter(lags.values())), self.rises, strict=False):
+                out = torch.add(out, rise, alpha=lag) if out is self.newest else out.add_(rise, alpha=lag)
+            return out.to(self.dtype)
+        width = len(self.rises)
+        table = [[*lags[nodes], *[0.0] * width][:width] for nodes in self.nodes]
+        factors = torch.tensor(table, dtype=out.dtype, device=out.device)  # [B, rises]
+        for k, rise in enumerate(self.rises):
+            out = out + factors[:, k].reshape(-1, *(1,) * (out.ndim - 1)) * rise
+        return out.to(self.dtype)
+
+
+def _lags(weights: Sequence[float]) -> list[float]:
+    """Factors on the rises: with f_k = f_0 - sum_(j <= k) rise_j, the j-th rise has -sum_(k >= j) w_k."""
+    return [-sum(weights[j:]) for j in range(1, len(weights))]
+
+
+def _spread(values: Sequence[T], many: int) -> Sequence[T]:
+    """One value for all rows as one for each."""
+    return values if len(values) == many else [*values] * many

@@ -1,0 +1,1 @@
+"""Shared pieces of cache policies: the contract and the rules that decide by a residual."""

@@ -1,0 +1,60 @@
+"""MagCache's budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.diffusion.tap import Context
+from gen.samplers.caches.policies.lib.policy import Policy, Rows
+
+__all__ = ["Magnitude"]
+
+
+class Spent(NamedTuple):
+    """Since the last computed step: the product of ratios, the sum of its distances from 1, the steps skipped."""
+
+    ratio: float = 1.0
+    error: float = 0.0
+    skipped: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Magnitude(Policy):
+    """Skips while the features' size, as once calibrated, has drifted little (MagCache, Ma et al. 2025).
+
+    ratios: for each step mean |r_t| / |r_(t-1)| of the feature; another number of steps takes the nearest in time. None
+    means not calibrated: everything is computed. threshold: the largest sum of |1 - product of ratios|. longest: the
+    most steps in a row to skip. retention: the share of steps, from the first, that are computed.
+    """
+
+    ratios: tuple[float, ...] = ()
+    threshold: float = 0.24
+    longest: int = 5
+    retention: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.longest < 0 or not 0 <= self.retention <= 1 or any(not ratio > 0 for ratio in self.ratios):
+            raise UserError(
+                f"magnitude: longest = {self.longest}, retention = {self.retention}, {len(self.ratios)} ratios; "
+                "longest >= 0, 0 <= retention <= 1 and positive ratios are needed"
+            )
+
+    def decide(self, context: Context, state: Spent | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, Spent]:
+        full = [True], Spent(step=context.step)
+        if not self.ratios or state is None or context.step < int(self.retention * context.steps):
+            return full
+        ratio, error = state.ratio, state.error
+        for step in range(state.step + 1, context.step + 1):  # more than one where the branch missed steps
+            ratio *= self._ratio(step, context.steps)
+            error += abs(1 - ratio)
+        if error < self.threshold and state.skipped < self.longest:
+            return [False], Spent(ratio, error, state.skipped + 1, context.step)
+        return full
+
+    def _ratio(self, step: int, steps: int) -> float:
+        return self.ratios[round(step * (len(self.ratios) - 1) / max(steps - 1, 1))]

@@ -1,0 +1,45 @@
+"""A smoothing polynomial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gen.config.errors import UserError
+
+__all__ = ["Chebyshev"]
+
+
+@dataclass(frozen=True)
+class Chebyshev:
+    """The polynomial of least squares through the last `window` snapshots, in Chebyshev's basis (ChebBooster's idea).
+
+    Exact to its degree on any spacing, as `newton` is; more snapshots than order + 1 average noise out instead of
+    amplifying it. The basis, on the interval that holds the snapshots and x, only keeps the fit well conditioned.
+    """
+
+    order: int = 2
+    window: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.order < self.window:
+            raise UserError(f"Chebyshev: order = {self.order}, window = {self.window}; 0 <= order < window is needed")
+
+    @property
+    def size(self) -> int:
+        return self.window
+
+    @property
+    def degree(self) -> int:
+        return self.order
+
+    def weights(self, nodes: Sequence[float], x: float) -> list[float]:
+        order = min(self.order, len(nodes) - 1)
+        low, high = min(*nodes, x), max(*nodes, x)
+        places = torch.tensor([*nodes, x], dtype=torch.float64)
+        angle = (2 * (places - low) / ((high - low) or 1.0) - 1).clamp(-1, 1).acos()
+        basis = (torch.arange(order + 1) * angle[:, None]).cos()  # [snapshots + 1, order + 1]: T_k at each place
+        fitted: list[float] = (basis[-1] @ torch.linalg.pinv(basis[:-1])).tolist()
+        return fitted

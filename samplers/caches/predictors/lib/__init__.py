@@ -1,0 +1,1 @@
+"""Shared pieces of cache predictors: divided differences."""

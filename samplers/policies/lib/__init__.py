@@ -1,0 +1,1 @@
+"""Shared pieces of policies: scores by which positions are ordered."""

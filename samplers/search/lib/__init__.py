@@ -1,0 +1,1 @@
+"""Shared pieces of searches: the problem, and the trajectory it is measured against."""

@@ -1,0 +1,1 @@
+"""Shared pieces of solvers: exponential integrators of any order, nodes and stages."""

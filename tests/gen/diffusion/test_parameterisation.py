@@ -1,0 +1,127 @@
+"""Parameterisations: six ways to say the same thing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion.parameterisation import EDM, X0, Eps, Flow, Score, V
+from gen.diffusion.path import DDPM, VP, Trig, expand
+from gen.diffusion.path import EDM as EDMPath
+from gen.diffusion.path import Flow as FlowPath
+
+PARAMS = [X0(), Eps(), Flow(), V(), Score(), EDM()]
+PATHS = [FlowPath(), Trig(), EDMPath(), VP(), DDPM(), DDPM("cosine"), DDPM("scaled_linear")]
+
+
+def world(path, n=64):
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, n, 3, 2, 2, generator=generator, dtype=torch.float64)
+    return x0, eps, torch.linspace(0.05, 0.9, n, dtype=torch.float64) * path.t1
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("param", PARAMS, ids=repr)
+def test_round_trip(param, path):
+    """target -> solve gives back x0 and eps to 1e-12, relative to how much the net's output is amplified."""
+    x0, eps, t = world(path)
+    x = path.mix(x0, eps, t)
+    pred = param.solve(path, x, param.target(path, x0, eps, t), t)
+    scale = (1 + path.sigma(t) / path.alpha(t) + path.alpha(t) / path.sigma(t)).reshape(-1, 1, 1, 1)
+    assert float(((pred.x0 - x0) / scale).abs().max()) < 1e-12
+    assert float(((pred.eps - eps) / scale).abs().max()) < 1e-12
+    torch.testing.assert_close(path.mix(*pred, t), x, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("param", PARAMS, ids=repr)
+def test_a_single_time_is_a_batch_of_equal_ones(param, path):
+    x0, eps, _ = world(path, 4)
+    t = torch.tensor(0.4 * path.t1, dtype=torch.float64)
+    x = path.mix(x0, eps, t)
+    out = param.target(path, x0, eps, t)
+    one, many = param.solve(path, x, out, t), param.solve(path, x, out, t.expand(4))
+    assert torch.equal(one.x0, many.x0)
+    assert torch.equal(one.eps, many.eps)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("param", PARAMS, ids=repr)
+def test_det_carries_output_errors_to_x0_and_eps(param, path):
+    x0, eps, t = world(path)
+    x, out = path.mix(x0, eps, t), param.target(path, x0, eps, t)
+    wrong = param.solve(path, x, out + 1, t)
+    det = param.det(path, t)
+    torch.testing.assert_close(wrong.x0 - x0, expand(-path.sigma(t) / det, x).expand_as(x), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(wrong.eps - eps, expand(path.alpha(t) / det, x).expand_as(x), rtol=1e-7, atol=1e-9)
+
+
+def test_published_targets():
+    x0, eps, t = world(FlowPath())
+    path, vp = FlowPath(), VP()
+    c = t.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(Flow().target(path, x0, eps, t), eps - x0, rtol=0, atol=0)
+    alpha, sigma = vp.alpha(c), vp.sigma(c)
+    torch.testing.assert_close(V().target(vp, x0, eps, t), alpha * eps - sigma * x0)
+    torch.testing.assert_close(Score().target(vp, x0, eps, t), -eps / sigma)
+    edm, sd = EDMPath(), 0.5
+    root = (c**2 + sd**2).sqrt()
+    x = x0 + c * eps
+    published = (x0 - sd**2 / root**2 * x) / (c * sd / root)  # (D - c_skip x) / c_out
+    torch.testing.assert_close(EDM(sd).target(edm, x0, eps, t), published)
+    torch.testing.assert_close(EDM(sd).scale(edm, t), root.flatten().reciprocal())
+    assert torch.equal(V().scale(vp, t), torch.ones_like(t))
+
+
+def test_edm_targets_and_inputs_have_unit_variance_on_every_path():
+    """The reason for its coefficients: for data of the stated spread, input and target are of size one at every t."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 8, 20_000, generator=generator, dtype=torch.float64)
+    for path in PATHS:
+        t = torch.linspace(0.05, 0.95, 8, dtype=torch.float64) * path.t1
+        target = EDM(0.5).target(path, 0.5 * x0, eps, t)
+        inputs = expand(EDM(0.5).scale(path, t), x0) * path.mix(0.5 * x0, eps, t)
+        for values in (target, inputs):
+            torch.testing.assert_close(values.std(1), torch.ones(8, dtype=torch.float64), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("param", [X0(), Flow(), V(), EDM()], ids=repr)
+def test_at_data_x0_is_x(param, path):
+    if isinstance(path, (VP, DDPM)) and isinstance(param, Flow):
+        return  # sigma' is infinite at t = 0 there
+    x = torch.randn(3, 2, dtype=torch.float64)
+    pred = param.solve(path, x, x if isinstance(param, X0) else torch.randn_like(x), torch.zeros((), dtype=x.dtype))
+    torch.testing.assert_close(pred.x0, x, rtol=0, atol=1e-14)
+    assert torch.isfinite(pred.eps).all()
+
+
+@pytest.mark.parametrize("param", [X0(), V(), EDM(), Flow()], ids=repr)
+def test_at_pure_noise_eps_is_x(param):
+    path, t = FlowPath(), torch.ones((), dtype=torch.float64)
+    x0, eps = torch.randn(2, 3, 2, dtype=torch.float64)
+    pred = param.solve(path, eps, param.target(path, x0, eps, t), t)
+    torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-14)
+    torch.testing.assert_close(pred.x0, x0, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("param", [Eps(), Score()], ids=repr)
+def test_eps_and_score_say_nothing_of_x0_at_pure_noise(param):
+    x = torch.randn(2, 3)
+    with pytest.raises(UserError, match="says nothing of x0 at t = 1, where alpha = 0"):
+        param.solve(FlowPath(), x, x, torch.ones((), dtype=torch.float64))
+
+
+def test_edm_refuses_a_spread_of_zero():
+    with pytest.raises(UserError, match="sigma_data"):
+        EDM(0)
+
+
+@pytest.mark.parametrize("name", ["eps", "score"])
+def test_noise_predictions_are_refused_where_trig_has_no_data(name):
+    """cos(pi / 2) is 6e-17 in float64, which is no signal."""
+    path, x = Trig(), torch.ones(1, 2)
+    with pytest.raises(UserError, match="says nothing of x0"):
+        build("diffusion.parameterisation", name).solve(path, x, x, torch.tensor(path.t1, dtype=torch.float64))

@@ -1,0 +1,135 @@
+"""Weightings: the published formula in every parameterisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gen.config.errors import UserError
+from gen.config.spec import build
+from gen.diffusion import parameterisation
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
+from gen.diffusion.times import Point
+from gen.diffusion.weighting import EDM as EDMWeighting
+from gen.diffusion.weighting import MinSNR, Sigmoid, Uniform
+from gen.training.objectives import Batch
+from gen.training.objectives.denoise import Denoising
+from tests.gen.tiny import tiny
+
+PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
+PARAMS = [
+    parameterisation.X0(),
+    parameterisation.Eps(),
+    parameterisation.Flow(),
+    parameterisation.V(),
+    parameterisation.Score(),
+    parameterisation.EDM(),
+]
+
+
+def times(path):
+    return torch.linspace(0.01, 0.95, 37, dtype=torch.float64) * path.t1
+
+
+def snr(path, t):
+    return (path.alpha(t) / path.sigma(t)) ** 2
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_min_snr_is_what_its_paper_prints(path):
+    """Hang et al. 2023: min(SNR, g) for x0, min(SNR, g) / SNR for eps; for v on a VP path min(SNR, g) / (SNR + 1)."""
+    t, gamma = times(path), 5.0
+    ratio, clipped = snr(path, t), snr(path, t).clamp(max=gamma)
+    close(MinSNR(gamma).weight(path, parameterisation.X0(), t), clipped)
+    close(MinSNR(gamma).weight(path, parameterisation.Eps(), t), clipped / ratio)
+    if not isinstance(path, (Flow, EDM)):
+        close(MinSNR(gamma).weight(path, parameterisation.V(), t), clipped / (ratio + 1))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_sigmoid_is_its_formula_on_the_error_of_eps(path):
+    t = times(path)
+    close(Sigmoid(-1.0).weight(path, parameterisation.Eps(), t), torch.sigmoid(-1.0 - snr(path, t).log()))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_edm_is_one_for_its_own_output(path):
+    t = times(path)
+    close(EDMWeighting(0.5).weight(path, parameterisation.EDM(0.5), t), torch.ones_like(t))
+
+
+def test_edm_on_x0_is_the_published_lambda():
+    t = times(EDM())
+    close(EDMWeighting(0.5).weight(EDM(), parameterisation.X0(), t), (t**2 + 0.25) / (0.5 * t) ** 2)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("weighting", [MinSNR(), Sigmoid(), EDMWeighting(), MinSNR(1.0), Sigmoid(2.0)], ids=repr)
+@pytest.mark.parametrize("other", PARAMS, ids=repr)
+def test_the_weighted_error_is_the_same_in_every_parameterisation(weighting, other, path):
+    """w |output error|^2 for the outputs that mean one and the same wrong x0."""
+    t = times(path)
+
+    def loss(p):
+        output_error = p.det(path, t) / path.sigma(t)  # of an error of -1 in x0
+        return weighting.weight(path, p, t) * output_error**2
+
+    torch.testing.assert_close(loss(other), loss(parameterisation.X0()), rtol=1e-8, atol=0)
+
+
+def test_uniform_is_one():
+    t = times(Flow())
+    assert torch.equal(Uniform().weight(Flow(), parameterisation.V(), t), torch.ones_like(t))
+
+
+def test_min_snr_is_finite_at_both_ends_where_its_meaning_is():
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for p in (parameterisation.Flow(), parameterisation.V()):
+        assert bool(torch.isfinite(MinSNR().weight(Flow(), p, t)).all())
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [(parameterisation.Eps(), 1.0), (parameterisation.V(), 0.0), (parameterisation.X0(), 0.0)],
+    ids=repr,
+)
+@pytest.mark.parametrize("path", [Flow(), Trig()], ids=repr)
+def test_min_snr_at_zero_terminal_snr_is_the_limit_from_below(path, other, expected):
+    """At SNR 0: min(SNR, g) / SNR = 1 for eps, min(SNR, g) / (SNR + 1) = 0 for v, min(SNR, g) = 0 for x0."""
+    end = torch.tensor([path.t1], dtype=torch.float64)
+    at, before = (MinSNR().weight(path, other, t) for t in (end, end * (1 - 1e-9)))
+    close(at, torch.full_like(at, expected))
+    torch.testing.assert_close(at, before, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", [parameterisation.X0(), parameterisation.V(), parameterisation.Flow()], ids=repr)
+@pytest.mark.parametrize("path", [Flow(), Trig()], ids=repr)
+def test_min_snr_without_noise_is_the_limit_too(path, other):
+    zero = torch.zeros(1, dtype=torch.float64)
+    at, near = (MinSNR(5.0).weight(path, other, t) for t in (zero, zero + 1e-9))
+    torch.testing.assert_close(at, near, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", [MinSNR(), Sigmoid()], ids=repr)
+@pytest.mark.parametrize("name", ["eps", "v"])
+def test_a_loss_at_zero_terminal_snr_is_finite(weighting, name):
+    noise = training_noise(0, 0, range(16))
+    data = Batch(noise.normal("x", (1, 8, 8)), {"y": noise.integers("y", 10)}, noise)
+    f = Denoiser(tiny().model.build(), Flow(), build("diffusion.parameterisation", name))
+    ((_, loss, _),) = Denoising(times=Point(1.0), weighting=weighting)({"net": f}, data)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in f.net.parameters() if p.grad is not None)
+    assert (float(loss.detach()) > 0.5) == (name == "eps")  # a fresh net says 0; of v, which is -x0 there, weight 0
+
+
+@pytest.mark.parametrize("bad", [lambda: MinSNR(0), lambda: EDMWeighting(-1)])
+def test_wrong_numbers_are_refused(bad):
+    with pytest.raises(UserError, match="must be positive"):
+        bad()

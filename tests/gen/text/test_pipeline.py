@@ -1,0 +1,173 @@
+"""TextPipeline and `gen decode`: words in, words out, whatever the batch; and what is said to wrong requests."""
+
+import json
+
+import numpy
+import pytest
+import torch
+
+import gen
+from gen.cli import main
+from gen.config.errors import UserError
+from gen.config.spec import override
+from gen.models.text import Text
+from gen.text.contracts import Decoding, Tokens
+from gen.text.pipeline import TextPipeline
+from gen.text.tokenizers.words import Words
+from gen.training.recipes.lists import lists
+
+WORDS = Words(tuple("abcdefgh"))
+HOW = Decoding(policy={"name": "topk", "k": 2}, tokens=Tokens(temperature=1.0))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    torch.manual_seed(0)
+    spec = Text(vocab=10, mask=9, stops=(8,), length=24, width=16, depth=2, heads=2, tokenizer=WORDS)
+    return TextPipeline(spec.build().double().eval(), WORDS, HOW, length=24)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A list model that has hardly learnt."""
+    small = {"model.width": 16, "model.depth": 1, "model.heads": 2, "steps": 2, "batch_size": 4}
+    quiet = {"sample_every": 0, "validate_every": 0, "save_every": 0}
+    folder = tmp_path_factory.mktemp("runs") / "lists"
+    gen.train(override(lists(), small | quiet), folder, quiet=True)
+    return folder
+
+
+def test_a_text_depends_on_its_prompt_its_seed_and_its_place_alone(pipeline):
+    prompts = ["a b c", "d", "e f g h a b", ""]
+    whole = pipeline.generate(prompts, [7, 9, 4, 12], seed=3)
+    parts = pipeline.generate(prompts, [7, 9, 4, 12], seed=3, batch_size=3, every=3)
+    assert whole.texts == parts.texts
+    assert len({tuple(t.split()) for t in pipeline.generate(["a"] * 6, 8).texts}) > 1
+    assert whole.texts != pipeline.generate(prompts, [7, 9, 4, 12], seed=4).texts
+
+
+def test_ids_and_words_are_one_and_the_counts_add_up(pipeline):
+    made = pipeline.generate("a b", 8, seed=1, stops=())
+    assert made.texts == pipeline.generate([0, 1], 8, seed=1, stops=()).texts
+    assert made.texts == pipeline.generate(torch.tensor([0, 1]), 8, seed=1, stops=()).texts
+    assert (made.tokens, made.nfe, made.tokens_per_forward, made.reasons) == (8, 4.0, 2.0, ["full"])
+
+
+def test_a_text_ends_before_its_stop_token(pipeline):
+    assert pipeline.words([0, 1, 8, 2, 9]) == "a b"
+
+
+def test_what_is_given_replaces_what_the_model_has(pipeline):
+    how = pipeline.plan(policy="threshold", temperature=0.5, block_length=4, guidance=1.0)
+    assert (how.tokens.temperature, how.blocks.length, how.guidance) == (0.5, 4, 1.0)
+    assert type(how.policy).__name__ == "Threshold" and pipeline.plan() == HOW
+    with pytest.raises(UserError, match=r"unknown polcy\. Allowed: policy, blocks"):
+        pipeline.plan(polcy="topk")
+    with pytest.raises(UserError, match="Whole has no blocks of a length"):
+        pipeline.plan(blocks="whole", block_length=3)
+    assert pipeline.plan(stops="eos", tokens={"temperature": 0.5}) == pipeline.plan(stops=["eos"], temperature=0.5)
+    assert pipeline.plan(tokens={"top_k": 2}, temperature=0.5).tokens == Tokens(0.5, top_k=2)
+    for wrong in ({"tokens": 3}, {"guidance": "much"}, {"suppress": 0}, {"block_length": 2.5}):
+        with pytest.raises(UserError, match=r"got .*, expected"):
+            pipeline.plan(**wrong)
+
+
+def test_prompts_are_strings_or_ids_in_any_wrapping(pipeline):
+    made = pipeline.generate(["a b", "c d"], 6, seed=1).texts
+    ids = [[0, 1], [2, 3]]
+    for prompts in (ids, torch.tensor(ids), numpy.array(ids), (p for p in ids), ("a b", torch.tensor([2, 3]))):
+        assert pipeline.generate(prompts, 6, seed=1).texts == made
+    for prompts in (numpy.array([0, 1]), list(numpy.array([0, 1])), torch.tensor([0, 1])):
+        assert pipeline.generate(prompts, 6, seed=1).texts == made[:1]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [None], [[0.5]], [1.5], torch.tensor([[0.5]]), torch.tensor(1)], ids=str)
+def test_other_prompts_are_refused(pipeline, wrong):
+    with pytest.raises(UserError, match=r"generate: prompts = .*; a string or ids") as caught:
+        pipeline.generate(wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_numbers_are_refused(pipeline):
+    with pytest.raises(UserError, match="no prompts"):
+        pipeline.generate([])
+    with pytest.raises(UserError, match="stream writes after one prompt, and 2 are given"):
+        next(pipeline.stream(["a", "b"]))
+    for batch_size in (0, -1, 2.0):
+        with pytest.raises(UserError, match=r"batch_size = .*; a whole number, at least 1"):
+            pipeline.generate("a", batch_size=batch_size)
+    for length in ([3], [3, 4, 5]):
+        with pytest.raises(UserError, match="for 2 prompts"):
+            pipeline.generate(["a", "b"], length, batch_size=1)
+
+
+def test_a_text_that_does_not_fit_is_refused_and_without_a_length_it_fits(pipeline):
+    with pytest.raises(UserError, match="has 2 tokens and its text may have 23: together more than the 24"):
+        pipeline.generate("a b", 23)
+    assert len(pipeline.generate("a b", stops=()).texts[0].split()) <= 22
+
+
+def test_a_stream_ends_in_what_generate_writes(pipeline):
+    steps = list(pipeline.stream("a b", 8, seed=5, stops=()))
+    assert [sum(v is None for v in firm) for firm, _ in steps] == [6, 4, 2, 0]
+    assert all(v is None or v == g for firm, guess in steps for v, g in zip(firm, guess, strict=True))
+    assert pipeline.words(steps[-1][1]) == pipeline.generate("a b", 8, seed=5, stops=()).texts[0]
+
+
+def test_a_run_is_loaded_and_decoded(run, capsys):
+    loaded = gen.load(run)
+    assert isinstance(loaded, TextPipeline) and loaded.params > 0 and loaded.length == 19
+    line = ["decode", str(run), "--prompt", "copy : a b c =", "--policy", "threshold", "--threshold", ".3"]
+    assert main([*line, "--block-length", "4", "--trace"]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith("copy : a b c =") and "@1" in out.out
+    assert "tokens per evaluation" in out.err
+    assert main([*line, "--stream"]) == 0
+    assert "·" not in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing to begin with"),
+        (["--prompt", "copy : a", "--prompt", "b", "--stream"], "--stream shows one prompt, and 2 are given"),
+        (["--prompt", "cpy"], "unknown 'cpy'. Did you mean 'copy'"),
+        (["--prompt", "copy", "--policy", "tresholt"], "Did you mean 'threshold'"),
+        (["--prompt", "copy", "--policy", "topk", "--threshold", ".9"], "unknown key 'threshold' of TopK"),
+        (["--prompt", "copy", "--gen-length", "64"], "together more than the 19"),
+        (["--prompt", "copy", "--cache", "block"], "block"),
+        (["--prompt", "copy", "--blocks", "whole", "--block-length", "4"], "unknown key 'length' of Whole"),
+        (["--prompt", "copy", "--blocks", "none"], "Decoding: blocks = None; a name of `gen list blocks`"),
+        (["--prompt", "copy", "--stops", "[3]"], "Decoding: stops = 3; a name of `gen list stops`"),
+        (["--prompt", "copy", "--batch-size", "0"], "batch_size = 0"),
+        (["--prompt", "copy", "--suppress", "[99]"], "suppress holds 99"),
+        (["--prompt", "copy", "--stream", "--trace"], "give one"),
+    ],
+)
+def test_wrong_requests_are_one_line(run, capsys, words, said):
+    assert main(["decode", str(run), *words]) == 2
+    out = capsys.readouterr()
+    assert said in out.err and out.err.count("\n") == 1 and not out.out
+
+
+def test_options_go_with_one_another_in_any_order(run, capsys):
+    line = ["decode", str(run), "--prompt", "copy", "--block-length", "4", "--blocks", "multi", "--stops", "none"]
+    assert main([*line, "--policy", "threshold", "--policy.threshold", ".9", "--print-config"]) == 0
+    how = json.loads(capsys.readouterr().out)
+    assert (how["blocks"]["name"], how["blocks"]["length"], how["stops"]) == ("multi", 4, [])
+    assert how["policy"]["threshold"] == 0.9
+
+
+def test_prompts_in_a_file_are_text(run, tmp_path, capsys):
+    file = tmp_path / "prompts"
+    file.write_bytes(b"copy : a =\n\nsort : b a =\n")
+    assert main(["decode", str(run), "--prompts", str(file), "--gen-length", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    file.write_bytes(b"\xff\n")
+    assert main(["decode", str(run), "--prompts", str(file)]) == 2
+    assert "no text in UTF-8" in capsys.readouterr().err
+
+
+def test_pictures_are_not_asked_of_a_text_model(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--out", str(tmp_path / "x.png")]) == 2
+    assert "is a text model, which is decoded, not sampled" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""Tokenisers: what survives the round trip, what is left out, and what is refused."""
+
+import hashlib
+import json
+import sys
+
+import pytest
+
+from gen.config.errors import MissingDependency, UserError
+from gen.config.spec import build, spec_of
+from gen.text.tokenizers.bytes import Bytes
+from gen.text.tokenizers.huggingface import HuggingFace
+from gen.text.tokenizers.words import Words
+
+TEXTS = ["", "a", "Once upon a time.\n", "naïve 北京 🙂", "  two  spaces "]
+SPECIAL = ["<|end|>", "<|start|>", "<|mask|>"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A byte-level BPE tokenizer.json with three special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(["once upon a time there was a time upon a once"] * 5, trainer)
+    made.add_special_tokens(SPECIAL)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+def huggingface(file, **changes):
+    return HuggingFace(**{"file": str(file), "mask_token": "<|mask|>", "stop_tokens": ("<|end|>",), **changes})
+
+
+def one_line(call):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_contract_holds_for_each(file):
+    for made in (Bytes(), Words(("a", "b")), huggingface(file)):
+        assert 0 <= made.mask < made.vocab and made.mask not in made.stops
+        assert made.stops and all(0 <= i < made.vocab for i in made.stops)
+        ids = made.encode("a b")
+        assert ids and not {made.mask, *made.stops} & set(ids)
+        with_marks = [made.mask, *ids[:1], made.stops[0], *ids[1:], made.mask]
+        assert made.decode(with_marks) == made.decode(ids) == "a b"
+        assert build("text.tokenizers", json.loads(json.dumps(spec_of(made)))) == made
+        assert isinstance(made.joint, str)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_round_trips(text, file):
+    for made in (Bytes(), huggingface(file)):
+        assert made.decode(made.encode(text)) == text
+
+
+def test_bytes_are_utf8():
+    assert Bytes().encode("é\n") == [0xC3, 0xA9, 10]
+    assert Bytes().decode([0xC3, 257]) == "\ufffd"
+    assert "258" in one_line(lambda: Bytes().decode([258]))
+
+
+def test_words_are_split_at_white_space_alone():
+    made = Words(("sort", ":", "a", "b", "10"))
+    assert made.encode(" sort :\tb a\n 10 ") == [0, 1, 3, 2, 4]
+    assert made.decode([0, 1, 5, 3, 6]) == "sort : b"
+    assert (made.vocab, made.stops, made.mask) == (7, (5,), 6)
+    assert "'sort:'" in one_line(lambda: made.encode("sort: a"))
+    one_line(lambda: made.decode([7]))
+
+
+@pytest.mark.parametrize("words", [(), ("a", "a"), ("a b",), ("",), ("a\n",)], ids=repr)
+def test_words_that_are_none(words):
+    one_line(lambda: Words(words))
+
+
+def test_tokens_by_text_or_by_id_are_the_same(file):
+    a = huggingface(file)
+    b = huggingface(file, mask_token=a.mask, stop_tokens=a.stops)
+    assert (b.mask, b.stops, b.vocab) == (a.mask, a.stops, a.vocab) and a.mask == a.vocab - 1
+    beyond = huggingface(file, mask_token=a.vocab + 3)
+    assert (beyond.mask, beyond.vocab) == (a.vocab + 3, a.vocab + 4)  # a model may have a mask that the file lacks
+    assert beyond.decode([*a.encode("a time"), beyond.mask]) == "a time"
+
+
+def test_marks_are_read_as_tokens_and_left_out_of_texts(file):
+    made = huggingface(file)
+    ids = made.encode("<|start|>once<|mask|>")
+    assert ids[-1] == made.mask  # which a decoder refuses in a prompt
+    assert made.decode(ids) == "once"
+
+
+def test_the_size_of_a_padded_vocabulary(file):
+    made = huggingface(file)
+    assert huggingface(file, size=made.vocab + 10).vocab == made.vocab + 10
+    one_line(lambda: huggingface(file, size=made.vocab - 1).vocab)
+
+
+def test_the_file_is_the_one_that_was_meant(file, tmp_path):
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    made = huggingface("tokenizer.json", sha256=digest)
+    assert made.beside(file.parent).encode("a") == huggingface(file).encode("a")
+    assert "sha256" in one_line(lambda: huggingface(file, sha256="0" * 64).encode("a"))
+    assert "no file" in one_line(lambda: huggingface(tmp_path / "gone.json").mask)
+    (tmp_path / "broken.json").write_bytes(file.read_bytes()[:100])
+    assert "damaged" in one_line(lambda: huggingface(tmp_path / "broken.json").vocab)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
+    assert "damaged" in one_line(lambda: huggingface(tmp_path / "binary.json").vocab)
+    assert "Did you mean '<|mask|>'" in one_line(lambda: huggingface(file, mask_token="<|mask>").mask)
+
+
+def test_without_the_package(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingDependency, match="pip install tokenizers"):
+        huggingface(file).encode("a")

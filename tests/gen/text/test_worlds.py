@@ -1,0 +1,434 @@
+"""Exact laws of parallel decoding: golden numbers, closed forms, and what is promised of each policy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from gen.config.errors import UserError
+from gen.samplers.policies.ancestral import Ancestral
+from gen.samplers.policies.credit import Credit
+from gen.samplers.policies.dream import Dream
+from gen.samplers.policies.edit import Edit
+from gen.samplers.policies.entropy import Entropy
+from gen.samplers.policies.entropy_bound import EntropyBound
+from gen.samplers.policies.factor import Factor
+from gen.samplers.policies.hierarchy import Hierarchy
+from gen.samplers.policies.local_leap import LocalLeap
+from gen.samplers.policies.rcr import RCR
+from gen.samplers.policies.remdm import ReMDM
+from gen.samplers.policies.threshold import Threshold
+from gen.samplers.policies.topk import TopK
+from gen.text.contracts import Choice, Decoding, Tokens
+from gen.text.loop import decode
+from gen.text.worlds import Joint, insert, law, parity, remove, replace, shuffle, whole_view
+
+# Tasks, policies, and what comes out: success, total variation, KL in nats, expected evaluations
+
+TASKS = {"replace-6": replace(6), "shuffle-5": shuffle(5), "insert-5": insert(5), "remove-6": remove(6),
+         "parity-5": parity(5)}  # fmt: skip
+POLICIES = {
+    "two, left to right": TopK(2, "left_to_right"),
+    "two surest": TopK(2),
+    "threshold .9": Threshold(0.9),
+    "threshold .7": Threshold(0.7),
+    "threshold .5": Threshold(0.5),
+    "factor 1": Factor(1.0),
+    "factor 1.5": Factor(1.5),
+    "bound .1": EntropyBound(0.1),
+    "bound 1": EntropyBound(1.0),
+    "at once": Threshold(0.0),
+    "leap": LocalLeap(0.9, 0.75, 4),
+    "bold leap": LocalLeap(0.8, 0.6, 2),
+}
+EXACT = (1, 0, 0)
+GOLDEN = {
+    "replace-6": {
+        "two, left to right": (0.73351, 0.26649, 0.32124, 2.901),
+        "two surest": (0.73351, 0.26649, 0.32124, 2.901),
+        "threshold .9": (*EXACT, 4.333),
+        "threshold .7": (0.40188, 0.59812, 0.91161, 1),
+        "factor 1.5": (0.40188, 0.59812, 0.91161, 1),
+        "bound .1": (*EXACT, 4.333),
+        "bound 1": (0.86163, 0.22891, 0.19644, 2.440),
+        "at once": (0.40188, 0.59812, 0.91161, 1),
+        "leap": (*EXACT, 4.333),
+        "bold leap": (0.40188, 0.59812, 0.91161, 1),
+    },
+    "shuffle-5": {
+        "two, left to right": (0.53333, 0.46667, 0.62861, 2.333),
+        "two surest": (0.53333, 0.46667, 0.62861, 2.333),
+        "threshold .9": (*EXACT, 5),
+        "threshold .7": (*EXACT, 5),
+        "threshold .5": (0.5, 0.5, 0.69315, 4),
+        "factor 1": (*EXACT, 5),
+        "bound .1": (*EXACT, 5),
+        "bound 1": (0.5, 0.5, 0.69315, 4),
+        "at once": (0.0384, 0.9616, 3.25970, 1),
+        "leap": (*EXACT, 5),
+        "bold leap": (*EXACT, 5),
+    },
+    "insert-5": {
+        "two, left to right": (0.40972, 0.59028, 1.05650, 2.236),
+        "two surest": (0.73351, 0.26649, 0.32124, 2.901),
+        "threshold .9": (*EXACT, 4.333),
+        "threshold .7": (0.92882, 0.12847, 0.09019, 3.014),
+        "factor 1": (0.92882, 0.12847, 0.09019, 3.014),
+        "factor 1.5": (0.64300, 0.39609, 0.61344, 2.106),
+        "bound .1": (*EXACT, 4.333),
+        "bound 1": (0.64300, 0.39609, 0.61344, 2.106),
+        "at once": (0.08230, 0.91770, 2.86730, 1),
+        "leap": (*EXACT, 4.333),
+        "bold leap": (0.49383, 0.50617, 1.07554, 1.802),
+    },
+    "remove-6": {
+        "two, left to right": (0.81944, 0.33333, 0.36335, 2.708),
+        "two surest": (0.92882, 0.12847, 0.09019, 2.901),
+        "threshold .9": (*EXACT, 4),
+        "threshold .7": (0.92882, 0.12847, 0.09019, 2.623),
+        "factor 1": (0.92882, 0.12847, 0.09019, 2.623),
+        "factor 1.5": (0.78189, 0.32202, 0.38239, 1.833),
+        "bound .1": (*EXACT, 4),
+        "bound 1": (0.78189, 0.32202, 0.38239, 1.833),
+        "at once": (0.49383, 0.50617, 1.07554, 1),
+        "leap": (*EXACT, 4),
+        "bold leap": (0.67901, 0.32099, 0.61344, 1.679),
+    },
+    "parity-5": {
+        "two, left to right": (*EXACT, 3),
+        "two surest": (*EXACT, 3),
+        "threshold .9": (*EXACT, 5),
+        "threshold .7": (*EXACT, 5),
+        "factor 1": (*EXACT, 5),
+        "bound .1": (*EXACT, 5),
+        "bound 1": (*EXACT, 3),
+        "at once": (0.5, 0.5, 0.69315, 1),
+    },
+}
+CELLS = [(task, policy) for task, line in GOLDEN.items() for policy in line]
+
+
+def check(found, success, tv, kl, nfe):
+    assert (found.success, found.tv, found.kl) == pytest.approx((success, tv, kl), abs=5.1e-6)
+    assert found.nfe == pytest.approx(nfe, abs=5.1e-4)
+
+
+@pytest.mark.parametrize(("task", "policy"), CELLS)
+def test_golden_numbers(task, policy):
+    check(law(TASKS[task], POLICIES[policy]), *GOLDEN[task][policy])
+
+
+@pytest.mark.parametrize(
+    ("joint", "factor", "below", "above"),
+    [
+        (replace(6), 1.0, (0.86806, 0.28086, 0.24153, 2.350), (0.80376, 0.43146, 0.46105, 1.804)),
+        (shuffle(5), 1.5, (*EXACT, 5), (0.5, 0.5, 0.69315, 4)),
+        (parity(5), 1.5, (*EXACT, 5), (*EXACT, 3)),
+    ],
+)
+def test_golden_numbers_on_both_sides_of_a_tie(joint, factor, below, above):
+    """Such as 5/6 > 1 - 1/6: the rule is strict, but rounding would decide."""
+    check(law(joint, Factor(factor - 1e-9)), *below)
+    check(law(joint, Factor(factor + 1e-9)), *above)
+
+
+@pytest.mark.parametrize(
+    ("joint", "expected"),
+    [(replace(6), (0.73351, 0.26649, 0.30992, 2.901)), (insert(5), (0.68368, 0.31632, 0.39528, 2.536))],
+)
+def test_golden_numbers_of_a_random_order(joint, expected):
+    check(law(joint, TopK(2, "random"), random=True), *expected)
+
+
+# Closed forms
+
+
+def replaced(n, sizes):
+    """The probability that exactly one item is replaced when groups of these sizes are drawn one after another."""
+    success, none, left = 0.0, 1.0, n
+    for m in sizes:
+        success += none * m / left * (1 - 1 / left) ** (m - 1)
+        none, left = none * (1 - 1 / left) ** m, left - m
+    return success
+
+
+def shuffled(n, sizes):
+    """The probability that a shuffle of n is one."""
+    success, left = 1.0, n
+    for m in sizes:
+        success, left = success * math.perm(left, m) / left**m, left - m
+    return success
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", [4, 5])
+def test_replace_and_shuffle_in_groups_of_k(n, k):
+    sizes = [min(k, n - i) for i in range(0, n, k)]
+    assert law(replace(n), TopK(k)).success == pytest.approx(replaced(n, sizes), rel=1e-12)
+    assert law(shuffle(n), TopK(k)).success == pytest.approx(shuffled(n, sizes), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_total_correlation_of_one_step(n):
+    """KL of decoding all at once is the sum of the entropies less the joint's."""
+    assert law(replace(n), TopK(n)).kl == pytest.approx((n - 1) * math.log(n / (n - 1)), rel=1e-12)
+    assert law(shuffle(n), TopK(n)).kl == pytest.approx(n * math.log(n) - math.log(math.factorial(n)), rel=1e-12)
+    assert law(parity(n), TopK(n)).kl == pytest.approx(math.log(2), rel=1e-12)
+    assert law(parity(n), TopK(n - 1)).kl == pytest.approx(0, abs=1e-12)
+
+
+ANCESTRAL = {1: (0.0384, 0.40188), 2: (0.1776, 0.60512), 4: (0.42966, 0.77889), 8: (0.66198, 0.88371)}
+
+
+@pytest.mark.parametrize("steps", ANCESTRAL)
+def test_ancestral_sampling(steps):
+    for joint, success, form in zip((shuffle(5), replace(6)), ANCESTRAL[steps], (shuffled, replaced), strict=True):
+        found = law(joint, Ancestral(steps)).success
+        assert found == pytest.approx(success, abs=5.1e-6)
+        n, mean = joint.texts.shape[1], 0.0
+        for counts in itertools.product(range(n + 1), repeat=steps) if steps < 5 else []:
+            if sum(counts) == n:  # the step at which a token is committed is uniform, and each token's its own
+                ways = math.factorial(n) / math.prod(map(math.factorial, counts)) / steps**n
+                mean += ways * form(n, [m for m in counts if m])
+        assert steps >= 5 or found == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_evaluations_of_ancestral_sampling(steps):
+    """Where no text can be lost: the steps in which at least one of L tokens is committed."""
+    bits = torch.tensor(list(itertools.product((0, 1), repeat=4)))
+    free = Joint(bits, torch.full((16,), 1 / 16, dtype=torch.float64), 2)
+    assert law(free, Ancestral(steps)).nfe == pytest.approx(steps * (1 - (1 - 1 / steps) ** 4), rel=1e-12)
+
+
+# What is promised
+
+
+def random_joint(seed, words=3, length=4):
+    """All texts, their probabilities far from independent."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = torch.tensor(list(itertools.product(range(words), repeat=length)))
+    p = torch.rand(len(texts), generator=generator, dtype=torch.float64) ** 4
+    return Joint(texts, p / p.sum(), words)
+
+
+ONE_BY_ONE = [
+    TopK(1, "confidence"),
+    TopK(1, "margin"),
+    TopK(1, "entropy"),
+    TopK(1, "left_to_right"),
+    TopK(steps=9),
+    Threshold(1.0, strict=True),
+    Factor(1e-9),
+    Entropy(0.0),
+    LocalLeap(1.0, 1.0),
+    Hierarchy(1.0, 1.0),
+    Edit(1.0, edit=None),
+    Edit(1.0),
+]
+
+
+@pytest.mark.parametrize("policy", ONE_BY_ONE, ids=repr)
+@pytest.mark.parametrize("joint", [random_joint(0), shuffle(4), parity(4)], ids=["random", "shuffle", "parity"])
+def test_one_token_at_a_time_in_an_order_of_the_state_is_exact(joint, policy):
+    found = law(joint, policy)
+    assert found.tv < 1e-12
+    assert abs(found.kl) < 1e-12
+    assert found.success == pytest.approx(1, abs=1e-12)
+
+
+def test_one_random_place_at_a_time_is_exact():
+    found = law(random_joint(1), TopK(1, "random"), random=True)
+    assert found.tv < 1e-12
+    assert found.nfe == pytest.approx(4)
+
+
+def coins(n, p=0.25):
+    """n independent tosses; p = 1/4 is exact in binary, so that no tie between places is decided by rounding."""
+    texts = torch.tensor(list(itertools.product((0, 1), repeat=n)))
+    return Joint(texts, torch.tensor([1 - p, p], dtype=torch.float64)[texts].prod(1), 2)
+
+
+def tossed(n, p):
+    """The law of tossing all coins, keeping the first with the likeliest outcome, and tossing the others anew."""
+    q = {}
+
+    def toss(state, chance):
+        left = [i for i in range(n) if state[i] is None]
+        if not left:
+            q[state] = q.get(state, 0.0) + chance
+        for sides in itertools.product((0, 1), repeat=len(left)) if left else []:
+            kept = sides.index(min(sides)) if p < 0.5 else sides.index(max(sides))
+            new = tuple(sides[kept] if i == left[kept] else side for i, side in enumerate(state))
+            toss(new, chance * math.prod(p if side else 1 - p for side in sides))
+
+    toss((None,) * n, 1.0)
+    return q
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_an_order_that_uses_samples_is_biased(n):
+    """Even one at a time: unlikely tokens wait, and are drawn again."""
+    joint, q = coins(n), tossed(n, 0.25)
+    tv = sum(abs(q[tuple(text)] - p) for text, p in zip(joint.texts.tolist(), joint.probs.tolist(), strict=True)) / 2
+    assert tv > 0.1
+    assert TopK(1, "sample").order_uses_samples
+    assert law(joint, TopK(1, "sample")).tv == pytest.approx(tv, rel=1e-12)
+    assert law(joint, TopK(1)).tv < 1e-12
+
+
+@pytest.mark.parametrize(("joint", "tv"), [(coins(2, 0.3), 0.147), (replace(4), 0.28993)])
+def test_golden_numbers_of_an_order_that_uses_samples(joint, tv):
+    assert law(joint, TopK(1, "sample")).tv == pytest.approx(tv, abs=5.1e-6)
+
+
+def test_two_coins_whose_order_uses_samples():
+    """.637 instead of .49 for the likelier pair."""
+    q = decode(coins(2, 0.3), [[]] * 4000, 2, Decoding(TopK(1, "sample"), stops=(), tokens=Tokens(1.0)))
+    assert float((q.tokens.sum(1) == 0).double().mean()) == pytest.approx(0.637, abs=4 * (0.637 * 0.363 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_entropy_bound_bounds_what_is_lost(seed, bound):
+    found = law(random_joint(seed), EntropyBound(bound))
+    assert -1e-12 < found.kl <= bound * found.nfe + 1e-12
+    assert bound == 0 or found.nfe < 4 + 1e-12
+
+
+def peaked(seed, length=5):
+    """A joint with one text that is likelier than all others, more or less."""
+    joint = random_joint(seed, 2, length)
+    generator = torch.Generator().manual_seed(100 + seed)
+    top = int(torch.randint(len(joint.probs), (), generator=generator))
+    share = 0.4 + 0.6 * float(torch.rand((), generator=generator))
+    p = joint.probs * (1 - share)
+    p[top] += share
+    return Joint(joint.texts, p, 2)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_a_factor_of_at_most_one_commits_what_the_joint_holds_for_likeliest(factor):
+    """Wu et al. 2025, theorem 1, at every state of many joints; and it does commit several."""
+    several = 0
+    for seed in range(60):
+        joint = peaked(seed)
+        state = torch.full((1, 5), joint.mask)
+        while bool((state == joint.mask).any()):
+            seen = whole_view(joint, state, joint(state).log_softmax(-1))
+            places = Factor(factor).select(seen, {})[0].commit[0].nonzero()[:, 0]
+            weights = joint.weights(state)[0]
+            groups = {}
+            for text, p in zip(joint.texts[:, places].tolist(), weights.tolist(), strict=True):
+                groups[tuple(text)] = groups.get(tuple(text), 0.0) + p
+            if len(places) > 1:
+                several += 1
+                assert max(groups, key=groups.get) == tuple(seen.drawn[0, places].tolist())
+            state = torch.where(torch.isin(torch.arange(5), places), seen.drawn, state)
+    assert several > 20
+
+
+def test_the_bound_of_the_factor_is_tight():
+    """Just beyond it, n tokens that are each the likeliest make a text of probability 0."""
+    n, eta = 4, 1e-3
+    texts = torch.cat([torch.eye(n, dtype=torch.int64), torch.zeros(1, n, dtype=torch.int64)])
+    p = torch.tensor([1 / (n + 1) + eta / n] * n + [1 / (n + 1) - eta], dtype=torch.float64)
+    joint = Joint(texts, p, 2)
+    assert float(joint(torch.full((1, n), 2)).softmax(-1)[0, 0, 0]) > 1 - 1.01 / (n + 1)
+    state = torch.full((1, n), 2)
+    seen = whole_view(joint, state, joint(state).log_softmax(-1))
+    assert Factor(1.1).select(seen, {})[0].commit.all()
+    assert not bool(p.argmax() == n)
+    assert Factor(1.0).select(seen, {})[0].commit.sum() < n
+
+
+@pytest.mark.parametrize(("n", "success", "nfe"), [(9, 1, 9), (12, 0, 1)])
+def test_a_threshold_does_not_see_dependence(n, success, nfe):
+    """One of n items is replaced. Where 1 - 1/n passes, the likeliest are all written at once: none is replaced."""
+    found = law(replace(n), Threshold(0.9), greedy=True)
+    assert (found.success, found.nfe) == (success, nfe)
+    assert law(replace(n), Factor(1.0 - 1e-9), greedy=True).success == 1
+
+
+# The best that any order can do
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Commits given places at each step."""
+
+    parts: tuple[tuple[int, ...], ...]
+    waits: ClassVar[bool] = False
+    order_uses_samples: ClassVar[bool] = False
+
+    def init(self, rows, length):
+        return {}
+
+    def select(self, view, state):
+        now = torch.tensor(self.parts[int(view.step[0])])
+        return Choice(torch.isin(view.at, now) & view.masked), state
+
+
+def plans(places):
+    """All ordered partitions."""
+    if not places:
+        yield ()
+        return
+    for size in range(1, len(places) + 1):
+        for part in itertools.combinations(places, size):
+            for rest in plans(tuple(p for p in places if p not in part)):
+                yield (part, *rest)
+
+
+@pytest.mark.parametrize(
+    ("joint", "least"),
+    [(shuffle(4), (2.36712, 0.98083, 0.28768, 0)), (parity(4), (0.69315, 0, 0, 0)), (replace(4), None)],
+)
+def test_the_least_loss_of_so_many_steps(joint, least):
+    best = [math.inf] * 4
+    for plan in plans((0, 1, 2, 3)):
+        best[len(plan) - 1] = min(best[len(plan) - 1], law(joint, Plan(plan)).kl)
+    assert least is None or best == pytest.approx(least, abs=5.1e-6)
+    assert best == sorted(best, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kl"), [(((0, 1, 2, 3, 4),), 2.34683), (((1, 3), (0, 2, 4)), 0.29110), (((1,), (3,), (0, 2, 4)), 0)]
+)
+def test_an_insertion_is_found_in_three_steps(parts, kl):
+    assert law(insert(4), Plan(parts)).kl == pytest.approx(kl, abs=5.1e-6)
+
+
+# The enumeration against draws, and what it refuses
+
+
+@pytest.mark.parametrize("policy", [TopK(2), EntropyBound(1.0), Ancestral(3), Dream(2)], ids=repr)
+def test_draws_agree_with_the_law(policy):
+    joint, rows = replace(5), 3000
+    exact = law(joint, policy)
+    found = decode(joint, [[]] * rows, 5, Decoding(policy, "whole", stops=(), tokens=Tokens(1.0)))
+    hits = (found.tokens[:, None] == joint.texts).all(-1).any(1).double().mean()
+    assert float(hits) == pytest.approx(exact.success, abs=4 * (exact.success * (1 - exact.success) / rows) ** 0.5)
+
+
+@pytest.mark.parametrize("policy", [ReMDM(), RCR(), Credit()], ids=repr)
+def test_a_law_is_refused_where_it_is_not_summed(policy):
+    with pytest.raises(UserError, match="takes tokens back or draws its own"):
+        law(shuffle(4), policy)
+
+
+def test_a_joint_knows_its_conditionals():
+    joint = random_joint(3)
+    state = torch.tensor([[3, 1, 3, 0]])
+    table = joint(state).softmax(-1)[0]
+    fits = (joint.texts[:, 1] == 1) & (joint.texts[:, 3] == 0)
+    for token in range(3):
+        p = joint.probs[fits & (joint.texts[:, 2] == token)].sum() / joint.probs[fits].sum()
+        assert float(table[2, token]) == pytest.approx(float(p), rel=1e-12)
+    assert float(table[1, 1]) == 1
+    assert float(table[:, joint.mask].sum()) == 0

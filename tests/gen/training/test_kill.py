@@ -1,0 +1,15 @@
+"""The short version of scripts/kill_test.py: ten kills, all survived, the right bits at the end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "kill_test.py"
+
+
+def test_ten_kills_are_survived():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "10"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["resumable"] == 10 and result["same_bits"] and result["steps"] > 10

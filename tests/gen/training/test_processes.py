@@ -1,0 +1,162 @@
+"""Two processes compute what one does: the global batch, its noise and its order are shared out, not multiplied.
+
+The launches are a user's, on CPUs. The optimiser is gradient descent: Adam's steps hardly depend on a gradient's size,
+so they would not show one that is summed where it should be averaged.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gen import load
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import UserError
+from gen.distillers.consistency import Consistency
+from gen.training.log import read_metrics
+from gen.training.run import run_spec
+from gen.training.trainer import Trainer, train
+from tests.gen.tiny import tiny
+from tests.ranks import ROOT, environment, spread
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0"]  # fmt: skip
+SHARDED = ["--use_fsdp", "--fsdp_version", "2"]
+
+
+def small(**changes):
+    return tiny(**{"optim": {"name": "tests.gen.sgd:SGD"}, "ema": ({"name": "classic", "decay": 0.5},),
+                   "save_every": 3, "sample_every": 6} | changes)  # fmt: skip
+
+
+def launch(start, run, folder, *options):
+    """scripts/train.py on two processes: what it says."""
+    folder.parent.mkdir(exist_ok=True)
+    spec = folder.parent / f"{folder.name}.json"
+    spec.write_text(json.dumps(run_spec(run)))
+    command = [*start, "scripts/train.py", str(spec), "--output-dir", str(folder), "--quiet", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def apart(one, two):
+    """The largest difference between two checkpoints that hold the same tensors."""
+    a, b = checkpoints.read(one), checkpoints.read(two)
+    assert a["files"].keys() == b["files"].keys()
+    assert a["step"] == b["step"]
+    worst = 0.0
+    for name in a["files"]:
+        ours, theirs = checkpoints.read_tensors(one, name, a), checkpoints.read_tensors(two, name, b)
+        assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+        worst = max([worst, *(float((ours[key] - theirs[key]).abs().max()) for key in ours)])
+    return worst
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(small(), folder, quiet=True)
+    return folder
+
+
+def test_two_processes_train_as_one(one, tmp_path):
+    said = launch([*ACCELERATE, "--multi_gpu"], small(), tmp_path / "two")
+    assert said.count("step 6") == 1
+    assert apart(one / "checkpoints/step-0000006", tmp_path / "two/checkpoints/step-0000006") < 1e-6
+    assert apart(one / "final", tmp_path / "two/final") < 1e-6
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (one, tmp_path / "two"))
+    assert [e["step"] for e in ours] == [e["step"] for e in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.pop("split") == b.pop("split")
+        assert a == pytest.approx(b, rel=1e-5)
+    made, expected = (load(folder).sample(4, steps=2).x for folder in (tmp_path / "two", one))
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_with_a_part_each_go_on_as_one(one, tmp_path):
+    folder = tmp_path / "parts"
+    shutil.copytree(one / "checkpoints/step-0000003", folder / "checkpoints/step-0000003")
+    launch([*ACCELERATE, *SHARDED], small(), folder)
+    assert apart(one / "checkpoints/step-0000006", folder / "checkpoints/step-0000006") < 1e-6
+    assert apart(one / "final", folder / "final") < 1e-6
+    pictures = [(f / "samples/step-0000006.png").stat().st_size for f in (one, folder)]
+    assert pictures[1] == pytest.approx(pictures[0], rel=0.05)
+    for place in (one, folder):  # and then one process goes on from either
+        train(small(steps=8), place.parent / "on", resume=str(place / "checkpoints/step-0000006"), quiet=True)
+    assert apart(one.parent / "on/final", tmp_path / "on/final") < 1e-6
+
+
+CHANGES = {
+    "micro-batches": {"micro_batch_size": 2},
+    "adam": {"optim": {"name": "adamw", "lr": 1e-3}, "ema": ()},
+    "bfloat16": {"precision": "bf16"},
+    "clipped": {"clip": 0.01},
+}
+CLOSE = {"adam": 2e-5, "bfloat16": 1e-3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("changes", CHANGES)
+def test_two_processes_under_torchrun(tmp_path, changes, shard):
+    given = CHANGES[changes]
+    train(small(**{**given, "micro_batch_size": None}), tmp_path / "one", quiet=True)
+    launch(TORCHRUN, small(**given, shard=shard), tmp_path / "two")
+    assert apart(tmp_path / "one/final", tmp_path / "two/final") < CLOSE.get(changes, 1e-6)
+
+
+@pytest.mark.slow
+def test_roles_without_an_optimiser_are_in_parts_too(tmp_path):
+    """A consistency model's target is a network that its objective moves by itself."""
+    method = Consistency(velocity="data")
+    changes = {"objective": method, "sampler": method.sampler, "sample_every": 0}
+    train(small(**changes), tmp_path / "one", quiet=True)
+    launch(TORCHRUN, small(**changes, shard=True), tmp_path / "two")
+    assert apart(tmp_path / "one/final", tmp_path / "two/final") < 1e-6
+
+
+@pytest.mark.slow
+def test_every_family_is_cut_in_parts(tmp_path):
+    for rank in spread("tests.gen.parts:everything", 2, tmp_path, timeout=600):
+        assert rank["worst"] < 1e-6
+
+
+def test_a_checkpoint_is_there_before_any_process_goes_on(tmp_path, monkeypatch):
+    """Of one that ended sooner, as after a signal, torchrun would end the others: the first of them is writing."""
+    trainer, did, write = Trainer(small(), tmp_path / "run", "never", "", True), [], checkpoints.write
+    monkeypatch.setattr(checkpoints, "write", lambda *args: did.append("write") or write(*args))
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: did.append("wait"))
+    trainer.save()
+    assert did == ["wait", "write", "wait"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"FSDP_VERSION": "1"}, "accelerate launch --fsdp_version 1: allowed is 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "accelerate launch --fsdp_offload_params true: allowed is false"),
+    ],
+)
+def test_launches_that_cannot_be_had_are_refused(tmp_path, monkeypatch, environ, said):
+    for key, value in ({"ACCELERATE_USE_FSDP": "true"} | environ).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=f"^{said}$"):
+        train(small(), tmp_path / "run", quiet=True)
+
+
+def test_processes_that_do_not_meet_are_refused(one, tmp_path, monkeypatch):
+    """As on a machine with one GPU that accelerate cannot share; `one` has settled what it sees."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^2 processes were started, and accelerate sees 1 on cpu$"):
+        train(small(), tmp_path / "run", quiet=True)
+
+
+def test_one_process_has_nothing_to_share(one, tmp_path):
+    train(small(shard=True), tmp_path / "run", quiet=True)
+    assert apart(one / "final", tmp_path / "run/final") == 0

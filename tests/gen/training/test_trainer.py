@@ -1,0 +1,281 @@
+"""Training that can be trusted: the same bits after any stop, nothing non-finite, nothing lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import gen
+from gen.cli import main
+from gen.config import checkpoint as checkpoints
+from gen.config.errors import NonFinite, UserError
+from gen.config.spec import spec_of
+from gen.pipeline import load
+from gen.training.log import read_metrics
+from gen.training.objectives.denoise import Denoising
+from gen.training.run import Sampler, run_spec
+from gen.training.signals import Interrupted
+from gen.training.trainer import Trainer, train
+from tests.gen.tiny import tiny
+
+
+def weights(folder, name="final"):
+    place = folder / name
+    info = checkpoints.read(place)
+    return {f"{file}/{k}": v for file in info["files"] for k, v in checkpoints.read_tensors(place, file, info).items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_stopping_and_going_on_gives_the_same_bits(tmp_path):
+    train(tiny(), tmp_path / "whole", quiet=True)
+    train(tiny(steps=3), tmp_path / "parts", quiet=True)
+    done = train(tiny(), tmp_path / "parts", quiet=True)
+    assert done.step == 6
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    last = "checkpoints/step-0000006"
+    assert same(weights(tmp_path / "whole", last), weights(tmp_path / "parts", last))
+    whole, parts = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_the_learning_rate_depends_on_the_total_so_a_longer_run_is_told_apart(tmp_path):
+    """Constant schedules go on exactly; the test above would be empty if the optimiser state were lost."""
+    train(tiny(steps=3), tmp_path / "a", quiet=True)
+    state = weights(tmp_path / "a", "checkpoints/step-0000003")
+    steps = [v for k, v in state.items() if k.endswith("/step")]
+    assert steps and all(float(v) == 3 for v in steps)
+
+
+def test_fused_blocks_change_rounding_only(tmp_path, monkeypatch):
+    from gen.models.layers.block import Block
+
+    used, after = [], Block.after
+    monkeypatch.setattr(Block, "after", lambda self, *args: used.append(1) or after(self, *args))
+    train(tiny(), tmp_path / "plain", quiet=True)
+    assert not used
+    train(tiny(fused=True), tmp_path / "fused", quiet=True)
+    assert used
+    plain, fused = weights(tmp_path / "plain"), weights(tmp_path / "fused")
+    for name, weight in plain.items():
+        torch.testing.assert_close(fused[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_what_has_no_blocks_to_fuse_says_so(tmp_path):
+    unet = {"name": "unet", "preset": "digits"}
+    with pytest.raises(UserError, match="fused = true, but UNet has no blocks that can be"):
+        train(tiny(fused=True, model=unet), tmp_path / "new", quiet=True)
+
+
+def test_micro_batches_change_rounding_only(tmp_path):
+    train(tiny(), tmp_path / "whole", quiet=True)
+    train(tiny(micro_batch_size=2), tmp_path / "micro", quiet=True)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "micro")
+    assert all(torch.allclose(a[k], b[k], atol=2e-5) for k in a)
+    assert not same(a, b)
+
+
+def test_another_seed_is_another_run(tmp_path):
+    train(tiny(), tmp_path / "a", quiet=True)
+    train(tiny(seed=1), tmp_path / "b", quiet=True)
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_mixed_precision_trains(tmp_path, precision):
+    done = train(tiny(precision=precision), tmp_path / "a", quiet=True)
+    assert done.val_loss is not None and done.val_loss < 10
+
+
+def test_the_folder_says_what_happened(tmp_path):
+    folder = tmp_path / "run"
+    train(tiny(sample_every=3), folder, quiet=True)
+    assert sorted(p.name for p in (folder / "samples").iterdir()) == ["step-0000003.png", "step-0000006.png"]
+    events = read_metrics(folder / "metrics.jsonl")
+    assert [e["step"] for e in events if e["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in events if e["split"] == "test"] == [3, 6]
+    about = json.loads((folder / "run.json").read_text())
+    assert about["run"]["batch_size"] == 8 and about["versions"]["torch"] == torch.__version__
+    assert load(folder).sample(3).x.shape == (3, 1, 8, 8)
+
+
+@dataclass(frozen=True)
+class Breaks(Denoising):
+    """Denoising whose loss is no number from a given step on."""
+
+    at: int = 4
+
+    def __call__(self, roles, batch):
+        for role, loss, logs in super().__call__(roles, batch):
+            broken = int(roles["net"].net.steps_seen) >= self.at
+            roles["net"].net.steps_seen += 1
+            yield role, loss * (float("nan") if broken else 1.0), logs
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_used(tmp_path):
+    run = tiny(objective=Breaks(at=4), save_every=2)
+    trainer = Trainer(run, tmp_path / "run", "auto", "", True)
+    trainer.nets["net"].steps_seen = 0
+    before = None
+    with pytest.raises(NonFinite, match=r"step 4: net loss nan.*lr 0.001.*step-0000004"):
+        trainer._open()
+        for micro in trainer._batches():
+            before = {k: v.clone() for k, v in trainer.nets["net"].state_dict().items()}
+            trainer._after(trainer.step(micro))
+    trainer.metrics.close()
+    assert all(torch.equal(v, before[k]) for k, v in trainer.nets["net"].state_dict().items())
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints").name == "step-0000004"
+
+
+def test_a_signal_saves_and_stops(tmp_path):
+    folder = tmp_path / "run"
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Interrupted, match="saved"):
+        train(tiny(steps=100_000, log_every=10_000, validate_every=0), folder, quiet=True)
+    stopped = checkpoints.read(checkpoints.newest(folder / "checkpoints"))["step"]
+    assert stopped > 0 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    train(tiny(steps=stopped + 2, validate_every=0), folder, quiet=True)
+    train(tiny(steps=stopped + 2, validate_every=0), tmp_path / "whole", quiet=True)
+    assert same(weights(folder), weights(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    train(tiny(), tmp_path / "run", quiet=True)
+    stamp = (tmp_path / "run" / "final" / "manifest.json").stat().st_mtime_ns
+    time.sleep(0.01)
+    assert train(tiny(), tmp_path / "run", quiet=True).step == 6
+    assert (tmp_path / "run" / "final" / "manifest.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("changes", "resume", "message"),
+    [
+        ({"seed": 1}, "auto", r"another run: seed \(0 there, 1 now\)"),
+        ({"optim": {"name": "adamw", "lr": 0.5}}, "auto", "another run: optim"),
+        ({}, "never", "already holds a run"),
+        ({}, "nowhere", "nowhere does not exist"),
+    ],
+)
+def test_the_wrong_resume_is_refused_and_changes_nothing(tmp_path, changes, resume, message):
+    folder = tmp_path / "run"
+    train(tiny(steps=2), folder, quiet=True)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=message):
+        train(tiny(**changes), folder, resume=resume, quiet=True)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": tiny().model.__class__(size=16, channels=1, classes=10, width=16, depth=1, heads=2)},
+            "the data has",
+        ),
+        ({"model": tiny().model.__class__(size=8, channels=1, classes=3, width=16, depth=1, heads=2)}, "3 classes"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_data_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny(**changes), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "unet", "preset": "digits"}, r"init: the weights of .* do not fit this model: a dit, not a unet"),
+        ({"width": 32}, r"do not fit this model: model\.width \(16 there, 32 now\)"),
+    ],
+)
+def test_a_start_from_another_network_is_one_line(tmp_path, model, message):
+    train(tiny(steps=1), tmp_path / "run", quiet=True)
+    model = model if "name" in model else spec_of(tiny().model) | model
+    with pytest.raises(UserError, match=message) as caught:
+        train(tiny(model=model, init=str(tmp_path / "run")), tmp_path / "new", quiet=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
+
+
+def test_a_run_refused_at_its_first_step_leaves_its_folder_free(tmp_path):
+    objective = {"name": "repa", "site": "hidden.0", "encoder": {"name": "stored", "grid": 2, "dim": 8}}
+    with pytest.raises(UserError, match="reads 'features'"):
+        train(tiny(objective=objective), tmp_path / "run", quiet=True)
+    assert train(tiny(steps=1), tmp_path / "run", quiet=True).step == 1
+    with pytest.raises(UserError, match="another run"):  # but not once it holds something
+        train(tiny(objective=objective), tmp_path / "run", quiet=True)
+
+
+def test_gen_train_is_the_module_and_the_function(tmp_path):
+    assert gen.train(tiny(steps=1), tmp_path / "run", quiet=True).step == 1
+    assert gen.training.trainer.Trainer is Trainer
+
+
+def test_a_checkpoint_alone_names_its_run_too(tmp_path, capsys):
+    train(tiny(steps=1), tmp_path / "run", quiet=True)
+    assert main(["train", str(tmp_path / "run" / "final"), "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out) == run_spec(tiny(steps=1))
+    assert main(["train", str(tmp_path)]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_round_trips_through_json():
+    from gen.training.run import run_from
+
+    run = replace(tiny(), micro_batch_size=4)
+    assert run_from(json.loads(json.dumps(run_spec(run)))) == run
+
+
+def test_trackers_are_asked_for_by_name_or_not_imported(tmp_path):
+    with pytest.raises(UserError, match=r"unknown tracker 'tensorbord'\. Did you mean 'tensorboard'"):
+        train(tiny(trackers=("tensorbord",)), tmp_path / "run", quiet=True)
+    code = f"""
+import sys
+from gen.training.trainer import train
+from tests.gen.tiny import tiny
+train(tiny(steps=1, validate_every=0), {str(tmp_path / "plain")!r}, quiet=True)
+assert not {{"tensorboard", "wandb", "torch.utils.tensorboard"}} & set(sys.modules)
+"""
+    root = Path(__file__).resolve().parents[3]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_tensorboard_is_written_if_asked_for(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tiny(trackers=("tensorboard",)), tmp_path / "run", quiet=True)
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_data_without_a_test_split_can_train_unvalidated(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "a.npz", np.zeros((16, 8, 8, 1), np.uint8), np.arange(16) % 10)
+    data = {"name": "npz", "path": str(tmp_path / "a.npz"), "holdout": 0.0}
+    done = train(tiny(data=data, validate_every=0), tmp_path / "run", quiet=True)
+    assert done.step == 6 and done.val_loss is None
+
+
+def test_damaged_checkpoints_are_not_trained_over(tmp_path):
+    train(tiny(steps=2), tmp_path / "run", quiet=True)
+    (tmp_path / "run/checkpoints/step-0000002/manifest.json").write_text("{}")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.warns(UserWarning, match="passing over"), pytest.raises(UserError, match="every checkpoint in"):
+        train(tiny(steps=4), tmp_path / "run", quiet=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_may_be_sampled_otherwise_when_it_goes_on(tmp_path):
+    train(tiny(steps=2), tmp_path / "run", quiet=True)
+    done = train(tiny(steps=3, sampler=Sampler("heun", steps=3)), tmp_path / "run", quiet=True)
+    assert done.pipeline().sample(1).nfe == 5
+    with pytest.raises(UserError, match=r"objective\.class_dropout \(0\.1 there, 0\.2 now\)"):
+        train(tiny(objective=Denoising(class_dropout=0.2)), tmp_path / "run", quiet=True)
