@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
-from gen.diffusion.path import Path as DiffusionPath
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Uniform
 from gen.distillers.lib.rollout import advantages, evaluating, follow, frozen, grouped, judged, output_as, whole_groups
@@ -75,7 +75,7 @@ class AWM:
         optim = replace(run.optim, lr=run.optim.lr / 10)
         return replace(run, objective=self, teacher=str(teacher), init=str(teacher), optim=optim, steps=200)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_state(net, "AWM")
         if teacher is None:
             raise UserError("AWM is held to its teacher: give the run a teacher")
@@ -98,7 +98,7 @@ class AWM:
         """The policy's samples, shaped as the batch, and their condition, each for a whole group."""
         how, cond = self.rollout, grouped(batch.cond, len(batch.x), self.group)
         times = how.grid.times(f.path, how.steps)
-        walker: Denoise = f if how.guide is None else how.guide(f, times)
+        walker: DenoiserLike = f if how.guide is None else how.guide(f, times)
         with evaluating(f):
             start = f.path.start(batch.normal("start"), times[0])
             x0 = integrate(walker, start, times, how.solver, cond=cond, noise=batch.noise)
@@ -118,7 +118,7 @@ class AWM:
         with torch.no_grad():
             reference = output_as(f, roles["teacher"], x, t, cond)
             trusted = roles["trusted"].output(x, t, cond)
-        m = _mean_square(out, f.param.target(f.path, x0, eps, t))
+        m = _mean_square(out, f.parameterisation.target(f.path, x0, eps, t))
         matched = self.surrogate(m, t / f.path.t1)
         to_reference, to_trusted = _mean_square(out, reference), _mean_square(out, trusted)
         losses = advantage.to(m).repeat(k) * matched + self.beta * to_reference + self.trust * to_trusted
@@ -136,7 +136,7 @@ class AWM:
         return -judged(self.reward, x0, cond, self.group)[0].mean()
 
 
-def extra_variance(path: DiffusionPath, t: Tensor, s: Tensor) -> Tensor:
+def extra_variance(path: NoisePath, t: Tensor, s: Tensor) -> Tensor:
     """n_t^2 n_s^2 / (n_t^2 - n_s^2) with n = sigma / alpha: the variance that one step's likelihood adds to its target.
 
     The likelihood of a stochastic step x_t -> x_s (DDPO, Flow-GRPO) is denoising with x_s in the place of the data: it

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise
-from gen.diffusion.path import Path as DiffusionPath
-from gen.diffusion.path import expand
+from gen.diffusion.path import NoisePath, expand
 from gen.distillers.lib.rollout import bare
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.objectives import Batch, Roles, Step
@@ -59,7 +58,7 @@ class CDRL:
         optim = replace(run.optim, lr=run.optim.lr / 10)
         return replace(run, model=model, objective=self, init=str(teacher), optim=optim, sampler=self.sampler)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_state(net, "CDRL")
         if not hasattr(net, "potential") or not hasattr(net, "initialiser"):
             raise UserError("CDRL trains the model cooperative, an energy with its initialiser; set model.name")
@@ -103,7 +102,7 @@ class CDRL:
         return torch.stack(found).mean()
 
 
-def climb(path: DiffusionPath, x: Tensor, unit: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def climb(path: NoisePath, x: Tensor, unit: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """x_t from x_s and fresh unit noise, t > s: r x_s + sqrt(sigma_t^2 - r^2 sigma_s^2) unit, r = alpha_t / alpha_s."""
     r = path.alpha(t) / path.alpha(s)
     v = path.sigma(t) ** 2 - (r * path.sigma(s)) ** 2
@@ -119,13 +118,13 @@ def log_density(f: Denoiser, x: Tensor, t: Tensor, cond: Cond | None = None) -> 
     if not hasattr(net, "potential"):
         raise UserError(f"{type(net).__name__} has no density; allowed: the models energy and cooperative")
     t = t.expand(len(x))
-    scale = f.param.scale(f.path, t).to(x.device)
-    a, _ = f.param.coefficients(f.path, t)
+    scale = f.parameterisation.scale(f.path, t).to(x.device)
+    a, _ = f.parameterisation.coefficients(f.path, t)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    net_time = f.path.net_time(t).to(device=x.device, dtype=dtype)
-    product = net.potential(expand(scale, x) * x, net_time, cond or {}).double() / scale.double()  # <x, o(x)> / 2
+    t_to_network = f.path.t_to_network(t).to(device=x.device, dtype=dtype)
+    product = net.potential(expand(scale, x) * x, t_to_network, cond or {}).double() / scale.double()  # <x, o(x)> / 2
     square = (x.double() ** 2).flatten(1).sum(1) / 2
-    alpha, sigma, det = (c.to(product) for c in (f.path.alpha(t), f.path.sigma(t), f.param.det(f.path, t)))
+    alpha, sigma, det = (c.to(product) for c in (f.path.alpha(t), f.path.sigma(t), f.parameterisation.det(f.path, t)))
     noise: Tensor = (alpha * product - a.to(product) * square) / det  # <x, eps(x)> / 2
     return -noise / sigma
 
@@ -142,7 +141,13 @@ def novelty(f: Denoiser, x: Tensor, t: float, cond: Cond | None = None) -> Tenso
 
 @torch.no_grad()
 def inpaint(
-    f: Denoise, known: Tensor, missing: Tensor, times: Tensor, solver: Recovery, noise: Noise, cond: Cond | None = None
+    f: DenoiserLike,
+    known: Tensor,
+    missing: Tensor,
+    times: Tensor,
+    solver: Recovery,
+    noise: Noise,
+    cond: Cond | None = None,
 ) -> Tensor:
     """known [B, ...] where `missing` (bool, shaped alike) is False; elsewhere what the model makes of the rest.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.distillers.distances.square import Square
 from gen.distillers.lib.consistency import (
     Decay,
@@ -72,7 +72,7 @@ class Consistency:
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """The teacher's run from its weights, sampled in one step."""
-        check_boundary(run.path, run.param, "Consistency")
+        check_boundary(run.path, run.parameterisation, "Consistency")
         learns = str(teacher) if self.velocity == "teacher" else None
         return replace(run, objective=self, teacher=learns, init=str(teacher), sampler=self.sampler)
 
@@ -81,13 +81,13 @@ class Consistency:
         """One step from the noisiest time that was trained, and more at others that were."""
         return few_steps(self.grid, self.count(self.length))
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("Consistency", net, teacher, self.velocity)
         return {"net": net, "target": frozen(net)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f, count = roles["net"], self.count(batch.step)
-        check_boundary(f.path, f.param, "Consistency")
+        check_boundary(f.path, f.parameterisation, "Consistency")
         i = batch.noise.integers("interval", count)
         losses, x0 = self.losses(roles, batch, drop_condition(f, batch, self.class_dropout), count, i, roles["target"])
         device = losses.device
@@ -112,7 +112,7 @@ class Consistency:
         return decay
 
     def losses(
-        self, roles: Roles, batch: Batch, cond: Cond, count: int, i: Tensor, teaches: Denoise
+        self, roles: Roles, batch: Batch, cond: Cond, count: int, i: Tensor, teaches: DenoiserLike
     ) -> tuple[Tensor, Tensor]:
         """The loss of each sample [B] on intervals i [B] of `count`, 0 the noisiest; and f(x_t, t)."""
         f, eps = roles["net"], batch.normal("eps")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
 from gen.distillers.lib import score
@@ -55,7 +55,7 @@ class Degradation:
             keep=max(2, self.records),
         )
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         if teacher is None:
             raise UserError("Degradation needs a teacher: gen distill degradation --teacher FOLDER")
         return {"net": net}

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.distillers.degradation import Degradation
 from gen.distillers.dmd2 import DMD2
 from gen.distillers.lib.sequence import TeacherSequence, fill, recorded
@@ -64,7 +64,7 @@ class DisBack:
         Progress("disback", 1).say(f"{last}: {match}")
         return replace(made, objective=replace(self, record=str(place)))
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         roles: dict[str, nn.Module] = self.method.roles(net, teacher)
         if self.record is None:
             raise UserError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
 from gen.distillers.lib import critic, score
@@ -65,7 +65,7 @@ class DMD2:
         """The run of the student: the teacher's, from its weights."""
         return score.student_run(run, teacher, self)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         roles = {"net": net, "fake": score.fake_score(net, teacher, "DMD2")}
         return roles | ({"disc": critic.head_for(roles["fake"], self.sites, self.hidden)} if self.gan_weight else {})
 

@@ -61,5 +61,5 @@ class DParallel(Certain):
 
     def masks(self, net: Any, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
         share = batch.noise.uniform("ratio")[:, None] if self.ratio is None else self.ratio
-        hit = batch.noise.uniforms("mask", tokens.x.shape[1]) < share
+        hit = batch.noise.uniform("mask", tokens.x.shape[1]) < share
         return window(net, tokens, self.block, batch.noise.uniform("block")), hit.to(tokens.x.device)

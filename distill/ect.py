@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise
-from gen.diffusion.path import Path as NoisePath
+from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.path import NoisePath
 from gen.diffusion.times import LogNormal
 from gen.distillers.lib.consistency import check_boundary, closer, few_steps, pair_losses, seen
 from gen.distillers.lib.velocity import check_roles
@@ -59,7 +59,7 @@ class ECT:
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """The teacher's run from its weights, sampled in one step."""
-        check_boundary(run.path, run.param, "ECT")
+        check_boundary(run.path, run.parameterisation, "ECT")
         return replace(run, objective=self, init=str(teacher), sampler=self.sampler)
 
     @property
@@ -67,13 +67,13 @@ class ECT:
         """One step from level 80, and more at those of CM's grid."""
         return few_steps(Karras(), 40)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("ECT", net, teacher, "data")
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f, stage = roles["net"], self.stage(batch.step)
-        check_boundary(f.path, f.param, "ECT")
+        check_boundary(f.path, f.parameterisation, "ECT")
         t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
         losses, x0, ratio = self.losses(f, batch, drop_condition(f, batch, self.class_dropout), t, stage)
         logs = {"stage": torch.tensor(float(stage), device=t.device), "ratio": ratio.mean()}
@@ -87,7 +87,7 @@ class ECT:
         """r [B], below t [B]."""
         return closer(path, t, self.gap ** (stage + 1), self.sharpness, self.slope)
 
-    def losses(self, f: Denoise, batch: Batch, cond: Cond, t: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, f: DenoiserLike, batch: Batch, cond: Cond, t: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each sample [B] at times t [B], with f(x_t, t) and sigma_r / sigma_t [B]."""
         return pair_losses(f, f, batch, cond, t, self.earlier(f.path, t, stage), self.huber)
 

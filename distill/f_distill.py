@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.diffusion.path import expand
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
@@ -98,7 +98,7 @@ class FDistill:
         """The run of the student: the teacher's, from its weights."""
         return score.student_run(run, teacher, self)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         fake = score.fake_score(net, teacher, "FDistill")
         if self.features == "teacher" and not isinstance(teacher, Denoiser):
             raise UserError("FDistill: features = teacher, and this teacher has none that can be seen: take fake")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import expand
 from gen.distillers.lib.rollout import (
     Transition,
@@ -72,7 +72,7 @@ class FlowGRPO:
         optim = replace(run.optim, lr=run.optim.lr / 10)
         return replace(run, objective=self, teacher=str(teacher), init=str(teacher), optim=optim, steps=200)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_state(net, "FlowGRPO")
         if teacher is None:
             raise UserError("FlowGRPO is held to its teacher: give the run a teacher")
@@ -89,7 +89,7 @@ class FlowGRPO:
             losses, more = self.losses(roles, points, times, cond, a)
         yield "net", losses.mean(), {**logs, "advantage_abs": a.abs().mean(), **more}
 
-    def sample(self, f: Denoise, batch: Batch) -> tuple[list[Tensor], Tensor, Cond]:
+    def sample(self, f: DenoiserLike, batch: Batch) -> tuple[list[Tensor], Tensor, Cond]:
         """A rollout: its points at each time, the times, and the condition, each for a whole group."""
         cond, times = grouped(batch.cond, len(batch.x), self.group), self.grid.times(f.path, self.steps)
         with evaluating(f):
@@ -118,7 +118,7 @@ class FlowGRPO:
         logs["clip_fraction"] = (off > self.clip).double().mean()
         return torch.maximum(-a * ratio, -a * clipped) + self.beta * kl, logs
 
-    def policy(self, f: Denoise, points: list[Tensor], times: Tensor, cond: Cond) -> Transition:
+    def policy(self, f: DenoiserLike, points: list[Tensor], times: Tensor, cond: Cond) -> Transition:
         """f's distribution of every drawn step from where the rollout was: all steps in one call, [(steps - 1) * B]."""
         n, drawn = len(points[0]), len(points) - 2
         t, s = (part_.repeat_interleave(n).to(points[0].device) for part_ in (times[:drawn], times[1 : drawn + 1]))

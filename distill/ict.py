@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise
-from gen.diffusion.path import Path as NoisePath
+from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.path import NoisePath
 from gen.distillers.lib.consistency import check_boundary, consistent, few_steps, level, pseudo_huber, seen, target
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.karras import Karras
@@ -58,7 +58,7 @@ class ICT:
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """The teacher's run from its weights, sampled in one step."""
-        check_boundary(run.path, run.param, "ICT")
+        check_boundary(run.path, run.parameterisation, "ICT")
         return replace(run, objective=self, init=str(teacher), sampler=self.sampler)
 
     @property
@@ -66,13 +66,13 @@ class ICT:
         """One step from the noisiest time that was trained, and more at others that were."""
         return few_steps(self.grid, self.nodes[1] + 1)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("ICT", net, teacher, "data")
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f, count = roles["net"], self.count(batch.step)
-        check_boundary(f.path, f.param, "ICT")
+        check_boundary(f.path, f.parameterisation, "ICT")
         i = self.intervals(batch.noise.uniform("interval"), f.path, count)
         losses, x0 = self.losses(f, batch, drop_condition(f, batch, self.class_dropout), count, i)
         yield "net", losses.mean(), {"nodes": torch.tensor(float(count), device=losses.device), **seen(x0)}
@@ -91,7 +91,7 @@ class ICT:
         share = (below[0] - below[1:]) / (below[0] - below[-1])  # of the noise levels, down to the end of interval i
         return torch.searchsorted(share, u.to(share), right=True).clamp(max=count - 1)
 
-    def losses(self, f: Denoise, batch: Batch, cond: Cond, count: int, i: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, f: DenoiserLike, batch: Batch, cond: Cond, count: int, i: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each sample [B] on intervals i [B] of `count`, 0 the noisiest; and f(x_t, t)."""
         eps, times = batch.normal("eps"), self.grid.times(f.path, count)
         t, r = times[i].to(batch.x.device), times[i + 1].to(batch.x.device)

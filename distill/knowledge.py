@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.distillers.distances.square import Square
 from gen.distillers.lib.pairs import noise_of, pairs_of
 from gen.training.objectives import Batch, Roles, Step
@@ -45,11 +45,12 @@ class Knowledge:
         check_state(run.model.build(), "knowledge")
         one = Sampler("euler", steps=1)
         nothing = torch.zeros(1, 1)
-        run.param.solve(run.path, nothing, nothing, one.grid.times(run.path, 1)[0])  # refuses what says nothing of x0
+        start = one.grid.times(run.path, 1)[0]
+        run.parameterisation.solve(run.path, nothing, nothing, start)  # refuses what says nothing of x0
         data = pairs_of(run, teacher, folder, self.pairs, self.teacher_sampler, self.store, self.real)
         return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=one)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, part, spec_of
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
-from gen.diffusion.path import Path as DiffusionPath
-from gen.diffusion.path import Prediction
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
 from gen.diffusion.times import Uniform
 from gen.distillers.lib.rollout import output_as
@@ -109,7 +108,7 @@ class LDPruner:
         )
         return made.x
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_state(net, "LDPruner")
         if teacher is None:
             raise UserError("LDPruner learns from the whole network: give the run a teacher")
@@ -129,7 +128,7 @@ class LDPruner:
         x = f.path.mix(batch.x, eps, t)
         with torch.no_grad():
             theirs = output_as(f, roles["teacher"], x, t, cond)
-        out, target = f.output(x, t, cond), f.param.target(f.path, batch.x, eps, t)
+        out, target = f.output(x, t, cond), f.parameterisation.target(f.path, batch.x, eps, t)
         data, taught = (((out - y).float() ** 2).flatten(1).mean(1) for y in (target, theirs))
         return data, taught
 
@@ -144,11 +143,11 @@ class LDPruner:
 class Without:
     """A denoiser without the residuals of some sites, named exactly."""
 
-    inner: Denoise
+    inner: DenoiserLike
     sites: tuple[str, ...]
 
     @property
-    def path(self) -> DiffusionPath:
+    def path(self) -> NoisePath:
         return self.inner.path
 
     def __call__(

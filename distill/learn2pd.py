@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data.answers import Answers
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.distillers.lib.answers import Asked, make_store, padded, sequential, text_teacher
 from gen.pipeline import locate
 from gen.samplers.blocks.semi_ar import SemiAR
@@ -87,7 +87,7 @@ class Learn2PD:
             optim=AdamW(lr=3e-3), schedule=Constant(), ema=(), batch_size=512, steps=2000, sample_every=0,
         )  # fmt: skip
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_masks(net, "Learn2PD")
         return {"net": net.requires_grad_(False), "filter": Filter(self.block or 32, self.hidden, self.layers)}
 

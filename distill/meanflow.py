@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import Prediction, expand
 from gen.diffusion.times import LogitNormal
 from gen.distillers.lib.jvp import Derivative, slope
@@ -71,7 +71,7 @@ class MeanFlow:
         sampler = Sampler("jump", steps=1)
         return replace(run, model=model, objective=self, teacher=taught, init=str(teacher), sampler=sampler)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("MeanFlow", net, teacher, self.velocity)
         return {"net": net}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.distillers.distances.huber import Huber
 from gen.distillers.progressive import walked
 from gen.training.objectives import Batch, Roles, Step
@@ -50,7 +50,7 @@ class Phased:
         sampler = Sampler("euler", steps=self.phases, grid=edges)
         return replace(run, objective=self, teacher=str(teacher), init=str(teacher), sampler=sampler)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         if teacher is None:
             raise UserError("Phased learns from a teacher, and the run names none: set teacher")
         return {"net": net}

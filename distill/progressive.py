@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import Prediction
 from gen.diffusion.weighting import Uniform
 from gen.diffusion.worlds import chord
@@ -94,7 +94,7 @@ class Progressive:
             sampler=Sampler("euler", steps=self.end, grid=times),
         )
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         return {"net": net, "earlier": Earlier(net)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -120,8 +120,8 @@ class Progressive:
         parts = self.first if stage == 0 else 2
         goal = walked(taught, x_t, [times[top + stride * k // parts] for k in range(parts + 1)], batch.cond)
         out = f.output(x_t, times[top], batch.cond)
-        error = (out - f.param.target(f.path, *goal, times[top])).flatten(1) ** 2
-        weight: Tensor = self.weighting.weight(f.path, f.param, times[top])
+        error = (out - f.parameterisation.target(f.path, *goal, times[top])).flatten(1) ** 2
+        weight: Tensor = self.weighting.weight(f.path, f.parameterisation, times[top])
         return error.mean(1) * weight.to(error)
 
     def observe(self, roles: Roles, logs: dict[str, float]) -> None:
@@ -138,7 +138,7 @@ class Progressive:
 
 
 @torch.no_grad()
-def walked(f: Denoise, x: Tensor, times: list[Tensor], cond: Cond) -> Prediction:
+def walked(f: DenoiserLike, x: Tensor, times: list[Tensor], cond: Cond) -> Prediction:
     """The constant x0 and eps that lead from x [B, ...] at times[0] [B] where Euler's steps along `times` lead."""
     y = x
     for t, s in itertools.pairwise(times):

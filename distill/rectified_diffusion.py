@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.times import Uniform
 from gen.distillers.distances.huber import Huber
 from gen.distillers.lib.pairs import noise_of, pairs_of
@@ -59,7 +59,7 @@ class RectifiedDiffusion:
             run, objective=self, data=data, teacher=None, init=str(teacher), sampler=Sampler("euler", steps=1)
         )
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -75,9 +75,9 @@ class RectifiedDiffusion:
         out = f.output(x_t, t, cond)
         away: Tensor
         if self.space == "output":
-            away = self.distance(out, f.param.target(f.path, x, z, t))
+            away = self.distance(out, f.parameterisation.target(f.path, x, z, t))
         else:
-            away = self.distance(f.param.solve(f.path, x_t, out, t).x0, x)
+            away = self.distance(f.parameterisation.solve(f.path, x_t, out, t).x0, x)
         return away
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:

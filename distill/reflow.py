@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.denoiser import Denoise, Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.denoiser import Denoiser, DenoiserLike
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.times import UShaped
 from gen.distillers.distances.huber import Huber
@@ -61,14 +61,14 @@ class Reflow:
         """The run of the student: the teacher's, on its pairs, from its weights."""
         check_state(run.model.build(), "reflow")
         if not isinstance(run.path, Flow):
-            model = build("models", "ported", inner=run.model, path=run.path, param=run.param)
-            run = replace(run, model=model, path=Flow(), param=FlowParam())
+            model = build("models", "ported", inner=run.model, path=run.path, parameterisation=run.parameterisation)
+            run = replace(run, model=model, path=Flow(), parameterisation=Velocity())
         data = pairs_of(run, teacher, folder, self.pairs, self.teacher_sampler, self.store, self.real)
         return replace(
             run, objective=self, data=data, teacher=None, init=str(teacher), sampler=Sampler("euler", steps=1)
         )
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -87,10 +87,11 @@ class Reflow:
         z, cond = noise_of(batch, "Reflow")
         x_t = f.path.mix(batch.x, z, t)
         out = f.output(x_t, t, cond)
-        huber = Huber(self.huber * batch.x[0].numel(), per="sample")(out, f.param.target(f.path, batch.x, z, t))
+        target = f.parameterisation.target(f.path, batch.x, z, t)
+        huber = Huber(self.huber * batch.x[0].numel(), per="sample")(out, target)
         if self.premetric is None:
             return {"huber": huber}
-        away = self.premetric(f.param.solve(f.path, x_t, out, t).x0, batch.x)
+        away = self.premetric(f.parameterisation.solve(f.path, x_t, out, t).x0, batch.x)
         if self.over_t:
             away = away / f.path.sigma(t).clamp(min=LEAST).to(away)
         return {"huber": f.path.alpha(t).to(huber) * huber, "premetric": away}

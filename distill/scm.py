@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
-from gen.diffusion.path import Path as NoisePath
-from gen.diffusion.path import Prediction, expand
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.times import LogNormal
 from gen.distillers.lib.jvp import Derivative, slope
 from gen.distillers.lib.velocity import Source, check_roles, known
@@ -65,7 +64,7 @@ class SCM:
         taught = str(teacher) if self.velocity == "teacher" else None
         return replace(run, objective=self, teacher=taught, init=str(teacher), sampler=Sampler("renoise", steps=1))
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("SCM", net, teacher, self.velocity)
         return {"net": net, "weight": LogVariance(128)} if self.adaptive else {"net": net}
 

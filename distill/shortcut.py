@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import Prediction, expand
 from gen.distillers.lib.velocity import Source, along, check_roles, flow_time, known
 from gen.training.objectives import Batch, Roles, Step
@@ -63,7 +63,7 @@ class Shortcut:
         sampler = Sampler("jump", steps=1)
         return replace(run, model=model, objective=self, teacher=taught, init=str(teacher), sampler=sampler)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("Shortcut", net, teacher, self.velocity)
         return {"net": net, "target": copy.deepcopy(net).requires_grad_(False)}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
 from gen.distillers.lib import score
@@ -55,7 +55,7 @@ class SiD:
         """The run of the student: the teacher's, from its weights."""
         return score.student_run(run, teacher, self)
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         return {"net": net, "fake": score.fake_score(net, teacher, "SiD")}
 
     @property

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Cond, Denoise
-from gen.diffusion.path import Path as NoisePath
-from gen.diffusion.path import Prediction
+from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Tap
 from gen.distillers.lib.consistency import (
     check_boundary,
@@ -38,8 +37,8 @@ __all__ = ["TCM", "Truncated"]
 class Truncated:
     """The consistency model of TCM: `net` from level sigma / alpha = `start` on, the frozen `first` stage below it."""
 
-    first: Denoise
-    net: Denoise
+    first: DenoiserLike
+    net: DenoiserLike
     start: float
 
     @property
@@ -104,7 +103,7 @@ class TCM:
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """The consistency model's run from its weights, sampled in one step."""
-        check_boundary(run.path, run.param, "TCM")
+        check_boundary(run.path, run.parameterisation, "TCM")
         if isinstance(run.objective, Denoising):
             raise UserError(f"TCM is a second stage, and {teacher} is a denoiser: distil it by ect first")
         return replace(run, objective=self, init=str(teacher), teacher=None, sampler=self.sampler)
@@ -114,13 +113,13 @@ class TCM:
         """One step from `top`; two go by `start`."""
         return Sampler("renoise", steps=1, grid=Karras(sigma_min=self.start, sigma_max=self.top))
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("TCM", net, teacher, "data")
         return {"net": net, "first": frozen(net)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
-        check_boundary(f.path, f.param, "TCM")
+        check_boundary(f.path, f.parameterisation, "TCM")
         pinned = batch.noise.uniform("boundary") < self.boundary
         drawn = self.level_at(batch.noise.uniform("t"))
         sigma = torch.where(pinned, torch.full_like(drawn, self.start), drawn)

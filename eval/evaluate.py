@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import gen
-from gen.config.checkpoint import write_json
+from gen.config.checkpoints import write_json
 from gen.config.errors import UserError
 from gen.config.images import to_pil
 from gen.config.spec import spec_of

@@ -191,7 +191,7 @@ class Outlined:
         self.leaf: dict[str, bool] = {}
         self.open: list[str] = []
 
-    def at(self, context: Context) -> Outlined:
+    def bind(self, context: Context) -> Outlined:
         return self
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:

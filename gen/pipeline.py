@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import build, names
-from gen.diffusion.denoiser import Cond, Counted, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, CountingDenoiser, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.diffusion.precompute import foresee
+from gen.diffusion.precompute import precompute_modulations
 from gen.diffusion.sampling import integrate
 from gen.text.contracts import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
@@ -67,7 +67,7 @@ class Pipeline:
     engine: what its network was prepared by, see `prepared`.
     """
 
-    denoiser: Denoise
+    denoiser: DenoiserLike
     shape: tuple[int, ...]
     classes: int = 0
     sampler: Sampler = field(default_factory=Sampler)
@@ -116,8 +116,8 @@ class Pipeline:
             noise = Noise(tuple(seeds[rows]))
             unit = noise.normal("start", self.state_shape).to(self.device)
             here = {k: v[rows].to(self.device) for k, v in cond.items()}
-            counted = Counted(foresee(self.denoiser, walk, how.solver, here, unit))
-            f: Denoise = counted if how.guide is None else how.guide(counted, times)
+            counted = CountingDenoiser(precompute_modulations(self.denoiser, walk, how.solver, here, unit))
+            f: DenoiserLike = counted if how.guide is None else how.guide(counted, times)
             run = None if how.cache is None else how.cache.start(len(walk) - 1)
             x = integrate(f, f.path.start(unit, times[0]), walk, how.solver, cond=here, noise=noise, tap=run)
             rows_asked += counted.rows
@@ -247,7 +247,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
         if tokenizer is not None and hasattr(tokenizer, "beside"):  # its file lies with the weights
             tokenizer = tokenizer.beside(place)
         return TextPipeline(net, tokenizer, run.sampler.beside(place), info["shape"][0], run.data, **about)
-    f = Denoiser(net, run.path, run.param)
+    f = Denoiser(net, run.path, run.parameterisation)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
 
 

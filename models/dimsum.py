@@ -3,7 +3,7 @@
 Its weights were trained on SiT's GVP path, which is gen.diffusion.path.Trig with t = (1 - tau) pi / 2: tau, the time it
 is told, runs from noise at 0 to data at 1. Presets say so by t_one = "data" and t_end = pi / 2; on paths with t in [0,
 1] set t_end = 1. What the published weights predict is dx/dtau, pi / 2 times
-gen.diffusion.parameterisation.Flow(toward="data") on Trig.
+gen.diffusion.parameterisation.Velocity(toward="data") on Trig.
 """
 
 from __future__ import annotations

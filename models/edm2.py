@@ -38,7 +38,7 @@ def _table() -> dict[str, dict[str, Any]]:
 class EDM2:
     """The EDM2 network F; the defaults are the published EDM2-XS for 64 x 64 x 4 latents of 512 x 512 ImageNet.
 
-    It belongs to gen.diffusion.path.EDM (which tells it ln(sigma) / 4), gen.diffusion.parameterisation.EDM and
+    It belongs to gen.diffusion.path.EDM (which tells it ln(sigma) / 4), gen.diffusion.parameterisation.EDMPrecond and
     gen.training.objectives.uncertainty; it runs with any other. width, multipliers, blocks, attention: as in
     gen.models.unet. head_width: channels of a head of attention. dropout: .1 for M and larger. bandwidth: of the random
     waves that t goes through. label_balance: how much the class counts beside the time; concat_balance: the shortcut

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import EDMPrecond, Velocity
 from gen.diffusion.path import EDM, Flow, expand
 from gen.diffusion.tap import Tap
 from gen.models.dit import DiT
@@ -37,15 +36,15 @@ class Ported:
 
     inner: Any = part("models", default=DiT())
     path: Any = part("diffusion.path", default=EDM())
-    param: Any = part("diffusion.parameterisation", default=EDMParam())
+    parameterisation: Any = part("diffusion.parameterisation", default=EDMPrecond())
     to_path: Any = part("diffusion.path", default=Flow())
-    to_param: Any = part("diffusion.parameterisation", default=FlowParam())
+    to_param: Any = part("diffusion.parameterisation", default=Velocity())
     reach: float = 1e5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner", build("models", self.inner))
         probe = torch.tensor([0.25, 0.5], dtype=torch.float64, device="cpu")
-        if not torch.equal(self.to_path.net_time(probe), probe) or not bool(
+        if not torch.equal(self.to_path.t_to_network(probe), probe) or not bool(
             (self.to_param.scale(self.to_path, probe) == 1).all()
         ):
             raise UserError(
@@ -108,7 +107,7 @@ class PortedNet(Around):
         if s is not None:
             raise UserError("a target time s was given, but a ported network is no flow map and takes only t")
         scale, skip, gain, there = self.coefficients(t)
-        told = self.spec.path.net_time(there).to(t.dtype)
+        told = self.spec.path.t_to_network(there).to(t.dtype)
         out: Tensor = self.inner(expand(scale, x) * x, told, cond, tap=tap)
         return expand(skip, x) * x + expand(gain, x) * out
 
@@ -119,13 +118,13 @@ class PortedNet(Around):
         """
         spec = self.spec
         lam = spec.to_path.lam(t.double().clamp(0, spec.to_path.t1)).clamp(self.least, math.log(spec.reach))
-        here, there = spec.to_path.t_of_lam(lam), spec.path.t_of_lam(lam)
-        (a, b), det = spec.param.coefficients(spec.path, there), spec.param.det(spec.path, there)
+        here, there = spec.to_path.t_from_lambda(lam), spec.path.t_from_lambda(lam)
+        (a, b), det = spec.parameterisation.coefficients(spec.path, there), spec.parameterisation.det(spec.path, there)
         to_a, to_b = spec.to_param.coefficients(spec.to_path, here)
         alpha, sigma = spec.path.alpha(there), spec.path.sigma(there)
         ratio = alpha / spec.to_path.alpha(here)  # of x there to x here
         skip, gain = ratio * (to_a * b - to_b * a) / det, (to_b * alpha - to_a * sigma) / det
-        return ratio * spec.param.scale(spec.path, there), skip, gain, there
+        return ratio * spec.parameterisation.scale(spec.path, there), skip, gain, there
 
 
 def _adopt(net: PortedNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -1,6 +1,6 @@
 """How a denoiser becomes samples.
 
-solvers/ (one step), guides/ (Denoise -> Denoise), grids/ (which times).
+solvers/ (one step), guides/ (denoiser -> denoiser), grids/ (which times).
 """
 
 if __name__ != "gen.samplers":

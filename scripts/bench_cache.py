@@ -30,10 +30,10 @@ import torch
 import gen
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Context, Placed
+from gen.diffusion.tap import BoundTap, Context
 from gen.models.dit import DiT
 from gen.samplers.caches.coordinates.lam import Lam
 from gen.samplers.caches.custom import Custom
@@ -51,7 +51,7 @@ def random_dit():
     for name, weight in net.named_parameters():
         if "adaLN" in name or name == "final_layer.linear.weight":
             torch.nn.init.normal_(weight, std=0.02)
-    return Denoiser(net.eval().requires_grad_(False), Flow(), FlowParam()), (4, 32, 32), 1000
+    return Denoiser(net.eval().requires_grad_(False), Flow(), Velocity()), (4, 32, 32), 1000
 
 
 def timed(call):
@@ -88,7 +88,7 @@ class Bench:
         when = getattr(cache, "when", cache)
         steps = when.warmup + 3 * when.interval + 1  # the last but one is full, the last is not
         run, t = cache.start(steps), torch.tensor(0.5, dtype=torch.float64)
-        taps = [Placed(run, Context(step, steps, 0, 1 - step / steps)) for step in range(steps)]
+        taps = [BoundTap(run, Context(step, steps, 0, 1 - step / steps)) for step in range(steps)]
         for tap in taps[:-1]:
             self.f(self.x, t, self.cond, tap=tap)
         return turns(lambda: self.f(self.x, t, self.cond), lambda: self.f(self.x, t, self.cond, tap=taps[-1]), rounds)

@@ -26,7 +26,7 @@ from dataclasses import replace
 import torch
 
 import gen
-from gen.config.checkpoint import write_json
+from gen.config.checkpoints import write_json
 from gen.config.errors import UserError
 from gen.eval.estimate import Estimate
 from gen.eval.evaluate import evaluate

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.training.objectives.denoise import Denoising
 from gen.training.run import Run, Sampler
 from gen.training.trainer import train

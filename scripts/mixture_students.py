@@ -44,7 +44,7 @@ from gen.config.spec import build
 from gen.data.mixture import Mixture
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow, Prediction
 from gen.diffusion.sampling import integrate
 from gen.distillers.lib.consistency import Decay
@@ -60,7 +60,7 @@ MAP = build("models", "flow_map", inner=MODEL, tell="interval")
 HOLD = 50  # updates that each of DisBack's targets lasts
 ROOT = Path(__file__).resolve().parents[1]
 REACH, CELL, TITLE, ACROSS = 2.2, 270, 46, 5  # of the picture: half a panel's width in data, pixels, panels in a row
-denoiser = partial(Denoiser, path=Flow(), param=FlowParam())
+denoiser = partial(Denoiser, path=Flow(), parameterisation=Velocity())
 
 
 @dataclass(frozen=True)

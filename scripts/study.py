@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 import torch
 
 import gen
-from gen.config.checkpoint import read_json, write_json
+from gen.config.checkpoints import read_json, write_json
 from gen.config.errors import UserError, nearest
 from gen.config.spec import find, override
 from gen.eval.evaluate import evaluate

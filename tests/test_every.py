@@ -14,7 +14,7 @@ import torch
 
 from gen.cli.list import FOLDERS
 from gen.config.spec import build, describe, find, name_of, names, spec_of
-from gen.diffusion.denoiser import Counted, Denoiser
+from gen.diffusion.denoiser import CountingDenoiser, Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import V
 from gen.diffusion.path import DDPM, EDM, Flow, Trig
@@ -156,7 +156,7 @@ def test_the_measured_order_is_the_declared_one(solver, path):
 @pytest.mark.parametrize("steps", [1, 2, 6])
 def test_the_counted_evaluations_are_the_declared_ones(solver, path, steps):
     x, _, cond, noise = begin(path)
-    counted = Counted(mixture(path))
+    counted = CountingDenoiser(mixture(path))
     grid = torch.linspace(path.t1, 0, steps + 1, dtype=torch.float64)
     integrate(counted, x, grid, solver, cond=cond, noise=noise)
     assert counted.calls == solver.nfe(steps) or (solver.nfe(steps) is None and counted.calls >= steps)
@@ -217,7 +217,7 @@ def guided(name, path, **changes):
     x0, y = mixture(path).sample(6, generator)
     t = f64(0.4 * path.t1)[0]
     x = path.mix(x0, torch.randn(6, 2, generator=generator, dtype=torch.float64), t)
-    counted = Counted(mixture(path))
+    counted = CountingDenoiser(mixture(path))
     times = torch.linspace(path.t1, 0, 11, dtype=torch.float64)
     needed = {"weak": Deaf(mixture(path))} if needs_fields(find(name, "samplers.guides")) else {}
     return build("samplers.guides", name, **needed, **changes)(counted, times), counted, (x, t, {"y": y})

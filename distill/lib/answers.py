@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data.answers import Answers

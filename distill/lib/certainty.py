@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.distillers.lib.answers import make_answers, text_teacher
 from gen.distillers.lib.lora import adapted, merge
 from gen.text.contracts import Decoding
@@ -58,7 +58,7 @@ class Certain(Masking):
         """How the student wants to be decoded."""
         raise NotImplementedError
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_masks(net, type(self).__name__)
         if self.lora is None:
             return {"net": net}

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.parameterisation import Parameterisation
-from gen.diffusion.path import Path, expand
+from gen.diffusion.path import NoisePath, expand
 from gen.samplers.grids.coarse import Coarse
 from gen.training.ema import Average
 from gen.training.objectives import Batch, Roles
@@ -48,17 +48,17 @@ TOP = 1e6  # sigma / alpha beyond which all is noise: it is infinite where alpha
 NEAR = 1e-8  # a time, as a fraction of t1, that is as good as 0
 
 
-def check_boundary(path: Path, param: Parameterisation, owner: str) -> None:
+def check_boundary(path: NoisePath, parameterisation: Parameterisation, owner: str) -> None:
     """Raises UserError unless f(x, 0) = x, whatever the network says."""
     t = torch.tensor(NEAR * path.t1, dtype=torch.float64)
-    if not abs(float(path.sigma(t) / param.det(path, t))) < 0.1:
+    if not abs(float(path.sigma(t) / parameterisation.det(path, t))) < 0.1:
         raise UserError(
-            f"{owner} needs f(x, 0) = x, which {type(param).__name__} prediction does not ensure: take param edm, "
-            "flow, v or eps"
+            f"{owner} needs f(x, 0) = x, which {type(parameterisation).__name__} prediction does not ensure: take "
+            "edm_precond, velocity, v or eps"
         )
 
 
-def consistent(f: Denoise, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def consistent(f: DenoiserLike, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """f(x, t) [B, ...] at times [B]: x0, and x itself where t = 0."""
     clean = t == 0
     if bool(clean.all()):
@@ -67,7 +67,7 @@ def consistent(f: Denoise, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     return torch.where(clean.reshape(-1, *[1] * (x.ndim - 1)), x, x0)
 
 
-def target(f: Denoise, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def target(f: DenoiserLike, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """f(x, t) without gradient, and with the dropout that the next evaluation will have."""
     with torch.no_grad(), same_dropout(x):
         return consistent(f, x, t, cond)
@@ -80,20 +80,20 @@ def same_dropout(x: Tensor) -> Iterator[None]:
         yield
 
 
-def taught(roles: Roles, guide: Any) -> Denoise:
+def taught(roles: Roles, guide: Any) -> DenoiserLike:
     """The teacher, guided if that is asked for; UserError if it is on another path than its student."""
-    teacher: Denoise = roles["teacher"]
+    teacher: DenoiserLike = roles["teacher"]
     path = roles["net"].path
     if teacher.path != path:
         raise UserError(f"the teacher is on {teacher.path}, the student on {path}: both must be on the same path")
     if guide is None:
         return teacher
-    guided: Denoise = guide(teacher, torch.tensor([path.t1, 0.0], dtype=torch.float64))
+    guided: DenoiserLike = guide(teacher, torch.tensor([path.t1, 0.0], dtype=torch.float64))
     return guided
 
 
 @torch.no_grad()
-def ode_step(teacher: Denoise, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+def ode_step(teacher: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
     """x [B, ...] along the teacher's probability-flow ODE from t [B] to s [B] by Heun's rule; Euler's where s = 0."""
     path = teacher.path
     here = teacher(x, t, cond)
@@ -106,26 +106,26 @@ def ode_step(teacher: Denoise, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> T
     return torch.where(last.reshape(-1, *[1] * (x.ndim - 1)), euler, heun)
 
 
-def level(path: Path, t: Tensor) -> Tensor:
+def level(path: NoisePath, t: Tensor) -> Tensor:
     """sigma / alpha [B] at times [B], at most TOP: what EDM calls sigma, on any path."""
     return (path.sigma(t) / path.alpha(t)).clamp(max=TOP)
 
 
-def time_of(path: Path, sigma: Tensor) -> Tensor:
+def time_of(path: NoisePath, sigma: Tensor) -> Tensor:
     """The times [B] of levels sigma / alpha [B]; 0 for level 0."""
     some = sigma > 0
-    t = path.t_of_lam(-torch.where(some, sigma, torch.ones_like(sigma)).log()).clamp(max=path.t1)
+    t = path.t_from_lambda(-torch.where(some, sigma, torch.ones_like(sigma)).log()).clamp(max=path.t1)
     return torch.where(some, t, torch.zeros_like(t))
 
 
-def closer(path: Path, t: Tensor, gap: float, sharpness: float, slope: float) -> Tensor:
+def closer(path: NoisePath, t: Tensor, gap: float, sharpness: float, slope: float) -> Tensor:
     """ECT's r [B] below times t [B]: sigma_r = max(0, 1 - gap (1 + sharpness sigmoid(-slope sigma_t))) sigma_t."""
     sigma = level(path, t)
     return time_of(path, (1 - gap * (1 + sharpness * torch.sigmoid(-slope * sigma))).clamp(min=0) * sigma)
 
 
 def pair_losses(
-    f: Denoise, teaches: Denoise, batch: Batch, cond: Cond, t: Tensor, r: Tensor, huber: float
+    f: DenoiserLike, teaches: DenoiserLike, batch: Batch, cond: Cond, t: Tensor, r: Tensor, huber: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """|f(x_t, t) - sg teaches(x_r, r)| / (sigma_t - sigma_r) of each sample [B]; f(x_t, t); sigma_r / sigma_t [B]."""
     eps, path = batch.normal("eps"), f.path

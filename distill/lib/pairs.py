@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data.pairs import Pairs
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise, derive, sample_seeds
 from gen.distillers.lib.shards import SHARD, fill_shards
 from gen.distillers.lib.trajectory import invert
@@ -107,9 +107,9 @@ def _noise_below(teacher: Pipeline, x: Tensor, cond: Cond, noise: Noise, sampler
     """The unit noise of which the teacher's ODE makes x [B, ...], rows `first` on of the condition."""
     path, device = teacher.denoiser.path, teacher.device
     times = sampler.grid.times(path, sampler.steps)
-    low = path.t_of_lam(-torch.tensor(CLEAN, dtype=torch.float64).log()).clamp(max=float(times[-2]) / 2)
+    low = path.t_from_lambda(-torch.tensor(CLEAN, dtype=torch.float64).log()).clamp(max=float(times[-2]) / 2)
     times = torch.cat([times[:-1], low[None]])
-    f: Denoise = teacher.denoiser if sampler.guide is None else sampler.guide(teacher.denoiser, times)
+    f: DenoiserLike = teacher.denoiser if sampler.guide is None else sampler.guide(teacher.denoiser, times)
     here = {k: v[first : first + len(x)].to(device) for k, v in cond.items()}
     stirred = path.mix(x.to(device), noise.normal("invert", x.shape[1:]).to(device), low)
     return (invert(f, stirred, times, sampler.solver, here) / float(path.sigma(times[0]))).float().cpu()

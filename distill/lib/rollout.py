@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise
-from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.training.objectives import Batch
 
 __all__ = [
@@ -118,11 +118,11 @@ def evaluating(*denoisers: Any) -> Iterator[None]:
             net.train(training)
 
 
-def output_as(f: Denoiser, other: Denoise, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def output_as(f: Denoiser, other: DenoiserLike, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """What `other` says at x_t, as an output of f's network."""
-    if isinstance(other, Denoiser) and (other.path, other.param) == (f.path, f.param):
+    if isinstance(other, Denoiser) and (other.path, other.parameterisation) == (f.path, f.parameterisation):
         return other.output(x, t, cond)
-    return f.param.target(f.path, *other(x, t, cond), t)
+    return f.parameterisation.target(f.path, *other(x, t, cond), t)
 
 
 class Transition(NamedTuple):
@@ -140,7 +140,7 @@ class Transition(NamedTuple):
 
 
 def transition(
-    path: Path, x: Tensor, pred: Prediction, t: Tensor, s: Tensor, level: float, first: Tensor
+    path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor, level: float, first: Tensor
 ) -> Transition:
     """Euler-Maruyama from t to s of dx = (u + g^2 eps / (2 sigma)) dt + g dW, which has the ODE's marginals.
 
@@ -157,7 +157,7 @@ def transition(
 
 
 @torch.no_grad()
-def walk(f: Denoise, x: Tensor, times: Tensor, cond: Cond, noise: Noise, level: float) -> list[Tensor]:
+def walk(f: DenoiserLike, x: Tensor, times: Tensor, cond: Cond, noise: Noise, level: float) -> list[Tensor]:
     """The policy's samples at all `times` from x at times[0]; the last step, to t = 0, is the prediction of x0."""
     points = [x]
     for i, (t, s) in enumerate(itertools.pairwise(times)):

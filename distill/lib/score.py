@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import build
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise, derive
-from gen.diffusion.path import Path as NoisePath
-from gen.diffusion.path import expand
+from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Tap
 from gen.samplers.solvers.renoise import Renoise
@@ -55,7 +54,7 @@ def student_run(run: Run, teacher: Path, objective: Any) -> Run:
     return replace(run, objective=objective, teacher=str(teacher), init=str(teacher), optim=optim, sampler=sampler)
 
 
-def fake_score(net: nn.Module, teacher: Denoise | None, owner: str) -> nn.Module:
+def fake_score(net: nn.Module, teacher: DenoiserLike | None, owner: str) -> nn.Module:
     """The network that learns the student's own score: a trainable copy of the teacher's, if it has one, else of net.
 
     Raises UserError if there is no teacher, and for states that are more than an image.
@@ -67,23 +66,26 @@ def fake_score(net: nn.Module, teacher: Denoise | None, owner: str) -> nn.Module
     return copy.deepcopy(source).train().requires_grad_(True)
 
 
-def check_pair(f: Denoiser, teacher: Denoise) -> None:
+def check_pair(f: Denoiser, teacher: DenoiserLike) -> None:
     """Raises UserError unless student and teacher speak of the same x_t in the same words."""
-    ours, theirs = (f.path, f.param), (teacher.path, getattr(teacher, "param", f.param))
+    ours, theirs = (
+        (f.path, f.parameterisation),
+        (teacher.path, getattr(teacher, "parameterisation", f.parameterisation)),
+    )
     if ours != theirs:
         raise UserError(
-            f"the student has path {ours[0]} and param {ours[1]}, its teacher {theirs[0]} and {theirs[1]}: "
-            "scores are compared on one path only, so leave path and param as the teacher has them"
+            f"the student has path {ours[0]} and parameterisation {ours[1]}, its teacher {theirs[0]} and {theirs[1]}: "
+            "scores are compared on one path only, so leave path and parameterisation as the teacher has them"
         )
 
 
-def guided(teacher: Denoise, guide: Any) -> Denoise:
+def guided(teacher: DenoiserLike, guide: Any) -> DenoiserLike:
     """The teacher under a guide, as the target of a student (DMD2, f-distill: classifier-free guidance)."""
     if guide is None:
         return teacher
     if getattr(guide, "steps", None) is not None:
         raise UserError("a guide of a teacher acts in an interval of noise levels, not in steps of a walk")
-    walked: Denoise = guide(teacher, torch.tensor([teacher.path.t1, 0.0], dtype=torch.float64))
+    walked: DenoiserLike = guide(teacher, torch.tensor([teacher.path.t1, 0.0], dtype=torch.float64))
     return walked
 
 
@@ -121,7 +123,7 @@ def named(noise: Noise, name: str) -> Noise:
     return replace(noise, seeds=tuple(derive(seed, name) for seed in noise.seeds))
 
 
-def rung(f: Denoise, batch: Batch, noise: Noise, grid: Tensor) -> tuple[Tensor, Tensor]:
+def rung(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor) -> tuple[Tensor, Tensor]:
     """The inputs [B, ...] of a student at steps of its own sampler, and their times [B].
 
     grid: its N + 1 falling times. Each sample is at a step of its own, as likely one as another, where the student's
@@ -146,7 +148,7 @@ def rung(f: Denoise, batch: Batch, noise: Noise, grid: Tensor) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def generate(f: Denoise, batch: Batch, noise: Noise, grid: Tensor, whole: bool = False) -> Tensor:
+def generate(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor, whole: bool = False) -> Tensor:
     """Samples [B, ...] of a student without gradient: at a step drawn by `rung`, or at the end of the whole walk."""
     if not whole:
         x, t = rung(f, batch, noise, grid)
@@ -163,8 +165,8 @@ def denoising_losses(
 ) -> Tensor:
     """The weighted denoising loss of samples y at times t [B], one for each: [B]."""
     out = f.output(f.path.mix(y, eps, t), t, cond, tap=tap)
-    error = (out - f.param.target(f.path, y, eps, t)) ** 2
-    weight: Tensor = weighting.weight(f.path, f.param, t)
+    error = (out - f.parameterisation.target(f.path, y, eps, t)) ** 2
+    weight: Tensor = weighting.weight(f.path, f.parameterisation, t)
     return error.flatten(1).mean(1) * weight.to(error)
 
 
@@ -207,7 +209,7 @@ def times_of(times: Any, batch: Batch, name: str, path: NoisePath) -> Tensor:
 
 
 @torch.no_grad()
-def validation(f: Denoise, batch: Batch, grid: Any, steps: int) -> Tensor:
+def validation(f: DenoiserLike, batch: Batch, grid: Any, steps: int) -> Tensor:
     """The energy distance between a student's samples and the batch's data, on fixed noise."""
     times = grid.times(f.path, steps)
     return energy_distance(generate(f, batch, named(batch.noise, "student"), times, whole=True), batch.x)

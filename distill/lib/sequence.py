@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.pipeline import load_images
 
 __all__ = ["Match", "TeacherSequence", "fill", "recorded"]
@@ -59,14 +59,14 @@ class TeacherSequence:
     targets: denoisers, or checkpoint folders, which are read when their turn comes; the first target comes first.
     """
 
-    targets: Sequence[Denoise | Path]
+    targets: Sequence[DenoiserLike | Path]
     hold: int
 
     def turn(self, step: int) -> int:
         """How many targets have had their turn after `step` updates: len(targets) for the real teacher."""
         return min(step // self.hold, len(self.targets))
 
-    def at(self, step: int, teacher: Denoise, device: str = "cpu") -> Denoise:
+    def at(self, step: int, teacher: DenoiserLike, device: str = "cpu") -> DenoiserLike:
         """The target of the update after `step` updates."""
         turn = self.turn(step)
         if turn == len(self.targets):
@@ -86,5 +86,5 @@ def recorded(folder: Path) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, device: str) -> Denoise:
+def _loaded(folder: Path, device: str) -> DenoiserLike:
     return load_images(folder, weights="raw", device=device).denoiser

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.training.log import Progress
 

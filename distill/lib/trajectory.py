@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.sampling import Solver, integrate
 from gen.diffusion.worlds import chord
 from gen.samplers.solvers.euler import Euler
@@ -16,7 +16,7 @@ from gen.samplers.solvers.euler import Euler
 __all__ = ["curvature", "invert"]
 
 
-def invert(f: Denoise, x: Tensor, times: Tensor, solver: Solver, cond: Cond | None = None) -> Tensor:
+def invert(f: DenoiserLike, x: Tensor, times: Tensor, solver: Solver, cond: Cond | None = None) -> Tensor:
     """x [B, ...] at times[-1] carried up to times[0] by the rule that walks down; times [N + 1] fall.
 
     Raises UserError for a solver that does not follow the ODE, NonFinite where it leaves the real numbers: rules in
@@ -40,7 +40,9 @@ def invert(f: Denoise, x: Tensor, times: Tensor, solver: Solver, cond: Cond | No
 
 
 @torch.no_grad()
-def curvature(f: Denoise, x: Tensor, grid: Tensor, cond: Cond | None = None, solver: Solver | None = None) -> float:
+def curvature(
+    f: DenoiserLike, x: Tensor, grid: Tensor, cond: Cond | None = None, solver: Solver | None = None
+) -> float:
     """How far the paths from x [B, ...] at grid[0] are from what one step can walk: the spread of the implied noise.
 
     In the coordinates x / alpha and sigma / alpha, on any path, the ODE is dy / dn = eps, and where eps stays one step

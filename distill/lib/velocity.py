@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Cond, Denoise
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.path import NoisePath, Prediction
 from gen.training.objectives import Batch, Roles
 from gen.training.objectives.denoise import check_state
 
@@ -18,7 +18,7 @@ __all__ = ["Source", "along", "check_roles", "flow_time", "known"]
 Source = Literal["data", "teacher"]
 
 
-def check_roles(owner: str, net: nn.Module, teacher: Denoise | None, source: Source) -> None:
+def check_roles(owner: str, net: nn.Module, teacher: DenoiserLike | None, source: Source) -> None:
     """Raises UserError for a network that is no picture's, and for velocities of a teacher that is not there."""
     if hasattr(net, "spec"):
         check_state(net, owner)
@@ -42,7 +42,7 @@ def known(roles: Roles, batch: Batch, x: Tensor, eps: Tensor, t: Tensor, cond: C
     return teacher(x, t, cond)
 
 
-def flow_time(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+def flow_time(path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
     """tau = sigma / (alpha + sigma) and d tau / dt: the time in which, with y = x / (alpha + sigma), a path is Flow.
 
     There y = (1 - tau) x0 + tau eps and dy / d tau = eps - x0, so straight lines and average velocities are the same

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(part: str, where: Where, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
     """Measures the cases of a part that are not in its file yet, and writes it after each; the names of wrong ones."""
-    from gen.config.checkpoint import write_json
+    from gen.config.checkpoints import write_json
     from gen.eval.bench import ceiling
     from gen.eval.bench_page import table
 
@@ -196,7 +196,7 @@ def _version(package: str) -> str | None:
 
 def _read(path: Path) -> Any:
     """What a file of this verb holds; UserError for what is none."""
-    from gen.config.checkpoint import read_json
+    from gen.config.checkpoints import read_json
 
     file: Any = read_json(path)
     cases = file.get("cases") if isinstance(file, dict) and file.get("format") == FORMAT else None

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.checkpoint import write_json
+    from gen.config.checkpoints import write_json
     from gen.eval.decoding import bench, collect, table
     from gen.eval.decoding_page import page
     from gen.pipeline import load

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings(args: argparse.Namespace) -> Decoding:
     """The run's way of decoding, with what the options say; keys (--blocks.sub 8, --stops eos) change it further."""
     from gen.cli.sample import _spec
-    from gen.config.checkpoint import read
+    from gen.config.checkpoints import read
     from gen.config.spec import override
     from gen.pipeline import locate
     from gen.text.contracts import Decoding

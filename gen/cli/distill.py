@@ -27,7 +27,7 @@ def settings(args: argparse.Namespace) -> Run:
     """The teacher's run under the method's objective: what a student's run starts from."""
     from dataclasses import replace
 
-    from gen.config.checkpoint import read
+    from gen.config.checkpoints import read
     from gen.config.spec import build
     from gen.pipeline import locate
     from gen.training.run import run_from

@@ -75,7 +75,7 @@ def _conventions(done: Imported) -> dict[str, str]:
         return {"decoded by": "; ".join(said)}
     return {
         "path": _short(spec_of(done.run.path)),
-        "output is": _short(spec_of(done.run.param)),
+        "output is": _short(spec_of(done.run.parameterisation)),
         "guided by": _short(spec_of(sampler.guide)) if sampler.guide else "nothing",
         "image is": _image(done.latent),
     }

@@ -43,7 +43,7 @@ def settings(args: argparse.Namespace) -> Sampler:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.checkpoint import read
+    from gen.config.checkpoints import read
     from gen.distillers.lib.pairs import invert_pairs, make_pairs, real_run
     from gen.pipeline import load, locate
     from gen.training.run import run_from

@@ -33,7 +33,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """The run before any change."""
-    from gen.config.checkpoint import read, read_json
+    from gen.config.checkpoints import read, read_json
     from gen.config.spec import find
     from gen.pipeline import locate
     from gen.training.run import run_from

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, part
 from gen.data.lib.tensors import check_holdout

@@ -9,7 +9,7 @@ import torch
 
 from gen.data.lib.tensors import Tensors, content_hash, split_indices
 from gen.diffusion.noise import derive
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 from gen.diffusion.worlds import Mixture as World
 
 __all__ = ["Mixture"]
@@ -39,7 +39,7 @@ class Mixture:
     def classes(self) -> int:
         return self.modes if self.labels else 0
 
-    def world(self, path: Path) -> World:
+    def world(self, path: NoisePath) -> World:
         """The exact denoiser of these data on a path, in float64."""
         k = torch.arange(self.modes, dtype=torch.float64)
         if self.dim == 1:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 
 __all__ = ["Pairs", "PairSet", "read_shards"]  # noqa: RUF022 - the plug-in comes first

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from gen.diffusion.parameterisation import Parameterisation
-from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap
 
-__all__ = ["Cond", "Counted", "Denoise", "Denoiser"]
+__all__ = ["Cond", "CountingDenoiser", "Denoiser", "DenoiserLike"]
 
 Cond = Mapping[str, Tensor]
 
 
-class Denoise(Protocol):
+class DenoiserLike(Protocol):
     """What solvers call: x [B, ...], t 0-d or [B], cond a mapping of tensors [B, ...], s a flow map's target time."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> NoisePath: ...
 
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
@@ -39,26 +39,26 @@ class Denoise(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A trained network as a Denoise. On a path of masks (gen/text/mask_path.py) it only holds the two, and param is
-    None.
+    """A trained network as a denoiser. On a path of masks (gen/text/mask_path.py) it only holds the two, and
+    parameterisation is None.
     """
 
     net: nn.Module
-    path: Path
-    param: Parameterisation
+    path: NoisePath
+    parameterisation: Parameterisation
 
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Prediction:
-        return self.param.solve(self.path, x, self.output(x, t, cond, s=s, tap=tap), t)
+        return self.parameterisation.solve(self.path, x, self.output(x, t, cond, s=s, tap=tap), t)
 
     def output(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Tensor:
         """The network's raw output at x_t, shaped as x: what a training loss compares with `param.target`."""
-        scaled = expand(self.param.scale(self.path, t), x) * x
-        target = None if s is None else self.net_time(s, x)
-        out: Tensor = self.net(scaled, self.net_time(t, x), cond or {}, s=target, tap=tap)
+        scaled = expand(self.parameterisation.scale(self.path, t), x) * x
+        target = None if s is None else self.t_to_network(s, x)
+        out: Tensor = self.net(scaled, self.t_to_network(t, x), cond or {}, s=target, tap=tap)
         return out
 
     def null(self, cond: Cond) -> Cond:
@@ -68,22 +68,22 @@ class Denoiser:
         null: Cond = inner.null(cond)
         return null
 
-    def net_time(self, t: Tensor, x: Tensor) -> Tensor:
+    def t_to_network(self, t: Tensor, x: Tensor) -> Tensor:
         """t, 0-d or [B], as the network is told it: [B], on x's device, float64 if x is and float32 otherwise."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return self.path.net_time(t).to(device=x.device, dtype=dtype).expand(len(x))
+        return self.path.t_to_network(t).to(device=x.device, dtype=dtype).expand(len(x))
 
 
 @dataclass(eq=False)
-class Counted:
-    """A Denoise that counts how often it is called, and how many rows it was asked for."""
+class CountingDenoiser:
+    """A denoiser that counts how often it is called, and how many rows it was asked for."""
 
-    inner: Denoise
+    inner: DenoiserLike
     calls: int = 0
     rows: int = 0
 
     @property
-    def path(self) -> Path:
+    def path(self) -> NoisePath:
         return self.inner.path
 
     def __call__(

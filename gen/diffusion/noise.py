@@ -66,12 +66,10 @@ class Noise:
             row.normal_(generator=torch.Generator().manual_seed(derive(seed, name)))
         return out
 
-    def uniform(self, name: int | str) -> Tensor:
-        """Uniform numbers in [0, 1), float64 [B]."""
-        return torch.tensor([derive(seed, name) * 2.0**-63 for seed in self.seeds], dtype=torch.float64)
-
-    def uniforms(self, name: int | str, n: int) -> Tensor:
-        """Uniform numbers in [0, 1), float64 [B, n]; the first ones are the same whatever n is."""
+    def uniform(self, name: int | str, n: int | None = None) -> Tensor:
+        """Uniform numbers in [0, 1), float64: [B], or [B, n], of which the first are the same whatever n is."""
+        if n is None:
+            return torch.tensor([derive(seed, name) * 2.0**-63 for seed in self.seeds], dtype=torch.float64)
         out = torch.empty(len(self.seeds), n, dtype=torch.float64)
         for row, seed in zip(out, self.seeds, strict=True):
             row.uniform_(generator=torch.Generator().manual_seed(derive(seed, name)))

@@ -12,33 +12,33 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.path import NoisePath, Prediction, expand
 
-__all__ = ["EDM", "X0", "Eps", "Flow", "Parameterisation", "Score", "V"]
+__all__ = ["X0", "EDMPrecond", "Eps", "Parameterisation", "Score", "V", "Velocity"]
 
 
 @dataclass(frozen=True)
 class Parameterisation:
     """The coefficients a(t), b(t), and what follows from them."""
 
-    def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def scale(self, path: Path, t: Tensor) -> Tensor:
+    def scale(self, path: NoisePath, t: Tensor) -> Tensor:
         """The factor on x before it enters the network (c_in of EDM)."""
         return torch.ones_like(t)
 
-    def det(self, path: Path, t: Tensor) -> Tensor:
+    def det(self, path: NoisePath, t: Tensor) -> Tensor:
         """alpha b - sigma a. An error of e in the output is one of -sigma/det e in x0 and alpha/det e in eps."""
         a, b = self.coefficients(path, t)
         return path.alpha(t) * b - path.sigma(t) * a
 
-    def target(self, path: Path, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def target(self, path: NoisePath, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the network should say for known data and noise, shaped as x0 [B, ...]."""
         a, b = self.coefficients(path, t)
         return expand(a, x0) * x0 + expand(b, x0) * eps
 
-    def solve(self, path: Path, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
+    def solve(self, path: NoisePath, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
         """Network output [B, ...] at x_t [B, ...] to a Prediction."""
         a, b = self.coefficients(path, t)
         det = self.det(path, t)
@@ -56,10 +56,10 @@ class Parameterisation:
 class X0(Parameterisation):
     """The clean sample. At t = 0, where x says nothing of the noise, eps is its limit 0."""
 
-    def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.zeros_like(t)
 
-    def solve(self, path: Path, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
+    def solve(self, path: NoisePath, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
         sigma = path.sigma(t)
         inverse = torch.where(sigma > 0, 1 / sigma, torch.zeros_like(sigma))
         return Prediction(out, expand(inverse, x) * (x - expand(path.alpha(t), x) * out))
@@ -69,12 +69,12 @@ class X0(Parameterisation):
 class Eps(Parameterisation):
     """The noise (Ho et al. 2020)."""
 
-    def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), torch.ones_like(t)
 
 
 @dataclass(frozen=True)
-class Flow(Parameterisation):
+class Velocity(Parameterisation):
     """The velocity dx/dt = alpha' x0 + sigma' eps; eps - x0 on the flow path.
 
     toward: "data" is its negative, the velocity of those who count time from noise to data (SiT, LightningDiT, DDT).
@@ -82,7 +82,7 @@ class Flow(Parameterisation):
 
     toward: Literal["noise", "data"] = "noise"
 
-    def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.toward == "data":
             return -path.dalpha(t), -path.dsigma(t)
         return path.dalpha(t), path.dsigma(t)
@@ -92,7 +92,7 @@ class Flow(Parameterisation):
 class V(Parameterisation):
     """alpha eps - sigma x0 (Salimans & Ho 2022)."""
 
-    def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         return -path.sigma(t), path.alpha(t)
 
 
@@ -100,15 +100,15 @@ class V(Parameterisation):
 class Score(Parameterisation):
     """grad log p_t(x) = -eps / sigma (Song et al. 2021)."""
 
-    def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), -1 / path.sigma(t)
 
-    def solve(self, path: Path, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
+    def solve(self, path: NoisePath, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
         return Eps().solve(path, x, -expand(path.sigma(t), x) * out, t)
 
 
 @dataclass(frozen=True)
-class EDM(Parameterisation):
+class EDMPrecond(Parameterisation):
     """F of D = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1), for data of a known standard deviation.
 
     Written for any path: with v = alpha^2 sd^2 + sigma^2 the variance of x, c_skip = alpha sd^2 / v,
@@ -119,12 +119,12 @@ class EDM(Parameterisation):
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
-            raise UserError(f"EDM: sigma_data = {self.sigma_data}; it must be positive")
+            raise UserError(f"EDMPrecond: sigma_data = {self.sigma_data}; it must be positive")
 
-    def coefficients(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, sd = path.alpha(t), path.sigma(t), self.sigma_data
         root = self.scale(path, t).reciprocal()
         return sigma / (sd * root), -alpha * sd / root
 
-    def scale(self, path: Path, t: Tensor) -> Tensor:
+    def scale(self, path: NoisePath, t: Tensor) -> Tensor:
         return ((path.alpha(t) * self.sigma_data) ** 2 + path.sigma(t) ** 2).rsqrt()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 
-__all__ = ["DDPM", "EDM", "VP", "Flow", "Path", "Prediction", "Trig", "expand"]
+__all__ = ["DDPM", "EDM", "VP", "Flow", "NoisePath", "Prediction", "Trig", "expand"]
 
 
 class Prediction(NamedTuple):
@@ -31,7 +31,7 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Path:
+class NoisePath:
     """alpha, sigma and their derivatives; what follows from them is written here once."""
 
     @property
@@ -51,11 +51,11 @@ class Path:
     def dsigma(self, t: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def t_of_lam(self, lam: Tensor) -> Tensor:
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
         """The time of a given half log-SNR; inverse of `lam`."""
         raise NotImplementedError
 
-    def net_time(self, t: Tensor) -> Tensor:
+    def t_to_network(self, t: Tensor) -> Tensor:
         """What a network is told instead of t."""
         return t
 
@@ -80,7 +80,7 @@ class Path:
         da, ds = self.alpha(s) - self.alpha(t), self.sigma(s) - self.sigma(t)
         return x + expand(da, x) * pred.x0 + expand(ds, x) * pred.eps
 
-    def land(self, pred: Prediction, s: Tensor) -> Tensor:
+    def interpolate(self, pred: Prediction, s: Tensor) -> Tensor:
         """alpha_s x0 + sigma_s eps: `mix` for a sampling loop, where s is 0-d and nothing is differentiated by it."""
         return torch.add(pred.x0 * float(self.alpha(s)), pred.eps, alpha=float(self.sigma(s)))
 
@@ -90,7 +90,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Flow(Path):
+class Flow(NoisePath):
     """Rectified flow / flow matching: alpha = 1 - t, sigma = t (Liu et al. 2022, Lipman et al. 2022)."""
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -105,15 +105,15 @@ class Flow(Path):
     def dsigma(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
-    def t_of_lam(self, lam: Tensor) -> Tensor:
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam)
 
-    def land(self, pred: Prediction, s: Tensor) -> Tensor:
+    def interpolate(self, pred: Prediction, s: Tensor) -> Tensor:
         return torch.lerp(pred.x0, pred.eps, s.item())  # in one operation: a small net is not to wait for the loop
 
 
 @dataclass(frozen=True)
-class Trig(Path):
+class Trig(NoisePath):
     """alpha = cos t, sigma = sin t, t in [0, pi/2] (sCM, Lu & Song 2024; the GVP path of SiT)."""
 
     @property
@@ -132,12 +132,12 @@ class Trig(Path):
     def dsigma(self, t: Tensor) -> Tensor:
         return torch.cos(t)
 
-    def t_of_lam(self, lam: Tensor) -> Tensor:
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
         return torch.atan(torch.exp(-lam))
 
 
 @dataclass(frozen=True)
-class EDM(Path):
+class EDM(NoisePath):
     """Variance exploding with t = sigma: alpha = 1 (Karras et al. 2022). Networks are told ln(sigma) / 4."""
 
     sigma_max: float = 80.0
@@ -162,15 +162,15 @@ class EDM(Path):
     def dsigma(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
-    def t_of_lam(self, lam: Tensor) -> Tensor:
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
         return torch.exp(-lam)
 
-    def net_time(self, t: Tensor) -> Tensor:
+    def t_to_network(self, t: Tensor) -> Tensor:
         return t.log() / 4
 
 
 @dataclass(frozen=True)
-class LogAlpha(Path):
+class LogAlpha(NoisePath):
     """Variance preserving paths, alpha^2 + sigma^2 = 1, given by L(t) = log alpha(t) and its slope."""
 
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class LogAlpha(Path):
     def lam(self, t: Tensor) -> Tensor:
         return self.log_alpha(t) - self.sigma(t).log()
 
-    def t_of_lam(self, lam: Tensor) -> Tensor:
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
         return self.t_of_log_alpha(-torch.nn.functional.softplus(-2 * lam) / 2)
 
 
@@ -282,5 +282,5 @@ class DDPM(LogAlpha):
         """Index k of the table cell [k, k + 1] that holds t."""
         return t.detach().floor().long().clamp(0, self.steps - 1)
 
-    def net_time(self, t: Tensor) -> Tensor:
+    def t_to_network(self, t: Tensor) -> Tensor:
         return t - 1

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.sampling import Solver, integrate
 from gen.diffusion.tap import Tap
 
-__all__ = ["foresee", "rehearse"]
+__all__ = ["evaluation_times", "precompute_modulations"]
 
 
 class Free:
     """A denoiser that costs nothing and keeps the times it was asked about."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: NoisePath):
         self.path = path
         self.asked: list[float] = []
 
@@ -40,7 +40,7 @@ class Free:
         return cond
 
 
-def rehearse(path: Path, grid: Tensor | Sequence[float], solver: Solver, ndim: int = 2) -> list[float]:
+def evaluation_times(path: NoisePath, grid: Tensor | Sequence[float], solver: Solver, ndim: int = 2) -> list[float]:
     """The distinct times at which a loop over an x of so many dimensions evaluates, falling.
 
     Where the data decide, those of a trivial case.
@@ -51,7 +51,7 @@ def rehearse(path: Path, grid: Tensor | Sequence[float], solver: Solver, ndim: i
 
 
 @dataclass(frozen=True, eq=False)
-class Foreseen(Denoiser):
+class PrecomputedDenoiser(Denoiser):
     """A denoiser with its modulations at some times at hand; at others it computes them."""
 
     table: Any
@@ -65,7 +65,9 @@ class Foreseen(Denoiser):
         return super().output(x, t, about, s=s, tap=tap)
 
 
-def foresee(f: Denoise, grid: Tensor | Sequence[float], solver: Solver, cond: Cond, like: Tensor) -> Denoise:
+def precompute_modulations(
+    f: DenoiserLike, grid: Tensor | Sequence[float], solver: Solver, cond: Cond, like: Tensor
+) -> DenoiserLike:
     """f with what it can compute in advance for a loop of this solver; f itself where its network foresees nothing.
 
     At the times that are foreseen no embedding of time is computed, and taps meet no site "time".
@@ -75,9 +77,9 @@ def foresee(f: Denoise, grid: Tensor | Sequence[float], solver: Solver, cond: Co
     table: Any = getattr(f.net, "table", None) if isinstance(f, Denoiser) else None
     if not isinstance(f, Denoiser) or table is None:
         return f
-    times = rehearse(f.path, grid, solver, like.ndim)
+    times = evaluation_times(f.path, grid, solver, like.ndim)
     t = torch.tensor(times, dtype=torch.float64)
-    made = table(f.net_time(t, like.new_empty(len(times), 1)), cond)
+    made = table(f.t_to_network(t, like.new_empty(len(times), 1)), cond)
     if made is None:
         return f
-    return Foreseen(f.net, f.path, f.param, made, {time: i for i, time in enumerate(times)})
+    return PrecomputedDenoiser(f.net, f.path, f.parameterisation, made, {time: i for i, time in enumerate(times)})

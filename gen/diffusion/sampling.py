@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
-from gen.diffusion.path import Path, Prediction
-from gen.diffusion.tap import Context, Located, Placed, Tap
+from gen.diffusion.path import NoisePath, Prediction
+from gen.diffusion.tap import BoundTap, Context, ContextualTap, Tap
 
-__all__ = ["Evaluate", "Solver", "integrate"]
+__all__ = ["DenoiseFn", "Solver", "integrate"]
 
 
-class Evaluate(Protocol):
+class DenoiseFn(Protocol):
     """A denoiser as a solver sees it: the condition and the tap are already bound."""
 
     def __call__(self, x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction: ...
@@ -46,27 +46,27 @@ class Solver(Protocol):
         ...
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, Any]:
         """x [B, ...] at s, and the next state. `noise()` is this step's unit noise, shaped as x."""
         ...
 
 
 def integrate(
-    f: Denoise,
+    f: DenoiserLike,
     x: Tensor,
     grid: Tensor | Sequence[float],
     solver: Solver,
     *,
     cond: Cond | None = None,
     noise: Noise | None = None,
-    tap: Tap | Located | None = None,
+    tap: Tap | ContextualTap | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """x [B, ...] at grid[0] carried to grid[-1].
 
-    grid: N + 1 falling times. noise: needed by stochastic solvers only. tap: seen by every evaluation; a Located one,
-    such as a cache's run, is told each time which it is. watch(i, t, x) is called after every step.
+    grid: N + 1 falling times. noise: needed by stochastic solvers only. tap: seen by every evaluation; a ContextualTap
+    one, such as a cache's run, is told each time which it is. watch(i, t, x) is called after every step.
     Raises UserError for a grid that does not fall, NonFinite if a step leaves the real numbers.
     """
     times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
@@ -84,8 +84,8 @@ def integrate(
             raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
         return noise.normal(i, x.shape[1:]).to(x)
 
-    located = tap if tap is not None and isinstance(tap, Located) else None
-    evaluate: Evaluate = f if cond is None and tap is None else partial(f, cond=cond, tap=tap)  # type: ignore[arg-type]
+    located = tap if tap is not None and isinstance(tap, ContextualTap) else None
+    evaluate: DenoiseFn = f if cond is None and tap is None else partial(f, cond=cond, tap=tap)  # type: ignore[arg-type]
     state = solver.init()
     for i, (t, s) in enumerate(itertools.pairwise(points)):
         place = evaluate if located is None else _placed(f, cond, located, i, steps)
@@ -98,7 +98,7 @@ def integrate(
     return x
 
 
-def _placed(f: Denoise, cond: Cond | None, tap: Located, step: int, steps: int) -> Evaluate:
+def _placed(f: DenoiserLike, cond: Cond | None, tap: ContextualTap, step: int, steps: int) -> DenoiseFn:
     """The evaluations of one step, for a tap that is to be told which each of them is."""
     stages = itertools.count()
 
@@ -106,6 +106,6 @@ def _placed(f: Denoise, cond: Cond | None, tap: Located, step: int, steps: int) 
         if t.ndim:
             raise UserError("a cache is told one time for the whole batch, and this solver gives each sample its own")
         context = Context(step, steps, next(stages), float(t))
-        return f(x, t, cond, s=s, tap=Placed(tap, context))
+        return f(x, t, cond, s=s, tap=BoundTap(tap, context))
 
     return evaluate

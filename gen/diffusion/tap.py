@@ -1,7 +1,8 @@
 """The one seam into a network: every block calls `h = h + (f(h) if tap is None else tap("blocks.3.attn", f, h))`.
 
 Feature alignment, caches, layer skipping, pruning scores and statistics are taps; nothing ever patches `forward`.
-A tap that depends on where in a sampling loop it is called says so by being a Located: it is told, it never counts.
+A tap that depends on where in a sampling loop it is called says so by being a ContextualTap: it is told, it never
+counts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Compute", "Context", "Located", "Record", "Skip", "Tap", "branch"]
+__all__ = ["Chain", "Compute", "Context", "ContextualTap", "Record", "Skip", "Tap", "with_branch"]
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -40,28 +41,28 @@ class Context:
 
 
 @runtime_checkable
-class Located(Protocol):
+class ContextualTap(Protocol):
     """A tap with a place: `at(context)` is the tap to use for one evaluation there."""
 
-    def at(self, context: Context) -> Tap: ...
+    def bind(self, context: Context) -> Tap: ...
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A Located tap at a context; guides move it to another branch."""
+class BoundTap:
+    """A contextual tap at a context; guides move it to another branch."""
 
-    tap: Located
+    tap: ContextualTap
     context: Context
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
-        return self.tap.at(self.context)(site, compute, h)
+        return self.tap.bind(self.context)(site, compute, h)
 
 
-def branch(tap: Tap | None, name: str) -> Tap | None:
+def with_branch(tap: Tap | None, name: str) -> Tap | None:
     """The tap for another branch of the same evaluation: what a guide hands to its second network call."""
-    if isinstance(tap, Placed):
-        return Placed(tap.tap, replace(tap.context, branch=name))
-    return Chain(tuple(branch(t, name) or t for t in tap.taps)) if isinstance(tap, Chain) else tap
+    if isinstance(tap, BoundTap):
+        return BoundTap(tap.tap, replace(tap.context, branch=name))
+    return Chain(tuple(with_branch(t, name) or t for t in tap.taps)) if isinstance(tap, Chain) else tap
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["Integers", "Karras", "LogNormal", "LogitNormal", "Mode", "Point", "Shifted", "Times", "UShaped", "Uniform"]
 
@@ -23,10 +23,10 @@ __all__ = ["Integers", "Karras", "LogNormal", "LogitNormal", "Mode", "Point", "S
 class Times:
     """A density over [0, t1]."""
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         raise NotImplementedError
 
-    def fixed(self, path: Path, n: int = 8) -> Tensor:
+    def fixed(self, path: NoisePath, n: int = 8) -> Tensor:
         """The midpoints of n equal shares of the density, without repeats: where validation losses are measured."""
         times: Tensor = torch.unique(self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n, path))
         return times
@@ -43,7 +43,7 @@ class Uniform(Times):
         if not 0 <= self.low < self.high <= 1:
             raise UserError(f"Uniform: low = {self.low}, high = {self.high}; it must be 0 <= low < high <= 1")
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return (self.low + (self.high - self.low) * u) * path.t1
 
 
@@ -51,7 +51,7 @@ class Uniform(Times):
 class Integers(Times):
     """Uniform over t = 1, 2, ..., t1: the entries of a discrete DDPM table."""
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return 1 + (u * path.t1).floor()
 
 
@@ -65,7 +65,7 @@ class Point(Times):
         if not 0 < self.where <= 1:
             raise UserError(f"Point: where = {self.where}; it must be in (0, 1]")
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return torch.full_like(u, self.where * path.t1)
 
 
@@ -79,7 +79,7 @@ class LogitNormal(Times):
     def __post_init__(self) -> None:
         _positive("LogitNormal", self.std)
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t1 * torch.sigmoid(self.mean + self.std * _normal(u))
 
 
@@ -97,8 +97,8 @@ class LogNormal(Times):
     def __post_init__(self) -> None:
         _positive("LogNormal", self.std)
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
-        return path.t_of_lam(-(self.mean + self.std * _normal(u))).clamp(max=path.t1)
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
+        return path.t_from_lambda(-(self.mean + self.std * _normal(u))).clamp(max=path.t1)
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class Karras(Times):
                 "it must be 0 < lowest < highest and rho > 0"
             )
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         ends = self.lowest ** (1 / self.rho), self.highest ** (1 / self.rho)
         ratio = (ends[0] + (self.low + (self.high - self.low) * u) * (ends[1] - ends[0])) ** self.rho
-        return path.t_of_lam(-ratio.log()).clamp(max=path.t1)
+        return path.t_from_lambda(-ratio.log()).clamp(max=path.t1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class UShaped(Times):
     def __post_init__(self) -> None:
         _positive("UShaped", self.sharpness)
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t1 * (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness)
 
 
@@ -162,7 +162,7 @@ class Mode(Times):
         if not -1 <= self.scale <= highest:
             raise UserError(f"Mode: scale = {self.scale}; it must be from -1 to {highest:.6f}")
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t1 * (u - self.scale * (torch.sin(math.pi / 2 * u) ** 2 - u)).clamp(0, 1)
 
 
@@ -191,11 +191,11 @@ class Shifted(Times):
         """The shift, given or from dim."""
         return self.shift if self.dim is None else math.sqrt(self.dim / self.base)
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         t: Tensor = self.inner.at(u, path)
         if self.factor == 1:
             return t
-        return path.t_of_lam(path.lam(t) - math.log(self.factor)).clamp(0, path.t1)
+        return path.t_from_lambda(path.lam(t) - math.log(self.factor)).clamp(0, path.t1)
 
 
 def _normal(u: Tensor) -> Tensor:

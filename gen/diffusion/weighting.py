@@ -13,19 +13,19 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.parameterisation import Parameterisation
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["EDM", "MinSNR", "Sigmoid", "Uniform", "Weighting", "errors"]
 
 
-def errors(path: Path, param: Parameterisation, t: Tensor) -> tuple[Tensor, Tensor]:
+def errors(path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> tuple[Tensor, Tensor]:
     """The errors of x0 and of eps, without sign, that an error of 1 in the output means.
 
     Where the SNR is 0 or infinite and the output says nothing of the one (det = 0), it is still told of the other: the
     limits are 1 / a and 1 / b, so that zero-terminal schedules train.
     """
-    a, b = param.coefficients(path, t)
-    det = param.det(path, t)
+    a, b = parameterisation.coefficients(path, t)
+    det = parameterisation.det(path, t)
     silent = det == 0
     x0_error = torch.where(silent, 1 / a, path.sigma(t) / det).abs()
     return x0_error, torch.where(silent, 1 / b, path.alpha(t) / det).abs()
@@ -35,7 +35,7 @@ def errors(path: Path, param: Parameterisation, t: Tensor) -> tuple[Tensor, Tens
 class Weighting:
     """`weight` maps times [B] to factors [B]."""
 
-    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+    def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -43,7 +43,7 @@ class Weighting:
 class Uniform(Weighting):
     """1 in the space the network predicts in: "simple" for eps, flow matching for flow."""
 
-    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+    def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
 
@@ -57,8 +57,8 @@ class MinSNR(Weighting):
         if not self.gamma > 0:
             raise UserError(f"MinSNR: gamma = {self.gamma}; it must be positive")
 
-    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
-        x0_error, eps_error = errors(path, param, t)
+    def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
+        x0_error, eps_error = errors(path, parameterisation, t)
         return torch.minimum(eps_error**2, self.gamma * x0_error**2)  # snr |x0 error|^2 = |eps error|^2
 
 
@@ -68,8 +68,8 @@ class Sigmoid(Weighting):
 
     bias: float = -1.0
 
-    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
-        return torch.sigmoid(self.bias - 2 * path.lam(t)) * errors(path, param, t)[1] ** 2
+    def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
+        return torch.sigmoid(self.bias - 2 * path.lam(t)) * errors(path, parameterisation, t)[1] ** 2
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,6 @@ class EDM(Weighting):
         if not self.sigma_data > 0:
             raise UserError(f"EDM: sigma_data = {self.sigma_data}; it must be positive")
 
-    def weight(self, path: Path, param: Parameterisation, t: Tensor) -> Tensor:
+    def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         variance = (path.alpha(t) * self.sigma_data) ** 2 + path.sigma(t) ** 2
-        return variance / (self.sigma_data * param.det(path, t)) ** 2
+        return variance / (self.sigma_data * parameterisation.det(path, t)) ** 2

@@ -18,8 +18,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from gen.diffusion.denoiser import Cond, Denoise
-from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.sampling import Solver, integrate
 from gen.diffusion.tap import Tap
 
@@ -30,7 +30,7 @@ __all__ = ["Gaussian", "Mixture", "error_ratio", "euler_std", "measured_order", 
 class Gaussian:
     """Data N(mean, diag(std^2)), mean and std [D]. Given a target time s it is its own exact flow map."""
 
-    path: Path
+    path: NoisePath
     mean: Tensor
     std: Tensor
 
@@ -75,7 +75,7 @@ class Mixture:
     The condition {"y": [B]} keeps the components of that class; `classes`, one more than the last label, keeps all.
     """
 
-    path: Path
+    path: NoisePath
     means: Tensor
     stds: Tensor
     weights: Tensor
@@ -149,7 +149,7 @@ class Mixture:
         return alpha, (alpha * self.stds) ** 2 + sigma**2
 
 
-def chord(path: Path, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Prediction:
+def chord(path: NoisePath, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Prediction:
     """The constant x0 and eps that lead from x at t straight to `end` at s: what a flow map predicts."""
     alpha_t, sigma_t, alpha_s, sigma_s = (
         expand(c, x) for c in (path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s))
@@ -160,7 +160,7 @@ def chord(path: Path, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Predictio
 
 def measured_order(
     solver: Solver,
-    f: Denoise,
+    f: DenoiserLike,
     x: Tensor,
     start: float,
     end: float,
@@ -179,7 +179,7 @@ def measured_order(
     return -float((centred[:, 0] * centred[:, 1]).sum() / (centred[:, 0] ** 2).sum())
 
 
-def runge_kutta(f: Denoise, x: Tensor, start: float, end: float, steps: int) -> Tensor:
+def runge_kutta(f: DenoiserLike, x: Tensor, start: float, end: float, steps: int) -> Tensor:
     """The probability-flow ODE by the classical fourth-order rule: the yardstick of `measured_order`."""
     times = torch.linspace(start, end, steps + 1, dtype=torch.float64)
 
@@ -209,7 +209,7 @@ def euler_std(std: float, steps: int) -> float:
     return product
 
 
-def straightness(f: Denoise, x: Tensor, steps: int = 128) -> float:
+def straightness(f: DenoiserLike, x: Tensor, steps: int = 128) -> float:
     """Mean over dimensions and time of (dx/dt - (x(t1) - x(0)) / t1)^2 along the ODE from x [B, D] at t1 (rf++)."""
     from gen.config.spec import build
 

@@ -276,7 +276,7 @@ class _Rows:
 
         def uniform(name: str) -> Tensor:
             place = (at - self.start[:, None]).clamp(0, self.wide - 1)
-            return noise.uniforms(f"{name}.{step}", self.wide).to(at.device).gather(1, place)
+            return noise.uniform(f"{name}.{step}", self.wide).to(at.device).gather(1, place)
 
         def draw(logp: Tensor) -> Tensor:
             return how.tokens.draw(logp, uniform("token") if how.tokens.temperature else None)

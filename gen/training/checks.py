@@ -58,10 +58,10 @@ def check_sampler(run: Run) -> None:
         if run.sampler.cache is not None:
             run.sampler.cache.check(run.model)  # a spec knows as well as its network who sees whom
         return
-    if run.param is None:
+    if run.parameterisation is None:
         raise UserError("param is none: only paths of masks go without a parameterisation")
     nothing, first = torch.zeros(1, 1), run.sampler.grid.times(run.path, run.sampler.steps)[0]
-    run.param.solve(run.path, nothing, nothing, first)
+    run.parameterisation.solve(run.path, nothing, nothing, first)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

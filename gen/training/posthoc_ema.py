@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.training.ema import Power
 from gen.training.run import run_from, run_spec

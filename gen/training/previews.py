@@ -33,7 +33,7 @@ def _draw(run: Run, how: Sampler, net: nn.Module, data: Any, place: Path, device
     shape = tuple(data[0]["x"].shape)
     if shape[0] not in (1, 3):
         return
-    pipeline = Pipeline(Denoiser(net, run.path, run.param), shape, run.data.classes, how, device=device)
+    pipeline = Pipeline(Denoiser(net, run.path, run.parameterisation), shape, run.data.classes, how, device=device)
     place.parent.mkdir(exist_ok=True)
     pipeline.sample(GRID_SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(place)
 

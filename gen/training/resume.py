@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import gen
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.diffusion.denoiser import Denoiser

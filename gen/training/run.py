@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import build, convert, part, spec_of
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.text.contracts import Decoding
 from gen.training.ema import Classic
@@ -50,19 +50,19 @@ class Run:
     """model has no default; batch_size is the GLOBAL one, over all processes and micro-batches.
 
     data, objective: None for a model that was imported and can be sampled; to train it, set them.
-    path: of numbers (gen/diffusion/path.py), or of masks (gen/text/mask_path.py) for tokens, with param None and a
-    Decoding as sampler. micro_batch_size: samples per process and backward pass; gradients accumulate until the global
-    batch is full. fused: transformer blocks take norms, gates and sums in the fewest passes over memory, which rounds
-    otherwise. shard: of several processes each holds a part of parameters, gradients, averages and optimiser state
-    (FSDP2). clip: the largest gradient norm. *_every: in steps, 0 for never. keep: how many checkpoints stay, at least
-    2. teacher: the run folder a distiller learns from. init: a run folder whose weights the training starts from.
+    path: of numbers (gen/diffusion/path.py), or of masks (gen/text/mask_path.py) for tokens, with parameterisation None
+    and a Decoding as sampler. micro_batch_size: samples per process and backward pass; gradients accumulate until the
+    global batch is full. fused: transformer blocks take norms, gates and sums in the fewest passes over memory, which
+    rounds otherwise. shard: of several processes each holds a part of parameters, gradients, averages and optimiser
+    state (FSDP2). clip: the largest gradient norm. *_every: in steps, 0 for never. keep: how many checkpoints stay, at
+    least 2. teacher: the run folder a distiller learns from. init: a run folder whose weights the training starts from.
     """
 
     model: Any = part("models")
     data: Any = part("data", default=None)
     objective: Any = part("training.objectives", "distillers", default=None)
     path: Any = part("diffusion.path", "text.mask_path", default=Flow())
-    param: Any = part("diffusion.parameterisation", default=FlowParam())
+    parameterisation: Any = part("diffusion.parameterisation", default=Velocity())
     optim: Any = part("training.optim", default=AdamW())
     schedule: Any = part("training.schedules", default=Constant())
     ema: Any = part("training.ema", default=(Classic(),))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.training.distributed import parted, whole
 
 __all__ = ["fuse", "optimisers", "trained", "unpack", "weights"]

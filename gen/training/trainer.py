@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
@@ -131,7 +131,7 @@ class Trainer:
         self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         if self.accelerator.scaler is not None and self.scaler_state:
             self.accelerator.scaler.load_state_dict(self.scaler_state)
-        self.trained = {role: Denoiser(net, run.path, run.param) for role, net in wrapped.items()}
+        self.trained = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
         self.roles = self.trained if self.teacher is None else {**self.trained, "teacher": self.teacher}
         world = self.accelerator.num_processes
         if run.batch_size % world:
@@ -315,7 +315,7 @@ class Trainer:
         n = min(len(self.held_out), VALIDATION_SAMPLES)
         items = torch.utils.data.default_collate([{**self.held_out[i], "index": i} for i in range(n)])
         batch = self._batch(items, -1)
-        roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.param)}
+        roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
         return float(self.run.objective.validate(roles, batch))
 
     def draw(self) -> None:

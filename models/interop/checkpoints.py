@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, find, name_of, names
 from gen.models.interop.lib.inferred import Found, Origin

@@ -18,8 +18,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import X0, Eps, V
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
@@ -112,14 +111,14 @@ def _config(model: DiT) -> dict[str, Any]:
 def _note(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
     """What config.json cannot say, and `gen import` reads back."""
     fields = {key: getattr(model, key) for key in ("time_scale", "t_one", "freq_shift")}
-    return {"model": fields, "path": spec_of(denoiser.path), "param": spec_of(denoiser.param)}
+    return {"model": fields, "path": spec_of(denoiser.path), "parameterisation": spec_of(denoiser.parameterisation)}
 
 
 def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
     """A scheduler whose timesteps and predictions are exactly this model's, if diffusers has one."""
-    path, param, place = denoiser.path, denoiser.param, "scheduler/scheduler_config.json"
+    path, parameterisation, place = denoiser.path, denoiser.parameterisation, "scheduler/scheduler_config.json"
     told = (model.time_scale, model.t_one)
-    if isinstance(path, DDPM) and type(param) in PREDICTIONS and told == (1.0, "noise"):
+    if isinstance(path, DDPM) and type(parameterisation) in PREDICTIONS and told == (1.0, "noise"):
         table = {
             "beta_schedule": SCHEDULES[path.schedule],
             "num_train_timesteps": path.steps,
@@ -127,8 +126,8 @@ def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
             "beta_end": path.beta_end,
         }
         fixed = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": True}
-        return {place: {**fixed, "prediction_type": PREDICTIONS[type(param)], **table}}
-    if isinstance(path, Flow) and param == FlowParam() and told == (1000.0, "noise"):
+        return {place: {**fixed, "prediction_type": PREDICTIONS[type(parameterisation)], **table}}
+    if isinstance(path, Flow) and parameterisation == Velocity() and told == (1000.0, "noise"):
         return {place: {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}}
     return {}
 
@@ -150,8 +149,8 @@ def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, schedule
         + ("the output is gen's to rounding\n" if drift == 0 else f"{exact}\n")
         + f"- `timestep` is {told}; it may be a fraction\n"
         + f"- `class_labels` are 0 to {model.classes - 1}; {model.classes} is no class\n"
-        + f"- the output's first {model.channels} channels are `{json.dumps(spec_of(denoiser.param))}` on the path "
-        + f"`{json.dumps(spec_of(denoiser.path))}`{', the others unused' if model.learn_sigma else ''}\n"
+        + f"- the output's first {model.channels} channels are `{json.dumps(spec_of(denoiser.parameterisation))}` "
+        + f"on the path `{json.dumps(spec_of(denoiser.path))}`{', the others unused' if model.learn_sigma else ''}\n"
         + ("- scheduler/ has exactly these conventions\n" if scheduler else "- diffusers has no scheduler of these\n")
         + "- there is no model_index.json: the autoencoder that a DiTPipeline needs is not gen's\n"
     )

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Eps, Parameterisation
-from gen.diffusion.path import DDPM, Path
+from gen.diffusion.path import DDPM, NoisePath
 from gen.diffusion.tap import Tap
 from gen.models.layers.block import modulate, visit
 
 __all__ = ["DiffusersDiT", "denoiser"]
 
 
-def denoiser(transformer: nn.Module, path: Path | None = None, param: Parameterisation | None = None) -> Denoiser:
+def denoiser(
+    transformer: nn.Module, path: NoisePath | None = None, parameterisation: Parameterisation | None = None
+) -> Denoiser:
     """A DiTTransformer2DModel as a Denoiser; the defaults are those of the published weights, eps on DDPM's table.
 
     Theirs counts timesteps 0 .. 999, ours t = 1 .. 1000 with 0 for clean data; DDPM tells the network t - 1.
     """
-    return Denoiser(DiffusersDiT(transformer).eval(), path or DDPM(), param or Eps())
+    return Denoiser(DiffusersDiT(transformer).eval(), path or DDPM(), parameterisation or Eps())
 
 
 class DiffusersDiT(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config.checkpoint import read_json
+from gen.config.checkpoints import read_json
 from gen.config.errors import UserError
 
 __all__ = ["State", "Weights", "read", "read_torch"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.diffusion.sampling import Solver, integrate
 from gen.diffusion.tap import Context
@@ -50,7 +50,7 @@ class DDTShared:
 
 
 def similarity(
-    f: Denoise,
+    f: DenoiserLike,
     x: Tensor,
     times: Tensor | Sequence[float],
     solver: Solver,

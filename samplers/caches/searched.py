@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path as File
+from pathlib import Path
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ class Searched:
 
     def start(self, steps: int) -> LayerRun:
         try:
-            found = json.loads(File(self.file).read_text(encoding="utf-8"))
+            found = json.loads(Path(self.file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read a searched mask from {self.file}: {' '.join(str(error).split())}") from error
         mask, sites = (found.get(key) if isinstance(found, dict) else None for key in ("mask", "sites"))
@@ -43,14 +43,14 @@ class Searched:
 
 @dataclass(frozen=True)
 class LayerRun:
-    """A Located tap for one walk: mask[step][k] says whether sites[k] is computed."""
+    """A contextual tap for one walk: mask[step][k] says whether sites[k] is computed."""
 
     mask: tuple[tuple[bool, ...], ...]
     sites: tuple[str, ...]
     seen: dict[Context, None] = field(default_factory=dict, compare=False)
     met: dict[str, None] = field(default_factory=dict, compare=False)  # the network's sites
 
-    def at(self, context: Context) -> Tap:
+    def bind(self, context: Context) -> Tap:
         if context not in self.seen:
             self._check()
             self.seen[context] = None

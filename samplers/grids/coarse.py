@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 from gen.samplers.grids.karras import Karras
 
 __all__ = ["Coarse"]
@@ -30,7 +30,7 @@ class Coarse:
         if self.of < 1:
             raise UserError(f"Coarse: of = {self.of}; it must be at least 1")
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         if steps > self.of:
             raise UserError(f"Coarse: {steps} steps are more than the {self.of} of the grid they are taken from")
         fine: Tensor = self.inner.times(path, self.of)

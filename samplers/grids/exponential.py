@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["Exponential"]
 
@@ -27,7 +27,7 @@ class Exponential:
                 f"Exponential: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}; it must be 0 < min < max"
             )
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)
         top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # no path is asked for more noise than it has
         if not top > self.sigma_min:
@@ -35,4 +35,4 @@ class Exponential:
                 f"Exponential: sigma_min = {self.sigma_min}; it must be below this path's top level, {top:g}"
             )
         lam = torch.linspace(-math.log(top), -math.log(self.sigma_min), steps, dtype=torch.float64)
-        return torch.cat([path.t_of_lam(lam).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])
+        return torch.cat([path.t_from_lambda(lam).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["Given", "checked"]
 
@@ -19,11 +19,11 @@ class Given:
 
     values: tuple[float, ...]
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         return checked(self.values, path, steps, "Given")
 
 
-def checked(values: tuple[float, ...], path: Path, steps: int, whose: str) -> Tensor:
+def checked(values: tuple[float, ...], path: NoisePath, steps: int, whose: str) -> Tensor:
     """The times as a grid; UserError if they are none of this path or not for so many steps."""
     times = torch.tensor(values, dtype=torch.float64)
     if len(values) < 2 or not bool((times.diff() < 0).all()) or values[-1] != 0 or not values[0] <= path.t1:

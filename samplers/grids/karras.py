@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["Karras"]
 
@@ -28,11 +28,11 @@ class Karras:
                 "it must be 0 < min < max and rho > 0"
             )
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)
         top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # no path is asked for more noise than it has
         if not top > self.sigma_min:
             raise UserError(f"Karras: sigma_min = {self.sigma_min}; it must be below this path's top level, {top:g}")
         ends = top ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         sigma = torch.linspace(*ends, steps, dtype=torch.float64) ** self.rho
-        return torch.cat([path.t_of_lam(-sigma.log()).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])
+        return torch.cat([path.t_from_lambda(-sigma.log()).clamp(max=path.t1), torch.zeros(1, dtype=torch.float64)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["Linear"]
 
@@ -23,5 +23,5 @@ class Linear:
         if not 0 < self.start <= 1:
             raise UserError(f"Linear: start = {self.start}; it must be in (0, 1]")
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         return torch.linspace(self.start * path.t1, 0, steps + 1, dtype=torch.float64)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 from gen.samplers.grids.given import checked
 
 __all__ = ["Searched"]
@@ -26,7 +26,7 @@ class Searched:
 
     file: str
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         found = self.read()
         if build("diffusion.path", found["path"]) != path:
             raise UserError(f"{self.file} holds times for the path {found['path']}, not for {spec_of(path)}")
@@ -35,7 +35,7 @@ class Searched:
     def read(self) -> dict[str, Any]:
         """The file's content, known to have a path and a list of numbers."""
         try:
-            found = json.loads(File(self.file).read_text())
+            found = json.loads(Path(self.file).read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read searched times from {self.file}: {' '.join(str(error).split())}") from error
         times = found.get("times") if isinstance(found, dict) else None

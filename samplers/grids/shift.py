@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["Shift"]
 
@@ -47,6 +47,6 @@ class Shift:
         slope = (self.max_mu - self.base_mu) / (self.max_tokens - self.base_tokens)
         return math.exp(self.base_mu + slope * (self.tokens - self.base_tokens))
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         u, s = torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.factor
         return path.t1 * (s * u / (s * u + (1 - u)))  # so written, u = 1 stays 1 exactly

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
+from gen.diffusion.path import NoisePath
 
 __all__ = ["Timesteps"]
 
@@ -42,7 +42,7 @@ class Timesteps:
             return torch.linspace(0, self.total - 1, steps, dtype=torch.float64).round().flip(0)
         return (i * (self.total // steps)).flip(0) + self.offset
 
-    def times(self, path: Path, steps: int) -> Tensor:
+    def times(self, path: NoisePath, steps: int) -> Tensor:
         entries = self.entries(steps)
         if float(entries[0]) >= self.total:
             raise UserError(f"Timesteps: {steps} leading steps from offset {self.offset} leave a table of {self.total}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.parameterisation import X0
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import Pair, Rule, dot
 
 __all__ = ["APG"]
@@ -41,7 +41,7 @@ class APG(Pair):
     def rule(self, times: Tensor) -> Rule:
         total: Tensor | None = None  # of the differences so far
 
-        def rule(path: Path, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
+        def rule(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             nonlocal total
             d = c.x0 - u.x0
             if total is not None and not bool((t >= times[0]).all()):

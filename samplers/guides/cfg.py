@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import Pair, Rule, towards
 
 __all__ = ["CFG"]
@@ -25,7 +25,7 @@ class CFG(Pair):
     u_alone: ClassVar[float | None] = 0.0
 
     def rule(self, times: Tensor) -> Rule:
-        def rule(path: Path, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
+        def rule(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             return towards(u, c, self.scale)
 
         return rule

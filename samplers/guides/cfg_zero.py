@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.parameterisation import Flow
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.parameterisation import Velocity
+from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import Pair, Rule, dot
 
 __all__ = ["CFGZero"]
@@ -28,7 +28,7 @@ class CFGZero(Pair):
     """
 
     zero_steps: int = 1
-    space: Any = part("diffusion.parameterisation", default=Flow())
+    space: Any = part("diffusion.parameterisation", default=Velocity())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class CFGZero(Pair):
         return times[self.zero_steps :]
 
     def rule(self, times: Tensor) -> Rule:
-        def rule(path: Path, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
+        def rule(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             of_c, of_u = self.space.target(path, *c, t), self.space.target(path, *u, t)
             share = dot(of_c, of_u) / dot(of_u, of_u).clamp(min=torch.finfo(torch.float32).tiny)
             base = share.to(of_u) * of_u

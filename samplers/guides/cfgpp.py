@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import Pair, Rule, towards
 
 __all__ = ["CFGpp"]
@@ -28,7 +28,7 @@ class CFGpp(Pair):
     u_alone: ClassVar[float | None] = 0.0
 
     def rule(self, times: Tensor) -> Rule:
-        def rule(path: Path, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
+        def rule(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             return Prediction(towards(u, c, self.scale).x0, u.eps)
 
         return rule

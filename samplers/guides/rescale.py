@@ -11,7 +11,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.spec import build, part
 from gen.diffusion.parameterisation import V
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import Pair, Rule, dot, towards
 
 __all__ = ["Rescale"]
@@ -36,7 +36,7 @@ class Rescale(Pair):
             raise UserError(f"Rescale: phi = {self.phi}; it must be in [0, 1]")
 
     def rule(self, times: Tensor) -> Rule:
-        def rule(path: Path, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
+        def rule(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             g = self.space.target(path, *towards(u, c, self.scale), t)
             ratio = spread(self.space.target(path, *c, t)) / spread(g).clamp(min=torch.finfo(x.dtype).tiny)
             guided: Prediction = self.space.solve(path, x, (self.phi * ratio + 1 - self.phi).to(g) * g, t)

@@ -19,7 +19,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import Parameterisation
-from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.sampling import Solver
 
 __all__ = ["Output", "Scheduler", "as_scheduler"]
@@ -41,15 +41,21 @@ class Asked(Exception):
 
 
 def as_scheduler(
-    solver: Solver, path: Path, param: Parameterisation, grid: Any, *, seed: int = 0, time_scale: float = 1.0
+    solver: Solver,
+    path: NoisePath,
+    parameterisation: Parameterisation,
+    grid: Any,
+    *,
+    seed: int = 0,
+    time_scale: float = 1.0,
 ) -> Scheduler:
     """`pipe.scheduler = as_scheduler(solver, DDPM(), Eps(), grid)`.
 
     path and param: those of the pipeline's network; grid: an object of samplers/grids. time_scale: the network is told
-    path.net_time(t) times this, which is 1000 for diffusers' flow transformers and 1 for those of DDPM. seed: of the
-    noise of stochastic solvers, unless the pipeline hands a generator to `step`.
+    path.t_to_network(t) times this, which is 1000 for diffusers' flow transformers and 1 for those of DDPM. seed: of
+    the noise of stochastic solvers, unless the pipeline hands a generator to `step`.
     """
-    return Scheduler(solver, path, param, grid, seed, time_scale)
+    return Scheduler(solver, path, parameterisation, grid, seed, time_scale)
 
 
 class Scheduler:
@@ -63,11 +69,17 @@ class Scheduler:
     order = 1
 
     def __init__(
-        self, solver: Solver, path: Path, param: Parameterisation, grid: Any, seed: int = 0, time_scale: float = 1.0
+        self,
+        solver: Solver,
+        path: NoisePath,
+        parameterisation: Parameterisation,
+        grid: Any,
+        seed: int = 0,
+        time_scale: float = 1.0,
     ):
-        self.solver, self.path, self.param, self.grid = solver, path, param, grid
+        self.solver, self.path, self.parameterisation, self.grid = solver, path, parameterisation, grid
         self.seed, self.time_scale = seed, time_scale
-        self.config: dict[str, Any] = {"num_train_timesteps": 1000, "prediction_type": type(param).__name__}
+        self.config: dict[str, Any] = {"num_train_timesteps": 1000, "prediction_type": type(parameterisation).__name__}
         self.timesteps: Any = None
         self.times = torch.tensor([path.t1, 0.0], dtype=torch.float64)
 
@@ -94,7 +106,7 @@ class Scheduler:
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The network's input for a sample [B, ...]: c_in of EDM, otherwise the sample."""
         t = self.asked.t if self.asked else self.times[0 if timestep is None else self._step_at(timestep)]
-        return expand(self.param.scale(self.path, t), sample) * sample
+        return expand(self.parameterisation.scale(self.path, t), sample) * sample
 
     @property
     def target(self) -> Tensor | None:
@@ -123,7 +135,7 @@ class Scheduler:
         assert asked is not None and x is not None
         if not self.answers:
             self.x = sample if asked.x is x else x + (sample - asked.x)
-        answer = self.param.solve(self.path, sample, model_output, asked.t)
+        answer = self.parameterisation.solve(self.path, sample, model_output, asked.t)
         self.answers.append(answer)
         return Output(self._advance(generator), answer.x0)
 
@@ -169,7 +181,7 @@ class Scheduler:
 
     def _told(self, t: Tensor, device: torch.device | str | None) -> Tensor:
         exact = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
-        return (self.path.net_time(t) * self.time_scale).to(device=device, dtype=exact)
+        return (self.path.t_to_network(t) * self.time_scale).to(device=device, dtype=exact)
 
     def _step_at(self, timestep: Any) -> int:
         """The step that begins with this timestep: 0, but for pipelines that start on the way (image to image)."""

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
 from gen.samplers.policies.lib.score import first, score
 from gen.text.contracts import Choice, State, View

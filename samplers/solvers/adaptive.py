@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
-from gen.diffusion.path import Path, expand
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath, expand
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.exponential import base
 
 __all__ = ["Adaptive"]
@@ -60,8 +60,8 @@ class Adaptive:
 
     def step(
         self,
-        f: Evaluate,
-        path: Path,
+        f: DenoiseFn,
+        path: NoisePath,
         x: Tensor,
         t: Tensor,
         s: Tensor,
@@ -75,9 +75,11 @@ class Adaptive:
         if bool((phi > end).any()):
             x, h = self.walk(f, path, x, phi, end, h)
             t = self.time(path, torch.full_like(h, end)) if s == 0 else s
-        return (path.land(f(x, t), s) if s == 0 else x), h
+        return (path.interpolate(f(x, t), s) if s == 0 else x), h
 
-    def walk(self, f: Evaluate, path: Path, x: Tensor, phi: Tensor, end: float, h: Tensor) -> tuple[Tensor, Tensor]:
+    def walk(
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, phi: Tensor, end: float, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """x from one angle phi to another; and step sizes, shaped as h, for the next interval to begin with."""
         y = x / expand(self.radius(path, self.time(path, phi)), x)
         here = self.slope(f, path, y, phi)  # at one time for all, where a prediction that says nothing is refused
@@ -100,7 +102,7 @@ class Adaptive:
         return y * expand(self.radius(path, self.time(path, phi)), y), h
 
     def trial(
-        self, f: Evaluate, path: Path, y: Tensor, here: Slope, phi: Tensor, step: Tensor
+        self, f: DenoiseFn, path: NoisePath, y: Tensor, here: Slope, phi: Tensor, step: Tensor
     ) -> tuple[Tensor, Slope, Tensor]:
         """One step of Bogacki & Shampine's pair: y at phi - step, the slope there, and the error, shaped as phi."""
 
@@ -118,15 +120,15 @@ class Adaptive:
         error = scaled.double().flatten(1).pow(2).mean(1).sqrt().to(phi.device)
         return new, end, error if phi.ndim else error.max()
 
-    def slope(self, f: Evaluate, path: Path, y: Tensor, phi: Tensor) -> Slope:
+    def slope(self, f: DenoiseFn, path: NoisePath, y: Tensor, phi: Tensor) -> Slope:
         t = self.time(path, phi)
         x = y * expand(self.radius(path, t), y)
         pred = f(x, t)
         x0 = base(path, x, pred, t)
         return Slope(expand(torch.cos(phi), y) * pred.eps - expand(torch.sin(phi), y) * x0, pred.x0 - x0)
 
-    def time(self, path: Path, phi: Tensor) -> Tensor:
-        return path.t_of_lam(-torch.tan(phi).log()).clamp(max=path.t1)
+    def time(self, path: NoisePath, phi: Tensor) -> Tensor:
+        return path.t_from_lambda(-torch.tan(phi).log()).clamp(max=path.t1)
 
-    def radius(self, path: Path, t: Tensor) -> Tensor:
+    def radius(self, path: NoisePath, t: Tensor) -> Tensor:
         return torch.hypot(path.alpha(t), path.sigma(t))

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 
 __all__ = ["Anchored"]
 
@@ -42,8 +42,8 @@ class Anchored:
 
     def step(
         self,
-        f: Evaluate,
-        path: Path,
+        f: DenoiseFn,
+        path: NoisePath,
         x: Tensor,
         t: Tensor,
         s: Tensor,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 
 __all__ = ["DDIM"]
 
@@ -41,11 +41,11 @@ class DDIM:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
         pred = f(x, t)
         if not self.eta or s == 0:
-            return path.land(pred, s), None
+            return path.interpolate(pred, s), None
         sigma, h = float(path.sigma(s)), float(path.lam(s) - path.lam(t))
         up = self.eta * sigma * math.sqrt(-math.expm1(-2 * h))
         out = torch.add(pred.x0 * float(path.alpha(s)), pred.eps, alpha=math.sqrt(max(sigma**2 - up**2, 0.0)))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.exponential import Node, add, integrals, remember, usable
 
 __all__ = ["DEIS"]
@@ -44,11 +44,11 @@ class DEIS:
         return ()
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, State]:
         pred = f(x, t)
         here = Node(float(path.lam(t)), pred.eps)
-        out, lam = path.land(pred, s), float(path.lam(s))
+        out, lam = path.interpolate(pred, s), float(path.lam(s))
         nodes = usable(here, state, self.solver_order)
         if math.isfinite(lam) and len(nodes) > 1:
             sigma = float(path.sigma(s))  # alpha_s drho = -sigma_s e^-(lam - lam_s) dlam

@@ -10,8 +10,8 @@ from typing import Literal
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.exponential import Node, add, base, integrals, remember, usable
 
 __all__ = ["DPMpp"]
@@ -47,10 +47,10 @@ class DPMpp:
         return ()
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, State]:
         pred = f(x, t)
-        out = path.land(pred, s)
+        out = path.interpolate(pred, s)
         if self.solver_order == 1:
             return out, ()
         here = Node(float(path.lam(t)), base(path, x, pred, t))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.dpmpp import State, corrections
 from gen.samplers.solvers.lib.exponential import Node, add, base, remember, usable
 
@@ -53,12 +53,12 @@ class DPMppSDE:
         return ()
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, State]:
         pred = f(x, t)
         here = Node(float(path.lam(t)), base(path, x, pred, t))
         if s == 0:
-            return path.land(pred, s), ()
+            return path.interpolate(pred, s), ()
         lam, alpha, sigma = float(path.lam(s)), float(path.alpha(s)), float(path.sigma(s))
         fresh = self.eta * (lam - here.lam) if self.eta else 0.0  # inf in a step from infinite noise
         out = torch.add(pred.x0 * alpha, pred.eps, alpha=sigma * math.exp(-fresh))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.path import Path, Prediction
-from gen.diffusion.sampling import Evaluate, Solver
+from gen.diffusion.path import NoisePath, Prediction
+from gen.diffusion.sampling import DenoiseFn, Solver
 from gen.samplers.solvers.ddim import DDIM
 
 __all__ = ["DualFast"]
@@ -57,7 +57,7 @@ class DualFast:
         return State(self.solver.init())
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, State]:
         seen: list[Prediction] = []
 

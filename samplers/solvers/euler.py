@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 
 __all__ = ["Euler"]
 
@@ -27,6 +27,6 @@ class Euler:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
-        return path.land(f(x, t), s), None
+        return path.interpolate(f(x, t), s), None

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.dpmpp_single import single
 from gen.samplers.solvers.lib.exponential import Node, add, base, integrals, remember, usable
 
@@ -52,17 +52,17 @@ class ExpAB:
         return State()
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, State]:
         pred = f(x, t)
         here = Node(float(path.lam(t)), base(path, x, pred, t))
         after = State(state.done + 1, remember(here, state.history, self.solver_order - 1))
         if s == 0:
-            return path.land(pred, s), after
+            return path.interpolate(pred, s), after
         if self.start == "single" and state.done < self.solver_order - 1:
             return single(f, path, x, pred, t, s, 3), after
         nodes, lam, alpha = usable(here, state.history, self.solver_order), float(path.lam(s)), float(path.alpha(s))
-        out = path.land(pred, s)
+        out = path.interpolate(pred, s)
         if len(nodes) > 1:
             out = add(out, [alpha * w for w in integrals(nodes, nodes[0].lam, lam)], nodes)
         return out, after

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.dpmpp_single import single
 from gen.samplers.solvers.lib.exponential import lagrange, quadrature
 from gen.samplers.solvers.lib.stages import Stage, shift
@@ -55,14 +55,14 @@ class FlowAdams:
         return State()
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, State]:
         pred = f(x, t)
         stages = (Stage.of(path, x, pred, t), *state.history)
         after = State(state.done + 1, stages[: self.solver_order - 1])
         if state.done < self.solver_order - 1 and s > 0:
             return single(f, path, x, pred, t, s, 3), after
-        out = path.land(pred, s)
+        out = path.interpolate(pred, s)
         if len(stages) > 1:
             data, noises = increments(path, [stage.t for stage in stages], float(s))
             for stage, a, b in zip(stages[1:], data[1:], noises[1:], strict=True):
@@ -70,7 +70,7 @@ class FlowAdams:
         return out, after
 
 
-def increments(path: Path, nodes: Sequence[float], s: float) -> tuple[list[float], list[float]]:
+def increments(path: NoisePath, nodes: Sequence[float], s: float) -> tuple[list[float], list[float]]:
     """int alpha' L_j dt and int sigma' L_j dt from nodes[0] to s, L_j the Lagrange polynomials of the nodes."""
     t, weight = quadrature(nodes[0], s)
     ends = lagrange(np.array([nodes[0], s]), nodes)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.stages import Stage, shift
 
 __all__ = ["FlowSDE"]
@@ -48,10 +48,10 @@ class FlowSDE:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
         pred = f(x, t)
-        out = path.land(pred, s)
+        out = path.interpolate(pred, s)
         if s == 0:
             return out, None
         top = torch.tensor(path.t1, dtype=torch.float64)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.stages import Stage, shift
 
 __all__ = ["Heun"]
@@ -54,25 +54,25 @@ class Heun:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
         if self.churn:
             x, t = self.stir(path, x, t, noise)
         pred = f(x, t)
-        euler = path.land(pred, s)
+        euler = path.interpolate(pred, s)
         if s == 0:
             return euler, None
         here, there = Stage.of(path, x, pred, t), Stage.of(path, euler, f(euler, s), s)
         da, ds = float(path.alpha(s) - path.alpha(t)), float(path.sigma(s) - path.sigma(t))
         return shift(euler, here, there, da / 2, ds / 2), None
 
-    def stir(self, path: Path, x: Tensor, t: Tensor, noise: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def stir(self, path: NoisePath, x: Tensor, t: Tensor, noise: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """x and t with noise added; as they are outside [s_min, s_max] and at the top."""
         alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
         if alpha == 0 or sigma / alpha < self.s_min or (self.s_max is not None and sigma / alpha > self.s_max):
             return x, t
         level = torch.tensor(sigma / alpha * (1 + self.churn), dtype=torch.float64)
-        hat = path.t_of_lam(-level.log()).clamp(min=float(t), max=path.t1)
+        hat = path.t_from_lambda(-level.log()).clamp(min=float(t), max=path.t1)
         keep = float(path.alpha(hat)) / alpha
         added = math.sqrt(max(float(path.sigma(hat)) ** 2 - (keep * sigma) ** 2, 0.0))
         return torch.add(x * keep, noise(), alpha=added * self.s_noise), hat

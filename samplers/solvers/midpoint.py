@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.diffusion.path import Path, Prediction
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath, Prediction
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.stages import Stage, shift
 
 __all__ = ["Midpoint", "midpoint"]
@@ -32,15 +32,15 @@ class Midpoint:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
         return midpoint(f, path, x, f(x, t), t, s), None
 
 
-def midpoint(f: Evaluate, path: Path, x: Tensor, pred: Prediction, t: Tensor, s: Tensor) -> Tensor:
+def midpoint(f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor) -> Tensor:
     """x at s by one step from the prediction at (x, t)."""
     m = (t + s) / 2
-    u = path.land(pred, m)
+    u = path.interpolate(pred, m)
     here, there = Stage.of(path, x, pred, t), Stage.of(path, u, f(u, m), m)
     da, ds = float(path.alpha(s) - path.alpha(t)), float(path.sigma(s) - path.sigma(t))
-    return shift(path.land(pred, s), here, there, da, ds)
+    return shift(path.interpolate(pred, s), here, there, da, ds)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.noise import Noise, derive
-from gen.diffusion.path import Path, Prediction, expand
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath, Prediction, expand
+from gen.diffusion.sampling import DenoiseFn
 
 __all__ = ["Recovery"]
 
@@ -51,7 +51,7 @@ class Recovery:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
         if s == 0:
             return f(x, t).x0, None
@@ -61,7 +61,7 @@ class Recovery:
         begun = mean + expand(variance.sqrt(), mean) * first
         return self.langevin(f, path, x, begun, t, s, _further(first, self.refine)), None
 
-    def begin(self, path: Path, pred: Prediction, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def begin(self, path: NoisePath, pred: Prediction, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The ancestral step: mean, shaped as x, and variance V, of x_s given x_t and x0; t, s 0-d or [B]."""
         sigma, shrunk = path.sigma(s), torch.expm1(2 * (path.lam(t) - path.lam(s)))  # shrunk: e^(-2h) - 1
         variance = -(sigma**2) * shrunk
@@ -71,8 +71,8 @@ class Recovery:
 
     def langevin(
         self,
-        f: Evaluate,
-        path: Path,
+        f: DenoiseFn,
+        path: NoisePath,
         x_t: Tensor,
         x: Tensor,
         t: Tensor,

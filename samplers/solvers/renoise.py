@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 
 __all__ = ["Renoise"]
 
@@ -28,7 +28,7 @@ class Renoise:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
         x0 = f(x, t).x0
         return (x0 if s == 0 else path.mix(x0, noise(), s)), None

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.diffusion.path import Path, Prediction
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath, Prediction
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.exponential import base
 from gen.samplers.solvers.lib.stages import velocity_step
 from gen.samplers.solvers.midpoint import midpoint
@@ -34,13 +34,13 @@ class RK4:
         return None
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, None]:
         pred = f(x, t)
         return (midpoint if s == 0 else rk4)(f, path, x, pred, t, s), None
 
 
-def rk4(f: Evaluate, path: Path, x: Tensor, pred: Prediction, t: Tensor, s: Tensor) -> Tensor:
+def rk4(f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor) -> Tensor:
     """x at s > 0 by one step from the prediction at (x, t)."""
     m, x0 = (t + s) / 2, base(path, x, pred, t)
     extra = pred.x0 - x0

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.path import Path
-from gen.diffusion.sampling import Evaluate
+from gen.diffusion.path import NoisePath
+from gen.diffusion.sampling import DenoiseFn
 from gen.samplers.solvers.lib.exponential import Node, add, base, integrals, remember, usable
 
 __all__ = ["UniPC"]
@@ -54,11 +54,11 @@ class UniPC:
         return State()
 
     def step(
-        self, f: Evaluate, path: Path, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
     ) -> tuple[Tensor, State]:
         pred = f(x, t)
         here = Node(float(path.lam(t)), base(path, x, pred, t))
-        move = path.land(pred, s)
+        move = path.interpolate(pred, s)
         if s == 0:
             return move, State()
         if self.corrector and state.move is not None and math.isfinite(state.nodes[0].lam):

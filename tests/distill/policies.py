@@ -7,7 +7,7 @@ from torch import nn
 
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.worlds import Gaussian
 from gen.training.objectives import Batch
@@ -35,7 +35,7 @@ class Affine(nn.Module):
 
 
 def policy():
-    return Denoiser(Affine(), Flow(), FlowParam())
+    return Denoiser(Affine(), Flow(), Velocity())
 
 
 def batch(step, n=128):

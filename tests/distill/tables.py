@@ -7,7 +7,7 @@ from torch import nn
 
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds, training_noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.times import Times
 from gen.diffusion.worlds import Gaussian
@@ -120,18 +120,18 @@ def off(ours, exact):
 class Straight(nn.Module):
     """The exact student on pairs of the Gaussian: x_t tells its z, and every x_t says the same x0 and eps."""
 
-    def __init__(self, path=None, param=None):
+    def __init__(self, path=None, parameterisation=None):
         super().__init__()
-        self.path, self.param = path or Flow(), param or FlowParam()
+        self.path, self.parameterisation = path or Flow(), parameterisation or Velocity()
         self.shift = end_of(gaussian(self.path), torch.zeros(1, 3, dtype=torch.float64))
         self.slope = end_of(gaussian(self.path), torch.ones(1, 3, dtype=torch.float64)) - self.shift
 
     def forward(self, x, t, cond, *, s=None, tap=None):
         t = (4 * t.double()).exp() if isinstance(self.path, EDM) else t.double()  # what its networks are told
-        x = x / self.param.scale(self.path, t)[:, None]
+        x = x / self.parameterisation.scale(self.path, t)[:, None]
         alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]
         z = (x - alpha * self.shift) / (alpha * self.slope + sigma)
-        return self.param.target(self.path, self.shift + self.slope * z, z, t)
+        return self.parameterisation.target(self.path, self.shift + self.slope * z, z, t)
 
     def denoiser(self):
-        return Denoiser(self, self.path, self.param)
+        return Denoiser(self, self.path, self.parameterisation)

@@ -12,8 +12,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import Eps
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Eps, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.awm import AWM, extra_variance
@@ -46,8 +45,8 @@ def toy(value, path, param):
     return Denoiser(Constant(value), path, param)
 
 
-def setting(path=None, param=None, n=64):
-    path, param = path or Flow(), param or FlowParam()
+def setting(path=None, parameterisation=None, n=64):
+    path, param = path or Flow(), parameterisation or Velocity()
     batch = Batch(torch.zeros(n, 2).double(), {}, training_noise(0, 0, range(n)))
     x0 = batch.noise.normal("data", (2,)).double() + 1
     advantage = (2 * batch.noise.uniform("advantage") - 1).abs() - 0.4
@@ -55,7 +54,7 @@ def setting(path=None, param=None, n=64):
     return {**roles, "trusted": toy([0.1, 2], path, param)}, batch, x0, advantage
 
 
-@pytest.mark.parametrize(("path", "param"), [(Flow(), FlowParam()), (VP(), Eps())], ids=["flow", "vp"])
+@pytest.mark.parametrize(("path", "param"), [(Flow(), Velocity()), (VP(), Eps())], ids=["flow", "vp"])
 @pytest.mark.parametrize(("beta", "trust"), [(1.5, 0.0), (0.7, 0.8)])
 def test_the_minimum_is_the_weighted_mean_of_targets(path, param, beta, trust):
     """v* = (E[A target] + beta reference + trust trusted) / (E[A] + beta + trust), for a net that says one thing."""

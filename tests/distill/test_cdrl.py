@@ -11,9 +11,7 @@ import gen
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds, training_noise
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import X0, Eps, V
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian, Mixture
@@ -141,7 +139,7 @@ def test_the_energy_s_gradient_vanishes_at_the_true_energy(theta):
 
 @pytest.mark.parametrize(
     ("path", "param"),
-    [(Flow(), FlowParam()), (VP(), Eps()), (Flow(), X0()), (Trig(), V()), (EDM(), EDMParam())],
+    [(Flow(), Velocity()), (VP(), Eps()), (Flow(), X0()), (Trig(), V()), (EDM(), EDMPrecond())],
     ids=lambda v: repr(v),
 )
 def test_the_score_is_the_slope_of_the_density(path, param):
@@ -195,7 +193,7 @@ def test_losses_reach_energy_and_initialiser_each_by_its_own():
             if weight.requires_grad:
                 weight.add_(0.05 * torch.randn_like(weight))
     f, batch = (
-        Denoiser(net, Flow(), FlowParam()),
+        Denoiser(net, Flow(), Velocity()),
         Batch(torch.randn(4, 1, 8, 8), {"y": torch.tensor([1, 2, 3, 4])}, training_noise(0, 0, range(4))),
     )
     cdrl = CDRL(sampler=Sampler(Recovery(refine=2, initialiser="told"), steps=3))

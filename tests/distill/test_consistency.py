@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import gen
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.data.mixture import Mixture
@@ -30,11 +30,11 @@ from tests.gen.tiny import tiny
 
 PATHS = [Flow(), EDM(), Trig(), VP()]
 MEETS = [
-    parameterisation.Flow(),
+    parameterisation.Velocity(),
     parameterisation.V(),
     parameterisation.Eps(),
     parameterisation.Score(),
-    parameterisation.EDM(0.5),
+    parameterisation.EDMPrecond(0.5),
 ]
 F64 = torch.float64
 
@@ -106,7 +106,7 @@ def test_training_on_data_goes_nowhere_from_the_exact_map(path):
     """On Gaussian data the map is linear, so a batch of conditional means has the mean target. It is f(x_t, t), but for
     Euler's error: 16 times less in the square on a grid twice as fine."""
     world = Gaussian(path, torch.tensor([0.7], dtype=F64), torch.tensor([0.5], dtype=F64))
-    kind = parameterisation.EDM(0.5)
+    kind = parameterisation.EDMPrecond(0.5)
     f = Denoiser(Exact(world, kind), path, kind)
     losses = []
     for n in (400, 800):
@@ -124,7 +124,7 @@ def test_the_map_of_a_gaussian_on_edms_path():
     m, s, t = 0.7, 0.5, torch.tensor([0.1, 1.0, 30.0], dtype=F64)
     world = Gaussian(EDM(), torch.tensor([m], dtype=F64), torch.tensor([s], dtype=F64))
     x = torch.tensor([[0.3], [-1.0], [25.0]], dtype=F64)
-    f = Denoiser(Exact(world, parameterisation.EDM(0.5)), EDM(), parameterisation.EDM(0.5))
+    f = Denoiser(Exact(world, parameterisation.EDMPrecond(0.5)), EDM(), parameterisation.EDMPrecond(0.5))
     told = m + s * (x - m) / (s**2 + t[:, None] ** 2).sqrt()
     torch.testing.assert_close(consistent(f, x, t, {}).detach(), told, rtol=1e-9, atol=1e-9)
 
@@ -156,7 +156,7 @@ class Dropped(nn.Module):
 
 def test_both_points_have_one_dropout_and_the_next_step_another():
     net = Dropped()
-    f, world = Denoiser(net, Flow(), parameterisation.Flow()), mixture(Flow())
+    f, world = Denoiser(net, Flow(), parameterisation.Velocity()), mixture(Flow())
     method = Consistency(velocity="data", class_dropout=0)
     for batch in batches(world, 64, 2):
         next(method({"net": f, "target": f}, batch))[1].backward()
@@ -177,7 +177,7 @@ def test_no_gradient_reaches_teacher_or_target():
         def forward(self, x, t, cond, *, s=None, tap=None):
             return self.inner(x)
 
-    roles = {name: Denoiser(Call(net), Flow(), parameterisation.Flow()) for name, net in nets.items()}
+    roles = {name: Denoiser(Call(net), Flow(), parameterisation.Velocity()) for name, net in nets.items()}
     next(Consistency(class_dropout=0)(roles, next(batches(world, 16, 1))))[1].backward()
     assert all(p.grad is not None and p.grad.abs() > 0 for p in nets["net"].parameters())
     assert all(p.grad is None for name in ("target", "teacher") for p in nets[name].parameters())
@@ -196,7 +196,7 @@ def test_a_teacher_is_needed_and_on_the_same_path():
     net = tiny().model.build()
     with pytest.raises(UserError, match="needs a teacher"):
         Consistency().roles(net, None)
-    f = Denoiser(Wild(), Flow(), parameterisation.Flow())
+    f = Denoiser(Wild(), Flow(), parameterisation.Velocity())
     with pytest.raises(UserError, match="same path"):
         next(Consistency()({"net": f, "target": f, "teacher": mixture(EDM())}, next(batches(mixture(Flow()), 4, 1))))
     for wrong in ({"nodes": (5, 4)}, {"nodes": (1, 1)}, {"decay": 1.0}, {"length": 0}, {"class_dropout": 2.0}):
@@ -213,7 +213,7 @@ def test_two_steps_of_the_exact_map_sample_the_data():
     """Noise put back between two exact jumps leaves the distribution as it is."""
     path = Flow()
     world = mixture(path)
-    f = Denoiser(Exact(world, parameterisation.Flow()), path, parameterisation.Flow())
+    f = Denoiser(Exact(world, parameterisation.Velocity()), path, parameterisation.Velocity())
     z = torch.special.ndtri((torch.arange(4000, dtype=F64) + 0.5) / 4000)[:, None]
     with torch.no_grad():
         x = integrate(f, z, [1.0, 0.5, 0.0], Renoise(), noise=Quick(4000, 3))
@@ -233,7 +233,7 @@ def test_the_sampler_is_at_times_that_were_trained():
 
 
 def test_the_student_is_the_quantile_map():
-    path, kind, grid = EDM(20.0), parameterisation.EDM(1.0), Karras(0.02, 20.0)
+    path, kind, grid = EDM(20.0), parameterisation.EDMPrecond(1.0), Karras(0.02, 20.0)
     world, times = mixture(path), grid.times(path, 40)[:-1]
     f = Denoiser(Table(path, kind, times, begin=world), path, kind)
     assert quantile_error(f, world, 20.0) > 0.5  # the denoiser says the mean of all data

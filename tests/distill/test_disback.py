@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gen
-from gen.config.checkpoint import read, read_tensors
+from gen.config.checkpoints import read, read_tensors
 from gen.config.errors import UserError
 from gen.distillers.disback import DisBack
 from gen.distillers.lib.sequence import TeacherSequence, fill, recorded

@@ -11,8 +11,7 @@ from gen.config.errors import UserError
 from gen.data.mixture import Mixture
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import X0, Eps
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, Eps, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.times import Point, Uniform
 from gen.diffusion.weighting import EDM as EDMWeighting
@@ -255,7 +254,7 @@ def fitted(objective, data, updates, lr=5e-3, n=128, width=48):
     items = data.open("train")
     x = torch.stack([items[i]["x"] for i in range(2000)])
     made = objective.roles(spec.build(), teacher)
-    roles = {role: Denoiser(net, Flow(), FlowParam()) for role, net in made.items()} | {"teacher": teacher}
+    roles = {role: Denoiser(net, Flow(), Velocity()) for role, net in made.items()} | {"teacher": teacher}
     optims = {r: torch.optim.Adam(net.parameters(), lr) for r, net in made.items() if list(net.parameters())}
     average = torch.optim.swa_utils.AveragedModel(
         made["net"], multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.97)
@@ -275,7 +274,7 @@ def fitted(objective, data, updates, lr=5e-3, n=128, width=48):
         if hasattr(objective, "observe"):
             objective.observe(roles, {key: value.item() for key, value in kept.items()})
         average.update_parameters(made["net"])
-    f = Denoiser(average.module, Flow(), FlowParam())
+    f = Denoiser(average.module, Flow(), Velocity())
     many = Batch(torch.zeros(2000, *x.shape[1:]), {}, quick(-1, 2000))
     times = objective.grid.times(Flow(), objective.steps)
     return score.generate(f, many, many.noise, times, whole=True).flatten(1), kept
@@ -313,6 +312,6 @@ def test_a_student_is_distilled_from_a_run_folder(tmp_path):
     made = done.pipeline().sample(5)
     assert made.nfe == 2 and made.x.shape == (5, 1, 8, 8) and done.val_loss is not None
     sampler = Sampler("euler", steps=2, grid=Given((0.9, 0.5, 0.0)))
-    run = train(tiny(steps=1, param=Eps(), sampler=sampler), tmp_path / "eps", quiet=True)
+    run = train(tiny(steps=1, parameterisation=Eps(), sampler=sampler), tmp_path / "eps", quiet=True)
     with pytest.raises(UserError, match="says nothing of x0 at t = 1"):
         gen.distill("dmd2", run.folder, tmp_path / "other", changes={"steps": 1}, quiet=True)

@@ -7,7 +7,7 @@ import torch
 
 import gen
 from gen.cli import main
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import build, spec_of
 from gen.data.answers import Answers

@@ -49,7 +49,7 @@ def test_r_is_below_t_and_grows_with_t_and_stage(path):
 @pytest.mark.parametrize("path", [Flow(), Trig(), VP()], ids=repr)
 @pytest.mark.parametrize("stage", [0, 4])
 def test_the_loss_is_the_same_on_every_path(path, stage):
-    kind, method = parameterisation.EDM(0.5), ECT(times=LogNormal(-1.1, 1.0), class_dropout=0)
+    kind, method = parameterisation.EDMPrecond(0.5), ECT(times=LogNormal(-1.1, 1.0), class_dropout=0)
     losses = []
     for p in (EDM(), path):
         drawn = batch()
@@ -59,7 +59,7 @@ def test_the_loss_is_the_same_on_every_path(path, stage):
 
 
 def test_the_first_stage_is_denoising_at_low_levels():
-    f, drawn = Denoiser(Blind(), EDM(), parameterisation.EDM(0.5)), batch()
+    f, drawn = Denoiser(Blind(), EDM(), parameterisation.EDMPrecond(0.5)), batch()
     t = torch.full((64,), 0.5, dtype=F64)
     losses = ECT().losses(f, drawn, {}, t, 0)[0]
     x0 = f(EDM().mix(drawn.x, drawn.normal("eps"), t), t, {}).x0
@@ -68,7 +68,7 @@ def test_the_first_stage_is_denoising_at_low_levels():
 
 def test_training_goes_nowhere_from_the_exact_map():
     """The mean target of each x_t, by quadrature over the data that lead there, is f(x_t, t) but for a small step."""
-    path, kind, n = EDM(), parameterisation.EDM(1.0), 4001
+    path, kind, n = EDM(), parameterisation.EDMPrecond(1.0), 4001
     world = Mixture(dim=1, modes=2, std=0.4, uneven=True).world(path)
     f, method = Denoiser(Exact(world, kind), path, kind), ECT(huber=1e4)
     grid = torch.linspace(-4, 4, n, dtype=F64)[:, None]
@@ -101,7 +101,7 @@ class Rows(nn.Module):
 
     def __init__(self, path, param, times, world, points=480):
         super().__init__()
-        self.told, self.points, self.near = path.net_time(times), points, torch.arange(-3, 5)
+        self.told, self.points, self.near = path.t_to_network(times), points, torch.arange(-3, 5)
         self.scale = (self.near[:, None] - self.near + torch.eye(8, dtype=F64)).prod(1)
         t, x = torch.cartesian_prod(times, torch.linspace(-5, 5, points + 1, dtype=F64)).T
         pred = world(x[:, None] / param.scale(path, t)[:, None], t)
@@ -133,7 +133,7 @@ def test_a_denoiser_is_tuned_into_the_quantile_map():
 
     Nothing is drawn: steps are so short that of what is known of x0 only the mean and the deviation are felt.
     """
-    path, kind, method = EDM(20.0), parameterisation.EDM(1.0), ECT(huber=1e4, sharpness=0.0)
+    path, kind, method = EDM(20.0), parameterisation.EDMPrecond(1.0), ECT(huber=1e4, sharpness=0.0)
     world = Mixture(dim=1, modes=2, std=0.4, uneven=True).world(path)
 
     def stage(t):
@@ -158,7 +158,7 @@ def test_a_denoiser_is_tuned_into_the_quantile_map():
 
 
 def test_noise_beyond_all_data_does_no_harm():
-    f = Denoiser(Blind(), Flow(), parameterisation.Flow())
+    f = Denoiser(Blind(), Flow(), parameterisation.Velocity())
     t = torch.tensor([1.0, 1 - 1e-12], dtype=F64)
     losses = ECT().losses(f, Batch(torch.ones(2, 4, dtype=F64), {}, Quick(2, 0)), {}, t, 3)[0]
     assert bool(losses.isfinite().all())

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import gen
-from gen.config.checkpoint import read, read_tensors
+from gen.config.checkpoints import read, read_tensors
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow, expand
 from gen.distillers.dmd2 import DMD2
 from gen.distillers.f_distill import WEIGHTS, FDistill, Ratios
@@ -104,7 +104,7 @@ def test_ratios_are_clipped_then_divided_by_the_mean_of_their_bin():
     means = torch.stack([r[:2].mean(), torch.tensor(1.0).double(), torch.tensor(1.0).double(), r[2:].mean()])
     blended = 0.25 + 0.75 * means
     assert torch.allclose(h, r / blended[place])
-    roles = {"ratios": Denoiser(ratios, Flow(), FlowParam())}
+    roles = {"ratios": Denoiser(ratios, Flow(), Velocity())}
     objective.observe(roles, {key: float(value) for key, value in logs.items()})
     assert torch.allclose(ratios.mean, blended)  # an empty bin stays as it was
 
@@ -119,9 +119,9 @@ def points(n=16):
 def nets(objective, width=16):
     """Roles with random weights: a fresh MLP says zero whatever it is asked."""
     spec = MLP(width=width, depth=2)
-    teacher = Denoiser(scattered(spec.build()).requires_grad_(False), Flow(), FlowParam())
+    teacher = Denoiser(scattered(spec.build()).requires_grad_(False), Flow(), Velocity())
     made = objective.roles(scattered(spec.build()), teacher)
-    return {role: Denoiser(net, Flow(), FlowParam()) for role, net in made.items()} | {"teacher": teacher}
+    return {role: Denoiser(net, Flow(), Velocity()) for role, net in made.items()} | {"teacher": teacher}
 
 
 def scattered(net, seed=0):
@@ -182,7 +182,7 @@ def test_the_discriminator_learns_the_ratio():
     """Data N(1, .5^2) against samples N(0, .5^2), noised: the logit becomes the log ratio, an affine function."""
     objective = FDistill(features="fake", disc_weight=1.0, hidden=32)
     spec = MLP(channels=1, width=32, depth=2)
-    roles = {r: Denoiser(n, Flow(), FlowParam()) for r, n in objective.roles(spec.build(), Toy()).items()}
+    roles = {r: Denoiser(n, Flow(), Velocity()) for r, n in objective.roles(spec.build(), Toy()).items()}
     optim = torch.optim.Adam([*roles["disc"].net.parameters(), *roles["fake"].net.parameters()], lr=3e-3)
     decay = torch.optim.lr_scheduler.LinearLR(optim, 1.0, 0.02, 300)
     for step in range(300):

@@ -94,7 +94,7 @@ def parts(grpo, net, old=None):
 def test_the_ratio_is_one_before_the_first_update(refresh):
     grpo = FlowGRPO(reward=Quadratic(), group=8, refresh=refresh)
     f = moved()
-    old = Denoiser(grpo.roles(f.net, f)["old"], f.path, f.param) if refresh > 1 else None
+    old = Denoiser(grpo.roles(f.net, f)["old"], f.path, f.parameterisation) if refresh > 1 else None
     if old:  # as a run begins: the copy is brought up to date when its first step starts
         with torch.no_grad():
             old.net.offset.zero_()

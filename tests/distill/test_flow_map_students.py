@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
-from gen.diffusion.parameterisation import V
+from gen.diffusion.parameterisation import V, Velocity
 from gen.diffusion.path import Flow, Trig
 from gen.diffusion.times import Uniform
 from gen.distillers.meanflow import MeanFlow
@@ -116,7 +115,7 @@ def rest(method, f, mixture, batch, rtol):
     return f
 
 
-@pytest.mark.parametrize(("path", "param"), [(Trig(), V()), (Flow(), FlowParam())], ids=["trig", "flow"])
+@pytest.mark.parametrize(("path", "param"), [(Trig(), V()), (Flow(), Velocity())], ids=["trig", "flow"])
 def test_scm(path, param):
     method = SCM(times=Uniform(), warmup=0, damping=1e6, adaptive=False, derivative="difference")
     batch = even(path, "t", between(0.0))
@@ -130,9 +129,9 @@ def test_meanflow():
 
     def net(s):
         batch = even(Flow(), "t", between(s), s=s)
-        return rest(method, Denoiser(Smooth(1.0), Flow(), FlowParam()), world(), batch, 1e-7).net
+        return rest(method, Denoiser(Smooth(1.0), Flow(), Velocity()), world(), batch, 1e-7).net
 
-    f = Denoiser(Halves([net(0.0), net(0.5)]), Flow(), FlowParam())
+    f = Denoiser(Halves([net(0.0), net(0.5)]), Flow(), Velocity())
     assert miss(f, world(), Jump(), [1.0, 0.0]) < 1e-2
     assert miss(f, world(), Jump(), [1.0, 0.5, 0.0]) < 1e-2
 
@@ -143,7 +142,7 @@ def test_shortcut():
     levels, mixture = 8, world()
     method = Shortcut(steps=2**levels, bootstrap=0.5, decay=0.0, velocity="teacher", clip=None)
     nets = method.roles(Jumps(method.steps), Taught(mixture))
-    roles = {name: Denoiser(net, Flow(), FlowParam()) for name, net in nets.items()} | {"teacher": Kept(mixture)}
+    roles = {name: Denoiser(net, Flow(), Velocity()) for name, net in nets.items()} | {"teacher": Kept(mixture)}
     for level in reversed(range(levels + 1)):
         places = (torch.arange(2**level, dtype=F64) + 0.5) / 2**level
         shortest = float(level == levels)  # 1 is never below `bootstrap`, and then no other level is drawn

@@ -59,7 +59,7 @@ def batch(n=64):
 
 @pytest.mark.parametrize("path", [Flow(), Trig(), VP()], ids=repr)
 def test_the_loss_is_the_same_on_every_path(path):
-    kind, method = parameterisation.EDM(0.5), ICT(class_dropout=0)
+    kind, method = parameterisation.EDMPrecond(0.5), ICT(class_dropout=0)
     losses = [float(next(method({"net": Denoiser(Blind(), p, kind)}, batch()))[1].detach()) for p in (EDM(), path)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
@@ -84,7 +84,7 @@ def test_one_point_of_data_is_learned_without_loss():
             return (x - 0.7) / t[:, None]  # the velocity eps - x0, from which x0 = 0.7
 
     noise = Quick(32, 1)
-    f = Denoiser(Point(), Flow(), parameterisation.Flow())
+    f = Denoiser(Point(), Flow(), parameterisation.Velocity())
     loss = next(ICT(class_dropout=0)({"net": f}, Batch(torch.full((32, 1), 0.7, dtype=F64), {}, noise)))[1]
     assert float(loss) < 1e-8
 
@@ -97,7 +97,7 @@ def test_wrong_numbers_are_named():
 
 
 def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):
-    run = tiny(objective=ICT(nodes=(3, 12), double=1), steps=3, param="edm")
+    run = tiny(objective=ICT(nodes=(3, 12), double=1), steps=3, parameterisation="edm_precond")
     done = train(run, tmp_path / "alone", quiet=True)
     assert math.isfinite(done.val_loss)
     teacher = train(tiny(steps=1), tmp_path / "teacher", quiet=True)

@@ -5,7 +5,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.distillers.lib.jvp import slope
 from gen.models.dit import DiT
@@ -39,7 +39,7 @@ def line(dtype=torch.float64):
 
 @pytest.mark.parametrize("spec", NETS.values(), ids=NETS)
 def test_forward_mode_equals_central_differences(spec):
-    f, (x, t, dx, dt) = Denoiser(net(spec), Flow(), FlowParam()), line()
+    f, (x, t, dx, dt) = Denoiser(net(spec), Flow(), Velocity()), line()
 
     s = 0.5 * t if isinstance(spec, FlowMap) else None
 

@@ -85,7 +85,7 @@ def test_a_block_with_zero_gates_is_the_first_to_go():
     with torch.no_grad():
         net.blocks[1].mlp.fc2.weight.zero_()
         net.blocks[1].mlp.fc2.bias.zero_()
-    f = Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "flow"))
+    f = Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "velocity"))
     chosen = LDPruner(samples=8, sampler=Sampler("euler", steps=2), share=0.05).choose(
         Pipeline(f, (1, 8, 8), 10), net.spec
     )
@@ -97,7 +97,9 @@ def test_a_block_with_zero_gates_is_the_first_to_go():
 
 def test_scoring_again_after_each_removal():
     net = trained_dit()
-    pipeline = Pipeline(Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "flow")), (1, 8, 8), 10)
+    pipeline = Pipeline(
+        Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "velocity")), (1, 8, 8), 10
+    )
     again = LDPruner(samples=4, sampler=Sampler("euler", steps=1), share=0.3, rescore=True).choose(pipeline, net.spec)
     assert len(again["scores"]) == len(again["removed"]) > 1
     assert again["removed"][0] not in again["scores"][1]
@@ -130,7 +132,7 @@ def test_wrong_sites_are_one_line():
 
 
 def test_without_is_the_denoiser_with_a_skip():
-    f = Denoiser(trained_dit().eval(), Flow(), gen.build("diffusion.parameterisation", "flow"))
+    f = Denoiser(trained_dit().eval(), Flow(), gen.build("diffusion.parameterisation", "velocity"))
     x, t, cond = torch.randn(2, 1, 8, 8), torch.tensor(0.5).double(), {"y": torch.tensor([1, 2])}
     tapped = Without(f, ("blocks.1",))
     assert torch.equal(tapped(x, t, cond).x0, f(x, t, cond, tap=Skip(("blocks.1",))).x0)

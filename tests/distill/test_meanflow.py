@@ -8,9 +8,7 @@ import torch
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import X0, V
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, EDMPrecond, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.lib.jvp import slope
@@ -90,7 +88,7 @@ def test_the_average_velocity_of_a_gaussian():
     torch.testing.assert_close(along(pred), v - (a - b) * du, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("param", [FlowParam(), FlowParam("data"), V(), X0(), EDMParam()], ids=repr)
+@pytest.mark.parametrize("param", [Velocity(), Velocity("data"), V(), X0(), EDMPrecond()], ids=repr)
 def test_every_parameterisation_jumps_by_its_average_velocity(param):
     f = student(Flow(), param, True, width=8)
     for weight in f.net.parameters():
@@ -137,7 +135,7 @@ def test_the_adaptive_weight_divides_by_the_error(power, weight):
         def forward(self, x, t, cond, *, s=None, tap=None):
             return self.out.expand_as(x)
 
-    f, n = Denoiser(Half(), Flow(), FlowParam()), 8
+    f, n = Denoiser(Half(), Flow(), Velocity()), 8
     still = Batch(torch.zeros(n, 1).double(), {}, training_noise(0, 0, range(n)))
 
     class Still:

@@ -76,7 +76,7 @@ def test_the_noise_of_real_data_leads_back_to_them(path, tmp_path):
 
 def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
     """And the students of students learn the noise of the first teacher's real data."""
-    run = tiny(steps=2, validate_every=0, path=EDM(8.0), param={"name": "edm"})
+    run = tiny(steps=2, validate_every=0, path=EDM(8.0), parameterisation={"name": "edm_precond"})
     taught = train(run, tmp_path / "teacher", quiet=True).folder
     words = ["pairs", "--teacher", str(taught), "--output", str(tmp_path / "pairs"), "-n", "40", "--quiet"]
     assert main([*words, "--steps", "1", "--shard", "32", "--part", "2/2"]) == 2

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 import gen
-from gen.config.checkpoint import read, read_tensors
+from gen.config.checkpoints import read, read_tensors
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import X0, Eps, V
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import EDM, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.distillers.lib.memory import Earlier
@@ -52,7 +51,7 @@ class Made:
         self.teacher, self.batch = teacher, batch
 
 
-@pytest.mark.parametrize(("path", "param"), [(Flow(), FlowParam()), (Trig(), V())], ids=["flow", "trig"])
+@pytest.mark.parametrize(("path", "param"), [(Flow(), Velocity()), (Trig(), V())], ids=["flow", "trig"])
 def test_one_step_of_the_student_is_two_of_the_teacher(path, param):
     """Exactly, where the teacher is linear and the student can be: a Gaussian; over two stages, four."""
     method, knots = Progressive(start=4, end=2, updates=2), 8
@@ -63,7 +62,7 @@ def test_one_step_of_the_student_is_two_of_the_teacher(path, param):
     assert off(integrate(f, z, linear(path, 2), Euler()), four) < 1e-5
 
 
-@pytest.mark.parametrize("param", [FlowParam(), X0(), Eps(), V()], ids=repr)
+@pytest.mark.parametrize("param", [Velocity(), X0(), Eps(), V()], ids=repr)
 @pytest.mark.parametrize("path", [Trig(), EDM(8.0)], ids=repr)
 def test_the_target_leads_where_the_teacher_s_two_steps_lead(path, param):
     n, times = 30, linear(path, 8)
@@ -71,7 +70,7 @@ def test_the_target_leads_where_the_teacher_s_two_steps_lead(path, param):
     rows = [times[k].expand(n) for k in (2, 3, 4)]
     goal = walked(gaussian(path), x, rows, {})
     two = integrate(gaussian(path), x, times[2:5], Euler())
-    assert torch.allclose(path.land(goal, times[4]), two, atol=1e-12)
+    assert torch.allclose(path.interpolate(goal, times[4]), two, atol=1e-12)
     assert torch.allclose(path.mix(*goal, rows[0]), x, atol=1e-12)
     out = param.target(path, *goal, rows[0])
     solved = param.solve(path, x, out, rows[0])
@@ -81,9 +80,9 @@ def test_the_target_leads_where_the_teacher_s_two_steps_lead(path, param):
 def test_the_loss_vanishes_where_a_step_is_the_teacher_s_two():
     class Two(nn.Module):
         def forward(self, x, t, cond, *, s=None, tap=None):
-            return FlowParam().target(Flow(), *walked(gaussian(), x, [t, t - 1 / 8, t - 2 / 8], {}), t)
+            return Velocity().target(Flow(), *walked(gaussian(), x, [t, t - 1 / 8, t - 2 / 8], {}), t)
 
-    f = Denoiser(Two(), Flow(), FlowParam())
+    f = Denoiser(Two(), Flow(), Velocity())
     roles = {"net": f, "teacher": gaussian(), "earlier": None}
     assert float(Progressive(start=4).losses(roles, points(40)).max()) < 1e-20
 
@@ -113,17 +112,17 @@ def test_a_one_step_student_of_a_mixture_is_its_quantile_map():
         noise = Wide(step, 4000)
         return Made(Remembered(mixture), Batch(noise.normal("data", (1,)) / 2, {}, noise, None, step))
 
-    f = staged(method, Curve(4), Flow(), FlowParam(), make, 60)
+    f = staged(method, Curve(4), Flow(), Velocity(), make, 60)
     z = spread()
     assert off(integrate(f, z, [1.0, 0.0], Euler()), end_of(mixture, z)) < 1e-2
     assert off(integrate(mixture, z, [1.0, 0.0], Euler()), end_of(mixture, z)) > 0.3
 
 
 def test_no_gradient_reaches_the_teachers():
-    teacher = Denoiser(Affine(8), Flow(), FlowParam())
-    roles = {"net": Denoiser(Affine(8), Flow(), FlowParam()), "teacher": teacher}
+    teacher = Denoiser(Affine(8), Flow(), Velocity())
+    roles = {"net": Denoiser(Affine(8), Flow(), Velocity()), "teacher": teacher}
     method = Progressive(start=4, updates=5)
-    roles["earlier"] = Denoiser(method.roles(roles["net"].net, None)["earlier"], Flow(), FlowParam())
+    roles["earlier"] = Denoiser(method.roles(roles["net"].net, None)["earlier"], Flow(), Velocity())
     for step in (0, 5):
         next(method(roles, points(8, step=step)))[1].backward()
     assert all(p.grad is None for p in [*teacher.net.parameters(), *roles["earlier"].net.parameters()])
@@ -135,7 +134,7 @@ def test_stages_halve_and_the_last_goes_on():
     assert (method.stages, method.total) == (3, 50)
     assert [method.stage(n) for n in (0, 9, 10, 19, 20, 49, 500)] == [0, 0, 1, 1, 2, 2, 2]
     net = Affine(16)
-    roles = {role: Denoiser(made, Flow(), FlowParam()) for role, made in method.roles(net, None).items()}
+    roles = {role: Denoiser(made, Flow(), Velocity()) for role, made in method.roles(net, None).items()}
     earlier, marks = roles["earlier"].net, []
     assert isinstance(earlier, Earlier) and not earlier.train().inner.training
     for n in range(1, 51):

@@ -7,9 +7,7 @@ import gen
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import X0, Eps, V
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.distillers.distances.huber import Huber
@@ -35,7 +33,7 @@ from tests.distill.tables import (
 )
 from tests.gen.tiny import tiny
 
-FORMS = [(Flow(), FlowParam()), (Trig(), V()), (VP(), Eps()), (EDM(8.0), EDMParam()), (Flow(), X0())]
+FORMS = [(Flow(), Velocity()), (Trig(), V()), (VP(), Eps()), (EDM(8.0), EDMPrecond()), (Flow(), X0())]
 
 
 @pytest.mark.parametrize(("path", "param"), FORMS, ids=lambda v: repr(v))
@@ -112,7 +110,7 @@ def test_phases_need_a_teacher():
 
 @pytest.mark.parametrize(("method", "nfe"), [("rectified_diffusion", 1), ("knowledge", 1), ("phased", 4)])
 def test_students_of_a_run_folder(method, nfe, tmp_path):
-    run = tiny(path=Trig(), param=V(), steps=2, validate_every=0)
+    run = tiny(path=Trig(), parameterisation=V(), steps=2, validate_every=0)
     teacher = train(run, tmp_path / "teacher", quiet=True)
     changes = {"steps": 2, "validate_every": 2, "objective.store": str(tmp_path / "pairs")}
     changes |= {"objective.pairs": 24, "objective.teacher_sampler.steps": 1}

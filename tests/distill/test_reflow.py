@@ -10,7 +10,7 @@ import gen
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds, training_noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Times
@@ -59,7 +59,7 @@ def pairs(n, seed=0):
 
 @pytest.fixture(scope="module")
 def student():
-    f = Denoiser(Affine(), Flow(), FlowParam())
+    f = Denoiser(Affine(), Flow(), Velocity())
     reflow, batch = Reflow(times=Knots(), huber=1.0), pairs(1024)
     optim = torch.optim.LBFGS(f.net.parameters(), max_iter=400, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
@@ -97,7 +97,7 @@ def test_the_loss_vanishes_at_the_exact_velocity():
             z = (x - (1 - t) * MEAN) / ((1 - t) * STD + t)
             return z - (MEAN + STD * z)
 
-    f = Denoiser(Exact(), Flow(), FlowParam())
+    f = Denoiser(Exact(), Flow(), Velocity())
     assert float(next(Reflow()({"net": f}, pairs(64)))[1]) < 1e-12
 
 
@@ -107,7 +107,7 @@ def test_pseudo_huber_lies_between_norm_and_square(huber):
         def forward(self, x, t, cond, *, s=None, tap=None):
             return torch.zeros_like(x)
 
-    f, batch = Denoiser(Zero(), Flow(), FlowParam()), pairs(16)
+    f, batch = Denoiser(Zero(), Flow(), Velocity()), pairs(16)
     losses = Reflow(huber=huber).losses(f, batch, torch.full((16,), 0.5, dtype=torch.float64))
     square = ((batch.origin.normal("start", (3,)) - batch.x) ** 2).sum(1)
     limit = square.sqrt() / 3 if huber < 1 else square / (2 * huber * 3 * 3)
@@ -148,7 +148,7 @@ def test_a_premetric_joins_as_in_configurations_e_and_f(over_t):
         def __call__(self, ours, theirs):
             return (ours - theirs)[:, 0].abs()
 
-    f, batch, t = Denoiser(Affine(), Flow(), FlowParam()), pairs(8), torch.linspace(0.1, 1, 8, dtype=torch.float64)
+    f, batch, t = Denoiser(Affine(), Flow(), Velocity()), pairs(8), torch.linspace(0.1, 1, 8, dtype=torch.float64)
     both = Reflow(premetric=First(), over_t=over_t, huber=0.5)
     away = (batch.origin.normal("start", (3,)) * t[:, None] + (1 - t[:, None]) * batch.x - batch.x)[:, 0].abs()
     expected = (1 - t) * Reflow(huber=0.5).losses(f, batch, t) + (away / t if over_t else away)
@@ -161,7 +161,7 @@ def test_a_premetric_joins_as_in_configurations_e_and_f(over_t):
 
 def test_a_student_of_a_mixture_is_its_quantile_map_and_straight():
     mixture, z = world(), spread()
-    f = Denoiser(Curve(8), Flow(), FlowParam())
+    f = Denoiser(Curve(8), Flow(), Velocity())
     solve(Reflow(times=EvenKnots(8), huber=1e3), {"net": f}, mixture_pairs(mixture, 4000), 80)
     with torch.no_grad():
         for steps in (1, 8):
@@ -170,7 +170,7 @@ def test_a_student_of_a_mixture_is_its_quantile_map_and_straight():
 
 
 def test_data_without_pairs_are_refused():
-    f = Denoiser(Affine(), Flow(), FlowParam())
+    f = Denoiser(Affine(), Flow(), Velocity())
     batch = Batch(torch.zeros(2, 3).double(), {}, training_noise(0, 0, range(2)))
     with pytest.raises(UserError, match="needs pairs"):
         next(Reflow()({"net": f}, batch))

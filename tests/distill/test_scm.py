@@ -7,8 +7,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import V
+from gen.diffusion.parameterisation import EDMPrecond, V
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.times import Uniform
 from gen.distillers.lib.jvp import slope
@@ -71,7 +70,7 @@ def test_one_network_has_one_tangent_on_all_paths(path):
         def forward(self, x, t, cond, *, s=None, tap=None):
             return -x.sin()
 
-    out, g = method.pair({"net": Denoiser(Still(), path, EDMParam(sd))}, points, {}, t, 1.0)
+    out, g = method.pair({"net": Denoiser(Still(), path, EDMPrecond(sd))}, points, {}, t, 1.0)
     angle = torch.atan2(path.sigma(t), sd * path.alpha(t))
     cos, sin = (c[:, None, None, None] for c in (angle.cos(), angle.sin()))
     eps = points.normal("eps")

@@ -8,7 +8,7 @@ from torch import nn
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
 from gen.distillers.shortcut import Shortcut
 from tests.distill.line import Exact, Taught, batch, student, world
@@ -76,10 +76,10 @@ def test_targets_are_clipped():
 
 
 def test_the_target_follows_the_net_and_gets_no_gradient():
-    f = student(Flow(), FlowParam(), True, width=8)
+    f = student(Flow(), Velocity(), True, width=8)
     method, mixture = Shortcut(decay=0.75, bootstrap=1.0, steps=8), world()
     nets = method.roles(f.net, None)
-    roles = {role: Denoiser(net, Flow(), FlowParam()) for role, net in nets.items()}
+    roles = {role: Denoiser(net, Flow(), Velocity()) for role, net in nets.items()}
     before = copy.deepcopy(nets["target"].state_dict())
     with torch.no_grad():
         for weight in nets["net"].parameters():

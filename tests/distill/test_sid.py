@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gen
-from gen.config.checkpoint import read, read_tensors
+from gen.config.checkpoints import read, read_tensors
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.sid import SiD
 from gen.training.trainer import train

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gen
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.data.mixture import Mixture
@@ -37,7 +37,7 @@ class Says(nn.Module):
 
 
 def says(value):
-    return Denoiser(Says(value), Flow(), parameterisation.Flow())
+    return Denoiser(Says(value), Flow(), parameterisation.Velocity())
 
 
 def test_the_first_stage_answers_below_the_start_and_the_second_from_it_on():

@@ -38,7 +38,7 @@ def tiny_text(**changes):
         "data": LISTS,
         "objective": LLaDA(),
         "path": LogLinear(),
-        "param": None,
+        "parameterisation": None,
         "optim": {"name": "adamw", "lr": 5e-3},
         "ema": ({"name": "classic", "decay": 0.9},),
         "sampler": Decoding(policy="topk", blocks=SemiAR(length=3)),

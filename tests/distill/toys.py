@@ -37,15 +37,15 @@ class Exact(nn.Module):
 
     def __init__(self, world, param):
         super().__init__()
-        self.world, self.param = world, param
+        self.world, self.parameterisation = world, param
         self.zero = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, x, t, cond, *, s=None, tap=None):
         path = self.world.path
         t = (4 * t).exp() if type(path).__name__ == "EDM" else t  # what the network is told, undone
-        x = x / expand(self.param.scale(path, t), x)
+        x = x / expand(self.parameterisation.scale(path, t), x)
         x0 = self.world.flow(x, t, torch.zeros_like(t[:1]))
-        b, det = self.param.coefficients(path, t)[1], self.param.det(path, t)
+        b, det = self.parameterisation.coefficients(path, t)[1], self.parameterisation.det(path, t)
         return (expand(b, x) * x - expand(det, x) * x0) / expand(path.sigma(t), x) + self.zero
 
 
@@ -56,7 +56,7 @@ class Table(nn.Module):
     def __init__(self, path, param, times, begin, points=160):
         super().__init__()
         times = times.sort().values
-        self.told, self.points = path.net_time(times), points
+        self.told, self.points = path.t_to_network(times), points
         t, x = torch.cartesian_prod(times, torch.linspace(-5, 5, points + 1, dtype=torch.float64)).T
         pred = begin(x[:, None] / param.scale(path, t)[:, None], t)
         self.values = nn.Parameter(param.target(path, *pred, t).reshape(len(times), points + 1))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.eval.evaluate import evaluate
 from gen.eval.record import check
@@ -57,7 +57,7 @@ def pipeline() -> Timed:
     net = DiT(size=8, patch=4, channels=1, classes=10, width=16, depth=2, heads=2).build()
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    f = Denoiser(net.eval().requires_grad_(False), Flow(), FlowParam())
+    f = Denoiser(net.eval().requires_grad_(False), Flow(), Velocity())
     return Timed(f, (1, 8, 8), 10, Sampler("euler", 12), name="tiny", clock=Clock())
 
 

@@ -7,7 +7,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.alignment import Projector
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.dit import DiT
@@ -260,7 +260,7 @@ def test_a_row_does_not_depend_on_its_batch():
 def test_works_as_a_denoiser():
     net, (x, _, cond) = random_net(), inputs()
     t = torch.tensor(0.3, dtype=torch.float64)
-    pred = Denoiser(net, Flow(), FlowParam())(x, t, cond)
+    pred = Denoiser(net, Flow(), Velocity())(x, t, cond)
     torch.testing.assert_close((1 - t) * pred.x0 + t * pred.eps, x, rtol=0, atol=1e-12)
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
 from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.edm2 import EDM2
@@ -120,7 +120,7 @@ def test_with_the_edm_parameterisation_it_is_the_published_denoiser():
     c = sigma[:, None, None, None]
     skip, out, scale = 0.25 / (c**2 + 0.25), 0.5 * c / (c**2 + 0.25).sqrt(), 1 / (c**2 + 0.25).sqrt()
     expected = skip * x * c + out * net(scale * x * c, sigma.log() / 4, cond)
-    found = Denoiser(net, EDM(), EDMParam(sigma_data=0.5))(x * c, sigma, cond)
+    found = Denoiser(net, EDM(), EDMPrecond(sigma_data=0.5))(x * c, sigma, cond)
     torch.testing.assert_close(found.x0, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -150,7 +150,7 @@ def test_the_same_bits_after_a_stop_with_averages_and_validation(tmp_path):
     changes = {
         "model": EDM2.preset("digits", width=8, multipliers=(1, 1), head_width=8, dropout=0.1),
         "path": "edm",
-        "param": "edm",
+        "parameterisation": "edm_precond",
         "objective": "uncertainty",
         "ema": (Classic(decay=0.9),),
         "steps": 4,

@@ -9,9 +9,7 @@ import torch
 from gen.config.errors import UserError
 from gen.config.spec import build, find, names, spec_of
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import X0, Eps, V
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Chain, Record, Skip
@@ -160,12 +158,12 @@ def test_every_preset_runs_on_the_meta_device(name, preset):
 @pytest.mark.parametrize(
     ("path", "param"),
     [
-        (Flow(), FlowParam()),
-        (Flow(), FlowParam(toward="data")),
+        (Flow(), Velocity()),
+        (Flow(), Velocity(toward="data")),
         (VP(), Eps()),
         (Flow(), X0()),
         (Trig(), V()),
-        (EDM(), EDMParam()),
+        (EDM(), EDMPrecond()),
     ],
     ids=lambda v: repr(v),
 )

@@ -7,8 +7,7 @@ import torch
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import EDMPrecond, Velocity
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Chain, Record, Skip
@@ -122,7 +121,7 @@ def test_gradients_reach_the_new_embedding_and_then_all_of_it():
 @every_inner
 def test_as_a_denoiser_with_solvers_of_one_time_and_of_two(inner):
     net, (x, t, cond, _) = flow_map(inner).double().eval(), inputs(dtype=torch.float64)
-    f = Denoiser(net, Flow(), FlowParam())
+    f = Denoiser(net, Flow(), Velocity())
     zero = torch.tensor(0.0, dtype=torch.float64)
     jumped, slope = f(x, t, cond, s=zero), f(x, t, cond)
     assert not torch.equal(jumped.x0, slope.x0)
@@ -130,8 +129,8 @@ def test_as_a_denoiser_with_solvers_of_one_time_and_of_two(inner):
     torch.testing.assert_close((1 - t[:, None, None, None]) * jumped.x0 + t[:, None, None, None] * jumped.eps, x)
     grid = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
     with torch.no_grad():
-        by_hand = f.path.land(f(x, grid[0], cond, s=grid[1]), grid[1])
-        by_hand = f.path.land(f(by_hand, grid[1], cond, s=grid[2]), grid[2])
+        by_hand = f.path.interpolate(f(x, grid[0], cond, s=grid[1]), grid[1])
+        by_hand = f.path.interpolate(f(by_hand, grid[1], cond, s=grid[2]), grid[2])
         assert torch.equal(integrate(f, x, grid, Jump(), cond=cond), by_hand)
         assert integrate(f, x, grid, Heun(), cond=cond).isfinite().all()
         one = Custom(policy={"name": "interval", "interval": 1}, sites=("time", "trunk")).start(2)
@@ -140,7 +139,7 @@ def test_as_a_denoiser_with_solvers_of_one_time_and_of_two(inner):
 
 def test_a_jump_to_the_data_on_a_path_that_calls_it_minus_infinity():
     net, (x, _, cond, _) = flow_map(DIT).eval(), inputs()
-    f, t = Denoiser(net, EDM(), EDMParam()), torch.tensor(2.0, dtype=torch.float64)
+    f, t = Denoiser(net, EDM(), EDMPrecond()), torch.tensor(2.0, dtype=torch.float64)
     with torch.no_grad():
         assert f(x, t, cond, s=torch.tensor(0.0, dtype=torch.float64)).x0.isfinite().all()
         assert torch.equal(net(x, x[:, 0, 0, 0], cond, s=torch.full((3,), -torch.inf)),

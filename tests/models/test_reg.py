@@ -7,7 +7,7 @@ from torch import nn
 from gen.config.errors import UserError
 from gen.diffusion.alignment import Projector
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.dit import DiT
 from gen.models.reg import REG
@@ -128,7 +128,7 @@ def test_a_joint_gaussian_is_sampled_exactly(solver, steps):
     """REG's own sampler is Euler-Maruyama on both at once: with one state, any solver is."""
     n, net = 2000, Joint()
     net.states = []
-    pipeline = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 2, 2), sampler=Sampler(solver, steps=steps))
+    pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 2, 2), sampler=Sampler(solver, steps=steps))
     images = pipeline.sample(n, batch_size=n).x
     (x,) = net.states
     assert torch.equal(images, x[:, :4].reshape(n, 1, 2, 2))

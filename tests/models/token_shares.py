@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.tap import Record
 from gen.kernels.parallel import gather_tokens_bytes, ulysses_attention_bytes
@@ -74,7 +74,7 @@ def sites():
 
 def samples():
     net = random_net(digits("dit"), dtype=torch.float32)
-    pipeline = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 10, Sampler("heun", steps=3))
+    pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("heun", steps=3))
     made = pipeline.prepared({"name": "sequence"}).sample(4)
     assert made.engine == f"sequence (ulysses, {dist.get_world_size()} processes)"
     return {"samples": made.x, "samples alone": pipeline.sample(4).x}

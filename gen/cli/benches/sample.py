@@ -15,7 +15,7 @@ from gen.cli.benches.lib.peers import of_diffusers
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Eps
 from gen.diffusion.path import DDPM
-from gen.diffusion.precompute import foresee
+from gen.diffusion.precompute import precompute_modulations
 from gen.diffusion.sampling import integrate
 from gen.eval.bench import Call, Case, Where
 from gen.samplers.guides.cfg import CFG
@@ -107,7 +107,7 @@ def _walk(net: nn.Module, x: Tensor, labels: list[int], steps: int) -> Tensor:
     every = path.steps // steps
     times = torch.tensor([*range((steps - 1) * every + 1, 0, -every), 0], dtype=torch.float64)
     cond = {"y": torch.tensor(labels, device=x.device)}
-    f = foresee(Denoiser(net, path, Eps()), times, solver, cond, x)
+    f = precompute_modulations(Denoiser(net, path, Eps()), times, solver, cond, x)
     return integrate(CFG(SCALE, together=True)(f, times), x, times, solver, cond=cond)
 
 

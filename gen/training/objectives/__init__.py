@@ -22,12 +22,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 
 __all__ = ["Batch", "Objective", "Roles", "Step"]
 
-Roles = Mapping[str, Any]  # Denoisers; a teacher may be any Denoise
+Roles = Mapping[str, Any]  # Denoisers; a teacher may be any denoiser
 Step = tuple[str | tuple[str, ...], Tensor, dict[str, Tensor]]
 
 
@@ -52,7 +52,7 @@ class Batch:
 class Objective(Protocol):
     """See the package's docstring."""
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]: ...
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]: ...
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]: ...
 

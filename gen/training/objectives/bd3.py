@@ -57,13 +57,13 @@ class BD3(Masking):
     def times(self, net: Any, batch: Batch, antithetic: bool) -> Tensor:
         """A time for each block of each text, [B, blocks]."""
         length = batch.x.shape[1]
-        u = batch.noise.uniforms("t", -(-length // block_of(net, length)))
+        u = batch.noise.uniform("t", -(-length // block_of(net, length)))
         low, high = self.clip
         return low + (high - low) * (stratified(u) if antithetic else u)
 
     def hits(self, batch: Batch) -> Tensor:
         """Uniform numbers [B, L]: a token is masked where its own is below mask(t) of its block."""
-        return batch.noise.uniforms("mask", batch.x.shape[1])
+        return batch.noise.uniform("mask", batch.x.shape[1])
 
     def losses(self, roles: Roles, tokens: Tokens, t: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token, [B, L]: its weighted CE where it is masked, else 0; whether it is masked; whether guessed."""

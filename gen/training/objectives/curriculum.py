@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Denoise
-from gen.diffusion.path import Path
+from gen.diffusion.denoiser import DenoiserLike
+from gen.diffusion.path import NoisePath
 from gen.diffusion.times import Times, Uniform
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import Denoising
@@ -50,7 +50,7 @@ class Curriculum(Denoising):
         if not 0 <= self.smoothing < 1:
             raise UserError(f"Curriculum: smoothing = {self.smoothing}; it must be in [0, 1)")
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         return {**super().roles(net, teacher), "curriculum": Pace()}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -65,7 +65,7 @@ class Curriculum(Denoising):
         if int(pace.stage) < self.clusters:
             pace.advance(logs["loss"], self.smoothing, self.patience, self.longest or math.inf)
 
-    def stage_times(self, stage: int, path: Path) -> Times:
+    def stage_times(self, stage: int, path: NoisePath) -> Times:
         """The density of stage 1, 2, ..., clusters; from the last on it is `times` itself."""
         everything: Times = self.times
         if stage >= self.clusters:
@@ -76,7 +76,7 @@ class Curriculum(Denoising):
         return Late(everything, self._starts[stage, path])
 
     @cached_property
-    def _starts(self) -> dict[tuple[int, Path], float]:
+    def _starts(self) -> dict[tuple[int, NoisePath], float]:
         return {}
 
 
@@ -87,7 +87,7 @@ class Late(Times):
     inner: Any = part("diffusion.times", default=Uniform())
     start: float = 0.0
 
-    def at(self, u: Tensor, path: Path) -> Tensor:
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
         t: Tensor = self.inner.at(1 - (1 - self.start) * (1 - u), path)
         return t
 
@@ -123,7 +123,7 @@ class Pace(nn.Module):
             self.waited.zero_()
 
 
-def _log_snr_start(times: Times, path: Path, share: float) -> float:
+def _log_snr_start(times: Times, path: NoisePath, share: float) -> float:
     """The quantile of the density that lies, in log-SNR, `share` of the way from its cleanest to its noisiest."""
 
     def lam(u: float) -> float:

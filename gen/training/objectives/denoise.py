@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoise, Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.tap import Tap
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
@@ -35,7 +35,7 @@ class Denoising:
         if not 0 <= self.class_dropout <= 1:
             raise UserError(f"Denoising: class_dropout = {self.class_dropout}; it must be in [0, 1]")
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)
         return {"net": net}
 
@@ -57,8 +57,8 @@ class Denoising:
         """The weighted loss of each sample, [B], at times t [B]; a tap may look on."""
         eps = batch.normal("eps")
         out = f.output(f.path.mix(batch.x, eps, t), t, cond, tap=tap)
-        error = (out - f.param.target(f.path, batch.x, eps, t)).float() ** 2
-        weight: Tensor = self.weighting.weight(f.path, f.param, t)
+        error = (out - f.parameterisation.target(f.path, batch.x, eps, t)).float() ** 2
+        weight: Tensor = self.weighting.weight(f.path, f.parameterisation, t)
         return error.flatten(1).mean(1) * weight.to(error)
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
@@ -68,7 +68,7 @@ class Denoising:
         return torch.stack([self.losses(f, batch, batch.cond, t.expand(len(batch.x))).mean() for t in at]).mean()
 
 
-def drop_condition(f: Denoise, batch: Batch, share: float) -> Cond:
+def drop_condition(f: DenoiserLike, batch: Batch, share: float) -> Cond:
     """The batch's condition with a share of its rows replaced by the null one."""
     if not share or not batch.cond:
         return batch.cond

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.alignment import negative_cosine, tokens_of
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.tap import Compute
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
@@ -44,7 +44,7 @@ class ERW(REPA):
                 "be warmup >= 0, warm_weight >= 0, halflife > 0"
             )
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)
         here, there = (site_shape(net, site) for site in (self.site, self.warm_site))
         if here != there:
@@ -67,7 +67,7 @@ class ERW(REPA):
         f = roles["net"]
         features, batch = self.look(batch)
         cond, t = drop_condition(f, batch, self.class_dropout), torch.zeros(len(batch.x), dtype=torch.float64)
-        if not f.path.net_time(t).isfinite().all():
+        if not f.path.t_to_network(t).isfinite().all():
             raise UserError(
                 f"ERW warms up at t = 0, which {type(f.path).__name__} cannot tell a network: take flow or vp"
             )

@@ -38,14 +38,14 @@ class FastDLLM(Masking):
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         tokens = tokens_of(batch)
         length = tokens.x.shape[1]
-        u = batch.noise.uniforms("t", -(-length // block_of(roles["net"].net, length)))
+        u = batch.noise.uniform("t", -(-length // block_of(roles["net"].net, length)))
         losses, masked, right = self.losses(roles, tokens, u, self.hits(batch))
         logs = dict(report(masked, tokens.trained, right))
         yield "net", losses.sum() / tokens.trained.sum().clamp(min=1), logs
 
     def hits(self, batch: Batch) -> Tensor:
         """Uniform numbers [B, L]: a token is masked in the first copy where its own is below p of its block."""
-        return batch.noise.uniforms("mask", batch.x.shape[1])
+        return batch.noise.uniform("mask", batch.x.shape[1])
 
     def views(self, net: object, tokens: Tokens, u: Tensor, hits: Tensor) -> Tensor:
         """The noisy copies: [2 B, L], first copies first, or [B, L]. u [B, blocks], hits [B, L]."""
@@ -70,6 +70,6 @@ class FastDLLM(Masking):
         """The loss on fixed masks at stratified times."""
         tokens = tokens_of(batch)
         length = tokens.x.shape[1]
-        u = stratified(batch.noise.uniforms("t", -(-length // block_of(roles["net"].net, length))))
+        u = stratified(batch.noise.uniform("t", -(-length // block_of(roles["net"].net, length))))
         losses, _, _ = self.losses(roles, tokens, u, self.hits(batch))
         return losses.sum() / tokens.trained.sum().clamp(min=1)

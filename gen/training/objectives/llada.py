@@ -42,7 +42,7 @@ class LLaDA(Masking):
 
     def hits(self, batch: Batch) -> Tensor:
         """Uniform numbers [B, L]: a token is masked where its own is below p."""
-        return batch.noise.uniforms("mask", batch.x.shape[1])
+        return batch.noise.uniform("mask", batch.x.shape[1])
 
     def cut(self, batch: Batch) -> Tensor:
         """Where each text is cut, [B]: at its end or, for a share of them, uniformly after the prompt's first place."""

@@ -49,7 +49,7 @@ class MDLM(Masking):
 
     def hits(self, batch: Batch) -> Tensor:
         """Uniform numbers [B, L]: a token is masked where its own is below mask(t)."""
-        return batch.noise.uniforms("mask", batch.x.shape[1])
+        return batch.noise.uniform("mask", batch.x.shape[1])
 
     def losses(self, roles: Roles, tokens: Tokens, t: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token, [B, L]: weight(t) CE where it is masked, else 0; whether it is masked; whether guessed."""

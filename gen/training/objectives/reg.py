@@ -62,7 +62,7 @@ class REG(REPA):
         sizes = {"eps": x.shape[1] - dim, "eps.cls": dim}
         eps = torch.cat([batch.noise.normal(name, (n,)) for name, n in sizes.items()], 1).to(x)
         out = f.output(f.path.mix(x, eps, t), t, cond, tap=tap)
-        error = (out - f.param.target(f.path, x, eps, t)).float() ** 2
+        error = (out - f.parameterisation.target(f.path, x, eps, t)).float() ** 2
         both = error[:, :-dim].mean(1) + self.cls_weight * error[:, -dim:].mean(1)
-        weight: Tensor = self.weighting.weight(f.path, f.param, t)
+        weight: Tensor = self.weighting.weight(f.path, f.parameterisation, t)
         return both * weight.to(both)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError, nearest
 from gen.config.spec import build, part
 from gen.diffusion.alignment import Encoder, Features, Projector, negative_cosine, tokens_of
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.tap import Record
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import Denoising
@@ -43,7 +43,7 @@ class REPA(Denoising):
             name = type(self).__name__
             raise UserError(f"{name}: weight = {self.weight}, hidden = {self.hidden}; weight >= 0 and hidden >= 1")
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)
         count, width = site_shape(net, self.site)
         self.check_grid(count)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Denoise, Denoiser
+from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.diffusion.times import LogNormal
 from gen.diffusion.weighting import EDM
 from gen.training.objectives import Batch, Roles, Step
@@ -42,7 +42,7 @@ class Uncertainty(Denoising):
         if self.channels < 1:
             raise UserError(f"Uncertainty: channels = {self.channels}; it must be at least 1")
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)
         return {"net": net} if own_logvar(net) else {"net": net, "head": LogVariance(self.channels)}
 
@@ -59,7 +59,7 @@ class Uncertainty(Denoising):
         f: Denoiser = roles["net"]
         own = own_logvar(f.net)
         if own:
-            return own(f.path.net_time(t).float())
+            return own(f.path.t_to_network(t).float())
         out: Tensor = roles["head"].net(f.path.lam(t).clamp(-FAR, FAR).float() / 4)
         return out
 

@@ -43,7 +43,7 @@ def lists() -> Run:
         data=data,
         objective=LLaDA(stratified=True),
         path=LogLinear(),
-        param=None,
+        parameterisation=None,
         optim=AdamW(lr=2e-3),
         schedule=WSD(warmup=200, decay=0.3),
         ema=(Classic(decay=0.999),),

@@ -42,7 +42,7 @@ def text() -> Run:
         data=data,
         objective=BD3(),
         path=LogLinear(),
-        param=None,
+        parameterisation=None,
         optim=AdamW(lr=3e-3),
         schedule=WSD(warmup=100, decay=0.4),
         ema=(Classic(decay=0.99),),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gen.config.checkpoint import read_json
+from gen.config.checkpoints import read_json
 from gen.config.errors import MissingDependency, UserError
 from gen.diffusion.alignment import Features
 

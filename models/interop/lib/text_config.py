@@ -115,7 +115,7 @@ def found(
     copied = {} if file is None or not file.is_file() else {TOKENIZER: file}
     tokenizer = _tokenizer(copied[TOKENIZER], fields) if copied else None
     model = sized(Text, preset, fields, tokenizer=tokenizer)
-    run = Run(model=model, path=LogLinear(), param=None, sampler=how, ema=())
+    run = Run(model=model, path=LogLinear(), parameterisation=None, sampler=how, ema=())
     return Found(run, kept, {}, dropped, () if copied else (OTHERWISE,), copied, narrow=True)
 
 

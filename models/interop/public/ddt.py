@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.ddt import DDT
 from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, guide, heads_of, sized
@@ -52,7 +52,7 @@ class DDTWeights:
         }
         model = sized(DDT, preset, fields)
         sampler = Sampler(solver="euler", steps=250, guide=guide(model, 2.0, interval=(0.0, 0.7 / 0.3)))
-        run = Run(model=model, path=Flow(), param=FlowParam(toward="data"), sampler=sampler, ema=())
+        run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
         said = f"size {self.size} and patch {self.patch} are not in the weights: as --from has them"
         return Found(run, weights.tensors, SD_VAE, notes=(said, f"encoder of {encoder} blocks"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.config.checkpoint import read_json
+from gen.config.checkpoints import read_json
 from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.diffusion.parameterisation import X0, Eps, V
@@ -52,10 +52,15 @@ class DiffusersFolder:
         said = _note(weights)
         model = _model(_checked(weights), weights, said.get("model", {}))
         tensors, notes = _tensors(weights, model)
-        path, param = _conventions(weights, said)
+        path, parameterisation = _conventions(weights, said)
         grid = {"name": "timesteps", "spacing": "linspace"} if isinstance(path, DDPM) else "linear"
         sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=guide(model, 4.0))
-        return Found(Run(model=model, path=path, param=param, sampler=sampler, ema=()), tensors, SD_VAE, notes=notes)
+        return Found(
+            Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=()),
+            tensors,
+            SD_VAE,
+            notes=notes,
+        )
 
 
 def _checked(weights: Weights) -> Mapping[str, Any]:
@@ -115,7 +120,7 @@ def _note(weights: Weights) -> Mapping[str, Any]:
     fields = {"time_scale", "t_one", "freq_shift"}
     if not isinstance(said, Mapping) or not set(said.get("model", {})) <= fields:
         raise UserError(f"{file} is none that gen export writes")
-    for part in ("path", "param"):
+    for part in ("path", "parameterisation"):
         if not isinstance(said.get(part), Mapping) or ":" in str(said[part].get("name")):
             raise UserError(f"{file}: {part} is {said.get(part)!r}; allowed: a spec of gen's own")
     return said
@@ -124,7 +129,7 @@ def _note(weights: Weights) -> Mapping[str, Any]:
 def _conventions(weights: Weights, said: Mapping[str, Any]) -> tuple[Any, Any]:
     """Path and parameterisation: from our own note, or from the scheduler's config, or the published DiT's."""
     if said:
-        return build("diffusion.path", said["path"]), build("diffusion.parameterisation", said["param"])
+        return build("diffusion.path", said["path"]), build("diffusion.parameterisation", said["parameterisation"])
     file = None if weights.folder is None else weights.folder.parent / "scheduler" / "scheduler_config.json"
     if file is None or weights.folder is None or weights.folder.name != "transformer" or not file.exists():
         return DDPM(), Eps()

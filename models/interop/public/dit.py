@@ -30,5 +30,5 @@ class DiTWeights:
         model, notes = read_plain(weights.tensors, "DiT", self.heads, preset)
         grid = {"name": "timesteps", "spacing": "linspace"}
         sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=guide(model, 1.5, channels=3))
-        run = Run(model=model, path=DDPM(), param=Eps(), sampler=sampler, ema=())
+        run = Run(model=model, path=DDPM(), parameterisation=Eps(), sampler=sampler, ema=())
         return Found(run, weights.tensors, SD_VAE, notes=notes)

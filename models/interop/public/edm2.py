@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gen.config.errors import UserError
-from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
 from gen.models.edm2 import EDM2
 from gen.models.interop.lib.inferred import Found, Reader, sized
@@ -47,7 +47,7 @@ class EDM2Weights:
         fields["uncertainty"] = len(tensors[head]) if head in tensors else 0
         model = sized(EDM2, preset, fields)
         sampler = Sampler(solver="heun", steps=32, grid="karras")
-        run = Run(model=model, path=EDM(), param=EDMParam(), sampler=sampler, ema=())
+        run = Run(model=model, path=EDM(), parameterisation=EDMPrecond(), sampler=sampler, ema=())
         latent: Mapping[str, Any] = LATENT if model.channels == len(MEAN) else {"autoencoder": None}
         return Found(run, tensors, latent)
 

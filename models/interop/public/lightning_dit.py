@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.interop.lib.inferred import Found, guide
 from gen.models.interop.lib.plain_dit import read_plain
@@ -43,5 +43,5 @@ class LightningDiTWeights:
             grid={"name": "shift", "shift": 1 / 0.3},
             guide=guide(model, 6.7, channels=3, interval=(0.0, 0.875 / 0.125)),
         )
-        run = Run(model=model, path=Flow(), param=FlowParam(toward="data"), sampler=sampler, ema=())
+        run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
         return Found(run, weights.tensors, LATENT, notes=notes)

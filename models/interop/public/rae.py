@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.dit_dh import DiTDH
 from gen.models.interop.lib.inferred import Found, Reader, pos_embed, sized
@@ -49,7 +49,7 @@ class RAEWeights:
             )
         shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
         sampler = Sampler(solver="euler", steps=50, grid={"name": "shift", "shift": shift})
-        run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
+        run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
         return Found(run, tensors, LATENT, notes=notes)
 
     def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, guide
 from gen.models.interop.lib.plain_dit import read_plain
@@ -34,5 +34,5 @@ class REGWeights:
         model, notes = read_plain(tensors, "REG", self.heads, preset, owner=REG, front=1, cls_dim=cls_dim)
         guided = guide(model, 2.3, interval=(0.0, 0.85 / 0.15))
         sampler = Sampler(solver={"name": "flow_sde", "churn": 2.0}, steps=250, guide=guided)
-        run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
+        run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
         return Found(run, tensors, SD_VAE, dropped, notes)

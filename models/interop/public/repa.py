@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, guide
 from gen.models.interop.lib.plain_dit import is_plain, read_plain
@@ -34,7 +34,7 @@ class REPAWeights:
         model, notes = read_plain(tensors, "REPA", self.heads, preset)
         guided = guide(model, 1.8, interval=(0.0, 0.7 / 0.3))
         sampler = Sampler(solver={"name": "flow_sde", "churn": 2.0}, steps=250, guide=guided)
-        run = Run(model=model, path=Flow(), param=FlowParam(), sampler=sampler, ema=())
+        run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
         return Found(run, tensors, SD_VAE, dropped, notes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.interop.lib.inferred import SD_VAE, Found, guide
 from gen.models.interop.lib.plain_dit import is_plain, read_plain
@@ -30,5 +30,5 @@ class SiTWeights:
         model, notes = read_plain(weights.tensors, "SiT", self.heads, preset, t_one="data")
         solver = {"name": "flow_sde", "churn": 2.0}  # their noise is sqrt(2 w)
         sampler = Sampler(solver=solver, steps=250, guide=guide(model, 1.5, channels=3))
-        run = Run(model=model, path=Flow(), param=FlowParam(toward="data"), sampler=sampler, ema=())
+        run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
         return Found(run, weights.tensors, SD_VAE, notes=notes)

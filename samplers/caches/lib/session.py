@@ -44,7 +44,7 @@ class Study(Protocol):
 
 
 class Run:
-    """A Located tap for one batch's walk of `steps` steps.
+    """A contextual tap for one batch's walk of `steps` steps.
 
     sites: patterns of the sites to cache ("blocks.*.attn"); inside a cached site nothing else is cached. branches:
     the branches to cache, () for all. base: what is subtracted from a site's output before it is remembered: nothing,
@@ -76,7 +76,7 @@ class Run:
         self.seen: dict[str, bool] = {}  # every site met so far, in order: is it cached?
         self.last = ""  # the site that checks a draft
 
-    def at(self, context: Context) -> Tap:
+    def bind(self, context: Context) -> Tap:
         """The tap of one evaluation; always the same one for the same context."""
         key = (context.step, context.stage, context.branch)
         found = self.evaluations.get(key)

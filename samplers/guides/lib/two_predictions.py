@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Cond, Denoise
-from gen.diffusion.path import Path, Prediction, expand
-from gen.diffusion.tap import Tap, branch
+from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.path import NoisePath, Prediction, expand
+from gen.diffusion.tap import Tap, with_branch
 
 __all__ = ["Pair", "Rule", "dot", "towards"]
 
 # (path, x, t, c, u) -> the guided prediction, from the conditional one and the other, at x_t.
-Rule = Callable[[Path, Tensor, Tensor, Prediction, Prediction], Prediction]
+Rule = Callable[[NoisePath, Tensor, Tensor, Prediction, Prediction], Prediction]
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Pair:
         if self.channels is not None and self.channels < 1:
             raise UserError(f"{name}: channels = {self.channels}; it must be at least 1")
 
-    def __call__(self, f: Denoise, times: Tensor) -> Denoise:
+    def __call__(self, f: DenoiserLike, times: Tensor) -> DenoiserLike:
         return Walk(f, self.other(f), self, times, self.rule(times))
 
     def rule(self, times: Tensor) -> Rule:
         """How c and u become one; made anew for every walk, so it may remember."""
         raise NotImplementedError
 
-    def other(self, f: Denoise) -> Denoise:
+    def other(self, f: DenoiserLike) -> DenoiserLike:
         """What predicts u."""
         return Unconditional(f)
 
-    def active(self, path: Path, t: Tensor, times: Tensor) -> Tensor:
+    def active(self, path: NoisePath, t: Tensor, times: Tensor) -> Tensor:
         """Whether to guide at t: bool, shaped as t."""
         if self.interval is not None:
             level = path.sigma(t) / path.alpha(t)
@@ -88,16 +88,16 @@ def before(t: Tensor, times: Tensor, step: int) -> Tensor:
 class Unconditional:
     """A denoiser without its condition."""
 
-    inner: Denoise
+    inner: DenoiserLike
 
     @property
-    def path(self) -> Path:
+    def path(self) -> NoisePath:
         return self.inner.path
 
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Prediction:
-        return self.inner(x, t, self.inner.null(cond or {}), s=s, tap=branch(tap, "uncond"))
+        return self.inner(x, t, self.inner.null(cond or {}), s=s, tap=with_branch(tap, "uncond"))
 
     def null(self, cond: Cond) -> Cond:
         return self.inner.null(cond)
@@ -107,14 +107,14 @@ class Unconditional:
 class Walk:
     """A denoiser under guidance, for one walk down a grid of times."""
 
-    inner: Denoise
-    other: Denoise
+    inner: DenoiserLike
+    other: DenoiserLike
     guide: Pair
     times: Tensor
     rule: Rule
 
     @property
-    def path(self) -> Path:
+    def path(self) -> NoisePath:
         return self.inner.path
 
     def __call__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +98,7 @@ class Found:
     history: tuple[tuple[int, float], ...] = ()
     evaluations: int = field(default=0)
 
-    def write(self, file: str | File, **about: Any) -> None:
+    def write(self, file: str | Path, **about: Any) -> None:
         """As JSON that the grid `searched` reads; `about` adds what it was found for: path, solver, sites."""
         found = {
             "times": self.times,
@@ -107,7 +107,7 @@ class Found:
             "evaluations": self.evaluations,
             "history": self.history,
         }
-        File(file).write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
+        Path(file).write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
 
 
 def pool_of(grids: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.diffusion.denoiser import Cond, Denoise
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import Prediction
 from gen.diffusion.sampling import Solver, integrate
@@ -26,7 +26,7 @@ class Reference:
     walk(times) is the denoiser on that grid, guided or not. sites: the blocks that a mask may leave out, in its order.
     """
 
-    walk: Callable[[Tensor], Denoise]
+    walk: Callable[[Tensor], DenoiserLike]
     solver: Solver
     pool: Tensor
     points: Tensor
@@ -36,7 +36,9 @@ class Reference:
 
     @staticmethod
     @torch.no_grad()
-    def trace(walk: Callable[[Tensor], Denoise], x: Tensor, pool: Tensor, cond: Cond | None, fine: int = 4) -> Tensor:
+    def trace(
+        walk: Callable[[Tensor], DenoiserLike], x: Tensor, pool: Tensor, cond: Cond | None, fine: int = 4
+    ) -> Tensor:
         """x [B, ...] at pool[0] carried through the pool by Heun's rule, in `fine` steps from each time to the next."""
         parts = torch.arange(fine, dtype=torch.float64) / fine
         between = [t + (s - t) * parts for t, s in itertools.pairwise(pool)]

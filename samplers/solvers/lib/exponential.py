@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen.diffusion.path import Path, Prediction, expand
+from gen.diffusion.path import NoisePath, Prediction, expand
 
 __all__ = ["Node", "add", "base", "integrals", "lagrange", "quadrature", "remember", "usable"]
 
@@ -28,7 +28,7 @@ class Node(NamedTuple):
     value: Tensor
 
 
-def base(path: Path, x: Tensor, pred: Prediction, t: Tensor) -> Tensor:
+def base(path: NoisePath, x: Tensor, pred: Prediction, t: Tensor) -> Tensor:
     """The x0 [B, ...] that adds up to x with pred.eps: (x - sigma eps) / alpha, or pred.x0 where alpha = 0.
 
     That is pred.x0, to the bit, unless a guide made a pair (CFG++): what differs by rounding only counts as equal,

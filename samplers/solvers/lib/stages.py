@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gen.diffusion.path import Path, Prediction
+from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.solvers.lib.exponential import base
 
 __all__ = ["Stage", "shift", "velocity_step"]
@@ -21,7 +21,7 @@ class Stage(NamedTuple):
     eps: Tensor
 
     @classmethod
-    def of(cls, path: Path, x: Tensor, pred: Prediction, t: Tensor) -> Stage:
+    def of(cls, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor) -> Stage:
         return cls(float(t), base(path, x, pred, t), pred.eps)
 
 
@@ -30,6 +30,6 @@ def shift(out: Tensor, here: Stage, there: Stage, data: float, noise: float) -> 
     return torch.add(torch.add(out, there.x0 - here.x0, alpha=data), there.eps - here.eps, alpha=noise)
 
 
-def velocity_step(path: Path, x: Tensor, slope: Tensor, t: Tensor, s: Tensor, extra: Tensor) -> Tensor:
+def velocity_step(path: NoisePath, x: Tensor, slope: Tensor, t: Tensor, s: Tensor, extra: Tensor) -> Tensor:
     """x + (s - t) slope, and the share at s of what a pair's x0 has beyond the one that adds up to x."""
     return torch.add(torch.add(x, slope, alpha=float(s - t)), extra, alpha=float(path.alpha(s)))

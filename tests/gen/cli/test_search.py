@@ -10,7 +10,7 @@ import pytest
 from gen.cli import main, search
 from gen.config.spec import build
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.pipeline import Pipeline
 from gen.training.run import Sampler
@@ -58,7 +58,7 @@ def test_blocks_are_searched_too_and_by_dynamic_programming_times_only(folder, t
 
 def test_a_state_may_be_more_than_the_image(tmp_path):
     net = build("models", {"name": "reg", "preset": "digits"}).build().eval()
-    pipeline = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 10, Sampler("euler", steps=2))
+    pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("euler", steps=2))
     args = argparse.Namespace(fitness="rmse", n=2, seed=0, pool=4, keep=0.5)
     problem, known, sites = search._problem(pipeline, pipeline.sampler, args)
     assert sites[0] == "blocks.0" and pipeline.state_shape == net.state_shape

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gen.cli import main
-from gen.config.checkpoint import write_json
+from gen.config.checkpoints import write_json
 from gen.training.run import run_spec
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
@@ -132,7 +132,7 @@ CASES = {
     "device that is not there": ("sample {run} --device cuda:7", r"the device 'cuda:7' cannot be used here"),
     "precision that is not there": ("train {root}/run.json --output-dir {root}/new --precision fp16", r"needs a GPU"),
     "start that says nothing": (
-        "train {root}/run.json --output-dir {root}/new --param eps",
+        "train {root}/run.json --output-dir {root}/new --parameterisation eps",
         r"says nothing of x0 at t = 1",
     ),
     "label that does not exist": ("sample {run} --labels 11", r"allowed: 64 of 0 .. 9"),

@@ -101,11 +101,9 @@ def test_build_takes_a_name_a_dict_or_a_ready_object():
 
 
 def test_the_first_folder_that_knows_a_name_wins():
-    assert type(build(("diffusion.path", "diffusion.parameterisation"), "flow")) is Flow
-    assert (
-        type(build(("diffusion.parameterisation", "diffusion.path"), "flow")).__module__
-        == "gen.diffusion.parameterisation"
-    )
+    """ "cosine" is a schedule and a mask path."""
+    for first, second in (("training.schedules", "text.mask_path"), ("text.mask_path", "training.schedules")):
+        assert type(build((first, second), "cosine")).__module__ == f"gen.{first}"
 
 
 def test_a_spec_survives_json():

@@ -230,7 +230,9 @@ def test_a_run_of_text_is_its_json(make):
     run = make()
     spec = json.loads(json.dumps(run_spec(run), allow_nan=False))
     assert (
-        spec["param"] is None and spec["path"]["name"] == "log_linear" and spec["sampler"]["policy"]["name"] == "topk"
+        spec["parameterisation"] is None
+        and spec["path"]["name"] == "log_linear"
+        and spec["sampler"]["policy"]["name"] == "topk"
     )
     assert run_from(spec) == run
 
@@ -271,7 +273,7 @@ def tiny_text(**changes):
         "data": data,
         "objective": "llada",
         "path": LogLinear(),
-        "param": None,
+        "parameterisation": None,
         "sampler": Decoding(),
         "steps": 4,
         "batch_size": 8,
@@ -335,4 +337,4 @@ def test_a_run_that_does_not_fit_itself_is_refused_before_any_work(tmp_path, cha
 
 def test_numbers_need_a_parameterisation():
     with pytest.raises(UserError, match="param is none"):
-        check_sampler(Run(model="dit", param=None))
+        check_sampler(Run(model="dit", parameterisation=None))

@@ -7,13 +7,11 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build
-from gen.diffusion.parameterisation import EDM, X0, Eps, Flow, Score, V
-from gen.diffusion.path import DDPM, VP, Trig, expand
-from gen.diffusion.path import EDM as EDMPath
-from gen.diffusion.path import Flow as FlowPath
+from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, Score, V, Velocity
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig, expand
 
-PARAMS = [X0(), Eps(), Flow(), V(), Score(), EDM()]
-PATHS = [FlowPath(), Trig(), EDMPath(), VP(), DDPM(), DDPM("cosine"), DDPM("scaled_linear")]
+PARAMS = [X0(), Eps(), Velocity(), V(), Score(), EDMPrecond()]
+PATHS = [Flow(), Trig(), EDM(), VP(), DDPM(), DDPM("cosine"), DDPM("scaled_linear")]
 
 
 def world(path, n=64):
@@ -59,19 +57,19 @@ def test_det_carries_output_errors_to_x0_and_eps(param, path):
 
 
 def test_published_targets():
-    x0, eps, t = world(FlowPath())
-    path, vp = FlowPath(), VP()
+    x0, eps, t = world(Flow())
+    path, vp = Flow(), VP()
     c = t.reshape(-1, 1, 1, 1)
-    torch.testing.assert_close(Flow().target(path, x0, eps, t), eps - x0, rtol=0, atol=0)
+    torch.testing.assert_close(Velocity().target(path, x0, eps, t), eps - x0, rtol=0, atol=0)
     alpha, sigma = vp.alpha(c), vp.sigma(c)
     torch.testing.assert_close(V().target(vp, x0, eps, t), alpha * eps - sigma * x0)
     torch.testing.assert_close(Score().target(vp, x0, eps, t), -eps / sigma)
-    edm, sd = EDMPath(), 0.5
+    edm, sd = EDM(), 0.5
     root = (c**2 + sd**2).sqrt()
     x = x0 + c * eps
     published = (x0 - sd**2 / root**2 * x) / (c * sd / root)  # (D - c_skip x) / c_out
-    torch.testing.assert_close(EDM(sd).target(edm, x0, eps, t), published)
-    torch.testing.assert_close(EDM(sd).scale(edm, t), root.flatten().reciprocal())
+    torch.testing.assert_close(EDMPrecond(sd).target(edm, x0, eps, t), published)
+    torch.testing.assert_close(EDMPrecond(sd).scale(edm, t), root.flatten().reciprocal())
     assert torch.equal(V().scale(vp, t), torch.ones_like(t))
 
 
@@ -81,16 +79,16 @@ def test_edm_targets_and_inputs_have_unit_variance_on_every_path():
     x0, eps = torch.randn(2, 8, 20_000, generator=generator, dtype=torch.float64)
     for path in PATHS:
         t = torch.linspace(0.05, 0.95, 8, dtype=torch.float64) * path.t1
-        target = EDM(0.5).target(path, 0.5 * x0, eps, t)
-        inputs = expand(EDM(0.5).scale(path, t), x0) * path.mix(0.5 * x0, eps, t)
+        target = EDMPrecond(0.5).target(path, 0.5 * x0, eps, t)
+        inputs = expand(EDMPrecond(0.5).scale(path, t), x0) * path.mix(0.5 * x0, eps, t)
         for values in (target, inputs):
             torch.testing.assert_close(values.std(1), torch.ones(8, dtype=torch.float64), rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("param", [X0(), Flow(), V(), EDM()], ids=repr)
+@pytest.mark.parametrize("param", [X0(), Velocity(), V(), EDMPrecond()], ids=repr)
 def test_at_data_x0_is_x(param, path):
-    if isinstance(path, (VP, DDPM)) and isinstance(param, Flow):
+    if isinstance(path, (VP, DDPM)) and isinstance(param, Velocity):
         return  # sigma' is infinite at t = 0 there
     x = torch.randn(3, 2, dtype=torch.float64)
     pred = param.solve(path, x, x if isinstance(param, X0) else torch.randn_like(x), torch.zeros((), dtype=x.dtype))
@@ -98,9 +96,9 @@ def test_at_data_x0_is_x(param, path):
     assert torch.isfinite(pred.eps).all()
 
 
-@pytest.mark.parametrize("param", [X0(), V(), EDM(), Flow()], ids=repr)
+@pytest.mark.parametrize("param", [X0(), V(), EDMPrecond(), Velocity()], ids=repr)
 def test_at_pure_noise_eps_is_x(param):
-    path, t = FlowPath(), torch.ones((), dtype=torch.float64)
+    path, t = Flow(), torch.ones((), dtype=torch.float64)
     x0, eps = torch.randn(2, 3, 2, dtype=torch.float64)
     pred = param.solve(path, eps, param.target(path, x0, eps, t), t)
     torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-14)
@@ -111,12 +109,12 @@ def test_at_pure_noise_eps_is_x(param):
 def test_eps_and_score_say_nothing_of_x0_at_pure_noise(param):
     x = torch.randn(2, 3)
     with pytest.raises(UserError, match="says nothing of x0 at t = 1, where alpha = 0"):
-        param.solve(FlowPath(), x, x, torch.ones((), dtype=torch.float64))
+        param.solve(Flow(), x, x, torch.ones((), dtype=torch.float64))
 
 
 def test_edm_refuses_a_spread_of_zero():
     with pytest.raises(UserError, match="sigma_data"):
-        EDM(0)
+        EDMPrecond(0)
 
 
 @pytest.mark.parametrize("name", ["eps", "score"])

@@ -32,7 +32,7 @@ def test_derivatives_are_those_of_autograd(path):
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 def test_t_of_lam_inverts_lam(path):
     t = inside(path)
-    torch.testing.assert_close(path.t_of_lam(path.lam(t)), t, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(path.t_from_lambda(path.lam(t)), t, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(path.lam(t), path.alpha(t).log() - path.sigma(t).log(), rtol=1e-10, atol=1e-12)
     assert (path.lam(t).diff() < 0).all()
 
@@ -101,7 +101,7 @@ def test_tables_are_those_of_diffusers(ours, theirs):
     bar = scheduler(num_train_timesteps=1000, beta_schedule=theirs, **ends).alphas_cumprod.double()
     t = torch.arange(1, 1001, dtype=torch.float64)
     torch.testing.assert_close(path.alpha(t) ** 2, bar, rtol=2e-4, atol=1e-9)  # theirs is a float32 product
-    assert torch.equal(path.net_time(t), t - 1)
+    assert torch.equal(path.t_to_network(t), t - 1)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,9 @@ def test_vp_at_one_is_the_published_integral():
 
 
 def test_edm_tells_its_network_a_quarter_of_log_sigma():
-    assert float(EDM().net_time(torch.tensor(80.0, dtype=torch.float64))) == pytest.approx(math.log(80) / 4, rel=1e-14)
+    assert float(EDM().t_to_network(torch.tensor(80.0, dtype=torch.float64))) == pytest.approx(
+        math.log(80) / 4, rel=1e-14
+    )
 
 
 def test_expand_keeps_the_dtype_of_x():

@@ -10,7 +10,7 @@ import torch
 from gen.config.errors import NonFinite, UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import EDM, Flow, Prediction
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian
@@ -118,7 +118,7 @@ class Identity(torch.nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_it_computes_in_the_dtype_of_x(dtype):
-    denoiser = Denoiser(Identity(), Flow(), FlowParam())
+    denoiser = Denoiser(Identity(), Flow(), Velocity())
     assert integrate(denoiser, start().to(dtype), [1.0, 0.5, 0.0], Heun()).dtype == dtype
 
 

@@ -22,10 +22,10 @@ PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
 PARAMS = [
     parameterisation.X0(),
     parameterisation.Eps(),
-    parameterisation.Flow(),
+    parameterisation.Velocity(),
     parameterisation.V(),
     parameterisation.Score(),
-    parameterisation.EDM(),
+    parameterisation.EDMPrecond(),
 ]
 
 
@@ -61,7 +61,7 @@ def test_sigmoid_is_its_formula_on_the_error_of_eps(path):
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 def test_edm_is_one_for_its_own_output(path):
     t = times(path)
-    close(EDMWeighting(0.5).weight(path, parameterisation.EDM(0.5), t), torch.ones_like(t))
+    close(EDMWeighting(0.5).weight(path, parameterisation.EDMPrecond(0.5), t), torch.ones_like(t))
 
 
 def test_edm_on_x0_is_the_published_lambda():
@@ -90,7 +90,7 @@ def test_uniform_is_one():
 
 def test_min_snr_is_finite_at_both_ends_where_its_meaning_is():
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    for p in (parameterisation.Flow(), parameterisation.V()):
+    for p in (parameterisation.Velocity(), parameterisation.V()):
         assert bool(torch.isfinite(MinSNR().weight(Flow(), p, t)).all())
 
 
@@ -108,7 +108,7 @@ def test_min_snr_at_zero_terminal_snr_is_the_limit_from_below(path, other, expec
     torch.testing.assert_close(at, before, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("other", [parameterisation.X0(), parameterisation.V(), parameterisation.Flow()], ids=repr)
+@pytest.mark.parametrize("other", [parameterisation.X0(), parameterisation.V(), parameterisation.Velocity()], ids=repr)
 @pytest.mark.parametrize("path", [Flow(), Trig()], ids=repr)
 def test_min_snr_without_noise_is_the_limit_too(path, other):
     zero = torch.zeros(1, dtype=torch.float64)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gen.cli import main
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.pipeline import load
 from gen.training.ema import Classic, Power, exponent

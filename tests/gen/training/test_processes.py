@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gen import load
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.distillers.consistency import Consistency
 from gen.training.log import read_metrics

@@ -15,7 +15,7 @@ import torch
 
 import gen
 from gen.cli import main
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
 from gen.config.spec import spec_of
 from gen.pipeline import load

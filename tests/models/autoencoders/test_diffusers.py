@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.pipeline import Pipeline, latent_scale
 from tests.models.test_families import random_net
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 def pipeline(info):
     spec = build("models", {"name": "dit", "preset": "digits", "channels": 4})
-    return Pipeline(Denoiser(random_net(spec, dtype=torch.float32), Flow(), FlowParam()), (4, 8, 8), 10, info=info)
+    return Pipeline(Denoiser(random_net(spec, dtype=torch.float32), Flow(), Velocity()), (4, 8, 8), 10, info=info)
 
 
 @torch.no_grad()

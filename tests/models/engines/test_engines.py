@@ -13,7 +13,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, names, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Record
@@ -119,7 +119,7 @@ def test_modulations_in_advance_are_those_of_the_moment(name):
 
 
 def sampled(net, engine=None, n=4, **options):
-    pipeline = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 10, Sampler("heun", steps=4))
+    pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("heun", steps=4))
     return (pipeline if engine is None else pipeline.prepared(engine)).sample(n, **options)
 
 
@@ -145,7 +145,7 @@ class Counting(torch.nn.Module):
 def test_a_loop_computes_its_modulations_once(guide, cache):
     net = random_net(digits("dit"), dtype=torch.float32)
     engine = build("models.engines", {"name": "fused", "dtype": "float32"})
-    pipeline = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 10, Sampler("heun", steps=4)).prepared(engine)
+    pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("heun", steps=4)).prepared(engine)
     made = pipeline.denoiser.net
     made.modulations = Counting(made.modulations)
     out = pipeline.sample(4, guide=guide, cache=cache, steps=6)
@@ -213,7 +213,7 @@ def test_text_is_written_the_same(tied):
 @pytest.mark.parametrize("name", TABLED)
 def test_a_model_without_classes_samples_the_same(name, engine):
     net = random_net(digits(name, classes=0), dtype=torch.float32)
-    plain = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 0, Sampler("heun", steps=3))
+    plain = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 0, Sampler("heun", steps=3))
     fast = plain.prepared({"name": engine, "dtype": "float32"})
     for cond in (None, {"y": torch.tensor([1, 2, 3])}):  # which it does not look at
         torch.testing.assert_close(fast.sample(3, cond).x, plain.sample(3, cond).x, rtol=1e-3, atol=1e-4)
@@ -222,7 +222,7 @@ def test_a_model_without_classes_samples_the_same(name, engine):
 @pytest.mark.parametrize("y", [None, torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)])
 def test_labels_that_are_none_are_refused_as_by_the_network(y):
     net = random_net(digits("dit"), dtype=torch.float32)
-    plain = Pipeline(Denoiser(net, Flow(), FlowParam()), (1, 8, 8), 10, Sampler("heun", steps=2))
+    plain = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("heun", steps=2))
     cond = {} if y is None else {"y": y}
     for pipeline in (plain, plain.prepared({"name": "fused", "dtype": "float32"})):
         with pytest.raises(UserError, match=r"needs cond\['y'\]; given: nothing|cond\['y'\] is torch\.\w+ \[2"):
@@ -276,7 +276,7 @@ class Own:
 
 
 def test_an_engine_of_ones_own_is_told_in_the_record():
-    pipeline = Pipeline(Denoiser(digits("dit").build(), Flow(), FlowParam()), (1, 8, 8), 10).prepared(Own())
+    pipeline = Pipeline(Denoiser(digits("dit").build(), Flow(), Velocity()), (1, 8, 8), 10).prepared(Own())
     assert sampler_spec(pipeline, {})["engine"] == {"name": f"{__name__}:Own"}
     assert pipeline.sample(1, steps=1).engine == ""
 
@@ -293,7 +293,7 @@ def test_a_rehearsal_has_as_many_dimensions_as_x():
 
 
 def test_refusals():
-    pipeline = Pipeline(Denoiser(digits("dit").build(), Flow(), FlowParam()), (1, 8, 8), 10)
+    pipeline = Pipeline(Denoiser(digits("dit").build(), Flow(), Velocity()), (1, 8, 8), 10)
     with pytest.raises(UserError, match=r"unknown name 'pact' in models\.engines"):
         pipeline.prepared("pact")
     with pytest.raises(UserError, match="is prepared already"):
@@ -332,10 +332,10 @@ def test_compiled_graphs_are_whole_with_and_without_a_cache():
     made = prepared("compiled", net)
     torch.testing.assert_close(made(x, t, cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(made(x, t, cond, tap=Record()), net(x, t, cond), rtol=1e-4, atol=1e-5)
-    f = Denoiser(made, Flow(), FlowParam())
+    f = Denoiser(made, Flow(), Velocity())
     cache = build("samplers.caches", {"name": "taylorseer", "interval": 2})
     noise, grid = Noise(tuple(range(3))), torch.linspace(1, 0, 7, dtype=torch.float64)
     ours = integrate(f, noise.normal("start", (1, 8, 8)).float(), grid, Euler(), cond=cond, tap=cache.start(6))
-    plain = Denoiser(net, Flow(), FlowParam())
+    plain = Denoiser(net, Flow(), Velocity())
     theirs = integrate(plain, noise.normal("start", (1, 8, 8)).float(), grid, Euler(), cond=cond, tap=cache.start(6))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -16,8 +16,7 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build, find, names
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import Eps
+from gen.diffusion.parameterisation import EDMPrecond, Eps
 from gen.diffusion.path import DDPM, EDM, Flow
 from gen.models.interop.checkpoints import FOLDER, import_checkpoint
 from gen.models.interop.weights import Weights, read
@@ -84,7 +83,7 @@ def test_those_who_count_from_noise_to_data(tmp_path, origin):
     net, raw = f.net.double(), type(f.net)(gen.config.spec.override(f.net.spec, {"t_one": "noise"})).double()
     raw.load_state_dict(net.state_dict())
     t = torch.tensor(0.3, dtype=torch.float64)
-    velocity = Flow().velocity(Denoiser(net, f.path, f.param)(x, t, cond), t)
+    velocity = Flow().velocity(Denoiser(net, f.path, f.parameterisation)(x, t, cond), t)
     torch.testing.assert_close(velocity, -raw(x, (1 - t).expand(3), cond), rtol=1e-12, atol=1e-12)
 
 
@@ -95,7 +94,7 @@ def test_those_who_count_from_data_to_noise(tmp_path, origin):
     f, (x, cond) = pipeline.denoiser, inputs(pipeline)
     assert f.net.spec.t_one == "noise"
     net, t = f.net.double(), torch.tensor(0.3, dtype=torch.float64)
-    velocity = Flow().velocity(Denoiser(net, f.path, f.param)(x, t, cond), t)
+    velocity = Flow().velocity(Denoiser(net, f.path, f.parameterisation)(x, t, cond), t)
     torch.testing.assert_close(velocity, net(x, t.expand(3), cond), rtol=1e-12, atol=1e-12)
 
 
@@ -104,7 +103,7 @@ def test_dit_is_told_the_entry_of_the_table_and_says_the_noise(tmp_path):
     pipeline = imported(tmp_path, "dit")[1]
     f, (x, cond) = pipeline.denoiser, inputs(pipeline)
     f.net.double()
-    assert (f.path, f.param, f.net.spec.learn_sigma) == (DDPM(), Eps(), True)
+    assert (f.path, f.parameterisation, f.net.spec.learn_sigma) == (DDPM(), Eps(), True)
     told = f.net(x, torch.full((3,), 499.0, dtype=torch.float64), cond)
     torch.testing.assert_close(f(x, torch.tensor(500.0, dtype=torch.float64), cond).eps, told)
 
@@ -115,7 +114,7 @@ def test_edm2_is_preconditioned_as_published(tmp_path):
     pipeline = imported(tmp_path, "edm2")[1]
     f, (x, cond) = pipeline.denoiser, inputs(pipeline)
     f.net.double()
-    assert (f.path, f.param) == (EDM(), EDMParam())
+    assert (f.path, f.parameterisation) == (EDM(), EDMPrecond())
     sigma = torch.tensor(2.0, dtype=torch.float64)
     told = f.net(x / (0.25 + sigma**2).sqrt(), (sigma.log() / 4).expand(3), cond)
     clean = 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / (sigma**2 + 0.25).sqrt() * told
@@ -367,7 +366,7 @@ def test_the_report_tells_what_became_of_everything(tmp_path, capsys):
         "missing 0, unexpected 0",
         "6 tensors (a projector, used in training only)",
         "model, steps",
-        "flow: toward noise",
+        "velocity: toward noise",
         "scale 1.8",
         "decode(x / 0.18215 + 0.0) of stabilityai/sd-vae-ft-ema",
     ):

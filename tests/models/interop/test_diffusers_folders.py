@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 
 import gen
 from gen.cli import main
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.diffusion.parameterisation import Eps, V
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Eps, V, Velocity
 from gen.diffusion.path import DDPM, VP, Flow
 from gen.models.dit import DiT
 from gen.models.interop.checkpoints import import_checkpoint
@@ -71,7 +70,7 @@ def run_folder(folder, spec, path, param, seed=0):
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.2)
     about = {"role": "net", "step": 0, "shape": [spec.channels, spec.size, spec.size], "classes": spec.classes}
-    run = run_spec(Run(model=spec, path=path, param=param, ema=()))
+    run = run_spec(Run(model=spec, path=path, parameterisation=param, ema=()))
     checkpoints.write(folder, {"net.safetensors": net.state_dict()}, {"run": run, **about, "versions": versions()})
     return net.eval()
 
@@ -149,7 +148,7 @@ def test_the_scheduler_beside_it_says_the_path(tmp_path):
     }
     diffusers().DDIMScheduler(**kind).save_pretrained(tmp_path / "x" / "scheduler")
     done = import_checkpoint(tmp_path / "x", output=tmp_path / "a")
-    assert (done.run.path, done.run.param) == (DDPM("scaled_linear", 1000, 8.5e-4, 0.012), V())
+    assert (done.run.path, done.run.parameterisation) == (DDPM("scaled_linear", 1000, 8.5e-4, 0.012), V())
 
 
 @pytest.mark.parametrize(
@@ -231,8 +230,8 @@ def test_other_waves_are_refused_unless_mended_as_the_readme_says(tmp_path, caps
     ("spec", "path", "param", "scheduler"),
     [
         (OURS, DDPM(), Eps(), "DDIMScheduler"),
-        (replace(OURS, time_scale=1000.0, learn_sigma=False), Flow(), FlowParam(), "FlowMatchEulerDiscreteScheduler"),
-        (replace(OURS, t_one="data"), Flow(), FlowParam("data"), None),
+        (replace(OURS, time_scale=1000.0, learn_sigma=False), Flow(), Velocity(), "FlowMatchEulerDiscreteScheduler"),
+        (replace(OURS, t_one="data"), Flow(), Velocity("data"), None),
         (replace(OURS, freq_shift=0), VP(), V(), None),
     ],
 )
@@ -240,7 +239,7 @@ def test_out_and_in_again_is_the_same_to_the_bit(tmp_path, spec, path, param, sc
     net = run_folder(tmp_path / "run", spec, path, param)
     export(tmp_path / "run", tmp_path / "x", patched=True)
     done = import_checkpoint(tmp_path / "x", output=tmp_path / "again")
-    assert (done.run.model, done.run.path, done.run.param) == (spec, path, param)
+    assert (done.run.model, done.run.path, done.run.parameterisation) == (spec, path, param)
     again = gen.load(tmp_path / "again").denoiser.net.state_dict()
     assert all(torch.equal(again[name], value) for name, value in net.state_dict().items())
     config = tmp_path / "x" / "scheduler" / "scheduler_config.json"
@@ -250,7 +249,7 @@ def test_out_and_in_again_is_the_same_to_the_bit(tmp_path, spec, path, param, sc
 def test_timesteps_of_a_flow_are_a_thousand_times_t(tmp_path):
     """As FlowMatchEulerDiscreteScheduler counts them, and the output is the velocity it wants."""
     spec = replace(OURS, time_scale=1000.0, learn_sigma=False)
-    net = run_folder(tmp_path / "run", spec, Flow(), FlowParam()).double()
+    net = run_folder(tmp_path / "run", spec, Flow(), Velocity()).double()
     export(tmp_path / "run", tmp_path / "x")
     model = diffusers().DiTTransformer2DModel.from_pretrained(tmp_path / "x", subfolder="transformer").double().eval()
     scheduler = diffusers().FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "x", subfolder="scheduler")

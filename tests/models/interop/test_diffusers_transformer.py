@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build
-from gen.diffusion.denoiser import Counted
+from gen.diffusion.denoiser import CountingDenoiser
 from gen.diffusion.path import DDPM
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Record, Skip
@@ -91,7 +91,7 @@ def test_a_guided_loop_is_diffusers_own():
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
     scheduler.set_timesteps(8)
     times = torch.cat([scheduler.timesteps + 1, torch.zeros(1)]).double()
-    counted = Counted(denoiser(model))
+    counted = CountingDenoiser(denoiser(model))
     ours = integrate(CFG(3.0, channels=3)(counted, times), x, times, Euler(), cond=cond)
     null, y = torch.full((3,), CLASSES), cond["y"]
     for t in scheduler.timesteps:

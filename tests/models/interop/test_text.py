@@ -209,7 +209,7 @@ def test_a_tied_head_is_the_table_of_tokens(tmp_path, kind):
 
 
 def test_bfloat16_weights_stay_as_they_are(tmp_path):
-    from gen.config import checkpoint as checkpoints
+    from gen.config import checkpoints
 
     net = theirs("fast_dllm").bfloat16()
     _, pipeline = imported(tmp_path, "fast_dllm", net)

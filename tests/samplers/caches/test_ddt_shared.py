@@ -50,7 +50,7 @@ class Published:
     def __init__(self, again):
         self.again, self.step, self.kept = again, -1, {}
 
-    def at(self, context):
+    def bind(self, context):
         def tap(site, compute, h):
             if site != "encoder":
                 return compute(h)
@@ -100,7 +100,7 @@ def test_similarity_is_the_mean_cosine_of_tokens():
     seen = []
 
     class Watch:
-        def at(self, context):
+        def bind(self, context):
             def tap(site, compute, h):
                 out = compute(h)
                 if site == "encoder":

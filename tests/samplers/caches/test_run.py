@@ -11,7 +11,7 @@ from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import V
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Context, Placed
+from gen.diffusion.tap import BoundTap, Context
 from gen.samplers.caches.coordinates.lam import Lam
 from gen.samplers.caches.coordinates.t import T
 from gen.samplers.caches.custom import Custom
@@ -187,7 +187,7 @@ def test_uneven_steps_are_even_along_another_coordinate(coordinate):
         for place, context in zip(seen, places, strict=True):
             y = torch.zeros(2, dtype=torch.int64)
             t = torch.full((2,), place.t, dtype=torch.float64)
-            out.append(net(ONES, t, {"y": y}, tap=Placed(run, context)) - net(ONES, t, {"y": y}))
+            out.append(net(ONES, t, {"y": y}, tap=BoundTap(run, context)) - net(ONES, t, {"y": y}))
         return float(torch.stack(out).abs().max())
 
     assert drift(coordinate) < 1e-11

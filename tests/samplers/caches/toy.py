@@ -5,7 +5,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from gen.diffusion.tap import Context, Placed, branch
+from gen.diffusion.tap import BoundTap, Context, with_branch
 from gen.models.dit import DiT
 
 DEPTH, TOKENS, WIDTH = 2, 3, 5
@@ -71,7 +71,7 @@ def walk(net, run, places, x, branches=("main", "uncond")):
     for context in places:
         for name in branches:
             y = torch.full((len(x),), int(name == "uncond"))
-            tap = None if run is None else branch(Placed(run, context), name)
+            tap = None if run is None else with_branch(BoundTap(run, context), name)
             out[name].append(net(x, torch.full((len(x),), context.t, dtype=torch.float64), {"y": y}, tap=tap))
     return {name: torch.stack(rows) for name, rows in out.items()}
 

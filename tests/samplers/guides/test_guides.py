@@ -10,13 +10,12 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, name_of, names, spec_of
-from gen.diffusion.denoiser import Counted
+from gen.diffusion.denoiser import CountingDenoiser
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.diffusion.parameterisation import X0, Eps, V
-from gen.diffusion.parameterisation import Flow as Velocity
+from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Chain, Context, Placed
+from gen.diffusion.tap import BoundTap, Chain, Context
 from gen.diffusion.worlds import Mixture
 from gen.pipeline import Pipeline
 from gen.samplers.caches.searched import LayerRun
@@ -71,7 +70,7 @@ def same(ours, exact, tol=1e-12):
 def test_an_interval_in_steps_counts_like_diffusers_and_a_sampler_saves_the_evaluations():
     f, (x, _, cond) = world(Flow()), ask(Flow())
     for bounds, guided in (((0.0, 1.0), 10), ((0.3, 0.7), 4), ((0.0, 0.25), 2), ((0.95, 1.0), 1), ((0.0, 0.05), 0)):
-        counted = Counted(f)
+        counted = CountingDenoiser(f)
         integrate(CFG(3.0, steps=bounds)(counted, grid(Flow())), x, grid(Flow()), Euler(), cond=cond)
         assert counted.calls == 10 + guided, bounds
 
@@ -199,7 +198,7 @@ def test_guided_by_itself_a_model_stays_what_it_is(scale):
 
 
 def test_evaluations_of_the_weak_network_are_counted():
-    f, (x, t, cond) = Counted(world(Flow())), ask(Flow())
+    f, (x, t, cond) = CountingDenoiser(world(Flow())), ask(Flow())
     Auto(3.0, weak=world(Flow()))(f, grid(Flow()))(x, t, cond)
     assert (f.calls, f.rows) == (2, 10)
 
@@ -352,13 +351,13 @@ def test_the_second_call_has_its_own_branch(guide, name):
             return self.inner.null(cond)
 
     class Nowhere:
-        def at(self, context):
+        def bind(self, context):
             return Chain(())
 
     watched = Watched(world(Flow()))
     guide = dataclasses.replace(guide, weak=watched) if name == "weak" else guide
     x, t, cond = ask(Flow())
-    guide(watched, grid(Flow()))(x, t, cond, tap=Placed(Nowhere(), Context(0, 10, 0, 0.5)))
+    guide(watched, grid(Flow()))(x, t, cond, tap=BoundTap(Nowhere(), Context(0, 10, 0, 0.5)))
     assert sorted(seen) == sorted(["main", name])
 
 
@@ -421,7 +420,7 @@ def test_both_predictions_may_come_from_one_call(name, t_per_sample):
     t = t.expand(len(x)) if t_per_sample else t
     spec = {"name": name, "scale": 2.0}
     apart, together = (build("samplers.guides", {**spec, "together": flag}) for flag in (False, True))
-    counts = [Counted(world(path)) for _ in range(2)]
+    counts = [CountingDenoiser(world(path)) for _ in range(2)]
     one, two = (g(c, grid(path))(x, t, cond) for g, c in zip((apart, together), counts, strict=True))
     torch.testing.assert_close(one.x0, two.x0, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(one.eps, two.eps, rtol=1e-13, atol=1e-13)

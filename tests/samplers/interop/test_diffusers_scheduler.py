@@ -9,9 +9,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, names
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import Eps, V
-from gen.diffusion.parameterisation import Flow as Velocity
+from gen.diffusion.parameterisation import EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import DDPM, EDM, Flow, expand
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian
@@ -22,23 +20,23 @@ from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.renoise import Renoise
 
-TIMES = {DDPM: lambda t: t + 1, Flow: lambda t: t, EDM: lambda t: torch.exp(4 * t)}  # the inverses of net_time
+TIMES = {DDPM: lambda t: t + 1, Flow: lambda t: t, EDM: lambda t: torch.exp(4 * t)}  # the inverses of t_to_network
 
 
 class Net(torch.nn.Module):
     """The network whose denoiser is that of one Gaussian: curved paths, and an exact flow map where s is told."""
 
-    def __init__(self, path=None, param=None):
+    def __init__(self, path=None, parameterisation=None):
         super().__init__()
-        self.path, self.param, self.calls = path or Flow(), param or Velocity(), 0
+        self.path, self.parameterisation, self.calls = path or Flow(), parameterisation or Velocity(), 0
         self.world = Gaussian(self.path, torch.tensor([0.5, -1.0]).double(), torch.tensor([0.3, 0.7]).double())
 
     def forward(self, x, t, cond, *, s=None, tap=None):
         self.calls += 1
         t = TIMES[type(self.path)](t.double())
         s = None if s is None else TIMES[type(self.path)](s.double())
-        pred = self.world(x.double() / expand(self.param.scale(self.path, t), x.double()), t, s=s)
-        return self.param.target(self.path, *pred, t).to(x.dtype)
+        pred = self.world(x.double() / expand(self.parameterisation.scale(self.path, t), x.double()), t, s=s)
+        return self.parameterisation.target(self.path, *pred, t).to(x.dtype)
 
 
 def push(scheduler, net, x, steps, generator=None):
@@ -54,7 +52,7 @@ def push(scheduler, net, x, steps, generator=None):
 CASES = [
     pytest.param(DDPM(), Eps(), Linear(0.999), id="ddpm-eps"),
     pytest.param(Flow(), Velocity(), Linear(), id="flow"),
-    pytest.param(EDM(), EDMParam(), Karras(), id="edm"),
+    pytest.param(EDM(), EDMPrecond(), Karras(), id="edm"),
 ]
 
 

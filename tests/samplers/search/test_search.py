@@ -13,7 +13,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Context, Located, Record
+from gen.diffusion.tap import Context, ContextualTap, Record
 from gen.diffusion.worlds import Mixture
 from gen.models.dit import DiT
 from gen.samplers.caches.searched import LayerRun
@@ -273,10 +273,10 @@ def test_a_mask_leaves_blocks_out_where_it_says_and_reports_it():
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.2)
     run = LayerRun(((True, True), (True, False)), ("blocks.0", "blocks.1"))
-    assert isinstance(run, Located)
+    assert isinstance(run, ContextualTap)
     x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)
-    whole = net(x, t, {}, tap=run.at(Context(0, 2, 0, 0.5)))
-    part = net(x, t, {}, tap=run.at(Context(1, 2, 0, 0.5)))
+    whole = net(x, t, {}, tap=run.bind(Context(0, 2, 0, 0.5)))
+    part = net(x, t, {}, tap=run.bind(Context(1, 2, 0, 0.5)))
     assert torch.equal(whole, net(x, t, {}))
     record = Record(("hidden.*",))
     net(x, t, {}, tap=record)

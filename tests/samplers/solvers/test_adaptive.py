@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gen.config.errors import NonFinite, UserError
-from gen.diffusion.denoiser import Counted, Denoiser
+from gen.diffusion.denoiser import CountingDenoiser, Denoiser
 from gen.diffusion.parameterisation import Eps, Score
 from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.sampling import integrate
@@ -22,7 +22,7 @@ def test_a_smaller_tolerance_is_a_smaller_error_at_more_evaluations(path, per):
     start, grid = f64(0.9 * path.t1)[0], f64(0.9, 0.02) * path.t1
     exact, errors, calls = world.flow(x, start, grid[-1]), [], []
     for tolerance in (1e-3, 1e-5, 1e-7):
-        counted = Counted(world)
+        counted = CountingDenoiser(world)
         out = integrate(counted, x, grid, Adaptive(rtol=tolerance, atol=tolerance, per=per))
         errors.append(float((out - exact).abs().max()))
         calls.append(counted.calls)

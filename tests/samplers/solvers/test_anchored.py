@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Counted
+from gen.diffusion.denoiser import CountingDenoiser
 from gen.diffusion.path import EDM, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian
@@ -31,7 +31,7 @@ def test_it_is_the_published_update(method):
         if method == "heun" and s > 0:
             slope = (slope + v((1 - s) * (x - t * slope) + s * z, s)) / 2
         x = (1 - s) * (x - t * slope) + s * z
-    counted = Counted(f)
+    counted = CountingDenoiser(f)
     assert torch.allclose(integrate(counted, z, TIMES, Anchored(method)), x, atol=1e-12)
     assert counted.calls == Anchored(method).nfe(3) == (5 if method == "heun" else 3)
 

@@ -69,7 +69,7 @@ def worst(solver, degree, order):
     """The largest relative error of a single step after the start, on an uneven grid."""
     f = Polynomial(EDM(), degree)
     lam = -2 + 2.5 * torch.linspace(0, 1, 13, dtype=torch.float64) ** 1.3
-    grid, points = f.path.t_of_lam(lam), [torch.ones(1, 1, dtype=torch.float64)]
+    grid, points = f.path.t_from_lambda(lam), [torch.ones(1, 1, dtype=torch.float64)]
     integrate(f, points[0], grid, solver, watch=lambda i, t, x: points.append(x))
     errors = []
     for i, (t, s) in enumerate(itertools.pairwise(grid)):

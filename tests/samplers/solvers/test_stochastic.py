@@ -73,7 +73,7 @@ def test_the_noise_of_a_flow_s_sde_has_the_right_sign():
 
 @pytest.mark.parametrize("path", [Flow(), Trig(), VP(), EDM(), DDPM(), DDPM("cosine")], ids=repr)
 def test_a_flow_s_sde_has_the_marginals_of_every_path(path):
-    grid = path.t_of_lam(torch.linspace(-4.0, 3.0, 257, dtype=torch.float64))
+    grid = path.t_from_lambda(torch.linspace(-4.0, 3.0, 257, dtype=torch.float64))
     exact = float(path.alpha(grid[-1]) ** 2 * STD**2 + path.sigma(grid[-1]) ** 2)
     for method, rel in (("euler", 0.05), ("heun", 0.005)):
         solver = build("samplers.solvers", "flow_sde", method=method)

@@ -21,7 +21,9 @@ def mixture(path):
 
 def log_grid(path, steps, high=80.0, low=0.02):
     """Even in log(sigma / alpha), without a last step to 0."""
-    return path.t_of_lam(-torch.linspace(f64(high).log().item(), f64(low).log().item(), steps + 1, dtype=torch.float64))
+    return path.t_from_lambda(
+        -torch.linspace(f64(high).log().item(), f64(low).log().item(), steps + 1, dtype=torch.float64)
+    )
 
 
 @dataclass(frozen=True)

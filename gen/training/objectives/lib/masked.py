@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.denoiser import Denoise
+from gen.diffusion.denoiser import DenoiserLike
 from gen.text.contracts import between
 from gen.text.mask_path import MaskPath
 from gen.training.objectives import Batch
@@ -32,7 +32,7 @@ __all__ = [
 class Masking:
     """An objective of one network, "net", that predicts masked tokens."""
 
-    def roles(self, net: nn.Module, teacher: Denoise | None) -> dict[str, nn.Module]:
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_masks(net, type(self).__name__)
         return {"net": net}
 

@@ -4,7 +4,7 @@ import torch
 
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.training.objectives import Batch
 from tests.gen.tiny import tiny
@@ -40,4 +40,4 @@ def roles_of(run, seed=0, live=True):
         for weight in nets["net"].parameters() if live else ():
             if weight.requires_grad and weight.std(correction=0) == 0:
                 weight.add_(0.1 * torch.randn_like(weight))
-    return {role: Denoiser(net, Flow(), FlowParam()) for role, net in nets.items()}
+    return {role: Denoiser(net, Flow(), Velocity()) for role, net in nets.items()}

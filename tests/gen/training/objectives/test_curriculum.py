@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.times import LogitNormal, LogNormal, Shifted, UShaped
 from gen.pipeline import load
@@ -58,7 +58,7 @@ def roles(stage, **fields):
     nets = objective.roles(tiny().model.build(), None)
     torch.nn.init.normal_(nets["net"].final_layer.linear.weight, std=0.1)
     nets["curriculum"].stage.fill_(stage)
-    return objective, {role: Denoiser(net, Flow(), FlowParam()) for role, net in nets.items()}
+    return objective, {role: Denoiser(net, Flow(), Velocity()) for role, net in nets.items()}
 
 
 def batch(n=64):

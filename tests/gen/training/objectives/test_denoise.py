@@ -26,12 +26,12 @@ class Exact(nn.Module):
 
     def __init__(self, world, param, t, error=0.0):
         super().__init__()
-        self.world, self.param, self.t, self.error = world, param, t, error
+        self.world, self.parameterisation, self.t, self.error = world, param, t, error
 
     def forward(self, x, t, cond, *, s=None, tap=None):
         path = self.world.path
-        x = x / self.param.scale(path, self.t)
-        return self.param.target(path, *self.world(x, self.t), self.t) + self.error
+        x = x / self.parameterisation.scale(path, self.t)
+        return self.parameterisation.target(path, *self.world(x, self.t), self.t) + self.error
 
     def null(self, cond):
         return cond
@@ -64,7 +64,7 @@ def test_the_loss_of_the_exact_denoiser_is_what_cannot_be_known(path, param):
 
 def test_flow_matching_on_a_gaussian_costs_s2_over_spread2():
     world = Gaussian(Flow(), torch.zeros(8).double(), torch.full((8,), STD).double())
-    t, param = torch.tensor(0.25, dtype=torch.float64), build("diffusion.parameterisation", "flow")
+    t, param = torch.tensor(0.25, dtype=torch.float64), build("diffusion.parameterisation", "velocity")
     f = Denoiser(Exact(world, param, t), Flow(), param)
     loss = float(next(Denoising(times=Point(0.25))({"net": f}, batch()))[1])
     assert loss == pytest.approx(STD**2 / (0.75**2 * STD**2 + 0.25**2), rel=0.03)
@@ -93,7 +93,7 @@ def test_every_combination_gives_finite_losses_and_gradients(path, param, weight
 def test_the_condition_is_dropped_for_its_share_of_rows():
     noise = training_noise(0, 0, range(4000))
     data = Batch(torch.zeros(4000, 1, 8, 8), {"y": noise.integers("y", 10)}, noise)
-    f = Denoiser(tiny().model.build(), Flow(), build("diffusion.parameterisation", "flow"))
+    f = Denoiser(tiny().model.build(), Flow(), build("diffusion.parameterisation", "velocity"))
     dropped = drop_condition(f, data, 0.1)["y"]
     assert float((dropped == 10).double().mean()) == pytest.approx(0.1, abs=0.015)
     assert torch.equal(dropped[dropped != 10], data.cond["y"][dropped != 10])

@@ -5,7 +5,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.parameterisation import EDM as EDMParam
+from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
 from gen.diffusion.tap import Chain, Record
 from gen.training.objectives.erw import ERW, Until
@@ -80,6 +80,6 @@ def test_wrong_wishes_are_one_line():
     with pytest.raises(UserError, match=r"\[16, 16\] at hidden\.1 and \[64, 1\] at final"):
         ERW(site="hidden.1", warm_site="final").roles(run.model.build(), None)
     roles = roles_of(run)
-    roles["net"] = Denoiser(roles["net"].net, EDM(), EDMParam())
+    roles["net"] = Denoiser(roles["net"].net, EDM(), EDMPrecond())
     with pytest.raises(UserError, match="t = 0, which EDM cannot tell a network"):
         next(run.objective(roles, batch_of(run)))

@@ -181,12 +181,12 @@ def test_two_copies_mask_every_trained_token_once():
     x = world.texts[:5]
     batch = text_batch(x, prompt=[0, 1, 2, 3, 0], length=[6, 6, 5, 4, 3])
     tokens = tokens_of(batch)
-    noisy = objective.views(Exact(world, 4), tokens, batch.noise.uniforms("t", 2), objective.hits(batch))
+    noisy = objective.views(Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.hits(batch))
     hidden = (noisy == world.mask).view(2, *x.shape).sum(0)
     assert torch.equal(hidden, tokens.trained.long())
     assert torch.equal(torch.where(noisy == world.mask, x.repeat(2, 1), noisy), x.repeat(2, 1))
     alone = FastDLLM(complementary=False).views(
-        Exact(world, 4), tokens, batch.noise.uniforms("t", 2), objective.hits(batch)
+        Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.hits(batch)
     )
     assert torch.equal(alone, noisy[:5])
 
@@ -322,7 +322,7 @@ def test_lladas_loss_by_hand():
     objective = LLaDA()
     (role, loss, logs), *_ = objective(roles(net), batch)
     p = (1 - 1e-3) * batch.noise.uniform("t") + 1e-3
-    hit = batch.noise.uniforms("mask", 5) < p[:, None]
+    hit = batch.noise.uniform("mask", 5) < p[:, None]
     k = [int(hit[0, 2:].sum()), int(hit[1, :4].sum())]
     assert role == "net" and sum(k) > 0
     by_hand = (k[0] * math.log(4) / p[0] / 3 + k[1] * math.log(4) / p[1] / 4) / 2
@@ -337,7 +337,7 @@ def test_mdlms_loss_by_hand():
     batch, path = text_batch(x, prompt=[2, 0], length=[5, 4]), Cosine()
     (_, loss, _), *_ = MDLM()(roles(net, path), batch)
     t = (1 - 1e-3) * stratified(batch.noise.uniform("t")) + 1e-3
-    hit = batch.noise.uniforms("mask", 5) < path.mask(t)[:, None]
+    hit = batch.noise.uniform("mask", 5) < path.mask(t)[:, None]
     weighted = hit[0, 2:].sum() * path.weight(t)[0] + hit[1, :4].sum() * path.weight(t)[1]
     assert float(loss) == pytest.approx(float(math.log(3) * weighted / 7), rel=1e-12)
 
@@ -349,8 +349,8 @@ def test_the_losses_of_blocks_by_hand():
     batch = text_batch(x, prompt=[2, 0], length=[5, 4])
     trained = tokens_of(batch).trained
     (_, loss, logs), *_ = BD3(clip=(0.2, 0.8))(roles(net, path), batch)
-    t = 0.2 + 0.6 * stratified(batch.noise.uniforms("t", 3))[:, [0, 0, 1, 1, 2]]
-    hit = (batch.noise.uniforms("mask", 5) < path.mask(t)) & trained
+    t = 0.2 + 0.6 * stratified(batch.noise.uniform("t", 3))[:, [0, 0, 1, 1, 2]]
+    hit = (batch.noise.uniform("mask", 5) < path.mask(t)) & trained
     assert float(loss) == pytest.approx(float(math.log(3) * (path.weight(t) * hit).sum() / 7), rel=1e-12)
     assert float(logs["masked"]) == pytest.approx(float(hit.sum()) / 7)
     (_, loss, logs), *_ = FastDLLM()(roles(net), batch)

@@ -4,14 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
-from gen.diffusion.parameterisation import EDM as EDMParam
-from gen.diffusion.parameterisation import X0
-from gen.diffusion.parameterisation import Flow as FlowParam
+from gen.diffusion.parameterisation import X0, EDMPrecond, Velocity
 from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
 from gen.diffusion.times import Integers
 from gen.diffusion.times import Uniform as AllTimes
@@ -70,7 +68,7 @@ def test_the_best_log_variance_is_the_logarithm_of_the_weighted_error():
 
 def test_validation_is_the_plain_weighted_loss():
     torch.manual_seed(0)
-    roles = {"net": Denoiser(EDM2.preset("digits").build(), EDM(), EDMParam())}
+    roles = {"net": Denoiser(EDM2.preset("digits").build(), EDM(), EDMPrecond())}
     objective = Uncertainty()
     plain = Denoising(times=objective.times, weighting=objective.weighting)
     assert torch.equal(objective.validate(roles, digits_like()), plain.validate(roles, digits_like()))
@@ -84,7 +82,7 @@ def test_every_path_gives_finite_losses_and_gradients_to_both(path, times):
     net = DiT.preset("digits", width=16, depth=1).build()
     nn.init.normal_(net.final_layer.linear.weight, std=0.1)
     objective = Uncertainty(times=times, weighting=AllAlike())
-    roles = {k: Denoiser(v, path, FlowParam()) for k, v in objective.roles(net, None).items()}
+    roles = {k: Denoiser(v, path, Velocity()) for k, v in objective.roles(net, None).items()}
     ((role, loss, _),) = objective(roles, digits_like())
     loss.backward()
     assert role == ("net", "head") and loss.isfinite()
@@ -97,7 +95,7 @@ def test_the_head_is_finite_at_both_ends_of_time():
     objective = Uncertainty()
     head = LogVariance(8)
     nn.init.normal_(head.linear.weight)
-    roles = {"net": Denoiser(Off(), Flow(), FlowParam()), "head": Denoiser(head, Flow(), FlowParam())}
+    roles = {"net": Denoiser(Off(), Flow(), Velocity()), "head": Denoiser(head, Flow(), Velocity())}
     u = objective.logvar(roles, torch.tensor([0.0, 1e-12, 0.5, 1.0], dtype=torch.float64))
     assert u.isfinite().all() and u[0] == u[1] and u[0] != u[2]
 
@@ -107,7 +105,7 @@ def test_edm2_brings_its_own():
     net = EDM2.preset("digits", uncertainty=16).build()
     objective = Uncertainty()
     assert objective.roles(net, None) == {"net": net}
-    roles = {"net": Denoiser(net, EDM(), EDMParam())}
+    roles = {"net": Denoiser(net, EDM(), EDMPrecond())}
     ((role, loss, _),) = objective(roles, digits_like())
     loss.backward()
     assert role == "net"
@@ -120,7 +118,7 @@ def test_the_head_is_saved_apart_and_the_run_goes_on_with_the_same_bits(tmp_path
     changes = {
         "objective": Uncertainty(class_dropout=0.1),
         "path": "edm",
-        "param": "edm",
+        "parameterisation": "edm_precond",
         "steps": 4,
         "validate_every": 0,
     }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gen.config import checkpoint as checkpoints
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, names
 from gen.training.optim import decoupled

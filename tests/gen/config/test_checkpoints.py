@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from gen.config import checkpoint as m
+from gen.config import checkpoints as m
 from gen.config.errors import NonFinite, UserError
 
 FILES = {
