@@ -108,8 +108,7 @@ class Consistency:
 
     def target_decay(self, step: int) -> float:
         """mu(k)."""
-        decay: float = self.decay ** (self.nodes[0] / self.count(step))
-        return decay
+        return self.decay ** (self.nodes[0] / self.count(step))
 
     def losses(
         self, roles: Roles, batch: Batch, cond: Cond, count: int, i: Tensor, teaches: DenoiserLike

@@ -75,8 +75,7 @@ class DisBack:
 
     @property
     def rates(self) -> dict[str, float]:
-        rates: dict[str, float] = getattr(self.method, "rates", {})
-        return rates
+        return getattr(self.method, "rates", {})
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         sequence = self.sequence()
@@ -95,8 +94,7 @@ class DisBack:
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """As of the method."""
-        value: Tensor = self.method.validate(roles, batch)
-        return value
+        return self.method.validate(roles, batch)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -81,8 +81,7 @@ class ICT:
         """N(k), the number of times above 0."""
         first, last = self.nodes
         doublings = min(step // self.double, math.ceil(math.log2(last / first)))
-        count: int = min(first * 2**doublings, last) + 1
-        return count
+        return min(first * 2**doublings, last) + 1
 
     def intervals(self, u: Tensor, path: NoisePath, count: int) -> Tensor:
         """Which interval of the grid, 0 the noisiest, each of uniform numbers u [B] means."""

@@ -67,5 +67,4 @@ class Knowledge:
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """The mean distance on pairs held out."""
         z, cond = noise_of(batch, "Knowledge")
-        away: Tensor = self.distance(self.made(roles["net"], z, cond), batch.x).mean()
-        return away
+        return self.distance(self.made(roles["net"], z, cond), batch.x).mean()

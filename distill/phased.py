@@ -70,8 +70,7 @@ class Phased:
         way = walked(taught, x_s, [times[top + k] for k in range(self.substeps + 1)], batch.cond)
         t = high - (high - low) * batch.noise.uniform("t").to(high)  # in (low, high]
         made = f(path.mix(*way, t), t, batch.cond)
-        away: Tensor = self.distance(path.mix(*made, low), path.mix(*way, low))
-        return away
+        return self.distance(path.mix(*made, low), path.mix(*way, low))
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """The mean loss on held-out data."""

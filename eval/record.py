@@ -54,8 +54,7 @@ def number(record: Record, *keys: str) -> float | None:
     value: Any = record
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    found: float | None = value
-    return found
+    return value
 
 
 def check(record: Any, where: str) -> Record:

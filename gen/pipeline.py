@@ -55,9 +55,8 @@ class Samples:
         """All samples as one picture."""
         return contact_sheet(self.uint8(), columns, zoom)
 
-    def _repr_png_(self) -> bytes:
-        made: bytes = self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()  # type: ignore[assignment]
-        return made
+    def _repr_png_(self) -> bytes | None:
+        return self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,8 +88,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, *, group: Group = None, tr
     if q.ndim != 4 or k.shape != q.shape or v.ndim != 4 or v.shape[:3] != k.shape[:3]:
         given = ", ".join(str(list(x.shape)) for x in (q, k, v))
         raise ValueError(f"linear_attention: q, k, v are {given}; they must be twice [B, H, n, d], and [B, H, n, e]")
-    out: Tensor = _Linear.apply(q, k, v, group, traffic)  # type: ignore[no-untyped-call]
-    return out
+    return _Linear.apply(q, k, v, group, traffic)  # type: ignore[no-untyped-call]
 
 
 def linear_attention_bytes(q: Tensor, v: Tensor, processes: int, backward: bool = False) -> int:
@@ -167,8 +166,7 @@ class _Linear(torch.autograd.Function):
         states, logs = gathered[..., :-1], gathered[..., -1:]  # [P, B, H, d, e], [P, B, H, d, 1]
         state = (logs.softmax(0) * states).sum(0)  # [B, H, d, e]
         ctx.save_for_backward(q, k, v, state, logs.logsumexp(0).mT)
-        out: Tensor = (q_ @ state).to(q.dtype)
-        return out
+        return (q_ @ state).to(q.dtype)
 
     @staticmethod
     @once_differentiable
@@ -184,8 +182,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _exchange(x: Tensor, group: Group, traffic: Traffic | None) -> Tensor:
-    out: Tensor = _Exchange.apply(x, group, traffic)  # type: ignore[no-untyped-call]
-    return out
+    return _Exchange.apply(x, group, traffic)  # type: ignore[no-untyped-call]
 
 
 def _all(x: Tensor, group: Group, traffic: Traffic | None) -> Tensor:

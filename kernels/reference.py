@@ -128,8 +128,7 @@ def token_statistics(logits: Tensor, mask_token: int | None) -> tuple[Tensor, Te
 def swiglu(ab: Tensor) -> Tensor:
     """a sigmoid(a) b, of the halves of the last dimension."""
     a, b = ab.double().chunk(2, -1)
-    out: Tensor = (a * a.sigmoid() * b).to(ab.dtype)
-    return out
+    return (a * a.sigmoid() * b).to(ab.dtype)
 
 
 def gelu_tanh(x: Tensor, bias: Tensor | None) -> Tensor:

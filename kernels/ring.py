@@ -58,8 +58,7 @@ def ring_attention(
     if cos is not None and sin is not None:
         cos, sin = (own_tokens(table, group, -2) for table in (cos, sin))
     q, k, v = prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs)  # each [B, n, H, d]
-    out: Tensor = _Ring.apply(q, k, v, d**-0.5 if scale is None else scale, group, traffic)  # type: ignore[no-untyped-call]
-    return out
+    return _Ring.apply(q, k, v, d**-0.5 if scale is None else scale, group, traffic)  # type: ignore[no-untyped-call]
 
 
 def ring_attention_bytes(qkv: Tensor, processes: int, backward: bool = False) -> int:

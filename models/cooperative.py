@@ -94,13 +94,11 @@ class CooperativeNet(nn.Module):
         if s is not None and s.shape != t.shape:
             raise UserError(f"s has shape {list(s.shape)}; it must be that of t, {list(t.shape)}")
         net = self.energy if s is None else self.initialiser
-        out: Tensor = net(x, t, cond, tap=tap)
-        return out
+        return net(x, t, cond, tap=tap)
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.initialiser.null(cond)
-        return null
+        return self.initialiser.null(cond)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -69,8 +69,7 @@ class DDT:
     @staticmethod
     def preset(name: str, **changes: Any) -> DDT:
         """A published size, "DDT-XL/2" (or "XL/2"), or "digits", with fields changed."""
-        made: DDT = family.preset(DDT, DDT.presets, name, changes)
-        return made
+        return family.preset(DDT, DDT.presets, name, changes)
 
     def build(self) -> DDTNet:
         """The network, freshly initialised: its output is zero, though its blocks are not the identity."""

@@ -111,8 +111,7 @@ class DiMSUM:
     @staticmethod
     def preset(name: str, **changes: Any) -> DiMSUM:
         """ "DiMSUM-B/2" (or "B/2"), "L/2", "L/4", "XL/2", or "digits", with fields changed."""
-        made: DiMSUM = family.preset(DiMSUM, DiMSUM.presets, name, changes)
-        return made
+        return family.preset(DiMSUM, DiMSUM.presets, name, changes)
 
     def build(self) -> DiMSUMNet:
         """The network, freshly initialised: its output is zero."""

@@ -79,8 +79,7 @@ class DiT:
     @staticmethod
     def preset(name: str, **changes: Any) -> DiT:
         """A published size, "DiT-S/2" (or "S/2") to "DiT-XL/8", "SiT-...", or "digits", with fields changed."""
-        made: DiT = family.preset(DiT, DiT.presets, name, changes)
-        return made
+        return family.preset(DiT, DiT.presets, name, changes)
 
     def wider(self, width: int) -> DiT:
         """The same in another width, with heads of the same size, in muP with this width as its base."""

@@ -80,8 +80,7 @@ class DiTDH:
     @staticmethod
     def preset(name: str, **changes: Any) -> DiTDH:
         """A published size, "DiTDH-S" to "DiTDH-XL" (or "XL"), or "digits", with fields changed."""
-        made: DiTDH = family.preset(DiTDH, DiTDH.presets, name, changes)
-        return made
+        return family.preset(DiTDH, DiTDH.presets, name, changes)
 
     def build(self) -> DiTDHNet:
         """The network, freshly initialised: its output is zero and every block the identity."""

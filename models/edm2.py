@@ -96,8 +96,7 @@ class EDM2:
     @staticmethod
     def preset(name: str, **changes: Any) -> EDM2:
         """ "EDM2-XXS" (or "XXS") to "EDM2-XXL", "EDM2-img64-S" ..., or "digits", with fields changed."""
-        made: EDM2 = family.preset(EDM2, EDM2.presets, name, changes)
-        return made
+        return family.preset(EDM2, EDM2.presets, name, changes)
 
     def build(self) -> EDM2Net:
         """The network, freshly initialised: its output is zero and the time and class change nothing yet."""
@@ -152,8 +151,7 @@ class Block(nn.Module):
         scale = self.emb_linear(c, gain=self.emb_gain) + 1  # [B, out]
         h = mp_silu(h * scale[..., None, None].to(h.dtype))
         h = dropout(h, self.spec.dropout, self.training)
-        out: Tensor = self.conv_res1(h)
-        return out
+        return self.conv_res1(h)
 
     def attend(self, h: Tensor) -> Tensor:
         """What attention of pixels by the cosine of q and k adds to h [B, out, H', W']."""
@@ -202,8 +200,7 @@ class Body(nn.Module):
 
     def time(self, t: Tensor) -> Tensor:
         """The embedding of times t [B], [B, emb]."""
-        out: Tensor = self.emb_noise(self.emb_fourier(t))
-        return out
+        return self.emb_noise(self.emb_fourier(t))
 
     def condition(self, c: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """The times' embedding c [B, emb] with that of the classes; a label past the last is none."""
@@ -215,8 +212,7 @@ class Body(nn.Module):
 
     def first(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] beside a channel of ones, which stands in for biases -> [B, width, H, W]."""
-        out: Tensor = next(iter(self.enc.values()))(torch.cat([x, torch.ones_like(x[:, :1])], 1))
-        return out
+        return next(iter(self.enc.values()))(torch.cat([x, torch.ones_like(x[:, :1])], 1))
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, emb]."""
@@ -244,8 +240,7 @@ class Body(nn.Module):
 
     def last(self, h: Tensor) -> Tensor:
         """Features [B, width, H, W] -> [B, C, H, W]."""
-        out: Tensor = self.out_conv(h, gain=self.out_gain)
-        return out
+        return self.out_conv(h, gain=self.out_gain)
 
 
 class EDM2Net(nn.Module):

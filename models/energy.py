@@ -78,8 +78,7 @@ class EnergyNet(Around):
     ) -> Tensor:
         """<x, o(x)> / 2 of each row, [B]."""
         out = self.inner(x, t, cond, s=s, tap=tap)
-        product: Tensor = (x * out).flatten(1).sum(1) / 2
-        return product
+        return (x * out).flatten(1).sum(1) / 2
 
     def forward(
         self,

@@ -102,15 +102,13 @@ class FlowMapNet(Around):
             return compute(h) + self._target(t, s) if site == "time" else compute(h)
 
         # The given tap is the outer one: what it sees, or puts in place, at "time" is all that the network is told.
-        out: Tensor = self.inner(x, t, cond, tap=told if tap is None else Chain((tap, told)))
-        return out
+        return self.inner(x, t, cond, tap=told if tap is None else Chain((tap, told)))
 
     def _target(self, t: Tensor, s: Tensor | None) -> Tensor:
         """The embedding of s, or of t - s: [B, width]."""
         t = t.clamp(min=self.spec.lowest)
         s = t if s is None else s.clamp(min=self.spec.lowest)
-        out: Tensor = self.target_embedder(s if self.spec.tell == "target" else t - s)
-        return out
+        return self.target_embedder(s if self.spec.tell == "target" else t - s)
 
 
 class _Seen(Exception):

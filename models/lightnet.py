@@ -76,8 +76,7 @@ class LightNet:
     @staticmethod
     def preset(name: str, **changes: Any) -> LightNet:
         """ "LightNet-S/2" (or "S/2"), "B/2", "L/2", "XL/2", or "digits", with fields changed."""
-        made: LightNet = family.preset(LightNet, LightNet.presets, name, changes)
-        return made
+        return family.preset(LightNet, LightNet.presets, name, changes)
 
     def build(self) -> LightNetNet:
         """The network, freshly initialised: its output is zero and every block the identity."""

@@ -77,8 +77,7 @@ class LightningDiT:
     @staticmethod
     def preset(name: str, **changes: Any) -> LightningDiT:
         """A published size, "LightningDiT-XL/1" (or "XL/1"), "RAE-DiT-XL/1", or "digits", with fields changed."""
-        made: LightningDiT = family.preset(LightningDiT, LightningDiT.presets, name, changes)
-        return made
+        return family.preset(LightningDiT, LightningDiT.presets, name, changes)
 
     def build(self) -> LightningDiTNet:
         """The network, freshly initialised: its output is zero and every block the identity."""

@@ -43,8 +43,7 @@ class MLP:
     @staticmethod
     def preset(name: str, **changes: Any) -> MLP:
         """ "digits" or "points", with fields changed."""
-        made: MLP = family.preset(MLP, MLP.presets, name, changes)
-        return made
+        return family.preset(MLP, MLP.presets, name, changes)
 
     def build(self) -> MLPNet:
         """The network, freshly initialised: its output is zero and every layer the identity."""
@@ -108,7 +107,6 @@ def _after(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
     """h [B, 1, width] after layer i."""
 
     def added(h: Tensor) -> Tensor:
-        out: Tensor = block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
-        return out
+        return block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
 
     return visit(tap, f"hidden.{i}", lambda h: h + visit(tap, f"blocks.{i}", added, h), h)

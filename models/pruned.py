@@ -105,8 +105,7 @@ class PrunedNet(Around):
                 return torch.zeros_like(h)
             return compute(h) if tap is None else tap(site, compute, h)
 
-        out: Tensor = self.inner(x, t, cond, s=s, tap=remaining if self.skip else tap)
-        return out
+        return self.inner(x, t, cond, s=s, tap=remaining if self.skip else tap)
 
     def lr_scales(self) -> dict[str, float]:
         """The inner network's learning rates, relative to the run's, of what is left."""

@@ -46,8 +46,7 @@ class REG(DiT):
     @staticmethod
     def preset(name: str, **changes: Any) -> REG:
         """A published size, "REG-B/2" (or "B/2"), "REG-L/2", "REG-XL/2", or "digits", with fields changed."""
-        made: REG = family.preset(REG, REG.presets, name, changes)
-        return made
+        return family.preset(REG, REG.presets, name, changes)
 
     def build(self) -> REGNet:
         """The network, freshly initialised: its output is zero and every block the identity."""

@@ -79,8 +79,7 @@ class SSM:
     @staticmethod
     def preset(name: str, **changes: Any) -> SSM:
         """ "SSM-S/2" (or "S/2") to "SSM-XL/8", or "digits", with fields changed."""
-        made: SSM = family.preset(SSM, SSM.presets, name, changes)
-        return made
+        return family.preset(SSM, SSM.presets, name, changes)
 
     def build(self) -> SSMNet:
         """The network, freshly initialised: its output is zero and every block the identity."""
@@ -160,8 +159,7 @@ class Mixer(nn.Module):
 
     def forward(self, h: Tensor, rope: Rope | None = None) -> Tensor:
         if isinstance(self.mixer, Mamba):
-            out: Tensor = self.mixer(h, order=self.columns)
-            return out
+            return self.mixer(h, order=self.columns)
         return self._turn(self.mixer(self._turn(h)))
 
     def _turn(self, h: Tensor) -> Tensor:

@@ -99,8 +99,7 @@ class Text:
     @staticmethod
     def preset(name: str, **changes: Any) -> Text:
         """ "nano", "small", or the size of a published model ("LLaDA-8B"), with fields changed."""
-        made: Text = family.preset(Text, Text.presets, name, changes)
-        return made
+        return family.preset(Text, Text.presets, name, changes)
 
     @property
     def shape(self) -> tuple[int]:
@@ -225,8 +224,7 @@ class TextNet(nn.Module):
         return h
 
     def _logits(self, h: Tensor) -> Tensor:
-        out: Tensor = linear(self.norm(h), self.embed.weight) if self.head is None else self.head(self.norm(h))
-        return out
+        return linear(self.norm(h), self.embed.weight) if self.head is None else self.head(self.norm(h))
 
     def _seeing(self, tokens: Tensor, lengths: Tensor | None, attend: Tensor | None, positions: Tensor | None) -> Sight:
         """Who sees whom when everything is computed; no mask where everything is seen, for the fast kernels."""

@@ -107,8 +107,7 @@ class UNet:
     @staticmethod
     def preset(name: str, **changes: Any) -> UNet:
         """ "ADM-64" to "ADM-512" as published, "latent" for 32 x 32 x 4 latents, or "digits", with fields changed."""
-        made: UNet = family.preset(UNet, UNet.presets, name, changes)
-        return made
+        return family.preset(UNet, UNet.presets, name, changes)
 
     def build(self) -> UNetNet:
         """The network, freshly initialised: its output is zero and every residual too."""
@@ -195,8 +194,7 @@ class UNetNet(nn.Module):
         t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
         t = self.spec.time_scale * (1 - t if self.spec.t_one == "data" else t)
         wave = waves(t, self.spec.width, self.spec.max_period, self.spec.freq_shift)  # [B, width]
-        out: Tensor = self.time_embed(wave.to(next(self.parameters()).dtype))
-        return out
+        return self.time_embed(wave.to(next(self.parameters()).dtype))
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, 4 width]."""

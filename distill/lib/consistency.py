@@ -88,8 +88,7 @@ def taught(roles: Roles, guide: Any) -> DenoiserLike:
         raise UserError(f"the teacher is on {teacher.path}, the student on {path}: both must be on the same path")
     if guide is None:
         return teacher
-    guided: DenoiserLike = guide(teacher, torch.tensor([path.t1, 0.0], dtype=torch.float64))
-    return guided
+    return guide(teacher, torch.tensor([path.t1, 0.0], dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -143,11 +142,9 @@ def pseudo_huber(a: Tensor, b: Tensor, huber: float) -> Tensor:
     """
     away = (a - b).flatten(1)
     if huber == 0:
-        norm: Tensor = torch.linalg.vector_norm(away, dim=1)  # its gradient at 0 is 0
-        return norm
+        return torch.linalg.vector_norm(away, dim=1)  # its gradient at 0 is 0
     c = huber * away.shape[1] ** 0.5
-    soft: Tensor = (away.square().sum(1) + c**2).sqrt() - c
-    return soft
+    return (away.square().sum(1) + c**2).sqrt() - c
 
 
 def seen(x0: Tensor) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def slope(
     if how == "jvp":
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script` is dep", DeprecationWarning)  # torch's own use of it
-            return torch.func.jvp(f, (x, t), (dx, dt))[1].detach()  # type: ignore[no-any-return]
+            return torch.func.jvp(f, (x, t), (dx, dt))[1].detach()
     if torch.is_autocast_enabled(x.device.type):
         raise UserError("derivative difference needs full precision: set precision no, or derivative jvp")
     forked = [x.device] if x.device.type == "cuda" else []

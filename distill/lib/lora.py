@@ -25,8 +25,7 @@ def adapted(net: nn.Module, rank: int, owner: str) -> nn.Module:
 
     names = [name for name, m in net.named_modules() if isinstance(m, nn.Linear) and name != "head"]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
-    twin: nn.Module = inject_adapter_in_model(config, copy.deepcopy(net))
-    return twin
+    return inject_adapter_in_model(config, copy.deepcopy(net))
 
 
 @torch.no_grad()

@@ -26,12 +26,10 @@ class Earlier(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], *, s: Any = None, tap: Any = None) -> Tensor:
-        out: Tensor = self.inner(x, t, cond, s=s, tap=tap)
-        return out
+        return self.inner(x, t, cond, s=s, tap=tap)
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        null: Mapping[str, Tensor] = self.inner.null(cond)  # type: ignore[operator]
-        return null
+        return self.inner.null(cond)  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> Earlier:
         return super().train(False)

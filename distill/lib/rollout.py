@@ -85,8 +85,7 @@ def judged(reward: Any, x0: Tensor, cond: Cond, group: int) -> tuple[Tensor, dic
 
 def bare(net: nn.Module) -> nn.Module:
     """The network itself: under DistributedDataParallel it is one level down."""
-    inner: nn.Module = getattr(net, "module", net)
-    return inner
+    return getattr(net, "module", net)
 
 
 def frozen(net: nn.Module) -> nn.Module:

@@ -85,8 +85,7 @@ def guided(teacher: DenoiserLike, guide: Any) -> DenoiserLike:
         return teacher
     if getattr(guide, "steps", None) is not None:
         raise UserError("a guide of a teacher acts in an interval of noise levels, not in steps of a walk")
-    walked: DenoiserLike = guide(teacher, torch.tensor([teacher.path.t1, 0.0], dtype=torch.float64))
-    return walked
+    return guide(teacher, torch.tensor([teacher.path.t1, 0.0], dtype=torch.float64))
 
 
 @contextmanager

@@ -74,8 +74,7 @@ def _dispatch(words: list[str]) -> int:
 
         print(json.dumps(spec_of(args.settings, named=False), indent=2))
         return 0
-    code: int = verb.run(args)
-    return code
+    return verb.run(args)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -60,8 +60,7 @@ def settings(args: argparse.Namespace) -> Decoding:
     how = override(how.beside(place), {key: value for key, value in parts.items() if value is not None})
     short = {"policy.threshold": args.threshold, "blocks.length": args.block_length}
     short["tokens.temperature"] = args.temperature
-    changed: Decoding = override(how, {key: value for key, value in short.items() if value is not None})
-    return changed
+    return override(how, {key: value for key, value in short.items() if value is not None})
 
 
 def run(args: argparse.Namespace) -> int:

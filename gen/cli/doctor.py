@@ -190,15 +190,13 @@ def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tens
 
     def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ops = importlib.import_module("xformers.ops")
-        out: Tensor = ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-        return out
+        return ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.flex_attention import flex_attention
 
         attend = torch.compile(flex_attention) if device == "cuda" else flex_attention
-        out: Tensor = attend(q, k, v)
-        return out
+        return attend(q, k, v)
 
     yield "attention xformers", xformers
     yield "attention flex", flex

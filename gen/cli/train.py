@@ -44,8 +44,7 @@ def settings(args: argparse.Namespace) -> Run:
     if given.suffix == ".json" or given.is_dir():
         found = read_json(given / "run.json" if given.is_dir() else given)
         return run_from(found.get("run", found))  # a run.json, or what --print-config printed
-    made: Run = find(args.recipe, "training.recipes")()
-    return made
+    return find(args.recipe, "training.recipes")()
 
 
 def run(args: argparse.Namespace) -> int:

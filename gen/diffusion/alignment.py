@@ -66,8 +66,7 @@ class Projector(nn.Module):
         self.mlp = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), third)
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.mlp(h)
-        return out
+        return self.mlp(h)
 
 
 def tokens_of(h: Tensor) -> Tensor:

@@ -58,15 +58,13 @@ class Denoiser:
         """The network's raw output at x_t, shaped as x: what a training loss compares with `param.target`."""
         scaled = expand(self.parameterisation.scale(self.path, t), x) * x
         target = None if s is None else self.t_to_network(s, x)
-        out: Tensor = self.net(scaled, self.t_to_network(t, x), cond or {}, s=target, tap=tap)
-        return out
+        return self.net(scaled, self.t_to_network(t, x), cond or {}, s=target, tap=tap)
 
     def null(self, cond: Cond) -> Cond:
         inner: Any = getattr(
             self.net, "module", self.net
         )  # under DistributedDataParallel the network is one level down
-        null: Cond = inner.null(cond)
-        return null
+        return inner.null(cond)
 
     def t_to_network(self, t: Tensor, x: Tensor) -> Tensor:
         """t, 0-d or [B], as the network is told it: [B], on x's device, float64 if x is and float32 otherwise."""

@@ -28,8 +28,7 @@ class Times:
 
     def fixed(self, path: NoisePath, n: int = 8) -> Tensor:
         """The midpoints of n equal shares of the density, without repeats: where validation losses are measured."""
-        times: Tensor = torch.unique(self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n, path))
-        return times
+        return torch.unique(self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n, path))
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,7 @@ class Shifted(Times):
 
 
 def _normal(u: Tensor) -> Tensor:
-    quantile: Tensor = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
-    return quantile
+    return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
 
 
 def _positive(owner: str, value: float) -> None:

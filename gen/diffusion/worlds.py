@@ -114,8 +114,7 @@ class Mixture:
         """P(x_t <= x) of a mixture on the line, x [B, 1], unconditional."""
         alpha, variance = self._moments(t)
         z = (x - alpha * self.means[:, 0]) / variance.sqrt()  # [B, K]
-        share: Tensor = (self.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
-        return share
+        return (self.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
 
     def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The probability-flow ODE's map from t to s on the line, x [B, 1]: the point of the same quantile."""

@@ -124,21 +124,18 @@ class View:
     @property
     def best(self) -> Tensor:
         """The likeliest token, int64 [B, W]."""
-        best: Tensor = self.top[1][..., 0]
-        return best
+        return self.top[1][..., 0]
 
     @cached_property
     def confidence(self) -> Tensor:
         """Its probability, [B, W]: a function of the state alone."""
-        confidence: Tensor = self.top[0][..., 0].exp()
-        return confidence
+        return self.top[0][..., 0].exp()
 
     @cached_property
     def margin(self) -> Tensor:
         """The difference of the two largest probabilities, [B, W]."""
         pair = self.top[0].exp()
-        margin: Tensor = pair[..., 0] - pair[..., 1]
-        return margin
+        return pair[..., 0] - pair[..., 1]
 
     @cached_property
     def entropy(self) -> Tensor:

@@ -40,8 +40,7 @@ def decode(
         try:
             next(steps)
         except StopIteration as end:
-            made: Decoded = end.value
-            return made
+            return end.value
 
 
 @torch.no_grad()

@@ -148,8 +148,7 @@ class TextPipeline:
                 kind = type(how.blocks).__name__
                 raise UserError(f"block_length = {block_length}, and {kind} has no blocks of a length")
             how = override(how, {"blocks.length": block_length})
-        made: Decoding = how
-        return made
+        return how
 
     def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
         """Every prompt's ids; UserError for none at all, and for what are neither strings nor ids."""
@@ -169,8 +168,7 @@ class TextPipeline:
     def encode(self, text: str) -> list[int]:
         """A string's ids."""
         if self.tokenizer is not None:
-            ids: list[int] = self.tokenizer.encode(text)
-            return ids
+            return self.tokenizer.encode(text)
         try:
             return [int(word) for word in text.split()]
         except ValueError:
@@ -187,8 +185,7 @@ class TextPipeline:
         cut = next((i for i, v in enumerate(found) if v in self.net.stops), len(found))
         if self.tokenizer is None:
             return " ".join(map(str, found[:cut]))
-        text: str = self.tokenizer.decode(found[:cut])
-        return text
+        return self.tokenizer.decode(found[:cut])
 
     def lengths(self, ids: Sequence[Sequence[int]], length: int | Sequence[int] | None) -> list[int]:
         """How long each text may be; UserError where prompt and text are longer than the network's canvas."""

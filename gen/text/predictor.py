@@ -103,8 +103,7 @@ class Wrapped:
 
     @property
     def block(self) -> int | None:
-        block: int | None = self.inner.block
-        return block
+        return self.inner.block
 
     @property
     def shift(self) -> int:
@@ -116,8 +115,7 @@ class Wrapped:
         return int(getattr(self.inner, "each", 1))
 
     def start(self, rows: int, length: int) -> Memory:
-        memory: Memory = self.inner.start(rows, length)
-        return memory
+        return self.inner.start(rows, length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,5 +148,4 @@ class Guided(Wrapped):
         both = torch.cat([tokens, tokens.masked_fill(hidden, self.mask)])
         twice = [None if v is None else torch.cat([v, v]) for v in (lengths, at)]
         given, free = self.inner(both, *twice, **how).chunk(2)
-        out: Tensor = torch.where(given == free, given, free + (self.scale + 1) * (given - free))  # -inf - -inf is none
-        return out
+        return torch.where(given == free, given, free + (self.scale + 1) * (given - free))  # -inf - -inf is none

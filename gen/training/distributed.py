@@ -127,8 +127,7 @@ def _parted(tensor: Tensor, like: Any) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    made: Tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return made
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def outline(net: nn.Module) -> nn.Module:

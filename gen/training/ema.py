@@ -71,8 +71,7 @@ class Power(Average):
         return exponent(self.std)
 
     def decay_at(self, update: int) -> float:
-        decay: float = (1 - 1 / update) ** (self.gamma + 1)
-        return decay
+        return (1 - 1 / update) ** (self.gamma + 1)
 
 
 @functools.cache

@@ -127,8 +127,7 @@ def run_spec(run: Run) -> dict[str, Any]:
 
 def run_from(spec: Mapping[str, Any]) -> Run:
     """The run of a JSON; raises UserError, in one line, for keys and values that are no run's."""
-    made: Run = convert(dict(spec), Run, "run")
-    return made
+    return convert(dict(spec), Run, "run")
 
 
 def _build_parts(thing: Any) -> None:

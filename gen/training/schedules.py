@@ -194,8 +194,7 @@ class Refined(Schedule):
         w = (norms / norms.min()) ** -self.power
         later = w.flip(0).cumsum(0).flip(0)[1:]  # sum_{p > t} w_p
         rate = torch.cat([w[:-1] * later, w.new_zeros(1)])
-        factors: list[float] = (rate / rate.max()).tolist()
-        return factors
+        return (rate / rate.max()).tolist()
 
 
 def smooth(norms: Sequence[float], window: float = 0.1, longest: int = 2000) -> Tensor:

@@ -17,8 +17,7 @@ def swiglu_refuses(ab: Tensor) -> str | None:
 
 
 def swiglu(ab: Tensor) -> Tensor:
-    out: Tensor = _swiglu(ab)
-    return out
+    return _swiglu(ab)
 
 
 def gelu_tanh_refuses(x: Tensor, bias: Tensor | None) -> str | None:
@@ -26,8 +25,7 @@ def gelu_tanh_refuses(x: Tensor, bias: Tensor | None) -> str | None:
 
 
 def gelu_tanh(x: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = _gelu(x, bias)
-    return out
+    return _gelu(x, bias)
 
 
 def rational_refuses(x: Tensor, numerator: Tensor, denominator: Tensor) -> str | None:
@@ -40,8 +38,7 @@ def rational_refuses(x: Tensor, numerator: Tensor, denominator: Tensor) -> str |
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    out: Tensor = _rational(x, numerator, denominator)
-    return out
+    return _rational(x, numerator, denominator)
 
 
 def _unable(x: Tensor, *others: Tensor) -> str | None:

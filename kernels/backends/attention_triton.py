@@ -48,8 +48,7 @@ def run(
     pairs: Pairs,
 ) -> Tensor:
     if q_gain is None and k_gain is None and cos is None:
-        whole: Tensor = _attention(qkv, encode(rule), scale)[0]
-        return whole
+        return _attention(qkv, encode(rule), scale)[0]
     q, k, v = prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs)
     return run_qkv(q, k, v, rule, scale, None, 0)
 
@@ -66,8 +65,7 @@ def refuses_qkv(
 
 
 def run_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
-    out: Tensor = _attention_qkv(q, k, v, seen, encode(rule), first, scale)[0]
-    return out
+    return _attention_qkv(q, k, v, seen, encode(rule), first, scale)[0]
 
 
 def _unable(rule: Rule, heads: int, *given: Tensor) -> str | None:

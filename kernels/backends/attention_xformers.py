@@ -59,8 +59,7 @@ def run_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Ten
     import xformers.ops
 
     bias = xformers.ops.LowerTriangularMask() if isinstance(rule, Causal) else None
-    out: Tensor = xformers.ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
-    return out
+    return xformers.ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
 
 
 def _unable(x: Tensor, rule: Rule) -> str | None:

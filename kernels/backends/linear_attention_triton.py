@@ -26,8 +26,7 @@ def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    out: Tensor = _attention(q, k, v)[0]
-    return out
+    return _attention(q, k, v)[0]
 
 
 def _constants(k: Tensor, v: Tensor) -> dict[str, Any]:

@@ -80,5 +80,4 @@ def refuses(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, activation:
 
 def run(x: Tensor, weight: Packed, bias: Tensor | None, activation: str | None) -> Tensor:
     kind, form = FUSED[activation]
-    out: Tensor = ONEDNN._linear_pointwise(x, weight.blocked, bias, kind, [], form)
-    return out
+    return ONEDNN._linear_pointwise(x, weight.blocked, bias, kind, [], form)

@@ -45,8 +45,7 @@ def _scanned(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool, paired: 
         b = torch.cat([first, b[:, 1:]], 1)
     if torch.compiler.is_compiling():  # which takes no Function that has a tangent, and no loop over views
         return _pairs(a, b, reverse)
-    out: Tensor = _Scan.apply(a, b, reverse, paired)  # type: ignore[no-untyped-call]
-    return out
+    return _Scan.apply(a, b, reverse, paired)  # type: ignore[no-untyped-call]
 
 
 class _Scan(torch.autograd.Function):

@@ -30,8 +30,7 @@ def modulated_norm_refuses(
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, gain: Tensor | None, kind: str, eps: float) -> Tensor:
-    normed: Tensor = _norm(x, None, None, scale, shift, gain, kind == "rms", eps)[1]
-    return normed
+    return _norm(x, None, None, scale, shift, gain, kind == "rms", eps)[1]
 
 
 def gated_residual_norm_refuses(
@@ -52,8 +51,7 @@ def gated_residual_refuses(x: Tensor, y: Tensor, gate: Tensor) -> str | None:
 
 
 def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    out: Tensor = _gated(x, y, gate)
-    return out
+    return _gated(x, y, gate)
 
 
 def _unable(x: Tensor, gain: Tensor | None, *others: Tensor) -> str | None:

@@ -34,8 +34,7 @@ def refuses(
 
 
 def run(x: Tensor, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None, pairs: str) -> Tensor:
-    out: Tensor = _norm_rope(x, gain, eps, cos, sin, pairs == "split")
-    return out
+    return _norm_rope(x, gain, eps, cos, sin, pairs == "split")
 
 
 def sizes(d: int) -> dict[str, int]:

@@ -30,8 +30,7 @@ def refuses(
 
 
 def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
-    y: Tensor = _scan(u, delta, A, B, C, order if order is None else order.contiguous(), reverse)[0]
-    return y
+    return _scan(u, delta, A, B, C, order if order is None else order.contiguous(), reverse)[0]
 
 
 def _chunk() -> int:

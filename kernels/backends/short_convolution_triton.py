@@ -28,8 +28,7 @@ def refuses(u: Tensor, weight: Tensor, bias: Tensor, order: Tensor | None, rever
 
 
 def run(u: Tensor, weight: Tensor, bias: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
-    y: Tensor = _convolve(u, weight, bias, order if order is None else order.contiguous(), reverse)
-    return y
+    return _convolve(u, weight, bias, order if order is None else order.contiguous(), reverse)
 
 
 def sizes(taps: int) -> dict[str, int]:

@@ -37,8 +37,7 @@ def quadratic_refuses(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor)
 
 
 def whole(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    y: Tensor = _dual(x, delta, A, B, C, False)
-    return y
+    return _dual(x, delta, A, B, C, False)
 
 
 def chunked(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ def refuses(logits: Tensor, mask_token: int | None) -> str | None:
 
 
 def run(logits: Tensor, mask_token: int | None) -> Six:
-    found: Six = _statistics(logits, -1 if mask_token is None else mask_token)[:6]
-    return found
+    return _statistics(logits, -1 if mask_token is None else mask_token)[:6]
 
 
 def _block(size: int) -> int:

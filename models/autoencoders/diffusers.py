@@ -66,11 +66,11 @@ class Coder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         found = self.net.encode(x.to(self.net.device, self.net.dtype))
         if hasattr(found, "latent_dist"):
-            return found.latent_dist.mode().float()  # type: ignore[no-any-return]
-        return (found.latents if hasattr(found, "latents") else found.latent).float()  # type: ignore[no-any-return]
+            return found.latent_dist.mode().float()
+        return (found.latents if hasattr(found, "latents") else found.latent).float()
 
     def decode(self, z: Tensor) -> Tensor:
         channels = getattr(self.net.config, "latent_channels", z.shape[1])
         if z.shape[1] != channels:
             raise UserError(f"latents are {list(z.shape)}; this autoencoder's have {channels} channels")
-        return self.net.decode(z.to(self.net.device, self.net.dtype)).sample.float()  # type: ignore[no-any-return]
+        return self.net.decode(z.to(self.net.device, self.net.dtype)).sample.float()

@@ -43,7 +43,6 @@ class CLIP:
 
         def run(x: Tensor) -> Tensor:
             h: Tensor = model(x, interpolate_pos_encoding=True).last_hidden_state
-            out: Tensor = inner.post_layernorm(h) if self.norm else h
-            return out
+            return inner.post_layernorm(h) if self.norm else h
 
         return Vit(model, run, self.grid * inner.config.patch_size, 1, STATISTICS).to(device)

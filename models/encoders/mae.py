@@ -40,7 +40,6 @@ class MAE:
 
         def run(x: Tensor) -> Tensor:
             order = torch.arange(self.grid**2, device=x.device).expand(len(x), -1)  # the model sorts patches by noise
-            h: Tensor = model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
-            return h
+            return model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
 
         return Vit(model, run, self.grid * model.config.patch_size, 1, IMAGENET).to(device)

@@ -42,5 +42,4 @@ class Packed:
         else:
             made = Prepared(net, dtype, f"packed ({why})")
         pack_linears(made)
-        prepared: nn.Module = made
-        return prepared
+        return made

@@ -87,5 +87,4 @@ class Shared(Around):
 
             return visit(tap, site, apart if site == "trunk" else compute, h)
 
-        out: Tensor = self.inner(x, t, cond, s=s, tap=sharing)
-        return out
+        return self.inner(x, t, cond, s=s, tap=sharing)

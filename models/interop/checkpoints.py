@@ -83,8 +83,7 @@ def _recognised(weights: Weights, path: Path) -> Origin:
     origins = {name: find(name, FOLDER, TEXT)() for name in names(FOLDER, TEXT)}
     claims = [name for name, origin in origins.items() if origin.claims(weights)]
     if len(claims) == 1:
-        made: Origin = origins[claims[0]]
-        return made
+        return origins[claims[0]]
     if claims:
         raise UserError(f"{path} may be of {' or '.join(claims)}, whose weights look alike: say which with --from")
     first = ", ".join(list(weights.tensors)[:4])

@@ -17,8 +17,7 @@ class Around(nn.Module):
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The inner network's condition that stands for "no condition"."""
-        null: Mapping[str, Tensor] = self.inner.null(cond)
-        return null
+        return self.inner.null(cond)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -27,8 +26,7 @@ class Around(nn.Module):
 
     def image(self, x: Tensor) -> Tensor:
         """The image in a state x [B, ...]."""
-        shown: Tensor = self.inner.image(x) if hasattr(self.inner, "image") else x
-        return shown
+        return self.inner.image(x) if hasattr(self.inner, "image") else x
 
     def lr_scales(self) -> dict[str, float]:
         """The inner network's learning rates, relative to the run's."""

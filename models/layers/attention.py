@@ -38,5 +38,4 @@ class Attention(nn.Module):
             before = {"q_gain": norm.weight, "k_gain": self.k_norm.weight, "eps": norm.eps}
         if rope is not None:
             before |= {"cos": rope.freqs_cos, "sin": rope.freqs_sin}
-        out: Tensor = self.proj(self.attend(qkv, **before).flatten(2))  # [B, T, width]
-        return out
+        return self.proj(self.attend(qkv, **before).flatten(2))  # [B, T, width]

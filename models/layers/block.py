@@ -38,8 +38,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(h)))
-        return out
+        return self.fc2(self.act(self.fc1(h)))
 
 
 class SwiGLU(nn.Module):
@@ -52,8 +51,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         a, b = self.w12(h).chunk(2, -1)
-        out: Tensor = self.w3(silu(a) * b)
-        return out
+        return self.w3(silu(a) * b)
 
 
 class SplitSwiGLU(nn.Module):
@@ -66,8 +64,7 @@ class SplitSwiGLU(nn.Module):
         self.w3 = nn.Linear(width, hidden, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.w2(silu(self.w1(h)) * self.w3(h))
-        return out
+        return self.w2(silu(self.w1(h)) * self.w3(h))
 
 
 class Block(nn.Module):
@@ -144,8 +141,7 @@ def through(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope |
     """Tokens h [B, T, width] after block i: the site "hidden.{i}", and inside it "blocks.{i}", what is added."""
     site = f"blocks.{i}"
     if tap is None and getattr(block, "fused", False):
-        fused: Tensor = block.after(h, c, rope)
-        return fused
+        return block.after(h, c, rope)
 
     def after(h: Tensor) -> Tensor:
         parts: list[Tensor] = []
@@ -173,8 +169,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, -1)
-        out: Tensor = self.linear(modulate(self.norm_final(h), shift, scale))
-        return out
+        return self.linear(modulate(self.norm_final(h), shift, scale))
 
 
 def _norm(width: int, eps: float, rms: bool) -> nn.Module:

@@ -42,16 +42,14 @@ class ResBlock(nn.Module):
 
     def shortcut(self, h: Tensor) -> Tensor:
         """What the block adds to: h [B, width, H, W] with the block's own output shape."""
-        out: Tensor = self.skip_connection(resample(h, self.how))
-        return out
+        return self.skip_connection(resample(h, self.how))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         norm, act, conv = self.in_layers
         h = conv(resample(act(norm(h)), self.how))  # [B, out, H', W']
         scale, shift = self.emb_layers(c)[..., None, None].chunk(2, 1)  # each [B, out, 1, 1]
         norm, act, drop, conv = self.out_layers
-        out: Tensor = conv(drop(act(norm(h) * (1 + scale) + shift)))
-        return out
+        return conv(drop(act(norm(h) * (1 + scale) + shift)))
 
 
 class PixelAttention(nn.Module):
@@ -74,8 +72,7 @@ class PixelAttention(nn.Module):
         else:
             q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)
         mixed = scaled_dot_product_attention(q.mT, k.mT, v.mT)  # [B, heads, T, width / heads]
-        out: Tensor = self.proj_out(mixed.mT.flatten(1, 2)).unflatten(2, h.shape[2:])
-        return out
+        return self.proj_out(mixed.mT.flatten(1, 2)).unflatten(2, h.shape[2:])
 
 
 def through(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
@@ -86,8 +83,7 @@ def through(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor, site:
     """
 
     def conv(inner: Tensor) -> Tensor:
-        added: Tensor = block(inner if block.same else h, c)
-        return added
+        return block(inner if block.same else h, c)
 
     def both(inner: Tensor) -> Tensor:
         first = visit(tap, f"{site}.conv", conv, inner)

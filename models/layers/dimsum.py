@@ -44,8 +44,7 @@ class GeGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         a, b = self.w12(h).chunk(2, -1)
-        out: Tensor = self.w3(gelu(a, approximate="tanh") * b)
-        return out
+        return self.w3(gelu(a, approximate="tanh") * b)
 
 
 class _Modulated(nn.Module):
@@ -61,8 +60,7 @@ class _Modulated(nn.Module):
         """What is added to tokens h [B, T, width], which are scanned in this order, or as they lie."""
         shift, scale, gate = self.adaLN_modulation(c)[:, None].chunk(3, -1)  # each [B, 1, width]
         h = modulate(h, shift, scale)
-        added: Tensor = gate * self.mixer(h, c if self.told else None, order)
-        return added
+        return gate * self.mixer(h, c if self.told else None, order)
 
 
 class SpatialMamba(_Modulated):
@@ -141,8 +139,7 @@ class CrossFusion(nn.Module):
         q1, k1, v1 = self.qkv1(first).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, T, heads, width / 2 / heads]
         q2, k2, v2 = self.qkv2(second).unflatten(-1, (3, self.heads, -1)).unbind(2)
         mixed = torch.cat([attention_qkv(q1, k2, v2), attention_qkv(q2, k1, v1)], 2).flatten(2)
-        out: Tensor = self.proj(mixed)
-        return out
+        return self.proj(mixed)
 
 
 class DiMSUMBlock(nn.Module):
@@ -170,12 +167,10 @@ class DiMSUMBlock(nn.Module):
             first, second = h.chunk(2, -1)  # each [B, T, width / 2]
             first = first + visit(tap, f"{site}.attn.spatial", lambda h: self.spatial_mamba(h, c), first)
             second = second + visit(tap, f"{site}.attn.wavelet", lambda h: self.freq_mamba(h, c), second)
-            fused: Tensor = self.proj(first, second)
-            return fused
+            return self.proj(first, second)
 
         def mlp(h: Tensor) -> Tensor:
-            out: Tensor = gate * self.mlp(modulate(self.norm_2(h), shift, scale))
-            return out
+            return gate * self.mlp(modulate(self.norm_2(h), shift, scale))
 
         h = self.norm(h)
         h = h + visit(tap, f"{site}.attn", attn, h)

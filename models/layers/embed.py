@@ -60,8 +60,7 @@ class TimeEmbedding(nn.Module):
         t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
         t = self.scale * (1 - t if self.one == "data" else t)
         wave = waves(t, self.dim, self.max_period, self.freq_shift)  # [B, dim]
-        out: Tensor = self.mlp(wave.to(next(self.mlp.parameters()).dtype))
-        return out
+        return self.mlp(wave.to(next(self.mlp.parameters()).dtype))
 
 
 class GaussianTimeEmbedding(nn.Module):
@@ -80,8 +79,7 @@ class GaussianTimeEmbedding(nn.Module):
         t = t if t.dtype == torch.float64 else t.float()
         t = self.scale * (1 - t if self.one == "data" else t)
         angle = t[:, None] * (2 * math.pi * self.W.to(t.dtype))  # [B, waves]
-        out: Tensor = self.mlp(torch.cat([angle.sin(), angle.cos()], 1).to(self.W.dtype))
-        return out
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], 1).to(self.W.dtype))
 
 
 class ClassEmbedding(nn.Module):
@@ -92,5 +90,4 @@ class ClassEmbedding(nn.Module):
         self.embedding_table = nn.Embedding(classes + 1, width)
 
     def forward(self, y: Tensor) -> Tensor:
-        row: Tensor = self.embedding_table(y)
-        return row
+        return self.embedding_table(y)

@@ -110,8 +110,7 @@ class Mixer(nn.Module):
             proj(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # each [B, heads, T, width / heads]
         read = whole(silu(q), k, v, self.lrpe).transpose(1, 2).flatten(2)  # [B, T, width]
-        out: Tensor = self.o_proj(self.g_norm(read) * silu(self.g_proj(h)))
-        return out
+        return self.o_proj(self.g_norm(read) * silu(self.g_proj(h)))
 
 
 class Tpe(nn.Module):
@@ -146,8 +145,7 @@ class Tpe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         split = x.reshape(*x.shape[:-1], self.heads, -1)  # [..., n, heads, width / heads]
         summed = torch.einsum("hnm,...mhd->...nhd", self.weights(x.shape[-2]), split)
-        out: Tensor = self.o_proj(self.norm(summed.flatten(-2)))
-        return out
+        return self.o_proj(self.norm(summed.flatten(-2)))
 
 
 class MdTpe(nn.Module):

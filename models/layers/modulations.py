@@ -31,8 +31,7 @@ class Modulations(nn.Module):
             start += layer.out_features
 
     def forward(self, c: Tensor) -> Tensor:
-        out: Tensor = self.product(nn.functional.silu(c) if self.silu else c)
-        return out
+        return self.product(nn.functional.silu(c) if self.silu else c)
 
 
 class Part(nn.Module):

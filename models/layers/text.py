@@ -80,8 +80,7 @@ class TextAttention(nn.Module):
         q = self._placed(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, sight)  # [B, F, heads, d]
         k = self._placed(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, sight)  # [B, F, kv_heads, d]
         k, v = sight.remember(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
-        out: Tensor = self.o(attention_qkv(q, k, v, sight.rule, seen=sight.seen).flatten(2))  # [B, F, width]
-        return out
+        return self.o(attention_qkv(q, k, v, sight.rule, seen=sight.seen).flatten(2))  # [B, F, width]
 
     def _placed(self, h: Tensor, norm: nn.Module, sight: Sight) -> Tensor:
         """Heads h [B, F, heads, d], normed if they are to be, and turned by their places."""

@@ -51,8 +51,7 @@ class Auto(Pair):
     def model(self) -> DenoiserLike:
         """The weak denoiser; loaded once."""
         if not isinstance(self.weak, str):
-            weak: DenoiserLike = self.weak
-            return weak
+            return self.weak
         from gen.pipeline import load_images
 
         return load_images(self.weak).denoiser

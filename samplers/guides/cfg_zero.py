@@ -47,7 +47,6 @@ class CFGZero(Pair):
             of_c, of_u = self.space.target(path, *c, t), self.space.target(path, *u, t)
             share = dot(of_c, of_u) / dot(of_u, of_u).clamp(min=torch.finfo(torch.float32).tiny)
             base = share.to(of_u) * of_u
-            guided: Prediction = self.space.solve(path, x, base + self.scale * (of_c - base), t)
-            return guided
+            return self.space.solve(path, x, base + self.scale * (of_c - base), t)
 
         return rule

@@ -39,8 +39,7 @@ class Rescale(Pair):
         def rule(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             g = self.space.target(path, *towards(u, c, self.scale), t)
             ratio = spread(self.space.target(path, *c, t)) / spread(g).clamp(min=torch.finfo(x.dtype).tiny)
-            guided: Prediction = self.space.solve(path, x, (self.phi * ratio + 1 - self.phi).to(g) * g, t)
-            return guided
+            return self.space.solve(path, x, (self.phi * ratio + 1 - self.phi).to(g) * g, t)
 
         return rule
 

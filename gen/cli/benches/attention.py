@@ -119,8 +119,7 @@ def _eager(rule: Rule, n: int, where: Where) -> Attend:
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         score = qkv.shape[-1] ** -0.5 * (q @ k.mT)
         score = score if mask is None else score.masked_fill(~mask, -torch.inf)
-        out: Tensor = (score.softmax(-1) @ v).transpose(1, 2)
-        return out
+        return (score.softmax(-1) @ v).transpose(1, 2)
 
     return attend
 

@@ -116,12 +116,11 @@ class _Decoders:
             wide = max(map(len, prompts))
             padded = torch.stack([torch.nn.functional.pad(p, (wide - len(p), 0)) for p in prompts])
             real = torch.stack([(torch.arange(wide) >= wide - len(p)).long() for p in prompts])
-            made: Tensor = pipe(
+            return pipe(
                 input_ids=padded, attention_mask=real, gen_length=s.length, block_length=s.block,
                 num_inference_steps=-(-s.block // s.per_step), temperature=0.0, threshold=1.1, editing_threshold=None,
                 eos_early_stop=False, mask_token_id=net.mask, output_type="seq",
             ).sequences  # fmt: skip
-            return made
 
         return call
 

@@ -79,7 +79,6 @@ def _ours(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _theirs(model: Callable[..., Any]) -> Callable[..., Tensor]:
     def call(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        out: Tensor = model(x, timestep=t, class_labels=y, return_dict=False)[0]
-        return out
+        return model(x, timestep=t, class_labels=y, return_dict=False)[0]
 
     return call

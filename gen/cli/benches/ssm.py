@@ -172,8 +172,7 @@ def _s4d_eager(A: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
 def _fft(u: Tensor, K: Tensor) -> Tensor:
     n = 2 * u.shape[1]
     spectrum = torch.fft.rfft(u.float(), n=n, dim=1) * torch.fft.rfft(K.float(), n=n).mT
-    y: Tensor = torch.fft.irfft(spectrum, n=n, dim=1)[:, : u.shape[1]].to(u.dtype)
-    return y
+    return torch.fft.irfft(spectrum, n=n, dim=1)[:, : u.shape[1]].to(u.dtype)
 
 
 def _channels_first(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
@@ -196,7 +195,6 @@ def _fla_chunks(where: Where) -> Callable[..., Tensor]:
 
     def scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         q, keys = (v.expand(-1, -1, x.shape[2], -1) for v in (C, B))
-        out: Tensor = chunks(q.contiguous(), delta[..., None] * keys, x, delta.float() * A.float(), scale=1.0)[0]
-        return out
+        return chunks(q.contiguous(), delta[..., None] * keys, x, delta.float() * A.float(), scale=1.0)[0]
 
     return scan

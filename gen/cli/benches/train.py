@@ -100,8 +100,7 @@ class _Steps:
         def forward(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             for block in blocks:
                 block.fused = fused
-            out: Tensor = called(x, t, {"y": y})
-            return out
+            return called(x, t, {"y": y})
 
         return self._step(forward, optimiser, _ours_looked_at(net))
 

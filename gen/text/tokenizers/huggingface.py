@@ -76,14 +76,12 @@ class HuggingFace:
         return tuple(self._id(token) for token in self.stop_tokens)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.read.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.read.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Without mask, stops, and whatever else the file calls special."""
         left_out = {self.mask, *self.stops}
-        text: str = self.read.decode([i for i in map(int, ids) if i not in left_out], skip_special_tokens=True)
-        return text
+        return self.read.decode([i for i in map(int, ids) if i not in left_out], skip_special_tokens=True)
 
     def _id(self, token: str | int) -> int:
         if isinstance(token, int):

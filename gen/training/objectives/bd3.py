@@ -117,5 +117,4 @@ def beside_clean(net: Any, noisy: Tensor, tokens: Tokens, block: int) -> Tensor:
     places = torch.arange(n, device=noisy.device)
     at = torch.where((places % block == 0) & (places > 0), places + inner(net).shift * n, places)
     both, again = torch.cat([noisy, tokens.x], 1), torch.cat([places, places])
-    out: Tensor = net(both, at=at.expand(b, n), attend=attend, positions=again)
-    return out
+    return net(both, at=at.expand(b, n), attend=attend, positions=again)

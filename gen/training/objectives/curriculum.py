@@ -88,8 +88,7 @@ class Late(Times):
     start: float = 0.0
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
-        t: Tensor = self.inner.at(1 - (1 - self.start) * (1 - u), path)
-        return t
+        return self.inner.at(1 - (1 - self.start) * (1 - u), path)
 
 
 class Pace(nn.Module):

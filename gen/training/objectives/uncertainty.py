@@ -60,8 +60,7 @@ class Uncertainty(Denoising):
         own = own_logvar(f.net)
         if own:
             return own(f.path.t_to_network(t).float())
-        out: Tensor = roles["head"].net(f.path.lam(t).clamp(-FAR, FAR).float() / 4)
-        return out
+        return roles["head"].net(f.path.lam(t).clamp(-FAR, FAR).float() / 4)
 
 
 class LogVariance(nn.Module):
@@ -79,12 +78,10 @@ class LogVariance(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         wave = (t[:, None] * self.freqs + self.phases).cos() * math.sqrt(2 / len(self.freqs))  # [B, channels]
-        out: Tensor = self.linear(wave)[:, 0]
-        return out
+        return self.linear(wave)[:, 0]
 
 
 def own_logvar(net: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The network's own u, if it has one."""
     inner: Any = getattr(net, "module", net)  # under DistributedDataParallel the network is one level down
-    own: Callable[[Tensor], Tensor] | None = getattr(inner, "logvar", None)
-    return own
+    return getattr(inner, "logvar", None)

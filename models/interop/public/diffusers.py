@@ -97,8 +97,7 @@ def _model(config: Mapping[str, Any], weights: Weights, said: Mapping[str, Any])
         "freq_shift": 1,
         "mlp_norm_eps": config.get("norm_eps", 1e-5),
     }
-    made: DiT = build("models", {"name": "dit", **fields, **said})
-    return made
+    return build("models", {"name": "dit", **fields, **said})
 
 
 def _tensors(weights: Weights, model: DiT) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -64,8 +64,7 @@ class Mamba(nn.Module):
         if self.bidirectional:
             back = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
             y = y + self._scan(u, shift, order, True, *back)
-        out: Tensor = self.out_proj(y * silu(z))  # [B, T, width]
-        return out
+        return self.out_proj(y * silu(z))  # [B, T, width]
 
     def _scan(
         self,

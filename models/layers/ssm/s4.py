@@ -33,13 +33,11 @@ def dplr_kernel(A: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: 
         """sum over all N of v_n / (node - (1 + w) A_n), [H, F]; v complex [H, N/2]."""
         upper = v[..., None] / (node[:, None] - (1 + w) * A[..., None])
         lower = v.conj()[..., None] / (node[:, None] - (1 + w) * A.conj()[..., None])
-        total: Tensor = (upper + lower).sum(1)
-        return total
+        return (upper + lower).sum(1)
 
     left, right, around = resolvent(C * P), resolvent(P.conj() * B), resolvent(P * P.conj())
     spectrum = 2 * (resolvent(C * B) - (1 + w) * left * right / (1 + (1 + w) * around))
-    K: Tensor = torch.fft.irfft(spectrum, n=length)
-    return K
+    return torch.fft.irfft(spectrum, n=length)
 
 
 def dplr_dense(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,7 @@ def s4d_scan(A: Tensor, C: Tensor, dt: Tensor, u: Tensor) -> Tensor:
     """
     step = dt[:, None] * A  # [H, N/2]
     states = linear_scan(step.exp().expand(1, u.shape[1], -1, -1), u[..., None].to(A.dtype).expand(-1, -1, *A.shape))
-    y: Tensor = 2 * (states * C * torch.expm1(step) / A).sum(-1).real  # over [B, T, H, N/2]
-    return y
+    return 2 * (states * C * torch.expm1(step) / A).sum(-1).real  # over [B, T, H, N/2]
 
 
 class S4D(nn.Module):

@@ -41,5 +41,4 @@ class Chebyshev:
         places = torch.tensor([*nodes, x], dtype=torch.float64)
         angle = (2 * (places - low) / ((high - low) or 1.0) - 1).clamp(-1, 1).acos()
         basis = (torch.arange(order + 1) * angle[:, None]).cos()  # [snapshots + 1, order + 1]: T_k at each place
-        fitted: list[float] = (basis[-1] @ torch.linalg.pinv(basis[:-1])).tolist()
-        return fitted
+        return (basis[-1] @ torch.linalg.pinv(basis[:-1])).tolist()

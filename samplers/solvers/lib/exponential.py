@@ -63,8 +63,7 @@ def integrals(nodes: Sequence[Node], start: float, end: float, rate: float = 1.0
     """int_start^end e^(rate (lam - end)) L_j(lam) dlam for each Lagrange polynomial L_j of the nodes' lam."""
     lam, weight = quadrature(start - end, 0.0)
     basis = lagrange(lam, [node.lam - end for node in nodes])
-    integral: list[float] = (basis * (weight * np.exp(rate * lam))).sum(-1).tolist()
-    return integral
+    return (basis * (weight * np.exp(rate * lam))).sum(-1).tolist()
 
 
 def lagrange(u: np.ndarray, nodes: Sequence[float]) -> np.ndarray:

@@ -79,8 +79,7 @@ class Nets:
         given = {"name": name, "dtype": str(self.where.dtype).removeprefix("torch.")}
         has = {f.name for f in dataclasses.fields(find(name, "models.engines"))}  # not every engine has a dtype
         engine = build("models.engines", {k: v for k, v in given.items() if k in {"name", *has}})
-        made: nn.Module = engine.prepare(self.net, self.where.device)
-        return made
+        return engine.prepare(self.net, self.where.device)
 
     def engines(self) -> list[str]:
         """The engines of one process; "auto" is one of the others."""
