@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import build, names
 from gen.diffusion.denoiser import Cond, CountingDenoiser, Denoiser, DenoiserLike
+from gen.diffusion.net import NetMembers, members
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.precompute import precompute_modulations
 from gen.diffusion.sampling import integrate
@@ -107,8 +108,7 @@ class Pipeline:
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
         walk = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
-        net: Any = getattr(self.denoiser, "net", None)
-        image = getattr(net, "image", lambda x: x)
+        net = self.net
         began, parts, reports, rows_asked = time.perf_counter(), [], [], 0
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
@@ -121,9 +121,9 @@ class Pipeline:
             x = integrate(f, f.path.start(unit, times[0]), walk, how.solver, cond=here, noise=noise, tap=run)
             rows_asked += counted.rows
             reports += [] if run is None else [run.report()]
-            parts.append(image(x).float().cpu())
+            parts.append(net.image(x).float().cpu())
         took = time.perf_counter() - began
-        return Samples(torch.cat(parts), cond, rows_asked / n, took, reports, getattr(net, "about", ""))
+        return Samples(torch.cat(parts), cond, rows_asked / n, took, reports, net.about)
 
     def prepared(self, engine: Any = "auto") -> Pipeline:
         """The same pipeline with its network evaluated by an engine of gen.models.engines: a name, a spec or an object.
@@ -180,7 +180,12 @@ class Pipeline:
     @property
     def state_shape(self) -> tuple[int, ...]:
         """The shape of one sample while it is made, which may hold more than the image: see gen.models.reg."""
-        return tuple(getattr(getattr(self.denoiser, "net", None), "state_shape", self.shape))
+        return self.net.state_shape or self.shape
+
+    @property
+    def net(self) -> NetMembers:
+        """What the network says of itself; the defaults where the denoiser has none."""
+        return members(self.denoiser.net if isinstance(self.denoiser, Denoiser) else nn.Identity())
 
     def plan(self, **changes: Any) -> Sampler:
         """The default sampler with what is not None replaced; "none" leaves out its guide or its cache."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gen.diffusion.net import unwrap
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap
@@ -43,7 +44,7 @@ class Denoiser:
     parameterisation is None.
     """
 
-    net: nn.Module
+    net: nn.Module  # one that keeps gen.diffusion.net.Net
     path: NoisePath
     parameterisation: Parameterisation
 
@@ -61,10 +62,7 @@ class Denoiser:
         return self.net(scaled, self.t_to_network(t, x), cond or {}, s=target, tap=tap)
 
     def null(self, cond: Cond) -> Cond:
-        inner: Any = getattr(
-            self.net, "module", self.net
-        )  # under DistributedDataParallel the network is one level down
-        return inner.null(cond)
+        return unwrap(self.net).null(cond)
 
     def t_to_network(self, t: Tensor, x: Tensor) -> Tensor:
         """t, 0-d or [B], as the network is told it: [B], on x's device, float64 if x is and float32 otherwise."""

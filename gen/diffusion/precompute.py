@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.net import members
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.sampling import Solver, integrate
@@ -74,12 +75,12 @@ def precompute_modulations(
 
     cond: the loop's condition, x's mapping of tensors. like: x, for its device and dtype.
     """
-    table: Any = getattr(f.net, "table", None) if isinstance(f, Denoiser) else None
-    if not isinstance(f, Denoiser) or table is None:
+    make_table = members(f.net).modulation_table if isinstance(f, Denoiser) else None
+    if not isinstance(f, Denoiser) or make_table is None:
         return f
     times = evaluation_times(f.path, grid, solver, like.ndim)
     t = torch.tensor(times, dtype=torch.float64)
-    made = table(f.t_to_network(t, like.new_empty(len(times), 1)), cond)
-    if made is None:
+    table = make_table(f.t_to_network(t, like.new_empty(len(times), 1)), cond)
+    if table is None:
         return f
-    return PrecomputedDenoiser(f.net, f.path, f.parameterisation, made, {time: i for i, time in enumerate(times)})
+    return PrecomputedDenoiser(f.net, f.path, f.parameterisation, table, {time: i for i, time in enumerate(times)})

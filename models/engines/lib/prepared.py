@@ -28,7 +28,7 @@ class Prepared(Around):
     """Called like the network that it is a copy of, with its sites; takes and returns x's dtype, computes in its own.
 
     about: what was done, in words. Where the family has `conditioning`, all modulations come from one product, and
-    `table` gives those of a whole sampling loop in advance.
+    `modulation_table` gives those of a whole sampling loop in advance.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype, about: str):
@@ -64,7 +64,7 @@ class Prepared(Around):
         out: Tensor = self.inner(x.to(self.dtype), t, given, s=s, tap=tap)
         return out.to(x.dtype)
 
-    def table(self, t: Tensor, cond: Mapping[str, Tensor], most: int = 2**28) -> Table | None:
+    def modulation_table(self, t: Tensor, cond: Mapping[str, Tensor], most: int = 2**28) -> Table | None:
         """The modulations of every time t [T] with every class of cond["y"] [B] or "no class".
 
         None where the family has none, where cond holds more than "y", or for more than `most` bytes.

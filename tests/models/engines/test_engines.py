@@ -106,7 +106,7 @@ def test_modulations_in_advance_are_those_of_the_moment(name):
     net = random_net(digits(name), dtype=torch.float32)
     x, _, cond = inputs(net, dtype=torch.float32)
     made, times = prepared("fused", net), torch.tensor([0.9, 0.5, 0.1])
-    table = made.table(times, cond)
+    table = made.modulation_table(times, cond)
     for i, t in enumerate(times):
         here = table(i, cond)
         torch.testing.assert_close(made(x, t.expand(3), here), made(x, t.expand(3), cond), rtol=1e-4, atol=1e-5)
@@ -114,8 +114,8 @@ def test_modulations_in_advance_are_those_of_the_moment(name):
         torch.testing.assert_close(
             made(x, t.expand(3), table(i, null)), made(x, t.expand(3), null), rtol=1e-4, atol=1e-5
         )
-    assert made.table(times, cond, most=1000) is None
-    assert made.table(times, {**cond, "text": x}) is None
+    assert made.modulation_table(times, cond, most=1000) is None
+    assert made.modulation_table(times, {**cond, "text": x}) is None
 
 
 def sampled(net, engine=None, n=4, **options):

@@ -1,0 +1,146 @@
+"""The contract of a network: what an nn.Module must have so that every verb can train, sample, cache and prepare it.
+
+A user's own model is a frozen dataclass (the spec, `NetSpec`) whose `build()` returns an nn.Module (the network,
+`Net`); `--model my_package.module:MySpec` then trains it. Members that only some networks have are optional; everything
+reads them through `members`, which gives their defaults, and nothing else asks a network whether it has an attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gen.diffusion.tap import Tap
+
+if TYPE_CHECKING:
+    from gen.diffusion.denoiser import Cond
+
+__all__ = ["ModulationTable", "Net", "NetMembers", "NetSpec", "members", "unwrap"]
+
+
+class NetSpec(Protocol):
+    """The configuration of a network: a frozen dataclass of JSON values, saved with every checkpoint.
+
+    Attributes:
+        channels, size: one x is [channels, size, size], unless the spec has a `shape` or the network a `state_shape`.
+        classes: how many labels cond["y"] may have; 0 for an unconditional network.
+    """
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    def build(self) -> nn.Module:
+        """Return the network, freshly initialised from torch's global generator, float32, on the default device."""
+        ...
+
+
+class Net(Protocol):
+    """A network that predicts a x0 + b eps at x_t, for the (a, b) of a parameterisation; an nn.Module.
+
+    Required are `forward` (called as `__call__`), `null` and `spec`. It must hold that row i of the output depends on
+    row i of the arguments alone, that the same arguments give the same bits in eval mode, that arguments are not
+    written to, that copy.deepcopy works, and that state_dict() has all that a checkpoint needs.
+
+    Optional members, with the default of their absence:
+        state_shape: shape of one x; (spec.channels, spec.size, spec.size).
+        image(x): the image [B, C, H, W] in a state x; x itself.
+        lr_scales(): parameter name -> factor on the learning rate; {}, a factor of 1 for all.
+        logvar(t): log variance of the loss at t [B], learned with the weights (EDM2), [B]; none.
+        compute_dtypes: dtypes besides float32 that `forward` also computes in, once the module was moved to them with
+            `.to(dtype)`; (). An engine then passes x and floating conditions in that dtype and t, s as they are.
+        modulation_table(t, cond): see `ModulationTable`; none. Engines provide it.
+        about: what prepared the network, in words; "".
+    """
+
+    spec: Any
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
+        """Return the prediction for noisy states.
+
+        Args:
+            x: input-scaled state [B, *state_shape]; float32, or an engine's dtype, or float64 in tests.
+            t: time as `path.t_to_network` gives it, [B]; float32 (float64 if x is float64), never an engine's dtype,
+                since bfloat16 cannot tell neighbouring times apart: embed it, then cast the embedding to x's dtype.
+            cond: tensors [B, ...]: "y" int64 labels 0 .. classes (the last is "no class"), embeddings, masks, ...
+                May hold keys that the network does not know.
+            s: the time [B] that a flow map jumps to, as t; None for all other networks.
+            tap: None, or to be called by every block as `h = h + (f(h) if tap is None else tap("blocks.3", f, h))`,
+                see gen.diffusion.tap. A network may ignore it; feature caches then refuse it.
+
+        Returns:
+            The output, shaped as x, floating.
+        """
+        ...
+
+    def null(self, cond: Cond) -> Cond:
+        """Return the condition that stands for "no condition", with cond's keys, shapes and devices."""
+        ...
+
+
+class ModulationTable(Protocol):
+    """Adaptive-norm modulations of all times of a sampling loop, computed in one product before it starts.
+
+    `net.modulation_table(t [T], cond)` returns one, or None where it cannot be had (other conditions, too large).
+    """
+
+    def __call__(self, i: int, cond: Cond) -> Cond:
+        """Return cond with the modulations at time t[i] added, one row per sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetMembers:
+    """The optional members of a Net, each with its default where the network has none; see `Net`.
+
+    Attributes:
+        state_shape: None where neither the network nor its spec says.
+        image, lr_scales: callables, always there.
+        logvar, modulation_table: None where the network has none.
+        compute_dtypes: dtypes besides float32.
+        about: "" for a network that no engine prepared.
+    """
+
+    state_shape: tuple[int, ...] | None
+    image: Callable[[Tensor], Tensor]
+    lr_scales: Callable[[], Mapping[str, float]]
+    logvar: Callable[[Tensor], Tensor] | None
+    compute_dtypes: tuple[torch.dtype, ...]
+    modulation_table: Callable[[Tensor, Cond], ModulationTable | None] | None
+    about: str
+
+
+def members(net: nn.Module) -> NetMembers:
+    """Read a network's optional members, under DistributedDataParallel too."""
+    inner = unwrap(net)
+    return NetMembers(
+        state_shape=_state_shape(inner),
+        image=getattr(inner, "image", lambda x: x),
+        lr_scales=getattr(inner, "lr_scales", dict),
+        logvar=getattr(inner, "logvar", None),
+        compute_dtypes=tuple(getattr(inner, "compute_dtypes", ())),
+        modulation_table=getattr(inner, "modulation_table", None),
+        about=getattr(inner, "about", ""),
+    )
+
+
+def unwrap(net: nn.Module) -> Any:
+    """Return the network itself: DistributedDataParallel hides its attributes one level down."""
+    return getattr(net, "module", net)
+
+
+def _state_shape(net: Any) -> tuple[int, ...] | None:
+    spec: Any = getattr(net, "spec", None)
+    own = getattr(net, "state_shape", None) or getattr(spec, "shape", None)
+    if own is None and hasattr(spec, "channels"):
+        own = (spec.channels, spec.size, spec.size)
+    return None if own is None else tuple(own)
