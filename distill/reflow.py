@@ -39,7 +39,7 @@ class Reflow:
     premetric: a distance of gen.distillers.distances between x0(x_t) and x; the loss is then (1 - t) Huber + premetric,
     rf++'s configuration E with lpips, and F with over_t: (1 - t) Huber + premetric / t. real: the teacher is a student
     of reflow; its ODE tells the noise of the real data, and the pairs are these (configuration G). A teacher on another
-    path becomes a velocity on the flow path, exactly (gen.models.ported).
+    path becomes a velocity on the flow path, exactly (gen.models.reparameterised).
     """
 
     pairs: int = 16_384
@@ -61,7 +61,9 @@ class Reflow:
         """The run of the student: the teacher's, on its pairs, from its weights."""
         check_state(run.model.build(), "reflow")
         if not isinstance(run.path, Flow):
-            model = build("models", "ported", inner=run.model, path=run.path, parameterisation=run.parameterisation)
+            model = build(
+                "models", "reparameterised", inner=run.model, path=run.path, parameterisation=run.parameterisation
+            )
             run = replace(run, model=model, path=Flow(), parameterisation=Velocity())
         data = pairs_of(run, teacher, folder, self.pairs, self.teacher_sampler, self.store, self.real)
         return replace(

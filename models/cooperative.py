@@ -76,7 +76,7 @@ class CooperativeNet(nn.Module):
         self.spec = spec
         self.energy = Energy(spec.inner).build()
         self.initialiser = spec.inner.build()
-        self.register_load_state_dict_pre_hook(_adopt)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load_inner_only)  # type: ignore[no-untyped-call]
 
     def potential(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """The scalar whose gradient is the energy's field, [B]."""
@@ -117,7 +117,7 @@ class CooperativeNet(nn.Module):
         return slow | {f"energy.inner.{name}": scale for name, scale in inner.items()}
 
 
-def _adopt(net: CooperativeNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _load_inner_only(net: CooperativeNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Puts the weights of one inner network in both places."""
     names = [name for name in state if name.startswith(prefix)]
     if {name.removeprefix(prefix) for name in names} == set(net.initialiser.state_dict()):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import fold, silu, unfold
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, SplitSwiGLU, through, visit
+from gen.models.layers.block import Block, FinalLayer, SplitSwiGLU, run_block
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
-from gen.models.layers.rope import Rope, turns
+from gen.models.layers.rope import Rope, interleaved_angles
 
 __all__ = ["DDT", "DDTNet"]
 
@@ -28,7 +28,7 @@ def _table() -> dict[str, dict[str, Any]]:
         f"DDT-{size}/2": {"encoder": encoder, "decoder": decoder, "width": width, "heads": heads}
         for size, (encoder, decoder, width, heads) in SIZES.items()
     }
-    return {**table, "digits": {**DIGITS, "time_scale": 1000.0, "max_period": 10_000.0, "t_one": "noise"}}
+    return {**table, "digits": {**DIGITS, "time_scale": 1000.0, "max_period": 10_000.0, "time_convention": "noise"}}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DDT:
     span: float = 16.0
     max_period: float = 10.0
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "data"
+    time_convention: Literal["noise", "data"] = "data"
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, encoder=1, decoder=1, heads=1, classes=0)
@@ -91,9 +91,11 @@ class DDTNet(nn.Module):
         width, numbers = spec.width, spec.channels * spec.patch**2
         self.x_embedder = nn.ModuleDict({"proj": nn.Linear(numbers, width)})
         self.s_embedder = nn.ModuleDict({"proj": nn.Linear(numbers, width)})
-        self.t_embedder = TimeEmbedding(width, max_period=spec.max_period, scale=spec.time_scale, one=spec.t_one)
+        self.t_embedder = TimeEmbedding(
+            width, max_period=spec.max_period, scale=spec.time_scale, convention=spec.time_convention
+        )
         self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
-        self.rope = Rope(turns(width // spec.heads, spec.size // spec.patch, spec.span), saved=False)
+        self.rope = Rope(interleaved_angles(width // spec.heads, spec.size // spec.patch, spec.span), saved=False)
         hidden = 2 * int(spec.mlp_ratio * width) // 3
         self.blocks = nn.ModuleList(
             Block(width, spec.heads, hidden, spec.qk_norm, mlp=SplitSwiGLU, rms=True, silu=False, bias=False)
@@ -114,26 +116,26 @@ class DDTNet(nn.Module):
         family.check(self.spec, x, t, cond, s)
         patch = self.spec.patch
         patches = unfold(x, patch, stride=patch).mT  # [B, T, C * patch * patch], the channel slowest
-        time = visit(tap, "time", self.t_embedder, t)  # [B, width]
-        about = visit(tap, "encoder", lambda h: self.encode(h, time, cond, tap), self.s_embedder["proj"](patches))
-        h = visit(tap, "trunk", lambda h: self.decode(h, about, tap), self.x_embedder["proj"](patches))
+        time = call_site(tap, "time", self.t_embedder, t)  # [B, width]
+        about = call_site(tap, "encoder", lambda h: self.encode(h, time, cond, tap), self.s_embedder["proj"](patches))
+        h = call_site(tap, "trunk", lambda h: self.decode(h, about, tap), self.x_embedder["proj"](patches))
 
         def final(h: Tensor) -> Tensor:
             return fold(self.final_layer(h, about).mT, x.shape[2:], patch, stride=patch)
 
-        return visit(tap, "final", final, h)  # [B, C, H, W]
+        return call_site(tap, "final", final, h)  # [B, C, H, W]
 
     def encode(self, h: Tensor, time: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
         """The decoder's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
         c = silu(time if self.y_embedder is None else time + self.y_embedder(cond["y"]))  # [B, width]
         for i, block in enumerate(self.blocks[: self.spec.encoder]):
-            h = through(block, h, c, i, tap, self.rope)  # [B, T, width]
+            h = run_block(block, h, c, i, tap, self.rope)  # [B, T, width]
         return silu(time[:, None] + h)
 
     def decode(self, h: Tensor, about: Tensor, tap: Tap | None) -> Tensor:
         """Tokens h [B, T, width] through the decoder's blocks under `about` [B, T, width], which is s."""
         for i, block in enumerate(self.blocks[self.spec.encoder :], self.spec.encoder):
-            h = through(block, h, about, i, tap, self.rope)  # [B, T, width]
+            h = run_block(block, h, about, i, tap, self.rope)  # [B, T, width]
         return h
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -1,8 +1,8 @@
 """DiMSUM: Mamba over space and over wavelet bands, fused by cross-attention (Phung et al. 2024, arXiv 2411.04168).
 
 Its weights were trained on SiT's GVP path, which is gen.diffusion.path.Trig with t = (1 - tau) pi / 2: tau, the time it
-is told, runs from noise at 0 to data at 1. Presets say so by t_one = "data" and t_end = pi / 2; on paths with t in [0,
-1] set t_end = 1. What the published weights predict is dx/dtau, pi / 2 times
+is told, runs from noise at 0 to data at 1. Presets say so by time_convention = "data" and t_end = pi / 2; on paths with
+t in [0, 1] set t_end = 1. What the published weights predict is dx/dtau, pi / 2 times
 gen.diffusion.parameterisation.Velocity(toward="data") on Trig.
 """
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, visit
+from gen.models.layers.block import Block, FinalLayer
 from gen.models.layers.dimsum import DiMSUMBlock, GeGLU, SpatialMamba, WaveletMamba, raster
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
@@ -39,7 +39,7 @@ DIGITS = {
     "levels": 1,
     "state": 8,
     "drop_path": 0.0,
-    "t_one": "noise",
+    "time_convention": "noise",
     "t_end": 1.0,
     "time_scale": 1000.0,
 }
@@ -63,7 +63,7 @@ class DiMSUM:
     gradient: what those weights really compute has condition False. drop_path: how often, per image, the last block's
     share is left out in training, falling linearly to 0 for the first. final_norm: whether the output is read from the
     normed sum of all blocks; as published it is read from the last block alone, which holds a norm of that sum.
-    learned_pos: whether the embedding of places is trained. time_scale, t_one, t_end: the network is told
+    learned_pos: whether the embedding of places is trained. time_scale, time_convention, t_end: the network is told
     time_scale * t / t_end, or time_scale * (1 - t / t_end) for "data". freq_shift: see gen.models.layers.embed.
     """
 
@@ -86,7 +86,7 @@ class DiMSUM:
     final_norm: bool = False
     learned_pos: bool = True
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "data"
+    time_convention: Literal["noise", "data"] = "data"
     t_end: float = math.pi / 2
     freq_shift: int = 0
 
@@ -135,7 +135,7 @@ class DiMSUMNet(nn.Module):
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
         self.pos_embed = nn.Parameter(grid_embedding(spec.width, side)[None], requires_grad=spec.learned_pos)
         self.t_embedder = _Time(
-            spec.t_end, spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one
+            spec.t_end, spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, convention=spec.time_convention
         )
         self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
         self.blocks = nn.ModuleList(_block(spec, side, i) for i in range(spec.depth))
@@ -156,11 +156,11 @@ class DiMSUMNet(nn.Module):
     ) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        c = call_site(tap, "time", self.t_embedder, t)  # [B, width]
         if self.y_embedder is not None:
             c = c + self.y_embedder(cond["y"])  # [B, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
+        return call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
@@ -168,9 +168,9 @@ class DiMSUMNet(nn.Module):
         for i in range(self.spec.depth):
 
             def after(total: Tensor, i: int = i) -> Tensor:
-                return total + visit(tap, f"blocks.{i}", lambda total: self._added(i, total, c, tap), total)
+                return total + call_site(tap, f"blocks.{i}", lambda total: self._added(i, total, c, tap), total)
 
-            total = visit(tap, f"hidden.{i}", after, total)
+            total = call_site(tap, f"hidden.{i}", after, total)
         h = total.to(kind)
         return h if self.norm_f is None else self.norm_f(h)
 
@@ -180,7 +180,7 @@ class DiMSUMNet(nn.Module):
         h: Tensor = self.blocks[i](total.to(c.dtype), c, site, tap)
         if self.attn_block is not None and (i + 1) % every == 0:
             shared = self.attn_block
-            h = h + visit(tap, f"{site}.shared", lambda h: shared(h, c, f"{site}.shared", tap), h)
+            h = h + call_site(tap, f"{site}.shared", lambda h: shared(h, c, f"{site}.shared", tap), h)
         if last and self.norm_f is None:
             return h - total
         rate = self.spec.drop_path * i / max(self.spec.depth - 1, 1)

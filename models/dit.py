@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init, mup
-from gen.models.layers.block import Block, FinalLayer, through, visit
+from gen.models.layers.block import Block, FinalLayer, run_block
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
 
@@ -31,7 +31,7 @@ def _table() -> dict[str, dict[str, Any]]:
         for p in PATCHES
     }
     dit = {f"DiT-{size}": fields for size, fields in sizes.items()}
-    sit = {f"SiT-{size}": {**fields, "t_one": "data"} for size, fields in sizes.items()}
+    sit = {f"SiT-{size}": {**fields, "time_convention": "data"} for size, fields in sizes.items()}
     return {**dit, **sit, "digits": {**DIGITS, "time_scale": 1000.0}}
 
 
@@ -42,11 +42,11 @@ class DiT:
     size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
     has one more row, for "no class". learn_sigma: the final layer has twice the channels, as the published weights do;
     forward returns the first half. time_scale: t is multiplied by it first (1000 suits t in [0, 1]: the waves were made
-    for 0..999). t_one: what t = 1 means to the network; SiT's weights are told 1 - t. freq_shift, mlp_norm_eps: 0 and
-    1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see gen.models.layers.attention. mup_base: the width
-    whose learning rate is to serve this one (muP: gen.models.layers.mup), None for the standard parameterisation; heads
-    are to grow with the width, see `wider`. Of the published models those of arXiv 2505.15270 have 288, with 72 per
-    head.
+    for 0..999). time_convention: what t = 1 means to the network; SiT's weights are told 1 - t. freq_shift,
+    mlp_norm_eps: 0 and 1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see gen.models.layers.attention.
+    mup_base: the width whose learning rate is to serve this one (muP: gen.models.layers.mup), None for the standard
+    parameterisation; heads are to grow with the width, see `wider`. Of the published models those of arXiv 2505.15270
+    have 288, with 72 per head.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -61,7 +61,7 @@ class DiT:
     mlp_ratio: float = 4.0
     learn_sigma: bool = False
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "noise"
+    time_convention: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
     mlp_norm_eps: float = 1e-6
     qk_norm: bool = False
@@ -109,7 +109,9 @@ class DiTNet(nn.Module):
         out = spec.channels * (2 if spec.learn_sigma else 1)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
         self.pos_embed = nn.Parameter(grid_embedding(spec.width, spec.size // spec.patch)[None], requires_grad=False)
-        self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one)
+        self.t_embedder = TimeEmbedding(
+            spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, convention=spec.time_convention
+        )
         self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
         hidden = int(spec.mlp_ratio * spec.width)
         self.blocks = nn.ModuleList(
@@ -144,8 +146,8 @@ class DiTNet(nn.Module):
         # The first operand decides the layout of the sum, and pos_embed is contiguous.
         h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
         c = self.conditioning(t, cond, tap)  # [B, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        out = visit(tap, "final", lambda h: self.unpatchify(self.final_layer(h, c)), h)  # [B, C or 2C, H, W]
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
+        out = call_site(tap, "final", lambda h: self.unpatchify(self.final_layer(h, c)), h)  # [B, C or 2C, H, W]
         return out[:, : self.spec.channels]  # [B, C, H, W]
 
     def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
@@ -155,7 +157,7 @@ class DiTNet(nn.Module):
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
         for i, block in enumerate(self.blocks):
-            h = through(block, h, c, i, tap)  # [B, T, width]
+            h = run_block(block, h, c, i, tap)  # [B, T, width]
         return h
 
     def unpatchify(self, tokens: Tensor) -> Tensor:

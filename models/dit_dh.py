@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, SwiGLU, through, visit
+from gen.models.layers.block import Block, FinalLayer, SwiGLU, run_block
 from gen.models.layers.embed import ClassEmbedding, GaussianTimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
-from gen.models.layers.rope import Rope, halves
+from gen.models.layers.rope import Rope, axial_angles
 
 __all__ = ["DiTDH", "DiTDHNet"]
 
@@ -60,7 +60,7 @@ class DiTDH:
     qk_norm: bool = False
     silu_twice: bool = True
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "noise"
+    time_convention: Literal["noise", "data"] = "noise"
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, head_depth=1, head_heads=1)
@@ -101,10 +101,10 @@ class DiTDHNet(nn.Module):
         self.s_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, width, spec.patch, spec.patch)})
         self.s_projector = nn.Linear(width, head) if width != head else nn.Identity()
         self.pos_embed = nn.Parameter(grid_embedding(width, side)[None], requires_grad=False)
-        self.t_embedder = GaussianTimeEmbedding(width, scale=spec.time_scale, one=spec.t_one)
+        self.t_embedder = GaussianTimeEmbedding(width, scale=spec.time_scale, convention=spec.time_convention)
         self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
-        self.enc_feat_rope = Rope(halves(width // spec.heads, side))
-        self.dec_feat_rope = Rope(halves(head // spec.head_heads, side))
+        self.enc_feat_rope = Rope(axial_angles(width // spec.heads, side))
+        self.dec_feat_rope = Rope(axial_angles(head // spec.head_heads, side))
         sizes = [(width, spec.heads)] * spec.depth + [(head, spec.head_heads)] * spec.head_depth
         self.blocks = nn.ModuleList(
             Block(w, heads, 2 * int(spec.mlp_ratio * w) // 3, spec.qk_norm, mlp=SwiGLU, rms=True) for w, heads in sizes
@@ -122,24 +122,24 @@ class DiTDHNet(nn.Module):
         tap: Tap | None = None,
     ) -> Tensor:
         family.check(self.spec, x, t, cond, s)
-        time = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        time = call_site(tap, "time", self.t_embedder, t)  # [B, width]
         h = self.pos_embed + self.s_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        about = self.s_projector(visit(tap, "encoder", lambda h: self.encode(h, time, cond, tap), h))
+        about = self.s_projector(call_site(tap, "encoder", lambda h: self.encode(h, time, cond, tap), h))
         h = self.x_embedder["proj"](x).flatten(2).mT  # [B, T, head_width]
-        h = visit(tap, "trunk", lambda h: self.decode(h, about, tap), h)
-        return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, about), self.spec.patch), h)
+        h = call_site(tap, "trunk", lambda h: self.decode(h, about, tap), h)
+        return call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, about), self.spec.patch), h)
 
     def encode(self, h: Tensor, time: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
         """The head's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
         c = self._silu(time if self.y_embedder is None else time + self.y_embedder(cond["y"]))  # [B, width]
         for i, block in enumerate(self.blocks[: self.spec.depth]):
-            h = through(block, h, c, i, tap, self.enc_feat_rope)  # [B, T, width]
+            h = run_block(block, h, c, i, tap, self.enc_feat_rope)  # [B, T, width]
         return self._silu(time[:, None] + h)
 
     def decode(self, h: Tensor, about: Tensor, tap: Tap | None) -> Tensor:
         """Tokens h [B, T, head_width] through the head's blocks under `about` [B, T, head_width], which is s."""
         for i, block in enumerate(self.blocks[self.spec.depth :], self.spec.depth):
-            h = through(block, h, about, i, tap, self.dec_feat_rope)  # [B, T, head_width]
+            h = run_block(block, h, about, i, tap, self.dec_feat_rope)  # [B, T, head_width]
         return h
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
-from gen.models.layers.block import visit
 from gen.models.layers.conv import Resample, resample
 from gen.models.layers.magnitude import MPConv, MPFourier, force, mp_add, mp_cat, mp_silu, mp_sum, unit
 
@@ -140,10 +139,10 @@ class Block(nn.Module):
             return mp_add(short, self.branch(h if wide else short, c), self.spec.residual_balance)
 
         def both(short: Tensor) -> Tensor:
-            first = visit(tap, f"{site}.conv", conv, short)
-            return first if not self.heads else first + visit(tap, f"{site}.attn", self.attend, short + first)
+            first = call_site(tap, f"{site}.conv", conv, short)
+            return first if not self.heads else first + call_site(tap, f"{site}.attn", self.attend, short + first)
 
-        return (short + visit(tap, site, both, short)).clamp(-self.spec.clip, self.spec.clip)
+        return (short + call_site(tap, site, both, short)).clamp(-self.spec.clip, self.spec.clip)
 
     def branch(self, h: Tensor, c: Tensor) -> Tensor:
         """The convolutions, scaled by the condition."""
@@ -218,7 +217,7 @@ class Body(nn.Module):
         """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, emb]."""
         kept, up, number = [h], list(self.dec.items()), 0
         for i, block in enumerate(list(self.enc.values())[1:], 1):
-            h = visit(tap, f"encoder.{i}", partial(_run, [block], c, number, tap), h)
+            h = call_site(tap, f"encoder.{i}", partial(_run, [block], c, number, tap), h)
             kept.append(h)
             number += 1
         shape, first = h.shape, number
@@ -226,11 +225,11 @@ class Body(nn.Module):
         def middle(tokens: Tensor) -> Tensor:
             return _run([block for _, block in up[:2]], c, first, tap, tokens.mT.reshape(shape)).flatten(2).mT
 
-        h = visit(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
+        h = call_site(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
         number += 2
         for i, (name, block) in enumerate(up[2:]):
             side = kept.pop() if "block" in name else None
-            h = visit(tap, f"decoder.{i}", partial(self._up, block, side, c, number, tap), h)
+            h = call_site(tap, f"decoder.{i}", partial(self._up, block, side, c, number, tap), h)
             number += 1
         return h
 
@@ -276,10 +275,10 @@ class EDM2Net(nn.Module):
         if self.training and torch.is_grad_enabled():
             force(self)
         net = self.unet
-        c = net.condition(visit(tap, "time", net.time, t), cond)  # [B, emb]
-        h = visit(tap, "encoder.0", net.first, x)  # [B, width, H, W]
-        h = visit(tap, "trunk", lambda h: net.trunk(h, c, tap), h)
-        return visit(tap, "final", net.last, h)  # [B, C, H, W]
+        c = net.condition(call_site(tap, "time", net.time, t), cond)  # [B, emb]
+        h = call_site(tap, "encoder.0", net.first, x)  # [B, width, H, W]
+        h = call_site(tap, "trunk", lambda h: net.trunk(h, c, tap), h)
+        return call_site(tap, "final", net.last, h)  # [B, C, H, W]
 
     @property
     def logvar(self) -> Callable[[Tensor], Tensor] | None:

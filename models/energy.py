@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, part
 from gen.diffusion.tap import Tap
 from gen.models.dit import DiT
-from gen.models.layers.around import Around
+from gen.models.layers.wrapper import Wrapper
 
 __all__ = ["Energy", "EnergyNet"]
 
@@ -61,7 +61,7 @@ class Energy:
         return EnergyNet(self)
 
 
-class EnergyNet(Around):
+class EnergyNet(Wrapper):
     """net(x, t, cond) -> like x, the gradient of net.potential(x, t, cond) [B]; under no_grad too.
 
     The sites of a tap are the inner network's. load_state_dict also takes the weights of an inner network alone.
@@ -71,7 +71,7 @@ class EnergyNet(Around):
         super().__init__()
         self.spec = spec
         self.inner = spec.inner.build()
-        self.register_load_state_dict_pre_hook(_adopt)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load_inner_only)  # type: ignore[no-untyped-call]
 
     def potential(
         self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], *, s: Tensor | None = None, tap: Tap | None = None
@@ -98,7 +98,7 @@ class EnergyNet(Around):
         return slope
 
 
-def _adopt(net: EnergyNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _load_inner_only(net: EnergyNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Puts the weights of an inner network alone in their place."""
     names = [name for name in state if name.startswith(prefix)]
     if {name.removeprefix(prefix) for name in names} == set(net.inner.state_dict()):

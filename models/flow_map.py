@@ -13,8 +13,8 @@ from gen.config.errors import UserError
 from gen.config.spec import build, part
 from gen.diffusion.tap import Chain, Compute, Tap
 from gen.models.dit import DiT
-from gen.models.layers.around import Around, state_shape
 from gen.models.layers.embed import TimeEmbedding
+from gen.models.layers.wrapper import Wrapper, state_shape
 
 __all__ = ["FlowMap", "FlowMapNet"]
 
@@ -63,7 +63,7 @@ class FlowMap:
         return FlowMapNet(self)
 
 
-class FlowMapNet(Around):
+class FlowMapNet(Wrapper):
     """net(x [B, ...], t [B], cond, s=[B]) -> like x. Without s it is told s = t: the slope at t of the map's path.
 
     So solvers that know one time only work as on any denoiser. The sites of a tap are the inner network's; "time" has
@@ -80,11 +80,11 @@ class FlowMapNet(Around):
             freq_shift=getattr(spec.inner, "freq_shift", 0),
             max_period=getattr(spec.inner, "max_period", 10_000.0),
             scale=getattr(spec.inner, "time_scale", 1.0),
-            one=getattr(spec.inner, "t_one", "noise") if spec.tell == "target" else "noise",
+            convention=getattr(spec.inner, "time_convention", "noise") if spec.tell == "target" else "noise",
         )
         for weight in self.target_embedder.mlp[2].parameters():
             nn.init.zeros_(weight)
-        self.register_load_state_dict_pre_hook(_adopt)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load_inner_only)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -132,7 +132,7 @@ def _width(net: Any) -> int:
     raise UserError(f"{type(net.spec).__name__} has no site 'time', where a flow map tells its target")
 
 
-def _adopt(net: FlowMapNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _load_inner_only(net: FlowMapNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Puts the weights of an inner network alone in their place."""
     names = [name for name in state if name.startswith(prefix)]
     if any(name.startswith((f"{prefix}inner.", f"{prefix}target_embedder.")) for name in names):

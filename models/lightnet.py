@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, through, visit
+from gen.models.layers.block import Block, FinalLayer, run_block
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.lightnet import Lrpe, MdTpe, Mixer
 from gen.models.layers.patch import unpatchify
@@ -44,7 +44,7 @@ class LightNet:
     has one more row, for "no class". gate_rank: rank of the output gate (flash-linear-attention's default is 128).
     tpe, lrpe: the two encodings of place, before the blocks and inside each; lrpe_base: as of a rope. absolute: DiT's
     fixed embedding of places besides, which LightNet has not. Without all three the order is not seen. time_scale: t is
-    multiplied by it first. t_one: what t = 1 means to the network. freq_shift: see gen.models.layers.embed.
+    multiplied by it first. time_convention: what t = 1 means to the network. freq_shift: see gen.models.layers.embed.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -63,7 +63,7 @@ class LightNet:
     lrpe_base: float = 10_000.0
     absolute: bool = False
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "noise"
+    time_convention: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
 
     def __post_init__(self) -> None:
@@ -101,7 +101,9 @@ class LightNetNet(nn.Module):
         absolute = grid_embedding(spec.width, side) if spec.absolute else None
         self.register_buffer("absolute", absolute, persistent=False)
         self.tpe = MdTpe(spec.width, spec.heads, side) if spec.tpe else nn.Identity()
-        self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one)
+        self.t_embedder = TimeEmbedding(
+            spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, convention=spec.time_convention
+        )
         self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
         lrpe = (
             Lrpe(side, spec.heads, spec.width // spec.heads, spec.lrpe_base) if spec.lrpe else None
@@ -125,8 +127,8 @@ class LightNetNet(nn.Module):
         if self.absolute is not None:
             h = h + self.absolute.to(h)
         c = self.conditioning(t, cond, tap)  # [B, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
+        return call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
 
     def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
         """What the norms of all blocks are modulated by: [B, width]."""
@@ -135,7 +137,7 @@ class LightNetNet(nn.Module):
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
         for i, block in enumerate(self.blocks):
-            h = through(block, h, c, i, tap)  # [B, T, width]
+            h = run_block(block, h, c, i, tap)  # [B, T, width]
         return h
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

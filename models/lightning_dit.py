@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, SwiGLU, through, visit
+from gen.models.layers.block import Block, FinalLayer, SwiGLU, run_block
 from gen.models.layers.embed import ClassEmbedding, GaussianTimeEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
-from gen.models.layers.rope import Rope, halves
+from gen.models.layers.rope import Rope, axial_angles
 
 __all__ = ["LightningDiT", "LightningDiTNet"]
 
@@ -37,8 +37,8 @@ def _table() -> dict[str, dict[str, Any]]:
         for p, latents in LATENTS.items()
         if (size, p) != ("L", 1)
     }
-    rae = {**table["LightningDiT-XL/1"], "channels": 768, "time": "gaussian", "t_one": "noise"}
-    return {**table, "RAE-DiT-XL/1": rae, "digits": {**DIGITS, "time_scale": 1000.0, "t_one": "noise"}}
+    rae = {**table["LightningDiT-XL/1"], "channels": 768, "time": "gaussian", "time_convention": "noise"}
+    return {**table, "RAE-DiT-XL/1": rae, "digits": {**DIGITS, "time_scale": 1000.0, "time_convention": "noise"}}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class LightningDiT:
     qk_norm: bool = False
     time: Literal["waves", "gaussian"] = "waves"
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "data"
+    time_convention: Literal["noise", "data"] = "data"
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
@@ -98,9 +98,9 @@ class LightningDiTNet(nn.Module):
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, width, spec.patch, spec.patch)})
         self.pos_embed = nn.Parameter(grid_embedding(width, side)[None], requires_grad=False)
         embedding = TimeEmbedding if spec.time == "waves" else GaussianTimeEmbedding
-        self.t_embedder = embedding(width, scale=spec.time_scale, one=spec.t_one)
+        self.t_embedder = embedding(width, scale=spec.time_scale, convention=spec.time_convention)
         self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
-        self.feat_rope = Rope(halves(width // spec.heads, side))
+        self.feat_rope = Rope(axial_angles(width // spec.heads, side))
         hidden = 2 * int(spec.mlp_ratio * width) // 3
         self.blocks = nn.ModuleList(
             Block(width, spec.heads, hidden, spec.qk_norm, mlp=SwiGLU, rms=True) for _ in range(spec.depth)
@@ -121,8 +121,8 @@ class LightningDiTNet(nn.Module):
         family.check(self.spec, x, t, cond, s)
         h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
         c = self.conditioning(t, cond, tap)  # [B, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        out = visit(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
+        out = call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)
         return out[:, : self.spec.channels]  # [B, C, H, W]
 
     def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
@@ -132,7 +132,7 @@ class LightningDiTNet(nn.Module):
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
         for i, block in enumerate(self.blocks):
-            h = through(block, h, c, i, tap, self.feat_rope)  # [B, T, width]
+            h = run_block(block, h, c, i, tap, self.feat_rope)  # [B, T, width]
         return h
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import visit
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
 
 __all__ = ["MLP", "MLPNet"]
@@ -21,7 +20,7 @@ __all__ = ["MLP", "MLPNet"]
 class MLP:
     """Residual layers on all numbers of x at once; a point [2] is a picture of 2 channels and size 1.
 
-    classes, time_scale, t_one: as in gen.models.dit. depth: the number of residual layers, width their width.
+    classes, time_scale, time_convention: as in gen.models.dit. depth: the number of residual layers, width their width.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -35,7 +34,7 @@ class MLP:
     width: int = 128
     depth: int = 3
     time_scale: float = 1000.0
-    t_one: Literal["noise", "data"] = "noise"
+    time_convention: Literal["noise", "data"] = "noise"
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, channels=1, classes=0, width=1, depth=1)
@@ -61,7 +60,7 @@ class MLPNet(nn.Module):
         self.spec = spec
         numbers, width = spec.channels * spec.size**2, spec.width
         self.x_embedder = nn.Linear(numbers, width)
-        self.t_embedder = TimeEmbedding(width, 64, scale=spec.time_scale, one=spec.t_one)
+        self.t_embedder = TimeEmbedding(width, 64, scale=spec.time_scale, convention=spec.time_convention)
         self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
         self.blocks = nn.ModuleList(
             nn.ModuleDict(
@@ -85,12 +84,12 @@ class MLPNet(nn.Module):
         tap: Tap | None = None,
     ) -> Tensor:
         family.check(self.spec, x, t, cond, s)
-        c = visit(tap, "time", self.t_embedder, t)  # [B, width]
+        c = call_site(tap, "time", self.t_embedder, t)  # [B, width]
         if self.y_embedder is not None:
             c = c + self.y_embedder(cond["y"])  # [B, width]
         h = self.x_embedder(x.flatten(1))[:, None]  # [B, 1, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c[:, None], tap), h)  # [B, 1, width]
-        return visit(tap, "final", lambda h: self.final_layer(silu(h)).reshape(x.shape), h)
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c[:, None], tap), h)  # [B, 1, width]
+        return call_site(tap, "final", lambda h: self.final_layer(silu(h)).reshape(x.shape), h)
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All layers: h [B, 1, width] under the condition c [B, 1, width]."""
@@ -109,4 +108,4 @@ def _after(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
     def added(h: Tensor) -> Tensor:
         return block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
 
-    return visit(tap, f"hidden.{i}", lambda h: h + visit(tap, f"blocks.{i}", added, h), h)
+    return call_site(tap, f"hidden.{i}", lambda h: h + call_site(tap, f"blocks.{i}", added, h), h)

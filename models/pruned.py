@@ -13,7 +13,7 @@ from gen.config.errors import UserError, nearest
 from gen.config.spec import build, part
 from gen.diffusion.tap import Compute, Skip, Tap
 from gen.models.dit import DiT
-from gen.models.layers.around import Around, state_shape
+from gen.models.layers.wrapper import Wrapper, state_shape
 
 __all__ = ["Pruned", "PrunedNet"]
 
@@ -76,7 +76,7 @@ class Pruned:
             return whole - _reached(net, Skip(self.sites))[0]
 
 
-class PrunedNet(Around):
+class PrunedNet(Wrapper):
     """The inner network as a net; what is pruned is not computed, and no tap is told of it.
 
     load_state_dict also takes the whole inner network's weights: those of what is gone are left out.
@@ -89,7 +89,7 @@ class PrunedNet(Around):
         self.skip = frozenset(spec.sites)
         if spec.sites:
             _remove(self.inner, spec.unused())
-        self.register_load_state_dict_pre_hook(_adopt)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load_inner_only)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -148,7 +148,7 @@ def _remove(net: nn.Module, unused: set[str], prefix: str = "") -> None:
             _remove(child, unused, f"{prefix}{name}.")
 
 
-def _adopt(net: PrunedNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _load_inner_only(net: PrunedNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Puts the weights of a whole inner network in their places, and drops those that have none any more."""
     given, mine = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}, set(net.inner.state_dict())
     if given <= {f"inner.{name}" for name in mine}:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.dit import DiT, DiTNet
 from gen.models.layers import family
-from gen.models.layers.block import modulate, visit
+from gen.models.layers.block import modulate
 
 __all__ = ["REG", "REGNet"]
 
@@ -106,8 +106,8 @@ class REGNet(DiTNet):
         patches = self.x_embedder["proj"](image).flatten(2).mT  # [B, T, width]
         h = self.pos_embed + torch.cat([token, patches], 1)  # [B, 1 + T, width]
         c = self.conditioning(t, cond, tap)  # [B, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, 1 + T, width]
-        return visit(tap, "final", lambda h: self.final(h, c), h)  # [B, C H W + cls_dim]
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, 1 + T, width]
+        return call_site(tap, "final", lambda h: self.final(h, c), h)  # [B, C H W + cls_dim]
 
     def final(self, h: Tensor, c: Tensor) -> Tensor:
         """Tokens h [B, 1 + T, width] under the condition c [B, width] to a state."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, through, visit
+from gen.models.layers.block import Block, FinalLayer, run_block
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
 from gen.models.layers.patch import unpatchify
 from gen.models.layers.rope import Rope
@@ -46,8 +46,8 @@ class SSM:
     and maps depend on the token, or "s4d", one long convolution, the same for all. state: numbers of state per channel
     (the papers have 16 for Mamba and 64 for S4D; even for S4D). expand: inner channels of Mamba are expand * width;
     with 1 a block has about the parameters of DiT's. order: "rows" reads the picture row by row in every block,
-    "alternate" column by column in every second one. time_scale: t is multiplied by it first. t_one: what t = 1 means
-    to the network. freq_shift: see gen.models.layers.embed.
+    "alternate" column by column in every second one. time_scale: t is multiplied by it first. time_convention: what t =
+    1 means to the network. freq_shift: see gen.models.layers.embed.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -64,7 +64,7 @@ class SSM:
     mlp_ratio: float = 4.0
     order: Literal["rows", "alternate"] = "alternate"
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "noise"
+    time_convention: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +100,9 @@ class SSMNet(nn.Module):
         side = spec.size // spec.patch
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
         self.pos_embed = nn.Parameter(grid_embedding(spec.width, side)[None], requires_grad=False)
-        self.t_embedder = TimeEmbedding(spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, one=spec.t_one)
+        self.t_embedder = TimeEmbedding(
+            spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, convention=spec.time_convention
+        )
         self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
         hidden = int(spec.mlp_ratio * spec.width)
         self.blocks = nn.ModuleList(Block(spec.width, 1, hidden) for _ in range(spec.depth))
@@ -122,8 +124,8 @@ class SSMNet(nn.Module):
         family.check(self.spec, x, t, cond, s)
         h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
         c = self.conditioning(t, cond, tap)  # [B, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        return visit(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
+        return call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
 
     def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
         """What the norms of all blocks are modulated by: [B, width]."""
@@ -132,7 +134,7 @@ class SSMNet(nn.Module):
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
         for i, block in enumerate(self.blocks):
-            h = through(block, h, c, i, tap)  # [B, T, width]
+            h = run_block(block, h, c, i, tap)  # [B, T, width]
         return h
 
     def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -12,11 +12,11 @@ from torch.nn.functional import linear
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import EVERYONE
 from gen.kernels.rules import BlockCausal, Rule
 from gen.models.layers import family
-from gen.models.layers.block import through, visit
+from gen.models.layers.block import run_block
 from gen.models.layers.text import Sight, TextBlock, angles
 from gen.text.predictor import Memory, Span
 
@@ -212,15 +212,15 @@ class TextNet(nn.Module):
                 at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
             wanted = at if at is None else (at - self.shift).clamp(min=0)
         h = self.embed(inner)  # [B, F, width]
-        h = visit(tap, "trunk", lambda h: self._trunk(h, sight, tap), h)
+        h = call_site(tap, "trunk", lambda h: self._trunk(h, sight, tap), h)
         if wanted is not None:
             columns = wanted.clamp(0, h.shape[1] - 1)
             h = h.gather(1, columns[..., None].expand(-1, -1, h.shape[-1]))  # [B, W, width]
-        return visit(tap, "final", self._logits, h)
+        return call_site(tap, "final", self._logits, h)
 
     def _trunk(self, h: Tensor, sight: Sight, tap: Tap | None) -> Tensor:
         for i, block in enumerate(self.blocks):
-            h = through(block, h, sight, i, tap)
+            h = run_block(block, h, sight, i, tap)
         return h
 
     def _logits(self, h: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
-from gen.models.layers.block import visit
-from gen.models.layers.conv import PixelAttention, ResBlock, through, zero
+from gen.models.layers.conv import PixelAttention, ResBlock, run_res_block, zero
 from gen.models.layers.embed import waves
 
 __all__ = ["UNet", "UNetNet"]
@@ -57,8 +56,8 @@ class UNet:
     which every block is followed by attention; the middle always has one. heads: their number, or 0 for one per
     head_width channels. qkv_order: see gen.models.layers.conv; the weights of ADM-64 have "qkv", all other "heads".
     groups: of the group norms. classes: 0 for no labels; "no class" adds nothing, so it has no row in the table.
-    learn_sigma: the last layer has twice the channels; forward returns the first half. time_scale, t_one, freq_shift,
-    max_period: see gen.models.dit and gen.models.layers.embed.
+    learn_sigma: the last layer has twice the channels; forward returns the first half. time_scale, time_convention,
+    freq_shift, max_period: see gen.models.dit and gen.models.layers.embed.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -77,7 +76,7 @@ class UNet:
     dropout: float = 0.0
     learn_sigma: bool = False
     time_scale: float = 1.0
-    t_one: Literal["noise", "data"] = "noise"
+    time_convention: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
     max_period: float = 10_000.0
 
@@ -179,20 +178,20 @@ class UNetNet(nn.Module):
         tap: Tap | None = None,
     ) -> Tensor:
         family.check(self.spec, x, t, cond, s)
-        c = visit(tap, "time", self.time, t)  # [B, 4 width]
+        c = call_site(tap, "time", self.time, t)  # [B, 4 width]
         if self.label_emb is not None:
             y = cond["y"]
             row = embedding(y.clamp(max=self.spec.classes - 1), self.label_emb.weight)  # [B, 4 width]
             c = c + row * (y < self.spec.classes)[:, None]
-        h = visit(tap, "encoder.0", self.input_blocks[0], x)  # [B, width, H, W]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, c, tap), h)
-        out = visit(tap, "final", self.out, h)  # [B, C or 2C, H, W]
+        h = call_site(tap, "encoder.0", self.input_blocks[0], x)  # [B, width, H, W]
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)
+        out = call_site(tap, "final", self.out, h)  # [B, C or 2C, H, W]
         return out[:, : self.spec.channels]  # [B, C, H, W]
 
     def time(self, t: Tensor) -> Tensor:
         """The embedding of times t [B], [B, 4 width]."""
         t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
-        t = self.spec.time_scale * (1 - t if self.spec.t_one == "data" else t)
+        t = self.spec.time_scale * (1 - t if self.spec.time_convention == "data" else t)
         wave = waves(t, self.spec.width, self.spec.max_period, self.spec.freq_shift)  # [B, width]
         return self.time_embed(wave.to(next(self.parameters()).dtype))
 
@@ -200,7 +199,7 @@ class UNetNet(nn.Module):
         """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, 4 width]."""
         kept, number = [h], 0
         for i, stage in enumerate(list(self.input_blocks)[1:], 1):
-            h = visit(tap, f"encoder.{i}", partial(_run, stage, c, number, tap), h)
+            h = call_site(tap, f"encoder.{i}", partial(_run, stage, c, number, tap), h)
             kept.append(h)
             number += 1
         shape, first = h.shape, number
@@ -208,10 +207,10 @@ class UNetNet(nn.Module):
         def middle(tokens: Tensor) -> Tensor:
             return _run(self.middle_block, c, first, tap, tokens.mT.reshape(shape)).flatten(2).mT
 
-        h = visit(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
+        h = call_site(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
         number += 2
         for i, stage in enumerate(self.output_blocks):
-            h = visit(tap, f"decoder.{i}", partial(_joined, stage, kept.pop(), c, number, tap), h)
+            h = call_site(tap, f"decoder.{i}", partial(_joined, stage, kept.pop(), c, number, tap), h)
             number += sum(isinstance(part, ResBlock) for part in stage.children())
         return h
 
@@ -225,7 +224,7 @@ def _run(stage: nn.Module, c: Tensor, number: int, tap: Tap | None, h: Tensor) -
     for block, behind in pairwise([*stage.children(), None]):
         if isinstance(block, ResBlock):
             attn = behind if isinstance(behind, PixelAttention) else None
-            h = through(block, attn, h, c, f"blocks.{number}", tap)
+            h = run_res_block(block, attn, h, c, f"blocks.{number}", tap)
             number += 1
     return h
 

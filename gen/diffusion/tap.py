@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Compute", "Context", "ContextualTap", "Record", "Skip", "Tap", "with_branch"]
+__all__ = ["Chain", "Compute", "Context", "ContextualTap", "Record", "Skip", "Tap", "call_site", "with_branch"]
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -24,6 +24,18 @@ class Tap(Protocol):
     """Called at a named site with the computation of that site and its input; returns the site's output."""
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor: ...
+
+
+def call_site(tap: Tap | None, site: str, compute: Compute, h: Tensor) -> Tensor:
+    """Return compute(h), or what the tap returns in its place: how a network calls a named site.
+
+    Args:
+        tap: the tap that the network was called with, or None.
+        site: name of the site, such as "blocks.3.attn".
+        compute: the computation of the site.
+        h: its input.
+    """
+    return compute(h) if tap is None else tap(site, compute, h)
 
 
 @dataclass(frozen=True)

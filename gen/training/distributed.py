@@ -89,9 +89,9 @@ def shares(run: Run, accelerator: Any) -> Any:
 def shard(net: nn.Module, mesh: Any) -> None:
     """Cuts every parameter in parts, in place, one part to a process; they are gathered while the network runs.
 
-    A transformer's blocks, which are those with `halves` (gen.models.layers.block), are gathered one by one, then all
-    the rest; other networks at once. UserError for a parameter that is a single number, which has no parts, and for a
-    network that is the gradient of its potential, since parameters are let go of after the first of two derivatives.
+    A transformer's blocks, which are those with `residuals` (gen.models.layers.block), are gathered one by one, then
+    all the rest; other networks at once. UserError for a parameter that is a single number, which has no parts, and for
+    a network that is the gradient of its potential, since parameters are let go of after the first of two derivatives.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -102,11 +102,11 @@ def shard(net: nn.Module, mesh: Any) -> None:
         raise UserError(f"{type(net).__name__} cannot be sharded: it is itself a derivative; leave out shard")
     # Nothing here writes into a network's output, which is what it warns of.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-    for part in [*(module for module in net.modules() if hasattr(module, "halves")), net]:
+    for part in [*(module for module in net.modules() if hasattr(module, "residuals")), net]:
         if next(part.parameters(), None) is not None:
             # The root too: parameters() must be the parts at every moment between two calls.
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
-            for method in ("halves", "after"):  # how a block is called: gen.models.layers.block.through
+            for method in ("residuals", "fused_forward"):  # how a block is called: gen.models.layers.block.run_block
                 if part is not net and hasattr(part, method):
                     register_fsdp_forward_method(part, method)
 

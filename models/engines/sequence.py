@@ -13,13 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.kernels.parallel import Traffic, gather_tokens, own_tokens, ulysses_attention
 from gen.kernels.ring import ring_attention
 from gen.models.dit import DiTNet
-from gen.models.layers.around import Around
 from gen.models.layers.attention import Attention
-from gen.models.layers.block import visit
+from gen.models.layers.wrapper import Wrapper
 from gen.models.lightning_dit import LightningDiTNet
 
 __all__ = ["Sequence", "Shared"]
@@ -57,7 +56,7 @@ class Sequence:
         return Shared(net, self.method).to(device)
 
 
-class Shared(Around):
+class Shared(Wrapper):
     """Called like the network that it is a copy of. Inside "trunk" the sites of a tap see this process's tokens.
 
     traffic: what this process has sent. It can be trained: where all processes have the same loss, the gradient of it
@@ -85,6 +84,6 @@ class Shared(Around):
             def apart(h: Tensor) -> Tensor:
                 return gather_tokens(compute(own_tokens(h)), traffic=self.traffic)  # [B, T, width]
 
-            return visit(tap, site, apart if site == "trunk" else compute, h)
+            return call_site(tap, site, apart if site == "trunk" else compute, h)
 
         return self.inner(x, t, cond, s=s, tap=sharing)

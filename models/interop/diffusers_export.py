@@ -110,14 +110,14 @@ def _config(model: DiT) -> dict[str, Any]:
 
 def _note(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
     """What config.json cannot say, and `gen import` reads back."""
-    fields = {key: getattr(model, key) for key in ("time_scale", "t_one", "freq_shift")}
+    fields = {key: getattr(model, key) for key in ("time_scale", "time_convention", "freq_shift")}
     return {"model": fields, "path": spec_of(denoiser.path), "parameterisation": spec_of(denoiser.parameterisation)}
 
 
 def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
     """A scheduler whose timesteps and predictions are exactly this model's, if diffusers has one."""
     path, parameterisation, place = denoiser.path, denoiser.parameterisation, "scheduler/scheduler_config.json"
-    told = (model.time_scale, model.t_one)
+    told = (model.time_scale, model.time_convention)
     if isinstance(path, DDPM) and type(parameterisation) in PREDICTIONS and told == (1.0, "noise"):
         table = {
             "beta_schedule": SCHEDULES[path.schedule],
@@ -134,7 +134,7 @@ def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
 
 def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, scheduler: bool) -> str:
     """What is in the folder, what is guaranteed, and what is not."""
-    one = "1 - t" if model.t_one == "data" else "t"
+    one = "1 - t" if model.time_convention == "data" else "t"
     told = f"{model.time_scale:g} ({one})" if model.time_scale != 1 else one
     if isinstance(denoiser.path, DDPM):
         told = f"{told}, t being the entry of the table, 0 to {denoiser.path.steps - 1}"

@@ -12,8 +12,8 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Eps, Parameterisation
 from gen.diffusion.path import DDPM, NoisePath
-from gen.diffusion.tap import Tap
-from gen.models.layers.block import modulate, visit
+from gen.diffusion.tap import Tap, call_site
+from gen.models.layers.block import modulate
 
 __all__ = ["DiffusersDiT", "denoiser"]
 
@@ -55,14 +55,14 @@ class DiffusersDiT(nn.Module):
             raise UserError("a target time s was given, but diffusers' DiT is no flow map and takes only t")
         model, y = self.transformer, self._labels(cond)
         h = model.pos_embed(x)  # [B, T, width]
-        h = visit(tap, "trunk", lambda h: self.trunk(h, t, y, tap), h)
-        out = visit(tap, "final", lambda h: self.head(h, t, y), h)  # [B, C or 2C, H, W]
+        h = call_site(tap, "trunk", lambda h: self.trunk(h, t, y, tap), h)
+        out = call_site(tap, "final", lambda h: self.head(h, t, y), h)  # [B, C or 2C, H, W]
         return out[:, : model.config.in_channels]
 
     def trunk(self, h: Tensor, t: Tensor, y: Tensor, tap: Tap | None) -> Tensor:
         """All blocks: tokens h [B, T, width] at timestep t [B] under the labels y [B]."""
         for i, block in enumerate(self.transformer.transformer_blocks):
-            h = through(block, h, t, y, i, tap)
+            h = run_block(block, h, t, y, i, tap)
         return h
 
     def head(self, h: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class DiffusersDiT(nn.Module):
         return cond["y"]
 
 
-def through(block: Any, h: Tensor, t: Tensor, y: Tensor, i: int, tap: Tap | None) -> Tensor:
+def run_block(block: Any, h: Tensor, t: Tensor, y: Tensor, i: int, tap: Tap | None) -> Tensor:
     """Tokens h [B, T, width] after block i; a BasicTransformerBlock keeps its own embedders of time and label."""
     site = f"blocks.{i}"
 
@@ -95,16 +95,16 @@ def through(block: Any, h: Tensor, t: Tensor, y: Tensor, i: int, tap: Tap | None
 
         def attn(h: Tensor) -> Tensor:
             h = modulate(block.norm1.norm(h), shift1, scale1)
-            return gated(gate1, visit(tap, f"{site}.attn.raw", block.attn1, h))
+            return gated(gate1, call_site(tap, f"{site}.attn.raw", block.attn1, h))
 
         def mlp(h: Tensor) -> Tensor:
             h = modulate(block.norm3(h), shift2, scale2)
-            return gated(gate2, visit(tap, f"{site}.mlp.raw", block.ff, h))
+            return gated(gate2, call_site(tap, f"{site}.mlp.raw", block.ff, h))
 
-        first = visit(tap, f"{site}.attn", attn, h)  # [B, T, width]
-        return first + visit(tap, f"{site}.mlp", mlp, h + first)
+        first = call_site(tap, f"{site}.attn", attn, h)  # [B, T, width]
+        return first + call_site(tap, f"{site}.mlp", mlp, h + first)
 
-    return visit(tap, f"hidden.{i}", lambda h: h + visit(tap, site, added, h), h)
+    return call_site(tap, f"hidden.{i}", lambda h: h + call_site(tap, site, added, h), h)
 
 
 def gated(gate: Tensor, h: Tensor) -> Tensor:

@@ -8,17 +8,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from gen.models.layers.attention import Attention
 from gen.models.layers.rope import Rope
 
-__all__ = ["Block", "FinalLayer", "Mlp", "SplitSwiGLU", "SwiGLU", "modulate", "through", "visit"]
-
-
-def visit(tap: Tap | None, site: str, compute: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
-    """compute(h), or what the tap makes of it."""
-    return compute(h) if tap is None else tap(site, compute, h)
+__all__ = ["Block", "FinalLayer", "Mlp", "SplitSwiGLU", "SwiGLU", "modulate", "run_block"]
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -101,10 +96,10 @@ class Block(nn.Module):
         self.adaLN_modulation = _modulation(width, 6, silu)
 
     def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None, rope: Rope | None = None) -> Tensor:
-        first, second = self.halves(h, c, site, tap, rope)
+        first, second = self.residuals(h, c, site, tap, rope)
         return first + second
 
-    def halves(
+    def residuals(
         self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None, rope: Rope | None = None
     ) -> tuple[Tensor, Tensor]:
         """What attention adds, and then what the MLP does."""
@@ -112,16 +107,16 @@ class Block(nn.Module):
 
         def attn(h: Tensor) -> Tensor:
             h = modulate(self.norm1(h), shift1, scale1)
-            return gate1 * visit(tap, f"{site}.attn.raw", lambda h: self.attn(h, rope), h)
+            return gate1 * call_site(tap, f"{site}.attn.raw", lambda h: self.attn(h, rope), h)
 
         def mlp(h: Tensor) -> Tensor:
             h = modulate(self.norm2(h), shift2, scale2)
-            return gate2 * visit(tap, f"{site}.mlp.raw", self.mlp, h)
+            return gate2 * call_site(tap, f"{site}.mlp.raw", self.mlp, h)
 
-        first = visit(tap, f"{site}.attn", attn, h)  # [B, T, width]
-        return first, visit(tap, f"{site}.mlp", mlp, h + first)
+        first = call_site(tap, f"{site}.attn", attn, h)  # [B, T, width]
+        return first, call_site(tap, f"{site}.mlp", mlp, h + first)
 
-    def after(self, h: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
+    def fused_forward(self, h: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
         """The tokens after the block: h and both halves, in fused operations."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
         norm1: Any = self.norm1
@@ -137,25 +132,25 @@ class Block(nn.Module):
         return (modulation[:, None] if modulation.ndim == 2 else modulation).chunk(6, -1)
 
 
-def through(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
+def run_block(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
     """Tokens h [B, T, width] after block i: the site "hidden.{i}", and inside it "blocks.{i}", what is added."""
     site = f"blocks.{i}"
     if tap is None and getattr(block, "fused", False):
-        return block.after(h, c, rope)
+        return block.fused_forward(h, c, rope)
 
     def after(h: Tensor) -> Tensor:
         parts: list[Tensor] = []
 
         def added(h: Tensor) -> Tensor:
-            first, second = block.halves(h, c, site, tap, rope)
+            first, second = block.residuals(h, c, site, tap, rope)
             parts[:] = first, second, first + second
             return parts[2]
 
-        out = visit(tap, site, added, h)
+        out = call_site(tap, site, added, h)
         # (h + first) + second is what is published, to the bit; a tap may have put something else in their sum's place.
         return h + parts[0] + parts[1] if parts and out is parts[2] else h + out
 
-    return visit(tap, f"hidden.{i}", after, h)
+    return call_site(tap, f"hidden.{i}", after, h)
 
 
 class FinalLayer(nn.Module):

@@ -10,10 +10,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention
 
-from gen.diffusion.tap import Tap
-from gen.models.layers.block import visit
+from gen.diffusion.tap import Tap, call_site
 
-__all__ = ["PixelAttention", "ResBlock", "Resample", "resample", "through", "zero"]
+__all__ = ["PixelAttention", "ResBlock", "Resample", "resample", "run_res_block", "zero"]
 
 Resample = Literal["keep", "down", "up"]
 
@@ -75,7 +74,7 @@ class PixelAttention(nn.Module):
         return self.proj_out(mixed.mT.flatten(1, 2)).unflatten(2, h.shape[2:])
 
 
-def through(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
+def run_res_block(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
     """h [B, width, H, W] after a residual block and, if there is one, the attention behind it.
 
     Sites: `site` is all that the two add to the block's shortcut, "{site}.conv" and "{site}.attn" what each adds. A
@@ -86,11 +85,11 @@ def through(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor, site:
         return block(inner if block.same else h, c)
 
     def both(inner: Tensor) -> Tensor:
-        first = visit(tap, f"{site}.conv", conv, inner)
-        return first if attn is None else first + visit(tap, f"{site}.attn", attn, inner + first)
+        first = call_site(tap, f"{site}.conv", conv, inner)
+        return first if attn is None else first + call_site(tap, f"{site}.attn", attn, inner + first)
 
     short = block.shortcut(h)
-    return short + visit(tap, site, both, short)
+    return short + call_site(tap, site, both, short)
 
 
 def zero(layer: nn.Module) -> nn.Module:

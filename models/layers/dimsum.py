@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import attention_qkv
-from gen.models.layers.block import modulate, visit
+from gen.models.layers.block import modulate
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.wavelet import packet_matrix
 
@@ -165,13 +165,13 @@ class DiMSUMBlock(nn.Module):
 
         def attn(h: Tensor) -> Tensor:
             first, second = h.chunk(2, -1)  # each [B, T, width / 2]
-            first = first + visit(tap, f"{site}.attn.spatial", lambda h: self.spatial_mamba(h, c), first)
-            second = second + visit(tap, f"{site}.attn.wavelet", lambda h: self.freq_mamba(h, c), second)
+            first = first + call_site(tap, f"{site}.attn.spatial", lambda h: self.spatial_mamba(h, c), first)
+            second = second + call_site(tap, f"{site}.attn.wavelet", lambda h: self.freq_mamba(h, c), second)
             return self.proj(first, second)
 
         def mlp(h: Tensor) -> Tensor:
             return gate * self.mlp(modulate(self.norm_2(h), shift, scale))
 
         h = self.norm(h)
-        h = h + visit(tap, f"{site}.attn", attn, h)
-        return h + visit(tap, f"{site}.mlp", mlp, h)
+        h = h + call_site(tap, f"{site}.attn", attn, h)
+        return h + call_site(tap, f"{site}.mlp", mlp, h)

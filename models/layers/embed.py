@@ -39,7 +39,7 @@ def grid_embedding(width: int, side: int) -> Tensor:
 class TimeEmbedding(nn.Module):
     """Waves through a two-layer network: t [B] -> [B, width].
 
-    scale: t is multiplied by it. one: what t = 1 means to the network; "data" tells it 1 - t.
+    scale: t is multiplied by it. convention: what t = 1 means to the network; "data" tells it 1 - t.
     """
 
     def __init__(
@@ -50,15 +50,21 @@ class TimeEmbedding(nn.Module):
         freq_shift: int = 0,
         max_period: float = 10_000.0,
         scale: float = 1.0,
-        one: str = "noise",
+        convention: str = "noise",
     ):
         super().__init__()
-        self.dim, self.freq_shift, self.max_period, self.scale, self.one = dim, freq_shift, max_period, scale, one
+        self.dim, self.freq_shift, self.max_period, self.scale, self.convention = (
+            dim,
+            freq_shift,
+            max_period,
+            scale,
+            convention,
+        )
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
-        t = self.scale * (1 - t if self.one == "data" else t)
+        t = self.scale * (1 - t if self.convention == "data" else t)
         wave = waves(t, self.dim, self.max_period, self.freq_shift)  # [B, dim]
         return self.mlp(wave.to(next(self.mlp.parameters()).dtype))
 
@@ -66,18 +72,18 @@ class TimeEmbedding(nn.Module):
 class GaussianTimeEmbedding(nn.Module):
     """sin(2 pi t W), then cos, of fixed random frequencies W ~ N(0, 1), through a two-layer network: [B] -> [B, width].
 
-    From "Fourier Features" (Tancik et al. 2020), as RAE's denoisers have it (Zheng et al. 2025). one: as above.
+    From "Fourier Features" (Tancik et al. 2020), as RAE's denoisers have it (Zheng et al. 2025). convention: as above.
     """
 
-    def __init__(self, width: int, waves: int = 256, *, scale: float = 1.0, one: str = "noise"):
+    def __init__(self, width: int, waves: int = 256, *, scale: float = 1.0, convention: str = "noise"):
         super().__init__()
-        self.scale, self.one = scale, one
+        self.scale, self.convention = scale, convention
         self.W = nn.Parameter(torch.randn(waves), requires_grad=False)
         self.mlp = nn.Sequential(nn.Linear(2 * waves, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         t = t if t.dtype == torch.float64 else t.float()
-        t = self.scale * (1 - t if self.one == "data" else t)
+        t = self.scale * (1 - t if self.convention == "data" else t)
         angle = t[:, None] * (2 * math.pi * self.W.to(t.dtype))  # [B, waves]
         return self.mlp(torch.cat([angle.sin(), angle.cos()], 1).to(self.W.dtype))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Rope", "halves", "turns"]
+__all__ = ["Rope", "axial_angles", "interleaved_angles"]
 
 THETA = 10_000.0
 
@@ -28,7 +28,7 @@ class Rope(nn.Module):
         self.register_buffer("freqs_sin", both.sin().float(), persistent=saved)
 
 
-def halves(dim: int, side: int) -> Tensor:
+def axial_angles(dim: int, side: int) -> Tensor:
     """Angles of a square grid's cells, row by row, float64 [side^2, dim / 2]: first those of the row, then the column.
 
     Pair i of either half turns by place * 10000^(-4 i / dim). (EVA-02, Fang et al. 2023; LightningDiT.)
@@ -37,10 +37,10 @@ def halves(dim: int, side: int) -> Tensor:
     return torch.cat([row, column], -1).flatten(0, 1)
 
 
-def turns(dim: int, side: int, span: float = 16.0) -> Tensor:
+def interleaved_angles(dim: int, side: int, span: float = 16.0) -> Tensor:
     """Angles of a square grid's cells, row by row, float64 [side^2, dim / 2]: column, row, column, row ...
 
-    Frequencies as in `halves`; places are spread over 0 .. span, both included, whatever the side (DDT).
+    Frequencies as in `axial_angles`; places are spread over 0 .. span, both included, whatever the side (DDT).
     """
     row, column = _axes(torch.linspace(0, span, side, dtype=torch.float64), dim)
     return torch.stack([column, row], -1).flatten(2).flatten(0, 1)

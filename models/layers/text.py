@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import EVERYONE, attention_qkv
 from gen.kernels.rope import norm_rope
 from gen.kernels.rules import Rule
-from gen.models.layers.block import SplitSwiGLU, visit
+from gen.models.layers.block import SplitSwiGLU
 from gen.text.predictor import Memory
 
 __all__ = ["Sight", "TextAttention", "TextBlock", "angles"]
@@ -104,9 +104,9 @@ class TextBlock(nn.Module):
         self.norm2 = nn.RMSNorm(width, eps=eps)
         self.mlp = SplitSwiGLU(width, hidden)
 
-    def halves(
+    def residuals(
         self, h: Tensor, sight: Sight, site: str, tap: Tap | None = None, rope: None = None
     ) -> tuple[Tensor, Tensor]:
-        """What attention adds, and then what the MLP does; see gen.models.layers.block.through."""
-        first = visit(tap, f"{site}.attn", lambda h: self.attn(self.norm1(h), sight, self.layer), h)
-        return first, visit(tap, f"{site}.mlp", lambda h: self.mlp(self.norm2(h)), h + first)
+        """What attention adds, and then what the MLP does; see gen.models.layers.block.run_block."""
+        first = call_site(tap, f"{site}.attn", lambda h: self.attn(self.norm1(h), sight, self.layer), h)
+        return first, call_site(tap, f"{site}.mlp", lambda h: self.mlp(self.norm2(h)), h + first)

@@ -87,7 +87,7 @@ def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
     first = gen.distill("reflow", taught, tmp_path / "first", changes={**store, "steps": 2}, quiet=True)
     assert not (tmp_path / "first" / "pairs").exists()
     net = first.pipeline().denoiser
-    assert net.path == Flow() and type(net.net.spec).__name__ == "Ported"  # a velocity, from the EDM teacher
+    assert net.path == Flow() and type(net.net.spec).__name__ == "Reparameterised"  # a velocity, from the EDM teacher
     assert first.pipeline().info["run"]["teacher"] is None
     real = {"objective.real": True, "objective.pairs": 30, "objective.teacher_sampler.steps": 2, "steps": 2}
     second = gen.distill("reflow", first.folder, tmp_path / "second", changes=real, quiet=True)

@@ -10,7 +10,7 @@ from gen.kernels.attention import attention, attention_qkv
 from gen.kernels.dispatch import Refused, explain
 from gen.kernels.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal
 from gen.models.layers.attention import Attention
-from gen.models.layers.rope import Rope, turns
+from gen.models.layers.rope import Rope, interleaved_angles
 from tests.kernels import eager
 from tests.kernels.compare import Given, holds
 
@@ -313,7 +313,7 @@ def test_the_layer_computes_what_it_did_before_to_the_bit(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("normed", [True, False])
 def test_the_layer_norms_and_turns_as_it_did_before_to_the_bit(dtype, normed):
-    layer, rope = Attention(96, 4, qk_norm=normed).to(dtype), Rope(turns(24, 3))
+    layer, rope = Attention(96, 4, qk_norm=normed).to(dtype), Rope(interleaved_angles(24, 3))
     for norm in (layer.q_norm, layer.k_norm) if normed else ():
         torch.nn.init.normal_(norm.weight)
     h = torch.randn(2, 9, 96, dtype=dtype)

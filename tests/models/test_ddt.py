@@ -9,7 +9,7 @@ from gen.config.spec import build, spec_of
 from gen.diffusion.tap import Record, Skip
 from gen.models.ddt import DDT
 from gen.models.layers.embed import waves
-from gen.models.layers.rope import turns
+from gen.models.layers.rope import interleaved_angles
 
 SMALL = DDT(size=8, patch=2, channels=3, classes=5, width=32, encoder=2, decoder=2, heads=4)
 PARAMETERS = {"XL/2": 674_646_352, "L/2": 457_648_144, "B/2": 130_262_800}  # 32 x 32 x 4 latents, 1000 classes
@@ -82,7 +82,7 @@ def test_time_is_told_as_published():
     wave = torch.cat([angle.cos(), angle.sin()], 1)
     torch.testing.assert_close(net.t_embedder(t), net.t_embedder.mlp(wave), rtol=0, atol=1e-12)
     torch.testing.assert_close(waves(1 - t, 256, 10.0), wave, rtol=0, atol=1e-13)
-    plain = random_net(dataclasses.replace(SMALL, max_period=10_000.0, t_one="noise", time_scale=1000.0))
+    plain = random_net(dataclasses.replace(SMALL, max_period=10_000.0, time_convention="noise", time_scale=1000.0))
     torch.testing.assert_close(plain.t_embedder(t), plain.t_embedder.mlp(waves(1000 * t, 256)), rtol=0, atol=1e-12)
 
 
@@ -116,7 +116,7 @@ def test_the_mlp_against_its_definition():
 
 
 def test_places_are_told_by_turns_alone():
-    net, angles = random_net(), turns(8, 4)
+    net, angles = random_net(), interleaved_angles(8, 4)
     torch.testing.assert_close(net.rope.freqs_cos[:, ::2], angles.cos().float().double(), rtol=0, atol=0)
     assert angles[-1, 0] == 16 and angles[4, 1] == pytest.approx(16 / 3)  # from 0 to 16, whatever the size
     x, t, cond = inputs()

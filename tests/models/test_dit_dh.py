@@ -102,7 +102,7 @@ def test_time_is_embedded_by_fixed_random_waves():
     torch.manual_seed(0)
     w = DiTDH.preset("digits").build().t_embedder.W
     assert w.mean().abs() < 0.2 and w.std().item() == pytest.approx(1, abs=0.15)
-    told = random_net(dataclasses.replace(SMALL, t_one="data", time_scale=2.0)).t_embedder
+    told = random_net(dataclasses.replace(SMALL, time_convention="data", time_scale=2.0)).t_embedder
     torch.testing.assert_close(told(t), net.t_embedder(2 * (1 - t)), rtol=0, atol=1e-12)
 
 

@@ -82,14 +82,14 @@ def test_a_trained_one_hears_s_and_takes_none_for_t(inner, tell):
 def test_s_is_told_in_the_inner_network_s_conventions(inner):
     net = flow_map(inner)
     told = net.target_embedder
-    assert (told.one, told.scale) == (inner.t_one, inner.time_scale)
+    assert (told.convention, told.scale) == (inner.time_convention, inner.time_scale)
     assert told.max_period == getattr(inner, "max_period", 10_000.0)
     (_, t, _, s), interval = inputs(), flow_map(inner, tell="interval")
     record = Record(("time",))
     interval(*inputs()[:3], s=s, tap=record)
     expected = interval.inner.t_embedder(t) + interval.target_embedder(t - s)
     torch.testing.assert_close(record.features["time"], expected)
-    assert interval.target_embedder.one == "noise"  # a length has no direction
+    assert interval.target_embedder.convention == "noise"  # a length has no direction
 
 
 def test_the_given_tap_is_the_outer_one():

@@ -5,7 +5,7 @@ from gen.kernels.rope import norm_rope
 from gen.models.layers.attention import Attention
 from gen.models.layers.block import Block, FinalLayer, SplitSwiGLU, SwiGLU
 from gen.models.layers.embed import GaussianTimeEmbedding, grid_embedding, waves
-from gen.models.layers.rope import Rope, halves, turns
+from gen.models.layers.rope import Rope, axial_angles, interleaved_angles
 
 
 def test_waves_are_cosines_then_sines_of_both_conventions():
@@ -49,7 +49,7 @@ def turn(h, rope):
     return norm_rope(h.transpose(1, 2), cos=rope.freqs_cos, sin=rope.freqs_sin).transpose(1, 2)
 
 
-@pytest.mark.parametrize("angles", [halves, turns])
+@pytest.mark.parametrize("angles", [axial_angles, interleaved_angles])
 def test_a_turn_keeps_lengths_and_products_know_the_distance_only(angles):
     torch.manual_seed(0)
     side, dim = 5, 12
@@ -70,13 +70,13 @@ def test_a_turn_keeps_lengths_and_products_know_the_distance_only(angles):
 
 
 def test_the_two_orders_of_turns():
-    by_halves, by_pairs = halves(8, 3).reshape(3, 3, 4), turns(8, 3, span=2.0).reshape(3, 3, 4)
+    by_halves, by_pairs = axial_angles(8, 3).reshape(3, 3, 4), interleaved_angles(8, 3, span=2.0).reshape(3, 3, 4)
     w = 10_000.0 ** -torch.tensor([0.0, 0.5]).double()
     torch.testing.assert_close(by_halves[2, 1], torch.cat([2 * w, 1 * w]))  # the row, then the column
     torch.testing.assert_close(by_pairs[2, 1], torch.stack([1 * w, 2 * w], 1).flatten())  # column and row in turn
     torch.testing.assert_close(by_pairs[..., ::2], by_halves[..., 2:])
-    torch.testing.assert_close(turns(8, 3).reshape(3, 3, 4)[0, 2, 0], torch.tensor(16.0).double())
-    assert turns(8, 1).abs().max() == 0
+    torch.testing.assert_close(interleaved_angles(8, 3).reshape(3, 3, 4)[0, 2, 0], torch.tensor(16.0).double())
+    assert interleaved_angles(8, 1).abs().max() == 0
 
 
 def test_a_turn_goes_from_the_first_channel_of_a_pair_towards_the_second():
@@ -117,7 +117,7 @@ def test_a_condition_for_all_tokens_is_that_condition_for_each():
 
 
 def test_random_waves_tell_sines_then_cosines():
-    layer = GaussianTimeEmbedding(4, 3, scale=2.0, one="data").double()
+    layer = GaussianTimeEmbedding(4, 3, scale=2.0, convention="data").double()
     seen = []
     layer.mlp.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     t = torch.tensor([0.0, 0.3], dtype=torch.float64)

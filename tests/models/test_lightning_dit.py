@@ -89,8 +89,8 @@ def test_the_dit_of_rae_embeds_time_by_random_waves():
         shapes = {k: tuple(v.shape) for k, v in LightningDiT.preset("RAE-DiT-XL/1").build().state_dict().items()}
     assert shapes["t_embedder.W"] == (256,)
     assert shapes["t_embedder.mlp.0.weight"] == (1152, 512)
-    assert LightningDiT.preset("RAE-DiT-XL/1").t_one == "noise"
-    assert LightningDiT.preset("XL/1").t_one == "data"
+    assert LightningDiT.preset("RAE-DiT-XL/1").time_convention == "noise"
+    assert LightningDiT.preset("XL/1").time_convention == "data"
 
 
 def test_spec_round_trip_and_short_names():
@@ -182,12 +182,12 @@ def test_learned_sigma_is_dropped_from_the_answer():
     assert record.features["final"].shape[1] == 6
 
 
-def test_t_one_and_time_scale():
+def test_time_convention_and_time_scale():
     x, t, cond = inputs()
     data = random_net()(x, t, cond)
-    noise = random_net(dataclasses.replace(SMALL, t_one="noise"))
+    noise = random_net(dataclasses.replace(SMALL, time_convention="noise"))
     assert torch.equal(data, noise(x, 1 - t, cond))
-    scaled = random_net(dataclasses.replace(SMALL, t_one="noise", time_scale=8.0))
+    scaled = random_net(dataclasses.replace(SMALL, time_convention="noise", time_scale=8.0))
     assert torch.equal(scaled(x, t, cond), noise(x, 8 * t, cond))
 
 

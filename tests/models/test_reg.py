@@ -21,7 +21,7 @@ def test_with_its_projector_it_has_the_published_number_of_parameters(size, coun
     with torch.device("meta"):
         both = [spec.build(), Projector(spec.width, 768)]
     assert sum(p.numel() for net in both for p in net.state_dict().values()) == count
-    assert (spec.t_one, spec.time_scale, spec.cls_dim, spec.learn_sigma) == ("noise", 1.0, 768, False)
+    assert (spec.time_convention, spec.time_scale, spec.cls_dim, spec.learn_sigma) == ("noise", 1.0, 768, False)
 
 
 def test_the_names_are_the_published_ones():

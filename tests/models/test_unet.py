@@ -214,9 +214,9 @@ def test_attention_is_its_formula_in_both_orders():
     torch.testing.assert_close(legacy(h), expected)
 
 
-def test_what_t_one_and_time_scale_mean():
+def test_what_time_convention_and_time_scale_mean():
     net, (x, t, cond) = random_net(), inputs()
-    there, scaled = random_net(replace(SMALL, t_one="data")), random_net(replace(SMALL, time_scale=1000.0))
+    there, scaled = random_net(replace(SMALL, time_convention="data")), random_net(replace(SMALL, time_scale=1000.0))
     torch.testing.assert_close(there(x, 1 - t, cond), net(x, t, cond))
     torch.testing.assert_close(scaled(x, t / 1000, cond), net(x, t, cond))
     assert not torch.equal(random_net(replace(SMALL, freq_shift=1))(x, t, cond), net(x, t, cond))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.diffusion.tap import Tap
 from gen.kernels.linear import unpackable
-from gen.models.layers.around import Around
 from gen.models.layers.family import MODULATION, labels
 from gen.models.layers.modulations import Modulations
+from gen.models.layers.wrapper import Wrapper
 from gen.models.text import TextNet
 from gen.training.state import fuse
 
@@ -24,7 +24,7 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 PROCESSORS = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
 
 
-class Prepared(Around):
+class Prepared(Wrapper):
     """Called like the network that it is a copy of, with its sites; takes and returns x's dtype, computes in its own.
 
     about: what was done, in words. Where the family has `conditioning`, all modulations come from one product, and

@@ -116,7 +116,7 @@ def _note(weights: Weights) -> Mapping[str, Any]:
     if file is None or not file.exists():
         return {}
     said = read_json(file)
-    fields = {"time_scale", "t_one", "freq_shift"}
+    fields = {"time_scale", "time_convention", "freq_shift"}
     if not isinstance(said, Mapping) or not set(said.get("model", {})) <= fields:
         raise UserError(f"{file} is none that gen export writes")
     for part in ("path", "parameterisation"):

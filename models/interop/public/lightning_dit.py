@@ -35,7 +35,7 @@ class LightningDiTWeights:
 
     def read(self, weights: Weights, preset: str | None) -> Found:
         model, notes = read_plain(
-            weights.tensors, "LightningDiT", None, preset, owner=LightningDiT, mlp="w12", t_one="data"
+            weights.tensors, "LightningDiT", None, preset, owner=LightningDiT, mlp="w12", time_convention="data"
         )
         sampler = Sampler(
             solver="euler",

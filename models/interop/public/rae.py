@@ -45,7 +45,7 @@ class RAEWeights:
             model, notes = self._wide(tensors, preset)
         else:
             model, notes = read_plain(
-                tensors, "RAE", None, preset, owner=LightningDiT, mlp="w12", time="gaussian", t_one="noise"
+                tensors, "RAE", None, preset, owner=LightningDiT, mlp="w12", time="gaussian", time_convention="noise"
             )
         shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
         sampler = Sampler(solver="euler", steps=50, grid={"name": "shift", "shift": shift})

@@ -27,7 +27,7 @@ class SiTWeights:
         return is_plain(weights) and not any(name.startswith("projectors.") for name in weights.tensors)
 
     def read(self, weights: Weights, preset: str | None) -> Found:
-        model, notes = read_plain(weights.tensors, "SiT", self.heads, preset, t_one="data")
+        model, notes = read_plain(weights.tensors, "SiT", self.heads, preset, time_convention="data")
         solver = {"name": "flow_sde", "churn": 2.0}  # their noise is sqrt(2 w)
         sampler = Sampler(solver=solver, steps=250, guide=guide(model, 1.5, channels=3))
         run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())

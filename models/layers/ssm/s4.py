@@ -35,8 +35,8 @@ def dplr_kernel(A: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: 
         lower = v.conj()[..., None] / (node[:, None] - (1 + w) * A.conj()[..., None])
         return (upper + lower).sum(1)
 
-    left, right, around = resolvent(C * P), resolvent(P.conj() * B), resolvent(P * P.conj())
-    spectrum = 2 * (resolvent(C * B) - (1 + w) * left * right / (1 + (1 + w) * around))
+    left, right, inner = resolvent(C * P), resolvent(P.conj() * B), resolvent(P * P.conj())
+    spectrum = 2 * (resolvent(C * B) - (1 + w) * left * right / (1 + (1 + w) * inner))
     return torch.fft.irfft(spectrum, n=length)
 
 

@@ -80,7 +80,7 @@ def test_those_who_count_from_noise_to_data(tmp_path, origin):
     """Their net at 1 - t says the velocity towards data: ours at t is minus that."""
     pipeline = imported(tmp_path, origin)[1]
     f, (x, cond) = pipeline.denoiser, inputs(pipeline)
-    net, raw = f.net.double(), type(f.net)(gen.config.spec.override(f.net.spec, {"t_one": "noise"})).double()
+    net, raw = f.net.double(), type(f.net)(gen.config.spec.override(f.net.spec, {"time_convention": "noise"})).double()
     raw.load_state_dict(net.state_dict())
     t = torch.tensor(0.3, dtype=torch.float64)
     velocity = Flow().velocity(Denoiser(net, f.path, f.parameterisation)(x, t, cond), t)
@@ -92,7 +92,7 @@ def test_those_who_count_from_noise_to_data(tmp_path, origin):
 def test_those_who_count_from_data_to_noise(tmp_path, origin):
     pipeline = imported(tmp_path, origin)[1]
     f, (x, cond) = pipeline.denoiser, inputs(pipeline)
-    assert f.net.spec.t_one == "noise"
+    assert f.net.spec.time_convention == "noise"
     net, t = f.net.double(), torch.tensor(0.3, dtype=torch.float64)
     velocity = Flow().velocity(Denoiser(net, f.path, f.parameterisation)(x, t, cond), t)
     torch.testing.assert_close(velocity, net(x, t.expand(3), cond), rtol=1e-12, atol=1e-12)
@@ -206,7 +206,7 @@ def test_first_releases_of_repa_numbered_their_blocks_otherwise(tmp_path):
 def test_the_released_sit_has_variances_and_ones_own_has_not(tmp_path):
     for i, learned in enumerate((True, False)):
         done = import_checkpoint(saved(tmp_path, published.dit(learned)), "sit", output=tmp_path / str(i))
-        assert done.run.model.learn_sigma is learned and done.run.model.t_one == "data"
+        assert done.run.model.learn_sigma is learned and done.run.model.time_convention == "data"
 
 
 def test_heads_are_looked_up_asked_for_or_taken_from_a_preset(tmp_path):

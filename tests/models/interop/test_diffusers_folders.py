@@ -231,7 +231,7 @@ def test_other_waves_are_refused_unless_mended_as_the_readme_says(tmp_path, caps
     [
         (OURS, DDPM(), Eps(), "DDIMScheduler"),
         (replace(OURS, time_scale=1000.0, learn_sigma=False), Flow(), Velocity(), "FlowMatchEulerDiscreteScheduler"),
-        (replace(OURS, t_one="data"), Flow(), Velocity("data"), None),
+        (replace(OURS, time_convention="data"), Flow(), Velocity("data"), None),
         (replace(OURS, freq_shift=0), VP(), V(), None),
     ],
 )

@@ -1,4 +1,4 @@
-"""Ported: a network trained on one path, made to answer on another, exactly; EDM's as a velocity on the flow path."""
+"""Reparameterised: a network trained on one path as one of another path, exactly; EDM's as a velocity on flow."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from gen.diffusion.parameterisation import EDMPrecond, Velocity
 from gen.diffusion.path import EDM, Flow, expand
 from gen.diffusion.tap import Tap
 from gen.models.dit import DiT
-from gen.models.layers.around import Around
+from gen.models.layers.wrapper import Wrapper
 
-__all__ = ["Ported", "PortedNet"]
+__all__ = ["Reparameterised", "ReparameterisedNet"]
 
 
 @dataclass(frozen=True)
-class Ported:
-    """inner, trained on `path` to predict `param`, as a network of to_path that predicts to_param.
+class Reparameterised:
+    """inner, trained on `path` to predict `param`, as a network of to_path that predicts to_parameterisation.
 
     At equal sigma / alpha the two paths' x differ by a factor and their E[x0 | x] are one, so nothing is approximated:
     v(x, t) = (x - D(x / (1 - t), t / (1 - t))) / t is rf++'s start from an EDM denoiser D (Lee et al. 2024, prop. 1).
     Noise levels beyond those of `path`, and below sigma / alpha = 1 / reach, count as the last one: rf++'s own clip of
-    t to [1e-5, 1 - 1e-5] is sigma_max = reach = 1e5. to_path must tell its networks t itself, and to_param must not
-    scale x: allowed are flow, trig and vp, and all but edm.
+    t to [1e-5, 1 - 1e-5] is sigma_max = reach = 1e5. to_path must tell its networks t itself, and to_parameterisation
+    must not scale x: allowed are flow, trig and vp, and all but edm.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"inner": DiT.preset(name)} for name in DiT.presets}
@@ -38,22 +38,22 @@ class Ported:
     path: Any = part("diffusion.path", default=EDM())
     parameterisation: Any = part("diffusion.parameterisation", default=EDMPrecond())
     to_path: Any = part("diffusion.path", default=Flow())
-    to_param: Any = part("diffusion.parameterisation", default=Velocity())
+    to_parameterisation: Any = part("diffusion.parameterisation", default=Velocity())
     reach: float = 1e5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner", build("models", self.inner))
         probe = torch.tensor([0.25, 0.5], dtype=torch.float64, device="cpu")
         if not torch.equal(self.to_path.t_to_network(probe), probe) or not bool(
-            (self.to_param.scale(self.to_path, probe) == 1).all()
+            (self.to_parameterisation.scale(self.to_path, probe) == 1).all()
         ):
             raise UserError(
-                f"Ported: to_path = {self.to_path}, to_param = {self.to_param}; allowed are the paths flow, trig and "
-                "vp, and every parameterisation but edm"
+                f"Reparameterised: to_path = {self.to_path}, to_parameterisation = {self.to_parameterisation}; allowed "
+                "are the paths flow, trig and vp, and every parameterisation but edm"
             )
         if not self.reach > 1:
             raise UserError(
-                f"Ported: reach = {self.reach}; it is the largest and the inverse of the least sigma / alpha"
+                f"Reparameterised: reach = {self.reach}; it is the largest and the inverse of the least sigma / alpha"
             )
 
     @property
@@ -69,29 +69,29 @@ class Ported:
         return int(self.inner.classes)
 
     @staticmethod
-    def preset(name: str, **changes: Any) -> Ported:
-        """DiT's preset of this name inside; changes that are no fields of Ported are the DiT's."""
-        own = {f.name: changes.pop(f.name) for f in fields(Ported) if f.name in changes}
-        return replace(Ported(DiT.preset(name, **changes)), **own)
+    def preset(name: str, **changes: Any) -> Reparameterised:
+        """DiT's preset of this name inside; changes that are no fields of Reparameterised are the DiT's."""
+        own = {f.name: changes.pop(f.name) for f in fields(Reparameterised) if f.name in changes}
+        return replace(Reparameterised(DiT.preset(name, **changes)), **own)
 
-    def build(self) -> PortedNet:
+    def build(self) -> ReparameterisedNet:
         """The network, freshly initialised."""
-        return PortedNet(self)
+        return ReparameterisedNet(self)
 
 
-class PortedNet(Around):
-    """net(x [B, ...] on to_path, t [B] of to_path, cond) -> what to_param predicts, like x.
+class ReparameterisedNet(Wrapper):
+    """net(x [B, ...] on to_path, t [B] of to_path, cond) -> what to_parameterisation predicts, like x.
 
     The sites of a tap are the inner network's. load_state_dict also takes the weights of an inner network alone.
     """
 
-    def __init__(self, spec: Ported):
+    def __init__(self, spec: Reparameterised):
         super().__init__()
         self.spec = spec
         self.inner = spec.inner.build()
         top = torch.tensor(spec.path.t1, dtype=torch.float64, device="cpu")
         self.least = max(float(spec.path.lam(top)), -math.log(spec.reach))  # half log-SNR of the most noise
-        self.register_load_state_dict_pre_hook(_adopt)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load_inner_only)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -105,7 +105,7 @@ class PortedNet(Around):
         if t.shape != x.shape[:1]:
             raise UserError(f"t has shape {list(t.shape)}; for this x it must be [{len(x)}]")
         if s is not None:
-            raise UserError("a target time s was given, but a ported network is no flow map and takes only t")
+            raise UserError("a target time s was given, but a reparameterised network is no flow map and takes only t")
         scale, skip, gain, there = self.coefficients(t)
         told = self.spec.path.t_to_network(there).to(t.dtype)
         out: Tensor = self.inner(expand(scale, x) * x, told, cond, tap=tap)
@@ -120,14 +120,14 @@ class PortedNet(Around):
         lam = spec.to_path.lam(t.double().clamp(0, spec.to_path.t1)).clamp(self.least, math.log(spec.reach))
         here, there = spec.to_path.t_from_lambda(lam), spec.path.t_from_lambda(lam)
         (a, b), det = spec.parameterisation.coefficients(spec.path, there), spec.parameterisation.det(spec.path, there)
-        to_a, to_b = spec.to_param.coefficients(spec.to_path, here)
+        to_a, to_b = spec.to_parameterisation.coefficients(spec.to_path, here)
         alpha, sigma = spec.path.alpha(there), spec.path.sigma(there)
         ratio = alpha / spec.to_path.alpha(here)  # of x there to x here
         skip, gain = ratio * (to_a * b - to_b * a) / det, (to_b * alpha - to_a * sigma) / det
         return ratio * spec.parameterisation.scale(spec.path, there), skip, gain, there
 
 
-def _adopt(net: PortedNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _load_inner_only(net: ReparameterisedNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Puts the weights of an inner network alone in their place."""
     own = {f"{prefix}{name}" for name in net.inner.state_dict()}
     if own == {name for name in state if name.startswith(prefix)}:

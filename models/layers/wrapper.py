@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Around", "state_shape"]
+__all__ = ["Wrapper", "state_shape"]
 
 
-class Around(nn.Module):
+class Wrapper(nn.Module):
     """A module whose `inner` is the network of a family (gen.models), called like it."""
 
     inner: Any
