@@ -1,4 +1,4 @@
-"""What benchmarks found, as a table of text and as a page: who is how many times as fast, and how near the ceiling."""
+"""Benchmark results as a table of text and as a page: who is how many times as fast, how near the machine's peak."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MORE = """.plots { grid-template-columns: 1fr; } .plot .one { stroke: var(--ink)
 .rect { opacity: .55; } .rect.s0 { fill: var(--c0); } .rect.s1 { fill: var(--c1); } .rect.s2 { fill: var(--c2); }
 .rect.s3 { fill: var(--c3); } .rect.s4 { fill: var(--c4); } .rect.s5 { fill: var(--c5); }
 .plot .whisker { stroke: var(--ink); fill: none; } .red { color: var(--c5); }
-td.wide, .real td { white-space: normal; text-align: left; } .absent td { color: var(--faint); }
+td.wide, .real td { white-space: normal; text-align: left; } .unavailable td { color: var(--faint); }
 """
 FOOT = """\
 <p><b>Time</b> is the median of calls that took turns with all the others of their case, there and back, in one process,
 on input sets that change from call to call. <b>Times as fast</b>: the time of a peer over that of ours in the same
-turn; the median, and in brackets the interval that holds it with 95 % confidence; above 1 ours is faster.
-<b>Roofline</b>: the least time that the products or the bytes of a case can take, by the ceilings measured in the same
+round; the median, and in brackets the interval that holds it with 95 % confidence; above 1 ours is faster.
+<b>Roofline</b>: the least time that the products or the bytes of a case can take, by the peaks measured in the same
 run, over the time it took. <b>Error</b>: root mean square, relative to the exact result in float64, and what was
-allowed: a multiple of the error of the case's yardstick. A case in which a result is wrong reports no time at all.</p>
+allowed: a multiple of the error of the case's baseline. A case in which a result is wrong reports no time at all.</p>
 <p>Times of launches and of Python are part of the time, but where a case says <b>graph</b>: there the kernels of many
 calls were launched as one CUDA graph.</p>"""
 
@@ -45,7 +45,7 @@ class Bar:
 
 
 def table(record: Record) -> str:
-    """A case: ours, each followed by its peers with how many times as fast ours is; then what is absent, and why."""
+    """A case: ours, each followed by its peers with how many times as fast ours is; then the unavailable ones."""
     lines = [f"{record['case']}   ({', '.join(_facts(record))})" if _facts(record) else str(record["case"])]
     if not record["gate"]["ok"]:
         return "\n".join([*lines, f"  WRONG, and so not timed: {record['gate']['error']}"])
@@ -58,7 +58,11 @@ def table(record: Record) -> str:
             lines.append(
                 f"    {peer['name']:<{width - 2}} {_ms(peer)}   {_interval(ratio):<23}{_roofline(peer)}".rstrip()
             )
-    lines += [f"  {call['name']:<{width}} absent: {call['absent']}" for call in record["calls"] if "absent" in call]
+    lines += [
+        f"  {call['name']:<{width}} unavailable: {call['unavailable']}"
+        for call in record["calls"]
+        if "unavailable" in call
+    ]
     return "\n".join(lines)
 
 
@@ -72,13 +76,13 @@ def page(files: Sequence[Record], title: str = "Benchmarks") -> str:
 
 def _section(file: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items() if version)
-    machine, top = file["machine"], file["ceiling"]
+    machine, peak = file["machine"], file["peak"]
     facts = {
         "measured on": machine["name"],
         "cores": machine["cores"],
         "dtype": file["dtype"],
         "seed": file["seed"],
-        "ceiling": f"{top['flops'] / 1e12:.3g} TFLOP/s, {top['bytes'] / 1e9:.3g} GB/s",
+        "peak": f"{peak['flops'] / 1e12:.3g} TFLOP/s, {peak['bytes'] / 1e9:.3g} GB/s",
         "versions": versions,
         "date": file["date"],
     }
@@ -108,9 +112,10 @@ def _rows(record: Record) -> str:
     for call in record["calls"]:
         bold = "b" if call["ours"] else "span"
         name = f'<td class="word"><{bold}>{escape(call["name"])}</{bold}></td>'
-        if "absent" in call:
+        if "unavailable" in call:
             rows.append(
-                f'<tr class="absent">{name}<td class="wide" colspan="5">absent: {escape(call["absent"])}</td></tr>'
+                f'<tr class="unavailable">{name}<td class="wide" colspan="5">'
+                f"unavailable: {escape(call['unavailable'])}</td></tr>"
             )
         elif "ms" in call:
             ratios = [(r["ours"], _interval(r)) for r in record["ratios"] if r["peer"] == call["name"]]
@@ -184,7 +189,7 @@ def _facts(record: Record) -> list[str]:
     flops, moved = record["flops"], record["bytes"]
     facts = [f"{flops / 1e9:.3g} GFLOP"] if flops else []
     facts += [f"{moved / 1e6:.3g} MB"] if moved else []
-    facts += [f"{record['turns']} turns"] if "turns" in record else []
+    facts += [f"{record['rounds']} rounds"] if "rounds" in record else []
     return facts + ([str(record["launch"])] if record.get("launch", "python") != "python" else [])
 
 

@@ -34,7 +34,7 @@ from gen.eval.metrics.recall import Recall
 from gen.eval.record import SCHEMA, comparability, identity
 from gen.eval.reference import Reference
 from gen.eval.saving import Saving
-from gen.eval.throughput import Throughput, Turns
+from gen.eval.throughput import InterleavedTiming, Throughput
 from gen.pipeline import load_images
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def timing(pipeline: Any, how: Mapping[str, Any], batch: int, seed: int, seconds
     speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
     if pipeline.plan(**how).cache is None:
         return {"speed": speed.record()}
-    saving = Saving(batch, Turns(seconds=seconds))
+    saving = Saving(batch, InterleavedTiming(seconds=seconds))
     return {"speed": speed.record(), "cache": saving.measure(pipeline, how, seed)}
 
 

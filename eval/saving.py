@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.tap import Compute, Context
-from gen.eval.throughput import Turns
+from gen.eval.throughput import InterleavedTiming
 
 __all__ = ["Interval", "Report", "Saving", "drift", "equal_steps", "median_interval", "picture", "shares", "uncached"]
 
@@ -71,7 +71,7 @@ class Saving:
     """
 
     batch: int = 100
-    turns: Turns = field(default_factory=Turns)
+    turns: InterleavedTiming = field(default_factory=InterleavedTiming)
 
     def measure(self, pipeline: Any, how: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """The record of the cache that the pipeline uses if sampled with `how`, keywords of Pipeline.sample."""

@@ -8,23 +8,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from gen.config.errors import UserError
 
-__all__ = ["Speed", "Throughput", "Turns", "peak_mb", "spread", "timed"]
+__all__ = ["InterleavedTiming", "Speed", "Throughput", "peak_mb", "spread", "timed"]
 
-LEAST = 6  # turns: the least and the greatest of six hold the median with probability 1 - 2 / 2^6
+T = TypeVar("T")
+MIN_ROUNDS = 6  # the least and the greatest of six values hold their median with probability 1 - 2 / 2^6
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured. Times are milliseconds per image in batches of `batch`; p10 and p90 are over the blocks.
+    """A measured speed.
 
-    nfe: network evaluations per image, counted; warmup: blocks thrown away first; steady: whether those had settled;
-    peak_mb: the most memory, of the device, or on the CPU of the whole process so far.
+    Attributes:
+        batch: images per block.
+        blocks: timed blocks.
+        warmup: blocks thrown away before.
+        steady: whether the last of those agreed.
+        ms_per_image: median over the blocks.
+        p10, p90: percentiles over the blocks, ms per image.
+        images_per_second: 1000 / ms_per_image.
+        nfe: network evaluations per image, counted; None if the sampler does not count.
+        peak_mb: the most memory in MiB, of the device, or on a CPU of the whole process so far.
+        device: device string.
     """
 
     batch: int
@@ -45,11 +55,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How to time a sampler: a block is one call for `batch` images.
+    """Times a sampler in blocks of one call for `batch` images.
 
-    Warm-up goes on until the last three blocks lie within `within` of their median, at most `warmup` blocks or half of
-    `seconds`; then blocks are timed until there are `blocks` of them or the time is up, five at least.
-    clock returns seconds; anything monotonic will do.
+    Blocks warm up until the last three lie within `within` of their median; then they are timed.
+
+    Attributes:
+        batch: images per block.
+        blocks: timed blocks, at most; at least five.
+        warmup: blocks to warm up, at most.
+        within: relative spread at which the speed counts as steady.
+        seconds: of the whole measurement; warming up takes half of it at most.
+        clock: returns seconds; anything monotonic.
     """
 
     batch: int = 100
@@ -65,7 +81,7 @@ class Throughput:
             raise UserError(f"{given}, seconds = {self.seconds}: at least 1, 5, 1, and above 0, 0")
 
     def measure(self, run: Callable[[int], Any], device: str | torch.device = "cpu") -> Speed:
-        """Times run(batch), which returns samples with their counted `nfe`, or anything else."""
+        """Time run(batch), which returns samples with their counted `nfe`, or anything else."""
         device = torch.device(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -91,34 +107,45 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class Turns:
-    """How to time several calls against each other, on a machine that others use too.
+class InterleavedTiming:
+    """Times several calls against each other, on a machine that others use too.
 
-    They take turns, there and back (A B C, C B A): what slows the machine for a while slows all of them, and a steady
-    drift makes as many ratios too large as too small. It goes on until there are `turns` of them or the time is up, six
-    at least, the fewest from which an interval for a median can be told with 95 % confidence.
+    The calls take turns, there and back (A B C, C B A): what slows the machine for a while slows all of them, and a
+    steady drift makes as many ratios too large as too small.
+
+    Attributes:
+        rounds: at most; at least six, the fewest that give a 95 % confidence interval for a median.
+        seconds: after which no further round begins, once there are six.
+        clock: returns seconds; anything monotonic.
     """
 
-    turns: int = 40
+    rounds: int = 40
     seconds: float = 3.0
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
-        if self.turns < LEAST or not self.seconds > 0:
-            raise UserError(f"turns = {self.turns}, seconds = {self.seconds}: at least {LEAST}, and above 0")
+        if self.rounds < MIN_ROUNDS or not self.seconds > 0:
+            given = f"rounds = {self.rounds}, seconds = {self.seconds}"
+            raise UserError(f"{given}: at least {MIN_ROUNDS}, and above 0")
 
     def measure(self, calls: Sequence[Callable[[], Any]], device: str | torch.device = "cpu") -> list[list[float]]:
-        """Seconds, [turn][call]; an even number of turns. Nothing is warmed up here: make every call once before."""
+        """Return seconds, [round][call]; an even number of rounds. Make every call once before, to warm up."""
         device, begin = torch.device(device), self.clock()
-        found: list[list[float]] = []
-        while len(found) < LEAST or (len(found) < self.turns and self.clock() - begin < self.seconds):
-            found.append([timed(call, device, self.clock)[0] for call in calls])
-            found.append([timed(call, device, self.clock)[0] for call in reversed(calls)][::-1])
-        return found
+        seconds: list[list[float]] = []
+        while len(seconds) < MIN_ROUNDS or (len(seconds) < self.rounds and self.clock() - begin < self.seconds):
+            seconds.append([timed(call, device, self.clock)[0] for call in calls])
+            seconds.append([timed(call, device, self.clock)[0] for call in reversed(calls)][::-1])
+        return seconds
 
 
-def timed(call: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> tuple[float, Any]:
-    """The seconds that a call takes until the device is done, and what it returned."""
+def timed(call: Callable[[], T], device: torch.device, clock: Callable[[], float]) -> tuple[float, T]:
+    """Return the seconds that a call takes until the device is done, and its result.
+
+    Args:
+        call: the function to time.
+        device: synchronised before and after, if it is a CUDA device.
+        clock: returns seconds; anything monotonic.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = clock()
@@ -129,7 +156,15 @@ def timed(call: Callable[[], Any], device: torch.device, clock: Callable[[], flo
 
 
 def spread(seconds: Sequence[float], batch: int) -> dict[str, float]:
-    """The numbers of Speed that follow from the seconds of several blocks of `batch` images."""
+    """Return median, 10th and 90th percentile and rate, as Speed names them, of blocks of `batch` images.
+
+    Args:
+        seconds: of each block.
+        batch: images in a block.
+
+    Raises:
+        UserError: if the clock did not move.
+    """
     ms = sorted(1000 * t / batch for t in seconds)
     middle = median(ms)
     if not middle > 0:
@@ -143,21 +178,25 @@ def spread(seconds: Sequence[float], batch: int) -> dict[str, float]:
 
 
 def steady(times: Sequence[float], within: float) -> bool:
-    """Whether the last three agree."""
+    """Return whether the last three agree."""
     last = times[-3:]
     return len(last) == 3 and max(last) - min(last) <= within * median(last)
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
-    """By linear interpolation, of values already in order."""
-    place = q * (len(ordered) - 1)
-    low = int(place)
+    """Interpolate a quantile linearly, of values already in order."""
+    position = q * (len(ordered) - 1)
+    low = int(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
 def peak_mb(device: str | torch.device = "cpu") -> float:
-    """The most memory used, in MiB: on a CUDA device since its last reset, or ever resident in this process."""
+    """Return the most memory used, in MiB.
+
+    Args:
+        device: a CUDA device, since its last reset; else what was ever resident in this process.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, but bytes on macOS

@@ -34,7 +34,7 @@ from gen.eval.leaderboard import leaderboard, table
 from gen.eval.ranking import front, groups, rival
 from gen.eval.record import identity
 from gen.eval.reference import Reference
-from gen.eval.throughput import Turns, spread
+from gen.eval.throughput import InterleavedTiming, spread
 
 EVERY = ("fora", "taylorseer", "taylorseer_lite")  # caches with an interval
 BELOW = ("cg_taylor", "fbcache", "teacache")  # caches with a threshold
@@ -75,7 +75,7 @@ class Front:
         batch = min(self.args.timed, self.args.samples)
         keys = {"n": batch, "batch_size": batch, "seed": self.args.seed}
         calls = [lambda how=how: self.pipeline.sample(**how, **keys) for _, how in self.entries]
-        turns = Turns(seconds=self.args.seconds).measure(calls)
+        turns = InterleavedTiming(seconds=self.args.seconds).measure(calls)
         for (record, _), times in zip(self.entries, zip(*turns, strict=True), strict=True):
             record["speed"] |= {"blocks": len(times), "steady": True, **spread(times, batch)}
 

@@ -20,7 +20,7 @@ from gen.config.errors import UserError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gen.eval.bench import Bench, Case, Product, Where
+    from gen.eval.bench import Bench, BenchContext, Case, MakeProduct
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,26 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, bfloat16 elsewhere)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as PyTorch starts with)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a case's turns, at most (default: 4)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a case's rounds, at most (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
     parser.add_argument("--only", metavar="TEXT", help="cases whose names contain this")
-    parser.add_argument("--quick", action="store_true", help="tiny cases, few turns, nothing compiled: for tests")
+    parser.add_argument("--quick", action="store_true", help="tiny cases, few rounds, nothing compiled: for tests")
     parser.add_argument("--list", action="store_true", help="list the cases, and stop")
     parser.add_argument("--resume", action="store_true", help="leave out what the folder has of the same settings")
     parser.add_argument("--output", type=Path, help="a folder (default: runs/bench/DEVICE-DTYPE)")
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.eval.bench import Bench, Where
+    from gen.eval.bench import Bench, BenchContext
     from gen.pipeline import _check_device
 
     parts = list(dict.fromkeys(_part(given) for given in args.part)) or PARTS
-    where = _where(args, Where)
+    context = _context(args, BenchContext)
     if (args.threads is not None and args.threads < 1) or not args.seconds > 0:
         raise UserError(f"--threads {args.threads}, --seconds {args.seconds}: at least 1, and above 0")
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed}: it must be in 0 .. 2^63 - 1")
-    found = {part: [case.name for case in _cases(part, where, args.only)] for part in parts}
+    found = {part: [case.name for case in _cases(part, context, args.only)] for part in parts}
     if not any(found.values()):
         raise UserError(f"--only {args.only!r}: no case of {', '.join(parts)} has this in its name; see --list")
     parts = [part for part in parts if found[part]]
@@ -63,42 +63,42 @@ def run(args: argparse.Namespace) -> int:
             print(part, *(f"  {name}" for name in found[part]), sep="\n")
         return 0
     _check_device(args.device)
-    how: dict[str, Any] = {"turns": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
-    bench = Bench(where.device, seconds=args.seconds, seed=args.seed, **how)
-    folder = args.output or Path("runs/bench") / _name(where)
+    how: dict[str, Any] = {"rounds": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
+    bench = Bench(context.device, seconds=args.seconds, seed=args.seed, **how)
+    folder = args.output or Path("runs/bench") / _name(context)
     _check_folder(folder)
     wrong: list[str] = []
     with _threads(args.threads):
         for part in parts:
-            wrong += _measure(part, where, bench, folder, args)
+            wrong += _measure(part, context, bench, folder, args)
             _page(folder)
     print(f"{folder / 'bench.html'}: {len(wrong)} wrong" if wrong else folder / "bench.html")
     return int(bool(wrong))
 
 
-def _measure(part: str, where: Where, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
+def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
     """Measures the cases of a part that are not in its file yet, and writes it after each; the names of wrong ones."""
     from gen.config.checkpoints import write_json
-    from gen.eval.bench import ceiling
+    from gen.eval.bench import measure_peak
     from gen.eval.bench_page import table
 
     path = folder / f"{part}.json"
     old = _read(path) if args.resume and path.exists() else {"cases": []}
     done = {record["key"]: record for record in old["cases"] if record["gate"]["ok"]}
-    file = _about(part, where, args)
-    top = ceiling(where, others=_products(where))
-    file |= {"ceiling": vars(top), "cases": []}
-    print(f"{part}: {top.flops / 1e12:.3g} TFLOP/s, {top.bytes / 1e9:.3g} GB/s ({top.what})", flush=True)
-    for case in _cases(part, where, args.only):
+    file = _about(part, context, args)
+    peak = measure_peak(context, others=_products(context))
+    file |= {"peak": vars(peak), "cases": []}
+    print(f"{part}: {peak.flops / 1e12:.3g} TFLOP/s, {peak.bytes / 1e9:.3g} GB/s ({peak.what})", flush=True)
+    for case in _cases(part, context, args.only):
         key = _key(case, file, bench)
-        record = done.get(key) or {"key": key, **bench.measure(case, top)}
+        record = done.get(key) or {"key": key, **bench.measure(case, peak)}
         file["cases"].append(record)
         write_json(path, {**file, "cases": [*file["cases"], *_later(done, file["cases"])]})
         print(table(record) if key not in done else f"{case.name}: measured before", flush=True)
     return [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
 
 
-def _products(where: Where) -> tuple[Product, ...]:
+def _products(context: BenchContext) -> tuple[MakeProduct, ...]:
     """Ways to multiply beside PyTorch's: oneDNN's with weights in its own layout, the faster on many CPUs."""
     import torch
 
@@ -108,7 +108,7 @@ def _products(where: Where) -> tuple[Product, ...]:
         weight = pack(b)
         return lambda: linear(a, weight)
 
-    able = unpackable(torch.empty(1, 1, dtype=where.dtype, device=where.device)) is None
+    able = unpackable(torch.empty(1, 1, dtype=context.dtype, device=context.device)) is None
     return (packed,) if able else ()
 
 
@@ -118,10 +118,10 @@ def _later(done: dict[str, Any], now: list[Any]) -> list[Any]:
     return [record for key, record in done.items() if key not in seen]
 
 
-def _cases(part: str, where: Where, only: str | None) -> Iterator[Case]:
+def _cases(part: str, context: BenchContext, only: str | None) -> Iterator[Case]:
     from gen.config.spec import find
 
-    for case in find(part, "cli.benches")(where):
+    for case in find(part, "cli.benches")(context):
         if only is None or only in case.name:
             yield case
 
@@ -132,7 +132,7 @@ def _part(given: str) -> str:
     return given
 
 
-def _where(args: argparse.Namespace, make: type[Where]) -> Where:
+def _context(args: argparse.Namespace, make: type[BenchContext]) -> BenchContext:
     import torch
 
     try:
@@ -143,11 +143,11 @@ def _where(args: argparse.Namespace, make: type[Where]) -> Where:
     return make(device, getattr(torch, dtype), args.quick)
 
 
-def _name(where: Where) -> str:
-    return f"{where.device.type}-{str(where.dtype).removeprefix('torch.')}{'-quick' if where.quick else ''}"
+def _name(context: BenchContext) -> str:
+    return f"{context.device.type}-{str(context.dtype).removeprefix('torch.')}{'-quick' if context.quick else ''}"
 
 
-def _about(part: str, where: Where, args: argparse.Namespace) -> dict[str, Any]:
+def _about(part: str, context: BenchContext, args: argparse.Namespace) -> dict[str, Any]:
     """What was measured, on what, with what and when."""
     import os
     from datetime import UTC, datetime
@@ -159,17 +159,17 @@ def _about(part: str, where: Where, args: argparse.Namespace) -> dict[str, Any]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = {name: _version(name) for name in PACKAGES}
-    cudnn = torch.backends.cudnn.version() if where.cuda else None  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version() if context.cuda else None  # type: ignore[no-untyped-call]
     cuda = {"cuda": torch.version.cuda, "cudnn": cudnn}
     return {
         "format": FORMAT,
         "part": part,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(args),
-        "machine": {"name": machine(where.device), "cores": cores, "threads": torch.get_num_threads()},
+        "machine": {"name": machine(context.device), "cores": cores, "threads": torch.get_num_threads()},
         "versions": versions() | packages | cuda,
-        "dtype": str(where.dtype).removeprefix("torch."),
-        "quick": where.quick,
+        "dtype": str(context.dtype).removeprefix("torch."),
+        "quick": context.quick,
         "seed": args.seed,
     }
 
@@ -180,7 +180,7 @@ def _key(case: Case, file: dict[str, Any], bench: Bench) -> str:
     import json
 
     about = {name: file[name] for name in ("format", "part", "machine", "versions", "dtype", "quick", "seed")}
-    how = {"turns": bench.turns, "seconds": bench.seconds, "block": bench.block, "rotate": bench.rotate}
+    how = {"rounds": bench.rounds, "seconds": bench.seconds, "block": bench.block, "rotate": bench.rotate}
     given = json.dumps([case.settings(), about, how], sort_keys=True)
     return hashlib.sha256(given.encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""The benchmark's harness against a clock that the test holds: exact medians, intervals and ceilings, and the gate."""
+"""The benchmark's harness against a clock that the test holds: exact medians, intervals and peaks, and the gate."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.eval.bench import Absent, Bench, Call, Case, Ceiling, Where, ceiling
+from gen.eval.bench import Bench, BenchContext, Call, Case, MachinePeak, Unavailable, measure_peak
 from gen.eval.bench_page import page, table
 
 CPU = torch.device("cpu")
-TOP = Ceiling(flops=1e12, bytes=1e10, what="given")
+TOP = MachinePeak(flops=1e12, bytes=1e10, what="given")
 
 
 @dataclass
@@ -39,8 +39,8 @@ def spends(clock, seconds, error=0.0):
     return make
 
 
-def absent():
-    raise Absent("it is not installed")
+def unavailable():
+    raise Unavailable("it is not installed")
 
 
 def case(clock, *more, ours=0.01, eager=0.02, error=0.0, **changes):
@@ -54,7 +54,7 @@ def case(clock, *more, ours=0.01, eager=0.02, error=0.0, **changes):
 
 
 def measure(made, clock, **changes):
-    return Bench(CPU, clock=clock, seconds=1e9, turns=20, **changes).measure(made, TOP)
+    return Bench(CPU, clock=clock, seconds=1e9, rounds=20, **changes).measure(made, TOP)
 
 
 def call_of(record, name):
@@ -65,7 +65,7 @@ def test_times_and_ratios_are_exact():
     clock = Clock()
     record = measure(case(clock, flops=4e9, bytes=2e7, rates={"images/s": 8}, steps=5, mfu=True), clock)
     ours, eager = call_of(record, "ours"), call_of(record, "eager")
-    assert record["gate"]["ok"] and record["turns"] == 20
+    assert record["gate"]["ok"] and record["rounds"] == 20
     assert (ours["ms"], eager["ms"]) == pytest.approx((10, 20))
     (ratio,) = record["ratios"]
     assert (ratio["ours"], ratio["peer"]) == ("ours", "eager")
@@ -76,8 +76,8 @@ def test_times_and_ratios_are_exact():
     assert ours["rates"] == pytest.approx(rates)
 
 
-def test_the_interval_is_of_the_ratios_of_the_turns():
-    """Ours takes 10 ms always; the peer 10, 20 ... 200 ms in its 20 turns, whatever it took to warm up."""
+def test_the_interval_is_of_the_ratios_of_the_rounds():
+    """Ours takes 10 ms always; the peer 10, 20 ... 200 ms in its 20 rounds, whatever it took to warm up."""
     clock = Clock()
     warm = [0.01] * 4  # the gate's call, and three to warm up
     record = measure(case(clock, eager=[*warm, *(0.01 * k for k in range(1, 21))]), clock)
@@ -96,7 +96,7 @@ def test_a_short_call_is_repeated_and_its_time_is_that_of_one():
 def test_the_time_of_a_case_is_bounded():
     clock = Clock()
     record = Bench(CPU, clock=clock, seconds=1.0).measure(case(clock, ours=1.0, eager=1.0), TOP)
-    assert record["turns"] == 6 and len(record["ratios"]) == 1
+    assert record["rounds"] == 6 and len(record["ratios"]) == 1
 
 
 def test_input_sets_take_turns_so_that_no_cache_holds_them():
@@ -127,32 +127,32 @@ def test_what_is_wrong_is_not_timed(which):
     assert f"WRONG, and so not timed: {which}" in table(record) and " ms " not in table(record)
 
 
-def test_the_bound_is_twice_the_yardsticks_error_or_what_is_allowed():
+def test_the_bound_is_twice_the_baselines_error_or_what_is_allowed():
     clock = Clock()
     near, far = Call("near", spends(clock, 0.01, 1.8e-6)), Call("far", spends(clock, 0.01, 2.5e-6))
     yard = Call("eager", spends(clock, 0.02, 1e-6))
     ours = Call("ours", spends(clock, 0.01), ours=True)
     record = measure(replace(case(clock), calls=[ours, yard, near]), clock)
-    assert record["gate"]["ok"] and record["gate"]["yardstick"] == "eager"
+    assert record["gate"]["ok"] and record["gate"]["baseline"] == "eager"
     assert record["gate"]["errors"]["near"]["bound"] == pytest.approx(2e-6, rel=0.1)
     assert not measure(replace(case(clock), calls=[ours, yard, far]), clock)["gate"]["ok"]
-    assert measure(replace(case(clock), calls=[ours, yard, replace(far, allowed=3.0)]), clock)["gate"]["ok"]
+    assert measure(replace(case(clock), calls=[ours, yard, replace(far, error_factor=3.0)]), clock)["gate"]["ok"]
 
 
-def test_a_wrong_yardstick_excuses_nobody():
+def test_a_wrong_baseline_excuses_nobody():
     clock = Clock()
     calls = [Call("ours", spends(clock, 0.01), ours=True), Call("eager", spends(clock, 0.1, 0.1))]
     record = measure(replace(case(clock), calls=calls), clock)
     assert not record["gate"]["ok"] and record["gate"]["error"].startswith("eager: its error is 0.1")
 
 
-def test_without_the_yardstick_the_dtypes_roundings_are_the_bound():
+def test_without_the_baseline_the_dtypes_ulps_are_the_bound():
     clock = Clock()
-    calls = [Call("ours", spends(clock, 0.01, 1e-6), ours=True), Call("eager", absent)]
+    calls = [Call("ours", spends(clock, 0.01, 1e-6), ours=True), Call("eager", unavailable)]
     gate = measure(replace(case(clock), calls=calls), clock)["gate"]
-    assert gate["ok"] and gate["yardstick"] is None
+    assert gate["ok"] and gate["baseline"] is None
     assert gate["errors"]["ours"]["bound"] == pytest.approx(64 * torch.finfo(torch.float32).eps)
-    assert not measure(replace(case(clock), calls=calls, roundings=4), clock)["gate"]["ok"]
+    assert not measure(replace(case(clock), calls=calls, tolerance_ulps=4), clock)["gate"]["ok"]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_integers_are_equal_or_wrong():
         assert Bench(CPU, seconds=1e-3).measure(replace(whole, calls=calls), TOP)["gate"]["ok"] is ok
 
 
-def test_few_numbers_are_held_to_the_largest_error_of_the_yardstick():
-    """A loss is one number, and a yardstick may hit it by chance."""
+def test_few_numbers_are_held_to_the_largest_error_of_the_baseline():
+    """A loss is one number, and a baseline may hit it by chance."""
     clock = Clock()
 
     def call(few, many):
@@ -190,20 +190,20 @@ def test_few_numbers_are_held_to_the_largest_error_of_the_yardstick():
     assert Bench(CPU, seconds=1e-3).measure(made, TOP)["gate"]["ok"]
 
 
-def test_who_is_absent_is_listed_with_the_reason():
+def test_who_is_unavailable_is_listed_with_the_reason():
     clock = Clock()
 
     def broken():
         raise RuntimeError("no kernel\n  for this device")
 
-    record = measure(case(clock, Call("gone", absent), Call("broken", broken)), clock)
+    record = measure(case(clock, Call("gone", unavailable), Call("broken", broken)), clock)
     assert record["gate"]["ok"] and len(record["ratios"]) == 1
-    assert call_of(record, "gone") == {"name": "gone", "ours": False, "absent": "it is not installed"}
-    assert call_of(record, "broken")["absent"] == "RuntimeError: no kernel for this device"
-    assert "gone" in table(record) and "absent: it is not installed" in table(record)
+    assert call_of(record, "gone") == {"name": "gone", "ours": False, "unavailable": "it is not installed"}
+    assert call_of(record, "broken")["unavailable"] == "RuntimeError: no kernel for this device"
+    assert "gone" in table(record) and "unavailable: it is not installed" in table(record)
 
 
-def test_ours_may_be_absent_but_not_all_of_ours():
+def test_ours_may_be_unavailable_but_not_all_of_ours():
     clock = Clock()
 
     def refused():
@@ -211,7 +211,7 @@ def test_ours_may_be_absent_but_not_all_of_ours():
 
     engine = Call("engine", refused, ours=True)
     record = measure(case(clock, engine), clock)
-    assert record["gate"]["ok"] and call_of(record, "engine")["absent"] == "it needs oneDNN"
+    assert record["gate"]["ok"] and call_of(record, "engine")["unavailable"] == "it needs oneDNN"
     record = measure(replace(case(clock), calls=[engine, case(clock).calls[1]]), clock)
     assert not record["gate"]["ok"] and "none of ours can run here: it needs oneDNN" in record["gate"]["error"]
 
@@ -220,28 +220,28 @@ def test_a_layout_of_ones_own_is_not_timed():
     clock = Clock()
     doubles = spends(clock, 0.03)()
 
-    def turned(x):
+    def flipped(x):
         clock.now += 100
         return (x.flip(0),)
 
-    record = measure(case(clock, Call("flipped", lambda: doubles, given=turned)), clock)
+    record = measure(case(clock, Call("flipped", lambda: doubles, adapt=flipped)), clock)
     assert record["gate"]["ok"] and call_of(record, "flipped")["ms"] == pytest.approx(30)
 
 
 @pytest.mark.gpu
 def test_calls_are_launched_as_a_graph_or_all_of_them_from_python():
-    where = Where(torch.device("cuda"), torch.float32, quick=True)
-    made = replace(case(Clock()), inputs=lambda seed: (where.draws(seed)(1000),), graph=True)
+    context = BenchContext(torch.device("cuda"), torch.float32, quick=True)
+    made = replace(case(Clock()), inputs=lambda seed: (context.normal_source(seed)(1000),), graph=True)
     calls = [Call("ours", lambda: lambda x: 2 * x, ours=True), Call("eager", lambda: lambda x: x + x)]
-    bench = Bench(where.device, seconds=0.1)
-    record = bench.measure(replace(made, calls=calls), ceiling(where))
+    bench = Bench(context.device, seconds=0.1)
+    record = bench.measure(replace(made, calls=calls), measure_peak(context))
     assert record["gate"]["ok"] and record["launch"] == "graph" and record["ratios"][0]["value"] > 0
     waits = Call("waits", lambda: lambda x: 2 * x * float(x[0] * 0 + 1))
-    record = bench.measure(replace(made, calls=[*calls, waits]), ceiling(where))
+    record = bench.measure(replace(made, calls=[*calls, waits]), measure_peak(context))
     assert record["gate"]["ok"] and record["launch"].startswith("python, for there is no graph")
 
 
-def test_the_ceiling_is_the_best_of_the_rounds():
+def test_the_peak_is_the_best_of_the_rounds():
     clock = Clock()
     times = iter([9.0, 9.0, 2.0, 1.0, 3.0, 9.0, 9.0, 0.5, 0.25, 4.0])
     ticks = itertools.count()
@@ -251,13 +251,13 @@ def test_the_ceiling_is_the_best_of_the_rounds():
             clock.now += next(times)
         return clock.now
 
-    found = ceiling(Where(CPU, torch.float32, quick=True), ticking, rounds=3)
+    found = measure_peak(BenchContext(CPU, torch.float32, quick=True), ticking, rounds=3)
     assert found.flops == pytest.approx(2 * 128**3) and found.bytes == pytest.approx(2 * 4 * 2**20 / 0.25)
 
 
 def test_the_page_is_well_formed_and_escapes_what_it_is_told():
     clock = Clock()
-    good = measure(replace(case(clock, Call("<gone>", absent)), name="a <b> & c"), clock)
+    good = measure(replace(case(clock, Call("<gone>", unavailable)), name="a <b> & c"), clock)
     bad = measure(case(clock, error=1.0), clock)
     file = {
         "part": "fused",
@@ -268,7 +268,7 @@ def test_the_page_is_well_formed_and_escapes_what_it_is_told():
         "cases": [good, bad],
         "machine": {"name": "a <machine>", "cores": 2, "threads": 1},
         "versions": {"torch": "2", "xformers": None},
-        "ceiling": {"flops": 1e12, "bytes": 1e10},
+        "peak": {"flops": 1e12, "bytes": 1e10},
     }
     made = page([file])
     assert "2 cases, 1 of them wrong" in made and "a &lt;b&gt; &amp; c" in made and "&lt;gone&gt;" in made

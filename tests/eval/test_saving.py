@@ -19,7 +19,7 @@ from gen.eval.evaluate import evaluate
 from gen.eval.record import check
 from gen.eval.reference import Reference
 from gen.eval.saving import INK, PAPER, Saving, drift, equal_steps, median_interval, picture, shares, uncached
-from gen.eval.throughput import Turns
+from gen.eval.throughput import InterleavedTiming
 from gen.models.dit import DiT
 from gen.pipeline import Pipeline, Samples
 from gen.training.run import Sampler
@@ -62,7 +62,7 @@ def pipeline() -> Timed:
 
 
 def saving(pipeline: Timed, batch: int = 4) -> Saving:
-    return Saving(batch, Turns(seconds=1e-9, clock=pipeline.clock))
+    return Saving(batch, InterleavedTiming(seconds=1e-9, clock=pipeline.clock))
 
 
 def pixels(png: str) -> Image.Image:
@@ -161,7 +161,7 @@ def test_equal_steps(ratio, steps) -> None:
     assert equal_steps(ratio, 50) == steps
 
 
-def test_turns_go_there_and_back_and_a_drifting_clock_cancels() -> None:
+def test_rounds_go_there_and_back_and_a_drifting_clock_cancels() -> None:
     clock, order = Clock(), []
 
     def spend(name: str, seconds: float):
@@ -172,18 +172,18 @@ def test_turns_go_there_and_back_and_a_drifting_clock_cancels() -> None:
         return call
 
     calls = [spend("a", 1.0), spend("b", 0.5), spend("c", 0.25)]
-    found = Turns(seconds=1e-9, clock=clock).measure(calls)
+    found = InterleavedTiming(seconds=1e-9, clock=clock).measure(calls)
     assert "".join(order) == "abccba" * 3 and len(found) == 6
     assert found[1][0] == pytest.approx(1.06)  # the sixth call
     ratio = median_interval([c / a for a, _, c in found])
     assert ratio.low < 0.25 < ratio.high and ratio.value == pytest.approx(0.25, rel=2e-3)
 
 
-def test_turns_are_bounded() -> None:
-    assert len(Turns(turns=10, seconds=1e9).measure([lambda: None])) == 10
-    for wrong in ({"turns": 5}, {"seconds": 0.0}):
+def test_rounds_are_bounded() -> None:
+    assert len(InterleavedTiming(rounds=10, seconds=1e9).measure([lambda: None])) == 10
+    for wrong in ({"rounds": 5}, {"seconds": 0.0}):
         with pytest.raises(UserError, match="at least 6"):
-            Turns(**wrong)
+            InterleavedTiming(**wrong)
 
 
 def test_evaluate_says_what_its_cache_does(pipeline) -> None:

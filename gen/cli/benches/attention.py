@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from gen.cli.benches.lib.ops import only, with_gradients
-from gen.eval.bench import Absent, Call, Case, Where
+from gen.eval.bench import BenchContext, Call, Case, Unavailable
 from gen.kernels import attention as ops
 from gen.kernels.rules import Bidirectional, BlockDiffusion, Rule
 
@@ -27,43 +27,43 @@ KERNELS = {
 CUDA_ONLY = ("efficient", "cuDNN")
 
 
-def attention(where: Where) -> Iterator[Case]:
+def attention(context: BenchContext) -> Iterator[Case]:
     """Heads of 64, 72 (DiT-XL's) and 128; everyone sees everyone, or under block diffusion's rule.
 
     Forward alone, and with the gradient of q, k and v. FlexAttention is asked where there is a rule: it is what it is
     for, and compiling it takes longer than all the rest.
     """
-    if where.quick:
+    if context.quick:
         sizes, masks = [(8, 32, 2, 2)], [(16, 8, 8, 2, 2)]
-    elif where.cuda:
+    elif context.cuda:
         sizes = [(d, n, 16384 // n, 16) for d in (64, 72, 128) for n in (256, 1024, 4096)]
         masks = [(length, 32, 64, 8192 // length, 16) for length in (1024, 4096)]
     else:
         sizes, masks = [*((d, 256, 2, 4) for d in (64, 72, 128)), (72, 1024, 1, 4)], [(256, 16, 64, 1, 4)]
     for d, n, batch, heads in sizes:
-        for grad in (False, True) if n <= 256 or where.cuda else (False,):
-            yield _case(where, Bidirectional(), d, n, batch, heads, grad)
+        for grad in (False, True) if n <= 256 or context.cuda else (False,):
+            yield _case(context, Bidirectional(), d, n, batch, heads, grad)
     for length, block, d, batch, heads in masks:
-        for grad in (False, True) if where.cuda else (False,):
-            yield _case(where, BlockDiffusion(length, block), d, 2 * length, batch, heads, grad)
+        for grad in (False, True) if context.cuda else (False,):
+            yield _case(context, BlockDiffusion(length, block), d, 2 * length, batch, heads, grad)
 
 
-def _case(where: Where, rule: Rule, d: int, n: int, batch: int, heads: int, grad: bool) -> Case:
+def _case(context: BenchContext, rule: Rule, d: int, n: int, batch: int, heads: int, grad: bool) -> Case:
     whole = with_gradients if grad else _alone
     calls = [
         Call("ours", lambda: whole(partial(ops.attention, rule=rule)), ours=True),
         Call("ours triton", lambda: whole(_backend("triton", rule)), ours=True),
-        Call("eager", lambda: whole(_eager(rule, n, where))),
-        Call("sdpa default", lambda: whole(_sdpa(rule, n, where))),
+        Call("eager", lambda: whole(_eager(rule, n, context))),
+        Call("sdpa default", lambda: whole(_sdpa(rule, n, context))),
     ]
     if isinstance(rule, Bidirectional):
-        calls += [Call(f"sdpa {k} forced", lambda k=k: whole(_sdpa(rule, n, where, k))) for k in KERNELS]  # type: ignore[misc]
+        calls += [Call(f"sdpa {k} forced", lambda k=k: whole(_sdpa(rule, n, context, k))) for k in KERNELS]  # type: ignore[misc]
         calls += [Call("xformers", lambda: whole(_backend("xformers", rule)))]
     else:
-        calls += [Call("flex compiled", lambda: whole(_flex(rule, where)))]
+        calls += [Call("flex compiled", lambda: whole(_flex(rule, context)))]
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
-        normal = where.draws(seed)
+        normal = context.normal_source(seed)
         qkv = normal(batch, n, 3, heads, d)
         return (qkv.requires_grad_(), normal(batch, n, heads, d)) if grad else (qkv,)
 
@@ -74,11 +74,11 @@ def _case(where: Where, rule: Rule, d: int, n: int, batch: int, heads: int, grad
     def view(out: Any) -> Any:
         return (_corners(out[0], 2), _corners(out[1], 3)) if grad else _corners(out, 2)
 
-    unit = batch * n * heads * d * torch.finfo(where.dtype).bits // 8  # bytes of q
+    unit = batch * n * heads * d * torch.finfo(context.dtype).bits // 8  # bytes of q
     named = "" if isinstance(rule, Bidirectional) else f"block diffusion by {rule.block}, "  # type: ignore[attr-defined]
     return Case(
         name=f"{named}d {d}, N {n}, {batch} x {heads} heads, forward{' and backward' if grad else ''}",
-        dtype=where.dtype,
+        dtype=context.dtype,
         calls=calls,
         inputs=inputs,
         exact=exact,
@@ -105,15 +105,15 @@ def _backend(name: str, rule: Rule) -> Attend:
     return only(ops.attention, name, rule=rule)
 
 
-def _mask(rule: Rule, n: int, where: Where) -> Tensor | None:
+def _mask(rule: Rule, n: int, context: BenchContext) -> Tensor | None:
     """bool [N, N], True where one may look; None where all may."""
-    place = torch.arange(n, device=where.device)
-    return None if isinstance(rule, Bidirectional) else rule.allowed(place[:, None], place)
+    position = torch.arange(n, device=context.device)
+    return None if isinstance(rule, Bidirectional) else rule.allowed(position[:, None], position)
 
 
-def _eager(rule: Rule, n: int, where: Where) -> Attend:
+def _eager(rule: Rule, n: int, context: BenchContext) -> Attend:
     """The formula, operation by operation."""
-    mask = _mask(rule, n, where)
+    mask = _mask(rule, n, context)
 
     def attend(qkv: Tensor) -> Tensor:
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -124,11 +124,11 @@ def _eager(rule: Rule, n: int, where: Where) -> Attend:
     return attend
 
 
-def _sdpa(rule: Rule, n: int, where: Where, kernel: str | None = None) -> Attend:
+def _sdpa(rule: Rule, n: int, context: BenchContext, kernel: str | None = None) -> Attend:
     """PyTorch's, with the kernel it picks or the one that is named; a rule is a mask of N x N to it."""
-    if kernel in CUDA_ONLY and not where.cuda:
-        raise Absent(f"PyTorch's {kernel} attention is for CUDA, and this is {where.device.type}")
-    mask = _mask(rule, n, where)
+    if kernel in CUDA_ONLY and not context.cuda:
+        raise Unavailable(f"PyTorch's {kernel} attention is for CUDA, and this is {context.device.type}")
+    mask = _mask(rule, n, context)
 
     def attend(qkv: Tensor) -> Tensor:
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -141,10 +141,10 @@ def _sdpa(rule: Rule, n: int, where: Where, kernel: str | None = None) -> Attend
     return attend if kernel is None else forced
 
 
-def _flex(rule: Rule, where: Where) -> Attend:
+def _flex(rule: Rule, context: BenchContext) -> Attend:
     """PyTorch's FlexAttention, compiled, with a block mask."""
-    if (reason := where.uncompilable()) is not None:
-        raise Absent(reason)
+    if (reason := context.compile_obstacle()) is not None:
+        raise Unavailable(reason)
     return _backend("flex", rule)
 
 

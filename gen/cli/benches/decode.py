@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.cli.benches.lib.peers import of_diffusers
-from gen.eval.bench import Call, Case, Where
+from gen.eval.bench import BenchContext, Call, Case
 from gen.models.text import Text
 from gen.text.contracts import Decoding
 from gen.text.loop import decode as decoded
@@ -37,18 +37,18 @@ SMALL = Sizes(batch=4, longest=32, length=64, depth=2)  # for a CPU
 TINY = Sizes(batch=2, longest=8, length=8, width=64, depth=1, block=8)
 
 
-def decode(where: Where) -> Iterator[Case]:
+def decode(context: BenchContext) -> Iterator[Case]:
     """The same block-causal network writes as many tokens after the same ragged prompts, as many at each evaluation.
 
     Theirs is told so by its own BlockRefinementScheduler with a threshold that nothing passes, ours by `topk`. Theirs
     has no cache, and pads prompts on the left. All that is written is compared in float64, where few numbers are nearly
     alike; theirs there prompt by prompt, since it counts padding among the places and so writes other tokens after it.
     """
-    yield _case(where, TINY if where.quick else Sizes() if where.cuda else SMALL)
+    yield _case(context, TINY if context.quick else Sizes() if context.cuda else SMALL)
 
 
-def _case(where: Where, sizes: Sizes) -> Case:
-    bench = _Decoders(where, sizes)
+def _case(context: BenchContext, sizes: Sizes) -> Case:
+    bench = _Decoders(context, sizes)
     calls = [
         Call(name, lambda kv=kv: bench.ours(bench.net, kv), True, check=lambda kv=kv: bench.ours(bench.wide, kv))  # type: ignore[misc]
         for name, kv in (("plain", None), ("cached", "block"))
@@ -57,11 +57,11 @@ def _case(where: Where, sizes: Sizes) -> Case:
     tokens = sizes.batch * sizes.length
     return Case(
         name=f"{sizes.batch} prompts, {sizes.length} tokens each, {sizes.per_step} at a time, blocks of {sizes.block}",
-        dtype=where.dtype,
+        dtype=context.dtype,
         calls=calls,
         inputs=bench.prompts,
         exact=lambda *prompts: bench.ours(bench.wide, None)(*prompts),
-        yardstick="plain",
+        baseline="plain",
         rates={"tokens/s": tokens},
     )
 
@@ -69,12 +69,12 @@ def _case(where: Where, sizes: Sizes) -> Case:
 class _Decoders:
     """One network with fresh weights, and who decodes with it. Prompts are tensors of ids, the shortest first."""
 
-    def __init__(self, where: Where, sizes: Sizes):
-        self.where, self.sizes = where, sizes
+    def __init__(self, context: BenchContext, sizes: Sizes):
+        self.context, self.sizes = context, sizes
 
     @cached_property
     def net(self) -> Any:
-        return self._net().to(self.where.dtype)
+        return self._net().to(self.context.dtype)
 
     @cached_property
     def wide(self) -> Any:
@@ -82,7 +82,7 @@ class _Decoders:
 
     def _net(self) -> nn.Module:
         s = self.sizes
-        with torch.random.fork_rng(), self.where.device:
+        with torch.random.fork_rng(), self.context.device:
             torch.manual_seed(0)
             spec = Text(length=s.length + s.longest, width=s.width, depth=s.depth, heads=s.width // 64, block=s.block)
             net: nn.Module = spec.build()
@@ -107,7 +107,7 @@ class _Decoders:
 
     def theirs(self, net: Any) -> Callable[..., Tensor]:
         """The same of their pipeline."""
-        s, model = self.sizes, _Wrapped(net, self.where.device)
+        s, model = self.sizes, _Wrapped(net, self.context.device)
         scheduler = of_diffusers("BlockRefinementScheduler")(block_length=s.block)
         pipe = of_diffusers("LLaDA2Pipeline")(model=model, scheduler=scheduler, tokenizer=None)
         pipe.set_progress_bar_config(disable=True)

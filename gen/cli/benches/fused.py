@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, layer_norm, silu
 from torch.nn.functional import linear as product
 
 from gen.cli.benches.lib.ops import doubled, only, with_gradients
-from gen.eval.bench import Absent, Call, Case, Where
+from gen.eval.bench import BenchContext, Call, Case, Unavailable
 from gen.kernels.activation import gelu_tanh, rational, swiglu
 from gen.kernels.dispatch import Op
 from gen.kernels.linear import Packed, linear, pack, unpackable
@@ -39,27 +39,27 @@ class Work:
     both: float = 0.0
 
 
-def fused(where: Where) -> Iterator[Case]:
+def fused(context: BenchContext) -> Iterator[Case]:
     """The ops of a DiT's block and of a text model's head, in the shapes of DiT-S/2 on a CPU and of DiT-XL/2 on a GPU.
 
     Forward, and on a GPU the gradients too where a block trains through them. Peers are PyTorch's own operations one by
     one, and the same compiled.
     """
-    b, n, d = (2, 8, 32) if where.quick else (64, 256, 1152) if where.cuda else (4, 256, 384)
+    b, n, d = (2, 8, 32) if context.quick else (64, 256, 1152) if context.cuda else (4, 256, 384)
     for work in WORKS:
-        yield _case(where, work, b, n, d, grad=False)
-        if work.both and (where.cuda or where.quick):
-            yield _case(where, work, b, n, d, grad=True)
-    yield _statistics(where)
-    yield _linear(where)
+        yield _case(context, work, b, n, d, grad=False)
+        if work.both and (context.cuda or context.quick):
+            yield _case(context, work, b, n, d, grad=True)
+    yield _statistics(context)
+    yield _linear(context)
 
 
-def _case(where: Where, work: Work, b: int, n: int, d: int, grad: bool) -> Case:
+def _case(context: BenchContext, work: Work, b: int, n: int, d: int, grad: bool) -> Case:
     whole = with_gradients if grad else (lambda f: f)
     results = 2 if work.op is gated_residual_norm else 1
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
-        normal = where.draws(seed)
+        normal = context.normal_source(seed)
         made = work.draw(normal, b, n, d)
         if not grad:
             return made
@@ -69,49 +69,51 @@ def _case(where: Where, work: Work, b: int, n: int, d: int, grad: bool) -> Case:
     shape = f"{b} x {n} x {int(work.wide * d)}"
     return Case(
         name=f"{work.op.name} {shape}, forward{' and backward' if grad else ''}",
-        dtype=where.dtype,
-        calls=_calls(where, work.op, work.eager, whole),
+        dtype=context.dtype,
+        calls=_calls(context, work.op, work.eager, whole),
         inputs=inputs,
         exact=lambda *given: whole(work.op.only("reference"))(*doubled(given)),
-        bytes=(work.both if grad else work.forward) * b * n * d * torch.finfo(where.dtype).bits / 8,
+        bytes=(work.both if grad else work.forward) * b * n * d * torch.finfo(context.dtype).bits / 8,
         grad=grad,
         graph=True,
     )
 
 
-def _calls(where: Where, op: Op[Any, Any], eager: Callable[..., Any], whole: Callable[[Any], Any]) -> list[Call]:
+def _calls(
+    context: BenchContext, op: Op[Any, Any], eager: Callable[..., Any], whole: Callable[[Any], Any]
+) -> list[Call]:
     return [
         Call("ours", lambda: whole(op), ours=True),
         Call("eager", lambda: whole(eager)),
-        Call("compiled", lambda: whole(where.compiled(eager))),
+        Call("compiled", lambda: whole(context.compiled(eager))),
     ]
 
 
-def _statistics(where: Where) -> Case:
+def _statistics(context: BenchContext) -> Case:
     """The two likeliest tokens of each row, in a small vocabulary on a CPU and in LLaDA's on a GPU."""
-    rows, vocab = (4, 64) if where.quick else (2048, 126464) if where.cuda else (256, 32768)
+    rows, vocab = (4, 64) if context.quick else (2048, 126464) if context.cuda else (256, 32768)
 
     def exact(logits: Tensor) -> tuple[Tensor, ...]:
         return _numbers(logits, *token_statistics.only("reference")(logits.double()))
 
     return Case(
         name=f"token_statistics {rows} x {vocab}, forward",
-        dtype=where.dtype,
-        calls=_calls(where, token_statistics, _two_best, lambda f: lambda logits: (logits, *f(logits))),
-        inputs=lambda seed: (where.draws(seed)(rows, vocab),),
+        dtype=context.dtype,
+        calls=_calls(context, token_statistics, _two_best, lambda f: lambda logits: (logits, *f(logits))),
+        inputs=lambda seed: (context.normal_source(seed)(rows, vocab),),
         exact=exact,
         view=lambda out: _numbers(*out),
-        bytes=rows * vocab * torch.finfo(where.dtype).bits / 8,
+        bytes=rows * vocab * torch.finfo(context.dtype).bits / 8,
         graph=True,
     )
 
 
-def _linear(where: Where) -> Case:
+def _linear(context: BenchContext) -> Case:
     """An MLP's first product with its GELU, by weights that do not change."""
-    rows, size, out = (8, 32, 64) if where.quick else (16384, 1152, 4608) if where.cuda else (256, 384, 1536)
+    rows, size, out = (8, 32, 64) if context.quick else (16384, 1152, 4608) if context.cuda else (256, 384, 1536)
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
-        normal = where.draws(seed)
+        normal = context.normal_source(seed)
         return normal(1, rows, size), normal(out, size) / size**0.5, normal(out)
 
     def packed() -> Callable[..., Tensor]:
@@ -120,7 +122,7 @@ def _linear(where: Where) -> Case:
         def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             if id(weight) not in held:  # once for each input set, and not timed: the first calls warm up
                 if (reason := unpackable(weight)) is not None:
-                    raise Absent(reason)
+                    raise Unavailable(reason)
                 held[id(weight)] = pack(weight)
             return linear(x, held[id(weight)], bias, "gelu_tanh")
 
@@ -128,17 +130,17 @@ def _linear(where: Where) -> Case:
 
     return Case(
         name=f"linear and gelu {rows} x {size} -> {out}, forward",
-        dtype=where.dtype,
+        dtype=context.dtype,
         calls=[
             Call("ours packed", packed, ours=True),
             Call("ours", lambda: lambda x, weight, bias: linear(x, weight, bias, "gelu_tanh"), ours=True),
             Call("eager", lambda: _linear_gelu),
-            Call("compiled", lambda: where.compiled(_linear_gelu)),
+            Call("compiled", lambda: context.compiled(_linear_gelu)),
         ],
         inputs=inputs,
         exact=lambda *given: only(linear, "reference", activation="gelu_tanh")(*doubled(given)),
         flops=2 * rows * size * out,
-        bytes=(rows * (size + out) + size * out) * torch.finfo(where.dtype).bits / 8,
+        bytes=(rows * (size + out) + size * out) * torch.finfo(context.dtype).bits / 8,
         graph=True,
     )
 

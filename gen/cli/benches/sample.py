@@ -17,7 +17,7 @@ from gen.diffusion.parameterisation import Eps
 from gen.diffusion.path import DDPM
 from gen.diffusion.precompute import precompute_modulations
 from gen.diffusion.sampling import integrate
-from gen.eval.bench import Call, Case, Where
+from gen.eval.bench import BenchContext, Call, Case
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 
@@ -28,7 +28,7 @@ CPU = "on a CPU compiling takes longer than all of this part; gen bench forward 
 ONE = "compiled for the larger batch only; gen bench forward has the smallest"
 
 
-def sample(where: Where) -> Iterator[Case]:
+def sample(context: BenchContext) -> Iterator[Case]:
     """Latents from noise by DDIM with guidance: two rows of the network for each image, 20 evaluations.
 
     Ours is what Pipeline.sample does once it has its noise: it foresees the modulations of the loop, and Euler on
@@ -36,15 +36,17 @@ def sample(where: Where) -> Iterator[Case]:
     through, so that no pictures are decoded. Both evaluate two rows for an image in one call, and start in the same
     noise.
     """
-    steps = 4 if where.quick else 20
-    for n in (1, 32) if where.cuda and not where.quick else (1,):
-        yield _case(where, "XL/2" if where.cuda else "S/2", n, steps, CPU if not where.cuda else "" if n > 1 else ONE)
+    steps = 4 if context.quick else 20
+    for n in (1, 32) if context.cuda and not context.quick else (1,):
+        yield _case(
+            context, "XL/2" if context.cuda else "S/2", n, steps, CPU if not context.cuda else "" if n > 1 else ONE
+        )
 
 
-def _case(where: Where, size: str, n: int, steps: int, reason: str) -> Case:
+def _case(context: BenchContext, size: str, n: int, steps: int, reason: str) -> Case:
     """reason: why nothing is compiled; "" if it is."""
-    spec = specification(size, where)
-    nets = Nets(spec, where)
+    spec = specification(size, context)
+    nets = Nets(spec, context)
 
     def inputs(seed: int) -> tuple[Any, ...]:
         return seed, [(7 * i + seed) % spec.classes for i in range(n)]
@@ -52,8 +54,8 @@ def _case(where: Where, size: str, n: int, steps: int, reason: str) -> Case:
     def noise(seed: int) -> Tensor:
         """As DiTPipeline draws it."""
         shape = (n, spec.channels, spec.size, spec.size)
-        generator = torch.Generator(where.device).manual_seed(seed)
-        return torch.randn(shape, generator=generator, device=where.device, dtype=where.dtype)
+        generator = torch.Generator(context.device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype)
 
     def ours(make: Callable[[], nn.Module], wide: torch.dtype = torch.float32) -> Callable[..., Tensor]:
         net = make()
@@ -62,21 +64,21 @@ def _case(where: Where, size: str, n: int, steps: int, reason: str) -> Case:
     def exact(seed: int, labels: list[int]) -> Tensor:
         return ours(nets.double, torch.float64)(seed, labels)
 
-    calls = [Call("plain", lambda: ours(lambda: _InDtype(nets.plain, where.dtype)), ours=True)]
+    calls = [Call("plain", lambda: ours(lambda: _InDtype(nets.plain, context.dtype)), ours=True)]
     calls += [Call(name, partial(ours, partial(nets.engine, name, reason)), ours=True) for name in nets.engines()]
     calls += [
-        Call("diffusers eager", lambda: _pipeline(nets.theirs, where, steps)),
-        Call("diffusers eager, cuDNN", lambda: under_cudnn(_pipeline(nets.theirs, where, steps), where)),
-        Call("diffusers compiled", lambda: _pipeline(compiled(nets.theirs, where, reason), where, steps)),
+        Call("diffusers eager", lambda: _pipeline(nets.theirs, context, steps)),
+        Call("diffusers eager, cuDNN", lambda: under_cudnn(_pipeline(nets.theirs, context, steps), context)),
+        Call("diffusers compiled", lambda: _pipeline(compiled(nets.theirs, context, reason), context, steps)),
     ]
     return Case(
-        name=f"DiT-{size}{', tiny' if where.quick else ''}, {steps} steps, guided, {n} image{'s' if n > 1 else ''}",
-        dtype=where.dtype,
+        name=f"DiT-{size}{', tiny' if context.quick else ''}, {steps} steps, guided, {n} image{'s' if n > 1 else ''}",
+        dtype=context.dtype,
         calls=calls,
         inputs=inputs,
         exact=exact,
-        yardstick="diffusers eager",
-        roundings=8192,
+        baseline="diffusers eager",
+        tolerance_ulps=8192,
         flops=steps * 2 * n * forward_flops(spec),
         bytes=steps * nets.weight_bytes(),
         rates={"images/s": n},
@@ -125,15 +127,15 @@ class _Through(nn.Module):
         return SimpleNamespace(sample=latents)
 
 
-def _pipeline(transformer: Any, where: Where, steps: int) -> Callable[..., Tensor]:
+def _pipeline(transformer: Any, context: BenchContext, steps: int) -> Callable[..., Tensor]:
     make = of_diffusers("DDIMScheduler")
     scheduler = make(clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
-    vae = _Through(where.device)
+    vae = _Through(context.device)
     pipe = of_diffusers("DiTPipeline")(transformer=transformer, vae=vae, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
 
     def call(seed: int, labels: list[int]) -> Tensor:
-        generator = torch.Generator(where.device).manual_seed(seed)
+        generator = torch.Generator(context.device).manual_seed(seed)
         pipe(labels, SCALE, generator, num_inference_steps=steps, output_type="pt")
         return vae.latents
 

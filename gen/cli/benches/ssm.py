@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gen.cli.benches.lib.ops import doubled
 from gen.cli.benches.lib.peers import on_cuda
-from gen.eval.bench import Call, Case, Where
+from gen.eval.bench import BenchContext, Call, Case
 from gen.kernels.convolution import long_convolution
 from gen.kernels.dispatch import Op
 from gen.kernels.linear_attention import linear_attention
@@ -19,30 +19,30 @@ from gen.kernels.state_space import s4d_kernel, selective_scan, ssd
 
 __all__ = ["ssm"]
 
-SLACK = 1024  # roundings that a formula in float32 may lose over a long scan or transform
-LESS = 8.0  # times the formula's error: kernels that multiply in less than float32 inside are allowed
+SCAN_ULPS = 1024  # that a formula in float32 may lose over a long scan or transform
+LOW_PRECISION = 8.0  # times the formula's error, for kernels that multiply in less than float32 inside
 
 
-def ssm(where: Where) -> Iterator[Case]:
+def ssm(context: BenchContext) -> Iterator[Case]:
     """Forward. "eager" is the formula as it stands, in float32 inside; scans go token by token, like their recurrence.
 
     Bounds count bytes, and the products of ssd and linear attention; that exponentials take their time as well, which
-    for the selective scan is twice as long, no ceiling of products and copies knows.
+    for the selective scan is twice as long, no peak of products and copies knows.
     """
-    lengths = (16,) if where.quick else (256, 1024) if where.cuda else (256,)
+    lengths = (16,) if context.quick else (256, 1024) if context.cuda else (256,)
     for length in lengths:
-        yield _selective_scan(where, length)
+        yield _selective_scan(context, length)
     for length in lengths:
-        yield _ssd(where, length)
+        yield _ssd(context, length)
     for length in lengths:
-        yield _linear_attention(where, length)
-    yield _s4d_kernel(where, lengths[-1])
+        yield _linear_attention(context, length)
+    yield _s4d_kernel(context, lengths[-1])
     for length in lengths:
-        yield _long_convolution(where, length)
+        yield _long_convolution(context, length)
 
 
 def _case(
-    where: Where,
+    context: BenchContext,
     op: Op[Any, Any],
     shape: str,
     peers: list[Call],
@@ -53,85 +53,87 @@ def _case(
     """sizes: numbers read and written, in all."""
     return Case(
         name=f"{op.name} {shape}",
-        dtype=where.dtype,
+        dtype=context.dtype,
         calls=[Call("ours", lambda: op, ours=True), *peers],
-        inputs=lambda seed: draw(where.draws(seed)),
+        inputs=lambda seed: draw(context.normal_source(seed)),
         exact=lambda *given: op.only("reference")(*doubled(given)),
-        roundings=SLACK,
+        tolerance_ulps=SCAN_ULPS,
         flops=flops,
-        bytes=sum(sizes) * torch.finfo(where.dtype).bits / 8,
+        bytes=sum(sizes) * torch.finfo(context.dtype).bits / 8,
         graph=True,
     )
 
 
-def _selective_scan(where: Where, t: int) -> Case:
-    b, d, n = (2, 8, 4) if where.quick else (16384 // t, 2304, 16) if where.cuda else (2, 192, 16)
+def _selective_scan(context: BenchContext, t: int) -> Case:
+    b, d, n = (2, 8, 4) if context.quick else (16384 // t, 2304, 16) if context.cuda else (2, 192, 16)
 
     def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
-        A = -torch.arange(1.0, n + 1, device=where.device).repeat(d, 1)  # as Mamba starts
+        A = -torch.arange(1.0, n + 1, device=context.device).repeat(d, 1)  # as Mamba starts
         return normal(b, t, d), _positive(normal(b, t, d)), A, normal(b, t, n), normal(b, t, n)
 
-    peers = [Call("eager", lambda: _scan_eager), Call("mamba_ssm", lambda: _mamba(where), given=_channels_first)]
-    return _case(where, selective_scan, f"{b} x {t} x {d}, {n} states", peers, draw, (3 * b * t * d, 2 * b * t * n))
+    peers = [Call("eager", lambda: _scan_eager), Call("mamba_ssm", lambda: _mamba(context), adapt=_channels_first)]
+    return _case(context, selective_scan, f"{b} x {t} x {d}, {n} states", peers, draw, (3 * b * t * d, 2 * b * t * n))
 
 
-def _ssd(where: Where, t: int) -> Case:
-    b, h, p, n = (2, 2, 8, 4) if where.quick else (16384 // t, 24, 64, 64) if where.cuda else (2, 6, 64, 64)
+def _ssd(context: BenchContext, t: int) -> Case:
+    b, h, p, n = (2, 2, 8, 4) if context.quick else (16384 // t, 24, 64, 64) if context.cuda else (2, 6, 64, 64)
 
     def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
-        A = -torch.linspace(1, 16, h, device=where.device).to(where.dtype)
+        A = -torch.linspace(1, 16, h, device=context.device).to(context.dtype)
         return normal(b, t, h, p), _positive(normal(b, t, h)), A, normal(b, t, 1, n), normal(b, t, 1, n)
 
     peers = [
         Call("eager", lambda: _ssd_eager),
-        Call("mamba_ssm", lambda: _mamba_chunks(where), allowed=LESS),
-        Call("fla", lambda: _fla_chunks(where), allowed=LESS),
+        Call("mamba_ssm", lambda: _mamba_chunks(context), error_factor=LOW_PRECISION),
+        Call("fla", lambda: _fla_chunks(context), error_factor=LOW_PRECISION),
     ]
     sizes = (2 * b * t * h * p, b * t * h, 2 * b * t * n)
     shape = f"{b} x {t}, {h} heads of {p}, {n} states"
-    return _case(where, ssd, shape, peers, draw, sizes, flops=4.0 * b * t * h * p * n)
+    return _case(context, ssd, shape, peers, draw, sizes, flops=4.0 * b * t * h * p * n)
 
 
-def _linear_attention(where: Where, t: int) -> Case:
-    b, h, d = (2, 2, 8) if where.quick else (16384 // t, 16, 72) if where.cuda else (4, 6, 64)
+def _linear_attention(context: BenchContext, t: int) -> Case:
+    b, h, d = (2, 2, 8) if context.quick else (16384 // t, 16, 72) if context.cuda else (4, 6, 64)
 
     def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
         return normal(b, h, t, d), normal(b, h, t, d), normal(b, h, t, d)
 
     peers = [
         Call("eager", lambda: _linear_eager),
-        Call("compiled", lambda: where.compiled(_linear_eager)),
+        Call("compiled", lambda: context.compiled(_linear_eager)),
     ]
     flops = 4.0 * b * h * t * d * d
-    return _case(where, linear_attention, f"{b} x {h} x {t} x {d}", peers, draw, (4 * b * h * t * d,), flops)
+    return _case(context, linear_attention, f"{b} x {h} x {t} x {d}", peers, draw, (4 * b * h * t * d,), flops)
 
 
-def _s4d_kernel(where: Where, t: int) -> Case:
+def _s4d_kernel(context: BenchContext, t: int) -> Case:
     """In float32, whatever the dtype: complex numbers have no other."""
-    h, n = (4, 8) if where.quick else (1152, 64) if where.cuda else (384, 64)
+    h, n = (4, 8) if context.quick else (1152, 64) if context.cuda else (384, 64)
 
     def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
         real, imaginary, dt = (normal(*shape).float() for shape in ((h, n // 2), (h, n // 2), (h,)))
-        A = torch.complex(-0.5 * torch.ones_like(real), torch.pi * torch.arange(n // 2, device=where.device) + 0 * real)
+        A = torch.complex(
+            -0.5 * torch.ones_like(real), torch.pi * torch.arange(n // 2, device=context.device) + 0 * real
+        )
         return A, torch.complex(real, imaginary), 0.001 * (1 + dt.abs()), t
 
     peers = [Call("eager", lambda: _s4d_eager)]
-    halves = 32 / torch.finfo(where.dtype).bits  # of float32 in the numbers that are counted
+    halves = 32 / torch.finfo(context.dtype).bits  # of float32 in the numbers that are counted
     sizes = (halves * h * t, halves * 2 * h * n)
-    case = _case(where, s4d_kernel, f"{h} channels, {n} states, length {t}, in float32", peers, draw, sizes)
+    case = _case(context, s4d_kernel, f"{h} channels, {n} states, length {t}, in float32", peers, draw, sizes)
     return replace(case, dtype=torch.float32)
 
 
-def _long_convolution(where: Where, t: int) -> Case:
-    b, h = (2, 8) if where.quick else (32768 // t, 1152) if where.cuda else (4, 384)
+def _long_convolution(context: BenchContext, t: int) -> Case:
+    b, h = (2, 8) if context.quick else (32768 // t, 1152) if context.cuda else (4, 384)
 
     def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
-        decay = torch.linspace(0, -8, t, device=where.device).exp()
-        return normal(b, t, h), (normal(h, t) * decay).to(where.dtype)
+        decay = torch.linspace(0, -8, t, device=context.device).exp()
+        return normal(b, t, h), (normal(h, t) * decay).to(context.dtype)
 
     peers = [Call("torch.fft", lambda: _fft)]
-    case = _case(where, long_convolution, f"{b} x {t} x {h}", peers, draw, (2 * b * t * h, h * t))
-    return replace(case, yardstick="torch.fft")
+    case = _case(context, long_convolution, f"{b} x {t} x {h}", peers, draw, (2 * b * t * h, h * t))
+    return replace(case, baseline="torch.fft")
 
 
 def _positive(x: Tensor) -> Tensor:
@@ -165,8 +167,8 @@ def _linear_eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _s4d_eager(A: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
     step = dt[:, None] * A
-    place = torch.arange(length, device=A.device)
-    return 2 * ((C * torch.expm1(step) / A)[..., None] * (step[..., None] * place).exp()).sum(1).real
+    position = torch.arange(length, device=A.device)
+    return 2 * ((C * torch.expm1(step) / A)[..., None] * (step[..., None] * position).exp()).sum(1).real
 
 
 def _fft(u: Tensor, K: Tensor) -> Tensor:
@@ -179,19 +181,19 @@ def _channels_first(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -
     return *(v.mT.contiguous() for v in (u, delta)), A, *(v.mT.contiguous() for v in (B, C))
 
 
-def _mamba(where: Where) -> Callable[..., Tensor]:
-    scan = on_cuda("mamba_ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", where)
+def _mamba(context: BenchContext) -> Callable[..., Tensor]:
+    scan = on_cuda("mamba_ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", context)
     return lambda *given: scan(*given).mT
 
 
-def _mamba_chunks(where: Where) -> Callable[..., Tensor]:
-    scan = on_cuda("mamba_ssm", "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", where)
+def _mamba_chunks(context: BenchContext) -> Callable[..., Tensor]:
+    scan = on_cuda("mamba_ssm", "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", context)
     return lambda x, delta, A, B, C: scan(x, delta, A.float(), B, C, chunk_size=256)
 
 
-def _fla_chunks(where: Where) -> Callable[..., Tensor]:
+def _fla_chunks(context: BenchContext) -> Callable[..., Tensor]:
     """Simple gated linear attention with queries C, keys delta B and values x: the same recurrence."""
-    chunks = on_cuda("flash-linear-attention", "fla.ops.simple_gla", "chunk_simple_gla", where)
+    chunks = on_cuda("flash-linear-attention", "fla.ops.simple_gla", "chunk_simple_gla", context)
 
     def scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         q, keys = (v.expand(-1, -1, x.shape[2], -1) for v in (C, B))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from gen.cli.benches.lib.dit import Nets, forward_flops, specification
-from gen.eval.bench import Absent, Call, Case, Where
+from gen.eval.bench import BenchContext, Call, Case, Unavailable
 from gen.models.layers.block import Block
 from gen.training.optim.adamw import AdamW
 
@@ -22,7 +22,7 @@ CPU = "on a CPU compiling takes longer than all of this part"
 ROWS = 4  # of the batch at a time in float64, which would not have room for all
 
 
-def train(where: Where) -> Iterator[Case]:
+def train(context: BenchContext) -> Iterator[Case]:
     """DiT-S/2 on a CPU, XL/2 on a GPU. In bfloat16 that is autocast over weights in float32, as gen.training.trainer
     has it.
 
@@ -30,13 +30,13 @@ def train(where: Where) -> Iterator[Case]:
     AdamW and, for diffusers' model, PyTorch's, fused on a GPU. The gate looks at the loss and at the gradients of the
     first layer, the last, and one in between. MFU takes a step as three forwards.
     """
-    for size, batch in (("S/2", 2),) if where.quick or not where.cuda else (("XL/2", 64),):
-        yield _case(where, size, batch)
+    for size, batch in (("S/2", 2),) if context.quick or not context.cuda else (("XL/2", 64),):
+        yield _case(context, size, batch)
 
 
-def _case(where: Where, size: str, batch: int) -> Case:
-    spec = specification(size, where)
-    nets = Nets(spec, where)
+def _case(context: BenchContext, size: str, batch: int) -> Case:
+    spec = specification(size, context)
+    nets = Nets(spec, context)
     steps = _Steps(nets)
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
@@ -55,8 +55,8 @@ def _case(where: Where, size: str, batch: int) -> Case:
         return total, *(p.grad for p in _ours_looked_at(net) if p.grad is not None)
 
     return Case(
-        name=f"DiT-{size}{', tiny' if where.quick else ''}, batch {batch}",
-        dtype=where.dtype,
+        name=f"DiT-{size}{', tiny' if context.quick else ''}, batch {batch}",
+        dtype=context.dtype,
         calls=[
             Call("plain", lambda: steps.ours(), ours=True),
             Call("fused", lambda: steps.ours(fused=True), ours=True),
@@ -66,8 +66,8 @@ def _case(where: Where, size: str, batch: int) -> Case:
         ],
         inputs=inputs,
         exact=exact,
-        yardstick="diffusers eager",
-        roundings=1024,
+        baseline="diffusers eager",
+        tolerance_ulps=1024,
         flops=3 * batch * forward_flops(spec),
         rates={"images/s": batch},
         grad=True,
@@ -79,7 +79,7 @@ class _Steps:
     """The two networks with their optimisers, and the steps that train them."""
 
     def __init__(self, nets: Nets):
-        self.nets, self.where = nets, nets.where
+        self.nets, self.context = nets, nets.context
 
     @cached_property
     def our_net(self) -> tuple[Any, torch.optim.Optimizer]:
@@ -90,7 +90,7 @@ class _Steps:
     @cached_property
     def their_net(self) -> tuple[Any, torch.optim.Optimizer]:
         model = self.nets.diffusers(torch.float32).requires_grad_()
-        return model, torch.optim.AdamW(model.parameters(), lr=NEVER, weight_decay=0.0, fused=self.where.cuda)
+        return model, torch.optim.AdamW(model.parameters(), lr=NEVER, weight_decay=0.0, fused=self.context.cuda)
 
     def ours(self, fused: bool = False, compiled: bool = False) -> Callable[..., tuple[Tensor, ...]]:
         net, optimiser = self.our_net
@@ -115,15 +115,15 @@ class _Steps:
         return self._step(forward, optimiser, _theirs_looked_at(model))
 
     def _compiled(self, net: nn.Module) -> Any:
-        if not (self.where.cuda or self.where.quick):
-            raise Absent(CPU)
-        return self.where.compiled(net)
+        if not (self.context.cuda or self.context.quick):
+            raise Unavailable(CPU)
+        return self.context.compiled(net)
 
     def _step(
         self, forward: Callable[..., Tensor], optimiser: torch.optim.Optimizer, looked_at: list[nn.Parameter]
     ) -> Callable[..., tuple[Tensor, ...]]:
         """The loss, and the gradients of those parameters."""
-        device, dtype = self.where.device.type, self.where.dtype
+        device, dtype = self.context.device.type, self.context.dtype
 
         def step(x: Tensor, t: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, ...]:
             optimiser.zero_grad(set_to_none=True)

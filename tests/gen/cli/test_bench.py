@@ -12,9 +12,9 @@ from gen.cli import bench, main
 from gen.cli.benches import fused as ops
 from gen.cli.benches.lib.dit import Nets, forward_flops, specification
 from gen.config.spec import find
-from gen.eval.bench import Call, Where
+from gen.eval.bench import BenchContext, Call
 
-QUICK = Where(torch.device("cpu"), torch.float32, quick=True)
+QUICK = BenchContext(torch.device("cpu"), torch.float32, quick=True)
 
 
 def call(capsys, *words):
@@ -33,11 +33,11 @@ def test_every_part_runs_end_to_end(tmp_path, capsys, part):
     assert torch.get_num_threads() == threads
     assert file["part"] == part and file["dtype"] == "float32" and file["machine"]["threads"] == 1
     assert file["versions"]["torch"] == torch.__version__ and "xformers" in file["versions"]
-    assert file["command"].startswith(f"gen bench {part} --device cpu") and file["ceiling"]["flops"] > 0
+    assert file["command"].startswith(f"gen bench {part} --device cpu") and file["peak"]["flops"] > 0
     for record in file["cases"]:
-        assert record["case"] in out and record["gate"]["ok"] and record["turns"] == 6
+        assert record["case"] in out and record["gate"]["ok"] and record["rounds"] == 6
         assert any(call["ours"] and call["ms"] > 0 for call in record["calls"] if "ms" in call)
-        assert all("ms" in call or call["absent"] for call in record["calls"])
+        assert all("ms" in call or call["unavailable"] for call in record["calls"])
         for ratio in record["ratios"]:
             assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]
     assert (tmp_path / "bench.html").read_text().count("<section>") == 1
@@ -46,14 +46,14 @@ def test_every_part_runs_end_to_end(tmp_path, capsys, part):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_cases_of_every_part_can_be_listed_and_have_names_of_their_own(device, quick):
-    where = Where(torch.device(device), torch.bfloat16, quick)
+    context = BenchContext(torch.device(device), torch.bfloat16, quick)
     for part in bench.PARTS:
-        cases = list(find(part, "cli.benches")(where))
+        cases = list(find(part, "cli.benches")(context))
         names = [case.name for case in cases]
         assert cases and len(set(names)) == len(names)
         for case in cases:
             calls = [c.name for c in case.calls]
-            assert case.calls[0].ours and case.yardstick in calls and len(set(calls)) == len(calls)
+            assert case.calls[0].ours and case.baseline in calls and len(set(calls)) == len(calls)
 
 
 def test_the_list_measures_nothing(tmp_path, capsys, monkeypatch):
@@ -153,7 +153,9 @@ def test_work_is_counted_as_pytorch_counts_it():
         nets.net(x, t, {"y": y})
     attention = nets.spec.depth * 4 * 16**2 * nets.spec.width
     assert counted.get_total_flops() / 3 + attention == forward_flops(nets.spec)
-    full = {size: forward_flops(specification(size, Where(QUICK.device, QUICK.dtype))) for size in ("S/2", "XL/2")}
+    full = {
+        size: forward_flops(specification(size, BenchContext(QUICK.device, QUICK.dtype))) for size in ("S/2", "XL/2")
+    }
     assert full == pytest.approx({"S/2": 12.11e9, "XL/2": 237.2e9}, rel=1e-3)
 
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.cli.benches.lib.peers import of_diffusers
 from gen.config.spec import build, find, names
-from gen.eval.bench import Absent, Where
+from gen.eval.bench import BenchContext, Unavailable
 from gen.models.dit import DiT, DiTNet
 from gen.models.interop.diffusers_export import _config
 from gen.models.interop.diffusers_names import to_diffusers
@@ -28,10 +28,10 @@ __all__ = ["Nets", "compiled", "forward_flops", "specification", "under_cudnn"]
 TINY = {"size": 8, "width": 32, "depth": 2, "heads": 2}
 
 
-def specification(size: str, where: Where) -> DiT:
+def specification(size: str, context: BenchContext) -> DiT:
     """DiT-S/2 ... as diffusers' class can be it, with the learned variances of the published weights."""
     spec = DiT.preset(size, freq_shift=1, mlp_norm_eps=1e-5, learn_sigma=True)
-    return DiT(**{**vars(spec), **TINY}) if where.quick else spec
+    return DiT(**{**vars(spec), **TINY}) if context.quick else spec
 
 
 def forward_flops(spec: DiT) -> float:
@@ -46,13 +46,13 @@ def forward_flops(spec: DiT) -> float:
 class Nets:
     """One network in all its forms, each made when it is first asked for."""
 
-    def __init__(self, spec: DiT, where: Where):
-        self.spec, self.where = spec, where
+    def __init__(self, spec: DiT, context: BenchContext):
+        self.spec, self.context = spec, context
 
     @cached_property
     def net(self) -> DiTNet:
         """Ours, in float32."""
-        with torch.random.fork_rng(), self.where.device:
+        with torch.random.fork_rng(), self.context.device:
             torch.manual_seed(0)
             net = self.spec.build().eval()
             for p in net.parameters():
@@ -63,7 +63,7 @@ class Nets:
     @cached_property
     def plain(self) -> DiTNet:
         """Ours in the dtype that is asked for, as it is."""
-        return copy.deepcopy(self.net).to(self.where.dtype)
+        return copy.deepcopy(self.net).to(self.context.dtype)
 
     def double(self) -> DiTNet:
         """A copy in float64."""
@@ -72,14 +72,14 @@ class Nets:
     def engine(self, name: str, reason: str = "") -> nn.Module:
         """Ours, made ready by an engine of gen.models.engines; UserError where that refuses.
 
-        Absent for "compiled" where nothing is, or for the reason that is given.
+        Unavailable for "compiled" where nothing is, or for the reason that is given.
         """
-        if name == "compiled" and (reason or self.where.uncompilable()):
-            raise Absent(reason or str(self.where.uncompilable()))
-        given = {"name": name, "dtype": str(self.where.dtype).removeprefix("torch.")}
+        if name == "compiled" and (reason or self.context.compile_obstacle()):
+            raise Unavailable(reason or str(self.context.compile_obstacle()))
+        given = {"name": name, "dtype": str(self.context.dtype).removeprefix("torch.")}
         has = {f.name for f in dataclasses.fields(find(name, "models.engines"))}  # not every engine has a dtype
         engine = build("models.engines", {k: v for k, v in given.items() if k in {"name", *has}})
-        return engine.prepare(self.net, self.where.device)
+        return engine.prepare(self.net, self.context.device)
 
     def engines(self) -> list[str]:
         """The engines of one process; "auto" is one of the others."""
@@ -88,10 +88,10 @@ class Nets:
     @cached_property
     def theirs(self) -> Any:
         """diffusers' DiTTransformer2DModel in the dtype that is asked for."""
-        return self.diffusers(self.where.dtype)
+        return self.diffusers(self.context.dtype)
 
     def diffusers(self, dtype: torch.dtype) -> Any:
-        """A new DiTTransformer2DModel with these weights; Absent without diffusers."""
+        """A new DiTTransformer2DModel with these weights; Unavailable without diffusers."""
         with torch.device("meta"):
             model = of_diffusers("DiTTransformer2DModel").from_config(_config(self.spec))
         table = model.pos_embed.pos_embed  # is computed, not loaded
@@ -103,23 +103,23 @@ class Nets:
 
     def draw(self, rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, C, H, W] in the dtype, timesteps float32 [B] and labels [B]."""
-        normal, (c, size) = self.where.draws(seed), (self.spec.channels, self.spec.size)
-        generator = torch.Generator(self.where.device).manual_seed(seed)
-        t = torch.rand(rows, generator=generator, device=self.where.device) * 999
-        y = torch.randint(self.spec.classes, (rows,), generator=generator, device=self.where.device)
+        normal, (c, size) = self.context.normal_source(seed), (self.spec.channels, self.spec.size)
+        generator = torch.Generator(self.context.device).manual_seed(seed)
+        t = torch.rand(rows, generator=generator, device=self.context.device) * 999
+        y = torch.randint(self.spec.classes, (rows,), generator=generator, device=self.context.device)
         return normal(rows, c, size, size), t, y
 
     def weight_bytes(self) -> float:
         """Of the network as the paper has it, in the dtype that is asked for."""
         with torch.device("meta"):
             net = self.spec.build()
-        return sum(p.numel() for p in net.parameters()) * torch.finfo(self.where.dtype).bits / 8
+        return sum(p.numel() for p in net.parameters()) * torch.finfo(self.context.dtype).bits / 8
 
 
-def under_cudnn(model: Callable[..., Any], where: Where) -> Callable[..., Any]:
-    """The same call with cuDNN's attention in place of PyTorch's choice; Absent without CUDA."""
-    if not where.cuda:
-        raise Absent(f"cuDNN's attention is for CUDA, and this is {where.device.type}")
+def under_cudnn(model: Callable[..., Any], context: BenchContext) -> Callable[..., Any]:
+    """The same call with cuDNN's attention in place of PyTorch's choice; Unavailable without CUDA."""
+    if not context.cuda:
+        raise Unavailable(f"cuDNN's attention is for CUDA, and this is {context.device.type}")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -128,8 +128,8 @@ def under_cudnn(model: Callable[..., Any], where: Where) -> Callable[..., Any]:
     return call
 
 
-def compiled(model: Callable[..., Any], where: Where, reason: str = "") -> Any:
-    """As torch.compile does best: CUDA graphs on a GPU, frozen weights on a CPU. Absent for a reason that is given."""
+def compiled(model: Callable[..., Any], context: BenchContext, reason: str = "") -> Any:
+    """As torch.compile does best: CUDA graphs on a GPU, frozen weights on a CPU. Unavailable for a given reason."""
     if reason:
-        raise Absent(reason)
-    return where.compiled(model, **({"mode": "reduce-overhead"} if where.cuda else {"options": {"freezing": True}}))
+        raise Unavailable(reason)
+    return context.compiled(model, **({"mode": "reduce-overhead"} if context.cuda else {"options": {"freezing": True}}))

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.eval.bench import Absent
+from gen.eval.bench import Unavailable
 from gen.kernels.dispatch import Op, Refused
 
 __all__ = ["doubled", "only", "with_gradients"]
 
 
 def only(op: Op[Any, Any], backend: str, **fixed: Any) -> Callable[..., Any]:
-    """The op by one of its backends; Absent, at the first call, for what that backend refuses."""
+    """The op by one of its backends; Unavailable, at the first call, for what that backend refuses."""
     chosen = op.only(backend)
 
     def call(*inputs: Any) -> Any:
         try:
             return chosen(*inputs, **fixed)
         except Refused as error:
-            raise Absent(str(error).partition("refuses: ")[2]) from None
+            raise Unavailable(str(error).partition("refuses: ")[2]) from None
 
     return call
 
