@@ -17,9 +17,9 @@ from gen.data.answers import Answers
 from gen.diffusion.denoiser import DenoiserLike
 from gen.distillers.lib.answers import Asked, make_store, padded, sequential, text_teacher
 from gen.pipeline import locate
-from gen.samplers.blocks.semi_ar import SemiAR
-from gen.samplers.policies.learned import Filter, Learned, slots
-from gen.text.contracts import Choice, Decoding, State, Tokens, View
+from gen.samplers.block_schedules.semi_ar import SemiAR
+from gen.samplers.decoding_policies.learned import Filter, Learned, slots
+from gen.text.contracts import Choice, Decoding, State, TokenSampling, View
 from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
 from gen.training.objectives import Batch, Roles, Step
@@ -77,7 +77,7 @@ class Learn2PD:
         size = self.block or _window(taught)
         sampler = replace(taught.decoding, policy=Learned("filter.safetensors", threshold=self.threshold))
         if taught.net.block is None:
-            sampler = replace(sampler, blocks=SemiAR(length=size))
+            sampler = replace(sampler, block_schedule=SemiAR(length=size))
         elif size != _window(taught):
             raise UserError(f"Learn2PD: block = {size}, and the teacher's own blocks have {_window(taught)} tokens")
         place = Path(self.store) if self.store else folder / "replays"
@@ -161,10 +161,10 @@ def make_replays(
 ) -> Answers:
     """Every step of every replay of the teacher's answers to n prompts, in `folder`; see Learn2PD.
 
-    how: blocks, stops and guidance, of answers and replays; windows have at most `size` tokens. Items have also
-    "confidence" float32, "right" and "open" bool [size].
+    how: block_schedule, stopping_rules and cfg_scale, of answers and replays; windows have at most `size` tokens. Items
+    have also "confidence" float32, "right" and "open" bool [size].
     """
-    how = replace(sequential(how), tokens=Tokens())
+    how = replace(sequential(how), sampling=TokenSampling())
 
     def made(asked: Asked) -> dict[str, Tensor]:
         decoded = decode(teacher.net, asked.prompts, asked.lengths, how, seed=asked.seeds)
@@ -186,7 +186,7 @@ def replay(
     committed or there is none; open: which may be committed; right: of which of these the likeliest is the answer's.
     """
     policy = _Replay(answers, size)
-    decode(f, prompts, lengths, replace(how, policy=policy, tokens=Tokens(), cache=None))
+    decode(f, prompts, lengths, replace(how, policy=policy, sampling=TokenSampling(), kv_plan=None))
     return {key: torch.cat([step[key] for step in policy.steps]).cpu() for key in policy.steps[0]}
 
 
@@ -217,7 +217,7 @@ class _Replay:
 
 def _window(teacher: TextPipeline) -> int:
     """The longest window in which a teacher is decoded; UserError for blocks that have no longest one."""
-    blocks = teacher.decoding.blocks
+    blocks = teacher.decoding.block_schedule
     if not isinstance(blocks, SemiAR):
         raise UserError(f"Learn2PD: the teacher's blocks are {blocks!r}; say how long a window is with block")
     own = blocks.length if teacher.net.block is None else int(inner(teacher.net).block)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.distillers.lib.certainty import Certain, window
-from gen.samplers.blocks.multi import Multi
-from gen.samplers.policies.entropy import Entropy
+from gen.samplers.block_schedules.multi import Multi
+from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.contracts import Decoding
 from gen.training.objectives import Batch, Roles
 from gen.training.objectives.lib.masked import Tokens
@@ -52,7 +52,7 @@ class Trajectory(Certain):
 
     def decoding(self, run: Run) -> Decoding:
         assert isinstance(run.sampler, Decoding)
-        return replace(run.sampler, policy=Entropy(), blocks=Multi(length=self.blocks[-1]))
+        return replace(run.sampler, policy=Entropy(), block_schedule=Multi(length=self.blocks[-1]))
 
     def stage(self, step: int) -> tuple[int, float]:
         """The length of a block and the ratio after so many updates."""

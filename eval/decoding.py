@@ -264,7 +264,7 @@ def sweep(text: str) -> tuple[str, dict[str, dict[str, Any]]]:
     After the name come the values of the policy's first field, or of a named one (k=1,2), and what else is set.
     """
     name, *rest = text.split(":")
-    fields = [f.name for f in dataclasses.fields(find(name, "samplers.policies")) if f.init]
+    fields = [f.name for f in dataclasses.fields(find(name, "samplers.decoding_policies")) if f.init]
     key, values, fixed = "", [""], dict[str, Any]()
     for i, given in enumerate(filter(None, rest)):
         known, equals, told = given.rpartition("=")

@@ -17,7 +17,7 @@ from gen.data.answers import Answers
 from gen.diffusion.noise import derive, sample_seeds
 from gen.distillers.lib.shards import SHARD, fill_shards
 from gen.pipeline import load, locate
-from gen.samplers.policies.topk import TopK
+from gen.samplers.decoding_policies.topk import TopK
 from gen.text.contracts import Decoding
 from gen.text.loop import Decoded, decode
 from gen.text.pipeline import TextPipeline
@@ -49,7 +49,7 @@ def text_teacher(folder: Path, owner: str) -> TextPipeline:
 
 def sequential(how: Decoding) -> Decoding:
     """The same, but one token in each step, the likeliest first, and nothing taken from memory."""
-    return replace(how, policy=TopK(), cache=None)
+    return replace(how, policy=TopK(), kv_plan=None)
 
 
 def make_answers(

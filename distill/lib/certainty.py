@@ -120,8 +120,8 @@ def narrow(logits: Tensor, x: Tensor, masked: Tensor, temperature: float, mask: 
 def window(net: Any, tokens: Tokens, length: int | None, u: Tensor) -> Tensor:
     """The places of one block of each text's trained part, bool [B, L], block floor(u n) of its n; all for None.
 
-    Blocks lie as in decoding (gen.samplers.blocks.semi_ar): from the end of the prompt on, or where a block-causal
-    network has its own, whatever `length` is.
+    Blocks lie as in decoding (gen.samplers.block_schedules.semi_ar): from the end of the prompt on, or where a
+    block-causal network has its own, whatever `length` is.
     """
     x, own = tokens.x, inner(net).block
     size = length if own is None else int(own)

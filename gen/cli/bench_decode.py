@@ -1,6 +1,6 @@
 """Measure how a text model is best decoded: success against tokens per forward, for every policy and setting.
 
-gen bench-decode runs/lists --policies threshold:.9,.7 factor:1 topk:1,2,4:score=random --cache none dual -n 200
+gen bench-decode runs/lists --policies threshold:.9,.7 factor:1 topk:1,2,4:score=random --kv-plan none dual -n 200
 
 A policy is a name, the values of its first field, and what else is set, with colons between: every policy is a curve,
 every value a point on it. Tasks are the run's own where its data has any, or ParallelBench's: waiting_line/copy,
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["topk:1,2,4", "threshold:.95,.9,.8,.7", "factor:.5,1,2"],
         help="(default: topk:1,2,4 threshold:.95,.9,.8,.7 factor:.5,1,2)",
     )
-    parser.add_argument("--cache", nargs="+", help="names of `gen list kv`, JSON specs, or none (default: the run's)")
+    parser.add_argument(
+        "--kv-plan", nargs="+", help="names of `gen list kv_plans`, JSON specs, or none (default: the run's)"
+    )
     parser.add_argument("-n", "--n", type=int, default=100, help="prompts of each task (default: 100)")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
@@ -106,16 +108,16 @@ def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
 
 
 def _settings(pipeline: Any, args: argparse.Namespace) -> dict[str, dict[str, Decoding]]:
-    """Every policy with every cache: curves of points."""
+    """Every policy with every KV plan: curves of points."""
     from gen.cli.sample import _spec
     from gen.eval.decoding import sweep
 
     settings: dict[str, dict[str, Decoding]] = {}
-    for cache in args.cache or [None]:
-        changes = {} if cache is None else {"cache": None if cache == "none" else _spec(cache)}
+    for kv_plan in args.kv_plan or [None]:
+        changes = {} if kv_plan is None else {"kv_plan": None if kv_plan == "none" else _spec(kv_plan)}
         for text in args.policies:
             curve, policies = sweep(text)
-            tail = "" if cache in (None, "none") else f", {_name(changes['cache'])}"
+            tail = "" if kv_plan in (None, "none") else f", {_name(changes['kv_plan'])}"
             points = {
                 label + tail: pipeline.plan(
                     policy=policy, block_length=args.block_length, temperature=args.temperature, **changes
@@ -126,18 +128,18 @@ def _settings(pipeline: Any, args: argparse.Namespace) -> dict[str, dict[str, De
     return settings
 
 
-def _name(cache: Any) -> str:
-    """A cache in a word, or its keys and values."""
-    return (
-        ", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in cache.items()) if isinstance(cache, dict) else cache
-    )
+def _name(spec: Any) -> str:
+    """A KV plan in a word, or its keys and values."""
+    if not isinstance(spec, dict):
+        return str(spec)
+    return ", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in spec.items())
 
 
 def _command(args: argparse.Namespace) -> str:
     """The command line that repeats this."""
     words = ["gen", "bench-decode", str(args.run), "--policies", *args.policies, "--n", str(args.n)]
     words += ["--seed", str(args.seed), "--batch-size", str(args.batch_size), "--split", args.split]
-    several = {"tasks": args.tasks, "cache": args.cache}
+    several = {"tasks": args.tasks, "kv-plan": args.kv_plan}
     single = {
         "block-length": args.block_length,
         "gen-length": args.gen_length,

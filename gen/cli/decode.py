@@ -6,6 +6,7 @@ gen decode runs/text --prompt "The with statement" --gen-length 64 --block-lengt
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block-length", type=int, help="tokens of a block (default: the run's); a block-causal model keeps to its own"
     )
-    parser.add_argument("--policy", help="a name of `gen list policies`, or a JSON spec (default: the run's)")
+    parser.add_argument("--policy", help="a name of `gen list decoding_policies`, or a JSON spec (default: the run's)")
     parser.add_argument("--threshold", type=float, help="short for --policy.threshold")
-    parser.add_argument("--blocks", help="a name of `gen list blocks`, or a JSON spec (default: the run's)")
-    parser.add_argument("--cache", help="a name of `gen list kv`, a JSON spec, or none (default: the run's)")
+    parser.add_argument(
+        "--block-schedule", help="a name of `gen list block_schedules`, or a JSON spec (default: the run's)"
+    )
+    parser.add_argument("--kv-plan", help="a name of `gen list kv_plans`, a JSON spec, or none (default: the run's)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
     parser.add_argument("--seed", type=int, default=0, help="text i depends on the seed and on i alone (default: 0)")
     parser.add_argument("--batch-size", type=int, default=64, help="changes nothing but speed (default: 64)")
@@ -44,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> Decoding:
-    """The run's way of decoding, with what the options say; keys (--blocks.sub 8, --stops eos) change it further."""
+    """The run's way of decoding, with what the options say; keys (--block_schedule.sub 8, --stopping_rules eos) change
+    it further.
+    """
     from gen.cli.sample import _spec
     from gen.config.checkpoints import read
     from gen.config.spec import override
@@ -56,10 +61,10 @@ def settings(args: argparse.Namespace) -> Decoding:
     how = run_from(read(place, verify=False)["run"]).sampler
     if not isinstance(how, Decoding):
         raise UserError(f"{args.run} is sampled, not decoded: see gen sample --help")
-    parts = {"policy": _spec(args.policy), "blocks": _spec(args.blocks), "cache": _spec(args.cache)}
-    how = override(how.beside(place), {key: value for key, value in parts.items() if value is not None})
-    short = {"policy.threshold": args.threshold, "blocks.length": args.block_length}
-    short["tokens.temperature"] = args.temperature
+    parts = {"policy": args.policy, "block_schedule": args.block_schedule, "kv_plan": args.kv_plan}
+    how = override(how.beside(place), {key: _spec(value) for key, value in parts.items() if value is not None})
+    short = {"policy.threshold": args.threshold, "block_schedule.length": args.block_length}
+    short["sampling.temperature"] = args.temperature
     return override(how, {key: value for key, value in short.items() if value is not None})
 
 
@@ -79,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load(args.run, args.weights, args.device)
     assert isinstance(pipeline, TextPipeline)  # or there were no such settings
     pipeline = pipeline if args.engine is None else pipeline.prepared(_spec(args.engine))
-    how = {name: getattr(args.settings, name) for name in ("policy", "blocks", "cache", "stops", "tokens")}
-    how |= {"guidance": args.settings.guidance, "suppress": args.settings.suppress}
+    how = {field.name: getattr(args.settings, field.name) for field in dataclasses.fields(args.settings)}
     if args.stream:
         if len(prompts) > 1:
             raise UserError(f"--stream shows one prompt, and {len(prompts)} are given")

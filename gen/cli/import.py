@@ -70,7 +70,7 @@ def _conventions(done: Imported) -> dict[str, str]:
 
     sampler = done.run.sampler
     if isinstance(sampler, Decoding):
-        parts = {"policy": sampler.policy, "blocks": sampler.blocks, "cache": sampler.cache}
+        parts = {"policy": sampler.policy, "block_schedule": sampler.block_schedule, "kv_plan": sampler.kv_plan}
         said = [f"{name} {_short(spec_of(part))}" for name, part in parts.items() if part is not None]
         return {"decoded by": "; ".join(said)}
     return {

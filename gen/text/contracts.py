@@ -1,7 +1,9 @@
-"""The parts of decoding, and what each of them is told: the contracts of samplers/{policies,blocks,kv,stops}.
+"""The parts of decoding, and what each of them is told: the contracts of
+samplers/{decoding_policies,block_schedules,kv_plans,stopping_rules}.
 
-Five parts are chosen independently: which tokens are drawn (Tokens), which of them are committed (policies), where one
-may commit at all (blocks), what is computed anew (kv) and when a row is done before its last mask is (stops). The loop
+Five parts are chosen independently: which tokens are drawn (TokenSampling), which of them are committed
+(decoding_policies), where one may commit at all (block_schedules), what is computed anew (kv_plans) and when a row is
+done before its last mask is (stopping_rules). The loop
 that runs them is gen/text/loop.py.
 """
 
@@ -33,7 +35,7 @@ __all__ = [
     "Progress",
     "State",
     "Stop",
-    "Tokens",
+    "TokenSampling",
     "Verdict",
     "View",
     "Window",
@@ -274,7 +276,7 @@ class Stop(Protocol):
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenSampling:
     """How a token is drawn: temperature 0 takes the likeliest. top_k, top_p: only from the k likeliest, or the fewest
     that together hold p (the one that crosses p included)."""
 
@@ -307,16 +309,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a text is decoded. cache None: everything is computed at every step. stops: one or several, None for none.
-    guidance: as in gen.text.predictor.Guided. suppress: token ids that are never predicted."""
+    """How a text is decoded. kv_plan None: everything is computed at every step. stopping_rules: one or several, None
+    for none. cfg_scale: as in gen.text.predictor.Guided. suppress_tokens: token ids that are never predicted."""
 
-    policy: Any = part("samplers.policies", default="threshold")
-    blocks: Any = part("samplers.blocks", default="semi_ar")
-    cache: Any = part("samplers.kv", default=None)
-    stops: Any = part("samplers.stops", default=("eos",))
-    tokens: Tokens = field(default_factory=Tokens)
-    guidance: float = 0.0
-    suppress: tuple[int, ...] = ()
+    policy: Any = part("samplers.decoding_policies", default="threshold")
+    block_schedule: Any = part("samplers.block_schedules", default="semi_ar")
+    kv_plan: Any = part("samplers.kv_plans", default=None)
+    stopping_rules: Any = part("samplers.stopping_rules", default=("eos",))
+    sampling: TokenSampling = field(default_factory=TokenSampling)
+    cfg_scale: float = 0.0
+    suppress_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -326,17 +328,17 @@ class Decoding:
                 object.__setattr__(self, f.name, tuple(_built(folders, f.name, v) for v in given))
             elif folders and (value is not None or f.default is not None):
                 object.__setattr__(self, f.name, _built(folders, f.name, value))
-        if not math.isfinite(self.guidance):
-            raise UserError(f"Decoding: guidance = {self.guidance}; it must be finite")
-        if self.cache is not None and self.guidance:
-            raise UserError("Decoding: guidance needs two prompts' keys and values, so it goes without a cache")
-        if self.cache is not None and self.policy.waits:
-            raise UserError(f"Decoding: {name_of(type(self.policy))} may wait, and then a cache has nothing to save")
-        for stop in self.stops:
-            if stop.whole and self.cache is not None and not self.cache.whole:
+        if not math.isfinite(self.cfg_scale):
+            raise UserError(f"Decoding: cfg_scale = {self.cfg_scale}; it must be finite")
+        if self.kv_plan is not None and self.cfg_scale:
+            raise UserError("Decoding: guidance needs two prompts' keys and values, so it goes without a kv_plan")
+        if self.kv_plan is not None and self.policy.waits:
+            raise UserError(f"Decoding: {name_of(type(self.policy))} may wait, and then a kv_plan has nothing to save")
+        for stop in self.stopping_rules:
+            if stop.whole and self.kv_plan is not None and not self.kv_plan.whole:
                 raise UserError(
-                    f"Decoding: {name_of(type(stop))} looks at the whole text, and the cache "
-                    f"{name_of(type(self.cache))} does not compute it"
+                    f"Decoding: {name_of(type(stop))} looks at the whole text, and the kv_plan "
+                    f"{name_of(type(self.kv_plan))} does not compute it"
                 )
 
     def beside(self, folder: Path) -> Decoding:
@@ -354,7 +356,12 @@ def _built(folders: tuple[str, ...], name: str, value: Any) -> Any:
     return made
 
 
-_DOES = {"policy": "select", "blocks": "window", "cache": "span", "stops": "check"}  # what tells a part from others
+_DOES = {
+    "policy": "select",
+    "block_schedule": "window",
+    "kv_plan": "span",
+    "stopping_rules": "check",
+}  # what tells a part from others
 
 
 @dataclass(eq=False)

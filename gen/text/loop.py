@@ -64,11 +64,11 @@ def walk(
     began = time.perf_counter()
     if not isinstance(every, int) or every < 1:
         raise UserError(f"decode: every = {every!r}; a whole number, at least 1")
-    wrong = [token for token in how.suppress if not 0 <= token < f.vocab]
-    if wrong or len({*how.suppress, f.mask}) >= f.vocab:
-        what = f"suppress holds {wrong[0]}" if wrong else "suppress holds them all"
+    wrong = [token for token in how.suppress_tokens if not 0 <= token < f.vocab]
+    if wrong or len({*how.suppress_tokens, f.mask}) >= f.vocab:
+        what = f"suppress_tokens holds {wrong[0]}" if wrong else "suppress_tokens holds them all"
         raise UserError(f"decode: {what}; ids are 0 .. {f.vocab - 1}, and one has to be left")
-    inner = Suppressed(f, how.suppress) if how.suppress else f
+    inner = Suppressed(f, how.suppress_tokens) if how.suppress_tokens else f
     rows = _Rows.begin(f, prompts, length, how, sample_seeds(seed, len(prompts)))
     out = rows.result()
     limit = 1000 + (64 + int(getattr(how.policy, "steps", 0) or 0)) * rows.wide  # `steps` are those of a window
@@ -137,8 +137,8 @@ class _Rows:
             if bool(wrong.any()):
                 raise UserError(f"decode: prompt {i} holds {int(p[wrong][0])}; ids are 0 .. {f.vocab - 1} without the "
                                 f"mask's, {f.mask}")  # fmt: skip
-        if how.cache is not None:
-            how.cache.check(f)
+        if how.kv_plan is not None:
+            how.kv_plan.check(f)
         device = getattr(f, "device", torch.device("cpu"))
         start = torch.tensor([len(p) for p in ids], device=device)
         end = start + torch.tensor(lengths, device=device)
@@ -168,8 +168,8 @@ class _Rows:
             when=torch.full((b, n), -1, device=device),
             sure=torch.zeros(b, n, device=device),
             logp=None,
-            memory=None if how.cache is None else f.start(b, n),
-            states=[how.policy.init(b, n), *(stop.init(b, n) for stop in how.stops)],
+            memory=None if how.kv_plan is None else f.start(b, n),
+            states=[how.policy.init(b, n), *(stop.init(b, n) for stop in how.stopping_rules)],
             wide=max(lengths),
         )
 
@@ -204,7 +204,7 @@ class _Rows:
 
     def move(self, masked: Tensor, how: Decoding, block: int | None) -> tuple[Tensor, Tensor]:
         """To the window of this step; whether it and its block are new, [R] each."""
-        found, old = how.blocks.window(masked, self.start, self.end, block), self.window
+        found, old = how.block_schedule.window(masked, self.start, self.end, block), self.window
         stay = self.held | ~masked.any(1)
         self.window = Window(
             *(torch.where(stay & (o >= 0), o, n) for o, n in zip(_four(old), _four(found), strict=True))
@@ -217,8 +217,8 @@ class _Rows:
 
     def asked(self, f: Predictor, how: Decoding) -> Tensor:
         """The places [R, W] whose logits are wanted: the windows, or all that is generated."""
-        lo, width = self.window.lo, how.blocks.width(self.wide, f.block)
-        if how.policy.waits or any(stop.whole for stop in how.stops):
+        lo, width = self.window.lo, how.block_schedule.width(self.wide, f.block)
+        if how.policy.waits or any(stop.whole for stop in how.stopping_rules):
             lo, width = self.start, self.wide
         return (lo[:, None] + torch.arange(width, device=lo.device)).clamp(max=self.tokens.shape[1] - 1)
 
@@ -227,10 +227,10 @@ class _Rows:
     ) -> None:
         """self.logp [R, W, V] by one forward of the rows that have changed."""
         each = int(getattr(f, "each", 1))
-        if how.guidance:
-            f, each = Guided(f, how.guidance, self.start), 2 * each
-        if how.cache is not None:
-            span, first, last = self.span(f, how.cache, masked, fresh, entered)
+        if how.cfg_scale:
+            f, each = Guided(f, how.cfg_scale, self.start), 2 * each
+        if how.kv_plan is not None:
+            span, first, last = self.span(f, how.kv_plan, masked, fresh, entered)
             logits = f(self.tokens, self.end, at, memory=self.memory, span=span)
             self.clean = torch.where(self.done | (f.block is None), self.clean, self.window.block)
         else:
@@ -242,7 +242,7 @@ class _Rows:
                 logits = f(self.tokens[:, :n], last, at)
             elif bool(self.changed.any()):
                 some = self.changed.nonzero()[:, 0]
-                part_ = Guided(f.inner, how.guidance, self.start[some]) if isinstance(f, Guided) else f
+                part_ = Guided(f.inner, how.cfg_scale, self.start[some]) if isinstance(f, Guided) else f
                 new = _logp(part_(self.tokens[some], self.end[some], at[some]), f.mask)
                 self.logp = self.logp.index_copy(0, some, new)
         ran = self.changed & ~self.done if how.policy.waits else ~self.done
@@ -278,7 +278,7 @@ class _Rows:
             return noise.uniform(f"{name}.{step}", self.wide).to(at.device).gather(1, place)
 
         def draw(logp: Tensor) -> Tensor:
-            return how.tokens.draw(logp, uniform("token") if how.tokens.temperature else None)
+            return how.sampling.draw(logp, uniform("token") if how.sampling.temperature else None)
 
         return View(
             logp=self.logp,
@@ -323,7 +323,7 @@ class _Rows:
     def end_rows(self, f: Predictor, how: Decoding, view: View) -> None:
         frozen = self.done
         # those that fill masks come first: a stop token that they write ends the text
-        for k, stop in sorted(enumerate(how.stops), key=lambda pair: not pair[1].whole):
+        for k, stop in sorted(enumerate(how.stopping_rules), key=lambda pair: not pair[1].whole):
             verdict, self.states[1 + k] = stop.check(view, self.tokens, self.start, self.end, f, self.states[1 + k])
             if verdict.fill is not None:
                 still = self.tokens.gather(1, view.at) == f.mask
@@ -353,7 +353,7 @@ class _Rows:
         for name in ("end", "nfe", "computed", "full"):
             getattr(out, name)[where] = getattr(self, name)[done]
         for row, why in zip(where.tolist(), self.why[done].tolist(), strict=True):
-            out.reasons[row] = name_of(type(how.stops[why - 1])) if why else "full"
+            out.reasons[row] = name_of(type(how.stopping_rules[why - 1])) if why else "full"
         self.keep((~self.done).nonzero()[:, 0])
 
     def keep(self, rows: Tensor) -> None:

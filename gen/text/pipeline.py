@@ -102,9 +102,9 @@ class TextPipeline:
         Where two guesses are exactly as good, rounding decides, and rounding depends on the batch.
 
         length: None for 64, or what the model's canvas has room for.
-        prompts: one or several, strings or ids. changes: policy, blocks, cache, stops (names, specs or objects),
-        tokens, temperature, block_length, guidance, suppress; what is left out is as the model was made to be decoded.
-        every: see gen.text.loop.walk.
+        prompts: one or several, strings or ids. changes: policy, block_schedule, kv_plan, stopping_rules (names,
+        specs or objects), sampling, temperature, block_length, cfg_scale, suppress_tokens; what is left out is as the
+        model was made to be decoded. every: see gen.text.loop.walk.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"generate: batch_size = {batch_size!r}; a whole number, at least 1")
@@ -142,12 +142,12 @@ class TextPipeline:
             raise UserError(f"generate: unknown {', '.join(sorted(unknown))}. Allowed: {', '.join(allowed)}.")
         how = override(self.decoding, changes)
         if temperature is not None:
-            how = override(how, {"tokens.temperature": temperature})
+            how = override(how, {"sampling.temperature": temperature})
         if block_length is not None:
-            if not hasattr(how.blocks, "length"):
-                kind = type(how.blocks).__name__
+            if not hasattr(how.block_schedule, "length"):
+                kind = type(how.block_schedule).__name__
                 raise UserError(f"block_length = {block_length}, and {kind} has no blocks of a length")
-            how = override(how, {"blocks.length": block_length})
+            how = override(how, {"block_schedule.length": block_length})
         return how
 
     def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:

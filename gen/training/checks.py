@@ -55,8 +55,8 @@ def check_sampler(run: Run) -> None:
         allowed = "a Decoding (it has a policy)" if masks else "a Sampler (it has a solver)"
         raise UserError(f"on the path {run.path!r} the run's sampler must be {allowed}, not {type(run.sampler)}")
     if isinstance(run.sampler, Decoding):
-        if run.sampler.cache is not None:
-            run.sampler.cache.check(run.model)  # a spec knows as well as its network who sees whom
+        if run.sampler.kv_plan is not None:
+            run.sampler.kv_plan.check(run.model)  # a spec knows as well as its network who sees whom
         return
     if run.parameterisation is None:
         raise UserError("param is none: only paths of masks go without a parameterisation")

@@ -1,6 +1,7 @@
 """A policy of parallel decoding as a scheduler of diffusers' block-refinement pipelines (LLaDA2Pipeline).
 
-`pipe.scheduler = Refinement(build("samplers.policies", "factor"), block_length=32)`; their own rule is `edit` here.
+`pipe.scheduler = Refinement(build("samplers.decoding_policies", "factor"), block_length=32)`; their own rule is `edit`
+here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.text.contracts import Policy, State, Tokens, View
+from gen.text.contracts import Policy, State, TokenSampling, View
 
 __all__ = ["Refined", "Refinement"]
 
@@ -85,7 +86,7 @@ class Refinement:
         ids = torch.tensor([mask_token_id], device=sample.device)
         logp = model_output.float().index_fill(-1, ids, -torch.inf).log_softmax(-1)
         greedy = sampling_method == "greedy" or temperature == 0
-        draw = Tokens(0.0 if greedy else temperature, 1.0 if top_p is None else top_p, top_k or None)
+        draw = TokenSampling(0.0 if greedy else temperature, 1.0 if top_p is None else top_p, top_k or None)
         u = None if greedy else uniform("token")
         fixed = None if prompt_mask is None else prompt_mask.expand(b, n)
         view = View.of_block(

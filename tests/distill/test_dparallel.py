@@ -15,8 +15,8 @@ from gen.distillers.dparallel import DParallel
 from gen.distillers.lib.answers import is_right, make_answers
 from gen.distillers.lib.certainty import narrow, window
 from gen.distillers.lib.lora import adapted
-from gen.samplers.policies.entropy import Entropy
-from gen.samplers.policies.topk import TopK
+from gen.samplers.decoding_policies.entropy import Entropy
+from gen.samplers.decoding_policies.topk import TopK
 from gen.text.contracts import Decoding
 from gen.training.objectives.lib.masked import tokens_of
 from gen.training.trainer import train

@@ -12,10 +12,10 @@ from gen.config.spec import build, spec_of
 from gen.diffusion.noise import training_noise
 from gen.distillers.learn2pd import Learn2PD, held_out, rates, replay
 from gen.distillers.lib.answers import sequential
-from gen.samplers.blocks.multi import Multi
-from gen.samplers.blocks.semi_ar import SemiAR
-from gen.samplers.blocks.whole import Whole
-from gen.samplers.policies.learned import Filter, Learned
+from gen.samplers.block_schedules.multi import Multi
+from gen.samplers.block_schedules.semi_ar import SemiAR
+from gen.samplers.block_schedules.whole import Whole
+from gen.samplers.decoding_policies.learned import Filter, Learned
 from gen.text.contracts import Decoding
 from gen.text.worlds import Joint, parity
 from gen.training.objectives import Batch
@@ -39,7 +39,7 @@ def independent():
 
 
 def steps_of(joint, answers, blocks, size):
-    how = Decoding(policy="topk", blocks=blocks, stops=())
+    how = Decoding(policy="topk", block_schedule=blocks, stopping_rules=())
     b, n = answers.shape
     return replay(joint, [[] for _ in range(b)], [n] * b, answers, how, size)
 
@@ -191,7 +191,7 @@ def test_training_goes_on_bit_by_bit(teacher, tmp_path):
 
 
 def test_windows_without_a_length_must_be_told_one(teacher, tmp_path):
-    run = tiny_text(sampler=Decoding(policy="topk", blocks=Multi(3)))
+    run = tiny_text(sampler=Decoding(policy="topk", block_schedule=Multi(3)))
     train(run, tmp_path / "teacher", quiet=True)
     with pytest.raises(UserError, match="say how long a window is with block"):
         gen.distill("learn2pd", tmp_path / "teacher", tmp_path / "student", changes={"objective.prompts": 9})
@@ -199,12 +199,12 @@ def test_windows_without_a_length_must_be_told_one(teacher, tmp_path):
         "learn2pd", tmp_path / "teacher", tmp_path / "student", quiet=True,
         changes={"objective.prompts": 40, "objective.block": 2, "steps": 1},
     )  # fmt: skip
-    assert gen.load(made.folder).decoding.blocks == SemiAR(2)
+    assert gen.load(made.folder).decoding.block_schedule == SemiAR(2)
 
 
 def test_replays_are_decoded_one_token_at_a_time_and_greedily():
-    how = Decoding(policy="entropy", cache="prefix")
-    assert spec_of(sequential(how).policy)["name"] == "topk" and sequential(how).cache is None
+    how = Decoding(policy="entropy", kv_plan="prefix")
+    assert spec_of(sequential(how).policy)["name"] == "topk" and sequential(how).kv_plan is None
 
 
 @pytest.mark.parametrize("fields", [{"prompts": 0}, {"block": 0}, {"threshold": 1.5}, {"hidden": 0}])

@@ -12,8 +12,8 @@ from gen.config.spec import build, spec_of
 from gen.distillers.dparallel import DParallel
 from gen.distillers.lib.answers import make_answers, sequential
 from gen.distillers.trajectory import Trajectory, last
-from gen.samplers.blocks.multi import Multi
-from gen.samplers.policies.entropy import Entropy
+from gen.samplers.block_schedules.multi import Multi
+from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.loop import walk
 from gen.training.objectives.lib.masked import tokens_of
 from gen.training.trainer import train
@@ -46,7 +46,7 @@ def test_the_last_ones_are_masked():
 def test_masks_are_the_states_that_the_teacher_was_in(teacher, tmp_path, length):
     """At every ratio k / n the first view masks what stood masked in one of the teacher's own steps."""
     run, taught = tiny_text(), gen.load(teacher)
-    taught = replace(taught, decoding=replace(taught.decoding, stops=()))  # else some places are never decided
+    taught = replace(taught, decoding=replace(taught.decoding, stopping_rules=()))  # else some places are never decided
     answers = make_answers(taught, LISTS, tmp_path / "answers", 12, right=False, quiet=True).open("train")
     net = Given(torch.zeros(LISTS.shape[0], run.model.vocab), run.model.mask)
     for i in range(len(answers)):
@@ -96,7 +96,7 @@ def test_the_command_makes_a_student(teacher, tmp_path):
     command = ["distill", "trajectory", "--teacher", str(teacher), "--output-dir", str(folder), "--steps", "4", *own]
     assert main(command) == 0
     student = gen.load(folder)
-    assert student.decoding.policy == Entropy() and student.decoding.blocks == Multi(length=3)
+    assert student.decoding.policy == Entropy() and student.decoding.block_schedule == Multi(length=3)
     assert len(student.generate("copy : a b =", 4).texts) == 1
 
 

@@ -9,7 +9,7 @@ import torch
 
 from gen.data.lists import Lists
 from gen.diffusion.noise import training_noise
-from gen.samplers.blocks.semi_ar import SemiAR
+from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.text.contracts import Decoding
 from gen.text.mask_path import LogLinear
 from gen.training.objectives import Batch
@@ -41,7 +41,7 @@ def tiny_text(**changes):
         "parameterisation": None,
         "optim": {"name": "adamw", "lr": 5e-3},
         "ema": ({"name": "classic", "decay": 0.9},),
-        "sampler": Decoding(policy="topk", blocks=SemiAR(length=3)),
+        "sampler": Decoding(policy="topk", block_schedule=SemiAR(length=3)),
         "steps": 20,
         "batch_size": 16,
         "log_every": 1,

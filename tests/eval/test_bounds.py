@@ -8,10 +8,10 @@ import torch
 
 from gen.config.errors import UserError
 from gen.eval.bounds import ancestral, best, front, replace_success, shuffle_success
-from gen.samplers.policies.entropy_bound import EntropyBound
-from gen.samplers.policies.factor import Factor
-from gen.samplers.policies.threshold import Threshold
-from gen.samplers.policies.topk import TopK
+from gen.samplers.decoding_policies.entropy_bound import EntropyBound
+from gen.samplers.decoding_policies.factor import Factor
+from gen.samplers.decoding_policies.threshold import Threshold
+from gen.samplers.decoding_policies.topk import TopK
 from gen.text.worlds import Joint, insert, law, parity, remove, replace, shuffle
 
 

@@ -16,9 +16,9 @@ from gen.eval.decoding_page import page
 from gen.eval.parallelbench.lists import ListTask
 from gen.eval.parallelbench.waiting_line import WaitingLine
 from gen.models.text import Text
-from gen.samplers.policies.threshold import Threshold
-from gen.samplers.policies.topk import TopK
-from gen.text.contracts import Decoding, Tokens
+from gen.samplers.decoding_policies.threshold import Threshold
+from gen.samplers.decoding_policies.topk import TopK
+from gen.text.contracts import Decoding, TokenSampling
 from gen.text.pipeline import TextPipeline
 from gen.text.worlds import Joint, insert, law, remove, replace, shuffle
 
@@ -40,7 +40,7 @@ class Support:
 
 
 def drawn(policy, **more):
-    return Decoding(policy=policy, tokens=Tokens(temperature=1.0), stops=(), **more)
+    return Decoding(policy=policy, sampling=TokenSampling(temperature=1.0), stopping_rules=(), **more)
 
 
 def one(joint, how, n=400, **more):
@@ -88,7 +88,7 @@ class Prompted:
 def test_prompts_and_what_follows_a_stop_token_count_for_nothing():
     texts = torch.tensor([[1, 2, 2, 2], [1, 1, 1, 2]])
     joint = Joint(texts, torch.tensor([0.5, 0.5], dtype=torch.float64), 3, offset=3, stops=(2,))
-    how = Decoding(policy=TopK(1, "left_to_right"), tokens=Tokens(temperature=1.0))
+    how = Decoding(policy=TopK(1, "left_to_right"), sampling=TokenSampling(temperature=1.0))
     (record,) = bench(joint, Prompted(), {"l2r": {"l2r": how}}, n=50)
     assert record["tokens"] == record["nfe"]  # one at a time up to the stop token, and no further
     assert 2 < record["tokens"] < 4
@@ -246,7 +246,7 @@ def test_the_command_writes_the_page_and_the_records(pipeline, monkeypatch, tmp_
         "--policies",
         "topk:2",
         "threshold:.9",
-        "--cache",
+        "--kv-plan",
         "none",
         "dual",
         "--block-length",
@@ -255,14 +255,19 @@ def test_the_command_writes_the_page_and_the_records(pipeline, monkeypatch, tmp_
     assert command(pipeline, monkeypatch, tmp_path, *words) == 0
     found = collect([tmp_path / "decode.json"])
     assert [r["curve"] for r in found] == ["topk", "threshold", "topk, dual", "threshold, dual"]
-    assert [r["decoding"]["cache"] and r["decoding"]["cache"]["name"] for r in found] == [None, None, "dual", "dual"]
-    assert {r["decoding"]["blocks"]["length"] for r in found} == {4}
+    assert [r["decoding"]["kv_plan"] and r["decoding"]["kv_plan"]["name"] for r in found] == [
+        None,
+        None,
+        "dual",
+        "dual",
+    ]
+    assert {r["decoding"]["block_schedule"]["length"] for r in found} == {4}
     assert found[2]["computed"] < found[0]["computed"]
     assert "threshold 0.9, dual" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "decode.html").read_text()
     again = found[0]["command"].split()
     assert again[:2] == ["gen", "bench-decode"]
-    assert again[again.index("--cache") + 1 :][:2] == ["none", "dual"]
+    assert again[again.index("--kv-plan") + 1 :][:2] == ["none", "dual"]
     more = ["--tasks", "sort", "--policies", "topk:1", "--with", str(tmp_path / "decode.json")]
     assert command(pipeline, monkeypatch, tmp_path, *more, "--out", str(tmp_path / "more.html")) == 0
     assert (tmp_path / "more.html").read_text().count('class="entry"') == 4  # both show topk, on one curve

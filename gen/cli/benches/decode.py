@@ -97,7 +97,7 @@ class _Decoders:
     def ours(self, net: Any, cache: str | None) -> Callable[..., Tensor]:
         """[B, length], what is written after each prompt."""
         s = self.sizes
-        how = Decoding(policy={"name": "topk", "k": s.per_step}, cache=cache, stops=())
+        how = Decoding(policy={"name": "topk", "k": s.per_step}, kv_plan=cache, stopping_rules=())
 
         def call(*prompts: Tensor) -> Tensor:
             tokens = decoded(net, prompts, s.length, how).tokens

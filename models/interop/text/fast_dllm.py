@@ -34,4 +34,4 @@ class FastDLLMFolder:
             "mask": mask_of(config, self.mask, 151665),
             "stops": ids(config.get("eos_token_id")) if self.stops is None else self.stops,
         }
-        return found(weights, fields, tensors, preset, Decoding(cache="block"))
+        return found(weights, fields, tensors, preset, Decoding(kv_plan="block"))

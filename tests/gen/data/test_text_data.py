@@ -238,8 +238,8 @@ def test_a_run_of_text_is_its_json(make):
 
 
 def test_a_decoding_is_overridden_as_a_sampler_is():
-    run = override(lists(), {"sampler.policy.k": "3", "sampler.tokens.temperature": "0.5", "path.eps": "0.01"})
-    assert (run.sampler.policy.k, run.sampler.tokens.temperature, run.path.eps) == (3, 0.5, 0.01)
+    run = override(lists(), {"sampler.policy.k": "3", "sampler.sampling.temperature": "0.5", "path.eps": "0.01"})
+    assert (run.sampler.policy.k, run.sampler.sampling.temperature, run.path.eps) == (3, 0.5, 0.01)
     run = override(run, {"sampler.policy": "threshold", "sampler.policy.threshold": "0.7", "path": "cosine"})
     assert run.sampler.policy.threshold == 0.7 and type(run.path).__name__ == "Cosine"
     with pytest.raises(UserError, match="unknown key 'solver' of Decoding"):
@@ -322,7 +322,7 @@ def test_a_run_of_text_writes_down_what_it_decodes_and_can_be_loaded(tmp_path):
     ("change", "says"),
     [
         ({"sampler": Sampler()}, "must be a Decoding"),
-        ({"sampler.cache": "block"}, "block"),
+        ({"sampler.kv_plan": "block"}, "block"),
         ({"model.vocab": 30}, r"model\.vocab"),
         ({"model.length": 5}, r"model\.length = 5"),
         ({"model": "dit"}, "the model DiT takes none"),

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from gen.config.errors import NonFinite, UserError
-from gen.samplers.blocks.semi_ar import SemiAR
-from gen.samplers.policies.ancestral import Ancestral
-from gen.samplers.policies.dream import Dream
-from gen.samplers.policies.edit import Edit
-from gen.samplers.policies.factor import Factor
-from gen.samplers.policies.rcr import RCR
-from gen.samplers.policies.threshold import Threshold
-from gen.samplers.policies.topk import TopK
-from gen.samplers.stops.eos import EOS
-from gen.samplers.stops.prophet import Prophet
-from gen.text.contracts import Choice, Decoding, Tokens
+from gen.samplers.block_schedules.semi_ar import SemiAR
+from gen.samplers.decoding_policies.ancestral import Ancestral
+from gen.samplers.decoding_policies.dream import Dream
+from gen.samplers.decoding_policies.edit import Edit
+from gen.samplers.decoding_policies.factor import Factor
+from gen.samplers.decoding_policies.rcr import RCR
+from gen.samplers.decoding_policies.threshold import Threshold
+from gen.samplers.decoding_policies.topk import TopK
+from gen.samplers.stopping_rules.eos import EOS
+from gen.samplers.stopping_rules.prophet import Prophet
+from gen.text.contracts import Choice, Decoding, TokenSampling
 from gen.text.loop import decode, lengths_of, walk
 from gen.text.worlds import Joint, replace
 from tests.gen.predictors import Fake, Noisy, Table, table_of
@@ -32,7 +32,7 @@ SEEDS = [11, 12, 13, 14, 15]
 
 
 def plain(policy=None, temperature=0.0, **fields):
-    return Decoding(policy or TopK(1), **({"stops": ()} | fields), tokens=Tokens(temperature))
+    return Decoding(policy or TopK(1), **({"stopping_rules": ()} | fields), sampling=TokenSampling(temperature))
 
 
 def same(one, i, other, j):
@@ -49,12 +49,21 @@ def same(one, i, other, j):
 # 1. The mask token
 
 
-@pytest.mark.parametrize("tokens", [Tokens(), Tokens(1.0), Tokens(3.0), Tokens(1.0, top_k=1), Tokens(1.0, top_p=0.1)])
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        TokenSampling(),
+        TokenSampling(1.0),
+        TokenSampling(3.0),
+        TokenSampling(1.0, top_k=1),
+        TokenSampling(1.0, top_p=0.1),
+    ],
+)
 def test_a_mask_is_never_written(tokens):
     """Whatever its logit: in public code a predicted mask is committed as one, or the loop never ends."""
     table = torch.zeros(6, MASK + 1)
     table[:, MASK] = 50.0
-    out = decode(Table(table=table), [[1]], 5, Decoding(Threshold(0.5), stops=(), tokens=tokens))
+    out = decode(Table(table=table), [[1]], 5, Decoding(Threshold(0.5), stopping_rules=(), sampling=tokens))
     assert not (out.tokens == MASK).any()
     assert float(out.sure[0, 1:].max()) == pytest.approx(1 / 12)  # nor does it take part in the confidence
 
@@ -72,7 +81,7 @@ def test_a_mask_in_a_prompt_is_refused(wrong):
 def test_every_step_moves_every_row_on(policy):
     """Also where nothing is sure: at least one mask less in every row that has any."""
     left = None
-    for progress in walk(Noisy(scale=0.1), [[1], [2, 3]], [9, 5], plain(policy, blocks=SemiAR(4))):
+    for progress in walk(Noisy(scale=0.1), [[1], [2, 3]], [9, 5], plain(policy, block_schedule=SemiAR(4))):
         masks = dict(zip(progress.rows.tolist(), (progress.tokens == MASK).sum(1).tolist(), strict=True))
         assert left is None or all(masks[row] < left[row] for row in masks)
         left = masks
@@ -98,7 +107,7 @@ def test_a_loop_without_end_is_an_error():
 
 
 def test_many_steps_in_many_windows_are_no_error():
-    out = decode(Noisy(), [[]], 20, plain(Ancestral(150), blocks=SemiAR(1)))
+    out = decode(Noisy(), [[]], 20, plain(Ancestral(150), block_schedule=SemiAR(1)))
     assert out.steps > 1000
     assert int(out.nfe[0]) == 20
 
@@ -111,7 +120,7 @@ def test_many_steps_in_many_windows_are_no_error():
 @pytest.mark.parametrize("policy", [TopK(2), Threshold(0.3), TopK(1, "random"), Edit(0.3, 0.2)], ids=repr)
 def test_a_row_is_the_same_in_any_batch(policy, blocks, stops):
     """Ragged prompts and texts, with temperature: alone, among others in any order, and asked seldom."""
-    how = Decoding(policy, blocks, stops=stops, tokens=Tokens(0.8, top_p=0.9))
+    how = Decoding(policy, blocks, stopping_rules=stops, sampling=TokenSampling(0.8, top_p=0.9))
     f = Noisy(stops=(STOP,))
     together = decode(f, PROMPTS, LENGTHS, how, seed=SEEDS)
     order = [3, 0, 4, 2, 1]
@@ -151,7 +160,7 @@ def test_a_row_that_is_full_is_left_alone(policy):
 
 @pytest.mark.parametrize("length", [1, 5, 7, 8, 9])
 def test_the_last_block_may_be_shorter(length):
-    out = decode(Noisy(), [[1, 2]], length, plain(TopK(2), blocks=SemiAR(4)))
+    out = decode(Noisy(), [[1, 2]], length, plain(TopK(2), block_schedule=SemiAR(4)))
     assert not (out.tokens == MASK).any()
     assert int(out.nfe[0]) == sum(math.ceil(min(4, length - i) / 2) for i in range(0, length, 4))
     assert out.when[0, 2:].tolist() == sorted(out.when[0, 2:].tolist()) or length > 2
@@ -160,7 +169,7 @@ def test_the_last_block_may_be_shorter(length):
 @pytest.mark.parametrize(("steps", "nfe"), [(1, 3), (3, 8), (4, 9), (100, 9)])
 def test_steps_are_those_of_a_block(steps, nfe):
     """Nine tokens in blocks of four, four and one: more steps than masks are one token at a time."""
-    out = decode(Noisy(), [[]], 9, plain(TopK(steps=steps), blocks=SemiAR(4)))
+    out = decode(Noisy(), [[]], 9, plain(TopK(steps=steps), block_schedule=SemiAR(4)))
     assert int(out.nfe[0]) == min(nfe, 2 * min(steps, 4) + 1)
     assert not (out.tokens == MASK).any()
 
@@ -227,16 +236,16 @@ def test_rare_tokens_are_drawn():
     """One in 1e9: 32-bit noise has none of it."""
     logp = torch.tensor([1 - 1e-9, 1e-9], dtype=torch.float64).log().float()
     u = torch.tensor([0.5, 1 - 2e-9, 1 - 0.5e-9], dtype=torch.float64)
-    assert Tokens(1.0).draw(logp.expand(3, 2), u).tolist() == [0, 0, 1]
+    assert TokenSampling(1.0).draw(logp.expand(3, 2), u).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("tokens", "allowed"),
     [
-        (Tokens(1.0, top_k=2), {0, 1}),
-        (Tokens(1.0, top_p=0.6), {0, 1}),
-        (Tokens(1.0, top_p=0.5), {0}),
-        (Tokens(9.0, 0.99), {0, 1, 2, 3}),
+        (TokenSampling(1.0, top_k=2), {0, 1}),
+        (TokenSampling(1.0, top_p=0.6), {0, 1}),
+        (TokenSampling(1.0, top_p=0.5), {0}),
+        (TokenSampling(9.0, 0.99), {0, 1, 2, 3}),
     ],
 )
 def test_top_k_and_top_p_leave_the_likeliest(tokens, allowed):
@@ -267,7 +276,7 @@ def test_a_stop_token_frees_its_row():
             return torch.nn.functional.one_hot(best, self.vocab) * 9.0
 
     f = Ends(stops=(STOP,))
-    out = decode(f, prompts, 20, plain(TopK(1, "left_to_right"), stops=("eos",)))
+    out = decode(f, prompts, 20, plain(TopK(1, "left_to_right"), stopping_rules=("eos",)))
     assert out.nfe.tolist() == [1, 4, 8]
     assert f.calls == [3, 2, 2, 2, 1, 1, 1, 1]
     assert out.reasons == ["eos"] * 3
@@ -277,7 +286,7 @@ def test_a_stop_token_frees_its_row():
 
 def test_a_stop_token_waits_for_the_masks_before_it():
     f = table_of([1, 2, STOP, 4], [0.5, 0.6, 0.9, 0.4], stops=(STOP,))
-    out = decode(f, [[]], 4, plain(stops=("eos",), blocks="whole"))
+    out = decode(f, [[]], 4, plain(stopping_rules=("eos",), block_schedule="whole"))
     assert out.when[0].tolist() == [3, 2, 1, -1]
     assert out.text(0).tolist() == [1, 2, STOP]
     assert out.tokens[0, 3] == STOP
@@ -291,7 +300,14 @@ def test_a_stop_token_waits_for_the_masks_before_it():
 def test_what_is_suppressed_is_never_written(temperature, guidance):
     """Nor does it take part in confidences; public code rules it out after the tokens are drawn."""
     f = table_of([STOP, STOP, 3], [0.9, 0.8, 0.6], stops=(STOP,))
-    how = Decoding(TopK(1), "whole", stops=("eos",), tokens=Tokens(temperature), guidance=guidance, suppress=(STOP,))
+    how = Decoding(
+        TopK(1),
+        "whole",
+        stopping_rules=("eos",),
+        sampling=TokenSampling(temperature),
+        cfg_scale=guidance,
+        suppress_tokens=(STOP,),
+    )
     out = decode(f, [[]] * 20, 3, how)
     assert not (out.tokens == STOP).any()
     assert out.reasons == ["full"] * 20
@@ -318,7 +334,7 @@ def test_guidance_is_the_formula_and_counts_twice():
     """u + (w + 1) (c - u), with no attention mask given."""
     torch.manual_seed(0)
     c, u = torch.randn(2, MASK + 1, dtype=torch.float64)
-    out = decode(Prompted(given=c, free=u), [[1]], 3, plain(guidance=1.5))
+    out = decode(Prompted(given=c, free=u), [[1]], 3, plain(cfg_scale=1.5))
     logits = (u + 2.5 * (c - u))[:MASK]
     assert out.tokens[0, 1:].tolist() == [int(logits.argmax())] * 3
     assert out.sure[0, 1:].tolist() == pytest.approx([float(logits.softmax(0).max())] * 3, abs=1e-6)
@@ -327,7 +343,7 @@ def test_guidance_is_the_formula_and_counts_twice():
 
 
 def test_guidance_of_ragged_prompts():
-    how = Decoding(TopK(2), SemiAR(4), tokens=Tokens(0.7), guidance=0.5)
+    how = Decoding(TopK(2), SemiAR(4), sampling=TokenSampling(0.7), cfg_scale=0.5)
     f = Noisy(stops=(STOP,))
     together = decode(f, PROMPTS, LENGTHS, how, seed=SEEDS)
     for i in range(5):
@@ -341,7 +357,7 @@ def test_guidance_of_ragged_prompts():
 def test_guidance_that_changes_nothing_changes_nothing(policy):
     """A joint that ignores its prompt, and knows what cannot be: -inf - -inf is no number."""
     joint = Joint(*(getattr(replace(5), k) for k in ("texts", "probs", "words")), offset=1)
-    plain_, guided = (decode(joint, [[1]] * 8, 5, plain(policy, 1.0, guidance=w)) for w in (0.0, 2.0))
+    plain_, guided = (decode(joint, [[1]] * 8, 5, plain(policy, 1.0, cfg_scale=w)) for w in (0.0, 2.0))
     assert torch.equal(plain_.tokens, guided.tokens)
     assert torch.equal(2 * plain_.nfe, guided.nfe)
 
@@ -368,7 +384,13 @@ class Vandal:
 @pytest.mark.parametrize("stops", [(), (Prophet((99.0, 99.0, 99.0)),)], ids=["window", "whole"])
 @pytest.mark.parametrize("policy", [Vandal(), Edit(0.1, 0.0)], ids=repr)
 def test_prompts_and_padding_are_never_touched(policy, stops, block):
-    out = decode(Noisy(block=block), PROMPTS, LENGTHS, plain(policy, 2.0, stops=stops, blocks=SemiAR(3)), seed=SEEDS)
+    out = decode(
+        Noisy(block=block),
+        PROMPTS,
+        LENGTHS,
+        plain(policy, 2.0, stopping_rules=stops, block_schedule=SemiAR(3)),
+        seed=SEEDS,
+    )
     for i, prompt in enumerate(PROMPTS):
         assert out.tokens[i, : len(prompt)].tolist() == prompt
         assert (out.when[i, : len(prompt)] == -1).all()
@@ -425,7 +447,7 @@ def test_steps_that_change_nothing_cost_nothing():
     """Rows of an ancestral sampler are evaluated after they changed only, and as often as is expected."""
     steps, n, rows = 20, 6, 200
     f = Noisy()
-    out = decode(f, [[]] * rows, n, plain(Ancestral(steps), 1.0, blocks="whole"))
+    out = decode(f, [[]] * rows, n, plain(Ancestral(steps), 1.0, block_schedule="whole"))
     assert sum(f.calls) == int(out.nfe.sum())
     assert (out.nfe == torch.tensor([len(set(row)) for row in out.when.tolist()])).all()
     expected = steps * (1 - (1 - 1 / steps) ** n)
@@ -447,18 +469,18 @@ class Undecided(Fake):
 @pytest.mark.parametrize("post", [0, 1, 5])
 def test_corrections_end(post):
     """One evaluation for the masks of each block, and `post` more for what is corrected for ever."""
-    out = decode(Undecided(), [[3]], 7, plain(Edit(0.5, 0.5, post), blocks=SemiAR(3)))
+    out = decode(Undecided(), [[3]], 7, plain(Edit(0.5, 0.5, post), block_schedule=SemiAR(3)))
     assert int(out.nfe[0]) == 3 * (1 + post)
     assert out.text(0).tolist() == [1 + post % 2] * 7
 
 
 def test_corrections_of_many_small_blocks_are_no_error():
-    out = decode(Undecided(), [[]], 6, plain(Edit(0.5, 0.5, post=200), blocks=SemiAR(1)))
+    out = decode(Undecided(), [[]], 6, plain(Edit(0.5, 0.5, post=200), block_schedule=SemiAR(1)))
     assert int(out.nfe[0]) == 6 * 201
 
 
 def test_a_row_that_is_corrected_does_not_wait_for_others():
-    how = plain(Edit(0.5, 0.5, 4), blocks=SemiAR(3))
+    how = plain(Edit(0.5, 0.5, 4), block_schedule=SemiAR(3))
     together = decode(Undecided(), [[3], [], [1, 2]], [7, 2, 4], how)
     for i, (prompt, length) in enumerate(zip([[3], [], [1, 2]], [7, 2, 4], strict=True)):
         same(together, i, decode(Undecided(), [prompt], length, how), 0)
@@ -468,7 +490,7 @@ def test_a_row_that_is_corrected_does_not_wait_for_others():
 
 
 def test_progress_shows_what_is_there_and_what_is_guessed():
-    steps = list(walk(Noisy(), [[1, 2], [3]], [6, 3], plain(TopK(2), blocks=SemiAR(4))))
+    steps = list(walk(Noisy(), [[1, 2], [3]], [6, 3], plain(TopK(2), block_schedule=SemiAR(4))))
     assert [s.rows.tolist() for s in steps] == [[0, 1], [0, 1], [0]]
     for s in steps:
         written = s.tokens != MASK
@@ -502,9 +524,9 @@ def test_a_waiting_policy_goes_without_a_cache():
             raise AssertionError
 
     with pytest.raises(UserError, match="ancestral may wait"):
-        Decoding(Ancestral(), cache=Cache())
-    with pytest.raises(UserError, match="goes without a cache"):
-        Decoding(guidance=1.0, cache=Cache())
+        Decoding(Ancestral(), kv_plan=Cache())
+    with pytest.raises(UserError, match="goes without a kv_plan"):
+        Decoding(cfg_scale=1.0, kv_plan=Cache())
 
 
 def test_lengths_are_any_whole_numbers():
@@ -521,36 +543,40 @@ def test_one_asks_after_whole_steps(every):
 
 @pytest.mark.parametrize(
     ("suppress", "match"),
-    [((-1,), "suppress holds -1"), ((MASK + 1,), f"suppress holds {MASK + 1}"), (tuple(range(MASK)), "holds them all")],
+    [
+        ((-1,), "suppress_tokens holds -1"),
+        ((MASK + 1,), f"suppress_tokens holds {MASK + 1}"),
+        (tuple(range(MASK)), "holds them all"),
+    ],
 )
 def test_only_tokens_that_there_are_are_suppressed_and_not_all(suppress, match):
     with pytest.raises(UserError, match=match):
-        decode(Noisy(), [[1]], 4, Decoding(suppress=suppress))
+        decode(Noisy(), [[1]], 4, Decoding(suppress_tokens=suppress))
 
 
-@pytest.mark.parametrize("wrong", [3, None, TopK, Tokens(), ("topk",)], ids=str)
-@pytest.mark.parametrize("part", ["policy", "blocks", "cache", "stops"])
+@pytest.mark.parametrize("wrong", [3, None, TopK, TokenSampling(), ("topk",)], ids=str)
+@pytest.mark.parametrize("part", ["policy", "block_schedule", "kv_plan", "stopping_rules"])
 def test_what_is_no_such_part_is_refused(part, wrong):
-    if wrong is None and part in ("cache", "stops"):
+    if wrong is None and part in ("kv_plan", "stopping_rules"):
         assert not getattr(Decoding(**{part: None}), part)
         return
     with pytest.raises(
-        UserError, match=r"Decoding: \w+ = .*; a name of `gen list |unknown name 'topk' in samplers.stops"
+        UserError, match=r"Decoding: \w+ = .*; a name of `gen list |unknown name 'topk' in samplers.stopping_rules"
     ):
         Decoding(**{part: wrong})
 
 
 def test_one_stop_may_be_given_as_it_is():
-    assert Decoding(stops="eos") == Decoding(stops=EOS()) == Decoding(stops=["eos"])
+    assert Decoding(stopping_rules="eos") == Decoding(stopping_rules=EOS()) == Decoding(stopping_rules=["eos"])
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
 def test_temperatures_are_finite(wrong):
     with pytest.raises(UserError, match="temperature >= 0 and finite"):
-        Tokens(wrong)
+        TokenSampling(wrong)
     if wrong != -1.0:
-        with pytest.raises(UserError, match=r"guidance = .*; it must be finite"):
-            Decoding(guidance=wrong)
+        with pytest.raises(UserError, match=r"cfg_scale = .*; it must be finite"):
+            Decoding(cfg_scale=wrong)
 
 
 @pytest.mark.parametrize("policy", ["topk", "threshold", "ancestral"])
@@ -559,4 +585,4 @@ def test_logits_that_are_nan_end_it_at_once(policy):
     table = torch.zeros(4, MASK + 1)
     table[3, 2] = math.nan
     with pytest.raises(NonFinite, match="step 1: the logits of text 1 are NaN"):
-        decode(Table(table=table), [[1], [1, 1]], [2, 2], Decoding(policy, stops=()))
+        decode(Table(table=table), [[1], [1, 1]], [2, 2], Decoding(policy, stopping_rules=()))

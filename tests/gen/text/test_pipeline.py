@@ -11,13 +11,13 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import override
 from gen.models.text import Text
-from gen.text.contracts import Decoding, Tokens
+from gen.text.contracts import Decoding, TokenSampling
 from gen.text.pipeline import TextPipeline
 from gen.text.tokenizers.words import Words
 from gen.training.recipes.lists import lists
 
 WORDS = Words(tuple("abcdefgh"))
-HOW = Decoding(policy={"name": "topk", "k": 2}, tokens=Tokens(temperature=1.0))
+HOW = Decoding(policy={"name": "topk", "k": 2}, sampling=TokenSampling(temperature=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def test_a_text_depends_on_its_prompt_its_seed_and_its_place_alone(pipeline):
 
 
 def test_ids_and_words_are_one_and_the_counts_add_up(pipeline):
-    made = pipeline.generate("a b", 8, seed=1, stops=())
-    assert made.texts == pipeline.generate([0, 1], 8, seed=1, stops=()).texts
-    assert made.texts == pipeline.generate(torch.tensor([0, 1]), 8, seed=1, stops=()).texts
+    made = pipeline.generate("a b", 8, seed=1, stopping_rules=())
+    assert made.texts == pipeline.generate([0, 1], 8, seed=1, stopping_rules=()).texts
+    assert made.texts == pipeline.generate(torch.tensor([0, 1]), 8, seed=1, stopping_rules=()).texts
     assert (made.tokens, made.nfe, made.tokens_per_forward, made.reasons) == (8, 4.0, 2.0, ["full"])
 
 
@@ -58,16 +58,18 @@ def test_a_text_ends_before_its_stop_token(pipeline):
 
 
 def test_what_is_given_replaces_what_the_model_has(pipeline):
-    how = pipeline.plan(policy="threshold", temperature=0.5, block_length=4, guidance=1.0)
-    assert (how.tokens.temperature, how.blocks.length, how.guidance) == (0.5, 4, 1.0)
+    how = pipeline.plan(policy="threshold", temperature=0.5, block_length=4, cfg_scale=1.0)
+    assert (how.sampling.temperature, how.block_schedule.length, how.cfg_scale) == (0.5, 4, 1.0)
     assert type(how.policy).__name__ == "Threshold" and pipeline.plan() == HOW
-    with pytest.raises(UserError, match=r"unknown polcy\. Allowed: policy, blocks"):
+    with pytest.raises(UserError, match=r"unknown polcy\. Allowed: policy, block_schedule"):
         pipeline.plan(polcy="topk")
     with pytest.raises(UserError, match="Whole has no blocks of a length"):
-        pipeline.plan(blocks="whole", block_length=3)
-    assert pipeline.plan(stops="eos", tokens={"temperature": 0.5}) == pipeline.plan(stops=["eos"], temperature=0.5)
-    assert pipeline.plan(tokens={"top_k": 2}, temperature=0.5).tokens == Tokens(0.5, top_k=2)
-    for wrong in ({"tokens": 3}, {"guidance": "much"}, {"suppress": 0}, {"block_length": 2.5}):
+        pipeline.plan(block_schedule="whole", block_length=3)
+    assert pipeline.plan(stopping_rules="eos", sampling={"temperature": 0.5}) == pipeline.plan(
+        stopping_rules=["eos"], temperature=0.5
+    )
+    assert pipeline.plan(sampling={"top_k": 2}, temperature=0.5).sampling == TokenSampling(0.5, top_k=2)
+    for wrong in ({"sampling": 3}, {"cfg_scale": "much"}, {"suppress_tokens": 0}, {"block_length": 2.5}):
         with pytest.raises(UserError, match=r"got .*, expected"):
             pipeline.plan(**wrong)
 
@@ -104,14 +106,14 @@ def test_wrong_numbers_are_refused(pipeline):
 def test_a_text_that_does_not_fit_is_refused_and_without_a_length_it_fits(pipeline):
     with pytest.raises(UserError, match="has 2 tokens and its text may have 23: together more than the 24"):
         pipeline.generate("a b", 23)
-    assert len(pipeline.generate("a b", stops=()).texts[0].split()) <= 22
+    assert len(pipeline.generate("a b", stopping_rules=()).texts[0].split()) <= 22
 
 
 def test_a_stream_ends_in_what_generate_writes(pipeline):
-    steps = list(pipeline.stream("a b", 8, seed=5, stops=()))
+    steps = list(pipeline.stream("a b", 8, seed=5, stopping_rules=()))
     assert [sum(v is None for v in firm) for firm, _ in steps] == [6, 4, 2, 0]
     assert all(v is None or v == g for firm, guess in steps for v, g in zip(firm, guess, strict=True))
-    assert pipeline.words(steps[-1][1]) == pipeline.generate("a b", 8, seed=5, stops=()).texts[0]
+    assert pipeline.words(steps[-1][1]) == pipeline.generate("a b", 8, seed=5, stopping_rules=()).texts[0]
 
 
 def test_a_run_is_loaded_and_decoded(run, capsys):
@@ -135,12 +137,18 @@ def test_a_run_is_loaded_and_decoded(run, capsys):
         (["--prompt", "copy", "--policy", "tresholt"], "Did you mean 'threshold'"),
         (["--prompt", "copy", "--policy", "topk", "--threshold", ".9"], "unknown key 'threshold' of TopK"),
         (["--prompt", "copy", "--gen-length", "64"], "together more than the 19"),
-        (["--prompt", "copy", "--cache", "block"], "block"),
-        (["--prompt", "copy", "--blocks", "whole", "--block-length", "4"], "unknown key 'length' of Whole"),
-        (["--prompt", "copy", "--blocks", "none"], "Decoding: blocks = None; a name of `gen list blocks`"),
-        (["--prompt", "copy", "--stops", "[3]"], "Decoding: stops = 3; a name of `gen list stops`"),
+        (["--prompt", "copy", "--kv-plan", "block"], "block"),
+        (["--prompt", "copy", "--block-schedule", "whole", "--block-length", "4"], "unknown key 'length' of Whole"),
+        (
+            ["--prompt", "copy", "--block-schedule", "none"],
+            "Decoding: block_schedule = None; a name of `gen list block_schedules`",
+        ),
+        (
+            ["--prompt", "copy", "--stopping-rules", "[3]"],
+            "Decoding: stopping_rules = 3; a name of `gen list stopping_rules`",
+        ),
         (["--prompt", "copy", "--batch-size", "0"], "batch_size = 0"),
-        (["--prompt", "copy", "--suppress", "[99]"], "suppress holds 99"),
+        (["--prompt", "copy", "--suppress-tokens", "[99]"], "suppress_tokens holds 99"),
         (["--prompt", "copy", "--stream", "--trace"], "give one"),
     ],
 )
@@ -151,10 +159,21 @@ def test_wrong_requests_are_one_line(run, capsys, words, said):
 
 
 def test_options_go_with_one_another_in_any_order(run, capsys):
-    line = ["decode", str(run), "--prompt", "copy", "--block-length", "4", "--blocks", "multi", "--stops", "none"]
+    line = [
+        "decode",
+        str(run),
+        "--prompt",
+        "copy",
+        "--block-length",
+        "4",
+        "--block-schedule",
+        "multi",
+        "--stopping-rules",
+        "none",
+    ]
     assert main([*line, "--policy", "threshold", "--policy.threshold", ".9", "--print-config"]) == 0
     how = json.loads(capsys.readouterr().out)
-    assert (how["blocks"]["name"], how["blocks"]["length"], how["stops"]) == ("multi", 4, [])
+    assert (how["block_schedule"]["name"], how["block_schedule"]["length"], how["stopping_rules"]) == ("multi", 4, [])
     assert how["policy"]["threshold"] == 0.9
 
 

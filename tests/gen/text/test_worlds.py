@@ -11,20 +11,20 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.samplers.policies.ancestral import Ancestral
-from gen.samplers.policies.credit import Credit
-from gen.samplers.policies.dream import Dream
-from gen.samplers.policies.edit import Edit
-from gen.samplers.policies.entropy import Entropy
-from gen.samplers.policies.entropy_bound import EntropyBound
-from gen.samplers.policies.factor import Factor
-from gen.samplers.policies.hierarchy import Hierarchy
-from gen.samplers.policies.local_leap import LocalLeap
-from gen.samplers.policies.rcr import RCR
-from gen.samplers.policies.remdm import ReMDM
-from gen.samplers.policies.threshold import Threshold
-from gen.samplers.policies.topk import TopK
-from gen.text.contracts import Choice, Decoding, Tokens
+from gen.samplers.decoding_policies.ancestral import Ancestral
+from gen.samplers.decoding_policies.credit import Credit
+from gen.samplers.decoding_policies.dream import Dream
+from gen.samplers.decoding_policies.edit import Edit
+from gen.samplers.decoding_policies.entropy import Entropy
+from gen.samplers.decoding_policies.entropy_bound import EntropyBound
+from gen.samplers.decoding_policies.factor import Factor
+from gen.samplers.decoding_policies.hierarchy import Hierarchy
+from gen.samplers.decoding_policies.local_leap import LocalLeap
+from gen.samplers.decoding_policies.rcr import RCR
+from gen.samplers.decoding_policies.remdm import ReMDM
+from gen.samplers.decoding_policies.threshold import Threshold
+from gen.samplers.decoding_policies.topk import TopK
+from gen.text.contracts import Choice, Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.worlds import Joint, insert, law, parity, remove, replace, shuffle, whole_view
 
@@ -289,7 +289,9 @@ def test_golden_numbers_of_an_order_that_uses_samples(joint, tv):
 
 def test_two_coins_whose_order_uses_samples():
     """.637 instead of .49 for the likelier pair."""
-    q = decode(coins(2, 0.3), [[]] * 4000, 2, Decoding(TopK(1, "sample"), stops=(), tokens=Tokens(1.0)))
+    q = decode(
+        coins(2, 0.3), [[]] * 4000, 2, Decoding(TopK(1, "sample"), stopping_rules=(), sampling=TokenSampling(1.0))
+    )
     assert float((q.tokens.sum(1) == 0).double().mean()) == pytest.approx(0.637, abs=4 * (0.637 * 0.363 / 4000) ** 0.5)
 
 
@@ -411,7 +413,7 @@ def test_an_insertion_is_found_in_three_steps(parts, kl):
 def test_draws_agree_with_the_law(policy):
     joint, rows = replace(5), 3000
     exact = law(joint, policy)
-    found = decode(joint, [[]] * rows, 5, Decoding(policy, "whole", stops=(), tokens=Tokens(1.0)))
+    found = decode(joint, [[]] * rows, 5, Decoding(policy, "whole", stopping_rules=(), sampling=TokenSampling(1.0)))
     hits = (found.tokens[:, None] == joint.texts).all(-1).any(1).double().mean()
     assert float(hits) == pytest.approx(exact.success, abs=4 * (exact.success * (1 - exact.success) / rows) ** 0.5)
 

@@ -164,10 +164,10 @@ def test_what_config_json_says_becomes_the_spec(tmp_path, kind):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_an_imported_model_writes(tmp_path, kind):
     _, pipeline = imported(tmp_path, kind, theirs(kind))
-    made = pipeline.generate(["w1 w2 w3", "w7"], 12, block_length=4, stops=())
+    made = pipeline.generate(["w1 w2 w3", "w7"], 12, block_length=4, stopping_rules=())
     assert made.tokens == 24
     assert pipeline.tokenizer.decode([1, MASK, STOP]) == "w1"
-    plain = pipeline.generate([[1, 2, 3], [7]], 12, block_length=4, stops=(), cache=None)
+    plain = pipeline.generate([[1, 2, 3], [7]], 12, block_length=4, stopping_rules=(), kv_plan=None)
     assert plain.texts == made.texts
 
 
@@ -184,8 +184,8 @@ def test_the_tokeniser_lies_with_the_weights_and_is_guarded(tmp_path):
 def test_a_folder_without_a_tokeniser_is_decoded_by_ids(tmp_path, capsys):
     done, pipeline = imported(tmp_path, "dream", theirs("dream"), tokenizer=False)
     assert pipeline.tokenizer is None and "no tokenizer.json" in done.notes[0]
-    made = pipeline.generate("3 1 4", 5, stops=(), suppress=(STOP,))
-    assert made.texts == pipeline.generate([3, 1, 4], 5, stops=(), suppress=(STOP,)).texts
+    made = pipeline.generate("3 1 4", 5, stopping_rules=(), suppress_tokens=(STOP,))
+    assert made.texts == pipeline.generate([3, 1, 4], 5, stopping_rules=(), suppress_tokens=(STOP,)).texts
     assert made.texts[0] == " ".join(map(str, made.decoded[0].text(0).tolist()))
     assert main(["decode", str(tmp_path / "run"), "--prompt", "3 1 4", "--gen-length", "5", "--stream"]) == 0
     assert main(["decode", str(tmp_path / "run"), "--prompt", "once", "--gen-length", "5"]) == 2
@@ -329,4 +329,4 @@ def test_the_command_says_what_it_found(tmp_path, capsys):
     path = folder(tmp_path / "model", "fast_dllm", published("fast_dllm", theirs("fast_dllm")))
     assert main(["import", str(path), "--output", str(tmp_path / "run")]) in (0, None)
     said = capsys.readouterr().out
-    assert "fast_dllm" in said and "cache block" in said and "generate(" in said
+    assert "fast_dllm" in said and "kv_plan block" in said and "generate(" in said

@@ -1,0 +1,53 @@
+"""Hierarchy: every run of masks is divided at its surest token, so that commits lie far apart (dInfer)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.samplers.decoding_policies.lib.score import first, score
+from gen.text.contracts import Choice, State, View
+
+__all__ = ["Hierarchy"]
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Commits the likeliest token of each run of masks if above `low`, all above `threshold`, and the likeliest of all.
+
+    Divide and conquer within the window: neighbours, which depend on one another most, are seldom committed together
+    (Ma et al. 2025, arXiv 2510.08666).
+    """
+
+    threshold: float = 0.9
+    low: float = 0.4
+    waits: ClassVar[bool] = False
+    order_uses_samples: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.threshold <= 1:
+            raise UserError(f"{self}; 0 <= low <= threshold <= 1")
+
+    def init(self, rows: int, length: int) -> State:
+        return {}
+
+    def select(self, view: View, state: State) -> tuple[Choice, State]:
+        sure = score(view, "confidence")
+        commit = best_of_runs(sure, view.masked) & (sure > self.low)
+        return Choice(commit | (sure > self.threshold) | first(sure, torch.ones_like(view.step))), state
+
+
+def best_of_runs(value: Tensor, masked: Tensor) -> Tensor:
+    """Where the largest value of each contiguous run of masked places stands, [B, W]; the lowest place among equals."""
+    before = torch.nn.functional.pad(masked[:, :-1], (1, 0))
+    run = (masked & ~before).long().cumsum(-1)  # 1, 2, ... within runs
+    b, w = masked.shape
+    most = torch.full((b, w + 1), -torch.inf, dtype=value.dtype, device=value.device)
+    best = masked & (value == most.scatter_reduce(1, run, value, "amax").gather(1, run))
+    column = torch.where(best, torch.arange(w, device=run.device), w)
+    lowest = torch.full((b, w + 1), w, device=run.device).scatter_reduce(1, run, column, "amin")
+    return best & (column == lowest.gather(1, run))

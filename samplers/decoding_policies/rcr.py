@@ -1,0 +1,45 @@
+"""RCR: all masks are committed at each step, and the least sure of all tokens become masks again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from gen.config.errors import UserError
+from gen.samplers.decoding_policies.lib.score import first, recall, store
+from gen.text.contracts import Choice, State, View
+
+__all__ = ["RCR"]
+
+
+@dataclass(frozen=True)
+class RCR:
+    """Keeps the tokens of a window with the largest running confidence, as many as are due by now; masks the others.
+
+    A token's running confidence is the probability that it had when it was drawn; every masked place draws a new one at
+    each step (He et al. 2025, arXiv 2508.13148). steps: of each window, the tokens due grow evenly; None: by one a
+    step. They grow by one at least, so it ends.
+    """
+
+    steps: int | None = None
+    waits: ClassVar[bool] = False
+    order_uses_samples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"RCR: steps = {self.steps}; it must be at least 1")
+
+    def init(self, rows: int, length: int) -> State:
+        return {"sure": torch.zeros(rows, length)}
+
+    def select(self, view: View, state: State) -> tuple[Choice, State]:
+        ours = view.here & ~view.fixed
+        steps = view.owed.clamp(min=1) if self.steps is None else torch.full_like(view.owed, self.steps)
+        left = view.owed * (steps - view.step - 1).clamp(min=0) // steps
+        left = torch.minimum(left, view.masked.sum(-1) - 1).clamp(min=0)
+        sure = torch.where(view.masked, view.chosen, recall(state["sure"], view))
+        keep = first(sure.masked_fill(~ours, -torch.inf), ours.sum(-1) - left)
+        commit = keep & view.masked
+        return Choice(commit, remask=ours & ~view.masked & ~keep), {"sure": store(state["sure"], view, commit, sure)}

@@ -1,0 +1,35 @@
+"""Dual cache: what lies before the block and after it is remembered (Fast-dLLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from gen.samplers.kv_plans.lib.plan import at_least, due, whole_where
+from gen.text.contracts import Now
+from gen.text.predictor import Predictor
+
+__all__ = ["Dual"]
+
+
+@dataclass(frozen=True)
+class Dual:
+    """Everything at the first step of a block, then the block alone (Wu et al. 2025, arXiv 2505.22618).
+
+    All keys and values outside of the block are those of its first step, stale as in Prefix and after the block too.
+    refresh: everything is also computed at every refresh-th step of a window; 1 is no cache.
+    """
+
+    refresh: int | None = None
+    whole: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        at_least(self, refresh=1)
+
+    def check(self, predictor: Predictor) -> None:
+        """It fits every predictor."""
+
+    def span(self, now: Now) -> tuple[Tensor, Tensor]:
+        return whole_where(due(now, self.refresh, now.entered), now, now.window.block, now.window.until)

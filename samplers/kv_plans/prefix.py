@@ -1,0 +1,36 @@
+"""Prefix cache: what lies before the block is remembered (Fast-dLLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from gen.samplers.kv_plans.lib.plan import at_least, due, whole_where
+from gen.text.contracts import Now
+from gen.text.predictor import Predictor
+
+__all__ = ["Prefix"]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Everything at the first step of a block, then the block and all after it (Wu et al. 2025, arXiv 2505.22618).
+
+    The keys and values before the block are those of its first step: stale where deeper layers have since seen new
+    tokens, exact in a network of one layer. refresh: everything is also computed at every refresh-th step of a window;
+    1 is no cache.
+    """
+
+    refresh: int | None = None
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        at_least(self, refresh=1)
+
+    def check(self, predictor: Predictor) -> None:
+        """It fits every predictor."""
+
+    def span(self, now: Now) -> tuple[Tensor, Tensor]:
+        return whole_where(due(now, self.refresh, now.entered), now, now.window.block, now.end)

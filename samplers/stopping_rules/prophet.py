@@ -1,0 +1,58 @@
+"""Prophet: once the answer is certain enough, all that is left is filled at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.samplers.stopping_rules.lib.predicted import mean, open_places
+from gen.text.contracts import State, Verdict, View
+from gen.text.predictor import Predictor
+
+__all__ = ["Prophet"]
+
+
+@dataclass(frozen=True)
+class Prophet:
+    """Fills all masks with their likeliest tokens once the two likeliest are far enough apart (Li et al. 2025).
+
+    Apart: the mean of log p1 - log p2 over the `region` of the answer, its first place and the one after its last,
+    counted from the text's start; None: over all masks. Enough: gaps[i] nats, i by how much of the text is committed:
+    less than until[0], than until[1], or more. The paper (arXiv 2508.19982) counts steps of a fixed number, which is
+    the same at an even pace, and knows no rule without a region. The fill is one parallel step: tokens that depend on
+    one another may disagree.
+    """
+
+    gaps: tuple[float, float, float] = (7.5, 5.0, 2.5)
+    until: tuple[float, float] = (0.33, 0.67)
+    region: tuple[int, int] | None = None
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.until[0] <= self.until[1] <= 1:
+            raise UserError(f"Prophet: until = {self.until}; two rising shares in [0, 1]")
+        if self.region is not None and not 0 <= self.region[0] < self.region[1]:
+            raise UserError(f"Prophet: region = {self.region}; a first place >= 0 and the one after the last")
+
+    def init(self, rows: int, length: int) -> State:
+        return {}
+
+    def check(
+        self, view: View, tokens: Tensor, start: Tensor, end: Tensor, f: Predictor, state: State
+    ) -> tuple[Verdict, State]:
+        masks = open_places(view)
+        where = masks
+        if self.region is not None:
+            place = view.at - view.start[:, None]
+            where = (place >= self.region[0]) & (place < self.region[1]) & ~view.fixed
+        pair = view.top[0]
+        gap = mean(pair[..., 0] - pair[..., 1], where)
+        progress = 1 - masks.sum(-1) / (end - start)
+        needed = torch.where(progress < self.until[0], self.gaps[0], self.gaps[2])
+        needed = torch.where((progress >= self.until[0]) & (progress < self.until[1]), self.gaps[1], needed)
+        sure = (gap >= needed) & where.any(-1) & masks.any(-1)
+        return Verdict(sure, fill=sure), state

@@ -1,0 +1,197 @@
+"""The laws of policies, over every file of the folder: a new policy is tested without a new test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gen.config.spec import build, names
+from gen.samplers.decoding_policies.learned import Filter
+from gen.samplers.stopping_rules.prophet import Prophet
+from gen.text.contracts import Decoding, TokenSampling
+from gen.text.loop import decode
+from gen.text.worlds import Joint, law, parity, shuffle
+from tests.gen.predictors import Noisy
+from tests.samplers.decoding_policies.views import WORDS, view
+
+POLICIES = names("samplers.decoding_policies")
+NEVER = Prophet(gaps=(1e9, 1e9, 1e9))  # looks at the whole text and does nothing
+
+# What makes each commit one token at a time.
+ONE = {
+    "dream": {"steps": 4, "eps": 0.0},
+    "edit": {"threshold": 1.0},
+    "entropy": {"threshold": 0.0},
+    "entropy_bound": {"bound": 0.0},
+    "factor": {"factor": 1e-9},
+    "hierarchy": {"threshold": 1.0, "low": 1.0},
+    "learned": {"threshold": 1.0},
+    "local_leap": {"anchor": 1.0, "near": 1.0},
+    "threshold": {"threshold": 1.0, "strict": True},
+    "topk": {},
+}
+# Those that are no samplers of the model's joint even so.
+OTHERS = {
+    "ancestral": "commits places independently of one another: exact in the limit of many steps only",
+    "credit": "draws tokens from other logits than the model's",
+    "rcr": "takes tokens back by how likely they were",
+    "remdm": "takes tokens back by how likely they were",
+}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """Builds a policy by name; a learned one has random weights, for windows of `length`."""
+    folder = tmp_path_factory.mktemp("filters")
+
+    def make(name, length=64, **fields):
+        if name == "learned":
+            torch.manual_seed(0)
+            fields["file"] = str(folder / f"{length}.safetensors")
+            save_file(Filter(length).state_dict(), fields["file"])
+        return build("samplers.decoding_policies", name, **fields)
+
+    return make
+
+
+def test_every_policy_is_accounted_for():
+    assert set(POLICIES) == set(ONE) | set(OTHERS)
+
+
+def random_view(step, dtype):
+    """Rows with prompts, padding, places before and after the window, and none or all masked."""
+    torch.manual_seed(step)
+    b, w = 40, 16
+    lo, hi = torch.randint(0, 6, (b, 1)), torch.randint(9, 17, (b, 1))
+    places = torch.arange(w)
+    fixed = (places < lo - 2) | (places >= hi + 3)
+    here = (places >= lo) & (places < hi)
+    masked = (torch.rand(b, w) < torch.linspace(0, 1.2, b)[:, None]) & ~fixed
+    drawn = torch.randint(0, WORDS, (b, w))
+    seen = view(torch.rand(b, w) * 0.9 + 0.05, masked.tolist(), best=torch.randint(0, WORDS, (b, w)),
+                tokens=torch.randint(0, WORDS, (b, w)).tolist(), drawn=drawn.tolist(), step=step,
+                here=here.tolist(), fixed=fixed.tolist(), first=3, seed=step)  # fmt: skip
+    seen.logp = seen.logp.to(dtype)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_commits_masks_of_the_window_and_at_least_one(name, dtype, policy):
+    """And takes back or corrects only what was generated in the window."""
+    own = policy(name, 16)
+    state = own.init(40, 19)
+    for step in range(6):
+        seen = random_view(step, dtype)
+        choice, state = own.select(seen, state)
+        assert choice.commit.dtype == torch.bool
+        assert not (choice.commit & ~seen.masked).any()
+        if not own.waits:
+            assert torch.equal(choice.commit.any(1), seen.masked.any(1))
+        ours = seen.here & ~seen.fixed & ~seen.masked
+        for revised in (choice.edit, choice.remask):
+            assert revised is None or not (revised & ~ours).any()
+        if choice.hold is not None:
+            assert not (choice.hold & (seen.masked & ~choice.commit).any(1)).any()
+        assert all(len(value) == 40 for value in state.values())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_its_choice_is_the_row_s_own(name, policy):
+    own, seen = policy(name, 16), random_view(1, torch.float64)
+    together, _ = own.select(seen, own.init(40, 19))
+    for i in range(0, 40, 7):
+        alone = type(seen)(
+            **{
+                f: getattr(seen, f)[i : i + 1]
+                for f in ("logp", "tokens", "drawn", "at", "masked", "later", "fixed", "here", "step", "owed", "start")
+            },
+            uniform=lambda name, i=i: seen.uniform(name)[i : i + 1],
+            draw=seen.draw,
+        )
+        choice, _ = own.select(alone, own.init(1, 19))
+        for field in ("commit", "edit", "remask", "hold", "tokens"):
+            one, all_ = getattr(choice, field), getattr(together, field)
+            assert (one is None) == (all_ is None)
+            assert one is None or torch.equal(one[0], all_[i])
+
+
+PROMPTS = [[1, 2, 3], [], [4] * 7, [5, 6], [7]]
+LENGTHS = [9, 14, 4, 11, 1]
+
+
+def same(one, i, other, j):
+    """Row i of one result is row j of another, to the bit."""
+    assert torch.equal(one.text(i), other.text(j))
+    n = int(one.end[i])
+    assert torch.equal(one.when[i, :n], other.when[j, :n])
+    assert torch.equal(one.sure[i, :n], other.sure[j, :n])
+    assert (int(one.nfe[i]), int(one.end[i]), one.reasons[i]) == (
+        int(other.nfe[j]),
+        int(other.end[j]),
+        other.reasons[j],
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_row_is_the_same_in_any_batch(name, temperature, policy):
+    how = Decoding(policy(name, 5), {"name": "semi_ar", "length": 5}, sampling=TokenSampling(temperature))
+    f, seeds = Noisy(stops=(3,)), [11, 12, 13, 14, 15]
+    together = decode(f, PROMPTS, LENGTHS, how, seed=seeds)
+    seldom = decode(f, PROMPTS, LENGTHS, how, seed=seeds, every=3)
+    for i in range(len(PROMPTS)):
+        same(together, i, decode(f, PROMPTS[i : i + 1], LENGTHS[i : i + 1], how, seed=seeds[i : i + 1]), 0)
+        same(together, i, seldom, i)
+        assert not (together.text(i) == f.mask).any()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_does_not_matter_how_much_it_is_shown(name, policy):
+    """A stop rule that looks at the whole text shows the policy all of it; its window stays what it is."""
+    results = []
+    for stops in (("eos",), ("eos", NEVER)):
+        how = Decoding(
+            policy(name, 5), {"name": "semi_ar", "length": 5}, stopping_rules=stops, sampling=TokenSampling(1.0)
+        )
+        results.append(decode(Noisy(stops=(3,)), PROMPTS, LENGTHS, how, seed=4))
+    for i in range(len(PROMPTS)):
+        same(results[0], i, results[1], i)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_ends_and_leaves_no_mask(name, policy):
+    how = Decoding(policy(name, 17), "whole", stopping_rules=(), sampling=TokenSampling(1.0))
+    out = decode(Noisy(), [[1]] * 3, 17, how, seed=2)
+    assert not (out.tokens == 12).any()
+    assert out.reasons == ["full"] * 3
+    assert (out.when[:, 1:] >= 1).all()
+    assert (out.when <= out.nfe[:, None]).all()
+
+
+def random_joint(seed, words=3, length=4):
+    generator = torch.Generator().manual_seed(seed)
+    texts = torch.cartesian_prod(*[torch.arange(words)] * length)
+    p = torch.rand(len(texts), generator=generator, dtype=torch.float64) ** 4
+    return Joint(texts, p / p.sum(), words)
+
+
+@pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("joint", [random_joint(0), shuffle(4), parity(4)], ids=["random", "shuffle", "parity"])
+def test_one_token_at_a_time_recovers_an_exact_model(joint, name, policy):
+    own = policy(name, 4, **ONE[name])
+    found = law(joint, own)
+    assert found.tv < 1e-12
+    assert abs(found.kl) < 1e-12
+    assert found.nfe == pytest.approx(4 + (name == "edit"))  # which has a last look at what is written
+
+
+@pytest.mark.parametrize("name", sorted(set(ONE) - {"edit"}))
+def test_its_order_does_not_use_samples(name, policy):
+    """Other tokens drawn, the same places."""
+    own = policy(name, 16, **({"score": "confidence"} if name == "topk" else {}))
+    assert not own.order_uses_samples
+    seen, other = random_view(2, torch.float64), random_view(2, torch.float64)
+    other.drawn = (other.drawn + 1) % WORDS
+    assert torch.equal(*(own.select(s, own.init(40, 19))[0].commit for s in (seen, other)))
