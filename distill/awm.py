@@ -17,6 +17,7 @@ from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Uniform
 from gen.distillers.lib.rollout import advantages, evaluating, follow, frozen, grouped, judged, output_as, whole_groups
+from gen.distillers.lib.teacher import require_teacher
 from gen.distillers.rewards.classifier import Classifier
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
@@ -56,6 +57,8 @@ class AWM:
     trust_decay: float = 0.3
 
     def __post_init__(self) -> None:
+        if self.rollout.cache is not None:
+            raise UserError(f"AWM: rollout.cache = {self.rollout.cache!r}; samples of a policy reuse no features")
         if self.group < 2 or self.draws < 1:
             raise UserError(f"AWM: group = {self.group}, draws = {self.draws}; they must be at least 2 and 1")
         if not (0 < self.power <= 1 and self.late >= 0 and 0 <= self.trust_decay < 1):
@@ -77,8 +80,7 @@ class AWM:
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_state(net, "AWM")
-        if teacher is None:
-            raise UserError("AWM is held to its teacher: give the run a teacher")
+        require_teacher("AWM", teacher)
         return {"net": net, "trusted": frozen(net)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -99,9 +101,10 @@ class AWM:
         how, cond = self.rollout, grouped(batch.cond, len(batch.x), self.group)
         times = how.grid.times(f.path, how.steps)
         walker: DenoiserLike = f if how.guide is None else how.guide(f, times)
+        kept = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
         with evaluating(f):
             start = f.path.start(batch.normal("start"), times[0])
-            x0 = integrate(walker, start, times, how.solver, cond=cond, noise=batch.noise)
+            x0 = integrate(walker, start, kept, how.solver, cond=cond, noise=batch.noise)
         return x0, cond
 
     def losses(

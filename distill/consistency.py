@@ -24,8 +24,8 @@ from gen.distillers.lib.consistency import (
     ode_step,
     seen,
     target,
-    taught,
 )
+from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.velocity import Source, check_roles
 from gen.samplers.grids.karras import Karras
 from gen.training.objectives import Batch, Roles, Step
@@ -82,7 +82,7 @@ class Consistency:
         return few_steps(self.grid, self.count(self.length))
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_roles("Consistency", net, teacher, self.velocity)
+        check_roles("Consistency", net, teacher, self.velocity, self.guide)
         return {"net": net, "target": frozen(net)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -119,7 +119,7 @@ class Consistency:
         t, r = times[i].to(batch.x.device), times[i + 1].to(batch.x.device)
         x = f.path.mix(batch.x, eps, t)
         if self.velocity == "teacher":
-            x_r = ode_step(taught(roles, self.guide), x, t, r, cond)
+            x_r = ode_step(guided_teacher(roles["teacher"], f.path, self.guide), x, t, r, cond)
         else:
             x_r = f.path.mix(batch.x, eps, r)
         goal = target(teaches, x_r, r, cond)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
 from gen.config.spec import part
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
 from gen.distillers.lib import score
+from gen.distillers.lib.teacher import require_teacher
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
 from gen.training.schedules import Constant
@@ -56,8 +56,7 @@ class Degradation:
         )
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        if teacher is None:
-            raise UserError("Degradation needs a teacher: gen distill degradation --teacher FOLDER")
+        require_teacher("Degradation", teacher)
         return {"net": net}
 
     @property

@@ -17,6 +17,7 @@ from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
 from gen.distillers.lib import critic, score
 from gen.distillers.lib.score import Scale
+from gen.distillers.lib.teacher import guided_teacher
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
 
@@ -98,7 +99,7 @@ class DMD2:
         path, t = roles["net"].path, score.times_of(self.times, batch, "match.t", roles["net"].path)
         with torch.no_grad():
             x = path.mix(y, batch.normal("match.eps"), t)
-            real = score.guided(roles["teacher"], self.guide)(x, t, batch.cond).x0
+            real = guided_teacher(roles["teacher"], path, self.guide)(x, t, batch.cond).x0
             fake = roles["fake"](x, t, batch.cond).x0
             step = score.direction(path, y, t, fake, real, self.scale)
         loss = score.surrogate(y, step).mean()

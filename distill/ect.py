@@ -68,7 +68,7 @@ class ECT:
         return few_steps(Karras(), 40)
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_roles("ECT", net, teacher, "data")
+        check_roles("ECT", net, teacher)
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -18,6 +18,7 @@ from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
 from gen.distillers.lib import critic, score
 from gen.distillers.lib.score import Scale
+from gen.distillers.lib.teacher import guided_teacher
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
 
@@ -134,7 +135,7 @@ class FDistill:
         with score.frozen(roles["fake"].net, roles["disc"].net):
             logit = self.judge(roles, batch, x, t)
         with torch.no_grad():
-            real = score.guided(roles["teacher"], self.guide)(x, t, batch.cond).x0
+            real = guided_teacher(roles["teacher"], path, self.guide)(x, t, batch.cond).x0
             fake = roles["fake"](x, t, batch.cond).x0
             h, logs = self.weigh(logit.detach().double(), (u * self.bins).long().to(y.device), roles["ratios"].net)
             step = expand(h, y) * score.direction(path, y, t, fake, real, self.scale)

@@ -25,6 +25,7 @@ from gen.distillers.lib.rollout import (
     transition,
     walk,
 )
+from gen.distillers.lib.teacher import require_teacher
 from gen.distillers.rewards.classifier import Classifier
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
@@ -74,8 +75,7 @@ class FlowGRPO:
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_state(net, "FlowGRPO")
-        if teacher is None:
-            raise UserError("FlowGRPO is held to its teacher: give the run a teacher")
+        require_teacher("FlowGRPO", teacher)
         return {"net": net} if self.refresh == 1 else {"net": net, "old": frozen(net)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -67,7 +67,7 @@ class ICT:
         return few_steps(self.grid, self.nodes[1] + 1)
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_roles("ICT", net, teacher, "data")
+        check_roles("ICT", net, teacher)
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

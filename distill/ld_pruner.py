@@ -19,6 +19,7 @@ from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
 from gen.diffusion.times import Uniform
 from gen.distillers.lib.rollout import output_as
+from gen.distillers.lib.teacher import require_teacher
 from gen.pipeline import Pipeline, load, locate
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state, drop_condition
@@ -101,17 +102,12 @@ class LDPruner:
 
     def latents(self, taught: Pipeline, sites: tuple[str, ...]) -> Tensor:
         """Samples without some sites, always of the same seeds and labels: [samples, ...]."""
-        how = self.sampler
-        pipeline = replace(taught, denoiser=Without(taught.denoiser, sites))
-        made = pipeline.sample(
-            self.samples, solver=how.solver, steps=how.steps, grid=how.grid, guide=how.guide or "none", seed=self.seed
-        )
-        return made.x
+        pruned = replace(taught, denoiser=Without(taught.denoiser, sites), sampler=self.sampler)
+        return pruned.sample(self.samples, seed=self.seed).x
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_state(net, "LDPruner")
-        if teacher is None:
-            raise UserError("LDPruner learns from the whole network: give the run a teacher")
+        require_teacher("LDPruner", teacher)
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -72,7 +72,7 @@ class MeanFlow:
         return replace(run, model=model, objective=self, teacher=taught, init=str(teacher), sampler=sampler)
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_roles("MeanFlow", net, teacher, self.velocity)
+        check_roles("MeanFlow", net, teacher, self.velocity, self.guide)
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -13,6 +13,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, part
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.distillers.distances.huber import Huber
+from gen.distillers.lib.teacher import guided_teacher, require_teacher
 from gen.distillers.progressive import walked
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
@@ -51,8 +52,7 @@ class Phased:
         return replace(run, objective=self, teacher=str(teacher), init=str(teacher), sampler=sampler)
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        if teacher is None:
-            raise UserError("Phased learns from a teacher, and the run names none: set teacher")
+        require_teacher("Phased", teacher)
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -63,7 +63,7 @@ class Phased:
         f: Denoiser = roles["net"]
         path = f.path
         times = self.grid.times(path, self.phases * self.substeps).to(batch.x.device)
-        taught = roles["teacher"] if self.guide is None else self.guide(roles["teacher"], times)
+        taught = guided_teacher(roles["teacher"], path, self.guide, times)
         top = batch.noise.integers("phase", self.phases).to(batch.x.device) * self.substeps  # [B]
         high, low = times[top], times[top + self.substeps]
         x_s = path.mix(batch.x, batch.normal("eps"), high)

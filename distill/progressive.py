@@ -18,6 +18,7 @@ from gen.diffusion.path import Prediction
 from gen.diffusion.weighting import Uniform
 from gen.diffusion.worlds import chord
 from gen.distillers.lib.memory import Earlier
+from gen.distillers.lib.teacher import guided_teacher
 from gen.training.ema import Classic
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
@@ -115,8 +116,8 @@ class Progressive:
         top = batch.noise.integers("step", self.start >> stage).to(batch.x.device) * stride  # [B]
         x_t = f.path.mix(batch.x, batch.normal("eps"), times[top])
         taught = roles["teacher"] if stage == 0 and "teacher" in roles else roles["earlier"]
-        if stage == 0 and self.guide is not None:
-            taught = self.guide(taught, times)
+        if stage == 0:
+            taught = guided_teacher(taught, f.path, self.guide, times)
         parts = self.first if stage == 0 else 2
         goal = walked(taught, x_t, [times[top + stride * k // parts] for k in range(parts + 1)], batch.cond)
         out = f.output(x_t, times[top], batch.cond)

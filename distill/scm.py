@@ -65,7 +65,7 @@ class SCM:
         return replace(run, objective=self, teacher=taught, init=str(teacher), sampler=Sampler("renoise", steps=1))
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_roles("SCM", net, teacher, self.velocity)
+        check_roles("SCM", net, teacher, self.velocity, self.guide)
         return {"net": net, "weight": LogVariance(128)} if self.adaptive else {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -64,7 +64,7 @@ class Shortcut:
         return replace(run, model=model, objective=self, teacher=taught, init=str(teacher), sampler=sampler)
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_roles("Shortcut", net, teacher, self.velocity)
+        check_roles("Shortcut", net, teacher, self.velocity, self.guide)
         return {"net": net, "target": copy.deepcopy(net).requires_grad_(False)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

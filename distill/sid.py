@@ -16,6 +16,7 @@ from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
 from gen.distillers.lib import score
+from gen.distillers.lib.teacher import guided_teacher
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
 
@@ -89,7 +90,7 @@ class SiD:
         net: Any = getattr(roles["fake"], "net", None)
         with score.frozen(*([] if net is None else [net])):
             fake = roles["fake"](x, t, cond).x0
-            real = score.guided(roles["teacher"], self.guide)(x, t, cond).x0
+            real = guided_teacher(roles["teacher"], roles["net"].path, self.guide)(x, t, cond).x0
         gap = real - fake
         losses = (gap * ((real - y) - self.alpha * gap)).flatten(1).mean(1)
         if self.weight == "error":

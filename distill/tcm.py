@@ -114,7 +114,7 @@ class TCM:
         return Sampler("renoise", steps=1, grid=Karras(sigma_min=self.start, sigma_max=self.top))
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_roles("TCM", net, teacher, "data")
+        check_roles("TCM", net, teacher)
         return {"net": net, "first": frozen(net)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -23,7 +23,7 @@ from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, expand
 from gen.samplers.grids.coarse import Coarse
 from gen.training.ema import Average
-from gen.training.objectives import Batch, Roles
+from gen.training.objectives import Batch
 from gen.training.run import Sampler
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "same_dropout",
     "seen",
     "target",
-    "taught",
     "time_of",
 ]
 
@@ -78,17 +77,6 @@ def same_dropout(x: Tensor) -> Iterator[None]:
     """What is drawn inside is drawn again after it."""
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         yield
-
-
-def taught(roles: Roles, guide: Any) -> DenoiserLike:
-    """The teacher, guided if that is asked for; UserError if it is on another path than its student."""
-    teacher: DenoiserLike = roles["teacher"]
-    path = roles["net"].path
-    if teacher.path != path:
-        raise UserError(f"the teacher is on {teacher.path}, the student on {path}: both must be on the same path")
-    if guide is None:
-        return teacher
-    return guide(teacher, torch.tensor([path.t1, 0.0], dtype=torch.float64))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Or the other way: what noise it makes of data.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data.pairs import Pairs
-from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.noise import Noise, derive, sample_seeds
 from gen.distillers.lib.shards import SHARD, fill_shards
+from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.trajectory import invert
 from gen.pipeline import Pipeline, load, locate
 from gen.training.objectives import Batch
@@ -59,8 +61,7 @@ def make_pairs(
     """
 
     def made(first: int, count: int) -> dict[str, Tensor]:
-        how = {"solver": sampler.solver, "steps": sampler.steps, "grid": sampler.grid, "guide": sampler.guide}
-        out = teacher.sample(count, **how, seed=seed, start=first)
+        out = replace(teacher, sampler=sampler).sample(count, seed=seed, start=first)
         return {"x": out.x, **out.cond, "origin": torch.tensor(sample_seeds(seed, count, first))}
 
     return _store(
@@ -84,6 +85,8 @@ def invert_pairs(
     n: at most so many items, in an order of the seed's; None for all. The noise is stored, unit like any other, so
     that the sampler leads from it back to the item as well as it can. Otherwise as make_pairs.
     """
+    if sampler.cache is not None:
+        raise UserError(f"teacher_sampler.cache = {sampler.cache!r}: an inversion reuses no features; leave it out")
     opened = data.open("train")
     generator = torch.Generator().manual_seed(derive("invert", seed))
     order = torch.randperm(len(opened), generator=generator)[: n or len(opened)].tolist()
@@ -109,7 +112,7 @@ def _noise_below(teacher: Pipeline, x: Tensor, cond: Cond, noise: Noise, sampler
     times = sampler.grid.times(path, sampler.steps)
     low = path.t_from_lambda(-torch.tensor(CLEAN, dtype=torch.float64).log()).clamp(max=float(times[-2]) / 2)
     times = torch.cat([times[:-1], low[None]])
-    f: DenoiserLike = teacher.denoiser if sampler.guide is None else sampler.guide(teacher.denoiser, times)
+    f = guided_teacher(teacher.denoiser, path, sampler.guide, times)
     here = {k: v[first : first + len(x)].to(device) for k, v in cond.items()}
     stirred = path.mix(x.to(device), noise.normal("invert", x.shape[1:]).to(device), low)
     return (invert(f, stirred, times, sampler.solver, here) / float(path.sigma(times[0]))).float().cpu()

@@ -19,6 +19,7 @@ from gen.diffusion.noise import Noise, derive
 from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Tap
+from gen.distillers.lib.teacher import require_teacher
 from gen.samplers.solvers.renoise import Renoise
 from gen.training.objectives import Batch
 from gen.training.objectives.denoise import check_state
@@ -34,7 +35,6 @@ __all__ = [
     "fake_score",
     "frozen",
     "generate",
-    "guided",
     "named",
     "rung",
     "student_run",
@@ -59,8 +59,7 @@ def fake_score(net: nn.Module, teacher: DenoiserLike | None, owner: str) -> nn.M
 
     Raises UserError if there is no teacher, and for states that are more than an image.
     """
-    if teacher is None:
-        raise UserError(f"{owner} needs a teacher: gen distill METHOD --teacher FOLDER, or the run's teacher")
+    teacher = require_teacher(owner, teacher)
     check_state(net, owner)
     source = teacher.net if isinstance(teacher, Denoiser) else net
     return copy.deepcopy(source).train().requires_grad_(True)
@@ -77,15 +76,6 @@ def check_pair(f: Denoiser, teacher: DenoiserLike) -> None:
             f"the student has path {ours[0]} and parameterisation {ours[1]}, its teacher {theirs[0]} and {theirs[1]}: "
             "scores are compared on one path only, so leave path and parameterisation as the teacher has them"
         )
-
-
-def guided(teacher: DenoiserLike, guide: Any) -> DenoiserLike:
-    """The teacher under a guide, as the target of a student (DMD2, f-distill: classifier-free guidance)."""
-    if guide is None:
-        return teacher
-    if getattr(guide, "steps", None) is not None:
-        raise UserError("a guide of a teacher acts in an interval of noise levels, not in steps of a walk")
-    return guide(teacher, torch.tensor([teacher.path.t1, 0.0], dtype=torch.float64))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
+from gen.distillers.lib.teacher import guided_teacher
 from gen.training.objectives import Batch, Roles
 from gen.training.objectives.denoise import check_state
 
@@ -18,12 +19,18 @@ __all__ = ["Source", "along", "check_roles", "flow_time", "known"]
 Source = Literal["data", "teacher"]
 
 
-def check_roles(owner: str, net: nn.Module, teacher: DenoiserLike | None, source: Source) -> None:
-    """Raises UserError for a network that is no picture's, and for velocities of a teacher that is not there."""
+def check_roles(
+    owner: str, net: nn.Module, teacher: DenoiserLike | None, source: Source = "data", guide: Any = None
+) -> None:
+    """Raises UserError for a network that is no picture's, and for velocities, or a guide, of no teacher."""
     if hasattr(net, "spec"):
         check_state(net, owner)
     if source == "teacher" and teacher is None:
         raise UserError(f"{owner}: velocity = 'teacher' needs a teacher; give one, or velocity = 'data'")
+    if source == "data" and guide is not None:
+        raise UserError(
+            f"{owner}: a guide acts on a teacher, and velocity = 'data' asks none; set velocity = 'teacher'"
+        )
 
 
 @torch.no_grad()
@@ -34,12 +41,7 @@ def known(roles: Roles, batch: Batch, x: Tensor, eps: Tensor, t: Tensor, cond: C
     """
     if source == "data":
         return Prediction(batch.x, eps)
-    teacher, path = roles["teacher"], roles["net"].path
-    if teacher.path != path:
-        raise UserError(f"the teacher is on {teacher.path}, the student on {path}: both must be on the same path")
-    if guide is not None:
-        teacher = guide(teacher, torch.tensor([path.t1, 0.0], dtype=torch.float64))
-    return teacher(x, t, cond)
+    return guided_teacher(roles["teacher"], roles["net"].path, guide)(x, t, cond)
 
 
 def flow_time(path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:

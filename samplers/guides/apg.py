@@ -38,6 +38,10 @@ class APG(Pair):
         if self.threshold is not None and not self.threshold > 0:
             raise UserError(f"APG: threshold = {self.threshold}; it must be positive, or null for none")
 
+    @property
+    def loop_options(self) -> tuple[str, ...]:
+        return (*super().loop_options, "momentum") if self.momentum else super().loop_options
+
     def rule(self, times: Tensor) -> Rule:
         total: Tensor | None = None  # of the differences so far
 

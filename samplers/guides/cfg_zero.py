@@ -36,6 +36,10 @@ class CFGZero(Pair):
         if self.zero_steps < 0:
             raise UserError(f"CFGZero: zero_steps = {self.zero_steps}; it must be at least 0")
 
+    @property
+    def loop_options(self) -> tuple[str, ...]:
+        return (*super().loop_options, "zero_steps") if self.zero_steps else super().loop_options
+
     def grid(self, times: Tensor) -> Tensor:
         """The times that are left to walk, from the x that belongs to times[0]."""
         if self.zero_steps >= len(times) - 1:

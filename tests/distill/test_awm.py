@@ -98,6 +98,11 @@ def test_where_all_advantages_are_negative_the_pull_keeps_the_minimum(power, tru
             build("distillers", spec)
 
 
+def test_samples_of_a_policy_reuse_no_features():
+    with pytest.raises(UserError, match=r"rollout.cache = FORA"):
+        AWM(rollout=Sampler("euler", steps=4, cache="fora"))
+
+
 def test_what_has_no_minimum_is_refused():
     for unbounded in ({"power": 1.0, "beta": 0.5, "trust": 0.5}, {"beta": 0.0, "trust": 0.0}):
         with pytest.raises(UserError, match="unbounded below"):
@@ -247,5 +252,5 @@ def test_a_student_is_made_from_a_run_folder_and_resumed_to_the_bit(tmp_path):
 
 
 def test_a_run_without_teacher_is_refused():
-    with pytest.raises(UserError, match="give the run a teacher"):
+    with pytest.raises(UserError, match="AWM needs a teacher"):
         AWM().roles(tiny().model.build(), None)

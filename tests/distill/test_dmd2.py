@@ -20,7 +20,6 @@ from gen.distillers.dmd2 import DMD2
 from gen.distillers.lib import score
 from gen.models.mlp import MLP
 from gen.samplers.grids.given import Given
-from gen.samplers.guides.cfg import CFG
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
 from gen.training.trainer import train
@@ -191,24 +190,6 @@ def test_who_gets_gradients():
     assert (
         float(logs["score_gap"]) == 0 and max(float(p.grad.abs().max()) for p in roles["net"].net.parameters()) > 1e-6
     )
-
-
-def test_the_teachers_guidance_is_the_target():
-    class Two:
-        path = Flow()
-
-        def __call__(self, x, t, cond=None, *, s=None, tap=None):
-            x0 = torch.zeros_like(x) + cond["y"].reshape(-1, 1)
-            return Prediction(x0, x)
-
-        def null(self, cond):
-            return {"y": torch.zeros_like(cond["y"])}
-
-    f = score.guided(Two(), CFG(3.0))
-    x, t = torch.zeros(2, 1), torch.full((2,), 0.5, dtype=torch.float64)
-    assert torch.equal(f(x, t, {"y": torch.tensor([1, 2])}).x0, torch.tensor([[3.0], [6.0]]))
-    with pytest.raises(UserError, match="interval"):
-        score.guided(Two(), CFG(3.0, steps=(0.0, 0.5)))
 
 
 def test_refusals():

@@ -166,5 +166,5 @@ def test_wrong_settings_are_one_line():
     for wrong, message in (({"steps": 1}, "steps = 1"), ({"noise": 0.0}, "noise = 0"), ({"group": 1}, "group = 1")):
         with pytest.raises(UserError, match=message):
             FlowGRPO(**wrong)
-    with pytest.raises(UserError, match="give the run a teacher"):
+    with pytest.raises(UserError, match="FlowGRPO needs a teacher"):
         FlowGRPO().roles(tiny().model.build(), None)

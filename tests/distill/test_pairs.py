@@ -1,5 +1,7 @@
 """The pair store: numbered noise, shards in any order and from any machine, and the noise of real data."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,6 +35,8 @@ def test_parts_made_apart_are_the_whole(tmp_path):
                 Pairs(str(tmp_path / "parts")).open("train")
         parts = make_pairs(pipeline(), tmp_path / "parts", 50, ONE, quiet=True, shard=16, part=(k, 2))
     assert len(list((tmp_path / "parts").iterdir())) == 4
+    guided = replace(pipeline(), sampler=Sampler(guide="cfg"))  # as it is sampled by default, which pairs are not
+    make_pairs(guided, tmp_path / "parts", 50, ONE, quiet=True, shard=16)
     for split in ("train", "test"):
         ours, theirs = whole.open(split), parts.open(split)
         assert len(ours) == len(theirs)
@@ -70,6 +74,8 @@ def test_the_noise_of_real_data_leads_back_to_them(path, tmp_path):
     world = pipeline(path).denoiser
     top, end = (torch.tensor(t).double().expand(38) for t in (path.t1, 0.0))
     assert (world.flow(path.start(z, top[0]), top, end) - x).abs().max() < 0.03
+    with pytest.raises(UserError, match="an inversion reuses no features"):
+        invert_pairs(pipeline(path), Points(), tmp_path, Sampler("heun", steps=6, cache="fora"), n=40, quiet=True)
     with pytest.raises(UserError, match="inverted"):
         make_pairs(pipeline(path), tmp_path, 40, how, quiet=True, shard=25)
 

@@ -57,6 +57,11 @@ class Pair:
     def __call__(self, f: DenoiserLike, times: Tensor) -> DenoiserLike:
         return Walk(f, self.other(f), self, times, self.rule(times))
 
+    @property
+    def loop_options(self) -> tuple[str, ...]:
+        """Names of the options in use that need a whole sampling loop: its grid, or its earlier evaluations."""
+        return () if self.steps is None else ("steps",)
+
     def rule(self, times: Tensor) -> Rule:
         """How c and u become one; made anew for every walk, so it may remember."""
         raise NotImplementedError
