@@ -1,37 +1,79 @@
-"""The README keeps its word: its example runs, its solver passes the laws."""
+"""README.md and docs/: Python blocks run, commands parse, links lead somewhere, tables are up to date."""
 
+import importlib
+import importlib.util
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from gen.config.spec import build
+import gen
+from gen.cli import _main as cli
+from gen.config.errors import UserError
+from gen.config.spec import build, override
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import measured_order
+from gen.training.recipes.digits import digits
+from gen.training.recipes.lists import lists
 from tests.test_every import mixture
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-EXAMPLE, SOLVER = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = {"model.width": 16, "model.depth": 1, "model.heads": 2}
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page, program):
+    """Yield the lines of shell blocks and the inline code that call a program, without comments."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", prose)]:
+        words = shlex.split(line, comments=True)
+        if words[:1] == [program] and len(words) > 1:
+            yield words[1:]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the runs that the pages speak of, trained for two steps each."""
+    folder = tmp_path_factory.mktemp("pages")
+    often = {"sample_every": 0, "validate_every": 0, "save_every": 0, "steps": 2, "batch_size": 8}
+    gen.train(override(digits(), SMALL | often), folder / "runs/teacher", quiet=True)
+    gen.train(override(lists(), SMALL | often), folder / "runs/lists", quiet=True)
+    return folder
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    (example,) = blocks(README, "python")
+    assert len(example.strip().splitlines()) <= 14
     monkeypatch.chdir(tmp_path)
-    code, changed = re.subn(r'"steps": 1600', '"steps": 3', EXAMPLE)
+    code, changed = re.subn(r'"steps": 1600', '"steps": 3', example)
     code, shorter = re.subn(r"changes=one_step\(\)", 'changes={**one_step(), "steps": 2, "objective.pairs": 40}', code)
     assert changed == shorter == 1
-    assert len(EXAMPLE.strip().splitlines()) <= 14
     (tmp_path / "example.py").write_text(code)
     runpy.run_path(str(tmp_path / "example.py"))
     assert (tmp_path / "runs/digits.png").exists() and (tmp_path / "runs/leaderboard.html").exists()
-    assert "30.0 evaluations each" in capsys.readouterr().out
+    assert "30.0 network evaluations per sample" in capsys.readouterr().out
 
 
-def test_the_solver_is_one(tmp_path, monkeypatch):
-    (tmp_path / "my_half.py").write_text(SOLVER)
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_of_a_page_runs(page, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    with torch.enable_grad():  # a page may switch gradients off
+        exec(compile("\n".join(blocks(page, "python")), str(page), "exec"), {"__name__": page.stem})
+
+
+def test_the_solver_of_the_page_is_one(tmp_path, monkeypatch):
+    (tmp_path / "my_half.py").write_text(blocks(ROOT / "docs/extending.md", "python")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     solver = build("samplers.solvers", "my_half:Half")
     world, noise = mixture(Flow()), torch.randn(64, 2, dtype=torch.float64)
@@ -39,3 +81,50 @@ def test_the_solver_is_one(tmp_path, monkeypatch):
     assert measured_order(solver, world, x, 0.8, 0.1) == pytest.approx(2, abs=0.15)
     assert integrate(world, x, [0.8, 0.4, 0.0], solver).isfinite().all()
     sys.modules.pop("my_half")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    for words in commands(page, "gen"):
+        if words == ["--help"]:
+            continue
+        name, *rest = words
+        assert name in cli.verbs(), f"gen {shlex.join(words)}: there is no command {name!r}"
+        verb = importlib.import_module(f"gen.cli.{name.replace('-', '_')}")
+        try:
+            if name == "list":
+                assert cli.main(["list", *rest]) == 0
+            elif rest:  # a command's bare name in the prose is no call
+                cli._parse(verb, cli._parser(name, verb), rest)
+        except UserError as error:
+            raise AssertionError(f"gen {shlex.join(words)}: {error}") from error
+    for script, *options in commands(page, "python"):
+        text = (ROOT / script).read_text(encoding="utf-8")
+        for option in options:
+            assert not option.startswith("--") or f'"{option}"' in text, f"{script} has no option {option}"
+    for target in [words[0] for words in commands(page, "make")]:
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for text, target in re.findall(r"\[([^\]]+)\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        path = page.parent / target
+        assert path.exists(), f"{page.name}: {target} is not there"
+        if re.fullmatch(r"`\w+`", text) and path.suffix == ".py":
+            name = text.strip("`")
+            there = re.search(rf"^(class|def) {name}\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert there, f"{page.name}: {target} has no {name}"
+
+
+def test_the_readme_leads_to_every_page():
+    text = README.read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text] == []
+
+
+def test_tables_are_those_of_the_results():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts/tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.main(["--check"]) == 0, "python scripts/tables.py makes the tables of docs/ anew"

@@ -1,0 +1,255 @@
+"""Write the tables of docs/*.md from benchmarks/results.
+
+    python scripts/tables.py [--check]
+
+A page marks a table's lines by `<!-- table: NAME -->` and `<!-- end -->`; a function of this file with that name yields
+them. --check changes nothing and fails if a page is not up to date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> Any:
+    """Read one file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def source(name: str, about: str) -> Iterator[str]:
+    """Yield the line under a table that says where its numbers come from."""
+    yield ""
+    yield f"Source: [{name}.json](../benchmarks/results/{name}.json), {about}."
+
+
+def estimate(value: dict[str, Any], digits: int = 2) -> str:
+    """Format a mean with its standard error."""
+    return f"{value['value']:.{digits}f} ± {value['se']:.{digits}f}"
+
+
+def mean(value: dict[str, Any], digits: int) -> str:
+    """Format a mean without its standard error."""
+    return f"{value['value']:.{digits}f}"
+
+
+def study_source(name: str, study: dict[str, Any]) -> Iterator[str]:
+    """Yield the source line of a study, which scripts/study.py wrote."""
+    about = f"{study['date']}, {study['samples']} samples a run, torch {study['torch']}, CPU ({study['cpu']})"
+    yield from source(name, f"{about}; made by `python scripts/study.py benchmarks/{name}.toml`")
+
+
+def teachers() -> Iterator[str]:
+    """Yield the table of the teacher's quality by number of Euler steps."""
+    study = load("distillation")
+    rows = [row for row in study["rows"] if row["name"] == "teacher"]
+    heads = ["Euler steps", *(f"{row['nfe']:g}" for row in rows)]
+    cells = [["FID", *(estimate(row["fid"]) for row in rows)]]
+    for name, key, digits in (("label accuracy", "accuracy", 3), ("recall", "recall", 2), ("coverage", "coverage", 2)):
+        cells.append([name, *(mean(row[key], digits) for row in rows)])
+    yield from markdown(heads, cells)
+
+
+def students() -> Iterator[str]:
+    """Yield the table of all students in one and two evaluations; the other columns belong to the fewest."""
+    study = load("distillation")
+    by_name: dict[str, dict[float, Any]] = {}
+    for row in study["rows"]:
+        by_name.setdefault(row["name"], {})[row["nfe"]] = row
+    cells = []
+    for name, at in by_name.items():
+        if name.startswith("teacher"):
+            continue
+        first = at[min(at)]
+        other = ", ".join(f"{estimate(row['fid'])} at {nfe:g}" for nfe, row in at.items() if nfe > 2)
+        row = [name, *(estimate(at[nfe]["fid"]) if nfe in at else "" for nfe in (1, 2)), other]
+        cells.append([*row, mean(first["accuracy"], 3), mean(first["recall"], 2), mean(first["coverage"], 2)])
+    heads = ["student", "FID at 1 NFE", "FID at 2 NFE", "FID at more", "label accuracy", "recall", "coverage"]
+    yield from markdown(heads, cells)
+    yield from study_source("distillation", study)
+
+
+def mixture() -> Iterator[str]:
+    """Yield the table of students of an exact teacher in the plane."""
+    found = load("mixture")
+    cells = []
+    for row in found["rows"]:
+        budget = f"{row['updates']} updates, {row['seconds']:.0f} s" if "updates" in row else ""
+        cells.append([row["name"], f"{row['nfe']}", budget, f"{row['modes']} of 8", f"{row['inside']:.3f}"])
+        cells[-1].append(f"{row['energy_distance']:.1e}")
+    yield from markdown(["student", "NFE", "training", "modes", "inside the modes", "energy distance"], cells)
+    about = f"{found['date']}, torch {found['torch']}, CPU ({found['cpu']}), {found['threads']} thread, one seed"
+    yield from source("mixture", f"{about}; made by `python scripts/mixture_students.py`")
+
+
+def compared(name: str) -> Iterator[str]:
+    """Yield a table of trainings, each beside the first one."""
+    study = load(name)
+    rows, first = study["rows"], study["rows"][0]
+    pixels = all("pixel_fid" in row for row in rows)
+    heads = ["", "parameters", "steps", "seeds", "FID", "ratio", *(["FID of pixels"] if pixels else []), "accuracy"]
+    cells = []
+    for row in rows:
+        fid = estimate(row["fid"]) if row["seeds"] > 1 else mean(row["fid"], 2)
+        cell = [row["name"], f"{row['params']:,}", str(row["steps"]), str(row["seeds"]), fid]
+        cell.append(f"{row['fid']['value'] / first['fid']['value']:.2f}")
+        cells.append([*cell, *([estimate(row["pixel_fid"], 3)] if pixels else []), mean(row["accuracy"], 3)])
+    yield from markdown(heads, cells)
+    yield from study_source(name, study)
+
+
+def families() -> Iterator[str]:
+    """Yield the table of network families."""
+    yield from compared("families")
+
+
+def training() -> Iterator[str]:
+    """Yield the table of training recipes."""
+    yield from compared("training")
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+def bench(part: str) -> dict[str, dict[str, Any]]:
+    """Read one part of `gen bench` on the CPU in every dtype that was measured."""
+    names = {dtype: f"bench/cpu-{dtype}/{part}" for dtype in DTYPES}
+    return {dtype: load(name) for dtype, name in names.items() if (RESULTS / f"{name}.json").exists()}
+
+
+def bench_source(part: str) -> Iterator[str]:
+    """Yield the line under a table of `gen bench`: machine, date and versions."""
+    first = bench(part)["float32"]
+    machine, versions = first["machine"]["name"], first["versions"]
+    about = f"{first['date'][:10]}, {machine}, torch {versions['torch']}, diffusers {versions['diffusers']}"
+    how = "medians of calls in turns in one process, 95 % intervals in brackets; made by `gen bench`"
+    yield from source(f"bench/cpu-float32/{part}", f"{about}; {how}")
+
+
+def speedup(ratio: dict[str, float] | None) -> str:
+    """Format a ratio of times with its interval."""
+    return "" if ratio is None else f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def engines() -> Iterator[str]:
+    """Yield the table of the packed engine against diffusers with the same weights and dtype."""
+    cells = []
+    for part in ("forward", "sample"):
+        results = bench(part)
+        for k, case in enumerate(results["float32"]["cases"]):
+            for peer in ("diffusers eager", "diffusers compiled"):
+                row = []
+                for dtype in DTYPES:
+                    ratios = results[dtype]["cases"][k]["ratios"]
+                    hits = [r for r in ratios if (r["ours"], r["peer"]) == ("packed", peer)]
+                    row.append(speedup(hits[0] if hits else None))
+                if any(row):
+                    cells.append([case["case"], peer, *row])
+    yield from markdown(["case", "against", *DTYPES], cells)
+    yield from bench_source("forward")
+
+
+def operations() -> Iterator[str]:
+    """Yield the table of single ops: ours against eager PyTorch and against the fastest other way."""
+    cells = []
+    for part in ("attention", "fused", "ssm"):
+        ratios: dict[tuple[str, str], list[list[Any]]] = {}
+        for dtype, result in bench(part).items():
+            for case in result["cases"]:
+                for ours in dict.fromkeys(ratio["ours"] for ratio in case["ratios"]):
+                    mine = [ratio for ratio in case["ratios"] if ratio["ours"] == ours]
+                    what = case["case"].removesuffix(", forward") + (", packed weights" if "packed" in ours else "")
+                    ratios.setdefault((part, what), []).append([dtype, mine])
+        for (part, what), found in ratios.items():
+            row = [f"attention, {what}" if part == "attention" else what]
+            by_dtype = dict(found)
+            eager = [ratio for ratio in by_dtype["float32"] if ratio["peer"] == "eager"]
+            row.append(speedup(eager[0] if eager else None))
+            for dtype in DTYPES:
+                hardest = min(by_dtype.get(dtype, []), key=lambda ratio: ratio["value"], default=None)
+                row.append("" if hardest is None else f"{hardest['value']:.2f} ({hardest['peer']})")
+            cells.append(row)
+    heads = ["op", "against eager, float32", *(f"against the fastest, {dtype}" for dtype in DTYPES)]
+    yield from markdown(heads, cells)
+    yield from bench_source("attention")
+
+
+def decoding() -> Iterator[str]:
+    """Yield the table of the fastest setting of each policy with a success of at least .9."""
+    rows = load("decoding")
+    cells = []
+    for curve in dict.fromkeys(row["curve"] for row in rows):
+        good = [row for row in rows if row["curve"] == curve and row["success"]["value"] >= 0.9]
+        if good:
+            best = max(good, key=lambda row: row["tokens_per_forward"]["value"])
+            cells.append([best["label"], estimate(best["success"]), estimate(best["tokens_per_forward"])])
+            cells[-1].append(f"{best['tokens_per_second']:.0f}")
+        else:
+            top = max((row for row in rows if row["curve"] == curve), key=lambda row: row["success"]["value"])
+            cells.append([f"{top['label']} (its best success)", estimate(top["success"])])
+            cells[-1] += [estimate(top["tokens_per_forward"]), f"{top['tokens_per_second']:.0f}"]
+    yield from markdown(["policy", "success", "tokens per evaluation", "tokens per second"], cells)
+    first = rows[0]
+    about = f'{first["date"][:10]}, {first["device"]}, {first["n"]} prompts of "{first["task"]}" at temperature 1'
+    yield from source("decoding", f"{about}; made by `gen bench-decode`")
+
+
+def block_diffusion() -> Iterator[str]:
+    """Yield the table of the decoding loop beside the one of diffusers."""
+    found = load("engines")
+    names = {"plain": "gen, no cache", "cached": "gen, exact block cache", "diffusers": "diffusers' LLaDA2Pipeline"}
+    ratios = found["ratios"] | {"diffusers / diffusers": 1.0}
+    cells = [
+        [text, f"{found['tokens_per_second'][key]:.0f}", f"{ratios[f'{key} / diffusers']:.2f}"]
+        for key, text in names.items()
+    ]
+    yield from markdown(["loop", "tokens per second", "ratio"], cells)
+    about = f"{found['batch']} ragged prompts, {found['gen_length']} tokens each in blocks of {found['block']}"
+    yield from source("engines", f"{about}, two tokens an evaluation, torch {found['torch']}, one CPU core")
+
+
+TABLES = (teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion)
+
+
+def updated(text: str) -> str:
+    """Return a page with every marked table made anew.
+
+    Raises:
+        KeyError: a marked name is none of this file's tables.
+    """
+    tables = {table.__name__: table for table in TABLES}
+    return REGION.sub(lambda found: "\n".join([found[1], *tables[found[2]](), "", found[3]]), text)
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    args = parser.parse_args(given)
+    stale = []
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (new := updated(text)) != text:
+            stale.append(page.name)
+            if not args.check:
+                page.write_text(new, encoding="utf-8")
+    if stale:
+        print(f"{'out of date' if args.check else 'updated'}: {', '.join(stale)}")
+    return int(bool(stale) and args.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
