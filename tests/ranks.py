@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from gen.training.distributed import leave
+from gen.training.distributed import shutdown
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +58,7 @@ def main(worker, folder, count, rank):
     tensors = getattr(importlib.import_module(module), name)()
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, Path(folder) / f"rank-{rank}.safetensors")
     dist.barrier()
-    leave()
+    shutdown()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, expand
 from gen.samplers.grids.coarse import Coarse
-from gen.training.ema import Average
+from gen.training.ema import EMA
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
 
@@ -141,7 +141,7 @@ def seen(x0: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Decay(Average):
+class Decay(EMA):
     """The plain exponential average of a target network: no warm-up."""
 
     decay: float = 0.95

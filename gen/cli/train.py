@@ -50,14 +50,14 @@ def settings(args: argparse.Namespace) -> Run:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from gen.training.distributed import first
+    from gen.training.distributed import is_main
     from gen.training.trainer import train
 
     if args.threads:
         torch.set_num_threads(args.threads)
     folder = args.output_dir or Path("runs") / Path(args.recipe).stem
     done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
-    if first():
+    if is_main():
         loss = "" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"
         print(f"{done.folder}: step {done.step}{loss}")
     return 0

@@ -1,9 +1,67 @@
-"""Data: one file per source, a frozen dataclass with shape (C, H, W), classes (0: no labels) and open(split).
+"""Data: one file per source, a frozen dataclass that opens a map-style data set.
 
-open("train" | "test") returns a map-style data set: len(), [i] -> {"x": float32 [C, H, W] in [-1, 1], "y": int64},
-and `fingerprint`, the sha256 of what it holds.
+    digits   8 x 8 digits in scikit-learn's wheel        lists    lists of letters with ten tasks (text)
+    folder   pictures in class folders                   text     text files as windows of tokens (text)
+    npz      ADM's .npz of images                        answers  a teacher's decoded answers (text)
+    latents  safetensors shards of latents               pairs    noise and what a teacher generated from it
+    mixture  points of a mixture of Gaussians
 
-Text has the shape (L,), a tokenizer and its vocab, and items {"x": int64 [L], "prompt", "length": int64 0-d}: the first
-`prompt` tokens are given, never masked and never trained; from place `length` on there is padding (the tokeniser's
-first stop token), which nobody sees.
+This page is the contract; a class of your own is named "my_package.module:Class".
 """
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["DataSet", "DataSource"]
+
+
+class DataSet(Protocol):
+    """A map-style data set: len(data) items, data[i] the i-th as a dict of tensors.
+
+    Images: {"x": float32 [C, H, W] in [-1, 1]}, with labels also "y": int64 0-d. Every further key is handed to the
+    network as a condition of its name, batched, but for "origin": the int64 seed of the noise a pair's x came from.
+    Text: {"x": int64 [L], "prompt": int64 0-d, "length": int64 0-d}: the first `prompt` tokens are given, never masked
+    and never trained; from position `length` on there is padding (the tokeniser's first end-of-text token), which no
+    other token attends to.
+
+    Attributes:
+        fingerprint: a hash (hex) of the content and of every option that changes it; a run resumes on equal ones only.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> dict[str, Tensor]: ...
+
+
+class DataSource(Protocol):
+    """A plug-in of this folder: a frozen dataclass whose fields say where the data are and how they are read.
+
+    A source of text has `tokenizer` and `vocab` too, see gen.text.tokenizers.
+
+    Attributes:
+        shape: the shape of one x: (C, H, W), or (L,) for text.
+        classes: number of labels; 0 if items have no "y".
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    def open(self, split: str) -> DataSet:
+        """Open a split.
+
+        Args:
+            split: "train" or "test"; the two share no item.
+
+        Raises:
+            UserError: in one line, for data that are missing, broken or laid out differently.
+        """
+        ...

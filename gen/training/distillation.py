@@ -12,7 +12,7 @@ from gen.config.spec import build, override
 from gen.pipeline import locate
 from gen.text.contracts import Decoding
 from gen.training.run import run_from
-from gen.training.trainer import Finished, train
+from gen.training.trainer import TrainResult, train
 
 __all__ = ["distill"]
 
@@ -26,7 +26,7 @@ def distill(
     resume: str = "auto",
     command: str | None = None,
     quiet: bool = False,
-) -> Finished:
+) -> TrainResult:
     """Distils the run in `teacher` into `folder` by a method of gen.distill: a name, a spec or an object.
 
     changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all

@@ -1,9 +1,9 @@
-"""Several processes as one training: how they find each other, and networks of which each process holds a part.
+"""Training on several processes: starting accelerate, and sharding networks with torch's FSDP2.
 
-accelerate starts the processes and sums their gradients. Its own way to FSDP2 is not taken, since in version 1.15 it
-leaves a run on CPUs unsharded without a word, shards no network without an optimiser (an average, a target), and gives
-a resumed optimiser new parameters but not their state. So networks are cut here, by torch's fully_shard, before there
-are optimisers, on any device; accelerate does the rest.
+accelerate starts the processes and averages their gradients. Its own way to FSDP2 is not taken: version 1.15 silently
+leaves a run on CPUs unsharded, shards no network without an optimiser (an average, a target), and gives a resumed
+optimiser new parameters but not their state. So networks are sharded here, by torch's fully_shard, before there are
+optimisers, on any device; accelerate does the rest.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import copy
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,53 +23,81 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.training.run import Run
 
-__all__ = ["accelerator", "first", "leave", "outline", "parted", "plain", "shard", "shares", "whole"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = [
+    "create_accelerator",
+    "device_mesh",
+    "distribute_like",
+    "full_tensor",
+    "is_main",
+    "meta_copy",
+    "shard",
+    "shutdown",
+    "unshard",
+]
 
 
-def accelerator(run: Run, folder: Path) -> Any:
-    """accelerate's Accelerator: on CPUs if there is nothing else. UserError where it and the launcher disagree."""
+def create_accelerator(run: Run, folder: Path) -> Accelerator:
+    """Create accelerate's Accelerator for a run, on CPUs if the machine has no accelerator.
+
+    Args:
+        run: its precision and trackers are taken.
+        folder: where trackers write.
+
+    Raises:
+        UserError: for fp16 on a CPU, or if accelerate sees another number of processes than were launched.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import patch_environment
 
     AcceleratorState._reset_state()  # else a second run in this process could not choose its own precision
     with patch_environment(ACCELERATE_USE_FSDP="false"):
-        made = Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=run.precision,
             log_with=list(run.trackers) or None,
             project_dir=str(folder) if run.trackers else None,
         )
-    if run.precision == "fp16" and made.device.type == "cpu":
+    if run.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; on this machine allowed: no, bf16")
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != made.num_processes:  # each of them would train alone, in the same folder
-        raise UserError(f"{started} processes were started, and accelerate sees {made.num_processes} on {made.device}")
-    if started > 1:
-        atexit.register(leave)
-    return made
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:  # each of them would train alone, in the same folder
+        seen = f"accelerate sees {accelerator.num_processes} on {accelerator.device}"
+        raise UserError(f"{launched} processes were launched, and {seen}")
+    if launched > 1:
+        atexit.register(shutdown)
+    return accelerator
 
 
-def leave() -> None:
-    """Ends the connections, and lets their threads end what they are at.
+def shutdown() -> None:
+    """Destroy the process group and give its threads a moment to end.
 
-    A thread of gloo's that gives back its last tensor needs Python; where Python is already leaving, it aborts the
-    process. No call waits for those threads, so they are given a moment.
+    A gloo thread that frees its last tensor needs Python; if the interpreter is already exiting, it aborts the process.
+    No call waits for those threads, hence the sleep.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         time.sleep(0.1)
 
 
-def first() -> bool:
-    """Whether this is the first, or the only, of the processes that a launcher started."""
+def is_main() -> bool:
+    """Return whether this is the first, or the only, of the processes that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def shares(run: Run, accelerator: Any) -> Any:
-    """The mesh of processes over which to shard, or None: asked for by run.shard, or `accelerate launch --use_fsdp`.
+def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:
+    """Return the mesh of processes over which to shard, or None for one process or an unsharded run.
 
-    UserError for what that launch may ask for besides and cannot get.
+    Args:
+        run: `run.shard` asks for sharding; so does `accelerate launch --use_fsdp`, through the environment.
+        accelerator: the device type and the number of processes.
+
+    Raises:
+        UserError: for options of that launch that are not supported, and for a run that is also compiled.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if launched:
@@ -86,12 +114,19 @@ def shares(run: Run, accelerator: Any) -> Any:
     return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
 
 
-def shard(net: nn.Module, mesh: Any) -> None:
-    """Cuts every parameter in parts, in place, one part to a process; they are gathered while the network runs.
+def shard(net: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard every parameter in place, one part per process; parts are gathered while the network runs.
 
-    A transformer's blocks, which are those with `residuals` (gen.models.layers.block), are gathered one by one, then
-    all the rest; other networks at once. UserError for a parameter that is a single number, which has no parts, and for
-    a network that is the gradient of its potential, since parameters are let go of after the first of two derivatives.
+    A transformer's blocks, those with `residuals` (gen.models.layers.block), are gathered one by one, then all the
+    rest; other networks at once.
+
+    Args:
+        net: the network, the same in every process.
+        mesh: of `device_mesh`.
+
+    Raises:
+        UserError: for a parameter that is a single number, which cannot be split, and for a network that is the
+            gradient of its potential, since parameters are freed after the first of two derivatives.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -102,27 +137,36 @@ def shard(net: nn.Module, mesh: Any) -> None:
         raise UserError(f"{type(net).__name__} cannot be sharded: it is itself a derivative; leave out shard")
     # Nothing here writes into a network's output, which is what it warns of.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-    for part in [*(module for module in net.modules() if hasattr(module, "residuals")), net]:
-        if next(part.parameters(), None) is not None:
-            # The root too: parameters() must be the parts at every moment between two calls.
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    for module in [*(m for m in net.modules() if hasattr(m, "residuals")), net]:
+        if next(module.parameters(), None) is not None:
+            # The root too: parameters() must be the shards at every moment between two calls.
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
             for method in ("residuals", "fused_forward"):  # how a block is called: gen.models.layers.block.run_block
-                if part is not net and hasattr(part, method):
-                    register_fsdp_forward_method(part, method)
+                if module is not net and hasattr(module, method):
+                    register_fsdp_forward_method(module, method)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one that is in parts; then every process has to ask at once."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor itself, or the gathered whole of a sharded one; then every process has to call at once.
+
+    Args:
+        tensor: a plain tensor or a DTensor.
+    """
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
-def parted(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors, the same in every process, each in parts if its namesake in `like` is, and where that one is."""
-    return {name: _parted(tensor, like[name]) if name in like else tensor for name, tensor in tensors.items()}
+def distribute_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shard full tensors as their namesakes are sharded.
+
+    Args:
+        tensors: full tensors by name, the same in every process.
+        like: tensors by name; where one is a DTensor, its mesh and placements are taken.
+    """
+    return {name: _distribute(tensor, like[name]) if name in like else tensor for name, tensor in tensors.items()}
 
 
-def _parted(tensor: Tensor, like: Any) -> Tensor:
+def _distribute(tensor: Tensor, like: Any) -> Tensor:
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -130,20 +174,29 @@ def _parted(tensor: Tensor, like: Any) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def outline(net: nn.Module) -> nn.Module:
-    """A copy of a network without its numbers, from which `plain` makes whole ones after the network is sharded."""
+def meta_copy(net: nn.Module) -> nn.Module:
+    """Return a copy on the meta device, without data, from which `unshard` builds full networks.
+
+    Args:
+        net: a network that is not sharded yet.
+    """
     return copy.deepcopy(net).to("meta")
 
 
 @torch.no_grad()
-def plain(net: nn.Module, outline: nn.Module) -> nn.Module:
-    """A copy of a sharded network that is whole, for evaluation; every process has to ask at once."""
+def unshard(net: nn.Module, template: nn.Module) -> nn.Module:
+    """Return a full copy of a sharded network in evaluation mode; every process has to call at once.
+
+    Args:
+        net: the sharded network.
+        template: its `meta_copy` from before it was sharded.
+    """
     device = next(t.device for t in (*net.parameters(), *net.buffers()))
-    made = copy.deepcopy(outline).to_empty(device=device)
-    for ours, theirs in zip(_tensors(made), _tensors(net), strict=True):
-        ours.copy_(whole(theirs))
-    return made.eval()
+    full = copy.deepcopy(template).to_empty(device=device)
+    for ours, theirs in zip(_tensors(full), _tensors(net), strict=True):
+        ours.copy_(full_tensor(theirs))
+    return full.eval()
 
 
-def _tensors(net: nn.Module) -> Iterable[Tensor]:
+def _tensors(net: nn.Module) -> tuple[Tensor, ...]:
     return (*net.parameters(), *net.buffers())

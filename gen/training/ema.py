@@ -1,4 +1,4 @@
-"""Averages of the weights over training."""
+"""Averages of the weights over training (EMA)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,42 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 
-__all__ = ["Average", "Classic", "Power", "exponent"]
+__all__ = ["EMA", "Classic", "Power", "gamma_from_std"]
 
 
 @dataclass(frozen=True)
-class Average:
-    """A profile: how far the average moves towards the weights after update n. `label` names its file."""
+class EMA:
+    """An averaging profile: average <- decay average + (1 - decay) weights after every update.
+
+    Attributes:
+        label: names the average's file, net-LABEL.safetensors, and `weights` in gen.load.
+    """
 
     label: str = "ema"
 
     def decay_at(self, update: int) -> float:
-        """The share of the old average that stays after update 1, 2, ..."""
+        """Return the decay after update 1, 2, ..."""
         raise NotImplementedError
 
     @torch.no_grad()
     def update(self, average: nn.Module, net: nn.Module, update: int) -> None:
-        """One step of the average; buffers, and whatever is not floating point, are copied."""
+        """Average the parameters of `net` into `average` after an update; buffers are copied."""
         averages: list[Tensor] = list(average.parameters())
-        if averages:  # a role without parameters is memory
+        if averages:  # a role may have buffers only
             torch._foreach_lerp_(averages, list(net.parameters()), 1 - self.decay_at(update))
         for ours, theirs in zip(average.buffers(), net.buffers(), strict=True):
             ours.copy_(theirs)
 
 
 @dataclass(frozen=True)
-class Classic(Average):
-    """The exponential average with warm-up: decay min(decay, (1 + n) / (10 + n)), so short runs are not all noise."""
+class Classic(EMA):
+    """The exponential average with a warm-up, so that short runs are averaged too: decay min(decay, (1 + n) / (10 +
+    n)).
+
+    Attributes:
+        label: see EMA.
+        decay: the limit, in [0, 1).
+    """
 
     decay: float = 0.9999
 
@@ -49,12 +59,15 @@ class Classic(Average):
 
 
 @dataclass(frozen=True)
-class Power(Average):
-    """The power-function average of EDM2: decay (1 - 1 / n)^(gamma + 1), so weight t counts as t^gamma / n^(gamma + 1).
+class Power(EMA):
+    """The power-function average of EDM2 (Karras et al. 2024, eqs. 123, 126, 127): decay (1 - 1 / n)^(gamma + 1).
 
-    It is as long, measured by its standard deviation `std` as a share of the run, at every moment of the run. The
-    checkpoints of a run with two of them give any other afterwards: gen.training.posthoc_ema. The label is
-    "power-0.050" unless another is given. (Karras et al. 2024, eqs. 123, 126, 127; std 0.05 and 0.10 there.)
+    The weights of update t count as t^gamma / n^(gamma + 1). The checkpoints of a run with two such averages give any
+    other afterwards: gen.training.posthoc_ema.
+
+    Attributes:
+        label: see EMA; default "power-0.050" for std 0.05.
+        std: standard deviation of the weighting as a share of the run so far, in (0, 0.2887); EDM2 has 0.05 and 0.10.
     """
 
     label: str = ""
@@ -68,17 +81,21 @@ class Power(Average):
 
     @property
     def gamma(self) -> float:
-        return exponent(self.std)
+        return gamma_from_std(self.std)
 
     def decay_at(self, update: int) -> float:
         return (1 - 1 / update) ** (self.gamma + 1)
 
 
 @functools.cache
-def exponent(std: float) -> float:
-    """gamma of a relative standard deviation: std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), gamma > 0."""
+def gamma_from_std(std: float) -> float:
+    """Solve std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) for gamma > 0.
+
+    Args:
+        std: relative standard deviation, in (0, 0.2887).
+    """
     low, high = 0.0, 1 / std
     while (middle := (low + high) / 2) not in (low, high):
-        wide = math.sqrt((middle + 1) / ((middle + 2) ** 2 * (middle + 3))) > std
-        low, high = (middle, high) if wide else (low, middle)
+        too_wide = math.sqrt((middle + 1) / ((middle + 2) ** 2 * (middle + 3))) > std
+        low, high = (middle, high) if too_wide else (low, middle)
     return low

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +15,43 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.training.log import read_metrics
 
-__all__ = ["WSD", "WSDS", "Constant", "Cosine", "InverseSqrt", "Linear", "Refined", "Schedule", "smooth"]
+__all__ = [
+    "WSD",
+    "WSDS",
+    "Constant",
+    "Cosine",
+    "InverseSqrt",
+    "Linear",
+    "Refined",
+    "Schedule",
+    "WarmupSchedule",
+    "median_filter",
+]
+
+
+class Schedule(Protocol):
+    """A learning-rate schedule: a frozen dataclass that maps the update count to a factor on the peak rate.
+
+    Optional: `ends`, a tuple of updates whose checkpoints are saved and never pruned (see WSDS).
+    """
+
+    def factor(self, update: int, total: int) -> float:
+        """Return the factor on the peak learning rate.
+
+        Args:
+            update: 0, 1, ..., total - 1.
+            total: the run's number of updates.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """warmup: updates over which the rate rises linearly from 0; update n = 0 already has 1 / warmup of it."""
+class WarmupSchedule:
+    """A schedule that begins with a linear warm-up.
+
+    Attributes:
+        warmup: updates over which the rate rises linearly from 0; update 0 already has 1 / warmup of the peak.
+    """
 
     warmup: int = 0
 
@@ -28,52 +59,69 @@ class Schedule:
         if self.warmup < 0:
             raise UserError(f"{type(self).__name__}: warmup = {self.warmup}; it must not be negative")
 
-    def after_warmup(self, progress: float) -> float:
-        """The factor at progress 0 .. 1 of what follows the warm-up."""
-        raise NotImplementedError
-
     def factor(self, update: int, total: int) -> float:
-        """The factor on the peak learning rate at update 0, 1, ..., total - 1."""
-        return (update + 1) / self.warmup if update < self.warmup else self.settled(update, total)
+        return (update + 1) / self.warmup if update < self.warmup else self.after_warmup(update, total)
 
-    def settled(self, update: int, total: int) -> float:
-        """The factor at an update after the warm-up, for schedules that are no function of progress alone."""
-        return self.after_warmup((update - self.warmup) / max(1, total - self.warmup))
+    def after_warmup(self, update: int, total: int) -> float:
+        """The factor at update warmup, ..., total - 1; by default a function of progress alone."""
+        return self.at_progress((update - self.warmup) / max(1, total - self.warmup))
+
+    def at_progress(self, progress: float) -> float:
+        """The factor when the share `progress`, 0 to 1, of the updates after the warm-up is done."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Constant(Schedule):
-    """The peak rate throughout."""
+class Constant(WarmupSchedule):
+    """The peak rate throughout.
 
-    def after_warmup(self, progress: float) -> float:
+    Attributes:
+        warmup: see WarmupSchedule.
+    """
+
+    def at_progress(self, progress: float) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
-    """Down to `floor` of the peak in a straight line."""
+class Linear(WarmupSchedule):
+    """Linear decay from the peak to `floor` of it.
+
+    Attributes:
+        warmup: see WarmupSchedule.
+        floor: the last factor.
+    """
 
     floor: float = 0.0
 
-    def after_warmup(self, progress: float) -> float:
+    def at_progress(self, progress: float) -> float:
         return 1 - (1 - self.floor) * progress
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
-    """Down to `floor` of the peak along half a cosine (Loshchilov & Hutter 2017)."""
+class Cosine(WarmupSchedule):
+    """Half a cosine from the peak to `floor` of it (Loshchilov & Hutter 2017).
+
+    Attributes:
+        warmup: see WarmupSchedule.
+        floor: the last factor.
+    """
 
     floor: float = 0.0
 
-    def after_warmup(self, progress: float) -> float:
+    def at_progress(self, progress: float) -> float:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
-class InverseSqrt(Schedule):
-    """The peak for `flat` updates, counted from the first, then falling as 1 / sqrt(n) (EDM2, Karras et al. 2024).
+class InverseSqrt(WarmupSchedule):
+    """The peak for `flat` updates, then 1 / sqrt(n) decay (EDM2, Karras et al. 2024).
 
     factor = min((n + 1) / warmup, 1) / sqrt(max(n / flat, 1)): the end of training need not be known.
+
+    Attributes:
+        warmup: see WarmupSchedule.
+        flat: updates before the decay, counted from the first, those of the warm-up included; default EDM2's.
     """
 
     flat: int = 70_000
@@ -89,8 +137,14 @@ class InverseSqrt(Schedule):
 
 
 @dataclass(frozen=True)
-class WSD(Schedule):
-    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): the peak, then down to `floor` over the last `decay` share."""
+class WSD(WarmupSchedule):
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM): the peak, then a linear decay at the end.
+
+    Attributes:
+        warmup: see WarmupSchedule.
+        decay: share of the updates after the warm-up over which the rate falls, in (0, 1].
+        floor: the last factor.
+    """
 
     decay: float = 0.2
     floor: float = 0.0
@@ -100,18 +154,23 @@ class WSD(Schedule):
         if not 0 < self.decay <= 1:
             raise UserError(f"WSD: decay = {self.decay}; it must be in (0, 1]")
 
-    def after_warmup(self, progress: float) -> float:
+    def at_progress(self, progress: float) -> float:
         return 1 - (1 - self.floor) * max(0.0, (progress - (1 - self.decay)) / self.decay)
 
 
 @dataclass(frozen=True)
-class WSDS(Schedule):
+class WSDS(WarmupSchedule):
     """Several decays in one run, each followed by a jump back to the peak (WSD-S, Wen et al. 2024, arXiv 2410.05192).
 
-    ends: the updates at which a decay ends; the last one ends with the run. The checkpoint of each end is saved and
-    never pruned: it is a finished model, and training goes on from it at the peak. decay: the share of the updates made
-    by an end that its decay takes. shape: inverse, 1 / (s / floor + 1 - s) over the share s of the decay, or linear.
-    A run that has ended goes on with more steps just as if its end had been listed.
+    The checkpoint of each end is saved and never pruned: it is a finished model, and training continues from it at the
+    peak. A run that has ended continues with more steps just as if its end had been listed.
+
+    Attributes:
+        warmup: see WarmupSchedule.
+        ends: updates at which a decay ends, growing; the last decay ends with the run.
+        decay: length of a decay as a share of the updates done at its end, in (0, 1].
+        floor: the factor at the end of a decay; above 0 unless the shape is linear.
+        shape: "inverse" is 1 / (s / floor + 1 - s) at the share s of the decay, "linear" 1 - (1 - floor) s.
     """
 
     ends: tuple[int, ...] = ()
@@ -128,7 +187,7 @@ class WSDS(Schedule):
         if list(self.ends) != sorted({e for e in self.ends if e > self.warmup}):
             raise UserError(f"WSDS: ends = {list(self.ends)}; they must grow, from above warmup = {self.warmup}")
 
-    def settled(self, update: int, total: int) -> float:
+    def after_warmup(self, update: int, total: int) -> float:
         if update >= total:
             return self.floor
         begin = max([self.warmup, *(e for e in self.ends if e <= update)])
@@ -141,12 +200,16 @@ class WSDS(Schedule):
 
 
 @dataclass(frozen=True)
-class Refined(Schedule):
+class Refined(WarmupSchedule):
     """Linear decay refined by the gradient norms G_t of an earlier run (Defazio et al. 2023, arXiv 2310.07831, alg. 1).
 
-    The factor is w_t sum_{p > t} w_p over its largest value, with w = G^-power; the last is 0. norms: smoothed norms,
-    evenly spread over a run, see `from_run`; constant ones, or none, give 1 - t / (T - 1). power: 2 as published for
-    the L2 norms that gen records; for Adam the paper has 1 with L1 norms. The warm-up, if any, is not part of it.
+    The factor is w_t sum_{p > t} w_p over its largest value, with w = G^-power; the last is 0. The warm-up, if any, is
+    not part of it.
+
+    Attributes:
+        warmup: see WarmupSchedule.
+        norms: evenly spaced smoothed norms of a run, see `from_run`; constant ones, or none, give 1 - t / (T - 1).
+        power: 2 as published for L2 norms, which gen records; for Adam the paper has 1 with L1 norms.
     """
 
     norms: tuple[float, ...] = ()
@@ -161,9 +224,15 @@ class Refined(Schedule):
 
     @staticmethod
     def from_run(folder: str | Path, power: float = 2.0, warmup: int = 0, window: float = 0.1) -> Refined:
-        """The schedule that the gradient norms of a run folder suggest; the run must have had log_every 1.
+        """Return the schedule that the gradient norms of a run folder suggest.
 
-        window: width of the median filter as a share of the run.
+        Args:
+            folder: a run folder; the run must have had log_every 1.
+            power, warmup: as of the class.
+            window: width of the median filter as a share of the run.
+
+        Raises:
+            UserError: if the folder has no metrics.jsonl with the norm of every step.
         """
         file = Path(folder) / "metrics.jsonl"
         if not file.exists():
@@ -174,21 +243,21 @@ class Refined(Schedule):
                 f"{file} has the gradient norm of {len(norms)} of {max(norms, default=0)} steps; it must have "
                 "been trained with log_every 1"
             )
-        found = smooth([norms[step] for step in sorted(norms)], window)
-        return Refined(warmup=warmup, norms=tuple(float(f"{norm:.6g}") for norm in found.tolist()), power=power)
+        smoothed = median_filter([norms[step] for step in sorted(norms)], window)
+        return Refined(warmup=warmup, norms=tuple(float(f"{norm:.6g}") for norm in smoothed.tolist()), power=power)
 
     @cached_property
     def _curves(self) -> dict[int, list[float]]:
         return {}
 
-    def settled(self, update: int, total: int) -> float:
+    def after_warmup(self, update: int, total: int) -> float:
         if total not in self._curves:
             self._curves[total] = self.curve(total)
         return self._curves[total][min(update, total - 1) - self.warmup]
 
     def curve(self, total: int) -> list[float]:
         """The factors of updates warmup, ..., total - 1."""
-        norms = _spread(torch.tensor(self.norms or (1.0,), dtype=torch.float64), total)[self.warmup :]
+        norms = _resample(torch.tensor(self.norms or (1.0,), dtype=torch.float64), total)[self.warmup :]
         if len(norms) < 2:
             return [1.0]
         w = (norms / norms.min()) ** -self.power
@@ -197,22 +266,29 @@ class Refined(Schedule):
         return (rate / rate.max()).tolist()
 
 
-def smooth(norms: Sequence[float], window: float = 0.1, longest: int = 2000) -> Tensor:
-    """The median filter of Defazio et al. 2023: float64, at most `longest` values.
+def median_filter(norms: Sequence[float], window: float = 0.1, longest: int = 2000) -> Tensor:
+    """Smooth gradient norms by the median filter of Defazio et al. 2023, of width 2 floor(window n / 2) + 1.
 
-    Its width is 2 floor(window n / 2) + 1; the first value is repeated before the sequence, which is mirrored at its
-    end. Of more than `longest` norms the medians of as many equal stretches are taken first.
+    At the start the first value is repeated, at the end the sequence is mirrored.
+
+    Args:
+        norms: the norm of every update.
+        window: width as a share of the sequence.
+        longest: of more norms than this, the medians of as many equal stretches are taken first.
+
+    Returns:
+        float64 [min(len(norms), longest)].
     """
-    found = torch.tensor(norms, dtype=torch.float64)
-    if len(found) > longest:
-        found = torch.stack([stretch.median() for stretch in found.tensor_split(longest)])
-    half = int(window * len(found)) // 2
-    padded = torch.cat([found[:1].expand(half), found, found[-half - 1 : -1].flip(0)])
+    values = torch.tensor(norms, dtype=torch.float64)
+    if len(values) > longest:
+        values = torch.stack([stretch.median() for stretch in values.tensor_split(longest)])
+    half = int(window * len(values)) // 2
+    padded = torch.cat([values[:1].expand(half), values, values[-half - 1 : -1].flip(0)])
     return padded.unfold(0, 2 * half + 1, 1).median(-1).values
 
 
-def _spread(values: Tensor, n: int) -> Tensor:
+def _resample(values: Tensor, n: int) -> Tensor:
     """n values, by linear interpolation from the first to the last of `values`."""
-    place = torch.linspace(0, len(values) - 1, n, dtype=torch.float64)
-    low = place.floor().long().clamp(max=max(0, len(values) - 2))
-    return torch.lerp(values[low], values[(low + 1).clamp(max=len(values) - 1)], place - low)
+    position = torch.linspace(0, len(values) - 1, n, dtype=torch.float64)
+    low = position.floor().long().clamp(max=max(0, len(values) - 2))
+    return torch.lerp(values[low], values[(low + 1).clamp(max=len(values) - 1)], position - low)

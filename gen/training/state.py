@@ -1,4 +1,7 @@
-"""What a training has to remember: weights, averages and optimiser state, as named tensors."""
+"""The training state as named tensors: weights, averages and optimiser state, gathered for a checkpoint and restored.
+
+nets: the networks by role. averages: their averages by (role, label). optims: the optimisers by role.
+"""
 
 from __future__ import annotations
 
@@ -10,43 +13,68 @@ import torch
 from torch import Tensor, nn
 
 from gen.config import checkpoints
-from gen.training.distributed import parted, whole
+from gen.training.distributed import distribute_like, full_tensor
 
-__all__ = ["fuse", "optimisers", "trained", "unpack", "weights"]
+__all__ = ["enable_fused", "optimiser_files", "restore", "trainable_parameters", "weight_files"]
 
-Nets = Mapping[str, nn.Module]  # by role
-Averages = Mapping[tuple[str, str], nn.Module]  # by role and label
+Nets = Mapping[str, nn.Module]
+Averages = Mapping[tuple[str, str], nn.Module]
+Optims = Mapping[str, torch.optim.Optimizer]
 Files = dict[str, dict[str, Tensor]]
 
 
-def trained(net: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters an optimiser sees, by name."""
+def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters an optimiser updates, by name.
+
+    Args:
+        net: the network; frozen parameters are left out.
+    """
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def fuse(net: nn.Module) -> int:
-    """Tells every module that can take its halves in fused operations to do so (gen.models.layers.block); how many."""
-    able = [module for module in net.modules() if hasattr(module, "fused")]
-    for module in able:
-        module.fused = True  # type: ignore[assignment]
-    return len(able)
+def enable_fused(net: nn.Module) -> int:
+    """Make every module that can compute in fused operations do so (gen.models.layers.block).
+
+    Args:
+        net: changed in place.
+
+    Returns:
+        How many of its modules can.
+    """
+    modules: list[Any] = [module for module in net.modules() if hasattr(module, "fused")]
+    for module in modules:
+        module.fused = True
+    return len(modules)
 
 
-def weights(nets: Nets, averages: Averages, keep: bool = True) -> Files:
-    """net.safetensors and net-ema.safetensors, for every role and average; see `_gathered`."""
-    files = {f"{role}.safetensors": _gathered(net.state_dict(), keep) for role, net in nets.items()}
+def weight_files(nets: Nets, averages: Averages, keep: bool = True) -> Files:
+    """Collect net.safetensors and net-ema.safetensors of every role and average; every process has to call at once.
+
+    Args:
+        nets, averages: see the module.
+        keep: false in processes that do not write: they only take part in gathering.
+
+    Returns:
+        Tensors by file name and name; of sharded ones the whole, on the CPU.
+    """
+    files = {f"{role}.safetensors": _gather(net.state_dict(), keep) for role, net in nets.items()}
     return files | {
-        f"{role}-{label}.safetensors": _gathered(net.state_dict(), keep) for (role, label), net in averages.items()
+        f"{role}-{label}.safetensors": _gather(net.state_dict(), keep) for (role, label), net in averages.items()
     }
 
 
-def optimisers(nets: Nets, optims: Mapping[str, Any], keep: bool = True) -> Files:
-    """state/net.safetensors: "blocks.0.attn.qkv.weight/exp_avg", for every role; see `_gathered`."""
+def optimiser_files(nets: Nets, optims: Optims, keep: bool = True) -> Files:
+    """Collect state/net.safetensors of every role, with keys such as "blocks.0.attn.qkv.weight/exp_avg".
+
+    Args:
+        nets, optims: see the module.
+        keep: as of `weight_files`.
+    """
     return {
-        f"state/{role}.safetensors": _gathered(
+        f"state/{role}.safetensors": _gather(
             {
-                f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-                for name, parameter in trained(nets[role]).items()
+                f"{name}/{key}": torch.as_tensor(value)
+                for name, parameter in trainable_parameters(nets[role]).items()
                 for key, value in optim.state.get(parameter, {}).items()
             },
             keep,
@@ -55,34 +83,37 @@ def optimisers(nets: Nets, optims: Mapping[str, Any], keep: bool = True) -> File
     }
 
 
-def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """The same tensors, whole, or nothing if they are not to be kept.
-
-    Of tensors in parts each is gathered by itself, in all processes, and kept in the memory of the CPU.
-    """
-    found = {}
+def _gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Gather sharded tensors one by one, in all processes; return the full ones, or nothing."""
+    gathered = {}
     for name, tensor in tensors.items():
-        one = whole(tensor)
+        full = full_tensor(tensor)
         if keep:
-            found[name] = one if one is tensor else one.cpu()
-    return found
+            gathered[name] = full if full is tensor else full.cpu()
+    return gathered
 
 
-def unpack(place: Path, info: Mapping[str, Any], nets: Nets, averages: Averages, optims: Mapping[str, Any]) -> None:
-    """Everything back where it was, from a checkpoint and its manifest."""
+def restore(folder: Path, manifest: Mapping[str, Any], nets: Nets, averages: Averages, optims: Optims) -> None:
+    """Load weights, averages and optimiser state of a checkpoint, in place.
+
+    Args:
+        folder: the checkpoint.
+        manifest: what gen.config.checkpoints.read returned of it.
+        nets, averages, optims: see the module; the optimisers have made no step yet.
+    """
     for role, net in nets.items():
-        _load(net, checkpoints.read_tensors(place, f"{role}.safetensors", info))
+        _load(net, checkpoints.read_tensors(folder, f"{role}.safetensors", manifest))
         if role not in optims:
             continue
-        saved = checkpoints.read_tensors(place, f"state/{role}.safetensors", info)
-        for name, parameter in trained(net).items():
-            mine = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
-            placed = {key: value if key == "step" else value.to(parameter.device) for key, value in mine.items()}
-            shaped = {key: parameter for key, value in placed.items() if value.shape == parameter.shape}
-            optims[role].state[parameter] = parted(placed, shaped)
+        saved = checkpoints.read_tensors(folder, f"state/{role}.safetensors", manifest)
+        for name, parameter in trainable_parameters(net).items():
+            own = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
+            moved = {key: value if key == "step" else value.to(parameter.device) for key, value in own.items()}
+            shaped = {key: parameter for key, value in moved.items() if value.shape == parameter.shape}
+            optims[role].state[parameter] = distribute_like(moved, shaped)
     for (role, label), net in averages.items():
-        _load(net, checkpoints.read_tensors(place, f"{role}-{label}.safetensors", info))
+        _load(net, checkpoints.read_tensors(folder, f"{role}-{label}.safetensors", manifest))
 
 
 def _load(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    net.load_state_dict(parted(tensors, net.state_dict()))
+    net.load_state_dict(distribute_like(tensors, net.state_dict()))

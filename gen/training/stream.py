@@ -1,4 +1,4 @@
-"""The order of the data: an endless sequence of shuffled passes in which place p is a function of (seed, p) alone."""
+"""The order of the data: an endless sequence of shuffled epochs in which position p depends on (seed, p) alone."""
 
 from __future__ import annotations
 
@@ -10,30 +10,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gen.config.errors import UserError
+from gen.data import DataSet
 from gen.diffusion.noise import derive
 from gen.training.run import Run
 
-__all__ = ["Stream", "batches"]
+__all__ = ["ShuffledStream", "StepBatchSampler", "iterate_steps"]
 
 
-class Stream(Dataset[dict[str, Any]]):
-    """[p] is the item at place p of the stream, with its place as "index"."""
+class ShuffledStream(Dataset[dict[str, Any]]):
+    """A map-style view of the endless sequence: [p] is the item at position p, with p as its "index".
 
-    def __init__(self, data: Any, seed: int) -> None:
+    Args:
+        data: the data set, not empty.
+        seed: the run's; epoch k has the permutation of derive("order", seed, k).
+    """
+
+    def __init__(self, data: DataSet, seed: int) -> None:
         if not len(data):
             raise UserError("the data set is empty")
-        self._data, self._seed, self._pass = data, seed, -1
+        self._data, self._seed, self._epoch = data, seed, -1
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        number, offset = divmod(place, len(self._data))
-        if number != self._pass:
-            generator = torch.Generator().manual_seed(derive("order", self._seed, number))
-            self._pass, self._order = number, torch.randperm(len(self._data), generator=generator).tolist()
-        return {**self._data[self._order[offset]], "index": place}
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, offset = divmod(position, len(self._data))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive("order", self._seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(len(self._data), generator=generator).tolist()
+        return {**self._data[self._order[offset]], "index": position}
 
 
-class Places(Sampler[list[int]]):
-    """The places of each micro-batch of one process, from a given step on."""
+class StepBatchSampler(Sampler[list[int]]):
+    """Positions in the stream of one process's micro-batches, step by step, to the run's last.
+
+    Args:
+        run: its steps and its global batch size.
+        start: the first step.
+        share: samples of a step that this process has.
+        rank: the process.
+        micro: samples of a micro-batch, a divisor of share.
+    """
 
     def __init__(self, run: Run, start: int, share: int, rank: int, micro: int) -> None:
         self._run, self._start, self._share, self._rank, self._micro = run, start, share, rank, micro
@@ -45,11 +59,16 @@ class Places(Sampler[list[int]]):
                 yield list(range(i, i + self._micro))
 
 
-def batches(
-    stream: Stream, run: Run, start: int, share: int, rank: int, micro: int
+def iterate_steps(
+    stream: ShuffledStream, run: Run, start: int, share: int, rank: int, micro: int
 ) -> Iterator[tuple[int, list[dict[str, Tensor]]]]:
-    """(step, its micro-batches) for the process `rank`, whose share of the global batch is `share` samples."""
-    loader = DataLoader(stream, batch_sampler=Places(run, start, share, rank, micro), num_workers=run.workers)
-    items = iter(loader)
+    """Yield (step, its micro-batches) for one process, with run.workers loading in the background.
+
+    Args:
+        stream: the data in order.
+        run, start, share, rank, micro: as of StepBatchSampler.
+    """
+    sampler = StepBatchSampler(run, start, share, rank, micro)
+    items = iter(DataLoader(stream, batch_sampler=sampler, num_workers=run.workers))
     for step in range(start, run.steps):
         yield step, [next(items) for _ in range(share // micro)]

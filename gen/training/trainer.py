@@ -1,19 +1,20 @@
-"""The training loop. `train(run, folder)` is the one way in; Trainer.step is the whole of it.
+"""The training loop: `train(run, folder)` is the entry point, Trainer.step one update.
 
-What a step does is a function of (run, step) alone: the order of the data, every random number and the learning rate
-are computed from the step's number, so nothing has to be remembered for a resumed run to give the same bits.
+A step is a function of (run, step) and the state alone: the order of the data, every random number and the learning
+rate are computed from the step's number, so a resumed run gives the same bits without any saved generator.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,38 +28,57 @@ from gen.training import distributed, state
 from gen.training.checks import check_data, check_sampler, check_trackers
 from gen.training.log import MetricsFile, Progress
 from gen.training.objectives import Batch, Step
-from gen.training.optim import optimisers
+from gen.training.optim import build_optimisers
 from gen.training.previews import preview
 from gen.training.resume import begin_from, denoiser_of, parent_hash, resume_from, versions
 from gen.training.run import Run, run_spec
 from gen.training.signals import Interrupted, stop_signals
-from gen.training.stream import Stream, batches
+from gen.training.stream import ShuffledStream, iterate_steps
 
-__all__ = ["Finished", "Interrupted", "Trainer", "train"]
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["Interrupted", "TrainResult", "Trainer", "train"]
 
 VALIDATION_SAMPLES = 512
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Where a run is and how it ended."""
+class TrainResult:
+    """The outcome of a training.
+
+    Attributes:
+        folder: the run folder.
+        step: number of updates done.
+        val_loss: the last validation loss; None if the run has no validation.
+    """
 
     folder: Path
     step: int
     val_loss: float | None
 
     def pipeline(self) -> Any:
+        """Load the trained model."""
         return load(self.folder)
 
 
 def train(
     run: Run, folder: str | Path, *, resume: str = "auto", command: str | None = None, quiet: bool = False
-) -> Finished:
-    """Trains `run` in `folder` until run.steps.
+) -> TrainResult:
+    """Train a run until run.steps.
 
-    resume: "auto" goes on from the newest complete checkpoint there, "never" wants an empty folder, a path goes on from
-    that checkpoint. Raises UserError before any work for a run that does not fit its data or the folder, NonFinite when
-    the loss or a gradient stops being a number, Interrupted after SIGTERM or Ctrl-C; each time a checkpoint is left.
+    Args:
+        run: what to train.
+        folder: the run folder, new or of this run.
+        resume: "auto" continues from the newest complete checkpoint in the folder, "never" requires a folder without
+            a run, a path continues from that checkpoint.
+        command: what run.json says started the run; default this call.
+        quiet: no progress on the terminal.
+
+    Raises:
+        UserError: before any work, for a run that does not fit its data or the folder.
+        NonFinite: if the loss or a gradient is NaN or infinite; the last checkpoint is left.
+        Interrupted: after SIGTERM or Ctrl-C; a checkpoint is saved first.
     """
     trainer = Trainer(run, Path(folder), resume, command or f"gen.train(run, {str(folder)!r})", quiet)
     with stop_signals() as stop:
@@ -66,80 +86,76 @@ def train(
 
 
 class Trainer:
-    """The state of one training: networks by role, their optimisers and averages, and the number of steps done."""
+    """The state of one training: networks by role, their averages and optimisers, and the number of steps done."""
 
     def __init__(self, run: Run, folder: Path, resume: str, command: str, quiet: bool) -> None:
         self.run, self.folder, self.command = run, folder, command
         for name in ("data", "objective"):
             if getattr(run, name) is None:
                 raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
-        origin = resume_from(run, folder, resume)
+        checkpoint = resume_from(run, folder, resume)
         check_trackers(run.trackers)
         check_sampler(run)
-        self.accelerator = distributed.accelerator(run, folder)
+        self.accelerator = distributed.create_accelerator(run, folder)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        self.mesh = distributed.shares(run, self.accelerator)
+        self.world = self.accelerator.num_processes
+        self.share, self.micro = _batch_sizes(run, self.world)
+        self.mesh = distributed.device_mesh(run, self.accelerator)
         self.quiet = quiet or not self.main
         self.data = run.data.open("train")
         self.held_out = run.data.open("test") if run.validate_every else ()
         torch.manual_seed(derive("init", run.seed))
-        self.nets = self._networks()
+        self.nets = self._build_networks()
         self.averages = {
             (role, average.label): copy.deepcopy(net).eval().requires_grad_(False)
             for role, net in self.nets.items()
             for average in run.ema
         }
         if self.mesh is not None:
-            self._shard()
-        self.parameters = {role: list(state.trained(net).values()) for role, net in self.nets.items()}
-        self.optims = optimisers(run.optim, self.nets, getattr(run.objective, "rates", {}))
-        self.ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # of decays: their checkpoints stay
+            self._shard(self.mesh)
+        self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
+        self.optims = build_optimisers(run.optim, self.nets, getattr(run.objective, "rates", {}))
+        self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
         self.steps_done = 0
+        self.val_loss: float | None = None
         self.scaler_state: dict[str, Any] = {}
-        if origin is not None:
-            self._restore(origin)
+        if checkpoint is not None:
+            self._restore(checkpoint)
         self._prepare()
 
     # -- setting up ----------------------------------------------------------------------------------------------------
 
-    def _networks(self) -> dict[str, nn.Module]:
+    def _build_networks(self) -> dict[str, nn.Module]:
         run = self.run
         check_data(run, tuple(self.data[0]["x"].shape))
         net = run.model.build()
         if run.init:
             begin_from(run, net)
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
-        if run.fused and not state.fuse(net):
+        if run.fused and not state.enable_fused(net):
             raise UserError(f"fused = true, but {type(run.model).__name__} has no blocks that can be: leave it out")
         roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 
-    def _shard(self) -> None:
-        """Leaves this process its part of every network, before there are optimisers."""
-        self.outline = distributed.outline(self.nets[self.role])
+    def _shard(self, mesh: DeviceMesh) -> None:
+        """Leave this process its shard of every network, before there are optimisers."""
+        self.template = distributed.meta_copy(self.nets[self.role])
         for net in (*self.nets.values(), *self.averages.values()):
-            distributed.shard(net, self.mesh)
+            distributed.shard(net, mesh)
 
     def _prepare(self) -> None:
-        """Hands networks and optimisers to accelerate, and names every role's denoiser."""
+        """Hand networks and optimisers to accelerate, and build every role's denoiser."""
         run, prepare = self.run, self.accelerator.prepare
         if run.compile:
             for net in self.nets.values():
                 net.compile()
-        copied = {role for role in self.nets if self.parameters[role] and self.mesh is None}  # in every process
-        wrapped = {role: prepare(net) if role in copied else net for role, net in self.nets.items()}
+        replicated = {role for role in self.nets if self.parameters[role] and self.mesh is None}  # in every process
+        wrapped = {role: prepare(net) if role in replicated else net for role, net in self.nets.items()}
         self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         if self.accelerator.scaler is not None and self.scaler_state:
             self.accelerator.scaler.load_state_dict(self.scaler_state)
-        self.trained = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
-        self.roles = self.trained if self.teacher is None else {**self.trained, "teacher": self.teacher}
-        world = self.accelerator.num_processes
-        if run.batch_size % world:
-            raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
-        share = run.batch_size // world
-        self.micro = run.micro_batch_size or share
-        if share % self.micro:
-            raise UserError(f"micro_batch_size = {self.micro} does not divide the {share} samples of each process")
+        self.denoisers = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
+        self.roles = self.denoisers if self.teacher is None else {**self.denoisers, "teacher": self.teacher}
 
     @property
     def role(self) -> str:
@@ -148,7 +164,7 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def fit(self, stop: threading.Event) -> Finished:
+    def fit(self, stop: threading.Event) -> TrainResult:
         run = self.run
         if self.steps_done < run.steps or not (self.folder / "final").exists():
             self._open()
@@ -165,7 +181,7 @@ class Trainer:
                 self.progress.close()
                 if run.trackers:
                     self.accelerator.end_training()
-        return Finished(self.folder, self.steps_done, self.val_loss)
+        return TrainResult(self.folder, self.steps_done, self.val_loss)
 
     def _open(self) -> None:
         run = self.run
@@ -181,83 +197,83 @@ class Trainer:
     def _loop(self, stop: threading.Event) -> None:
         for micro_batches in self._batches():
             logs = self.step(micro_batches)
-            self._after(logs)
-            if self._agreed(stop):
+            self._after_step(logs)
+            if self._any_stopped(stop):
                 self.save()
                 raise Interrupted(f"stopped by a signal at step {self.steps_done}; saved, run again to go on")
         if not self._saved(self.steps_done):
             self.save()
         self._finish()
 
-    def _agreed(self, stop: threading.Event) -> bool:
-        """Whether any process was asked to stop."""
-        if self.accelerator.num_processes == 1:
+    def _any_stopped(self, stop: threading.Event) -> bool:
+        """Whether any process received a signal to stop."""
+        if self.world == 1:
             return stop.is_set()
         return bool(self.accelerator.reduce(torch.tensor(float(stop.is_set()), device=self.device)) > 0)
 
     def _batches(self) -> Iterator[list[Batch]]:
-        """This process's share of every step from here on, as micro-batches."""
-        run, accelerator = self.run, self.accelerator
-        stream = Stream(self.data, run.seed)
-        share = run.batch_size // accelerator.num_processes
-        for step, items in batches(stream, run, self.steps_done, share, accelerator.process_index, self.micro):
+        """This process's micro-batches of every step from here on."""
+        stream, rank = ShuffledStream(self.data, self.run.seed), self.accelerator.process_index
+        for step, items in iterate_steps(stream, self.run, self.steps_done, self.share, rank, self.micro):
             yield [self._batch(item, step) for item in items]
 
     def _batch(self, item: Mapping[str, Tensor], draw: int) -> Batch:
-        """draw: which of the run's independent draws of noise; training step n has the n-th, validation one for all."""
+        """draw: number of the run's draw of noise; training step n has the n-th, validation always the same."""
         cond = {k: v.to(self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
         origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
         noise = training_noise(self.run.seed, draw, item["index"].tolist())
         return Batch(item["x"].to(self.device), cond, noise, origin, self.steps_done)
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """One update of every role the objective yields. Nothing is updated unless loss and gradient are finite."""
+        """Update every role that the objective yields; nothing is updated unless loss and gradient are finite."""
         torch.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
         lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
         running = [iter(self.run.objective(self.roles, batch)) for batch in micro_batches]
         logs: dict[str, float] = {"lr": lr}
         while True:
-            yielded = [self._advance(it, last=it is running[-1]) for it in running]
-            if yielded[0] is None:
-                break
+            yielded = [self._backward(losses, last=losses is running[-1]) for losses in running]
             parts = [part for part in yielded if part is not None]
-            role = parts[0][0]
-            loss = torch.stack([part[1] for part in parts]).mean()
-            logs |= self._update((role,) if isinstance(role, str) else role, self.accelerator.reduce(loss, "mean"), lr)
-            logs |= {k: self._mean([part[2][k] for part in parts]) for k in parts[0][2]}
+            if not parts:
+                break
+            role, _, names = parts[0]
+            loss = self.accelerator.reduce(torch.stack([loss for _, loss, _ in parts]).mean(), "mean")
+            logs |= self._update((role,) if isinstance(role, str) else role, loss, lr)
+            logs |= {k: self._mean([values[k] for _, _, values in parts]) for k in names}
         self.steps_done += 1
         self._average()
         if hasattr(self.run.objective, "observe"):
             self.run.objective.observe(self.roles, logs)
         return logs
 
-    def _advance(self, running: Iterator[Step], last: bool) -> Step | None:
-        """One micro-batch's next loss, and its gradient. Processes exchange gradients with the last one only."""
-        with self._quiet_gradients(not last), self.accelerator.autocast():
-            part = next(running, None)
+    def _backward(self, losses: Iterator[Step], last: bool) -> Step | None:
+        """Compute one micro-batch's next loss and its gradient; the last micro-batch synchronises the processes."""
+        with self._no_sync(unless=last), self.accelerator.autocast():
+            part = next(losses, None)
             if part is None:
                 return None
             role, loss, logs = part
-            share = loss / (self.run.batch_size // self.accelerator.num_processes // self.micro)
-        with self._quiet_gradients(not last):
-            self.accelerator.backward(share)
+            scaled = loss / (self.share // self.micro)
+        with self._no_sync(unless=last):
+            self.accelerator.backward(scaled)
         return role, loss.detach(), {k: v.detach() for k, v in logs.items()}
 
-    def _quiet_gradients(self, quiet: bool) -> AbstractContextManager[Any]:
-        if not quiet or self.accelerator.num_processes == 1 or self.mesh is not None:
+    def _no_sync(self, unless: bool) -> AbstractContextManager[Any]:
+        """Keep gradients local within, where one network is replicated."""
+        if unless or self.world == 1 or self.mesh is not None or len(self.denoisers) > 1:
             return nullcontext()
-        (f, *others) = self.trained.values()
-        return nullcontext() if others else self.accelerator.no_sync(f.net)
+        (f,) = self.denoisers.values()
+        return self.accelerator.no_sync(f.net)
 
     def _mean(self, values: list[Tensor]) -> float:
         return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
 
     def _update(self, roles: tuple[str, ...], loss: Tensor, lr: float) -> dict[str, float]:
-        trained = [parameter for role in roles for parameter in self.parameters[role]]
-        norm = self.accelerator.clip_grad_norm_(trained, self.run.clip)
-        value, size = float(loss), float(distributed.whole(norm) if norm is not None else 0.0)
+        """Make one optimiser step for each of these roles; NonFinite if the loss or the gradient is not finite."""
+        parameters = [parameter for role in roles for parameter in self.parameters[role]]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.run.clip)
+        value, size = float(loss), float(distributed.full_tensor(norm) if norm is not None else 0.0)
         scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
-        if not (torch.isfinite(loss) and (scaled or torch.isfinite(torch.tensor(size)))):
+        if not (math.isfinite(value) and (scaled or math.isfinite(size))):
             last = checkpoints.newest(self.folder / "checkpoints")
             raise NonFinite(
                 f"step {self.steps_done}: {roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}; the "
@@ -268,10 +284,10 @@ class Trainer:
             for group in self.optims[role].param_groups:
                 group["lr"] = lr * group["scale"]
             self.optims[role].step()
-        for other in self.optims.values():  # a loss may have left gradients in networks it does not train
-            other.zero_grad(set_to_none=True)
-        first = self.role in roles
-        return {"loss" if first else f"{roles[0]}_loss": value, "grad_norm" if first else f"{roles[0]}_grad_norm": size}
+        for optim in self.optims.values():  # a loss may have left gradients in networks it does not train
+            optim.zero_grad(set_to_none=True)
+        prefix = "" if self.role in roles else f"{roles[0]}_"
+        return {f"{prefix}loss": value, f"{prefix}grad_norm": size}
 
     def _average(self) -> None:
         for profile in self.run.ema:
@@ -280,7 +296,7 @@ class Trainer:
 
     # -- what happens beside the loop ----------------------------------------------------------------------------------
 
-    def _after(self, logs: dict[str, float]) -> None:
+    def _after_step(self, logs: dict[str, float]) -> None:
         run, step = self.run, self.steps_done
         self.progress.advance(loss=logs.get("loss", 0.0), lr=logs["lr"])
         if _due(step, run.log_every, run.steps):
@@ -288,12 +304,10 @@ class Trainer:
         if _due(step, run.validate_every, run.steps):
             self.val_loss = self.validate()
             self._record({"split": "test", "val_loss": self.val_loss})
-        if (run.save_every and step % run.save_every == 0) or step in self.ends:
+        if (run.save_every and step % run.save_every == 0) or step in self.decay_ends:
             self.save()
         if run.sample_every and (step % run.sample_every == 0 or step == run.steps):
-            self.draw()
-
-    val_loss: float | None = None
+            self.draw_preview()
 
     def _record(self, values: dict[str, Any]) -> None:
         if self.main:
@@ -302,24 +316,24 @@ class Trainer:
             self.accelerator.log({k: v for k, v in values.items() if k != "split"}, step=self.steps_done)
 
     def sampling_net(self) -> nn.Module:
-        """The first average of the sampling role, or a copy of its raw weights, without dropout; whole, everywhere."""
+        """Return the first average of the sampling role, or a copy of its raw weights, unsharded, in eval mode."""
         averaged = bool(self.run.ema)
         net = self.averages[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
         if self.mesh is not None:
-            return distributed.plain(net, self.outline)
+            return distributed.unshard(net, self.template)
         return net if averaged else copy.deepcopy(net).eval()
 
     @torch.no_grad()
     def validate(self) -> float:
-        """The objective's loss on held-out data, at fixed times and on fixed noise."""
+        """Return the objective's loss on held-out data, on noise that is always the same."""
         n = min(len(self.held_out), VALIDATION_SAMPLES)
         items = torch.utils.data.default_collate([{**self.held_out[i], "index": i} for i in range(n)])
         batch = self._batch(items, -1)
         roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
         return float(self.run.objective.validate(roles, batch))
 
-    def draw(self) -> None:
-        """samples/step-*.png, or .txt: always the same noise and labels, or the same held-out prompts."""
+    def draw_preview(self) -> None:
+        """Write samples/step-*.png, or .txt: always from the same noise and labels, or the same held-out prompts."""
         net, name = self.sampling_net(), checkpoints.checkpoint_name(self.steps_done)
         if self.main:
             preview(self.run, net, self.held_out or self.data, self.folder / "samples" / name, self.device)
@@ -330,18 +344,18 @@ class Trainer:
         return (self.folder / "checkpoints" / checkpoints.checkpoint_name(step) / "manifest.json").exists()
 
     def save(self) -> None:
-        """A complete checkpoint, then the removal of old ones; no process goes on before it is there."""
+        """Write a complete checkpoint, then remove old ones; no process goes on before it is there."""
         self.accelerator.wait_for_everyone()
-        files = state.weights(self.nets, self.averages, self.main)
-        files |= state.optimisers(self.nets, self.optims, self.main)
+        files = state.weight_files(self.nets, self.averages, self.main)
+        files |= state.optimiser_files(self.nets, self.optims, self.main)
         if self.main:
-            place = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
-            checkpoints.write(place, files, self._manifest())
-            checkpoints.prune(place.parent, self.run.keep, set(map(checkpoints.checkpoint_name, self.ends)))
-        self.accelerator.wait_for_everyone()  # of one that ended here, the launcher would end the others, writing
+            folder = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
+            checkpoints.write(folder, files, self._manifest())
+            checkpoints.prune(folder.parent, self.run.keep, set(map(checkpoints.checkpoint_name, self.decay_ends)))
+        self.accelerator.wait_for_everyone()  # the launcher ends the others, still writing, if one ends here
 
     def _finish(self) -> None:
-        files = state.weights(self.nets, self.averages, self.main)
+        files = state.weight_files(self.nets, self.averages, self.main)
         if self.main:
             checkpoints.write(self.folder / "final", files, self._manifest())
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
@@ -363,14 +377,25 @@ class Trainer:
             "versions": versions(),
         }
 
-    def _restore(self, place: Path) -> None:
-        info = checkpoints.read(place)
-        if info["data"] != self.data.fingerprint:
-            theirs, ours = info["data"][:12], self.data.fingerprint[:12]
-            raise UserError(f"{place} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
-        state.unpack(place, info, self.nets, self.averages, self.optims)
-        self.steps_done, self.val_loss, self.scaler_state = info["step"], info["val_loss"], info["scaler"]
+    def _restore(self, folder: Path) -> None:
+        manifest = checkpoints.read(folder)
+        if manifest["data"] != self.data.fingerprint:
+            theirs, ours = manifest["data"][:12], self.data.fingerprint[:12]
+            raise UserError(f"{folder} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
+        state.restore(folder, manifest, self.nets, self.averages, self.optims)
+        self.steps_done, self.val_loss, self.scaler_state = manifest["step"], manifest["val_loss"], manifest["scaler"]
 
 
 def _due(step: int, every: int, total: int) -> bool:
     return bool(every) and (step % every == 0 or step == total)
+
+
+def _batch_sizes(run: Run, world: int) -> tuple[int, int]:
+    """Samples of a step per process, and of a micro-batch."""
+    if run.batch_size % world:
+        raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
+    share = run.batch_size // world
+    micro = run.micro_batch_size or share
+    if share % micro:
+        raise UserError(f"micro_batch_size = {micro} does not divide the {share} samples of each process")
+    return share, micro

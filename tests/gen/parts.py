@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from gen.config.errors import UserError
 from gen.config.spec import find
-from gen.training.distributed import outline, parted, plain, shard, whole
+from gen.training.distributed import distribute_like, full_tensor, meta_copy, shard, unshard
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 REFUSED = {
@@ -44,7 +44,7 @@ def everything():
         made = {"text": text, "fused": fused}.get(name)
         net, given = made() if made else (random_net(digits(name)), ())
         x, *rest = given or inputs(net, n=4)
-        one, thin = copy.deepcopy(net), outline(net)
+        one, thin = copy.deepcopy(net), meta_copy(net)
         if name in REFUSED:
             with pytest.raises(UserError, match=REFUSED[name]):
                 shard(net, mesh)
@@ -59,9 +59,9 @@ def everything():
         for (ours, p), (theirs, q) in zip(net.named_parameters(), one.named_parameters(), strict=True):
             assert ours == theirs
             if q.grad is not None:
-                worst.append((whole(p.grad) - q.grad).abs().max() / (1 + q.grad.abs().max()))
-        made = plain(net, thin)
+                worst.append((full_tensor(p.grad) - q.grad).abs().max() / (1 + q.grad.abs().max()))
+        made = unshard(net, thin)
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), one.parameters(), strict=True))
         assert torch.equal(made(x, *rest), one.eval()(x, *rest))
-        net.load_state_dict(parted(one.state_dict(), net.state_dict()))
+        net.load_state_dict(distribute_like(one.state_dict(), net.state_dict()))
     return {"worst": torch.stack(worst).max()}

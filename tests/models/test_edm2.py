@@ -14,7 +14,7 @@ from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.edm2 import EDM2
 from gen.models.layers.magnitude import MPConv, magnitude, mp_silu, mp_sum
 from gen.training.ema import Classic
-from gen.training.optim import groups
+from gen.training.optim import parameter_groups
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
@@ -277,9 +277,9 @@ def test_the_log_variance_is_a_function_of_time_and_may_be_left_out():
 
 
 def test_the_learning_rate_of_a_recipe_for_other_networks():
-    (group,) = groups(EDM2.preset("digits").build())
+    (group,) = parameter_groups(EDM2.preset("digits").build())
     assert group["scale"] == 20
-    assert [g["scale"] for g in groups(SMALL.build())] == [1]
+    assert [g["scale"] for g in parameter_groups(SMALL.build())] == [1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from gen.config.spec import build, spec_of
 from gen.diffusion.tap import Record
 from gen.models.dit import DiT
 from gen.models.layers.mup import Readout
-from gen.training.optim import groups
+from gen.training.optim import parameter_groups
 from gen.training.optim.adamw import AdamW
 from gen.training.trainer import Trainer
 from tests.gen.tiny import tiny
@@ -86,7 +86,7 @@ def coordinates(spec, seed, lr=1e-3, steps=4):
     """
     torch.manual_seed(seed)
     net = spec.build()
-    optim = AdamW(lr=lr).build(groups(net))
+    optim = AdamW(lr=lr).build(parameter_groups(net))
     for group in optim.param_groups:
         group["lr"] = lr * group["scale"]
     x, target = torch.randn(2, 4, 4, 4, 4)

@@ -1,17 +1,13 @@
-"""Objectives: what is trained, one file each, for data here and for teachers in gen.distill.
+"""Objectives: the losses that are trained, one file each, on data here and from teachers in gen.distillers.
 
-An objective is a frozen dataclass with
+    denoise      regression of diffusion and flow models      mdlm       masked diffusion (text)
+    curriculum   denoise, noisiest levels first               llada      masked diffusion after a prompt (text)
+    uncertainty  denoise with learned weights (EDM2)          bd3        block diffusion (text)
+    repa, urepa  denoise + alignment with an encoder          fast_dllm  block diffusion of a fine-tuned model (text)
+    reg          repa with a noised class token
+    erw          alignment first, denoise after
 
-    roles(net, teacher) -> {role: nn.Module}     the trained networks; the first is the one that samples
-    __call__(roles, batch) -> iterator of (role, loss, logs)
-    validate(roles, batch) -> 0-d tensor         the loss at fixed times, on fixed noise
-    observe(roles, logs) -> None                 optional: told the logs of every step, the same in every process
-    rates -> {role: factor}                      optional: on the run's learning rate, for roles that differ
-
-where `roles` given to the last three maps names to Denoisers, the teacher's among them. The trainer steps a role's
-optimiser at each yield before it asks for the next, so critics and alternation need nothing in the trainer. A role may
-be a tuple of roles that one loss trains, such as a network and a head upon its features (roles["head"].net). A role
-without parameters is memory: its buffers are saved and resumed with the rest.
+This page is the contract; a class of your own is named "my_package.module:Class".
 """
 
 from __future__ import annotations
@@ -27,15 +23,20 @@ from gen.diffusion.noise import Noise
 
 __all__ = ["Batch", "Objective", "Roles", "Step"]
 
-Roles = Mapping[str, Any]  # Denoisers; a teacher may be any denoiser
+Roles = Mapping[str, Any]  # Denoiser by role; under "teacher" any DenoiserLike
 Step = tuple[str | tuple[str, ...], Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x [B, ...], its condition, this step's noise by sample, and for pairs the noise that x was made from.
+    """One micro-batch of a training step.
 
-    step: how many updates were made before this one.
+    Attributes:
+        x: clean samples [B, ...], or tokens int64 [B, L].
+        cond: the items' other tensors by name, [B, ...] each; labels are "y".
+        noise: this step's random numbers, one seed per sample.
+        origin: of pairs, the noise from which a teacher generated x.
+        step: number of updates before this one.
     """
 
     x: Tensor
@@ -45,15 +46,53 @@ class Batch:
     step: int = 0
 
     def normal(self, name: str) -> Tensor:
-        """Unit noise shaped as x."""
+        """Draw unit noise shaped as x; the same name gives the same noise."""
         return self.noise.normal(name, self.x.shape[1:]).to(self.x)
 
 
 class Objective(Protocol):
-    """See the package's docstring."""
+    """A plug-in of this folder: a frozen dataclass that names the trained networks and yields their losses.
 
-    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]: ...
+    Optional members: `rates`, {role: factor on the run's learning rate}; `observe(roles, logs)`, called after every
+    step with its logs, means over all processes.
+    """
 
-    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]: ...
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
+        """Return the networks to train, by role; the first role is the one that samples.
 
-    def validate(self, roles: Roles, batch: Batch) -> Tensor: ...
+        A role without parameters holds state: its buffers are saved and restored with the rest.
+
+        Args:
+            net: the run's new network.
+            teacher: the denoiser of run.teacher, frozen, or None.
+
+        Raises:
+            UserError: for a network or a teacher that this objective cannot train with.
+        """
+        ...
+
+    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
+        """Yield (role, loss, logs); the role's optimiser steps at each yield, before the next loss is requested.
+
+        So critics, alternation and two time scales need nothing in the trainer.
+
+        Args:
+            roles: every role's network as a Denoiser (under "teacher" the teacher): f(x, t, cond) is its Prediction,
+                f.output(x, t, cond) the raw output, f.path and f.parameterisation what it is trained with.
+            batch: the data and this step's random numbers; take all randomness from batch.noise.
+
+        Yields:
+            role: a name, or a tuple of names that one loss trains.
+            loss: 0-d, the mean over the micro-batch.
+            logs: 0-d tensors by name for metrics.jsonl, the same names in every micro-batch.
+        """
+        ...
+
+    def validate(self, roles: Roles, batch: Batch) -> Tensor:
+        """Return the validation loss, 0-d, without gradient.
+
+        Args:
+            roles: as of the call; the sampling role's network is its average.
+            batch: held-out data; the noise is the same at every validation, so take fixed times.
+        """
+        ...

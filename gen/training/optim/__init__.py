@@ -1,39 +1,76 @@
-"""Optimisers: one file per optimiser, a frozen dataclass with build(groups) -> torch.optim.Optimizer.
-
-`groups` are torch's parameter groups; the trainer sets each one's lr to the run's times the group's `scale`.
-"""
+"""Optimisers: one file each, adamw and lion. This page is the contract; your own is "my_package.module:Class"."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import nn
 
-__all__ = ["decoupled", "groups", "optimisers"]
+from gen.diffusion.net import members
+
+__all__ = ["Optimiser", "build_optimisers", "decouple_weight_decay", "parameter_groups"]
 
 
-def optimisers(optim: Any, nets: Mapping[str, nn.Module], rates: Mapping[str, float]) -> dict[str, Any]:
-    """One for each role that has something to train; rates: factors on the learning rate, by role."""
-    found = {role: groups(net, rates.get(role, 1.0)) for role, net in nets.items()}
-    return {role: optim.build(given) for role, given in found.items() if given}
+class Optimiser(Protocol):
+    """A plug-in of this folder: a frozen dataclass of hyperparameters that builds a torch optimiser.
+
+    Attributes:
+        lr: the peak learning rate; before every step the trainer sets each group's "lr" to lr x the schedule's factor x
+            the group's "scale".
+    """
+
+    @property
+    def lr(self) -> float: ...
+
+    def build(self, parameters: Iterable[Any], /) -> torch.optim.Optimizer:
+        """Build the optimiser of one role.
+
+        Args:
+            parameters: torch's parameter groups {"params", "scale"}, as of `parameter_groups`, or bare parameters. Its
+                state must be tensors or numbers, which checkpoints hold by name.
+        """
+        ...
 
 
-def groups(net: nn.Module, rate: float = 1.0) -> list[dict[str, Any]]:
-    """The trained parameters by learning rate: `scale` times the run's, `rate` times what net.lr_scales() names."""
-    scales: dict[str, float] = getattr(net, "lr_scales", dict)()
-    found: dict[float, list[nn.Parameter]] = {}
+def build_optimisers(
+    optim: Optimiser, nets: Mapping[str, nn.Module], rates: Mapping[str, float]
+) -> dict[str, torch.optim.Optimizer]:
+    """Build one optimiser for each role that has something to train.
+
+    Args:
+        optim: the plug-in.
+        nets: networks by role.
+        rates: factors on the learning rate by role; 1 for those left out.
+    """
+    groups = {role: parameter_groups(net, rates.get(role, 1.0)) for role, net in nets.items()}
+    return {role: optim.build(given) for role, given in groups.items() if given}
+
+
+def parameter_groups(net: nn.Module, rate: float = 1.0) -> list[dict[str, Any]]:
+    """Return the trained parameters grouped by learning rate, as {"params": [...], "scale": factor}.
+
+    Args:
+        net: its optional lr_scales() names parameters with a factor of their own (muP), see gen.diffusion.net.
+        rate: a factor on all of them.
+    """
+    scales = members(net).lr_scales()
+    groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        found.setdefault(scales.get(name, 1.0), []).append(parameter)
-    return [{"params": parameters, "scale": rate * scale} for scale, parameters in found.items()]
+        if parameter.requires_grad:
+            groups.setdefault(scales.get(name, 1.0), []).append(parameter)
+    return [{"params": parameters, "scale": rate * scale} for scale, parameters in groups.items()]
 
 
-def decoupled(parameters: Iterable[Any], weight_decay: float) -> list[Any]:
-    """The groups with their weight decay: over `scale`, so that lr x weight decay is the same for all of them.
+def decouple_weight_decay(parameters: Iterable[Any], weight_decay: float) -> list[Any]:
+    """Divide each group's weight decay by its `scale`, so that lr x weight decay is the same for all groups.
 
-    So muP's AdamW has it (microsoft/mup, MuAdamW): where the rate shrinks with the width, the decay grows.
+    This is muP's AdamW (microsoft/mup, MuAdamW): where the rate shrinks with the width, the decay grows.
+
+    Args:
+        parameters: parameter groups; bare parameters pass through.
+        weight_decay: that of a group with scale 1.
     """
     return [
         {**given, "weight_decay": weight_decay / given.get("scale", 1.0)} if isinstance(given, dict) else given

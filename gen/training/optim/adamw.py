@@ -9,14 +9,21 @@ from typing import Any
 import torch
 
 from gen.config.errors import UserError
-from gen.training.optim import decoupled
+from gen.training.optim import decouple_weight_decay
 
 __all__ = ["AdamW"]
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); weight_decay 0, DiT's choice, makes it Adam."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Attributes:
+        lr: peak learning rate; default DiT's.
+        betas: decay of the first and of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: multiplied by lr at each step; 0, DiT's choice, makes it Adam.
+    """
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -28,7 +35,7 @@ class AdamW:
             raise UserError(f"AdamW: lr = {self.lr}; it must be positive")
 
     def build(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        given = decoupled(parameters, self.weight_decay)
+        groups = decouple_weight_decay(parameters, self.weight_decay)
         return torch.optim.AdamW(
-            given, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, foreach=True
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, foreach=True
         )

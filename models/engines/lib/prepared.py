@@ -16,7 +16,7 @@ from gen.models.layers.family import MODULATION, labels
 from gen.models.layers.modulations import Modulations
 from gen.models.layers.wrapper import Wrapper
 from gen.models.text import TextNet
-from gen.training.state import fuse
+from gen.training.state import enable_fused
 
 __all__ = ["Dtype", "Prepared", "Table", "chosen"]
 
@@ -39,7 +39,7 @@ class Prepared(Wrapper):
             )
         made = copy.deepcopy(net).eval().requires_grad_(False)
         self.inner = made.to(dtype)
-        fuse(made)
+        enable_fused(made)
         self.modulations = Modulations(made) if hasattr(made, "conditioning") else None
         self.dtype, self.about = dtype, f"{about}, {_name(dtype)}"
         self.whole: Callable[..., Tensor] | None = None  # what is called in its place where no tap looks

@@ -10,7 +10,7 @@ from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.pipeline import load
-from gen.training.ema import Classic, Power, exponent
+from gen.training.ema import Classic, Power, gamma_from_std
 from gen.training.posthoc_ema import coefficients, reconstruct
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
@@ -20,7 +20,7 @@ TWO = (Power(std=0.05), Power(std=0.10))
 
 @pytest.mark.parametrize(("std", "gamma"), [(0.05, 16.9722), (0.10, 6.9372), (0.15, 3.5579), (0.20, 1.8262)])
 def test_exponents_are_the_published_ones(std, gamma):
-    found = exponent(std)
+    found = gamma_from_std(std)
     assert found == pytest.approx(gamma, abs=1e-4)
     assert math.sqrt((found + 1) / ((found + 2) ** 2 * (found + 3))) == pytest.approx(std, rel=1e-14)
     assert Power(std=std).decay_at(100) == pytest.approx((1 - 1 / 100) ** (found + 1))
@@ -85,8 +85,8 @@ def walk():
 @pytest.mark.parametrize(("std", "bound"), [(0.03, 2.5e-3), (0.07, 2e-4), (0.15, 4e-4), (0.20, 3e-3)])
 def test_two_averages_at_sixteen_steps_give_any_other(walk, std, bound):
     known = [(t, s) for t in walk[0.05] for s in (0.05, 0.10)]
-    gammas = [exponent(s) for _, s in known]
-    shares, error = coefficients([t for t, _ in known], gammas, STEPS, exponent(std))
+    gammas = [gamma_from_std(s) for _, s in known]
+    shares, error = coefficients([t for t, _ in known], gammas, STEPS, gamma_from_std(std))
     found = sum(share * walk[s][t] for share, (t, s) in zip(shares, known, strict=True))
     truth = walk[std][STEPS]
 
@@ -98,7 +98,7 @@ def test_two_averages_at_sixteen_steps_give_any_other(walk, std, bound):
 
 
 def test_what_was_tracked_is_itself():
-    steps, gammas = [10, 10, 20, 20], [exponent(s) for s in (0.05, 0.1)] * 2
+    steps, gammas = [10, 10, 20, 20], [gamma_from_std(s) for s in (0.05, 0.1)] * 2
     shares, error = coefficients(steps, gammas, 20, gammas[1])
     assert shares.tolist() == pytest.approx([0, 0, 0, 1], abs=1e-12) and error < 1e-6
 

@@ -153,7 +153,7 @@ def test_launches_that_cannot_be_had_are_refused(tmp_path, monkeypatch, environ,
 def test_processes_that_do_not_meet_are_refused(one, tmp_path, monkeypatch):
     """As on a machine with one GPU that accelerate cannot share; `one` has settled what it sees."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"^2 processes were started, and accelerate sees 1 on cpu$"):
+    with pytest.raises(UserError, match=r"^2 processes were launched, and accelerate sees 1 on cpu$"):
         train(small(), tmp_path / "run", quiet=True)
 
 

@@ -13,8 +13,8 @@ from gen.config.spec import build, names, spec_of
 from gen.pipeline import load
 from gen.training.ema import Classic
 from gen.training.run import Run
-from gen.training.schedules import WSD, WSDS, Constant, Cosine, InverseSqrt, Linear, Refined, smooth
-from gen.training.stream import Stream, batches
+from gen.training.schedules import WSD, WSDS, Constant, Cosine, InverseSqrt, Linear, Refined, median_filter
+from gen.training.stream import ShuffledStream, iterate_steps
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
@@ -126,12 +126,12 @@ def test_smoothing_is_the_published_filter(n):
     width = 2 * (int(0.1 * n) // 2) + 1
     padded = np.pad(norms, (0, min(2 * width, n - 1)), mode="reflect")
     expected = ndimage.median_filter(padded, size=width, mode="nearest")[:n]
-    assert smooth(norms.tolist(), 0.1).tolist() == expected.tolist()
+    assert median_filter(norms.tolist(), 0.1).tolist() == expected.tolist()
 
 
 def test_long_recordings_are_shortened_first():
-    assert smooth([2.5] * 100_000).tolist() == [2.5] * 2000
-    rising = smooth([float(i) for i in range(100_000)], window=0.01)
+    assert median_filter([2.5] * 100_000).tolist() == [2.5] * 2000
+    rising = median_filter([float(i) for i in range(100_000)], window=0.01)
     assert len(rising) == 2000 and (rising.diff() >= 0).all() and float(rising[1000]) == pytest.approx(50_000, rel=1e-3)
 
 
@@ -185,11 +185,11 @@ class Numbers:
 
 
 def test_every_pass_holds_every_item_once_in_another_order():
-    stream = Stream(Numbers(), seed=0)
+    stream = ShuffledStream(Numbers(), seed=0)
     passes = [[int(stream[7 * k + i]["x"]) for i in range(7)] for k in range(3)]
     assert all(sorted(p) == list(range(7)) for p in passes)
     assert len({tuple(p) for p in passes}) == 3
-    assert [int(Stream(Numbers(), seed=0)[i]["x"]) for i in range(7)] == passes[0]
+    assert [int(ShuffledStream(Numbers(), seed=0)[i]["x"]) for i in range(7)] == passes[0]
 
 
 def places(start, share, rank, micro, steps=6):
@@ -197,7 +197,7 @@ def places(start, share, rank, micro, steps=6):
     object.__setattr__(run, "steps", steps)
     object.__setattr__(run, "batch_size", 4)
     object.__setattr__(run, "workers", 0)
-    found = batches(Stream(Numbers(), seed=0), run, start, share, rank, micro)
+    found = iterate_steps(ShuffledStream(Numbers(), seed=0), run, start, share, rank, micro)
     return {step: torch.cat([i["index"] for i in items]).tolist() for step, items in found}
 
 

@@ -16,7 +16,7 @@ from gen.diffusion.times import LogitNormal, LogNormal, Shifted, UShaped
 from gen.pipeline import load
 from gen.training.log import read_metrics
 from gen.training.objectives import Batch
-from gen.training.objectives.curriculum import Curriculum, Late, Pace
+from gen.training.objectives.curriculum import Curriculum, CurriculumState, TruncatedTimes
 from gen.training.objectives.denoise import Denoising
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
@@ -77,10 +77,10 @@ def test_the_last_stage_is_plain_denoising_to_the_bit():
 
 
 def test_a_stage_ends_when_the_mean_loss_stops_falling():
-    pace = Pace()
+    state = CurriculumState()
 
     def stages(losses, smoothing=0.0, patience=3, longest=math.inf):
-        return [pace.advance(loss, smoothing, patience, longest) or int(pace.stage) for loss in losses]
+        return [state.update(loss, smoothing, patience, longest) or int(state.stage) for loss in losses]
 
     assert stages([5, 4, 3, 3, 3, 3]) == [1, 1, 1, 1, 1, 2]
     assert stages([9, 8, 8.5, 7, 8, 8, 8]) == [2, 2, 2, 2, 2, 2, 3]  # higher than the old stage's, and rising again
@@ -115,8 +115,8 @@ def test_training_widens_its_noise_levels_and_resumes_to_the_bit(tmp_path):
 def test_it_is_a_plug_in_like_the_others():
     objective = build("training.objectives", {"name": "curriculum", "times": "logit_normal", "clusters": 3})
     assert build("training.objectives", spec_of(objective)) == objective
-    late = Late(LogitNormal(), 0.5)
-    assert float(late.at(torch.zeros(1).double(), Flow())) == 0.5
+    truncated = TruncatedTimes(LogitNormal(), 0.5)
+    assert float(truncated.at(torch.zeros(1).double(), Flow())) == 0.5
 
 
 @pytest.mark.parametrize("bad", [{"clusters": 0}, {"patience": 0}, {"longest": 0}, {"smoothing": 1.0}])

@@ -7,7 +7,7 @@ from torch import nn
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, names
-from gen.training.optim import decoupled
+from gen.training.optim import decouple_weight_decay
 from gen.training.optim.adamw import AdamW
 from gen.training.optim.lion import Lion
 from gen.training.trainer import train
@@ -56,7 +56,7 @@ def test_the_product_of_rate_and_weight_decay_is_the_same_in_every_group(name):
     optim.step()
     assert all(torch.allclose(g["params"][0], torch.full((2,), 1 - 0.1 * 0.02)) for g in optim.param_groups)
     plain = nn.Parameter(torch.ones(1))
-    assert decoupled([plain], 0.1)[0] is plain
+    assert decouple_weight_decay([plain], 0.1)[0] is plain
 
 
 def test_it_trains_and_resumes_to_the_bit(tmp_path):
