@@ -13,8 +13,7 @@ from torch.nn.functional import linear
 from gen.config.errors import UserError
 from gen.config.spec import build, part
 from gen.diffusion.tap import Tap, call_site
-from gen.kernels.attention import EVERYONE
-from gen.kernels.rules import BlockCausal, Rule
+from gen.kernels.attention import EVERYONE, BlockCausal, Rule
 from gen.models.layers import family
 from gen.models.layers.block import run_block
 from gen.models.layers.text import Sight, TextBlock, angles

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.tap import Tap, call_site
-from gen.kernels.parallel import Traffic, gather_tokens, own_tokens, ulysses_attention
-from gen.kernels.ring import ring_attention
+from gen.kernels.sequence_parallel import Traffic, gather_tokens, own_tokens, ring_attention, ulysses_attention
 from gen.models.dit import DiTNet
 from gen.models.layers.attention import Attention
 from gen.models.layers.wrapper import Wrapper
@@ -33,7 +32,7 @@ class Sequence:
 
     Every process has the whole network, calls it with the same x at the same moment, and gets the whole output. method:
     how their tokens see each other: "ulysses" passes heads about, whose number the processes must divide; "ring" passes
-    keys and values, whatever the heads, in more bytes, and while it computes (gen.kernels.parallel, gen.kernels.ring).
+    keys and values, whatever the heads, in more bytes, and while it computes (gen.kernels.sequence_parallel).
     """
 
     method: Literal["ulysses", "ring"] = "ulysses"

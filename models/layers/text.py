@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gen.diffusion.tap import Tap, call_site
-from gen.kernels.attention import EVERYONE, attention_qkv
+from gen.kernels.attention import EVERYONE, Rule, attention_qkv
 from gen.kernels.rope import norm_rope
-from gen.kernels.rules import Rule
 from gen.models.layers.block import SplitSwiGLU
 from gen.text.predictor import Memory
 

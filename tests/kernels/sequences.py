@@ -4,18 +4,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gen.kernels.parallel import (
+from gen.kernels.attention import Bidirectional, BlockCausal, Causal
+from gen.kernels.sequence_parallel import (
     Traffic,
     gather_tokens,
     gather_tokens_bytes,
     linear_attention,
     linear_attention_bytes,
     own_tokens,
+    ring_attention,
+    ring_attention_bytes,
     ulysses_attention,
     ulysses_attention_bytes,
 )
-from gen.kernels.ring import ring_attention, ring_attention_bytes
-from gen.kernels.rules import Bidirectional, BlockCausal, Causal
 
 N, HEADS = 12, 4
 RULES = {"everyone": Bidirectional(), "causal": Causal(), "blocks": BlockCausal(4)}

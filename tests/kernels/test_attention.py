@@ -6,9 +6,16 @@ from functools import partial
 import pytest
 import torch
 
-from gen.kernels.attention import attention, attention_qkv
+from gen.kernels.attention import (
+    Bidirectional,
+    BlockCausal,
+    BlockDiffusion,
+    Causal,
+    ScaleCausal,
+    attention,
+    attention_qkv,
+)
 from gen.kernels.dispatch import Refused, explain
-from gen.kernels.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal
 from gen.models.layers.attention import Attention
 from gen.models.layers.rope import Rope, interleaved_angles
 from tests.kernels import eager
@@ -282,7 +289,7 @@ def test_a_compiled_graph_of_three_parts_stays_whole(rule):
 
 
 def test_the_triton_ops_are_traced_without_being_run():
-    from gen.kernels.backends.attention_triton import _attention, _attention_qkv
+    from gen.kernels.attention.triton_launch import _attention, _attention_qkv
 
     leaves = [v.to("meta").requires_grad_() for v in parts(5, 9)]
     out, lse = _attention_qkv(*leaves, None, [1], 4, 0.5)

@@ -5,8 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.diffusion.worlds import error_ratio
-from gen.kernels.attention import attention
-from gen.kernels.rules import Causal
+from gen.kernels.attention import Causal, attention
 
 
 def eager(qkv):

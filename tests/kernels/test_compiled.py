@@ -5,8 +5,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from gen.kernels.backends import attention_triton, norm_triton, rope_triton, selective_scan_triton
-from gen.kernels.backends.attention_triton import split
+from gen.kernels.attention import triton_launch as attention_triton
+from gen.kernels.attention.triton_launch import split
+from gen.kernels.norm import triton_launch as norm_triton
+from gen.kernels.rope import triton_launch as rope_triton
+from gen.kernels.selective_scan import triton_launch as selective_scan_triton
 from tests.kernels.sm90 import SHARED, arguments, compiled
 
 FLOAT, HALF = torch.float32, torch.bfloat16
@@ -33,7 +36,7 @@ def fits(kernel, given, warps=4, stages=2, cores=False):
 
 
 def attention(name, dtype, dim, ruled, group=1, masked=False):
-    from gen.kernels.backends import attention_kernels
+    from gen.kernels.attention import triton_kernels as attention_kernels
 
     kernel, (d0, d1) = getattr(attention_kernels, name), split(dim)
     size = attention_triton.sizes(dtype, name != "forward", masked)
@@ -72,7 +75,7 @@ def test_attention_of_shared_heads_and_masks(name, dtype, dim, group, masked):
 @pytest.mark.parametrize(("normed", "turned"), [(True, True), (True, False), (False, True)])
 @DTYPES
 def test_norm_rope(dtype, dim, normed, turned):
-    from gen.kernels.backends import rope_kernels as kernels
+    from gen.kernels.rope import triton_kernels as kernels
 
     size = rope_triton.sizes(dim)
     pointers = dict.fromkeys(("COS", "SIN", "DGAIN"), FLOAT)
@@ -87,7 +90,7 @@ def test_norm_rope(dtype, dim, normed, turned):
 @pytest.mark.parametrize("per_token", [True, False])
 @DTYPES
 def test_norm(dtype, d, per_token):
-    from gen.kernels.backends import norm_kernels as kernels
+    from gen.kernels.norm import triton_kernels as kernels
 
     size = norm_triton.sizes(d)
     sums = () if per_token else ("DGATE", "DSCALE", "DSHIFT")
@@ -105,7 +108,7 @@ def test_norm(dtype, d, per_token):
 @pytest.mark.slow
 @DTYPES
 def test_statistics(dtype):
-    from gen.kernels.backends import statistics_kernels as kernels
+    from gen.kernels.statistics import triton_kernels as kernels
 
     names = ("NUMBER", "TOP", "NEXT", "LSE", "ENTROPY", "LOG", "DTOP", "DNEXT", "DLSE", "DENTROPY")
     pointers = {"INDEX": torch.int32, "BEST": torch.int64, "SECOND": torch.int64, **dict.fromkeys(names, FLOAT)}
@@ -116,7 +119,7 @@ def test_statistics(dtype):
 @pytest.mark.slow
 @DTYPES
 def test_activations(dtype):
-    from gen.kernels.backends import activation_kernels as kernels
+    from gen.kernels.activation import triton_kernels as kernels
 
     constants = {"ROWS": 8, "COLUMNS": 256, "BIASED": True}
     for name in kernels.__all__:
@@ -128,7 +131,7 @@ def test_activations(dtype):
 @pytest.mark.parametrize("dim", [64, 72, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_linear_attention(dtype, dim):
-    from gen.kernels.backends import linear_attention_kernels as kernels
+    from gen.kernels.linear_attention import triton_kernels as kernels
 
     width = 1 << (dim - 1).bit_length()
     constants = {"KD": width, "VE": width, "BT": 64, "DOT": dot(dtype), "PRECISION": "ieee"}
@@ -141,7 +144,7 @@ def test_linear_attention(dtype, dim):
 @pytest.mark.parametrize("way", [(False, False), (True, True)])
 @DTYPES
 def test_selective_scan(dtype, way):
-    from gen.kernels.backends import selective_scan_kernels as kernels
+    from gen.kernels.selective_scan import triton_kernels as kernels
 
     pointers = dict.fromkeys(("A", "KEPT", "DA", "DB", "DC", "STATES"), FLOAT) | {"ORDER": torch.int64}
     constants = {"ORDERED": way[0], "REVERSE": way[1], **selective_scan_triton.sizes(16)}
@@ -153,8 +156,8 @@ def test_selective_scan(dtype, way):
 @pytest.mark.parametrize(("n", "p"), [(16, 64), (64, 64), (128, 64), (128, 128)])
 @DTYPES
 def test_ssd(dtype, n, p):
-    from gen.kernels.backends import ssd_kernels as kernels
-    from gen.kernels.backends import ssd_triton
+    from gen.kernels.ssd import triton_kernels as kernels
+    from gen.kernels.ssd import triton_launch as ssd_triton
 
     size = ssd_triton.sizes(dtype, n, p)
     pointers = dict.fromkeys(("HIGH", "LOW", "DC", "PAST", "DDELTA", "DB", "NEXT", "WITHIN"), FLOAT)
@@ -167,8 +170,8 @@ def test_ssd(dtype, n, p):
 @pytest.mark.slow
 @pytest.mark.parametrize("ways", [1, 2, 4])
 def test_s4d(ways):
-    from gen.kernels.backends import s4d_kernels as kernels
-    from gen.kernels.backends import s4d_triton
+    from gen.kernels.s4d import triton_kernels as kernels
+    from gen.kernels.s4d import triton_launch as s4d_triton
 
     size = s4d_triton.sizes(ways)
     for kernel in (kernels.forward, kernels.backward):
@@ -180,8 +183,8 @@ def test_s4d(ways):
 @pytest.mark.parametrize("both", [True, False])
 @DTYPES
 def test_long_convolution(dtype, both, batch):
-    from gen.kernels.backends import convolution_kernels as kernels
-    from gen.kernels.backends import convolution_triton
+    from gen.kernels.long_convolution import triton_kernels as kernels
+    from gen.kernels.long_convolution import triton_launch as convolution_triton
 
     size = convolution_triton.sizes(dtype, batch)
     constants = {**size, "BOTH": both, "DOT": dot(dtype), "PRECISION": "ieee"}
@@ -198,8 +201,8 @@ def test_long_convolution(dtype, both, batch):
 @pytest.mark.parametrize("way", [(False, False), (True, True)])
 @DTYPES
 def test_short_convolution(dtype, way):
-    from gen.kernels.backends import short_convolution_kernels as kernels
-    from gen.kernels.backends import short_convolution_triton
+    from gen.kernels.short_convolution import triton_kernels as kernels
+    from gen.kernels.short_convolution import triton_launch as short_convolution_triton
 
     size = short_convolution_triton.sizes(4)
     constants = {**size, "ORDERED": way[0], "REVERSE": way[1]}

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from gen.kernels.convolution import long_convolution, short_convolution
 from gen.kernels.dispatch import Refused
+from gen.kernels.long_convolution import long_convolution
+from gen.kernels.short_convolution import short_convolution
 from tests.kernels import eager
 from tests.kernels.compare import holds
 
@@ -24,7 +25,7 @@ def test_fourier(ways, dtype):
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_toeplitz(ways, dtype, monkeypatch):
-    monkeypatch.setattr("gen.kernels.backends.convolution_torch.AT_ONCE", 2 * 24 * 24)  # two channels at once
+    monkeypatch.setattr("gen.kernels.long_convolution.pytorch.AT_ONCE", 2 * 24 * 24)  # two channels at once
     holds(long_convolution, "toeplitz", eager.long_convolution, draw(ways, dtype))
 
 

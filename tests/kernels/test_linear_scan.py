@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from gen.kernels.state_space import linear_scan
+from gen.kernels.linear_scan import linear_scan
 from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.scans import links

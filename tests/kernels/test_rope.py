@@ -123,7 +123,7 @@ def test_a_compiled_graph_stays_whole(pairs):
 
 
 def test_the_triton_op_is_traced_without_being_run():
-    from gen.kernels.backends.rope_triton import _norm_rope
+    from gen.kernels.rope.triton_launch import _norm_rope
 
     x, gain = (torch.randn(*size, device="meta").requires_grad_() for size in ((2, 5, 3, 8), (8,)))
     out = _norm_rope(x, gain, 1e-6, None, None, False)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gen.kernels.backends.attention_triton import split, visits
-from gen.kernels.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal, decode, encode
+from gen.kernels.attention.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal, decode, encode
+from gen.kernels.attention.triton_launch import split, visits
 
 CASES = [
     (Bidirectional(), 23),

@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from gen.kernels.backends import selective_scan_torch, selective_scan_whole, ssd_torch
 from gen.kernels.dispatch import Refused, explain
-from gen.kernels.state_space import s4d_kernel, selective_scan, ssd
+from gen.kernels.s4d import s4d_kernel
+from gen.kernels.selective_scan import chunked as selective_scan_torch
+from gen.kernels.selective_scan import pytorch as selective_scan_whole
+from gen.kernels.selective_scan import selective_scan
+from gen.kernels.ssd import pytorch as ssd_torch
+from gen.kernels.ssd import ssd
 from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.scans import heads, modes, scan

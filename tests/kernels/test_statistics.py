@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gen.kernels.backends import statistics_chunked
 from gen.kernels.dispatch import Refused, explain
+from gen.kernels.statistics import chunked as statistics_chunked
 from gen.kernels.statistics import token_statistics
 from tests.kernels import eager
 from tests.kernels.compare import holds

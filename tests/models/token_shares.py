@@ -9,8 +9,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.tap import Record
-from gen.kernels.parallel import gather_tokens_bytes, ulysses_attention_bytes
-from gen.kernels.ring import ring_attention_bytes
+from gen.kernels.sequence_parallel import gather_tokens_bytes, ring_attention_bytes, ulysses_attention_bytes
 from gen.models.engines.sequence import Sequence
 from gen.pipeline import Pipeline
 from gen.training.run import Sampler

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from gen.cli.benches.lib.ops import only, with_gradients
 from gen.eval.bench import BenchContext, Call, Case, Unavailable
 from gen.kernels import attention as ops
-from gen.kernels.rules import Bidirectional, BlockDiffusion, Rule
+from gen.kernels.attention import Bidirectional, BlockDiffusion, Rule
 
 __all__ = ["attention"]
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from gen.cli.benches.lib.ops import doubled
 from gen.cli.benches.lib.peers import on_cuda
 from gen.eval.bench import BenchContext, Call, Case
-from gen.kernels.convolution import long_convolution
 from gen.kernels.dispatch import Op
 from gen.kernels.linear_attention import linear_attention
-from gen.kernels.state_space import s4d_kernel, selective_scan, ssd
+from gen.kernels.long_convolution import long_convolution
+from gen.kernels.s4d import s4d_kernel
+from gen.kernels.selective_scan import selective_scan
+from gen.kernels.ssd import ssd
 
 __all__ = ["ssm"]
 

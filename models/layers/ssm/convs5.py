@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from gen.config.errors import UserError
-from gen.kernels.state_space import linear_scan
+from gen.kernels.linear_scan import linear_scan
 from gen.models.layers.ssm.hippo import conjugate_pairs, legs
 from gen.models.layers.ssm.mamba import log_uniform
 

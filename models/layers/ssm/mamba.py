@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
 from gen.config.errors import UserError
-from gen.kernels.convolution import short_convolution
-from gen.kernels.state_space import selective_scan
+from gen.kernels.selective_scan import selective_scan
+from gen.kernels.short_convolution import short_convolution
 
 __all__ = ["Mamba", "log_uniform"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from gen.config.errors import UserError
-from gen.kernels.convolution import long_convolution
+from gen.kernels.long_convolution import long_convolution
 from gen.models.layers.ssm.hippo import conjugate_pairs, legs
 from gen.models.layers.ssm.mamba import log_uniform
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, glu
 
 from gen.config.errors import UserError
-from gen.kernels.convolution import long_convolution
-from gen.kernels.state_space import linear_scan, s4d_kernel
+from gen.kernels.linear_scan import linear_scan
+from gen.kernels.long_convolution import long_convolution
+from gen.kernels.s4d import s4d_kernel
 from gen.models.layers.ssm.hippo import diagonal
 from gen.models.layers.ssm.mamba import log_uniform
 
@@ -20,7 +21,7 @@ Kind = Literal["legs", "inv", "lin", "quad", "real"]
 
 
 def s4d_scan(A: Tensor, C: Tensor, dt: Tensor, u: Tensor) -> Tensor:
-    """The state space of gen.kernels.state_space.s4d_kernel as a recurrence over the tokens of u [B, T, H]: [B, T, H].
+    """The state space of gen.kernels.s4d.s4d_kernel as a recurrence over the tokens of u [B, T, H]: [B, T, H].
 
     A, C: complex [H, N/2]. dt: [H].
     """

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gen.kernels.activation import gelu_tanh, rational, swiglu
-from gen.kernels.backends import activation_triton
+from gen.kernels.activation import triton_launch as activation_triton
 from gen.kernels.dispatch import Refused
 from tests.kernels import eager
 from tests.kernels.compare import holds

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gen.kernels.attention import attention, attention_qkv
-from gen.kernels.backends.attention_triton import _attention, _attention_qkv
+from gen.kernels.attention.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal, encode
+from gen.kernels.attention.triton_launch import _attention, _attention_qkv
 from gen.kernels.dispatch import Refused
-from gen.kernels.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal, encode
 from tests.kernels import eager
 from tests.kernels.compare import Given, holds
 

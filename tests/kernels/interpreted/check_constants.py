@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from gen.kernels.convolution import long_convolution, short_convolution
-from gen.kernels.state_space import s4d_kernel, selective_scan, ssd
+from gen.kernels.long_convolution import long_convolution
+from gen.kernels.s4d import s4d_kernel
+from gen.kernels.selective_scan import selective_scan
+from gen.kernels.short_convolution import short_convolution
+from gen.kernels.ssd import ssd
 from tests.kernels.compare import Given, real
 from tests.kernels.scans import heads, modes, scan
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from gen.kernels.backends import convolution_triton, short_convolution_triton
-from gen.kernels.convolution import long_convolution, short_convolution
 from gen.kernels.dispatch import Refused
+from gen.kernels.long_convolution import long_convolution
+from gen.kernels.long_convolution import triton_launch as convolution_triton
+from gen.kernels.short_convolution import short_convolution
+from gen.kernels.short_convolution import triton_launch as short_convolution_triton
 from tests.kernels import eager
 from tests.kernels.compare import holds
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gen.kernels.backends.norm_triton import _gated, _norm
 from gen.kernels.dispatch import Refused
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
+from gen.kernels.norm.triton_launch import _gated, _norm
 from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.norms import CASES, gated, modulated

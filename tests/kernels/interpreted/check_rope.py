@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from gen.kernels.backends.rope_triton import _norm_rope
 from gen.kernels.dispatch import Refused
 from gen.kernels.rope import norm_rope
+from gen.kernels.rope.triton_launch import _norm_rope
 from tests.kernels import eager
 from tests.kernels.compare import Given, holds
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gen.kernels.backends import s4d_triton
 from gen.kernels.dispatch import Refused
-from gen.kernels.state_space import s4d_kernel
+from gen.kernels.s4d import s4d_kernel
+from gen.kernels.s4d import triton_launch as s4d_triton
 from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.scans import modes

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from gen.kernels.backends import linear_attention_triton, selective_scan_triton, ssd_triton
 from gen.kernels.dispatch import Refused
 from gen.kernels.linear_attention import linear_attention
-from gen.kernels.state_space import selective_scan, ssd
+from gen.kernels.linear_attention import triton_launch as linear_attention_triton
+from gen.kernels.selective_scan import selective_scan
+from gen.kernels.selective_scan import triton_launch as selective_scan_triton
+from gen.kernels.ssd import ssd
+from gen.kernels.ssd import triton_launch as ssd_triton
 from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.scans import heads, scan, tokens

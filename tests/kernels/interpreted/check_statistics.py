@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gen.kernels.backends.statistics_triton import _statistics
 from gen.kernels.dispatch import Refused
 from gen.kernels.statistics import token_statistics
+from gen.kernels.statistics.triton_launch import _statistics
 from tests.kernels import eager
 from tests.kernels.compare import holds
 

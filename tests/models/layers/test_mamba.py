@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.kernels.state_space import selective_scan
+from gen.kernels.selective_scan import selective_scan
 from gen.models.layers.ssm.mamba import Mamba
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.kernels.convolution import long_convolution
-from gen.kernels.state_space import s4d_kernel
+from gen.kernels.long_convolution import long_convolution
+from gen.kernels.s4d import s4d_kernel
 from gen.models.layers.ssm.hippo import conjugate_pairs, diagonal, legs
 from gen.models.layers.ssm.s4 import S4, dplr_dense, dplr_kernel, untruncated
 from gen.models.layers.ssm.s4d import S4D, s4d_scan

@@ -1,1 +1,0 @@
-"""Ways to compute the ops: one file for each pair of an op and what runs it."""

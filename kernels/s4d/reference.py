@@ -1,0 +1,20 @@
+"""S4D's convolution kernel as its formula stands.
+
+Slow, in float64 inside for any dtype, differentiable any number of times; the result has the input's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["s4d_kernel"]
+
+
+def s4d_kernel(A: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
+    """2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(l dt A_n)."""
+    wide = torch.complex128
+    step = dt.double()[:, None] * A.to(wide)  # [H, N / 2]
+    drive = C.to(wide) * torch.expm1(step) / A.to(wide)
+    place = torch.arange(length, device=A.device, dtype=torch.float64)
+    return (2 * (drive[..., None] * (step[..., None] * place).exp()).sum(-2).real).to(dt.dtype)
