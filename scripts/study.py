@@ -6,7 +6,8 @@ A study is a TOML file: `recipe`, `seeds`, `[set]` (dotted keys for all entries)
 dotted keys each; the first entry is the baseline. An entry with a `method` of gen.distill is distilled from the run of
 the same seed of another entry, its `teacher` (default: the first). `evaluate`: the numbers of steps to sample in
 (default: as the run says). Every run is resumed where it was stopped and kept in OUT/NAME-SEED. Writes
-OUT/leaderboard.html of all runs, and benchmarks/results/<study>.json with a table, which is also printed.
+OUT/leaderboard.html of all runs and benchmarks/results/<study>.json, of which scripts/tables.py makes the tables of
+docs/, and prints a table.
 """
 
 import os
@@ -190,8 +191,7 @@ def main(given=None):
                 jobs = [job for job in jobs if (out / f"{job[1]}-{job[2]}" / "study.json").exists()]
             rows += [row for of_one in (map if args.report else pool.map)(one, jobs) for row in of_one]
     rows = list(summary(rows))
-    lines = list(table(rows, next((row for row in rows if row["nfe"] == study.get("nfe")), None)))
-    print("\n".join(lines))
+    print(*table(rows, next((row for row in rows if row["nfe"] == study.get("nfe")), None)), sep="\n")
     leaderboard(sorted(out.glob("*/eval/*.json")), out / "leaderboard.html", title=args.study.stem)
     about = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -200,7 +200,7 @@ def main(given=None):
     }
     about |= {"cpu": platform.processor() or platform.machine(), "samples": args.samples, "study": study}
     if chosen == list(study["entries"]):
-        write_json(RESULTS / f"{args.study.stem}.json", about | {"rows": rows, "table": lines})
+        write_json(RESULTS / f"{args.study.stem}.json", about | {"rows": rows})
 
 
 if __name__ == "__main__":

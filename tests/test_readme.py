@@ -21,6 +21,7 @@ from gen.diffusion.worlds import measured_order
 from gen.training.recipes.digits import digits
 from gen.training.recipes.lists import lists
 from tests.test_every import mixture
+from tests.test_words import words
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -86,11 +87,11 @@ def test_the_solver_of_the_page_is_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse(page, trained, monkeypatch):
     monkeypatch.chdir(trained)
-    for words in commands(page, "gen"):
-        if words == ["--help"]:
+    for typed in commands(page, "gen"):
+        if typed == ["--help"]:
             continue
-        name, *rest = words
-        assert name in cli.verbs(), f"gen {shlex.join(words)}: there is no command {name!r}"
+        name, *rest = typed
+        assert name in cli.verbs(), f"gen {shlex.join(typed)}: there is no command {name!r}"
         verb = importlib.import_module(f"gen.cli.{name.replace('-', '_')}")
         try:
             if name == "list":
@@ -98,12 +99,12 @@ def test_commands_parse(page, trained, monkeypatch):
             elif rest:  # a command's bare name in the prose is no call
                 cli._parse(verb, cli._parser(name, verb), rest)
         except UserError as error:
-            raise AssertionError(f"gen {shlex.join(words)}: {error}") from error
+            raise AssertionError(f"gen {shlex.join(typed)}: {error}") from error
     for script, *options in commands(page, "python"):
         text = (ROOT / script).read_text(encoding="utf-8")
         for option in options:
             assert not option.startswith("--") or f'"{option}"' in text, f"{script} has no option {option}"
-    for target in [words[0] for words in commands(page, "make")]:
+    for target, *_ in commands(page, "make"):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -116,6 +117,11 @@ def test_links_lead_somewhere(page):
             name = text.strip("`")
             there = re.search(rf"^(class|def) {name}\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert there, f"{page.name}: {target} has no {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_words(page):
+    assert list(words(page.read_text(encoding="utf-8"))) == []
 
 
 def test_the_readme_leads_to_every_page():
