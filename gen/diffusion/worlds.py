@@ -1,19 +1,13 @@
 """Exact worlds: data whose denoiser is known in closed form, on every path. All is tested here before it is trained.
 
-The worlds answer the same call as a Denoiser. Beside them: the measure of a solver's order, comparison with a
-reference, and memory that poisons whatever reads it before writing it.
+The worlds answer the same call as a Denoiser. Beside them: the measure of a solver's order.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -23,7 +17,7 @@ from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.sampling import Solver, integrate
 from gen.diffusion.tap import Tap
 
-__all__ = ["Gaussian", "Mixture", "error_ratio", "euler_std", "measured_order", "poisoned_memory", "straightness"]
+__all__ = ["Gaussian", "Mixture", "euler_std", "measured_order", "straightness"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,35 +213,3 @@ def straightness(f: DenoiserLike, x: Tensor, steps: int = 128) -> float:
     slopes = -trajectory.diff(dim=0) * steps / f.path.t1
     base = (trajectory[0] - trajectory[-1]) / f.path.t1
     return float(((slopes - base) ** 2).mean())
-
-
-def error_ratio(ours: Tensor, eager: Tensor, exact: Tensor) -> float:
-    """Our largest error over that of eager PyTorch in the same precision, both against a float64 reference.
-
-    The rule of kernel tests: at most 2. Where eager is exact, one unit in the last place is its error.
-    """
-    floor = torch.finfo(eager.dtype).eps * float(exact.abs().max().clamp(min=1e-30))
-    theirs = max(float((eager.double() - exact).abs().max()), floor)
-    return float((ours.double() - exact).abs().max()) / theirs
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Inside, torch.empty and its kin return NaN (or the largest integer): reading what was never written shows."""
-
-    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def made(*args: Any, **kwargs: Any) -> Tensor:
-            out = make(*args, **kwargs)
-            if out.is_floating_point() or out.is_complex():
-                return out.fill_(math.nan)
-            return out.fill_(True if out.dtype == torch.bool else torch.iinfo(out.dtype).max)
-
-        return made
-
-    # PyTorch's compiler and decompositions take down PyTorch's functions when they are first imported, which happens
-    # as needed: that must not be while these are others.
-    for module in ("torch._refs", "torch._dynamo"):
-        importlib.import_module(module)
-    poisoned = {name: poison(getattr(torch, name)) for name in ("empty", "empty_like", "empty_strided")}
-    with mock.patch.dict(vars(torch), poisoned), mock.patch.object(Tensor, "new_empty", poison(Tensor.new_empty)):
-        yield

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gen.diffusion.worlds import error_ratio
 from gen.kernels.attention import Causal, attention
+from tests.kernels.compare import error_ratio
 
 
 def eager(qkv):

@@ -6,9 +6,9 @@ from torch.autograd import forward_ad
 from torch.nn.functional import gelu, silu
 from torch.nn.functional import linear as product
 
-from gen.diffusion.worlds import error_ratio
 from gen.kernels.dispatch import Refused
 from gen.kernels.linear import linear, pack, unpackable
+from tests.kernels.compare import error_ratio
 
 ACTIVATIONS = [None, "gelu_tanh", "gelu", "silu"]
 PACKED = [d for d in (torch.float32, torch.bfloat16) if unpackable(torch.empty(1, 1, dtype=d)) is None]
