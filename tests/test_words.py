@@ -105,8 +105,6 @@ PENDING = (
     "samplers/solvers/lib",
     "samplers/stopping_rules",
     "samplers/stopping_rules/lib",
-    # scripts
-    "scripts",
 )
 
 # Identifiers that name something by a riddle, and the field's word with the reason for it.
@@ -150,7 +148,7 @@ RETIRED = {
 RETIRED_WORDS = {
     r"(?<!\bin )(?<!\btake )(?<!\btakes )(?<!\bfirst )(?<!decimal )\bplaces?\b": "position, slot or index",
     r"\bwalks?\b": "loop or trajectory",
-    r"\btold\b": "given, passed or set to",
+    r"\btold\b(?! apart)": "given, passed or set to",
     r"\btaught\b": "trained",
     r"\bowed\b": "left to commit, due",
     r"\b[Ww]hat (?:an?|the|this|every|each) \w+ (?:sees|is asked|needs to know)\b": "inputs or state of",
@@ -248,12 +246,19 @@ def is_property(function):
     return any(ast.unparse(d).split(".")[-1] in ("property", "cached_property") for d in function.decorator_list)
 
 
+def is_backend(path):
+    """Return whether a file is a kernel's back end: none that its op's package offers, and not the reference."""
+    if path.parts[0] != "kernels" or len(path.parts) != 3 or path.parts[1] == "lib" or path.stem == "__init__":
+        return False
+    offered = (ROOT / path.parent / "__init__.py").read_text(encoding="utf-8")
+    return path.stem != "reference" and f".{path.stem} import" not in offered
+
+
 def check_docstrings(path, tree):
     """Yield (line, reason) for the docstrings of what `__all__` names and of the methods of Protocols."""
-    backend = path.parts[0] == "kernels" and len(path.parts) == 3 and path.parts[1] != "lib"
-    backend = backend and path.stem not in ("__init__", "reference", path.parts[1])
-    verb_file = path.parent == Path("gen/cli")  # its two functions are a contract, written down once in the package
-    public, described = exported(tree) - ({"add_arguments", "run"} if verb_file else set()), []
+    backend = is_backend(path)
+    verb_file = path.parent == Path("gen/cli")  # its functions are a contract, written down once in the package
+    public, described = exported(tree) - ({"add_arguments", "run", "settings"} if verb_file else set()), []
     for node in tree.body:
         if getattr(node, "name", None) not in public:
             continue
