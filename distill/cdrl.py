@@ -37,14 +37,14 @@ class CDRL:
     sampler: the levels, its grid's times but 0, and the Langevin steps; also how the student samples.
     """
 
-    sampler: Sampler = field(default_factory=lambda: Sampler(Recovery(initialiser="told"), steps=6))
+    sampler: Sampler = field(default_factory=lambda: Sampler(Recovery(initialiser="target"), steps=6))
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         solver = self.sampler.solver
-        if not isinstance(solver, Recovery) or solver.initialiser != "told" or solver.refine < 1:
+        if not isinstance(solver, Recovery) or solver.initialiser != "target" or solver.refine < 1:
             raise UserError(
-                "CDRL: sampler.solver must be recovery with initialiser = told and at least one step refine"
+                "CDRL: sampler.solver must be recovery with initialiser = target and at least one step refine"
             )
         if self.sampler.steps < 2 or not 0 <= self.class_dropout <= 1:
             raise UserError(
@@ -79,7 +79,7 @@ class CDRL:
         path, solver = f.path, self.sampler.solver
         x_s = path.mix(batch.x, batch.normal("eps"), s)
         x_t = climb(path, x_s, batch.normal("climb"), t, s)
-        mean, variance = solver.begin(path, f(x_t, t, cond, s=s), t, s)
+        mean, variance = solver.ancestral_step(path, f(x_t, t, cond, s=s), t, s)
         with torch.no_grad():
             begun = mean + expand(variance.sqrt(), mean) * batch.normal("begin")
             units = [batch.normal(f"langevin.{k}") for k in range(solver.refine)]
@@ -164,8 +164,8 @@ def inpaint(
 
     x = keep(f.path.start(noise.normal("start", known.shape[1:]).to(known), times[0]), 0)
     for i, (t, s) in enumerate(itertools.pairwise(times[:-1])):
-        pred = f(x, t, cond, s=s) if solver.initialiser == "told" else f(x, t, cond)
-        mean, variance = solver.begin(f.path, pred, t, s)
+        pred = f(x, t, cond, s=s) if solver.initialiser == "target" else f(x, t, cond)
+        mean, variance = solver.ancestral_step(f.path, pred, t, s)
         begun = mean + expand(variance.sqrt(), mean) * noise.normal(f"begin.{i}", known.shape[1:]).to(known)
         units = (noise.normal(f"langevin.{i}.{k}", known.shape[1:]).to(known) for k in range(solver.refine))
         here = partial(keep, i=i + 1)

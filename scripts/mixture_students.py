@@ -89,7 +89,7 @@ def plans() -> dict[str, Plan]:
     kl = {"scale": "kl", "times": times, "critic_steps": 4, "grid": early}
     ratio = {**kl, "features": "fake", "hidden": 32}
     matched = partial(Plan, updates=800, lr=3e-3, rows=256, betas=(0.0, 0.99))
-    recover = Sampler(Recovery(refine=6, initialiser="told"), steps=4)
+    recover = Sampler(Recovery(refine=6, initialiser="target"), steps=4)
     return {
         "reflow": Plan(by("reflow", huber=1.0), pairs=True),
         "rectified_diffusion": Plan(by("rectified_diffusion"), pairs=True),

@@ -1,6 +1,7 @@
 """The laws that every plug-in obeys, over every file that the folders hold: a new file is tested without a new test.
 
 A plug-in is built with its defaults, which therefore must work. What only one plug-in does is tested beside its folder.
+The users' plug-ins of tests/contracts obey them too: contracts are not gen's alone.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ def needs_fields(thing):
     return any(f.init and f.default is missing and f.default_factory is missing for f in dataclasses.fields(thing))
 
 
+MINE = "tests.contracts."  # a user's plug-ins
 PATHS = [
     *every("diffusion.path"),
     *(pytest.param(DDPM(kind), id=f"ddpm-{kind}") for kind in ("cosine", "scaled_linear")),
 ]
-SOLVERS, GRIDS = every("samplers.solvers"), every("samplers.grids")
+SOLVERS = [*every("samplers.solvers"), pytest.param(build("samplers.solvers", MINE + "my_solver:MySolver"), id="mine")]
+GRIDS = every("samplers.grids")
 GUIDES = names("samplers.guides")
 
 

@@ -91,7 +91,6 @@ PENDING = (
     "samplers/caches/policies/lib",
     "samplers/caches/predictors",
     "samplers/caches/predictors/lib",
-    "samplers/grids",
     "samplers/guides",
     "samplers/guides/lib",
     "samplers/interop",
@@ -101,8 +100,6 @@ PENDING = (
     "samplers/decoding_policies/lib",
     "samplers/search",
     "samplers/search/lib",
-    "samplers/solvers",
-    "samplers/solvers/lib",
     "samplers/stopping_rules",
     "samplers/stopping_rules/lib",
 )

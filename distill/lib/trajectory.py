@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
+from gen.diffusion.contracts import Solver
 from gen.diffusion.denoiser import Cond, DenoiserLike
-from gen.diffusion.sampling import Solver, integrate
+from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import chord
 from gen.samplers.solvers.euler import Euler
 

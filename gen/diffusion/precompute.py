@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gen.diffusion.contracts import Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import members
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, Prediction
-from gen.diffusion.sampling import Solver, integrate
+from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Tap
 
 __all__ = ["evaluation_times", "precompute_modulations"]

@@ -9,47 +9,18 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
+from gen.diffusion.contracts import DenoiseFn, Solver
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
-from gen.diffusion.path import NoisePath, Prediction
+from gen.diffusion.path import Prediction
 from gen.diffusion.tap import BoundTap, Context, ContextualTap, Tap
 
-__all__ = ["DenoiseFn", "Solver", "integrate"]
-
-
-class DenoiseFn(Protocol):
-    """A denoiser as a solver sees it: the condition and the tap are already bound."""
-
-    def __call__(self, x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction: ...
-
-
-class Solver(Protocol):
-    """A frozen rule for one step from t to s. State is a value, so one solver serves many loops at once."""
-
-    @property
-    def order(self) -> int | None:
-        """Order of convergence to the probability-flow ODE; None for what does not follow it."""
-        ...
-
-    def nfe(self, steps: int) -> int | None:
-        """Evaluations of the denoiser in a whole loop of so many steps down to t = 0; None if the data decide."""
-        ...
-
-    def init(self) -> Any:
-        """The state before the first step."""
-        ...
-
-    def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Callable[[], Tensor]
-    ) -> tuple[Tensor, Any]:
-        """x [B, ...] at s, and the next state. `noise()` is this step's unit noise, shaped as x."""
-        ...
+__all__ = ["integrate"]
 
 
 def integrate(

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gen.diffusion.contracts import Solver
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction, expand
-from gen.diffusion.sampling import Solver, integrate
+from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Tap
 
 __all__ = ["Gaussian", "Mixture", "euler_std", "measured_order", "straightness"]

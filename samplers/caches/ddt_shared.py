@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import Solver
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
-from gen.diffusion.sampling import Solver, integrate
+from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.session import Run
 from gen.samplers.caches.policies.interval import Interval

@@ -1,1 +1,1 @@
-"""Grids: frozen objects with times(path, steps) -> float64 [steps + 1], falling from near t1 to exactly 0."""
+"""Grids: the times that a sampling loop visits. Contract: gen.diffusion.contracts.Grid."""

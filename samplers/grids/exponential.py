@@ -16,7 +16,12 @@ __all__ = ["Exponential"]
 
 @dataclass(frozen=True)
 class Exponential:
-    """log(sigma / alpha) falls evenly, then sigma to 0: the "logSNR" grid of DPM-Solver (Lu et al. 2022, section 3)."""
+    """log(sigma / alpha) falls evenly, then sigma to 0: the "logSNR" grid of DPM-Solver (Lu et al. 2022, section 3).
+
+    Attributes:
+        sigma_min: the last sigma / alpha before 0.
+        sigma_max: the first, at most that of the path's own end.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -29,7 +34,7 @@ class Exponential:
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)
-        top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # no path is asked for more noise than it has
+        top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # at most the path's own
         if not top > self.sigma_min:
             raise UserError(
                 f"Exponential: sigma_min = {self.sigma_min}; it must be below this path's top level, {top:g}"

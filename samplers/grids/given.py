@@ -1,4 +1,4 @@
-"""Times written down."""
+"""Given times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ __all__ = ["Given", "checked"]
 
 @dataclass(frozen=True)
 class Given:
-    """The times themselves, N + 1 falling numbers from at most t1 to 0: for N steps and no other number of them."""
+    """The times themselves, for len(values) - 1 steps and no other number of them.
+
+    Attributes:
+        values: falling from at most t1 to 0.
+    """
 
     values: tuple[float, ...]
 
@@ -23,11 +27,21 @@ class Given:
         return checked(self.values, path, steps, "Given")
 
 
-def checked(values: tuple[float, ...], path: NoisePath, steps: int, whose: str) -> Tensor:
-    """The times as a grid; UserError if they are none of this path or not for so many steps."""
+def checked(values: tuple[float, ...], path: NoisePath, steps: int, owner: str) -> Tensor:
+    """Return given times as a grid.
+
+    Args:
+        values: N + 1 falling numbers from at most path.t1 to 0.
+        path: that they belong to.
+        steps: N.
+        owner: named in the message.
+
+    Raises:
+        UserError: if they do not fall from t1 to 0, or are not of `steps` steps.
+    """
     times = torch.tensor(values, dtype=torch.float64)
     if len(values) < 2 or not bool((times.diff() < 0).all()) or values[-1] != 0 or not values[0] <= path.t1:
-        raise UserError(f"{whose}: times = {list(values)}; they must fall from at most {path.t1:g} to 0")
+        raise UserError(f"{owner}: times = {list(values)}; they must fall from at most {path.t1:g} to 0")
     if len(values) != steps + 1:
-        raise UserError(f"{whose}: {len(values)} times are a grid of {len(values) - 1} steps, not of {steps}")
+        raise UserError(f"{owner}: {len(values)} times are a grid of {len(values) - 1} steps, not of {steps}")
     return times

@@ -15,7 +15,13 @@ __all__ = ["Karras"]
 
 @dataclass(frozen=True)
 class Karras:
-    """sigma / alpha falls evenly in its 1 / rho-th power, then to 0 (Karras et al. 2022, eq. 5)."""
+    """sigma / alpha falls evenly in its 1 / rho-th power, then to 0 (Karras et al. 2022, eq. 5).
+
+    Attributes:
+        sigma_min: the last sigma / alpha before 0.
+        sigma_max: the first, at most that of the path's own end.
+        rho: larger for more steps at low noise.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -30,7 +36,7 @@ class Karras:
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)
-        top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # no path is asked for more noise than it has
+        top = min(self.sigma_max, float(path.sigma(t1) / path.alpha(t1)))  # at most the path's own
         if not top > self.sigma_min:
             raise UserError(f"Karras: sigma_min = {self.sigma_min}; it must be below this path's top level, {top:g}")
         ends = top ** (1 / self.rho), self.sigma_min ** (1 / self.rho)

@@ -15,7 +15,11 @@ __all__ = ["Linear"]
 
 @dataclass(frozen=True)
 class Linear:
-    """From `start`, a fraction of t1, to 0 in equal steps: the grid of rectified flow."""
+    """Equal steps in t: the grid of rectified flow.
+
+    Attributes:
+        start: the first time, as a fraction of t1.
+    """
 
     start: float = 1.0
 

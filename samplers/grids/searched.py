@@ -22,23 +22,26 @@ class Searched:
     """The times of a JSON file that a search wrote, {"path": {"name": "flow"}, "times": [1.0, ..., 0.0], ...}.
 
     Times mean noise levels only on the path that they were searched for: on any other the file is refused.
+
+    Attributes:
+        file: what `gen search --out` wrote.
     """
 
     file: str
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
-        found = self.read()
-        if build("diffusion.path", found["path"]) != path:
-            raise UserError(f"{self.file} holds times for the path {found['path']}, not for {spec_of(path)}")
-        return checked(tuple(found["times"]), path, steps, self.file)
+        content = self.read()
+        if build("diffusion.path", content["path"]) != path:
+            raise UserError(f"{self.file} holds times for the path {content['path']}, not for {spec_of(path)}")
+        return checked(tuple(content["times"]), path, steps, self.file)
 
     def read(self) -> dict[str, Any]:
-        """The file's content, known to have a path and a list of numbers."""
+        """Return the file's content, checked to have a path and a list of numbers."""
         try:
-            found = json.loads(Path(self.file).read_text())
+            content = json.loads(Path(self.file).read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read searched times from {self.file}: {' '.join(str(error).split())}") from error
-        times = found.get("times") if isinstance(found, dict) else None
-        if not isinstance(times, list) or not all(type(t) in (int, float) for t in times) or "path" not in found:
+        times = content.get("times") if isinstance(content, dict) else None
+        if not isinstance(times, list) or not all(type(t) in (int, float) for t in times) or "path" not in content:
             raise UserError(f'{self.file} holds no searched times; it needs {{"path": spec, "times": [...]}}')
-        return dict(found)
+        return dict(content)

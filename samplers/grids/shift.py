@@ -16,11 +16,14 @@ __all__ = ["Shift"]
 
 @dataclass(frozen=True)
 class Shift:
-    """u' = s u / (1 + (s - 1) u) for even fractions u of t1; on flow this multiplies sigma / alpha by s (Esser et al.
-    2024, eq. 23).
+    """u' = s u / (1 + (s - 1) u) for even fractions u of t1 (Esser et al. 2024, eq. 23).
 
-    shift: s, above 1 for more steps at high noise. tokens: the length of the network's sequence; if given, s = e^mu
-    instead, mu linear in it through (256, 0.5) and (4096, 1.15) as for FLUX.
+    On flow this multiplies sigma / alpha by s.
+
+    Attributes:
+        shift: s, above 1 for more steps at high noise.
+        tokens: length of the network's sequence; if given, s = e^mu instead, mu linear in it.
+        base_tokens, base_mu, max_tokens, max_mu: two points of that line, FLUX's.
     """
 
     shift: float = 3.0
@@ -41,7 +44,7 @@ class Shift:
 
     @property
     def factor(self) -> float:
-        """s."""
+        """The shift s that is used."""
         if self.tokens is None:
             return self.shift
         slope = (self.max_mu - self.base_mu) / (self.max_tokens - self.base_tokens)

@@ -18,9 +18,14 @@ __all__ = ["Timesteps"]
 class Timesteps:
     """Entries k of a table of `total` noise levels, at t = (k + 1) t1 / total, then 0 (Lin et al. 2024, table 2).
 
-    spacing: "leading" is k = i (total // steps) + offset, "trailing" round(total - i total / steps) - 1, "linspace"
-    round((total - 1) i / (steps - 1)). Only the last two begin in noise, and a single
-    linspace step is entry 0, as numpy and so diffusers have it. On the DDPM path k is what its networks know.
+    On the DDPM path k is the time of its networks.
+
+    Attributes:
+        spacing: "leading" is k = i (total // steps) + offset, "trailing" round(total - i total / steps) - 1, "linspace"
+            round((total - 1) i / (steps - 1)). Only the last two begin in noise, and a single linspace step is entry 0,
+            as numpy and so diffusers have it.
+        total: entries of the table.
+        offset: of leading spacing.
     """
 
     spacing: Literal["leading", "trailing", "linspace"] = "trailing"
@@ -32,7 +37,7 @@ class Timesteps:
             raise UserError(f"Timesteps: total = {self.total}, offset = {self.offset}; it must be 0 <= offset < total")
 
     def entries(self, steps: int) -> Tensor:
-        """k, falling; float64 [steps]."""
+        """Return the entries k, falling, float64 [steps]."""
         if not 1 <= steps <= self.total:
             raise UserError(f"Timesteps: {steps} steps; there are {self.total} to choose from")
         i = torch.arange(steps, dtype=torch.float64)

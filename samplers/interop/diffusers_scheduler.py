@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import Solver
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, Prediction, expand
-from gen.diffusion.sampling import Solver
 
 __all__ = ["Output", "Scheduler", "as_scheduler"]
 

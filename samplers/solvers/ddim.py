@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath
-from gen.diffusion.sampling import DenoiseFn
 
 __all__ = ["DDIM"]
 
 
 @dataclass(frozen=True)
-class DDIM:
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - u^2) eps + u z, u = eta sigma_s sqrt(1 - e^(-2h)), h the step in log-SNR.
+class DDIM(Solver):
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - u^2) eps + u z, with u = eta sigma_s sqrt(1 - e^(-2h)), h the log-SNR step.
 
-    eta: 0 is the ODE's first-order step, which is Euler's; 1 draws from the exact posterior q(x_s | x_t, x0), which is
-    ancestral sampling of DDPM (Song et al. 2021, eq. 12 and 16, written for any path).
+    Song et al. 2021, eq. 12 and 16, written for any path.
+
+    Attributes:
+        eta: 0 is the ODE's first-order step, which is Euler's; 1 draws from the exact posterior q(x_s | x_t, x0), which
+            is ancestral sampling of DDPM.
     """
 
     eta: float = 0.0
@@ -34,14 +36,8 @@ class DDIM:
     def order(self) -> int | None:
         return None if self.eta else 1
 
-    def nfe(self, steps: int) -> int:
-        return steps
-
-    def init(self) -> None:
-        return None
-
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: DrawNoise
     ) -> tuple[Tensor, None]:
         pred = f(x, t)
         if not self.eta or s == 0:

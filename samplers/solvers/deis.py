@@ -3,54 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
-from gen.diffusion.sampling import DenoiseFn
-from gen.samplers.solvers.lib.exponential import Node, add, integrals, remember, usable
+from gen.samplers.solvers.lib.exponential import History, Multistep, Node, add_corrections, integrals
 
 __all__ = ["DEIS"]
 
-State = tuple[Node, ...]
-
 
 @dataclass(frozen=True)
-class DEIS:
-    """DEIS, exponential Adams-Bashforth of eps: d(x / alpha) / drho = eps with rho = sigma / alpha, eps extrapolated by
-    a polynomial in log rho, integrated exactly (Zhang & Chen 2023, section 3; the "log rho" form of diffusers).
+class DEIS(Multistep):
+    """DEIS, the exponential Adams-Bashforth rule of eps (Zhang & Chen 2023, section 3).
 
-    solver_order: 1 to 4 values of eps; 1 is DDIM. The first steps, and any step from or to an infinite log-SNR, are of
-    lower order.
+    d(x / alpha) / drho = eps with rho = sigma / alpha; eps is extrapolated by a polynomial in log rho and integrated
+    exactly, the "log rho" form of diffusers. The first steps, and any step from or to an infinite log-SNR, are of lower
+    order.
+
+    Attributes:
+        solver_order: 1 to 4 values of eps; 1 is DDIM.
     """
 
-    solver_order: int = 2
-
-    def __post_init__(self) -> None:
-        if self.solver_order not in (1, 2, 3, 4):
-            raise UserError(f"DEIS: solver_order = {self.solver_order}; allowed: 1, 2, 3, 4")
-
-    @property
-    def order(self) -> int:
-        return self.solver_order
-
-    def nfe(self, steps: int) -> int:
-        return steps
-
-    def init(self) -> State:
-        return ()
+    orders: ClassVar[Sequence[int]] = (1, 2, 3, 4)
 
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
-    ) -> tuple[Tensor, State]:
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: History, noise: DrawNoise
+    ) -> tuple[Tensor, History]:
         pred = f(x, t)
         here = Node(float(path.lam(t)), pred.eps)
         out, lam = path.interpolate(pred, s), float(path.lam(s))
-        nodes = usable(here, state, self.solver_order)
+        nodes = self.usable_history(here, state)
         if math.isfinite(lam) and len(nodes) > 1:
             sigma = float(path.sigma(s))  # alpha_s drho = -sigma_s e^-(lam - lam_s) dlam
-            out = add(out, [-sigma * w for w in integrals(nodes, nodes[0].lam, lam, rate=-1.0)], nodes)
-        return out, remember(here, state, self.solver_order - 1)
+            weights = [-sigma * w for w in integrals(nodes, nodes[0].lam, lam, rate=-1.0)]
+            out = add_corrections(out, weights, nodes)
+        return out, self.push_history(here, state)

@@ -3,68 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
-from gen.diffusion.sampling import DenoiseFn
-from gen.samplers.solvers.lib.exponential import Node, add, base, integrals, remember, usable
+from gen.samplers.solvers.lib.exponential import History, Multistep, Node, add_corrections, data_prediction, integrals
 
-__all__ = ["DPMpp"]
-
-State = tuple[Node, ...]
+__all__ = ["DPMpp", "correction_weights"]
 
 
 @dataclass(frozen=True)
-class DPMpp:
+class DPMpp(Multistep):
     """DPM-Solver++(1M, 2M, 3M), the exponential integrator of x0 in log-SNR (Lu et al. 2022, algorithm 2).
 
-    solver_order: 1, 2 or 3 values of x0. kind: the midpoint or the Heun form of the second order. compat: "diffusers"
-    leaves out, as all published code does, a factor of 2 before the third order's second difference, which makes it
-    second order only. The first steps, and any step from or to an infinite log-SNR, are of lower order.
+    The first steps, and any step from or to an infinite log-SNR, are of lower order.
+
+    Attributes:
+        solver_order: 1, 2 or 3 values of x0.
+        kind: the midpoint or the Heun form of the second order.
+        compat: "diffusers" leaves out, as all published code does, a factor of 2 before the third order's second
+            difference, which makes it second order only.
     """
 
-    solver_order: int = 2
     kind: Literal["midpoint", "heun"] = "midpoint"
     compat: Literal["diffusers"] | None = None
 
-    def __post_init__(self) -> None:
-        if self.solver_order not in (1, 2, 3):
-            raise UserError(f"DPMpp: solver_order = {self.solver_order}; allowed: 1, 2, 3")
-
     @property
-    def order(self) -> int:
+    def order(self) -> int | None:
         return 2 if self.compat and self.solver_order == 3 else self.solver_order
 
-    def nfe(self, steps: int) -> int:
-        return steps
-
-    def init(self) -> State:
-        return ()
-
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
-    ) -> tuple[Tensor, State]:
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: History, noise: DrawNoise
+    ) -> tuple[Tensor, History]:
         pred = f(x, t)
         out = path.interpolate(pred, s)
         if self.solver_order == 1:
             return out, ()
-        here = Node(float(path.lam(t)), base(path, x, pred, t))
-        nodes, lam = usable(here, state, self.solver_order), float(path.lam(s))
+        here = Node(float(path.lam(t)), data_prediction(path, x, pred, t))
+        nodes, lam = self.usable_history(here, state), float(path.lam(s))
         if len(nodes) > 1 and math.isfinite(lam):
             alpha = float(path.alpha(s))
-            out = add(out, [alpha * w for w in corrections(nodes, lam, self.kind, bool(self.compat))], nodes)
-        return out, remember(here, state, self.solver_order - 1)
+            weights = [alpha * w for w in correction_weights(nodes, lam, self.kind, bool(self.compat))]
+            out = add_corrections(out, weights, nodes)
+        return out, self.push_history(here, state)
 
 
-def corrections(nodes: State, end: float, kind: str, published: bool, rate: float = 1.0) -> list[float]:
-    """The weight of each value's difference from the newest one, over alpha_s, in a step to lam = end.
+def correction_weights(nodes: History, end: float, kind: str, published: bool, rate: float = 1.0) -> list[float]:
+    """Return the weight, over alpha_s, of each value's difference from the newest one in a step to lam = end.
 
-    rate: 1 for the ODE, 1 + eta for the SDE.
+    Args:
+        nodes: the newest values of x0, 2 or 3.
+        end: half log-SNR at the step's end.
+        kind, published: as `kind` and `compat` of DPMpp.
+        rate: 1 for the ODE, 1 + eta for the SDE.
     """
     h = end - nodes[0].lam
     if len(nodes) == 2 and kind == "midpoint":

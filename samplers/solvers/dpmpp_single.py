@@ -3,55 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath, Prediction
-from gen.diffusion.sampling import DenoiseFn
-from gen.samplers.solvers.lib.exponential import base
+from gen.samplers.solvers.lib.exponential import Multistep, data_prediction
 
-__all__ = ["DPMppSingle", "single"]
+__all__ = ["DPMppSingle", "singlestep"]
 
 
 @dataclass(frozen=True)
-class DPMppSingle:
-    """DPM-Solver++(2S, 3S): two or three evaluations inside each step and no memory (Lu et al. 2022, algorithm 1).
+class DPMppSingle(Multistep):
+    """DPM-Solver++(2S, 3S): two or three evaluations inside each step and no history (Lu et al. 2022, algorithm 1).
 
     The stages lie at 1/2, or at 1/3 and 2/3, of the step in log-SNR; in a step from infinite noise, in alpha / sigma.
     The last step, to t = 0, is first order: k(N - 1) + 1 evaluations.
+
+    Attributes:
+        solver_order: k, 2 or 3.
     """
 
-    solver_order: int = 2
-
-    def __post_init__(self) -> None:
-        if self.solver_order not in (2, 3):
-            raise UserError(f"DPMppSingle: solver_order = {self.solver_order}; allowed: 2, 3")
-
-    @property
-    def order(self) -> int:
-        return self.solver_order
+    orders: ClassVar[Sequence[int]] = (2, 3)
 
     def nfe(self, steps: int) -> int:
         return self.solver_order * (steps - 1) + 1
 
-    def init(self) -> None:
-        return None
-
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
-    ) -> tuple[Tensor, None]:
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: tuple[()], noise: DrawNoise
+    ) -> tuple[Tensor, tuple[()]]:
         pred = f(x, t)
-        return (path.interpolate(pred, s) if s == 0 else single(f, path, x, pred, t, s, self.solver_order)), None
+        return (path.interpolate(pred, s) if s == 0 else singlestep(f, path, x, pred, t, s, self.solver_order)), ()
 
 
-def single(f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor, order: int) -> Tensor:
-    """x at s > 0 by a rule of order 2 or 3 that starts from the prediction at (x, t)."""
+def singlestep(f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor, order: int) -> Tensor:
+    """Advance x to s > 0 by DPM-Solver++(2S) or (3S).
+
+    Args:
+        f: the denoiser, called order - 1 times.
+        path: of x.
+        x: state at t, [B, ...].
+        pred: the prediction at x.
+        t, s: times, 0-d.
+        order: 2 or 3.
+    """
     first, end = float(path.lam(t)), float(path.lam(s))
-    h, x0 = end - first, base(path, x, pred, t)
+    h, x0 = end - first, data_prediction(path, x, pred, t)
 
     def stage(part: float, slope: float, last: Tensor | None) -> tuple[Tensor, Tensor]:
         """The time at a part of the step, and x0 there; slope: the share of the last stage's x0."""
@@ -60,7 +61,7 @@ def single(f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor
         u = path.interpolate(pred, m)
         if last is not None:
             u = torch.add(u, last - x0, alpha=slope * float(path.alpha(m)))
-        return m, base(path, u, f(u, m), m)
+        return m, data_prediction(path, u, f(u, m), m)
 
     if order == 2:
         _, middle = stage(1 / 2, 0.0, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,29 +10,33 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import build, part
+from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath, Prediction
-from gen.diffusion.sampling import DenoiseFn, Solver
 from gen.samplers.solvers.ddim import DDIM
 
 __all__ = ["DualFast"]
 
 
 class State(NamedTuple):
-    """The inner solver's state, and the prediction that began the last step."""
+    """The inner solver's state, and the first prediction of the last step."""
 
     inner: Any
     before: Prediction | None = None
 
 
 @dataclass(frozen=True)
-class DualFast:
-    """Another solver with (1 + c_t) p(x_t) - c_t p(x_r) in place of p(x_t) in its first-order term, r the time of the
-    step before: against the network's own error rather than the solver's (DualFast, Yu et al. 2025, section 3).
+class DualFast(Solver):
+    """Another solver against the network's own error rather than the solver's (DualFast, Yu et al. 2025, section 3).
 
-    solver: any; the higher terms of dpmpp, unipc and the like stay as they are. c: the factor at no noise. power: how
-    it grows there, c_t = c (alpha / (alpha + sigma))^power; this schedule is ours, the published one was not at hand.
-    of: p is "eps" or "x0". It helps where predictions at higher noise err in the same direction and by more; with an
-    exact denoiser it only lowers the order, to 1. No evaluation is added.
+    Its first-order term has (1 + c_t) p(x_t) - c_t p(x_r) for p(x_t), r the time of the step before. It helps where
+    predictions at higher noise err in the same direction and by more; with an exact denoiser it only lowers the order,
+    to 1. No evaluation is added.
+
+    Attributes:
+        solver: any; the higher terms of dpmpp, unipc and the like stay as they are.
+        c: the factor at no noise.
+        power: of the schedule c_t = c (alpha / (alpha + sigma))^power; it is ours, the published one was not at hand.
+        of: p is "eps" or "x0".
     """
 
     solver: Solver = part("samplers.solvers", default=DDIM())
@@ -57,17 +60,17 @@ class DualFast:
         return State(self.solver.init())
 
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: DrawNoise
     ) -> tuple[Tensor, State]:
-        seen: list[Prediction] = []
+        predictions: list[Prediction] = []
 
-        def watched(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+        def recording(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
             pred = f(x, t, s=s)
-            seen.append(pred)
+            predictions.append(pred)
             return pred
 
-        out, inner = self.solver.step(watched, path, x, t, s, state.inner, noise)
-        here = seen[0]
+        out, inner = self.solver.step(recording, path, x, t, s, state.inner, noise)
+        here = predictions[0]
         if state.before is not None and self.c:
             alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
             alpha_s, sigma_s = float(path.alpha(s)), float(path.sigma(s))

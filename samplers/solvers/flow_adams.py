@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
-from gen.diffusion.sampling import DenoiseFn
-from gen.samplers.solvers.dpmpp_single import single
-from gen.samplers.solvers.lib.exponential import lagrange, quadrature
-from gen.samplers.solvers.lib.stages import Stage, shift
+from gen.samplers.solvers.dpmpp_single import singlestep
+from gen.samplers.solvers.lib.exponential import Multistep, lagrange, quadrature
+from gen.samplers.solvers.lib.stages import Stage, add_stage
 
 __all__ = ["FlowAdams"]
 
@@ -28,25 +27,22 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FlowAdams:
+class FlowAdams(Multistep):
     """Adams-Bashforth in t: x0 and eps extrapolated by polynomials through their last values, for uneven steps too.
 
     x_s = x_t + int alpha' x0 dt + int sigma' eps dt, integrated by parts so that no derivative of alpha or sigma is
     needed; on flow and EDM this is the classical rule on the velocity (Hairer et al. 1993, section III.1). The first
     solver_order - 1 steps are DPM-Solver++(3S)'s, a Runge-Kutta rule whose error the fourth order can bear; begun with
-    Euler steps, it would be of second order only. They take 2 more evaluations each. The last step, to t = 0, asks
-    nothing there and keeps the order where sigma is smooth.
+    Euler steps, it would be of second order only. They take 2 more evaluations each. The last step, to t = 0, has no
+    evaluation there and keeps the order where sigma is smooth.
+
+    Attributes:
+        solver_order: 1 to 4 evaluations.
     """
 
     solver_order: int = 4
 
-    def __post_init__(self) -> None:
-        if self.solver_order not in (1, 2, 3, 4):
-            raise UserError(f"FlowAdams: solver_order = {self.solver_order}; allowed: 1, 2, 3, 4")
-
-    @property
-    def order(self) -> int:
-        return self.solver_order
+    orders: ClassVar[Sequence[int]] = (1, 2, 3, 4)
 
     def nfe(self, steps: int) -> int:
         return steps + 2 * min(self.solver_order - 1, steps - 1)
@@ -55,35 +51,35 @@ class FlowAdams:
         return State()
 
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: State, noise: DrawNoise
     ) -> tuple[Tensor, State]:
         pred = f(x, t)
         stages = (Stage.of(path, x, pred, t), *state.history)
         after = State(state.done + 1, stages[: self.solver_order - 1])
         if state.done < self.solver_order - 1 and s > 0:
-            return single(f, path, x, pred, t, s, 3), after
+            return singlestep(f, path, x, pred, t, s, 3), after
         out = path.interpolate(pred, s)
         if len(stages) > 1:
-            data, noises = increments(path, [stage.t for stage in stages], float(s))
+            data, noises = _increments(path, [stage.t for stage in stages], float(s))
             for stage, a, b in zip(stages[1:], data[1:], noises[1:], strict=True):
-                out = shift(out, stages[0], stage, a, b)
+                out = add_stage(out, stages[0], stage, a, b)
         return out, after
 
 
-def increments(path: NoisePath, nodes: Sequence[float], s: float) -> tuple[list[float], list[float]]:
+def _increments(path: NoisePath, nodes: Sequence[float], s: float) -> tuple[list[float], list[float]]:
     """int alpha' L_j dt and int sigma' L_j dt from nodes[0] to s, L_j the Lagrange polynomials of the nodes."""
     t, weight = quadrature(nodes[0], s)
     ends = lagrange(np.array([nodes[0], s]), nodes)
-    slopes = weight * derivatives(t, nodes)
-    found = []
+    slopes = weight * _derivatives(t, nodes)
+    increments = []
     for c in (path.alpha, path.sigma):
         inside = c(torch.from_numpy(t)).numpy()
         first, last = (float(c(torch.tensor(end, dtype=torch.float64))) for end in (nodes[0], s))
-        found.append((last * ends[:, 1] - first * ends[:, 0] - (slopes * inside).sum(-1)).tolist())
-    return found[0], found[1]
+        increments.append((last * ends[:, 1] - first * ends[:, 0] - (slopes * inside).sum(-1)).tolist())
+    return increments[0], increments[1]
 
 
-def derivatives(t: np.ndarray, nodes: Sequence[float]) -> np.ndarray:
+def _derivatives(t: np.ndarray, nodes: Sequence[float]) -> np.ndarray:
     """d L_j / dt at t [n], float64 [nodes, n]."""
     out = np.zeros((len(nodes), len(t)))
     for j, here in enumerate(nodes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,23 +10,24 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath
-from gen.diffusion.sampling import DenoiseFn
-from gen.samplers.solvers.lib.stages import Stage, shift
+from gen.samplers.solvers.lib.stages import Stage, add_stage
 
 __all__ = ["FlowSDE"]
 
 
 @dataclass(frozen=True)
-class FlowSDE:
-    """dx = (u + w eps / (2 sigma)) dt + sqrt(w) dW backwards in t, u the velocity: the SDE with the flow's marginals
-    (SiT, Ma et al. 2024, eq. 5 and 7, whose score is -eps / sigma).
+class FlowSDE(Solver):
+    """dx = (u + w eps / (2 sigma)) dt + sqrt(w) dW backwards in t, u the velocity: the SDE with the flow's marginals.
 
-    w = `churn` sigma(t) sigma(t1) / t1. On flow, and on EDM, that is SiT's w = sigma(t); on trig it is SiT's own for
-    its time t / t1. The noise depends neither on the unit of t nor on that of x: alike on all paths.
+    SiT, Ma et al. 2024, eq. 5 and 7, whose score is -eps / sigma. w = `churn` sigma(t) sigma(t1) / t1: on flow, and on
+    EDM, that is SiT's w = sigma(t); on trig it is SiT's own for its time t / t1. The noise depends neither on the unit
+    of t nor on that of x: alike on all paths. The last step, to t = 0, is the prediction of x0, without noise.
 
-    method: Euler-Maruyama, weak order 1, or Heun's rule with the step's one noise in both stages, weak order 2. The
-    last step, to t = 0, is the prediction of x0, without noise.
+    Attributes:
+        method: Euler-Maruyama, weak order 1, or Heun's rule with the step's one noise in both stages, weak order 2.
+        churn: factor on w; 0 is the ODE.
     """
 
     method: Literal["euler", "heun"] = "euler"
@@ -44,11 +44,8 @@ class FlowSDE:
     def nfe(self, steps: int) -> int:
         return 2 * steps - 1 if self.method == "heun" else steps
 
-    def init(self) -> None:
-        return None
-
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: DrawNoise
     ) -> tuple[Tensor, None]:
         pred = f(x, t)
         out = path.interpolate(pred, s)
@@ -63,4 +60,4 @@ class FlowSDE:
             return out, None
         here, there = Stage.of(path, x, pred, t), Stage.of(path, out, f(out, s), s)
         da, ds = float(path.alpha(s) - path.alpha(t)), float(path.sigma(s) - path.sigma(t))
-        return shift(out, here, there, da / 2, (ds - drift) / 2), None
+        return add_stage(out, here, there, da / 2, (ds - drift) / 2), None

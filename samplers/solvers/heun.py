@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
-from gen.diffusion.sampling import DenoiseFn
-from gen.samplers.solvers.lib.stages import Stage, shift
+from gen.samplers.solvers.lib.stages import RungeKutta, Tableau
 
 __all__ = ["Heun"]
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(RungeKutta):
     """An Euler step, then the same step with the mean of both ends' predictions (Karras et al. 2022, algorithms 1, 2).
 
-    On EDM and flow this is the published rule; written with increments of alpha and sigma it is second order on every
-    path and needs no derivative of either. The last step, to t = 0, is Euler's: 2N - 1 evaluations.
+    The last step, to t = 0, is Euler's: 2N - 1 evaluations. Order 2; None with churn.
 
-    churn: EDM's gamma = S_churn / N, N the number of steps: where s_min <= sigma / alpha <= s_max noise is first added
-    that raises sigma / alpha by this part of itself, at most sqrt(2) - 1, and never above the path's own top level.
-    s_noise: the factor on that noise.
+    Attributes:
+        churn: EDM's gamma = S_churn / N, N the number of steps, in [0, sqrt(2) - 1]: noise that is added before a step
+            raises sigma / alpha by this part of itself, never above the path's own top level.
+        s_min, s_max: EDM's S_tmin and S_tmax, the range of sigma / alpha where noise is added; None for no upper end.
+        s_noise: EDM's S_noise, the factor on that noise.
     """
 
     churn: float = 0.0
     s_min: float = 0.0
     s_max: float | None = None
     s_noise: float = 1.0
+
+    tableau: ClassVar[Tableau] = Tableau((1.0,), ((1,),), (1, 1))
 
     def __post_init__(self) -> None:
         if not 0 <= self.churn <= math.sqrt(2) - 1 + 1e-9:
@@ -47,27 +50,15 @@ class Heun:
     def order(self) -> int | None:
         return None if self.churn else 2
 
-    def nfe(self, steps: int) -> int:
-        return 2 * steps - 1
-
-    def init(self) -> None:
-        return None
-
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: DrawNoise
     ) -> tuple[Tensor, None]:
         if self.churn:
-            x, t = self.stir(path, x, t, noise)
-        pred = f(x, t)
-        euler = path.interpolate(pred, s)
-        if s == 0:
-            return euler, None
-        here, there = Stage.of(path, x, pred, t), Stage.of(path, euler, f(euler, s), s)
-        da, ds = float(path.alpha(s) - path.alpha(t)), float(path.sigma(s) - path.sigma(t))
-        return shift(euler, here, there, da / 2, ds / 2), None
+            x, t = self.add_churn(path, x, t, noise)
+        return super().step(f, path, x, t, s, state, noise)
 
-    def stir(self, path: NoisePath, x: Tensor, t: Tensor, noise: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """x and t with noise added; as they are outside [s_min, s_max] and at the top."""
+    def add_churn(self, path: NoisePath, x: Tensor, t: Tensor, noise: DrawNoise) -> tuple[Tensor, Tensor]:
+        """Return x and t with noise added; unchanged outside [s_min, s_max] and at the top."""
         alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
         if alpha == 0 or sigma / alpha < self.s_min or (self.s_max is not None and sigma / alpha > self.s_max):
             return x, t

@@ -10,29 +10,35 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.path import NoisePath, Prediction, expand
-from gen.diffusion.sampling import DenoiseFn
 
 __all__ = ["Recovery"]
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """x_s from p(x_s | x_t), whose logarithm is log p_s(x_s) - |x_t - r x_s|^2 / (2 v), by `refine` Langevin steps
-    from an ancestral step; the last step, to t = 0, is the prediction of x0 (Gao et al. 2021; CDRL, Zhu et al. 2024).
+class Recovery(Solver):
+    """x_s from the recovery posterior p(x_s | x_t), by Langevin steps (Gao et al. 2021; CDRL, Zhu et al. 2024).
+
+    Its logarithm is log p_s(x_s) - |x_t - r x_s|^2 / (2 v). They begin at an ancestral step; the last step, to t = 0,
+    is the prediction of x0.
 
     r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2 are those of x_t given x_s; -eps(x_s) / sigma_s is the slope
     of log p_s. With V = sigma_s^2 v / sigma_t^2, the variance of x_s for known data, a Langevin step moves by
     step V / 2 times the slope and adds noise of variance step V. On a Gaussian of precision L its variance settles at
     (1 / L) / (1 - step V L / 4), L V <= 1.
-    initialiser: "same" begins with the denoiser that refines too; "told" with f(x, t, s=s), which the model
-    cooperative answers by another network.
+
+    Attributes:
+        refine: Langevin steps in each step of the loop.
+        step_size: their step, in (0, 4), as a share of V.
+        initialiser: "same" begins with the denoiser that refines too; "target" with f(x, t, s=s), which the model
+            cooperative answers by another network.
     """
 
     refine: int = 15
     step_size: float = 0.1
-    initialiser: Literal["same", "told"] = "same"
+    initialiser: Literal["same", "target"] = "same"
 
     def __post_init__(self) -> None:
         if self.refine < 0 or not 0 < self.step_size < 4:
@@ -40,29 +46,22 @@ class Recovery:
                 f"Recovery: refine = {self.refine}, step_size = {self.step_size}; allowed: not negative, (0, 4)"
             )
 
-    @property
-    def order(self) -> None:
-        return None
-
     def nfe(self, steps: int) -> int:
         return (steps - 1) * (1 + self.refine) + 1
 
-    def init(self) -> None:
-        return None
-
     def step(
-        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Callable[[], Tensor]
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: DrawNoise
     ) -> tuple[Tensor, None]:
         if s == 0:
             return f(x, t).x0, None
-        pred = f(x, t, s=s) if self.initialiser == "told" else f(x, t)
-        first = noise()
-        mean, variance = self.begin(path, pred, t, s)
-        begun = mean + expand(variance.sqrt(), mean) * first
-        return self.langevin(f, path, x, begun, t, s, _further(first, self.refine)), None
+        pred = f(x, t, s=s) if self.initialiser == "target" else f(x, t)
+        unit = noise()
+        mean, variance = self.ancestral_step(path, pred, t, s)
+        guess = mean + expand(variance.sqrt(), mean) * unit
+        return self.langevin(f, path, x, guess, t, s, _more_noise(unit, self.refine)), None
 
-    def begin(self, path: NoisePath, pred: Prediction, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The ancestral step: mean, shaped as x, and variance V, of x_s given x_t and x0; t, s 0-d or [B]."""
+    def ancestral_step(self, path: NoisePath, pred: Prediction, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean, shaped as x, and variance V, of x_s given x_t and x0; t, s 0-d or [B]."""
         sigma, shrunk = path.sigma(s), torch.expm1(2 * (path.lam(t) - path.lam(s)))  # shrunk: e^(-2h) - 1
         variance = -(sigma**2) * shrunk
         left = (sigma**2 - variance).clamp(min=0).sqrt()
@@ -78,9 +77,9 @@ class Recovery:
         t: Tensor,
         s: Tensor,
         units: Iterable[Tensor],
-        keep: Callable[[Tensor], Tensor] | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """One step for each unit noise from x at s; keep(x), if given, is put in the place of x each time."""
+        """Return x at s after one step for each unit noise, each followed by x = project(x), if given."""
         r = path.alpha(t) / path.alpha(s)
         v = path.sigma(t) ** 2 - (r * path.sigma(s)) ** 2
         square = self.step_size * path.sigma(s) ** 2 * v / path.sigma(t) ** 2
@@ -89,12 +88,12 @@ class Recovery:
         for unit in units:
             slope = pull * (x_t - slack * x) - f(x, s).eps / sigma
             x = x + half * slope + spread * unit
-            x = x if keep is None else keep(x)
+            x = x if project is None else project(x)
         return x
 
 
-def _further(unit: Tensor, n: int) -> list[Tensor]:
-    """n more unit noises, each row's a function of that row of `unit`: a step is given one, and rows stay their own."""
+def _more_noise(unit: Tensor, n: int) -> list[Tensor]:
+    """n more unit noises; row i of each is a function of row i of `unit`, the only draw that a step has."""
     rows = unit.detach().float().cpu().flatten(1)[:, :16].tolist()  # hundreds of random bits
     noise = Noise(tuple(derive("further", *map(str, row)) for row in rows))
     return [noise.normal(k, unit.shape[1:]).to(unit) for k in range(n)]

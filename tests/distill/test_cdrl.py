@@ -55,7 +55,7 @@ def test_the_first_guess_is_the_posterior_of_known_data(path):
     """x_s given x_t and x0: the product of N(alpha_s x0, sigma_s^2) and the tether."""
     world, t, s = Gaussian(path, f64(0.7), f64(0.0)), f64(0.7)[0] * path.t1, f64(0.4)[0] * path.t1
     x_t = f64([1.1])
-    mean, variance = Recovery().begin(path, world(x_t, t), t, s)
+    mean, variance = Recovery().ancestral_step(path, world(x_t, t), t, s)
     r = path.alpha(t) / path.alpha(s)
     v = path.sigma(t) ** 2 - (r * path.sigma(s)) ** 2
     precision = path.sigma(s) ** -2 + r**2 / v
@@ -114,7 +114,7 @@ class Pair(EnergyNet):
 def test_the_energy_s_gradient_vanishes_at_the_true_energy(theta):
     """Too weak an energy (theta < 1) makes samples too wide: the gradient points to more of it, and back."""
     n = 100_000
-    solver = Recovery(refine=80, step_size=0.1, initialiser="told")
+    solver = Recovery(refine=80, step_size=0.1, initialiser="target")
     f, g = Denoiser(Pair(theta), Flow(), Eps()), torch.Generator().manual_seed(0)
 
     class Drawn:
@@ -196,7 +196,7 @@ def test_losses_reach_energy_and_initialiser_each_by_its_own():
         Denoiser(net, Flow(), Velocity()),
         Batch(torch.randn(4, 1, 8, 8), {"y": torch.tensor([1, 2, 3, 4])}, training_noise(0, 0, range(4))),
     )
-    cdrl = CDRL(sampler=Sampler(Recovery(refine=2, initialiser="told"), steps=3))
+    cdrl = CDRL(sampler=Sampler(Recovery(refine=2, initialiser="target"), steps=3))
     energy, first, _ = cdrl.losses(f, batch, batch.cond, f64(1.0).expand(4), f64(0.6).expand(4))
     parts = {"energy": list(net.energy.parameters()), "initialiser": list(net.initialiser.parameters())}
     for loss, role in ((energy, "energy"), (first, "initialiser")):

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gen.diffusion.contracts import Solver
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import Prediction
-from gen.diffusion.sampling import Solver, integrate
+from gen.diffusion.sampling import integrate
 from gen.samplers.caches.searched import LayerRun
 from gen.samplers.solvers.heun import Heun
 

@@ -1,8 +1,9 @@
-"""What the multistep and exponential solvers share: memory of predictions, and exact integrals of what they remember.
+"""Exponential and multistep integrators: history of predictions, and exact integrals of polynomials through it.
 
 In half log-SNR lam = log(alpha / sigma) the probability-flow ODE is d(x / sigma) / dlam = e^lam x0, so that
-x_s = sigma_s / sigma_t x_t + alpha_s int e^(lam - lam_s) x0 dlam (Lu et al. 2022, eq. 9). An order is how many values
-of x0 the polynomial under that integral goes through; the integrals are numbers, made once a step in float64.
+x_s = sigma_s / sigma_t x_t + alpha_s int e^(lam - lam_s) x0 dlam (Lu et al. 2022, eq. 9). The order is the number of
+values of x0 that the polynomial under that integral interpolates; the integrals are numbers, computed once a step in
+float64.
 """
 
 from __future__ import annotations
@@ -10,29 +11,83 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gen.config.errors import UserError
+from gen.diffusion.contracts import Solver
 from gen.diffusion.path import NoisePath, Prediction, expand
 
-__all__ = ["Node", "add", "base", "integrals", "lagrange", "quadrature", "remember", "usable"]
+__all__ = [
+    "History",
+    "Multistep",
+    "Node",
+    "add_corrections",
+    "data_prediction",
+    "integrals",
+    "lagrange",
+    "quadrature",
+]
 
 
 class Node(NamedTuple):
-    """One value that a solver remembers, x0 or eps [B, ...], and the half log-SNR it belongs to."""
+    """A value that a multistep rule interpolates, x0 or eps [B, ...], and the half log-SNR that it belongs to."""
 
     lam: float
     value: Tensor
 
 
-def base(path: NoisePath, x: Tensor, pred: Prediction, t: Tensor) -> Tensor:
-    """The x0 [B, ...] that adds up to x with pred.eps: (x - sigma eps) / alpha, or pred.x0 where alpha = 0.
+History = tuple[Node, ...]  # newest first
+
+
+@dataclass(frozen=True)
+class Multistep(Solver):
+    """Defaults of a solver that is named by its order and remembers the predictions of earlier steps.
+
+    Attributes:
+        solver_order: how many values the polynomial interpolates.
+    """
+
+    solver_order: int = 2
+
+    orders: ClassVar[Sequence[int]] = (1, 2, 3)  # that the method has
+
+    def __post_init__(self) -> None:
+        if self.solver_order not in self.orders:
+            allowed = ", ".join(map(str, self.orders))
+            raise UserError(f"{type(self).__name__}: solver_order = {self.solver_order}; allowed: {allowed}")
+
+    @property
+    def order(self) -> int | None:
+        return self.solver_order
+
+    def init(self) -> Any:
+        return ()
+
+    def usable_history(self, here: Node, history: History) -> History:
+        """Return the newest nodes, at most `solver_order`, with finite lam; `here` alone if there is none."""
+        return tuple(node for node in (here, *history) if math.isfinite(node.lam))[: self.solver_order] or (here,)
+
+    def push_history(self, here: Node, history: History) -> History:
+        """Return the nodes that the next step may use, newest first."""
+        return (here, *history)[: self.solver_order - 1]
+
+
+def data_prediction(path: NoisePath, x: Tensor, pred: Prediction, t: Tensor) -> Tensor:
+    """Return the x0 that adds up to x with pred.eps: (x - sigma eps) / alpha, or pred.x0 where alpha = 0.
 
     That is pred.x0, to the bit, unless a guide made a pair (CFG++): what differs by rounding only counts as equal,
     since 1 / alpha would blow it up.
+
+    Args:
+        path: of x.
+        x: state at t, [B, ...].
+        pred: the prediction at x.
+        t: time of x, 0-d or [B].
     """
     alpha, sigma = path.alpha(t), path.sigma(t)
     data, noise = expand(alpha, x) * pred.x0, expand(sigma, x) * pred.eps
@@ -42,32 +97,40 @@ def base(path: NoisePath, x: Tensor, pred: Prediction, t: Tensor) -> Tensor:
     return pred.x0 + torch.where(rest.abs() > rounding, expand(inverse, x) * rest, torch.zeros_like(rest))
 
 
-def usable(here: Node, history: Sequence[Node], order: int) -> tuple[Node, ...]:
-    """The newest values, at most `order`, that a polynomial in lam can go through: none at an infinite lam."""
-    return tuple(node for node in (here, *history) if math.isfinite(node.lam))[:order] or (here,)
+def add_corrections(out: Tensor, weights: Sequence[float], nodes: History) -> Tensor:
+    """Return out + sum_j weights[j] (value_j - value_0), the higher orders of a multistep rule.
 
-
-def remember(here: Node, history: Sequence[Node], keep: int) -> tuple[Node, ...]:
-    """The history of the next step, newest first."""
-    return (here, *history)[:keep]
-
-
-def add(out: Tensor, weights: Sequence[float], nodes: Sequence[Node]) -> Tensor:
-    """out + sum_j weights[j] (value_j - value_0) over all nodes but the first, whose share is in `out` already."""
+    Args:
+        out: the first-order step, which has the share of value_0, [B, ...].
+        weights: one for each node; the first is not used.
+        nodes: newest first.
+    """
     for weight, node in zip(weights[1:], nodes[1:], strict=True):
         out = torch.add(out, node.value - nodes[0].value, alpha=weight)
     return out
 
 
-def integrals(nodes: Sequence[Node], start: float, end: float, rate: float = 1.0) -> list[float]:
-    """int_start^end e^(rate (lam - end)) L_j(lam) dlam for each Lagrange polynomial L_j of the nodes' lam."""
+def integrals(nodes: History, start: float, end: float, rate: float = 1.0) -> list[float]:
+    """Integrate e^(rate (lam - end)) L_j(lam) over lam, for each Lagrange polynomial L_j of the nodes' lam.
+
+    Args:
+        nodes: with finite, distinct lam.
+        start, end: limits, half log-SNR.
+        rate: of the exponential; 1 for x0 in the ODE, -1 for eps.
+    """
     lam, weight = quadrature(start - end, 0.0)
     basis = lagrange(lam, [node.lam - end for node in nodes])
-    return (basis * (weight * np.exp(rate * lam))).sum(-1).tolist()
+    integral: list[float] = (basis * (weight * np.exp(rate * lam))).sum(-1).tolist()
+    return integral
 
 
 def lagrange(u: np.ndarray, nodes: Sequence[float]) -> np.ndarray:
-    """The Lagrange polynomials of the nodes at u [n], float64 [nodes, n]."""
+    """Evaluate the Lagrange polynomials of the nodes, float64 [nodes, n].
+
+    Args:
+        u: points [n].
+        nodes: distinct numbers.
+    """
     basis = np.ones((len(nodes), len(u)))
     for j, here in enumerate(nodes):
         for k, other in enumerate(nodes):
@@ -77,7 +140,11 @@ def lagrange(u: np.ndarray, nodes: Sequence[float]) -> np.ndarray:
 
 
 def quadrature(start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights of Gauss's rule from start to end; exact to rounding for e^u over any step of a sampler."""
+    """Return points and weights of Gauss's rule; exact to rounding for e^u over any step of a sampler.
+
+    Args:
+        start, end: limits of the integral.
+    """
     points, weights = _gauss()
     return start + (end - start) * points, (end - start) * weights
 

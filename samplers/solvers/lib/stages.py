@@ -1,20 +1,28 @@
-"""What the Runge-Kutta and Adams solvers share: an evaluation whose x0 and eps add up to its x."""
+"""Stages of a step and explicit Runge-Kutta rules, given by their Butcher tableaux.
+
+The ODE is dx/dt = alpha' x0 + sigma' eps. A pair of a guide (CFG++) does not add up to x; then the rules integrate the
+x0 that does, and the rest of the pair's x0 enters the step's end as alpha_s (pred.x0 - x0).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath, Prediction
-from gen.samplers.solvers.lib.exponential import base
+from gen.samplers.solvers.lib.exponential import data_prediction
 
-__all__ = ["Stage", "shift", "velocity_step"]
+__all__ = ["MIDPOINT", "RungeKutta", "Stage", "Tableau", "add_stage"]
 
 
 class Stage(NamedTuple):
-    """One evaluation at time t: x0 and eps [B, ...] that add up to the x it was made at."""
+    """One evaluation at time t: x0 and eps [B, ...] that add up to its x."""
 
     t: float
     x0: Tensor
@@ -22,14 +30,101 @@ class Stage(NamedTuple):
 
     @classmethod
     def of(cls, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor) -> Stage:
-        return cls(float(t), base(path, x, pred, t), pred.eps)
+        return cls(float(t), data_prediction(path, x, pred, t), pred.eps)
 
 
-def shift(out: Tensor, here: Stage, there: Stage, data: float, noise: float) -> Tensor:
-    """out + data (x0' - x0) + noise (eps' - eps): a first-order step's correction by another evaluation."""
+def add_stage(out: Tensor, here: Stage, there: Stage, data: float, noise: float) -> Tensor:
+    """Return out + data (x0' - x0) + noise (eps' - eps): a first-order step corrected by another evaluation.
+
+    Args:
+        out: the first-order step, [B, ...].
+        here, there: the step's first evaluation, and the other one.
+        data, noise: weights.
+    """
     return torch.add(torch.add(out, there.x0 - here.x0, alpha=data), there.eps - here.eps, alpha=noise)
 
 
-def velocity_step(path: NoisePath, x: Tensor, slope: Tensor, t: Tensor, s: Tensor, extra: Tensor) -> Tensor:
-    """x + (s - t) slope, and the share at s of what a pair's x0 has beyond the one that adds up to x."""
-    return torch.add(torch.add(x, slope, alpha=float(s - t)), extra, alpha=float(path.alpha(s)))
+class Tableau(NamedTuple):
+    """Butcher tableau of an explicit rule with m stages; the first lies at the step's start.
+
+    Weights are those of a mean, any numbers, so that they can be written as integers.
+
+    Attributes:
+        nodes: c_2 .. c_m, the other stages' shares of the step, in (0, 1].
+        rows: a_ij / c_i up to a factor: the weights of the earlier slopes whose mean leads to stage i = 2 .. m.
+        weights: b_j up to a factor: the weights of all slopes whose mean leads to the step's end.
+    """
+
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[int, ...], ...]
+    weights: tuple[int, ...]
+
+
+EULER = Tableau((), (), (1,))
+MIDPOINT = Tableau((0.5,), ((1,),), (0, 1))
+
+
+@dataclass(frozen=True)
+class RungeKutta(Solver):
+    """An explicit Runge-Kutta rule, given by its tableau.
+
+    Rules of two stages are written with increments of alpha and sigma: on EDM and flow that is the classical rule, on
+    every path it is second order, and no derivative of either is needed. Others take slopes in t. A rule with a stage
+    at the step's end cannot call f at t = 0, so its last step is the midpoint rule's, or Euler's if it has two stages.
+    """
+
+    tableau: ClassVar[Tableau]
+
+    @property
+    def last(self) -> Tableau:
+        """The rule of the step to t = 0."""
+        rule = self.tableau
+        return rule if 1.0 not in rule.nodes else EULER if len(rule.weights) == 2 else MIDPOINT
+
+    def nfe(self, steps: int) -> int:
+        return len(self.tableau.weights) * (steps - 1) + len(self.last.weights)
+
+    def step(
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: DrawNoise
+    ) -> tuple[Tensor, None]:
+        rule, pred = self.last if s == 0 else self.tableau, f(x, t)
+        return (_by_slopes if len(rule.weights) > 2 else _by_increments)(rule, f, path, x, pred, t, s), None
+
+
+def _by_increments(
+    rule: Tableau, f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor
+) -> Tensor:
+    """x at s by a rule of at most two stages, in increments of alpha and sigma."""
+    out = path.interpolate(pred, s)
+    if not rule.nodes:
+        return out
+    m, share = _time(t, s, rule.nodes[0]), rule.weights[1] / sum(rule.weights)
+    u = out if rule.nodes[0] == 1 else path.interpolate(pred, m)
+    here, there = Stage.of(path, x, pred, t), Stage.of(path, u, f(u, m), m)
+    da, ds = float(path.alpha(s) - path.alpha(t)), float(path.sigma(s) - path.sigma(t))
+    return add_stage(out, here, there, da * share, ds * share)
+
+
+def _by_slopes(
+    rule: Tableau, f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor
+) -> Tensor:
+    """x at s by any rule, in slopes dx/dt."""
+    x0 = data_prediction(path, x, pred, t)
+    slopes = [path.velocity(Prediction(x0, pred.eps), t)]
+
+    def advance(weights: Sequence[int], m: Tensor) -> Tensor:
+        terms = [slope if w == 1 else w * slope for w, slope in zip(weights, slopes, strict=True) if w]
+        total = functools.reduce(torch.add, terms)
+        mean = total if sum(weights) == 1 else total / sum(weights)
+        return torch.add(torch.add(x, mean, alpha=float(m - t)), pred.x0 - x0, alpha=float(path.alpha(m)))
+
+    for node, row in zip(rule.nodes, rule.rows, strict=True):
+        m = _time(t, s, node)
+        u = advance(row, m)
+        there = f(u, m)
+        slopes.append(path.velocity(Prediction(data_prediction(path, u, there, m), there.eps), m))
+    return advance(rule.weights, s)
+
+
+def _time(t: Tensor, s: Tensor, node: float) -> Tensor:
+    return (1 - node) * t + node * s

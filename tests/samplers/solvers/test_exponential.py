@@ -11,7 +11,7 @@ import torch
 from gen.config.spec import build
 from gen.diffusion.path import EDM, VP, Flow, Prediction
 from gen.diffusion.sampling import integrate
-from gen.samplers.solvers.lib.exponential import Node, base, integrals
+from gen.samplers.solvers.lib.exponential import Node, data_prediction, integrals
 from tests.samplers.solvers.worlds import f64, log_grid, mixture
 
 
@@ -117,12 +117,12 @@ def test_the_same_noise_levels_give_the_same_x0_on_every_path(name, fields):
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-12)
 
 
-def test_base_is_x0_to_the_bit_unless_a_guide_made_a_pair():
+def test_the_data_prediction_is_x0_to_the_bit_unless_a_guide_made_a_pair():
     path, t = VP(), f64(0.95)[0]
     x0, eps = torch.randn(2, 64, 3)
     x = path.mix(x0, eps, t)
-    assert torch.equal(base(path, x, Prediction(x0, eps), t), x0)
+    assert torch.equal(data_prediction(path, x, Prediction(x0, eps), t), x0)
     guided = Prediction(x0 + 0.5, eps)
-    torch.testing.assert_close(base(path, x, guided, t), x0, rtol=0, atol=2e-3)
-    noise_only = base(Flow(), eps, guided, f64(1.0)[0])
+    torch.testing.assert_close(data_prediction(path, x, guided, t), x0, rtol=0, atol=2e-3)
+    noise_only = data_prediction(Flow(), eps, guided, f64(1.0)[0])
     assert torch.equal(noise_only, guided.x0)

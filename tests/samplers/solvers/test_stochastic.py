@@ -167,8 +167,8 @@ def test_churn_keeps_the_variance_of_x(path):
     """Data N(0, 1) stays N(0, 1): what is stirred in belongs to the level reached, on every path."""
     solver = build("samplers.solvers", "heun", churn=0.2)
     t, x = f64(0.5 * path.t1)[0], torch.ones(1, 1, dtype=torch.float64)
-    moved, hat = solver.stir(path, x, t, lambda: torch.zeros_like(x))
-    stirred, _ = solver.stir(path, 0 * x, t, lambda: torch.ones_like(x))
+    moved, hat = solver.add_churn(path, x, t, lambda: torch.zeros_like(x))
+    stirred, _ = solver.add_churn(path, 0 * x, t, lambda: torch.ones_like(x))
     assert float(path.sigma(hat) / path.alpha(hat)) == pytest.approx(
         1.2 * float(path.sigma(t) / path.alpha(t)), rel=1e-9
     )

@@ -10,8 +10,8 @@ from gen.diffusion.denoiser import CountingDenoiser
 from gen.diffusion.path import EDM, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian
-from gen.samplers.solvers.anchored import Anchored
 from gen.samplers.solvers.euler import Euler
+from gen.samplers.solvers.fixed_noise import FixedNoise
 
 MEAN, STD = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.6, 0.3]).double()
 TIMES = torch.tensor([1.0, 0.7, 0.4, 0.0], dtype=torch.float64)
@@ -32,8 +32,8 @@ def test_it_is_the_published_update(method):
             slope = (slope + v((1 - s) * (x - t * slope) + s * z, s)) / 2
         x = (1 - s) * (x - t * slope) + s * z
     counted = CountingDenoiser(f)
-    assert torch.allclose(integrate(counted, z, TIMES, Anchored(method)), x, atol=1e-12)
-    assert counted.calls == Anchored(method).nfe(3) == (5 if method == "heun" else 3)
+    assert torch.allclose(integrate(counted, z, TIMES, FixedNoise(method)), x, atol=1e-12)
+    assert counted.calls == FixedNoise(method).nfe(3) == (5 if method == "heun" else 3)
 
 
 @pytest.mark.parametrize("path", [Trig(), EDM(8.0)], ids=repr)
@@ -42,7 +42,7 @@ def test_it_adds_the_noise_of_the_start_on_every_path(path):
     f, z = Gaussian(path, MEAN, STD), torch.randn(6, 2, dtype=torch.float64)
     times, seen = TIMES * path.t1, []
     start = path.start(z, times[0])
-    integrate(f, start, times, Anchored(), watch=lambda i, t, x: seen.append(x))
+    integrate(f, start, times, FixedNoise(), watch=lambda i, t, x: seen.append(x))
     assert torch.allclose(seen[0], path.mix(f(start, times[0]).x0, z, times[1]), atol=1e-12)
     assert torch.allclose(seen[1], path.mix(f(seen[0], times[1]).x0, z, times[2]), atol=1e-12)
     assert not torch.allclose(seen[-1], integrate(f, start, times, Euler()), atol=1e-3)
@@ -50,4 +50,4 @@ def test_it_adds_the_noise_of_the_start_on_every_path(path):
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(UserError, match="method = 'rk4'; allowed: euler, heun"):
-        Anchored("rk4")
+        FixedNoise("rk4")

@@ -1,54 +1,42 @@
-"""Denoise, then noise again with the noise that the walk began with."""
+"""Denoise, then noise again with the noise that the loop began with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath
-from gen.diffusion.sampling import DenoiseFn
 
-__all__ = ["Anchored"]
+__all__ = ["FixedNoise"]
 
 
 @dataclass(frozen=True)
-class Anchored:
+class FixedNoise(Solver):
     """x_s = alpha_s x0(x_t) + sigma_s z with the z of the start: the "new" sampler of rf++ (Lee et al. 2024).
 
     On straight paths, where eps stays z, it is Euler; elsewhere errors of eps do not add up. It follows no ODE, so it
-    has no order. The walk must start in noise, x = sigma z, as Pipeline.sample does.
+    has no order. The loop must start in noise, x = sigma z, as Pipeline.sample does.
 
-    method: "heun" looks at the Euler step's end too and takes x0 from the mean of both ends' slopes, as the published
-    code does: 2N - 1 evaluations.
+    Attributes:
+        method: "heun" also evaluates at the Euler step's end and takes x0 from the mean of both ends' slopes, as the
+            published code does: 2N - 1 evaluations.
     """
-
-    order: ClassVar[None] = None
 
     method: Literal["euler", "heun"] = "euler"
 
     def __post_init__(self) -> None:
         if self.method not in ("euler", "heun"):
-            raise UserError(f"Anchored: method = {self.method!r}; allowed: euler, heun")
+            raise UserError(f"FixedNoise: method = {self.method!r}; allowed: euler, heun")
 
     def nfe(self, steps: int) -> int:
         return 2 * steps - 1 if self.method == "heun" else steps
 
-    def init(self) -> None:
-        return None
-
     def step(
-        self,
-        f: DenoiseFn,
-        path: NoisePath,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        state: Tensor | None,
-        noise: Callable[[], Tensor],
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: Tensor | None, noise: DrawNoise
     ) -> tuple[Tensor, Tensor]:
         z = x / float(path.sigma(t)) if state is None else state
         here = f(x, t)

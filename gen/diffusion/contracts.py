@@ -1,0 +1,103 @@
+"""The contracts of the sampling loop: solver, grid, guide and cache, and the denoiser as a solver sees it.
+
+Each is a Protocol. A plug-in, of gen or of a user ("my_package.module:Class"), is a frozen dataclass of JSON values
+that has the members; one that names the Protocol as its base inherits the defaults written here. tests/test_every.py
+holds every plug-in to the laws that the docstrings state.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gen.diffusion.path import NoisePath, Prediction
+
+__all__ = ["DenoiseFn", "DrawNoise", "Grid", "Solver"]
+
+DrawNoise = Callable[[], Tensor]  # unit noise of the step, shaped as x; a second call returns the same
+
+
+class DenoiseFn(Protocol):
+    """A denoiser as a solver sees it: condition, guide and tap are bound already."""
+
+    def __call__(self, x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+        """Predict data and noise at x_t.
+
+        Args:
+            x: state [B, ...].
+            t: its time in (0, t1], 0-d float64 on the CPU; [B] if each sample has its own, which caches refuse.
+            s: the time that a flow map is to jump to, as t; None for the prediction at t.
+
+        Returns:
+            x0 and eps, shaped as x, with alpha x0 + sigma eps = x unless a guide made the pair (CFG++).
+        """
+        ...
+
+
+class Solver(Protocol):
+    """A rule for one step of the probability-flow ODE, or of its SDE, from time t to s < t.
+
+    Must hold: `step` is a pure function, so one solver serves many loops at once; it writes to none of its arguments;
+    row i of the result depends on row i alone; x keeps its dtype and device; a step to s = 0 returns a prediction of
+    the data and never calls f at 0, where eps is not known. A pair of a guide that does not add up to x moves a
+    first-order step by alpha_s x0 + sigma_s eps; higher orders extrapolate the x0 of
+    gen.samplers.solvers.lib.exponential.data_prediction.
+    """
+
+    @property
+    def order(self) -> int | None:
+        """Order of convergence to the ODE over a whole loop, as measured; None (default) for what follows no ODE."""
+        return None
+
+    def nfe(self, steps: int) -> int | None:
+        """Return the number of calls of f in a loop that ends at t = 0; one a step by default.
+
+        Args:
+            steps: steps of the loop, at least 1.
+
+        Returns:
+            The exact number; None if the data decide.
+        """
+        return steps
+
+    def init(self) -> Any:
+        """Return the state before the first step: any immutable value; None by default."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: DrawNoise
+    ) -> tuple[Tensor, Any]:
+        """Advance x from t to s.
+
+        Args:
+            f: the denoiser; each call is one evaluation of the network, or more under a guide.
+            path: alpha(t), sigma(t) and what follows from them.
+            x: state at t, [B, ...]; any floating dtype.
+            t, s: times, t1 >= t > s >= 0, 0-d float64 on the CPU.
+            state: what the step before returned, or `init()`.
+            noise: draws this step's unit noise, shaped as x; a deterministic rule does not call it.
+
+        Returns:
+            x at s, and the next state.
+        """
+        ...
+
+
+class Grid(Protocol):
+    """A choice of the times that a sampling loop visits."""
+
+    def times(self, path: NoisePath, steps: int) -> Tensor:
+        """Return the grid of a loop.
+
+        Args:
+            path: whose t1 and noise levels the times refer to.
+            steps: steps of the loop, at least 1.
+
+        Returns:
+            float64 [steps + 1] on the CPU, strictly falling, from (nearly) path.t1 to exactly 0.
+        """
+        ...
