@@ -1,6 +1,6 @@
 """What a feature cache saves: the cost of a skipped step, the latency of a whole loop, and the drift from no cache.
 
-    python scripts/bench_cache.py [RUN ...] [--interval 3] [--steps 50] [--json FILE]
+    python scripts/bench_cache.py [RUN ...] [--interval 3] [--steps 50] [--out FILE]
 
 On a DiT-S/2 of 256 tokens with random weights, and on each RUN folder given. One thread. Loops with and without a
 cache take turns (A B B A), and medians are compared, so that a busy machine disturbs both alike. Drift is the root mean
@@ -160,8 +160,8 @@ def main(given=None):
     parser.add_argument("--interval", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50, help="of the runs' loops (default: 50)")
     parser.add_argument("--random-steps", type=int, default=20, help="of the random DiT-S/2's loops (default: 20)")
-    parser.add_argument("--batch", type=int, default=250, help="of the runs (default: 250)")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--batch-size", type=int, default=250, help="of the runs (default: 250)")
+    parser.add_argument("--out", type=Path, help="write the numbers to this file")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
     results = [measure("DiT-S/2, random", *random_dit(), 1, args.random_steps, args.interval, 4, 1)]
@@ -169,10 +169,10 @@ def main(given=None):
     for folder in args.runs:
         pipeline = gen.load(folder)
         model = (pipeline.name, pipeline.denoiser, pipeline.shape, pipeline.classes)
-        results.append(measure(*model, args.batch, args.steps, args.interval, 10, 1))
+        results.append(measure(*model, args.batch_size, args.steps, args.interval, 10, 1))
         print(table(results[-1]), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -1,6 +1,6 @@
 """What a step of the sampling loop costs beside the network: ours with Euler, and diffusers' FlowMatchEuler.
 
-python scripts/bench_sampling.py [--steps 50] [--rounds 100] [--shape 1,4,32,32] [--output bench.json]
+python scripts/bench_sampling.py [--steps 50] [--rounds 100] [--shape 1,4,32,32] [--out bench.json]
 
 Both loops are driven by a model that costs nothing: ours by a denoiser that returns a ready Prediction, theirs by one
 that returns a ready velocity. Both count a whole loop, from the numbers of the grid to the last sample: our checks,
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--shape", default="1,4,32,32", help="batch, channels, height, width")
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = measure(tuple(int(n) for n in args.shape.split(",")), args.steps, args.rounds)
@@ -95,8 +95,8 @@ def main() -> None:
     )
     line = json.dumps({**found, "torch": torch.__version__})
     print(line)
-    if args.output:
-        args.output.write_text(line + "\n")
+    if args.out:
+        args.out.write_text(line + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Which feature caches are worth it: FID against images per second, beside the same model sampled in fewer steps.
 
-    python scripts/cache_front.py RUN [--steps 50] [--samples 1000] [--out DIR]
+    python scripts/cache_front.py RUN [--steps 50] [-n 1000] [--out DIR]
 
 Evaluates the run without a cache, with every cache at every interval or threshold, and, for each of these, without a
 cache in as many steps as take the same time. All are then timed in turns, so that their speeds can be compared. Writes
 DIR/leaderboard.html, .csv, .md, and the records to DIR/records, and names the cached rows on the Pareto front.
---samples, --timed, --caches, --intervals and --thresholds bound the time it takes.
+-n, --timed, --caches, --intervals and --thresholds bound the time it takes.
 
 Measured (2026-11-22) on the quickstart's teacher, Euler, 24 steps, --intervals 2 3 4: the front holds taylorseer at 2
 and 3 and taylorseer_lite at 2, 3, 4 (FID .91, .93, 1.00 +- .10 at 203, 265, 326 images/s; uncached .89 at 130); each is
@@ -62,9 +62,7 @@ class Front:
         args = self.args
         began, how = time.perf_counter(), {"solver": args.solver, "steps": args.steps, **how}
         timing = {"seconds": args.seconds, "timed": args.timed}
-        record = evaluate(
-            self.pipeline, data=self.reference, n=args.samples, seed=args.seed, label=label, **timing, **how
-        )
+        record = evaluate(self.pipeline, data=self.reference, n=args.n, seed=args.seed, label=label, **timing, **how)
         self.entries.append((record, how))
         fid, took = record["metrics"]["fid"], time.perf_counter() - began
         print(f"{label}: FID {fid['value']:.2f} ± {fid['se']:.2f} ({took:.0f} s)", file=sys.stderr, flush=True)
@@ -72,7 +70,7 @@ class Front:
 
     def time(self):
         """Every record's speed, measured again, all in turns."""
-        batch = min(self.args.timed, self.args.samples)
+        batch = min(self.args.timed, self.args.n)
         keys = {"n": batch, "batch_size": batch, "seed": self.args.seed}
         calls = [lambda how=how: self.pipeline.sample(**how, **keys) for _, how in self.entries]
         turns = InterleavedTiming(seconds=self.args.seconds).measure(calls)
@@ -110,7 +108,7 @@ def main(given=None):
     parser.add_argument("run", type=Path, help="the folder of a trained run")
     parser.add_argument("--steps", type=int, default=50, help="of the cached loops (default: 50)")
     parser.add_argument("--solver", default="euler", help="(default: euler)")
-    parser.add_argument("--samples", type=int, default=1000, help="for each row (default: 1000)")
+    parser.add_argument("-n", "--n", type=int, default=1000, help="for each row (default: 1000)")
     parser.add_argument("--caches", nargs="+", default=["fora", "taylorseer", "taylorseer_lite", "cg_taylor"])
     parser.add_argument("--intervals", nargs="+", type=int, default=[2, 3, 4, 6], help="of the caches that have one")
     parser.add_argument("--thresholds", nargs="+", type=float, default=[0.02, 0.05, 0.1], help="of the others")

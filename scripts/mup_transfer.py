@@ -1,6 +1,6 @@
 """Whether the best learning rate stays the best when a DiT is made wider, with muP and without: trained on digits.
 
-python scripts/mup_transfer.py --widths 64 256 --json transfer.json
+python scripts/mup_transfer.py --widths 64 256 --out transfer.json
 
 Measured (2026-11-22, a 2.5 GHz Xeon, torch 2.13) with the defaults: depth 2, 200 steps of batch 64, cosine decay, one
 seed; mean training loss of the last 50 steps in muP, by learning rate:
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--last", type=int, default=50, help="steps whose training loss is averaged (default: 50)")
     parser.add_argument("--standard", action="store_true", help="the standard parameterisation in place of muP")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the losses here")
+    parser.add_argument("--out", type=Path, help="also write the losses here")
     args = parser.parse_args()
 
     import torch
@@ -55,9 +55,9 @@ def main() -> None:
         row = "  ".join(f"{value:.4f}" for value in table[width].values())
         best = min(table[width], key=table[width].__getitem__)
         print(f"width {width:4d}: {row}   best 2^{best}   ({time.perf_counter() - began:.0f} s)", flush=True)
-    if args.json:
+    if args.out:
         settings = {k: v for k, v in vars(args).items() if k != "json"}
-        args.json.write_text(json.dumps({"settings": settings, "loss": table}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"settings": settings, "loss": table}, indent=1) + "\n")
 
 
 def loss(model: DiT, lr: float, steps: int, last: int) -> float:

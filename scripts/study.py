@@ -172,7 +172,7 @@ def main(given=None):
     parser.add_argument("study", type=Path)
     parser.add_argument("--only", nargs="+", help="these entries (default: all)")
     parser.add_argument("--seeds", type=int, help="how many (default: what the study says)")
-    parser.add_argument("--samples", type=int, default=1000, help="for each evaluation (default: 1000)")
+    parser.add_argument("-n", "--n", type=int, default=1000, help="for each evaluation (default: 1000)")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--report", action="store_true", help="train nothing: the table of what is finished")
     parser.add_argument("--out", type=Path, help="(default: runs/ and the study's name)")
@@ -186,7 +186,7 @@ def main(given=None):
     rows = []
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         for names in turns(study, chosen):
-            jobs = [(study, name, seed, out, args.samples) for seed in range(seeds) for name in names]
+            jobs = [(study, name, seed, out, args.n) for seed in range(seeds) for name in names]
             if args.report:
                 jobs = [job for job in jobs if (out / f"{job[1]}-{job[2]}" / "study.json").exists()]
             rows += [row for of_one in (map if args.report else pool.map)(one, jobs) for row in of_one]
@@ -198,7 +198,7 @@ def main(given=None):
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    about |= {"cpu": platform.processor() or platform.machine(), "samples": args.samples, "study": study}
+    about |= {"cpu": platform.processor() or platform.machine(), "samples": args.n, "study": study}
     if chosen == list(study["entries"]):
         write_json(RESULTS / f"{args.study.stem}.json", about | {"rows": rows})
 

@@ -1,6 +1,6 @@
 """Measure how fast this machine runs us and others: attention, fused operations, state spaces, whole networks.
 
-gen bench attention fused --device cuda --output runs/bench/mine [--resume]; without a part, all of them.
+gen bench attention fused --device cuda --out runs/bench/mine [--resume]; without a part, all of them.
 
 Every case holds each result to the exact one first, and what is wrong is not timed: then the exit code is 1. The rest
 take turns. A part is one JSON file of the folder, written anew after every case; bench.html shows all of them.
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen.cli.lib.options import add_option, add_options
 from gen.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -32,16 +33,15 @@ PACKAGES = ("triton", "diffusers", "xformers", "transformers", "mamba-ssm", "fla
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("part", nargs="*", help=f"one or more of: {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, bfloat16 elsewhere)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: as PyTorch starts with)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a case's rounds, at most (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
+    add_option(parser, "seed", 0, "of the inputs")
     parser.add_argument("--only", metavar="TEXT", help="cases whose names contain this")
     parser.add_argument("--quick", action="store_true", help="tiny cases, few rounds, nothing compiled: for tests")
     parser.add_argument("--list", action="store_true", help="list the cases, and stop")
     parser.add_argument("--resume", action="store_true", help="leave out what the folder has of the same settings")
-    parser.add_argument("--output", type=Path, help="a folder (default: runs/bench/DEVICE-DTYPE)")
+    add_option(parser, "out", help="a folder (default: runs/bench/DEVICE-DTYPE)")
+    add_options(parser, device="cpu", threads=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     _check_device(args.device)
     how: dict[str, Any] = {"rounds": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
     bench = Bench(context.device, seconds=args.seconds, seed=args.seed, **how)
-    folder = args.output or Path("runs/bench") / _name(context)
+    folder = args.out or Path("runs/bench") / _name(context)
     _check_folder(folder)
     wrong: list[str] = []
     with _threads(args.threads):
@@ -214,9 +214,9 @@ def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {folder}: no folder can be made of it ({error.strerror})") from None
+        raise UserError(f"--out {folder}: no folder can be made of it ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--output {folder}: it cannot be written")
+        raise UserError(f"--out {folder}: it cannot be written")
     for path in (folder / f"{part}.json" for part in PARTS):
         if path.exists():
             _read(path)
@@ -247,6 +247,6 @@ def _command(args: argparse.Namespace) -> str:
     """The command line that repeats this."""
     words = ["gen", "bench", *args.part, "--device", args.device, "--seconds", f"{args.seconds:g}"]
     single = {"dtype": args.dtype, "threads": args.threads, "seed": args.seed or None, "only": args.only}
-    for key, value in {**single, "output": args.output}.items():
+    for key, value in {**single, "out": args.out}.items():
         words += [f"--{key}", str(value)] if value is not None else []
     return shlex.join([*words, *(["--quick"] if args.quick else [])])

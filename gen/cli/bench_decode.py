@@ -14,6 +14,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run, or of one checkpoint")
+    add_option(parser, "run")
     parser.add_argument("--tasks", nargs="+", help="(default: all of the run's data)")
     parser.add_argument(
         "--policies",
@@ -34,20 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-plan", nargs="+", help="names of `gen list kv_plans`, JSON specs, or none (default: the run's)"
     )
-    parser.add_argument("-n", "--n", type=int, default=100, help="prompts of each task (default: 100)")
+    add_option(parser, "n", 100, "prompts of each task")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
     parser.add_argument("--gen-length", type=int, help="tokens of a reply, at most (default: the task's)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
     parser.add_argument("--source", help="a folder with a copy of ParallelBench: its own names and prompts")
-    parser.add_argument("--seed", type=int, default=0, help="reply i depends on the seed and on i alone (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=64, help="changes nothing but speed (default: 64)")
-    parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
     parser.add_argument(
         "--with", dest="others", nargs="+", type=Path, default=[], help="earlier .json files to show too"
     )
-    parser.add_argument("--out", type=Path, help="the page; .json is written beside it (default: RUN/decode.html)")
+    add_option(parser, "out", help="the page; .json is written beside it (default: RUN/decode.html)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
     """The tasks that are named, or all of the run's data."""
-    from gen.cli.sample import _spec
     from gen.config.spec import build
     from gen.data.lists import Lists
     from gen.eval.parallelbench.lib.rules import TASKS
@@ -100,7 +97,7 @@ def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
         elif family == "latin_square" and not task:
             made.append(build("eval.parallelbench", family, **more))
         elif name.lstrip().startswith("{"):
-            made.append(build("eval.parallelbench", _spec(name)))
+            made.append(build("eval.parallelbench", parse_spec(name)))
         else:
             known = [*own, "waiting_line", *(f"waiting_line/{t}" for t in TASKS), "latin_square"]
             raise UserError(f"unknown task {name!r}. {nearest(name, known)}")
@@ -109,12 +106,11 @@ def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
 
 def _settings(pipeline: Any, args: argparse.Namespace) -> dict[str, dict[str, Decoding]]:
     """Every policy with every KV plan: curves of points."""
-    from gen.cli.sample import _spec
     from gen.eval.decoding import sweep
 
     settings: dict[str, dict[str, Decoding]] = {}
     for kv_plan in args.kv_plan or [None]:
-        changes = {} if kv_plan is None else {"kv_plan": None if kv_plan == "none" else _spec(kv_plan)}
+        changes = {} if kv_plan is None else {"kv_plan": None if kv_plan == "none" else parse_spec(kv_plan)}
         for text in args.policies:
             curve, policies = sweep(text)
             tail = "" if kv_plan in (None, "none") else f", {_name(changes['kv_plan'])}"

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["add_arguments", "run", "settings"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run, or of one checkpoint")
+    add_option(parser, "run")
     parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a file with a prompt on every line")
     parser.add_argument(
@@ -37,10 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kv-plan", help="a name of `gen list kv_plans`, a JSON spec, or none (default: the run's)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
-    parser.add_argument("--seed", type=int, default=0, help="text i depends on the seed and on i alone (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=64, help="changes nothing but speed (default: 64)")
-    parser.add_argument("--weights", help="the label of an average, or raw (default: the first average)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
     parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
     parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
     parser.add_argument("--trace", action="store_true", help="show the step that committed each token")
@@ -50,7 +48,6 @@ def settings(args: argparse.Namespace) -> Decoding:
     """The run's way of decoding, with what the options say; keys (--block_schedule.sub 8, --stopping_rules eos) change
     it further.
     """
-    from gen.cli.sample import _spec
     from gen.config.checkpoints import read
     from gen.config.spec import override
     from gen.pipeline import locate
@@ -62,14 +59,13 @@ def settings(args: argparse.Namespace) -> Decoding:
     if not isinstance(how, Decoding):
         raise UserError(f"{args.run} is sampled, not decoded: see gen sample --help")
     parts = {"policy": args.policy, "block_schedule": args.block_schedule, "kv_plan": args.kv_plan}
-    how = override(how.beside(place), {key: _spec(value) for key, value in parts.items() if value is not None})
+    how = override(how.beside(place), {key: parse_spec(value) for key, value in parts.items() if value is not None})
     short = {"policy.threshold": args.threshold, "block_schedule.length": args.block_length}
     short["sampling.temperature"] = args.temperature
     return override(how, {key: value for key, value in short.items() if value is not None})
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.cli.sample import _spec
     from gen.pipeline import load
     from gen.text.pipeline import TextPipeline
 
@@ -83,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
     pipeline = load(args.run, args.weights, args.device)
     assert isinstance(pipeline, TextPipeline)  # or there were no such settings
-    pipeline = pipeline if args.engine is None else pipeline.prepared(_spec(args.engine))
+    pipeline = pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
     how = {field.name: getattr(args.settings, field.name) for field in dataclasses.fields(args.settings)}
     if args.stream:
         if len(prompts) > 1:

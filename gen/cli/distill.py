@@ -1,6 +1,6 @@
 """Distil a trained run into one that needs fewer steps.
 
-gen distill reflow --teacher runs/digits --output-dir runs/student --objective.pairs 8192 --steps 700
+gen distill reflow --teacher runs/digits --out runs/student --objective.pairs 8192 --steps 700
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gen.cli.lib.options import set_threads
 from gen.cli.train import add_run_options, typed
 
 if TYPE_CHECKING:
@@ -37,13 +38,10 @@ def settings(args: argparse.Namespace) -> Run:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from gen import distill
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.output_dir or args.teacher.with_name(f"{args.teacher.name}-{args.method}")
+    set_threads(args.threads)
+    folder = args.out or args.teacher.with_name(f"{args.teacher.name}-{args.method}")
     done = distill(
         args.method, args.teacher, folder, changes=args.overrides, resume=args.resume, command=typed(), quiet=args.quiet
     )

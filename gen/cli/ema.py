@@ -1,6 +1,6 @@
 """Average a run's weights over another length than it was trained with, from its checkpoints.
 
-gen ema runs/digits --std 0.12 --output runs/digits-0.120
+gen ema runs/digits --std 0.12 --out runs/digits-0.120
 gen sample runs/digits-0.120
 
 The run must have two power averages, --ema '[{"name": "power", "std": 0.05}, {"name": "power", "std": 0.1}]', and must
@@ -10,24 +10,25 @@ have kept its checkpoints, --keep 100: 16 of them suffice. std is the length of 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from gen.cli.lib.options import add_option
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    add_option(parser, "run", help="the folder of a run")
     parser.add_argument(
         "--std", type=float, required=True, help="standard deviation over the run's length, 0 to 0.2887"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
+    add_option(parser, "out", help="the checkpoint to write", required=True)
     parser.add_argument("--step", type=int, help="as if training had stopped there (default: the newest checkpoint)")
 
 
 def run(args: argparse.Namespace) -> int:
     from gen.training.posthoc_ema import reconstruct
 
-    made = reconstruct(args.run, args.std, args.output, step=args.step)
+    made = reconstruct(args.run, args.std, args.out, step=args.step)
     source = f"{made.checkpoints} checkpoints with {made.profiles} averages"
     print(f"{made.folder}: std {made.std:g} at step {made.step} from {source}; weighting off by {made.error:.2%}")
     return 0

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from gen.cli.sample import _spec, add_sampler_options, loaded, sampler_options
+from gen.cli.lib.options import add_options, parse_spec
+from gen.cli.sample import add_sampler_options, loaded, sampler_options
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run, or of one checkpoint")
-    parser.add_argument("-n", "--n", type=int, default=1000, help="number of samples (default: 1000)")
+    add_options(parser, run=None, n=1000)
     parser.add_argument("--data", default="digits", help="the real images: a name of `gen list data`, or a JSON spec")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
     parser.add_argument(
@@ -34,11 +33,11 @@ def run(args: argparse.Namespace) -> int:
     how = sampler_options(args)
     record = evaluate(
         pipeline,
-        data=_spec(args.data),
+        data=parse_spec(args.data),
         split=args.split,
         n=args.n,
         seed=args.seed,
-        extractor=_spec(args.extractor),
+        extractor=parse_spec(args.extractor),
         label=args.label,
         out=args.run / "eval",
         batch_size=args.batch_size,

@@ -1,7 +1,7 @@
 """Import published weights: DiT, SiT, REPA, REG, LightningDiT, DDT, RAE, EDM2, a DiT folder of diffusers, or text.
 
-gen import DiT-XL-2-256x256.pt --from dit --output runs/dit; gen.load("runs/dit").sample(4).x are then latents.
-gen import LLaDA-8B-Instruct --output runs/llada reads a folder of LLaDA, Dream or Fast-dLLM v2, and its tokenizer.json.
+gen import DiT-XL-2-256x256.pt --from dit --out runs/dit; gen.load("runs/dit").sample(4).x are then latents.
+gen import LLaDA-8B-Instruct --out runs/llada reads a folder of LLaDA, Dream or Fast-dLLM v2, and its tokenizer.json.
 Nothing in the file is run, and nothing is written unless every tensor finds its place.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.sample import _spec
+from gen.cli.lib.options import add_option, parse_spec
 
 if TYPE_CHECKING:
     from gen.models.interop.checkpoints import Imported
@@ -31,15 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", choices=("ema", "model"), help="which of the weights (default: ema if there)")
     parser.add_argument("--preset", help="a published size that the weights must have, such as XL/2")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder, for gen sample, distill, evaluate")
+    add_option(parser, "out", help="a new folder, for gen sample, distill, evaluate", required=True)
 
 
 def run(args: argparse.Namespace) -> int:
     from gen.models.interop.checkpoints import import_checkpoint
 
-    done = import_checkpoint(
-        args.path, _spec(args.origin), weights=args.weights, preset=args.preset, output=args.output
-    )
+    done = import_checkpoint(args.path, parse_spec(args.origin), weights=args.weights, preset=args.preset, out=args.out)
     print(_report(done, args.path.name))
     return 0
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gen.cli.lib.options import add_option
+
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, help="run folders, records (.json), or a list of them (.toml)")
-    parser.add_argument("--out", type=Path, default=Path("leaderboard.html"), help="also writes .csv and .md beside it")
+    add_option(parser, "out", Path("leaderboard.html"), "the page; .csv and .md are written beside it")
 
 
 def run(args: argparse.Namespace) -> int:

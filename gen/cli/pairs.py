@@ -1,6 +1,6 @@
 """Make the pairs of noise and sample that students of a teacher train on; or of data and their noise.
 
-gen pairs --teacher runs/digits --output runs/digits-pairs -n 8192 --solver heun --steps 16
+gen pairs --teacher runs/digits --out runs/digits-pairs -n 8192 --solver heun --steps 16
 gen distill reflow --teacher runs/digits --objective.store runs/digits-pairs --objective.pairs 8192
 
 Shards that are there are kept, so the command can be stopped and run again; --part 0/4 ... 3/4 share the work. A
@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gen.cli.lib.options import add_option
 from gen.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ __all__ = ["add_arguments", "run", "settings"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="the folder of a run")
-    parser.add_argument("--output", type=Path, required=True, help="the folder of the pairs")
-    parser.add_argument("-n", type=int, default=16_384, help="how many (default: 16384)")
+    add_option(parser, "out", help="the folder of the pairs", required=True)
+    add_option(parser, "n", 16_384, "number of pairs")
     parser.add_argument("--real", action="store_true", help="of the teacher's training data and their noise")
-    parser.add_argument("--seed", type=int, default=1, help="noise i is that of sample i of this seed (default: 1)")
+    add_option(parser, "seed", 1, "noise i is that of sample i of this seed")
     parser.add_argument("--shard", type=int, default=4096, help="pairs in a shard (default: 4096)")
     parser.add_argument(
         "--part", default="0/1", help="which part of the shards to make, k/m with k from 0 (default: 0/1)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    add_option(parser, "device", "cpu")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -55,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     if args.real:
         taught = run_from(read(locate(args.teacher), verify=False)["run"])
         data = real_run(taught).data
-        invert_pairs(teacher, data, args.output, args.settings, args.n, args.seed, args.quiet, **rest)
+        invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, args.quiet, **rest)
     else:
-        make_pairs(teacher, args.output, args.n, args.settings, args.seed, args.quiet, **rest)
-    there = len(list(args.output.glob("shard-*")))
-    print(f"{args.output}: {there} shards")
+        make_pairs(teacher, args.out, args.n, args.settings, args.seed, args.quiet, **rest)
+    there = len(list(args.out.glob("shard-*")))
+    print(f"{args.out}: {there} shards")
     return 0

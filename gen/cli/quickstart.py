@@ -1,6 +1,6 @@
 """Train, distil to one step, sample, rank: the whole of gen on handwritten digits, in under three minutes on two cores.
 
-gen quickstart --output-dir runs/quickstart; nothing is downloaded, and a second call goes on where the first stopped.
+gen quickstart --out runs/quickstart; nothing is downloaded, and a second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -9,21 +9,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gen.cli.lib.options import add_option, set_threads
+
 __all__ = ["add_arguments", "quickstart", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
-    parser.add_argument("--samples", type=int, default=1000, help="samples per row of the leaderboard (default: 1000)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    add_option(parser, "out", Path("runs/quickstart"), "the folder to write")
+    add_option(parser, "n", 1000, "samples per row of the leaderboard")
+    add_option(parser, "threads")
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    page, text = quickstart(args.output_dir, args.samples)
+    set_threads(args.threads)
+    page, text = quickstart(args.out, args.n)
     print(text)
     print(f"\nThe leaderboard: {page}")
     return 0

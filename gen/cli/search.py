@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.sample import _spec, add_sampler_options, loaded, sampler_options
+from gen.cli.lib.options import add_option, parse_spec
+from gen.cli.sample import add_sampler_options, loaded, sampler_options
 from gen.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ KNOWN = ("linear", "karras", "exponential")  # the grids that a search begins wi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run, or of one checkpoint")
+    add_option(parser, "run")
     parser.add_argument("--method", default="evolution", help="a name of `gen list samplers.search`, or a JSON spec")
     parser.add_argument("--budget", type=int, help="evaluations of the fitness (default: the method's)")
     parser.add_argument("--pool", type=int, default=24, help="times to choose from, of each known grid (default: 24)")
@@ -44,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep", type=float, help="also search which blocks to compute, and compute this share of them"
     )
     parser.add_argument("--fitness", choices=("rmse", "fid"), default="rmse", help="(default: rmse)")
-    parser.add_argument("-n", type=int, help="samples in each evaluation (default: 64 for rmse, 1000 for fid)")
+    add_option(parser, "n", help="samples in each evaluation (default: 64 for rmse, 1000 for fid)")
     parser.add_argument(
         "--data", default="digits", help="fid: the real images, a name or a JSON spec (default: digits)"
     )
     parser.add_argument("--split", default="train", help="fid: train or test; test is for the judging (default: train)")
     parser.add_argument("--extractor", default="digits_cnn", help="fid: a name of `gen list eval.features`")
     add_sampler_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("grid.json"), help="(default: grid.json)")
+    add_option(parser, "out", Path("grid.json"), "the file to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--cache: a search is without a cache; --keep searches which blocks to compute")
     how = pipeline.plan(**given)
     fields = {} if args.budget is None else {"budget": args.budget}
-    spec = _spec(args.method)
+    spec = parse_spec(args.method)
     method = build("samplers.search", {**(spec if isinstance(spec, Mapping) else {"name": spec}), **fields})
     problem, known, sites = _problem(pipeline, how, args)
     found: Found = method.search(problem)
@@ -158,7 +159,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
     from gen.samplers.caches.searched import LayerRun
     from gen.samplers.grids.given import Given
 
-    real = Reference.open(_spec(args.data), args.split, _spec(args.extractor))
+    real = Reference.open(parse_spec(args.data), args.split, parse_spec(args.extractor))
     moments = Moments.of_rows(real.real.features.double())
 
     class Mask:

@@ -1,6 +1,6 @@
 """Train a model: a recipe, or the run.json of an earlier run.
 
-gen train digits --output-dir runs/digits --optim.lr 2e-4 --steps 3000
+gen train digits --out runs/digits --optim.lr 2e-4 --steps 3000
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gen.cli.lib.options import add_option, set_threads
 
 if TYPE_CHECKING:
     from gen.training.run import Run
@@ -24,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """What train and distill have in common."""
-    parser.add_argument("--output-dir", type=Path, help="the run's folder (default: runs/ and the recipe's name)")
+    add_option(parser, "out", help="the run's folder (default: runs/ and the recipe's name)")
     help_resume = "auto: go on from the newest checkpoint; never: want a new folder; or a checkpoint (default: auto)"
     parser.add_argument("--resume", default="auto", help=help_resume)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    add_option(parser, "threads")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -48,14 +50,11 @@ def settings(args: argparse.Namespace) -> Run:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from gen.training.distributed import is_main
     from gen.training.trainer import train
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    folder = args.output_dir or Path("runs") / Path(args.recipe).stem
+    set_threads(args.threads)
+    folder = args.out or Path("runs") / Path(args.recipe).stem
     done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
     if is_main():
         loss = "" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"

@@ -20,14 +20,14 @@ __all__ = ["distill"]
 def distill(
     method: Any,
     teacher: str | Path,
-    folder: str | Path,
+    out: str | Path,
     *,
     changes: Mapping[str, Any] | None = None,
     resume: str = "auto",
     command: str | None = None,
     quiet: bool = False,
 ) -> TrainResult:
-    """Distils the run in `teacher` into `folder` by a method of gen.distill: a name, a spec or an object.
+    """Distils the run in `teacher` into `out` by a method of gen.distill: a name, a spec or an object.
 
     changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all
     else is as it was for the teacher. A method of text models says so: `writes` is true. Raises UserError for unknown
@@ -42,6 +42,6 @@ def distill(
             f"{type(made).__name__} distils models that are sampled, and {teacher} is a text model: take dparallel, "
             "learn2pd or trajectory"
         )
-    run = override(made.student(taught, Path(teacher), Path(folder)), given)
-    told = command or f"gen.distill({method!r}, {str(teacher)!r}, {str(folder)!r}, changes={dict(changes or {})!r})"
-    return train(run, folder, resume=resume, command=told, quiet=quiet)
+    run = override(made.student(taught, Path(teacher), Path(out)), given)
+    told = command or f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
+    return train(run, out, resume=resume, command=told, quiet=quiet)

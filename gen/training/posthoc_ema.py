@@ -37,22 +37,22 @@ class Reconstruction:
 def reconstruct(
     run: str | Path,
     std: float,
-    output: str | Path,
+    out: str | Path,
     *,
     step: int | None = None,
     labels: Sequence[str] | None = None,
     limit: float = 0.1,
 ) -> Reconstruction:
-    """Writes to `output` the checkpoint, ready for gen.load, that an average Power(std) would have had.
+    """Writes to `out` the checkpoint, ready for gen.load, that an average Power(std) would have had.
 
     run: a run folder whose `ema` has two or more Power profiles, and whose `keep` was large enough: what was pruned is
     lost, and a long average (large std) needs early checkpoints. step: that of one of its checkpoints (default: the
     newest). labels: the profiles to use (default: all). Raises UserError if they are too few, or if what there is could
     not come closer than `limit` to the weighting that is asked for.
     """
-    wanted, output = Power(std=std), Path(output)
-    if output.exists():
-        raise UserError(f"{output} exists already: choose another folder")
+    wanted, out = Power(std=std), Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another folder")
     places = sorted((Path(run) / "checkpoints").glob("step-*"))
     infos = {info["step"]: (place, info) for place in places for info in [checkpoints.read(place, verify=False)]}
     if not infos:
@@ -76,8 +76,8 @@ def reconstruct(
     raw = checkpoints.read_tensors(infos[last][0], f"{role}.safetensors", info)
     average = {k: total[k].to(v.dtype) if v.is_floating_point() else v for k, v in raw.items()}
     files = {f"{role}.safetensors": raw, f"{role}-{wanted.label}.safetensors": average}
-    checkpoints.write(output, files, _about(info, wanted, known, error))
-    return Reconstruction(output, last, std, len(known) // len(profiles), len(profiles), error)
+    checkpoints.write(out, files, _about(info, wanted, known, error))
+    return Reconstruction(out, last, std, len(known) // len(profiles), len(profiles), error)
 
 
 def coefficients(steps: Sequence[int], gammas: Sequence[float], step: int, gamma: float) -> tuple[Tensor, float]:

@@ -1,4 +1,4 @@
-"""The training loop: `train(run, folder)` is the entry point, Trainer.step one update.
+"""The training loop: `train(run, out)` is the entry point, Trainer.step one update.
 
 A step is a function of (run, step) and the state alone: the order of the data, every random number and the learning
 rate are computed from the step's number, so a resumed run gives the same bits without any saved generator.
@@ -63,13 +63,13 @@ class TrainResult:
 
 
 def train(
-    run: Run, folder: str | Path, *, resume: str = "auto", command: str | None = None, quiet: bool = False
+    run: Run, out: str | Path, *, resume: str = "auto", command: str | None = None, quiet: bool = False
 ) -> TrainResult:
     """Train a run until run.steps.
 
     Args:
         run: what to train.
-        folder: the run folder, new or of this run.
+        out: the run folder, new or of this run.
         resume: "auto" continues from the newest complete checkpoint in the folder, "never" requires a folder without
             a run, a path continues from that checkpoint.
         command: what run.json says started the run; default this call.
@@ -80,7 +80,7 @@ def train(
         NonFinite: if the loss or a gradient is NaN or infinite; the last checkpoint is left.
         Interrupted: after SIGTERM or Ctrl-C; a checkpoint is saved first.
     """
-    trainer = Trainer(run, Path(folder), resume, command or f"gen.train(run, {str(folder)!r})", quiet)
+    trainer = Trainer(run, Path(out), resume, command or f"gen.train(run, {str(out)!r})", quiet)
     with stop_signals() as stop:
         return trainer.fit(stop)
 

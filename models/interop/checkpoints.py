@@ -1,4 +1,4 @@
-"""Public checkpoints as checkpoints of gen: `import_checkpoint("DiT-XL-2-256x256.pt", "dit", output="runs/dit-xl")`.
+"""Public checkpoints as checkpoints of gen: `import_checkpoint("DiT-XL-2-256x256.pt", "dit", out="runs/dit-xl")`.
 
 Nothing is written unless every tensor of the file has found its place, and every place its tensor. What the weights do
 not say (the direction of time, the sign of a velocity, the channels that were guided, the scale of latents) comes from
@@ -46,7 +46,7 @@ class Imported:
 
 
 def import_checkpoint(
-    path: str | Path, origin: Any = None, *, weights: str | None = None, preset: str | None = None, output: str | Path
+    path: str | Path, origin: Any = None, *, weights: str | None = None, preset: str | None = None, out: str | Path
 ) -> Imported:
     """A published checkpoint as a folder that gen.load, gen.distill and `gen sample` read.
 
@@ -54,18 +54,18 @@ def import_checkpoint(
     weights: "ema", "model", or None for the average if there is one. preset: a published size that the weights must
     have. Raises UserError, in one line, for anything that is not as it should be; then nothing is written.
     """
-    path, output = Path(path), Path(output)
-    if output.exists():
-        raise UserError(f"{output} exists: give a new folder")
+    path, out = Path(path), Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists: give a new folder")
     given = read(path, weights)
     chosen: Origin = _recognised(given, path) if origin is None else build((FOLDER, TEXT), origin)
     found = chosen.read(given, preset)
     tensors, rounded = _ready(found)
     name = name_of(type(chosen))
     beside = {name: path.read_bytes() for name, path in found.copied.items()}
-    checkpoints.write(output, {f"{ROLE}.safetensors": tensors}, _manifest(found, name, given), beside)
+    checkpoints.write(out, {f"{ROLE}.safetensors": tensors}, _manifest(found, name, given), beside)
     return Imported(
-        folder=output,
+        folder=out,
         origin=name,
         weights=given.chosen,
         run=found.run,

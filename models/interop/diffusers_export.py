@@ -35,16 +35,16 @@ WAVES = """for block in transformer.transformer_blocks:
     block.norm1.emb.time_proj.downscale_freq_shift = 0"""
 
 
-def export(run: str | Path, output: str | Path, *, weights: str | None = None, patched: bool = False) -> Path:
+def export(run: str | Path, out: str | Path, *, weights: str | None = None, patched: bool = False) -> Path:
     """Writes the model of a run, or of a checkpoint, as a diffusers DiT folder, and returns it.
 
     patched: also for a model of freq_shift 0, whose waves diffusers' class does not have; the README in the folder then
     has the two lines that give it them. Raises UserError, in one line, for a model that the class cannot be; then, and
     whenever something fails, nothing is written.
     """
-    output = Path(output)
-    if output.exists():
-        raise UserError(f"{output} exists: give a new folder")
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists: give a new folder")
     pipeline = load(run, weights)
     denoiser = pipeline.denoiser
     model = getattr(getattr(denoiser, "net", None), "spec", None)
@@ -59,8 +59,8 @@ def export(run: str | Path, output: str | Path, *, weights: str | None = None, p
         **_scheduler(model, denoiser),
     }
     text = _readme(model, denoiser, pipeline.weights, drift, "scheduler/scheduler_config.json" in files)
-    _write(output, files, text, to_diffusers(state, model.depth))
-    return output
+    _write(out, files, text, to_diffusers(state, model.depth))
+    return out
 
 
 def _expressible(model: DiT, patched: bool) -> None:

@@ -186,7 +186,7 @@ def test_a_teacher_that_is_never_right_is_told_so(teacher, tmp_path, monkeypatch
 def test_the_command_makes_a_student(teacher, tmp_path, capsys):
     folder = tmp_path / "student"
     options = ["--steps", "4", "--objective.prompts", "80", "--objective.block", "3", "--validate_every", "4"]
-    assert main(["distill", "dparallel", "--teacher", str(teacher), "--output-dir", str(folder), *options]) == 0
+    assert main(["distill", "dparallel", "--teacher", str(teacher), "--out", str(folder), *options]) == 0
     student = gen.load(folder)
     assert isinstance(student.decoding, Decoding) and student.decoding.policy == Entropy()
     assert student.data.path == str(folder / "answers") and student.tokenizer == LISTS.tokenizer

@@ -144,7 +144,7 @@ def test_rates_count_what_is_open():
 def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(teacher, tmp_path):
     folder = tmp_path / "student"
     options = ["--steps", "3", "--objective.prompts", "60", "--batch_size", "16", "--validate_every", "3"]
-    assert main(["distill", "learn2pd", "--teacher", str(teacher), "--output-dir", str(folder), *options]) == 0
+    assert main(["distill", "learn2pd", "--teacher", str(teacher), "--out", str(folder), *options]) == 0
     before = gen.load(folder).generate("sort : b a =", 5)
     moved = tmp_path / "elsewhere" / "student"
     moved.parent.mkdir()
@@ -167,7 +167,7 @@ def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(tea
 
 @pytest.mark.parametrize("method", ["reflow", "degradation", "dmd2", "tcm", "ld_pruner"])
 def test_a_text_model_teaches_no_pictures(teacher, tmp_path, method, capsys):
-    assert main(["distill", method, "--teacher", str(teacher), "--output-dir", str(tmp_path / "x")]) == 2
+    assert main(["distill", method, "--teacher", str(teacher), "--out", str(tmp_path / "x")]) == 2
     assert "is a text model: take dparallel, learn2pd or trajectory" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 

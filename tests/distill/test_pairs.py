@@ -84,7 +84,7 @@ def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
     """And the students of students learn the noise of the first teacher's real data."""
     run = tiny(steps=2, validate_every=0, path=EDM(8.0), parameterisation={"name": "edm_precond"})
     taught = train(run, tmp_path / "teacher", quiet=True).folder
-    words = ["pairs", "--teacher", str(taught), "--output", str(tmp_path / "pairs"), "-n", "40", "--quiet"]
+    words = ["pairs", "--teacher", str(taught), "--out", str(tmp_path / "pairs"), "-n", "40", "--quiet"]
     assert main([*words, "--steps", "1", "--shard", "32", "--part", "2/2"]) == 2
     for part in ("0/2", "1/2"):
         assert main([*words, "--steps", "1", "--shard", "4096", "--part", part]) == 0

@@ -93,7 +93,7 @@ def test_validation_is_that_of_the_end():
 def test_the_command_makes_a_student(teacher, tmp_path):
     folder = tmp_path / "student"
     own = ["--objective.prompts", "60", "--objective.blocks", "[2,3]", "--objective.over", "4"]
-    command = ["distill", "trajectory", "--teacher", str(teacher), "--output-dir", str(folder), "--steps", "4", *own]
+    command = ["distill", "trajectory", "--teacher", str(teacher), "--out", str(folder), "--steps", "4", *own]
     assert main(command) == 0
     student = gen.load(folder)
     assert student.decoding.policy == Entropy() and student.decoding.block_schedule == Multi(length=3)

@@ -25,7 +25,7 @@ def test_writes_a_leaderboard_and_names_the_cached_rows_on_the_front(script, tmp
     model = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2}
     run = Run(model=model, data="digits", objective="denoise", steps=1, batch_size=4, sample_every=0, validate_every=0)
     train(run, tmp_path / "tiny", quiet=True)
-    options = ["--steps", "6", "--samples", "10", "--timed", "2", "--seconds", "0.001", "--extractor", "pixels"]
+    options = ["--steps", "6", "-n", "10", "--timed", "2", "--seconds", "0.001", "--extractor", "pixels"]
     options += ["--caches", "taylorseer_lite", "teacache", "--intervals", "3", "--thresholds", "0.1"]
     assert script.main([str(tmp_path / "tiny"), *options]) == 0
     out = tmp_path / "tiny" / "cache_front"

@@ -27,7 +27,7 @@ def call(capsys, *words):
 @pytest.mark.parametrize("part", bench.PARTS)
 def test_every_part_runs_end_to_end(tmp_path, capsys, part):
     threads = torch.get_num_threads()
-    code, out, err = call(capsys, part, "--quick", "--seconds", "0.02", "--output", tmp_path, "--threads", 1)
+    code, out, err = call(capsys, part, "--quick", "--seconds", "0.02", "--out", tmp_path, "--threads", 1)
     file = json.loads((tmp_path / f"{part}.json").read_text())
     assert (code, err) == (0, ""), [record["gate"] for record in file["cases"]]
     assert torch.get_num_threads() == threads
@@ -64,7 +64,7 @@ def test_the_list_measures_nothing(tmp_path, capsys, monkeypatch):
 
 
 def quick_fused(capsys, folder, *words):
-    words = ("fused", "--quick", "--seconds", "0.02", "--output", folder, "--only", "swiglu", *words)
+    words = ("fused", "--quick", "--seconds", "0.02", "--out", folder, "--only", "swiglu", *words)
     return (*call(capsys, *words)[:2], json.loads((folder / "fused.json").read_text()))
 
 
@@ -94,7 +94,7 @@ def test_resume_leaves_out_what_was_measured_with_the_same_settings(tmp_path, ca
 
 def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
     """Killed at its third case it has two; resumed and killed at its first, still two."""
-    words = ("ssm", "--quick", "--seconds", "0.02", "--output", tmp_path)
+    words = ("ssm", "--quick", "--seconds", "0.02", "--out", tmp_path)
     measure, left = bench._key, [2]
 
     def dying(*given):
@@ -128,7 +128,7 @@ def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
         (["fused", "--list", "--threads", "0"], "--threads 0, --seconds 4.0: at least 1, and above 0"),
         (["fused", "--seed", "-1"], "--seed -1: it must be in 0 .. 2^63 - 1"),
         (["fused", "ssm", "--only", "swigul"], "--only 'swigul': no case of fused, ssm has this in its name"),
-        (["fused", "--output", "/dev/null"], "--output /dev/null: no folder can be made of it"),
+        (["fused", "--out", "/dev/null"], "--out /dev/null: no folder can be made of it"),
         (["fused", "--device", "cdua"], "--device cdua"),
         (["fused", "--quikc"], "unknown option '--quikc' of gen bench. Did you mean '--quick'?"),
     ],
@@ -141,7 +141,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(capsys, words, message):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1, "cases": [{}]}', '{"format": 2, "cases": []}'])
 def test_a_folder_with_other_files_is_refused_before_any_work(tmp_path, capsys, content):
     (tmp_path / "ssm.json").write_text(content)
-    code, out, err = call(capsys, "fused", "--quick", "--output", tmp_path)
+    code, out, err = call(capsys, "fused", "--quick", "--out", tmp_path)
     assert (code, out) == (2, "") and "ssm.json is no file of gen bench, or of another version" in err
 
 

@@ -132,10 +132,10 @@ def test_a_run_gives_an_average_it_did_not_track(folder, tmp_path, step):
 
 
 def test_the_command_writes_a_checkpoint_and_says_how_well(folder, tmp_path, capsys):
-    assert main(["ema", str(folder), "--std", "0.12", "--output", str(tmp_path / "a")]) == 0
+    assert main(["ema", str(folder), "--std", "0.12", "--out", str(tmp_path / "a")]) == 0
     assert "std 0.12 at step 64 from 16 checkpoints with 3 averages; weighting off by 0." in capsys.readouterr().out
     assert main(["sample", str(tmp_path / "a"), "-n", "2", "--steps", "1", "--out", str(tmp_path / "a.png")]) == 0
-    assert main(["ema", str(folder), "--std", "0.12", "--output", str(tmp_path / "a")]) == 2
+    assert main(["ema", str(folder), "--std", "0.12", "--out", str(tmp_path / "a")]) == 2
     assert "exists already" in capsys.readouterr().err
 
 

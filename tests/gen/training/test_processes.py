@@ -39,7 +39,7 @@ def launch(start, run, folder, *options):
     folder.parent.mkdir(exist_ok=True)
     spec = folder.parent / f"{folder.name}.json"
     spec.write_text(json.dumps(run_spec(run)))
-    command = [*start, "scripts/train.py", str(spec), "--output-dir", str(folder), "--quiet", *options]
+    command = [*start, "scripts/train.py", str(spec), "--out", str(folder), "--quiet", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

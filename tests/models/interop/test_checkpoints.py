@@ -44,7 +44,7 @@ def saved(tmp_path, content, name="a.pt"):
 
 def imported(tmp_path, origin):
     spec, make = ORIGINS[origin]
-    done = import_checkpoint(saved(tmp_path, make(), f"{origin}.pt"), spec, output=tmp_path / origin)
+    done = import_checkpoint(saved(tmp_path, make(), f"{origin}.pt"), spec, out=tmp_path / origin)
     return done, gen.load(tmp_path / origin)
 
 
@@ -180,7 +180,7 @@ def test_safetensors_half_precision_views_and_legacy_files_are_read_alike(tmp_pa
     torch.save(views, tmp_path / "views.pt")
     torch.save(plain, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for i, name in enumerate(("a.safetensors", "views.pt", "old.pt")):
-        import_checkpoint(tmp_path / name, "dit", output=tmp_path / str(i))
+        import_checkpoint(tmp_path / name, "dit", out=tmp_path / str(i))
         ours = gen.load(tmp_path / str(i)).denoiser.net.state_dict()
         assert all(torch.equal(ours[key], value.float()) for key, value in plain.items())
 
@@ -192,33 +192,33 @@ def test_a_table_of_places_that_drifted_in_the_average_is_kept_as_it_is(tmp_path
     for _ in range(20_000):
         drifted.mul_(0.9999).add_(table, alpha=1 - 0.9999)
     assert 1e-5 < float((drifted - table).abs().max()) < 1e-3
-    import_checkpoint(saved(tmp_path, {**content, "pos_embed": drifted}), "dit", output=tmp_path / "a")
+    import_checkpoint(saved(tmp_path, {**content, "pos_embed": drifted}), "dit", out=tmp_path / "a")
     assert torch.equal(gen.load(tmp_path / "a").denoiser.net.pos_embed, drifted)
 
 
 def test_first_releases_of_repa_numbered_their_blocks_otherwise(tmp_path):
     old = {name.replace("blocks.3.", "decoder_blocks.0."): value for name, value in published.repa().items()}
-    import_checkpoint(saved(tmp_path, old), "repa", output=tmp_path / "a")
+    import_checkpoint(saved(tmp_path, old), "repa", out=tmp_path / "a")
     ours = gen.load(tmp_path / "a").denoiser.net.state_dict()
     assert torch.equal(ours["blocks.3.mlp.fc1.weight"], published.repa()["blocks.3.mlp.fc1.weight"])
 
 
 def test_the_released_sit_has_variances_and_ones_own_has_not(tmp_path):
     for i, learned in enumerate((True, False)):
-        done = import_checkpoint(saved(tmp_path, published.dit(learned)), "sit", output=tmp_path / str(i))
+        done = import_checkpoint(saved(tmp_path, published.dit(learned)), "sit", out=tmp_path / str(i))
         assert done.run.model.learn_sigma is learned and done.run.model.time_convention == "data"
 
 
 def test_heads_are_looked_up_asked_for_or_taken_from_a_preset(tmp_path):
     path = saved(tmp_path, {k: v for k, v in published.dit().items() if not k.startswith("blocks.3.")})
     with pytest.raises(UserError, match="no published model has width 64, depth 3"):
-        import_checkpoint(path, "dit", output=tmp_path / "a")
-    done = import_checkpoint(path, {"name": "dit", "heads": 8}, output=tmp_path / "a")
+        import_checkpoint(path, "dit", out=tmp_path / "a")
+    done = import_checkpoint(path, {"name": "dit", "heads": 8}, out=tmp_path / "a")
     assert (done.run.model.heads, done.run.model.depth) == (8, 3)
     whole = saved(tmp_path, published.dit())
-    assert import_checkpoint(whole, "dit", preset="digits", output=tmp_path / "b").run.model.heads == 4
+    assert import_checkpoint(whole, "dit", preset="digits", out=tmp_path / "b").run.model.heads == 4
     with pytest.raises(UserError, match="not of preset 'S/2': they have width 64, depth 4, heads 4"):
-        import_checkpoint(whole, {"name": "dit", "heads": 4}, preset="S/2", output=tmp_path / "c")
+        import_checkpoint(whole, {"name": "dit", "heads": 4}, preset="S/2", out=tmp_path / "c")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ class Malicious:
 def refused(capsys, tmp_path, *words):
     """The one line, when nothing is written and the code is 2."""
     before = sorted(p.name for p in tmp_path.iterdir())
-    assert main(["import", *map(str, words), "--output", str(tmp_path / "out")]) == 2
+    assert main(["import", *map(str, words), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert err.startswith("gen: ") and err.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before
@@ -351,14 +351,14 @@ def test_each_wrong_content_is_one_line(tmp_path, capsys):
 def test_nothing_that_exists_is_written_over(tmp_path, capsys):
     path = saved(tmp_path, published.dit())
     (tmp_path / "out").mkdir()
-    assert main(["import", str(path), "--from", "dit", "--output", str(tmp_path / "out")]) == 2
+    assert main(["import", str(path), "--from", "dit", "--out", str(tmp_path / "out")]) == 2
     assert "out exists: give a new folder" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_report_tells_what_became_of_everything(tmp_path, capsys):
     path = saved(tmp_path, {"ema": published.repa(), "model": published.repa(3), "steps": 4})
-    assert main(["import", str(path), "--output", str(tmp_path / "out")]) == 0
+    assert main(["import", str(path), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     for expected in (
         "a.pt: repa, weights ema",

@@ -85,7 +85,7 @@ OURS = DiT(size=8, channels=4, classes=CLASSES, width=16, depth=3, heads=2, lear
 def test_an_imported_folder_computes_what_diffusers_does(tmp_path, eps):
     model = theirs(norm_eps=eps)
     model.save_pretrained(tmp_path / "x" / "transformer")
-    done = import_checkpoint(tmp_path / "x", output=tmp_path / "a")
+    done = import_checkpoint(tmp_path / "x", out=tmp_path / "a")
     assert (done.origin, done.run.model.freq_shift, done.run.model.mlp_norm_eps) == ("diffusers", 1, eps)
     pipeline = gen.load(tmp_path / "a")
     assert pipeline.sample(2, steps=2).x.shape == (2, 4, 8, 8)
@@ -95,7 +95,7 @@ def test_an_imported_folder_computes_what_diffusers_does(tmp_path, eps):
 def test_the_published_dit_is_theirs_with_two_conventions_set_and_not_without(tmp_path):
     """Weights of facebookresearch/DiT in both: equal with waves of freq_shift 0 and eps 1e-6, unequal as it comes."""
     torch.save(published.dit(), tmp_path / "a.pt")
-    import_checkpoint(tmp_path / "a.pt", "dit", output=tmp_path / "a")
+    import_checkpoint(tmp_path / "a.pt", "dit", out=tmp_path / "a")
     net = gen.load(tmp_path / "a").denoiser.net
     sizes = {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 4}
     make = diffusers().DiTTransformer2DModel
@@ -133,7 +133,7 @@ def test_old_names_bin_files_and_shards_are_read_alike(tmp_path):
     index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
     nets = []
     for name, place in places.items():
-        import_checkpoint(place, "diffusers", output=tmp_path / f"out-{name}")
+        import_checkpoint(place, "diffusers", out=tmp_path / f"out-{name}")
         nets.append(gen.load(tmp_path / f"out-{name}").denoiser.net.state_dict())
     assert all(torch.equal(nets[0][key], other[key]) for other in nets[1:] for key in nets[0])
 
@@ -147,7 +147,7 @@ def test_the_scheduler_beside_it_says_the_path(tmp_path):
         "beta_end": 0.012,
     }
     diffusers().DDIMScheduler(**kind).save_pretrained(tmp_path / "x" / "scheduler")
-    done = import_checkpoint(tmp_path / "x", output=tmp_path / "a")
+    done = import_checkpoint(tmp_path / "x", out=tmp_path / "a")
     assert (done.run.path, done.run.parameterisation) == (DDPM("scaled_linear", 1000, 8.5e-4, 0.012), V())
 
 
@@ -163,7 +163,7 @@ def test_a_scheduler_of_another_path_is_refused(tmp_path, kind, fields, words):
     theirs().save_pretrained(tmp_path / "x" / "transformer")
     getattr(diffusers(), kind)(**fields).save_pretrained(tmp_path / "x" / "scheduler")
     with pytest.raises(UserError, match=words):
-        import_checkpoint(tmp_path / "x", output=tmp_path / "a")
+        import_checkpoint(tmp_path / "x", out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -175,7 +175,7 @@ def test_each_wrong_folder_is_one_line(tmp_path, capsys):
     def said(changed=None, weights=None, *more):
         (tmp_path / "x" / "config.json").write_text(json.dumps(config | (changed or {})))
         save_file(state | (weights or {}), tmp_path / "x" / "diffusion_pytorch_model.safetensors")
-        words = ["import", str(tmp_path / "x"), "--from", "diffusers", "--output", str(tmp_path / "a"), *more]
+        words = ["import", str(tmp_path / "x"), "--from", "diffusers", "--out", str(tmp_path / "a"), *more]
         assert main(words) == 2
         assert not (tmp_path / "a").exists()
         return capsys.readouterr().err
@@ -192,10 +192,10 @@ def test_each_wrong_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "x" / "diffusion_pytorch_model.safetensors").unlink()
     index = tmp_path / "x" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
-    assert main(["import", str(tmp_path / "x"), "--output", str(tmp_path / "a")]) == 2
+    assert main(["import", str(tmp_path / "x"), "--out", str(tmp_path / "a")]) == 2
     assert "names '../outside.safetensors', which is not in its folder" in capsys.readouterr().err
     index.unlink()
-    assert main(["import", str(tmp_path / "x"), "--output", str(tmp_path / "a")]) == 2
+    assert main(["import", str(tmp_path / "x"), "--out", str(tmp_path / "a")]) == 2
     assert "holds no diffusion_pytorch_model" in capsys.readouterr().err
 
 
@@ -215,7 +215,7 @@ def test_an_exported_folder_computes_what_we_do(tmp_path, spec):
 
 def test_other_waves_are_refused_unless_mended_as_the_readme_says(tmp_path, capsys):
     net = run_folder(tmp_path / "run", replace(OURS, freq_shift=0), DDPM(), Eps())
-    words = ["export", str(tmp_path / "run"), "--to", "diffusers", "--output", str(tmp_path / "x")]
+    words = ["export", str(tmp_path / "run"), "--to", "diffusers", "--out", str(tmp_path / "x")]
     assert main(words) == 2
     assert "this model has 0" in capsys.readouterr().err and not (tmp_path / "x").exists()
     assert main([*words, "--patched"]) == 0
@@ -238,7 +238,7 @@ def test_other_waves_are_refused_unless_mended_as_the_readme_says(tmp_path, caps
 def test_out_and_in_again_is_the_same_to_the_bit(tmp_path, spec, path, param, scheduler):
     net = run_folder(tmp_path / "run", spec, path, param)
     export(tmp_path / "run", tmp_path / "x", patched=True)
-    done = import_checkpoint(tmp_path / "x", output=tmp_path / "again")
+    done = import_checkpoint(tmp_path / "x", out=tmp_path / "again")
     assert (done.run.model, done.run.path, done.run.parameterisation) == (spec, path, param)
     again = gen.load(tmp_path / "again").denoiser.net.state_dict()
     assert all(torch.equal(again[name], value) for name, value in net.state_dict().items())
@@ -285,7 +285,7 @@ def test_what_diffusers_cannot_be_is_refused(tmp_path, changes, said):
 
 def test_other_families_and_folders_that_exist_are_refused(tmp_path):
     torch.save(published.lightning_dit(), tmp_path / "a.pt")
-    import_checkpoint(tmp_path / "a.pt", output=tmp_path / "a")
+    import_checkpoint(tmp_path / "a.pt", out=tmp_path / "a")
     with pytest.raises(UserError, match="is a LightningDiT; diffusers' DiTTransformer2DModel can only be a DiT"):
         export(tmp_path / "a", tmp_path / "x")
     with pytest.raises(UserError, match="exists: give a new folder"):

@@ -116,7 +116,7 @@ def folder(path, kind, state, config=None, shards=1, tokenizer=True):
 
 
 def imported(tmp_path, kind, net, spec=None, **how):
-    done = import_checkpoint(folder(tmp_path / kind, kind, published(kind, net), **how), spec, output=tmp_path / "run")
+    done = import_checkpoint(folder(tmp_path / kind, kind, published(kind, net), **how), spec, out=tmp_path / "run")
     return done, gen.load(tmp_path / "run")
 
 
@@ -201,11 +201,11 @@ def test_a_tied_head_is_the_table_of_tokens(tmp_path, kind):
     assert list(done.dropped.values()) == ["the table of tokens once more"]
     state, head = published(kind, net), "lm_head.weight" if kind != "llada" else "model.transformer.ff_out.weight"
     alone = {key: value for key, value in state.items() if key != head}
-    import_checkpoint(folder(tmp_path / "alone", kind, alone, config), output=tmp_path / "other")
+    import_checkpoint(folder(tmp_path / "alone", kind, alone, config), out=tmp_path / "other")
     torch.testing.assert_close(gen.load(tmp_path / "other").net(x), pipeline.net(x))
     with pytest.raises(UserError, match="two tables"):
         two = folder(tmp_path / "two", kind, {**state, head: state[head] + 1}, config)
-        import_checkpoint(two, output=tmp_path / "third")
+        import_checkpoint(two, out=tmp_path / "third")
 
 
 def test_bfloat16_weights_stay_as_they_are(tmp_path):
@@ -236,7 +236,7 @@ def test_published_ids_where_config_json_is_silent(tmp_path):
             wanted = Text(vocab=vocab, **tiny).build().state_dict()
         state = named(kind, {name: torch.zeros(value.shape) for name, value in wanted.items()})
         path = folder(tmp_path / kind, kind, state, config, tokenizer=False)
-        spec = import_checkpoint(path, output=tmp_path / f"{kind}-run").run.model
+        spec = import_checkpoint(path, out=tmp_path / f"{kind}-run").run.model
         assert (spec.mask, spec.stops, spec.length) == expected
     assert spec.block == 32
 
@@ -291,7 +291,7 @@ WRONG = {
 def test_a_config_that_is_not_of_its_kind_is_refused_in_one_line(tmp_path, kind, config):
     path = folder(tmp_path / kind, kind, published(kind, theirs(kind)), config)
     with pytest.raises(UserError) as caught:
-        import_checkpoint(path, output=tmp_path / "run")
+        import_checkpoint(path, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -313,7 +313,7 @@ def test_nothing_is_written_unless_every_tensor_finds_its_place(tmp_path, kind, 
     if what == "shard":
         (path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError) as caught:
-        import_checkpoint(path, output=tmp_path / "run")
+        import_checkpoint(path, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == [kind]
 
@@ -321,12 +321,12 @@ def test_nothing_is_written_unless_every_tensor_finds_its_place(tmp_path, kind, 
 def test_a_table_of_angles_is_left_out(tmp_path):
     state = published("dream", theirs("dream"))
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    done = import_checkpoint(folder(tmp_path / "dream", "dream", state), output=tmp_path / "run")
+    done = import_checkpoint(folder(tmp_path / "dream", "dream", state), out=tmp_path / "run")
     assert list(done.dropped) == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
 
 
 def test_the_command_says_what_it_found(tmp_path, capsys):
     path = folder(tmp_path / "model", "fast_dllm", published("fast_dllm", theirs("fast_dllm")))
-    assert main(["import", str(path), "--output", str(tmp_path / "run")]) in (0, None)
+    assert main(["import", str(path), "--out", str(tmp_path / "run")]) in (0, None)
     said = capsys.readouterr().out
     assert "fast_dllm" in said and "kv_plan block" in said and "generate(" in said

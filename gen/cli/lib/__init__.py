@@ -1,0 +1,1 @@
+"""Shared pieces of the command line: the options that several verbs have."""

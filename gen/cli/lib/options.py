@@ -1,0 +1,91 @@
+"""The options that several verbs and scripts have: one spelling, one explanation, one way to read them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from gen.config.errors import UserError
+
+__all__ = ["add_option", "add_options", "parse_spec", "set_threads"]
+
+# name: flags, type, help
+OPTIONS: dict[str, tuple[tuple[str, ...], type, str]] = {
+    "run": (("run",), Path, "the folder of a run, or of one checkpoint"),
+    "out": (("--out",), Path, "the file or folder to write"),
+    "n": (("-n", "--n"), int, "number of samples"),
+    "seed": (("--seed",), int, "sample i depends on the seed and on i alone"),
+    "batch_size": (("--batch-size",), int, "samples at a time; changes nothing but speed and memory"),
+    "steps": (("--steps",), int, "solver steps; the evaluations they take are counted (default: the run's)"),
+    "weights": (("--weights",), str, "the label of an average, or raw (default: the first average)"),
+    "device": (("--device",), str, "cpu, cuda, cuda:1 ..."),
+    "threads": (("--threads",), int, "CPU threads (default: torch's)"),
+}
+
+
+def add_option(
+    parser: argparse.ArgumentParser,
+    name: str,
+    default: object = None,
+    help: str | None = None,
+    required: bool = False,
+) -> None:
+    """Declare one of the common options.
+
+    Args:
+        parser: the verb's.
+        name: run, out, n, seed, batch_size, steps, weights, device or threads; the attribute of the parsed arguments.
+        default: the verb's default, which the help names; None for what the help says itself.
+        help: the verb's own help in place of the common one.
+        required: True for an option that must be given.
+    """
+    flags, kind, common = OPTIONS[name]
+    text = common if help is None else help
+    text = text if default is None else f"{text} (default: {default})"
+    option = parser.add_argument(*flags, type=kind, default=default, help=text)
+    option.required |= required
+
+
+def add_options(parser: argparse.ArgumentParser, **defaults: object) -> None:
+    """Declare several of the common options with their common help.
+
+    Args:
+        parser: the verb's.
+        **defaults: default by name, see `add_option`.
+    """
+    for name, default in defaults.items():
+        add_option(parser, name, default)
+
+
+def parse_spec(text: str | None) -> Any:
+    """Parse the value of an option that takes a name or a JSON spec.
+
+    Args:
+        text: "heun", '{"name": "heun", ...}', or None.
+
+    Returns:
+        The spec as a dict, or the text as it is.
+
+    Raises:
+        UserError: if the text begins like JSON and is none.
+    """
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{text!r} is no JSON: {error}") from None
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's number of CPU threads.
+
+    Args:
+        threads: the value of --threads; None or 0 leaves torch's choice.
+    """
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
