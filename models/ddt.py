@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import fold, silu, unfold
 
-from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, SplitSwiGLU, run_block
@@ -23,7 +22,7 @@ DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 64, "encoder": 3, "d
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """DDT-B/2, DDT-L/2, DDT-XL/2, and one for digits."""
+    """Return DDT-B/2, DDT-L/2, DDT-XL/2, and one for digits."""
     table: dict[str, dict[str, Any]] = {
         f"DDT-{size}/2": {"encoder": encoder, "decoder": decoder, "width": width, "heads": heads}
         for size, (encoder, decoder, width, heads) in SIZES.items()
@@ -32,14 +31,29 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class DDT:
+class DDT(family.Family):
     """A decoupled transformer; the defaults are the published DDT-XL/2 for 256 x 256 ImageNet in 32 x 32 x 4 latents.
 
-    encoder, decoder: numbers of blocks. The encoder, under time and class, makes of x one vector s for each token; the
-    decoder, on x anew, has s as its condition and no other. From step to step s changes little, so its encoder may be
-    run at some steps only (gen.samplers.caches.ddt_shared). Each condition passes SiLU once, before it is used. Places
-    are told by turning queries and keys, spread over 0 .. span whatever the size, and in no other way. max_period: of
-    the waves of time, t in [0, 1] as it is. Other fields as in gen.models.dit.DiT.
+    The encoder, under time and class, makes of x one vector s for each token; the decoder, on x anew, has s as its
+    condition and no other. From step to step s changes little, so the encoder may be run at some steps only
+    (gen.samplers.caches.ddt_shared). Each condition passes SiLU once, before it is used. Positions enter by rotated
+    queries and keys only. Presets: "DDT-B/2", "DDT-L/2", "DDT-XL/2" and "digits".
+
+    Attributes:
+        size: height and width of x, pixels.
+        patch: side of a token's square, pixels.
+        channels: of x.
+        classes: number of labels, 0 for none; the label table has one more row, for "no class".
+        width: channels of a token; 768 (B), 1024 (L), 1152 (XL).
+        encoder: number of blocks of the encoder; 8, 20, 22.
+        decoder: number of blocks of the decoder; 4, 4, 6.
+        heads: of attention; 12, 16, 16.
+        mlp_ratio: the hidden width of the MLP is 2/3 of mlp_ratio * width.
+        qk_norm: RMS-normalise queries and keys (gen.models.layers.attention).
+        span: rotary positions are spread over 0 .. span, whatever the size.
+        max_period: of the waves of time (gen.models.layers.embed.waves); 10 for t in [0, 1] as published.
+        time_scale: factor on t.
+        time_convention: what t = 1 means to the network; "data" as published.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -61,28 +75,21 @@ class DDT:
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, encoder=1, decoder=1, heads=1, classes=0)
-        if self.size % self.patch:
-            raise UserError(f"DDT.size {self.size} is not divisible by DDT.patch {self.patch}")
-        if self.width % (4 * self.heads):
-            raise UserError(f"DDT.width {self.width} must be divisible by 4 * heads, {4 * self.heads}")
-
-    @staticmethod
-    def preset(name: str, **changes: Any) -> DDT:
-        """A published size, "DDT-XL/2" (or "XL/2"), or "digits", with fields changed."""
-        return family.preset(DDT, DDT.presets, name, changes)
+        family.divisible(self, "size", self.patch, "patch")
+        family.divisible(self, "width", 4 * self.heads, "4 * heads")
 
     def build(self) -> DDTNet:
-        """The network, freshly initialised: its output is zero, though its blocks are not the identity."""
+        """Return a fresh network: its output is zero, though its blocks are not the identity."""
         return DDTNet(self)
 
 
-class DDTNet(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+class DDTNet(family.FamilyNet):
+    """DDT's network. Names in the state dict are the published ones.
 
-    Sites of a tap. Residuals: "blocks.3", "blocks.3.attn", "blocks.3.mlp" (see gen.models.dit.DiTNet), the decoder's
-    numbered on from the encoder's. Whole values: "time"; "encoder" (the embedded tokens -> s [B, T, width]); "trunk"
-    (tokens before the decoder's first block -> after its last); "hidden.3"; "final". A cache of "encoder" and "trunk"
-    together stands for the whole network.
+    Sites of a tap. Residuals: "blocks.3", "blocks.3.attn", "blocks.3.mlp" (see gen.models.layers.patch.PatchNet), the
+    decoder's numbered on from the encoder's. Whole values: "time"; "encoder" (the embedded tokens -> s [B, T, width]);
+    "trunk" (tokens before the decoder's first block -> after its last); "hidden.3"; "final". A cache of "encoder" and
+    "trunk" together stands for the whole network.
     """
 
     def __init__(self, spec: DDT):
@@ -91,9 +98,8 @@ class DDTNet(nn.Module):
         width, numbers = spec.width, spec.channels * spec.patch**2
         self.x_embedder = nn.ModuleDict({"proj": nn.Linear(numbers, width)})
         self.s_embedder = nn.ModuleDict({"proj": nn.Linear(numbers, width)})
-        self.t_embedder = TimeEmbedding(
-            width, max_period=spec.max_period, scale=spec.time_scale, convention=spec.time_convention
-        )
+        period, scale = spec.max_period, spec.time_scale
+        self.t_embedder = TimeEmbedding(width, max_period=period, scale=scale, convention=spec.time_convention)
         self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
         self.rope = Rope(interleaved_angles(width // spec.heads, spec.size // spec.patch, spec.span), saved=False)
         hidden = 2 * int(spec.mlp_ratio * width) // 3
@@ -102,50 +108,38 @@ class DDTNet(nn.Module):
             for _ in range(spec.encoder + spec.decoder)
         )
         self.final_layer = FinalLayer(width, numbers, silu=False)
-        self._start()
+        self._initialise()
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         patch = self.spec.patch
         patches = unfold(x, patch, stride=patch).mT  # [B, T, C * patch * patch], the channel slowest
         time = call_site(tap, "time", self.t_embedder, t)  # [B, width]
-        about = call_site(tap, "encoder", lambda h: self.encode(h, time, cond, tap), self.s_embedder["proj"](patches))
-        h = call_site(tap, "trunk", lambda h: self.decode(h, about, tap), self.x_embedder["proj"](patches))
+        h = self.s_embedder["proj"](patches)  # [B, T, width]
+        encoded = call_site(tap, "encoder", lambda h: self.encode(h, time, cond, tap), h)
+        h = call_site(tap, "trunk", lambda h: self.decode(h, encoded, tap), self.x_embedder["proj"](patches))
 
         def final(h: Tensor) -> Tensor:
-            return fold(self.final_layer(h, about).mT, x.shape[2:], patch, stride=patch)
+            return fold(self.final_layer(h, encoded).mT, x.shape[2:], patch, stride=patch)
 
         return call_site(tap, "final", final, h)  # [B, C, H, W]
 
-    def encode(self, h: Tensor, time: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
-        """The decoder's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
+    def encode(self, h: Tensor, time: Tensor, cond: Cond, tap: Tap | None) -> Tensor:
+        """Return the decoder's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
         c = silu(time if self.y_embedder is None else time + self.y_embedder(cond["y"]))  # [B, width]
         for i, block in enumerate(self.blocks[: self.spec.encoder]):
             h = run_block(block, h, c, i, tap, self.rope)  # [B, T, width]
         return silu(time[:, None] + h)
 
-    def decode(self, h: Tensor, about: Tensor, tap: Tap | None) -> Tensor:
-        """Tokens h [B, T, width] through the decoder's blocks under `about` [B, T, width], which is s."""
+    def decode(self, h: Tensor, encoded: Tensor, tap: Tap | None) -> Tensor:
+        """Run the decoder's blocks on tokens h [B, T, width] under the encoder's s, `encoded` [B, T, width]."""
         for i, block in enumerate(self.blocks[self.spec.encoder :], self.spec.encoder):
-            h = run_block(block, h, about, i, tap, self.rope)  # [B, T, width]
+            h = run_block(block, h, encoded, i, tap, self.rope)  # [B, T, width]
         return h
 
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)
-
-    def _start(self) -> None:
-        """As published: the blocks and their modulation as torch begins them, only the last layer at zero."""
+    def _initialise(self) -> None:
+        """Initialise as published: blocks and their modulations as torch does, only the last layer at zero."""
         init.patches(self.x_embedder["proj"])
         init.patches(self.s_embedder["proj"])
         init.embeddings(self)
-        for weight in (*self.final_layer.adaLN_modulation.parameters(), *self.final_layer.linear.parameters()):
-            nn.init.zeros_(weight)
+        init.zeros(self.final_layer.adaLN_modulation, self.final_layer.linear)

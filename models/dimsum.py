@@ -1,15 +1,14 @@
 """DiMSUM: Mamba over space and over wavelet bands, fused by cross-attention (Phung et al. 2024, arXiv 2411.04168).
 
-Its weights were trained on SiT's GVP path, which is gen.diffusion.path.Trig with t = (1 - tau) pi / 2: tau, the time it
-is told, runs from noise at 0 to data at 1. Presets say so by time_convention = "data" and t_end = pi / 2; on paths with
-t in [0, 1] set t_end = 1. What the published weights predict is dx/dtau, pi / 2 times
+Its weights were trained on SiT's GVP path, which is gen.diffusion.path.Trig with t = (1 - tau) pi / 2: tau, the time
+that the network is passed, runs from noise at 0 to data at 1. Presets say so by time_convention = "data" and t_end =
+pi / 2; on paths with t in [0, 1] set t_end = 1. The published weights predict dx/dtau, pi / 2 times
 gen.diffusion.parameterisation.Velocity(toward="data") on Trig.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,8 +20,8 @@ from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer
 from gen.models.layers.dimsum import DiMSUMBlock, GeGLU, SpatialMamba, WaveletMamba, raster
-from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
-from gen.models.layers.patch import unpatchify
+from gen.models.layers.embed import TimeEmbedding
+from gen.models.layers.patch import PatchNet
 
 __all__ = ["DiMSUM", "DiMSUMNet"]
 
@@ -51,20 +50,36 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class DiMSUM:
+class DiMSUM(family.Family):
     """A hybrid of Mamba and transformer; the defaults are the published DiMSUM-L/2, for 32 x 32 x 4 latents.
 
-    size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
-    has one more row, for "no class". heads: of the transformer block, one for all, that follows every `shared_every`-th
-    block (0: none). fusion_heads: of the cross-attention in each block. levels: of the Haar wavelet; 2^levels must
-    divide the tokens' side. bands, "mixed" as published: see WaveletMamba. state: of Mamba, per channel.
-    condition: whether the Mambas are told the condition beside their modulation, added before their SiLU. That is what
-    the published weights' "cond_proj" is for, but the public convolution writes over it unread and hands it no
-    gradient: what those weights really compute has condition False. drop_path: how often, per image, the last block's
-    share is left out in training, falling linearly to 0 for the first. final_norm: whether the output is read from the
-    normed sum of all blocks; as published it is read from the last block alone, which holds a norm of that sum.
-    learned_pos: whether the embedding of places is trained. time_scale, time_convention, t_end: the network is told
-    time_scale * t / t_end, or time_scale * (1 - t / t_end) for "data". freq_shift: see gen.models.layers.embed.
+    Presets: "DiMSUM-B/2", "L/2", "L/4", "XL/2" and "digits".
+
+    Attributes:
+        size: height and width of x, pixels.
+        patch: side of a token's square, pixels.
+        channels: of x.
+        classes: number of labels, 0 for none; the label table has one more row, for "no class".
+        width: channels of a token; 768 (B), 1024 (L), 1152 (XL).
+        depth: number of blocks; 12, 16, 24.
+        heads: of the attention of the shared transformer block.
+        shared_every: the shared transformer block follows every so many blocks; 0 for none.
+        fusion_heads: of the cross-attention in each block.
+        levels: of the Haar wavelet; 2^levels must divide the side of the grid of tokens.
+        bands: layout of the wavelet's bands, "mixed" as published; see gen.models.layers.dimsum.WaveletMamba.
+        state: numbers of state of Mamba, per channel.
+        condition: the Mambas take the condition beside their modulation too, added before their SiLU. That is what the
+            published weights' "cond_proj" is for, but the public convolution writes over it unread and hands it no
+            gradient: what those weights really compute has condition False.
+        drop_path: how often, per image, the last block's share is left out in training; falls linearly to 0 for the
+            first block.
+        final_norm: the output is read from the normed sum of all blocks; as published, False, from the last block
+            alone, which holds a norm of that sum.
+        learned_pos: train the embedding of positions.
+        time_scale: factor on t / t_end, or on 1 - t / t_end if time_convention is "data".
+        time_convention: what t = t_end means to the network; "data" as published.
+        t_end: last time of the path; pi / 2 as published.
+        freq_shift: of the waves of time (gen.models.layers.embed.waves).
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -93,13 +108,10 @@ class DiMSUM:
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, fusion_heads=1, state=1)
         family.at_least(self, classes=0, levels=0, shared_every=0)
-        if self.size % self.patch:
-            raise UserError(f"DiMSUM.size {self.size} is not divisible by DiMSUM.patch {self.patch}")
-        if self.width % self.heads or self.width % 4 or self.width % (2 * self.fusion_heads):
-            raise UserError(
-                f"DiMSUM.width {self.width} must be divisible by 4, by DiMSUM.heads {self.heads} and by twice "
-                f"DiMSUM.fusion_heads {self.fusion_heads}"
-            )
+        family.divisible(self, "size", self.patch, "patch")
+        family.divisible(self, "width", 4)
+        family.divisible(self, "width", self.heads, "heads")
+        family.divisible(self, "width", 2 * self.fusion_heads, "2 * fusion_heads")
         side = self.size // self.patch
         if side % 2**self.levels:
             raise UserError(f"DiMSUM.levels {self.levels} needs a grid of tokens divisible by {2**self.levels}: {side}")
@@ -108,74 +120,52 @@ class DiMSUM:
         if not self.t_end > 0:
             raise UserError(f"DiMSUM.t_end is {self.t_end}; it must be positive")
 
-    @staticmethod
-    def preset(name: str, **changes: Any) -> DiMSUM:
-        """ "DiMSUM-B/2" (or "B/2"), "L/2", "L/4", "XL/2", or "digits", with fields changed."""
-        return family.preset(DiMSUM, DiMSUM.presets, name, changes)
-
     def build(self) -> DiMSUMNet:
-        """The network, freshly initialised: its output is zero."""
+        """Return a fresh network: its output is zero."""
         return DiMSUMNet(self)
 
 
-class DiMSUMNet(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+class DiMSUMNet(PatchNet):
+    """DiMSUM's network; see gen.models.layers.patch.PatchNet. Names in the state dict are the published ones.
 
-    Blocks add their tokens to a running sum of at least float32's precision. Sites of a tap, on that sum: "blocks.3" is
-    what block 3 adds (if the output is read from the last block alone, that one adds itself less the sum so far, so
-    that leaving it out is the identity too), with those of DiMSUMBlock inside it, and "blocks.3.shared" what the shared
-    transformer block adds, with "blocks.3.shared.attn" and "blocks.3.shared.mlp". Whole values: "time", "trunk",
-    "hidden.3" and "final".
+    Blocks add their tokens to a running sum of at least float32's precision, and sites are on that sum: "blocks.3" is
+    the residual of block 3 (if the output is read from the last block alone, that one adds itself less the sum so far,
+    so that leaving it out is the identity too), with those of DiMSUMBlock inside it, and "blocks.3.shared" the residual
+    of the shared transformer block, with "blocks.3.shared.attn" and "blocks.3.shared.mlp".
     """
 
+    adaln_only = False
+
     def __init__(self, spec: DiMSUM):
-        super().__init__()
-        self.spec = spec
-        side = spec.size // spec.patch
-        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
-        self.pos_embed = nn.Parameter(grid_embedding(spec.width, side)[None], requires_grad=spec.learned_pos)
-        self.t_embedder = _Time(
-            spec.t_end, spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, convention=spec.time_convention
-        )
-        self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
-        self.blocks = nn.ModuleList(_block(spec, side, i) for i in range(spec.depth))
+        super().__init__(spec)
+        self.pos_embed.requires_grad_(spec.learned_pos)
+        self.blocks = nn.ModuleList(_block(spec, spec.size // spec.patch, i) for i in range(spec.depth))
         used = spec.shared_every and spec.depth >= spec.shared_every
         self.attn_block = Block(spec.width, spec.heads, 4 * spec.width, mlp=GeGLU) if used else None
         self.norm_f = nn.RMSNorm(spec.width, eps=1e-5) if spec.final_norm else None
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * spec.channels)
-        self._start()
+        self._initialise()
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
-        family.check(self.spec, x, t, cond, s)
-        h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        c = call_site(tap, "time", self.t_embedder, t)  # [B, width]
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(cond["y"])  # [B, width]
-        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        return call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)  # [B, C, H, W]
+    def time_embedding(self) -> nn.Module:
+        """Return the embedding of time, [B] -> [B, width]."""
+        spec = self.spec
+        shift, scale = spec.freq_shift, spec.time_scale
+        return _Time(spec.t_end, spec.width, freq_shift=shift, scale=scale, convention=spec.time_convention)
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
-        """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
+        """Run all blocks on tokens h [B, T, width] under the condition c [B, width]."""
         kind, total = h.dtype, h.to(torch.promote_types(h.dtype, torch.float32))
         for i in range(self.spec.depth):
 
             def after(total: Tensor, i: int = i) -> Tensor:
-                return total + call_site(tap, f"blocks.{i}", lambda total: self._added(i, total, c, tap), total)
+                return total + call_site(tap, f"blocks.{i}", lambda total: self._residual(i, total, c, tap), total)
 
             total = call_site(tap, f"hidden.{i}", after, total)
         h = total.to(kind)
         return h if self.norm_f is None else self.norm_f(h)
 
-    def _added(self, i: int, total: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
-        """What block i, and the shared one if it follows, add to the sum so far, [B, T, width]."""
+    def _residual(self, i: int, total: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
+        """Return what block i, and the shared one if it follows, add to the sum so far, [B, T, width]."""
         site, every, last = f"blocks.{i}", self.spec.shared_every, i == self.spec.depth - 1
         h: Tensor = self.blocks[i](total.to(c.dtype), c, site, tap)
         if self.attn_block is not None and (i + 1) % every == 0:
@@ -189,13 +179,9 @@ class DiMSUMNet(nn.Module):
         kept = torch.rand(len(h), 1, 1, device=h.device) >= rate
         return h * kept / (1 - rate)
 
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)
-
     @torch.no_grad()
-    def _start(self) -> None:
-        """Torch's own start, without offsets but for Mamba's; what the condition shifts, scales or gates by is 0."""
+    def _initialise(self) -> None:
+        """Initialise as torch does, biases zero but for Mamba's; what the condition shifts, scales or gates by is 0."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and module.bias is not None and not name.endswith("dt_proj"):
                 nn.init.zeros_(module.bias)
@@ -219,9 +205,9 @@ class _Time(TimeEmbedding):
 
 
 def _block(spec: DiMSUM, side: int, i: int) -> DiMSUMBlock:
-    """Block i: in space every second scan runs backwards, and every second pair by columns; bands turn every time."""
+    """Return block i: in space every second scan is reversed, and every second pair by columns; bands alternate."""
     half = (spec.width // 2, spec.width, spec.state, spec.condition)
-    backwards = i % 2 == 1
-    spatial = SpatialMamba(*half, raster(side, transpose=i % 4 >= 2, reverse=backwards))
-    wavelet = WaveletMamba(*half, side, spec.levels, spec.bands == "mixed", transpose=backwards)
+    reverse = i % 2 == 1
+    spatial = SpatialMamba(*half, raster(side, transpose=i % 4 >= 2, reverse=reverse))
+    wavelet = WaveletMamba(*half, side, spec.levels, spec.bands == "mixed", transpose=reverse)
     return DiMSUMBlock(spatial, wavelet, spec.width, spec.fusion_heads)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init, mup
-from gen.models.layers.block import Block, FinalLayer, run_block
-from gen.models.layers.embed import ClassEmbedding, TimeEmbedding, grid_embedding
-from gen.models.layers.patch import unpatchify
+from gen.models.layers.block import Block, FinalLayer
+from gen.models.layers.patch import PatchNet
 
 __all__ = ["DiT", "DiTNet"]
 
@@ -24,7 +21,7 @@ DIGITS = {"size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 64, "dep
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """DiT-S/2 ... DiT-XL/8, the same as SiT, whose t = 1 is the data, and one for digits."""
+    """Return DiT-S/2 ... DiT-XL/8; the same as SiT, whose t = 1 is the data; and one for digits."""
     sizes = {
         f"{size}/{p}": {"patch": p, "depth": depth, "width": width, "heads": heads}
         for size, (depth, width, heads) in SIZES.items()
@@ -36,17 +33,29 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class DiT:
+class DiT(family.Family):
     """A diffusion transformer; the defaults are the published DiT-S/2 for 256 x 256 ImageNet in 32 x 32 x 4 latents.
 
-    size: height and width of x. patch: side of a token's square. classes: 0 for no labels; otherwise the label table
-    has one more row, for "no class". learn_sigma: the final layer has twice the channels, as the published weights do;
-    forward returns the first half. time_scale: t is multiplied by it first (1000 suits t in [0, 1]: the waves were made
-    for 0..999). time_convention: what t = 1 means to the network; SiT's weights are told 1 - t. freq_shift,
-    mlp_norm_eps: 0 and 1e-6 as published; diffusers' port has 1 and 1e-5. qk_norm: see gen.models.layers.attention.
-    mup_base: the width whose learning rate is to serve this one (muP: gen.models.layers.mup), None for the standard
-    parameterisation; heads are to grow with the width, see `wider`. Of the published models those of arXiv 2505.15270
-    have 288, with 72 per head.
+    Presets: "DiT-S/2" to "DiT-XL/8", "SiT-S/2" to "SiT-XL/8", and "digits".
+
+    Attributes:
+        size: height and width of x, pixels.
+        patch: side of a token's square, pixels; 2, 4 or 8 as published.
+        channels: of x; 4 for latents of Stable Diffusion's autoencoder.
+        classes: number of labels, 0 for none; the label table has one more row, for "no class".
+        width: channels of a token; 384 (S), 768 (B), 1024 (L), 1152 (XL).
+        depth: number of blocks; 12, 12, 24, 28.
+        heads: of attention; 6, 12, 16, 16.
+        mlp_ratio: hidden width of the MLP over width.
+        learn_sigma: the final layer has twice the channels, as the published weights do; forward returns the first
+        half. time_scale: factor on t; 1000 suits t in [0, 1], since the waves were designed for 0 .. 999.
+        time_convention: what t = 1 means to the network; "data" passes it 1 - t, for the weights of SiT.
+        freq_shift: of the waves of time (gen.models.layers.embed.waves); 0 as published, 1 in diffusers' port.
+        mlp_norm_eps: of the norm before the MLP; 1e-6 as published, 1e-5 in diffusers' port.
+        qk_norm: RMS-normalise queries and keys (gen.models.layers.attention).
+        mup_base: width whose learning rate this width can take over (muP: gen.models.layers.mup), with heads that grow
+            with the width, see `wider`; None for the standard parameterisation. The models of arXiv 2505.15270 have
+            base 288, with heads of 72 channels.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -71,49 +80,30 @@ class DiT:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
         if self.mup_base is not None:
             family.at_least(self, mup_base=1)
-        if self.size % self.patch:
-            raise UserError(f"DiT.size {self.size} is not divisible by DiT.patch {self.patch}")
-        if self.width % self.heads or self.width % 4:
-            raise UserError(f"DiT.width {self.width} must be divisible by 4 and by DiT.heads {self.heads}")
-
-    @staticmethod
-    def preset(name: str, **changes: Any) -> DiT:
-        """A published size, "DiT-S/2" (or "S/2") to "DiT-XL/8", "SiT-...", or "digits", with fields changed."""
-        return family.preset(DiT, DiT.presets, name, changes)
+        family.divisible(self, "size", self.patch, "patch")
+        family.divisible(self, "width", self.heads, "heads")
+        family.divisible(self, "width", 4)
 
     def wider(self, width: int) -> DiT:
-        """The same in another width, with heads of the same size, in muP with this width as its base."""
+        """Return the spec at another width, with heads of the same size, in muP with this width as its base."""
         heads = width * self.heads // self.width
         if heads < 1 or width * self.heads != heads * self.width:
             raise UserError(f"DiT.width {width} has no whole number of heads of size {self.width / self.heads:g}")
         return replace(self, width=width, heads=heads, mup_base=self.mup_base or self.width)
 
     def build(self) -> DiTNet:
-        """The network, freshly initialised: its output is zero and, but in muP, every block the identity."""
+        """Return a fresh network: its output is zero and, but in muP, every block the identity."""
         return DiTNet(self)
 
 
-class DiTNet(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+class DiTNet(PatchNet):
+    """DiT's network; see gen.models.layers.patch.PatchNet. Names in the state dict are the published ones."""
 
-    Sites of a tap. What is added to the tokens: "blocks.3" (a whole block) and, inside it, "blocks.3.attn" and
-    "blocks.3.mlp" (see Block); leaving one out (Skip) is the identity. Whole values, which a tap may replace but Skip
-    must not meet: "time" (t [B] -> its embedding [B, width]), "trunk" (tokens before the first block -> after the
-    last), inside it "hidden.3" (tokens before -> after block 3), and "final" (tokens -> the image with all its
-    channels, learned sigma included).
-    """
+    spec: DiT
 
     def __init__(self, spec: DiT):
-        super().__init__()
-        self.spec = spec
-        out = spec.channels * (2 if spec.learn_sigma else 1)
-        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
-        self.pos_embed = nn.Parameter(grid_embedding(spec.width, spec.size // spec.patch)[None], requires_grad=False)
-        self.t_embedder = TimeEmbedding(
-            spec.width, freq_shift=spec.freq_shift, scale=spec.time_scale, convention=spec.time_convention
-        )
-        self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
-        hidden = int(spec.mlp_ratio * spec.width)
+        super().__init__(spec)
+        hidden, out = int(spec.mlp_ratio * spec.width), spec.channels * (2 if spec.learn_sigma else 1)
         self.blocks = nn.ModuleList(
             Block(spec.width, spec.heads, hidden, spec.qk_norm, spec.mlp_norm_eps) for _ in range(spec.depth)
         )
@@ -126,44 +116,9 @@ class DiTNet(nn.Module):
             mup.start(self)
 
     def lr_scales(self) -> dict[str, float]:
-        """The learning rates that are not the run's, as its multiples: in muP those of the matrices, 1 / ratio."""
+        """Return the factors on the run's learning rate that are not 1: in muP those of the matrices, 1 / ratio."""
         if self.spec.mup_base is None:
             return {}
         with torch.device("meta"):
             wider = DiTNet(replace(self.spec, width=2 * self.spec.width, heads=2 * self.spec.heads, mup_base=None))
         return dict.fromkeys(mup.matrix_like(self, wider), self.spec.mup_base / self.spec.width)
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
-        family.check(self.spec, x, t, cond, s)
-        # The first operand decides the layout of the sum, and pos_embed is contiguous.
-        h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        c = self.conditioning(t, cond, tap)  # [B, width]
-        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        out = call_site(tap, "final", lambda h: self.unpatchify(self.final_layer(h, c)), h)  # [B, C or 2C, H, W]
-        return out[:, : self.spec.channels]  # [B, C, H, W]
-
-    def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
-        """What the norms of all blocks are modulated by: [B, width]."""
-        return family.conditioning(self, t, cond, tap)
-
-    def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
-        """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
-        for i, block in enumerate(self.blocks):
-            h = run_block(block, h, c, i, tap)  # [B, T, width]
-        return h
-
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T, patch * patch * channels], channel fastest, back to an image [B, channels, H, W]."""
-        return unpatchify(tokens, self.spec.patch)
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, SwiGLU, run_block
@@ -25,7 +25,7 @@ DIGITS_HEAD = {"head_width": 80, "head_depth": 1, "head_heads": 4}
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """DiTDH-S ... DiTDH-XL, and one for digits."""
+    """Return DiTDH-S ... DiTDH-XL, and one for digits."""
     sizes: dict[str, dict[str, Any]] = {
         f"DiTDH-{size}": {"depth": depth, "width": width, "heads": heads}
         for size, (depth, width, heads) in SIZES.items()
@@ -34,14 +34,30 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class DiTDH:
+class DiTDH(family.Family):
     """DDT's division with a head of its own width; the defaults are the published DiTDH-XL on DINOv2-B's 16 x 16 x 768.
 
-    depth, width, heads: of the encoder, which makes of x one vector s for each token; head_...: of the head, which has
-    x anew and s as its condition. head_width must be at least the numbers of a token, channels * patch^2: the noise in
-    a token fills all its dimensions, and a narrower network cannot return it, however long it is trained (theorem in
-    the paper). silu_twice: as published, conditions pass SiLU where they are made, and again where they are used;
-    False leaves out the first. Other fields as in gen.models.dit.DiT.
+    The encoder makes of x one vector s for each token; the head has x anew, and s as its condition. Presets: "DiTDH-S"
+    to "DiTDH-XL", and "digits".
+
+    Attributes:
+        size: height and width of x, pixels; 16 for RAE's latents.
+        patch: side of a token's square, pixels.
+        channels: of x; 768 for DINOv2-B.
+        classes: number of labels, 0 for none; the label table has one more row, for "no class".
+        width: channels of the encoder's tokens; 384 (S), 768 (B), 1024 (L), 1152 (XL).
+        depth: number of blocks of the encoder; 12, 12, 24, 28.
+        heads: of the encoder's attention; 6, 12, 16, 16.
+        head_width: channels of the head's tokens, at least channels * patch^2: the noise in a token fills all its
+            dimensions, and a narrower network cannot return it, however long it is trained (theorem in the paper).
+        head_depth: number of blocks of the head.
+        head_heads: of the head's attention.
+        mlp_ratio: the hidden width of the MLP is 2/3 of mlp_ratio * width.
+        qk_norm: RMS-normalise queries and keys (gen.models.layers.attention).
+        silu_twice: conditions pass SiLU where they are computed, and again where they are used, as published; False
+            leaves out the first.
+        time_scale: factor on t; 1 for t in [0, 1] as published.
+        time_convention: what t = 1 means to the network; "data" passes it 1 - t.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -65,11 +81,9 @@ class DiTDH:
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, head_depth=1, head_heads=1)
         family.at_least(self, classes=0)
-        if self.size % self.patch:
-            raise UserError(f"DiTDH.size {self.size} is not divisible by DiTDH.patch {self.patch}")
-        for name, width, heads in (("", self.width, self.heads), ("head_", self.head_width, self.head_heads)):
-            if width % (4 * heads):
-                raise UserError(f"DiTDH.{name}width {width} must be divisible by 4 * {name}heads, {4 * heads}")
+        family.divisible(self, "size", self.patch, "patch")
+        family.divisible(self, "width", 4 * self.heads, "4 * heads")
+        family.divisible(self, "head_width", 4 * self.head_heads, "4 * head_heads")
         numbers = self.channels * self.patch**2
         if self.head_width < numbers:
             raise UserError(
@@ -77,18 +91,13 @@ class DiTDH:
                 f"so narrow a head cannot return their noise; give at least {numbers}"
             )
 
-    @staticmethod
-    def preset(name: str, **changes: Any) -> DiTDH:
-        """A published size, "DiTDH-S" to "DiTDH-XL" (or "XL"), or "digits", with fields changed."""
-        return family.preset(DiTDH, DiTDH.presets, name, changes)
-
     def build(self) -> DiTDHNet:
-        """The network, freshly initialised: its output is zero and every block the identity."""
+        """Return a fresh network: its output is zero and every block the identity."""
         return DiTDHNet(self)
 
 
-class DiTDHNet(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+class DiTDHNet(family.FamilyNet):
+    """DiTDH's network. Names in the state dict are the published ones.
 
     The sites of a tap are those of gen.models.ddt.DDTNet; "trunk" is the head, of its own width.
     """
@@ -110,52 +119,37 @@ class DiTDHNet(nn.Module):
             Block(w, heads, 2 * int(spec.mlp_ratio * w) // 3, spec.qk_norm, mlp=SwiGLU, rms=True) for w, heads in sizes
         )
         self.final_layer = FinalLayer(head, spec.channels * spec.patch**2, rms=True)
-        self._start()
+        self._initialise()
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         time = call_site(tap, "time", self.t_embedder, t)  # [B, width]
         h = self.pos_embed + self.s_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        about = self.s_projector(call_site(tap, "encoder", lambda h: self.encode(h, time, cond, tap), h))
+        encoded = self.s_projector(call_site(tap, "encoder", lambda h: self.encode(h, time, cond, tap), h))
         h = self.x_embedder["proj"](x).flatten(2).mT  # [B, T, head_width]
-        h = call_site(tap, "trunk", lambda h: self.decode(h, about, tap), h)
-        return call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, about), self.spec.patch), h)
+        h = call_site(tap, "trunk", lambda h: self.decode(h, encoded, tap), h)
+        return call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, encoded), self.spec.patch), h)
 
-    def encode(self, h: Tensor, time: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
-        """The head's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
+    def encode(self, h: Tensor, time: Tensor, cond: Cond, tap: Tap | None) -> Tensor:
+        """Return the head's condition s [B, T, width], from embedded tokens h [B, T, width] and time [B, width]."""
         c = self._silu(time if self.y_embedder is None else time + self.y_embedder(cond["y"]))  # [B, width]
         for i, block in enumerate(self.blocks[: self.spec.depth]):
             h = run_block(block, h, c, i, tap, self.enc_feat_rope)  # [B, T, width]
         return self._silu(time[:, None] + h)
 
-    def decode(self, h: Tensor, about: Tensor, tap: Tap | None) -> Tensor:
-        """Tokens h [B, T, head_width] through the head's blocks under `about` [B, T, head_width], which is s."""
+    def decode(self, h: Tensor, encoded: Tensor, tap: Tap | None) -> Tensor:
+        """Run the head's blocks on tokens h under the encoder's s, `encoded`; both [B, T, head_width]."""
         for i, block in enumerate(self.blocks[self.spec.depth :], self.spec.depth):
-            h = run_block(block, h, about, i, tap, self.dec_feat_rope)  # [B, T, head_width]
+            h = run_block(block, h, encoded, i, tap, self.dec_feat_rope)  # [B, T, head_width]
         return h
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)
 
     def _silu(self, c: Tensor) -> Tensor:
         return silu(c) if self.spec.silu_twice else c
 
-    def _start(self) -> None:
-        """As published: linear maps as torch begins them, but what modulates, and the output, at zero."""
+    def _initialise(self) -> None:
+        """Initialise as published: linear maps as torch does, but what modulates, and the output, at zero."""
         init.patches(self.x_embedder["proj"])
         init.patches(self.s_embedder["proj"])
         init.embeddings(self)
-        for block in (*self.blocks, self.final_layer):
-            for weight in block.adaLN_modulation.parameters():
-                nn.init.zeros_(weight)
-        for weight in self.final_layer.linear.parameters():
-            nn.init.zeros_(weight)
+        init.zeros(*(block.adaLN_modulation for block in self.blocks))
+        init.zeros(self.final_layer.adaLN_modulation, self.final_layer.linear)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
 from gen.models.layers.conv import Resample, resample
@@ -24,7 +25,7 @@ DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 8, "multipliers": (3
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """The published sizes, for latents of 512 x 512 images and ("img64") for 64 x 64 pixels, and one for digits."""
+    """Return the published sizes, for latents of 512 x 512 images and ("img64") 64 x 64 pixels, and one for digits."""
     sizes: dict[str, dict[str, Any]] = {
         name: {"width": width, "dropout": 0.1 if width >= WIDTHS["M"] else 0.0} for name, width in WIDTHS.items()
     }
@@ -34,21 +35,37 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class EDM2:
+class EDM2(family.Family):
     """The EDM2 network F; the defaults are the published EDM2-XS for 64 x 64 x 4 latents of 512 x 512 ImageNet.
 
-    It belongs to gen.diffusion.path.EDM (which tells it ln(sigma) / 4), gen.diffusion.parameterisation.EDMPrecond and
-    gen.training.objectives.uncertainty; it runs with any other. width, multipliers, blocks, attention: as in
-    gen.models.unet. head_width: channels of a head of attention. dropout: .1 for M and larger. bandwidth: of the random
-    waves that t goes through. label_balance: how much the class counts beside the time; concat_balance: the shortcut
-    beside the main path; residual_balance and attention_balance: what a block adds. clip: bound on activations.
-    uncertainty: waves in the head u(t), the log-variance of the error, which is part of the published weights but
-    trained only by that objective; 0 for none. lr_scale: factor on the learning rate; weights of magnitude 1 want a
-    higher one than the recipes of other networks.
+    It belongs to gen.diffusion.path.EDM (which passes it ln(sigma) / 4), gen.diffusion.parameterisation.EDMPrecond and
+    gen.training.objectives.uncertainty; it runs with any other.
 
     Published training: Adam (.9, .99) at batch 2048 with lr .017, .012, .010, .009, .008, .007, .0065 for XXS ... XXL,
     gen.training.schedules.InverseSqrt with 4883 updates of warm-up and 70,000 (35,000 for img64) flat ones, ln(sigma)
     normal with mean -.4 and deviation 1 (img64: -.8 and 1.6), no clipping, no label dropout.
+
+    Presets: "EDM2-XXS" to "EDM2-XXL", "EDM2-img64-XS" to "EDM2-img64-XL", and "digits".
+
+    Attributes:
+        size: height and width of x, pixels.
+        channels: of x.
+        classes: number of labels, 0 for none; "no class" is the zero vector.
+        width: channels that `multipliers` count in; 64 (XXS), 128, 192, 256, 320, 384, 448 (XXL).
+        multipliers: channels of each level over width, the finest first; each level is half as high as the one before.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: heights at which every block attends, pixels; the middle always does.
+        head_width: channels of a head of attention.
+        dropout: probability, [0, 1); .1 for M and larger.
+        bandwidth: of the random waves of time (gen.models.layers.magnitude.MPFourier).
+        label_balance: weight of the class against the time, [0, 1].
+        concat_balance: weight of the shortcut against the main path, [0, 1].
+        residual_balance, attention_balance: weight of a block's residual and of its attention's, [0, 1].
+        clip: bound on activations.
+        uncertainty: waves in the head u(t), the log-variance of the error, which is part of the published weights but
+            trained only by that objective; 0 for none.
+        lr_scale: factor on the run's learning rate; weights of magnitude 1 want a higher one than the recipes of other
+            networks.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -92,18 +109,15 @@ class EDM2:
         """Channels of each level, the finest first."""
         return tuple(m * self.width for m in self.multipliers)
 
-    @staticmethod
-    def preset(name: str, **changes: Any) -> EDM2:
-        """ "EDM2-XXS" (or "XXS") to "EDM2-XXL", "EDM2-img64-S" ..., or "digits", with fields changed."""
-        return family.preset(EDM2, EDM2.presets, name, changes)
-
     def build(self) -> EDM2Net:
-        """The network, freshly initialised: its output is zero and the time and class change nothing yet."""
+        """Return a fresh network: its output is zero, and time and class change nothing yet."""
         return EDM2Net(self)
 
 
-class Block(nn.Module):
-    """A residual block, with attention if it has heads: h [B, width, H, W], c [B, emb] -> [B, out, H', W'].
+class MPBlock(nn.Module):
+    """A magnitude-preserving residual block, with attention if it has heads.
+
+    h [B, width, H, W], c [B, emb] -> [B, out, H', W'].
 
     flavour: "enc" normalises each pixel and changes the width first; "dec" changes the width on the shortcut alone.
     """
@@ -114,11 +128,11 @@ class Block(nn.Module):
         width: int,
         out: int,
         flavour: Literal["enc", "dec"],
-        how: Resample = "keep",
+        resampling: Resample = "keep",
         attn: bool = False,
     ):
         super().__init__()
-        emb, self.flavour, self.how, self.spec = max(spec.widths), flavour, how, spec
+        emb, self.flavour, self.resampling, self.spec = max(spec.widths), flavour, resampling, spec
         self.heads = out // spec.head_width if attn else 0
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(out if flavour == "enc" else width, out, 3, 3)
@@ -129,7 +143,7 @@ class Block(nn.Module):
         self.attn_proj = MPConv(out, out, 1, 1) if attn else None
 
     def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None) -> Tensor:
-        h = resample(h, self.how)
+        h = resample(h, self.resampling)
         short = h if self.conv_skip is None else self.conv_skip(h)  # [B, out, H', W']
         if self.flavour == "enc":
             short = unit(short, dim=1)
@@ -145,7 +159,7 @@ class Block(nn.Module):
         return (short + call_site(tap, site, both, short)).clamp(-self.spec.clip, self.spec.clip)
 
     def branch(self, h: Tensor, c: Tensor) -> Tensor:
-        """The convolutions, scaled by the condition."""
+        """Return the convolutions of h, scaled by the condition, [B, out, H', W']."""
         h = self.conv_res0(mp_silu(h))  # [B, out, H', W']
         scale = self.emb_linear(c, gain=self.emb_gain) + 1  # [B, out]
         h = mp_silu(h * scale[..., None, None].to(h.dtype))
@@ -153,7 +167,7 @@ class Block(nn.Module):
         return self.conv_res1(h)
 
     def attend(self, h: Tensor) -> Tensor:
-        """What attention of pixels by the cosine of q and k adds to h [B, out, H', W']."""
+        """Return the residual at h [B, out, H', W'] of attention of pixels by the cosine of q and k."""
         assert self.attn_qkv is not None and self.attn_proj is not None
         qkv = self.attn_qkv(h).flatten(2).unflatten(1, (self.heads, -1, 3))  # [B, heads, out / heads, 3, T]
         q, k, v = unit(qkv, dim=2).unbind(3)  # each [B, heads, out / heads, T]
@@ -162,7 +176,7 @@ class Block(nn.Module):
 
 
 class Body(nn.Module):
-    """What the published weights call `unet`: all but the log-variance of the error."""
+    """The part that the published weights call `unet`: all but the log-variance of the error."""
 
     def __init__(self, spec: EDM2):
         super().__init__()
@@ -176,33 +190,33 @@ class Body(nn.Module):
         for level, out in enumerate(widths):
             side = spec.size >> level
             if level:
-                self.enc[f"{side}x{side}_down"] = Block(spec, width, width, "enc", "down")
+                self.enc[f"{side}x{side}_down"] = MPBlock(spec, width, width, "enc", "down")
             else:
                 self.enc[f"{side}x{side}_conv"] = MPConv(spec.channels + 1, width, 3, 3)
             kept.append(width)
             for i in range(spec.blocks):
-                self.enc[f"{side}x{side}_block{i}"] = Block(spec, width, out, "enc", attn=side in spec.attention)
+                self.enc[f"{side}x{side}_block{i}"] = MPBlock(spec, width, out, "enc", attn=side in spec.attention)
                 width = out
                 kept.append(width)
         for level in range(coarsest, -1, -1):
             side, out = spec.size >> level, widths[level]
             if level == coarsest:
-                self.dec[f"{side}x{side}_in0"] = Block(spec, width, width, "dec", attn=True)
-                self.dec[f"{side}x{side}_in1"] = Block(spec, width, width, "dec")
+                self.dec[f"{side}x{side}_in0"] = MPBlock(spec, width, width, "dec", attn=True)
+                self.dec[f"{side}x{side}_in1"] = MPBlock(spec, width, width, "dec")
             else:
-                self.dec[f"{side}x{side}_up"] = Block(spec, width, width, "dec", "up")
+                self.dec[f"{side}x{side}_up"] = MPBlock(spec, width, width, "dec", "up")
             for i in range(spec.blocks + 1):
                 attn, wide = side in spec.attention, width + kept.pop()
-                self.dec[f"{side}x{side}_block{i}"] = Block(spec, wide, out, "dec", attn=attn)
+                self.dec[f"{side}x{side}_block{i}"] = MPBlock(spec, wide, out, "dec", attn=attn)
                 width = out
         self.out_conv = MPConv(width, spec.channels, 3, 3)
 
     def time(self, t: Tensor) -> Tensor:
-        """The embedding of times t [B], [B, emb]."""
+        """Return the embedding of times t [B], [B, emb]."""
         return self.emb_noise(self.emb_fourier(t))
 
-    def condition(self, c: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """The times' embedding c [B, emb] with that of the classes; a label past the last is none."""
+    def condition(self, c: Tensor, cond: Cond) -> Tensor:
+        """Return the times' embedding c [B, emb] with that of the classes; a label past the last is none."""
         if self.emb_label is not None:
             classes = torch.arange(self.spec.classes, device=c.device)
             one = (cond["y"][:, None] == classes).to(c.dtype)  # [B, classes]
@@ -210,11 +224,13 @@ class Body(nn.Module):
         return mp_silu(c)
 
     def first(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] beside a channel of ones, which stands in for biases -> [B, width, H, W]."""
+        """Return the first convolution [B, width, H, W] of x [B, C, H, W] and a channel of ones, which replaces
+        biases.
+        """
         return next(iter(self.enc.values()))(torch.cat([x, torch.ones_like(x[:, :1])], 1))
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
-        """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, emb]."""
+        """Run down, through the middle and up again on h [B, width, H, W] under the condition c [B, emb]."""
         kept, up, number = [h], list(self.dec.items()), 0
         for i, block in enumerate(list(self.enc.values())[1:], 1):
             h = call_site(tap, f"encoder.{i}", partial(_run, [block], c, number, tap), h)
@@ -238,21 +254,21 @@ class Body(nn.Module):
         return _run([block], c, number, tap, wide)
 
     def last(self, h: Tensor) -> Tensor:
-        """Features [B, width, H, W] -> [B, C, H, W]."""
+        """Return the image [B, C, H, W] of features [B, width, H, W]."""
         return self.out_conv(h, gain=self.out_gain)
 
 
-class EDM2Net(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+class EDM2Net(family.FamilyNet):
+    """EDM2's network. Names in the state dict are the published ones.
 
     Each forward pass that trains first rewrites all weights to magnitude 1 (gen.models.layers.magnitude.force).
 
-    Sites of a tap. What is added: "blocks.3", a block, counted from the input to the output, and inside it
-    "blocks.3.conv" and "blocks.3.attn", such that the sum is magnitude preserving; leaving one out (Skip) leaves the
-    block's shortcut. Whole values: "time" (t [B] -> its embedding), "encoder.2" (features before -> after part 2 of the
-    way down, kept for the way up), "middle" (the coarsest features as tokens [B, T, width], before -> after the two
-    blocks between down and up), "decoder.2" (features before -> after part 2 of the way up), "trunk" (all of those but
-    "encoder.0") and "final" (features -> image).
+    Sites of a tap. Residuals: "blocks.3", a block, counted from the input to the output, and inside it "blocks.3.conv"
+    and "blocks.3.attn", such that the sum is magnitude preserving; leaving one out (Skip) leaves the block's shortcut.
+    Whole values: "time" (t [B] -> its embedding), "encoder.2" (features before -> after part 2 of the way down, kept
+    for the way up), "middle" (the coarsest features as tokens [B, T, width], before -> after the two blocks between
+    down and up), "decoder.2" (features before -> after part 2 of the way up), "trunk" (all of those but "encoder.0")
+    and "final" (features -> image).
     """
 
     def __init__(self, spec: EDM2):
@@ -262,15 +278,7 @@ class EDM2Net(nn.Module):
             self.logvar_fourier = MPFourier(spec.uncertainty)
             self.logvar_linear = MPConv(spec.uncertainty, 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         if self.training and torch.is_grad_enabled():
             force(self)
@@ -282,22 +290,18 @@ class EDM2Net(nn.Module):
 
     @property
     def logvar(self) -> Callable[[Tensor], Tensor] | None:
-        """u: times as the network is told them [B] -> the log-variance of its error [B] (eq. 14-16); None without."""
+        """u: times as passed to the network [B] -> the log-variance of its error [B] (eq. 14-16); None without."""
         if not self.spec.uncertainty:
             return None
         return lambda t: self.logvar_linear(self.logvar_fourier(t))[:, 0]
 
     def lr_scales(self) -> dict[str, float]:
-        """What the run's learning rate is multiplied by, for each parameter."""
+        """Return the factor on the run's learning rate, for each parameter."""
         return {name: self.spec.lr_scale for name, _ in self.named_parameters()}
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)
 
 
 def _run(blocks: list[nn.Module], c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
-    """h after these blocks, the first of which has this number."""
+    """Run blocks, the first of which has this number, on h."""
     for i, block in enumerate(blocks, number):
         h = block(h, c, f"blocks.{i}", tap)
     return h

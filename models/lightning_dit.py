@@ -1,19 +1,16 @@
-"""LightningDiT: DiT with RMS norms, SwiGLU and rotary places, for latents of many channels (Yao et al. 2025)."""
+"""LightningDiT: DiT with RMS norms, SwiGLU and rotary positions, for latents of many channels (Yao et al. 2025)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from gen.config.errors import UserError
-from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, SwiGLU, run_block
-from gen.models.layers.embed import ClassEmbedding, GaussianTimeEmbedding, TimeEmbedding, grid_embedding
-from gen.models.layers.patch import unpatchify
+from gen.models.layers.block import Block, FinalLayer, SwiGLU
+from gen.models.layers.embed import GaussianTimeEmbedding, TimeEmbedding
+from gen.models.layers.patch import PatchNet
 from gen.models.layers.rope import Rope, axial_angles
 
 __all__ = ["LightningDiT", "LightningDiTNet"]
@@ -30,7 +27,7 @@ DIGITS = {"size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 64, "dep
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """LightningDiT-B/1 ... LightningDiT-1p6B/2, the plain DiT that RAE compares its wide head with, one for digits."""
+    """Return LightningDiT-B/1 ... LightningDiT-1p6B/2, the plain DiT of RAE's comparison, and one for digits."""
     table: dict[str, dict[str, Any]] = {
         f"LightningDiT-{size}/{p}": {**latents, "depth": depth, "width": width, "heads": heads}
         for size, (depth, width, heads) in SIZES.items()
@@ -42,13 +39,26 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class LightningDiT:
+class LightningDiT(family.Family):
     """DiT with the layers of recent language models; the defaults are the published XL/1 on VA-VAE's latents.
 
-    Places are told twice: by DiT's fixed table, and by turning queries and keys. The hidden width of the MLP is
-    2/3 of mlp_ratio * width. qk_norm: as in gen.models.layers.attention; the remedy where long bf16 runs diverge. time:
-    "waves" as in DiT, "gaussian" as in RAE (Zheng et al. 2025). Other fields as in gen.models.dit.DiT; the published
-    weights are told t = 1 for data, RAE's t = 1 for noise.
+    Positions enter twice: by DiT's fixed table, and by rotated queries and keys. Presets: "LightningDiT-B/1" to
+    "LightningDiT-1p6B/2", "RAE-DiT-XL/1", the plain DiT of RAE (Zheng et al. 2025), and "digits".
+
+    Attributes:
+        size: height and width of x, pixels; 16 for VA-VAE, 32 for Stable Diffusion's autoencoder.
+        patch: side of a token's square, pixels; 1 and 2.
+        channels: of x; 32 and 4, 768 for RAE.
+        classes: number of labels, 0 for none; the label table has one more row, for "no class".
+        width: channels of a token; 768 (B), 1024 (L), 1152 (XL), 1536 (1p0B), 1792 (1p6B).
+        depth: number of blocks; 12, 24, 28, 24, 28.
+        heads: of attention; 12, 16, 16, 24, 28.
+        mlp_ratio: the hidden width of the MLP is 2/3 of mlp_ratio * width.
+        learn_sigma: the final layer has twice the channels; forward returns the first half.
+        qk_norm: RMS-normalise queries and keys; the remedy where long bfloat16 runs diverge.
+        time: embedding of time, "waves" as in DiT, "gaussian" as in RAE.
+        time_scale: factor on t; 1 for t in [0, 1] as published.
+        time_convention: what t = 1 means to the network; "data" as published, "noise" for RAE's weights.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -69,38 +79,23 @@ class LightningDiT:
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
-        if self.size % self.patch:
-            raise UserError(f"LightningDiT.size {self.size} is not divisible by LightningDiT.patch {self.patch}")
-        if self.width % (4 * self.heads):
-            raise UserError(f"LightningDiT.width {self.width} must be divisible by 4 * heads, {4 * self.heads}")
-
-    @staticmethod
-    def preset(name: str, **changes: Any) -> LightningDiT:
-        """A published size, "LightningDiT-XL/1" (or "XL/1"), "RAE-DiT-XL/1", or "digits", with fields changed."""
-        return family.preset(LightningDiT, LightningDiT.presets, name, changes)
+        family.divisible(self, "size", self.patch, "patch")
+        family.divisible(self, "width", 4 * self.heads, "4 * heads")
 
     def build(self) -> LightningDiTNet:
-        """The network, freshly initialised: its output is zero and every block the identity."""
+        """Return a fresh network: its output is zero and every block the identity."""
         return LightningDiTNet(self)
 
 
-class LightningDiTNet(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+class LightningDiTNet(PatchNet):
+    """LightningDiT's network; see gen.models.layers.patch.PatchNet. Names in the state dict are the published ones."""
 
-    The sites of a tap are those of gen.models.dit.DiTNet.
-    """
+    spec: LightningDiT
 
     def __init__(self, spec: LightningDiT):
-        super().__init__()
-        self.spec = spec
-        width, side = spec.width, spec.size // spec.patch
-        out = spec.channels * (2 if spec.learn_sigma else 1)
-        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, width, spec.patch, spec.patch)})
-        self.pos_embed = nn.Parameter(grid_embedding(width, side)[None], requires_grad=False)
-        embedding = TimeEmbedding if spec.time == "waves" else GaussianTimeEmbedding
-        self.t_embedder = embedding(width, scale=spec.time_scale, convention=spec.time_convention)
-        self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
-        self.feat_rope = Rope(axial_angles(width // spec.heads, side))
+        super().__init__(spec)
+        width, out = spec.width, spec.channels * (2 if spec.learn_sigma else 1)
+        self.feat_rope = Rope(axial_angles(width // spec.heads, spec.size // spec.patch))
         hidden = 2 * int(spec.mlp_ratio * width) // 3
         self.blocks = nn.ModuleList(
             Block(width, spec.heads, hidden, spec.qk_norm, mlp=SwiGLU, rms=True) for _ in range(spec.depth)
@@ -109,32 +104,12 @@ class LightningDiTNet(nn.Module):
         self.apply(init.scratch)
         init.zero(self)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
-        family.check(self.spec, x, t, cond, s)
-        h = self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT  # [B, T, width]
-        c = self.conditioning(t, cond, tap)  # [B, width]
-        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        out = call_site(tap, "final", lambda h: unpatchify(self.final_layer(h, c), self.spec.patch), h)
-        return out[:, : self.spec.channels]  # [B, C, H, W]
+    @property
+    def rope(self) -> Rope:
+        """The rotary table of all blocks."""
+        return self.feat_rope
 
-    def conditioning(self, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None = None) -> Tensor:
-        """What the norms of all blocks are modulated by: [B, width]."""
-        return family.conditioning(self, t, cond, tap)
-
-    def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
-        """All blocks: tokens h [B, T, width] under the condition c [B, width]."""
-        for i, block in enumerate(self.blocks):
-            h = run_block(block, h, c, i, tap, self.feat_rope)  # [B, T, width]
-        return h
-
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)
+    def time_embedding(self) -> nn.Module:
+        """Return the embedding of time, [B] -> [B, width]."""
+        embedding = TimeEmbedding if self.spec.time == "waves" else GaussianTimeEmbedding
+        return embedding(self.spec.width, scale=self.spec.time_scale, convention=self.spec.time_convention)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
@@ -17,10 +17,19 @@ __all__ = ["MLP", "MLPNet"]
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(family.Family):
     """Residual layers on all numbers of x at once; a point [2] is a picture of 2 channels and size 1.
 
-    classes, time_scale, time_convention: as in gen.models.dit. depth: the number of residual layers, width their width.
+    Presets: "digits" and "points".
+
+    Attributes:
+        size: height and width of x, pixels.
+        channels: of x.
+        classes: number of labels, 0 for none; the label table has one more row, for "no class".
+        width: of the residual layers.
+        depth: number of residual layers.
+        time_scale: factor on t; 1000 suits t in [0, 1].
+        time_convention: what t = 1 means to the network; "data" passes it 1 - t.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -39,18 +48,13 @@ class MLP:
     def __post_init__(self) -> None:
         family.at_least(self, size=1, channels=1, classes=0, width=1, depth=1)
 
-    @staticmethod
-    def preset(name: str, **changes: Any) -> MLP:
-        """ "digits" or "points", with fields changed."""
-        return family.preset(MLP, MLP.presets, name, changes)
-
     def build(self) -> MLPNet:
-        """The network, freshly initialised: its output is zero and every layer the identity."""
+        """Return a fresh network: its output is zero and every layer the identity."""
         return MLPNet(self)
 
 
-class MLPNet(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W].
+class MLPNet(family.FamilyNet):
+    """MLP's network.
 
     Sites: what is added, "blocks.3"; whole values "time", "hidden.3" [B, 1, width], "trunk", "final".
     """
@@ -63,10 +67,7 @@ class MLPNet(nn.Module):
         self.t_embedder = TimeEmbedding(width, 64, scale=spec.time_scale, convention=spec.time_convention)
         self.y_embedder = ClassEmbedding(spec.classes, width) if spec.classes else None
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {"c": nn.Linear(width, width), "fc1": nn.Linear(width, width), "fc2": nn.Linear(width, width)}
-            )
-            for _ in range(spec.depth)
+            nn.ModuleDict({name: nn.Linear(width, width) for name in ("c", "fc1", "fc2")}) for _ in range(spec.depth)
         )
         self.final_layer = nn.Linear(width, numbers)
         self.apply(init.scratch)
@@ -74,15 +75,7 @@ class MLPNet(nn.Module):
             if name.endswith("fc2.weight") or name == "final_layer.weight":
                 nn.init.zeros_(weight)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         c = call_site(tap, "time", self.t_embedder, t)  # [B, width]
         if self.y_embedder is not None:
@@ -92,20 +85,16 @@ class MLPNet(nn.Module):
         return call_site(tap, "final", lambda h: self.final_layer(silu(h)).reshape(x.shape), h)
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
-        """All layers: h [B, 1, width] under the condition c [B, 1, width]."""
+        """Run all layers on h [B, 1, width] under the condition c [B, 1, width]."""
         for i, block in enumerate(self.blocks):
-            h = _after(block, h, c, i, tap)
+            h = _run_layer(block, h, c, i, tap)
         return h
 
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)
 
+def _run_layer(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
+    """Return h [B, 1, width] after layer i."""
 
-def _after(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
-    """h [B, 1, width] after layer i."""
-
-    def added(h: Tensor) -> Tensor:
+    def residual(h: Tensor) -> Tensor:
         return block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
 
-    return call_site(tap, f"hidden.{i}", lambda h: h + call_site(tap, f"blocks.{i}", added, h), h)
+    return call_site(tap, f"hidden.{i}", lambda h: h + call_site(tap, f"blocks.{i}", residual, h), h)

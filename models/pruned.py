@@ -3,103 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError, nearest
-from gen.config.spec import build, part
+from gen.diffusion.denoiser import Cond
+from gen.diffusion.net import members
 from gen.diffusion.tap import Compute, Skip, Tap
 from gen.models.dit import DiT
-from gen.models.layers.wrapper import Wrapper, state_shape
+from gen.models.layers.wrapper import Wrapper, WrapperSpec
 
 __all__ = ["Pruned", "PrunedNet"]
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A denoiser whose residuals at some sites are gone, with all weights that only they used (structured pruning).
+class Pruned(WrapperSpec):
+    """A denoiser without the residuals of some sites, and without all weights that only they used.
 
-    inner: the whole denoiser. sites: names as its taps see them, "blocks.3.attn" or a whole "blocks.3". Where every
-    site stays it is the inner network, to the bit.
+    Where every site stays it is the inner network, to the bit. Presets: "digits", a DiT of 5 blocks less one.
+
+    Attributes:
+        sites: names as taps see them, "blocks.3.attn" or a whole "blocks.3".
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "digits": {"inner": DiT.preset("digits", depth=5), "sites": ("blocks.2",)},
     }
 
-    inner: Any = part("models", default=DiT())
     sites: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", build("models", self.inner))
-        if isinstance(self.inner, Pruned):
-            raise UserError("Pruned.inner is Pruned already; add its sites to those of the whole network")
-
-    @property
-    def size(self) -> int:
-        return int(self.inner.size)
-
-    @property
-    def channels(self) -> int:
-        return int(self.inner.channels)
-
-    @property
-    def classes(self) -> int:
-        return int(self.inner.classes)
-
-    @staticmethod
-    def preset(name: str, **changes: Any) -> Pruned:
-        """ "digits", a DiT of 5 blocks less one; changes that are no fields of this are the inner network's."""
-        if name not in Pruned.presets:
-            raise UserError(f"unknown preset {name!r} of Pruned. {nearest(name, Pruned.presets)}")
-        own = {f.name: changes.pop(f.name) for f in fields(Pruned) if f.name in changes}
-        made = replace(Pruned(**Pruned.presets[name]), **own)
-        return replace(made, inner=replace(made.inner, **changes))
-
     def build(self) -> PrunedNet:
-        """The network, freshly initialised. Raises UserError for sites that there are not, or that are no residuals."""
+        """Return a fresh network. Raises UserError for sites that there are not, or that are no residuals."""
         return PrunedNet(self)
 
     def unused(self) -> set[str]:
-        """The names of the inner network's trained parameters that only the pruned sites use."""
+        """Return the names of the inner network's trained parameters that only the pruned sites use."""
         with torch.device("meta"):
             net = self.inner.build()
-            whole, shapes = _reached(net, Skip(()))
+            whole, residual = _reached(net, Skip(()))
             for site in self.sites:
-                if site not in shapes:
-                    raise UserError(f"Pruned: there is no site {site!r}. {nearest(site, shapes)}")
-                if not shapes[site]:
-                    raise UserError(f"Pruned: {site} has an output unlike its input, and so no identity in its place")
+                if site not in residual:
+                    raise UserError(f"Pruned: there is no site {site!r}. {nearest(site, residual)}")
+                if not residual[site]:
+                    raise UserError(f"Pruned: {site} has an output unlike its input, so it cannot be left out")
             return whole - _reached(net, Skip(self.sites))[0]
 
 
 class PrunedNet(Wrapper):
-    """The inner network as a net; what is pruned is not computed, and no tap is told of it.
+    """The inner network without what is pruned, which no tap meets.
 
-    load_state_dict also takes the whole inner network's weights: those of what is gone are left out.
+    load_state_dict also takes the whole inner network's weights, of which those that are left are used.
     """
 
     def __init__(self, spec: Pruned):
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         self.inner = spec.inner.build()
         self.skip = frozenset(spec.sites)
         if spec.sites:
             _remove(self.inner, spec.unused())
-        self.register_load_state_dict_pre_hook(_load_inner_only)  # type: ignore[no-untyped-call]
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         def remaining(site: str, compute: Compute, h: Tensor) -> Tensor:
             if site in self.skip:
                 return torch.zeros_like(h)
@@ -107,19 +73,22 @@ class PrunedNet(Wrapper):
 
         return self.inner(x, t, cond, s=s, tap=remaining if self.skip else tap)
 
-    def lr_scales(self) -> dict[str, float]:
-        """The inner network's learning rates, relative to the run's, of what is left."""
-        left = {name for name, _ in self.inner.named_parameters()}
-        scales: dict[str, float] = getattr(self.inner, "lr_scales", dict)()
-        return {f"inner.{name}": scale for name, scale in scales.items() if name in left}
+    def inner_weights(self, given: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Return what is left of the weights of a whole inner network; None for weights of another network."""
+        left = set(self.inner.state_dict())
+        if not left <= set(given):
+            return None
+        with torch.device("meta"):
+            whole = set(self.spec.inner.build().state_dict())
+        return {name: given[name] for name in left} if set(given) <= whole else None
 
 
 class Removed(nn.Module):
-    """Where a module was: its number in a list stays taken."""
+    """A module in the slot of a removed one: its number in a list stays in use."""
 
 
 def _reached(net: Any, tap: Skip) -> tuple[set[str], dict[str, bool]]:
-    """The trained parameters that an output depends on, by name; and whether each site's output is like its input.
+    """Return the trained parameters that an output depends on, and by site whether its output is like its input.
 
     net is on the meta device: nothing is computed.
     """
@@ -130,34 +99,19 @@ def _reached(net: Any, tap: Skip) -> tuple[set[str], dict[str, bool]]:
         alike[site] = out.shape == h.shape
         return out
 
-    x, cond = torch.zeros(1, *state_shape(net)), {"y": torch.zeros(1, dtype=torch.int64)}
+    x, y = torch.zeros(1, *(members(net).state_shape or ())), torch.zeros(1, dtype=torch.int64)
     with torch.enable_grad():
-        out = net(x, torch.zeros(1), cond if net.spec.classes else {}, tap=look)
+        out = net(x, torch.zeros(1), {"y": y} if net.spec.classes else {}, tap=look)
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
-        slopes = torch.autograd.grad(out.sum(), list(trained.values()), allow_unused=True)
-    return {name for name, slope in zip(trained, slopes, strict=True) if slope is not None}, alike
+        grads = torch.autograd.grad(out.sum(), list(trained.values()), allow_unused=True)
+    return {name for name, grad in zip(trained, grads, strict=True) if grad is not None}, alike
 
 
 def _remove(net: nn.Module, unused: set[str], prefix: str = "") -> None:
-    """Replaces every module all of whose trained parameters are unused, the outermost, by nothing."""
+    """Replace every module all of whose trained parameters are unused, the outermost, by an empty one."""
     for name, child in list(net.named_children()):
         own = {f"{prefix}{name}.{p}" for p, weight in child.named_parameters() if weight.requires_grad}
         if own and own <= unused:
             setattr(net, name, Removed())
         elif own & unused:
             _remove(child, unused, f"{prefix}{name}.")
-
-
-def _load_inner_only(net: PrunedNet, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Puts the weights of a whole inner network in their places, and drops those that have none any more."""
-    given, mine = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}, set(net.inner.state_dict())
-    if given <= {f"inner.{name}" for name in mine}:
-        return
-    with torch.device("meta"):
-        whole = set(net.spec.inner.build().state_dict())
-    if not given <= whole:  # of some other network: torch says which names differ
-        return
-    for name in given:
-        weight = state.pop(f"{prefix}{name}")
-        if name in mine:
-            state[f"{prefix}inner.{name}"] = weight

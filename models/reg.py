@@ -1,10 +1,10 @@
-"""REG's network: SiT whose state is an image and an encoder's class token (Wu et al. 2025, "Representation
-Entanglement for Generation"). Both are noised, denoised and sampled together.
+"""REG's network: SiT whose state is an image and an encoder's class token, noised and denoised together.
+
+(Wu et al. 2025, "Representation Entanglement for Generation".)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,25 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap, call_site
+from gen.diffusion.denoiser import Cond
 from gen.models.dit import DiT, DiTNet
 from gen.models.layers import family
 from gen.models.layers.block import modulate
+from gen.models.layers.patch import unpatchify
 
 __all__ = ["REG", "REGNet"]
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """REG-B/2, REG-L/2, REG-XL/2: DiT's sizes, told t = 1 at noise; and one for digits and their encoder."""
+    """Return REG-B/2, REG-L/2, REG-XL/2, which are DiT's sizes with t = 1 at noise; and one for digits."""
     published = {f"REG-{size}": DiT.presets[f"DiT-{size}"] for size in ("B/2", "L/2", "XL/2")}
     return {**published, "digits": {**DiT.presets["digits"], "cls_dim": 64}}
 
 
 @dataclass(frozen=True)
 class REG(DiT):
-    """A DiT with one more token, in front: the class token of a frozen encoder, cls_dim numbers beside the image.
+    """A DiT with one more token, in front: the class token of a frozen encoder.
 
-    The other fields are DiT's. learn_sigma has no meaning here and must stay False. DINOv2-B's class token has 768.
+    Presets: "REG-B/2", "REG-L/2", "REG-XL/2" and "digits". The other fields are DiT's; learn_sigma and mup_base have no
+    meaning here and must keep their defaults.
+
+    Attributes:
+        cls_dim: numbers of the class token; 768 for DINOv2-B, as published.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -40,16 +45,12 @@ class REG(DiT):
     def __post_init__(self) -> None:
         super().__post_init__()
         family.at_least(self, cls_dim=1)
-        if self.learn_sigma:
-            raise UserError("REG.learn_sigma is True; this family has no learned sigma: it must be False")
-
-    @staticmethod
-    def preset(name: str, **changes: Any) -> REG:
-        """A published size, "REG-B/2" (or "B/2"), "REG-L/2", "REG-XL/2", or "digits", with fields changed."""
-        return family.preset(REG, REG.presets, name, changes)
+        if self.learn_sigma or self.mup_base is not None:
+            name, default = ("learn_sigma", False) if self.learn_sigma else ("mup_base", None)
+            raise UserError(f"REG.{name} is {getattr(self, name)}; this family has none: it must be {default}")
 
     def build(self) -> REGNet:
-        """The network, freshly initialised: its output is zero and every block the identity."""
+        """Return a fresh network: its output is zero and every block the identity."""
         return REGNet(self)
 
 
@@ -60,13 +61,13 @@ class REGNet(DiTNet):
     """
 
     spec: REG
-    final_layer: Any  # JointFinal, where DiT has FinalLayer
+    final_layer: JointFinal
 
     def __init__(self, spec: REG):
         super().__init__(spec)
         width = spec.width
-        nowhere = torch.zeros(1, 1, width)  # the class token has no place
-        self.pos_embed = nn.Parameter(torch.cat([nowhere, self.pos_embed.detach()], 1), requires_grad=False)
+        none = torch.zeros(1, 1, width)  # the class token has no position
+        self.pos_embed = nn.Parameter(torch.cat([none, self.pos_embed.detach()], 1), requires_grad=False)
         self.cls_projectors2 = nn.Linear(spec.cls_dim, width)
         self.wg_norm = nn.LayerNorm(width, eps=1e-6)
         self.final_layer = JointFinal(width, spec.patch**2 * spec.channels, spec.cls_dim)
@@ -84,39 +85,31 @@ class REGNet(DiTNet):
         return self.spec.channels * self.spec.size**2
 
     def image(self, x: Tensor) -> Tensor:
-        """The image [B, C, H, W] in a state x [B, C H W + cls_dim]."""
+        """Return the image [B, C, H, W] in a state x [B, C H W + cls_dim]."""
         return x[:, : self.pixels].reshape(-1, self.spec.channels, self.spec.size, self.spec.size)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
+    def check(self, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None) -> None:
+        """Raise UserError unless the arguments fit."""
         if tuple(x.shape[1:]) != self.state_shape:
             spec, (n,) = self.spec, self.state_shape
             parts = f"{spec.channels} x {spec.size} x {spec.size} and {spec.cls_dim} of cls"
             raise UserError(f"x has shape {list(x.shape)}; this REG takes [B, {n}]: {parts}")
-        image, cls = self.image(x), x[:, self.pixels :]
-        family.check(self.spec, image, t, cond, s)
-        token = self.wg_norm(self.cls_projectors2(cls))[:, None]  # [B, 1, width]
-        patches = self.x_embedder["proj"](image).flatten(2).mT  # [B, T, width]
-        h = self.pos_embed + torch.cat([token, patches], 1)  # [B, 1 + T, width]
-        c = self.conditioning(t, cond, tap)  # [B, width]
-        h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, 1 + T, width]
-        return call_site(tap, "final", lambda h: self.final(h, c), h)  # [B, C H W + cls_dim]
+        super().check(self.image(x), t, cond, s)
 
-    def final(self, h: Tensor, c: Tensor) -> Tensor:
-        """Tokens h [B, 1 + T, width] under the condition c [B, width] to a state."""
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the tokens of a state x, the class token first, with their positions, [B, 1 + T, width]."""
+        token = self.wg_norm(self.cls_projectors2(x[:, self.pixels :]))[:, None]  # [B, 1, width]
+        patches = self.x_embedder["proj"](self.image(x)).flatten(2).mT  # [B, T, width]
+        return self.pos_embed + torch.cat([token, patches], 1)
+
+    def head(self, h: Tensor, c: Tensor) -> Tensor:
+        """Return the state [B, C H W + cls_dim] of the last tokens h [B, 1 + T, width] under c [B, width]."""
         patches, cls = self.final_layer(h, c)
-        return torch.cat([self.unpatchify(patches).flatten(1), cls], 1)
+        return torch.cat([unpatchify(patches, self.spec.patch).flatten(1), cls], 1)
 
 
 class JointFinal(nn.Module):
-    """Tokens [B, 1 + T, width] to patches [B, T, out] and class token [B, cls_dim]; zero when freshly made."""
+    """Tokens [B, 1 + T, width] to patches [B, T, out] and class token [B, cls_dim]; zero when fresh."""
 
     def __init__(self, width: int, out: int, cls_dim: int):
         super().__init__()

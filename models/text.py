@@ -123,6 +123,8 @@ class TextNet(nn.Module):
     their logits). F are the computed places: all N, or a span's.
     """
 
+    compute_dtypes = (torch.bfloat16, torch.float64)
+
     def __init__(self, spec: Text):
         super().__init__()
         self.spec = spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
-from gen.models.layers.conv import PixelAttention, ResBlock, run_res_block, zero
+from gen.models.layers.conv import PixelAttention, ResBlock, run_res_block, zero_module
 from gen.models.layers.embed import waves
 
 __all__ = ["UNet", "UNetNet"]
 
 
 def _table() -> dict[str, dict[str, Any]]:
-    """ADM for ImageNet by its resolution, the same for latents of 256 x 256 images, and one for digits."""
+    """Return ADM for ImageNet by resolution, the same for latents of 256 x 256 images, and one for digits."""
     adm: dict[str, Any] = {"channels": 3, "width": 256, "blocks": 2, "learn_sigma": True, "qkv_order": "heads"}
     large = {**adm, "size": 256, "multipliers": (1, 1, 2, 2, 4, 4)}
     return {
@@ -48,16 +48,30 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class UNet:
+class UNet(family.Family):
     """A diffusion U-Net for pixels or latents; the defaults are ADM's for 64 x 64 x 3 but without learned sigma.
 
-    width: channels of the finest level; multipliers: those of each level, in units of width, each level half as high
-    as the one before. blocks: residual blocks per level on the way down; one more on the way up. attention: heights at
-    which every block is followed by attention; the middle always has one. heads: their number, or 0 for one per
-    head_width channels. qkv_order: see gen.models.layers.conv; the weights of ADM-64 have "qkv", all other "heads".
-    groups: of the group norms. classes: 0 for no labels; "no class" adds nothing, so it has no row in the table.
-    learn_sigma: the last layer has twice the channels; forward returns the first half. time_scale, time_convention,
-    freq_shift, max_period: see gen.models.dit and gen.models.layers.embed.
+    Presets: "ADM-64", "ADM-128", "ADM-256", "ADM-256-uncond" and "ADM-512" as published, "latent" for 32 x 32 x 4
+    latents, and "digits".
+
+    Attributes:
+        size: height and width of x, pixels.
+        channels: of x.
+        classes: number of labels, 0 for none; "no class" adds nothing, so it has no row in the label table.
+        width: channels that `multipliers` count in; 192 (ADM-64) and 256.
+        multipliers: channels of each level over width, the finest first; each level is half as high as the one before.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: heights at which every block is followed by attention, pixels; the middle always has one.
+        heads: of attention, 0 for one per head_width channels.
+        head_width: channels of a head if heads is 0.
+        qkv_order: layout of the rows of q, k and v (gen.models.layers.conv.PixelAttention); "qkv" in the weights of
+            ADM-64, "heads" in all others.
+        groups: of the group norms.
+        dropout: probability, [0, 1); 0.1 for ADM-64.
+        learn_sigma: the last layer has twice the channels; forward returns the first half.
+        time_scale: factor on t.
+        time_convention: what t = 1 means to the network; "data" passes it 1 - t.
+        freq_shift, max_period: of the waves of time (gen.models.layers.embed.waves).
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = _table()
@@ -103,25 +117,20 @@ class UNet:
         """Channels of each level, the finest first."""
         return tuple(int(m * self.width) for m in self.multipliers)
 
-    @staticmethod
-    def preset(name: str, **changes: Any) -> UNet:
-        """ "ADM-64" to "ADM-512" as published, "latent" for 32 x 32 x 4 latents, or "digits", with fields changed."""
-        return family.preset(UNet, UNet.presets, name, changes)
-
     def build(self) -> UNetNet:
-        """The network, freshly initialised: its output is zero and every residual too."""
+        """Return a fresh network: its output is zero and every residual too."""
         return UNetNet(self)
 
 
-class UNetNet(nn.Module):
-    """net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. Names in the state dict are the published ones.
+class UNetNet(family.FamilyNet):
+    """UNet's network. Names in the state dict are the published ones.
 
-    Sites of a tap. What is added: "blocks.3", a residual block with its attention, counted from the input to the
-    output, and inside it "blocks.3.conv" and "blocks.3.attn"; leaving one out (Skip) leaves the block's shortcut. Whole
-    values: "time" (t [B] -> its embedding), "encoder.2" (features before -> after input block 2, kept for the way up),
-    "middle" (the coarsest features as tokens [B, T, width], before -> after the middle), "decoder.2" (features before
-    -> after output block 2), "trunk" (all of those but "encoder.0") and "final" (features -> the image with all its
-    channels, learned sigma included).
+    Sites of a tap. Residuals: "blocks.3", a residual block with its attention, counted from the input to the output,
+    and inside it "blocks.3.conv" and "blocks.3.attn"; leaving one out (Skip) leaves the block's shortcut. Whole values:
+    "time" (t [B] -> its embedding), "encoder.2" (features before -> after input block 2, kept for the way up), "middle"
+    (the coarsest features as tokens [B, T, width], before -> after the middle), "decoder.2" (features before -> after
+    output block 2), "trunk" (all of those but "encoder.0") and "final" (features -> the image with all its channels,
+    learned sigma included).
     """
 
     def __init__(self, spec: UNet):
@@ -154,11 +163,11 @@ class UNetNet(nn.Module):
                 if level and i == spec.blocks:
                     stage.append(ResBlock(width, width, emb, spec.groups, spec.dropout, "up"))
                 self.output_blocks.append(stage)
-        last = zero(nn.Conv2d(width, spec.channels * (2 if spec.learn_sigma else 1), 3, padding=1))
+        last = zero_module(nn.Conv2d(width, spec.channels * (2 if spec.learn_sigma else 1), 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(spec.groups, width), nn.SiLU(), last)
 
     def _stage(self, width: int, out: int, level: int) -> nn.ModuleList:
-        """A residual block, and the attention of its level if there is one."""
+        """Return a residual block, and the attention of its level if there is one."""
         spec = self.spec
         block = ResBlock(width, out, 4 * spec.width, spec.groups, spec.dropout)
         attends = spec.size >> level in spec.attention
@@ -168,15 +177,7 @@ class UNetNet(nn.Module):
         heads = self.spec.heads or width // self.spec.head_width
         return PixelAttention(width, heads, self.spec.groups, self.spec.qkv_order)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         c = call_site(tap, "time", self.time, t)  # [B, 4 width]
         if self.label_emb is not None:
@@ -189,14 +190,14 @@ class UNetNet(nn.Module):
         return out[:, : self.spec.channels]  # [B, C, H, W]
 
     def time(self, t: Tensor) -> Tensor:
-        """The embedding of times t [B], [B, 4 width]."""
+        """Return the embedding of times t [B], [B, 4 width]."""
         t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
         t = self.spec.time_scale * (1 - t if self.spec.time_convention == "data" else t)
         wave = waves(t, self.spec.width, self.spec.max_period, self.spec.freq_shift)  # [B, width]
         return self.time_embed(wave.to(next(self.parameters()).dtype))
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
-        """Down, through the middle and up again: h [B, width, H, W] under the condition c [B, 4 width]."""
+        """Run down, through the middle and up again on h [B, width, H, W] under the condition c [B, 4 width]."""
         kept, number = [h], 0
         for i, stage in enumerate(list(self.input_blocks)[1:], 1):
             h = call_site(tap, f"encoder.{i}", partial(_run, stage, c, number, tap), h)
@@ -210,17 +211,13 @@ class UNetNet(nn.Module):
         h = call_site(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
         number += 2
         for i, stage in enumerate(self.output_blocks):
-            h = call_site(tap, f"decoder.{i}", partial(_joined, stage, kept.pop(), c, number, tap), h)
+            h = call_site(tap, f"decoder.{i}", partial(_run_joined, stage, kept.pop(), c, number, tap), h)
             number += sum(isinstance(part, ResBlock) for part in stage.children())
         return h
 
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The condition that stands for "no class"."""
-        return family.null(self.spec, cond)
-
 
 def _run(stage: nn.Module, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
-    """h after a stage, whose first residual block has this number."""
+    """Run a stage, whose first residual block has this number, on h."""
     for block, behind in pairwise([*stage.children(), None]):
         if isinstance(block, ResBlock):
             attn = behind if isinstance(behind, PixelAttention) else None
@@ -229,6 +226,6 @@ def _run(stage: nn.Module, c: Tensor, number: int, tap: Tap | None, h: Tensor) -
     return h
 
 
-def _joined(stage: nn.Module, kept: Tensor, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
-    """h after a stage on the way up, which takes what was kept on the way down beside it."""
+def _run_joined(stage: nn.Module, kept: Tensor, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
+    """Run a stage on the way up on h and what was kept on the way down, side by side."""
     return _run(stage, c, number, tap, torch.cat([h, kept], 1))

@@ -102,7 +102,7 @@ class Bench:
             "patches": lambda: net.pos_embed + net.x_embedder["proj"](self.x).flatten(2).mT,
             "time": lambda: net.t_embedder(t * net.spec.time_scale),
             "label": lambda: net.y_embedder(self.cond["y"]) if net.y_embedder is not None else None,
-            "final": lambda: net.unpatchify(net.final_layer(h, c)),
+            "final": lambda: net.head(h, c),
         }
         return {name: median(timed(call) for _ in range(4 * rounds)) for name, call in calls.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.models.engines.lib.prepared import Dtype, Prepared, chosen
+from gen.models.engines.lib.prepared import Dtype, Prepared, choose_dtype
 from gen.models.layers.block import Block
+from gen.models.layers.family import FamilyNet
+from gen.models.layers.wrapper import Wrapper
 
 __all__ = ["Compiled"]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One graph without breaks for every shape; on a GPU replayed as a CUDA graph, on the CPU with frozen weights.
+    """One graph for every shape; on a GPU replayed as a CUDA graph, on the CPU with frozen weights.
 
-    The first evaluation of a shape takes a minute; a CPU needs a C++ compiler. With a cache's tap the graphs are the
-    blocks' attention and MLP, one for all blocks, and the tap stands between them. graphs: CUDA graphs. autotune: try
-    more ways to multiply, which takes minutes. shapes: how many may be compiled, before PyTorch refuses the next; one
-    older than 2.13 may refuse the ninth.
+    Graphs of gen's own networks have no breaks; those of others may. The first evaluation of a shape takes a minute; a
+    CPU needs a C++ compiler. With a cache's tap the graphs are the blocks' attention and MLP, one for all blocks, and
+    the tap stands between them.
+
+    Attributes:
+        dtype: "auto" is bfloat16 where the processor multiplies it fast and the network computes in it, else float32.
+        graphs: use CUDA graphs on a GPU.
+        autotune: try more ways to multiply, which takes minutes.
+        shapes: how many may be compiled, before PyTorch refuses the next, >= 1; one older than 2.13 may refuse the
+            ninth.
     """
 
     dtype: Dtype = "auto"
@@ -36,30 +45,30 @@ class Compiled:
             raise UserError(f"Compiled: shapes = {self.shapes}; it must be at least 1")
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> Prepared:
-        dtype, why = chosen(self.dtype, device)
+        """Return a copy of the network, ready on the device; it is compiled when it is first called."""
+        dtype, why = choose_dtype(self.dtype, device, net)
         cuda = torch.device(device).type == "cuda"
-        made = Prepared(net, dtype, f"compiled ({why})").to(device)
+        prepared = Prepared(net, dtype, f"compiled ({why})").to(device)
         options: dict[str, Any] = {"triton.cudagraphs": self.graphs} if cuda else {"freezing": True}
         options |= {"max_autotune": True} if self.autotune else {}
         known = inspect.signature(torch.compile).parameters
-        how: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+        how: dict[str, Any] = {"fullgraph": isinstance(prepared.inner, FamilyNet | Wrapper), "dynamic": False}
         how |= {"recompile_limit": self.shapes} if "recompile_limit" in known else {}
-        for module in made.modules():
+        for module in prepared.modules():
             if isinstance(module, Block):  # parts of one shape share one graph
                 module.attn.compile(**how)
                 module.mlp.compile(**how)
-        whole = torch.compile(made.inner, options=options, **how)
-        made.whole = _Replayed(whole) if cuda and self.graphs else whole
-        return made
+        compiled = torch.compile(prepared.inner, options=options, **how)
+        prepared.compiled = _Replayed(compiled) if cuda and self.graphs else compiled
+        return prepared
 
 
 class _Replayed:
-    """A CUDA graph's output is written over by its next replay, so it is copied out."""
+    """A callable that copies its output out of the CUDA graph, whose next replay would write over it."""
 
-    def __init__(self, whole: Any):
-        self.whole = whole
+    def __init__(self, compiled: Callable[..., Tensor]):
+        self.compiled = compiled
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        out: Tensor = self.whole(*args, **kwargs)
-        return out.clone()
+        return self.compiled(*args, **kwargs).clone()

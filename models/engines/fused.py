@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gen.models.engines.lib.prepared import Dtype, Prepared, chosen
+from gen.models.engines.lib.prepared import Dtype, Prepared, choose_dtype
 
 __all__ = ["Fused"]
 
@@ -16,11 +16,13 @@ __all__ = ["Fused"]
 class Fused:
     """A copy in one dtype whose blocks use the fused operations of gen.kernels; on a GPU these are Triton's.
 
-    dtype: "auto" is bfloat16 where the processor multiplies it fast, float32 elsewhere.
+    Attributes:
+        dtype: "auto" is bfloat16 where the processor multiplies it fast and the network computes in it, else float32.
     """
 
     dtype: Dtype = "auto"
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> Prepared:
-        dtype, why = chosen(self.dtype, device)
+        """Return a copy of the network, ready on the device."""
+        dtype, why = choose_dtype(self.dtype, device, net)
         return Prepared(net, dtype, f"fused ({why})").to(device)

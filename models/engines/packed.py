@@ -11,7 +11,7 @@ from torch import nn
 
 from gen.config.errors import UserError
 from gen.kernels.linear import unpackable
-from gen.models.engines.lib.prepared import Dtype, Prepared, chosen
+from gen.models.engines.lib.prepared import Dtype, Prepared, choose_dtype, dtype_name
 from gen.models.layers.packed import pack_linears
 from gen.models.text import TextNet
 
@@ -22,24 +22,27 @@ __all__ = ["Packed"]
 class Packed:
     """For the CPU: linear layers in oneDNN's own layout with their GELU, blocks fused. Needs no compiler.
 
-    Of a text model only the layers' layout changes.
+    Of a text model only the layers' layout changes. UserError on other devices and where oneDNN cannot hold the
+    weights.
 
-    dtype: "auto" is bfloat16 where the processor multiplies it fast, float32 elsewhere. UserError on other devices and
-    where oneDNN cannot hold the weights.
+    Attributes:
+        dtype: "auto" is bfloat16 where the processor multiplies it fast and the network computes in it, else float32.
     """
 
     dtype: Dtype = "auto"
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
-        dtype, why = chosen(self.dtype, device)
+        """Return a copy of the network, ready on the device."""
+        dtype, why = choose_dtype(self.dtype, device, net)
         reason = unpackable(torch.empty(1, 1, dtype=dtype, device=device))
         if reason is not None:
             others = "for text there is no other engine" if isinstance(net, TextNet) else "use 'fused' or 'compiled'"
             raise UserError(f"the engine 'packed': {reason}; {others}")
+        prepared: Any
         if isinstance(net, TextNet):
-            made: Any = copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
-            made.about = f"packed ({why}), {str(dtype).removeprefix('torch.')}"
+            prepared = copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
+            prepared.about = f"packed ({why}), {dtype_name(dtype)}"
         else:
-            made = Prepared(net, dtype, f"packed ({why})")
-        pack_linears(made)
-        return made
+            prepared = Prepared(net, dtype, f"packed ({why})")
+        pack_linears(prepared)
+        return prepared

@@ -1,9 +1,9 @@
-"""One sample's tokens shared out over several processes, for sequences that are too long, or too slow, for one."""
+"""One sample's tokens shared out over several processes, for sequences that are too long or too slow for one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,14 +13,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Tap, call_site
+from gen.diffusion.denoiser import Cond
+from gen.diffusion.tap import Compute, Tap, call_site
 from gen.kernels.sequence_parallel import Traffic, gather_tokens, own_tokens, ring_attention, ulysses_attention
 from gen.models.dit import DiTNet
 from gen.models.layers.attention import Attention
 from gen.models.layers.wrapper import Wrapper
 from gen.models.lightning_dit import LightningDiTNet
 
-__all__ = ["Sequence", "Shared"]
+__all__ = ["Sequence", "SequenceParallelNet"]
 
 FAMILIES = {DiTNet: "dit", LightningDiTNet: "lightning_dit"}
 METHODS: dict[str, Callable[..., Tensor]] = {"ulysses": ulysses_attention, "ring": ring_attention}
@@ -30,15 +31,18 @@ METHODS: dict[str, Callable[..., Tensor]] = {"ulysses": ulysses_attention, "ring
 class Sequence:
     """A DiT or LightningDiT of whose tokens each process of torch.distributed's default group computes an equal part.
 
-    Every process has the whole network, calls it with the same x at the same moment, and gets the whole output. method:
-    how their tokens see each other: "ulysses" passes heads about, whose number the processes must divide; "ring" passes
-    keys and values, whatever the heads, in more bytes, and while it computes (gen.kernels.sequence_parallel).
+    Every process has the whole network, calls it with the same x at the same moment, and gets the whole output.
+
+    Attributes:
+        method: how tokens attend across processes (gen.kernels.sequence_parallel): "ulysses" exchanges heads, whose
+            number the processes must divide; "ring" passes keys and values on, whatever the heads, in more bytes, and
+            while it computes.
     """
 
     method: Literal["ulysses", "ring"] = "ulysses"
 
-    def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> Shared:
-        """A copy of the network; UserError, in one line, where it does not divide, and where there is one process."""
+    def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> SequenceParallelNet:
+        """Return a copy of the network; UserError where it does not divide, and where there is one process."""
         if type(net) not in FAMILIES:
             allowed = ", ".join(FAMILIES.values())
             raise UserError(f"the engine 'sequence' shares out tokens of {allowed}, not of {type(net).__name__}")
@@ -52,37 +56,33 @@ class Sequence:
             raise UserError(
                 f"the engine 'sequence': {spec.heads} heads do not divide over {count} processes; use method ring"
             )
-        return Shared(net, self.method).to(device)
+        return SequenceParallelNet(net, self.method).to(device)
 
 
-class Shared(Wrapper):
-    """Called like the network that it is a copy of. Inside "trunk" the sites of a tap see this process's tokens.
+class SequenceParallelNet(Wrapper):
+    """A copy of a network, called like it. Inside "trunk" the sites of a tap see this process's tokens.
 
-    traffic: what this process has sent. It can be trained: where all processes have the same loss, the gradient of it
-    is the mean of theirs, which is what DistributedDataParallel leaves.
+    It can be trained: where all processes have the same loss, the gradient of it is the mean of theirs, which is what
+    DistributedDataParallel leaves.
+
+    Attributes:
+        traffic: what this process has sent.
+        about: method and number of processes, in words.
     """
 
     def __init__(self, net: nn.Module, method: str):
-        super().__init__()
+        super().__init__(net.spec)
         self.inner, self.traffic = copy.deepcopy(net), Traffic()
         self.about = f"sequence ({method}, {dist.get_world_size()} processes)"
         for module in self.inner.modules():
             if isinstance(module, Attention):
                 module.attend = partial(METHODS[method], traffic=self.traffic)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        cond: Mapping[str, Tensor],
-        *,
-        s: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
-        def sharing(site: str, compute: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
-            def apart(h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
+        def shard_trunk(site: str, compute: Compute, h: Tensor) -> Tensor:
+            def own_part(h: Tensor) -> Tensor:
                 return gather_tokens(compute(own_tokens(h)), traffic=self.traffic)  # [B, T, width]
 
-            return call_site(tap, site, apart if site == "trunk" else compute, h)
+            return call_site(tap, site, own_part if site == "trunk" else compute, h)
 
-        return self.inner(x, t, cond, s=s, tap=sharing)
+        return self.inner(x, t, cond, s=s, tap=shard_trunk)

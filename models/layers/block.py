@@ -17,7 +17,12 @@ __all__ = ["Block", "FinalLayer", "Mlp", "SplitSwiGLU", "SwiGLU", "modulate", "r
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """h [B, T, width] times 1 + scale, plus shift; both [B, width], or [B, T, width] to differ by token."""
+    """Return h times 1 + scale, plus shift.
+
+    Args:
+        h: tokens [B, T, width].
+        shift, scale: [B, width], or [B, T, width] to differ by token.
+    """
     if shift.ndim == 2:
         shift, scale = shift[:, None], scale[:, None]
     return h * (1 + scale) + shift
@@ -50,7 +55,7 @@ class SwiGLU(nn.Module):
 
 
 class SplitSwiGLU(nn.Module):
-    """Each token by itself: w2(silu(w1(h)) * w3(h)), without offsets (Shazeer 2020; Llama's weights)."""
+    """Each token by itself: w2(silu(w1(h)) * w3(h)), without biases (Shazeer 2020; Llama's weights)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -63,14 +68,18 @@ class SplitSwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """What a block adds to the tokens h [B, T, width]; zero when freshly made as DiT is.
+    """The residual that a transformer block adds to tokens h [B, T, width]; zero when initialised as DiT is.
 
-    The condition c is [B, width], or [B, T, width] to differ by token. rms: norms by root mean square with learned
-    gains, for layer norms without. silu: whether c passes through SiLU first. bias: of q, k and v.
-    Sites, `site` being the block's own name: "{site}.attn" and "{site}.mlp" are what the two halves add, gates and all;
+    The condition c is [B, width], or [B, T, width] to differ by token. width, heads, hidden: of the tokens, the
+    attention and the MLP. qk_norm, bias: see gen.models.layers.attention. mlp: constructor (width, hidden) of the MLP.
+    rms: norms by root mean square with learned gains, instead of layer norms without. silu: c passes SiLU first.
+
+    Sites, `site` being the block's own name: "{site}.attn" and "{site}.mlp" are the two residuals, gates and all;
     inside them "{site}.attn.raw" and "{site}.mlp.raw" are the bare modules from modulated input to ungated output.
-    fused: where no tap looks, `through` takes norms, gates and sums in the fewest passes over memory, which rounds
-    otherwise.
+
+    Attributes:
+        fused: if no tap is given, `run_block` takes norms, gates and sums in the fewest passes over memory, which
+            rounds otherwise.
     """
 
     fused = False
@@ -102,8 +111,8 @@ class Block(nn.Module):
     def residuals(
         self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None, rope: Rope | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What attention adds, and then what the MLP does."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
+        """Return what attention adds to h, and then what the MLP adds to the sum; each [B, T, width]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulate(c)
 
         def attn(h: Tensor) -> Tensor:
             h = modulate(self.norm1(h), shift1, scale1)
@@ -117,8 +126,8 @@ class Block(nn.Module):
         return first, call_site(tap, f"{site}.mlp", mlp, h + first)
 
     def fused_forward(self, h: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
-        """The tokens after the block: h and both halves, in fused operations."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)
+        """Return h with both residuals added, in fused operations."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulate(c)
         norm1: Any = self.norm1
         norm2: Any = self.norm2
         kind: Literal["rms", "layer"] = "rms" if isinstance(norm1, nn.RMSNorm) else "layer"
@@ -126,14 +135,23 @@ class Block(nn.Module):
         h, normed = gated_residual_norm(h, mixed, gate1, scale2, shift2, norm2.weight, kind, norm2.eps)
         return gated_residual(h, self.mlp(normed), gate2)
 
-    def _modulation(self, c: Tensor) -> tuple[Tensor, ...]:
-        """shift, scale and gate of both halves, each [B, 1 or T, width]."""
+    def _modulate(self, c: Tensor) -> tuple[Tensor, ...]:
+        """Return shift, scale and gate of attention and of the MLP, each [B, 1 or T, width]."""
         modulation: Tensor = self.adaLN_modulation(c)  # [B, 6 width] or [B, T, 6 width]
         return (modulation[:, None] if modulation.ndim == 2 else modulation).chunk(6, -1)
 
 
 def run_block(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope | None = None) -> Tensor:
-    """Tokens h [B, T, width] after block i: the site "hidden.{i}", and inside it "blocks.{i}", what is added."""
+    """Run block i on tokens h: the site "hidden.{i}", and inside it "blocks.{i}", the residual.
+
+    Args:
+        block: a Block, or a module with its method `residuals`.
+        h: tokens [B, T, width].
+        c: the block's condition, [B, width] or [B, T, width].
+        i: number of the block in its network.
+        tap: the tap, or None.
+        rope: rotary table of the attention, or None.
+    """
     site = f"blocks.{i}"
     if tap is None and getattr(block, "fused", False):
         return block.fused_forward(h, c, rope)
@@ -141,20 +159,20 @@ def run_block(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope
     def after(h: Tensor) -> Tensor:
         parts: list[Tensor] = []
 
-        def added(h: Tensor) -> Tensor:
+        def residual(h: Tensor) -> Tensor:
             first, second = block.residuals(h, c, site, tap, rope)
             parts[:] = first, second, first + second
             return parts[2]
 
-        out = call_site(tap, site, added, h)
-        # (h + first) + second is what is published, to the bit; a tap may have put something else in their sum's place.
+        out = call_site(tap, site, residual, h)
+        # (h + first) + second is what is published, to the bit; a tap may have returned something else than their sum.
         return h + parts[0] + parts[1] if parts and out is parts[2] else h + out
 
     return call_site(tap, f"hidden.{i}", after, h)
 
 
 class FinalLayer(nn.Module):
-    """Tokens [B, T, width] under a condition c to numbers [B, T, out]; zero when freshly made. Options as in Block."""
+    """Tokens [B, T, width] under a condition c to numbers [B, T, out]; rms and silu as in Block."""
 
     def __init__(self, width: int, out: int, *, rms: bool = False, silu: bool = True):
         super().__init__()

@@ -1,27 +1,59 @@
-"""What every family of denoisers does alike: sizes by name, checks of what a network is given, the null condition.
-
-`spec` is the family's dataclass; it has the fields size, channels and classes.
-"""
+"""Shared parts of all families of denoisers: sizes by name, checks of fields and arguments, the null condition."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen.config.errors import UserError, nearest
-from gen.diffusion.tap import Tap
+from gen.diffusion.denoiser import Cond
 
-__all__ = ["MODULATION", "at_least", "check", "conditioning", "labels", "null", "preset"]
+__all__ = ["Family", "FamilyNet", "at_least", "check", "divisible", "labels", "preset"]
 
-MODULATION = "modulation"  # a key of cond: see `conditioning`
+
+class Family:
+    """Base of the specs of image denoisers: published sizes by name; see gen.diffusion.net.NetSpec.
+
+    A subclass is a frozen dataclass with the fields size, channels and classes, `presets` and `build`.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return the spec of a preset, with fields changed; "DiT-XL/2" is also called "XL/2"."""
+        return preset(cls, cls.presets, name, changes)
+
+
+class FamilyNet(nn.Module):
+    """Base of the networks of families; keeps the contract gen.diffusion.net.Net.
+
+    net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. The label `spec.classes` is "no class".
+    """
+
+    spec: Any
+    compute_dtypes = (torch.bfloat16, torch.float64)
+
+    def null(self, cond: Cond) -> Cond:
+        """Return cond with the label "no class", the one after the last; cond itself without classes."""
+        if not self.spec.classes:
+            return dict(cond)
+        return {**cond, "y": torch.full_like(labels(self.spec, cond), self.spec.classes)}
 
 
 def preset(owner: Any, table: Mapping[str, Mapping[str, Any]], name: str, changes: Mapping[str, Any]) -> Any:
-    """The spec of one row of `table`, with fields changed; a row "DiT-XL/2" is also called "XL/2"."""
+    """Return the spec of one row of a table of presets, with fields changed.
+
+    Args:
+        owner: the spec's class.
+        table: fields by the preset's name; "DiT-XL/2" is also found as "XL/2".
+        name: full or short name; UserError for others.
+        changes: fields to replace.
+    """
     short = {full.rpartition("-")[2]: full for full in reversed(list(table))}  # of two alike the first wins
     full = name if name in table else short.get(name, name)
     if full not in table:
@@ -30,17 +62,41 @@ def preset(owner: Any, table: Mapping[str, Mapping[str, Any]], name: str, change
 
 
 def at_least(spec: Any, **lowest: int) -> None:
-    """Raises UserError for a field below its lowest value."""
+    """Raise UserError for a field below its lowest value.
+
+    Args:
+        spec: the dataclass.
+        **lowest: lowest allowed value by field name.
+    """
     for name, low in lowest.items():
         if getattr(spec, name) < low:
             hint = "; give 0 for data without labels" if name == "classes" else f"; it must be at least {low}"
             raise UserError(f"{type(spec).__name__}.{name} is {getattr(spec, name)}{hint}")
 
 
-def check(spec: Any, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], s: Tensor | None = None) -> None:
-    """Raises UserError unless x [B, C, H, W], t [B] and cond fit. Shapes and kinds: values would wait for the device.
+def divisible(spec: Any, name: str, by: int, meaning: str = "") -> None:
+    """Raise UserError for a field that is no multiple of a number.
 
-    s: the target time that was given, if the network takes none.
+    Args:
+        spec: the dataclass.
+        name: the field.
+        by: the divisor.
+        meaning: where the divisor comes from, such as "4 * heads".
+    """
+    if getattr(spec, name) % by:
+        divisor = f"{meaning}, {by}" if meaning else by
+        raise UserError(f"{type(spec).__name__}.{name} {getattr(spec, name)} must be divisible by {divisor}")
+
+
+def check(spec: Any, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> None:
+    """Raise UserError unless the arguments fit; only shapes and kinds, since values would wait for the device.
+
+    Args:
+        spec: the network's spec.
+        x: must be [B, channels, size, size].
+        t: must be [B].
+        cond: must have "y" if there are classes.
+        s: must be None: the network takes no target time.
     """
     family = type(spec).__name__
     expected = (spec.channels, spec.size, spec.size)
@@ -50,13 +106,18 @@ def check(spec: Any, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], s: Tensor
         raise UserError(f"t has shape {list(t.shape)}; for this x it must be [{len(x)}]")
     if s is not None:
         raise UserError(f"a target time s was given, but this {family} is no flow map and takes only t")
-    if not spec.classes:
-        return
-    labels(spec, cond, len(x))
+    if spec.classes:
+        labels(spec, cond, len(x))
 
 
-def labels(spec: Any, cond: Mapping[str, Tensor], rows: int | None = None) -> Tensor:
-    """cond["y"], int64 [B]; UserError without it, and for other than `rows` of them."""
+def labels(spec: Any, cond: Cond, rows: int | None = None) -> Tensor:
+    """Return cond["y"], int64 [B]; UserError without it.
+
+    Args:
+        spec: the network's spec.
+        cond: the condition.
+        rows: how many labels there must be; None for any number.
+    """
     if "y" not in cond:
         given = ", ".join(cond) or "nothing"
         raise UserError(f"this {type(spec).__name__} has {spec.classes} classes and needs cond['y']; given: {given}")
@@ -65,22 +126,3 @@ def labels(spec: Any, cond: Mapping[str, Tensor], rows: int | None = None) -> Te
         many = "B" if rows is None else rows
         raise UserError(f"cond['y'] is {y.dtype} {list(y.shape)}; for this x it must be torch.int64 [{many}]")
     return y
-
-
-def conditioning(net: Any, t: Tensor, cond: Mapping[str, Tensor], tap: Tap | None) -> Tensor:
-    """What a network's adaLN modules are given: the embeddings of t [B] and of the class added, [B, width].
-
-    A cond with "modulation" [B, ...] has it in their place: the output of all those modules, computed before
-    (gen.models.layers.modulations).
-    """
-    if MODULATION in cond:
-        return cond[MODULATION]
-    c: Tensor = net.t_embedder(t) if tap is None else tap("time", net.t_embedder, t)
-    return c if net.y_embedder is None else c + net.y_embedder(labels(net.spec, cond, len(t)))
-
-
-def null(spec: Any, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The condition that stands for "no class": the label after the last."""
-    if not spec.classes:
-        return dict(cond)
-    return {**cond, "y": torch.full_like(labels(spec, cond), spec.classes)}

@@ -1,4 +1,4 @@
-"""How weights begin: the rules of DiT, which most transformer denoisers keep (Peebles & Xie 2022)."""
+"""Initialisation of weights: the rules of DiT, which most transformer denoisers keep (Peebles & Xie 2022)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["embeddings", "patches", "scratch", "zero"]
+__all__ = ["embeddings", "patches", "scratch", "zero", "zeros"]
 
 
 def scratch(module: nn.Module) -> None:
-    """For nn.Module.apply: linear maps Xavier-uniform without offset, label tables N(0, 0.02^2)."""
+    """Initialise one module, for nn.Module.apply: linear maps Xavier-uniform, biases zero, label tables N(0, 0.02^2).
+
+    Args:
+        module: any; only linear layers, convolutions and embeddings are changed.
+    """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -22,23 +26,46 @@ def scratch(module: nn.Module) -> None:
 
 
 def patches(module: Any) -> None:
-    """For a map of patches, linear or a convolution: Xavier-uniform without offset, as the linear map that it is."""
+    """Initialise a map of patches Xavier-uniform, with a bias of zero, as the linear map that it is.
+
+    Args:
+        module: a linear layer or a convolution.
+    """
     nn.init.xavier_uniform_(module.weight.flatten(1))
     if module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
 def embeddings(net: nn.Module) -> None:
-    """The weights of the networks of time, and the table of labels, N(0, 0.02^2)."""
+    """Initialise the embeddings of time and the table of labels, N(0, 0.02^2).
+
+    Args:
+        net: the network, whose names are "t_embedder.mlp..." and "y_embedder...".
+    """
     for name, weight in net.named_parameters():
         if name.startswith(("t_embedder.mlp", "y_embedder")) and name.endswith("weight"):
             nn.init.normal_(weight, std=0.02)
 
 
 def zero(net: nn.Module) -> None:
-    """adaLN-Zero: blocks add nothing, the output is zero; and the embedding of time begins at N(0, 0.02^2)."""
+    """Initialise as adaLN-Zero: blocks add nothing, the output is zero; and the embedding of time is N(0, 0.02^2).
+
+    Args:
+        net: the network, with the names of DiT.
+    """
     for name, weight in net.named_parameters():
         if name.endswith("adaLN_modulation.1.weight") or name == "final_layer.linear.weight":
             nn.init.zeros_(weight)
         elif name.startswith("t_embedder.mlp") and name.endswith("weight"):
             nn.init.normal_(weight, std=0.02)
+
+
+def zeros(*modules: Any) -> None:
+    """Set all parameters of the modules to zero.
+
+    Args:
+        *modules: any.
+    """
+    for module in modules:
+        for weight in module.parameters():
+            nn.init.zeros_(weight)

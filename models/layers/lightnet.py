@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid, silu
 
 from gen.kernels.linear_attention import linear_attention
 
-__all__ = ["Lrpe", "MdTpe", "Mixer", "Tpe", "causal", "lrpe_angles", "recurrent", "whole"]
+__all__ = ["LightNetMixer", "Lrpe", "MdTpe", "Tpe", "causal", "lrpe_angles", "recurrent", "whole"]
 
 
 def whole(q: Tensor, k: Tensor, v: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -87,7 +87,7 @@ class Lrpe(nn.Module):
         return torch.cat([x * self.cos, x * self.sin], -1)
 
 
-class Mixer(nn.Module):
+class LightNetMixer(nn.Module):
     """Tokens h [B, T, width] -> [B, T, width] by `whole`. Names in the state dict are flash-linear-attention's.
 
     q passes SiLU; what is read is RMS-normalised over all heads and gated by SiLU of a product of two thin matrices

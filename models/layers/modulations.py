@@ -1,4 +1,4 @@
-"""The modulations of all blocks as one product: what adaLN modules make of one condition needs no token to be known."""
+"""The modulations of all blocks as one product, which needs the condition but no token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["Modulations"]
 class Modulations(nn.Module):
     """All adaLN modules of a network at once: their common condition c [B, width] -> [B, total], side by side.
 
-    Made of a network whose method `conditioning` gives that condition; each of its adaLN modules is replaced by a view
-    of its part. Then the network takes the whole in place of the condition, from cond["modulation"].
+    It is built from a network (gen.models.layers.patch.PatchNet), each of whose adaLN modules is replaced by a view of
+    its part. Then the network takes the whole instead of the condition, from cond["modulation"].
     """
 
     def __init__(self, net: nn.Module):
@@ -27,15 +27,15 @@ class Modulations(nn.Module):
         self.product.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
         start = 0
         for owner, layer in zip(owners, layers, strict=True):
-            owner.adaLN_modulation = Part(start, start + layer.out_features)
+            owner.adaLN_modulation = ModulationPart(start, start + layer.out_features)
             start += layer.out_features
 
     def forward(self, c: Tensor) -> Tensor:
         return self.product(nn.functional.silu(c) if self.silu else c)
 
 
-class Part(nn.Module):
-    """One module's columns of all modulations [B, total]."""
+class ModulationPart(nn.Module):
+    """The columns of one module in all modulations [B, total]."""
 
     def __init__(self, start: int, stop: int):
         super().__init__()

@@ -1,39 +1,123 @@
-"""A network around another: what it says of its samples is what the inner one says."""
+"""Networks that wrap another network, and their specs: both forward what they do not change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Wrapper", "state_shape"]
+from gen.config.errors import UserError
+from gen.config.spec import build, part
+from gen.diffusion.denoiser import Cond
+from gen.diffusion.net import members
+from gen.models.dit import DiT
+from gen.models.layers import family
+
+__all__ = ["Wrapper", "WrapperSpec"]
+
+
+@dataclass(frozen=True)
+class WrapperSpec(family.Family):
+    """Base of the specs of networks that wrap another; presets are DiT's by name.
+
+    Attributes:
+        inner: spec of the wrapped network, of another class than the wrapper's own.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"inner": DiT.preset(name)} for name in DiT.presets}
+
+    inner: Any = part("models", default=DiT())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inner", build("models", self.inner))
+        if isinstance(self.inner, type(self)):
+            name = type(self).__name__
+            raise UserError(f"{name}.inner is of {name} already; give the network that it wraps")
+
+    @property
+    def size(self) -> int:
+        """Height and width of the inner network's x, pixels."""
+        return int(self.inner.size)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the inner network's x."""
+        return int(self.inner.channels)
+
+    @property
+    def classes(self) -> int:
+        """Number of labels of the inner network."""
+        return int(self.inner.classes)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return the spec of a preset; changes that are no fields of the wrapper are the inner network's."""
+        own = {f.name: changes.pop(f.name) for f in fields(cls) if f.name in changes}
+        spec = super().preset(name, **own)
+        return replace(spec, inner=replace(spec.inner, **changes))
 
 
 class Wrapper(nn.Module):
-    """A module whose `inner` is the network of a family (gen.models), called like it."""
+    """Base of networks that wrap another, `inner`; keeps the contract gen.diffusion.net.Net if that does.
 
+    Sites of a tap are the inner network's. load_state_dict also takes the weights of an inner network alone; weights
+    of the wrapper's own then stay as they are.
+
+    Attributes:
+        prefixes: where the inner network's weights lie in the state dict.
+    """
+
+    prefixes: ClassVar[tuple[str, ...]] = ("inner.",)
     inner: Any
 
-    def null(self, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner network's condition that stands for "no condition"."""
+    def __init__(self, spec: Any):
+        super().__init__()
+        self.spec = spec
+        self.register_load_state_dict_pre_hook(load_inner_only)  # type: ignore[no-untyped-call]
+
+    def null(self, cond: Cond) -> Cond:
+        """Return the inner network's condition that stands for "no condition"."""
         return self.inner.null(cond)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's state: the image, unless the inner network says otherwise."""
-        return state_shape(self.inner)
+        """The shape of one x."""
+        return members(self.inner).state_shape or ()
+
+    @property
+    def compute_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Dtypes besides float32 that the inner network computes in."""
+        return members(self.inner).compute_dtypes
 
     def image(self, x: Tensor) -> Tensor:
-        """The image in a state x [B, ...]."""
-        return self.inner.image(x) if hasattr(self.inner, "image") else x
+        """Return the image in a state x [B, ...]."""
+        return members(self.inner).image(x)
 
     def lr_scales(self) -> dict[str, float]:
-        """The inner network's learning rates, relative to the run's."""
-        return {f"inner.{name}": scale for name, scale in getattr(self.inner, "lr_scales", dict)().items()}
+        """Return the inner network's factors on the learning rate, of the parameters that are there."""
+        there = {name for name, _ in self.inner.named_parameters()}
+        scales = members(self.inner).lr_scales()
+        return {f"inner.{name}": scale for name, scale in scales.items() if name in there}
+
+    def inner_weights(self, given: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Return the inner network's part of given weights; None if they are not those of an inner network alone."""
+        if set(given) == set(self.inner.state_dict()):
+            return given
+        return self.inner.inner_weights(given) if isinstance(self.inner, Wrapper) else None
 
 
-def state_shape(net: Any) -> tuple[int, ...]:
-    """The shape of one sample's state: the network's own, or else its spec's image."""
-    spec = net.spec
-    return tuple(getattr(net, "state_shape", (spec.channels, spec.size, spec.size)))
+def load_inner_only(net: Wrapper, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename, in a state dict to be loaded, the weights of an inner network alone; see torch's pre-hooks of loading."""
+    given = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+    weights = net.inner_weights(given)
+    if weights is None:
+        return
+    own = {name: weight for name, weight in net.state_dict().items() if not name.startswith(net.prefixes)}
+    for name in given:
+        del state[f"{prefix}{name}"]
+    for name, weight in weights.items():
+        state |= {f"{prefix}{place}{name}": weight for place in net.prefixes}
+    state |= {f"{prefix}{name}": weight for name, weight in own.items()}

@@ -187,7 +187,7 @@ def test_compiles_to_one_graph():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"size": 9}, "size 9 is not divisible by DDT.patch 2"),
+        ({"size": 9}, "size 9 must be divisible by patch, 2"),
         ({"width": 36, "heads": 6}, "width 36 must be divisible by 4 [*] heads, 24"),
         ({"decoder": 0}, "decoder is 0"),
     ],

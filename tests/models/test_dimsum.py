@@ -231,7 +231,7 @@ def test_a_fresh_network_is_zero_and_mamba_keeps_its_own_start():
     ("changes", "says"),
     [
         ({"levels": 3}, "DiMSUM.levels 3 needs a grid of tokens divisible by 8: 4"),
-        ({"fusion_heads": 5}, "must be divisible by 4, by DiMSUM.heads 4 and by twice DiMSUM.fusion_heads 5"),
+        ({"fusion_heads": 5}, "must be divisible by 2 [*] fusion_heads, 10"),
         ({"drop_path": 1.0}, "DiMSUM.drop_path is 1.0"),
         ({"t_end": 0.0}, "DiMSUM.t_end is 0.0"),
     ],

@@ -12,6 +12,7 @@ from gen.diffusion.path import Flow
 from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import to_diffusers
+from gen.models.layers.patch import unpatchify
 
 SMALL = DiT(size=8, patch=2, channels=3, classes=5, width=32, depth=3, heads=4)
 
@@ -144,7 +145,7 @@ def test_patches_come_back_where_they_were():
     net = random_net()
     image = torch.arange(2 * 3 * 8 * 8, dtype=torch.float64).reshape(2, 3, 8, 8)
     patches = image.reshape(2, 3, 4, 2, 4, 2).permute(0, 2, 4, 3, 5, 1).reshape(2, 16, 12)  # channel fastest
-    assert torch.equal(net.unpatchify(patches), image)
+    assert torch.equal(unpatchify(patches, net.spec.patch), image)
 
 
 def sites(depth):
@@ -307,9 +308,9 @@ def test_a_target_time_is_refused():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"size": 9}, "size 9 is not divisible by DiT.patch 2"),
+        ({"size": 9}, "size 9 must be divisible by patch, 2"),
         ({"width": 30}, "width 30 must be divisible by 4"),
-        ({"width": 32, "heads": 5}, "by DiT.heads 5"),
+        ({"width": 32, "heads": 5}, "by heads, 5"),
         ({"depth": 0}, "depth is 0"),
         ({"classes": -1}, "classes is -1"),
     ],

@@ -139,7 +139,7 @@ def test_a_head_narrower_than_a_token_is_refused():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"size": 9, "patch": 2}, "size 9 is not divisible by DiTDH.patch 2"),
+        ({"size": 9, "patch": 2}, "size 9 must be divisible by patch, 2"),
         ({"width": 36, "heads": 6}, "DiTDH.width 36 must be divisible by 4 [*] heads, 24"),
         ({"head_width": 36, "head_heads": 6}, "head_width 36 must be divisible by 4 [*] head_heads, 24"),
         ({"head_depth": 0}, "head_depth is 0"),

@@ -171,7 +171,7 @@ def test_specs():
     )
     for name in FlowMap.presets:
         assert FlowMap.preset(name) == FlowMap(**FlowMap.presets[name]) == FlowMap(DiT.preset(name))
-    with pytest.raises(UserError, match="a FlowMap already"):
+    with pytest.raises(UserError, match="is of FlowMap already"):
         FlowMap(spec)
     with pytest.raises(UserError, match="unknown preset 'XL/3'"):
         FlowMap.preset("XL/3")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.models.layers.lightnet import Lrpe, MdTpe, Mixer, Tpe, causal, lrpe_angles, recurrent, whole
+from gen.models.layers.lightnet import LightNetMixer, Lrpe, MdTpe, Tpe, causal, lrpe_angles, recurrent, whole
 from gen.models.lightnet import LightNet
 
 
@@ -78,7 +78,7 @@ def test_lrpe_layer_has_these_angles_in_blocks_of_the_published_order():
 
 def test_the_mixer_with_places_is_a_softmax_weighted_by_cosines_of_differences():
     torch.manual_seed(0)
-    mixer = Mixer(12, 2, 3, Lrpe(3, 2, 6)).double()
+    mixer = LightNetMixer(12, 2, 3, Lrpe(3, 2, 6)).double()
     h = torch.randn(2, 9, 12, dtype=torch.float64)
     angles = lrpe_angles(3, 2, 6)
     mixer.lrpe.cos, mixer.lrpe.sin = angles.cos(), angles.sin()  # not rounded to float32
@@ -135,7 +135,7 @@ def test_without_places_the_order_of_the_patches_is_not_seen():
 
 
 def test_state_dict_has_the_public_names_of_a_mixer():
-    assert {k: tuple(v.shape) for k, v in Mixer(8, 2, 3, Lrpe(2, 2, 4)).state_dict().items()} == {
+    assert {k: tuple(v.shape) for k, v in LightNetMixer(8, 2, 3, Lrpe(2, 2, 4)).state_dict().items()} == {
         "q_proj.weight": (8, 8),
         "k_proj.weight": (8, 8),
         "v_proj.weight": (8, 8),
@@ -149,5 +149,5 @@ def test_state_dict_has_the_public_names_of_a_mixer():
 def test_a_fresh_network_is_zero_and_wrong_fields_are_one_line():
     net = LightNet.preset("digits").build()
     assert net(torch.randn(2, 1, 8, 8), torch.rand(2), {"y": torch.tensor([0, 10])}).abs().max() == 0
-    with pytest.raises(UserError, match=r"must be divisible by LightNet\.heads 3"):
+    with pytest.raises(UserError, match=r"must be divisible by heads, 3"):
         LightNet.preset("digits", heads=3)

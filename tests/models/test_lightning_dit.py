@@ -194,7 +194,7 @@ def test_time_convention_and_time_scale():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"size": 9, "patch": 2}, "size 9 is not divisible by LightningDiT.patch 2"),
+        ({"size": 9, "patch": 2}, "size 9 must be divisible by patch, 2"),
         ({"width": 36, "heads": 6}, "width 36 must be divisible by 4 [*] heads, 24"),
         ({"depth": 0}, "depth is 0"),
     ],

@@ -94,6 +94,6 @@ def test_sizes_are_about_those_of_dit(size):
 def test_wrong_specs_and_the_description():
     with pytest.raises(UserError, match="must be even"):
         SSM(mixer="s4d", state=7)
-    with pytest.raises(UserError, match="not divisible"):
+    with pytest.raises(UserError, match="must be divisible"):
         SSM(size=9)
     assert "without attention" in describe(SSM)

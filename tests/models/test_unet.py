@@ -181,7 +181,7 @@ def test_the_way_up_hears_of_the_way_down_twice():
 @pytest.mark.parametrize("how", ["keep", "down", "up"])
 def test_a_residual_block_is_its_formula(how):
     torch.manual_seed(0)
-    block = ResBlock(8, 12, 6, groups=2, how=how).double()
+    block = ResBlock(8, 12, 6, groups=2, resampling=how).double()
     for weight in block.parameters():
         torch.nn.init.normal_(weight)
     h, c = torch.randn(3, 8, 4, 4).double(), torch.randn(3, 6).double()

@@ -20,7 +20,7 @@ from gen.diffusion.tap import Record
 from gen.eval.evaluate import sampler_spec
 from gen.kernels.linear import unpackable
 from gen.models.engines.compiled import _Replayed
-from gen.models.engines.lib.prepared import Prepared, chosen
+from gen.models.engines.lib.prepared import Prepared, choose_dtype
 from gen.models.layers.packed import PackedLinear
 from gen.models.text import Text
 from gen.pipeline import Pipeline
@@ -114,7 +114,7 @@ def test_modulations_in_advance_are_those_of_the_moment(name):
         torch.testing.assert_close(
             made(x, t.expand(3), table(i, null)), made(x, t.expand(3), null), rtol=1e-4, atol=1e-5
         )
-    assert made.modulation_table(times, cond, most=1000) is None
+    assert made.modulation_table(times, cond, max_bytes=1000) is None
     assert made.modulation_table(times, {**cond, "text": x}) is None
 
 
@@ -162,17 +162,18 @@ def test_times_that_nobody_foresaw_are_computed():
 
 
 def test_the_usual_dtype_is_what_the_processor_has(monkeypatch):
+    net = digits("dit").build()
     monkeypatch.setattr("gen.models.engines.lib.prepared.unpackable", lambda weight: None)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert chosen("auto", "cpu") == (torch.float32, "the processor has no fast bfloat16")
+    assert choose_dtype("auto", "cpu", net) == (torch.float32, "the processor has no fast bfloat16")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert chosen("auto", "cpu") == (torch.bfloat16, "AVX512-BF16")
+    assert choose_dtype("auto", "cpu", net) == (torch.bfloat16, "AVX512-BF16")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert chosen("auto", "cpu") == (torch.bfloat16, "AMX")
-    assert chosen("float32", "cpu")[0] == torch.float32
+    assert choose_dtype("auto", "cpu", net) == (torch.bfloat16, "AMX")
+    assert choose_dtype("float32", "cpu", net)[0] == torch.float32
     monkeypatch.setattr("gen.models.engines.lib.prepared.unpackable", lambda weight: "no oneDNN")
-    assert chosen("auto", "cpu") == (torch.float32, "no oneDNN")
+    assert choose_dtype("auto", "cpu", net) == (torch.float32, "no oneDNN")
 
 
 def test_auto_says_what_it_chose():
@@ -315,7 +316,7 @@ def test_what_a_graph_returns_is_not_written_over():
     net = random_net(digits("dit"), dtype=torch.float32)
     x, t, cond = inputs(net, dtype=torch.float32)
     made, place = prepared("fused", net), torch.empty_like(x)
-    made.whole = _Replayed(lambda *args, **kwargs: place.copy_(made.inner(*args, **kwargs)))
+    made.compiled = _Replayed(lambda *args, **kwargs: place.copy_(made.inner(*args, **kwargs)))
     first = made(x, t, cond)
     second = made(x + 1, t, cond)
     assert not torch.equal(first, second) and torch.equal(second, place)

@@ -282,7 +282,7 @@ def test_a_mask_leaves_blocks_out_where_it_says_and_reports_it():
     net(x, t, {}, tap=record)
     tokens = record.features["hidden.0"]
     c = net.t_embedder(t)
-    torch.testing.assert_close(part, net.unpatchify(net.final_layer(tokens, c)))
+    torch.testing.assert_close(part, net.head(tokens, c))
     report = run.report()
     assert report.computed == ((True, True), (True, False))
     assert (report.full, report.hits, report.evaluations) == (1, 1, 2)
