@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.net import unwrap
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, expand
-from gen.distillers.lib.rollout import bare
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state, drop_condition
@@ -114,7 +114,7 @@ def log_density(f: Denoiser, x: Tensor, t: Tensor, cond: Cond | None = None) -> 
 
     Differentiable in x and in the weights. UserError for a denoiser that is the slope of nothing.
     """
-    net: Any = bare(f.net)
+    net: Any = unwrap(f.net)
     if not hasattr(net, "potential"):
         raise UserError(f"{type(net).__name__} has no density; allowed: the models energy and cooperative")
     t = t.expand(len(x))

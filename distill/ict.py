@@ -15,8 +15,10 @@ from gen.config.errors import UserError
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath
-from gen.distillers.lib.consistency import check_boundary, consistent, few_steps, level, pseudo_huber, seen, target
+from gen.distillers.lib.consistency import check_boundary, consistency_losses, output_stats, sigma_of_t
+from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.velocity import check_roles
+from gen.samplers.grids.coarse import Coarse
 from gen.samplers.grids.karras import Karras
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
@@ -27,80 +29,78 @@ __all__ = ["ICT"]
 
 @dataclass(frozen=True)
 class ICT:
-    """|f(x_t, t) - sg f(x_r, r)| / (sigma_t - sigma_r), pseudo-Huber's, for neighbours t > r (Song & Dhariwal 2024).
+    """Pseudo-Huber of f(x_t, t) - sg f(x_r, r), over sigma_t - sigma_r, for neighbours t > r (Song & Dhariwal 2024).
 
     f is the x0 of the prediction; both points have the same data, noise, dropout and weights: an average as the target
-    is what the paper removes. sigma is the level sigma / alpha, so that each path has EDM's weights. The intervals of
-    the grid are drawn by the probability that ln sigma ~ N(mean, std^2) falls into them (table 1); their number doubles
-    every `double` updates, N(k) = min(s0 2^floor(k / double), s1) + 1 times above 0 with (s0, s1) = nodes. double: the
-    paper's is K / (log2(s1 / s0) + 1), 50,000 of 400,000 updates. huber: c / sqrt(d). The loss grows with N and says
-    nothing of quality.
+    is what the paper removes. sigma is the noise level sigma / alpha, so that each path has EDM's weights. The loss
+    grows with N and says nothing of quality.
+
+    Attributes:
+        grid: the times t, and 0.
+        grid_steps: s0 and s1 of the grid's number of steps N(k) = min(s0 2^floor(k / double_every), s1) + 1; the
+            paper's.
+        double_every: updates after which the steps double; in the paper K / (log2(s1 / s0) + 1), 50,000 of 400,000.
+        mean, std: intervals are drawn by the probability that ln sigma ~ N(mean, std^2) falls into them; table 1.
+        huber: c / sqrt(d) of the pseudo-Huber distance, at least 0; the paper's.
+        class_dropout: probability that a condition is replaced by the null one.
     """
 
     grid: Any = part("samplers.grids", default=Karras())
-    nodes: tuple[int, int] = (10, 1280)
-    double: int = 1250
+    grid_steps: tuple[int, int] = (10, 1280)
+    double_every: int = 1250
     mean: float = -1.1
     std: float = 2.0
     huber: float = 0.00054
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if len(self.nodes) != 2 or not 1 <= self.nodes[0] <= self.nodes[1] or self.double < 1:
-            raise UserError(
-                f"ICT: nodes = {self.nodes}, double = {self.double}; it must be 1 <= first <= last and double >= 1"
-            )
-        if not self.std > 0 or self.huber < 0 or not 0 <= self.class_dropout <= 1:
-            raise UserError(
-                f"ICT: std = {self.std}, huber = {self.huber}, class_dropout = {self.class_dropout}; "
-                "allowed: > 0, >= 0, and [0, 1]"
-            )
+        check_fields(self, double_every="[1, inf)", std="(0, inf)", huber="[0, inf)", class_dropout="[0, 1]")
+        if not 1 <= self.grid_steps[0] <= self.grid_steps[1]:
+            raise UserError(f"ICT: grid_steps = {self.grid_steps}; it must be 1 <= first <= last")
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
-        """The teacher's run from its weights, sampled in one step."""
+        """Return the teacher's run from its weights, sampled in one step."""
         check_boundary(run.path, run.parameterisation, "ICT")
-        return replace(run, objective=self, init=str(teacher), sampler=self.sampler)
+        return replace(run, objective=self, teacher=None, init=str(teacher), sampler=self.sampler)
 
     @property
     def sampler(self) -> Sampler:
         """One step from the noisiest time that was trained, and more at others that were."""
-        return few_steps(self.grid, self.nodes[1] + 1)
+        return Sampler("renoise", steps=1, grid=Coarse(self.grid, self.grid_steps[1] + 1))
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("ICT", net, teacher)
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
-        f, count = roles["net"], self.count(batch.step)
+        f, n = roles["net"], self.steps_at(batch.step)
         check_boundary(f.path, f.parameterisation, "ICT")
-        i = self.intervals(batch.noise.uniform("interval"), f.path, count)
-        losses, x0 = self.losses(f, batch, drop_condition(f, batch, self.class_dropout), count, i)
-        yield "net", losses.mean(), {"nodes": torch.tensor(float(count), device=losses.device), **seen(x0)}
+        i = self.intervals(batch.noise.uniform("interval"), f.path, n)
+        losses, x0 = self.losses(f, batch, drop_condition(f, batch, self.class_dropout), n, i)
+        yield "net", losses.mean(), {"grid_steps": torch.tensor(float(n), device=losses.device), **output_stats(x0)}
 
-    def count(self, step: int) -> int:
-        """N(k), the number of times above 0."""
-        first, last = self.nodes
-        doublings = min(step // self.double, math.ceil(math.log2(last / first)))
-        return min(first * 2**doublings, last) + 1
+    def steps_at(self, update: int) -> int:
+        """Return N(k), the number of times above 0."""
+        s0, s1 = self.grid_steps
+        doublings = min(update // self.double_every, math.ceil(math.log2(s1 / s0)))
+        return min(s0 * 2**doublings, s1) + 1
 
-    def intervals(self, u: Tensor, path: NoisePath, count: int) -> Tensor:
-        """Which interval of the grid, 0 the noisiest, each of uniform numbers u [B] means."""
-        sigma = level(path, self.grid.times(path, count))  # falling, the last one 0
+    def intervals(self, u: Tensor, path: NoisePath, n: int) -> Tensor:
+        """Return the interval of the grid, 0 the noisiest, in which each of uniform numbers u [B] falls."""
+        sigma = sigma_of_t(path, self.grid.times(path, n))  # falling, the last one 0
         below = torch.special.ndtr((sigma.log() - self.mean) / self.std)
         share = (below[0] - below[1:]) / (below[0] - below[-1])  # of the noise levels, down to the end of interval i
-        return torch.searchsorted(share, u.to(share), right=True).clamp(max=count - 1)
+        return torch.searchsorted(share, u.to(share), right=True).clamp(max=n - 1)
 
-    def losses(self, f: DenoiserLike, batch: Batch, cond: Cond, count: int, i: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each sample [B] on intervals i [B] of `count`, 0 the noisiest; and f(x_t, t)."""
-        eps, times = batch.normal("eps"), self.grid.times(f.path, count)
+    def losses(self, f: DenoiserLike, batch: Batch, cond: Cond, n: int, i: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each sample [B] on intervals i [B] of n, 0 the noisiest, and f(x_t, t)."""
+        times = self.grid.times(f.path, n)
         t, r = times[i].to(batch.x.device), times[i + 1].to(batch.x.device)
-        goal = target(f, f.path.mix(batch.x, eps, r), r, cond)
-        x0 = consistent(f, f.path.mix(batch.x, eps, t), t, cond)
-        return pseudo_huber(x0, goal, self.huber) / (level(f.path, t) - level(f.path, r)).to(x0), x0
+        return consistency_losses(f, f, batch, cond, t, r, self.huber)
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """The mean loss on 8 intervals of the last grid, the midpoints of 8 equal shares of the training density."""
-        f, count = roles["net"], self.nodes[1] + 1
-        at = self.intervals((torch.arange(8, dtype=torch.float64) + 0.5) / 8, f.path, count)
-        each = [self.losses(f, batch, batch.cond, count, i.expand(len(batch.x)))[0].mean() for i in at]
+        """Return the mean loss on 8 intervals of the last grid, midpoints of equal shares of the training density."""
+        f, n = roles["net"], self.grid_steps[1] + 1
+        at = self.intervals((torch.arange(8, dtype=torch.float64) + 0.5) / 8, f.path, n)
+        each = [self.losses(f, batch, batch.cond, n, i.expand(len(batch.x)))[0].mean() for i in at]
         return torch.stack(each).mean()

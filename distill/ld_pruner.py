@@ -18,7 +18,7 @@ from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
 from gen.diffusion.times import Uniform
-from gen.distillers.lib.rollout import output_as
+from gen.distillers.lib.networks import output_as
 from gen.distillers.lib.teacher import require_teacher
 from gen.pipeline import Pipeline, load, locate
 from gen.training.objectives import Batch, Roles, Step

@@ -47,7 +47,7 @@ from gen.diffusion.noise import Noise, derive
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow, Prediction
 from gen.diffusion.sampling import integrate
-from gen.distillers.lib.consistency import Decay
+from gen.distillers.lib.networks import ema_update
 from gen.distillers.lib.score import energy_distance
 from gen.distillers.lib.sequence import TeacherSequence, fill
 from gen.samplers.solvers.recovery import Recovery
@@ -101,12 +101,12 @@ def plans() -> dict[str, Plan]:
         "sid": matched(by("sid", times=times, critic_steps=4, weight="none", grid=early)),
         "disback": matched(by("dmd2", **kl), back=by("degradation", records=4, every=50)),
         "consistency": Plan(by("consistency")),
-        "ict": Plan(by("ict", nodes=(10, 80), double=250, huber=1.0)),
-        "ect": Plan(by("ect", double=150, stages=8, huber=1.0)),
+        "ict": Plan(by("ict", grid_steps=(10, 80), double_every=250, huber=1.0)),
+        "ect": Plan(by("ect", double_every=150, stages=8, huber=1.0)),
         "tcm": Plan(by("tcm", huber=1.0, gap=2**-7), after="ect"),
         "scm": Plan(by("scm", warmup=400), 1000),
-        "meanflow": Plan(by("meanflow", equal=0.25, velocity="teacher", power=0.0), 1000, model=MAP),
-        "shortcut": Plan(by("shortcut", steps=32, decay=0.98, velocity="teacher"), model=MAP),
+        "meanflow": Plan(by("meanflow", flow_share=0.25, velocity="teacher", power=0.0), 1000, model=MAP),
+        "shortcut": Plan(by("shortcut", steps=32, ema_decay=0.98, velocity="teacher"), model=MAP),
         "cdrl": Plan(by("cdrl", sampler=recover), 400, model=build("models", "cooperative", inner=MODEL)),
     }
 
@@ -199,7 +199,7 @@ class Workshop:
                 logs |= told
             if hasattr(objective, "observe"):
                 objective.observe(roles, {key: float(value.detach()) for key, value in logs.items()})
-            Decay(decay=0.98).update(average, net, 1)
+            ema_update(average, net, 0.98)
         return average
 
 

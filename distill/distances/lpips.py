@@ -10,17 +10,22 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from gen.config.errors import MissingDependency, UserError
+from gen.distillers.lib.fields import check_fields
 
 __all__ = ["Lpips"]
 
 
 @dataclass(frozen=True)
 class Lpips:
-    """LPIPS with VGG features of images in [-1, 1], enlarged to `size` (Zhang et al. 2018).
+    """LPIPS of images [B, 1 or 3, H, W] in [-1, 1] (Zhang et al. 2018).
 
-    pooling: "average" in place of VGG's maxima, as rf++ has it; "max" is the published one. Needs the package lpips and
-    VGG's weights, which torchvision downloads once: without either, MissingDependency. Its features have seen
-    ImageNet's labels, so FID flatters what is trained with it.
+    Needs the package lpips and the network's weights, which torchvision downloads once: without either,
+    MissingDependency. Its features were trained on ImageNet's labels, so FID flatters what is trained with it.
+
+    Attributes:
+        net: whose features are compared; the paper recommends alex for evaluation, vgg for training.
+        size: to which images are enlarged, at least 32; consistency models' code has 224.
+        pooling: "average" in place of VGG's maxima, as rf++ has it; "max" is the published one.
     """
 
     net: Literal["vgg", "alex"] = "vgg"
@@ -28,11 +33,9 @@ class Lpips:
     pooling: Literal["average", "max"] = "average"
 
     def __post_init__(self) -> None:
-        if self.size < 32 or self.net not in ("vgg", "alex") or self.pooling not in ("average", "max"):
-            raise UserError(
-                f"Lpips: net = {self.net!r}, size = {self.size}, pooling = {self.pooling!r}; "
-                "allowed: vgg or alex, at least 32, average or max"
-            )
+        check_fields(self, size="[32, inf)")
+        if self.net not in ("vgg", "alex") or self.pooling not in ("average", "max"):
+            raise UserError(f"Lpips: net = {self.net!r}, pooling = {self.pooling!r}; vgg or alex, average or max")
 
     @cached_property
     def network(self) -> nn.Module:
@@ -50,25 +53,23 @@ class Lpips:
                 f"the distance lpips needs torchvision's weights of {self.net}, and they cannot be downloaded ({error})"
             ) from None
         if self.pooling == "average":
-            _average(net)
+            _average_pooling(net)
         return net.eval().requires_grad_(False)
 
-    def __call__(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """x [B, 1 or 3, H, W] twice, in [-1, 1] -> [B]."""
-        if ours.ndim != 4 or ours.shape[1] not in (1, 3):
-            raise UserError(f"the distance lpips compares images [B, 1 or 3, H, W], got {list(ours.shape)}")
-        net: Any = self.network.to(ours.device)
-        distance: Tensor = net(self.enlarged(ours), self.enlarged(theirs))
-        return distance.flatten(1).mean(1)
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.ndim != 4 or output.shape[1] not in (1, 3):
+            raise UserError(f"the distance lpips compares images [B, 1 or 3, H, W], got {list(output.shape)}")
+        net: Any = self.network.to(output.device)
+        return net(self.enlarged(output), self.enlarged(target)).flatten(1).mean(1)
 
     def enlarged(self, x: Tensor) -> Tensor:
-        """[B, 3, size, size], float32."""
+        """Resize images to [B, 3, size, size], float32."""
         big = interpolate(x.float(), size=(self.size, self.size), mode="bilinear", align_corners=False)
         return big.expand(-1, 3, -1, -1)
 
 
-def _average(net: nn.Module) -> None:
-    """Puts an average in place of every maximum over the same window."""
+def _average_pooling(net: nn.Module) -> None:
+    """Replace every maximum by an average over the same window."""
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.MaxPool2d):

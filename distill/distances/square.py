@@ -13,6 +13,5 @@ __all__ = ["Square"]
 class Square:
     """The mean square of the difference, over the elements of each sample."""
 
-    def __call__(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """x [B, ...] twice -> [B]."""
-        return ((ours - theirs) ** 2).flatten(1).mean(1)
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return ((output - target) ** 2).flatten(1).mean(1)

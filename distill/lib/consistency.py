@@ -1,55 +1,48 @@
-"""What consistency models share: the consistency function, its boundary condition, its targets and its distances.
+"""The consistency function, its boundary condition, noise levels, next times, losses and sampler.
 
-The consistency function f(x, t) is the x0 of the prediction, and f(x, 0) = x must hold. A parameterisation that says
+The consistency function f(x, t) is the x0 of the prediction, and f(x, 0) = x must hold. A parameterisation with
 x0 = (b x - sigma out) / det meets it by itself where sigma / det vanishes with sigma: EDM's does on every path (on
-EDM's own its c_skip and c_out are those of the paper), so do flow (x0 = x - t v on the flow path), v, eps and score. A
-network that says x0 itself does not, and is refused. At t = 0 nothing is evaluated: x is the answer.
+EDM's own its c_skip and c_out are those of the paper), so do velocity (x0 = x - t v on the flow path), v, eps and
+score. A network that predicts x0 itself does not, and is refused. At t = 0 nothing is evaluated: x is the answer.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, expand
-from gen.samplers.grids.coarse import Coarse
-from gen.training.ema import EMA
+from gen.distillers.lib.networks import forked_rng
 from gen.training.objectives import Batch
-from gen.training.run import Sampler
 
 __all__ = [
-    "Decay",
     "check_boundary",
-    "closer",
-    "consistent",
-    "few_steps",
-    "frozen",
-    "level",
-    "ode_step",
-    "pair_losses",
+    "consistency_fn",
+    "consistency_losses",
+    "consistency_target",
+    "ect_next_time",
+    "heun_step",
+    "output_stats",
     "pseudo_huber",
-    "same_dropout",
-    "seen",
-    "target",
-    "time_of",
+    "sigma_of_t",
+    "t_of_sigma",
 ]
 
-TOP = 1e6  # sigma / alpha beyond which all is noise: it is infinite where alpha = 0
-NEAR = 1e-8  # a time, as a fraction of t1, that is as good as 0
+MAX_SIGMA = 1e6  # where alpha = 0, sigma / alpha is infinite
+NEAR_ZERO = 1e-8  # a fraction of t1 that is as good as t = 0
 
 
 def check_boundary(path: NoisePath, parameterisation: Parameterisation, owner: str) -> None:
-    """Raises UserError unless f(x, 0) = x, whatever the network says."""
-    t = torch.tensor(NEAR * path.t1, dtype=torch.float64)
+    """Raise UserError unless f(x, 0) = x, whatever the network's output.
+
+    Args:
+        path, parameterisation: of the student.
+        owner: name of the distiller, for the message.
+    """
+    t = torch.tensor(NEAR_ZERO * path.t1, dtype=torch.float64)
     if not abs(float(path.sigma(t) / parameterisation.det(path, t))) < 0.1:
         raise UserError(
             f"{owner} needs f(x, 0) = x, which {type(parameterisation).__name__} prediction does not ensure: take "
@@ -57,104 +50,133 @@ def check_boundary(path: NoisePath, parameterisation: Parameterisation, owner: s
         )
 
 
-def consistent(f: DenoiserLike, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    """f(x, t) [B, ...] at times [B]: x0, and x itself where t = 0."""
+def consistency_fn(f: DenoiserLike, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """Evaluate f(x, t) [B, ...]: the prediction's x0, and x itself where t = 0.
+
+    Args:
+        f: the denoiser.
+        x, t: noisy samples [B, ...] and their times [B].
+        cond: the condition.
+    """
     clean = t == 0
     if bool(clean.all()):
         return x
     x0 = f(x, torch.where(clean, torch.full_like(t, f.path.t1), t), cond).x0
-    return torch.where(clean.reshape(-1, *[1] * (x.ndim - 1)), x, x0)
+    return torch.where(expand(clean, x).bool(), x, x0)
 
 
-def target(f: DenoiserLike, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    """f(x, t) without gradient, and with the dropout that the next evaluation will have."""
-    with torch.no_grad(), same_dropout(x):
-        return consistent(f, x, t, cond)
+def consistency_target(f: DenoiserLike, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """Evaluate f(x, t) without gradient, with the dropout masks that the next evaluation will have.
 
-
-@contextmanager
-def same_dropout(x: Tensor) -> Iterator[None]:
-    """What is drawn inside is drawn again after it."""
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        yield
+    Args:
+        f, x, t, cond: as of `consistency_fn`.
+    """
+    with torch.no_grad(), forked_rng(x):
+        return consistency_fn(f, x, t, cond)
 
 
 @torch.no_grad()
-def ode_step(teacher: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-    """x [B, ...] along the teacher's probability-flow ODE from t [B] to s [B] by Heun's rule; Euler's where s = 0."""
+def heun_step(teacher: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+    """Advance x along the teacher's probability-flow ODE by one step of Heun's rule, or Euler's where s = 0.
+
+    Args:
+        teacher: the denoiser.
+        x: noisy samples [B, ...].
+        t, s: times before and after the step, [B], s < t.
+        cond: the condition.
+
+    Returns:
+        x at s, [B, ...].
+    """
     path = teacher.path
-    here = teacher(x, t, cond)
-    euler, last = path.advance(x, here, t, s), s == 0
+    at_t = teacher(x, t, cond)
+    euler, last = path.advance(x, at_t, t, s), s == 0
     if bool(last.all()):
         return euler
-    there = teacher(euler, torch.where(last, t, s), cond)
+    at_s = teacher(euler, torch.where(last, t, s), cond)
     da, ds = ((c(s) - c(t)) / 2 for c in (path.alpha, path.sigma))
-    heun = euler + expand(da, x) * (there.x0 - here.x0) + expand(ds, x) * (there.eps - here.eps)
-    return torch.where(last.reshape(-1, *[1] * (x.ndim - 1)), euler, heun)
+    heun = euler + expand(da, x) * (at_s.x0 - at_t.x0) + expand(ds, x) * (at_s.eps - at_t.eps)
+    return torch.where(expand(last, x).bool(), euler, heun)
 
 
-def level(path: NoisePath, t: Tensor) -> Tensor:
-    """sigma / alpha [B] at times [B], at most TOP: what EDM calls sigma, on any path."""
-    return (path.sigma(t) / path.alpha(t)).clamp(max=TOP)
+def sigma_of_t(path: NoisePath, t: Tensor) -> Tensor:
+    """Return the noise level sigma / alpha, EDM's sigma on any path, at most 1e6.
+
+    Args:
+        path: the noise path.
+        t: times [B].
+    """
+    return (path.sigma(t) / path.alpha(t)).clamp(max=MAX_SIGMA)
 
 
-def time_of(path: NoisePath, sigma: Tensor) -> Tensor:
-    """The times [B] of levels sigma / alpha [B]; 0 for level 0."""
+def t_of_sigma(path: NoisePath, sigma: Tensor) -> Tensor:
+    """Return the times [B] at which the noise level sigma / alpha is `sigma`; inverse of `sigma_of_t`.
+
+    Args:
+        path: the noise path.
+        sigma: noise levels [B]; 0 for t = 0.
+    """
     some = sigma > 0
     t = path.t_from_lambda(-torch.where(some, sigma, torch.ones_like(sigma)).log()).clamp(max=path.t1)
     return torch.where(some, t, torch.zeros_like(t))
 
 
-def closer(path: NoisePath, t: Tensor, gap: float, sharpness: float, slope: float) -> Tensor:
-    """ECT's r [B] below times t [B]: sigma_r = max(0, 1 - gap (1 + sharpness sigmoid(-slope sigma_t))) sigma_t."""
-    sigma = level(path, t)
-    return time_of(path, (1 - gap * (1 + sharpness * torch.sigmoid(-slope * sigma))).clamp(min=0) * sigma)
+def ect_next_time(path: NoisePath, t: Tensor, gap: float, sharpness: float, slope: float) -> Tensor:
+    """Return ECT's r [B] below t: sigma_r = max(0, 1 - gap (1 + k sigmoid(-b sigma_t))) sigma_t (Geng et al. 2024).
+
+    Args:
+        path: the noise path.
+        t: times [B].
+        gap: 1 / q^stage, the relative step at high levels.
+        sharpness, slope: k and b, by how much and where steps are longer at low levels.
+    """
+    sigma = sigma_of_t(path, t)
+    return t_of_sigma(path, (1 - gap * (1 + sharpness * torch.sigmoid(-slope * sigma))).clamp(min=0) * sigma)
 
 
-def pair_losses(
-    f: DenoiserLike, teaches: DenoiserLike, batch: Batch, cond: Cond, t: Tensor, r: Tensor, huber: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """|f(x_t, t) - sg teaches(x_r, r)| / (sigma_t - sigma_r) of each sample [B]; f(x_t, t); sigma_r / sigma_t [B]."""
+def consistency_losses(
+    f: DenoiserLike, target: DenoiserLike, batch: Batch, cond: Cond, t: Tensor, r: Tensor, huber: float
+) -> tuple[Tensor, Tensor]:
+    """Compare f(x_t, t) with the target's f(x_r, r), x_t and x_r of the same data, noise and dropout.
+
+    Args:
+        f: the student.
+        target: the denoiser whose output is the target, without gradient; the student itself in iCT and ECT.
+        batch: its "eps" is the noise.
+        cond: the condition.
+        t, r: times [B], r < t.
+        huber: see `pseudo_huber`.
+
+    Returns:
+        The losses pseudo_huber / (sigma_t - sigma_r) [B], and f(x_t, t) [B, ...].
+    """
     eps, path = batch.normal("eps"), f.path
-    goal = target(teaches, path.mix(batch.x, eps, r), r, cond)
-    x0 = consistent(f, path.mix(batch.x, eps, t), t, cond)
-    high, low = level(path, t), level(path, r)
-    return pseudo_huber(x0, goal, huber) / (high - low).to(x0), x0, low / high
+    goal = consistency_target(target, path.mix(batch.x, eps, r), r, cond)
+    x0 = consistency_fn(f, path.mix(batch.x, eps, t), t, cond)
+    return pseudo_huber(x0, goal, huber) / (sigma_of_t(path, t) - sigma_of_t(path, r)).to(x0), x0
 
 
 def pseudo_huber(a: Tensor, b: Tensor, huber: float) -> Tensor:
-    """sqrt(|a - b|^2 + c^2) - c, [B], with c = huber sqrt(d), d the number of elements (iCT, Song & Dhariwal 2024).
+    """Compute sqrt(|a - b|^2 + c^2) - c of each sample, [B] (Song & Dhariwal 2024, eq. 7).
 
-    0 gives the norm |a - b|, ECT's default. Between images it acts as the mean square does, but weighted by the sample;
-    between single numbers it is the absolute difference, whose best answer is a median: no flow map.
+    Between images it acts as the mean square does, but weighted by the sample; between single numbers it is the
+    absolute difference, whose minimiser is a median: no flow map.
+
+    Args:
+        a, b: samples [B, ...].
+        huber: c / sqrt(d), d the number of elements; 0 for the norm |a - b|, ECT's default.
     """
-    away = (a - b).flatten(1)
+    difference = (a - b).flatten(1)
     if huber == 0:
-        return torch.linalg.vector_norm(away, dim=1)  # its gradient at 0 is 0
-    c = huber * away.shape[1] ** 0.5
-    return (away.square().sum(1) + c**2).sqrt() - c
+        return torch.linalg.vector_norm(difference, dim=1)  # its gradient at 0 is 0
+    c = huber * difference.shape[1] ** 0.5
+    return (difference.square().sum(1) + c**2).sqrt() - c
 
 
-def seen(x0: Tensor) -> dict[str, Tensor]:
-    """Mean and deviation of what the student makes: brightness and contrast, which the loss does not show."""
+def output_stats(x0: Tensor) -> dict[str, Tensor]:
+    """Return mean and deviation of a student's outputs: brightness and contrast, which the loss does not show.
+
+    Args:
+        x0: outputs [B, ...].
+    """
     return {"x0_mean": x0.detach().mean(), "x0_std": x0.detach().std()}
-
-
-@dataclass(frozen=True)
-class Decay(EMA):
-    """The plain exponential average of a target network: no warm-up."""
-
-    decay: float = 0.95
-
-    def decay_at(self, update: int) -> float:
-        return self.decay
-
-
-def frozen(net: nn.Module) -> nn.Module:
-    """A copy that no loss trains: as a role it is saved and resumed."""
-    return copy.deepcopy(net).requires_grad_(False)
-
-
-def few_steps(grid: Any, of: int) -> Sampler:
-    """One step of the consistency sampler; more take every k-th time of the grid (CM, algorithm 1)."""
-    return Sampler("renoise", steps=1, grid=Coarse(grid, of))

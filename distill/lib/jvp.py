@@ -1,4 +1,4 @@
-"""The derivative of a network along a line in (x, t): what continuous-time consistency and flow maps are trained by."""
+"""The derivative of a network along a line in (x, t), in continuous-time consistency and flow maps."""
 
 from __future__ import annotations
 
@@ -11,24 +11,31 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.config.errors import UserError
+from gen.distillers.lib.networks import forked_rng
 
-__all__ = ["Derivative", "slope"]
+__all__ = ["Derivative", "directional_derivative"]
 
 Derivative = Literal["jvp", "difference"]
 
-STEP = 1e-4  # of the difference: waves of frequency 1000 are still seen, and float32's rounding is not yet
+STEP = 1e-4  # of the difference: waves of frequency 1000 are still resolved, and float32's rounding is not yet
 
 
 @torch.no_grad()
-def slope(
+def directional_derivative(
     f: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, how: Derivative = "jvp"
 ) -> Tensor:
-    """d/de f(x + e dx, t + e dt) at e = 0, shaped as f(x, t); x and dx [B, ...], t and dt [B]. Carries no gradient.
+    """Return d/de f(x + e dx, t + e dt) at e = 0, shaped as f(x, t), without gradient.
 
-    "jvp" is exact, by forward-mode differentiation; attention runs in plain operations there, as its fused kernels have
-    no forward mode. "difference" is (f(+h) - f(-h)) / 2h with h = 1e-4 and the same dropout on both sides: two calls of
-    anything, compiled networks and fused attention among them, but only in full float32 (or better).
-    Raises UserError for differences in lower precision.
+    Args:
+        f: a function of x and t.
+        x, dx: point and direction, [B, ...].
+        t, dt: time and direction, [B].
+        how: "jvp" is exact, by forward-mode differentiation; attention runs in plain operations there, as its fused
+            kernels have no forward mode. "difference" is (f(+h) - f(-h)) / 2h with h = 1e-4 and the same dropout on
+            both sides: two calls of anything, compiled networks and fused attention among them.
+
+    Raises:
+        UserError: for differences in lower precision than float32.
     """
     x, t, dx, dt = (v.contiguous() for v in (x, t, dx, dt))  # an expanded time cannot carry a derivative
     if how == "jvp":
@@ -37,8 +44,7 @@ def slope(
             return torch.func.jvp(f, (x, t), (dx, dt))[1].detach()
     if torch.is_autocast_enabled(x.device.type):
         raise UserError("derivative difference needs full precision: set precision no, or derivative jvp")
-    forked = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=forked):
-        ahead = f(x + STEP * dx, t + STEP * dt)
-    behind = f(x - STEP * dx, t - STEP * dt)
-    return (ahead - behind) / (2 * STEP)
+    with forked_rng(x):
+        forward = f(x + STEP * dx, t + STEP * dt)
+    backward = f(x - STEP * dx, t - STEP * dt)
+    return (forward - backward) / (2 * STEP)

@@ -15,7 +15,12 @@ __all__ = ["guided_teacher", "require_teacher"]
 
 
 def require_teacher(owner: str, teacher: DenoiserLike | None) -> DenoiserLike:
-    """Return the teacher; raise UserError, in the name of the distiller `owner`, where there is none."""
+    """Return the teacher; raise UserError where there is none.
+
+    Args:
+        owner: name of the distiller, for the message.
+        teacher: the run's teacher, or None.
+    """
     if teacher is None:
         raise UserError(f"{owner} needs a teacher: gen distill METHOD --teacher FOLDER, or the run's teacher")
     return teacher

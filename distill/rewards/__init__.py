@@ -1,9 +1,36 @@
-"""Rewards: what reinforcement learning raises, one file each.
+"""Rewards that reinforcement learning raises, one file each.
 
-A reward is a frozen dataclass with
-
-    __call__(x, cond) -> float64 [B]     the reward of samples x [B, ...], made under cond
-    features(x) -> [B, D]                the space in which the diversity of samples is measured
-
-No gradient passes through either.
+classifier   a classifier's belief in the label of the condition
+quadratic    a reward under which the best policy of Gaussian data is known
 """
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from gen.diffusion.denoiser import Cond
+
+__all__ = ["Reward"]
+
+
+class Reward(Protocol):
+    """A plug-in of this folder: a frozen dataclass; no gradient passes through it."""
+
+    def __call__(self, x: Tensor, cond: Cond) -> Tensor:
+        """Return the reward of each sample, float64 [B].
+
+        Args:
+            x: samples [B, ...].
+            cond: the condition under which they were generated.
+        """
+        ...
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return features [B, D], in whose space the diversity of samples is measured.
+
+        Args:
+            x: samples [B, ...].
+        """
+        ...

@@ -1,4 +1,4 @@
-"""A classifier's belief in the label that was asked for."""
+"""A classifier's belief in the label of the condition."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.images import to_uint8
-from gen.config.spec import build, part
+from gen.config.spec import part
 from gen.diffusion.denoiser import Cond
+from gen.distillers.lib.fields import check_fields
 
 __all__ = ["Classifier"]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """How sure a frozen classifier of pixels is of cond["y"]: a toy reward that is exact, and that can be hacked.
+    """The belief of a frozen classifier of pixels in cond["y"]: a toy reward that is exact, and that can be hacked.
 
-    classifier: a feature extractor with a head, such as digits_cnn. kind: "probability" is bounded, so that a sure
-    sample gains nothing from being surer; "log" has no end below, and "logit" none above either: that one is hacked
-    first, and shows how. cap: rewards above it count as it (1 - 1e-3 leaves a probability no room at its top).
     Watch the diversity that is logged beside the reward: a policy that draws one good digit ten times wins here.
+
+    Attributes:
+        classifier: a feature extractor with a head, such as digits_cnn.
+        kind: "probability" is bounded, so that a sure sample gains nothing from being surer; "log" has no end below,
+            and "logit" none above either: that one is hacked first, and shows how.
+        cap: rewards above it count as it (1 - 1e-3 leaves a probability no room at its top); None for no cap.
     """
 
     classifier: Any = part("eval.features", default="digits_cnn")
@@ -32,7 +36,7 @@ class Classifier:
     cap: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classifier", build("eval.features", self.classifier))
+        check_fields(self)
 
     @cached_property
     def judge(self) -> Any:
@@ -45,15 +49,14 @@ class Classifier:
 
     def __call__(self, x: Tensor, cond: Cond) -> Tensor:
         if "y" not in cond:
-            raise UserError("the reward classifier judges labels, and these samples were asked for none")
+            raise UserError("the reward classifier judges labels, and these samples have none")
         logits = self.judge.head(self.features(x)).double()
-        scores: Tensor = logits if self.kind == "logit" else logits.log_softmax(1)
+        scores = logits if self.kind == "logit" else logits.log_softmax(1)
         scores = scores.exp() if self.kind == "probability" else scores
         out = scores.gather(1, cond["y"].cpu()[:, None])[:, 0]
         return (out if self.cap is None else out.clamp(max=self.cap)).to(x.device)
 
     def features(self, x: Tensor) -> Tensor:
-        """The classifier's, on the CPU."""
+        """Return the classifier's features [B, D], on the CPU."""
         with torch.no_grad():
-            features: Tensor = self.judge(to_uint8(x.detach().float()))
-        return features
+            return self.judge(to_uint8(x.detach().float()))

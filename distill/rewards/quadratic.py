@@ -6,18 +6,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond
+from gen.distillers.lib.fields import check_fields
 
 __all__ = ["Quadratic"]
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """slope sum(x) - curvature / 2 sum((x - target)^2), of any data; for exact worlds and first trials.
+    """The reward slope sum(x) - curvature / 2 sum((x - target)^2) of any data, for exact worlds and first trials.
 
-    The distribution that is best for E[reward] - strength KL(. | p) is p exp(reward / strength): where p is a Gaussian
-    so is it, see `tilted`. With curvature 0 the reward has no maximum, as a reward that can be hacked has none.
+    The distribution that maximises E[reward] - strength KL(. | p) is p exp(reward / strength): where p is a Gaussian so
+    is it, see `tilted`.
+
+    Attributes:
+        target: the best value of every number.
+        curvature: at least 0; with 0 the reward has no maximum, as a reward that can be hacked has none.
+        slope: reward per unit.
     """
 
     target: float = 0.0
@@ -25,19 +30,17 @@ class Quadratic:
     slope: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.curvature < 0:
-            raise UserError(f"Quadratic: curvature = {self.curvature}; it must not be negative")
+        check_fields(self, curvature="[0, inf)")
 
     def __call__(self, x: Tensor, cond: Cond) -> Tensor:
         x = x.detach().double().flatten(1)
         return (self.slope * x - self.curvature / 2 * (x - self.target) ** 2).sum(1)
 
     def features(self, x: Tensor) -> Tensor:
-        """The numbers themselves."""
         return x.detach().flatten(1)
 
     def tilted(self, mean: Tensor, std: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the best policy where the data are N(mean, std^2), each dimension by itself."""
+        """Return mean and deviation of the best policy for data N(mean, std^2), each dimension by itself."""
         precision = std**-2 + self.curvature / strength
         pull = mean / std**2 + (self.slope + self.curvature * self.target) / strength
         return pull / precision, precision.rsqrt()

@@ -19,7 +19,15 @@ from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.consistency import Consistency
-from gen.distillers.lib.consistency import Decay, check_boundary, consistent, level, ode_step, target, time_of
+from gen.distillers.lib.consistency import (
+    check_boundary,
+    consistency_fn,
+    consistency_target,
+    heun_step,
+    sigma_of_t,
+    t_of_sigma,
+)
+from gen.distillers.lib.networks import ema_update
 from gen.samplers.grids.karras import Karras
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.renoise import Renoise
@@ -55,11 +63,11 @@ class Wild(nn.Module):
 def test_the_boundary_condition_is_the_parameterisations(path, kind):
     check_boundary(path, kind, "it")
     f, x = Denoiser(Wild(), path, kind), torch.randn(4, 3, dtype=F64)
-    assert torch.equal(consistent(f, x, torch.zeros(4, dtype=F64), {}), x)
+    assert torch.equal(consistency_fn(f, x, torch.zeros(4, dtype=F64), {}), x)
     near = torch.full((4,), 1e-9 * path.t1, dtype=F64)
-    assert float((consistent(f, x, near, {}) - x).abs().max()) < 1e-3
+    assert float((consistency_fn(f, x, near, {}) - x).abs().max()) < 1e-3
     some = torch.tensor([0.0, 0.5, 0.0, 0.9], dtype=F64) * path.t1
-    assert torch.equal(consistent(f, x, some, {})[::2], x[::2])
+    assert torch.equal(consistency_fn(f, x, some, {})[::2], x[::2])
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -75,14 +83,14 @@ def test_a_network_that_says_x0_is_refused(path):
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 def test_levels_and_times_are_inverse(path):
     sigma = torch.tensor([0.0, 1e-3, 0.3, 2.0, 70.0], dtype=F64)
-    torch.testing.assert_close(level(path, time_of(path, sigma)), sigma, rtol=1e-9, atol=0)
+    torch.testing.assert_close(sigma_of_t(path, t_of_sigma(path, sigma)), sigma, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("path", [Flow(), EDM()], ids=repr)
 def test_a_step_of_every_sample_is_the_samplers_step(path):
     world, x = mixture(path), torch.randn(3, 1, dtype=F64)
     t, s = torch.tensor([[0.9, 0.5, 0.2], [0.6, 0.4, 0.0]], dtype=F64) * min(path.t1, 4.0)
-    ours = ode_step(world, x, t, s, {})
+    ours = heun_step(world, x, t, s, {})
     for i in range(3):
         alone = integrate(world, x[i : i + 1], [float(t[i]), float(s[i])], Heun())
         torch.testing.assert_close(ours[i : i + 1], alone, rtol=1e-10, atol=1e-12)
@@ -94,7 +102,7 @@ def test_distillation_loses_nothing_at_the_exact_map(path, kind):
     world = mixture(path)
     f = Denoiser(Exact(world, kind), path, kind)
     batch = next(batches(world, 64, 1))
-    method = Consistency(nodes=(1000, 1000), grid=Karras(0.01, 60.0), class_dropout=0)
+    method = Consistency(grid_steps=(1000, 1000), grid=Karras(0.01, 60.0), class_dropout=0)
     loss = next(method({"net": f, "target": f, "teacher": world}, batch))[1]
     assert 0 <= float(loss.detach()) < 1e-8
     wrong = Denoiser(Exact(mixture(path, std=0.3), kind), path, kind)
@@ -110,7 +118,7 @@ def test_training_on_data_goes_nowhere_from_the_exact_map(path):
     f = Denoiser(Exact(world, kind), path, kind)
     losses = []
     for n in (400, 800):
-        method = Consistency(velocity="data", nodes=(n, n), grid=Karras(0.05, 20.0, rho=3.0), class_dropout=0)
+        method = Consistency(velocity="data", grid_steps=(n, n), grid=Karras(0.05, 20.0, rho=3.0), class_dropout=0)
         noise, i = Quick(16, 0), torch.full((16,), n // 2)
         t = method.grid.times(path, n)[i]
         pred = world(world.path.mix(world.sample(noise.normal("x0", (1,))), noise.normal("z", (1,)), t), t)
@@ -126,19 +134,19 @@ def test_the_map_of_a_gaussian_on_edms_path():
     x = torch.tensor([[0.3], [-1.0], [25.0]], dtype=F64)
     f = Denoiser(Exact(world, parameterisation.EDMPrecond(0.5)), EDM(), parameterisation.EDMPrecond(0.5))
     told = m + s * (x - m) / (s**2 + t[:, None] ** 2).sqrt()
-    torch.testing.assert_close(consistent(f, x, t, {}).detach(), told, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(consistency_fn(f, x, t, {}).detach(), told, rtol=1e-9, atol=1e-9)
 
 
 def test_the_number_of_nodes_and_the_targets_decay_are_the_papers():
     """Song et al. 2023, section 5 and appendix C: constant for distillation, CIFAR-10's schedule for training."""
-    assert {Consistency().count(k) for k in (0, 5_000, 10**9)} == {40}
-    assert Consistency().target_decay(77) == pytest.approx(0.95)
-    method = Consistency(velocity="data", nodes=(2, 150), decay=0.9, length=800_000)
-    assert [method.count(k) for k in (0, 400_000, 800_000, 10**9)] == [2, 107, 151, 151]
-    assert method.target_decay(0) == pytest.approx(0.9)
+    assert {Consistency().steps_at(k) for k in (0, 5_000, 10**9)} == {40}
+    assert Consistency().decay_at(77) == pytest.approx(0.95)
+    method = Consistency(velocity="data", grid_steps=(2, 150), ema_decay=0.9, growth_updates=800_000)
+    assert [method.steps_at(k) for k in (0, 400_000, 800_000, 10**9)] == [2, 107, 151, 151]
+    assert method.decay_at(0) == pytest.approx(0.9)
     for k in (0, 1234, 800_000):
-        assert method.target_decay(k) == pytest.approx(math.exp(2 * math.log(0.9) / method.count(k)))
-    counts = [method.count(k) for k in range(0, 800_001, 1000)]
+        assert method.decay_at(k) == pytest.approx(math.exp(2 * math.log(0.9) / method.steps_at(k)))
+    counts = [method.steps_at(k) for k in range(0, 800_001, 1000)]
     assert counts == sorted(counts)
 
 
@@ -181,14 +189,14 @@ def test_no_gradient_reaches_teacher_or_target():
     next(Consistency(class_dropout=0)(roles, next(batches(world, 16, 1))))[1].backward()
     assert all(p.grad is not None and p.grad.abs() > 0 for p in nets["net"].parameters())
     assert all(p.grad is None for name in ("target", "teacher") for p in nets[name].parameters())
-    goal = target(roles["net"], torch.ones(2, 1, dtype=F64), torch.ones(2, dtype=F64), {})
+    goal = consistency_target(roles["net"], torch.ones(2, 1, dtype=F64), torch.ones(2, dtype=F64), {})
     assert not goal.requires_grad
 
 
 def test_the_target_is_the_average_of_the_students():
     ours, theirs = nn.Linear(2, 2), nn.Linear(2, 2)
     expected = 0.9 * theirs.weight.detach() + 0.1 * ours.weight.detach()
-    Decay(decay=0.9).update(theirs, ours, 1)
+    ema_update(theirs, ours, 0.9)
     torch.testing.assert_close(theirs.weight.detach(), expected)
 
 
@@ -199,13 +207,19 @@ def test_a_teacher_is_needed_and_on_the_same_path():
     f = Denoiser(Wild(), Flow(), parameterisation.Velocity())
     with pytest.raises(UserError, match="same path"):
         next(Consistency()({"net": f, "target": f, "teacher": mixture(EDM())}, next(batches(mixture(Flow()), 4, 1))))
-    for wrong in ({"nodes": (5, 4)}, {"nodes": (1, 1)}, {"decay": 1.0}, {"length": 0}, {"class_dropout": 2.0}):
+    for wrong in (
+        {"grid_steps": (5, 4)},
+        {"grid_steps": (1, 1)},
+        {"ema_decay": 1.0},
+        {"growth_updates": 0},
+        {"class_dropout": 2.0},
+    ):
         with pytest.raises(UserError, match="Consistency: "):
             Consistency(**wrong)
 
 
 def test_the_spec_is_read_again():
-    method = Consistency(velocity="data", nodes=(2, 150), distance=build("distillers.distances", "huber"))
+    method = Consistency(velocity="data", grid_steps=(2, 150), distance=build("distillers.distances", "huber"))
     assert build("distillers", spec_of(method)) == method
 
 
@@ -223,7 +237,7 @@ def test_two_steps_of_the_exact_map_sample_the_data():
 
 
 def test_the_sampler_is_at_times_that_were_trained():
-    method = Consistency(nodes=(40, 40))
+    method = Consistency(grid_steps=(40, 40))
     trained = method.grid.times(Flow(), 40)
     for steps in (1, 2, 4):
         times = method.sampler.grid.times(Flow(), steps)
@@ -237,14 +251,14 @@ def test_the_student_is_the_quantile_map():
     world, times = mixture(path), grid.times(path, 40)[:-1]
     f = Denoiser(Table(path, kind, times, begin=world), path, kind)
     assert quantile_error(f, world, 20.0) > 0.5  # the denoiser says the mean of all data
-    method = Consistency(nodes=(40, 40), grid=grid, decay=0.0, class_dropout=0)
+    method = Consistency(grid_steps=(40, 40), grid=grid, ema_decay=0.0, class_dropout=0)
     roles = {"net": f, "target": Denoiser(copy.deepcopy(f.net), path, kind), "teacher": world}
     solve(method, roles, 40)
     assert quantile_error(f, world, 20.0) < 1e-2
     assert quantile_error(f, world, float(times[20])) < 1e-2
 
 
-SMALL = {"steps": 4, "objective.nodes": [4, 4], "objective.grid.sigma_min": 0.05}
+SMALL = {"steps": 4, "objective.grid_steps": [4, 4], "objective.grid.sigma_min": 0.05}
 
 
 def test_a_student_is_distilled_from_a_run_folder_and_resumed(tmp_path):
@@ -268,6 +282,6 @@ def test_a_student_is_distilled_from_a_run_folder_and_resumed(tmp_path):
 
 
 def test_it_trains_on_data_alone(tmp_path):
-    method = Consistency(velocity="data", nodes=(2, 6), length=4, decay=0.9)
+    method = Consistency(velocity="data", grid_steps=(2, 6), growth_updates=4, ema_decay=0.9)
     done = train(tiny(objective=method, sampler=method.sampler, steps=3), tmp_path, quiet=True)
     assert done.step == 3 and math.isfinite(done.val_loss)

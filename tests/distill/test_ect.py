@@ -15,7 +15,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.times import LogNormal
 from gen.distillers.ect import ECT
-from gen.distillers.lib.consistency import level
+from gen.distillers.lib.consistency import sigma_of_t
 from gen.training.objectives import Batch
 from gen.training.trainer import train
 from tests.distill.test_ict import Blind, batch
@@ -30,16 +30,16 @@ def test_r_is_the_published_one():
     """locuslab/ect, training/loss.py: q = 2, k = 8, b = 1."""
     for stage in range(8):
         ratio = 1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-SIGMA))
-        r = ECT().earlier(EDM(), SIGMA, stage)
+        r = ECT().next_time(EDM(), SIGMA, stage)
         torch.testing.assert_close(r, SIGMA * ratio.clamp(min=0), rtol=1e-9, atol=1e-12)
-    first = ECT().earlier(EDM(), SIGMA, 0)
+    first = ECT().next_time(EDM(), SIGMA, 0)
     assert bool((first[:4] == 0).all()) and bool((first[4:] > 0).all())  # denoising up to 1.95
 
 
 @pytest.mark.parametrize("path", [EDM(), Flow(), Trig(), VP()], ids=repr)
 def test_r_is_below_t_and_grows_with_t_and_stage(path):
     t = torch.linspace(1e-4, 0.999, 200, dtype=F64) * path.t1
-    stages = torch.stack([ECT().earlier(path, t, stage) for stage in range(8)])
+    stages = torch.stack([ECT().next_time(path, t, stage) for stage in range(8)])
     assert bool((stages < t).all()) and bool((stages >= 0).all())
     assert bool((stages.diff(dim=1) >= -1e-12).all())
     assert bool((stages.diff(dim=0) >= -1e-12).all())
@@ -78,7 +78,7 @@ def test_training_goes_nowhere_from_the_exact_map():
         weight = (world.log_prob(grid, zero) - eps[:, 0] ** 2 / 2).softmax(0)
         drift = []
         for stage in (6, 7):
-            r = method.earlier(path, t, stage)
+            r = method.next_time(path, t, stage)
             with torch.no_grad():
                 mean = (weight * f(path.mix(grid, eps, r), r).x0[:, 0]).sum()
                 ours = f(torch.full((1, 1), x_t, dtype=F64), t[:1]).x0
@@ -88,7 +88,7 @@ def test_training_goes_nowhere_from_the_exact_map():
 
 
 def test_the_stage_grows_and_stops():
-    method = ECT(double=10, stages=4)
+    method = ECT(double_every=10, stages=4)
     assert [method.stage(k) for k in (0, 9, 10, 39, 40, 10**6)] == [0, 0, 1, 3, 3, 3]
 
 
@@ -141,7 +141,7 @@ def test_a_denoiser_is_tuned_into_the_quantile_map():
 
     times = [torch.tensor([20.0], dtype=F64)]
     while times[-1] > 0.03:
-        times.append(method.earlier(path, times[-1], stage(times[-1])))
+        times.append(method.next_time(path, times[-1], stage(times[-1])))
     times = torch.cat(times).flip(0)
     f = Denoiser(Rows(path, kind, times, world), path, kind)
     assert quantile_error(f, world, 20.0) > 0.5
@@ -162,20 +162,20 @@ def test_noise_beyond_all_data_does_no_harm():
     t = torch.tensor([1.0, 1 - 1e-12], dtype=F64)
     losses = ECT().losses(f, Batch(torch.ones(2, 4, dtype=F64), {}, Quick(2, 0)), {}, t, 3)[0]
     assert bool(losses.isfinite().all())
-    assert float(level(Flow(), t).max()) <= 1e6
+    assert float(sigma_of_t(Flow(), t).max()) <= 1e6
 
 
 def test_wrong_numbers_are_named():
-    for wrong in ({"gap": 1.0}, {"sharpness": -1.0}, {"double": 0}, {"stages": 0}, {"huber": -1.0}):
+    for wrong in ({"gap": 1.0}, {"sharpness": -1.0}, {"double_every": 0}, {"stages": 0}, {"huber": -1.0}):
         with pytest.raises(UserError, match="ECT: "):
             ECT(**wrong)
     assert build("distillers", spec_of(ECT(stages=3))) == ECT(stages=3)
 
 
 def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):
-    done = train(tiny(objective=ECT(double=1), steps=3), tmp_path / "alone", quiet=True)
+    done = train(tiny(objective=ECT(double_every=1), steps=3), tmp_path / "alone", quiet=True)
     assert math.isfinite(done.val_loss)
-    changes = {"steps": 2, "objective.double": 1}
+    changes = {"steps": 2, "objective.double_every": 1}
     student = gen.distill("ect", done.folder, tmp_path / "student", changes=changes, quiet=True)
     assert student.pipeline().sample(2).nfe == 1
     assert student.pipeline().sample(2, steps=2).nfe == 2

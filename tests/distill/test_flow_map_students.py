@@ -125,7 +125,7 @@ def test_scm(path, param):
 
 def test_meanflow():
     """A target time's average velocity is taught by itself alone, so that each has a student of its own."""
-    method = MeanFlow(times=Uniform(), equal=0.0, velocity="teacher", power=0.0, derivative="difference")
+    method = MeanFlow(times=Uniform(), flow_share=0.0, velocity="teacher", power=0.0, derivative="difference")
 
     def net(s):
         batch = even(Flow(), "t", between(s), s=s)
@@ -140,7 +140,7 @@ def test_meanflow():
 def test_shortcut():
     """From the shortest jumps to the longest. 256 of them: 64 steps of Euler's would be 1.5 % off themselves."""
     levels, mixture = 8, world()
-    method = Shortcut(steps=2**levels, bootstrap=0.5, decay=0.0, velocity="teacher", clip=None)
+    method = Shortcut(steps=2**levels, bootstrap=0.5, ema_decay=0.0, velocity="teacher", clip=None)
     nets = method.roles(Jumps(method.steps), Taught(mixture))
     roles = {name: Denoiser(net, Flow(), Velocity()) for name, net in nets.items()} | {"teacher": Kept(mixture)}
     for level in reversed(range(levels + 1)):

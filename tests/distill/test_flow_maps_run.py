@@ -8,8 +8,11 @@ from gen.config.errors import UserError
 from gen.training.trainer import Trainer, train
 from tests.gen.tiny import tiny
 
-METHODS = {"scm": 1, "meanflow": 1, "shortcut": 1}
-CHANGES = {"scm": {"objective.warmup": 4}, "meanflow": {"objective.equal": 0.5}, "shortcut": {"objective.decay": 0.5}}
+CHANGES = {
+    "scm": {"objective.warmup": 4},
+    "meanflow": {"objective.flow_share": 0.5},
+    "shortcut": {"objective.ema_decay": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,7 @@ def teacher(tmp_path_factory):
     return train(tiny(steps=2, validate_every=0), tmp_path_factory.mktemp("teacher") / "run", quiet=True).folder
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHANGES)
 def test_a_student_from_a_run_folder_and_its_resume(method, teacher, tmp_path):
     changes = {"steps": 4, "validate_every": 4, **CHANGES[method]}
     whole = gen.distill(method, teacher, tmp_path / "whole", changes=changes, quiet=True)

@@ -23,7 +23,7 @@ SPEC = MLP(classes=3, width=8, depth=1)
 # Options by which a method asks its teacher at all, or is small.
 SMALL = {
     "shortcut": {"velocity": "teacher", "steps": 8, "bootstrap": 0.0},
-    "meanflow": {"velocity": "teacher", "equal": 1.0},
+    "meanflow": {"velocity": "teacher", "flow_share": 1.0},
     "scm": {"adaptive": False},
     "dmd2": {"critic_steps": 1},
     "f_distill": {"critic_steps": 1, "hidden": 8},

@@ -13,7 +13,7 @@ from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.distillers.ict import ICT
-from gen.distillers.lib.consistency import level, pseudo_huber
+from gen.distillers.lib.consistency import pseudo_huber, sigma_of_t
 from gen.training.objectives import Batch
 from gen.training.trainer import train
 from tests.distill.toys import Quick
@@ -24,10 +24,10 @@ F64 = torch.float64
 
 def test_the_number_of_nodes_doubles_as_published():
     """Song & Dhariwal 2024, table 1: 10 to 1280 intervals in eight stages of 50,000 updates."""
-    method = ICT(double=50_000)
-    assert [method.count(50_000 * k) - 1 for k in range(8)] == [10, 20, 40, 80, 160, 320, 640, 1280]
-    assert method.count(49_999) == 11 and method.count(10**9) == 1281
-    assert ICT(nodes=(10, 70), double=1).count(3) == 71
+    method = ICT(double_every=50_000)
+    assert [method.steps_at(50_000 * k) - 1 for k in range(8)] == [10, 20, 40, 80, 160, 320, 640, 1280]
+    assert method.steps_at(49_999) == 11 and method.steps_at(10**9) == 1281
+    assert ICT(grid_steps=(10, 70), double_every=1).steps_at(3) == 71
 
 
 @pytest.mark.parametrize("path", [EDM(), Flow()], ids=repr)
@@ -35,7 +35,7 @@ def test_intervals_have_the_shares_of_a_log_normal(path):
     method, count = ICT(), 11
     u = (torch.arange(200_000, dtype=F64) + 0.5) / 200_000
     found = torch.bincount(method.intervals(u, path, count), minlength=count) / len(u)
-    sigma = level(path, method.grid.times(path, count)).clamp(min=1e-300)
+    sigma = sigma_of_t(path, method.grid.times(path, count)).clamp(min=1e-300)
     ends = torch.erf((sigma.log() - method.mean) / (method.std * math.sqrt(2)))
     share = ends[:-1] - ends[1:]
     torch.testing.assert_close(found.double(), share / share.sum(), rtol=0, atol=2e-5)
@@ -90,18 +90,24 @@ def test_one_point_of_data_is_learned_without_loss():
 
 
 def test_wrong_numbers_are_named():
-    for wrong in ({"nodes": (20, 10)}, {"double": 0}, {"std": 0.0}, {"huber": -1.0}, {"class_dropout": -0.1}):
+    for wrong in (
+        {"grid_steps": (20, 10)},
+        {"double_every": 0},
+        {"std": 0.0},
+        {"huber": -1.0},
+        {"class_dropout": -0.1},
+    ):
         with pytest.raises(UserError, match="ICT: "):
             ICT(**wrong)
-    assert build("distillers", spec_of(ICT(nodes=(2, 9)))) == ICT(nodes=(2, 9))
+    assert build("distillers", spec_of(ICT(grid_steps=(2, 9)))) == ICT(grid_steps=(2, 9))
 
 
 def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):
-    run = tiny(objective=ICT(nodes=(3, 12), double=1), steps=3, parameterisation="edm_precond")
+    run = tiny(objective=ICT(grid_steps=(3, 12), double_every=1), steps=3, parameterisation="edm_precond")
     done = train(run, tmp_path / "alone", quiet=True)
     assert math.isfinite(done.val_loss)
     teacher = train(tiny(steps=1), tmp_path / "teacher", quiet=True)
-    changes = {"steps": 2, "objective.nodes": [3, 12], "objective.double": 1}
+    changes = {"steps": 2, "objective.grid_steps": [3, 12], "objective.double_every": 1}
     student = gen.distill("ict", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
     assert student.pipeline().sample(2).nfe == 1
     assert student.pipeline().sample(2, steps=3).nfe == 3

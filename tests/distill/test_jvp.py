@@ -7,7 +7,7 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.distillers.lib.jvp import slope
+from gen.distillers.lib.jvp import directional_derivative
 from gen.models.dit import DiT
 from gen.models.flow_map import FlowMap
 from gen.models.mlp import MLP
@@ -47,7 +47,7 @@ def test_forward_mode_equals_central_differences(spec):
         pred = f(x, t, s=s)
         return pred.eps - pred.x0
 
-    exact, near = slope(u, x, t, dx, dt), slope(u, x, t, dx, dt, "difference")
+    exact, near = directional_derivative(u, x, t, dx, dt), directional_derivative(u, x, t, dx, dt, "difference")
     assert exact.norm() > 1e-2
     assert (exact - near).norm() < 1e-5 * exact.norm()
     assert not exact.requires_grad and not near.requires_grad
@@ -56,8 +56,8 @@ def test_forward_mode_equals_central_differences(spec):
 def test_state_space_mixers_have_forward_mode():
     spec = SSM(size=4, patch=2, channels=1, classes=0, width=16, depth=1)
     f, (x, t, dx, dt) = net(spec), line()
-    exact = slope(lambda x, t: f(x, t, {}), x, t, dx, dt)
-    near = slope(lambda x, t: f(x, t, {}), x, t, dx, dt, "difference")
+    exact = directional_derivative(lambda x, t: f(x, t, {}), x, t, dx, dt)
+    near = directional_derivative(lambda x, t: f(x, t, {}), x, t, dx, dt, "difference")
     assert exact.norm() > 1e-2
     assert (exact - near).norm() < 1e-5 * exact.norm()
 
@@ -70,14 +70,14 @@ def test_both_are_right_on_a_known_function():
 
     a, b = ((v[:, None, None, None]) for v in (t, dt))
     exact = 2 * x * dx * a.sin() + x**2 * a.cos() * b
-    torch.testing.assert_close(slope(f, x, t, dx, dt), exact, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(slope(f, x, t, dx, dt, "difference"), exact, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(directional_derivative(f, x, t, dx, dt), exact, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(directional_derivative(f, x, t, dx, dt, "difference"), exact, rtol=1e-7, atol=1e-7)
 
 
 def test_both_sides_of_a_difference_have_the_same_dropout():
     x, t, dx, dt = line()
     torch.manual_seed(3)
-    got = slope(lambda x, t: torch.nn.functional.dropout(x, 0.5), x, t, dx, dt, "difference")
+    got = directional_derivative(lambda x, t: torch.nn.functional.dropout(x, 0.5), x, t, dx, dt, "difference")
     share = got / dx
     assert torch.allclose(share.round(), share, atol=1e-6) and set(share.round().unique().tolist()) == {0.0, 2.0}
 
@@ -85,4 +85,4 @@ def test_both_sides_of_a_difference_have_the_same_dropout():
 def test_differences_in_low_precision_are_refused():
     x, t, dx, dt = line(torch.float32)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="set precision no, or derivative jvp"):
-        slope(lambda x, t: x, x, t, dx, dt, "difference")
+        directional_derivative(lambda x, t: x, x, t, dx, dt, "difference")

@@ -11,8 +11,8 @@ from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, EDMPrecond, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.worlds import Gaussian
-from gen.distillers.lib.jvp import slope
-from gen.distillers.lib.velocity import along
+from gen.distillers.lib.jvp import directional_derivative
+from gen.distillers.lib.velocity import velocity_in_tau
 from gen.distillers.meanflow import MeanFlow
 from gen.samplers.solvers.jump import Jump
 from gen.training.objectives import Batch
@@ -43,10 +43,10 @@ def test_a_wrong_tangent_leaves_an_error():
     """With (1, 1) or (v, 0) in place of (v, 1) the exact map is no solution any more (table 1b of the paper)."""
     mixture, (t, s) = world(), times(Flow())
     f, x = Exact(mixture), batch(mixture, 64).x
-    v = along(Taught(mixture)(x, t))
+    v = velocity_in_tau(Taught(mixture)(x, t))
     for dx, dt, fits in ((v, 1.0, True), (torch.ones_like(v), 1.0, False), (v, 0.0, False)):
-        du = slope(lambda x, t: along(f(x, t, s=s)), x, t, dx, torch.full_like(t, dt))
-        error = (along(f(x, t, s=s)) - v + (t - s)[:, None, None, None] * du).square().mean()
+        du = directional_derivative(lambda x, t: velocity_in_tau(f(x, t, s=s)), x, t, dx, torch.full_like(t, dt))
+        error = (velocity_in_tau(f(x, t, s=s)) - v + (t - s)[:, None, None, None] * du).square().mean()
         assert (error < 1e-20) == fits
         assert fits or error > 1e-3
 
@@ -81,11 +81,11 @@ def test_the_average_velocity_of_a_gaussian():
     a, b = t[:, None], s[:, None]
     exact = -mean + (spread_t - spread_s) / ((a - b) * spread_t) * (x - (1 - a) * mean)
     pred = f(x, t, s=s)
-    torch.testing.assert_close(along(pred), exact, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(velocity_in_tau(pred), exact, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(Flow().mix(pred.x0, pred.eps, s), x - (a - b) * exact, rtol=1e-12, atol=1e-12)
     v = f.path.velocity(f(x, t), t)
-    du = slope(lambda x, t: along(f(x, t, s=s)), x, t, v, torch.ones_like(t))
-    torch.testing.assert_close(along(pred), v - (a - b) * du, rtol=1e-9, atol=1e-9)
+    du = directional_derivative(lambda x, t: velocity_in_tau(f(x, t, s=s)), x, t, v, torch.ones_like(t))
+    torch.testing.assert_close(velocity_in_tau(pred), v - (a - b) * du, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("param", [Velocity(), Velocity("data"), V(), X0(), EDMPrecond()], ids=repr)
@@ -95,7 +95,7 @@ def test_every_parameterisation_jumps_by_its_average_velocity(param):
         torch.nn.init.normal_(weight, std=0.3)
     x, t, s = torch.randn(4, 1, 1, 1).double(), torch.tensor(0.9).double(), torch.tensor(0.2).double()
     landed = Jump().step(f, Flow(), x, t, s, None, None)[0]
-    u = along(f(x, t.expand(4), s=s.expand(4)))
+    u = velocity_in_tau(f(x, t.expand(4), s=s.expand(4)))
     torch.testing.assert_close(landed, x - (t - s) * u, rtol=1e-12, atol=1e-12)
 
 
@@ -117,10 +117,10 @@ def test_guidance_mixes_the_velocities_where_it_is_asked_for():
     t = torch.tensor([0.5, 0.6, 0.5, 0.95], dtype=torch.float64)  # the fourth is not guided
     x0, x = torch.zeros(n, 1).double(), torch.randn(n, 1, dtype=torch.float64)
     toward = Prediction(x0, x0 + 10)
-    method = MeanFlow(omega=0.2, kappa=0.7, guided=(0.0, 0.75))
-    got = along(method.guidance(Labelled(), x, t, {"y": y}, toward))[:, 0]
+    method = MeanFlow(omega=0.2, kappa=0.7, guidance_interval=(0.0, 0.75))
+    got = velocity_in_tau(method.guided(Labelled(), x, t, {"y": y}, toward))[:, 0]
     assert torch.allclose(got, torch.tensor([0.2 * 10 + 0.1 * 2, 0.2 * 10 + 0.7 + 0.1 * 2, 10.0, 10.0]).double())
-    assert MeanFlow().guidance(Labelled(), x, t, {"y": y}, toward) is toward
+    assert MeanFlow().guided(Labelled(), x, t, {"y": y}, toward) is toward
 
 
 @pytest.mark.parametrize(("power", "weight"), [(0.0, 1.0), (0.5, 2.0), (1.0, 4.0)])
@@ -144,7 +144,7 @@ def test_the_adaptive_weight_divides_by_the_error(power, weight):
         def __call__(self, x, t, cond=None, *, s=None, tap=None):
             return Prediction(x, x)  # no velocity
 
-    method = MeanFlow(equal=1.0, velocity="teacher", power=power, damping=1e-9)
+    method = MeanFlow(flow_share=1.0, velocity="teacher", power=power, damping=1e-9)
     _, loss, logs = next(method({"net": f, "teacher": Still()}, still))
     loss.backward()
     assert float(f.net.out.grad) == pytest.approx(weight, rel=1e-6)
@@ -153,7 +153,7 @@ def test_the_adaptive_weight_divides_by_the_error(power, weight):
 
 
 def test_wrong_settings_are_named():
-    for wrong in ({"equal": 1.5}, {"omega": 0.0}, {"kappa": 1.0}, {"damping": 0.0}, {"power": -1.0}):
+    for wrong in ({"flow_share": 1.5}, {"omega": 0.0}, {"kappa": 1.0}, {"damping": 0.0}, {"power": -1.0}):
         with pytest.raises(UserError, match=f"MeanFlow: .*{next(iter(wrong))}"):
             MeanFlow(**wrong)
     with pytest.raises(UserError, match="needs a teacher"):

@@ -10,7 +10,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond, V
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.times import Uniform
-from gen.distillers.lib.jvp import slope
+from gen.distillers.lib.jvp import directional_derivative
 from gen.distillers.scm import SCM
 from tests.distill.line import Exact, Taught, batch, student, world
 
@@ -26,7 +26,7 @@ def test_the_tangent_of_the_exact_map_is_zero(path, sigma_data):
     mixture, method, t = world(path), SCM(sigma_data=sigma_data, adaptive=False), times(path)
     for wrong, low, high in ((1.0, 0.0, 1e-10), (1.1, 1e-3, math.inf)):
         roles = {"net": Exact(mixture, wrong), "teacher": Taught(mixture)}
-        _, g = method.pair(roles, batch(mixture, 64), {}, t, 1.0)
+        _, g = method.output_and_tangent(roles, batch(mixture, 64), {}, t, 1.0)
         assert low <= g.abs().mean() < high
 
 
@@ -42,7 +42,7 @@ def test_the_tangent_is_that_of_the_paper(r):
     """On Trig with V: g = -cos^2 (F - dx/dt) - r cos sin (x + dF/dt), and at r = 1 it is cos(t) df/dt."""
     f, mixture, t = random_student(Trig(), V()), world(Trig()), times(Trig())
     points = batch(mixture, 64)
-    out, g = SCM(velocity="data").pair({"net": f}, points, {}, t, r)
+    out, g = SCM(velocity="data").output_and_tangent({"net": f}, points, {}, t, r)
     z = points.normal("eps")
     cos, sin = (c[:, None, None, None] for c in (t.cos(), t.sin()))
     x, v = cos * points.x + sin * z, cos * z - sin * points.x
@@ -53,7 +53,7 @@ def test_the_tangent_is_that_of_the_paper(r):
     def denoised(x, t):
         return t.cos()[:, None, None, None] * x - t.sin()[:, None, None, None] * net(x, t)
 
-    change, whole = (slope(h, x, t, v, torch.ones_like(t)) for h in (net, denoised))
+    change, whole = (directional_derivative(h, x, t, v, torch.ones_like(t)) for h in (net, denoised))
     torch.testing.assert_close(out, net(x, t), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(g, (-(cos**2) * (out - v) - r * cos * sin * (x + change)).detach(), rtol=1e-9, atol=1e-9)
     if r == 1:
@@ -70,7 +70,7 @@ def test_one_network_has_one_tangent_on_all_paths(path):
         def forward(self, x, t, cond, *, s=None, tap=None):
             return -x.sin()
 
-    out, g = method.pair({"net": Denoiser(Still(), path, EDMPrecond(sd))}, points, {}, t, 1.0)
+    out, g = method.output_and_tangent({"net": Denoiser(Still(), path, EDMPrecond(sd))}, points, {}, t, 1.0)
     angle = torch.atan2(path.sigma(t), sd * path.alpha(t))
     cos, sin = (c[:, None, None, None] for c in (angle.cos(), angle.sin()))
     eps = points.normal("eps")
@@ -86,8 +86,8 @@ def test_the_step_is_the_shortened_tangent():
     seen = {}
 
     class Kept(SCM):
-        def pair(self, roles, batch, cond, t, r):
-            out, g = super().pair(roles, batch, cond, t, r)
+        def output_and_tangent(self, roles, batch, cond, t, r):
+            out, g = super().output_and_tangent(roles, batch, cond, t, r)
             out.retain_grad()
             seen.update(out=out, g=g, r=r, t=t)
             return out, g

@@ -65,19 +65,23 @@ class Labelled:
 def test_guidance_acts_upon_the_shortest_half_jumps_alone():
     t = torch.ones(2, dtype=torch.float64)
     s = 1 - torch.tensor([2 / 8, 4 / 8], dtype=torch.float64)
-    got = Shortcut(steps=8, cfg=1.5, clip=None).two(Labelled(), torch.zeros(2, 1).double(), t, s, {"y": torch.ones(2)})
+    got = Shortcut(steps=8, bootstrap_cfg=1.5, clip=None).two_half_jumps(
+        Labelled(), torch.zeros(2, 1).double(), t, s, {"y": torch.ones(2)}
+    )
     assert torch.allclose(got[:, 0], torch.tensor([9 + 1.5 * (1 - 9), 1.0]).double())
 
 
 def test_targets_are_clipped():
     t, s = torch.ones(1).double(), torch.zeros(1).double()
-    got = Shortcut(steps=8, clip=4.0).two(Labelled(), torch.zeros(1, 1).double(), t, s, {"y": torch.full((1,), 7)})
+    got = Shortcut(steps=8, clip=4.0).two_half_jumps(
+        Labelled(), torch.zeros(1, 1).double(), t, s, {"y": torch.full((1,), 7)}
+    )
     assert float(got) == 4.0
 
 
 def test_the_target_follows_the_net_and_gets_no_gradient():
     f = student(Flow(), Velocity(), True, width=8)
-    method, mixture = Shortcut(decay=0.75, bootstrap=1.0, steps=8), world()
+    method, mixture = Shortcut(ema_decay=0.75, bootstrap=1.0, steps=8), world()
     nets = method.roles(f.net, None)
     roles = {role: Denoiser(net, Flow(), Velocity()) for role, net in nets.items()}
     before = copy.deepcopy(nets["target"].state_dict())
@@ -94,7 +98,7 @@ def test_the_target_follows_the_net_and_gets_no_gradient():
 
 
 def test_wrong_settings_are_named():
-    for wrong in ({"steps": 12}, {"bootstrap": 1.5}, {"decay": -1.0}, {"clip": 0.0}):
+    for wrong in ({"steps": 12}, {"bootstrap": 1.5}, {"ema_decay": -1.0}, {"clip": 0.0}):
         with pytest.raises(UserError, match=f"Shortcut: {next(iter(wrong))}"):
             Shortcut(**wrong)
     with pytest.raises(UserError, match="needs a teacher"):

@@ -15,8 +15,8 @@ from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.path import EDM, Flow
 from gen.distillers.ect import ECT
-from gen.distillers.lib.consistency import closer, level, pair_losses
-from gen.distillers.tcm import TCM, Truncated
+from gen.distillers.lib.consistency import consistency_losses, ect_next_time, sigma_of_t
+from gen.distillers.tcm import TCM, TruncatedConsistency
 from gen.training.trainer import train
 from tests.distill.test_ict import batch
 from tests.distill.toys import batches
@@ -41,7 +41,7 @@ def says(value):
 
 
 def test_the_first_stage_answers_below_the_start_and_the_second_from_it_on():
-    f = Truncated(says(1.0), says(2.0), 1.0)  # level 1 is t = 1/2
+    f = TruncatedConsistency(says(1.0), says(2.0), 1.0)  # level 1 is t = 1/2
     t = torch.tensor([0.1, 0.499, 0.5, 0.9], dtype=F64)
     x = torch.randn(4, 1, dtype=F64)
     assert f(x, t).x0.flatten().tolist() == pytest.approx([1, 1, 2, 2])
@@ -50,33 +50,33 @@ def test_the_first_stage_answers_below_the_start_and_the_second_from_it_on():
 
 
 def test_levels_have_the_cut_density_of_student():
-    method = TCM(freedom=2.0, std=0.5, mean=0.3)
+    method = TCM(dof=2.0, std=0.5, mean=0.3)
     u = (torch.arange(200_000, dtype=F64) + 0.5) / 200_000
-    z = ((method.level_at(u).log() - 0.3) / 0.5).numpy()
+    z = ((method.sigma_quantile(u).log() - 0.3) / 0.5).numpy()
     from scipy.stats import kstest, t
 
     low, high = t.cdf([(0 - 0.3) / 0.5, (math.log(80) - 0.3) / 0.5], 2)
     assert kstest(z, lambda z: (t.cdf(z, 2) - low) / (high - low)).statistic < 1e-4
-    ends = TCM().level_at(torch.tensor([0.0, 1 - 1e-12], dtype=F64))
+    ends = TCM().sigma_quantile(torch.tensor([0.0, 1 - 1e-12], dtype=F64))
     assert ends.tolist() == pytest.approx([1.0, 80.0])
 
 
 def test_at_the_start_the_first_stage_is_the_target():
     """So the boundary's loss is the distance of the two stages there, and moves the second alone."""
     method = TCM(class_dropout=0)
-    roles = {"net": says(2.0), "first": says(1.5)}
+    roles = {"net": says(2.0), "first_stage": says(1.5)}
     loss, logs = next(method(roles, batch(256)))[1:]
-    gap = float(level(Flow(), torch.tensor(0.5, dtype=F64)))
-    r = closer(EDM(), torch.ones(1, dtype=F64), method.gap, 8.0, 1.0)
+    gap = float(sigma_of_t(Flow(), torch.tensor(0.5, dtype=F64)))
+    r = ect_next_time(EDM(), torch.ones(1, dtype=F64), method.gap, 8.0, 1.0)
     share = (batch(256).noise.uniform("boundary") < 0.25).double().mean() / 0.25
     assert float(logs["boundary_loss"]) == pytest.approx(float(2 * 0.5 / (gap - r) * share), rel=1e-9)
     assert float(loss.detach()) == pytest.approx(float(logs["consistency_loss"] + 0.1 * logs["boundary_loss"]))
     loss.backward()
-    assert roles["net"].net.value.grad > 0 and roles["first"].net.value.grad is None
+    assert roles["net"].net.value.grad > 0 and roles["first_stage"].net.value.grad is None
 
 
 def test_the_loss_vanishes_where_both_stages_agree_on_one_point():
-    roles = {"net": says(0.7), "first": says(0.7)}
+    roles = {"net": says(0.7), "first_stage": says(0.7)}
     drawn = batch(64)
     drawn.x.fill_(0.7)
     assert float(next(TCM(class_dropout=0)(roles, drawn))[1].detach()) < 1e-8
@@ -86,9 +86,9 @@ def test_above_the_start_it_is_ects_loss():
     world = Mixture(dim=1, modes=2, std=0.4).world(Flow())
     drawn, t = next(batches(world, 32, 1)), torch.full((32,), 0.9, dtype=F64)
     f, method = says(0.4), TCM()
-    ours = method.losses({"net": f, "first": says(9.0)}, drawn, {}, t)[0]
-    r = closer(Flow(), t, method.gap, method.sharpness, method.slope)
-    assert torch.equal(ours, pair_losses(f, f, drawn, {}, t, r, method.huber)[0])
+    ours = method.losses({"net": f, "first_stage": says(9.0)}, drawn, {}, t)[0]
+    r = ect_next_time(Flow(), t, method.gap, method.sharpness, method.slope)
+    assert torch.equal(ours, consistency_losses(f, f, drawn, {}, t, r, method.huber)[0])
     assert torch.equal(ours, ECT().losses(f, drawn, {}, t, 7)[0])
 
 
@@ -96,28 +96,35 @@ def test_its_sampler_stays_above_the_start():
     for path in (Flow(), EDM()):
         for steps in (1, 2, 4):
             times = TCM().sampler.grid.times(path, steps)[:-1]
-            assert float(level(path, times).min()) >= 1 - 1e-9
+            assert float(sigma_of_t(path, times).min()) >= 1 - 1e-9
     assert TCM().sampler.grid.times(EDM(), 2).tolist() == pytest.approx([80, 1, 0])
 
 
 def test_wrong_numbers_are_named():
-    for wrong in ({"start": 0.0}, {"top": 0.5}, {"boundary": 1.0}, {"gap": 0.0}, {"freedom": 0.0}, {"weight": -1.0}):
+    for wrong in (
+        {"transition": 0.0},
+        {"sigma_max": 0.5},
+        {"boundary": 1.0},
+        {"gap": 0.0},
+        {"dof": 0.0},
+        {"boundary_weight": -1.0},
+    ):
         with pytest.raises(UserError, match="TCM: "):
             TCM(**wrong)
-    assert build("distillers", spec_of(TCM(start=2.0))) == TCM(start=2.0)
+    assert build("distillers", spec_of(TCM(transition=2.0))) == TCM(transition=2.0)
 
 
 def test_it_goes_on_from_a_consistency_model_that_stays_as_it_was(tmp_path):
-    first = train(tiny(objective=ECT(double=1), steps=2), tmp_path / "first", quiet=True)
+    first = train(tiny(objective=ECT(double_every=1), steps=2), tmp_path / "first", quiet=True)
     whole = gen.distill("tcm", first.folder, tmp_path / "whole", changes={"steps": 4}, quiet=True)
     gen.distill("tcm", first.folder, tmp_path / "parts", changes={"steps": 2}, quiet=True)
     parts = gen.distill("tcm", first.folder, tmp_path / "parts", changes={"steps": 4}, quiet=True)
-    for file in ("net.safetensors", "first.safetensors"):
+    for file in ("net.safetensors", "first_stage.safetensors"):
         a, b = ((done.folder / "final" / file).read_bytes() for done in (whole, parts))
         assert a == b
     start, end = (
         checkpoints.read_tensors(done.folder / "final", file, checkpoints.read(done.folder / "final"))
-        for done, file in ((first, "net-ema.safetensors"), (whole, "first.safetensors"))
+        for done, file in ((first, "net-ema.safetensors"), (whole, "first_stage.safetensors"))
     )
     assert all(torch.equal(start[k], end[k]) for k in end)
     assert whole.pipeline().sample(2).nfe == 1
