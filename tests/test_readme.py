@@ -33,6 +33,11 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+def files(page):
+    """Return the blocks that a page says to put into a file, by the file's name."""
+    return dict(re.findall(r"Put this into `([^`]+)`:\n\n```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
+
+
 def commands(page, program):
     """Yield the lines of shell blocks and the inline code that call a program, without comments."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
@@ -70,12 +75,16 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_of_a_page_runs(page, trained, monkeypatch):
     monkeypatch.chdir(trained)
+    monkeypatch.syspath_prepend(str(trained))
+    for name, text in files(page).items():
+        (trained / Path(name).name).write_text(text)
+    code = "\n".join(block for block in blocks(page, "python") if block not in files(page).values())
     with torch.enable_grad():  # a page may switch gradients off
-        exec(compile("\n".join(blocks(page, "python")), str(page), "exec"), {"__name__": page.stem})
+        exec(compile(re.sub(r'"steps": \d+', '"steps": 2', code), str(page), "exec"), {"__name__": page.stem})
 
 
 def test_the_solver_of_the_page_is_one(tmp_path, monkeypatch):
-    (tmp_path / "my_half.py").write_text(blocks(ROOT / "docs/extending.md", "python")[0])
+    (tmp_path / "my_half.py").write_text(files(ROOT / "docs/extending.md")["samplers/solvers/half.py"])
     monkeypatch.syspath_prepend(str(tmp_path))
     solver = build("samplers.solvers", "my_half:Half")
     world, noise = mixture(Flow()), torch.randn(64, 2, dtype=torch.float64)
