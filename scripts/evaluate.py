@@ -1,10 +1,6 @@
-"""`gen evaluate` without an installation: python scripts/evaluate.py --help."""
-
-import sys
-from pathlib import Path
+"""`gen evaluate` from a checkout: python scripts/evaluate.py --help."""
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
-    from gen.cli import main
+    from _run import main
 
-    raise SystemExit(main(["evaluate", *sys.argv[1:]]))
+    main(__file__)

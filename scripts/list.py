@@ -1,10 +1,6 @@
-"""`gen list` without an installation: python scripts/list.py --help."""
-
-import sys
-from pathlib import Path
+"""`gen list` from a checkout: python scripts/list.py --help."""
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
-    from gen.cli import main
+    from _run import main
 
-    raise SystemExit(main(["list", *sys.argv[1:]]))
+    main(__file__)

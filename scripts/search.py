@@ -1,10 +1,6 @@
-"""`gen search` without an installation: python scripts/search.py --help."""
-
-import sys
-from pathlib import Path
+"""`gen search` from a checkout: python scripts/search.py --help."""
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
-    from gen.cli import main
+    from _run import main
 
-    raise SystemExit(main(["search", *sys.argv[1:]]))
+    main(__file__)

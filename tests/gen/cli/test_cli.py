@@ -254,11 +254,11 @@ def test_a_closed_pipe_is_no_error():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_script_runs_from_any_folder(tmp_path):
-    script = ROOT / "scripts" / "list.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "path", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize("command", [[str(ROOT / "scripts" / "list.py")], ["-m", "gen", "list"]], ids=["script", "-m"])
+def test_a_verb_runs_as_a_script_and_as_a_module(tmp_path, command):
+    environ = {**os.environ, "PYTHONPATH": str(ROOT) if "-m" in command else ""}
+    words = [sys.executable, *command, "path", "--json"]
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
     assert "flow" in json.loads(done.stdout)["diffusion.path"]
 
 
