@@ -144,14 +144,38 @@ def trajectories(path, start, end):
     return x, runge_kutta(mixture(path), x, start, end, 1024)
 
 
+def with_orders(name, *orders):
+    return [pytest.param(build("samplers.solvers", name, solver_order=k), id=f"{name}-{k}") for k in orders]
+
+
+ORDERS = [
+    *(p for p in SOLVERS if p.values[0].order is not None),
+    *with_orders("dpmpp", 3),
+    *with_orders("dpmpp_single", 3),
+    *with_orders("unipc", 1, 3),
+    *with_orders("deis", 3),
+    *with_orders("exp_ab", 2, 4),
+    *with_orders("flow_adams", 2, 3),
+]
+
+
 @pytest.mark.parametrize("path", [Flow(), EDM(8.0), Trig()], ids=repr)
-@pytest.mark.parametrize("solver", [p for p in SOLVERS if p.values[0].order is not None])
+@pytest.mark.parametrize("solver", ORDERS)
 def test_the_measured_order_is_the_declared_one(solver, path):
-    """On points drawn from x_t itself, from 0.8 to 0.1 of t1."""
+    """From t1, where alpha may be 0, on a uniform grid; and inside, on points drawn from x_t itself.
+
+    At least the declared one, up to a factor of log N. It may be up to two more where the first steps of a published
+    multistep rule do not count; tests/samplers/solvers/test_orders.py measures what the rules themselves have.
+    """
+    world, unit = Gaussian(path, f64(0.5, -1.0), f64(0.5, 1.0)), Noise(tuple(range(16))).normal("start", (2,)).double()
+    x, end = path.start(unit, f64(path.t1)[0]), 0.05 * path.t1
+    truth = world.flow(x, f64(path.t1)[0], f64(end)[0])
+    whole = measured_order(solver, world, x, path.t1, end, (128, 256), truth)
     ends = 0.8 * path.t1, 0.1 * path.t1
     x, truth = trajectories(path, *ends)
-    order = measured_order(solver, mixture(path), x, *ends, (64, 128, 256), truth)
-    assert order == pytest.approx(solver.order, abs={1: 0.1, 2: 0.15}.get(solver.order, 0.3))
+    inside = measured_order(solver, mixture(path), x, *ends, (64, 128, 256), truth)
+    assert solver.order - 0.4 < whole < solver.order + 2.2
+    assert solver.order - 0.4 < inside < solver.order + 2.2
 
 
 @pytest.mark.parametrize("path", PATHS)

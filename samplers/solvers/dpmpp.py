@@ -31,10 +31,6 @@ class DPMpp(Multistep):
     kind: Literal["midpoint", "heun"] = "midpoint"
     compat: Literal["diffusers"] | None = None
 
-    @property
-    def order(self) -> int | None:
-        return 2 if self.compat and self.solver_order == 3 else self.solver_order
-
     def step(
         self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: History, noise: DrawNoise
     ) -> tuple[Tensor, History]:

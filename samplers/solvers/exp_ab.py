@@ -10,8 +10,16 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
-from gen.samplers.solvers.dpmpp_single import singlestep
-from gen.samplers.solvers.lib.exponential import History, Multistep, Node, add_corrections, data_prediction, integrals
+from gen.samplers.solvers.lib.exponential import (
+    History,
+    Multistep,
+    Node,
+    add_corrections,
+    data_prediction,
+    integrals,
+    ratio_integrals,
+)
+from gen.samplers.solvers.lib.stages import CLASSICAL, runge_kutta_step
 
 __all__ = ["ExpAB"]
 
@@ -27,19 +35,19 @@ class State(NamedTuple):
 class ExpAB(Multistep):
     """Exponential Adams-Bashforth of any order (Hochbruck & Ostermann 2010, section 2.5).
 
-    x0 is extrapolated in log-SNR by a polynomial through its last values and integrated exactly; exact where x0 is such
-    a polynomial.
+    x0 is extrapolated by a polynomial through its last values and integrated exactly: in log-SNR, or, up to where alpha
+    = sigma, in alpha / sigma, in which x0 is smooth near pure noise. So the order holds from alpha = 0 too.
 
     Attributes:
         solver_order: at least 1.
-        start: "single" makes the first solver_order - 1 steps with DPM-Solver++(3S), whose error the fourth order can
-            bear: 2 more evaluations each; beyond the fourth, only what follows the start is of higher order. "low" lets
-            the order grow step by step, as published solvers do: no evaluation more, but then the first step's error,
-            of second order, stays.
+        start: "rk4" makes the first solver_order - 1 steps with the classical Runge-Kutta rule, whose error the fifth
+            order can bear: 3 more evaluations each; beyond the fifth, only what follows the start is of higher order.
+            "low" lets the order grow step by step, in log-SNR all along, as published solvers do: no evaluation more,
+            but then the first steps' error, of second order, stays.
     """
 
     solver_order: int = 3
-    start: Literal["single", "low"] = "single"
+    start: Literal["rk4", "low"] = "rk4"
 
     def __post_init__(self) -> None:
         if self.solver_order < 1:
@@ -47,10 +55,10 @@ class ExpAB(Multistep):
 
     @property
     def order(self) -> int | None:
-        return min(self.solver_order, 4 if self.start == "single" else self.solver_order)
+        return min(self.solver_order, 5 if self.start == "rk4" else 2)
 
     def nfe(self, steps: int) -> int:
-        return steps + (2 * min(self.solver_order - 1, steps - 1) if self.start == "single" else 0)
+        return steps + (3 * min(self.solver_order - 1, steps - 1) if self.start == "rk4" else 0)
 
     def init(self) -> State:
         return State()
@@ -63,10 +71,13 @@ class ExpAB(Multistep):
         after = State(state.done + 1, self.push_history(here, state.history))
         if s == 0:
             return path.interpolate(pred, s), after
-        if self.start == "single" and state.done < self.solver_order - 1:
-            return singlestep(f, path, x, pred, t, s, 3), after
-        nodes, lam, alpha = self.usable_history(here, state.history), float(path.lam(s)), float(path.alpha(s))
-        out = path.interpolate(pred, s)
-        if len(nodes) > 1:
-            out = add_corrections(out, [alpha * w for w in integrals(nodes, nodes[0].lam, lam)], nodes)
-        return out, after
+        if self.start == "rk4" and state.done < self.solver_order - 1:
+            return runge_kutta_step(CLASSICAL, f, path, x, pred, t, s), after
+        out, lam = path.interpolate(pred, s), float(path.lam(s))
+        if lam <= 0 and self.start == "rk4":
+            nodes: History = (here, *state.history)
+            scale, weights = float(path.sigma(s)), ratio_integrals(nodes, lam)
+        else:
+            nodes = self.usable_history(here, state.history)
+            scale, weights = float(path.alpha(s)), integrals(nodes, nodes[0].lam, lam) if len(nodes) > 1 else [1.0]
+        return add_corrections(out, [scale * w for w in weights], nodes), after

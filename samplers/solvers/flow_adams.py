@@ -12,9 +12,8 @@ from torch import Tensor
 
 from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
-from gen.samplers.solvers.dpmpp_single import singlestep
 from gen.samplers.solvers.lib.exponential import Multistep, lagrange, quadrature
-from gen.samplers.solvers.lib.stages import Stage, add_stage
+from gen.samplers.solvers.lib.stages import CLASSICAL, MIDPOINT, Stage, Tableau, add_stage, runge_kutta_step
 
 __all__ = ["FlowAdams"]
 
@@ -32,9 +31,9 @@ class FlowAdams(Multistep):
 
     x_s = x_t + int alpha' x0 dt + int sigma' eps dt, integrated by parts so that no derivative of alpha or sigma is
     needed; on flow and EDM this is the classical rule on the velocity (Hairer et al. 1993, section III.1). The first
-    solver_order - 1 steps are DPM-Solver++(3S)'s, a Runge-Kutta rule whose error the fourth order can bear; begun with
-    Euler steps, it would be of second order only. They take 2 more evaluations each. The last step, to t = 0, has no
-    evaluation there and keeps the order where sigma is smooth.
+    solver_order - 1 steps are those of a Runge-Kutta rule in t, of full order at alpha = 0 too: the midpoint rule for
+    the second order, 1 more evaluation each, the classical one beyond, 3 more; begun with Euler steps, it would be of
+    second order only. The last step, to t = 0, has no evaluation there and keeps the order where sigma is smooth.
 
     Attributes:
         solver_order: 1 to 4 evaluations.
@@ -44,8 +43,17 @@ class FlowAdams(Multistep):
 
     orders: ClassVar[Sequence[int]] = (1, 2, 3, 4)
 
+    @property
+    def order(self) -> int | None:
+        return self.solver_order
+
+    @property
+    def starter(self) -> Tableau:
+        """The rule of the first steps."""
+        return CLASSICAL if self.solver_order > 2 else MIDPOINT
+
     def nfe(self, steps: int) -> int:
-        return steps + 2 * min(self.solver_order - 1, steps - 1)
+        return steps + (len(self.starter.weights) - 1) * min(self.solver_order - 1, steps - 1)
 
     def init(self) -> State:
         return State()
@@ -57,7 +65,7 @@ class FlowAdams(Multistep):
         stages = (Stage.of(path, x, pred, t), *state.history)
         after = State(state.done + 1, stages[: self.solver_order - 1])
         if state.done < self.solver_order - 1 and s > 0:
-            return singlestep(f, path, x, pred, t, s, 3), after
+            return runge_kutta_step(self.starter, f, path, x, pred, t, s), after
         out = path.interpolate(pred, s)
         if len(stages) > 1:
             data, noises = _increments(path, [stage.t for stage in stages], float(s))

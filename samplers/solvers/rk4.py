@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gen.samplers.solvers.lib.stages import RungeKutta, Tableau
+from gen.samplers.solvers.lib.stages import CLASSICAL, RungeKutta, Tableau
 
 __all__ = ["RK4"]
 
@@ -18,4 +18,4 @@ class RK4(RungeKutta):
     """
 
     order: ClassVar[int] = 4
-    tableau: ClassVar[Tableau] = Tableau((0.5, 0.5, 1.0), ((1,), (0, 1), (0, 0, 1)), (1, 2, 2, 1))
+    tableau: ClassVar[Tableau] = CLASSICAL

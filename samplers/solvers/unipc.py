@@ -34,7 +34,7 @@ class State(NamedTuple):
 class UniPC(Multistep):
     """UniPC of x0: a multistep predictor, and a corrector without evaluations (Zhao et al. 2023, algorithms 1 and 2).
 
-    The corrector redoes the last step with the evaluation made at its end, and adds one to the order.
+    The corrector redoes the last step with the evaluation made at its end, and adds one to the rule's order.
 
     Attributes:
         solver_order: 1, 2 or 3, the predictor's.
@@ -48,7 +48,7 @@ class UniPC(Multistep):
 
     @property
     def order(self) -> int | None:
-        return self.solver_order + self.corrector
+        return min(self.solver_order + self.corrector, 2)
 
     def init(self) -> State:
         return State()

@@ -31,6 +31,7 @@ __all__ = [
     "integrals",
     "lagrange",
     "quadrature",
+    "ratio_integrals",
 ]
 
 
@@ -48,6 +49,11 @@ History = tuple[Node, ...]  # newest first
 class Multistep(Solver):
     """Defaults of a solver that is named by its order and remembers the predictions of earlier steps.
 
+    `solver_order` is the order of the rule once it has its history. Where the first steps are of low order, as in all
+    published code, the whole loop is of second order at most: their error stays, and on a uniform grid from alpha = 0
+    the first steps in log-SNR (log 2, log 1.5, ...) do not shrink with their number. The rule's own order shows where
+    that error is negligible, such as in log-SNR steps from sigma = 80.
+
     Attributes:
         solver_order: how many values the polynomial interpolates.
     """
@@ -63,7 +69,7 @@ class Multistep(Solver):
 
     @property
     def order(self) -> int | None:
-        return self.solver_order
+        return min(self.solver_order, 2)
 
     def init(self) -> Any:
         return ()
@@ -121,6 +127,21 @@ def integrals(nodes: History, start: float, end: float, rate: float = 1.0) -> li
     lam, weight = quadrature(start - end, 0.0)
     basis = lagrange(lam, [node.lam - end for node in nodes])
     integral: list[float] = (basis * (weight * np.exp(rate * lam))).sum(-1).tolist()
+    return integral
+
+
+def ratio_integrals(nodes: History, end: float) -> list[float]:
+    """Integrate L_j(r) over r = alpha / sigma from the newest node on, for each Lagrange polynomial of the nodes' r.
+
+    d(x / sigma) / dr = x0. Near pure noise x0 is smooth in r, which is finite there, and not in lam = log r.
+
+    Args:
+        nodes: newest first; lam may be -inf, where alpha = 0.
+        end: half log-SNR at the step's end.
+    """
+    ratios = [math.exp(node.lam) for node in nodes]
+    r, weight = quadrature(ratios[0], math.exp(end))
+    integral: list[float] = (lagrange(r, ratios) * weight).sum(-1).tolist()
     return integral
 
 

@@ -18,7 +18,7 @@ from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.solvers.lib.exponential import data_prediction
 
-__all__ = ["MIDPOINT", "RungeKutta", "Stage", "Tableau", "add_stage"]
+__all__ = ["CLASSICAL", "MIDPOINT", "RungeKutta", "Stage", "Tableau", "add_stage", "runge_kutta_step"]
 
 
 class Stage(NamedTuple):
@@ -62,6 +62,7 @@ class Tableau(NamedTuple):
 
 EULER = Tableau((), (), (1,))
 MIDPOINT = Tableau((0.5,), ((1,),), (0, 1))
+CLASSICAL = Tableau((0.5, 0.5, 1.0), ((1,), (0, 1), (0, 0, 1)), (1, 2, 2, 1))
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,23 @@ class RungeKutta(Solver):
     def step(
         self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: DrawNoise
     ) -> tuple[Tensor, None]:
-        rule, pred = self.last if s == 0 else self.tableau, f(x, t)
-        return (_by_slopes if len(rule.weights) > 2 else _by_increments)(rule, f, path, x, pred, t, s), None
+        return runge_kutta_step(self.last if s == 0 else self.tableau, f, path, x, f(x, t), t, s), None
+
+
+def runge_kutta_step(
+    rule: Tableau, f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor
+) -> Tensor:
+    """Advance x from t to s by one step of a rule.
+
+    Args:
+        rule: with a stage at the step's end, it needs s > 0.
+        f: the denoiser, called at all stages but the first.
+        path: of x.
+        x: state at t, [B, ...].
+        pred: the prediction at x.
+        t, s: times, 0-d.
+    """
+    return (_by_slopes if len(rule.weights) > 2 else _by_increments)(rule, f, path, x, pred, t, s)
 
 
 def _by_increments(

@@ -101,7 +101,7 @@ INVARIANT = [
     ("dpmpp_single", {"solver_order": 3}),
     ("unipc", {"solver_order": 3}),
     ("deis", {"solver_order": 3}),
-    ("exp_ab", {"solver_order": 4}),
+    ("exp_ab", {"solver_order": 4, "start": "low"}),
     ("adaptive", {}),
 ]
 
