@@ -139,7 +139,7 @@ class DDTNet(family.FamilyNet):
 
     def _initialise(self) -> None:
         """Initialise as published: blocks and their modulations as torch does, only the last layer at zero."""
-        init.patches(self.x_embedder["proj"])
-        init.patches(self.s_embedder["proj"])
-        init.embeddings(self)
+        init.xavier_patches(self.x_embedder["proj"])
+        init.xavier_patches(self.s_embedder["proj"])
+        init.normal_embeddings(self)
         init.zeros(self.final_layer.adaLN_modulation, self.final_layer.linear)

@@ -189,8 +189,8 @@ class DiMSUMNet(PatchNet):
                 module.weight.div_(self.spec.depth**0.5)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        init.patches(self.x_embedder["proj"])
-        init.zero(self)
+        init.xavier_patches(self.x_embedder["proj"])
+        init.adaln_zero(self)
 
 
 class _Time(TimeEmbedding):

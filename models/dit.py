@@ -48,7 +48,8 @@ class DiT(family.Family):
         heads: of attention; 6, 12, 16, 16.
         mlp_ratio: hidden width of the MLP over width.
         learn_sigma: the final layer has twice the channels, as the published weights do; forward returns the first
-        half. time_scale: factor on t; 1000 suits t in [0, 1], since the waves were designed for 0 .. 999.
+            half.
+        time_scale: factor on t; 1000 suits t in [0, 1], since the waves were designed for 0 .. 999.
         time_convention: what t = 1 means to the network; "data" passes it 1 - t, for the weights of SiT.
         freq_shift: of the waves of time (gen.models.layers.embed.waves); 0 as published, 1 in diffusers' port.
         mlp_norm_eps: of the norm before the MLP; 1e-6 as published, 1e-5 in diffusers' port.
@@ -109,11 +110,11 @@ class DiTNet(PatchNet):
         )
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * out)
         if spec.mup_base is None:
-            self.apply(init.scratch)
-            init.zero(self)
+            self.apply(init.xavier)
+            init.adaln_zero(self)
         else:
             self.final_layer.linear = mup.Readout(spec.width, spec.patch**2 * out, spec.width / spec.mup_base)
-            mup.start(self)
+            mup.initialise(self)
 
     def lr_scales(self) -> dict[str, float]:
         """Return the factors on the run's learning rate that are not 1: in muP those of the matrices, 1 / ratio."""

@@ -148,8 +148,8 @@ class DiTDHNet(family.FamilyNet):
 
     def _initialise(self) -> None:
         """Initialise as published: linear maps as torch does, but what modulates, and the output, at zero."""
-        init.patches(self.x_embedder["proj"])
-        init.patches(self.s_embedder["proj"])
-        init.embeddings(self)
+        init.xavier_patches(self.x_embedder["proj"])
+        init.xavier_patches(self.s_embedder["proj"])
+        init.normal_embeddings(self)
         init.zeros(*(block.adaLN_modulation for block in self.blocks))
         init.zeros(self.final_layer.adaLN_modulation, self.final_layer.linear)

@@ -16,7 +16,7 @@ from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
 from gen.models.layers.conv import Resample, resample
-from gen.models.layers.magnitude import MPConv, MPFourier, force, mp_add, mp_cat, mp_silu, mp_sum, unit
+from gen.models.layers.magnitude import MPConv, MPFourier, mp_add, mp_cat, mp_silu, mp_sum, normalise, normalise_weights
 
 __all__ = ["EDM2", "EDM2Net"]
 
@@ -146,7 +146,7 @@ class MPBlock(nn.Module):
         h = resample(h, self.resampling)
         short = h if self.conv_skip is None else self.conv_skip(h)  # [B, out, H', W']
         if self.flavour == "enc":
-            short = unit(short, dim=1)
+            short = normalise(short, dim=1)
         wide = self.flavour == "dec" and self.conv_skip is not None
 
         def conv(short: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class MPBlock(nn.Module):
         """Return the residual at h [B, out, H', W'] of attention of pixels by the cosine of q and k."""
         assert self.attn_qkv is not None and self.attn_proj is not None
         qkv = self.attn_qkv(h).flatten(2).unflatten(1, (self.heads, -1, 3))  # [B, heads, out / heads, 3, T]
-        q, k, v = unit(qkv, dim=2).unbind(3)  # each [B, heads, out / heads, T]
+        q, k, v = normalise(qkv, dim=2).unbind(3)  # each [B, heads, out / heads, T]
         mixed = scaled_dot_product_attention(q.mT, k.mT, v.mT).mT  # [B, heads, out / heads, T]
         return mp_add(h, self.attn_proj(mixed.reshape(h.shape)), self.spec.attention_balance)
 
@@ -261,7 +261,8 @@ class Body(nn.Module):
 class EDM2Net(family.FamilyNet):
     """EDM2's network. Names in the state dict are the published ones.
 
-    Each forward pass that trains first rewrites all weights to magnitude 1 (gen.models.layers.magnitude.force).
+    Each forward pass that trains first rewrites all weights to magnitude 1
+    (gen.models.layers.magnitude.normalise_weights).
 
     Sites of a tap. Residuals: "blocks.3", a block, counted from the input to the output, and inside it "blocks.3.conv"
     and "blocks.3.attn", such that the sum is magnitude preserving; leaving one out (Skip) leaves the block's shortcut.
@@ -281,7 +282,7 @@ class EDM2Net(family.FamilyNet):
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         family.check(self.spec, x, t, cond, s)
         if self.training and torch.is_grad_enabled():
-            force(self)
+            normalise_weights(self)
         net = self.unet
         c = net.condition(call_site(tap, "time", net.time, t), cond)  # [B, emb]
         h = call_site(tap, "encoder.0", net.first, x)  # [B, width, H, W]

@@ -99,8 +99,8 @@ class LightNetNet(PatchNet):
         lrpe = Lrpe(side, spec.heads, dim, spec.lrpe_base) if spec.lrpe else None  # one table for all blocks
         self.blocks = nn.ModuleList(_block(spec, lrpe) for _ in range(spec.depth))
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * spec.channels)
-        self.apply(init.scratch)
-        init.zero(self)
+        self.apply(init.xavier)
+        init.adaln_zero(self)
 
     def add_positions(self) -> None:
         """Add DiT's table, outside the state dict, and MD-TPE, as the spec says."""

@@ -101,8 +101,8 @@ class LightningDiTNet(PatchNet):
             Block(width, spec.heads, hidden, spec.qk_norm, mlp=SwiGLU, rms=True) for _ in range(spec.depth)
         )
         self.final_layer = FinalLayer(width, spec.patch**2 * out, rms=True)
-        self.apply(init.scratch)
-        init.zero(self)
+        self.apply(init.xavier)
+        init.adaln_zero(self)
 
     @property
     def rope(self) -> Rope:

@@ -70,7 +70,7 @@ class MLPNet(family.FamilyNet):
             nn.ModuleDict({name: nn.Linear(width, width) for name in ("c", "fc1", "fc2")}) for _ in range(spec.depth)
         )
         self.final_layer = nn.Linear(width, numbers)
-        self.apply(init.scratch)
+        self.apply(init.xavier)
         for name, weight in self.named_parameters():
             if name.endswith("fc2.weight") or name == "final_layer.weight":
                 nn.init.zeros_(weight)

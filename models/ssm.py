@@ -94,8 +94,8 @@ class SSMNet(PatchNet):
         hidden = int(spec.mlp_ratio * spec.width)
         self.blocks = nn.ModuleList(Block(spec.width, 1, hidden) for _ in range(spec.depth))
         self.final_layer = FinalLayer(spec.width, spec.patch**2 * spec.channels)
-        self.apply(init.scratch)
-        init.zero(self)
+        self.apply(init.xavier)
+        init.adaln_zero(self)
         for i, block in enumerate(self.blocks):  # last: mixers keep their own initialisation
             block.add_module("attn", GridMixer(spec, by_column=spec.order == "alternate" and i % 2 == 1))
 

@@ -16,7 +16,7 @@ from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
 from gen.models.layers.conv import PixelAttention, ResBlock, run_res_block, zero_module
-from gen.models.layers.embed import waves
+from gen.models.layers.embed import convert_time, waves
 
 __all__ = ["UNet", "UNetNet"]
 
@@ -191,8 +191,7 @@ class UNetNet(family.FamilyNet):
 
     def time(self, t: Tensor) -> Tensor:
         """Return the embedding of times t [B], [B, 4 width]."""
-        t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
-        t = self.spec.time_scale * (1 - t if self.spec.time_convention == "data" else t)
+        t = convert_time(t, self.spec.time_scale, self.spec.time_convention)
         wave = waves(t, self.spec.width, self.spec.max_period, self.spec.freq_shift)  # [B, width]
         return self.time_embed(wave.to(next(self.parameters()).dtype))
 

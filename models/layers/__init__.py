@@ -1,1 +1,1 @@
-"""What denoiser families share: embeddings of time, class and place, and attention."""
+"""Shared parts of denoisers: bases of families and wrappers, blocks, attention, embeddings, state spaces."""

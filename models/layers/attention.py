@@ -18,7 +18,10 @@ class Attention(nn.Module):
 
     qk_norm: RMS-normalise q and k within each head, with learned gains, which keeps long low-precision runs from
     diverging (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters"). bias: of q, k and v.
-    A rope turns q and k, after their norm. attend: the operation itself, in whose place an engine may put another.
+    A rope rotates q and k, after their norm.
+
+    Attributes:
+        attend: the operation itself, gen.kernels.attention.attention, which an engine may replace.
     """
 
     attend: Callable[..., Tensor] = attention
@@ -33,9 +36,9 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor, rope: Rope | None = None) -> Tensor:
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, width / heads]
-        before: dict[str, Any] = {}  # what is done to q and k before they meet
+        options: dict[str, Any] = {}  # norm and rotation of q and k
         if isinstance(norm := self.q_norm, nn.RMSNorm):
-            before = {"q_gain": norm.weight, "k_gain": self.k_norm.weight, "eps": norm.eps}
+            options = {"q_gain": norm.weight, "k_gain": self.k_norm.weight, "eps": norm.eps}
         if rope is not None:
-            before |= {"cos": rope.freqs_cos, "sin": rope.freqs_sin}
-        return self.proj(self.attend(qkv, **before).flatten(2))  # [B, T, width]
+            options |= {"cos": rope.freqs_cos, "sin": rope.freqs_sin}
+        return self.proj(self.attend(qkv, **options).flatten(2))  # [B, T, width]

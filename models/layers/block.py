@@ -51,7 +51,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         a, b = self.w12(h).chunk(2, -1)
-        return self.w3(silu(a) * b)
+        return self.w3(self.gate(a) * b)
+
+    def gate(self, a: Tensor) -> Tensor:
+        """Return silu(a), elementwise."""
+        return silu(a)
 
 
 class SplitSwiGLU(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu
 
 from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import attention_qkv
-from gen.models.layers.block import modulate
+from gen.models.layers.block import SwiGLU, modulate
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.wavelet import packet_matrix
 
@@ -19,57 +19,64 @@ __all__ = ["CrossFusion", "DiMSUMBlock", "GeGLU", "SpatialMamba", "WaveletMamba"
 
 
 def raster(side: int, transpose: bool = False, reverse: bool = False) -> Tensor:
-    """The cells of a square grid in the order of a scan, int64 [side^2]: by rows or columns, forwards or backwards."""
+    """Return the cells of a square grid in the order of a scan, int64 [side^2].
+
+    Args:
+        side: cells on a side.
+        transpose: by columns instead of rows.
+        reverse: from the last to the first.
+    """
     cells = torch.arange(side * side).reshape(side, side)
     order = (cells.mT if transpose else cells).flatten()
     return order.flip(0) if reverse else order
 
 
 def windows(side: int, window: int, transpose: bool = False) -> Tensor:
-    """The same, window by window, each `window` cells wide and high: int64 [side^2] (LocalMamba, Huang et al. 2024).
+    """Return the cells of a square grid window by window, int64 [side^2] (LocalMamba, Huang et al. 2024).
 
-    transpose: windows, and the cells in each, column by column.
+    Args:
+        side: cells on a side.
+        window: width and height of a window, cells.
+        transpose: windows, and the cells in each, by columns instead of rows.
     """
     cells = torch.arange(side * side).reshape(side // window, window, side // window, window)
     return cells.permute(2, 0, 3, 1).flatten() if transpose else cells.permute(0, 2, 1, 3).flatten()
 
 
-class GeGLU(nn.Module):
+class GeGLU(SwiGLU):
     """Each token by itself: w3(gelu(a) * b) with a and b the halves of w12(h), GELU in its tanh form (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        a, b = self.w12(h).chunk(2, -1)
-        return self.w3(gelu(a, approximate="tanh") * b)
+    def gate(self, a: Tensor) -> Tensor:
+        """Return gelu(a), elementwise."""
+        return gelu(a, approximate="tanh")
 
 
 class _Modulated(nn.Module):
-    """A Mamba whose input is shifted and scaled and whose output is gated by a condition c [B, condition]."""
+    """A Mamba whose input is shifted and scaled and whose output is gated by a condition c [B, condition].
 
-    def __init__(self, width: int, condition: int, state: int, told: bool):
+    conditioned: the Mamba takes c too.
+    """
+
+    def __init__(self, width: int, condition: int, state: int, conditioned: bool):
         super().__init__()
-        self.told = told
-        self.mixer = Mamba(width, state, condition=condition if told else None)
+        self.conditioned = conditioned
+        self.mixer = Mamba(width, state, condition=condition if conditioned else None)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition, 3 * width))
 
     def scan(self, h: Tensor, c: Tensor, order: Tensor | None = None) -> Tensor:
-        """What is added to tokens h [B, T, width], which are scanned in this order, or as they lie."""
+        """Return the residual at tokens h [B, T, width], scanned in an order of theirs, int64 [T], or as they lie."""
         shift, scale, gate = self.adaLN_modulation(c)[:, None].chunk(3, -1)  # each [B, 1, width]
         h = modulate(h, shift, scale)
-        return gate * self.mixer(h, c if self.told else None, order)
+        return gate * self.mixer(h, c if self.conditioned else None, order)
 
 
 class SpatialMamba(_Modulated):
-    """What a scan over a grid, row by row, adds to its tokens h [B, side^2, width]; `order` as of `raster`."""
+    """The residual at a grid's tokens h [B, side^2, width] of a scan in an order such as `raster`."""
 
     order: Tensor
 
-    def __init__(self, width: int, condition: int, state: int, told: bool, order: Tensor):
-        super().__init__(width, condition, state, told)
+    def __init__(self, width: int, condition: int, state: int, conditioned: bool, order: Tensor):
+        super().__init__(width, condition, state, conditioned)
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
@@ -77,56 +84,65 @@ class SpatialMamba(_Modulated):
 
 
 class WaveletMamba(_Modulated):
-    """What a scan over wavelet bands adds to the tokens h [B, side^2, width] of a grid.
+    """The residual at a grid's tokens h [B, side^2, width] of a scan over wavelet bands.
 
-    Squares of p x p tokens, p = 2^levels, become their p^2 Haar bands, each divided by p; those lie in the square's
-    place and are scanned window by window, windows being side / p wide; and what the scan adds goes back the same way.
-    mixed: which number of a square lies where. The public code, where the order (band, channel) is read as (channel,
-    place), is mixed: channel j of place i is number j p^2 + i of the square, so that a channel belongs to one band and
-    places differ in their channels. Otherwise place i is band i, with its channels in order.
+    Squares of p x p tokens, p = 2^levels, become their p^2 Haar bands, each divided by p; the bands take the positions
+    of the square's tokens and are scanned window by window, windows being side / p wide; and the scan's output is
+    transformed back. mixed: layout of a square's numbers. In the public code, where the order (band, channel) is read
+    as (channel, position), it is mixed: channel j of position i is number j p^2 + i of the square, so that a channel
+    belongs to one band and positions differ in their channels. Otherwise position i is band i, with its channels in
+    order.
     """
 
     matrix: Tensor
-    into: Tensor
-    out_of: Tensor
+    squares: Tensor
+    from_squares: Tensor
     order: Tensor
-    back: Tensor
+    from_order: Tensor
 
     def __init__(
-        self, width: int, condition: int, state: int, told: bool, side: int, levels: int, mixed: bool, transpose: bool
+        self,
+        width: int,
+        condition: int,
+        state: int,
+        conditioned: bool,
+        side: int,
+        levels: int,
+        mixed: bool,
+        transpose: bool,
     ):
-        super().__init__(width, condition, state, told)
+        super().__init__(width, condition, state, conditioned)
         self.p, self.mixed = 2**levels, mixed
         squares = windows(side, self.p)  # token n of the sequence of squares is cell squares[n] of the grid
         order = squares.argsort()[windows(side, side // self.p, transpose)]
         self.register_buffer("matrix", (packet_matrix(levels) / self.p).float(), persistent=False)  # exact: powers of 2
-        self.register_buffer("into", squares, persistent=False)
-        self.register_buffer("out_of", squares.argsort(), persistent=False)
+        self.register_buffer("squares", squares, persistent=False)
+        self.register_buffer("from_squares", squares.argsort(), persistent=False)
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("back", order.argsort(), persistent=False)
+        self.register_buffer("from_order", order.argsort(), persistent=False)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         return self.image(self.scan(self.bands(h), c))
 
     def bands(self, h: Tensor) -> Tensor:
-        """Tokens h [B, T, width] of the grid, as bands in the order of the scan."""
-        squares = h[:, self.into].reshape(len(h), -1, self.p**2, h.shape[2])
+        """Return tokens h [B, T, width] of the grid as bands in the order of the scan."""
+        squares = h[:, self.squares].reshape(len(h), -1, self.p**2, h.shape[2])
         bands = self.matrix @ squares  # [B, T / p^2, p^2, width]
         if self.mixed:
             bands = bands.flatten(2).reshape(*bands.shape[:2], -1, self.p**2).mT
         return bands.reshape(h.shape)[:, self.order]
 
     def image(self, h: Tensor) -> Tensor:
-        """The reverse of `bands`."""
-        bands = h[:, self.back].reshape(len(h), -1, self.p**2, h.shape[2])
+        """Return the tokens of the grid of bands h [B, T, width]; the reverse of `bands`."""
+        bands = h[:, self.from_order].reshape(len(h), -1, self.p**2, h.shape[2])
         if self.mixed:
             bands = bands.mT.reshape(*bands.shape[:2], self.p**2, -1)
         squares: Tensor = (self.p**2 * self.matrix.mT) @ bands
-        return squares.reshape(h.shape)[:, self.out_of]
+        return squares.reshape(h.shape)[:, self.from_squares]
 
 
 class CrossFusion(nn.Module):
-    """Two halves of the channels, each [B, T, width / 2], look at each other: -> [B, T, width]."""
+    """Cross-attention of two halves of the channels, each [B, T, width / 2]: -> [B, T, width]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -143,11 +159,11 @@ class CrossFusion(nn.Module):
 
 
 class DiMSUMBlock(nn.Module):
-    """Tokens h [B, T, width] under the condition c [B, width] -> [B, T, width], which holds the block's own norm of h.
+    """Tokens h [B, T, width] under the condition c [B, width] -> [B, T, width], which includes the block's norm of h.
 
     norm; the halves' Mambas; their fusion, added; then a gated product per token, added. Sites, `site` being the
-    block's own name: "{site}.attn" is what the Mambas and the fusion add, inside it "{site}.attn.spatial" and
-    "{site}.attn.wavelet" what the Mambas add to their halves, and "{site}.mlp" what the product adds.
+    block's own name: "{site}.attn" is the residual of the Mambas and the fusion, inside it "{site}.attn.spatial" and
+    "{site}.attn.wavelet" the residuals of the Mambas at their halves, and "{site}.mlp" that of the product.
     """
 
     def __init__(self, spatial: SpatialMamba, wavelet: WaveletMamba, width: int, heads: int):

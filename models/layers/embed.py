@@ -1,4 +1,4 @@
-"""Embeddings: of time as waves, of place on a grid, of a class with a row for "no class"."""
+"""Embeddings: of time as waves, of positions on a grid, of a class with a row for "no class"."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassEmbedding", "GaussianTimeEmbedding", "TimeEmbedding", "grid_embedding", "waves"]
+__all__ = ["ClassEmbedding", "GaussianTimeEmbedding", "TimeEmbedding", "convert_time", "grid_embedding", "waves"]
 
 
 def waves(t: Tensor, dim: int, max_period: float = 10_000.0, freq_shift: int = 0) -> Tensor:
-    """cos(t w_i), then sin(t w_i), with w_i = max_period^(-i / (dim/2 - freq_shift)); t [B] -> [B, dim] (dim even).
+    """Return cos(t w_i), then sin(t w_i), with w_i = max_period^(-i / (dim/2 - freq_shift)): [B, dim].
 
-    freq_shift 0 is DiT's convention; 1 is that of diffusers' port, which ends exactly at 1 / max_period.
+    Args:
+        t: times [B].
+        dim: even.
+        max_period: the longest wave's period over 2 pi.
+        freq_shift: 0 as in DiT, 1 as in diffusers' port, which ends exactly at 1 / max_period.
     """
     half = dim // 2
     # Multiplied before divided, as the published code rounds it in float32.
@@ -22,11 +26,27 @@ def waves(t: Tensor, dim: int, max_period: float = 10_000.0, freq_shift: int = 0
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 
-def grid_embedding(width: int, side: int) -> Tensor:
-    """Fixed 2-D embedding of a square grid's cells, row by row: float32 [side^2, width], width divisible by 4.
+def convert_time(t: Tensor, scale: float, convention: str) -> Tensor:
+    """Return scale * t, or scale * (1 - t), in at least float32: bfloat16 could not tell t = 998 from 999.
 
-    The first half of the channels tells the column and the second half the row, as in the published models' weights;
-    each half is sin then cos of place / 10000^(i / (width/4)). (MAE, He et al. 2021; DiT, Peebles & Xie 2022.)
+    Args:
+        t: times [B].
+        scale: factor.
+        convention: what t = 1 means to the network, "noise" or "data"; "data" takes 1 - t.
+    """
+    t = t if t.dtype == torch.float64 else t.float()
+    return scale * (1 - t if convention == "data" else t)
+
+
+def grid_embedding(width: int, side: int) -> Tensor:
+    """Return the fixed 2-D embedding of a square grid's cells, row by row, float32 [side^2, width].
+
+    The first half of the channels encodes the column and the second half the row, as in the published models' weights;
+    each half is sin then cos of position / 10000^(i / (width/4)). (MAE, He et al. 2021; DiT, Peebles & Xie 2022.)
+
+    Args:
+        width: divisible by 4.
+        side: cells on a side.
     """
     quarter = width // 4
     w = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -39,7 +59,7 @@ def grid_embedding(width: int, side: int) -> Tensor:
 class TimeEmbedding(nn.Module):
     """Waves through a two-layer network: t [B] -> [B, width].
 
-    scale: t is multiplied by it. convention: what t = 1 means to the network; "data" tells it 1 - t.
+    dim: number of waves. scale, convention: see convert_time. freq_shift, max_period: see waves.
     """
 
     def __init__(
@@ -53,18 +73,12 @@ class TimeEmbedding(nn.Module):
         convention: str = "noise",
     ):
         super().__init__()
-        self.dim, self.freq_shift, self.max_period, self.scale, self.convention = (
-            dim,
-            freq_shift,
-            max_period,
-            scale,
-            convention,
-        )
+        self.dim, self.freq_shift, self.max_period = dim, freq_shift, max_period
+        self.scale, self.convention = scale, convention
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        t = t if t.dtype == torch.float64 else t.float()  # bf16 could not tell t = 998 from 999
-        t = self.scale * (1 - t if self.convention == "data" else t)
+        t = convert_time(t, self.scale, self.convention)
         wave = waves(t, self.dim, self.max_period, self.freq_shift)  # [B, dim]
         return self.mlp(wave.to(next(self.mlp.parameters()).dtype))
 
@@ -72,7 +86,8 @@ class TimeEmbedding(nn.Module):
 class GaussianTimeEmbedding(nn.Module):
     """sin(2 pi t W), then cos, of fixed random frequencies W ~ N(0, 1), through a two-layer network: [B] -> [B, width].
 
-    From "Fourier Features" (Tancik et al. 2020), as RAE's denoisers have it (Zheng et al. 2025). convention: as above.
+    From "Fourier Features" (Tancik et al. 2020), as RAE's denoisers have it (Zheng et al. 2025). waves: how many W
+    there are. scale, convention: see convert_time.
     """
 
     def __init__(self, width: int, waves: int = 256, *, scale: float = 1.0, convention: str = "noise"):
@@ -82,8 +97,7 @@ class GaussianTimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * waves, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        t = t if t.dtype == torch.float64 else t.float()
-        t = self.scale * (1 - t if self.convention == "data" else t)
+        t = convert_time(t, self.scale, self.convention)
         angle = t[:, None] * (2 * math.pi * self.W.to(t.dtype))  # [B, waves]
         return self.mlp(torch.cat([angle.sin(), angle.cos()], 1).to(self.W.dtype))
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["embeddings", "patches", "scratch", "zero", "zeros"]
+__all__ = ["adaln_zero", "normal_embeddings", "xavier", "xavier_patches", "zeros"]
 
 
-def scratch(module: nn.Module) -> None:
+def xavier(module: nn.Module) -> None:
     """Initialise one module, for nn.Module.apply: linear maps Xavier-uniform, biases zero, label tables N(0, 0.02^2).
 
     Args:
@@ -20,12 +20,12 @@ def scratch(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
-        patches(module)
+        xavier_patches(module)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
 
 
-def patches(module: Any) -> None:
+def xavier_patches(module: Any) -> None:
     """Initialise a map of patches Xavier-uniform, with a bias of zero, as the linear map that it is.
 
     Args:
@@ -36,7 +36,7 @@ def patches(module: Any) -> None:
         nn.init.zeros_(module.bias)
 
 
-def embeddings(net: nn.Module) -> None:
+def normal_embeddings(net: nn.Module) -> None:
     """Initialise the embeddings of time and the table of labels, N(0, 0.02^2).
 
     Args:
@@ -47,7 +47,7 @@ def embeddings(net: nn.Module) -> None:
             nn.init.normal_(weight, std=0.02)
 
 
-def zero(net: nn.Module) -> None:
+def adaln_zero(net: nn.Module) -> None:
     """Initialise as adaLN-Zero: blocks add nothing, the output is zero; and the embedding of time is N(0, 0.02^2).
 
     Args:

@@ -4,8 +4,8 @@ The additive recurrence, channelwise in k_t and Z_t in R^d, with v_t in R^e and 
 
     Z_t = Z_(t-1) + exp(k_t),   Z_t S_t = Z_(t-1) S_(t-1) + exp(k_t) v_t^T,   o_t = S_t^T q_t
 
-weighs every token seen by its share of the sum: o_t = sum_(s <= t) (q_t . softmax_s(k)) v_s. A share does not fade with
-distance, so tokens without an order, such as an image's, are read once and whole instead of once from every side.
+weights every token so far by its share of the sum: o_t = sum_(s <= t) (q_t . softmax_s(k)) v_s. A share does not fade
+with distance, so tokens without an order, such as an image's, are read once and whole instead of once from every side.
 (Qin et al. 2024, "You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet", arXiv 2405.21022.)
 """
 
@@ -19,21 +19,29 @@ from torch.nn.functional import logsigmoid, silu
 
 from gen.kernels.linear_attention import linear_attention
 
-__all__ = ["LightNetMixer", "Lrpe", "MdTpe", "Tpe", "causal", "lrpe_angles", "recurrent", "whole"]
+__all__ = ["LightNetMixer", "Lrpe", "MdTpe", "Tpe", "bidirectional", "causal", "lrpe_angles", "recurrent"]
 
 
-def whole(q: Tensor, k: Tensor, v: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Every token sees every token: q, k [B, H, T, d], v [B, H, T, e] -> [B, H, T, e], in time T d e.
+def bidirectional(q: Tensor, k: Tensor, v: Tensor, encode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return the attention [B, H, T, e] of every token to every token, in time T d e.
 
-    place: what tells q and the shares of k where each token is, such as an Lrpe.
+    Args:
+        q, k: [B, H, T, d].
+        v: [B, H, T, e].
+        encode: position encoding of q and of the shares of k, such as an Lrpe; None for none.
     """
-    if place is None:
+    if encode is None:
         return linear_attention(q, k, v)
-    return place(q) @ (place(k.softmax(-2)).mT @ v)
+    return encode(q) @ (encode(k.softmax(-2)).mT @ v)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every token sees itself and those before it, all at once: shaped as in `whole`; memory T^2 d."""
+    """Return the attention [B, H, T, e] of every token to itself and those before it; memory T^2 d.
+
+    Args:
+        q, k: [B, H, T, d].
+        v: [B, H, T, e].
+    """
     z = k.logcumsumexp(-2)  # log Z
     later = torch.ones(k.shape[-2], k.shape[-2], dtype=torch.bool, device=k.device).triu(1)
     exponent = k[..., None, :, :] - z[..., :, None, :]  # of s in t: [..., T (t), T (s), d]
@@ -42,7 +50,12 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same as `causal`, token by token, as the equations stand, but with log Z, which cannot overflow, for Z."""
+    """Return the same as `causal`, token by token as in the equations, with log Z, which cannot overflow, for Z.
+
+    Args:
+        q, k: [B, H, T, d].
+        v: [B, H, T, e].
+    """
     z = torch.full_like(k[..., 0, :], -torch.inf)
     state = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1])  # S: [..., d, e]
     outs = []
@@ -55,23 +68,29 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def lrpe_angles(side: int, heads: int, dim: int, base: float = 10_000.0) -> Tensor:
-    """The angles of MD-LRPE on a square grid, row by row: float64 [heads, side^2, dim].
+    """Return the angles of MD-LRPE on a square grid, row by row, float64 [heads, side^2, dim].
 
     A head's channels are cut in two: the angle of the first is row * theta, of the second column * theta, with
-    theta = base^(-2 i / (heads dim)), i counting on from head to head. Tokens that are nowhere, such as text, have 0.
+    theta = base^(-2 i / (heads dim)), i counting on from head to head. Tokens without a position, such as text, have 0.
+
+    Args:
+        side: cells on a side.
+        heads: number of heads.
+        dim: channels of a head.
+        base: of theta.
     """
     part = (dim + 1) // 2
     i = torch.arange(heads, dtype=torch.float64)[:, None] * dim + torch.arange(part)
     theta = base ** (-2 * i / (heads * dim))  # [heads, part]
-    place = torch.arange(side, dtype=torch.float64)
-    row, column = place.repeat_interleave(side), place.repeat(side)  # each [side^2]
+    position = torch.arange(side, dtype=torch.float64)
+    row, column = position.repeat_interleave(side), position.repeat(side)  # each [side^2]
     return torch.cat([p[:, None] * theta[:, None] for p in (row, column)], 2)[..., :dim]
 
 
 class Lrpe(nn.Module):
     """x [B, heads, T, dim] -> [B, heads, T, 2 dim]: x cos(angle), then x sin(angle) (MD-LRPE).
 
-    A product of two of them is sum_i x_i y_i cos(angle_i - angle'_i): it knows where the two are to each other only.
+    A product of two of them is sum_i x_i y_i cos(angle_i - angle'_i): it depends on relative positions only.
     """
 
     cos: Tensor
@@ -88,10 +107,11 @@ class Lrpe(nn.Module):
 
 
 class LightNetMixer(nn.Module):
-    """Tokens h [B, T, width] -> [B, T, width] by `whole`. Names in the state dict are flash-linear-attention's.
+    """Tokens h [B, T, width] -> [B, T, width] by `bidirectional`. Names in the state dict are flash-linear-attention's.
 
-    q passes SiLU; what is read is RMS-normalised over all heads and gated by SiLU of a product of two thin matrices
-    (rank `gate_rank`). lrpe: tells the tokens' places, or None; a block that hands its attention a rope has none here.
+    q passes SiLU; the attention's output is RMS-normalised over all heads and gated by SiLU of a product of two thin
+    matrices (rank `gate_rank`). lrpe: encoding of the tokens' positions, or None; the rope that a block hands its
+    attention is not used.
     """
 
     def __init__(self, width: int, heads: int, gate_rank: int, lrpe: Lrpe | None = None):
@@ -109,14 +129,14 @@ class LightNetMixer(nn.Module):
         q, k, v = (
             proj(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # each [B, heads, T, width / heads]
-        read = whole(silu(q), k, v, self.lrpe).transpose(1, 2).flatten(2)  # [B, T, width]
-        return self.o_proj(self.g_norm(read) * silu(self.g_proj(h)))
+        mixed = bidirectional(silu(q), k, v, self.lrpe).transpose(1, 2).flatten(2)  # [B, T, width]
+        return self.o_proj(self.g_norm(mixed) * silu(self.g_proj(h)))
 
 
 class Tpe(nn.Module):
-    """Where a token is along one axis, from its predecessors: x [..., n, width] -> [..., n, width].
+    """Encoding of a token's position along one axis by its predecessors: x [..., n, width] -> [..., n, width].
 
-    Linear attention whose query and key are learned and the same at every place, with a learned decay for each head,
+    Linear attention whose query and key are learned and the same at every position, with a learned decay for each head,
 
         o_n = sum_(m <= n) decay^(n - m) (q . k) x_m,    decay = sigmoid(log_decay) in (0, 1),
 
@@ -135,9 +155,9 @@ class Tpe(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def weights(self, n: int) -> Tensor:
-        """decay^(n - m) (q . k) for every pair of places: [heads, n, n], zero for m > n."""
-        place = torch.arange(n, device=self.q.device)
-        back = place[:, None] - place
+        """Return decay^(n - m) (q . k) for every pair of positions, [heads, n, n]; zero for m > n."""
+        position = torch.arange(n, device=self.q.device)
+        back = position[:, None] - position
         power = (back * logsigmoid(self.log_decay)[:, None, None]).masked_fill(back < 0, -torch.inf)
         gain = (self.q * self.k).reshape(self.heads, -1).sum(1)
         return gain[:, None, None] * power.exp()
@@ -159,5 +179,4 @@ class MdTpe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         along, down = self.tpes
         grid = x.reshape(len(x), self.side, self.side, -1)  # [B, row, column, width]
-        out: Tensor = along(grid) + down(grid.transpose(1, 2)).transpose(1, 2)
-        return out.flatten(1, 2)
+        return (along(grid) + down(grid.transpose(1, 2)).transpose(1, 2)).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""muP: widths in which every layer learns at its own pace whatever the width, so that the learning rate carries over.
+"""muP: a parameterisation in which the best learning rate does not depend on the width, so that it carries over.
 
 Maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466, table 8) as microsoft/mup and, for DiT, ML-GSAI/
 Scaling-Diffusion-Transformers-muP (arXiv 2505.15270) have it, for Adam: `ratio` is the width over that of a base.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["Readout", "matrix_like", "start"]
+__all__ = ["Readout", "initialise", "matrix_like"]
 
 
 class Readout(nn.Linear):
@@ -22,8 +22,12 @@ class Readout(nn.Linear):
         return super().forward(h / self.ratio)
 
 
-def start(net: nn.Module) -> None:
-    """Unit variance everywhere: kernels normal with 1 / fan-in, offsets 0, tables of classes N(0, 1), readouts 0."""
+def initialise(net: nn.Module) -> None:
+    """Initialise for unit variance: kernels normal with 1 / fan-in, biases 0, label tables N(0, 1), readouts 0.
+
+    Args:
+        net: the network.
+    """
     for module in net.modules():
         if isinstance(module, Readout):
             nn.init.zeros_(module.weight)
@@ -36,9 +40,13 @@ def start(net: nn.Module) -> None:
 
 
 def matrix_like(net: nn.Module, wider: nn.Module) -> list[str]:
-    """The trained weights with two dimensions that grow with the width, by comparison with the same net made wider.
+    """Return the names of the weights with two dimensions that grow with the width.
 
     Their learning rate is 1 / ratio; that of all others, with one such dimension, is left as it is.
+
+    Args:
+        net: the network.
+        wider: the same at another width, on any device.
     """
     larger = dict(wider.named_parameters())
     grown = {n: sum(a != b for a, b in zip(p.shape, larger[n].shape, strict=True)) for n, p in net.named_parameters()}

@@ -30,9 +30,12 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(net: nn.Module) -> None:
-    """Puts a PackedLinear in the place of every nn.Linear inside net; an Mlp's first takes the GELU with it.
+    """Replace every nn.Linear in a network by a PackedLinear; the first of an Mlp includes the GELU.
 
-    Kinds derived from nn.Linear have a formula of their own, and stay.
+    Subclasses of nn.Linear have a formula of their own, and stay.
+
+    Args:
+        net: changed in place.
     """
     for name, child in net.named_children():
         if type(child) is nn.Linear:

@@ -1,6 +1,6 @@
-"""Images in sub-bands: the Haar wavelet in two dimensions, and the Laplacian pyramid. Each is undone exactly.
+"""Images in sub-bands: the Haar wavelet in two dimensions, and the Laplacian pyramid, both invertible.
 
-One Haar step turns every 2 x 2 square into its mean (times 2) and three differences, by an orthogonal matrix that is
+One Haar step maps every 2 x 2 square into its mean (times 2) and three differences, by an orthogonal matrix that is
 its own inverse: the energy stays, and a constant image leaves nothing in the differences. `dwt` repeats the step on the
 means only, as Mallat (1989) does; `packet` repeats it on all four bands, as DiMSUM does (Phung et al. 2024).
 """
@@ -13,17 +13,20 @@ from torch.nn.functional import interpolate
 
 from gen.config.errors import UserError
 
-__all__ = ["dwt", "idwt", "laplacian", "packet", "packet_matrix", "unlaplacian", "unpacket"]
+__all__ = ["dwt", "idwt", "inverse_laplacian", "inverse_packet", "laplacian", "packet", "packet_matrix"]
 
 # Rows: the bands ll, lh (top less bottom), hl (left less right), hh. Columns: the square's pixels, row by row.
 HAAR = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))
 
 
 def packet_matrix(levels: int) -> Tensor:
-    """The orthogonal matrix of `packet` on a square of side 2^levels: float64 [4^levels, 4^levels].
+    """Return the orthogonal matrix of `packet` on a square of side 2^levels, float64 [4^levels, 4^levels].
 
     Rows are bands, the first step's the most significant digit in base 4; columns are the pixels, row by row. It is the
     Walsh-Hadamard transform, up to the order of its rows.
+
+    Args:
+        levels: number of Haar steps.
     """
     step = torch.tensor(HAAR, dtype=torch.float64) / 2
     matrix = torch.ones(1, 1, dtype=torch.float64)
@@ -37,10 +40,12 @@ def packet_matrix(levels: int) -> Tensor:
 
 
 def packet(x: Tensor, levels: int, scale: float = 1.0) -> Tensor:
-    """All bands after `levels` Haar steps, each on every band: x [B, C, H, W] -> [B, C, 4^levels, H / p, W / p].
+    """Return all bands after Haar steps on every band, [B, C, 4^levels, H / p, W / p] with p = 2^levels.
 
-    p = 2^levels; UserError unless it divides H and W.
-    scale: every band is multiplied by it; DiMSUM's is 2^-levels, which makes the first band the squares' mean.
+    Args:
+        x: image [B, C, H, W]; UserError unless p divides H and W.
+        levels: number of Haar steps.
+        scale: factor on every band; DiMSUM's is 2^-levels, with which the first band is the squares' mean.
     """
     p = _side(x, levels)
     height, width = x.shape[2] // p, x.shape[3] // p
@@ -50,8 +55,13 @@ def packet(x: Tensor, levels: int, scale: float = 1.0) -> Tensor:
     return torch.movedim(pixels @ matrix.mT, 4, 2)
 
 
-def unpacket(bands: Tensor, levels: int, scale: float = 1.0) -> Tensor:
-    """The image of `packet`'s bands: [B, C, 4^levels, h, w] -> [B, C, h 2^levels, w 2^levels]."""
+def inverse_packet(bands: Tensor, levels: int, scale: float = 1.0) -> Tensor:
+    """Return the image of `packet`'s bands, [B, C, h 2^levels, w 2^levels].
+
+    Args:
+        bands: [B, C, 4^levels, h, w].
+        levels, scale: as given to `packet`.
+    """
     p = 2**levels
     pixels = torch.movedim(bands, 2, 4) @ (packet_matrix(levels) / scale).to(bands)  # [B, C, h, w, p p]
     blocks = pixels.reshape(*pixels.shape[:4], p, p).permute(0, 1, 2, 4, 3, 5)  # [B, C, h, p, w, p]
@@ -59,9 +69,15 @@ def unpacket(bands: Tensor, levels: int, scale: float = 1.0) -> Tensor:
 
 
 def dwt(x: Tensor, levels: int = 1) -> tuple[Tensor, list[Tensor]]:
-    """The Haar wavelet transform of x [B, C, H, W]: the means [B, C, H / 2^levels, ...] and, finest first, differences.
+    """Return the Haar wavelet transform of an image.
 
-    Each level's differences are [B, C, 3, h, w]: lh, hl, hh. Raises UserError where 2^levels does not divide H and W.
+    Args:
+        x: image [B, C, H, W]; UserError unless 2^levels divides H and W.
+        levels: number of Haar steps.
+
+    Returns:
+        The means [B, C, H / 2^levels, W / 2^levels], and each level's differences [B, C, 3, h, w], the finest first:
+        lh, hl, hh.
     """
     _side(x, levels)
     details = []
@@ -73,17 +89,25 @@ def dwt(x: Tensor, levels: int = 1) -> tuple[Tensor, list[Tensor]]:
 
 
 def idwt(means: Tensor, details: list[Tensor]) -> Tensor:
-    """The image [B, C, H, W] of what `dwt` returned."""
+    """Return the image [B, C, H, W] of a wavelet transform.
+
+    Args:
+        means, details: as `dwt` returned them.
+    """
     for detail in reversed(details):
-        means = unpacket(torch.cat([means[:, :, None], detail], 2), 1)
+        means = inverse_packet(torch.cat([means[:, :, None], detail], 2), 1)
     return means
 
 
 def laplacian(x: Tensor, levels: int) -> list[Tensor]:
-    """x [B, C, H, W] as `levels` + 1 images, coarsest first, each twice as large as the last (Burt & Adelson 1983).
+    """Return the Laplacian pyramid: levels + 1 images, coarsest first, each twice as large (Burt & Adelson 1983).
 
-    The first is x made smaller, the others what its next larger version has beyond it: down(x, s) - up(down(x, s - 1)).
-    Both are bilinear; down by two is the mean of each 2 x 2 square. Raises UserError where 2^levels does not divide.
+    The first is x at its smallest size, the others are the differences of sizes: down(x, s) - up(down(x, s - 1)). Both
+    are bilinear; down by two is the mean of each 2 x 2 square.
+
+    Args:
+        x: image [B, C, H, W]; UserError unless 2^levels divides H and W.
+        levels: number of halvings.
     """
     _side(x, levels)
     sizes = [x]
@@ -92,8 +116,12 @@ def laplacian(x: Tensor, levels: int) -> list[Tensor]:
     return [sizes[-1]] + [fine - _resize(coarse, 2.0) for fine, coarse in zip(sizes[-2::-1], sizes[:0:-1], strict=True)]
 
 
-def unlaplacian(parts: list[Tensor]) -> Tensor:
-    """The image [B, C, H, W] of what `laplacian` returned."""
+def inverse_laplacian(parts: list[Tensor]) -> Tensor:
+    """Return the image [B, C, H, W] of a Laplacian pyramid.
+
+    Args:
+        parts: as `laplacian` returned them.
+    """
     x = parts[0]
     for part in parts[1:]:
         x = _resize(x, 2.0) + part
@@ -105,7 +133,7 @@ def _resize(x: Tensor, factor: float) -> Tensor:
 
 
 def _side(x: Tensor, levels: int) -> int:
-    """2^levels, which must divide x's height and width."""
+    """Return 2^levels; UserError unless it divides x's height and width."""
     p: int = 2**levels
     if x.shape[2] % p or x.shape[3] % p:
         raise UserError(f"{levels} levels need a height and width divisible by {p}; got {x.shape[2]} x {x.shape[3]}")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.models.layers.lightnet import LightNetMixer, Lrpe, MdTpe, Tpe, causal, lrpe_angles, recurrent, whole
+from gen.models.layers.lightnet import LightNetMixer, Lrpe, MdTpe, Tpe, bidirectional, causal, lrpe_angles, recurrent
 from gen.models.lightnet import LightNet
 
 
@@ -29,16 +29,16 @@ def gradients(form, q, k, v):
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
-@pytest.mark.parametrize("form", [whole, causal, recurrent])
+@pytest.mark.parametrize("form", [bidirectional, causal, recurrent])
 def test_the_recurrence_is_a_softmax_per_channel_and_so_are_its_gradients(form, scale):
     out, grads = gradients(form, *qkv(scale))
-    true, true_grads = gradients(lambda *a: softmax_per_channel(*a, only_before=form is not whole), *qkv(scale))
+    true, true_grads = gradients(lambda *a: softmax_per_channel(*a, only_before=form is not bidirectional), *qkv(scale))
     torch.testing.assert_close(out, true, rtol=0, atol=1e-12)
     for grad, true_grad in zip(grads, true_grads, strict=True):
         torch.testing.assert_close(grad, true_grad, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", [whole, causal, recurrent])
+@pytest.mark.parametrize("form", [bidirectional, causal, recurrent])
 def test_keys_of_any_size_overflow_nowhere_and_only_their_differences_count(form):
     q, k, v = qkv(1000.0)
     out, grads = gradients(form, q.float(), k.float(), v.float())
@@ -49,7 +49,7 @@ def test_keys_of_any_size_overflow_nowhere_and_only_their_differences_count(form
 
 def test_the_last_token_of_the_causal_form_has_seen_what_every_token_of_the_whole_has():
     q, k, v = qkv()
-    torch.testing.assert_close(causal(q, k, v)[..., -1, :], whole(q, k, v)[..., -1, :], rtol=0, atol=1e-14)
+    torch.testing.assert_close(causal(q, k, v)[..., -1, :], bidirectional(q, k, v)[..., -1, :], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("dim", [6, 5])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.models.layers.wavelet import dwt, idwt, laplacian, packet, packet_matrix, unlaplacian, unpacket
+from gen.models.layers.wavelet import dwt, idwt, inverse_laplacian, inverse_packet, laplacian, packet, packet_matrix
 
 
 def image(*shape):
@@ -14,8 +14,8 @@ def test_every_transform_is_undone(levels):
     x = image(2, 3, 16, 8)
     for back in (
         idwt(*dwt(x, levels)),
-        unpacket(packet(x, levels, 0.3), levels, 0.3),
-        unlaplacian(laplacian(x, levels)),
+        inverse_packet(packet(x, levels, 0.3), levels, 0.3),
+        inverse_laplacian(laplacian(x, levels)),
     ):
         torch.testing.assert_close(back, x, rtol=0, atol=1e-12)
 
@@ -75,8 +75,8 @@ def test_laplacian_parts_are_what_the_coarser_image_lacks():
     torch.testing.assert_close(coarse, half.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5)), rtol=0, atol=1e-14)
     zero = torch.zeros_like(coarse)
     torch.testing.assert_close(
-        unlaplacian([coarse, middle, fine]),
-        unlaplacian([coarse, 0 * middle, 0 * fine]) + unlaplacian([zero, middle, 0 * fine]) + fine,
+        inverse_laplacian([coarse, middle, fine]),
+        inverse_laplacian([coarse, 0 * middle, 0 * fine]) + inverse_laplacian([zero, middle, 0 * fine]) + fine,
         rtol=0,
         atol=1e-13,
     )

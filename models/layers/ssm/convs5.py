@@ -43,13 +43,13 @@ class ConvS5(nn.Module):
         self.D = nn.Conv2d(width, width, kernel, padding=kernel // 2)
 
     def eigenvalues(self) -> Tensor:
-        """A, complex [N/2], in at least single precision."""
+        """Return A, complex [N/2], in at least single precision."""
         kind = torch.promote_types(self.Lambda_re.dtype, torch.float32)
         real = self.Lambda_re.clamp(max=-1e-4) if self.clip else self.Lambda_re
         return torch.complex(real.to(kind), self.Lambda_im.to(kind))
 
     def forward(self, u: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """start: the state before the first frame [B, state/2, H, W], complex; zero without it."""
+        """Scan frames u [B, T, width, H, W], from the state `start` [B, state/2, H, W], complex; zero without it."""
         A, frames = self.eigenvalues(), u.flatten(0, 1)  # [B T, width, H, W]
         step = A * self.log_step.to(A.real.dtype).exp()
         hold = torch.expm1(step) / A  # [N/2]

@@ -11,11 +11,14 @@ __all__ = ["conjugate_pairs", "diagonal", "legs", "legs_diagonal", "legt"]
 
 
 def legs(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """HiPPO-LegS of n states: A [n, n], B [n] and P [n, 1] such that A + P P^T is normal; float64.
+    """Return HiPPO-LegS of n states: A [n, n], B [n] and P [n, 1] such that A + P P^T is normal; float64.
 
     The state holds the Legendre coefficients of all of the past, scaled to its length. A_nk is -sqrt((2n+1)(2k+1))
     below the diagonal and -(n+1) on it; B_n = sqrt(2n+1); P_n = sqrt(n + 1/2) makes it -1/2 plus a skew-symmetric
     matrix. (Gu et al. 2020, "HiPPO", theorem 2; Gu et al. 2022, "S4", appendix C.)
+
+    Args:
+        n: number of states.
     """
     k = torch.arange(n, dtype=torch.float64)
     root = (2 * k + 1).sqrt()
@@ -24,11 +27,14 @@ def legs(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def legt(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """HiPPO-LegT of n states: A [n, n], B [n] and P [n, 2] such that A + P P^T is skew-symmetric; float64.
+    """Return HiPPO-LegT of n states: A [n, n], B [n] and P [n, 2] such that A + P P^T is skew-symmetric; float64.
 
     The state holds the Legendre coefficients of a sliding window, here of length 2: A_nk is -sqrt((2n+1)(2k+1)) / 2 on
     and below the diagonal, with alternating sign (-1)^(n-k) above it; B_n = sqrt(2n+1) / 2. The two columns of P are
     sqrt(n + 1/2) at odd n and at even n. (Gu et al. 2020, theorem 1; the scale is the S4 code's.)
+
+    Args:
+        n: number of states.
     """
     k = torch.arange(n, dtype=torch.float64)
     root = (2 * k + 1).sqrt()
@@ -39,11 +45,19 @@ def legt(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def conjugate_pairs(A: Tensor, B: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eigenvalues of A + P P^T, and B and P in its eigenvectors' basis: one of each conjugate pair.
+    """Diagonalise A + P P^T, and express B and P in its eigenvectors' basis: one of each conjugate pair.
 
-    Returns lam [n/2] (imaginary parts positive, ascending), V [n, n/2], V^* B [n/2] and V^* P [n/2, rank], complex128,
-    for even n. The real part of a normal A + P P^T with a constant diagonal is that diagonal; the rest is
-    skew-symmetric, so -i times it is Hermitian, for which eigenvectors are found exactly orthogonal.
+    The real part of a normal A + P P^T with a constant diagonal is that diagonal; the rest is skew-symmetric, so -i
+    times it is Hermitian, whose computed eigenvectors are orthogonal to rounding.
+
+    Args:
+        A: [n, n], n even.
+        B: [n].
+        P: [n, rank].
+
+    Returns:
+        The eigenvalues [n/2] (imaginary parts positive, ascending), eigenvectors V [n, n/2], V^* B [n/2] and V^* P
+        [n/2, rank], complex128.
     """
     normal = A + P @ P.T
     real = normal.diagonal().mean()
@@ -55,15 +69,21 @@ def conjugate_pairs(A: Tensor, B: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def legs_diagonal(n: int) -> Tensor:
-    """The n/2 eigenvalues of LegS's normal part with positive imaginary parts, ascending; complex128."""
+    """Return the n/2 eigenvalues of LegS's normal part with positive imaginary parts, ascending; complex128.
+
+    Args:
+        n: number of states.
+    """
     return conjugate_pairs(*legs(n))[0]
 
 
 def diagonal(kind: str, n: int) -> Tensor:
-    """How S4D starts: n/2 eigenvalues, complex128, one of each conjugate pair (Gu et al. 2022, "S4D", section 4).
+    """Return S4D's initial n/2 eigenvalues, complex128, one of each conjugate pair (Gu et al. 2022, "S4D", section 4).
 
-    kind: "legs", LegS's normal part; "inv", -1/2 + i (n / pi)(n / (2k + 1) - 1), its asymptotic form; "lin",
-    -1/2 + i pi k, that of a Fourier basis; "quad", -1/2 + i (2k + 1)^2 / pi; "real", -(k + 1).
+    Args:
+        kind: "legs", LegS's normal part; "inv", -1/2 + i (n / pi)(n / (2k + 1) - 1), its asymptotic form; "lin",
+            -1/2 + i pi k, that of a Fourier basis; "quad", -1/2 + i (2k + 1)^2 / pi; "real", -(k + 1).
+        n: number of states.
     """
     if kind == "legs":
         return legs_diagonal(n)

@@ -17,7 +17,12 @@ __all__ = ["Mamba", "log_uniform"]
 
 
 def log_uniform(*shape: int, low: float = 1e-3, high: float = 1e-1) -> Tensor:
-    """Logarithms of numbers spread log-uniformly over [low, high]: how steps dt start in all these layers."""
+    """Return logarithms of numbers spread log-uniformly over [low, high]: the initial steps dt of all these layers.
+
+    Args:
+        *shape: of the result.
+        low, high: bounds of the numbers.
+    """
     return torch.empty(*shape).uniform_(math.log(low), math.log(high))
 
 
@@ -51,11 +56,16 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, h: Tensor, c: Tensor | None = None, order: Tensor | None = None) -> Tensor:
-        """order: int64 [T], the tokens in the order of the scan, each once; as they lie without it."""
+        """Mix tokens h [B, T, width].
+
+        Args:
+            h: tokens.
+            c: condition [B, condition], None for a mixer without one.
+            order: int64 [T], the tokens in the order of the scan, each once; None for the order in which they lie.
+        """
         if order is not None and h.device.type == "cpu":
-            # Where no kernel finds tokens by index, copying the few channels of h beats indexing the many inside.
-            laid: Tensor = self(h[:, order], c)
-            return laid[:, order.argsort()]
+            # Where no kernel reads tokens by index, copying the few channels of h beats indexing the many inside.
+            return self(h[:, order], c)[:, order.argsort()]
         if (c is None) != (self.cond_proj is None):
             raise UserError("this Mamba has no condition" if self.cond_proj is None else "this Mamba needs a condition")
         u, z = self.in_proj(h).chunk(2, -1)  # each [B, T, inner]
@@ -78,7 +88,7 @@ class Mamba(nn.Module):
         A_log: Tensor,
         D: Tensor,
     ) -> Tensor:
-        """One direction, before its gate: u [B, T, inner] -> [B, T, inner]."""
+        """Return one direction, before its gate: u [B, T, inner] -> [B, T, inner]."""
         u = silu(short_convolution(u, conv.weight[:, 0], cast(Tensor, conv.bias), order, reverse) + shift)
         dt, B, C = x_proj(u).split([self.rank, self.state, self.state], -1)
         y = selective_scan(u, softplus(dt_proj(dt)), -A_log.exp(), B, C, order, reverse)
@@ -86,7 +96,7 @@ class Mamba(nn.Module):
 
 
 def _direction(inner: int, state: int, conv: int, rank: int) -> tuple[nn.Conv1d, nn.Module, nn.Module, Tensor, Tensor]:
-    """The weights of one direction, as published: A = -1 ... -N in every channel, steps log-uniform in [1e-3, 0.1]."""
+    """Return the weights of one direction as published: A = -1 ... -N in every channel, steps as in log_uniform."""
     dt_proj = nn.Linear(rank, inner)
     nn.init.uniform_(dt_proj.weight, -(rank**-0.5), rank**-0.5)
     dt = log_uniform(inner).exp().clamp(min=1e-4)

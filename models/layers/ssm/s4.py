@@ -18,19 +18,27 @@ __all__ = ["S4", "dplr_dense", "dplr_kernel", "untruncated"]
 
 
 def dplr_kernel(A: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
-    """K [H, length], K_l = C' A_bar^l B_bar, of the state space diag(A) - P P^* made discrete by the bilinear rule.
+    """Return the kernel K_l = C' A_bar^l B_bar of the state space diag(A) - P P^*, discretised by the bilinear rule.
 
-    A, P, B, C: complex [H, N/2], one of each conjugate pair. dt: [H]. C is C' (1 - A_bar^length): with it the first
-    `length` numbers of K are a ratio of polynomials at the roots of unity w, found from sums over the N eigenvalues
-    (Cauchy kernel) and Woodbury's identity for the rank one, without a power of a matrix. (S4, section 3, algorithm 1;
-    here both sides are multiplied by 1 + w, so that w = -1, where the published form divides by zero, is like others.)
+    With C = C' (1 - A_bar^length) the first `length` numbers of K are a ratio of polynomials at the roots of unity w,
+    computed from sums over the N eigenvalues (Cauchy kernel) and Woodbury's identity for the rank one, without a power
+    of a matrix. (S4, section 3, algorithm 1; here both sides are multiplied by 1 + w, so that w = -1, where the
+    published form divides by zero, is like others.)
+
+    Args:
+        A, P, B, C: complex [H, N/2], one of each conjugate pair.
+        dt: steps [H].
+        length: of the kernel.
+
+    Returns:
+        K, real [H, length].
     """
     angle = -2 * math.pi / length * torch.arange(length // 2 + 1, device=A.device, dtype=dt.dtype)
-    w = torch.polar(torch.ones_like(angle), angle)  # [F]: the real kernel's transform has half the places
+    w = torch.polar(torch.ones_like(angle), angle)  # [F]: the real kernel's transform has half the frequencies
     node = 2 / dt[:, None] * (1 - w)  # [H, F]
 
     def resolvent(v: Tensor) -> Tensor:
-        """sum over all N of v_n / (node - (1 + w) A_n), [H, F]; v complex [H, N/2]."""
+        """Return the sum over all N of v_n / (node - (1 + w) A_n), [H, F]; v complex [H, N/2]."""
         upper = v[..., None] / (node[:, None] - (1 + w) * A[..., None])
         lower = v.conj()[..., None] / (node[:, None] - (1 + w) * A.conj()[..., None])
         return (upper + lower).sum(1)
@@ -41,9 +49,13 @@ def dplr_kernel(A: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: 
 
 
 def dplr_dense(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """A_bar [H, N, N] and B_bar [H, N] of the bilinear rule, with both of each conjugate pair, written out.
+    """Return A_bar [H, N, N] and B_bar [H, N] of the bilinear rule, with both of each conjugate pair.
 
     A_bar = (1 - dt/2 M)^-1 (1 + dt/2 M), B_bar = (1 - dt/2 M)^-1 dt B, M = diag(A) - P P^*.
+
+    Args:
+        A, P, B: complex [H, N/2], one of each conjugate pair.
+        dt: steps [H].
     """
     A, P, B = (torch.cat([v, v.conj()], 1) for v in (A, P, B))
     M = dt[:, None, None] / 2 * (torch.diag_embed(A) - P[..., None] * P.conj()[:, None])
@@ -52,7 +64,13 @@ def dplr_dense(A: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> tuple[Tensor, Ten
 
 
 def untruncated(A: Tensor, P: Tensor, C: Tensor, dt: Tensor, length: int) -> Tensor:
-    """C' [H, N] of the recurrence from the C [H, N/2] of dplr_kernel: C' = C (1 - A_bar^length)^-1."""
+    """Return C' [H, N] of the recurrence, C' = C (1 - A_bar^length)^-1.
+
+    Args:
+        A, P, C: complex [H, N/2], as of dplr_kernel.
+        dt: steps [H].
+        length: of the kernel.
+    """
     step, _ = dplr_dense(A, P, torch.zeros_like(A), dt)
     one = torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
     rest = one - torch.linalg.matrix_power(step, length)
@@ -85,7 +103,7 @@ class S4(nn.Module):
         self.output_linear = nn.Linear(width, 2 * width)
 
     def system(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """A, P, B, C [width, N/2] and dt [width], in at least single precision."""
+        """Return A, P, B, C [width, N/2] and dt [width], in at least single precision."""
         kind = torch.promote_types(self.log_dt.dtype, torch.float32)
         A = torch.complex(-self.log_A_real.to(kind).exp(), self.A_imag.to(kind))
         P, B, C = (torch.view_as_complex(v.to(kind).contiguous()) for v in (self.P, self.B, self.C))
@@ -93,7 +111,7 @@ class S4(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         if h.shape[1] > self.length:
-            raise UserError(f"{h.shape[1]} tokens; this S4 was made for at most {self.length}")
+            raise UserError(f"{h.shape[1]} tokens; this S4 is for at most {self.length}")
         K = dplr_kernel(*self.system(), self.length)[:, : h.shape[1]]
         y = long_convolution(h.to(K.dtype), K) + h * self.D
         out: Tensor = self.output_linear(gelu(y).to(h.dtype))  # [B, T, 2 width]

@@ -21,9 +21,12 @@ Kind = Literal["legs", "inv", "lin", "quad", "real"]
 
 
 def s4d_scan(A: Tensor, C: Tensor, dt: Tensor, u: Tensor) -> Tensor:
-    """The state space of gen.kernels.s4d.s4d_kernel as a recurrence over the tokens of u [B, T, H]: [B, T, H].
+    """Return the output [B, T, H] of the state space of gen.kernels.s4d.s4d_kernel as a recurrence over tokens.
 
-    A, C: complex [H, N/2]. dt: [H].
+    Args:
+        A, C: complex [H, N/2], one of each conjugate pair.
+        dt: steps [H].
+        u: inputs [B, T, H].
     """
     step = dt[:, None] * A  # [H, N/2]
     states = linear_scan(step.exp().expand(1, u.shape[1], -1, -1), u[..., None].to(A.dtype).expand(-1, -1, *A.shape))
@@ -53,7 +56,7 @@ class S4D(nn.Module):
         self.output_linear = nn.Linear(width, 2 * width)
 
     def kernels(self, length: int) -> Tensor:
-        """[1 or 2, width, length], in at least float32."""
+        """Return the kernels [1 or 2, width, length], in at least float32."""
         kind = torch.promote_types(self.log_dt.dtype, torch.float32)
         A = torch.complex(-self.log_A_real.to(kind).exp(), self.A_imag.to(kind))
         C = torch.view_as_complex(self.C.to(kind).contiguous())

@@ -10,13 +10,13 @@ from torch import nn
 from gen.models.layers.magnitude import (
     MPConv,
     MPFourier,
-    force,
     magnitude,
     mp_add,
     mp_cat,
     mp_silu,
     mp_sum,
-    unit,
+    normalise,
+    normalise_weights,
 )
 
 
@@ -77,14 +77,14 @@ def test_linear_and_convolution_keep_it_whatever_the_weights_length():
 
 def test_a_pixel_at_its_unit():
     x = 7 * normal(4, 64, 3, 3)
-    size = magnitude(unit(x, dim=1), dim=1)
+    size = magnitude(normalise(x, dim=1), dim=1)
     torch.testing.assert_close(size, 1 - 1e-4 / magnitude(x, dim=1), rtol=1e-7, atol=0)
-    assert torch.equal(unit(torch.zeros(2, 3)), torch.zeros(2, 3))
+    assert torch.equal(normalise(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
 def test_the_gradient_is_at_right_angles_to_every_weight_vector():
     layer = MPConv(20, 10, 3, 3).double()
-    force(layer)
+    normalise_weights(layer)
     layer(normal(4, 20, 6, 6)).square().mean().backward()
     along = (layer.weight.grad * layer.weight).flatten(1).sum(1).abs()
     assert (
@@ -97,10 +97,10 @@ def test_the_gradient_is_at_right_angles_to_every_weight_vector():
 def test_forced_weights_have_magnitude_one_and_stay_so_to_the_bit(shape, length):
     layer = MPConv(shape[1], shape[0], *shape[2:])
     layer.weight.data.mul_(length)
-    force(layer)
+    normalise_weights(layer)
     once = layer.weight.detach().clone()
     torch.testing.assert_close(magnitude(once), torch.ones_like(magnitude(once)), rtol=0, atol=1e-5)
-    force(layer)
+    normalise_weights(layer)
     assert torch.equal(layer.weight, once)
 
 
@@ -108,7 +108,7 @@ def test_forcing_leaves_other_layers_and_zero_rows_alone():
     net = nn.Sequential(MPConv(4, 3), nn.Linear(3, 2))
     net[0].weight.data[1] = 0
     linear = net[1].weight.detach().clone()
-    force(net)
+    normalise_weights(net)
     assert torch.equal(net[1].weight, linear)
     assert torch.equal(net[0].weight[1], torch.zeros(4)) and net(torch.ones(1, 4)).isfinite().all()
 
@@ -118,7 +118,7 @@ def test_two_passes_before_one_backward_pass():
     other, (x, z) = copy.deepcopy(layer), (normal(3, 6), normal(3, 6, seed=1))
 
     def loss(layer, x):
-        force(layer)
+        normalise_weights(layer)
         return layer(x).square().sum()
 
     (loss(layer, x) + loss(layer, z)).backward()
