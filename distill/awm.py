@@ -101,7 +101,7 @@ class AWM:
         how, cond = self.rollout, grouped(batch.cond, len(batch.x), self.group)
         times = how.grid.times(f.path, how.steps)
         walker: DenoiserLike = f if how.guide is None else how.guide(f, times)
-        kept = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
+        kept = times if how.guide is None else how.guide.grid(times)
         with evaluating(f):
             start = f.path.start(batch.normal("start"), times[0])
             x0 = integrate(walker, start, kept, how.solver, cond=cond, noise=batch.noise)

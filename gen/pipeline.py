@@ -15,10 +15,10 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import build, names
-from gen.diffusion.denoiser import Cond, CountingDenoiser, Denoiser, DenoiserLike
+from gen.diffusion.composition import compose
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import NetMembers, members
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.diffusion.precompute import precompute_modulations
 from gen.diffusion.sampling import integrate
 from gen.text.contracts import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
@@ -107,23 +107,22 @@ class Pipeline:
         seeds = sample_seeds(seed, n, start)
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
-        walk = how.guide.grid(times) if hasattr(how.guide, "grid") else times  # a guide may leave out first steps
         net = self.net
-        began, parts, reports, rows_asked = time.perf_counter(), [], [], 0
+        began, parts, reports, evaluations = time.perf_counter(), [], [], 0
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
             noise = Noise(tuple(seeds[rows]))
             unit = noise.normal("start", self.state_shape).to(self.device)
             here = {k: v[rows].to(self.device) for k, v in cond.items()}
-            counted = CountingDenoiser(precompute_modulations(self.denoiser, walk, how.solver, here, unit))
-            f: DenoiserLike = counted if how.guide is None else how.guide(counted, times)
-            run = None if how.cache is None else how.cache.start(len(walk) - 1)
-            x = integrate(f, f.path.start(unit, times[0]), walk, how.solver, cond=here, noise=noise, tap=run)
-            rows_asked += counted.rows
-            reports += [] if run is None else [run.report()]
+            loop = compose(self.denoiser, times, how.solver, how.guide, here, unit)
+            session = None if how.cache is None else how.cache.start(len(loop.grid) - 1)
+            x = loop.f.path.start(unit, times[0])
+            x = integrate(loop.f, x, loop.grid, how.solver, cond=here, noise=noise, tap=session)
+            evaluations += loop.rows
+            reports += [] if session is None else [session.report()]
             parts.append(net.image(x).float().cpu())
         took = time.perf_counter() - began
-        return Samples(torch.cat(parts), cond, rows_asked / n, took, reports, net.about)
+        return Samples(torch.cat(parts), cond, evaluations / n, took, reports, net.about)
 
     def prepared(self, engine: Any = "auto") -> Pipeline:
         """The same pipeline with its network evaluated by an engine of gen.models.engines: a name, a spec or an object.

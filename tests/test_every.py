@@ -15,6 +15,7 @@ import torch
 
 from gen.cli.list import FOLDERS
 from gen.config.spec import build, describe, find, name_of, names, spec_of
+from gen.diffusion.composition import compose
 from gen.diffusion.denoiser import CountingDenoiser, Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import V
@@ -22,6 +23,7 @@ from gen.diffusion.path import DDPM, EDM, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian, Mixture, measured_order, runge_kutta
 from gen.samplers.caches.custom import Custom
+from gen.samplers.solvers.euler import Euler
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 
@@ -50,7 +52,7 @@ PATHS = [
 ]
 SOLVERS = [*every("samplers.solvers"), pytest.param(build("samplers.solvers", MINE + "my_solver:MySolver"), id="mine")]
 GRIDS = every("samplers.grids")
-GUIDES = names("samplers.guides")
+GUIDES = [*names("samplers.guides"), MINE + "my_guide:MyGuide"]
 
 
 def f64(*values):
@@ -239,22 +241,23 @@ class Deaf:
 
 
 def guided(name, path, **changes):
-    """The guided mixture, the count of evaluations beneath it, and a batch to ask it about."""
+    """The guided mixture, its loop, which counts the evaluations, and a batch to ask it about."""
     generator = torch.Generator().manual_seed(0)
     x0, y = mixture(path).sample(6, generator)
     t = f64(0.4 * path.t1)[0]
     x = path.mix(x0, torch.randn(6, 2, generator=generator, dtype=torch.float64), t)
-    counted = CountingDenoiser(mixture(path))
-    times = torch.linspace(path.t1, 0, 11, dtype=torch.float64)
+    times, cond = torch.linspace(path.t1, 0, 11, dtype=torch.float64), {"y": y}
     needed = {"weak": Deaf(mixture(path))} if needs_fields(find(name, "samplers.guides")) else {}
-    return build("samplers.guides", name, **needed, **changes)(counted, times), counted, (x, t, {"y": y})
+    guide = build("samplers.guides", name, **needed, **changes)
+    loop = compose(mixture(path), times, Euler(), guide, cond, x)
+    return loop.f, loop, (x, t, cond)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", GUIDES)
 def test_scale_one_is_the_conditional_model(guide, path):
-    f, counted, (x, t, cond) = guided(guide, path, scale=1.0)
-    got, exact = f(x, t, cond), counted.inner(x, t, cond)
+    f, loop, (x, t, cond) = guided(guide, path, scale=1.0)
+    got, exact = f(x, t, cond), loop.counters[0].inner(x, t, cond)
     torch.testing.assert_close(got.x0, exact.x0, rtol=1e-12, atol=1e-12)
     if guide not in PAIRS:
         torch.testing.assert_close(got.eps, exact.eps, rtol=1e-12, atol=1e-12)
@@ -263,18 +266,18 @@ def test_scale_one_is_the_conditional_model(guide, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", [name for name in GUIDES if PLAIN.get(name, {}) is not None])
 def test_scale_zero_is_the_unconditional_model(guide, path):
-    f, counted, (x, t, cond) = guided(guide, path, scale=0.0, **PLAIN.get(guide, {}))
-    for ours, exact in zip(f(x, t, cond), counted.inner(x, t), strict=True):
+    f, loop, (x, t, cond) = guided(guide, path, scale=0.0, **PLAIN.get(guide, {}))
+    for ours, exact in zip(f(x, t, cond), loop.counters[0].inner(x, t), strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guided_prediction_adds_up_to_x_unless_it_is_a_pair(guide, path):
-    f, counted, (x, t, cond) = guided(guide, path, scale=3.0)
+    f, loop, (x, t, cond) = guided(guide, path, scale=3.0)
     got = f(x, t, cond)
     if guide in PAIRS:  # then it lacks what guidance would have done to eps, and nothing else
-        c, u = counted.inner(x, t, cond), counted.inner(x, t)
+        c, u = loop.counters[0].inner(x, t, cond), loop.counters[0].inner(x, t)
         x = x - path.sigma(t) * 3 * (c.eps - u.eps)
     torch.testing.assert_close(path.mix(*got, t), x, rtol=1e-11, atol=1e-11)
 
@@ -286,16 +289,16 @@ def test_outside_its_interval_only_the_conditional_network_runs(guide, field):
     inside = {"interval": [(0.5, 1.0), None], "steps": [(0.6, 0.7), None]}[field]
     outside = {"interval": [(0.7, 9.0), (0.1, 0.6)], "steps": [(0.7, 1.0), (0.0, 0.6)]}[field]
     for bounds in inside + outside:
-        f, counted, (x, t, cond) = guided(guide, Flow(), scale=3.0, **{field: bounds})
+        f, loop, (x, t, cond) = guided(guide, Flow(), scale=3.0, **{field: bounds})
         got = f(x, t, cond)
-        assert counted.calls == (1 if bounds in outside else 2), bounds
-        assert torch.equal(got.x0, counted.inner(x, t, cond).x0) == (bounds in outside)
+        assert loop.rows == len(x) * (1 if bounds in outside else 2), bounds
+        assert torch.equal(got.x0, loop.counters[0].inner(x, t, cond).x0) == (bounds in outside)
 
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_only_the_first_channels_are_guided(guide):
-    f, counted, (x, t, cond) = guided(guide, Flow(), scale=3.0, channels=1, **(PLAIN.get(guide) or {}))
-    got, exact = f(x, t, cond), counted.inner(x, t, cond)
+    f, loop, (x, t, cond) = guided(guide, Flow(), scale=3.0, channels=1, **(PLAIN.get(guide) or {}))
+    got, exact = f(x, t, cond), loop.counters[0].inner(x, t, cond)
     assert torch.equal(got.x0[:, 1], exact.x0[:, 1])
     assert torch.equal(got.eps[:, 1], exact.eps[:, 1])
     assert not torch.equal(got.x0[:, 0], exact.x0[:, 0])
@@ -316,9 +319,9 @@ def test_a_guided_row_does_not_depend_on_its_batch_and_times_may_differ(guide):
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guide_passes_the_path_and_the_null_condition_on(guide):
-    f, counted, (_, _, cond) = guided(guide, Trig())
+    f, loop, (_, _, cond) = guided(guide, Trig())
     assert f.path == Trig()
-    assert torch.equal(f.null(cond)["y"], counted.null(cond)["y"])
+    assert torch.equal(f.null(cond)["y"], loop.counters[0].null(cond)["y"])
 
 
 # Grids

@@ -91,8 +91,6 @@ PENDING = (
     "samplers/caches/policies/lib",
     "samplers/caches/predictors",
     "samplers/caches/predictors/lib",
-    "samplers/guides",
-    "samplers/guides/lib",
     "samplers/interop",
     "samplers/kv_plans",
     "samplers/kv_plans/lib",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import NoisePath
 
@@ -26,7 +25,9 @@ def require_teacher(owner: str, teacher: DenoiserLike | None) -> DenoiserLike:
     return teacher
 
 
-def guided_teacher(teacher: DenoiserLike, path: NoisePath, guide: Any, grid: Tensor | None = None) -> DenoiserLike:
+def guided_teacher(
+    teacher: DenoiserLike, path: NoisePath, guide: Guide | None, grid: Tensor | None = None
+) -> DenoiserLike:
     """Return the teacher under a guide, for evaluations at single times.
 
     Args:
@@ -44,7 +45,7 @@ def guided_teacher(teacher: DenoiserLike, path: NoisePath, guide: Any, grid: Ten
         raise UserError(f"the teacher is on {teacher.path}, the student on {path}: both must be on the same path")
     if guide is None:
         return teacher
-    ignored = [name for name in getattr(guide, "loop_options", ()) if grid is None or name != "steps"]
+    ignored = [name for name in guide.loop_options if grid is None or name != "steps"]
     if ignored:
         given = ", ".join(f"{name} = {getattr(guide, name)}" for name in ignored)
         raise UserError(

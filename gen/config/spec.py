@@ -23,7 +23,7 @@ from typing import Any
 
 from gen.config.errors import UserError, nearest
 
-__all__ = ["build", "convert", "describe", "find", "name_of", "names", "override", "part", "spec_of"]
+__all__ = ["build", "build_parts", "convert", "describe", "find", "name_of", "names", "override", "part", "spec_of"]
 
 Spec = str | Mapping[str, Any]
 
@@ -81,6 +81,23 @@ def build(folder: str | Sequence[str], spec: Any, **fields: Any) -> Any:
         base = owner.preset(given.pop("preset"))
         given = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init} | given
     return _construct(owner, given)
+
+
+def build_parts(thing: Any) -> None:
+    """Build the parts of a frozen dataclass that Python code gave as names or specs; for its `__post_init__`.
+
+    Args:
+        thing: a dataclass instance with `part` fields; their values are replaced. A part whose default is a tuple holds
+            several.
+    """
+    for field in dataclasses.fields(thing):
+        value, folders = getattr(thing, field.name), field.metadata.get("folders")
+        if folders and value is not None:
+            several = isinstance(field.default, tuple)
+            if isinstance(value, (list, tuple)) != several:
+                raise UserError(f"{field.name}: got {value!r}, expected {'a list' if several else 'one, not a list'}")
+            built = tuple(build(folders, v) for v in value) if several else build(folders, value)
+            object.__setattr__(thing, field.name, built)
 
 
 def spec_of(thing: Any, named: bool = True) -> dict[str, Any]:

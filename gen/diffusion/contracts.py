@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 
-__all__ = ["DenoiseFn", "DrawNoise", "Grid", "Solver"]
+__all__ = ["DenoiseFn", "DrawNoise", "Grid", "Guide", "Solver"]
 
 DrawNoise = Callable[[], Tensor]  # unit noise of the step, shaped as x; a second call returns the same
 
@@ -101,3 +102,41 @@ class Grid(Protocol):
             float64 [steps + 1] on the CPU, strictly falling, from (nearly) path.t1 to exactly 0.
         """
         ...
+
+
+class Guide(Protocol):
+    """A rule that turns a denoiser into another one, for one sampling loop (classifier-free guidance and its like).
+
+    Must hold: the result's prediction for row i depends on row i alone, for t 0-d and [B]; it passes x's path and
+    `null` on; every further evaluation of a network that sees a tap has its own branch
+    (`gen.diffusion.tap.with_branch`). What is remembered between evaluations lives in the returned denoiser, never in
+    the guide. gen.samplers.guides.lib.two_predictions has the base of guides that combine two predictions.
+    """
+
+    @abstractmethod
+    def __call__(self, f: DenoiserLike, times: Tensor, *others: DenoiserLike) -> DenoiserLike:
+        """Return the guided denoiser of one loop.
+
+        Args:
+            f: the denoiser to guide.
+            times: the loop's grid, before `grid` has shortened it, float64 [steps + 1].
+            others: the denoisers of `other_denoisers`, prepared and counted as f is; () for those themselves.
+        """
+        ...
+
+    def other_denoisers(self) -> tuple[DenoiserLike, ...]:
+        """Return the denoisers that it evaluates beside f, such as the weak one of autoguidance; () by default."""
+        return ()
+
+    def grid(self, times: Tensor) -> Tensor:
+        """Return the times that the loop visits; all by default.
+
+        Args:
+            times: the loop's grid, float64 [steps + 1]; a guide may leave out the first ones, x stays that of times[0].
+        """
+        return times
+
+    @property
+    def loop_options(self) -> tuple[str, ...]:
+        """Names of the options in use that need a whole sampling loop, so that a distiller can refuse them."""
+        return ()

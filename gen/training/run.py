@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build, convert, part, spec_of
+from gen.config.spec import build_parts, convert, part, spec_of
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.text.contracts import Decoding
@@ -35,7 +35,7 @@ class Sampler:
         grid = self.grid.tolist() if isinstance(self.grid, Tensor) else self.grid
         if isinstance(grid, (list, tuple)):  # the times themselves
             object.__setattr__(self, "grid", {"name": "given", "values": list(grid)})
-        _build_parts(self)
+        build_parts(self)
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise UserError(f"Sampler: steps = {self.steps!r}; it must be a whole number, at least 1")
         for name, method in {"solver": "step", "grid": "times", "guide": "__call__", "cache": "start"}.items():
@@ -87,7 +87,7 @@ class Run:
     init: str | None = None
 
     def __post_init__(self) -> None:
-        _build_parts(self)
+        build_parts(self)
         for name, low in {"steps": 1, "batch_size": 1, "keep": 2, "log_every": 1}.items():
             if getattr(self, name) < low:
                 raise UserError(f"Run: {name} = {getattr(self, name)}; it must be at least {low}")
@@ -128,15 +128,3 @@ def run_spec(run: Run) -> dict[str, Any]:
 def run_from(spec: Mapping[str, Any]) -> Run:
     """The run of a JSON; raises UserError, in one line, for keys and values that are no run's."""
     return convert(dict(spec), Run, "run")
-
-
-def _build_parts(thing: Any) -> None:
-    """Lets Python code name parts by spec, as JSON does."""
-    for field in dataclasses.fields(thing):
-        value, folders = getattr(thing, field.name), field.metadata.get("folders")
-        if folders and value is not None:
-            several = isinstance(field.default, tuple)
-            if isinstance(value, (list, tuple)) != several:
-                raise UserError(f"{field.name}: got {value!r}, expected {'a list' if several else 'one, not a list'}")
-            built = tuple(build(folders, v) for v in value) if several else build(folders, value)
-            object.__setattr__(thing, field.name, built)

@@ -10,20 +10,24 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import NoisePath, Prediction
-from gen.samplers.guides.lib.two_predictions import Pair, Rule, dot
+from gen.samplers.guides.lib.two_predictions import Combine, TwoPredictionGuide, dot
 
 __all__ = ["APG"]
 
 
 @dataclass(frozen=True)
-class APG(Pair):
-    """c + (scale - 1) d in x0, with d what is left of c - u (Sadat et al. 2024, algorithm 1): guidance for high scales.
+class APG(TwoPredictionGuide):
+    """c + (scale - 1) d in x0, with d a projection of c - u, for high scales (Sadat et al. 2024, algorithm 1).
 
-    momentum: each difference adds this share of the ones before it; below 0 it turns away from where they led.
-    threshold: the largest norm of the sum, per sample; None for any. eta: how much of its part along c is kept, which
-    is what saturates colours. momentum = 0, threshold = None, eta = 1 is plain guidance.
-    The sum is of one walk, and starts anew at the first time of its grid. Every guided evaluation adds to it, so a
-    solver with two of them in a step remembers half as many steps.
+    momentum = 0, threshold = None, eta = 1 is plain guidance. The sum of differences is that of one loop, and starts
+    anew at the first time of its grid. Every guided evaluation adds to it, so a solver with two of them in a step
+    remembers half as many steps.
+
+    Attributes:
+        scale: as of TwoPredictionGuide.
+        momentum: in (-1, 1): each difference adds this share of the sum before it; below 0 it moves away from it.
+        threshold: the largest norm of the sum, per sample; None for any.
+        eta: how much of its part along c is kept, which is what saturates colours.
     """
 
     scale: float = 4.0
@@ -42,10 +46,10 @@ class APG(Pair):
     def loop_options(self) -> tuple[str, ...]:
         return (*super().loop_options, "momentum") if self.momentum else super().loop_options
 
-    def rule(self, times: Tensor) -> Rule:
+    def combine_in_loop(self, times: Tensor) -> Combine:
         total: Tensor | None = None  # of the differences so far
 
-        def rule(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
+        def combine(path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
             nonlocal total
             d = c.x0 - u.x0
             if total is not None and not bool((t >= times[0]).all()):
@@ -53,15 +57,15 @@ class APG(Pair):
             total = d
             return X0().solve(path, x, c.x0 + (self.scale - 1) * self.project(self.clip(d), c.x0), t)
 
-        return rule
+        return combine
 
     def clip(self, d: Tensor) -> Tensor:
-        """d [B, ...] with each sample's norm at most the threshold."""
+        """Return d [B, ...] with each sample's norm at most the threshold."""
         if self.threshold is None:
             return d
         return d * (self.threshold / dot(d, d).sqrt()).clamp(max=1).to(d)
 
     def project(self, d: Tensor, c: Tensor) -> Tensor:
-        """d [B, ...] with only eta of its part along c."""
+        """Return d [B, ...] with only eta of its part along c."""
         along = dot(d, c) / dot(c, c).clamp(min=torch.finfo(torch.float32).tiny)
         return d - (1 - self.eta) * (along * c).to(d)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build, part
+from gen.config.spec import build_parts, part
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.solvers.ddim import DDIM
@@ -45,7 +45,7 @@ class DualFast(Solver):
     of: Literal["eps", "x0"] = "eps"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "solver", build("samplers.solvers", self.solver))
+        build_parts(self)
         if self.power < 0:
             raise UserError(f"DualFast: power = {self.power}; it must not be negative")
 

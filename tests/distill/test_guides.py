@@ -30,7 +30,7 @@ SMALL = {
     "progressive": {"start": 4, "first": 4},
     "phased": {"phases": 2, "substeps": 4},
 }
-# Another value of each option of a guide. `together` changes the number of calls alone.
+# Another value of each option of a guide. `batched` changes the number of calls alone.
 OPTIONS = {
     "scale": 2.0, "interval": (0.5, 1.5), "steps": (0.25, 0.75), "channels": 1, "momentum": -0.5, "threshold": 1e-3,
     "eta": 0.7, "phi": 0.2, "space": "x0", "zero_steps": 1,

@@ -110,7 +110,7 @@ def _walk(net: nn.Module, x: Tensor, labels: list[int], steps: int) -> Tensor:
     times = torch.tensor([*range((steps - 1) * every + 1, 0, -every), 0], dtype=torch.float64)
     cond = {"y": torch.tensor(labels, device=x.device)}
     f = precompute_modulations(Denoiser(net, path, Eps()), times, solver, cond, x)
-    return integrate(CFG(SCALE, together=True)(f, times), x, times, solver, cond=cond)
+    return integrate(CFG(SCALE, batched=True)(f, times), x, times, solver, cond=cond)
 
 
 class _Through(nn.Module):

@@ -139,7 +139,7 @@ class Counting(torch.nn.Module):
         return self.inner(c)
 
 
-@pytest.mark.parametrize("guide", [None, {"name": "cfg"}, {"name": "cfg", "scale": 2.0, "together": True}])
+@pytest.mark.parametrize("guide", [None, {"name": "cfg"}, {"name": "cfg", "scale": 2.0, "batched": True}])
 @pytest.mark.parametrize("cache", [None, {"name": "taylorseer_lite", "interval": 2}])
 @torch.no_grad()
 def test_a_loop_computes_its_modulations_once(guide, cache):

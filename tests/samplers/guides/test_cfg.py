@@ -85,5 +85,5 @@ def test_wrong_intervals_are_refused(interval):
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 7), (1.0, 7), (2.0, 14)])
 def test_both_from_one_call_cost_no_more_than_apart(scale, rows):
     f, (x, cond), t = CountingDenoiser(world()), ask(), torch.tensor(0.5, dtype=torch.float64)
-    CFG(scale, together=True)(f, GRID)(x, t, cond)
+    CFG(scale, batched=True)(f, GRID)(x, t, cond)
     assert f.rows == rows

@@ -10,6 +10,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, name_of, names, spec_of
+from gen.diffusion.composition import compose
 from gen.diffusion.denoiser import CountingDenoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
@@ -198,9 +199,10 @@ def test_guided_by_itself_a_model_stays_what_it_is(scale):
 
 
 def test_evaluations_of_the_weak_network_are_counted():
-    f, (x, t, cond) = CountingDenoiser(world(Flow())), ask(Flow())
-    Auto(3.0, weak=world(Flow()))(f, grid(Flow()))(x, t, cond)
-    assert (f.calls, f.rows) == (2, 10)
+    x, t, cond = ask(Flow())
+    loop = compose(world(Flow()), grid(Flow()), Euler(), Auto(3.0, weak=world(Flow())), cond, x)
+    loop.f(x, t, cond)
+    assert loop.rows == 10 and [counter.calls for counter in loop.counters] == [1, 1]
 
 
 def test_the_weak_model_may_be_a_run_folder(tmp_path):
@@ -420,7 +422,7 @@ def test_both_predictions_may_come_from_one_call(name, t_per_sample):
     x, t, cond = ask(path)
     t = t.expand(len(x)) if t_per_sample else t
     spec = {"name": name, "scale": 2.0}
-    apart, together = (build("samplers.guides", {**spec, "together": flag}) for flag in (False, True))
+    apart, together = (build("samplers.guides", {**spec, "batched": flag}) for flag in (False, True))
     counts = [CountingDenoiser(world(path)) for _ in range(2)]
     one, two = (g(c, grid(path))(x, t, cond) for g, c in zip((apart, together), counts, strict=True))
     torch.testing.assert_close(one.x0, two.x0, rtol=1e-13, atol=1e-13)
@@ -430,4 +432,4 @@ def test_both_predictions_may_come_from_one_call(name, t_per_sample):
 
 def test_autoguidance_has_two_networks_and_so_two_calls():
     with pytest.raises(UserError, match="its two predictions come from two networks"):
-        Auto(2.0, weak=world(Flow(), 0.3), together=True)
+        Auto(2.0, weak=world(Flow(), 0.3), batched=True)

@@ -1,0 +1,60 @@
+"""Composition of the denoiser that a sampling loop evaluates: network, precomputed modulations, counter, guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gen.diffusion.contracts import Guide, Solver
+from gen.diffusion.denoiser import Cond, CountingDenoiser, Denoiser, DenoiserLike
+from gen.diffusion.precompute import precompute_modulations
+
+__all__ = ["Composition", "compose"]
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """The denoiser of one sampling loop, its grid, and the counters of its networks.
+
+    Attributes:
+        f: what the solver evaluates.
+        grid: the times to visit, float64 [steps + 1]; a guide may have left out the first ones.
+        counters: one for each network, the guided one first.
+    """
+
+    f: DenoiserLike
+    grid: Tensor
+    counters: tuple[CountingDenoiser, ...]
+
+    @property
+    def rows(self) -> int:
+        """Network evaluations so far, one for each row of a batch."""
+        return sum(counter.rows for counter in self.counters)
+
+
+def compose(
+    f: DenoiserLike, times: Tensor, solver: Solver, guide: Guide | None, cond: Cond, like: Tensor
+) -> Composition:
+    """Put the denoiser of one loop together; here alone the order is decided.
+
+    From the inside: each network, with its modulations precomputed for the loop; its counter; the guide over all of
+    them. Networks that a guide evaluates besides are prepared as f is.
+
+    Args:
+        f: the denoiser to sample.
+        times: the loop's grid, float64 [steps + 1], falling.
+        solver: decides at which times the networks are evaluated.
+        guide: None for f as it is.
+        cond: tensors [B, ...] of the batch.
+        like: x of the batch, for its device, dtype and dimensions.
+    """
+    grid = times if guide is None else guide.grid(times)
+
+    others = () if guide is None else guide.other_denoisers()
+    for other in others:
+        if isinstance(other, Denoiser):
+            other.net.to(like.device)  # loaded on the CPU
+    counters = tuple(CountingDenoiser(precompute_modulations(g, grid, solver, cond, like)) for g in (f, *others))
+    guided = counters[0] if guide is None else guide(counters[0], times, *counters[1:])
+    return Composition(guided, grid, counters)
