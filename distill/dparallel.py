@@ -10,7 +10,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.distillers.lib.certainty import Certain, window
 from gen.samplers.decoding_policies.entropy import Entropy
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.training.objectives import Batch
 from gen.training.objectives.lib.masked import Tokens
 from gen.training.run import Run

@@ -19,7 +19,8 @@ from gen.distillers.lib.answers import Asked, make_store, padded, sequential, te
 from gen.pipeline import locate
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.learned import Filter, Learned, slots
-from gen.text.contracts import Choice, Decoding, State, TokenSampling, View
+from gen.text.contracts import CommitDecision, RowState, StepView
+from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
 from gen.training.objectives import Batch, Roles, Step
@@ -76,7 +77,7 @@ class Learn2PD:
         taught = text_teacher(teacher, "Learn2PD")
         size = self.block or _window(taught)
         sampler = replace(taught.decoding, policy=Learned("filter.safetensors", threshold=self.threshold))
-        if taught.net.block is None:
+        if taught.net.block_size is None:
             sampler = replace(sampler, block_schedule=SemiAR(length=size))
         elif size != _window(taught):
             raise UserError(f"Learn2PD: block = {size}, and the teacher's own blocks have {_window(taught)} tokens")
@@ -197,22 +198,22 @@ class _Replay:
     answers: Tensor
     size: int
     steps: list[dict[str, Tensor]] = field(default_factory=list)
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {"answer": self.answers[:, :length], "row": torch.arange(rows, device=self.answers.device)}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
-        answer = state["answer"].gather(1, view.at)
-        right = (view.best == answer) & view.masked
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
+        answer = state["answer"].gather(1, view.positions)
+        right = (view.top_token == answer) & view.masked
         seen = torch.where(view.masked, view.confidence, 1.0)
         columns = [(seen.float(), 1.0), (view.masked.float(), 0.0), (right.float(), 0.0)]
         confidence, open_, correct = (slots(view, values, empty, self.size) for values, empty in columns)
         step = {"row": state["row"], "confidence": confidence, "open": open_ > 0, "right": correct > 0}
         alive = view.masked.any(1)
         self.steps.append({key: value[alive] for key, value in step.items()})
-        return Choice(torch.where(right.any(1, keepdim=True), right, view.masked), tokens=answer), state
+        return CommitDecision(torch.where(right.any(1, keepdim=True), right, view.masked), tokens=answer), state
 
 
 def _window(teacher: TextPipeline) -> int:
@@ -220,5 +221,5 @@ def _window(teacher: TextPipeline) -> int:
     blocks = teacher.decoding.block_schedule
     if not isinstance(blocks, SemiAR):
         raise UserError(f"Learn2PD: the teacher's blocks are {blocks!r}; say how long a window is with block")
-    own = blocks.length if teacher.net.block is None else int(inner(teacher.net).block)
+    own = blocks.length if teacher.net.block_size is None else int(inner(teacher.net).block_size)
     return own if blocks.sub is None else min(own, blocks.sub)

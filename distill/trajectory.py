@@ -12,7 +12,7 @@ from gen.config.errors import UserError
 from gen.distillers.lib.certainty import Certain, window
 from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.decoding_policies.entropy import Entropy
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.training.objectives import Batch, Roles
 from gen.training.objectives.lib.masked import Tokens
 from gen.training.run import Run
@@ -61,11 +61,11 @@ class Trajectory(Certain):
         return self.blocks[min(int(done * len(self.blocks)), len(self.blocks) - 1)], low + (high - low) * done
 
     def masks(self, net: Any, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
-        if "when" not in batch.cond:
+        if "commit_step" not in batch.cond:
             raise UserError("Trajectory needs answers with the step of each token: this data has none")
         length, ratio = self.stage(batch.step)
         inside = window(net, tokens, length, batch.noise.uniform("block"))
-        return inside, last(batch.cond["when"], inside, ratio)
+        return inside, last(batch.cond["commit_step"], inside, ratio)
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """The loss at the end of the curriculum, on fixed blocks."""

@@ -18,8 +18,8 @@ from gen.diffusion.noise import sample_seeds
 from gen.eval.bounds import front
 from gen.eval.estimate import Estimate
 from gen.eval.evaluate import checkpoint, device_of, machine
-from gen.text.contracts import Decoding
-from gen.text.loop import Decoded, decode
+from gen.text.decoding import Decoded, Decoding
+from gen.text.loop import decode
 
 __all__ = ["SCHEMA", "Task", "aup", "bench", "check", "collect", "curves", "groups", "pareto", "sweep", "table"]
 
@@ -65,9 +65,9 @@ def bench(
 ) -> list[dict[str, Any]]:
     """One record for each setting: how often the reply was right, and what it took.
 
-    model: a TextPipeline, or a Predictor (gen/text/predictor.py) for tasks whose prompts are ids. settings: by the name
-    of a curve, such as a policy, and the label of a point on it. n, split: of task.prompts. length: tokens of a reply,
-    at most (default: the task's). Reply i depends on its prompt, the seed and i alone, not on batch_size.
+    model: a TextPipeline, or a Predictor (gen/text/contracts/predictor.py) for tasks whose prompts are ids. settings:
+    by the name of a curve, such as a policy, and the label of a point on it. n, split: of task.prompts. length: tokens
+    of a reply, at most (default: the task's). Reply i depends on its prompt, the seed and i alone, not on batch_size.
 
     A record holds, of n replies without their prompts: success, the mean score; tokens, of a reply up to its stop token
     and with it; nfe, evaluations of the network for a reply; tokens_per_forward, all tokens over all evaluations;
@@ -138,7 +138,7 @@ def _reply(model: Any, prompt: Any, ids: list[int]) -> Any:
     """What a task scores: text for text, ids for ids."""
     if isinstance(prompt, str) or hasattr(prompt, "messages"):
         return model.words(ids)
-    stops = getattr(model, "net", model).stops
+    stops = getattr(model, "net", model).eos_token_ids
     return ids[: next((i for i, v in enumerate(ids) if v in stops), len(ids))]
 
 
@@ -148,7 +148,7 @@ def _measured(model: Any, task: Task, prompts: Sequence[Any], batches: Sequence[
     scores = [float(task.score(p, _reply(model, p, ids))) for p, ids in zip(prompts, replies, strict=True)]
     tokens = [float(len(ids)) for ids in replies]
     nfe, computed, full = (
-        [float(v) for d in batches for v in getattr(d, name).tolist()] for name in ("nfe", "computed", "full")
+        [float(v) for d in batches for v in getattr(d, name).tolist()] for name in ("nfe", "computed", "nfe_full")
     )
     n, seconds = len(scores), sum(d.seconds for d in batches)
     rate = _ratio(tokens, nfe)

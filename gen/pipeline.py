@@ -20,7 +20,7 @@ from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import NetMembers, members
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.sampling import integrate
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
 from gen.training.run import Sampler, run_from
 

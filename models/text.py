@@ -16,21 +16,21 @@ from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import EVERYONE, BlockCausal, Rule
 from gen.models.layers import family
 from gen.models.layers.block import run_block
-from gen.models.layers.text import Sight, TextBlock, angles
-from gen.text.predictor import Memory, Span
+from gen.models.layers.text import AttentionContext, TextBlock, angles
+from gen.text.contracts import KvCache, Span
 
 __all__ = ["Text", "TextNet"]
 
 _QWEN = {"kv_heads": 4, "theta": 1e6, "norm_eps": 1e-6, "qkv_bias": True, "shift": 1}
-_QWEN_7B = {**_QWEN, "width": 3584, "depth": 28, "heads": 28, "hidden": 18944, "vocab": 152064}
+_QWEN_7B = {**_QWEN, "width": 3584, "depth": 28, "heads": 28, "hidden": 18944, "vocab_size": 152064}
 
 
 @dataclass(frozen=True)
 class Text:
     """A Llama-like transformer that sees both ways: RMS norms, rotary places, SwiGLU, shared keys and values.
 
-    vocab: ids, the mask among them. length: of the longest canvas. kv_heads: heads of keys and values, None for as many
-    as `heads`. hidden: of the SwiGLU, None for 8/3 of the width. theta: the base of the rotary angles. qkv_bias,
+    vocab_size: ids, the mask among them. length: of the longest canvas. kv_heads: heads of keys and values, None for as
+    many as `heads`. hidden: of the SwiGLU, None for 8/3 of the width. theta: the base of the rotary angles. qkv_bias,
     qk_norm: see gen.models.layers.text. tied: the head is the table of tokens. block: attention is block-causal in
     blocks of so many places from place 0; None: every place sees every other. shift: 1 if a place is predicted by the
     output at the place before. mask, stops: ids. tokenizer: how its words become ids, None if nobody knows.
@@ -40,7 +40,7 @@ class Text:
         "nano": {"length": 128, "width": 64, "depth": 2, "heads": 4},
         "small": {"length": 1024, "width": 768, "depth": 12, "heads": 12},  # the size of MDLM and BD3-LM
         "LLaDA-8B": {
-            "vocab": 126464,
+            "vocab_size": 126464,
             "length": 4096,
             "width": 4096,
             "depth": 32,
@@ -48,14 +48,20 @@ class Text:
             "hidden": 12288,
             "theta": 5e5,
             "norm_eps": 1e-5,
-            "mask": 126336,
-            "stops": (126081, 126348),
+            "mask_token_id": 126336,
+            "eos_token_ids": (126081, 126348),
         },
-        "Dream-7B": {**_QWEN_7B, "length": 2048, "mask": 151666, "stops": (151643, 151645)},
-        "Fast-dLLM-v2-7B": {**_QWEN_7B, "length": 32768, "block": 32, "mask": 151665, "stops": (151645,)},
+        "Dream-7B": {**_QWEN_7B, "length": 2048, "mask_token_id": 151666, "eos_token_ids": (151643, 151645)},
+        "Fast-dLLM-v2-7B": {
+            **_QWEN_7B,
+            "length": 32768,
+            "block_size": 32,
+            "mask_token_id": 151665,
+            "eos_token_ids": (151645,),
+        },
     }
 
-    vocab: int = 258
+    vocab_size: int = 258
     length: int = 256
     width: int = 384
     depth: int = 6
@@ -67,18 +73,18 @@ class Text:
     qkv_bias: bool = False
     qk_norm: bool = False
     tied: bool = False
-    block: int | None = None
+    block_size: int | None = None
     shift: int = 0
-    mask: int = 257
-    stops: tuple[int, ...] = (256,)
+    mask_token_id: int = 257
+    eos_token_ids: tuple[int, ...] = (256,)
     tokenizer: Any = part("text.tokenizers", default=None)
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
             object.__setattr__(self, "tokenizer", build("text.tokenizers", self.tokenizer))
-        object.__setattr__(self, "stops", tuple(self.stops))
-        family.at_least(self, vocab=2, length=1, width=2, depth=1, heads=1)
-        for name in ("kv_heads", "hidden", "block"):
+        object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
+        family.at_least(self, vocab_size=2, length=1, width=2, depth=1, heads=1)
+        for name in ("kv_heads", "hidden", "block_size"):
             if getattr(self, name) is not None:
                 family.at_least(self, **{name: 1})
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
@@ -89,10 +95,11 @@ class Text:
             )
         if self.shift not in (0, 1):
             raise UserError(f"Text.shift is {self.shift}; allowed: 0, 1")
-        wrong = [i for i in (self.mask, *self.stops) if not 0 <= i < self.vocab]
-        if wrong or self.mask in self.stops:
+        wrong = [i for i in (self.mask_token_id, *self.eos_token_ids) if not 0 <= i < self.vocab_size]
+        if wrong or self.mask_token_id in self.eos_token_ids:
             raise UserError(
-                f"Text: mask {self.mask}, stops {list(self.stops)}; ids are 0 .. {self.vocab - 1}, the mask no stop"
+                f"Text: mask_token_id {self.mask_token_id}, eos_token_ids {list(self.eos_token_ids)}; ids are 0 .. "
+                f"{self.vocab_size - 1}, and the mask ends no text"
             )
 
     @staticmethod
@@ -116,7 +123,8 @@ class Text:
 
 
 class TextNet(nn.Module):
-    """net(tokens int64 [B, N]) -> logits [B, N, vocab]; with `at` only those of places [B, W]. See gen.text.predictor.
+    """net(tokens int64 [B, N]) -> logits [B, N, vocab]; with `at` only those of places [B, W]. See
+    gen.text.contracts.predictor.
 
     Sites: what is added, "blocks.3" and inside it "blocks.3.attn" and "blocks.3.mlp"; whole values, "trunk" (embedded
     tokens [B, F, width] -> after the last block), inside it "hidden.3", and "final" (the states of the wanted places ->
@@ -130,7 +138,7 @@ class TextNet(nn.Module):
         self.spec = spec
         kv_heads = spec.heads if spec.kv_heads is None else spec.kv_heads
         hidden = 8 * math.ceil(spec.width / 3) if spec.hidden is None else spec.hidden
-        self.embed = nn.Embedding(spec.vocab, spec.width)
+        self.embed = nn.Embedding(spec.vocab_size, spec.width)
         self.blocks = nn.ModuleList(
             TextBlock(
                 i, spec.width, spec.heads, kv_heads, hidden, spec.qkv_bias, spec.qk_norm, spec.norm_eps
@@ -138,7 +146,7 @@ class TextNet(nn.Module):
             for i in range(spec.depth)
         )  # fmt: skip
         self.norm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
-        self.head = None if spec.tied else nn.Linear(spec.width, spec.vocab, bias=False)
+        self.head = None if spec.tied else nn.Linear(spec.width, spec.vocab_size, bias=False)
         self._begin()
 
     def _begin(self) -> None:
@@ -151,20 +159,20 @@ class TextNet(nn.Module):
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.spec.depth) if last else 0.02)
 
     @property
-    def vocab(self) -> int:
-        return self.spec.vocab
+    def vocab_size(self) -> int:
+        return self.spec.vocab_size
 
     @property
-    def mask(self) -> int:
-        return self.spec.mask
+    def mask_token_id(self) -> int:
+        return self.spec.mask_token_id
 
     @property
-    def stops(self) -> tuple[int, ...]:
-        return self.spec.stops
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self.spec.eos_token_ids
 
     @property
-    def block(self) -> int | None:
-        return self.spec.block
+    def block_size(self) -> int | None:
+        return self.spec.block_size
 
     @property
     def shift(self) -> int:
@@ -174,114 +182,126 @@ class TextNet(nn.Module):
     def device(self) -> torch.device:
         return self.embed.weight.device
 
-    def start(self, rows: int, length: int) -> Memory:
+    def init_cache(self, rows: int, length: int) -> KvCache:
         """An empty memory for canvases [rows, length], in the network's precision."""
         heads = self.spec.heads if self.spec.kv_heads is None else self.spec.kv_heads
         shape = (rows, heads, length + 1, self.spec.width // self.spec.heads)
         like = self.embed.weight.detach()
         keys, values = ([like.new_zeros(shape) for _ in self.blocks] for _ in range(2))
-        return Memory(keys, values, torch.zeros(rows, length + 1, dtype=torch.bool, device=like.device))
+        return KvCache(keys, values, torch.zeros(rows, length + 1, dtype=torch.bool, device=like.device))
 
     def forward(
         self,
         tokens: Tensor,
         lengths: Tensor | None = None,
-        at: Tensor | None = None,
+        positions: Tensor | None = None,
         *,
-        memory: Memory | None = None,
+        kv_cache: KvCache | None = None,
         span: Span | None = None,
         tap: Tap | None = None,
-        attend: Tensor | None = None,
-        positions: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, W, vocab] of the tokens at places `at` int64 [B, W], or of all N.
 
-        lengths, memory, span: see gen.text.predictor. For training, attend: bool [N, N] or [B, N, N], what a place
-        (row) sees (column), in the place of the network's own rule and of lengths. positions: int64 [N] or [B, N], the
-        places that the rotary angles mean. Place i is predicted by the output at i - shift, place 0 always by its own,
-        whatever attend and positions say.
+        lengths, memory, span: see gen.text.contracts.predictor. For training, attend: bool [N, N] or [B, N, N], what a
+        place (row) sees (column), in the place of the network's own rule and of lengths. positions: int64 [N] or [B,
+        N], the places that the rotary angles mean. Place i is predicted by the output at i - shift, place 0 always by
+        its own, whatever attend and positions say.
         """
-        self._check(tokens, lengths, at, memory, span, attend, positions)
-        if memory is not None and span is not None and at is not None:
-            sight = self._remembering(tokens, lengths, memory, span)
+        self._check(tokens, lengths, positions, kv_cache, span, attention_mask, position_ids)
+        if kv_cache is not None and span is not None and positions is not None:
+            context = self._remembering(tokens, lengths, kv_cache, span)
             padded = torch.cat([tokens, tokens[:, -1:]], 1)
-            inner = padded.gather(1, span.places)  # [B, F]
-            wanted: Tensor | None = (at - self.shift).clamp(min=0) - span.first[:, None]
+            inner = padded.gather(1, span.positions)  # [B, F]
+            wanted: Tensor | None = (positions - self.shift).clamp(min=0) - span.first[:, None]
         else:
-            sight, inner = self._seeing(tokens, lengths, attend, positions), tokens
-            if at is None and self.shift:
-                at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-            wanted = at if at is None else (at - self.shift).clamp(min=0)
+            context, inner = self._seeing(tokens, lengths, attention_mask, position_ids), tokens
+            if positions is None and self.shift:
+                positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+            wanted = positions if positions is None else (positions - self.shift).clamp(min=0)
         h = self.embed(inner)  # [B, F, width]
-        h = call_site(tap, "trunk", lambda h: self._trunk(h, sight, tap), h)
+        h = call_site(tap, "trunk", lambda h: self._trunk(h, context, tap), h)
         if wanted is not None:
             columns = wanted.clamp(0, h.shape[1] - 1)
             h = h.gather(1, columns[..., None].expand(-1, -1, h.shape[-1]))  # [B, W, width]
         return call_site(tap, "final", self._logits, h)
 
-    def _trunk(self, h: Tensor, sight: Sight, tap: Tap | None) -> Tensor:
+    def _trunk(self, h: Tensor, context: AttentionContext, tap: Tap | None) -> Tensor:
         for i, block in enumerate(self.blocks):
-            h = run_block(block, h, sight, i, tap)
+            h = run_block(block, h, context, i, tap)
         return h
 
     def _logits(self, h: Tensor) -> Tensor:
         return linear(self.norm(h), self.embed.weight) if self.head is None else self.head(self.norm(h))
 
-    def _seeing(self, tokens: Tensor, lengths: Tensor | None, attend: Tensor | None, positions: Tensor | None) -> Sight:
+    def _seeing(
+        self, tokens: Tensor, lengths: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> AttentionContext:
         """Who sees whom when everything is computed; no mask where everything is seen, for the fast kernels."""
         n = tokens.shape[1]
-        places = torch.arange(n, device=tokens.device)
-        cos, sin = self._angles(places if positions is None else positions)
-        if attend is not None:
-            return Sight(cos, sin, seen=attend if attend.ndim == 3 else attend[None])
-        rule: Rule = EVERYONE if self.block is None or n <= self.block else BlockCausal(self.block)
-        seen = None if lengths is None else _needed((places < lengths[:, None])[:, None])  # [B, 1, N]
+        positions = torch.arange(n, device=tokens.device)
+        cos, sin = self._angles(positions if position_ids is None else position_ids)
+        if attention_mask is not None:
+            return AttentionContext(cos, sin, seen=attention_mask if attention_mask.ndim == 3 else attention_mask[None])
+        rule: Rule = EVERYONE if self.block_size is None or n <= self.block_size else BlockCausal(self.block_size)
+        seen = None if lengths is None else _needed((positions < lengths[:, None])[:, None])  # [B, 1, N]
         if rule != EVERYONE and tokens.device.type == "cpu":  # no tiles are skipped: one mask for all layers
-            allowed = rule.allowed(places[:, None], places)[None]  # [1, N, N]
+            allowed = rule.allowed(positions[:, None], positions)[None]  # [1, N, N]
             rule, seen = EVERYONE, allowed if seen is None else seen & allowed
-        return Sight(cos, sin, rule, seen)
+        return AttentionContext(cos, sin, rule, seen)
 
-    def _remembering(self, tokens: Tensor, lengths: Tensor | None, memory: Memory, span: Span) -> Sight:
+    def _remembering(self, tokens: Tensor, lengths: Tensor | None, kv_cache: KvCache, span: Span) -> AttentionContext:
         """Who sees whom when a span is computed: all that the memory has seen, the span's own places included."""
-        memory.seen.scatter_(1, span.places, True)
-        seen = memory.seen[:, None, : span.upto]  # [B, 1, S]
-        keys = torch.arange(span.upto, device=tokens.device)
+        kv_cache.seen.scatter_(1, span.positions, True)
+        seen = kv_cache.seen[:, None, : span.stop]  # [B, 1, S]
+        keys = torch.arange(span.stop, device=tokens.device)
         if lengths is not None:
             seen = seen & (keys < lengths[:, None])[:, None]
-        if self.block is not None and span.upto > self.block:
-            seen = seen & (keys // self.block <= (span.places // self.block)[..., None])  # [B, F, S]
-        cos, sin = self._angles(span.places)
-        return Sight(cos, sin, EVERYONE, _needed(seen), memory, span.places, span.upto)
+        if self.block_size is not None and span.stop > self.block_size:
+            seen = seen & (keys // self.block_size <= (span.positions // self.block_size)[..., None])  # [B, F, S]
+        cos, sin = self._angles(span.positions)
+        return AttentionContext(cos, sin, EVERYONE, _needed(seen), kv_cache, span.positions, span.stop)
 
-    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [F, d] or [B, F, d]."""
-        return angles(positions, self.spec.width // self.spec.heads, self.spec.theta)
+        return angles(position_ids, self.spec.width // self.spec.heads, self.spec.theta)
 
     def _check(
         self,
         tokens: Tensor,
         lengths: Tensor | None,
-        at: Tensor | None,
-        memory: Memory | None,
-        span: Span | None,
-        attend: Tensor | None,
         positions: Tensor | None,
+        kv_cache: KvCache | None,
+        span: Span | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
     ) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
             raise UserError(f"tokens are {tokens.dtype} {list(tokens.shape)}; a Text takes torch.int64 [B, N]")
         b, n = tokens.shape
-        if positions is None and n > self.spec.length:
+        if position_ids is None and n > self.spec.length:
             raise UserError(f"a canvas of {n} tokens; this Text was made for at most {self.spec.length}")
-        if attend is not None and (attend.dtype != torch.bool or attend.shape not in ((n, n), (b, n, n))):
-            raise UserError(f"attend is {attend.dtype} {list(attend.shape)}; for these tokens: torch.bool {[n, n]}")
-        if attend is not None and lengths is not None:
+        if attention_mask is not None and (
+            attention_mask.dtype != torch.bool or attention_mask.shape not in ((n, n), (b, n, n))
+        ):
+            raise UserError(
+                f"attend is {attention_mask.dtype} {list(attention_mask.shape)}; for these tokens: torch.bool {[n, n]}"
+            )
+        if attention_mask is not None and lengths is not None:
             raise UserError("attend says all of what is seen: give it without lengths")
-        if memory is None and span is None:
+        if kv_cache is None and span is None:
             return
-        if memory is None or span is None or at is None or attend is not None or positions is not None:
+        if (
+            kv_cache is None
+            or span is None
+            or positions is None
+            or attention_mask is not None
+            or position_ids is not None
+        ):
             raise UserError("a memory goes with a span and with places `at`, and without attend and positions")
-        if memory.seen.shape != (b, n + 1):
-            held = memory.seen.shape
+        if kv_cache.seen.shape != (b, n + 1):
+            held = kv_cache.seen.shape
             raise UserError(f"a memory of {held[0]} canvases of {held[1] - 1} tokens, but the tokens are {[b, n]}")
 
 

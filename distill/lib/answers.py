@@ -18,8 +18,8 @@ from gen.diffusion.noise import derive, sample_seeds
 from gen.distillers.lib.shards import SHARD, fill_shards
 from gen.pipeline import load, locate
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.contracts import Decoding
-from gen.text.loop import Decoded, decode
+from gen.text.decoding import Decoded, Decoding
+from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
 
 __all__ = ["Asked", "is_right", "make_answers", "make_store", "padded", "sequential", "text_teacher"]
@@ -127,20 +127,20 @@ def _asked(teacher: TextPipeline, items: Sequence[Mapping[str, Tensor]], length:
 def padded(teacher: TextPipeline, asked: Asked, decoded: Decoded) -> dict[str, Tensor]:
     """Decoded texts as items: x, prompt, length, when; what follows a stop token is padding that counts as text."""
     b, n = decoded.tokens.shape
-    wide, pad = n if teacher.length is None else teacher.length, (*teacher.net.stops, 0)[0]
+    wide, pad = n if teacher.length is None else teacher.length, (*teacher.net.eos_token_ids, 0)[0]
     x, when = torch.full((b, wide), pad), torch.full((b, wide), -1)
-    x[:, :n], when[:, :n] = decoded.tokens.cpu(), decoded.when.cpu()
+    x[:, :n], when[:, :n] = decoded.tokens.cpu(), decoded.commit_step.cpu()
     prompt = torch.tensor([len(p) for p in asked.prompts])
     length, places = prompt + torch.tensor(asked.lengths), torch.arange(wide)
     beyond = places >= length[:, None]
     x, when = x.masked_fill(beyond, pad), when.masked_fill(beyond, -1)
     never = (when < 0) & (places >= prompt[:, None]) & ~beyond  # behind a stop token that came first
-    return {"x": x, "prompt": prompt, "length": length, "when": torch.where(never, n, when)}
+    return {"x": x, "prompt": prompt, "length": length, "commit_step": torch.where(never, n, when)}
 
 
 def is_right(data: Any, prompt: Sequence[int], answer: Sequence[int]) -> bool:
     """Whether data with a right(prompt, answer) of words says that an answer is right, a word being one id."""
     tokenizer = data.tokenizer
-    cut = next((i for i, v in enumerate(answer) if v in tokenizer.stops), len(answer))
+    cut = next((i for i, v in enumerate(answer) if v in tokenizer.eos_token_ids), len(answer))
     words = [[tokenizer.decode([v]) for v in ids] for ids in (prompt, answer[:cut])]
     return bool(data.right(*words))

@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import DenoiserLike
 from gen.distillers.lib.answers import make_answers, text_teacher
 from gen.distillers.lib.lora import adapted, merge
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.lib.masked import Masking, Tokens, check_masks, inner, token_losses, tokens_of
 from gen.training.run import Run
@@ -79,10 +79,15 @@ class Certain(Masking):
         tokens = tokens_of(batch)
         inside, hit = self.masks(net, tokens, batch)
         hidden = [inside & hit, inside & ~hit] if self.complementary else [inside & hit]
-        noisy = torch.cat([tokens.x.masked_fill(m | self.later(tokens, inside), inner(net).mask) for m in hidden])
+        noisy = torch.cat(
+            [tokens.x.masked_fill(m | self.later(tokens, inside), inner(net).mask_token_id) for m in hidden]
+        )
         lengths = None if tokens.lengths is None else tokens.length.repeat(len(hidden))
         views = net(noisy, lengths).chunk(len(hidden))
-        terms = [narrow(v, tokens.x, m, self.temperature, inner(net).mask) for v, m in zip(views, hidden, strict=True)]
+        terms = [
+            narrow(v, tokens.x, m, self.temperature, inner(net).mask_token_id)
+            for v, m in zip(views, hidden, strict=True)
+        ]
         ce, entropy, right = (torch.stack(each) for each in zip(*terms, strict=True))
         logs = {"ce": ce.mean(), "entropy": entropy.mean(), "accuracy": right.mean()}
         return ce.sum() + self.beta * entropy.sum(), {k: v.detach() for k, v in logs.items()}
@@ -123,7 +128,7 @@ def window(net: Any, tokens: Tokens, length: int | None, u: Tensor) -> Tensor:
     Blocks lie as in decoding (gen.samplers.block_schedules.semi_ar): from the end of the prompt on, or where a
     block-causal network has its own, whatever `length` is.
     """
-    x, own = tokens.x, inner(net).block
+    x, own = tokens.x, inner(net).block_size
     size = length if own is None else int(own)
     if size is None:
         return tokens.trained

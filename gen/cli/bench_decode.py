@@ -18,7 +18,7 @@ from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from gen.text.contracts import Decoding
+    from gen.text.decoding import Decoding
 
 __all__ = ["add_arguments", "run"]
 

@@ -15,7 +15,7 @@ from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError
 
 if TYPE_CHECKING:
-    from gen.text.contracts import Decoding
+    from gen.text.decoding import Decoding
     from gen.text.pipeline import TextPipeline, Texts
 
 __all__ = ["add_arguments", "run", "settings"]
@@ -51,7 +51,7 @@ def settings(args: argparse.Namespace) -> Decoding:
     from gen.config.checkpoints import read
     from gen.config.spec import override
     from gen.pipeline import locate
-    from gen.text.contracts import Decoding
+    from gen.text.decoding import Decoding
     from gen.training.run import run_from
 
     place = locate(args.run)
@@ -87,11 +87,11 @@ def run(args: argparse.Namespace) -> int:
         if args.trace:
             raise UserError("--stream and --trace are given; give one")
         for firm, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed, **how):
-            print(pipeline.joint.join("·" if v is None else _word(v, pipeline) for v in firm), flush=True)
+            print(pipeline.separator.join("·" if v is None else _word(v, pipeline) for v in firm), flush=True)
         return 0
     made = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size, **how)
     for prompt, text in zip(prompts, made.texts, strict=True):
-        print(f"{prompt}{pipeline.joint}{text}")
+        print(f"{prompt}{pipeline.separator}{text}")
     if args.trace:
         _trace(made, pipeline)
     speed = made.tokens / made.seconds if made.seconds else 0.0
@@ -108,10 +108,10 @@ def _trace(made: Texts, pipeline: TextPipeline) -> None:
     """token@step, in the order of the text."""
     for d in made.decoded:
         for i in range(len(d.nfe)):
-            here = slice(int(d.start[i]), int(d.end[i]))
-            pairs = zip(d.tokens[i, here].tolist(), d.when[i, here].tolist(), strict=True)
+            here = slice(int(d.prompt_end[i]), int(d.text_end[i]))
+            pairs = zip(d.tokens[i, here].tolist(), d.commit_step[i, here].tolist(), strict=True)
             print(" ".join(f"{_word(token, pipeline)}@{step}" for token, step in pairs))
 
 
 def _word(token: int, pipeline: TextPipeline) -> str:
-    return "<end>" if token in pipeline.net.stops else pipeline.words([token])
+    return "<end>" if token in pipeline.net.eos_token_ids else pipeline.words([token])

@@ -64,7 +64,7 @@ def _report(done: Imported, name: str) -> str:
 def _conventions(done: Imported) -> dict[str, str]:
     """How an image model's output is meant, or how a text model is decoded."""
     from gen.config.spec import spec_of
-    from gen.text.contracts import Decoding
+    from gen.text.decoding import Decoding
 
     sampler = done.run.sampler
     if isinstance(sampler, Decoding):

@@ -21,8 +21,8 @@ class Answers:
     """What gen.distillers.lib.answers wrote into a folder: texts, and how they were decoded.
 
     of: the data whose prompts these are; its tokeniser is theirs. holdout: the share, at the end, that "test" opens.
-    Items are {"x": int64 [L], "prompt", "length": int64 0-d}, from a length on padded; "when" int64 [L] is the step
-    that committed a place, or the columns of a replay (gen.distillers.learn2pd).
+    Items are {"x": int64 [L], "prompt", "length": int64 0-d}, from a length on padded; "commit_step" int64 [L] is the
+    step that committed a place, or the columns of a replay (gen.distillers.learn2pd).
     """
 
     path: str
@@ -46,9 +46,9 @@ class Answers:
         return self.of.tokenizer
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are, stop and mask among them."""
-        return int(self.of.vocab)
+        return int(self.of.vocab_size)
 
     @property
     def shape(self) -> tuple[int]:

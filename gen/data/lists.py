@@ -75,9 +75,9 @@ class Lists:
         return Words((*self.alphabet, *map(str, range(self.high + 1)), *TASKS, ":", IS))
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are, stop and mask among them."""
-        return self.tokenizer.vocab
+        return self.tokenizer.vocab_size
 
     @property
     def answer(self) -> int:
@@ -152,7 +152,7 @@ class Made:
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         prompt, answer, places = self.lists.make(self.split, i)
         tokenizer: Any = self._words  # type: ignore[attr-defined]
-        x = torch.full(self.lists.shape, tokenizer.stops[0])
+        x = torch.full(self.lists.shape, tokenizer.eos_token_ids[0])
         ids = tokenizer.encode(" ".join([*prompt, *answer]))
         x[: len(ids)] = torch.tensor(ids)
         return {"x": x, "prompt": torch.tensor(len(prompt)), "length": torch.tensor(len(prompt) + places)}

@@ -41,13 +41,13 @@ class Text:
         check_holdout(self, self.holdout)
         if self.length < 2:
             raise UserError(f"Text: length = {self.length}; it must be at least 2")
-        if not self.tokenizer.stops:
+        if not self.tokenizer.eos_token_ids:
             raise UserError(f"Text: {type(self.tokenizer).__name__} has no stop token to end a text with")
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many ids there are, stop and mask among them."""
-        return int(self.tokenizer.vocab)
+        return int(self.tokenizer.vocab_size)
 
     @property
     def shape(self) -> tuple[int]:
@@ -66,7 +66,7 @@ class Text:
         if not found:
             raise UserError(f"{where} holds no text")
         rows = hold_out(where, split, len(found), self.holdout)
-        x = torch.full((len(rows), self.length), self.tokenizer.stops[0], dtype=torch.int32)
+        x = torch.full((len(rows), self.length), self.tokenizer.eos_token_ids[0], dtype=torch.int32)
         for row, i in zip(x, rows, strict=True):
             row[: len(found[i][0])] = torch.tensor(found[i][0], dtype=torch.int32)
         prompt, length = (torch.tensor(v) for v in zip(*((found[i][1], len(found[i][0])) for i in rows), strict=True))
@@ -103,7 +103,7 @@ class Text:
 
     def windows(self, text: str | tuple[str, str]) -> Iterator[Window]:
         """A text as windows; a pair of prompt and response as one."""
-        stop = self.tokenizer.stops[0]
+        stop = self.tokenizer.eos_token_ids[0]
         if isinstance(text, str):
             ids = [*self.tokenizer.encode(text), stop] if text else []
             for i in range(0, len(ids), self.length):

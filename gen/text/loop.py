@@ -1,7 +1,7 @@
-"""The decoding loop of masked diffusion: a predictor's guesses are committed, some at a time, until no mask is left.
+"""The decoding loop of masked diffusion: predictions are committed, some at a time, until no mask is left.
 
-`walk` is the whole loop, `decode` runs it to its end; the parts that it is made of are in gen/text/contracts.py.
-TextPipeline.generate (gen/text/pipeline.py) adds words to it.
+`decode_steps` is the whole loop and `decode` runs it to its end. Its state is three groups of tensors, one row per text
+that is not finished: canvas, schedule and bookkeeping. TextPipeline.generate (gen/text/pipeline.py) adds strings to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import operator
 import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,23 +19,31 @@ from torch import Tensor
 from gen.config.errors import NonFinite, UserError
 from gen.config.spec import name_of
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.text.contracts import Choice, Decoded, Decoding, KvPlan, Now, Progress, State, View, Window, between
-from gen.text.predictor import Guided, Memory, Predictor, Span, Suppressed
+from gen.text.contracts import CommitDecision, KvPlan, KvStep, Predictor, Span, StepView, Window, positions_between
+from gen.text.decoding import Decoded, Decoding, DecodingStep
+from gen.text.wrappers import GuidedPredictor, SuppressedPredictor, nfe_per_call
 
-__all__ = ["Decoded", "Progress", "decode", "lengths_of", "walk"]
+__all__ = ["decode", "decode_steps", "lengths_of"]
+
+Prompts = Sequence[Sequence[int] | Tensor]
+T = TypeVar("T")
 
 
 def decode(
-    f: Predictor,
-    prompts: Sequence[Sequence[int] | Tensor],
+    predictor: Predictor,
+    prompts: Prompts,
     length: int | Sequence[int],
-    how: Decoding | None = None,
+    decoding: Decoding | None = None,
     *,
     seed: int | Sequence[int] = 0,
-    every: int = 1,
+    sync_every: int = 1,
 ) -> Decoded:
-    """The text of `length` tokens after each prompt; see walk."""
-    steps = walk(f, prompts, length, how, seed=seed, every=every)
+    """Decode a text after each prompt.
+
+    Args:
+        predictor, prompts, length, decoding, seed, sync_every: as in `decode_steps`.
+    """
+    steps = decode_steps(predictor, prompts, length, decoding, seed=seed, sync_every=sync_every)
     while True:
         try:
             next(steps)
@@ -44,47 +52,57 @@ def decode(
 
 
 @torch.no_grad()
-def walk(
-    f: Predictor,
-    prompts: Sequence[Sequence[int] | Tensor],
+def decode_steps(
+    predictor: Predictor,
+    prompts: Prompts,
     length: int | Sequence[int],
-    how: Decoding | None = None,
+    decoding: Decoding | None = None,
     *,
     seed: int | Sequence[int] = 0,
-    every: int = 1,
-) -> Generator[Progress, None, Decoded]:
-    """Yields every step; its return value is the Decoded.
+    sync_every: int = 1,
+) -> Generator[DecodingStep, None, Decoded]:
+    """Decode a text after each prompt, yielding after every step; the generator's return value is the result.
 
-    prompts: ids, of any lengths. length: of each text, at most. seed: a number, or one per row; row i depends on its
-    seed alone. every: after so many steps the host asks which rows are done, and takes them out; in between they stand
-    still. Raises UserError for ids outside the vocabulary, the mask among them, and for parts that do not fit;
-    NonFinite if the logits are NaN.
+    Args:
+        predictor: a network or an exact joint distribution.
+        prompts: ids of each prompt, of any lengths.
+        length: tokens of a text, at most; one number, or one for each.
+        decoding: None for Decoding().
+        seed: a number, or one for each text; text i depends on its prompt and its seed alone.
+        sync_every: after so many steps the host asks which texts are finished, and takes them out of the batch; until
+            then they are computed but do not change.
+
+    Raises:
+        UserError: for ids outside the vocabulary, the mask's among them, and for parts that do not fit.
+        NonFinite: if logits are NaN.
     """
-    how = how or Decoding()
+    decoding = decoding or Decoding()
     began = time.perf_counter()
-    if not isinstance(every, int) or every < 1:
-        raise UserError(f"decode: every = {every!r}; a whole number, at least 1")
-    wrong = [token for token in how.suppress_tokens if not 0 <= token < f.vocab]
-    if wrong or len({*how.suppress_tokens, f.mask}) >= f.vocab:
-        what = f"suppress_tokens holds {wrong[0]}" if wrong else "suppress_tokens holds them all"
-        raise UserError(f"decode: {what}; ids are 0 .. {f.vocab - 1}, and one has to be left")
-    inner = Suppressed(f, how.suppress_tokens) if how.suppress_tokens else f
-    rows = _Rows.begin(f, prompts, length, how, sample_seeds(seed, len(prompts)))
-    out = rows.result()
-    limit = 1000 + (64 + int(getattr(how.policy, "steps", 0) or 0)) * rows.wide  # `steps` are those of a window
-    while rows.left:
+    if not isinstance(sync_every, int) or sync_every < 1:
+        raise UserError(f"decode: sync_every = {sync_every!r}; a whole number, at least 1")
+    loop = _Loop(predictor, prompts, length, decoding, sample_seeds(seed, len(prompts)))
+    out = loop.out
+    # `steps` of a policy are those of one window
+    limit = 1000 + (64 + int(getattr(decoding.policy, "steps", 0) or 0)) * loop.longest
+    while len(loop.book.index):
         if out.steps > limit:
-            raise RuntimeError(f"{name_of(type(how.policy))} does not end: {out.steps} steps for {rows.wide} tokens")
-        yield rows.step(inner, how, out)
+            policy = name_of(type(decoding.policy))
+            raise RuntimeError(f"{policy} does not end: {out.steps} steps for {loop.longest} tokens")
+        yield loop.step()
         out.steps += 1
-        if out.steps % every == 0:
-            rows.leave(f, how, out)
+        if out.steps % sync_every == 0:
+            loop.retire()
     out.seconds = time.perf_counter() - began
     return out
 
 
 def lengths_of(length: int | Sequence[int], n: int) -> list[int]:
-    """The lengths of n texts, from one number or one for each; UserError for anything else."""
+    """Return the lengths of n texts.
+
+    Args:
+        length: one number for all, or one for each; UserError for anything else, and for numbers below 1.
+        n: number of texts.
+    """
     several = isinstance(length, Iterable) and getattr(length, "ndim", 1) > 0
     given: Any = length if several else [length] * n
     try:
@@ -96,283 +114,338 @@ def lengths_of(length: int | Sequence[int], n: int) -> list[int]:
     return lengths
 
 
-@dataclass(eq=False)
-class _Rows:
-    """The rows that are not finished, [R, ...] each, and what belongs to the loop."""
+# -- the loop's state: R texts that are not finished, on canvases of N tokens; no two tensors share storage ------------
 
-    index: Tensor  # of the batch
-    seeds: list[int]
+
+@dataclass(eq=False)
+class _Canvas:
+    """Tokens, and what is known of each position."""
+
     tokens: Tensor  # [R, N]
-    start: Tensor
-    end: Tensor
-    window: Window
-    held: Tensor
-    done: Tensor
-    why: Tensor  # 0, or 1 + the number of the stop that ended the row
-    step_: Tensor
-    owed: Tensor
-    clean: Tensor
-    changed: Tensor
-    lost: Tensor  # whether logits are NaN
-    nfe: Tensor
-    computed: Tensor
-    full: Tensor
-    when: Tensor
-    sure: Tensor
-    logp: Tensor | None
-    memory: Memory | None
-    states: list[State]  # of the policy and the stops
-    wide: int  # the longest text
+    prompt_end: Tensor  # [R]
+    text_end: Tensor  # [R]
+    commit_step: Tensor  # [R, N]
+    confidence: Tensor  # [R, N]
 
     @classmethod
-    def begin(
-        cls, f: Predictor, prompts: Sequence[Any], length: int | Sequence[int], how: Decoding, seeds: list[int]
-    ) -> _Rows:
-        ids = [torch.as_tensor(p, dtype=torch.int64).flatten() for p in prompts]
-        if not ids:
-            raise UserError("decode: no prompts")
-        lengths = lengths_of(length, len(ids))
-        for i, p in enumerate(ids):
-            wrong = (p < 0) | (p >= f.vocab) | (p == f.mask)
-            if bool(wrong.any()):
-                raise UserError(f"decode: prompt {i} holds {int(p[wrong][0])}; ids are 0 .. {f.vocab - 1} without the "
-                                f"mask's, {f.mask}")  # fmt: skip
-        if how.kv_plan is not None:
-            how.kv_plan.check(f)
-        device = getattr(f, "device", torch.device("cpu"))
-        start = torch.tensor([len(p) for p in ids], device=device)
-        end = start + torch.tensor(lengths, device=device)
-        b, n = len(ids), int(end.max())
-        tokens = torch.full((b, n), f.mask, device=device)
-        for row, p in zip(tokens, ids, strict=True):
-            row[: len(p)] = p.to(device)
-        zero = torch.zeros_like(start)
-        return cls(
-            index=torch.arange(b, device=device),
-            seeds=seeds,
-            tokens=tokens,
-            start=start,
-            end=end,
-            window=Window(zero - 1, zero - 1, zero - 1, zero - 1),
-            held=zero > 0,
-            done=zero > 0,
-            why=zero,
-            step_=zero,
-            owed=zero,
-            clean=zero,
-            changed=zero == 0,
-            lost=zero > 0,
-            nfe=zero,
-            computed=zero,
-            full=zero,
-            when=torch.full((b, n), -1, device=device),
-            sure=torch.zeros(b, n, device=device),
-            logp=None,
-            memory=None if how.kv_plan is None else f.start(b, n),
-            states=[how.policy.init(b, n), *(stop.init(b, n) for stop in how.stopping_rules)],
-            wide=max(lengths),
-        )
+    def begin(cls, prompts: Sequence[Tensor], lengths: Sequence[int], mask_token_id: int, device: Any) -> _Canvas:
+        prompt_end = torch.tensor([len(p) for p in prompts], device=device)
+        text_end = prompt_end + torch.tensor(lengths, device=device)
+        tokens = torch.full((len(prompts), int(text_end.max())), mask_token_id, device=device)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = prompt.to(device)
+        confidence = torch.zeros(tokens.shape, device=device)
+        return cls(tokens, prompt_end, text_end, torch.full_like(tokens, -1), confidence)
 
-    @property
-    def left(self) -> int:
-        return len(self.index)
+    def generated(self) -> Tensor:
+        """Return the positions of the texts without their prompts, bool [R, N]."""
+        return positions_between(self.tokens.shape[1], self.prompt_end, self.text_end)
 
-    def result(self) -> Decoded:
-        """The result, before there is one."""
-        fields = (self.tokens, self.start, self.end, self.when, self.sure, self.nfe, self.computed, self.full)
-        tokens, *counts = (v.clone() for v in fields)
-        start, end, when, sure, nfe, computed, full = counts
-        return Decoded(tokens, start, end, when, sure, nfe, computed, full, ["full"] * self.left)
-
-    # -- a step --------------------------------------------------------------------------------------------------------
-
-    def step(self, f: Predictor, how: Decoding, out: Decoded) -> Progress:
-        inside = between(self.tokens.shape[1], self.start, self.end)
-        masked = (self.tokens == f.mask) & inside & ~self.done[:, None]
-        fresh, entered = self.move(masked, how, f.block)
-        at = self.asked(f, how)
-        self.predict(f, how, at, masked, fresh, entered, out)
-        view = self.view(f, how, at, masked, inside, out.steps)
-        self.lost = (view.masked & view.logp[..., 0].isnan()).any(1)  # one of a place's are, or all
-        choice, self.states[0] = how.policy.select(view, self.states[0])
-        self.write(f, view, choice)
-        self.held = torch.zeros_like(self.held) if choice.hold is None else choice.hold & ~self.done
-        self.end_rows(f, how, view)
-        self.step_ = self.step_ + 1
-        guess = self.tokens.scatter(1, at, torch.where(view.masked | view.later, view.drawn, self.tokens.gather(1, at)))
-        return Progress(self.index, self.tokens, torch.where(self.tokens == f.mask, guess, self.tokens))
-
-    def move(self, masked: Tensor, how: Decoding, block: int | None) -> tuple[Tensor, Tensor]:
-        """To the window of this step; whether it and its block are new, [R] each."""
-        found, old = how.block_schedule.window(masked, self.start, self.end, block), self.window
-        stay = self.held | ~masked.any(1)
-        self.window = Window(
-            *(torch.where(stay & (o >= 0), o, n) for o, n in zip(_four(old), _four(found), strict=True))
-        )
-        fresh, entered = self.window.lo != old.lo, self.window.block != old.block
-        here = masked & between(masked.shape[1], self.window.lo, self.window.hi)
-        self.step_ = torch.where(fresh, 0, self.step_)
-        self.owed = torch.where(fresh, here.sum(1), self.owed)
-        return fresh, entered
-
-    def asked(self, f: Predictor, how: Decoding) -> Tensor:
-        """The places [R, W] whose logits are wanted: the windows, or all that is generated."""
-        lo, width = self.window.lo, how.block_schedule.width(self.wide, f.block)
-        if how.policy.waits or any(stop.whole for stop in how.stopping_rules):
-            lo, width = self.start, self.wide
-        return (lo[:, None] + torch.arange(width, device=lo.device)).clamp(max=self.tokens.shape[1] - 1)
-
-    def predict(
-        self, f: Predictor, how: Decoding, at: Tensor, masked: Tensor, fresh: Tensor, entered: Tensor, out: Decoded
-    ) -> None:
-        """self.logp [R, W, V] by one forward of the rows that have changed."""
-        each = int(getattr(f, "each", 1))
-        if how.cfg_scale:
-            f, each = Guided(f, how.cfg_scale, self.start), 2 * each
-        if how.kv_plan is not None:
-            span, first, last = self.span(f, how.kv_plan, masked, fresh, entered)
-            logits = f(self.tokens, self.end, at, memory=self.memory, span=span)
-            self.clean = torch.where(self.done | (f.block is None), self.clean, self.window.block)
-        else:
-            first, last, logits = torch.zeros_like(self.end), self.end, None
-            if f.block is not None and at.shape[1] < self.wide:  # what comes after a block changes nothing in it
-                last = self.window.until
-            if not how.policy.waits or self.logp is None or bool(self.changed.all()):
-                n = int(last.max()) if self.tokens.device.type == "cpu" else None  # others would wait for the number
-                logits = f(self.tokens[:, :n], last, at)
-            elif bool(self.changed.any()):
-                some = self.changed.nonzero()[:, 0]
-                part_ = Guided(f.inner, how.cfg_scale, self.start[some]) if isinstance(f, Guided) else f
-                new = _logp(part_(self.tokens[some], self.end[some], at[some]), f.mask)
-                self.logp = self.logp.index_copy(0, some, new)
-        ran = self.changed & ~self.done if how.policy.waits else ~self.done
-        if logits is not None:
-            self.logp = _logp(logits, f.mask)
-        out.forwards += int(logits is not None or bool(ran.any()))
-        self.nfe = self.nfe + each * ran
-        self.computed = self.computed + (last - first) * ran
-        self.full = self.full + ((first == 0) & (last >= self.end) & ran)
-
-    def span(
-        self, f: Predictor, plan: KvPlan, masked: Tensor, fresh: Tensor, entered: Tensor
-    ) -> tuple[Span, Tensor, Tensor]:
-        now = Now(self.window, self.start, self.end, self.step_, fresh, entered, self.clean, masked)
-        first, last = plan.span(now)
-        first = torch.minimum(first, (self.window.lo - f.shift).clamp(min=0))
+    def write(self, positions: Tensor, where: Tensor, tokens: Tensor, step: Tensor, confidence: Tensor) -> None:
+        """Write tokens [R, W] at some of the positions; of positions that repeat at the end only the first is one."""
         n = self.tokens.shape[1]
-        offsets = torch.arange(int((last - first).max()), device=first.device)
-        places = first[:, None] + offsets
-        upto = int(torch.maximum(last, self.window.until).max()) if f.block is not None else n
-        return Span(torch.where(places < last[:, None], places, n), first, upto), first, last
-
-    def view(self, f: Predictor, how: Decoding, at: Tensor, masked: Tensor, inside: Tensor, step: int) -> View:
-        assert self.logp is not None
-        lo, hi = self.window.lo[:, None], self.window.hi[:, None]
-        real = at == at[:, :1] + torch.arange(at.shape[1], device=at.device)  # not clamped to the canvas's end
-        here = real & (at >= lo) & (at < hi)
-        free = masked.gather(1, at) & real
-        noise = Noise(tuple(self.seeds))
-
-        def uniform(name: str) -> Tensor:
-            place = (at - self.start[:, None]).clamp(0, self.wide - 1)
-            return noise.uniform(f"{name}.{step}", self.wide).to(at.device).gather(1, place)
-
-        def draw(logp: Tensor) -> Tensor:
-            return how.sampling.draw(logp, uniform("token") if how.sampling.temperature else None)
-
-        return View(
-            logp=self.logp,
-            tokens=self.tokens.gather(1, at),
-            drawn=draw(self.logp),
-            at=at,
-            masked=free & here,
-            later=free & ~here,
-            fixed=~(inside.gather(1, at) & real),
-            here=here,
-            step=self.step_,
-            owed=self.owed,
-            start=self.start,
-            uniform=uniform,
-            draw=draw,
-        )
-
-    def write(self, f: Predictor, view: View, choice: Choice) -> None:
-        commit = choice.commit & view.masked
-        written = ~(view.fixed | view.masked | view.later | self.done[:, None])  # a finished row is not touched again
-        wrote = commit if choice.edit is None else commit | (choice.edit & written)
-        self.put(view, wrote, view.drawn if choice.tokens is None else choice.tokens)
-        if choice.remask is not None:
-            gone = choice.remask & written
-            self.put(view, gone, torch.full_like(view.drawn, f.mask), forget=True)
-            wrote = wrote | gone
-        self.changed = wrote.any(1)
-
-    def put(self, view: View, where: Tensor, tokens: Tensor, forget: bool = False) -> None:
-        """Tokens where they are to go; places may repeat at a canvas's end, and then only the first of them counts."""
-        n = self.tokens.shape[1]
-        at = torch.where(where, view.at, n)
-        p = view.logp.gather(-1, tokens[..., None])[..., 0].exp().float()
-        when = -torch.ones_like(tokens) if forget else self.nfe[:, None].expand_as(tokens)
+        slots = torch.where(where, positions, n)
 
         def written(old: Tensor, new: Tensor) -> Tensor:
-            return torch.cat([old, old[:, :1]], 1).scatter(1, at, new.to(old.dtype))[:, :n]
+            return torch.cat([old, old[:, :1]], 1).scatter(1, slots, new.to(old.dtype))[:, :n]
 
-        self.tokens, self.when = written(self.tokens, tokens), written(self.when, when)
-        self.sure = written(self.sure, torch.zeros_like(p) if forget else p)
+        self.tokens, self.commit_step = written(self.tokens, tokens), written(self.commit_step, step)
+        self.confidence = written(self.confidence, confidence)
 
-    def end_rows(self, f: Predictor, how: Decoding, view: View) -> None:
-        frozen = self.done
-        # those that fill masks come first: a stop token that they write ends the text
-        for k, stop in sorted(enumerate(how.stopping_rules), key=lambda pair: not pair[1].whole):
-            verdict, self.states[1 + k] = stop.check(view, self.tokens, self.start, self.end, f, self.states[1 + k])
-            if verdict.fill is not None:
-                still = self.tokens.gather(1, view.at) == f.mask
-                self.put(view, (view.masked | view.later) & verdict.fill[:, None] & still, view.best)
-            new = verdict.done & ~self.done
-            self.why, self.done = torch.where(new, 1 + k, self.why), self.done | verdict.done
-            if verdict.end is not None:
-                self.end = torch.where(frozen, self.end, torch.minimum(self.end, verdict.end))
-        inside = between(self.tokens.shape[1], self.start, self.end)
-        self.done = self.done | ~((self.tokens == f.mask) & inside).any(1) & ~self.held
 
-    # -- leaving -------------------------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class _Schedule:
+    """Progress of each text through its windows, [R]."""
 
-    def leave(self, f: Predictor, how: Decoding, out: Decoded) -> None:
-        """Takes the rows that are done out, with all that is theirs."""
-        if bool(self.lost.any()):
-            raise NonFinite(f"step {out.steps}: the logits of text {int(self.index[self.lost][0])} are NaN")
-        done = self.done.nonzero()[:, 0]
+    window: Window
+    step: Tensor  # steps in this window before this one
+    mask_budget: Tensor  # masks in the window at its first step
+    hold: Tensor  # whether a window is not left although it has no masks
+    clean_until: Tensor  # see KvStep
+    changed: Tensor  # whether the last step wrote anything
+
+    @classmethod
+    def begin(cls, rows: int, device: Any) -> _Schedule:
+        step, mask_budget, hold, clean_until, changed = _zeros(5, rows, device)
+        nowhere = Window(*(v - 1 for v in _zeros(4, rows, device)))
+        return cls(nowhere, step, mask_budget, hold > 0, clean_until, changed == 0)
+
+
+@dataclass(eq=False)
+class _Bookkeeping:
+    """Whose the rows are, what they have cost and how they ended, [R]."""
+
+    index: Tensor  # in the batch
+    seeds: list[int]
+    nfe: Tensor
+    nfe_full: Tensor
+    computed: Tensor
+    done: Tensor
+    reason: Tensor  # 0, or 1 + the index of the stopping rule that ended the text
+    has_nan: Tensor  # whether logits are NaN
+
+    @classmethod
+    def begin(cls, seeds: list[int], device: Any) -> _Bookkeeping:
+        nfe, nfe_full, computed, done, reason, has_nan = _zeros(6, len(seeds), device)
+        index = torch.arange(len(seeds), device=device)
+        return cls(index, seeds, nfe, nfe_full, computed, done > 0, reason, has_nan > 0)
+
+
+def _zeros(count: int, rows: int, device: Any) -> list[Tensor]:
+    """Return so many tensors int64 [rows], each with storage of its own."""
+    return [torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(count)]
+
+
+def _take(group: T, rows: Tensor) -> T:
+    """Return some rows, int64, of a dataclass of tensors, lists and such dataclasses."""
+    taken: dict[str, Any] = {}
+    for f in dataclasses.fields(group):  # type: ignore[arg-type]
+        value = getattr(group, f.name)
+        if isinstance(value, list):
+            taken[f.name] = [value[i] for i in rows.tolist()]
+        else:
+            taken[f.name] = value[rows] if isinstance(value, Tensor) else _take(value, rows)
+    return type(group)(**taken)
+
+
+class _Loop:
+    """One run of the loop: the texts that are not finished, the policy's and the rules' states, and the result."""
+
+    def __init__(
+        self, predictor: Predictor, prompts: Prompts, length: int | Sequence[int], decoding: Decoding, seeds: list[int]
+    ):
+        ids, suppressed = _checked(predictor, prompts, decoding), decoding.suppress_tokens
+        lengths = lengths_of(length, len(ids))
+        if decoding.kv_plan is not None:
+            decoding.kv_plan.check(predictor)
+        device = getattr(predictor, "device", torch.device("cpu"))
+        self.predictor = SuppressedPredictor(predictor, suppressed) if suppressed else predictor
+        self.decoding, self.mask, self.longest = decoding, predictor.mask_token_id, max(lengths)
+        self.canvas = _Canvas.begin(ids, lengths, self.mask, device)
+        self.schedule, self.book = _Schedule.begin(len(ids), device), _Bookkeeping.begin(seeds, device)
+        b, n = self.canvas.tokens.shape
+        self.kv_cache = None if decoding.kv_plan is None else predictor.init_cache(b, n)
+        self.states = [decoding.policy.init(b, n), *(rule.init(b, n) for rule in decoding.stopping_rules)]
+        self.logp: Tensor | None = None  # [R, W, V], as they were predicted last
+        canvas, counts = (
+            {f.name: getattr(group, f.name).clone() for f in dataclasses.fields(group) if f.name in _RESULTS}
+            for group in (self.canvas, self.book)
+        )
+        self.out = Decoded(**canvas, **counts, reasons=["full"] * b)
+
+    def step(self) -> DecodingStep:
+        """Predict, commit, and end what is finished."""
+        canvas, schedule, book = self.canvas, self.schedule, self.book
+        generated = canvas.generated()
+        masked = (canvas.tokens == self.mask) & generated & ~book.done[:, None]
+        new_window, new_block = self.move(masked)
+        positions = self.queried()
+        logp = self.evaluate(positions, masked, new_window, new_block)
+        view = self.view(logp, positions, masked, generated)
+        book.has_nan = (view.masked & logp[..., 0].isnan()).any(1)  # of a position's logits one is NaN or all are
+        decision, self.states[0] = self.decoding.policy.select(view, self.states[0])
+        self.commit(view, decision)
+        schedule.hold = torch.zeros_like(book.done) if decision.hold is None else decision.hold & ~book.done
+        self.finish(view)
+        schedule.step = schedule.step + 1
+        proposed = torch.where(view.masked | view.outside_window, view.sampled, canvas.tokens.gather(1, positions))
+        guess = canvas.tokens.scatter(1, positions, proposed)
+        return DecodingStep(book.index, canvas.tokens, torch.where(canvas.tokens == self.mask, guess, canvas.tokens))
+
+    def move(self, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Move to the windows of this step; return whether each window and its block are new, [R]."""
+        canvas, schedule, old = self.canvas, self.schedule, self.schedule.window
+        new = self.decoding.block_schedule.window(masked, canvas.prompt_end, canvas.text_end, self.predictor.block_size)
+        stay = schedule.hold | ~masked.any(1)
+        names = [f.name for f in dataclasses.fields(Window)]
+        pairs = [(getattr(old, name), getattr(new, name)) for name in names]
+        schedule.window = window = Window(*(torch.where(stay & (a >= 0), a, b) for a, b in pairs))
+        new_window, new_block = window.start != old.start, window.block_start != old.block_start
+        masks = (masked & positions_between(masked.shape[1], window.start, window.stop)).sum(1)
+        schedule.step = torch.where(new_window, 0, schedule.step)
+        schedule.mask_budget = torch.where(new_window, masks, schedule.mask_budget)
+        return new_window, new_block
+
+    def queried(self) -> Tensor:
+        """Return the positions [R, W] whose logits are needed: the windows, or all that is generated."""
+        decoding, start = self.decoding, self.schedule.window.start
+        width = decoding.block_schedule.width(self.longest, self.predictor.block_size)
+        if decoding.policy.may_skip or any(rule.whole_text for rule in decoding.stopping_rules):
+            start, width = self.canvas.prompt_end, self.longest
+        offsets = torch.arange(width, device=start.device)
+        return (start[:, None] + offsets).clamp(max=self.canvas.tokens.shape[1] - 1)
+
+    def evaluate(self, positions: Tensor, masked: Tensor, new_window: Tensor, new_block: Tensor) -> Tensor:
+        """Return log-probabilities [R, W, V] by one forward of the rows that have changed."""
+        canvas, schedule, book, f = self.canvas, self.schedule, self.book, self.predictor
+        skips, plan = self.decoding.policy.may_skip, self.decoding.kv_plan
+        first, last, logits = torch.zeros_like(canvas.text_end), canvas.text_end, None
+        if plan is not None:
+            span, first, last = self.span(plan, masked, new_window, new_block)
+            logits = f(canvas.tokens, canvas.text_end, positions, kv_cache=self.kv_cache, span=span)
+            keeps = book.done | (f.block_size is None)
+            schedule.clean_until = torch.where(keeps, schedule.clean_until, schedule.window.block_start)
+        else:
+            if f.block_size is not None and positions.shape[1] < self.longest:
+                last = schedule.window.block_stop  # what comes after a block changes nothing in it
+            if not skips or self.logp is None or bool(schedule.changed.all()):
+                n = int(last.max()) if last.device.type == "cpu" else None  # others would wait for the number
+                logits = self.guided()(canvas.tokens[:, :n], last, positions)
+            elif bool(schedule.changed.any()):
+                rows = schedule.changed.nonzero()[:, 0]
+                some = self.guided(rows)(canvas.tokens[rows], canvas.text_end[rows], positions[rows])
+                self.logp = self.logp.index_copy(0, rows, _log_probabilities(some, self.mask))
+        ran = schedule.changed & ~book.done if skips else ~book.done
+        if logits is not None:
+            self.logp = _log_probabilities(logits, self.mask)
+        self.out.forwards += int(logits is not None or bool(ran.any()))
+        book.nfe = book.nfe + nfe_per_call(self.guided()) * ran
+        book.computed = book.computed + (last - first) * ran
+        book.nfe_full = book.nfe_full + ((first == 0) & (last >= canvas.text_end) & ran)
+        assert self.logp is not None
+        return self.logp
+
+    def guided(self, rows: Tensor | None = None) -> Predictor:
+        """Return the predictor of some rows under the guidance that was asked for."""
+        prompt_end, scale = self.canvas.prompt_end, self.decoding.cfg_scale
+        if not scale:
+            return self.predictor
+        return GuidedPredictor(self.predictor, scale, prompt_end if rows is None else prompt_end[rows])
+
+    def span(self, plan: KvPlan, masked: Tensor, new_window: Tensor, new_block: Tensor) -> tuple[Span, Tensor, Tensor]:
+        """Return what a step with a KV cache computes, and the bounds of it, [R] each."""
+        canvas, schedule, n = self.canvas, self.schedule, self.canvas.tokens.shape[1]
+        window, block_size = schedule.window, self.predictor.block_size
+        step = KvStep(
+            window, canvas.prompt_end, canvas.text_end, schedule.step, new_window, new_block, schedule.clean_until,
+            masked,
+        )  # fmt: skip
+        first, last = plan.span(step)
+        first = torch.minimum(first, (window.start - self.predictor.shift).clamp(min=0))
+        positions = first[:, None] + torch.arange(int((last - first).max()), device=first.device)
+        stop = n if block_size is None else int(torch.maximum(last, window.block_stop).max())
+        return Span(torch.where(positions < last[:, None], positions, n), first, stop), first, last
+
+    def view(self, logp: Tensor, positions: Tensor, masked: Tensor, generated: Tensor) -> StepView:
+        canvas, window, sampling = self.canvas, self.schedule.window, self.decoding.sampling
+        offsets = torch.arange(positions.shape[1], device=positions.device)
+        on_canvas = positions == positions[:, :1] + offsets  # not clamped to the canvas's end
+        in_window = on_canvas & (positions >= window.start[:, None]) & (positions < window.stop[:, None])
+        open_ = masked.gather(1, positions) & on_canvas
+        noise, step = Noise(tuple(self.book.seeds)), self.out.steps
+
+        def uniform(name: str) -> Tensor:
+            column = (positions - canvas.prompt_end[:, None]).clamp(0, self.longest - 1)
+            return noise.uniform(f"{name}.{step}", self.longest).to(positions.device).gather(1, column)
+
+        def resample(logp: Tensor) -> Tensor:
+            return sampling.draw(logp, uniform("token") if sampling.temperature else None)
+
+        return StepView(
+            logp=logp,
+            tokens=canvas.tokens.gather(1, positions),
+            sampled=resample(logp),
+            positions=positions,
+            masked=open_ & in_window,
+            outside_window=open_ & ~in_window,
+            prompt_or_pad=~(generated.gather(1, positions) & on_canvas),
+            in_window=in_window,
+            step=self.schedule.step,
+            mask_budget=self.schedule.mask_budget,
+            prompt_end=canvas.prompt_end,
+            uniform=uniform,
+            resample=resample,
+        )
+
+    def commit(self, view: StepView, decision: CommitDecision) -> None:
+        """Write what the policy has decided; a finished text is not touched again."""
+        committed = ~(view.prompt_or_pad | view.masked | view.outside_window | self.book.done[:, None])
+        wrote = decision.commit & view.masked
+        if decision.edit is not None:
+            wrote = wrote | (decision.edit & committed)
+        self.write(view, wrote, view.sampled if decision.tokens is None else decision.tokens)
+        if decision.remask is not None:
+            remask = decision.remask & committed
+            never = torch.full_like(view.sampled, -1)
+            self.canvas.write(view.positions, remask, torch.full_like(never, self.mask), never, torch.zeros_like(never))
+            wrote = wrote | remask
+        self.schedule.changed = wrote.any(1)
+
+    def write(self, view: StepView, where: Tensor, tokens: Tensor) -> None:
+        """Write tokens [R, W] with the evaluation that wrote them and the probability they had."""
+        confidence = view.logp.gather(-1, tokens[..., None])[..., 0].exp().float()
+        self.canvas.write(view.positions, where, tokens, self.book.nfe[:, None].expand_as(tokens), confidence)
+
+    def finish(self, view: StepView) -> None:
+        """Apply the stopping rules; a text without masks is finished too."""
+        canvas, book, before = self.canvas, self.book, self.book.done
+        # rules that fill masks come first: an end-of-text token that they write ends the text
+        rules = sorted(enumerate(self.decoding.stopping_rules, 1), key=lambda pair: not pair[1].whole_text)
+        for k, rule in rules:
+            decision, self.states[k] = rule.check(
+                view, canvas.tokens, canvas.prompt_end, canvas.text_end, self.predictor, self.states[k]
+            )
+            if decision.fill is not None:
+                still = canvas.tokens.gather(1, view.positions) == self.mask
+                self.write(view, (view.masked | view.outside_window) & decision.fill[:, None] & still, view.top_token)
+            new = decision.done & ~book.done
+            book.reason, book.done = torch.where(new, k, book.reason), book.done | decision.done
+            if decision.text_end is not None:
+                text_end = torch.minimum(canvas.text_end, decision.text_end)
+                canvas.text_end = torch.where(before, canvas.text_end, text_end)
+        masks = (canvas.tokens == self.mask) & canvas.generated()
+        book.done = book.done | ~masks.any(1) & ~self.schedule.hold
+
+    def retire(self) -> None:
+        """Move the texts that are finished to the result; NonFinite for NaN logits."""
+        canvas, book, out, f = self.canvas, self.book, self.out, self.predictor
+        if bool(book.has_nan.any()):
+            raise NonFinite(f"step {out.steps}: the logits of text {int(book.index[book.has_nan][0])} are NaN")
+        done = book.done.nonzero()[:, 0]
         if not len(done):
             return
-        where = self.index[done]
-        n = self.tokens.shape[1]
-        for old, new in zip((out.tokens, out.when, out.sure), (self.tokens, self.when, self.sure), strict=True):
-            old[where, :n] = new[done]
-        beyond = torch.arange(out.tokens.shape[1], device=where.device) >= self.end[done, None]
-        out.tokens[where] = out.tokens[where].masked_fill(beyond, f.stops[0] if f.stops else f.mask)
-        for name in ("end", "nfe", "computed", "full"):
-            getattr(out, name)[where] = getattr(self, name)[done]
-        for row, why in zip(where.tolist(), self.why[done].tolist(), strict=True):
-            out.reasons[row] = name_of(type(how.stopping_rules[why - 1])) if why else "full"
-        self.keep((~self.done).nonzero()[:, 0])
-
-    def keep(self, rows: Tensor) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                setattr(self, f.name, value[rows])
-        self.seeds = [self.seeds[i] for i in rows.tolist()]
-        self.window = Window(*(v[rows] for v in _four(self.window)))
-        self.memory = None if self.memory is None else self.memory.take(rows)
-        self.states = [{key: value[rows] for key, value in state.items()} for state in self.states]
+        rows = book.index[done]
+        for group in (canvas, book):
+            for name in _RESULTS & vars(group).keys():
+                getattr(out, name)[rows] = getattr(group, name)[done]
+        beyond = torch.arange(out.tokens.shape[1], device=rows.device) >= canvas.text_end[done, None]
+        out.tokens[rows] = out.tokens[rows].masked_fill(beyond, (*f.eos_token_ids, self.mask)[0])
+        for row, reason in zip(rows.tolist(), book.reason[done].tolist(), strict=True):
+            out.reasons[row] = name_of(type(self.decoding.stopping_rules[reason - 1])) if reason else "full"
+        keep = (~book.done).nonzero()[:, 0]
+        self.canvas, self.schedule, self.book = _take(canvas, keep), _take(self.schedule, keep), _take(book, keep)
+        self.logp = None if self.logp is None else self.logp[keep]
+        self.kv_cache = None if self.kv_cache is None else self.kv_cache.take(keep)
+        self.states = [{key: value[keep] for key, value in state.items()} for state in self.states]
 
 
-def _four(window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return window.lo, window.hi, window.block, window.until
+# What a finished text leaves in the result, by its name there and in the canvas or the bookkeeping.
+_RESULTS = {
+    "tokens", "prompt_end", "text_end", "commit_step", "confidence", "nfe", "nfe_full", "computed",
+}  # fmt: skip
 
 
-def _logp(logits: Tensor, mask: int) -> Tensor:
-    """Log-probabilities in float32 at least; the mask token has none."""
+def _checked(predictor: Predictor, prompts: Prompts, decoding: Decoding) -> list[Tensor]:
+    """Return each prompt's ids, int64; UserError for ids that do not exist, and for no prompts."""
+    vocab, mask, suppressed = predictor.vocab_size, predictor.mask_token_id, decoding.suppress_tokens
+    wrong = [token for token in suppressed if not 0 <= token < vocab]
+    if wrong or len({*suppressed, mask}) >= vocab:
+        what = f"suppress_tokens holds {wrong[0]}" if wrong else "suppress_tokens holds them all"
+        raise UserError(f"decode: {what}; ids are 0 .. {vocab - 1}, and one has to be left")
+    ids = [torch.as_tensor(p, dtype=torch.int64).flatten() for p in prompts]
+    if not ids:
+        raise UserError("decode: no prompts")
+    for i, p in enumerate(ids):
+        unknown = (p < 0) | (p >= vocab) | (p == mask)
+        if bool(unknown.any()):
+            raise UserError(
+                f"decode: prompt {i} holds {int(p[unknown][0])}; ids are 0 .. {vocab - 1} without the mask's, {mask}"
+            )
+    return ids
+
+
+def _log_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Return log-probabilities in float32 at least; the mask token has none."""
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    ids = torch.tensor([mask], device=logits.device)
+    ids = torch.tensor([mask_token_id], device=logits.device)
     return wide.index_fill(-1, ids, -torch.inf).log_softmax(-1)

@@ -38,7 +38,7 @@ class MaskPath(ABC):
     t1: ClassVar[float] = 1.0
 
     @abstractmethod
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         """The probability that a token is masked at t."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class MaskPath(ABC):
 
     def weight(self, t: Tensor) -> Tensor:
         """What the NELBO weighs the cross-entropy of a masked token with: mask'(t) / mask(t)."""
-        return self.rate(t) / self.mask(t)
+        return self.rate(t) / self.masked_fraction(t)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LogLinear(MaskPath):
 
     eps: float = 1e-3
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * t
 
     def rate(self, t: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Cosine(MaskPath):
 
     eps: float = 1e-3
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * (1 - torch.cos(math.pi / 2 * t))
 
     def rate(self, t: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class CosineSquared(MaskPath):
 
     eps: float = 1e-3
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * torch.sin(math.pi / 2 * t) ** 2
 
     def rate(self, t: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Linear(MaskPath):
     low: float = 0.0
     high: float = 10.0
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return -torch.expm1(-(self.low + t * (self.high - self.low)))
 
     def rate(self, t: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Geometric(MaskPath):
     low: float = 1e-3
     high: float = 10.0
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.sigma(t))
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Geometric(MaskPath):
 class Square(MaskPath):
     """mask = t^2, weight 2 / t (BD3-LM)."""
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return t**2
 
     def rate(self, t: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Square(MaskPath):
 class SquareRoot(MaskPath):
     """mask = sqrt t, weight 1 / (2 t) (BD3-LM)."""
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return t**0.5
 
     def rate(self, t: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class SquareRoot(MaskPath):
 class Logarithm(MaskPath):
     """mask = log(1 + t) / log 2 (BD3-LM)."""
 
-    def mask(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return torch.log1p(t) / math.log(2)
 
     def rate(self, t: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.diffusion.noise import sample_seeds
-from gen.text.contracts import Decoding
-from gen.text.loop import Decoded, decode, lengths_of, walk
+from gen.text.decoding import Decoded, Decoding
+from gen.text.loop import decode, decode_steps, lengths_of
 
 __all__ = ["TextPipeline", "Texts", "engine_of"]
 
@@ -33,7 +33,7 @@ class Texts:
     @property
     def tokens(self) -> int:
         """How many tokens were written, stop tokens included, prompts not."""
-        return sum(int((d.end - d.start).sum()) for d in self.decoded)
+        return sum(int((d.text_end - d.prompt_end).sum()) for d in self.decoded)
 
     @property
     def nfe(self) -> float:
@@ -57,7 +57,8 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class TextPipeline:
-    """A network that predicts masked tokens (gen/text/predictor.py), its tokeniser, and how it wants to be decoded.
+    """A network that predicts masked tokens (gen/text/contracts/predictor.py), its tokeniser, and how it wants to be
+    decoded.
 
     tokenizer: None for a model that came without one; its words are ids then, "3 1 4". length: the longest canvas,
     prompt and text together, that it was made for. engine: what the network was prepared by, see `prepared`.
@@ -94,7 +95,7 @@ class TextPipeline:
         *,
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
-        every: int = 1,
+        sync_every: int = 1,
         **changes: Any,
     ) -> Texts:
         """A text of at most `length` tokens after each prompt; text i depends on its prompt, its seed and i alone.
@@ -104,7 +105,7 @@ class TextPipeline:
         length: None for 64, or what the model's canvas has room for.
         prompts: one or several, strings or ids. changes: policy, block_schedule, kv_plan, stopping_rules (names,
         specs or objects), sampling, temperature, block_length, cfg_scale, suppress_tokens; what is left out is as the
-        model was made to be decoded. every: see gen.text.loop.walk.
+        model was made to be decoded. sync_every: see gen.text.loop.decode_steps.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"generate: batch_size = {batch_size!r}; a whole number, at least 1")
@@ -113,7 +114,7 @@ class TextPipeline:
         lengths = self.lengths(ids, length)
         decoded = [
             decode(self.net, ids[a : a + batch_size], lengths[a : a + batch_size], how, seed=seeds[a : a + batch_size],
-                   every=every)
+                   sync_every=sync_every)
             for a in range(0, len(ids), batch_size)
         ]  # fmt: skip
         texts = [self.words(d.text(i)) for d in decoded for i in range(len(d.nfe))]
@@ -129,9 +130,9 @@ class TextPipeline:
         (ids,) = several
         (longest,) = self.lengths([ids], length)
         seeds = sample_seeds(seed, 1)
-        for now in walk(self.net, [ids], longest, self.plan(**changes), seed=seeds):
+        for now in decode_steps(self.net, [ids], longest, self.plan(**changes), seed=seeds):
             here = slice(len(ids), len(ids) + longest)
-            firm = [None if token == self.net.mask else token for token in now.tokens[0, here].tolist()]
+            firm = [None if token == self.net.mask_token_id else token for token in now.tokens[0, here].tolist()]
             yield firm, now.guess[0, here].tolist()
 
     def plan(self, *, temperature: float | None = None, block_length: int | None = None, **changes: Any) -> Decoding:
@@ -175,14 +176,14 @@ class TextPipeline:
             raise UserError(f'{text!r}: this model has no tokenizer, its prompts are ids, such as "3 1 4"') from None
 
     @property
-    def joint(self) -> str:
+    def separator(self) -> str:
         """What stands between a prompt and its text."""
-        return " " if self.tokenizer is None else str(self.tokenizer.joint)
+        return " " if self.tokenizer is None else str(self.tokenizer.separator)
 
     def words(self, ids: Tensor | Sequence[int]) -> str:
         """The string of a text's ids, up to its first stop token."""
         found = [int(v) for v in ids]
-        cut = next((i for i, v in enumerate(found) if v in self.net.stops), len(found))
+        cut = next((i for i, v in enumerate(found) if v in self.net.eos_token_ids), len(found))
         if self.tokenizer is None:
             return " ".join(map(str, found[:cut]))
         return self.tokenizer.decode(found[:cut])

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import name_of
-from gen.text.contracts import Policy, State, View
-from gen.text.predictor import Memory, Span
+from gen.text.contracts import DecodingPolicy, KvCache, RowState, Span, StepView
 
 __all__ = ["Joint", "Law", "insert", "law", "parity", "remove", "replace", "shuffle", "whole_view"]
 
@@ -37,50 +36,50 @@ class Joint:
     probs: Tensor
     words: int
     offset: int = 0
-    stops: tuple[int, ...] = ()
-    block: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    block_size: int | None = None
     shift: int = 0
 
     @property
-    def mask(self) -> int:
+    def mask_token_id(self) -> int:
         return self.words
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         return self.words + 1
 
     @cached_property
     def hot(self) -> Tensor:
-        return torch.nn.functional.one_hot(self.texts, self.vocab).double()  # [S, L, V]
+        return torch.nn.functional.one_hot(self.texts, self.vocab_size).double()  # [S, L, V]
 
     def weights(self, states: Tensor) -> Tensor:
         """p(text and it agrees with states [B, L]), [B, S]."""
-        agrees = (states[:, None] == self.texts) | (states[:, None] == self.mask)
+        agrees = (states[:, None] == self.texts) | (states[:, None] == self.mask_token_id)
         return agrees.all(-1) * self.probs
 
-    def start(self, rows: int, length: int) -> Memory:
-        return Memory([], [], torch.zeros(rows, length + 1, dtype=torch.bool))
+    def init_cache(self, rows: int, length: int) -> KvCache:
+        return KvCache([], [], torch.zeros(rows, length + 1, dtype=torch.bool))
 
     def __call__(
         self,
         tokens: Tensor,
         lengths: Tensor | None = None,
-        at: Tensor | None = None,
+        positions: Tensor | None = None,
         *,
-        memory: Memory | None = None,
+        kv_cache: KvCache | None = None,
         span: Span | None = None,
     ) -> Tensor:
         n = self.texts.shape[1]
         states = tokens[:, self.offset : self.offset + n]
         if states.shape[1] < n:
-            states = torch.nn.functional.pad(states, (0, n - states.shape[1]), value=self.mask)
+            states = torch.nn.functional.pad(states, (0, n - states.shape[1]), value=self.mask_token_id)
         mass = torch.einsum("bs,slv->blv", self.weights(states), self.hot)
         mass = torch.where(mass.sum(-1, keepdim=True) > 0, mass, torch.ones_like(mass))
         logits = mass.log()  # [B, L, V]
-        if at is None:
-            at = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
-        inner = (at - self.offset).clamp(0, n - 1)
-        return logits.gather(1, inner[..., None].expand(-1, -1, self.vocab))
+        if positions is None:
+            positions = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+        inner = (positions - self.offset).clamp(0, n - 1)
+        return logits.gather(1, inner[..., None].expand(-1, -1, self.vocab_size))
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Law:
     nfe: float
 
 
-def law(joint: Joint, policy: Policy, greedy: bool = False, random: bool = False, steps: int = 1000) -> Law:
+def law(joint: Joint, policy: DecodingPolicy, greedy: bool = False, random: bool = False, steps: int = 1000) -> Law:
     """The exact law of decoding the whole text at once by a policy, tokens drawn at temperature 1.
 
     greedy: the likeliest tokens, for P's mode. random: the policy ranks by uniform("order"), and all orders are summed.
@@ -119,7 +118,7 @@ class _Node:
     """A text on its way: its probability, the part of it that has to be evaluated (anew), the policy's state."""
 
     tokens: tuple[int, ...]
-    state: State
+    state: RowState
     p: float = 0.0
     fresh: float = 0.0
 
@@ -134,10 +133,12 @@ class _Case:
     u: tuple[float, ...] | None = None
 
 
-def _enumerate(joint: Joint, policy: Policy, rank: Tensor | None, greedy: bool, steps: int) -> tuple[Tensor, float]:
+def _enumerate(
+    joint: Joint, policy: DecodingPolicy, rank: Tensor | None, greedy: bool, steps: int
+) -> tuple[Tensor, float]:
     """The probability of each of the joint's texts, [S], and the expected evaluations, for one order."""
     n, q, nfe = joint.texts.shape[1], torch.zeros_like(joint.probs), 0.0
-    level = [_Node((joint.mask,) * n, policy.init(1, n), 1.0, 1.0)]
+    level = [_Node((joint.mask_token_id,) * n, policy.init(1, n), 1.0, 1.0)]
     rows = {tuple(text): i for i, text in enumerate(joint.texts.tolist())}
     for step in range(steps):
         if not level:
@@ -146,7 +147,7 @@ def _enumerate(joint: Joint, policy: Policy, rank: Tensor | None, greedy: bool, 
         nexts = _step(joint, policy, rank, greedy, level, step)
         level = []
         for node, hold in nexts:
-            if joint.mask in node.tokens or hold:
+            if joint.mask_token_id in node.tokens or hold:
                 level.append(node)
             else:
                 q[rows[node.tokens]] += node.p
@@ -154,7 +155,7 @@ def _enumerate(joint: Joint, policy: Policy, rank: Tensor | None, greedy: bool, 
 
 
 def _step(
-    joint: Joint, policy: Policy, rank: Tensor | None, greedy: bool, level: list[_Node], step: int
+    joint: Joint, policy: DecodingPolicy, rank: Tensor | None, greedy: bool, level: list[_Node], step: int
 ) -> list[tuple[_Node, bool]]:
     """The texts after one step that still agree with one of the joint's, and whether each is held."""
     states = torch.tensor([node.tokens for node in level])
@@ -189,17 +190,19 @@ def _step(
             key = (tuple(new), hold, *(value.numpy().tobytes() for value in own.values()))
             node, _ = found.setdefault(key, (_Node(tuple(new), own), hold))
             node.p += old.p * case.p * chance
-            node.fresh += old.p * case.p * chance if places or not policy.waits else 0.0
+            node.fresh += old.p * case.p * chance if places or not policy.may_skip else 0.0
     nodes = list(found.values())
     alive = joint.weights(torch.tensor([node.tokens for node, _ in nodes])).sum(1) > 0
     return [pair for pair, lives in zip(nodes, alive.tolist(), strict=True) if lives]
 
 
-def _cases(joint: Joint, policy: Policy, i: int, tokens: Tensor, table: Table, greedy: bool, step: int) -> list[_Case]:
+def _cases(
+    joint: Joint, policy: DecodingPolicy, i: int, tokens: Tensor, table: Table, greedy: bool, step: int
+) -> list[_Case]:
     """What may happen to node i before its policy selects."""
     n, chance = len(tokens), getattr(policy, "chance", None)
-    masked = (tokens == joint.mask).nonzero()[:, 0].tolist()
-    if policy.order_uses_samples:
+    masked = (tokens == joint.mask_token_id).nonzero()[:, 0].tolist()
+    if policy.order_depends_on_samples:
         return [
             _Case(i, p, drawn=_with(tokens.tolist(), masked, drawn)) for drawn, p in _outcomes(table, masked, greedy)
         ]
@@ -243,32 +246,18 @@ def whole_view(
     logp: Tensor,
     step: int = 0,
     u: Tensor | None = None,
-    drawn: Tensor | None = None,
-) -> View:
+    sampled: Tensor | None = None,
+) -> StepView:
     """The view of texts [B, L] that are one window, at a step; u: its uniform numbers, [B, L] or the same for all."""
-    masked = states == joint.mask
-    b, n = states.shape
-    none = torch.zeros_like(masked)
 
     def uniform(name: str) -> Tensor:
         if u is None:
             raise RuntimeError(f"the law of a policy that draws {name!r} is a sum over orders: random = True")
-        return u.expand(b, n)
+        return u.expand(states.shape)
 
-    return View(
-        logp=logp,
-        tokens=states,
-        drawn=logp.argmax(-1) if drawn is None else drawn,
-        at=torch.arange(n).expand(b, n),
-        masked=masked,
-        later=none,
-        fixed=none,
-        here=~none,
-        step=torch.full((b,), step),
-        owed=torch.full((b,), n),
-        start=torch.zeros(b, dtype=torch.int64),
-        uniform=uniform,
-        draw=lambda table: table.argmax(-1),
+    budget = torch.full((len(states),), states.shape[1])
+    return StepView.of_block(
+        logp, states, joint.mask_token_id, sampled=sampled, step=step, uniform=uniform, mask_budget=budget
     )
 
 

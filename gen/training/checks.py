@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gen.config.errors import MissingDependency, UserError, nearest
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import ids_of
 from gen.training.run import Run
@@ -18,7 +18,7 @@ __all__ = ["check_data", "check_sampler", "check_trackers"]
 def check_data(run: Run, shape: tuple[int, ...]) -> None:
     """Raises UserError for a model that does not take the run's data, whose items have this shape."""
     spec = run.model
-    if hasattr(run.data, "vocab"):
+    if hasattr(run.data, "vocab_size"):
         _check_tokens(run, shape)
         return
     wants = getattr(spec, "shape", None) or (spec.channels, spec.size, spec.size)
@@ -32,14 +32,14 @@ def check_data(run: Run, shape: tuple[int, ...]) -> None:
 def _check_tokens(run: Run, shape: tuple[int, ...]) -> None:
     """Texts: the same ids on both sides, and a canvas that holds them."""
     spec, tokenizer = run.model, run.data.tokenizer
-    if not hasattr(spec, "vocab"):
+    if not hasattr(spec, "vocab_size"):
         raise UserError(f"the data is text and the model {type(spec).__name__} takes none; take the model text")
     ours, theirs = ids_of(spec), ids_of(tokenizer)
     if ours != theirs:
         asked = {key: value for key, value in theirs.items() if value != ours[key]}
         given = {key: ours[key] for key in asked}
-        raise UserError(f"the data's tokeniser has {_said(asked)}, the model {_said(given)}: set model.vocab, "
-                        "model.mask and model.stops to fit")  # fmt: skip
+        raise UserError(f"the data's tokeniser has {_said(asked)}, the model {_said(given)}: set "
+                        "model.vocab_size, model.mask_token_id and model.eos_token_ids to fit")  # fmt: skip
     if shape[0] > spec.shape[0]:
         raise UserError(f"texts of {shape[0]} tokens; model.length = {spec.shape[0]} must be as large")
 

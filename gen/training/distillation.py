@@ -10,7 +10,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.pipeline import locate
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.training.run import run_from
 from gen.training.trainer import TrainResult, train
 

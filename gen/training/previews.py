@@ -10,7 +10,7 @@ from torch import nn
 
 from gen.diffusion.denoiser import Denoiser
 from gen.pipeline import Pipeline
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
 from gen.training.run import Run, Sampler
 

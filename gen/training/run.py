@@ -13,7 +13,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build_parts, convert, part, spec_of
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.training.ema import Classic
 from gen.training.optim.adamw import AdamW
 from gen.training.schedules import Constant

@@ -11,9 +11,9 @@ from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import EVERYONE, Rule, attention_qkv
 from gen.kernels.rope import norm_rope
 from gen.models.layers.block import SplitSwiGLU
-from gen.text.predictor import Memory
+from gen.text.contracts import KvCache
 
-__all__ = ["Sight", "TextAttention", "TextBlock", "angles"]
+__all__ = ["AttentionContext", "TextAttention", "TextBlock", "angles"]
 
 
 def angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class AttentionContext:
     """What the attention of every layer shares: angles of the computed places, and what each of them sees.
 
     cos, sin [F, d] or [B, F, d]. rule, and seen, bool [B or 1, F or 1, S], None for everything: as in
@@ -41,20 +41,20 @@ class Sight:
     sin: Tensor
     rule: Rule = EVERYONE
     seen: Tensor | None = None
-    memory: Memory | None = None
-    places: Tensor | None = None
-    upto: int = 0
+    kv_cache: KvCache | None = None
+    positions: Tensor | None = None
+    stop: int = 0
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, heads, d] that a layer attends to, when k and v [B, F, heads, d] are the new ones."""
-        if self.memory is None or self.places is None:
+        if self.kv_cache is None or self.positions is None:
             return k, v
-        index = self.places[..., None, None].expand_as(k)
+        index = self.positions[..., None, None].expand_as(k)
         out = []
-        for store, new in ((self.memory.keys[layer], k), (self.memory.values[layer], v)):
+        for store, new in ((self.kv_cache.keys[layer], k), (self.kv_cache.values[layer], v)):
             stored = store.transpose(1, 2)  # [B, N + 1, heads, d]
             stored.scatter_(1, index, new.to(store.dtype))
-            out.append(stored[:, : self.upto].to(new.dtype))
+            out.append(stored[:, : self.stop].to(new.dtype))
         return out[0], out[1]
 
 
@@ -75,16 +75,16 @@ class TextAttention(nn.Module):
         self.k_norm = nn.RMSNorm(dim, eps=eps) if qk_norm else nn.Identity()
         self.o = nn.Linear(width, width, bias=False)
 
-    def forward(self, h: Tensor, sight: Sight, layer: int) -> Tensor:
-        q = self._placed(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, sight)  # [B, F, heads, d]
-        k = self._placed(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, sight)  # [B, F, kv_heads, d]
-        k, v = sight.remember(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
-        return self.o(attention_qkv(q, k, v, sight.rule, seen=sight.seen).flatten(2))  # [B, F, width]
+    def forward(self, h: Tensor, context: AttentionContext, layer: int) -> Tensor:
+        q = self._placed(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, context)  # [B, F, heads, d]
+        k = self._placed(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, context)  # [B, F, kv_heads, d]
+        k, v = context.remember(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
+        return self.o(attention_qkv(q, k, v, context.rule, seen=context.seen).flatten(2))  # [B, F, width]
 
-    def _placed(self, h: Tensor, norm: nn.Module, sight: Sight) -> Tensor:
+    def _placed(self, h: Tensor, norm: nn.Module, context: AttentionContext) -> Tensor:
         """Heads h [B, F, heads, d], normed if they are to be, and turned by their places."""
         gain = norm.weight if isinstance(norm, nn.RMSNorm) else None
-        return norm_rope(h, gain, self.eps, sight.cos, sight.sin, "split")
+        return norm_rope(h, gain, self.eps, context.cos, context.sin, "split")
 
 
 class TextBlock(nn.Module):
@@ -104,8 +104,8 @@ class TextBlock(nn.Module):
         self.mlp = SplitSwiGLU(width, hidden)
 
     def residuals(
-        self, h: Tensor, sight: Sight, site: str, tap: Tap | None = None, rope: None = None
+        self, h: Tensor, context: AttentionContext, site: str, tap: Tap | None = None, rope: None = None
     ) -> tuple[Tensor, Tensor]:
         """What attention adds, and then what the MLP does; see gen.models.layers.block.run_block."""
-        first = call_site(tap, f"{site}.attn", lambda h: self.attn(self.norm1(h), sight, self.layer), h)
+        first = call_site(tap, f"{site}.attn", lambda h: self.attn(self.norm1(h), context, self.layer), h)
         return first, call_site(tap, f"{site}.mlp", lambda h: self.mlp(self.norm2(h)), h + first)

@@ -1,1 +1,1 @@
-"""Where in a text one may commit at a step, from the first masked place on. Contract: gen/text/contracts.py."""
+"""Where in a text one may commit at a step, from the first masked place on. Contract: gen/text/contracts."""

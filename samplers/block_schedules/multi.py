@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.text.contracts import Window, between
+from gen.text.contracts import Window, positions_between
 
 __all__ = ["Multi"]
 
@@ -29,10 +29,10 @@ class Multi:
         if self.length < 1 or self.most < 1 or not 0 <= self.add <= 1:
             raise UserError(f"{self}; length >= 1, most >= 1 and 0 <= add <= 1")
 
-    def window(self, masked: Tensor, start: Tensor, end: Tensor, block: int | None) -> Window:
-        length, anchor = (self.length, start) if block is None else (block, torch.zeros_like(start))
+    def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block: int | None) -> Window:
+        length, anchor = (self.length, prompt_end) if block is None else (block, torch.zeros_like(prompt_end))
         places = torch.arange(masked.shape[1], device=masked.device)
-        inside = between(masked.shape[1], start, end)
+        inside = positions_between(masked.shape[1], prompt_end, text_end)
         number = torch.where(inside, (places - anchor[:, None]).clamp(min=0) // length, 0)
         blocks = masked.shape[1] // length + 1
         zeros = torch.zeros(len(masked), blocks, dtype=torch.int64, device=masked.device)
@@ -42,11 +42,11 @@ class Multi:
         opens = torch.nn.functional.pad(enough.long().cumprod(1)[:, :-1], (1, 0), value=1) > 0
         open_ = opens & (before < self.most) & ~full
         index = torch.arange(blocks, device=masked.device)
-        final = (end - 1 - anchor) // length
+        final = (text_end - 1 - anchor) // length
         first = torch.where(open_, index, blocks).amin(1)
         first, last = torch.minimum(first, final), torch.where(open_.any(1), (index * open_).amax(1), final)
-        begin, until = anchor + first * length, torch.minimum(anchor + (last + 1) * length, end)
-        return Window(torch.maximum(begin, start), until, begin, until)
+        begin, until = anchor + first * length, torch.minimum(anchor + (last + 1) * length, text_end)
+        return Window(torch.maximum(begin, prompt_end), until, begin, until)
 
     def width(self, longest: int, block: int | None) -> int:
         return longest

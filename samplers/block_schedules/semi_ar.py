@@ -28,16 +28,16 @@ class SemiAR:
         if self.length < 1 or (self.sub is not None and self.sub < 1):
             raise UserError(f"SemiAR: length = {self.length}, sub = {self.sub}; both must be at least 1")
 
-    def window(self, masked: Tensor, start: Tensor, end: Tensor, block: int | None) -> Window:
+    def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block: int | None) -> Window:
         first = masked.to(torch.uint8).argmax(1)  # the first masked place; 0 where there is none
-        first = torch.where(masked.any(1), first, end - 1)
-        length, anchor = (self.length, start) if block is None else (block, torch.zeros_like(start))
+        first = torch.where(masked.any(1), first, text_end - 1)
+        length, anchor = (self.length, prompt_end) if block is None else (block, torch.zeros_like(prompt_end))
         begin = anchor + (first - anchor) // length * length
-        until = torch.minimum(begin + length, end)
-        lo, hi = torch.maximum(begin, start), until
+        until = torch.minimum(begin + length, text_end)
+        lo, hi = torch.maximum(begin, prompt_end), until
         if self.sub is not None:
             inner = begin + (first - begin) // self.sub * self.sub
-            lo, hi = torch.maximum(inner, start), torch.minimum(inner + self.sub, until)
+            lo, hi = torch.maximum(inner, prompt_end), torch.minimum(inner + self.sub, until)
         return Window(lo, hi, begin.clamp(min=0), until)
 
     def width(self, longest: int, block: int | None) -> int:

@@ -1,1 +1,1 @@
-"""Policies of parallel decoding: which of the drawn tokens are committed at a step. Contract: gen/text/contracts.py."""
+"""Policies of parallel decoding: which of the drawn tokens are committed at a step. Contract: gen/text/contracts."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 from gen.text.mask_path import LogLinear
 
 __all__ = ["Ancestral"]
@@ -26,9 +26,9 @@ class Ancestral:
     """
 
     steps: int = 128
-    mask: Any = part("text.mask_path", default=LogLinear())
-    waits: ClassVar[bool] = True
-    order_uses_samples: ClassVar[bool] = False
+    path: Any = part("text.mask_path", default=LogLinear())
+    may_skip: ClassVar[bool] = True
+    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -38,10 +38,10 @@ class Ancestral:
         """The probability that a masked token is committed at a step, of step's shape, float64."""
         t = ((self.steps - step).clamp(min=1).double()) / self.steps
         s = t - 1 / self.steps
-        return torch.where(step >= self.steps - 1, 1.0, 1 - self.mask.mask(s) / self.mask.mask(t))
+        return torch.where(step >= self.steps - 1, 1.0, 1 - self.path.masked_fraction(s) / self.path.masked_fraction(t))
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
-        return Choice(view.masked & (view.uniform("order") < self.chance(view.step)[:, None])), state
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
+        return CommitDecision(view.masked & (view.uniform("order") < self.chance(view.step)[:, None])), state

@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import Score, first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["Dream"]
 
@@ -28,20 +28,20 @@ class Dream:
     score: Score = "entropy"
     alg_temp: float = 0.0
     eps: float = 1e-3
-    waits: ClassVar[bool] = True
+    may_skip: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.alg_temp >= 0 or not 0 <= self.eps < 1:
             raise UserError(f"{self}; steps >= 1, alg_temp >= 0 and 0 <= eps < 1")
 
     @property
-    def order_uses_samples(self) -> bool:
+    def order_depends_on_samples(self) -> bool:
         return self.score == "sample"
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         masks = view.masked.sum(-1)
         t, s = (1 - (1 - self.eps) * (view.step + k).double() / self.steps for k in (0, 1))
         count = torch.where(view.step >= self.steps - 1, masks, (masks * (1 - s / t)).long())
@@ -49,4 +49,4 @@ class Dream:
         if self.alg_temp:
             u = view.uniform("gumbel").clamp(1e-300, 1 - 1e-16)
             value = value.double() / self.alg_temp - (-u.log()).log()
-        return Choice(first(value, count)), state
+        return CommitDecision(first(value, count)), state

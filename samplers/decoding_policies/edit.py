@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import even, first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["Edit"]
 
@@ -29,8 +29,8 @@ class Edit:
     post: int = 16
     steps: int | None = None
     score: Literal["confidence", "sample"] = "confidence"
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = True
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1 or (self.edit is not None and not 0 <= self.edit <= 1):
@@ -38,19 +38,19 @@ class Edit:
         if self.post < 0 or (self.steps is not None and self.steps < 1):
             raise UserError(f"Edit: post = {self.post}, steps = {self.steps}; post >= 0 and steps >= 1")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {"post": torch.zeros(rows, dtype=torch.int64)}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         sure = score(view, self.score)
-        due = torch.ones_like(view.step) if self.steps is None else even(view.owed, view.step, self.steps)
+        due = torch.ones_like(view.step) if self.steps is None else even(view.mask_budget, view.step, self.steps)
         passed = sure > self.threshold
         commit = torch.where((passed.sum(-1) >= due)[:, None], passed, first(sure, due))
         if self.edit is None:
-            return Choice(commit), state
-        ours = view.here & ~view.fixed & ~view.masked
-        edit = ours & (view.drawn != view.tokens) & (view.chosen > self.edit)
+            return CommitDecision(commit), state
+        ours = view.in_window & ~view.prompt_or_pad & ~view.masked
+        edit = ours & (view.sampled != view.tokens) & (view.sampled_probability > self.edit)
         after = ~view.masked.any(-1)  # this evaluation was of a window without masks
-        post = torch.where(view.step == 0, 0, state["post"].to(view.at)) + after
+        post = torch.where(view.step == 0, 0, state["post"].to(view.positions)) + after
         goes_on = (~after | edit.any(-1)) & (post < self.post)
-        return Choice(commit, edit=edit, hold=goes_on & ~(view.masked & ~commit).any(-1)), {"post": post}
+        return CommitDecision(commit, edit=edit, hold=goes_on & ~(view.masked & ~commit).any(-1)), {"post": post}

@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["Entropy"]
 
@@ -22,16 +22,16 @@ class Entropy:
     """
 
     threshold: float = 0.5
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
             raise UserError(f"Entropy: threshold = {self.threshold}; it must be at least 0 nats")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         narrow = score(view, "entropy")
-        return Choice((narrow >= -self.threshold) | first(narrow, torch.ones_like(view.step))), state
+        return CommitDecision((narrow >= -self.threshold) | first(narrow, torch.ones_like(view.step))), state

@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import first
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["EntropyBound"]
 
@@ -24,19 +24,19 @@ class EntropyBound:
     """
 
     bound: float = 0.1
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.bound >= 0:
             raise UserError(f"EntropyBound: bound = {self.bound}; it must be at least 0")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         entropy = view.entropy.masked_fill(~view.masked, torch.inf)
         ordered = entropy.sort(-1).values
         before = torch.nn.functional.pad(ordered.cumsum(-1)[..., :-1], (1, 0))
         count = (before <= self.bound).sum(-1)
-        return Choice(first(-entropy, count)), state
+        return CommitDecision(first(-entropy, count)), state

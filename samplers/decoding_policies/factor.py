@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["Factor"]
 
@@ -25,19 +25,19 @@ class Factor:
     """
 
     factor: float = 1.0
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.factor > 0:
             raise UserError(f"Factor: factor = {self.factor}; it must be positive")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         sure = score(view, "confidence")
         n = torch.arange(1, sure.shape[-1] + 1, device=sure.device, dtype=sure.dtype)
         passed = sure.sort(-1, descending=True).values > 1 - self.factor / (n + 1)
         count = passed.sum(-1).clamp(min=1)  # the bar rises as c falls: those that pass are the first ones
-        return Choice(first(sure, count)), state
+        return CommitDecision(first(sure, count)), state

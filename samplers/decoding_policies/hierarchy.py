@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["Hierarchy"]
 
@@ -25,20 +25,20 @@ class Hierarchy:
 
     threshold: float = 0.9
     low: float = 0.4
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.threshold <= 1:
             raise UserError(f"{self}; 0 <= low <= threshold <= 1")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         sure = score(view, "confidence")
         commit = best_of_runs(sure, view.masked) & (sure > self.low)
-        return Choice(commit | (sure > self.threshold) | first(sure, torch.ones_like(view.step))), state
+        return CommitDecision(commit | (sure > self.threshold) | first(sure, torch.ones_like(view.step))), state
 
 
 def best_of_runs(value: Tensor, masked: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
 from gen.samplers.decoding_policies.lib.score import first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["Learned", "Filter", "columns", "slots"]  # noqa: RUF022 - the plug-in comes first
 
@@ -73,8 +73,8 @@ class Learned:
     file: str
     sha256: str | None = None
     threshold: float = 0.96
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -84,24 +84,24 @@ class Learned:
     def filter(self) -> Filter:
         return Filter.read(self.file, self.sha256)
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         final = self.filter.to(view.logp.device)(self.inputs(view)).sigmoid() > self.threshold
         inside, column = self.columns(view)
         commit = final.gather(1, column) & inside & view.masked
-        return Choice(commit | first(score(view, "confidence"), torch.ones_like(view.step))), state
+        return CommitDecision(commit | first(score(view, "confidence"), torch.ones_like(view.step))), state
 
-    def inputs(self, view: View) -> Tensor:
+    def inputs(self, view: StepView) -> Tensor:
         """What the filter sees: [B, length]."""
-        if bool((view.here & ~self.columns(view)[0]).any()):
+        if bool((view.in_window & ~self.columns(view)[0]).any()):
             raise UserError(
                 f"Learned: {self.file} is for windows of {self.filter.length} tokens, and there is a longer one"
             )
         return slots(view, torch.where(view.masked, view.confidence, 1.0), 1.0, self.filter.length)
 
-    def columns(self, view: View) -> tuple[Tensor, Tensor]:
+    def columns(self, view: StepView) -> tuple[Tensor, Tensor]:
         """Which places the filter sees, and as which of its inputs, [B, W] each."""
         return columns(view, self.filter.length)
 
@@ -111,15 +111,15 @@ class Learned:
         return self if found is None else replace(self, file=str(folder / self.file), sha256=found["sha256"])
 
 
-def columns(view: View, length: int) -> tuple[Tensor, Tensor]:
+def columns(view: StepView, length: int) -> tuple[Tensor, Tensor]:
     """Which places are among the first `length` of their window, and as which of them, [B, W] each."""
     far = torch.iinfo(torch.int64).max
-    column = view.at - torch.where(view.here, view.at, far).amin(1, keepdim=True)
-    inside = view.here & (column >= 0) & (column < length)
+    column = view.positions - torch.where(view.in_window, view.positions, far).amin(1, keepdim=True)
+    inside = view.in_window & (column >= 0) & (column < length)
     return inside, torch.where(inside, column, 0)
 
 
-def slots(view: View, values: Tensor, empty: float, length: int) -> Tensor:
+def slots(view: StepView, values: Tensor, empty: float, length: int) -> Tensor:
     """values [B, W] of the first `length` places of each window, [B, length]; `empty` where it is shorter."""
     inside, column = columns(view, length)
     out = torch.full((len(values), length + 1), empty, dtype=values.dtype, device=values.device)

@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import first, recall, store
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["RCR"]
 
@@ -24,22 +24,24 @@ class RCR:
     """
 
     steps: int | None = None
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = True
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise UserError(f"RCR: steps = {self.steps}; it must be at least 1")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {"sure": torch.zeros(rows, length)}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
-        ours = view.here & ~view.fixed
-        steps = view.owed.clamp(min=1) if self.steps is None else torch.full_like(view.owed, self.steps)
-        left = view.owed * (steps - view.step - 1).clamp(min=0) // steps
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
+        ours = view.in_window & ~view.prompt_or_pad
+        steps = view.mask_budget.clamp(min=1) if self.steps is None else torch.full_like(view.mask_budget, self.steps)
+        left = view.mask_budget * (steps - view.step - 1).clamp(min=0) // steps
         left = torch.minimum(left, view.masked.sum(-1) - 1).clamp(min=0)
-        sure = torch.where(view.masked, view.chosen, recall(state["sure"], view))
+        sure = torch.where(view.masked, view.sampled_probability, recall(state["sure"], view))
         keep = first(sure.masked_fill(~ours, -torch.inf), ours.sum(-1) - left)
         commit = keep & view.masked
-        return Choice(commit, remask=ours & ~view.masked & ~keep), {"sure": store(state["sure"], view, commit, sure)}
+        return CommitDecision(commit, remask=ours & ~view.masked & ~keep), {
+            "sure": store(state["sure"], view, commit, sure)
+        }

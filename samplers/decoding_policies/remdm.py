@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import Score, even, first, recall, score, store
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["ReMDM"]
 
@@ -29,26 +29,28 @@ class ReMDM:
     count: int = 1
     after: float = 7 / 8
     score: Score = "confidence"
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = True
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (self.steps is not None and self.steps < 1) or self.times < 0 or self.count < 1 or not 0 < self.after <= 1:
             raise UserError(f"{self}; steps >= 1, times >= 0, count >= 1 and 0 < after <= 1")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {"sure": torch.zeros(rows, length)}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
-        step, most = view.step, view.owed.clamp(min=1)
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
+        step, most = view.step, view.mask_budget.clamp(min=1)
         steps = most if self.steps is None else most.clamp(max=self.steps)
         turn = torch.minimum((steps * self.after).long(), steps - 1).clamp(min=1)  # the first step that revises
-        count = even(view.owed, torch.where(step < turn + self.times, step, step - self.times), steps)
+        count = even(view.mask_budget, torch.where(step < turn + self.times, step, step - self.times), steps)
         count = torch.where(self.revises(step, turn), self.count, count)
         commit = first(score(view, self.score), count)
-        sure = recall(state["sure"], view).masked_fill(~view.here | view.fixed | view.masked, torch.inf)
+        sure = recall(state["sure"], view).masked_fill(~view.in_window | view.prompt_or_pad | view.masked, torch.inf)
         again = torch.where(self.revises(step + 1, turn), self.count, 0)
-        return Choice(commit, remask=first(-sure, again)), {"sure": store(state["sure"], view, commit, view.chosen)}
+        return CommitDecision(commit, remask=first(-sure, again)), {
+            "sure": store(state["sure"], view, commit, view.sampled_probability)
+        }
 
     def revises(self, step: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
         return (step >= turn) & (step < turn + self.times)

@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["Threshold"]
 
@@ -24,17 +24,17 @@ class Threshold:
 
     threshold: float = 0.9
     strict: bool = False
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise UserError(f"Threshold: threshold = {self.threshold}; it must be in [0, 1]")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         sure = score(view, "confidence")
         passed = sure > self.threshold if self.strict else sure >= self.threshold
-        return Choice(passed & view.masked | first(sure, torch.ones_like(view.step))), state
+        return CommitDecision(passed & view.masked | first(sure, torch.ones_like(view.step))), state

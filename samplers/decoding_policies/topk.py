@@ -9,7 +9,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.lib.score import Score, even, first, score
-from gen.text.contracts import Choice, State, View
+from gen.text.contracts import CommitDecision, RowState, StepView
 
 __all__ = ["TopK"]
 
@@ -26,21 +26,21 @@ class TopK:
     k: int = 1
     score: Score = "confidence"
     steps: int | None = None
-    waits: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.k < 1 or (self.steps is not None and self.steps < 1):
             raise UserError(f"TopK: k = {self.k}, steps = {self.steps}; both must be at least 1")
 
     @property
-    def order_uses_samples(self) -> bool:
+    def order_depends_on_samples(self) -> bool:
         return self.score == "sample"
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
-    def select(self, view: View, state: State) -> tuple[Choice, State]:
+    def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         count = torch.full_like(view.step, self.k)
         if self.steps is not None:
-            count = even(view.owed, view.step, self.steps)
-        return Choice(first(score(view, self.score), count)), state
+            count = even(view.mask_budget, view.step, self.steps)
+        return CommitDecision(first(score(view, self.score), count)), state

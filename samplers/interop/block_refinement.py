@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.text.contracts import Policy, State, TokenSampling, View
+from gen.text.contracts import DecodingPolicy, RowState, StepView
+from gen.text.decoding import TokenSampling
 
 __all__ = ["Refined", "Refinement"]
 
@@ -40,13 +41,13 @@ class Refinement:
     temperature > 0 the pipeline's generator draws, so there a row depends on its batch.
     """
 
-    def __init__(self, policy: Policy, block_length: int = 32):
-        if policy.waits:
+    def __init__(self, policy: DecodingPolicy, block_length: int = 32):
+        if policy.may_skip:
             raise UserError(f"{type(policy).__name__} may let a step pass, and a pipeline of diffusers asks every time")
         self.policy = policy
         self.config = SimpleNamespace(block_length=block_length)
-        self.state: State = {}
-        self.owed: Tensor | None = None  # masks at the first step of this block, [B]
+        self.state: RowState = {}
+        self.mask_budget: Tensor | None = None  # masks at the first step of this block, [B]
         self.open: Tensor | None = None  # rows that have masks after the last step, [B]
         self.post = 0  # evaluations of this block since it was full
 
@@ -76,8 +77,8 @@ class Refinement:
             raise UserError("a policy commits masks: give mask_token_id (uniform corruption has none)")
         b, n = sample.shape
         step = int(timestep)
-        if step == 0 or self.owed is None:
-            self.state, self.owed, self.post = self.policy.init(b, n), (sample == mask_token_id).sum(1), 0
+        if step == 0 or self.mask_budget is None:
+            self.state, self.mask_budget, self.post = self.policy.init(b, n), (sample == mask_token_id).sum(1), 0
 
         def uniform(name: str) -> Tensor:
             device = generator.device if generator is not None else "cpu"
@@ -86,32 +87,32 @@ class Refinement:
         ids = torch.tensor([mask_token_id], device=sample.device)
         logp = model_output.float().index_fill(-1, ids, -torch.inf).log_softmax(-1)
         greedy = sampling_method == "greedy" or temperature == 0
-        draw = TokenSampling(0.0 if greedy else temperature, 1.0 if top_p is None else top_p, top_k or None)
+        sampling = TokenSampling(0.0 if greedy else temperature, 1.0 if top_p is None else top_p, top_k or None)
         u = None if greedy else uniform("token")
-        fixed = None if prompt_mask is None else prompt_mask.expand(b, n)
-        view = View.of_block(
+        prompt_or_pad = None if prompt_mask is None else prompt_mask.expand(b, n)
+        view = StepView.of_block(
             logp,
             sample,
             mask_token_id,
-            draw=lambda p: draw.draw(p, u),
+            resample=lambda p: sampling.draw(p, u),
             step=step,
-            fixed=fixed,
+            prompt_or_pad=prompt_or_pad,
             uniform=uniform,
-            owed=self.owed,
+            mask_budget=self.mask_budget,
         )
         choice, self.state = self.policy.select(view, self.state)
-        drawn = view.drawn if choice.tokens is None else choice.tokens
+        sampled = view.sampled if choice.tokens is None else choice.tokens
         commit = choice.commit & view.masked
         edit = torch.zeros_like(commit)
         if choice.edit is not None:
-            edit = choice.edit & ~view.masked & ~view.fixed & (drawn != sample)
-        new = torch.where(commit | edit, drawn, sample)
+            edit = choice.edit & ~view.masked & ~view.prompt_or_pad & (sampled != sample)
+        new = torch.where(commit | edit, sampled, sample)
         if choice.remask is not None:
-            gone = choice.remask & ~view.masked & ~view.fixed
+            gone = choice.remask & ~view.masked & ~view.prompt_or_pad
             new, edit = torch.where(gone, mask_token_id, new), edit | gone
         self.open = (new == mask_token_id).any(1)
-        chosen = logp.gather(-1, drawn[..., None])[..., 0].exp()
-        return Refined(new, commit, edit, drawn, chosen, model_output)
+        chosen = logp.gather(-1, sampled[..., None])[..., 0].exp()
+        return Refined(new, commit, edit, sampled, chosen, model_output)
 
     def check_eos_finished(
         self,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gen.config.errors import UserError
-from gen.text.contracts import Policy, View
+from gen.text.contracts import DecodingPolicy, StepView
 
 __all__ = ["Remasked", "Remasking"]
 
@@ -29,11 +29,11 @@ class Remasking:
     A function of the block alone: policies with a memory, and those that draw numbers, are refused. It is greedy.
     """
 
-    policy: Policy
-    mask: int
+    policy: DecodingPolicy
+    mask_token_id: int
 
     def __post_init__(self) -> None:
-        if self.policy.init(1, 1) or self.policy.waits:
+        if self.policy.init(1, 1) or self.policy.may_skip:
             raise UserError(
                 f"{type(self.policy).__name__} remembers or waits, and a remasking policy is a pure function"
             )
@@ -54,7 +54,7 @@ class Remasking:
         if given is None or logits is None:
             raise UserError("apply needs input_block and logits")
         config = dict(remasking_config or {})
-        mask, block = int(config.get("mask_token_id", self.mask)), torch.tensor([list(given)])
+        mask, block = int(config.get("mask_token_id", self.mask_token_id)), torch.tensor([list(given)])
         scores = torch.as_tensor(logits).float()[None]
         if scores.shape[:2] != block.shape:
             raise UserError(f"logits have shape {list(scores.shape[1:])} for a block of {block.shape[1]} tokens")
@@ -62,8 +62,8 @@ class Remasking:
             raise UserError(f"logits have shape {list(scores.shape[1:])}, and the mask is token {mask}")
         if bool((block == mask).any()):
             logp = scores.index_fill(-1, torch.tensor([mask]), -torch.inf).log_softmax(-1)
-            view = View.of_block(logp, block, mask, step=int(config.get("denoise_step_index", 0)))
+            view = StepView.of_block(logp, block, mask, step=int(config.get("denoise_step_index", 0)))
             choice, _ = self.policy.select(view, {})
-            block = torch.where(choice.commit & view.masked, view.drawn, block)
+            block = torch.where(choice.commit & view.masked, view.sampled, block)
         ids = tuple(block[0].tolist())
         return Remasked((), ids) if mask in ids else Remasked(ids, (mask,) * len(ids))

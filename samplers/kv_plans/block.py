@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.samplers.kv_plans.lib.plan import needs_blocks
-from gen.text.contracts import Now
-from gen.text.predictor import Predictor
+from gen.text.contracts import KvStep, Predictor
 
 __all__ = ["Block"]
 
@@ -23,11 +22,11 @@ class Block:
     step of the next block, so that no evaluation is spent on them alone, as the published samplers do.
     """
 
-    whole: ClassVar[bool] = False
+    to_text_end: ClassVar[bool] = False
 
     def check(self, predictor: Predictor) -> None:
         """UserError unless attention is block-causal."""
         needs_blocks(self, predictor)
 
-    def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        return torch.minimum(now.clean, now.window.block), now.window.until
+    def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
+        return torch.minimum(step.clean_until, step.window.block_start), step.window.block_stop

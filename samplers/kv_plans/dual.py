@@ -8,8 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from gen.samplers.kv_plans.lib.plan import at_least, due, whole_where
-from gen.text.contracts import Now
-from gen.text.predictor import Predictor
+from gen.text.contracts import KvStep, Predictor
 
 __all__ = ["Dual"]
 
@@ -23,7 +22,7 @@ class Dual:
     """
 
     refresh: int | None = None
-    whole: ClassVar[bool] = False
+    to_text_end: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least(self, refresh=1)
@@ -31,5 +30,7 @@ class Dual:
     def check(self, predictor: Predictor) -> None:
         """It fits every predictor."""
 
-    def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        return whole_where(due(now, self.refresh, now.entered), now, now.window.block, now.window.until)
+    def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
+        return whole_where(
+            due(step, self.refresh, step.new_block), step, step.window.block_start, step.window.block_stop
+        )

@@ -8,8 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from gen.samplers.kv_plans.lib.plan import at_least, due, whole_where
-from gen.text.contracts import Now
-from gen.text.predictor import Predictor
+from gen.text.contracts import KvStep, Predictor
 
 __all__ = ["Prefix"]
 
@@ -24,7 +23,7 @@ class Prefix:
     """
 
     refresh: int | None = None
-    whole: ClassVar[bool] = True
+    to_text_end: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_least(self, refresh=1)
@@ -32,5 +31,5 @@ class Prefix:
     def check(self, predictor: Predictor) -> None:
         """It fits every predictor."""
 
-    def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        return whole_where(due(now, self.refresh, now.entered), now, now.window.block, now.end)
+    def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
+        return whole_where(due(step, self.refresh, step.new_block), step, step.window.block_start, step.text_end)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.samplers.kv_plans.lib.plan import at_least, due, needs_blocks
-from gen.text.contracts import Now
-from gen.text.predictor import Predictor
+from gen.text.contracts import KvStep, Predictor
 
 __all__ = ["SubBlock"]
 
@@ -26,7 +25,7 @@ class SubBlock:
     """
 
     refresh: int | None = None
-    whole: ClassVar[bool] = False
+    to_text_end: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least(self, refresh=1)
@@ -35,7 +34,7 @@ class SubBlock:
         """UserError unless attention is block-causal."""
         needs_blocks(self, predictor)
 
-    def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        block = due(now, self.refresh, now.fresh)
-        first = torch.where(block, torch.minimum(now.clean, now.window.block), now.window.lo)
-        return first, torch.where(block, now.window.until, now.window.hi)
+    def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
+        block = due(step, self.refresh, step.new_window)
+        first = torch.where(block, torch.minimum(step.clean_until, step.window.block_start), step.window.start)
+        return first, torch.where(block, step.window.block_stop, step.window.stop)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.samplers.kv_plans.lib.plan import at_least, due, whole_where
-from gen.text.contracts import Now
-from gen.text.predictor import Predictor
+from gen.text.contracts import KvStep, Predictor
 
 __all__ = ["Vicinity"]
 
@@ -26,7 +25,7 @@ class Vicinity:
     near: int = 16
     warmup: int = 4
     refresh: int | None = None
-    whole: ClassVar[bool] = False
+    to_text_end: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least(self, near=0, warmup=0, refresh=1)
@@ -34,7 +33,12 @@ class Vicinity:
     def check(self, predictor: Predictor) -> None:
         """It fits every predictor."""
 
-    def span(self, now: Now) -> tuple[Tensor, Tensor]:
-        full = due(now, self.refresh, now.entered) | ((now.window.block <= now.start) & (now.step < self.warmup))
-        first, last = (now.window.lo - self.near).clamp(min=0), torch.minimum(now.window.hi + self.near, now.end)
-        return whole_where(full, now, first, last)
+    def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
+        full = due(step, self.refresh, step.new_block) | (
+            (step.window.block_start <= step.prompt_end) & (step.index < self.warmup)
+        )
+        first, last = (
+            (step.window.start - self.near).clamp(min=0),
+            torch.minimum(step.window.stop + self.near, step.text_end),
+        )
+        return whole_where(full, step, first, last)

@@ -1,1 +1,1 @@
-"""When a text is finished before its last mask is. Contract: gen/text/contracts.py."""
+"""When a text is finished before its last mask is. Contract: gen/text/contracts."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.samplers.stopping_rules.lib.predicted import mean, open_places
-from gen.text.contracts import State, Verdict, View
-from gen.text.predictor import Predictor
+from gen.text.contracts import Predictor, RowState, StepView, StopDecision
 
 __all__ = ["Adaptive"]
 
@@ -27,25 +26,25 @@ class Adaptive:
 
     stable: int = 1
     entropy: float = 0.005
-    whole: ClassVar[bool] = True
+    whole_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.stable < 0 or not self.entropy >= 0:
             raise UserError(f"Adaptive: stable = {self.stable}, entropy = {self.entropy}; both at least 0")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {"guess": torch.full((rows, length), -1), "same": torch.zeros(rows, dtype=torch.int64)}
 
     def check(
-        self, view: View, tokens: Tensor, start: Tensor, end: Tensor, f: Predictor, state: State
-    ) -> tuple[Verdict, State]:
+        self, view: StepView, tokens: Tensor, prompt_end: Tensor, text_end: Tensor, f: Predictor, state: RowState
+    ) -> tuple[StopDecision, RowState]:
         masks = open_places(view)
-        guess = torch.where(masks, view.best, view.tokens)
-        before, same = state["guess"].to(view.at), state["same"].to(view.at)
-        changed = ((before.gather(1, view.at) != guess) & ~view.fixed).any(-1)
+        guess = torch.where(masks, view.top_token, view.tokens)
+        before, same = state["guess"].to(view.positions), state["same"].to(view.positions)
+        changed = ((before.gather(1, view.positions) != guess) & ~view.prompt_or_pad).any(-1)
         same = torch.where(changed, 0, same + 1)
         n = before.shape[1]
-        at = torch.where(view.fixed, n, view.at)
-        before = torch.cat([before, before[:, :1]], 1).scatter(1, at, guess)[:, :n]
+        positions = torch.where(view.prompt_or_pad, n, view.positions)
+        before = torch.cat([before, before[:, :1]], 1).scatter(1, positions, guess)[:, :n]
         sure = (same >= self.stable) & (mean(view.entropy, masks) < self.entropy)
-        return Verdict(sure, fill=sure), {"guess": before, "same": same}
+        return StopDecision(sure, fill=sure), {"guess": before, "same": same}

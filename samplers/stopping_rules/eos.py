@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.samplers.stopping_rules.lib.predicted import is_stop
-from gen.text.contracts import State, Verdict, View, between
-from gen.text.predictor import Predictor
+from gen.text.contracts import Predictor, RowState, StepView, StopDecision, positions_between
 
 __all__ = ["EOS"]
 
@@ -19,19 +18,19 @@ __all__ = ["EOS"]
 class EOS:
     """The text ends with the first of the predictor's stop tokens once nothing before it is masked any more."""
 
-    whole: ClassVar[bool] = False
+    whole_text: ClassVar[bool] = False
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
     def check(
-        self, view: View, tokens: Tensor, start: Tensor, end: Tensor, f: Predictor, state: State
-    ) -> tuple[Verdict, State]:
+        self, view: StepView, tokens: Tensor, prompt_end: Tensor, text_end: Tensor, f: Predictor, state: RowState
+    ) -> tuple[StopDecision, RowState]:
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        inside = between(tokens.shape[1], start, end)
+        inside = positions_between(tokens.shape[1], prompt_end, text_end)
         stops = is_stop(tokens, f) & inside
         far = tokens.shape[1]
         stop = torch.where(stops, places, far).amin(1)
-        mask = torch.where((tokens == f.mask) & inside, places, far).amin(1)
+        mask = torch.where((tokens == f.mask_token_id) & inside, places, far).amin(1)
         done = stop < mask
-        return Verdict(done, end=torch.where(done, stop + 1, end)), state
+        return StopDecision(done, text_end=torch.where(done, stop + 1, text_end)), state

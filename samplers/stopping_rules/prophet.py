@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.samplers.stopping_rules.lib.predicted import mean, open_places
-from gen.text.contracts import State, Verdict, View
-from gen.text.predictor import Predictor
+from gen.text.contracts import Predictor, RowState, StepView, StopDecision
 
 __all__ = ["Prophet"]
 
@@ -30,7 +29,7 @@ class Prophet:
     gaps: tuple[float, float, float] = (7.5, 5.0, 2.5)
     until: tuple[float, float] = (0.33, 0.67)
     region: tuple[int, int] | None = None
-    whole: ClassVar[bool] = True
+    whole_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.until[0] <= self.until[1] <= 1:
@@ -38,21 +37,21 @@ class Prophet:
         if self.region is not None and not 0 <= self.region[0] < self.region[1]:
             raise UserError(f"Prophet: region = {self.region}; a first place >= 0 and the one after the last")
 
-    def init(self, rows: int, length: int) -> State:
+    def init(self, rows: int, length: int) -> RowState:
         return {}
 
     def check(
-        self, view: View, tokens: Tensor, start: Tensor, end: Tensor, f: Predictor, state: State
-    ) -> tuple[Verdict, State]:
+        self, view: StepView, tokens: Tensor, prompt_end: Tensor, text_end: Tensor, f: Predictor, state: RowState
+    ) -> tuple[StopDecision, RowState]:
         masks = open_places(view)
         where = masks
         if self.region is not None:
-            place = view.at - view.start[:, None]
-            where = (place >= self.region[0]) & (place < self.region[1]) & ~view.fixed
-        pair = view.top[0]
+            place = view.positions - view.prompt_end[:, None]
+            where = (place >= self.region[0]) & (place < self.region[1]) & ~view.prompt_or_pad
+        pair = view.top2[0]
         gap = mean(pair[..., 0] - pair[..., 1], where)
-        progress = 1 - masks.sum(-1) / (end - start)
+        progress = 1 - masks.sum(-1) / (text_end - prompt_end)
         needed = torch.where(progress < self.until[0], self.gaps[0], self.gaps[2])
         needed = torch.where((progress >= self.until[0]) & (progress < self.until[1]), self.gaps[1], needed)
         sure = (gap >= needed) & where.any(-1) & masks.any(-1)
-        return Verdict(sure, fill=sure), state
+        return StopDecision(sure, fill=sure), state

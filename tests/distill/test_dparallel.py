@@ -17,7 +17,7 @@ from gen.distillers.lib.certainty import narrow, window
 from gen.distillers.lib.lora import adapted
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.training.objectives.lib.masked import tokens_of
 from gen.training.trainer import train
 from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
@@ -151,12 +151,12 @@ def test_answers_are_the_teacher_s_own_and_right(teacher, tmp_path):
     assert 0 < sum(true) < len(true)
     chosen = rows["x"][torch.tensor(true)]
     assert torch.equal(kept["x"][: len(chosen)], chosen[: len(kept["x"])])
-    x, when = rows["x"], rows["when"]
+    x, when = rows["x"], rows["commit_step"]
     inside = (torch.arange(x.shape[1]) >= rows["prompt"][:, None]) & (
         torch.arange(x.shape[1]) < rows["length"][:, None]
     )
     assert torch.equal(when >= 0, inside)
-    stops = x == taught.net.stops[0]
+    stops = x == taught.net.eos_token_ids[0]
     assert bool(stops[~inside & (torch.arange(x.shape[1]) >= rows["length"][:, None])].all())
 
 

@@ -16,7 +16,7 @@ from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.block_schedules.whole import Whole
 from gen.samplers.decoding_policies.learned import Filter, Learned
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.worlds import Joint, parity
 from gen.training.objectives import Batch
 from gen.training.trainer import train

@@ -14,7 +14,7 @@ from gen.distillers.lib.answers import make_answers, sequential
 from gen.distillers.trajectory import Trajectory, last
 from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.decoding_policies.entropy import Entropy
-from gen.text.loop import walk
+from gen.text.loop import decode_steps
 from gen.training.objectives.lib.masked import tokens_of
 from gen.training.trainer import train
 from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
@@ -48,16 +48,16 @@ def test_masks_are_the_states_that_the_teacher_was_in(teacher, tmp_path, length)
     run, taught = tiny_text(), gen.load(teacher)
     taught = replace(taught, decoding=replace(taught.decoding, stopping_rules=()))  # else some places are never decided
     answers = make_answers(taught, LISTS, tmp_path / "answers", 12, right=False, quiet=True).open("train")
-    net = Given(torch.zeros(LISTS.shape[0], run.model.vocab), run.model.mask)
+    net = Given(torch.zeros(LISTS.shape[0], run.model.vocab_size), run.model.mask_token_id)
     for i in range(len(answers)):
         item = {k: v[None] for k, v in answers[i].items()}
         x, start, end = item["x"], int(item["prompt"]), int(item["length"])
         states = [torch.ones(end - start, dtype=torch.bool)]
-        for now in walk(taught.net, [x[0, :start]], end - start, sequential(taught.decoding)):
-            states.append(now.tokens[0, start:end] == run.model.mask)
+        for now in decode_steps(taught.net, [x[0, :start]], end - start, sequential(taught.decoding)):
+            states.append(now.tokens[0, start:end] == run.model.mask_token_id)
         for k in range(7):
             method = Trajectory(blocks=(length,), ratio=(0.0, k / 6), over=1)
-            batch = texts(x, start, end, step=5, when=item["when"])
+            batch = texts(x, start, end, step=5, commit_step=item["commit_step"])
             inside, hit = method.masks(net, tokens_of(batch), batch)
             n = int(inside.sum())
             assert int(hit.sum()) == round(n * k / 6) and not bool((hit & ~inside).any())
@@ -76,7 +76,7 @@ def test_the_loss_is_that_of_dparallel_on_other_masks():
     x = torch.arange(6).remainder(MASK).expand(8, 6)
     net = Given(torch.randn(6, MASK + 1, dtype=torch.float64), MASK)
     when = torch.arange(6).expand(8, 6)
-    ours = Trajectory(blocks=(6,), ratio=(0.0, 1.0), over=1).loss(net, texts(x, 1, 6, step=1, when=when))[0]
+    ours = Trajectory(blocks=(6,), ratio=(0.0, 1.0), over=1).loss(net, texts(x, 1, 6, step=1, commit_step=when))[0]
     theirs = DParallel(block=None, ratio=1.0).loss(net, texts(x, 1, 6))[0]
     assert torch.equal(ours, theirs) and torch.equal(*net.seen)
 
@@ -85,7 +85,7 @@ def test_validation_is_that_of_the_end():
     x = torch.arange(6).remainder(MASK).expand(8, 6)
     net = Given(torch.randn(6, MASK + 1, dtype=torch.float64), MASK)
     method, when = Trajectory(blocks=(2, 6), over=10), torch.arange(6).expand(8, 6)
-    late, early = (method.validate(roles(net), texts(x, 0, 6, k, when=when)) for k in (10, 0))
+    late, early = (method.validate(roles(net), texts(x, 0, 6, k, commit_step=when)) for k in (10, 0))
     assert not torch.equal(*(n == MASK for n in net.seen[0].chunk(2)))
     assert torch.equal(late.detach(), early.detach())
 

@@ -10,7 +10,7 @@ import torch
 from gen.data.lists import Lists
 from gen.diffusion.noise import training_noise
 from gen.samplers.block_schedules.semi_ar import SemiAR
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
 from gen.training.objectives import Batch
 from gen.training.objectives.llada import LLaDA
@@ -32,7 +32,12 @@ LISTS = Easy(("copy", "sort"), low=2, high=3, items=5, n=400)
 def tiny_text(**changes):
     """The run of a transformer of 2,000 parameters on lists of two and three letters."""
     words = LISTS.tokenizer
-    model = {"vocab": words.vocab, "mask": words.mask, "stops": words.stops, "length": LISTS.shape[0]}
+    model = {
+        "vocab_size": words.vocab_size,
+        "mask_token_id": words.mask_token_id,
+        "eos_token_ids": words.eos_token_ids,
+        "length": LISTS.shape[0],
+    }
     settings = {
         "model": {"name": "text", **model, "width": 16, "depth": 1, "heads": 2},
         "data": LISTS,
@@ -64,7 +69,13 @@ class Given(torch.nn.Module):
 
     def __init__(self, table, mask, block=None):
         super().__init__()
-        self.table, self.mask, self.block, self.shift, self.seen = torch.nn.Parameter(table), mask, block, 0, []
+        self.table, self.mask_token_id, self.block_size, self.shift, self.seen = (
+            torch.nn.Parameter(table),
+            mask,
+            block,
+            0,
+            [],
+        )
 
     def forward(self, tokens, lengths=None):
         self.seen.append(tokens)

@@ -18,7 +18,7 @@ from gen.eval.parallelbench.waiting_line import WaitingLine
 from gen.models.text import Text
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.contracts import Decoding, TokenSampling
+from gen.text.decoding import Decoding, TokenSampling
 from gen.text.pipeline import TextPipeline
 from gen.text.worlds import Joint, insert, law, remove, replace, shuffle
 
@@ -29,14 +29,14 @@ class Support:
     label = "support"
 
     def __init__(self, joint):
-        self.joint = joint
+        self.separator = joint
         self.length = joint.texts.shape[1]
 
     def prompts(self, split, n):
         return [[] for _ in range(n)]
 
     def score(self, prompt, reply):
-        return float(reply in self.joint.texts.tolist())
+        return float(reply in self.separator.texts.tolist())
 
 
 def drawn(policy, **more):
@@ -87,7 +87,7 @@ class Prompted:
 
 def test_prompts_and_what_follows_a_stop_token_count_for_nothing():
     texts = torch.tensor([[1, 2, 2, 2], [1, 1, 1, 2]])
-    joint = Joint(texts, torch.tensor([0.5, 0.5], dtype=torch.float64), 3, offset=3, stops=(2,))
+    joint = Joint(texts, torch.tensor([0.5, 0.5], dtype=torch.float64), 3, offset=3, eos_token_ids=(2,))
     how = Decoding(policy=TopK(1, "left_to_right"), sampling=TokenSampling(temperature=1.0))
     (record,) = bench(joint, Prompted(), {"l2r": {"l2r": how}}, n=50)
     assert record["tokens"] == record["nfe"]  # one at a time up to the stop token, and no further
@@ -151,7 +151,15 @@ def pipeline():
     data = Lists()
     words = data.tokenizer
     torch.manual_seed(0)
-    spec = Text(vocab=words.vocab, length=32, width=16, depth=1, heads=2, mask=words.mask, stops=words.stops)
+    spec = Text(
+        vocab_size=words.vocab_size,
+        length=32,
+        width=16,
+        depth=1,
+        heads=2,
+        mask_token_id=words.mask_token_id,
+        eos_token_ids=words.eos_token_ids,
+    )
     return TextPipeline(spec.build().eval(), words, Decoding(), 32, data, name="<toy>")
 
 
@@ -291,7 +299,7 @@ def test_conversations_become_text_and_replies_are_read_as_text():
     class Letters:
         """A tokeniser of single letters."""
 
-        stops, mask, vocab = (255,), 256, 257
+        eos_token_ids, mask_token_id, vocab_size = (255,), 256, 257
 
         def encode(self, text):
             return list(text.encode())
@@ -301,7 +309,11 @@ def test_conversations_become_text_and_replies_are_read_as_text():
 
     task = WaitingLine("copy", n=4)
     words = Letters()
-    net = Text(vocab=257, length=512, width=8, depth=1, heads=1, mask=256, stops=(255,)).build().eval()
+    net = (
+        Text(vocab_size=257, length=512, width=8, depth=1, heads=1, mask_token_id=256, eos_token_ids=(255,))
+        .build()
+        .eval()
+    )
     model = TextPipeline(net, words, Decoding(), 512)
     (record,) = bench(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
     assert record["protocol"]["task"]["source"] is None

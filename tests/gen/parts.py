@@ -22,7 +22,7 @@ REFUSED = {
 def text():
     net = random_net(find("text", "models").preset("nano", width=32, depth=2))
     g = torch.Generator().manual_seed(1)
-    x = torch.randint(0, net.spec.vocab, (4, 16), generator=g)
+    x = torch.randint(0, net.spec.vocab_size, (4, 16), generator=g)
     return net, (x,)
 
 

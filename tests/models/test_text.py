@@ -9,9 +9,18 @@ from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.tap import Chain, Record, Skip
 from gen.models.text import Text
-from gen.text.predictor import Span
+from gen.text.contracts import Span
 
-SMALL = {"vocab": 11, "mask": 10, "stops": (9,), "length": 24, "width": 16, "depth": 3, "heads": 4, "kv_heads": 2}
+SMALL = {
+    "vocab_size": 11,
+    "mask_token_id": 10,
+    "eos_token_ids": (9,),
+    "length": 24,
+    "width": 16,
+    "depth": 3,
+    "heads": 4,
+    "kv_heads": 2,
+}
 
 
 def network(dtype=torch.float64, seed=0, **changes):
@@ -57,7 +66,7 @@ def test_the_spec_builds_an_equal_thing_and_says_its_shape():
     assert build("models", {"name": "text", "preset": "nano"}) == Text.preset("nano")
     assert spec.shape == (24,) and spec.classes == 0
     net = spec.build()
-    assert (net.vocab, net.mask, net.stops, net.block, net.shift) == (11, 10, (9,), None, 0)
+    assert (net.vocab_size, net.mask_token_id, net.eos_token_ids, net.block_size, net.shift) == (11, 10, (9,), None, 0)
     assert net.device == torch.device("cpu")
 
 
@@ -65,7 +74,7 @@ def test_the_spec_builds_an_equal_thing_and_says_its_shape():
 def test_every_preset_runs_on_the_meta_device(preset):
     spec = Text.preset(preset)
     with torch.device("meta"):
-        assert spec.build()(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, spec.vocab)
+        assert spec.build()(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, spec.vocab_size)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +83,10 @@ def test_every_preset_runs_on_the_meta_device(preset):
         {"heads": 3},
         {"kv_heads": 3},
         {"shift": 2},
-        {"mask": 11},
-        {"stops": (10,)},
-        {"stops": (-1,)},
-        {"block": 0},
+        {"mask_token_id": 11},
+        {"eos_token_ids": (10,)},
+        {"eos_token_ids": (-1,)},
+        {"block_size": 0},
         {"depth": 0},
         {"heads": 16, "kv_heads": 16},  # a head of width 1 cannot be turned
     ],
@@ -92,9 +101,9 @@ def test_a_wrong_spec_is_one_line(wrong):
 # What is predicted
 
 
-@pytest.mark.parametrize("block", [None, 4])
-def test_a_row_does_not_depend_on_its_batch_nor_on_padding(block):
-    net, tokens, lengths = network(block=block), canvas(), torch.tensor([16, 9, 5])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_row_does_not_depend_on_its_batch_nor_on_padding(block_size):
+    net, tokens, lengths = network(block_size=block_size), canvas(), torch.tensor([16, 9, 5])
     together = net(tokens, lengths)
     for i, n in enumerate(lengths.tolist()):
         close(net(tokens[i : i + 1, :n])[0], together[i, :n])
@@ -104,8 +113,8 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_padding(block):
 
 def test_logits_at_places_are_those_of_all_places():
     net, tokens = network(shift=1), canvas()
-    at = torch.tensor([[0, 3, 15], [7, 7, 2], [15, 0, 1]])
-    close(net(tokens, at=at), net(tokens).gather(1, at[..., None].expand(-1, -1, 11)))
+    positions = torch.tensor([[0, 3, 15], [7, 7, 2], [15, 0, 1]])
+    close(net(tokens, positions=positions), net(tokens).gather(1, positions[..., None].expand(-1, -1, 11)))
 
 
 def test_shift_reads_the_place_before_and_place_0_itself():
@@ -127,10 +136,10 @@ def test_shared_heads_are_repeated_ones():
 
 def test_only_distances_matter_to_the_rotary_angles():
     net, tokens, places = network(), canvas(), torch.arange(16)
-    close(net(tokens, positions=places + 100), net(tokens), 1e-3)  # angles are float32
-    assert (net(tokens, positions=2 * places) - net(tokens)).abs().max() > 0.1
+    close(net(tokens, position_ids=places + 100), net(tokens), 1e-3)  # angles are float32
+    assert (net(tokens, position_ids=2 * places) - net(tokens)).abs().max() > 0.1
     each = places + torch.tensor([[0], [3], [9]])
-    close(net(tokens, positions=each)[1], net(tokens[1:2], positions=places + 3)[0])
+    close(net(tokens, position_ids=each)[1], net(tokens[1:2], position_ids=places + 3)[0])
 
 
 @pytest.mark.parametrize("options", [{"qk_norm": True}, {"qkv_bias": True}, {"tied": True}, {"hidden": 24}], ids=str)
@@ -141,13 +150,13 @@ def test_options_change_the_answer_and_gradients_reach_every_weight(options):
     assert ("head.weight" in net.state_dict()) != net.spec.tied
 
 
-@pytest.mark.parametrize("block", [None, 4])
-def test_bfloat16_weights(block):
-    exact, rounded, tokens = network(block=block), network(block=block).bfloat16(), canvas()
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_bfloat16_weights(block_size):
+    exact, rounded, tokens = network(block_size=block_size), network(block_size=block_size).bfloat16(), canvas()
     out = rounded(tokens)
     assert out.dtype == torch.bfloat16
     assert (out.double() - exact(tokens)).norm() / exact(tokens).norm() < 0.1
-    assert rounded.start(2, 5).keys[0].dtype == torch.bfloat16
+    assert rounded.init_cache(2, 5).keys[0].dtype == torch.bfloat16
 
 
 def test_it_begins_nearly_uniform():
@@ -166,7 +175,7 @@ def test_every_place_feels_every_other_one():
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("n", [16, 14])
 def test_later_blocks_are_not_felt(shift, n):
-    net, tokens = network(block=4, shift=shift), canvas(n=n)
+    net, tokens = network(block_size=4, shift=shift), canvas(n=n)
     for last in range(n):
         seen_by = max(last - shift, 0)
         end = (seen_by // 4 + 1) * 4
@@ -182,21 +191,21 @@ def test_padding_is_not_felt():
 
 
 def test_attend_takes_the_place_of_the_rule():
-    full, blocks, tokens = network(), network(block=4), canvas()
+    full, blocks, tokens = network(), network(block_size=4), canvas()
     places = torch.arange(16)
     rule = places // 4 <= places[:, None] // 4
-    close(full(tokens, attend=rule), blocks(tokens))
-    close(blocks(tokens, attend=torch.ones(3, 16, 16, dtype=torch.bool)), full(tokens))
+    close(full(tokens, attention_mask=rule), blocks(tokens))
+    close(blocks(tokens, attention_mask=torch.ones(3, 16, 16, dtype=torch.bool)), full(tokens))
 
 
 def test_one_pass_over_noisy_and_clean_halves_is_a_pass_for_each_block():
     """BD3-LM's training mask: noisy block b sees itself and the clean blocks before it (arXiv 2503.09573)."""
-    net, clean, n, size = network(block=4), canvas(vocab=10), 16, 4
+    net, clean, n, size = network(block_size=4), canvas(vocab=10), 16, 4
     noisy = torch.where(torch.rand(clean.shape) < 0.5, 10, clean)
     of, half = torch.arange(2 * n) % n // size, torch.arange(2 * n) // n
     q, k, qh, kh = of[:, None], of, half[:, None], half
-    attend = ((q == k) & (qh == kh)) | ((q > k) & (qh == 0) & (kh == 1)) | ((q >= k) & (qh == 1) & (kh == 1))
-    both = net(torch.cat([noisy, clean], 1), attend=attend, positions=torch.arange(n).repeat(2))
+    attention_mask = ((q == k) & (qh == kh)) | ((q > k) & (qh == 0) & (kh == 1)) | ((q >= k) & (qh == 1) & (kh == 1))
+    both = net(torch.cat([noisy, clean], 1), attention_mask=attention_mask, position_ids=torch.arange(n).repeat(2))
     for b in range(n // size):
         lo, hi = b * size, (b + 1) * size
         close(both[:, lo:hi], net(torch.cat([clean[:, :lo], noisy[:, lo:hi]], 1))[:, lo:hi])
@@ -214,43 +223,46 @@ def spans(rows, n):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("block_size", [None, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_span_of_everything_is_a_plain_call(block, shift, dtype):
-    net, tokens, lengths = network(dtype, block=block, shift=shift), canvas(), torch.tensor([16, 9, 5])
-    memory, at = net.start(3, 16), torch.tensor([[0, 4, 2], [1, 8, 0], [4, 3, 0]])
-    got = net(tokens, lengths, at, memory=memory, span=spans([(0, 16), (0, 9), (0, 5)], 16))
-    close(got, net(tokens, lengths, at), 1e-12 if dtype == torch.float64 else 1e-5)
-    assert memory.seen[:, :16].sum(1).tolist() == [16, 9, 5]
+def test_a_span_of_everything_is_a_plain_call(block_size, shift, dtype):
+    net, tokens, lengths = network(dtype, block_size=block_size, shift=shift), canvas(), torch.tensor([16, 9, 5])
+    kv_cache, positions = net.init_cache(3, 16), torch.tensor([[0, 4, 2], [1, 8, 0], [4, 3, 0]])
+    got = net(tokens, lengths, positions, kv_cache=kv_cache, span=spans([(0, 16), (0, 9), (0, 5)], 16))
+    close(got, net(tokens, lengths, positions), 1e-12 if dtype == torch.float64 else 1e-5)
+    assert kv_cache.seen[:, :16].sum(1).tolist() == [16, 9, 5]
 
 
 def test_blocks_from_memory_are_exact_at_any_depth():
-    net, tokens = network(block=4, depth=6), canvas()
-    memory = net.start(3, 16)
+    net, tokens = network(block_size=4, depth=6), canvas()
+    kv_cache = net.init_cache(3, 16)
     for lo in range(0, 16, 4):
-        at = torch.arange(lo, lo + 4).expand(3, -1)
-        close(net(tokens, None, at, memory=memory, span=spans([(lo, lo + 4)] * 3, 16)), net(tokens, at=at))
+        positions = torch.arange(lo, lo + 4).expand(3, -1)
+        close(
+            net(tokens, None, positions, kv_cache=kv_cache, span=spans([(lo, lo + 4)] * 3, 16)),
+            net(tokens, positions=positions),
+        )
 
 
 def test_memory_is_what_was_computed_then():
     """A change before the span is not noticed, one in the span is; rows that are taken out keep theirs."""
-    net, tokens, at = network(), canvas(), torch.tensor([[9], [9], [9]])
-    memory = net.start(3, 16)
-    before = net(tokens, None, at, memory=memory, span=spans([(0, 16)] * 3, 16))
+    net, tokens, positions = network(), canvas(), torch.tensor([[9], [9], [9]])
+    kv_cache = net.init_cache(3, 16)
+    before = net(tokens, None, positions, kv_cache=kv_cache, span=spans([(0, 16)] * 3, 16))
     changed = tokens.clone()
     changed[:, 2] = (changed[:, 2] + 1) % 10
     rows = torch.tensor([2, 0])
     span = spans([(8, 12)] * 2, 16)
-    close(net(changed[rows], None, at[rows], memory=memory.take(rows), span=span), before[rows])
+    close(net(changed[rows], None, positions[rows], kv_cache=kv_cache.take(rows), span=span), before[rows])
     changed[:, 8] = (changed[:, 8] + 1) % 10
-    again = net(changed[rows], None, at[rows], memory=memory.take(rows), span=span)
+    again = net(changed[rows], None, positions[rows], kv_cache=kv_cache.take(rows), span=span)
     assert (again - before[rows]).abs().max() > 1e-3
 
 
 def test_places_that_were_never_computed_are_not_seen():
-    net, tokens, at = network(), canvas(), torch.tensor([[1], [1], [1]])
-    got = net(tokens, None, at, memory=net.start(3, 16), span=spans([(0, 6)] * 3, 16))
-    close(got, net(tokens[:, :6], at=at))
+    net, tokens, positions = network(), canvas(), torch.tensor([[1], [1], [1]])
+    got = net(tokens, None, positions, kv_cache=net.init_cache(3, 16), span=spans([(0, 6)] * 3, 16))
+    close(got, net(tokens[:, :6], positions=positions))
 
 
 # Taps and wrong inputs
@@ -276,12 +288,12 @@ def test_without_its_blocks_a_place_sees_its_own_token_only():
         lambda net, x: net(x.float()),
         lambda net, x: net(x[0]),
         lambda net, x: net(canvas(n=25)),
-        lambda net, x: net(x, attend=torch.ones(16, 15, dtype=torch.bool)),
-        lambda net, x: net(x, attend=torch.ones(16, 16)),
-        lambda net, x: net(x, torch.tensor([1, 2, 3]), attend=torch.ones(16, 16, dtype=torch.bool)),
-        lambda net, x: net(x, memory=net.start(3, 16)),
-        lambda net, x: net(x, memory=net.start(3, 16), span=spans([(0, 16)] * 3, 16)),
-        lambda net, x: net(x, None, x, memory=net.start(3, 15), span=spans([(0, 16)] * 3, 16)),
+        lambda net, x: net(x, attention_mask=torch.ones(16, 15, dtype=torch.bool)),
+        lambda net, x: net(x, attention_mask=torch.ones(16, 16)),
+        lambda net, x: net(x, torch.tensor([1, 2, 3]), attention_mask=torch.ones(16, 16, dtype=torch.bool)),
+        lambda net, x: net(x, kv_cache=net.init_cache(3, 16)),
+        lambda net, x: net(x, kv_cache=net.init_cache(3, 16), span=spans([(0, 16)] * 3, 16)),
+        lambda net, x: net(x, None, x, kv_cache=net.init_cache(3, 15), span=spans([(0, 16)] * 3, 16)),
     ],
 )
 def test_wrong_input_is_one_line(wrong):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from gen.cli.benches.lib.peers import of_diffusers
+from gen.config.spec import override
 from gen.eval.bench import BenchContext, Call, Case
 from gen.models.text import Text
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.loop import decode as decoded
 
 __all__ = ["decode"]
@@ -84,20 +85,24 @@ class _Decoders:
         s = self.sizes
         with torch.random.fork_rng(), self.context.device:
             torch.manual_seed(0)
-            spec = Text(length=s.length + s.longest, width=s.width, depth=s.depth, heads=s.width // 64, block=s.block)
+            spec = Text(
+                length=s.length + s.longest, width=s.width, depth=s.depth, heads=s.width // 64, block_size=s.block
+            )
             net: nn.Module = spec.build()
         return net.eval().requires_grad_(False)
 
     def prompts(self, seed: int) -> tuple[Tensor, ...]:
         lengths = torch.linspace(self.sizes.longest / 4, self.sizes.longest, self.sizes.batch).int().tolist()
         generator = torch.Generator().manual_seed(seed)
-        allowed = torch.tensor([t for t in range(self.net.vocab) if t != self.net.mask and t not in self.net.stops])
+        allowed = torch.tensor(
+            [t for t in range(self.net.vocab_size) if t != self.net.mask_token_id and t not in self.net.eos_token_ids]
+        )
         return tuple(allowed[torch.randint(len(allowed), (n,), generator=generator)] for n in lengths)
 
     def ours(self, net: Any, cache: str | None) -> Callable[..., Tensor]:
         """[B, length], what is written after each prompt."""
         s = self.sizes
-        how = Decoding(policy={"name": "topk", "k": s.per_step}, kv_plan=cache, stopping_rules=())
+        how = override(Decoding(), {"policy": "topk", "policy.k": s.per_step, "kv_plan": cache, "stopping_rules": ()})
 
         def call(*prompts: Tensor) -> Tensor:
             tokens = decoded(net, prompts, s.length, how).tokens
@@ -119,7 +124,7 @@ class _Decoders:
             return pipe(
                 input_ids=padded, attention_mask=real, gen_length=s.length, block_length=s.block,
                 num_inference_steps=-(-s.block // s.per_step), temperature=0.0, threshold=1.1, editing_threshold=None,
-                eos_early_stop=False, mask_token_id=net.mask, output_type="seq",
+                eos_early_stop=False, mask_token_id=net.mask_token_id, output_type="seq",
             ).sequences  # fmt: skip
 
         return call
@@ -137,7 +142,7 @@ class _Wrapped(nn.Module):
         self.net, self.device = net, device
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
-        blocks = torch.arange(input_ids.shape[1], device=self.device) // self.net.block
+        blocks = torch.arange(input_ids.shape[1], device=self.device) // self.net.block_size
         attend = (blocks[None] <= blocks[:, None]) & attention_mask.bool()[:, None]  # [B, N, N]
         itself = torch.eye(input_ids.shape[1], dtype=torch.bool, device=self.device)  # padding has to see something
-        return SimpleNamespace(logits=self.net(input_ids, attend=attend | itself, positions=position_ids))
+        return SimpleNamespace(logits=self.net(input_ids, attention_mask=attend | itself, position_ids=position_ids))

@@ -15,4 +15,8 @@ __all__ = ["ids_of"]
 
 def ids_of(thing: Any) -> dict[str, Any]:
     """What a tokeniser and the network of its ids agree in: vocab, mask and stops."""
-    return {"vocab": thing.vocab, "mask": thing.mask, "stops": list(thing.stops)}
+    return {
+        "vocab_size": thing.vocab_size,
+        "mask_token_id": thing.mask_token_id,
+        "eos_token_ids": list(thing.eos_token_ids),
+    }

@@ -15,10 +15,10 @@ __all__ = ["Bytes"]
 class Bytes:
     """The 256 bytes of UTF-8, then a stop token, then the mask. Every string survives the round trip."""
 
-    vocab: ClassVar[int] = 258
-    mask: ClassVar[int] = 257
-    stops: ClassVar[tuple[int, ...]] = (256,)
-    joint: ClassVar[str] = ""
+    vocab_size: ClassVar[int] = 258
+    mask_token_id: ClassVar[int] = 257
+    eos_token_ids: ClassVar[tuple[int, ...]] = (256,)
+    separator: ClassVar[str] = ""
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -26,7 +26,7 @@ class Bytes:
     def decode(self, ids: Iterable[int]) -> str:
         """Bytes that are no UTF-8, as in a text cut short, become U+FFFD."""
         given = [int(i) for i in ids]
-        wrong = [i for i in given if not 0 <= i < self.vocab]
+        wrong = [i for i in given if not 0 <= i < self.vocab_size]
         if wrong:
-            raise UserError(f"Bytes: id {wrong[0]}; allowed: 0 .. {self.vocab - 1}")
+            raise UserError(f"Bytes: id {wrong[0]}; allowed: 0 .. {self.vocab_size - 1}")
         return bytes(i for i in given if i < 256).decode(errors="replace")

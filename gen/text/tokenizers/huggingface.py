@@ -16,7 +16,7 @@ __all__ = ["HuggingFace"]
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """file: a tokenizer.json. mask_token, stop_tokens: the tokens' text ("<|im_end|>") or their ids.
+    """file: a tokenizer.json. mask_token, eos_tokens: the tokens' text ("<|im_end|>") or their ids.
 
     sha256: of the file, checked when it is read. size: how many ids the model has, where it has more than the file
     names. The file is read when it is first used. What marks a token in a text, such as "<|im_start|>", is read as that
@@ -26,13 +26,13 @@ class HuggingFace:
 
     file: str
     mask_token: str | int
-    stop_tokens: tuple[str | int, ...] = ()
+    eos_tokens: tuple[str | int, ...] = ()
     sha256: str | None = None
     size: int | None = None
-    joint: ClassVar[str] = ""
+    separator: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+        object.__setattr__(self, "eos_tokens", tuple(self.eos_tokens))
 
     def beside(self, folder: Path) -> HuggingFace:
         """The same with its file looked for in a folder, unless its path is absolute."""
@@ -60,27 +60,27 @@ class HuggingFace:
             raise UserError(f"{path} is damaged, or no tokenizer.json ({' '.join(str(error).split())[:200]})") from None
 
     @cached_property
-    def vocab(self) -> int:
-        given = (i for i in (self.mask_token, *self.stop_tokens) if isinstance(i, int))
+    def vocab_size(self) -> int:
+        given = (i for i in (self.mask_token, *self.eos_tokens) if isinstance(i, int))
         largest = max(0, *self.read.get_vocab(with_added_tokens=True).values(), *given)
         if self.size is not None and self.size <= largest:
             raise UserError(f"HuggingFace: size = {self.size}, and {self.file} has ids up to {largest}")
         return largest + 1 if self.size is None else self.size
 
     @cached_property
-    def mask(self) -> int:
+    def mask_token_id(self) -> int:
         return self._id(self.mask_token)
 
     @cached_property
-    def stops(self) -> tuple[int, ...]:
-        return tuple(self._id(token) for token in self.stop_tokens)
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return tuple(self._id(token) for token in self.eos_tokens)
 
     def encode(self, text: str) -> list[int]:
         return self.read.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Without mask, stops, and whatever else the file calls special."""
-        left_out = {self.mask, *self.stops}
+        left_out = {self.mask_token_id, *self.eos_token_ids}
         return self.read.decode([i for i in map(int, ids) if i not in left_out], skip_special_tokens=True)
 
     def _id(self, token: str | int) -> int:

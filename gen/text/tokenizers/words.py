@@ -22,7 +22,7 @@ class Words:
     """
 
     words: tuple[str, ...]
-    joint: ClassVar[str] = " "
+    separator: ClassVar[str] = " "
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", tuple(self.words))
@@ -32,15 +32,15 @@ class Words:
             raise UserError(f"Words: {given}; words differ from one another and hold no white space")
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         return len(self.words) + 2
 
     @property
-    def stops(self) -> tuple[int, ...]:
+    def eos_token_ids(self) -> tuple[int, ...]:
         return (len(self.words),)
 
     @property
-    def mask(self) -> int:
+    def mask_token_id(self) -> int:
         return len(self.words) + 1
 
     @cached_property
@@ -57,7 +57,7 @@ class Words:
 
     def decode(self, ids: Iterable[int]) -> str:
         given = [int(i) for i in ids]
-        wrong = [i for i in given if not 0 <= i < self.vocab]
+        wrong = [i for i in given if not 0 <= i < self.vocab_size]
         if wrong:
-            raise UserError(f"Words: id {wrong[0]}; allowed: 0 .. {self.vocab - 1}")
+            raise UserError(f"Words: id {wrong[0]}; allowed: 0 .. {self.vocab_size - 1}")
         return " ".join(self.words[i] for i in given if i < len(self.words))

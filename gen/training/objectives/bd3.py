@@ -70,9 +70,11 @@ class BD3(Masking):
         net, path, x = roles["net"].net, roles["net"].path, tokens.x
         block = block_of(net, x.shape[1])
         each = t.repeat_interleave(block, 1)[:, : x.shape[1]]
-        noisy = corrupt(x, path.mask(each).to(x.device), hits.to(x.device), inner(net).mask, ~tokens.trained)
+        noisy = corrupt(
+            x, path.masked_fraction(each).to(x.device), hits.to(x.device), inner(net).mask_token_id, ~tokens.trained
+        )
         masked = noisy != x
-        losses, right = token_losses(beside_clean(net, noisy, tokens, block), x, inner(net).mask)
+        losses, right = token_losses(beside_clean(net, noisy, tokens, block), x, inner(net).mask_token_id)
         if self.weight == "nelbo":
             losses = losses * path.weight(each).to(losses)
         return torch.where(masked, losses, 0), masked, right
@@ -86,7 +88,7 @@ class BD3(Masking):
 
 def block_of(net: Any, length: int) -> int:
     """How many tokens a block of a network has; all, where it sees everything."""
-    block = inner(net).block
+    block = inner(net).block_size
     return length if block is None else int(block)
 
 
@@ -95,8 +97,8 @@ def bd3_mask(length: int, block: int) -> Tensor:
 
     The noisy see their own noisy block and the clean blocks before it; the clean see clean blocks up to their own.
     """
-    at = torch.arange(2 * length)
-    clean, number = at >= length, at % length // block
+    positions = torch.arange(2 * length)
+    clean, number = positions >= length, positions % length // block
     mine, theirs = number[:, None], number[None]
     same = (clean[:, None] == clean[None]) & (mine == theirs)
     return same | (clean[None] & (mine > theirs))
@@ -109,12 +111,12 @@ def beside_clean(net: Any, noisy: Tensor, tokens: Tokens, block: int) -> Tensor:
     clean by then: that place is read off the clean half, as decoding does.
     """
     b, n = noisy.shape
-    attend = bd3_mask(n, block).to(noisy.device)
+    attention_mask = bd3_mask(n, block).to(noisy.device)
     if tokens.lengths is not None:
         real = torch.arange(n, device=noisy.device) < tokens.length[:, None]
         itself = torch.eye(2 * n, dtype=torch.bool, device=noisy.device)  # else padding would see nothing at all
-        attend = (attend & torch.cat([real, real], 1)[:, None]) | itself
+        attention_mask = (attention_mask & torch.cat([real, real], 1)[:, None]) | itself
     places = torch.arange(n, device=noisy.device)
-    at = torch.where((places % block == 0) & (places > 0), places + inner(net).shift * n, places)
+    positions = torch.where((places % block == 0) & (places > 0), places + inner(net).shift * n, places)
     both, again = torch.cat([noisy, tokens.x], 1), torch.cat([places, places])
-    return net(both, at=at.expand(b, n), attend=attend, positions=again)
+    return net(both, positions=positions.expand(b, n), attention_mask=attention_mask, position_ids=again)

@@ -49,7 +49,7 @@ class FastDLLM(Masking):
 
     def views(self, net: object, tokens: Tokens, u: Tensor, hits: Tensor) -> Tensor:
         """The noisy copies: [2 B, L], first copies first, or [B, L]. u [B, blocks], hits [B, L]."""
-        x, mask = tokens.x, inner(net).mask  # type: ignore[arg-type]
+        x, mask = tokens.x, inner(net).mask_token_id  # type: ignore[arg-type]
         p = ((1 - self.eps) * u + self.eps).repeat_interleave(block_of(net, x.shape[1]), 1)[:, : x.shape[1]]
         first = corrupt(x, p.to(x.device), hits.to(x.device), mask, ~tokens.trained)
         if not self.complementary:

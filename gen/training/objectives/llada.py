@@ -55,7 +55,7 @@ class LLaDA(Masking):
         """Of each token, [B, L]: CE / p where it is masked, else 0; whether it is masked; whether it was guessed."""
         net, x = roles["net"].net, tokens.x
         p, hits = ((1 - self.eps) * u + self.eps).to(x.device), hits.to(x.device)
-        noisy = corrupt(x, p, hits, inner(net).mask, ~tokens.trained)
+        noisy = corrupt(x, p, hits, inner(net).mask_token_id, ~tokens.trained)
         masked = noisy != x
         losses, right = token_losses(net(noisy, tokens.lengths), x)
         return torch.where(masked, losses / p[:, None].to(losses.dtype), 0), masked, right

@@ -54,10 +54,10 @@ class MDLM(Masking):
     def losses(self, roles: Roles, tokens: Tokens, t: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token, [B, L]: weight(t) CE where it is masked, else 0; whether it is masked; whether guessed."""
         net, path, x = roles["net"].net, roles["net"].path, tokens.x
-        share, weight = path.mask(t).to(x.device), path.weight(t).to(x.device)
-        noisy = corrupt(x, share, hits.to(x.device), inner(net).mask, ~tokens.trained)
+        share, weight = path.masked_fraction(t).to(x.device), path.weight(t).to(x.device)
+        noisy = corrupt(x, share, hits.to(x.device), inner(net).mask_token_id, ~tokens.trained)
         masked = noisy != x
-        losses, right = token_losses(net(noisy, tokens.lengths), x, inner(net).mask)
+        losses, right = token_losses(net(noisy, tokens.lengths), x, inner(net).mask_token_id)
         return torch.where(masked, losses * weight[:, None].to(losses.dtype), 0), masked, right
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from gen.config.spec import build
 from gen.data.lists import Lists
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
 from gen.text.tokenizers import ids_of
 from gen.training.ema import Classic
@@ -47,7 +48,7 @@ def lists() -> Run:
         optim=AdamW(lr=2e-3),
         schedule=WSD(warmup=200, decay=0.3),
         ema=(Classic(decay=0.999),),
-        sampler=Decoding(policy="topk"),
+        sampler=Decoding(policy=build("samplers.decoding_policies", "topk")),
         steps=6000,
         batch_size=64,
         log_every=100,

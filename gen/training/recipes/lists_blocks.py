@@ -21,4 +21,4 @@ def lists_blocks() -> Run:
     share at 3.4 evaluations. BD3 in its place gets .867 in 5000 steps (.47 on shuffle and on replace_random).
     """
     run = lists()
-    return replace(run, model=replace(run.model, block=4), objective=FastDLLM(), steps=4200, batch_size=32)
+    return replace(run, model=replace(run.model, block_size=4), objective=FastDLLM(), steps=4200, batch_size=32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gen.data.text import Text
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
 from gen.text.tokenizers import ids_of
 from gen.training.ema import Classic
@@ -35,7 +35,7 @@ def text() -> Run:
         "depth": 4,
         "heads": 4,
         "qk_norm": True,
-        "block": 16,
+        "block_size": 16,
     }
     return Run(
         model=model,
@@ -46,7 +46,7 @@ def text() -> Run:
         optim=AdamW(lr=3e-3),
         schedule=WSD(warmup=100, decay=0.4),
         ema=(Classic(decay=0.99),),
-        sampler=Decoding(policy="threshold"),
+        sampler=Decoding(),
         steps=600,
         batch_size=16,
         sample_every=500,

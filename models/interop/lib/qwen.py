@@ -47,7 +47,7 @@ def read_qwen(weights: Weights, name: str) -> tuple[dict[str, Any], dict[str, Te
         raise UserError(f"config.json: head_dim is {config['head_dim']}; expected {width} / {heads}")
     tensors = weights.tensors
     fields = {
-        "vocab": whole(config, "vocab_size"),
+        "vocab_size": whole(config, "vocab_size"),
         "length": whole(config, "max_position_embeddings"),
         "width": width,
         "depth": whole(config, "num_hidden_layers"),

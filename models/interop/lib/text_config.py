@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.models.interop.lib.inferred import Found, sized
 from gen.models.interop.weights import Weights
 from gen.models.text import Text
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
 from gen.text.tokenizers.huggingface import HuggingFace
 from gen.training.run import Run
@@ -122,4 +122,6 @@ def found(
 def _tokenizer(file: Path, fields: Mapping[str, Any]) -> HuggingFace:
     """The file as it will lie beside the weights."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return HuggingFace(TOKENIZER, fields["mask"], fields["stops"], sha256=digest, size=fields["vocab"])
+    return HuggingFace(
+        TOKENIZER, fields["mask_token_id"], fields["eos_token_ids"], sha256=digest, size=fields["vocab_size"]
+    )

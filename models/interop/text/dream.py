@@ -9,7 +9,7 @@ from gen.models.interop.lib.inferred import Found
 from gen.models.interop.lib.qwen import read_qwen
 from gen.models.interop.lib.text_config import found, ids, is_of, mask_of
 from gen.models.interop.weights import Weights
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 
 __all__ = ["DreamFolder"]
 
@@ -20,13 +20,13 @@ IDS, END = 152064, 151645  # the size of the published vocabulary, and its <|im_
 class DreamFolder:
     """Full attention; a place is predicted by the output at the one before (shift 1).
 
-    mask: the id, None for config.json's, or else the published one, 151666. stops: None for config.json's end of text
-    and, in the published vocabulary, the end of a turn. length: of the longest canvas; config.json still has that of
-    the model it was made from, and its authors say 2048.
+    mask_token_id: the id, None for config.json's, or else the published one, 151666. stops: None for config.json's end
+    of text and, in the published vocabulary, the end of a turn. length: of the longest canvas; config.json still has
+    that of the model it was made from, and its authors say 2048.
     """
 
-    mask: int | None = None
-    stops: tuple[int, ...] | None = None
+    mask_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] | None = None
     shift: int = 1
     length: int = 2048
 
@@ -37,11 +37,11 @@ class DreamFolder:
         fields, tensors, config = read_qwen(weights, "Dream")
         if config.get("block_size") is not None:
             raise UserError(f"config.json: block_size is {config['block_size']}; a Dream sees every place from each")
-        stops = (*ids(config.get("eos_token_id")), *((END,) if fields["vocab"] == IDS else ()))
+        stops = (*ids(config.get("eos_token_id")), *((END,) if fields["vocab_size"] == IDS else ()))
         fields |= {
             "length": min(self.length, fields["length"]),
             "shift": self.shift,
-            "mask": mask_of(config, self.mask, 151666),
-            "stops": tuple(dict.fromkeys(stops)) if self.stops is None else self.stops,
+            "mask_token_id": mask_of(config, self.mask_token_id, 151666),
+            "eos_token_ids": tuple(dict.fromkeys(stops)) if self.eos_token_ids is None else self.eos_token_ids,
         }
         return found(weights, fields, tensors, preset, Decoding())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gen.config.spec import build
 from gen.models.interop.lib.inferred import Found
 from gen.models.interop.lib.qwen import read_qwen
 from gen.models.interop.lib.text_config import found, ids, is_of, mask_of, whole
 from gen.models.interop.weights import Weights
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 
 __all__ = ["FastDLLMFolder"]
 
@@ -17,11 +18,12 @@ __all__ = ["FastDLLMFolder"]
 class FastDLLMFolder:
     """Block-causal attention in blocks of bd_size places, 32 as published; shift 1. Decoded with the exact cache.
 
-    mask: the id, None for config.json's, or else the published one, 151665. stops: None for config.json's end of text.
+    mask_token_id: the id, None for config.json's, or else the published one, 151665. stops: None for config.json's end
+    of text.
     """
 
-    mask: int | None = None
-    stops: tuple[int, ...] | None = None
+    mask_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] | None = None
 
     def claims(self, weights: Weights) -> bool:
         return is_of(weights, "Fast_dLLM_Qwen", ("Fast_dLLM_QwenForCausalLM",))
@@ -29,9 +31,9 @@ class FastDLLMFolder:
     def read(self, weights: Weights, preset: str | None) -> Found:
         fields, tensors, config = read_qwen(weights, "Fast-dLLM v2")
         fields |= {
-            "block": whole({**config, "published": 32}, "bd_size", "published"),
+            "block_size": whole({**config, "published": 32}, "bd_size", "published"),
             "shift": 1,
-            "mask": mask_of(config, self.mask, 151665),
-            "stops": ids(config.get("eos_token_id")) if self.stops is None else self.stops,
+            "mask_token_id": mask_of(config, self.mask_token_id, 151665),
+            "eos_token_ids": ids(config.get("eos_token_id")) if self.eos_token_ids is None else self.eos_token_ids,
         }
-        return found(weights, fields, tensors, preset, Decoding(kv_plan="block"))
+        return found(weights, fields, tensors, preset, Decoding(kv_plan=build("samplers.kv_plans", "block")))

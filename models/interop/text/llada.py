@@ -8,7 +8,7 @@ from typing import Any
 from gen.models.interop.lib.inferred import Found
 from gen.models.interop.lib.text_config import checked, found, ids, is_of, mask_of, number, renamed, whole
 from gen.models.interop.weights import Weights
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 
 __all__ = ["LLaDAFolder"]
 
@@ -52,11 +52,11 @@ IDS, EOT = 126464, 126348  # the size of the published vocabulary, and its <|eot
 class LLaDAFolder:
     """Full attention, no shift. mask: the id, None for config.json's, or else the published one, 126336.
 
-    stops: None for config.json's end of text and, in the published vocabulary, the end of a turn.
+    eos_token_ids: None for config.json's end of text and, in the published vocabulary, the end of a turn.
     """
 
-    mask: int | None = None
-    stops: tuple[int, ...] | None = None
+    mask_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] | None = None
 
     def claims(self, weights: Weights) -> bool:
         return is_of(weights, "llada", ("LLaDAModelLM",))
@@ -67,7 +67,7 @@ class LLaDAFolder:
         wide = config.get("mlp_hidden_size") is not None
         stops = (*ids(config.get("eos_token_id")), *((EOT,) if vocab == IDS else ()))
         fields: dict[str, Any] = {
-            "vocab": vocab,
+            "vocab_size": vocab,
             "length": whole(config, "max_sequence_length"),
             "width": width,
             "depth": whole(config, "n_layers"),
@@ -78,8 +78,8 @@ class LLaDAFolder:
             "norm_eps": number(config, "rms_norm_eps"),
             "qkv_bias": bool(config.get("include_qkv_bias")),
             "tied": bool(config.get("weight_tying")),
-            "mask": mask_of(config, self.mask, 126336),
-            "stops": stops if self.stops is None else self.stops,
+            "mask_token_id": mask_of(config, self.mask_token_id, 126336),
+            "eos_token_ids": stops if self.eos_token_ids is None else self.eos_token_ids,
         }
         tensors = renamed(weights.tensors, "model.transformer.blocks", WHOLE, INNER)
         return found(weights, fields, tensors, preset, Decoding())

@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gen.text.contracts import View
+from gen.text.contracts import StepView
 
 __all__ = ["Score", "even", "first", "recall", "score", "store"]
 
 Score = Literal["confidence", "margin", "entropy", "random", "left_to_right", "sample"]
 
 
-def score(view: View, by: Score) -> Tensor:
+def score(view: StepView, by: Score) -> Tensor:
     """The larger the sooner, [B, W]; -inf where nothing may be committed.
 
     sample: the probability of the drawn token, as in LLaDA's code. At temperature > 0 that order depends on what was
@@ -29,9 +29,9 @@ def score(view: View, by: Score) -> Tensor:
     elif by == "random":
         value = view.uniform("order")
     elif by == "left_to_right":
-        value = -view.at.double()
+        value = -view.positions.double()
     else:
-        value = view.chosen
+        value = view.sampled_probability
     return value.masked_fill(~view.masked, -torch.inf)
 
 
@@ -44,19 +44,19 @@ def first(value: Tensor, count: Tensor) -> Tensor:
     return (rank < count[:, None]) & (value > -torch.inf)
 
 
-def even(owed: Tensor, step: Tensor, steps: Tensor | int) -> Tensor:
+def even(mask_budget: Tensor, step: Tensor, steps: Tensor | int) -> Tensor:
     """How many of `owed` masks fall to a step if they are shared out evenly, the first steps taking one more; >= 1."""
-    return (owed // steps + (step < owed % steps)).clamp(min=1)
+    return (mask_budget // steps + (step < mask_budget % steps)).clamp(min=1)
 
 
-def recall(memory: Tensor, view: View) -> Tensor:
+def recall(memory: Tensor, view: StepView) -> Tensor:
     """What a memory [B, N] of the whole canvas holds of the view's places, [B, W]."""
-    return memory.to(view.logp).gather(1, view.at)
+    return memory.to(view.logp).gather(1, view.positions)
 
 
-def store(memory: Tensor, view: View, where: Tensor, new: Tensor) -> Tensor:
+def store(memory: Tensor, view: StepView, where: Tensor, new: Tensor) -> Tensor:
     """The memory [B, N] with `new` [B, W] written at those of the view's places; places may repeat at its end."""
     memory = memory.to(view.logp)
     n = memory.shape[1]
-    at = torch.where(where, view.at, n)
-    return torch.cat([memory, memory[:, :1]], 1).scatter(1, at, new.to(memory))[:, :n]
+    positions = torch.where(where, view.positions, n)
+    return torch.cat([memory, memory[:, :1]], 1).scatter(1, positions, new.to(memory))[:, :n]

@@ -5,20 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen.text.contracts import View
-from gen.text.predictor import Predictor
+from gen.text.contracts import Predictor, StepView
 
 __all__ = ["is_stop", "mean", "open_places"]
 
 
 def is_stop(tokens: Tensor, f: Predictor) -> Tensor:
     """Where one of the predictor's stop tokens stands, bool of tokens' shape."""
-    return torch.isin(tokens, torch.tensor(f.stops, dtype=tokens.dtype, device=tokens.device))
+    return torch.isin(tokens, torch.tensor(f.eos_token_ids, dtype=tokens.dtype, device=tokens.device))
 
 
-def open_places(view: View) -> Tensor:
+def open_places(view: StepView) -> Tensor:
     """The places that were masked when the view was taken, in the window or not, [B, W]."""
-    return view.masked | view.later
+    return view.masked | view.outside_window
 
 
 def mean(value: Tensor, where: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ def test_list_of_nothing_names_the_nearest(capsys):
 
 def test_every_folder_of_plug_ins_is_listed():
     """A new folder of plug-ins belongs in gen.cli.list.FOLDERS, or here if its files are no choices of a spec."""
-    wings = {"cli", "config", "diffusion", "text", "training", "eval", "kernels", "samplers"}
+    wings = {"cli", "config", "diffusion", "text", "text.contracts", "training", "eval", "kernels", "samplers"}
     inside = {"cli.benches", "models.interop", "models.layers", "models.layers.ssm", "samplers.interop"}
     there = set()
     for top in (ROOT / "gen").iterdir():

@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, override, spec_of
 from gen.data.lists import FIXED, TASKS, Lists
 from gen.data.text import Text
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
 from gen.training.checks import check_sampler
 from gen.training.log import read_metrics
@@ -44,9 +44,9 @@ def test_windows_put_together_are_the_text(tmp_path):
         item = train_[i]
         assert item["x"].shape == source.shape == (16,) and item["x"].dtype == torch.int64
         (none, here, rest), tokenizer = words(item, source)
-        assert none == [] and set(rest) <= {tokenizer.stops[0]}
+        assert none == [] and set(rest) <= {tokenizer.eos_token_ids[0]}
         ids += here
-    assert ids[-1] == source.tokenizer.stops[0]
+    assert ids[-1] == source.tokenizer.eos_token_ids[0]
     assert source.tokenizer.decode(ids[:-1]) == text
 
 
@@ -63,9 +63,9 @@ def test_windows_are_held_out_once_and_for_all(tmp_path):
 def test_python_has_a_text_of_its_own():
     source = Text()
     test = source.open("test")
-    assert len(test) > 100 and source.vocab == source.tokenizer.vocab
+    assert len(test) > 100 and source.vocab_size == source.tokenizer.vocab_size
     (_, here, _), tokenizer = words(test[0], source)
-    assert len(tokenizer.decode([i for i in here if i not in tokenizer.stops])) > 10
+    assert len(tokenizer.decode([i for i in here if i not in tokenizer.eos_token_ids])) > 10
 
 
 def test_a_folder_a_glob_and_a_file(tmp_path):
@@ -88,7 +88,7 @@ def test_prompts_and_responses(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     source = Text(str(tmp_path / "a.jsonl"), length=8, holdout=0.0)
     data = source.open("train")
-    stop = source.tokenizer.stops[0]
+    stop = source.tokenizer.eos_token_ids[0]
     encode = source.tokenizer.encode
     assert [words(data[i], source)[0] for i in range(3)] == [
         [encode("ab"), [*encode("cde"), stop], [stop] * 2],
@@ -200,8 +200,8 @@ def test_an_item_is_the_tokens_of_prompt_answer_and_end():
     (first, text, rest), tokenizer = words(item, source)
     assert tokenizer.decode(first) == " ".join(prompt)
     assert tokenizer.decode(text[: len(answer)]) == " ".join(answer)
-    assert len(text) == places and set(text[len(answer) :]) | set(rest) == {tokenizer.stops[0]}
-    assert item["x"].shape == source.shape and int(item["x"].max()) < source.vocab
+    assert len(text) == places and set(text[len(answer) :]) | set(rest) == {tokenizer.eos_token_ids[0]}
+    assert item["x"].shape == source.shape and int(item["x"].max()) < source.vocab_size
 
 
 @pytest.mark.parametrize(
@@ -259,14 +259,14 @@ def tiny_text(**changes):
     data = Lists(tasks=("copy",), low=2, high=3, items=5, n=100)
     model = {
         "name": "text",
-        "vocab": data.vocab,
-        "mask": data.tokenizer.mask,
-        "stops": data.tokenizer.stops,
+        "vocab_size": data.vocab_size,
+        "mask_token_id": data.tokenizer.mask_token_id,
+        "eos_token_ids": data.tokenizer.eos_token_ids,
         "length": data.shape[0],
         "width": 16,
         "depth": 1,
         "heads": 2,
-        "block": changes.pop("block", None),
+        "block_size": changes.pop("block_size", None),
     }
     settings = {
         "model": model,
@@ -286,10 +286,10 @@ def tiny_text(**changes):
 
 
 @pytest.mark.parametrize(
-    ("objective", "block"), [("llada", None), ("mdlm", None), ("bd3", 4), ("fast_dllm", 4), ("bd3", None)]
+    ("objective", "block_size"), [("llada", None), ("mdlm", None), ("bd3", 4), ("fast_dllm", 4), ("bd3", None)]
 )
-def test_stopping_and_going_on_gives_the_same_bits(tmp_path, objective, block):
-    run = tiny_text(objective=objective, block=block)
+def test_stopping_and_going_on_gives_the_same_bits(tmp_path, objective, block_size):
+    run = tiny_text(objective=objective, block_size=block_size)
     train(run, tmp_path / "whole", quiet=True)
     train(dataclasses.replace(run, steps=2), tmp_path / "parts", quiet=True)
     train(run, tmp_path / "parts", quiet=True)
@@ -323,7 +323,7 @@ def test_a_run_of_text_writes_down_what_it_decodes_and_can_be_loaded(tmp_path):
     [
         ({"sampler": Sampler()}, "must be a Decoding"),
         ({"sampler.kv_plan": "block"}, "block"),
-        ({"model.vocab": 30}, r"model\.vocab"),
+        ({"model.vocab_size": 30}, r"model\.vocab_size"),
         ({"model.length": 5}, r"model\.length = 5"),
         ({"model": "dit"}, "the model DiT takes none"),
         ({"objective": "bd3", "path": "flow"}, "must be a Sampler"),

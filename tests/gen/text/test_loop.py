@@ -20,8 +20,9 @@ from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
 from gen.samplers.stopping_rules.eos import EOS
 from gen.samplers.stopping_rules.prophet import Prophet
-from gen.text.contracts import Choice, Decoding, TokenSampling
-from gen.text.loop import decode, lengths_of, walk
+from gen.text.contracts import CommitDecision
+from gen.text.decoding import Decoding, TokenSampling
+from gen.text.loop import decode, decode_steps, lengths_of
 from gen.text.worlds import Joint, replace
 from tests.gen.predictors import Fake, Noisy, Table, table_of
 
@@ -37,11 +38,11 @@ def plain(policy=None, temperature=0.0, **fields):
 
 def same(one, i, other, j):
     """Row i of one result is row j of another, to the bit."""
-    n = int(one.end[i])
-    assert n == int(other.end[j])
-    for field in ("tokens", "when", "sure"):
+    n = int(one.text_end[i])
+    assert n == int(other.text_end[j])
+    for field in ("tokens", "commit_step", "confidence"):
         assert torch.equal(getattr(one, field)[i, :n], getattr(other, field)[j, :n]), field
-    for field in ("nfe", "computed", "full", "start"):
+    for field in ("nfe", "computed", "nfe_full", "prompt_end"):
         assert int(getattr(one, field)[i]) == int(getattr(other, field)[j]), field
     assert one.reasons[i] == other.reasons[j]
 
@@ -65,7 +66,7 @@ def test_a_mask_is_never_written(tokens):
     table[:, MASK] = 50.0
     out = decode(Table(table=table), [[1]], 5, Decoding(Threshold(0.5), stopping_rules=(), sampling=tokens))
     assert not (out.tokens == MASK).any()
-    assert float(out.sure[0, 1:].max()) == pytest.approx(1 / 12)  # nor does it take part in the confidence
+    assert float(out.confidence[0, 1:].max()) == pytest.approx(1 / 12)  # nor does it take part in the confidence
 
 
 @pytest.mark.parametrize("wrong", [MASK, MASK + 1, -1])
@@ -81,7 +82,7 @@ def test_a_mask_in_a_prompt_is_refused(wrong):
 def test_every_step_moves_every_row_on(policy):
     """Also where nothing is sure: at least one mask less in every row that has any."""
     left = None
-    for progress in walk(Noisy(scale=0.1), [[1], [2, 3]], [9, 5], plain(policy, block_schedule=SemiAR(4))):
+    for progress in decode_steps(Noisy(scale=0.1), [[1], [2, 3]], [9, 5], plain(policy, block_schedule=SemiAR(4))):
         masks = dict(zip(progress.rows.tolist(), (progress.tokens == MASK).sum(1).tolist(), strict=True))
         assert left is None or all(masks[row] < left[row] for row in masks)
         left = masks
@@ -91,14 +92,14 @@ def test_every_step_moves_every_row_on(policy):
 class Idle:
     """A policy that breaks its promise."""
 
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def init(self, rows, length):
         return {}
 
     def select(self, view, state):
-        return Choice(torch.zeros_like(view.masked)), state
+        return CommitDecision(torch.zeros_like(view.masked)), state
 
 
 def test_a_loop_without_end_is_an_error():
@@ -121,11 +122,11 @@ def test_many_steps_in_many_windows_are_no_error():
 def test_a_row_is_the_same_in_any_batch(policy, blocks, stops):
     """Ragged prompts and texts, with temperature: alone, among others in any order, and asked seldom."""
     how = Decoding(policy, blocks, stopping_rules=stops, sampling=TokenSampling(0.8, top_p=0.9))
-    f = Noisy(stops=(STOP,))
+    f = Noisy(eos_token_ids=(STOP,))
     together = decode(f, PROMPTS, LENGTHS, how, seed=SEEDS)
     order = [3, 0, 4, 2, 1]
     mixed = decode(f, [PROMPTS[i] for i in order], [LENGTHS[i] for i in order], how, seed=[SEEDS[i] for i in order])
-    seldom = decode(f, PROMPTS, LENGTHS, how, seed=SEEDS, every=5)
+    seldom = decode(f, PROMPTS, LENGTHS, how, seed=SEEDS, sync_every=5)
     for i in range(5):
         same(together, i, decode(f, [PROMPTS[i]], LENGTHS[i], how, seed=[SEEDS[i]]), 0)
         same(together, i, mixed, order.index(i))
@@ -150,7 +151,7 @@ def test_a_number_is_a_seed_for_every_row():
 @pytest.mark.parametrize("policy", [Dream(4), TopK(3), Factor(1.0), Threshold(0.9), Edit(0.1, 0.0)], ids=repr)
 def test_a_row_that_is_full_is_left_alone(policy):
     """A text of one token beside one of ten: public code takes a batch's mean, or fails at a row without masks."""
-    out = decode(Noisy(), [[1, 2], [3]], [1, 10], plain(policy, temperature=1.0), seed=[1, 2], every=7)
+    out = decode(Noisy(), [[1, 2], [3]], [1, 10], plain(policy, temperature=1.0), seed=[1, 2], sync_every=7)
     same(out, 0, decode(Noisy(), [[1, 2]], 1, plain(policy, temperature=1.0), seed=[1]), 0)
     assert out.tokens[0, :2].tolist() == [1, 2]
 
@@ -163,7 +164,7 @@ def test_the_last_block_may_be_shorter(length):
     out = decode(Noisy(), [[1, 2]], length, plain(TopK(2), block_schedule=SemiAR(4)))
     assert not (out.tokens == MASK).any()
     assert int(out.nfe[0]) == sum(math.ceil(min(4, length - i) / 2) for i in range(0, length, 4))
-    assert out.when[0, 2:].tolist() == sorted(out.when[0, 2:].tolist()) or length > 2
+    assert out.commit_step[0, 2:].tolist() == sorted(out.commit_step[0, 2:].tolist()) or length > 2
 
 
 @pytest.mark.parametrize(("steps", "nfe"), [(1, 3), (3, 8), (4, 9), (100, 9)])
@@ -184,13 +185,18 @@ def test_a_threshold_includes_itself_unless_strict():
         table[place, words:] = -torch.inf
     sure = float(table[1].log_softmax(-1)[0].exp())
     assert sure == pytest.approx(0.25)
-    assert decode(Table(table=table), [[]], 4, plain(Threshold(sure))).when[0].tolist() == [2, 1, 1, 3]
-    assert decode(Table(table=table), [[]], 4, plain(Threshold(sure, strict=True))).when[0].tolist() == [3, 1, 2, 4]
+    assert decode(Table(table=table), [[]], 4, plain(Threshold(sure))).commit_step[0].tolist() == [2, 1, 1, 3]
+    assert decode(Table(table=table), [[]], 4, plain(Threshold(sure, strict=True))).commit_step[0].tolist() == [
+        3,
+        1,
+        2,
+        4,
+    ]
 
 
 def test_the_lowest_place_and_token_win_a_tie():
     out = decode(Table(table=torch.zeros(5, MASK + 1)), [[]], 5, plain(TopK(2)))
-    assert out.when[0].tolist() == [1, 1, 2, 2, 3]
+    assert out.commit_step[0].tolist() == [1, 1, 2, 2, 3]
     assert out.tokens[0].tolist() == [0] * 5
 
 
@@ -202,7 +208,7 @@ def test_the_lowest_place_and_token_win_a_tie():
 )
 def test_a_factor_stops_before_the_first_that_fails(sure, when):
     f = table_of([1, 2, 3][: len(sure)], sure)
-    assert decode(f, [[]], len(sure), plain(Factor(1.0))).when[0].tolist() == when
+    assert decode(f, [[]], len(sure), plain(Factor(1.0))).commit_step[0].tolist() == when
 
 
 # 9. Temperature
@@ -213,8 +219,8 @@ def test_an_order_does_not_use_what_was_drawn():
     f = table_of([1, 2, 3, 4], [0.5, 0.7, 0.6, 0.4])
     for policy, orders in ((TopK(1), 1), (Threshold(0.65), 1), (TopK(1, "sample"), 10)):
         out = decode(f, [[]] * 50, 4, plain(policy, temperature=1.0))
-        assert (len({tuple(row) for row in out.when.tolist()}) == 1) == (orders == 1)
-        assert policy.order_uses_samples == (orders > 1)
+        assert (len({tuple(row) for row in out.commit_step.tolist()}) == 1) == (orders == 1)
+        assert policy.order_depends_on_samples == (orders > 1)
         assert len({tuple(row) for row in out.tokens.tolist()}) > 10
 
 
@@ -228,7 +234,7 @@ def test_tokens_are_drawn_as_often_as_is_probable(temperature):
     q = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
     assert ((share - q).abs() <= 4 * (q * (1 - q) / n).sqrt() + 1e-12).all()
     assert torch.allclose(
-        out.sure[:, 0].double(), p[out.tokens[:, 0]], atol=1e-7
+        out.confidence[:, 0].double(), p[out.tokens[:, 0]], atol=1e-7
     )  # at temperature 1, whatever is drawn
 
 
@@ -270,24 +276,24 @@ def test_a_stop_token_frees_its_row():
     prompts = [[1], [2], [3]]
 
     class Ends(Fake):
-        def logits(self, tokens, lengths, at):
+        def logits(self, tokens, lengths, positions):
             end = torch.tensor([1, 4, 8])[tokens[:, 0] - 1]
-            best = torch.where(at == end[:, None], STOP, 5)
-            return torch.nn.functional.one_hot(best, self.vocab) * 9.0
+            best = torch.where(positions == end[:, None], STOP, 5)
+            return torch.nn.functional.one_hot(best, self.vocab_size) * 9.0
 
-    f = Ends(stops=(STOP,))
+    f = Ends(eos_token_ids=(STOP,))
     out = decode(f, prompts, 20, plain(TopK(1, "left_to_right"), stopping_rules=("eos",)))
     assert out.nfe.tolist() == [1, 4, 8]
     assert f.calls == [3, 2, 2, 2, 1, 1, 1, 1]
     assert out.reasons == ["eos"] * 3
-    assert out.end.tolist() == [2, 5, 9]
+    assert out.text_end.tolist() == [2, 5, 9]
     assert (out.tokens[0, 2:] == STOP).all()  # and behind it padding
 
 
 def test_a_stop_token_waits_for_the_masks_before_it():
-    f = table_of([1, 2, STOP, 4], [0.5, 0.6, 0.9, 0.4], stops=(STOP,))
+    f = table_of([1, 2, STOP, 4], [0.5, 0.6, 0.9, 0.4], eos_token_ids=(STOP,))
     out = decode(f, [[]], 4, plain(stopping_rules=("eos",), block_schedule="whole"))
-    assert out.when[0].tolist() == [3, 2, 1, -1]
+    assert out.commit_step[0].tolist() == [3, 2, 1, -1]
     assert out.text(0).tolist() == [1, 2, STOP]
     assert out.tokens[0, 3] == STOP
 
@@ -299,7 +305,7 @@ def test_a_stop_token_waits_for_the_masks_before_it():
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
 def test_what_is_suppressed_is_never_written(temperature, guidance):
     """Nor does it take part in confidences; public code rules it out after the tokens are drawn."""
-    f = table_of([STOP, STOP, 3], [0.9, 0.8, 0.6], stops=(STOP,))
+    f = table_of([STOP, STOP, 3], [0.9, 0.8, 0.6], eos_token_ids=(STOP,))
     how = Decoding(
         TopK(1),
         "whole",
@@ -311,8 +317,8 @@ def test_what_is_suppressed_is_never_written(temperature, guidance):
     out = decode(f, [[]] * 20, 3, how)
     assert not (out.tokens == STOP).any()
     assert out.reasons == ["full"] * 20
-    assert (out.when[:, 2] == out.when.min()).all()  # .6 is surer than an eleventh of what STOP leaves
-    assert out.sure.isfinite().all()
+    assert (out.commit_step[:, 2] == out.commit_step.min()).all()  # .6 is surer than an eleventh of what STOP leaves
+    assert out.confidence.isfinite().all()
 
 
 # 12. Guidance
@@ -325,9 +331,9 @@ class Prompted(Fake):
     given: Any = None
     free: Any = None
 
-    def logits(self, tokens, lengths, at):
-        seen = (tokens[:, 0] != self.mask)[:, None, None]
-        return torch.where(seen, self.given, self.free).expand(*at.shape, -1)
+    def logits(self, tokens, lengths, positions):
+        seen = (tokens[:, 0] != self.mask_token_id)[:, None, None]
+        return torch.where(seen, self.given, self.free).expand(*positions.shape, -1)
 
 
 def test_guidance_is_the_formula_and_counts_twice():
@@ -337,14 +343,14 @@ def test_guidance_is_the_formula_and_counts_twice():
     out = decode(Prompted(given=c, free=u), [[1]], 3, plain(cfg_scale=1.5))
     logits = (u + 2.5 * (c - u))[:MASK]
     assert out.tokens[0, 1:].tolist() == [int(logits.argmax())] * 3
-    assert out.sure[0, 1:].tolist() == pytest.approx([float(logits.softmax(0).max())] * 3, abs=1e-6)
+    assert out.confidence[0, 1:].tolist() == pytest.approx([float(logits.softmax(0).max())] * 3, abs=1e-6)
     assert out.nfe.tolist() == [6]
     assert decode(Prompted(given=c, free=u), [[1]], 3, plain()).nfe.tolist() == [3]
 
 
 def test_guidance_of_ragged_prompts():
     how = Decoding(TopK(2), SemiAR(4), sampling=TokenSampling(0.7), cfg_scale=0.5)
-    f = Noisy(stops=(STOP,))
+    f = Noisy(eos_token_ids=(STOP,))
     together = decode(f, PROMPTS, LENGTHS, how, seed=SEEDS)
     for i in range(5):
         same(together, i, decode(f, [PROMPTS[i]], LENGTHS[i], how, seed=[SEEDS[i]]), 0)
@@ -369,15 +375,15 @@ def test_guidance_that_changes_nothing_changes_nothing(policy):
 class Vandal:
     """Commits, corrects and takes back all that it sees, a few times."""
 
-    order_uses_samples: ClassVar[bool] = True
-    waits: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = True
+    may_skip: ClassVar[bool] = False
 
     def init(self, rows, length):
         return {"seen": torch.zeros(rows, dtype=torch.int64)}
 
     def select(self, view, state):
         all_ = torch.ones_like(view.masked)
-        return Choice(all_, edit=all_, remask=all_ & (state["seen"] < 4)[:, None]), {"seen": state["seen"] + 1}
+        return CommitDecision(all_, edit=all_, remask=all_ & (state["seen"] < 4)[:, None]), {"seen": state["seen"] + 1}
 
 
 @pytest.mark.parametrize("block", [None, 4])
@@ -385,7 +391,7 @@ class Vandal:
 @pytest.mark.parametrize("policy", [Vandal(), Edit(0.1, 0.0)], ids=repr)
 def test_prompts_and_padding_are_never_touched(policy, stops, block):
     out = decode(
-        Noisy(block=block),
+        Noisy(block_size=block),
         PROMPTS,
         LENGTHS,
         plain(policy, 2.0, stopping_rules=stops, block_schedule=SemiAR(3)),
@@ -393,16 +399,18 @@ def test_prompts_and_padding_are_never_touched(policy, stops, block):
     )
     for i, prompt in enumerate(PROMPTS):
         assert out.tokens[i, : len(prompt)].tolist() == prompt
-        assert (out.when[i, : len(prompt)] == -1).all()
-        assert (out.when[i, int(out.end[i]) :] == -1).all()
+        assert (out.commit_step[i, : len(prompt)] == -1).all()
+        assert (out.commit_step[i, int(out.text_end[i]) :] == -1).all()
         assert not (out.text(i) == MASK).any()
 
 
 def test_a_finished_row_is_not_touched_either():
     """While it stands still, `every` steps long."""
-    for every in (1, 6):
-        out = decode(Noisy(), [[1], [2]], [2, 9], plain(Edit(0.1, 0.0, post=2), 2.0), seed=[1, 2], every=every)
-        if every == 1:
+    for sync_every in (1, 6):
+        out = decode(
+            Noisy(), [[1], [2]], [2, 9], plain(Edit(0.1, 0.0, post=2), 2.0), seed=[1, 2], sync_every=sync_every
+        )
+        if sync_every == 1:
             first = out
     same(first, 0, out, 0)
 
@@ -428,7 +436,7 @@ def test_confidences_are_computed_in_single_precision_at_least(dtype):
     assert seen[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(seen[0][0, :, :MASK].double(), exact, rtol=1e-5, atol=1e-6)
     assert (seen[0][0, :, MASK] == -torch.inf).all()
-    assert out.when[0].argsort().tolist() == exact.amax(-1).argsort(descending=True, stable=True).tolist()
+    assert out.commit_step[0].argsort().tolist() == exact.amax(-1).argsort(descending=True, stable=True).tolist()
 
 
 # 17. Counting
@@ -438,8 +446,8 @@ def test_evaluations_and_places_are_counted():
     out = decode(Noisy(), [[1, 2, 3], []], [4, 6], plain(TopK(2)), seed=1)
     assert out.nfe.tolist() == [2, 3]
     assert out.computed.tolist() == [2 * 7, 3 * 6]  # the prompt is computed each time
-    assert out.full.tolist() == [2, 3]
-    assert (out.end - out.start).tolist() == [4, 6]  # and is none of what was written
+    assert out.nfe_full.tolist() == [2, 3]
+    assert (out.text_end - out.prompt_end).tolist() == [4, 6]  # and is none of what was written
     assert out.forwards == 3
 
 
@@ -449,7 +457,7 @@ def test_steps_that_change_nothing_cost_nothing():
     f = Noisy()
     out = decode(f, [[]] * rows, n, plain(Ancestral(steps), 1.0, block_schedule="whole"))
     assert sum(f.calls) == int(out.nfe.sum())
-    assert (out.nfe == torch.tensor([len(set(row)) for row in out.when.tolist()])).all()
+    assert (out.nfe == torch.tensor([len(set(row)) for row in out.commit_step.tolist()])).all()
     expected = steps * (1 - (1 - 1 / steps) ** n)
     assert float(out.nfe.double().mean()) == pytest.approx(expected, abs=4 * float(out.nfe.double().std()) / rows**0.5)
 
@@ -461,9 +469,9 @@ def test_steps_that_change_nothing_cost_nothing():
 class Undecided(Fake):
     """Wants 1 where 2 stands, and 2 where 1 stands."""
 
-    def logits(self, tokens, lengths, at):
-        best = torch.where(tokens.gather(1, at) == 1, 2, 1)
-        return torch.nn.functional.one_hot(best, self.vocab) * 9.0
+    def logits(self, tokens, lengths, positions):
+        best = torch.where(tokens.gather(1, positions) == 1, 2, 1)
+        return torch.nn.functional.one_hot(best, self.vocab_size) * 9.0
 
 
 @pytest.mark.parametrize("post", [0, 1, 5])
@@ -490,7 +498,7 @@ def test_a_row_that_is_corrected_does_not_wait_for_others():
 
 
 def test_progress_shows_what_is_there_and_what_is_guessed():
-    steps = list(walk(Noisy(), [[1, 2], [3]], [6, 3], plain(TopK(2), block_schedule=SemiAR(4))))
+    steps = list(decode_steps(Noisy(), [[1, 2], [3]], [6, 3], plain(TopK(2), block_schedule=SemiAR(4))))
     assert [s.rows.tolist() for s in steps] == [[0, 1], [0, 1], [0]]
     for s in steps:
         written = s.tokens != MASK
@@ -517,16 +525,10 @@ def test_wrong_lengths_are_refused(prompts, length, match):
 
 
 def test_a_waiting_policy_goes_without_a_cache():
-    class Cache:
-        whole = True
-
-        def span(self, now):
-            raise AssertionError
-
-    with pytest.raises(UserError, match="ancestral may wait"):
-        Decoding(Ancestral(), kv_plan=Cache())
+    with pytest.raises(UserError, match="ancestral may skip steps"):
+        Decoding(Ancestral(), kv_plan="prefix")
     with pytest.raises(UserError, match="goes without a kv_plan"):
-        Decoding(cfg_scale=1.0, kv_plan=Cache())
+        Decoding(cfg_scale=1.0, kv_plan="prefix")
 
 
 def test_lengths_are_any_whole_numbers():
@@ -535,10 +537,10 @@ def test_lengths_are_any_whole_numbers():
     assert lengths_of(torch.tensor(4), 2) == [4, 4]
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5])
-def test_one_asks_after_whole_steps(every):
-    with pytest.raises(UserError, match=f"every = {every}"):
-        decode(Noisy(), [[1]], 4, every=every)
+@pytest.mark.parametrize("sync_every", [0, -1, 1.5])
+def test_one_asks_after_whole_steps(sync_every):
+    with pytest.raises(UserError, match=f"sync_every = {sync_every}"):
+        decode(Noisy(), [[1]], 4, sync_every=sync_every)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import override
 from gen.models.text import Text
-from gen.text.contracts import Decoding, TokenSampling
+from gen.text.decoding import Decoding, TokenSampling
 from gen.text.pipeline import TextPipeline
 from gen.text.tokenizers.words import Words
 from gen.training.recipes.lists import lists
@@ -23,7 +23,9 @@ HOW = Decoding(policy={"name": "topk", "k": 2}, sampling=TokenSampling(temperatu
 @pytest.fixture(scope="module")
 def pipeline():
     torch.manual_seed(0)
-    spec = Text(vocab=10, mask=9, stops=(8,), length=24, width=16, depth=2, heads=2, tokenizer=WORDS)
+    spec = Text(
+        vocab_size=10, mask_token_id=9, eos_token_ids=(8,), length=24, width=16, depth=2, heads=2, tokenizer=WORDS
+    )
     return TextPipeline(spec.build().double().eval(), WORDS, HOW, length=24)
 
 
@@ -40,7 +42,7 @@ def run(tmp_path_factory):
 def test_a_text_depends_on_its_prompt_its_seed_and_its_place_alone(pipeline):
     prompts = ["a b c", "d", "e f g h a b", ""]
     whole = pipeline.generate(prompts, [7, 9, 4, 12], seed=3)
-    parts = pipeline.generate(prompts, [7, 9, 4, 12], seed=3, batch_size=3, every=3)
+    parts = pipeline.generate(prompts, [7, 9, 4, 12], seed=3, batch_size=3, sync_every=3)
     assert whole.texts == parts.texts
     assert len({tuple(t.split()) for t in pipeline.generate(["a"] * 6, 8).texts}) > 1
     assert whole.texts != pipeline.generate(prompts, [7, 9, 4, 12], seed=4).texts

@@ -34,7 +34,7 @@ def file(tmp_path_factory):
 
 
 def huggingface(file, **changes):
-    return HuggingFace(**{"file": str(file), "mask_token": "<|mask|>", "stop_tokens": ("<|end|>",), **changes})
+    return HuggingFace(**{"file": str(file), "mask_token": "<|mask|>", "eos_tokens": ("<|end|>",), **changes})
 
 
 def one_line(call):
@@ -46,14 +46,14 @@ def one_line(call):
 
 def test_the_contract_holds_for_each(file):
     for made in (Bytes(), Words(("a", "b")), huggingface(file)):
-        assert 0 <= made.mask < made.vocab and made.mask not in made.stops
-        assert made.stops and all(0 <= i < made.vocab for i in made.stops)
+        assert 0 <= made.mask_token_id < made.vocab_size and made.mask_token_id not in made.eos_token_ids
+        assert made.eos_token_ids and all(0 <= i < made.vocab_size for i in made.eos_token_ids)
         ids = made.encode("a b")
-        assert ids and not {made.mask, *made.stops} & set(ids)
-        with_marks = [made.mask, *ids[:1], made.stops[0], *ids[1:], made.mask]
+        assert ids and not {made.mask_token_id, *made.eos_token_ids} & set(ids)
+        with_marks = [made.mask_token_id, *ids[:1], made.eos_token_ids[0], *ids[1:], made.mask_token_id]
         assert made.decode(with_marks) == made.decode(ids) == "a b"
         assert build("text.tokenizers", json.loads(json.dumps(spec_of(made)))) == made
-        assert isinstance(made.joint, str)
+        assert isinstance(made.separator, str)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -72,7 +72,7 @@ def test_words_are_split_at_white_space_alone():
     made = Words(("sort", ":", "a", "b", "10"))
     assert made.encode(" sort :\tb a\n 10 ") == [0, 1, 3, 2, 4]
     assert made.decode([0, 1, 5, 3, 6]) == "sort : b"
-    assert (made.vocab, made.stops, made.mask) == (7, (5,), 6)
+    assert (made.vocab_size, made.eos_token_ids, made.mask_token_id) == (7, (5,), 6)
     assert "'sort:'" in one_line(lambda: made.encode("sort: a"))
     one_line(lambda: made.decode([7]))
 
@@ -84,24 +84,31 @@ def test_words_that_are_none(words):
 
 def test_tokens_by_text_or_by_id_are_the_same(file):
     a = huggingface(file)
-    b = huggingface(file, mask_token=a.mask, stop_tokens=a.stops)
-    assert (b.mask, b.stops, b.vocab) == (a.mask, a.stops, a.vocab) and a.mask == a.vocab - 1
-    beyond = huggingface(file, mask_token=a.vocab + 3)
-    assert (beyond.mask, beyond.vocab) == (a.vocab + 3, a.vocab + 4)  # a model may have a mask that the file lacks
-    assert beyond.decode([*a.encode("a time"), beyond.mask]) == "a time"
+    b = huggingface(file, mask_token=a.mask_token_id, eos_tokens=a.eos_token_ids)
+    assert (b.mask_token_id, b.eos_token_ids, b.vocab_size) == (
+        a.mask_token_id,
+        a.eos_token_ids,
+        a.vocab_size,
+    ) and a.mask_token_id == a.vocab_size - 1
+    beyond = huggingface(file, mask_token=a.vocab_size + 3)
+    assert (beyond.mask_token_id, beyond.vocab_size) == (
+        a.vocab_size + 3,
+        a.vocab_size + 4,
+    )  # a model may have a mask that the file lacks
+    assert beyond.decode([*a.encode("a time"), beyond.mask_token_id]) == "a time"
 
 
 def test_marks_are_read_as_tokens_and_left_out_of_texts(file):
     made = huggingface(file)
     ids = made.encode("<|start|>once<|mask|>")
-    assert ids[-1] == made.mask  # which a decoder refuses in a prompt
+    assert ids[-1] == made.mask_token_id  # which a decoder refuses in a prompt
     assert made.decode(ids) == "once"
 
 
 def test_the_size_of_a_padded_vocabulary(file):
     made = huggingface(file)
-    assert huggingface(file, size=made.vocab + 10).vocab == made.vocab + 10
-    one_line(lambda: huggingface(file, size=made.vocab - 1).vocab)
+    assert huggingface(file, size=made.vocab_size + 10).vocab_size == made.vocab_size + 10
+    one_line(lambda: huggingface(file, size=made.vocab_size - 1).vocab_size)
 
 
 def test_the_file_is_the_one_that_was_meant(file, tmp_path):
@@ -109,12 +116,12 @@ def test_the_file_is_the_one_that_was_meant(file, tmp_path):
     made = huggingface("tokenizer.json", sha256=digest)
     assert made.beside(file.parent).encode("a") == huggingface(file).encode("a")
     assert "sha256" in one_line(lambda: huggingface(file, sha256="0" * 64).encode("a"))
-    assert "no file" in one_line(lambda: huggingface(tmp_path / "gone.json").mask)
+    assert "no file" in one_line(lambda: huggingface(tmp_path / "gone.json").mask_token_id)
     (tmp_path / "broken.json").write_bytes(file.read_bytes()[:100])
-    assert "damaged" in one_line(lambda: huggingface(tmp_path / "broken.json").vocab)
+    assert "damaged" in one_line(lambda: huggingface(tmp_path / "broken.json").vocab_size)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
-    assert "damaged" in one_line(lambda: huggingface(tmp_path / "binary.json").vocab)
-    assert "Did you mean '<|mask|>'" in one_line(lambda: huggingface(file, mask_token="<|mask>").mask)
+    assert "damaged" in one_line(lambda: huggingface(tmp_path / "binary.json").vocab_size)
+    assert "Did you mean '<|mask|>'" in one_line(lambda: huggingface(file, mask_token="<|mask>").mask_token_id)
 
 
 def test_without_the_package(file, monkeypatch):

@@ -24,7 +24,8 @@ from gen.samplers.decoding_policies.rcr import RCR
 from gen.samplers.decoding_policies.remdm import ReMDM
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.contracts import Choice, Decoding, TokenSampling
+from gen.text.contracts import CommitDecision
+from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.worlds import Joint, insert, law, parity, remove, replace, shuffle, whole_view
 
@@ -277,7 +278,7 @@ def test_an_order_that_uses_samples_is_biased(n):
     joint, q = coins(n), tossed(n, 0.25)
     tv = sum(abs(q[tuple(text)] - p) for text, p in zip(joint.texts.tolist(), joint.probs.tolist(), strict=True)) / 2
     assert tv > 0.1
-    assert TopK(1, "sample").order_uses_samples
+    assert TopK(1, "sample").order_depends_on_samples
     assert law(joint, TopK(1, "sample")).tv == pytest.approx(tv, rel=1e-12)
     assert law(joint, TopK(1)).tv < 1e-12
 
@@ -320,8 +321,8 @@ def test_a_factor_of_at_most_one_commits_what_the_joint_holds_for_likeliest(fact
     several = 0
     for seed in range(60):
         joint = peaked(seed)
-        state = torch.full((1, 5), joint.mask)
-        while bool((state == joint.mask).any()):
+        state = torch.full((1, 5), joint.mask_token_id)
+        while bool((state == joint.mask_token_id).any()):
             seen = whole_view(joint, state, joint(state).log_softmax(-1))
             places = Factor(factor).select(seen, {})[0].commit[0].nonzero()[:, 0]
             weights = joint.weights(state)[0]
@@ -330,8 +331,8 @@ def test_a_factor_of_at_most_one_commits_what_the_joint_holds_for_likeliest(fact
                 groups[tuple(text)] = groups.get(tuple(text), 0.0) + p
             if len(places) > 1:
                 several += 1
-                assert max(groups, key=groups.get) == tuple(seen.drawn[0, places].tolist())
-            state = torch.where(torch.isin(torch.arange(5), places), seen.drawn, state)
+                assert max(groups, key=groups.get) == tuple(seen.sampled[0, places].tolist())
+            state = torch.where(torch.isin(torch.arange(5), places), seen.sampled, state)
     assert several > 20
 
 
@@ -365,15 +366,15 @@ class Plan:
     """Commits given places at each step."""
 
     parts: tuple[tuple[int, ...], ...]
-    waits: ClassVar[bool] = False
-    order_uses_samples: ClassVar[bool] = False
+    may_skip: ClassVar[bool] = False
+    order_depends_on_samples: ClassVar[bool] = False
 
     def init(self, rows, length):
         return {}
 
     def select(self, view, state):
         now = torch.tensor(self.parts[int(view.step[0])])
-        return Choice(torch.isin(view.at, now) & view.masked), state
+        return CommitDecision(torch.isin(view.positions, now) & view.masked), state
 
 
 def plans(places):
@@ -433,4 +434,4 @@ def test_a_joint_knows_its_conditionals():
         p = joint.probs[fits & (joint.texts[:, 2] == token)].sum() / joint.probs[fits].sum()
         assert float(table[2, token]) == pytest.approx(float(p), rel=1e-12)
     assert float(table[1, 1]) == 1
-    assert float(table[:, joint.mask].sum()) == 0
+    assert float(table[:, joint.mask_token_id].sum()) == 0

@@ -25,7 +25,7 @@ from gen.models.layers.packed import PackedLinear
 from gen.models.text import Text
 from gen.pipeline import Pipeline
 from gen.samplers.solvers.euler import Euler
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
 from gen.training.run import Sampler
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
@@ -194,7 +194,11 @@ def test_packed_weights_do_not_move():
 @torch.no_grad()
 def test_text_is_written_the_same(tied):
     torch.manual_seed(0)
-    net = Text(vocab=40, mask=39, stops=(38,), width=32, depth=2, heads=2, length=24, tied=tied).build().eval()
+    net = (
+        Text(vocab_size=40, mask_token_id=39, eos_token_ids=(38,), width=32, depth=2, heads=2, length=24, tied=tied)
+        .build()
+        .eval()
+    )
     plain = TextPipeline(net, None, Decoding(), 24)
     fast = plain.prepared({"name": "packed", "dtype": "float32"})
     tokens = torch.randint(39, (2, 24))

@@ -149,10 +149,10 @@ def test_logits_are_those_of_transformers(tmp_path, kind, dtype):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_what_config_json_says_becomes_the_spec(tmp_path, kind):
     done, pipeline = imported(tmp_path, kind, theirs(kind))
-    sizes = {"vocab": VOCAB, "length": LENGTH, "width": 32, "depth": 3, "heads": 4, "kv_heads": 2, "hidden": 48}
+    sizes = {"vocab_size": VOCAB, "length": LENGTH, "width": 32, "depth": 3, "heads": 4, "kv_heads": 2, "hidden": 48}
     spec = pipeline.net.spec
     assert {key: getattr(spec, key) for key in sizes} == sizes
-    assert (spec.mask, spec.stops, spec.block, spec.shift, spec.qkv_bias) == {
+    assert (spec.mask_token_id, spec.eos_token_ids, spec.block_size, spec.shift, spec.qkv_bias) == {
         "llada": (MASK, (STOP,), None, 0, False),
         "dream": (MASK, (STOP,), None, 1, True),
         "fast_dllm": (MASK, (STOP,), 8, 1, True),
@@ -173,7 +173,7 @@ def test_an_imported_model_writes(tmp_path, kind):
 
 def test_the_tokeniser_lies_with_the_weights_and_is_guarded(tmp_path):
     _, pipeline = imported(tmp_path, "llada", theirs("llada"))
-    assert pipeline.tokenizer.vocab == VOCAB and pipeline.tokenizer.mask == MASK
+    assert pipeline.tokenizer.vocab_size == VOCAB and pipeline.tokenizer.mask_token_id == MASK
     copy = tmp_path / "run" / "tokenizer.json"
     assert copy.read_bytes() == (tmp_path / "llada" / "tokenizer.json").read_bytes()
     copy.write_bytes(copy.read_bytes().replace(b"w39", b"w93"))
@@ -233,19 +233,19 @@ def test_published_ids_where_config_json_is_silent(tmp_path):
         vocab = {**CONFIGS[kind], **config}["vocab_size"]
         tiny = {"width": 2, "depth": 1, "heads": 1, "hidden": 1, "qkv_bias": kind != "llada"}
         with torch.device("meta"):
-            wanted = Text(vocab=vocab, **tiny).build().state_dict()
+            wanted = Text(vocab_size=vocab, **tiny).build().state_dict()
         state = named(kind, {name: torch.zeros(value.shape) for name, value in wanted.items()})
         path = folder(tmp_path / kind, kind, state, config, tokenizer=False)
         spec = import_checkpoint(path, out=tmp_path / f"{kind}-run").run.model
-        assert (spec.mask, spec.stops, spec.length) == expected
-    assert spec.block == 32
+        assert (spec.mask_token_id, spec.eos_token_ids, spec.length) == expected
+    assert spec.block_size == 32
 
 
 def test_a_spec_overrides_what_config_json_says(tmp_path):
-    spec = {"name": "dream", "mask": 50, "stops": [3, 4], "shift": 0, "length": 32}
+    spec = {"name": "dream", "mask_token_id": 50, "eos_token_ids": [3, 4], "shift": 0, "length": 32}
     _, pipeline = imported(tmp_path, "dream", theirs("dream"), spec)
     made = pipeline.net.spec
-    assert (made.mask, made.stops, made.shift, made.length) == (50, (3, 4), 0, 32)
+    assert (made.mask_token_id, made.eos_token_ids, made.shift, made.length) == (50, (3, 4), 0, 32)
     assert dream.DreamFolder().shift == 1
 
 

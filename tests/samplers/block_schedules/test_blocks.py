@@ -11,8 +11,8 @@ from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.block_schedules.whole import Whole
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.contracts import Decoding, TokenSampling
-from gen.text.loop import decode, walk
+from gen.text.decoding import Decoding, TokenSampling
+from gen.text.loop import decode, decode_steps
 from gen.text.worlds import shuffle
 from tests.gen.predictors import Noisy
 
@@ -24,7 +24,7 @@ def window(blocks, text, start=0, end=None, block=None):
     masked = torch.tensor([[c == "x" for c in text]])
     ends = torch.tensor([len(text) if end is None else end])
     found = blocks.window(masked & (torch.arange(len(text)) < ends), torch.tensor([start]), ends, block)
-    return tuple(int(v) for v in (found.lo, found.hi, found.block, found.until))
+    return tuple(int(v) for v in (found.start, found.stop, found.block_start, found.block_stop))
 
 
 @pytest.mark.parametrize(
@@ -97,20 +97,20 @@ def test_a_window_holds_a_mask_of_its_row(name, block):
         inside = (places >= start[:, None]) & (places < end[:, None])
         masked = (torch.rand(300, 24) < torch.rand(300, 1)) & inside
         found = build("samplers.block_schedules", name, **kwargs).window(masked, start, end, block)
-        assert (found.lo >= start).all()
-        assert (found.lo < found.hi).all()
-        assert (found.hi <= end).all()
-        assert (found.block <= found.lo).all()
-        assert (found.hi <= found.until).all()
-        here = (places >= found.lo[:, None]) & (places < found.hi[:, None])
-        assert torch.equal((masked & here).any(1), masked.any(1))
-        assert (~(masked & (places < found.lo[:, None]))).all()  # the first mask is in it
+        assert (found.start >= start).all()
+        assert (found.start < found.stop).all()
+        assert (found.stop <= end).all()
+        assert (found.block_start <= found.start).all()
+        assert (found.stop <= found.block_stop).all()
+        in_window = (places >= found.start[:, None]) & (places < found.stop[:, None])
+        assert torch.equal((masked & in_window).any(1), masked.any(1))
+        assert (~(masked & (places < found.start[:, None]))).all()  # the first mask is in it
         for i in (0, 17):
             one = build("samplers.block_schedules", name, **kwargs).window(
                 masked[i : i + 1, : end[i]], start[i : i + 1], end[i : i + 1], block
             )
-            assert [int(v) for v in (one.lo, one.hi, one.block, one.until)] == [
-                int(v[i]) for v in (found.lo, found.hi, found.block, found.until)
+            assert [int(v) for v in (one.start, one.stop, one.block_start, one.block_stop)] == [
+                int(v[i]) for v in (found.start, found.stop, found.block_start, found.block_stop)
             ]
 
 
@@ -134,7 +134,7 @@ def test_several_blocks_at_once_take_fewer_steps():
     steps = {}
     for add in (0.5, 1.0):
         how = Decoding(TopK(2), Multi(3, add, 2), stopping_rules=())
-        seen = list(walk(Noisy(), [[1]], 9, how))
+        seen = list(decode_steps(Noisy(), [[1]], 9, how))
         steps[add] = len(seen)
         assert not (seen[-1].tokens == 12).any()
     assert (steps[1.0], steps[0.5]) == (6, 5)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from gen.config.spec import build, names
 from gen.samplers.decoding_policies.learned import Filter
 from gen.samplers.stopping_rules.prophet import Prophet
-from gen.text.contracts import Decoding, TokenSampling
+from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.worlds import Joint, law, parity, shuffle
 from tests.gen.predictors import Noisy
@@ -65,13 +65,13 @@ def random_view(step, dtype):
     b, w = 40, 16
     lo, hi = torch.randint(0, 6, (b, 1)), torch.randint(9, 17, (b, 1))
     places = torch.arange(w)
-    fixed = (places < lo - 2) | (places >= hi + 3)
-    here = (places >= lo) & (places < hi)
-    masked = (torch.rand(b, w) < torch.linspace(0, 1.2, b)[:, None]) & ~fixed
-    drawn = torch.randint(0, WORDS, (b, w))
+    prompt_or_pad = (places < lo - 2) | (places >= hi + 3)
+    in_window = (places >= lo) & (places < hi)
+    masked = (torch.rand(b, w) < torch.linspace(0, 1.2, b)[:, None]) & ~prompt_or_pad
+    sampled = torch.randint(0, WORDS, (b, w))
     seen = view(torch.rand(b, w) * 0.9 + 0.05, masked.tolist(), best=torch.randint(0, WORDS, (b, w)),
-                tokens=torch.randint(0, WORDS, (b, w)).tolist(), drawn=drawn.tolist(), step=step,
-                here=here.tolist(), fixed=fixed.tolist(), first=3, seed=step)  # fmt: skip
+                tokens=torch.randint(0, WORDS, (b, w)).tolist(), sampled=sampled.tolist(), step=step,
+                in_window=in_window.tolist(), prompt_or_pad=prompt_or_pad.tolist(), first=3, seed=step)  # fmt: skip
     seen.logp = seen.logp.to(dtype)
     return seen
 
@@ -87,9 +87,9 @@ def test_it_commits_masks_of_the_window_and_at_least_one(name, dtype, policy):
         choice, state = own.select(seen, state)
         assert choice.commit.dtype == torch.bool
         assert not (choice.commit & ~seen.masked).any()
-        if not own.waits:
+        if not own.may_skip:
             assert torch.equal(choice.commit.any(1), seen.masked.any(1))
-        ours = seen.here & ~seen.fixed & ~seen.masked
+        ours = seen.in_window & ~seen.prompt_or_pad & ~seen.masked
         for revised in (choice.edit, choice.remask):
             assert revised is None or not (revised & ~ours).any()
         if choice.hold is not None:
@@ -105,10 +105,22 @@ def test_its_choice_is_the_row_s_own(name, policy):
         alone = type(seen)(
             **{
                 f: getattr(seen, f)[i : i + 1]
-                for f in ("logp", "tokens", "drawn", "at", "masked", "later", "fixed", "here", "step", "owed", "start")
+                for f in (
+                    "logp",
+                    "tokens",
+                    "sampled",
+                    "positions",
+                    "masked",
+                    "outside_window",
+                    "prompt_or_pad",
+                    "in_window",
+                    "step",
+                    "mask_budget",
+                    "prompt_end",
+                )
             },
             uniform=lambda name, i=i: seen.uniform(name)[i : i + 1],
-            draw=seen.draw,
+            resample=seen.resample,
         )
         choice, _ = own.select(alone, own.init(1, 19))
         for field in ("commit", "edit", "remask", "hold", "tokens"):
@@ -124,12 +136,12 @@ LENGTHS = [9, 14, 4, 11, 1]
 def same(one, i, other, j):
     """Row i of one result is row j of another, to the bit."""
     assert torch.equal(one.text(i), other.text(j))
-    n = int(one.end[i])
-    assert torch.equal(one.when[i, :n], other.when[j, :n])
-    assert torch.equal(one.sure[i, :n], other.sure[j, :n])
-    assert (int(one.nfe[i]), int(one.end[i]), one.reasons[i]) == (
+    n = int(one.text_end[i])
+    assert torch.equal(one.commit_step[i, :n], other.commit_step[j, :n])
+    assert torch.equal(one.confidence[i, :n], other.confidence[j, :n])
+    assert (int(one.nfe[i]), int(one.text_end[i]), one.reasons[i]) == (
         int(other.nfe[j]),
-        int(other.end[j]),
+        int(other.text_end[j]),
         other.reasons[j],
     )
 
@@ -138,13 +150,13 @@ def same(one, i, other, j):
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_row_is_the_same_in_any_batch(name, temperature, policy):
     how = Decoding(policy(name, 5), {"name": "semi_ar", "length": 5}, sampling=TokenSampling(temperature))
-    f, seeds = Noisy(stops=(3,)), [11, 12, 13, 14, 15]
+    f, seeds = Noisy(eos_token_ids=(3,)), [11, 12, 13, 14, 15]
     together = decode(f, PROMPTS, LENGTHS, how, seed=seeds)
-    seldom = decode(f, PROMPTS, LENGTHS, how, seed=seeds, every=3)
+    seldom = decode(f, PROMPTS, LENGTHS, how, seed=seeds, sync_every=3)
     for i in range(len(PROMPTS)):
         same(together, i, decode(f, PROMPTS[i : i + 1], LENGTHS[i : i + 1], how, seed=seeds[i : i + 1]), 0)
         same(together, i, seldom, i)
-        assert not (together.text(i) == f.mask).any()
+        assert not (together.text(i) == f.mask_token_id).any()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -155,7 +167,7 @@ def test_it_does_not_matter_how_much_it_is_shown(name, policy):
         how = Decoding(
             policy(name, 5), {"name": "semi_ar", "length": 5}, stopping_rules=stops, sampling=TokenSampling(1.0)
         )
-        results.append(decode(Noisy(stops=(3,)), PROMPTS, LENGTHS, how, seed=4))
+        results.append(decode(Noisy(eos_token_ids=(3,)), PROMPTS, LENGTHS, how, seed=4))
     for i in range(len(PROMPTS)):
         same(results[0], i, results[1], i)
 
@@ -166,8 +178,8 @@ def test_it_ends_and_leaves_no_mask(name, policy):
     out = decode(Noisy(), [[1]] * 3, 17, how, seed=2)
     assert not (out.tokens == 12).any()
     assert out.reasons == ["full"] * 3
-    assert (out.when[:, 1:] >= 1).all()
-    assert (out.when <= out.nfe[:, None]).all()
+    assert (out.commit_step[:, 1:] >= 1).all()
+    assert (out.commit_step <= out.nfe[:, None]).all()
 
 
 def random_joint(seed, words=3, length=4):
@@ -191,7 +203,7 @@ def test_one_token_at_a_time_recovers_an_exact_model(joint, name, policy):
 def test_its_order_does_not_use_samples(name, policy):
     """Other tokens drawn, the same places."""
     own = policy(name, 16, **({"score": "confidence"} if name == "topk" else {}))
-    assert not own.order_uses_samples
+    assert not own.order_depends_on_samples
     seen, other = random_view(2, torch.float64), random_view(2, torch.float64)
-    other.drawn = (other.drawn + 1) % WORDS
+    other.sampled = (other.sampled + 1) % WORDS
     assert torch.equal(*(own.select(s, own.init(40, 19))[0].commit for s in (seen, other)))

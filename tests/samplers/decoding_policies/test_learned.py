@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from gen.config.errors import UserError
 from gen.samplers.decoding_policies.learned import Filter, Learned
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.loop import decode
 from tests.gen.predictors import Noisy
 from tests.samplers.decoding_policies.views import chosen, view
@@ -71,7 +71,7 @@ def test_what_the_filter_sees(tmp_path):
     """The window's confidences; 1 where a token is committed and where the window is shorter than the filter."""
     policy = Learned(written(tmp_path / "f.safetensors", step(0.5, 6)))
     seen = view([[0.9, 0.2, 0.3, 0.4, 0.5], [0.9, 0.2, 0.3, 0.4, 0.5]], [[0, 1, 0, 1, 1], [1, 1, 1, 1, 0]],
-                here=[[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])  # fmt: skip
+                in_window=[[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])  # fmt: skip
     expected = torch.tensor([[0.2, 1, 0.4, 1, 1, 1], [0.9, 0.2, 0.3, 0.4, 1, 1]], dtype=torch.float64)
     torch.testing.assert_close(policy.inputs(seen), expected)
 

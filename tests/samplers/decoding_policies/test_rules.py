@@ -63,7 +63,7 @@ def test_what_is_committed(policy, confidences, places):
 
 def test_what_is_not_masked_takes_no_part():
     """The surest of all is committed already, and the next lies behind the window."""
-    seen = view([[0.99, 0.6, 0.5, 0.95]], [[0, 1, 1, 1]], here=[[1, 1, 1, 0]])
+    seen = view([[0.99, 0.6, 0.5, 0.95]], [[0, 1, 1, 1]], in_window=[[1, 1, 1, 0]])
     for policy in (TopK(1), Threshold(0.9), Factor(1.0), EntropyBound(0.0), LocalLeap(0.9, 0.5), Hierarchy(0.9, 0.9)):
         assert chosen(policy, seen) == [[1]]
 
@@ -93,9 +93,9 @@ def test_an_entropy_bound_sums_what_comes_before_the_largest():
 def test_steps_share_the_masks_of_a_window_out():
     """Seven masks in three steps are 3, 2, 2; in nine they are one each."""
     policy = TopK(steps=3)
-    counts = [len(chosen(policy, view([[0.5] * 7], step=step, owed=[7]))[0]) for step in range(3)]
+    counts = [len(chosen(policy, view([[0.5] * 7], step=step, mask_budget=[7]))[0]) for step in range(3)]
     assert counts == [3, 2, 2]
-    assert [len(chosen(TopK(steps=9), view([[0.5] * 7], step=s, owed=[7]))[0]) for s in (0, 6, 8)] == [1, 1, 1]
+    assert [len(chosen(TopK(steps=9), view([[0.5] * 7], step=s, mask_budget=[7]))[0]) for s in (0, 6, 8)] == [1, 1, 1]
 
 
 # By chance
@@ -112,13 +112,13 @@ def test_ancestral_commits_each_by_itself(step):
 
 def test_ancestral_follows_its_schedule():
     steps = torch.arange(5)
-    cosine = build("samplers.decoding_policies", "ancestral", steps=5, mask="cosine")
+    cosine = build("samplers.decoding_policies", "ancestral", steps=5, path="cosine")
     t = 1 - steps.double() / 5
     mask = 1 - torch.cos(math.pi / 2 * t)
     expected = 1 - torch.cat([mask[1:], torch.zeros(1)]) / mask
     torch.testing.assert_close(cosine.chance(steps), expected.double())
     assert (
-        float(build("samplers.decoding_policies", "ancestral", steps=5, mask="geometric").chance(torch.tensor(4))) == 1
+        float(build("samplers.decoding_policies", "ancestral", steps=5, path="geometric").chance(torch.tensor(4))) == 1
     )
 
 
@@ -128,7 +128,7 @@ def test_dream_s_quota_is_each_row_s_own():
     for step in range(4):
         masked = [[1] * 10, [1] * 3 + [0] * 7]
         expected = [n if step == 3 else int(n * (1 - grid[step + 1] / grid[step])) for n in (10, 3)]
-        places = chosen(Dream(4), view([[0.5] * 10] * 2, masked, step=step, owed=[10, 10]))
+        places = chosen(Dream(4), view([[0.5] * 10] * 2, masked, step=step, mask_budget=[10, 10]))
         assert [len(p) for p in places] == expected
 
 
@@ -193,12 +193,12 @@ def test_credit_belongs_to_a_place():
     assert float(state["credit"][0, 2, 5]) == pytest.approx(gain)
 
 
-def play(policy, confidences, steps, drawn=None):
+def play(policy, confidences, steps, sampled=None):
     """Steps of one row whose predictions never change; the masks after each, and what was taken back."""
     n = len(confidences)
     masked, state, masks, taken = [1] * n, policy.init(1, n), [], []
     for step in range(steps):
-        choice, state = policy.select(view([confidences], [masked], step=step, owed=[n], drawn=drawn), state)
+        choice, state = policy.select(view([confidences], [masked], step=step, mask_budget=[n], sampled=sampled), state)
         commit = choice.commit[0].tolist()
         remask = [False] * n if choice.remask is None else choice.remask[0].tolist()
         masked = [int((m and not c) or r) for m, c, r in zip(masked, commit, remask, strict=True)]
@@ -236,7 +236,7 @@ def test_rcr_takes_back_what_turns_out_less_sure():
     policy = RCR(steps=4)
     choice, state = policy.select(view([[0.6, 0.5, 0.4, 0.3]], step=0), policy.init(1, 4))
     assert rows(choice) == [[0]]
-    seen = view([[0.1, 0.9, 0.95, 0.3]], [[0, 1, 1, 1]], step=1, owed=[4])
+    seen = view([[0.1, 0.9, 0.95, 0.3]], [[0, 1, 1, 1]], step=1, mask_budget=[4])
     choice, state = policy.select(seen, state)
     assert rows(choice) == [[1, 2]]
     assert choice.remask.tolist() == [[True, False, False, False]]
@@ -254,7 +254,8 @@ def test_edit_commits_what_is_sure_or_what_is_due():
 def test_edit_corrects_another_token_above_the_threshold():
     """Place 0 keeps its token, 1 is sure of another, 2 is not sure enough, 3 is the prompt, 4 lies in another block."""
     seen = view([[0.9, 0.9, 0.5, 0.9, 0.9, 0.9]], [[0, 0, 0, 0, 0, 1]], best=[[1, 1, 1, 1, 1, 1]],
-                tokens=[[1, 2, 2, 2, 2, 0]], fixed=[[0, 0, 0, 1, 0, 0]], here=[[1, 1, 1, 1, 0, 1]])  # fmt: skip
+                tokens=[[1, 2, 2, 2, 2, 0]], prompt_or_pad=[[0, 0, 0, 1, 0, 0]],
+                in_window=[[1, 1, 1, 1, 0, 1]])  # fmt: skip
     choice, _ = Edit(edit=0.5).select(seen, Edit().init(1, 6))
     assert choice.edit.tolist() == [[False, True, False, False, False, False]]
     assert Edit(edit=None).select(seen, Edit().init(1, 6))[0].edit is None
@@ -269,7 +270,7 @@ def test_two_tokens_that_suggest_each_other_end(post, looks):
     while bool(choice.hold.any()):
         found, other = found + 1, 3 - token
         choice, state = policy.select(
-            view([[0.9]], [[0]], best=[[other]], tokens=[[token]], step=found, owed=[1]), state
+            view([[0.9]], [[0]], best=[[other]], tokens=[[token]], step=found, mask_budget=[1]), state
         )
         assert choice.edit.all()
         token = other
@@ -281,7 +282,7 @@ def test_a_window_without_corrections_is_looked_at_once():
     policy = Edit()
     choice, state = policy.select(view([[0.9]], best=[[1]]), policy.init(1, 1))
     assert choice.hold.all()
-    choice, _ = policy.select(view([[0.9]], [[0]], best=[[1]], tokens=[[1]], step=1, owed=[1]), state)
+    choice, _ = policy.select(view([[0.9]], [[0]], best=[[1]], tokens=[[1]], step=1, mask_budget=[1]), state)
     assert not choice.hold.any()
 
 
@@ -298,7 +299,7 @@ def test_edit_is_the_rule_of_diffusers():
         masked = torch.rand(4, 8) < 0.6
         masked[:, 0] = True
         seen = view(c.tolist(), masked.int().tolist(), best=best.tolist(), tokens=tokens.tolist(), step=step % 3,
-                    owed=[8] * 4)  # fmt: skip
+                    mask_budget=[8] * 4)  # fmt: skip
         out = scheduler.step(seen.logp.float(), step % 3, seen.tokens, mask_token_id=WORDS, threshold=0.7,
                              editing_threshold=0.6)  # fmt: skip
         choice, _ = Edit(0.7, 0.6, steps=3).select(seen, Edit().init(4, 8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gen.text.contracts import View
+from gen.text.contracts import StepView
 
 WORDS = 40
 
@@ -17,32 +17,32 @@ def table(confidences, best=None):
     return rest.scatter(-1, best[..., None], p[..., None]).log()
 
 
-def view(confidences, masked=None, *, best=None, tokens=None, drawn=None, step=0, owed=None, here=None, fixed=None,
-         first=0, seed=0):  # fmt: skip
+def view(confidences, masked=None, *, best=None, tokens=None, sampled=None, step=0, mask_budget=None, in_window=None,
+         prompt_or_pad=None, first=0, seed=0):  # fmt: skip
     """A View of rows given as [B, W] lists; masked: everywhere unless told."""
     logp = table(confidences, best)
     b, w = logp.shape[:2]
     masked = torch.ones(b, w, dtype=torch.bool) if masked is None else torch.tensor(masked).bool()
-    here = torch.ones_like(masked) if here is None else torch.tensor(here).bool()
-    fixed = torch.zeros_like(masked) if fixed is None else torch.tensor(fixed).bool()
-    ours = masked & here & ~fixed
+    in_window = torch.ones_like(masked) if in_window is None else torch.tensor(in_window).bool()
+    prompt_or_pad = torch.zeros_like(masked) if prompt_or_pad is None else torch.tensor(prompt_or_pad).bool()
+    ours = masked & in_window & ~prompt_or_pad
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(b, w, generator=generator, dtype=torch.float64)
     tokens = torch.zeros(b, w, dtype=torch.int64) if tokens is None else torch.tensor(tokens)
-    return View(
+    return StepView(
         logp=logp,
         tokens=torch.where(masked, WORDS, tokens),
-        drawn=logp.argmax(-1) if drawn is None else torch.tensor(drawn),
-        at=first + torch.arange(w).expand(b, w),
+        sampled=logp.argmax(-1) if sampled is None else torch.tensor(sampled),
+        positions=first + torch.arange(w).expand(b, w),
         masked=ours,
-        later=masked & ~here & ~fixed,
-        fixed=fixed,
-        here=here,
+        outside_window=masked & ~in_window & ~prompt_or_pad,
+        prompt_or_pad=prompt_or_pad,
+        in_window=in_window,
         step=torch.full((b,), step),
-        owed=ours.sum(1) if owed is None else torch.tensor(owed),
-        start=torch.full((b,), first),
+        mask_budget=ours.sum(1) if mask_budget is None else torch.tensor(mask_budget),
+        prompt_end=torch.full((b,), first),
         uniform=lambda name: u,
-        draw=lambda logp: logp.argmax(-1),
+        resample=lambda logp: logp.argmax(-1),
     )
 
 
@@ -53,4 +53,4 @@ def rows(choice):
 
 def chosen(policy, seen):
     """What a policy commits at the first step that it sees, one list a row."""
-    return rows(policy.select(seen, policy.init(len(seen.at), int(seen.at.max()) + 1))[0])
+    return rows(policy.select(seen, policy.init(len(seen.positions), int(seen.positions.max()) + 1))[0])

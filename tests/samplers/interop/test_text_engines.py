@@ -11,7 +11,7 @@ from gen.config.spec import build
 from gen.models.text import Text
 from gen.samplers.interop.block_refinement import Refinement
 from gen.samplers.interop.remasking import Remasking
-from gen.text.contracts import Decoding
+from gen.text.decoding import Decoding
 from gen.text.loop import decode
 
 MASK, STOP, BLOCK = 40, 39, 8
@@ -23,7 +23,16 @@ class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
-        spec = Text(vocab=41, mask=MASK, stops=(STOP,), length=64, width=32, depth=2, heads=2, block=BLOCK)
+        spec = Text(
+            vocab_size=41,
+            mask_token_id=MASK,
+            eos_token_ids=(STOP,),
+            length=64,
+            width=32,
+            depth=2,
+            heads=2,
+            block_size=BLOCK,
+        )
         self.net = spec.build().eval().double()
         with torch.no_grad():
             for weight in self.net.parameters():
@@ -142,7 +151,7 @@ def test_a_policy_that_waits_is_refused():
 
 @pytest.fixture
 def policy():
-    return Remasking(build("samplers.decoding_policies", {"name": "threshold", "threshold": 0.6}), mask=3)
+    return Remasking(build("samplers.decoding_policies", {"name": "threshold", "threshold": 0.6}), mask_token_id=3)
 
 
 def logits(*probs):
@@ -181,4 +190,4 @@ def test_wrong_calls_are_one_line(policy):
     with pytest.raises(UserError, match="the mask is token 4"):
         policy.apply(input_block=[4], logits=logits(SURE), remasking_config={"mask_token_id": 4})
     with pytest.raises(UserError, match="remembers or waits"):
-        Remasking(build("samplers.decoding_policies", "credit"), mask=3)
+        Remasking(build("samplers.decoding_policies", "credit"), mask_token_id=3)

@@ -15,7 +15,7 @@ from gen.samplers.stopping_rules.adaptive import Adaptive
 from gen.samplers.stopping_rules.eos import EOS
 from gen.samplers.stopping_rules.eotp import EoTP
 from gen.samplers.stopping_rules.prophet import Prophet
-from gen.text.contracts import Decoding, TokenSampling
+from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.worlds import replace
 from tests.gen.predictors import Noisy, table_of
@@ -33,23 +33,23 @@ def run(f, length, policy=None, *stops, prompt=(), block_schedule="whole", **how
 
 def test_a_text_ends_with_a_stop_token_that_no_mask_precedes():
     """The stop token is written first, the two before it after; what follows is never decoded."""
-    f = table_of([1, 2, STOP, 4, 5], [0.5, 0.6, 0.9, 0.4, 0.3], stops=(STOP,))
+    f = table_of([1, 2, STOP, 4, 5], [0.5, 0.6, 0.9, 0.4, 0.3], eos_token_ids=(STOP,))
     out = run(f, 5, None, EOS())
     assert out.text(0).tolist() == [1, 2, STOP]
     assert out.tokens[0].tolist() == [1, 2, STOP, STOP, STOP]  # padding
-    assert out.when[0].tolist() == [3, 2, 1, -1, -1]
+    assert out.commit_step[0].tolist() == [3, 2, 1, -1, -1]
     assert (int(out.nfe[0]), out.reasons) == (3, ["eos"])
 
 
 def test_a_stop_token_of_the_prompt_ends_nothing():
-    f = table_of([0, 0, 1, 2, 3], [0.5] * 5, stops=(STOP,))
+    f = table_of([0, 0, 1, 2, 3], [0.5] * 5, eos_token_ids=(STOP,))
     out = run(f, 3, None, EOS(), prompt=(STOP, STOP))
     assert out.text(0).tolist() == [1, 2, 3]
     assert out.reasons == ["full"]
 
 
 def test_the_first_of_several_stop_tokens_counts():
-    f = table_of([1, 8, STOP, STOP], [0.9, 0.8, 0.7, 0.6], stops=(STOP, 8))
+    f = table_of([1, 8, STOP, STOP], [0.9, 0.8, 0.7, 0.6], eos_token_ids=(STOP, 8))
     assert run(f, 4, TopK(4), EOS()).text(0).tolist() == [1, 8]
 
 
@@ -58,53 +58,53 @@ def test_the_first_of_several_stop_tokens_counts():
 
 def test_a_text_is_cut_where_its_end_is_foreseen():
     """.95 at place 2 before anything stands there: what lies behind is not computed any more."""
-    f = table_of([1, 2, STOP, 4, 5, STOP], [0.5, 0.6, 0.95, 0.4, 0.3, 0.99], stops=(STOP,))
+    f = table_of([1, 2, STOP, 4, 5, STOP], [0.5, 0.6, 0.95, 0.4, 0.3, 0.99], eos_token_ids=(STOP,))
     out = run(f, 6, TopK(1, "left_to_right"), EoTP(), EOS())
     assert out.text(0).tolist() == [1, 2, STOP]
-    assert int(out.end[0]) == 3
+    assert int(out.text_end[0]) == 3
     assert int(out.nfe[0]) == 3
     assert out.computed.tolist() == [6 + 3 + 3]
 
 
 def test_the_first_sure_stop_token_counts_not_the_surest():
     """Public code falls back to the surest one: place 3, though 1 is as good as certain."""
-    f = table_of([1, STOP, 3, STOP], [0.5, 0.95, 0.4, 0.99], stops=(STOP,))
+    f = table_of([1, STOP, 3, STOP], [0.5, 0.95, 0.4, 0.99], eos_token_ids=(STOP,))
     assert run(f, 4, TopK(1), EoTP()).text(0).tolist() == [1, STOP]
-    unsure = table_of([1, STOP, 3, STOP], [0.5, 0.8, 0.4, 0.85], stops=(STOP,))
+    unsure = table_of([1, STOP, 3, STOP], [0.5, 0.8, 0.4, 0.85], eos_token_ids=(STOP,))
     assert run(unsure, 4, TopK(1), EoTP()).text(0).tolist() == [1, STOP, 3, STOP]
 
 
 def test_a_text_is_also_cut_after_a_stop_token_that_was_just_written():
     """Or a policy that commits what is sure would leave nothing to foresee."""
-    f = table_of([1, 2, STOP, 4], [0.5, 0.6, 0.95, 0.4], stops=(STOP,))
+    f = table_of([1, 2, STOP, 4], [0.5, 0.6, 0.95, 0.4], eos_token_ids=(STOP,))
     out = run(f, 4, Threshold(0.9), EoTP(), EOS())
-    assert out.when[0].tolist() == [3, 2, 1, -1]
+    assert out.commit_step[0].tolist() == [3, 2, 1, -1]
     assert out.computed.tolist() == [4 + 3 + 3]
 
 
 def test_what_was_drawn_instead_of_a_foreseen_end_counts():
-    f = table_of([1, STOP, 3], [0.1, 0.6, 0.1], stops=(STOP,))
+    f = table_of([1, STOP, 3], [0.1, 0.6, 0.1], eos_token_ids=(STOP,))
     how = Decoding(Threshold(0.5), "whole", stopping_rules=(EoTP(0.5),), sampling=TokenSampling(1.0))
     out = decode(f, [[]] * 40, 3, how)
     stopped = out.tokens[:, 1] == STOP
     assert 5 < int(stopped.sum()) < 35
-    assert torch.equal(out.end, torch.where(stopped, 2, 3))
+    assert torch.equal(out.text_end, torch.where(stopped, 2, 3))
 
 
 def test_masks_before_a_foreseen_end_are_decoded():
-    f = table_of([1, 2, 3, STOP, 5], [0.1, 0.1, 0.1, 0.99, 0.1], stops=(STOP,))
+    f = table_of([1, 2, 3, STOP, 5], [0.1, 0.1, 0.1, 0.99, 0.1], eos_token_ids=(STOP,))
     out = run(f, 5, TopK(1), EoTP(), EOS())
     assert out.text(0).tolist() == [1, 2, 3, STOP]
-    assert (out.when[0, :4] > 0).all()
+    assert (out.commit_step[0, :4] > 0).all()
 
 
 def test_an_end_is_foreseen_in_the_window_only_if_so_told():
-    f = table_of([1, 2, 3, STOP], [0.5, 0.5, 0.5, 0.99], stops=(STOP,))
+    f = table_of([1, 2, 3, STOP], [0.5, 0.5, 0.5, 0.99], eos_token_ids=(STOP,))
     blocks = {"name": "semi_ar", "length": 2}
     assert run(f, 4, None, EoTP(), block_schedule=blocks).computed.tolist() == [4 * 4]
-    far = table_of([1, 2, STOP, 4, 5, 6], [0.5, 0.5, 0.99, 0.5, 0.5, 0.5], stops=(STOP,))
+    far = table_of([1, 2, STOP, 4, 5, 6], [0.5, 0.5, 0.99, 0.5, 0.5, 0.5], eos_token_ids=(STOP,))
     assert run(far, 6, None, EoTP(), EOS(), block_schedule=blocks).computed.tolist() == [6 + 3 + 3]
-    assert run(far, 6, None, EoTP(whole=False), EOS(), block_schedule=blocks).computed.tolist() == [6 + 6 + 6]
+    assert run(far, 6, None, EoTP(whole_text=False), EOS(), block_schedule=blocks).computed.tolist() == [6 + 6 + 6]
 
 
 # A certain answer
@@ -114,7 +114,7 @@ def sharp(gap, n, tokens=None):
     """Predictions whose two likeliest tokens are `gap` nats apart, at each place."""
     gaps = gap if isinstance(gap, list) else [gap] * n
     sure = [1 / (1 + 11 * math.exp(-g)) for g in gaps]
-    return table_of(tokens or [1 + i % 7 for i in range(n)], sure, stops=(STOP,))
+    return table_of(tokens or [1 + i % 7 for i in range(n)], sure, eos_token_ids=(STOP,))
 
 
 @pytest.mark.parametrize(("gap", "nfe"), [(7.6, 1), (7.4, 5), (5.1, 5), (4.9, 8), (2.6, 8), (2.4, 10)])
@@ -141,7 +141,7 @@ def test_prophet_fills_masks_only_and_all_blocks():
     f = sharp(7.6, 8)
     out = run(f, 8, TopK(3), Prophet(), block_schedule={"name": "semi_ar", "length": 4}, sampling=TokenSampling(50.0))
     assert int(out.nfe[0]) == 1
-    assert out.when[0].tolist() == [1] * 8
+    assert out.commit_step[0].tolist() == [1] * 8
     likely = [1 + i % 7 for i in range(8)]
     assert out.text(0).tolist()[3:] == likely[3:]
     assert out.text(0).tolist() != likely
@@ -190,9 +190,9 @@ def test_adaptive_waits_for_certainty():
 
 def test_adaptive_is_reset_by_another_guess():
     """Noise changes its mind at every step."""
-    out = run(Noisy(stops=(STOP,)), 8, None, Adaptive(1, 99.0))
+    out = run(Noisy(eos_token_ids=(STOP,)), 8, None, Adaptive(1, 99.0))
     assert out.reasons == ["full"]
-    assert run(Noisy(stops=(STOP,)), 8, None, Adaptive(0, 99.0)).reasons == ["adaptive"]
+    assert run(Noisy(eos_token_ids=(STOP,)), 8, None, Adaptive(0, 99.0)).reasons == ["adaptive"]
 
 
 # What all of them keep to
@@ -204,38 +204,29 @@ def test_every_stop_is_accounted_for():
     assert set(STOPS) == set(names("samplers.stopping_rules"))
 
 
-@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("sync_every", [1, 4])
 @pytest.mark.parametrize("policy", [TopK(1), Threshold(0.5), TopK(3, "random")], ids=repr)
 @pytest.mark.parametrize("name", STOPS)
-def test_a_row_stops_by_itself(name, policy, every):
+def test_a_row_stops_by_itself(name, policy, sync_every):
     prompts, lengths, seeds = [[1, 2], [], [3] * 5, [4]], [12, 7, 9, 1], [5, 6, 7, 8]
     how = Decoding(policy, {"name": "semi_ar", "length": 4}, stopping_rules=(STOPS[name],), sampling=TokenSampling(0.7))
-    f = Noisy(stops=(STOP, 2), scale=6.0)
-    together = decode(f, prompts, lengths, how, seed=seeds, every=every)
+    f = Noisy(eos_token_ids=(STOP, 2), scale=6.0)
+    together = decode(f, prompts, lengths, how, seed=seeds, sync_every=sync_every)
     early = 0
     for i in range(4):
         alone = decode(f, prompts[i : i + 1], lengths[i : i + 1], how, seed=seeds[i : i + 1])
         assert torch.equal(together.text(i), alone.text(0))
         assert int(together.nfe[i]) == int(alone.nfe[0])
         assert together.reasons[i] == alone.reasons[0]
-        assert not (together.text(i) == f.mask).any()
+        assert not (together.text(i) == f.mask_token_id).any()
         early += together.reasons[i] != "full" or len(together.text(i)) < lengths[i]
     assert early
 
 
 def test_stops_that_look_at_the_whole_text_need_it_computed():
-    class Narrow:
-        whole = False
-
-        def check(self, predictor):
-            pass
-
-        def span(self, now):
-            raise AssertionError
-
     with pytest.raises(UserError, match="looks at the whole text"):
-        Decoding(kv_plan=Narrow(), stopping_rules=(Prophet(),))
-    Decoding(kv_plan=Narrow(), stopping_rules=(EoTP(whole=False),))
+        Decoding(kv_plan="dual", stopping_rules=(Prophet(),))
+    Decoding(kv_plan="dual", stopping_rules=(EoTP(whole_text=False),))
 
 
 @pytest.mark.parametrize(

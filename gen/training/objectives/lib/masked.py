@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import DenoiserLike
-from gen.text.contracts import between
+from gen.text.contracts import positions_between
 from gen.text.mask_path import MaskPath
 from gen.training.objectives import Batch
 
@@ -66,7 +66,7 @@ def tokens_of(batch: Batch, length: Tensor | None = None) -> Tokens:
     prompt = cond.get("prompt", torch.zeros(b, dtype=torch.int64, device=x.device))
     end = cond.get("length", torch.full((b,), n, device=x.device))
     end = end if length is None else torch.minimum(end, length.to(end))
-    return Tokens(x, between(n, prompt, end), end)
+    return Tokens(x, positions_between(n, prompt, end), end)
 
 
 def inner(net: nn.Module) -> Any:
@@ -76,7 +76,7 @@ def inner(net: nn.Module) -> Any:
 
 def check_masks(net: nn.Module, owner: str) -> None:
     """Raises UserError for a network that has no mask token."""
-    if not isinstance(getattr(inner(net), "mask", None), int):
+    if not isinstance(getattr(inner(net), "mask_token_id", None), int):
         spec = getattr(inner(net), "spec", None)
         raise UserError(f"{owner} trains networks that predict masked tokens, such as the model text, and "
                         f"{type(spec if spec is not None else net).__name__} has no mask token")  # fmt: skip

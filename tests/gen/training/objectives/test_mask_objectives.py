@@ -39,29 +39,29 @@ class Exact:
     """
 
     world: Joint
-    block: int | None = None
+    block_size: int | None = None
     shift: int = 0
     twice: int = 0
 
     @property
-    def mask(self):
-        return self.world.mask
+    def mask_token_id(self):
+        return self.world.mask_token_id
 
-    def __call__(self, tokens, lengths=None, at=None, *, attend=None, positions=None):
+    def __call__(self, tokens, lengths=None, positions=None, *, attention_mask=None, position_ids=None):
         b, n = tokens.shape
-        if attend is None:
+        if attention_mask is None:
             out = self.world(tokens)
-            return out if at is None else out.gather(1, at[..., None].expand(-1, -1, out.shape[-1]))
+            return out if positions is None else out.gather(1, positions[..., None].expand(-1, -1, out.shape[-1]))
         out = []
-        for place in at[0].tolist():
+        for place in positions[0].tolist():
             query = place - self.shift if place else 0
-            state = torch.full((b, self.world.texts.shape[1]), self.mask)
+            state = torch.full((b, self.world.texts.shape[1]), self.mask_token_id)
             for key in range(n):
-                if attend[query, key]:
-                    there = int(positions[key])
-                    self.twice += int((state[:, there] != self.mask).any())
+                if attention_mask[query, key]:
+                    there = int(position_ids[key])
+                    self.twice += int((state[:, there] != self.mask_token_id).any())
                     state[:, there] = tokens[:, key]
-            out.append(self.world(state)[:, int(positions[place])])
+            out.append(self.world(state)[:, int(position_ids[place])])
         return torch.stack(out, 1)
 
 
@@ -108,7 +108,7 @@ def test_mdlm_of_exact_conditionals_is_the_likelihood_of_each_text(path):
     world = joint()
     made = expected(
         lambda t, hits: MDLM().losses(roles(world, path), whole(world.texts), t, hits)[0],
-        lambda t: float(path.mask(torch.tensor(t, dtype=torch.float64))),
+        lambda t: float(path.masked_fraction(torch.tensor(t, dtype=torch.float64))),
         world.texts,
     )
     torch.testing.assert_close(made.sum(1), -world.probs.log(), rtol=1e-10, atol=1e-10)
@@ -182,9 +182,9 @@ def test_two_copies_mask_every_trained_token_once():
     batch = text_batch(x, prompt=[0, 1, 2, 3, 0], length=[6, 6, 5, 4, 3])
     tokens = tokens_of(batch)
     noisy = objective.views(Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.hits(batch))
-    hidden = (noisy == world.mask).view(2, *x.shape).sum(0)
+    hidden = (noisy == world.mask_token_id).view(2, *x.shape).sum(0)
     assert torch.equal(hidden, tokens.trained.long())
-    assert torch.equal(torch.where(noisy == world.mask, x.repeat(2, 1), noisy), x.repeat(2, 1))
+    assert torch.equal(torch.where(noisy == world.mask_token_id, x.repeat(2, 1), noisy), x.repeat(2, 1))
     alone = FastDLLM(complementary=False).views(
         Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.hits(batch)
     )
@@ -223,30 +223,30 @@ def test_the_mask_of_block_diffusion_is_its_three_rules(length, block):
 class Attending(nn.Module):
     """Two layers of plain attention upon embeddings that can be asked for their gradient."""
 
-    mask, stops = WORDS, ()
+    mask_token_id, eos_token_ids = WORDS, ()
 
     def __init__(self, length=LENGTH, block=2, shift=0):
         super().__init__()
         torch.manual_seed(0)
-        self.block, self.shift = block, shift
+        self.block_size, self.shift = block, shift
         self.embed = nn.Embedding(WORDS + 1, 8, dtype=torch.float64)
         self.places = nn.Embedding(length, 8, dtype=torch.float64)
         self.layers = nn.ModuleList(nn.Linear(8, 24, dtype=torch.float64) for _ in range(2))
         self.head = nn.Linear(8, WORDS + 1, dtype=torch.float64)
 
-    def forward(self, tokens, lengths=None, at=None, *, attend=None, positions=None):
+    def forward(self, tokens, lengths=None, positions=None, *, attention_mask=None, position_ids=None):
         self.given = self.embed(tokens).detach().requires_grad_() + 0 * self.embed.weight.sum()
         self.given.retain_grad()
-        h = self.given + self.places(torch.arange(tokens.shape[1]) if positions is None else positions)
-        if attend is None and lengths is not None:
-            attend = (torch.arange(tokens.shape[1]) < lengths[:, None])[:, None].expand(-1, tokens.shape[1], -1)
+        h = self.given + self.places(torch.arange(tokens.shape[1]) if position_ids is None else position_ids)
+        if attention_mask is None and lengths is not None:
+            attention_mask = (torch.arange(tokens.shape[1]) < lengths[:, None])[:, None].expand(-1, tokens.shape[1], -1)
         for layer in self.layers:
             q, k, v = layer(h).chunk(3, -1)
-            h = h + nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+            h = h + nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         out = self.head(h)
-        at = torch.arange(tokens.shape[1]).expand(len(tokens), -1) if at is None else at
-        at = (at - self.shift).clamp(min=0)
-        return out.gather(1, at[..., None].expand(-1, -1, out.shape[-1]))
+        positions = torch.arange(tokens.shape[1]).expand(len(tokens), -1) if positions is None else positions
+        positions = (positions - self.shift).clamp(min=0)
+        return out.gather(1, positions[..., None].expand(-1, -1, out.shape[-1]))
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -276,9 +276,9 @@ def test_the_first_token_of_a_block_comes_from_the_clean_place_before_it():
     x = torch.tensor([[0, 1, 2, 0]])
     noisy = torch.tensor([[WORDS] * 4])
     out = beside_clean(net, noisy, whole(x), 2)
-    net.block = None
+    net.block_size = None
     causal = torch.arange(4)[:, None] // 2 >= torch.arange(4) // 2
-    alone = net(torch.cat([x[:, :2], noisy[:, 2:]], 1), attend=causal)
+    alone = net(torch.cat([x[:, :2], noisy[:, 2:]], 1), attention_mask=causal)
     torch.testing.assert_close(out[:, 2:], alone[:, 2:], rtol=1e-12, atol=1e-12)
 
 
@@ -308,10 +308,10 @@ def test_padding_and_prompts_cost_nothing_and_padding_is_not_seen(objective):
 class Uniform:
     """Knows nothing of three words and a mask."""
 
-    mask, block, shift = 3, None, 0
+    mask_token_id, block_size, shift = 3, None, 0
 
-    def __call__(self, tokens, lengths=None, at=None, **how):
-        return torch.zeros(*(tokens if at is None else at).shape, 4, dtype=torch.float64)
+    def __call__(self, tokens, lengths=None, positions=None, **how):
+        return torch.zeros(*(tokens if positions is None else positions).shape, 4, dtype=torch.float64)
 
 
 def test_lladas_loss_by_hand():
@@ -337,20 +337,20 @@ def test_mdlms_loss_by_hand():
     batch, path = text_batch(x, prompt=[2, 0], length=[5, 4]), Cosine()
     (_, loss, _), *_ = MDLM()(roles(net, path), batch)
     t = (1 - 1e-3) * stratified(batch.noise.uniform("t")) + 1e-3
-    hit = batch.noise.uniform("mask", 5) < path.mask(t)[:, None]
+    hit = batch.noise.uniform("mask", 5) < path.masked_fraction(t)[:, None]
     weighted = hit[0, 2:].sum() * path.weight(t)[0] + hit[1, :4].sum() * path.weight(t)[1]
     assert float(loss) == pytest.approx(float(math.log(3) * weighted / 7), rel=1e-12)
 
 
 def test_the_losses_of_blocks_by_hand():
     net, path = Uniform(), Square()
-    net.block = 2
+    net.block_size = 2
     x = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
     batch = text_batch(x, prompt=[2, 0], length=[5, 4])
     trained = tokens_of(batch).trained
     (_, loss, logs), *_ = BD3(clip=(0.2, 0.8))(roles(net, path), batch)
     t = 0.2 + 0.6 * stratified(batch.noise.uniform("t", 3))[:, [0, 0, 1, 1, 2]]
-    hit = (batch.noise.uniform("mask", 5) < path.mask(t)) & trained
+    hit = (batch.noise.uniform("mask", 5) < path.masked_fraction(t)) & trained
     assert float(loss) == pytest.approx(float(math.log(3) * (path.weight(t) * hit).sum() / 7), rel=1e-12)
     assert float(logs["masked"]) == pytest.approx(float(hit.sum()) / 7)
     (_, loss, logs), *_ = FastDLLM()(roles(net), batch)

@@ -1,0 +1,181 @@
+"""How a text is decoded, as a spec, and what decoding returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.config.spec import build, name_of, part
+from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
+
+__all__ = ["Decoded", "Decoding", "DecodingStep", "TokenSampling"]
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """How the token of a position is drawn from its distribution.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_p: draws from the fewest likeliest tokens that together hold p, the one that crosses p included.
+        top_k: draws from the k likeliest tokens; None for all.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        finite = 0 <= self.temperature < math.inf  # False for nan
+        if not finite or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
+            raise UserError(f"{self}; temperature >= 0 and finite, 0 < top_p <= 1 and top_k >= 1")
+
+    def draw(self, logp: Tensor, u: Tensor | None) -> Tensor:
+        """Return token ids [B, W] from logp [B, W, V] by one uniform number each, [B, W], in float64.
+
+        float32 would truncate the distribution (arXiv 2409.02908).
+        """
+        if self.temperature == 0 or u is None:
+            return logp.argmax(-1)
+        logp = (logp.double() / self.temperature).log_softmax(-1)
+        if self.top_k is not None and self.top_k < logp.shape[-1]:
+            logp = logp.masked_fill(logp < logp.topk(self.top_k, -1).values[..., -1:], -torch.inf)
+        if self.top_p < 1:
+            ordered, index = torch.sort(logp.softmax(-1), dim=-1, descending=True, stable=True)
+            excluded = ordered.cumsum(-1) - ordered >= self.top_p  # what comes before it holds p already
+            logp = logp.masked_fill(excluded.gather(-1, index.argsort(-1)), -torch.inf)
+        p = logp.softmax(-1)
+        sums, ids = p.cumsum(-1), torch.arange(p.shape[-1], device=p.device)
+        last = torch.where(p > 0, ids, 0).amax(-1)  # rounding must not lead beyond it
+        drawn = torch.searchsorted(sums, (u.to(sums) * sums[..., -1])[..., None], right=True)[..., 0]
+        return torch.minimum(drawn, last)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a text is decoded: independent choices, each a name, a spec or an object that keeps its contract.
+
+    Attributes:
+        policy: which of the proposed tokens are committed (gen.samplers.decoding_policies).
+        block_schedule: where one may commit (gen.samplers.block_schedules).
+        kv_plan: which positions are computed anew (gen.samplers.kv_plans); None for all of them at every step.
+        stopping_rules: when a text is finished early (gen.samplers.stopping_rules); one or several, None for none.
+        sampling: how tokens are drawn.
+        cfg_scale: classifier-free guidance as in gen.text.wrappers.GuidedPredictor; 0 for none.
+        suppress_tokens: ids that are never predicted.
+    """
+
+    policy: DecodingPolicy = part("samplers.decoding_policies", default="threshold")
+    block_schedule: BlockSchedule = part("samplers.block_schedules", default="semi_ar")
+    kv_plan: KvPlan | None = part("samplers.kv_plans", default=None)
+    stopping_rules: tuple[StoppingRule, ...] = part("samplers.stopping_rules", default=("eos",))
+    sampling: TokenSampling = field(default_factory=TokenSampling)
+    cfg_scale: float = 0.0
+    suppress_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        rules: Any = self.stopping_rules
+        rules = () if rules is None else rules if isinstance(rules, (list, tuple)) else (rules,)
+        parts = {
+            "policy": _part("policy", self.policy, DecodingPolicy),
+            "block_schedule": _part("block_schedule", self.block_schedule, BlockSchedule),
+            "kv_plan": None if self.kv_plan is None else _part("kv_plan", self.kv_plan, KvPlan),
+            "stopping_rules": tuple(_part("stopping_rules", rule, StoppingRule) for rule in rules),
+        }
+        for name, value in parts.items():
+            object.__setattr__(self, name, value)
+        if not math.isfinite(self.cfg_scale):
+            raise UserError(f"Decoding: cfg_scale = {self.cfg_scale}; it must be finite")
+        if self.kv_plan is None:
+            return
+        if self.cfg_scale:
+            raise UserError("Decoding: guidance needs two prompts' keys and values, so it goes without a kv_plan")
+        if self.policy.may_skip:
+            raise UserError(f"Decoding: {name_of(type(self.policy))} may skip steps: a kv_plan has nothing to save")
+        for rule in self.stopping_rules:
+            if rule.whole_text and not self.kv_plan.to_text_end:
+                raise UserError(
+                    f"Decoding: {name_of(type(rule))} looks at the whole text, and the kv_plan "
+                    f"{name_of(type(self.kv_plan))} does not compute it"
+                )
+
+    def beside(self, folder: Path) -> Decoding:
+        """Return the same for the model of a checkpoint, in whose folder a file that the policy reads lies."""
+        beside = getattr(self.policy, "beside", None)
+        return self if beside is None else dataclasses.replace(self, policy=beside(folder))
+
+
+def _part(name: str, value: Any, contract: type) -> Any:
+    """Return a part from its name, spec or object; UserError for what does not keep the contract."""
+    folder = next(f.metadata["folders"][0] for f in dataclasses.fields(Decoding) if f.name == name)
+    made = build(folder, value)
+    if isinstance(made, type) or not isinstance(made, contract):
+        kind = folder.rpartition(".")[2]
+        lacks = [member for member in sorted(_members(contract)) if not hasattr(made, member)]
+        raise UserError(
+            f"Decoding: {name} = {value!r}; a name of `gen list {kind}`, a spec or an object of the contract "
+            f"{contract.__name__}" + (f", which has {', '.join(lacks)}" if lacks else "")
+        )
+    return made
+
+
+def _members(contract: type) -> set[str]:
+    return {member for member in vars(contract) if not member.startswith("_")}
+
+
+@dataclass(eq=False)
+class DecodingStep:
+    """Texts after one step of the decoding loop.
+
+    Attributes:
+        rows: texts of the batch that were active in it, int64 [R].
+        tokens: their canvases, int64 [R, N], masks where nothing is committed.
+        guess: the same with the proposed tokens in the place of the masks that were queried.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    guess: Tensor
+
+
+@dataclass(eq=False)
+class Decoded:
+    """Decoded texts, and what they took.
+
+    Attributes:
+        tokens: canvases of prompt, text and padding, int64 [B, N].
+        prompt_end, text_end: bounds of each text, int64 [B]; a text ends after its end-of-text token.
+        commit_step: the text's evaluation that committed a position, int64 [B, N]; -1 where none did.
+        confidence: probability of a token when it was committed, [B, N].
+        nfe: evaluations of the network for each text, int64 [B].
+        nfe_full: evaluations that computed the whole canvas, int64 [B].
+        computed: positions that all of them computed, int64 [B].
+        reasons: what ended each text: "full", or a stopping rule's name.
+        steps: steps of the loop.
+        forwards: calls of the predictor.
+        seconds: duration of the loop.
+    """
+
+    tokens: Tensor
+    prompt_end: Tensor
+    text_end: Tensor
+    commit_step: Tensor
+    confidence: Tensor
+    nfe: Tensor
+    nfe_full: Tensor
+    computed: Tensor
+    reasons: list[str]
+    steps: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+
+    def text(self, i: int) -> Tensor:
+        """Return the ids of text i, without its prompt."""
+        return self.tokens[i, self.prompt_end[i] : self.text_end[i]]
