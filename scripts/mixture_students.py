@@ -49,7 +49,7 @@ from gen.diffusion.path import Flow, Prediction
 from gen.diffusion.sampling import integrate
 from gen.distillers.lib.networks import ema_update
 from gen.distillers.lib.score import energy_distance
-from gen.distillers.lib.sequence import TeacherSequence, fill
+from gen.distillers.lib.sequence import TeacherSequence, load_matching
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
@@ -181,7 +181,7 @@ class Workshop:
         objective, average = plan.objective, copy.deepcopy(net).requires_grad_(False)
         parts, records = objective.roles(net, self.teacher), self.degraded(plan) if plan.back else []
         if records:
-            fill(parts["fake"], records[-1].net.state_dict())
+            load_matching(parts["fake"], records[-1].net.state_dict())
         roles = {role: denoiser(part) for role, part in parts.items()}
         optims = {role: adam(part, plan, role) for role, part in parts.items() if list(part.parameters())}
         sequence, span = TeacherSequence(records[-2::-1], HOLD), getattr(objective, "updates", plan.updates)
@@ -238,12 +238,12 @@ def panel(title: str, below: str, x: Tensor, teacher: Points, dots: int = 2000) 
     draw = ImageDraw.Draw(big, "RGBA")
     for a, b in x.flatten(1)[:dots].tolist():
         u, v = (REACH + a) / (2 * REACH) * side, (REACH - b) / (2 * REACH) * side
-        draw.ellipse((u - radius, v - radius, u + radius, v + radius), fill=(190, 40, 30, 120))
+        draw.ellipse((u - radius, v - radius, u + radius, v + radius), load_matching=(190, 40, 30, 120))
     whole = Image.new("RGB", (CELL + 12, CELL + TITLE + 8), "white")
     whole.paste(big.resize((CELL, CELL), Image.Resampling.LANCZOS), (6, TITLE))
     draw = ImageDraw.Draw(whole)
-    draw.text((6, 4), title, fill="black", font=ImageFont.load_default(16))
-    draw.text((6, 25), below, fill=(90, 90, 90), font=ImageFont.load_default(13))
+    draw.text((6, 4), title, load_matching="black", font=ImageFont.load_default(16))
+    draw.text((6, 25), below, load_matching=(90, 90, 90), font=ImageFont.load_default(13))
     return whole
 
 

@@ -1,11 +1,10 @@
-"""What distillers of scores share: a few-step student's samples, its fake score's loss, and how both are watched."""
+"""Distillers of scores: a few-step student's samples, the score that is learned of them, and gradients to match it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,64 +12,112 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.config.spec import build
+from gen.config.spec import part
+from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Tap
+from gen.diffusion.times import Times
+from gen.diffusion.times import Uniform as AllTimes
+from gen.diffusion.weighting import Uniform as UniformWeighting
+from gen.diffusion.weighting import Weighting
+from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import require_teacher
 from gen.samplers.solvers.renoise import Renoise
-from gen.training.objectives import Batch
+from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
 
 __all__ = [
     "Scale",
-    "check_pair",
-    "check_settings",
+    "ScoreDistillation",
+    "backward_simulate",
+    "check_same_terms",
     "denoising_losses",
-    "direction",
+    "dmd_gradient",
+    "draw_times",
     "energy_distance",
-    "fake_score",
-    "frozen",
+    "fold_in",
     "generate",
-    "named",
-    "rung",
-    "student_run",
-    "surrogate",
-    "times_of",
-    "validation",
-    "watched",
+    "sample_stats",
+    "sample_student",
+    "surrogate_losses",
 ]
 
 Scale = Literal["error", "kl"]
 
 
-def student_run(run: Run, teacher: Path, objective: Any) -> Run:
-    """A student of teacher's weights and a tenth of its learning rate, sampled in `objective.steps` re-noised steps."""
-    sampler = Sampler(Renoise(), steps=objective.steps, grid=objective.grid)
-    optim = replace(run.optim, lr=run.optim.lr / 10)
-    return replace(run, objective=objective, teacher=str(teacher), init=str(teacher), optim=optim, sampler=sampler)
+@dataclass(frozen=True)
+class ScoreDistillation:
+    """The common part of distillers that learn the score of the student's own samples, in the role "fake".
 
-
-def fake_score(net: nn.Module, teacher: DenoiserLike | None, owner: str) -> nn.Module:
-    """The network that learns the student's own score: a trainable copy of the teacher's, if it has one, else of net.
-
-    Raises UserError if there is no teacher, and for states that are more than an image.
+    Attributes:
+        steps: steps of the student's sampler, at least 1; with more than one it is trained on its own trajectories.
+        grid: the sampler's times.
+        times: density of the times at which scores are compared; the middle 96 % of EDM's grid in DMD2.
+        critic_steps: updates of the fake score for each of the student, at least 1.
+        critic_times, weighting: of the fake score's denoising loss; EDM's weighting is what is published.
+        critic_rate: factor on the learning rate for the fake score and a discriminator, positive.
+        guide: on the teacher; None for none.
     """
-    teacher = require_teacher(owner, teacher)
-    check_state(net, owner)
-    source = teacher.net if isinstance(teacher, Denoiser) else net
-    return copy.deepcopy(source).train().requires_grad_(True)
+
+    steps: int = 1
+    grid: Grid = part("samplers.grids", default="linear")
+    times: Times = part("diffusion.times", default=AllTimes(0.02, 0.98))
+    critic_steps: int = 5
+    critic_times: Times = part("diffusion.times", default=AllTimes())
+    weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
+    critic_rate: float = 1.0
+    guide: Any = part("samplers.guides", default=None)
+
+    def __post_init__(self) -> None:
+        check_fields(self, steps="[1, inf)", critic_steps="[1, inf)", critic_rate="(0, inf)")
+
+    def student(self, run: Run, teacher: Path, folder: Path) -> Run:
+        """Return the teacher's run from its weights at a tenth of its learning rate, sampled in `steps` steps."""
+        optim, sampler = replace(run.optim, lr=run.optim.lr / 10), Sampler(Renoise(), steps=self.steps, grid=self.grid)
+        return replace(run, objective=self, teacher=str(teacher), init=str(teacher), optim=optim, sampler=sampler)
+
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
+        """Return the student, and as fake score a trainable copy of the teacher's network, or of net if it has none."""
+        teacher = require_teacher(type(self).__name__, teacher)
+        check_state(net, type(self).__name__)
+        source = teacher.net if isinstance(teacher, Denoiser) else net
+        return {"net": net, "fake": copy.deepcopy(source).train().requires_grad_(True)}
+
+    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
+        raise NotImplementedError
+
+    @property
+    def rates(self) -> dict[str, float]:
+        return {"fake": self.critic_rate, "disc": self.critic_rate}
+
+    def observe(self, roles: Roles, logs: dict[str, float]) -> None:
+        """Do nothing; for distillers that keep averages."""
+
+    def denoising_loss(self, roles: Roles, batch: Batch, y: Tensor, name: str) -> Tensor:
+        """Return the fake score's denoising loss on samples y, with the times and noise of that name."""
+        fake: Denoiser = roles["fake"]
+        t = draw_times(self.critic_times, batch, f"{name}.t", fake.path)
+        return denoising_losses(fake, y, batch.normal(f"{name}.eps"), t, batch.cond, self.weighting).mean()
+
+    def validate(self, roles: Roles, batch: Batch) -> Tensor:
+        """Return the energy distance between the student's samples and held-out data, on fixed noise."""
+        f = roles["net"]
+        y = sample_student(f, batch, fold_in(batch.noise, "student"), self.grid.times(f.path, self.steps))
+        return energy_distance(y, batch.x)
 
 
-def check_pair(f: Denoiser, teacher: DenoiserLike) -> None:
-    """Raises UserError unless student and teacher speak of the same x_t in the same words."""
-    ours, theirs = (
-        (f.path, f.parameterisation),
-        (teacher.path, getattr(teacher, "parameterisation", f.parameterisation)),
-    )
+def check_same_terms(f: Denoiser, teacher: DenoiserLike) -> None:
+    """Raise UserError unless student and teacher have one path and one parameterisation.
+
+    Args:
+        f: the student.
+        teacher: the teacher.
+    """
+    ours = f.path, f.parameterisation
+    theirs = teacher.path, getattr(teacher, "parameterisation", f.parameterisation)
     if ours != theirs:
         raise UserError(
             f"the student has path {ours[0]} and parameterisation {ours[1]}, its teacher {theirs[0]} and {theirs[1]}: "
@@ -78,70 +125,65 @@ def check_pair(f: Denoiser, teacher: DenoiserLike) -> None:
         )
 
 
-@contextmanager
-def frozen(*nets: nn.Module) -> Iterator[None]:
-    """Inside, what is computed sends gradients through these networks to their inputs, but none to their weights."""
-    held = [p for net in nets for p in net.parameters() if p.requires_grad]
-    try:
-        for p in held:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in held:
-            p.requires_grad_(True)
-
-
-def check_settings(objective: Any, **least: int) -> None:
-    """Raises UserError for a sampler of no steps and for rates that are not positive; builds what is named."""
-    name = type(objective).__name__
-    for key in ("grid", "guide"):
-        given = getattr(objective, key, None)
-        object.__setattr__(objective, key, given if given is None else build(f"samplers.{key}s", given))
-    for key, low in {"steps": 1, "hidden": 1, **least}.items():
-        if getattr(objective, key, low) < low:
-            raise UserError(f"{name}: {key} = {getattr(objective, key)}; it must be at least {low}")
-    if not objective.critic_rate > 0:
-        raise UserError(f"{name}: critic_rate = {objective.critic_rate}; it must be positive")
-
-
 # -- the student's samples ---------------------------------------------------------------------------------------------
 
 
-def named(noise: Noise, name: str) -> Noise:
-    """The noise of one part of a step: what it draws is independent of other parts' draws of equal names."""
+def fold_in(noise: Noise, name: str) -> Noise:
+    """Return the noise of one part of a step, independent of other parts' draws of equal names.
+
+    Args:
+        noise: of the step.
+        name: of the part.
+    """
     return replace(noise, seeds=tuple(derive(seed, name) for seed in noise.seeds))
 
 
-def rung(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """The inputs [B, ...] of a student at steps of its own sampler, and their times [B].
+def backward_simulate(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs of a student at steps of its own sampler (DMD2, Yin et al. 2024, section 4.5).
 
-    grid: its N + 1 falling times. Each sample is at a step of its own, as likely one as another, where the student's
-    own walk led it: backward simulation (DMD2, Yin et al. 2024, section 4.5), with no gradient through the past.
+    Each sample is at a step of its own, drawn uniformly, at the state to which the student's own sampling led; no
+    gradient goes through the steps before.
+
+    Args:
+        f: the student.
+        batch: the condition, and the shape of samples.
+        noise: of the start and of the steps.
+        grid: the sampler's times [N + 1], falling to 0.
+
+    Returns:
+        x_t [B, ...] and t [B].
     """
     unit = noise.normal("start", batch.x.shape[1:]).to(batch.x)
     states = [f.path.start(unit, grid[0])]
     if len(grid) > 2:
         with torch.no_grad():
             integrate(
-                f,
-                states[0],
-                grid[:-1],
-                Renoise(),
-                cond=batch.cond,
-                noise=noise,
+                f, states[0], grid[:-1], Renoise(), cond=batch.cond, noise=noise,
                 watch=lambda i, t, x: states.append(x),
-            )
+            )  # fmt: skip
     k = noise.integers("rung", len(states))
     x = torch.stack(states)[k.to(unit.device), torch.arange(len(unit), device=unit.device)]
     return x, grid[k].to(unit.device)
 
 
 @torch.no_grad()
-def generate(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor, whole: bool = False) -> Tensor:
-    """Samples [B, ...] of a student without gradient: at a step drawn by `rung`, or at the end of the whole walk."""
-    if not whole:
-        x, t = rung(f, batch, noise, grid)
-        return f(x, t, batch.cond).x0
+def generate(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor) -> Tensor:
+    """Return samples [B, ...] of a student without gradient, each from a random step of its sampler.
+
+    Args:
+        f, batch, noise, grid: as of `backward_simulate`.
+    """
+    x, t = backward_simulate(f, batch, noise, grid)
+    return f(x, t, batch.cond).x0
+
+
+@torch.no_grad()
+def sample_student(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor) -> Tensor:
+    """Return samples [B, ...] of a student without gradient, from the whole sampling loop.
+
+    Args:
+        f, batch, noise, grid: as of `backward_simulate`.
+    """
     unit = noise.normal("start", batch.x.shape[1:]).to(batch.x)
     return integrate(f, f.path.start(unit, grid[0]), grid, Renoise(), cond=batch.cond, noise=noise)
 
@@ -149,21 +191,45 @@ def generate(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor, whole: b
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
-def denoising_losses(
-    f: Denoiser, y: Tensor, eps: Tensor, t: Tensor, cond: Cond, weighting: Any, tap: Tap | None = None
-) -> Tensor:
-    """The weighted denoising loss of samples y at times t [B], one for each: [B]."""
-    out = f.output(f.path.mix(y, eps, t), t, cond, tap=tap)
+def draw_times(times: Times, batch: Batch, name: str, path: NoisePath) -> Tensor:
+    """Draw a time for each sample of a batch, [B].
+
+    Args:
+        times: the density.
+        batch: whose noise is drawn from.
+        name: of the draw.
+        path: the noise path.
+    """
+    return times.at(batch.noise.uniform(name), path).to(batch.x.device)
+
+
+def denoising_losses(f: Denoiser, y: Tensor, eps: Tensor, t: Tensor, cond: Cond, weighting: Weighting) -> Tensor:
+    """Return the weighted denoising loss of each sample, [B].
+
+    Args:
+        f: the denoiser that is trained.
+        y, eps: samples and noise [B, ...].
+        t: times [B].
+        cond: the condition.
+        weighting: of the squared error of the network's output.
+    """
+    out = f.output(f.path.mix(y, eps, t), t, cond)
     error = (out - f.parameterisation.target(f.path, y, eps, t)) ** 2
-    weight: Tensor = weighting.weight(f.path, f.parameterisation, t)
-    return error.flatten(1).mean(1) * weight.to(error)
+    return error.flatten(1).mean(1) * weighting.weight(f.path, f.parameterisation, t).to(error)
 
 
-def direction(path: NoisePath, y: Tensor, t: Tensor, fake: Tensor, real: Tensor, scale: Scale) -> Tensor:
-    """What a student's sample y is to be less of, [B, ...], from both denoisers' x0 at its noised x_t.
+def dmd_gradient(path: NoisePath, y: Tensor, t: Tensor, fake: Tensor, real: Tensor, scale: Scale) -> Tensor:
+    """Return the gradient of the distribution-matching loss with respect to samples y, [B, ...].
 
-    The difference of scores is alpha (fake - real) / sigma^2, and dx_t / dy = alpha. scale "kl" keeps both: the
-    gradient of KL(q_t || p_t); "error" divides by the teacher's mean error on the sample instead (DMD2's code).
+    The difference of scores is alpha (fake - real) / sigma^2, and dx_t / dy = alpha.
+
+    Args:
+        path: the noise path.
+        y: the student's samples [B, ...].
+        t: times [B] at which they were noised.
+        fake, real: x0 of the fake score's denoiser and of the teacher at the noised x_t.
+        scale: "kl" keeps both factors: the gradient of KL(q_t || p_t); "error" divides by the teacher's mean error on
+            the sample instead (DMD2's code).
     """
     if scale == "kl":
         factor = expand((path.alpha(t) / path.sigma(t)) ** 2, y)
@@ -172,17 +238,25 @@ def direction(path: NoisePath, y: Tensor, t: Tensor, fake: Tensor, real: Tensor,
     return (factor * (fake - real)).detach()
 
 
-def surrogate(y: Tensor, step: Tensor) -> Tensor:
-    """A loss of each sample, [B], whose gradient in y is `step` over the number of elements."""
-    return 0.5 * ((y - (y - step).detach()) ** 2).flatten(1).mean(1)
+def surrogate_losses(y: Tensor, gradient: Tensor) -> Tensor:
+    """Return losses [B] whose gradient in y is `gradient` over the number of elements.
+
+    Args:
+        y, gradient: [B, ...].
+    """
+    return 0.5 * ((y - (y - gradient).detach()) ** 2).flatten(1).mean(1)
 
 
-# -- what is watched ---------------------------------------------------------------------------------------------------
+# -- logs --------------------------------------------------------------------------------------------------------------
 
 
-def watched(y: Tensor, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
-    """Logs of a student's step: the samples' mean and deviation (drifting brightness shows first there), how far the
-    two scores' denoisers are apart, and the teacher's error on the samples."""
+def sample_stats(y: Tensor, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """Return logs of a student's step: drifting brightness shows first in the samples' mean and deviation.
+
+    Args:
+        y: samples [B, ...].
+        fake, real: as of `dmd_gradient`; how far they are apart, and the teacher's error on the samples, are logged.
+    """
     return {
         "sample_mean": y.mean(),
         "sample_std": y.std(),
@@ -191,23 +265,13 @@ def watched(y: Tensor, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
     }
 
 
-def times_of(times: Any, batch: Batch, name: str, path: NoisePath) -> Tensor:
-    """A time for each sample of the batch, [B], of a density's own draw."""
-    t: Tensor = times.at(batch.noise.uniform(name), path)
-    return t.to(batch.x.device)
-
-
-@torch.no_grad()
-def validation(f: DenoiserLike, batch: Batch, grid: Any, steps: int) -> Tensor:
-    """The energy distance between a student's samples and the batch's data, on fixed noise."""
-    times = grid.times(f.path, steps)
-    return energy_distance(generate(f, batch, named(batch.noise, "student"), times, whole=True), batch.x)
-
-
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """2 E|x - y| - E|x - x'| - E|y - y'| of two samples [N, ...] and [M, ...], without bias; 0 for equal laws.
+    """Return 2 E|x - y| - E|x - x'| - E|y - y'|, without bias; 0 for equal distributions (Szekely & Rizzo 2013).
 
-    The validation loss of distillers of scores, whose own losses are no signal of quality (Szekely & Rizzo 2013).
+    The validation loss of distillers of scores, whose own losses are no signal of quality.
+
+    Args:
+        x, y: samples [N, ...] and [M, ...].
     """
     x, y = x.flatten(1), y.flatten(1)
 

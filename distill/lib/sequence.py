@@ -1,4 +1,4 @@
-"""A sequence of teachers, and the loading of one network's weights into another, which says what it did."""
+"""A sequence of teachers, and the loading of one network's weights into another, which reports what it did."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import DenoiserLike
 from gen.pipeline import load_images
 
-__all__ = ["Match", "TeacherSequence", "fill", "recorded"]
+__all__ = ["KeyMatch", "TeacherSequence", "degradation_checkpoints", "load_matching"]
 
 
-class Match(NamedTuple):
-    """The keys of a network's weights: loaded, without a value, and given for nothing."""
+class KeyMatch(NamedTuple):
+    """The keys of a network's weights: loaded, without a value, and given without a parameter of that name."""
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
@@ -29,19 +29,27 @@ class Match(NamedTuple):
         return f"{len(self.matched)} keys matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
 
 
-def fill(net: nn.Module, weights: Mapping[str, Tensor], whole: bool = True) -> Match:
-    """Puts weights into a network by name, and says which: nothing is passed over in silence.
+def load_matching(net: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> KeyMatch:
+    """Load weights into a network by name; unlike load_state_dict(strict=False), never nothing in silence.
 
-    Raises UserError if no key matches, or a shape differs, or, where the `whole` network is to be filled, any key is
-    left over on either side; then the network is as it was.
+    Args:
+        net: the network, unchanged if an error is raised.
+        weights: tensors by name.
+        strict: whether keys left over on either side are an error.
+
+    Returns:
+        The keys that were loaded, and those that were not.
+
+    Raises:
+        UserError: if no key matches, a shape differs, or, if strict, any key is left over.
     """
     ours = net.state_dict()
-    match = Match(
+    match = KeyMatch(
         tuple(key for key in ours if key in weights),
         tuple(key for key in ours if key not in weights),
         tuple(key for key in weights if key not in ours),
     )
-    if not match.matched or (whole and (match.missing or match.unexpected)):
+    if not match.matched or (strict and (match.missing or match.unexpected)):
         left = [*match.missing[:1], *match.unexpected[:1]]
         raise UserError(f"the weights do not fit the network: {match}, such as {' and '.join(left)}")
     differs = [key for key in match.matched if ours[key].shape != weights[key].shape]
@@ -54,35 +62,44 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], whole: bool = True) -> M
 
 @dataclass(frozen=True)
 class TeacherSequence:
-    """Targets that take turns: each for `hold` updates, then the real teacher for good.
+    """Targets that take turns: each for some updates, then the real teacher for good.
 
-    targets: denoisers, or checkpoint folders, which are read when their turn comes; the first target comes first.
+    Attributes:
+        targets: denoisers, or checkpoint folders, which are read when their turn comes; the first target comes first.
+        hold: updates with each target.
     """
 
     targets: Sequence[DenoiserLike | Path]
     hold: int
 
-    def turn(self, step: int) -> int:
-        """How many targets have had their turn after `step` updates: len(targets) for the real teacher."""
+    def index(self, step: int) -> int:
+        """Return the index of the target after `step` updates: len(targets) for the real teacher."""
         return min(step // self.hold, len(self.targets))
 
     def at(self, step: int, teacher: DenoiserLike, device: str = "cpu") -> DenoiserLike:
-        """The target of the update after `step` updates."""
-        turn = self.turn(step)
-        if turn == len(self.targets):
+        """Return the target of the update after `step` updates."""
+        index = self.index(step)
+        if index == len(self.targets):
             return teacher
-        target = self.targets[turn]
+        target = self.targets[index]
         return _loaded(target, device) if isinstance(target, Path) else target
 
 
-def recorded(folder: Path) -> list[Path]:
-    """The checkpoints of a degradation's run, from the least degraded to the most. UserError if there are none."""
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    if not found:
+def degradation_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a degradation's run, from the least degraded to the most.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UserError: if there are none.
+    """
+    places = sorted((folder / "checkpoints").glob("step-*"))
+    if not places:
         raise UserError(f"{folder} holds no checkpoints of a degradation: gen distill degradation makes them")
-    for place in found:
+    for place in places:
         checkpoints.read(place, verify=False)
-    return found
+    return places
 
 
 @functools.lru_cache(maxsize=1)

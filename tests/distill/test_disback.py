@@ -8,7 +8,7 @@ import gen
 from gen.config.checkpoints import read, read_tensors
 from gen.config.errors import UserError
 from gen.distillers.disback import DisBack
-from gen.distillers.lib.sequence import TeacherSequence, fill, recorded
+from gen.distillers.lib.sequence import TeacherSequence, degradation_checkpoints, load_matching
 from gen.distillers.sid import SiD
 from gen.models.mlp import MLP
 from gen.training.log import read_metrics
@@ -28,19 +28,19 @@ def test_loading_says_what_it_did():
     ones = {key: torch.ones_like(value) for key, value in before.items()}
     prefixed = {f"fake.{key}": value for key, value in ones.items()}
     with pytest.raises(UserError, match="0 keys matched, 4 missing, 4 unexpected"):
-        fill(net, prefixed)
+        load_matching(net, prefixed)
     with pytest.raises(UserError, match="0 keys matched"):
-        fill(net, prefixed, whole=False)  # the silent failure of load_state_dict(strict=False)
+        load_matching(net, prefixed, strict=False)  # the silent failure of load_state_dict(strict=False)
     part = {key: value for key, value in ones.items() if key.startswith("0.")} | {"other": torch.ones(1)}
     with pytest.raises(UserError, match=r"2 keys matched, 2 missing, 1 unexpected, such as 1\.weight and other"):
-        fill(net, part)
+        load_matching(net, part)
     with pytest.raises(UserError, match=r"0\.weight is \[3, 2\], not \[2, 2\]"):
-        fill(net, ones | {"0.weight": torch.ones(3, 2)})
+        load_matching(net, ones | {"0.weight": torch.ones(3, 2)})
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    match = fill(net, part, whole=False)
+    match = load_matching(net, part, strict=False)
     assert match.matched == ("0.weight", "0.bias") and match.missing == ("1.weight", "1.bias")
     assert match.unexpected == ("other",)
-    assert str(fill(net, ones)) == "4 keys matched, 0 missing, 0 unexpected"
+    assert str(load_matching(net, ones)) == "4 keys matched, 0 missing, 0 unexpected"
     assert all(bool((value == 1).all()) for value in net.state_dict().values())
 
 
@@ -53,7 +53,7 @@ def test_the_fake_score_goes_back_the_way_it_came(tmp_path, method, capsys):
     assert "keys matched, 0 missing, 0 unexpected" in capsys.readouterr().err
     lines = [line for line in read_metrics(done.folder / "metrics.jsonl") if line["split"] == "train"]
     assert [line["target"] for line in lines] == [0, 0, 1, 1, 2, 2]
-    places = recorded(tmp_path / "student" / "degradation")
+    places = degradation_checkpoints(tmp_path / "student" / "degradation")
     assert [place.name for place in places] == ["step-0000002", "step-0000004", "step-0000006"]
     objective = build_from(done.folder)
     assert objective.sequence().targets == places[1::-1]
@@ -74,7 +74,7 @@ def test_a_student_resumes_to_the_bit_and_reuses_the_record(tmp_path):
     base = {"objective.records": 2, "objective.every": 1, "objective.hold": 2, "objective.method.critic_steps": 2}
     for folder, steps in (("two", 1), ("two", 4)):
         gen.distill("disback", teacher.folder, tmp_path / folder, changes={**base, "steps": steps}, quiet=True)
-    reuse = {**base, "objective.record": str(tmp_path / "two" / "degradation"), "steps": 4}
+    reuse = {**base, "objective.degradation": str(tmp_path / "two" / "degradation"), "steps": 4}
     gen.distill("disback", teacher.folder, tmp_path / "one", changes=reuse, quiet=True)
     ends = [tmp_path / folder / "checkpoints" / "step-0000004" for folder in ("one", "two")]
     infos = [read(end) for end in ends]
@@ -84,7 +84,7 @@ def test_a_student_resumes_to_the_bit_and_reuses_the_record(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(UserError, match="needs a record"):
+    with pytest.raises(UserError, match="needs a degradation"):
         DisBack().roles(MLP().build(), Teacher())
     with pytest.raises(UserError, match="no fake score"):
         DisBack("reflow")
@@ -93,7 +93,7 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="hold = 0"):
         DisBack(SiD(), hold=0)
     with pytest.raises(UserError, match="holds no checkpoints of a degradation"):
-        recorded(tmp_path)
+        degradation_checkpoints(tmp_path)
 
 
 class Teacher:

@@ -34,8 +34,8 @@ def test_the_gradient_is_that_of_reverse_kl():
     f, teacher, fake = student(mu, q), world(m, s), world(mu, q)
     y, eps, t, w = at_nodes(f, g)
     x = PATH.mix(y, eps, t).detach()
-    step = score.direction(PATH, y, t, fake(x, t).x0, teacher(x, t).x0, "kl")
-    (w * score.surrogate(y, step)).sum().backward()
+    step = score.dmd_gradient(PATH, y, t, fake(x, t).x0, teacher(x, t).x0, "kl")
+    (w * score.surrogate_losses(y, step)).sum().backward()
     p, now = s**2 + g**2, q**2 + g**2
     truth = torch.tensor([(mu - m) / p, q * (1 / p - 1 / now)], dtype=torch.float64)
     assert (torch.cat([f.net.mean.grad, f.net.std.grad]) - truth).abs().max() < 1e-9
@@ -45,7 +45,8 @@ def test_the_step_is_the_published_one():
     """1/2 mse(x, stop(x - g)), g = (fake - real) / mean|x - real| of each sample, the mean over all elements."""
     y, fake, real = (torch.randn(4, 2, 3, 3, dtype=torch.float64) for _ in range(3))
     y.requires_grad_()
-    score.surrogate(y, score.direction(Flow(), y, torch.rand(4).double(), fake, real, "error")).mean().backward()
+    gradient = score.dmd_gradient(Flow(), y, torch.rand(4).double(), fake, real, "error")
+    score.surrogate_losses(y, gradient).mean().backward()
     error = (y - real).abs().mean((1, 2, 3), keepdim=True)
     assert torch.allclose(y.grad, ((y - real) - (y - fake)) / error / y.numel())
 
@@ -54,15 +55,16 @@ def test_the_order_of_updates():
     """The student first; the first critic update is on its samples, the others on fresh ones; then the lag is known."""
     roles, batch = nets(DMD2()), points()
     scattered(roles["fake"].net, 1)
-    met, learnt = [], DMD2.learn
+    met, learnt = [], DMD2.critic_loss
 
     class Watching(DMD2):
-        def learn(self, roles, batch, y, name):
+        def critic_loss(self, roles, batch, y, name):
             met.append(y)
             return learnt(self, roles, batch, y, name)
 
     watching = Watching(critic_steps=3)
-    x, t = score.rung(roles["net"], batch, score.named(batch.noise, "student"), torch.tensor([1.0, 0.0]).double())
+    noise, grid = score.fold_in(batch.noise, "student"), torch.tensor([1.0, 0.0]).double()
+    x, t = score.backward_simulate(roles["net"], batch, noise, grid)
     own = roles["net"](x, t, {}).x0
     order = [role for role, _, logs in watching(roles, batch)]
     assert order == ["net", "fake", "fake", "fake"]
@@ -148,14 +150,14 @@ def test_the_student_is_trained_where_its_own_walk_leads(path):
     grid = torch.tensor([0.9, 0.5, 0.2, 0.0]).double() * path.t1
     n = 3000
     batch = Batch(torch.zeros(n, 2).double(), {}, training_noise(0, 0, range(n)))
-    x, t = score.rung(f, batch, batch.noise, grid)
+    x, t = score.backward_simulate(f, batch, batch.noise, grid)
     for k in range(3):
         at = t == grid[k]
         assert 0.28 < float(at.double().mean()) < 0.39
         assert torch.allclose(
             x[at].mean(0), path.alpha(grid[k]) * mean * (k > 0), atol=0.2 * float(path.sigma(grid[0]))
         )
-    whole = score.generate(f, batch, batch.noise, grid, whole=True)
+    whole = score.sample_student(f, batch, batch.noise, grid)
     at = t == grid[2]
     assert torch.allclose(f(x[at], t[at]).x0, whole[at])  # the last rung's sample is the sampler's
 
@@ -163,7 +165,7 @@ def test_the_student_is_trained_where_its_own_walk_leads(path):
 def test_one_step_begins_in_the_samplers_noise():
     f, batch = Gaussian(Flow(), torch.zeros(2).double(), torch.ones(2).double()), points()
     batch = Batch(batch.x.flatten(1), {}, batch.noise)
-    x, t = score.rung(f, batch, batch.noise, torch.tensor([1.0, 0.0]).double())
+    x, t = score.backward_simulate(f, batch, batch.noise, torch.tensor([1.0, 0.0]).double())
     assert torch.equal(x, batch.noise.normal("start", (2,))) and bool((t == 1).all())
 
 
@@ -258,7 +260,7 @@ def fitted(objective, data, updates, lr=5e-3, n=128, width=48):
     f = Denoiser(average.module, Flow(), Velocity())
     many = Batch(torch.zeros(2000, *x.shape[1:]), {}, quick(-1, 2000))
     times = objective.grid.times(Flow(), objective.steps)
-    return score.generate(f, many, many.noise, times, whole=True).flatten(1), kept
+    return score.sample_student(f, many, many.noise, times).flatten(1), kept
 
 
 def modes_hit(y, data, share=0.25):

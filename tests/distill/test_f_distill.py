@@ -14,7 +14,7 @@ from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow, expand
 from gen.distillers.dmd2 import DMD2
-from gen.distillers.f_distill import WEIGHTS, FDistill, Ratios
+from gen.distillers.f_distill import WEIGHTS, DensityRatios, FDistill
 from gen.distillers.lib import score
 from gen.models.mlp import MLP
 from gen.training.objectives import Batch
@@ -32,7 +32,7 @@ F = {
     "neyman": lambda r: 1 / r - 1,
     "pearson": lambda r: (r - 1) ** 2,
 }
-OPEN = {"scale": "kl", "normalise": "none", "clip": (1e-9, 1e9)}
+OPEN = {"scale": "kl", "normalise": "none", "ratio_clip": (1e-9, 1e9)}
 LEVEL, TEACHER = 0.7, (0.4, 1.0)
 
 
@@ -60,9 +60,9 @@ def test_the_gradient_is_that_of_the_divergence(divergence):
     ends = (log_density(x, d.mean, d.std)[:, 0] for d in (teacher, fake))
     logit = next(ends) - next(ends)  # of the optimal discriminator
     assert float(logit[(w > 1e-9)].abs().max()) < 10
-    h, _ = FDistill(divergence, **OPEN).weigh(logit, torch.zeros(len(x)).long(), Ratios(10))
-    step = expand(h, y) * score.direction(PATH, y, t, fake(x, t).x0, teacher(x, t).x0, "kl")
-    (w * score.surrogate(y, step)).sum().backward()
+    h, _ = FDistill(divergence=divergence, **OPEN).weights(logit, torch.zeros(len(x)).long(), torch.ones(10).double())
+    step = expand(h, y) * score.dmd_gradient(PATH, y, t, fake(x, t).x0, teacher(x, t).x0, "kl")
+    (w * score.surrogate_losses(y, step)).sum().backward()
     got = torch.cat([f.net.mean.grad, f.net.std.grad])
     assert (got - quadrature(divergence, -0.1, 0.9)).abs().max() < 2e-6
 
@@ -77,7 +77,7 @@ def test_a_weight_is_r_squared_times_the_second_derivative(divergence):
 
 def test_the_weight_of_js_is_the_discriminators_probability():
     logit, place = torch.linspace(-9, 9, 50, dtype=torch.float64), torch.zeros(50).long()
-    h, _ = FDistill("js", **OPEN).weigh(logit, place, Ratios(10))
+    h, _ = FDistill(divergence="js", **OPEN).weights(logit, place, torch.ones(10).double())
     assert torch.allclose(h, torch.sigmoid(logit), rtol=1e-14)
 
 
@@ -87,8 +87,10 @@ def test_weights_have_mean_one_and_known_sample_sizes(divergence):
     d, n = 1.0, 200_000
     x = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
     logit = d * x - d**2 / 2
-    free = {"clip": (1e-9, 1e9)}
-    h, logs = FDistill(divergence, normalise="batch", **free).weigh(logit, torch.zeros(n).long(), Ratios(10))
+    free = {"ratio_clip": (1e-9, 1e9)}
+    h, logs = FDistill(divergence=divergence, normalise="batch", **free).weights(
+        logit, torch.zeros(n).long(), torch.ones(10).double()
+    )
     assert float(h.mean()) == pytest.approx(1, abs=1e-12)
     known = {"reverse_kl": 1.0, "forward_kl": math.exp(-(d**2)), "hellinger": math.exp(-(d**2) / 4), "js": 0.80}
     if divergence in known:
@@ -97,9 +99,9 @@ def test_weights_have_mean_one_and_known_sample_sizes(divergence):
 
 def test_ratios_are_clipped_then_divided_by_the_mean_of_their_bin():
     logit = torch.tensor([2.0, 1.0, 0.5, -9.0], dtype=torch.float64).exp().log()
-    place, ratios = torch.tensor([0, 0, 3, 3]), Ratios(4)
-    objective = FDistill("forward_kl", normalise="time", bins=4, decay=0.25)
-    h, logs = objective.weigh(logit, place, ratios)
+    place, ratios = torch.tensor([0, 0, 3, 3]), DensityRatios(4)
+    objective = FDistill(divergence="forward_kl", normalise="time", bins=4, ratio_decay=0.25)
+    h, logs = objective.weights(logit, place, ratios.mean)
     r = torch.tensor([math.exp(2), math.exp(1), math.exp(0.5), 0.1], dtype=torch.float64)
     means = torch.stack([r[:2].mean(), torch.tensor(1.0).double(), torch.tensor(1.0).double(), r[2:].mean()])
     blended = 0.25 + 0.75 * means
@@ -132,7 +134,7 @@ def scattered(net, seed=0):
 
 
 def test_reverse_kl_is_dmd2():
-    plain, ours = DMD2(), FDistill("reverse_kl", gan_weight=0.0)
+    plain, ours = DMD2(), FDistill(divergence="reverse_kl", gan_weight=0.0)
     batch, found = points(), []
     for objective in (plain, ours):
         roles = nets(objective)
@@ -188,14 +190,14 @@ def test_the_discriminator_learns_the_ratio():
     for step in range(300):
         x, y = (m + 0.5 * torch.randn(256, 1, 1, 1) for m in (1.0, 0.0))
         batch = Batch(x, {}, quick(step, 256))
-        loss, _ = objective.learn(roles, batch, y, "critic.0")
+        loss, _ = objective.critic_loss(roles, batch, y, "critic.0")
         optim.zero_grad()
         loss.backward()
         optim.step()
         decay.step()
     t, x = torch.full((9,), 0.3, dtype=torch.float64), torch.linspace(-0.3, 1.0, 9).reshape(-1, 1, 1, 1)
     with torch.no_grad():
-        got = objective.judge(roles, Batch(x, {}, training_noise(0, 0, range(9))), x, t)
+        got = objective.logits(roles, Batch(x, {}, training_noise(0, 0, range(9))), x, t)
     variance = (0.7 * 0.5) ** 2 + 0.3**2
     truth = (0.7 * x.flatten() - 0.7**2 / 2) / variance
     assert (got - truth).abs().mean() < 0.25, (got, truth)
@@ -217,7 +219,8 @@ def test_a_teacher_without_features_is_refused():
         FDistill(features="fake", sites=("hidden.9",)).roles(MLP().build(), Toy())
     with pytest.raises(UserError, match="needs a teacher"):
         FDistill().roles(MLP().build(), None)
-    for wrong in ({"clip": (1.0, 0.5)}, {"critic_steps": 0}, {"disc_weight": 0.0}, {"decay": 1.0}, {"critic_rate": 0}):
+    numbers = {"disc_weight": 0.0}, {"ratio_decay": 1.0}, {"critic_rate": 0}
+    for wrong in ({"ratio_clip": (1.0, 0.5)}, {"critic_steps": 0}, *numbers):
         with pytest.raises(UserError, match="FDistill"):
             FDistill(**wrong)
 
