@@ -70,17 +70,11 @@ PENDING = (
     "kernels/statistics",
     # models
     "models",
-    "models/autoencoders",
-    "models/encoders",
-    "models/encoders/lib",
-    "models/engines",
-    "models/engines/lib",
     "models/interop",
     "models/interop/lib",
     "models/interop/public",
     "models/interop/text",
     "models/layers",
-    "models/layers/ssm",
     # samplers
     "samplers",
     "samplers/block_schedules",

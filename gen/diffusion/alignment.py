@@ -7,7 +7,7 @@ precision or better, and their gradient flows into the student alone if the teac
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,12 @@ __all__ = [
 
 
 class Features(NamedTuple):
-    """What an encoder sees: tokens [B, grid^2, D], row by row, and the whole image's [B, D], if it has one."""
+    """Features of images.
+
+    Attributes:
+        tokens: [B, grid^2, D], row by row.
+        cls: the whole image's features [B, D], None if the encoder has none.
+    """
 
     tokens: Tensor
     cls: Tensor | None
@@ -38,22 +43,32 @@ class Features(NamedTuple):
 class Encoder(Protocol):
     """A frozen dataclass that loads a frozen module: images [B, C, H, W] in [-1, 1] to Features.
 
-    dim: D. grid: tokens on a side. An encoder with `reads`, the name of a condition, is given that in place of images.
+    An encoder with an attribute `reads`, the name of a condition, is given that instead of images.
     """
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Numbers of a token, D."""
+        ...
 
     @property
-    def grid(self) -> int: ...
+    def grid(self) -> int:
+        """Tokens on a side."""
+        ...
 
-    def load(self, device: Any = "cpu") -> nn.Module: ...
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the module.
+
+        Args:
+            device: where to put it.
+        """
+        ...
 
 
 class Projector(nn.Module):
     """Tokens [..., width] to the encoder's space [..., dim]: three linear maps with SiLU between.
 
-    REPA, Yu et al. 2024, with hidden 2048. Xavier's start, biases zero, as in the authors' code.
+    REPA, Yu et al. 2024, with hidden 2048. Xavier's initialisation, biases zero, as in the authors' code.
     """
 
     def __init__(self, width: int, dim: int, hidden: int = 2048):
@@ -70,12 +85,21 @@ class Projector(nn.Module):
 
 
 def tokens_of(h: Tensor) -> Tensor:
-    """Tokens [B, T, D] as they are, or the places of a feature map [B, D, H, W] as tokens [B, H W, D]."""
+    """Return features as tokens [B, T, D].
+
+    Args:
+        h: tokens [B, T, D], or a feature map [B, D, H, W], whose positions become T = H W tokens.
+    """
     return h if h.ndim == 3 else h.flatten(2).mT
 
 
 def resample(tokens: Tensor, grid: int) -> Tensor:
-    """Tokens [B, T, D] of a square grid, bilinearly on one of grid x grid: [B, grid^2, D]. UserError for no square."""
+    """Resample tokens bilinearly to another grid, [B, grid^2, D].
+
+    Args:
+        tokens: [B, T, D] of a square grid; UserError if T is no square.
+        grid: tokens on a side of the new one.
+    """
     side = math.isqrt(tokens.shape[1])
     if side**2 != tokens.shape[1]:
         raise UserError(f"{tokens.shape[1]} tokens are no square grid, and so cannot be resampled to {grid} x {grid}")
@@ -86,17 +110,25 @@ def resample(tokens: Tensor, grid: int) -> Tensor:
 
 
 def negative_cosine(h: Tensor, y: Tensor) -> Tensor:
-    """-cos(h, y), mean over tokens: -1 where all agree (REPA, Yu et al. 2024). h, y [..., D]."""
+    """Return -cos(h, y), mean over tokens: -1 where all agree (REPA, Yu et al. 2024).
+
+    Args:
+        h, y: features [..., D].
+    """
     return -(_unit(h) * _unit(y)).sum(-1).mean()
 
 
 def manifold(h: Tensor, y: Tensor, pairs: Literal["intra", "all"] = "intra") -> Tensor:
-    """(cos(y_i, y_j) - cos(h_i, h_j))^2, mean over pairs of tokens (U-REPA, Tian et al. 2025).
+    """Return (cos(y_i, y_j) - cos(h_i, h_j))^2, mean over pairs of tokens (U-REPA, Tian et al. 2025).
 
-    h [B, T, D], y [B, T, E]. pairs: those within each sample, or all of the batch, i = j included. Only angles count,
-    so rotating y changes nothing.
+    Only angles count, so rotating y changes nothing.
+
+    Args:
+        h: features [B, T, D].
+        y: features [B, T, E].
+        pairs: "intra", those within each sample, or "all" of the batch; i = j included.
     """
-    with _full(h):
+    with _no_autocast(h):
         h, y = _unit(h), _unit(y)
         if pairs == "intra":
             return (y @ y.mT - h @ h.mT).square().mean()
@@ -107,12 +139,18 @@ def manifold(h: Tensor, y: Tensor, pairs: Literal["intra", "all"] = "intra") -> 
 
 
 def vf_loss(z: Tensor, y: Tensor, cos_margin: float = 0.5, distance_margin: float = 0.25) -> Tensor:
-    """The vision foundation loss of latents z [B, T, D] against features y [B, T, D] (VA-VAE, Yao et al. 2025).
+    """Return the vision foundation loss of latents against features (VA-VAE, Yao et al. 2025).
 
     relu(1 - cos_margin - cos(z_i, y_i)), mean over tokens, plus relu(|cos(z_i, z_j) - cos(y_i, y_j)| -
     distance_margin), mean over each sample's pairs: zero, and without gradient, inside both margins.
+
+    Args:
+        z: latents [B, T, D].
+        y: features [B, T, D].
+        cos_margin: of the first term; 0.5 as published.
+        distance_margin: of the second; 0.25 as published.
     """
-    with _full(z):
+    with _no_autocast(z):
         z, y = _unit(z), _unit(y)
         near = F.relu(1 - cos_margin - (z * y).sum(-1)).mean()
         alike = F.relu((z @ z.mT - y @ y.mT).abs() - distance_margin).mean()
@@ -120,9 +158,14 @@ def vf_loss(z: Tensor, y: Tensor, cos_margin: float = 0.5, distance_margin: floa
 
 
 def adaptive_weight(main: Tensor, other: Tensor, parameter: Tensor, most: float = 1e8) -> Tensor:
-    """|d main / d parameter| / (|d other / d parameter| + 1e-4), at most `most`; 0-d, a constant to later gradients.
+    """Return |d main / d parameter| / (|d other / d parameter| + 1e-4), a constant to later gradients.
 
-    What makes `other` pull on the parameter, an encoder's last weight, as hard as `main` (VA-VAE, Yao et al. 2025).
+    With it `other` pulls on the parameter, an encoder's last weight, as hard as `main` (VA-VAE, Yao et al. 2025).
+
+    Args:
+        main, other: losses, 0-d.
+        parameter: weight that both depend on.
+        most: upper bound of the result.
     """
     (a,) = torch.autograd.grad(main, parameter, retain_graph=True)
     (b,) = torch.autograd.grad(other, parameter, retain_graph=True)
@@ -134,6 +177,6 @@ def _unit(h: Tensor) -> Tensor:
     return F.normalize(h if h.dtype == torch.float64 else h.float(), dim=-1)
 
 
-def _full(h: Tensor) -> Any:
-    """Products of unit vectors inside are not to be rounded to half precision."""
+def _no_autocast(h: Tensor) -> torch.autocast:
+    """Return a context in which products of unit vectors are not rounded to half precision."""
     return torch.autocast(h.device.type, enabled=False)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gen.models.encoders.lib.vit import Vit, config_of, pretrained, resample_places
+from gen.models.encoders.lib.vit import Vit, config_of, pretrained, resample_positions
 
 __all__ = ["CLIP"]
 
@@ -19,9 +18,10 @@ STATISTICS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275
 class CLIP:
     """The vision transformer of CLIP (Radford et al. 2021), without the projection to the space of text.
 
-    path: a folder with config.json and safetensors, such as a copy of openai/clip-vit-large-patch14. grid: patches on a
-    side; images are resized to grid patches of the model's size. norm: False for tokens before the last norm, which
-    CLIP itself applies to its class token alone, as in REPA.
+    Attributes:
+        path: a folder with config.json and safetensors, such as a copy of openai/clip-vit-large-patch14.
+        grid: patches on a side; images are resized to grid patches of the model's size.
+        norm: False for tokens before the last norm, which CLIP itself applies to its class token alone, as in REPA.
     """
 
     path: str
@@ -30,16 +30,17 @@ class CLIP:
 
     @property
     def dim(self) -> int:
+        """Numbers of a token."""
         return int(config_of(self.path, "clip_vision_model")["hidden_size"])
 
-    def load(self, device: Any = "cpu") -> nn.Module:
-        """The frozen encoder. MissingDependency without the folder or the package transformers."""
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the frozen encoder. MissingDependency without the folder or the package transformers."""
         config_of(self.path, "clip_vision_model")
         model = pretrained(self.path, "CLIPVisionModel")
         inner = getattr(model, "vision_model", model)  # one level down in transformers before 5
-        places = resample_places(inner.embeddings.position_embedding.weight.detach(), self.grid)
-        inner.embeddings.position_embedding = nn.Embedding(len(places), places.shape[1], _weight=places)
-        inner.embeddings.position_ids = torch.arange(len(places))[None]
+        positions = resample_positions(inner.embeddings.position_embedding.weight.detach(), self.grid)
+        inner.embeddings.position_embedding = nn.Embedding(len(positions), positions.shape[1], _weight=positions)
+        inner.embeddings.position_ids = torch.arange(len(positions))[None]
 
         def run(x: Tensor) -> Tensor:
             h: Tensor = model(x, interpolate_pos_encoding=True).last_hidden_state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,14 @@ __all__ = ["DigitsCNN"]
 class DigitsCNN:
     """For digits [B, 1, 8, 8]: 4 x 4 tokens of 64 features, and their mean, which is the space of this library's FID.
 
-    So alignment with it is alignment with the judge: an FID in features digits_cnn flatters what was trained on it.
+    So alignment with it is alignment with the metric: an FID in features digits_cnn flatters models trained on it.
     """
 
-    @property
-    def dim(self) -> int:
-        return 64
+    dim: ClassVar[int] = 64
+    grid: ClassVar[int] = 4
 
-    @property
-    def grid(self) -> int:
-        return 4
-
-    def load(self, device: Any = "cpu") -> nn.Module:
-        """The frozen encoder, in single precision."""
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the frozen encoder, in single precision."""
         extractor = build("eval.features", "digits_cnn").load()
         return Spatial(extractor.net.float()).eval().requires_grad_(False).to(device)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import nn
 
-from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_places
+from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_positions
 
 __all__ = ["DINOv2"]
 
@@ -18,8 +18,10 @@ CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegister
 class DINOv2:
     """Patch and class tokens after the last norm (Oquab et al. 2023), with registers or without.
 
-    path: a folder with config.json and safetensors, such as a copy of facebook/dinov2-base. grid: patches on a side;
-    images are resized to grid patches of the model's size. REPA has 16 for images of 256 pixels, 32 for 512.
+    Attributes:
+        path: a folder with config.json and safetensors, such as a copy of facebook/dinov2-base.
+        grid: patches on a side; images are resized to grid patches of the model's size. REPA has 16 for images of 256
+            pixels, 32 for 512.
     """
 
     path: str
@@ -27,14 +29,15 @@ class DINOv2:
 
     @property
     def dim(self) -> int:
+        """Numbers of a token."""
         return int(config_of(self.path, *CLASSES)["hidden_size"])
 
-    def load(self, device: Any = "cpu") -> nn.Module:
-        """The frozen encoder. MissingDependency without the folder or the package transformers."""
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the frozen encoder. MissingDependency without the folder or the package transformers."""
         config = config_of(self.path, *CLASSES)
         model = pretrained(self.path, CLASSES[config["model_type"]])
         table = model.embeddings.position_embeddings
-        model.embeddings.position_embeddings = nn.Parameter(resample_places(table.detach()[0], self.grid)[None])
+        model.embeddings.position_embeddings = nn.Parameter(resample_positions(table.detach()[0], self.grid)[None])
         before = 1 + config.get("num_register_tokens", 0)
         side = self.grid * model.config.patch_size
         return Vit(model, lambda x: model(x).last_hidden_state, side, before, IMAGENET).to(device)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_places
+from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_positions
 
 __all__ = ["MAE"]
 
@@ -17,8 +16,10 @@ __all__ = ["MAE"]
 class MAE:
     """The encoder of a masked autoencoder (He et al. 2021), with nothing masked.
 
-    path: a folder with config.json and safetensors, such as a copy of facebook/vit-mae-large. grid: patches on a side;
-    images are resized to grid patches of the model's size. norm: False for tokens before the last norm, as in REPA.
+    Attributes:
+        path: a folder with config.json and safetensors, such as a copy of facebook/vit-mae-large.
+        grid: patches on a side; images are resized to grid patches of the model's size.
+        norm: False for tokens before the last norm, as in REPA.
     """
 
     path: str
@@ -27,14 +28,15 @@ class MAE:
 
     @property
     def dim(self) -> int:
+        """Numbers of a token."""
         return int(config_of(self.path, "vit_mae")["hidden_size"])
 
-    def load(self, device: Any = "cpu") -> nn.Module:
-        """The frozen encoder. MissingDependency without the folder or the package transformers."""
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the frozen encoder. MissingDependency without the folder or the package transformers."""
         config_of(self.path, "vit_mae")
         model = pretrained(self.path, "ViTMAEModel", mask_ratio=0.0)
         table = model.embeddings.position_embeddings
-        model.embeddings.position_embeddings = nn.Parameter(resample_places(table.detach()[0], self.grid)[None])
+        model.embeddings.position_embeddings = nn.Parameter(resample_positions(table.detach()[0], self.grid)[None])
         if not self.norm:
             model.layernorm = nn.Identity()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
@@ -17,8 +18,12 @@ __all__ = ["Stored"]
 class Stored:
     """The condition `features` [B, grid^2, dim], for data whose images are not at hand, such as latents.
 
-    cls: whether a class token [B, dim] is stored before the others, as row 0 of [B, 1 + grid^2, dim].
-    The data set `latents` gives them with features = True. The defaults are those of DINOv2-B on a grid of 16 x 16.
+    The data set `latents` gives them with features = True.
+
+    Attributes:
+        dim: numbers of a token; 768 for DINOv2-B.
+        grid: tokens on a side.
+        cls: a class token [B, dim] is stored before the others, as row 0 of [B, 1 + grid^2, dim].
     """
 
     reads: ClassVar[str] = "features"
@@ -31,12 +36,12 @@ class Stored:
         if self.dim < 1 or self.grid < 1:
             raise UserError(f"Stored: dim = {self.dim}, grid = {self.grid}; both must be at least 1")
 
-    def load(self, device: Any = "cpu") -> nn.Module:
-        """The module that takes them apart."""
-        return Split(self)
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the module that splits them."""
+        return SplitFeatures(self)
 
 
-class Split(nn.Module):
+class SplitFeatures(nn.Module):
     """Stored features [B, grid^2 or one more, dim] to Features."""
 
     def __init__(self, spec: Stored):

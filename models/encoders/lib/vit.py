@@ -1,4 +1,4 @@
-"""What vision transformers of the package transformers have in common, read from a folder on this machine."""
+"""Vision transformers of the package transformers, read from a folder on this machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from gen.config.checkpoints import read_json
 from gen.config.errors import MissingDependency, UserError
 from gen.diffusion.alignment import Features
 
-__all__ = ["IMAGENET", "Vit", "config_of", "pretrained", "resample_places"]
+__all__ = ["IMAGENET", "Vit", "config_of", "pretrained", "resample_positions"]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of pixels in [0, 1]
 
 
 def config_of(path: str, *kinds: str) -> dict[str, Any]:
-    """The config.json of a folder; UserError unless its model_type is one of `kinds`."""
+    """Return the config.json of a folder, or its part for images.
+
+    Args:
+        path: folder; MissingDependency without a config.json.
+        *kinds: allowed model_types; UserError for others.
+    """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise MissingDependency(
@@ -30,23 +35,29 @@ def config_of(path: str, *kinds: str) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config, dict):
         raise UserError(f"{file} is no config: it holds {type(config).__name__}")
-    found: dict[str, Any] = config.get("vision_config", config)  # where a model has a part for text too
-    if found.get("model_type") not in kinds:
-        raise UserError(f"{file} is of type {found.get('model_type')!r}; allowed here: {', '.join(kinds)}")
-    if "hidden_size" not in found:
+    vision: dict[str, Any] = config.get("vision_config", config)  # where a model has a part for text too
+    if vision.get("model_type") not in kinds:
+        raise UserError(f"{file} is of type {vision.get('model_type')!r}; allowed here: {', '.join(kinds)}")
+    if "hidden_size" not in vision:
         raise UserError(f"{file} says no hidden_size: save the model there with save_pretrained")
-    return found
+    return vision
 
 
 def pretrained(path: str, owner: str, **changes: Any) -> Any:
-    """The model of class `owner` in transformers, from a folder's safetensors."""
+    """Load a model of transformers from a folder's safetensors.
+
+    Args:
+        path: folder; UserError if it cannot be read as such a model.
+        owner: name of the model's class; MissingDependency without the package.
+        **changes: settings that differ from the folder's config.
+    """
     try:
         model = getattr(importlib.import_module("transformers"), owner)
     except (ImportError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise MissingDependency(f"{owner} needs transformers: pip install transformers ({why})") from error
-    # PyTorch takes down its constructors when a device context is first used. transformers' loader is one, and has put
-    # another linspace in place of PyTorch's by then: from there on torch.device("meta") would miss the real one.
+    # PyTorch lists its constructors when a device context is first used. transformers' loader is one, and has replaced
+    # PyTorch's linspace by then: from there on torch.device("meta") would miss the real one.
     with torch.device("meta"):
         torch.empty(0)
     try:
@@ -55,16 +66,23 @@ def pretrained(path: str, owner: str, **changes: Any) -> Any:
         raise UserError(f"{path!r} cannot be read as a {owner}: {' '.join(str(error).split())[:300]}") from error
 
 
-def resample_places(table: Tensor, grid: int) -> Tensor:
-    """A table of places [1 + side^2, D], the class token's first, for a grid of another side: [1 + grid^2, D].
+def resample_positions(table: Tensor, grid: int) -> Tensor:
+    """Resample a table of position embeddings to a grid of another side.
 
     Bicubic and antialiased, as timm does it and with it REPA; a model's own way, which is not, differs when it shrinks.
+
+    Args:
+        table: [1 + side^2, D], the class token's first.
+        grid: the new side.
+
+    Returns:
+        [1 + grid^2, D].
     """
-    cls, places = table[:1], table[1:]
-    side = round(len(places) ** 0.5)
+    cls, positions = table[:1], table[1:]
+    side = round(len(positions) ** 0.5)
     if side == grid:
         return table
-    image = places.T.reshape(1, -1, side, side).float()
+    image = positions.T.reshape(1, -1, side, side).float()
     image = F.interpolate(image, (grid, grid), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([cls, image[0].flatten(1).T.to(table)])
 
@@ -72,7 +90,8 @@ def resample_places(table: Tensor, grid: int) -> Tensor:
 class Vit(nn.Module):
     """Images [B, 3, H, W] in [-1, 1] to Features: pixels normalised, then resized bicubically to side x side.
 
-    run: resized images to hidden states [B, before + T, D] of which the first is the class token's and T are patches'.
+    run: from resized images to hidden states [B, before + T, D], of which the first is the class token's and the last T
+    are patches'.
     """
 
     mean: Tensor

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import build
-from gen.models.encoders.lib.vit import resample_places
+from gen.models.encoders.lib.vit import resample_positions
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).reshape(2, 1, 3, 1, 1)
@@ -108,8 +108,8 @@ def test_another_grid_and_a_batch_of_one(transformers, tmp_path, kind):
 
 def test_places_on_another_grid():
     table = torch.cat([torch.full((1, 2), 9.0), torch.stack([torch.arange(64.0) // 8, torch.ones(64)], 1)])
-    out = resample_places(table, 4)
-    assert out.shape == (17, 2) and torch.equal(out[0], table[0]) and resample_places(table, 8) is table
+    out = resample_positions(table, 4)
+    assert out.shape == (17, 2) and torch.equal(out[0], table[0]) and resample_positions(table, 8) is table
     rows = out[1:, 0].reshape(4, 4)
     assert torch.allclose(out[1:, 1], torch.ones(16), atol=1e-6) and torch.allclose(rows[:, 0], rows[:, 3], atol=1e-5)
     assert torch.allclose(rows[1:3, 0], torch.tensor([2.5, 4.5]), atol=0.05)
