@@ -35,8 +35,9 @@ class SCM:
 
         g = -cos^2(a) (F - dy/da) - r cos(a) sin(a) (y + dF/da),   r rising to 1 over `warmup` updates,
 
-    is normalised to g / (|g| + damping), and the loss is e^-u(t) |F - sg(F) - g|^2 / d tan(a)^prior + u(t), d the
-    number of elements. The loss is |g|^2 whatever the samples are like: it says nothing of them.
+    is normalised to g / (|g| + damping / sigma_data), the paper's rule in these units, and the loss is e^-u(t) |F -
+    sg(F) - g|^2 / d tan(a)^prior + u(t), d the number of elements. The loss is |g|^2 whatever the samples are like: it
+    says nothing of them.
 
     Attributes:
         times: density of t; the paper's.
@@ -79,7 +80,7 @@ class SCM:
         t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
         out, g = self.output_and_tangent(roles, batch, drop_condition(f, batch, self.class_dropout), t, r)
         size = g.flatten(1).norm(dim=1)  # [B]
-        g = g / expand(size + self.damping, g)
+        g = g / expand(size + self.damping / self.sigma_data, g)
         error = ((out - out.detach() - g) ** 2).flatten(1).mean(1)  # [B]
         if self.prior:
             error = error * self.trig_time(f.path, t)[0].tan().to(error) ** -self.prior

@@ -64,12 +64,22 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class Sigmoid(Weighting):
-    """sigmoid(bias - log SNR) on the error of eps (Kingma & Gao 2023; Hoogeboom et al. 2024, "simpler diffusion")."""
+    """sigmoid(bias - log SNR) per unit of log SNR, on the error of eps (Kingma & Gao 2023, eq. 11; Hoogeboom 2024).
+
+    Per unit of t, in which times are drawn, that is times -dlog SNR / dt = 2 (sigma' / sigma - alpha' / alpha); taken
+    as 0 at both ends, where that is infinite. As published with uniform times.
+
+    Attributes:
+        bias: log SNR of the noise level up to which the weight is about 1; Kingma & Gao have 0 to 3 for -bias.
+    """
 
     bias: float = -1.0
 
     def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
-        return torch.sigmoid(self.bias - 2 * path.lam(t)) * errors(path, parameterisation, t)[1] ** 2
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        density = 2 * (path.dsigma(t) * alpha - path.dalpha(t) * sigma) / (alpha * sigma)
+        per_level = torch.sigmoid(self.bias - 2 * path.lam(t)) * errors(path, parameterisation, t)[1] ** 2
+        return torch.where(alpha * sigma > 0, density * per_level, torch.zeros_like(t))
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,18 @@ def test_the_tangent_is_that_of_the_paper(r):
         torch.testing.assert_close(g, (cos * whole).detach(), rtol=1e-9, atol=1e-9)
 
 
+def test_the_damping_is_the_paper_s_in_the_units_of_the_data():
+    """Algorithm 1 has g / (|g| + c) for g in the data's units, sigma_data times the one here; ours must be equal."""
+    f, mixture, c = random_student(Trig(), V()), world(Trig()), 0.1
+    method, points = SCM(velocity="data", sigma_data=0.5, damping=c, adaptive=False, warmup=0), batch(mixture, 64)
+    ((_, loss, _),) = method({"net": f}, points)
+    t = method.times.at(points.noise.uniform("t"), f.path)
+    _, g = method.output_and_tangent({"net": f}, points, {}, t, 1.0)
+    g = 0.5 * g.flatten(1)
+    published = g / (g.norm(dim=1, keepdim=True) + c)
+    torch.testing.assert_close(loss.detach(), (published**2).mean(), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("path", [Flow(), EDM(10.0)], ids=lambda p: type(p).__name__)
 def test_one_network_has_one_tangent_on_all_paths(path):
     """EDM's parameterisation is -F of TrigFlow with the same sigma_data: the same F at the same noise level."""

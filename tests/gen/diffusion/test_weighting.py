@@ -54,8 +54,18 @@ def test_min_snr_is_what_its_paper_prints(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 def test_sigmoid_is_its_formula_on_the_error_of_eps(path):
-    t = times(path)
-    close(Sigmoid(-1.0).weight(path, parameterisation.Eps(), t), torch.sigmoid(-1.0 - snr(path, t).log()))
+    """Kingma & Gao 2023: w(lambda) (-dlambda / dt), the derivative of log SNR by autograd."""
+    t = times(path).requires_grad_()
+    level = snr(path, t).log()
+    (slope,) = torch.autograd.grad(level.sum(), t)
+    got = Sigmoid(-1.0).weight(path, parameterisation.Eps(), t)
+    torch.testing.assert_close(got, torch.sigmoid(-1.0 - level) * -slope, rtol=1e-6, atol=1e-9)
+
+
+def test_sigmoid_on_flow_s_velocity_has_the_published_values():
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    got = Sigmoid(-1.0).weight(Flow(), parameterisation.Velocity(), t)
+    torch.testing.assert_close(got, torch.tensor([0.0814, 0.538, 0.215]).double(), rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -126,7 +136,8 @@ def test_a_loss_at_zero_terminal_snr_is_finite(weighting, name):
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in f.net.parameters() if p.grad is not None)
-    assert (float(loss.detach()) > 0.5) == (name == "eps")  # a fresh net says 0; of v, which is -x0 there, weight 0
+    # A fresh net says 0; v, which is -x0 there, has weight 0, and so has the end itself per unit of log SNR.
+    assert (float(loss.detach()) > 0.5) == (name == "eps" and isinstance(weighting, MinSNR))
 
 
 @pytest.mark.parametrize("bad", [lambda: MinSNR(0), lambda: EDMWeighting(-1)])
