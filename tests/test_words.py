@@ -23,9 +23,7 @@ FOLDERS = ("gen", "samplers", "distill", "models", "kernels", "eval", "scripts")
 PENDING = (
     # distill
     "distill",
-    "distill/distances",
     "distill/lib",
-    "distill/rewards",
     # eval
     "eval",
     "eval/features",
@@ -113,6 +111,9 @@ RETIRED = {
     "Pace": "CurriculumState: state, not speed",
     "order_uses_samples": "order_depends_on_samples: the order is no user",
     "Verdict": "StopDecision: what a stop rule returns",
+    "Choice": "CommitDecision: what a decoding policy returns",
+    "Now": "KvStep: a KV plan's view of one step",
+    "waits": "may_skip: the policy may commit nothing at a step",
     "owed": "mask_budget: a number of masked positions",
     "Sight": "AttentionContext: mask, positions and cached keys of an attention layer",
     "unfit": "incompatible_reason: it returns a reason or None",
@@ -120,6 +121,9 @@ RETIRED = {
     "Ported": "Reparameterised: a network under another parameterisation",
     "t_one": "time_convention: how a published network counts time",
     "_adopt": "load_inner_only: it loads the wrapped network's weights",
+    "Where": "BenchContext: device, dtype and threads of a benchmark",
+    "Ceiling": "MachinePeak: as in the roofline model",
+    "yardstick": "baseline: what a benchmark compares with",
     "Absent": "Unavailable: a peer that is not installed",
     "stir": "add_churn: Karras et al. call it churn",
     "Anchored": "fixed_noise: the noise is fixed over the loop",
