@@ -41,7 +41,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from gen.config.spec import build
-from gen.data.mixture import Mixture
+from gen.data.mixture import MixturePoints
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.parameterisation import Velocity
@@ -54,7 +54,7 @@ from gen.samplers.solvers.recovery import Recovery
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
 
-DATA = Mixture(dim=2, modes=8, std=0.15, radius=1.4)  # about unit deviation along either axis
+DATA = MixturePoints(dim=2, modes=8, std=0.15, radius=1.4)  # about unit deviation along either axis
 MODEL = build("models", "mlp", channels=2, width=64, depth=3, time_scale=4.0)
 MAP = build("models", "flow_map", inner=MODEL, tell="interval")
 HOLD = 50  # updates that each of DisBack's targets lasts

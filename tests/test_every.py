@@ -21,9 +21,10 @@ from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import V
 from gen.diffusion.path import DDPM, EDM, Flow, Trig
 from gen.diffusion.sampling import integrate
-from gen.diffusion.worlds import Gaussian, Mixture, measured_order, runge_kutta
+from gen.diffusion.worlds import Gaussian, Mixture
 from gen.samplers.caches.custom import Custom
 from gen.samplers.solvers.euler import Euler
+from tests.ode import measured_order, runge_kutta
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 

@@ -17,9 +17,9 @@ from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
-from gen.diffusion.worlds import measured_order
 from gen.training.recipes.digits import digits
 from gen.training.recipes.lists import lists
+from tests.ode import measured_order
 from tests.test_every import mixture
 from tests.test_words import words
 

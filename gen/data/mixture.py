@@ -10,13 +10,13 @@ import torch
 from gen.data.lib.tensors import Tensors, content_hash, split_indices
 from gen.diffusion.noise import derive
 from gen.diffusion.path import NoisePath
-from gen.diffusion.worlds import Mixture as World
+from gen.diffusion.worlds import Mixture
 
-__all__ = ["Mixture"]
+__all__ = ["MixturePoints"]
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixturePoints:
     """n points of `modes` Gaussians of deviation `std`, on a circle of `radius` (dim 2) or a line (dim 1).
 
     Mode k has weight proportional to k + 1 if `uneven`. On the line the means run from -radius to radius. labels: each
@@ -39,7 +39,7 @@ class Mixture:
     def classes(self) -> int:
         return self.modes if self.labels else 0
 
-    def world(self, path: NoisePath) -> World:
+    def world(self, path: NoisePath) -> Mixture:
         """The exact denoiser of these data on a path, in float64."""
         k = torch.arange(self.modes, dtype=torch.float64)
         if self.dim == 1:
@@ -48,7 +48,7 @@ class Mixture:
             angle = 2 * math.pi * k / self.modes
             means = self.radius * torch.stack([angle.cos(), angle.sin()], 1)
         weights = k + 1 if self.uneven else torch.ones_like(k)
-        return World(path, means, torch.full_like(k, self.std), weights / weights.sum(), k.long())
+        return Mixture(path, means, torch.full_like(k, self.std), weights / weights.sum(), k.long())
 
     def open(self, split: str) -> Tensors:
         """The points of "train" or "test"."""

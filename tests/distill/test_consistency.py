@@ -11,7 +11,7 @@ import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.data.mixture import Mixture
+from gen.data.mixture import MixturePoints
 from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
@@ -48,7 +48,7 @@ F64 = torch.float64
 
 
 def mixture(path, std=0.4):
-    return Mixture(dim=1, modes=2, std=std, uneven=True).world(path)
+    return MixturePoints(dim=1, modes=2, std=std, uneven=True).world(path)
 
 
 class Wild(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 import gen
 from gen.config.errors import UserError
-from gen.data.mixture import Mixture
+from gen.data.mixture import MixturePoints
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, Eps, Velocity
@@ -273,7 +273,7 @@ def modes_hit(y, data, share=0.25):
 
 
 def test_a_student_of_two_dimensions_covers_the_modes():
-    data = Mixture(dim=2, modes=4, std=0.2, radius=1.0)
+    data = MixturePoints(dim=2, modes=4, std=0.2, radius=1.0)
     y, _ = fitted(DMD2(**FEW), data, 250)
     found, inside = modes_hit(y, data)
     assert found == 4 and inside > 0.65, (found, inside)
@@ -281,7 +281,7 @@ def test_a_student_of_two_dimensions_covers_the_modes():
 
 @pytest.mark.slow
 def test_two_steps_on_its_own_walk():
-    data = Mixture(dim=1, modes=2, std=0.2, radius=1.0)
+    data = MixturePoints(dim=1, modes=2, std=0.2, radius=1.0)
     y, _ = fitted(DMD2(steps=2, **{**FEW, "times": Uniform(0.3, 0.95)}), data, 300)  # lower ones lose a mode
     found, inside = modes_hit(y, data)
     assert found == 2 and inside > 0.85, (found, inside)

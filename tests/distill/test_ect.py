@@ -9,7 +9,7 @@ from torch import nn
 import gen
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.data.mixture import Mixture
+from gen.data.mixture import MixturePoints
 from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.path import EDM, VP, Flow, Trig
@@ -69,7 +69,7 @@ def test_the_first_stage_is_denoising_at_low_levels():
 def test_training_goes_nowhere_from_the_exact_map():
     """The mean target of each x_t, by quadrature over the data that lead there, is f(x_t, t) but for a small step."""
     path, kind, n = EDM(), parameterisation.EDMPrecond(1.0), 4001
-    world = Mixture(dim=1, modes=2, std=0.4, uneven=True).world(path)
+    world = MixturePoints(dim=1, modes=2, std=0.4, uneven=True).world(path)
     f, method = Denoiser(Exact(world, kind), path, kind), ECT(huber=1e4)
     grid = torch.linspace(-4, 4, n, dtype=F64)[:, None]
     zero, t = torch.zeros(1, dtype=F64), torch.full((n,), 1.5, dtype=F64)
@@ -134,7 +134,7 @@ def test_a_denoiser_is_tuned_into_the_quantile_map():
     Nothing is drawn: steps are so short that of what is known of x0 only the mean and the deviation are felt.
     """
     path, kind, method = EDM(20.0), parameterisation.EDMPrecond(1.0), ECT(huber=1e4, sharpness=0.0)
-    world = Mixture(dim=1, modes=2, std=0.4, uneven=True).world(path)
+    world = MixturePoints(dim=1, modes=2, std=0.4, uneven=True).world(path)
 
     def stage(t):
         return 9 - min(3, round(abs(math.log2(t))))

@@ -14,7 +14,7 @@ from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Times
-from gen.diffusion.worlds import Gaussian, straightness
+from gen.diffusion.worlds import Gaussian
 from gen.distillers.lib.pairs import make_pairs
 from gen.distillers.reflow import Reflow
 from gen.pipeline import Pipeline
@@ -26,6 +26,7 @@ from tests.distill.line import world
 from tests.distill.tables import Curve, end_of, mixture_pairs, off, solve, spread
 from tests.distill.tables import Knots as EvenKnots
 from tests.gen.tiny import tiny
+from tests.ode import straightness
 
 KNOTS = 16
 MEAN, STD = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.6, 0.3, 1.5]).double()

@@ -10,7 +10,7 @@ import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.data.mixture import Mixture
+from gen.data.mixture import MixturePoints
 from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.path import EDM, Flow
@@ -83,7 +83,7 @@ def test_the_loss_vanishes_where_both_stages_agree_on_one_point():
 
 
 def test_above_the_start_it_is_ects_loss():
-    world = Mixture(dim=1, modes=2, std=0.4).world(Flow())
+    world = MixturePoints(dim=1, modes=2, std=0.4).world(Flow())
     drawn, t = next(batches(world, 32, 1)), torch.full((32,), 0.9, dtype=F64)
     f, method = says(0.4), TCM()
     ours = method.losses({"net": f, "first_stage": says(9.0)}, drawn, {}, t)[0]

@@ -7,19 +7,13 @@ import math
 import pytest
 import torch
 
-from gen.diffusion import worlds as testing
 from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.sampling import integrate
-from gen.diffusion.worlds import (
-    Gaussian,
-    Mixture,
-    euler_std,
-    measured_order,
-    straightness,
-)
+from gen.diffusion.worlds import Gaussian, Mixture, chord
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.jump import Jump
+from tests.ode import euler_std, measured_order, runge_kutta, straightness
 
 PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
 
@@ -130,7 +124,7 @@ def test_the_gaussian_flow_map_solves_its_ode(path):
     t, s = f64(0.7 * path.t1, 0.3 * path.t1)
     if isinstance(path, DDPM):  # its derivatives jump at every entry: compare over one cell
         t, s = f64(700.9, 700.1)
-    got = testing.runge_kutta(world, x, float(t), float(s), 300)
+    got = runge_kutta(world, x, float(t), float(s), 300)
     torch.testing.assert_close(world.flow(x, t, s), got, rtol=1e-9, atol=1e-9)
 
 
@@ -151,7 +145,7 @@ def test_sample_is_the_end_of_the_flow_that_starts_in_the_noise():
 def test_a_chord_leads_straight_to_its_end(path):
     x, t, _ = points(path)
     end, s = torch.randn_like(x), t * 0.3
-    pred = testing.chord(path, x, end, t, s)
+    pred = chord(path, x, end, t, s)
     torch.testing.assert_close(path.advance(x, pred, t, s), end, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(path.mix(*pred, t), x, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(path.mix(*pred, s), end, rtol=1e-9, atol=1e-9)
@@ -220,7 +214,7 @@ def test_measured_order_on_the_gaussian(solver, order):
 def test_runge_kutta_is_fourth_order():
     world, (x, _, _) = gaussian(Flow()), points(Flow())
     exact = world.flow(x, f64(0.8)[0], f64(0.1)[0])
-    errors = [float((testing.runge_kutta(world, x, 0.8, 0.1, n) - exact).norm()) for n in (32, 64)]
+    errors = [float((runge_kutta(world, x, 0.8, 0.1, n) - exact).norm()) for n in (32, 64)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.2)
 
 
@@ -229,7 +223,7 @@ def test_on_the_line_the_flow_map_is_the_quantile_map(path):
     world = Mixture(path, f64([-1.0], [0.5], [2.0]), f64(0.2, 0.3, 0.1), f64(0.3, 0.3, 0.4), torch.tensor([0, 1, 2]))
     x, (t, s) = f64(-1.5, -0.5, 0.1, 1.5)[:, None], f64(0.9 * path.t1, 0.2 * path.t1)
     moved = world.flow(x, t, s)
-    torch.testing.assert_close(moved, testing.runge_kutta(world, x, float(t), float(s), 1000), rtol=0, atol=1e-11)
+    torch.testing.assert_close(moved, runge_kutta(world, x, float(t), float(s), 1000), rtol=0, atol=1e-11)
     torch.testing.assert_close(path.interpolate(world(x, t, s=s), s), moved, rtol=0, atol=1e-13)
     torch.testing.assert_close(world.flow(x, t.expand(4), s.expand(4)), moved, rtol=0, atol=0)
     torch.testing.assert_close(world.flow(moved, s, t), x, rtol=0, atol=1e-12)
