@@ -1,8 +1,8 @@
-"""Which backend answers a call, and why: an op asks its backends in a stated order, and the first willing one runs.
+"""Dispatch of an op to the first back end that accepts a call, with the reasons of those that do not.
 
-A backend that cannot do all that a call asks for refuses it and says why; nothing is dropped or repaired in silence.
-Backends that are compositions of PyTorch are traced by torch.compile like any other code; those that are not are
-custom ops of torch.library with fake and autograd registrations. Both keep a compiled graph whole.
+A back end that cannot compute all that a call asks for refuses it and says why; nothing is dropped or repaired in
+silence. Back ends that are compositions of PyTorch are traced by torch.compile like any other code; those that are not
+are custom ops of torch.library with fake and autograd registrations. Both keep a compiled graph whole.
 """
 
 from __future__ import annotations
@@ -10,90 +10,116 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
-__all__ = ["Backend", "Op", "Refused", "explain"]
+__all__ = ["Backend", "Op", "Refused", "accepts_all", "explain", "op"]
 
 P = ParamSpec("P")
+C = TypeVar("C")
 R = TypeVar("R")
 
 
 class Refused(ValueError):
-    """No backend, or not the one that was asked for, takes a call. `str()` is one line."""
+    """No back end, or not the one that was named, accepts a call; `str()` is one line."""
+
+
+def accepts_all(call: object) -> None:
+    """Return no reason against any call.
+
+    Args:
+        call: the complete arguments, unused.
+    """
 
 
 @dataclass(frozen=True, eq=False)
-class Backend(Generic[R]):
-    """One way to compute an op.
+class Backend(Generic[C, R]):
+    """One way to compute an op, whose complete arguments are one value, the call.
 
-    refuses: the op's complete arguments -> why not, or None. run: the same arguments -> the result. detail: the same
-    arguments -> what `explain` adds where this backend is chosen, such as the kernel that PyTorch would pick.
+    Attributes:
+        name: as `Op.only` and `explain` have it.
+        run: call -> result.
+        incompatible_reason: call -> why this back end cannot compute it, or None; by default it computes every call.
+        detail: call -> what `explain` adds where this back end is chosen, such as the kernel that PyTorch would pick.
     """
 
     name: str
-    refuses: Callable[..., str | None]
-    run: Callable[..., R]
-    detail: Callable[..., str] | None = None
+    run: Callable[[C], R]
+    incompatible_reason: Callable[[C], str | None] = accepts_all
+    detail: Callable[[C], str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Op(Generic[P, R]):
-    """An operation: called like the function `call`, which checks the arguments and completes them to a tuple.
+class Op(Generic[P, C, R]):
+    """An operation, called with the arguments of `complete`.
 
-    Every backend is given that whole tuple. The order of `backends` is the order in which they are asked.
+    Attributes:
+        name: for messages.
+        complete: checks the arguments and returns the call that every back end is given whole.
+        backends: in the order in which they are asked.
     """
 
     name: str
-    call: Callable[P, tuple[Any, ...]]
-    backends: tuple[Backend[R], ...]
+    complete: Callable[P, C]
+    backends: tuple[Backend[C, R], ...]
 
     def __post_init__(self) -> None:
-        wanted = list(inspect.signature(self.call).parameters)
-        for backend in self.backends:
-            for function in (backend.refuses, backend.run, backend.detail or backend.run):
-                given = list(inspect.signature(function).parameters)
-                if given != wanted:
-                    raise TypeError(f"{self.name}: {backend.name} takes {given}; the op's arguments are {wanted}")
-        object.__setattr__(self, "__doc__", self.call.__doc__)
-        object.__setattr__(self, "__signature__", inspect.signature(self.call))
+        object.__setattr__(self, "__doc__", self.complete.__doc__)
+        object.__setattr__(self, "__signature__", inspect.signature(self.complete))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        complete = self.call(*args, **kwargs)
+        call = self.complete(*args, **kwargs)
         reasons = []
         for backend in self.backends:
-            reason = backend.refuses(*complete)
+            reason = backend.incompatible_reason(call)
             if reason is None:
-                return backend.run(*complete)
+                return backend.run(call)
             reasons.append(f"{backend.name} refuses: {reason}")
         raise Refused(f"{self.name}: {'; '.join(reasons)}")
 
-    def only(self, backend: str) -> Op[P, R]:
-        """The same op with this backend alone: it runs, or its refusal is raised."""
+    def only(self, backend: str) -> Op[P, C, R]:
+        """Return the same op with this back end alone: it runs, or its refusal is raised."""
         kept = tuple(b for b in self.backends if b.name == backend)
         if not kept:
-            raise Refused(
-                f"{self.name} has no backend {backend!r}. Allowed: {', '.join(b.name for b in self.backends)}."
-            )
+            allowed = ", ".join(b.name for b in self.backends)
+            raise Refused(f"{self.name} has no backend {backend!r}. Allowed: {allowed}.")
         return replace(self, backends=kept)
 
-    def verdicts(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, str]:
-        """Each backend, in the order of asking, and what becomes of it: "chosen", "willing" or "refuses: why"."""
-        complete, found = self.call(*args, **kwargs), {}
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, str]:
+        """Return for each back end, in order, "chosen (detail)", "accepts" or "refuses: reason"; run nothing."""
+        call, answers = self.complete(*args, **kwargs), {}
         chosen = False
         for backend in self.backends:
-            reason = backend.refuses(*complete)
+            reason = backend.incompatible_reason(call)
             if reason is not None:
-                found[backend.name] = f"refuses: {reason}"
+                answers[backend.name] = f"refuses: {reason}"
             elif chosen:
-                found[backend.name] = "willing"
+                answers[backend.name] = "accepts"
             else:
                 chosen = True
-                found[backend.name] = f"chosen{'' if backend.detail is None else f' ({backend.detail(*complete)})'}"
-        return found
+                answers[backend.name] = f"chosen ({backend.detail(call)})" if backend.detail else "chosen"
+        return answers
 
 
-def explain(op: Op[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Prints every backend of the op with what becomes of it in this call; runs nothing."""
-    verdicts = op.verdicts(*args, **kwargs)
-    width = max(map(len, verdicts))
-    print("\n".join([op.name, *(f"  {name:{width}}  {verdict}" for name, verdict in verdicts.items())]))
+def op(*backends: Backend[C, R]) -> Callable[[Callable[P, C]], Op[P, C, R]]:
+    """Return the decorator that makes an Op of a function from its arguments to the complete call.
+
+    Args:
+        *backends: in the order in which they are asked.
+    """
+
+    def decorate(complete: Callable[P, C]) -> Op[P, C, R]:
+        return Op(complete.__name__, complete, backends)
+
+    return decorate
+
+
+def explain(op: Op[P, C, R], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Print `Op.explain` of a call as a table; run nothing.
+
+    Args:
+        op: the op.
+        *args, **kwargs: its arguments.
+    """
+    answers = op.explain(*args, **kwargs)
+    width = max(map(len, answers))
+    print("\n".join([op.name, *(f"  {name:{width}}  {answer}" for name, answer in answers.items())]))

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from gen.config.errors import UserError
 from gen.config.spec import build, part
 from gen.diffusion.tap import Tap, call_site
-from gen.kernels.attention import EVERYONE, BlockCausal, Rule
+from gen.kernels.attention import BIDIRECTIONAL, BlockCausal, MaskRule
 from gen.models.layers import family
 from gen.models.layers.block import run_block
 from gen.models.layers.text import AttentionContext, TextBlock, angles
@@ -244,11 +244,13 @@ class TextNet(nn.Module):
         cos, sin = self._angles(positions if position_ids is None else position_ids)
         if attention_mask is not None:
             return AttentionContext(cos, sin, seen=attention_mask if attention_mask.ndim == 3 else attention_mask[None])
-        rule: Rule = EVERYONE if self.block_size is None or n <= self.block_size else BlockCausal(self.block_size)
+        rule: MaskRule = (
+            BIDIRECTIONAL if self.block_size is None or n <= self.block_size else BlockCausal(self.block_size)
+        )
         seen = None if lengths is None else _needed((positions < lengths[:, None])[:, None])  # [B, 1, N]
-        if rule != EVERYONE and tokens.device.type == "cpu":  # no tiles are skipped: one mask for all layers
+        if rule != BIDIRECTIONAL and tokens.device.type == "cpu":  # no tiles are skipped: one mask for all layers
             allowed = rule.allowed(positions[:, None], positions)[None]  # [1, N, N]
-            rule, seen = EVERYONE, allowed if seen is None else seen & allowed
+            rule, seen = BIDIRECTIONAL, allowed if seen is None else seen & allowed
         return AttentionContext(cos, sin, rule, seen)
 
     def _remembering(self, tokens: Tensor, lengths: Tensor | None, kv_cache: KvCache, span: Span) -> AttentionContext:
@@ -261,7 +263,7 @@ class TextNet(nn.Module):
         if self.block_size is not None and span.stop > self.block_size:
             seen = seen & (keys // self.block_size <= (span.positions // self.block_size)[..., None])  # [B, F, S]
         cos, sin = self._angles(span.positions)
-        return AttentionContext(cos, sin, EVERYONE, _needed(seen), kv_cache, span.positions, span.stop)
+        return AttentionContext(cos, sin, BIDIRECTIONAL, _needed(seen), kv_cache, span.positions, span.stop)
 
     def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [F, d] or [B, F, d]."""

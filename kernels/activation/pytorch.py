@@ -6,32 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-__all__ = ["gelu_tanh", "gelu_tanh_refuses", "rational", "rational_refuses", "swiglu", "swiglu_refuses"]
+from gen.kernels.activation.call import GeluCall, RationalCall
 
-
-def swiglu_refuses(ab: Tensor) -> str | None:
-    return None
+__all__ = ["gelu_tanh", "rational", "swiglu"]
 
 
 def swiglu(ab: Tensor) -> Tensor:
+    """Compute silu(a) b."""
     a, b = ab.chunk(2, -1)
     return silu(a) * b
 
 
-def gelu_tanh_refuses(x: Tensor, bias: Tensor | None) -> str | None:
-    return None
+def gelu_tanh(call: GeluCall) -> Tensor:
+    """Compute GELU(x + bias) in its tanh form."""
+    return gelu(call.x if call.bias is None else call.x + call.bias, approximate="tanh")
 
 
-def gelu_tanh(x: Tensor, bias: Tensor | None) -> Tensor:
-    return gelu(x if bias is None else x + bias, approximate="tanh")
-
-
-def rational_refuses(x: Tensor, numerator: Tensor, denominator: Tensor) -> str | None:
-    return None
-
-
-def rational(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Horner's rule, inside with at least float32's precision: powers of x leave bfloat16's soon."""
+def rational(call: RationalCall) -> Tensor:
+    """Compute Horner's rule, inside with at least float32's precision: powers of x leave bfloat16's soon."""
+    x, numerator, denominator = call
     kind = torch.promote_types(x.dtype, torch.float32)
     wide = x.to(kind).reshape(*x.shape[:-1], len(denominator), -1)  # [..., G, D / G]
     a, b = numerator.to(kind)[..., None], denominator.to(kind).abs()[..., None]  # [1 or G, m + 1, 1], [G, n, 1]

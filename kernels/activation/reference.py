@@ -10,26 +10,39 @@ import math
 import torch
 from torch import Tensor
 
+from gen.kernels.activation.call import GeluCall, RationalCall
+
 __all__ = ["gelu_tanh", "rational", "swiglu"]
 
 
 def swiglu(ab: Tensor) -> Tensor:
-    """a sigmoid(a) b, of the halves of the last dimension."""
+    """Return a sigmoid(a) b, of the halves of the last dimension.
+
+    Args:
+        ab: [..., 2 H].
+    """
     a, b = ab.double().chunk(2, -1)
     return (a * a.sigmoid() * b).to(ab.dtype)
 
 
-def gelu_tanh(x: Tensor, bias: Tensor | None) -> Tensor:
-    """h sigmoid(2 sqrt(2 / pi) (h + 0.044715 h^3)) with h = x + bias: half of h times 1 + tanh of half of that."""
-    h = x.double() if bias is None else x.double() + bias.double()
-    out: Tensor = h * (2 * (2 / math.pi) ** 0.5 * (h + 0.044715 * h**3)).sigmoid()
-    return out.to(x.dtype)
+def gelu_tanh(call: GeluCall) -> Tensor:
+    """Return h sigmoid(2 sqrt(2 / pi) (h + 0.044715 h^3)) with h = x + bias; sigmoid(2 u) is (1 + tanh(u)) / 2.
+
+    Args:
+        call: the complete arguments.
+    """
+    h = call.x.double() if call.bias is None else call.x.double() + call.bias.double()
+    return (h * (2 * (2 / math.pi) ** 0.5 * (h + 0.044715 * h**3)).sigmoid()).to(call.x.dtype)
 
 
-def rational(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    """sum_i a_i x^i / (1 + sum_j |b_j| |x|^j) of each group of channels."""
-    groups = len(denominator)
-    wide = x.double().reshape(*x.shape[:-1], groups, -1)  # [..., G, D / G]
+def rational(call: RationalCall) -> Tensor:
+    """Return sum_i a_i x^i / (1 + sum_j |b_j| |x|^j) of each group of channels.
+
+    Args:
+        call: the complete arguments.
+    """
+    x, numerator, denominator = call
+    wide = x.double().reshape(*x.shape[:-1], len(denominator), -1)  # [..., G, D / G]
     top, low = torch.zeros_like(wide), torch.ones_like(wide)
     for i, a in enumerate(numerator.double().unbind(1)):
         top = top + a[:, None] * wide**i

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """Triton kernels of activations: one read and one write of each tensor, float32 inside.
 
-Sums over rows, for the gradients of biases and coefficients, are made in two stages without atomics: a program sums its
+Sums over rows, for the gradients of biases and coefficients, take two stages without atomics: a program sums its
 rows, and the partial sums are added afterwards, always in the same order (unlike FlashKAT's, Raffel & Chen 2025,
 arXiv 2505.13813).
 """
@@ -21,7 +21,7 @@ __all__ = [
 
 @triton.jit
 def _tile(rows, columns, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where one program's numbers are, of a matrix [n, d], and which of them exist."""
+    """Return the rows and columns of one program's tile of a matrix [n, d], and which of them exist."""
     row = rows * ROWS + tl.arange(0, ROWS)
     column = columns * COLUMNS + tl.arange(0, COLUMNS)
     return row.to(tl.int64)[:, None], column[None, :], (row[:, None] < n) & (column[None, :] < d)
@@ -29,7 +29,7 @@ def _tile(rows, columns, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _sigmoid(u):
-    """sigmoid(u) and 1 - sigmoid(u), each with all its digits; no exponential overflows."""
+    """Return sigmoid(u) and 1 - sigmoid(u), each with all its digits; no exponential overflows."""
     e = tl.exp(-tl.abs(u))
     near, far = 1.0 / (1.0 + e), e / (1.0 + e)
     return tl.where(u >= 0.0, near, far), tl.where(u >= 0.0, far, near)
@@ -37,6 +37,7 @@ def _sigmoid(u):
 
 @triton.jit
 def swiglu_forward(AB, OUT, stride, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Compute one tile of silu(a) b."""
     row, column, keep = _tile(tl.program_id(0), tl.program_id(1), n, d, ROWS, COLUMNS)
     a = tl.load(AB + row * stride + column, mask=keep, other=0.0).to(tl.float32)
     b = tl.load(AB + row * stride + d + column, mask=keep, other=0.0).to(tl.float32)
@@ -46,6 +47,7 @@ def swiglu_forward(AB, OUT, stride, n, d, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def swiglu_backward(AB, DOUT, DAB, stride, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Compute one tile of the gradients of a and b."""
     row, column, keep = _tile(tl.program_id(0), tl.program_id(1), n, d, ROWS, COLUMNS)
     a = tl.load(AB + row * stride + column, mask=keep, other=0.0).to(tl.float32)
     b = tl.load(AB + row * stride + d + column, mask=keep, other=0.0).to(tl.float32)
@@ -58,7 +60,7 @@ def swiglu_backward(AB, DOUT, DAB, stride, n, d, ROWS: tl.constexpr, COLUMNS: tl
 
 @triton.jit
 def _gate(h):
-    """GELU(h) / h = s = sigmoid(2 sqrt(2 / pi) (h + 0.044715 h^3)), and h s' / s."""
+    """Return GELU(h) / h = s = sigmoid(2 sqrt(2 / pi) (h + 0.044715 h^3)), and h s' / s."""
     square = h * h
     s, rest = _sigmoid(1.5957691216057308 * h * (1.0 + 0.044715 * square))
     return s, rest * 1.5957691216057308 * h * (1.0 + 0.134145 * square)
@@ -66,6 +68,7 @@ def _gate(h):
 
 @triton.jit
 def gelu_forward(X, BIAS, OUT, stride, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BIASED: tl.constexpr):
+    """Compute one tile of GELU(x + bias)."""
     row, column, keep = _tile(tl.program_id(0), tl.program_id(1), n, d, ROWS, COLUMNS)
     h = tl.load(X + row * stride + column, mask=keep, other=0.0).to(tl.float32)
     if BIASED:
@@ -78,7 +81,7 @@ def gelu_forward(X, BIAS, OUT, stride, n, d, ROWS: tl.constexpr, COLUMNS: tl.con
 def gelu_backward(
     X, BIAS, DOUT, DX, DBIAS, stride, n, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BIASED: tl.constexpr
 ):
-    """DBIAS: sums of these rows, float32 [row tiles, d]."""
+    """Compute one tile of DX, and of DBIAS, float32 [row tiles, d], the sums of these rows."""
     row, column, keep = _tile(tl.program_id(0), tl.program_id(1), n, d, ROWS, COLUMNS)
     h = tl.load(X + row * stride + column, mask=keep, other=0.0).to(tl.float32)
     if BIASED:
@@ -94,7 +97,7 @@ def gelu_backward(
 
 @triton.jit
 def _coefficients(A, B):
-    """Six of the numerator, four absolute ones of the denominator."""
+    """Load six coefficients of the numerator, and four absolute ones of the denominator."""
     a0, a1, a2 = tl.load(A).to(tl.float32), tl.load(A + 1).to(tl.float32), tl.load(A + 2).to(tl.float32)
     a3, a4, a5 = tl.load(A + 3).to(tl.float32), tl.load(A + 4).to(tl.float32), tl.load(A + 5).to(tl.float32)
     b1, b2 = tl.abs(tl.load(B).to(tl.float32)), tl.abs(tl.load(B + 1).to(tl.float32))
@@ -104,7 +107,7 @@ def _coefficients(A, B):
 
 @triton.jit
 def rational_forward(X, A, B, OUT, stride, n, d, size, a_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Tiles of the `size` channels of one group, which is program_id(2)."""
+    """Compute one tile of the `size` channels of one group, which is program_id(2)."""
     group = tl.program_id(2)
     row, column, keep = _tile(tl.program_id(0), tl.program_id(1), n, size, ROWS, COLUMNS)
     a0, a1, a2, a3, a4, a5, b1, b2, b3, b4 = _coefficients(A + group * a_stride, B + group * 4)
@@ -119,7 +122,7 @@ def rational_forward(X, A, B, OUT, stride, n, d, size, a_stride, ROWS: tl.conste
 def rational_backward(
     X, A, B, DOUT, DX, DA, DB, stride, n, d, size, a_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """All channels of one group in ROWS rows. DA [parts, G, 6], DB [parts, G, 4]: sums of these rows, float32."""
+    """Compute the gradients of one group in ROWS rows. DA [parts, G, 6], DB [parts, G, 4]: sums of rows, float32."""
     group = tl.program_id(1)
     a0, a1, a2, a3, a4, a5, b1, b2, b3, b4 = _coefficients(A + group * a_stride, B + group * 4)
     s0 = tl.zeros([COLUMNS], tl.float32)

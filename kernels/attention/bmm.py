@@ -9,57 +9,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen.kernels.attention.rules import Bidirectional, Rule
-from gen.kernels.lib import triton as _triton
-from gen.kernels.rope import Pairs, prepared
+from gen.kernels.attention.call import AttentionCall
+from gen.kernels.attention.rules import Bidirectional
+from gen.kernels.lib.autograd import transform_reason
 
-__all__ = ["refuses", "run"]
+__all__ = ["incompatible_reason", "run"]
 
 SCORES = 2**19  # numbers at a time: 1 MiB, which stays in a core's cache and in the allocator's hands
-PLACES = (64, 2048)  # fewer are faster in PyTorch's kernel; the scores of more leave the cache
+SHORTEST, LONGEST = 64, 2048  # fewer positions are faster in PyTorch's kernel; the scores of more leave the cache
 
 
-def refuses(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> str | None:
+def incompatible_reason(call: AttentionCall) -> str | None:
+    """Return why the call is better computed otherwise, or None."""
+    qkv = call.qkv
+    if qkv is None:
+        return "q, k and v are not packed"
     if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
         return "it is for bfloat16 on a CPU"
-    if not isinstance(rule, Bidirectional):
-        return f"it has no {type(rule).__name__}"
-    if not PLACES[0] <= qkv.shape[1] <= PLACES[1]:
-        return f"{qkv.shape[1]} places; it is for {PLACES[0]} to {PLACES[1]}"
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, q_gain, k_gain)):
+    if not isinstance(call.rule, Bidirectional):
+        return f"it has no {type(call.rule).__name__}"
+    if not SHORTEST <= qkv.shape[1] <= LONGEST:
+        return f"{qkv.shape[1]} positions; it is for {SHORTEST} to {LONGEST}"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, call.q_gain, call.k_gain)):
         return "a gradient is asked for, and all scores would be kept"
     if torch.compiler.is_compiling():
         return "a compiled graph would have a part for every few heads"
-    return _triton.transformed(qkv, q_gain, k_gain)
+    return transform_reason(qkv, call.q_gain, call.k_gain)
 
 
-def run(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> Tensor:
-    b, n, _, heads, d = qkv.shape
+def run(call: AttentionCall) -> Tensor:
+    """Compute the scores of some heads at a time."""
+    b, n, heads, d = call.q.shape
     each = max(1, SCORES // n**2)
-    q, k, v = (t.transpose(1, 2).reshape(b * heads, n, d) for t in prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs))
-    out, nothing = torch.empty_like(q), q.new_zeros(())
+    call = call.after_norm_rope()
+    q, k, v = (t.transpose(1, 2).reshape(b * heads, n, d) for t in (call.q, call.k, call.v))
+    out, zero = torch.empty_like(q), q.new_zeros(())
     for i in range(0, b * heads, each):
         some = slice(i, i + each)
-        weights = torch.baddbmm(nothing, q[some], k[some].mT, beta=0, alpha=scale).softmax(-1)
+        weights = torch.baddbmm(zero, q[some], k[some].mT, beta=0, alpha=call.scale).softmax(-1)
         torch.bmm(weights, v[some], out=out[some])
     return out.view(b, heads, n, d).transpose(1, 2)  # [B, N, H, d]

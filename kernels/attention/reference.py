@@ -8,41 +8,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen.kernels.attention.rules import Rule
+from gen.kernels.attention.call import AttentionCall
+from gen.kernels.rope.call import NormRopeCall
 from gen.kernels.rope.reference import norm_rope
 
-__all__ = ["attention", "attention_qkv"]
+__all__ = ["attention"]
 
 
-def attention(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: str,
-) -> Tensor:
-    """attention_qkv of the three parts, q and k after norm_rope, rounded once."""
-    q, k, v = qkv.double().unbind(2)
-    q, k = norm_rope(q, q_gain, eps, cos, sin, pairs), norm_rope(k, k_gain, eps, cos, sin, pairs)
-    return attention_qkv(q, k, v, rule, scale, None, 0).to(qkv.dtype)
+def attention(call: AttentionCall) -> Tensor:
+    """Return softmax(scale q k^T, over the allowed keys) v, q and k after their norm and rotation; rounded once.
 
-
-def attention_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
-    """softmax(scale q k^T, over the keys that rule and seen allow) v; a query that sees nothing gets 0."""
-    group = q.shape[2] // k.shape[2]
-    q_, k_, v_ = (t.double().transpose(1, 2) for t in (q, k, v))  # each [B, heads, places, d]
-    k_, v_ = k_.repeat_interleave(group, 1), v_.repeat_interleave(group, 1)
-    place = torch.arange(first, first + q.shape[1], device=q.device)
-    allowed = rule.allowed(place[:, None], torch.arange(k.shape[1], device=q.device))  # [Nq, Nk]
-    if seen is not None:
-        allowed = allowed & seen[:, None]  # [B or 1, 1, Nq, Nk]
-    score = (scale * q_ @ k_.mT).masked_fill(~allowed, -torch.inf)
+    Args:
+        call: the complete arguments.
+    """
+    # Each [B, heads, N, d].
+    q, k, v = (t.double() for t in (call.q, call.k, call.v))
+    if call.needs_norm_rope:
+        q = norm_rope(NormRopeCall(q, call.q_gain, call.eps, call.cos, call.sin, call.pairs))
+        k = norm_rope(NormRopeCall(k, call.k_gain, call.eps, call.cos, call.sin, call.pairs))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    position = torch.arange(call.start_pos, call.start_pos + q.shape[2], device=q.device)
+    allowed = call.rule.allowed(position[:, None], torch.arange(k.shape[2], device=q.device))  # [Nq, Nk]
+    if call.attn_mask is not None:
+        allowed = allowed & call.attn_mask[:, None]  # [B or 1, 1, Nq, Nk]
+    score = (call.scale * q @ k.mT).masked_fill(~allowed, -torch.inf)
     top = score.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).min)
     weight = (score - top).exp()
     total = weight.sum(-1, keepdim=True)
-    out: Tensor = (weight / total.where(total > 0, 1)) @ v_
-    return out.transpose(1, 2).to(q.dtype)  # [B, Nq, H, d]
+    out = (weight / total.where(total > 0, 1)) @ v
+    return out.transpose(1, 2).to(call.q.dtype)  # [B, Nq, H, d]

@@ -1,53 +1,71 @@
-"""Who may attend to whom: rules over places, not matrices of N x N.
+"""Mask rules of attention: which position may attend to which, as functions of positions and not as N x N matrices.
 
-A rule is a frozen dataclass. `allowed` states it, for index tensors of any broadcastable shapes. `codes` says the same
-with three numbers to a place, for kernels to read: q sees k if level[k] <= reach[q], or if own[q] == own[k] >= 0.
+A rule is a frozen dataclass. `allowed` states it for index tensors of any broadcastable shapes. `codes` says the same
+with three integers per position, for kernels to read: q attends to k if level[k] <= reach[q], or if segment[q] ==
+segment[k] >= 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "EVERYONE",
+    "BIDIRECTIONAL",
     "Bidirectional",
     "BlockCausal",
     "BlockDiffusion",
     "Causal",
     "Codes",
-    "Rule",
+    "MaskRule",
     "ScaleCausal",
     "decode",
     "encode",
 ]
 
-Codes = tuple[Tensor, Tensor, Tensor]  # level, reach, own: int32 [N] each
-NEVER = 2**31 - 1  # the level of keys that are seen through `own` only
+NEVER = 2**31 - 1  # the level of keys that are attended to within their segment only
 
 
-class Rule(Protocol):
-    """What a rule offers. One without `codes` runs wherever a mask may be any function of two indices."""
+class Codes(NamedTuple):
+    """A rule over N positions as int32 tensors [N]; segment is -1 outside of all segments."""
 
-    def unfit(self, n: int) -> str | None:
-        """Why the rule is none of n places; None if it is."""
+    level: Tensor
+    reach: Tensor
+    segment: Tensor
+
+
+class MaskRule(Hashable, Protocol):
+    """Contract of a mask rule; one without `codes` runs wherever a mask may be any function of two indices."""
+
+    def incompatible_reason(self, n: int) -> str | None:
+        """Return why the rule cannot cover n positions, or None.
+
+        Args:
+            n: number of positions.
+        """
         ...
 
     def allowed(self, q_index: Tensor, k_index: Tensor) -> Tensor:
-        """bool, True where the query's place may see the key's."""
+        """Return bool, True where the query's position may attend to the key's.
+
+        Args:
+            q_index: positions of queries, integers of any shape.
+            k_index: positions of keys, broadcastable with q_index.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Bidirectional:
-    """Everyone sees everyone."""
+    """All positions attend to all."""
 
-    def unfit(self, n: int) -> str | None:
+    def incompatible_reason(self, n: int) -> str | None:
         return None
 
     def allowed(self, q_index: Tensor, k_index: Tensor) -> Tensor:
@@ -55,34 +73,38 @@ class Bidirectional:
 
     def codes(self, n: int) -> Codes:
         zero = torch.zeros(n, dtype=torch.int32)
-        return zero, zero, zero - 1
+        return Codes(zero, zero, zero - 1)
 
 
 @dataclass(frozen=True)
 class Causal:
-    """Each place sees itself and those before it."""
+    """Each position attends to itself and to those before it."""
 
-    def unfit(self, n: int) -> str | None:
+    def incompatible_reason(self, n: int) -> str | None:
         return None
 
     def allowed(self, q_index: Tensor, k_index: Tensor) -> Tensor:
         return k_index <= q_index
 
     def codes(self, n: int) -> Codes:
-        place = torch.arange(n, dtype=torch.int32)
-        return place, place, torch.full_like(place, -1)
+        position = torch.arange(n, dtype=torch.int32)
+        return Codes(position, position, torch.full_like(position, -1))
 
 
 @dataclass(frozen=True)
 class BlockCausal:
-    """Each place sees its own block of `block` places and all blocks before it; the last block may be short."""
+    """Each position attends to its own block and to all blocks before it; the last block may be short.
+
+    Attributes:
+        block: positions per block, at least 1.
+    """
 
     block: int = 32
 
     def __post_init__(self) -> None:
-        _positive("BlockCausal.block", self.block)
+        _check_positive("BlockCausal.block", self.block)
 
-    def unfit(self, n: int) -> str | None:
+    def incompatible_reason(self, n: int) -> str | None:
         return None
 
     def allowed(self, q_index: Tensor, k_index: Tensor) -> Tensor:
@@ -90,26 +112,30 @@ class BlockCausal:
 
     def codes(self, n: int) -> Codes:
         block = torch.arange(n, dtype=torch.int32) // self.block
-        return block, block, torch.full_like(block, -1)
+        return Codes(block, block, torch.full_like(block, -1))
 
 
 @dataclass(frozen=True)
 class BlockDiffusion:
-    """Training block diffusion in one pass over [x_t, x_0], each of `length` places in blocks of `block`.
+    """Block diffusion's training mask over [x_t, x_0] in one pass.
 
-    A noisy place sees its own noisy block and the clean blocks before it; a clean place sees the clean blocks up to its
-    own; nothing clean sees anything noisy. (BD3-LM, Arriola et al. 2025, arXiv 2503.09573, section 3.)
+    A noisy position attends to its own noisy block and to the clean blocks before it; a clean one to the clean blocks
+    up to its own; nothing clean to anything noisy. (BD3-LM, Arriola et al. 2025, arXiv 2503.09573, section 3.)
+
+    Attributes:
+        length: positions of x_t, and of x_0, at least 1.
+        block: positions per block, at least 1.
     """
 
     length: int = 1024
     block: int = 16
 
     def __post_init__(self) -> None:
-        _positive("BlockDiffusion.length", self.length)
-        _positive("BlockDiffusion.block", self.block)
+        _check_positive("BlockDiffusion.length", self.length)
+        _check_positive("BlockDiffusion.block", self.block)
 
-    def unfit(self, n: int) -> str | None:
-        return None if n == 2 * self.length else f"{self} is a rule of {2 * self.length} places"
+    def incompatible_reason(self, n: int) -> str | None:
+        return None if n == 2 * self.length else f"{self} is a rule of {2 * self.length} positions"
 
     def allowed(self, q_index: Tensor, k_index: Tensor) -> Tensor:
         q_noisy, k_noisy = q_index < self.length, k_index < self.length
@@ -122,57 +148,68 @@ class BlockDiffusion:
     def codes(self, n: int) -> Codes:
         block = torch.arange(self.length, dtype=torch.int32) // self.block
         level = torch.cat([torch.full_like(block, NEVER), block])
-        return level, torch.cat([block - 1, block]), torch.cat([block, torch.full_like(block, -1)])
+        return Codes(level, torch.cat([block - 1, block]), torch.cat([block, torch.full_like(block, -1)]))
 
 
 @dataclass(frozen=True)
 class ScaleCausal:
-    """Scales of `sizes` places one after the other; each place sees its own scale and the coarser ones before it.
+    """Scales one after the other; each position attends to its own scale and to the coarser ones before it.
 
     (Next-scale prediction: VAR, Tian et al. 2024, arXiv 2404.02905, section 3.2.)
+
+    Attributes:
+        sizes: positions of each scale, from the coarsest, at least 1 each.
     """
 
     sizes: tuple[int, ...] = (1, 4, 9, 16)
 
     def __post_init__(self) -> None:
         for size in self.sizes:
-            _positive("a size of ScaleCausal", size)
+            _check_positive("a size of ScaleCausal", size)
 
-    def unfit(self, n: int) -> str | None:
-        return None if n == sum(self.sizes) else f"{self} is a rule of {sum(self.sizes)} places"
+    def incompatible_reason(self, n: int) -> str | None:
+        return None if n == sum(self.sizes) else f"{self} is a rule of {sum(self.sizes)} positions"
 
     def allowed(self, q_index: Tensor, k_index: Tensor) -> Tensor:
         return self._scale(k_index) <= self._scale(q_index)
 
     def codes(self, n: int) -> Codes:
         scale = self._scale(torch.arange(n)).int()
-        return scale, scale, torch.full_like(scale, -1)
+        return Codes(scale, scale, torch.full_like(scale, -1))
 
     def _scale(self, index: Tensor) -> Tensor:
-        """Which scale a place belongs to: how many scales have ended by then."""
+        """Return the scale of each position: how many scales end at or before it."""
         scale = torch.zeros_like(index)
         for end in list(accumulate(self.sizes))[:-1]:
             scale = scale + (index >= end)
         return scale
 
 
-EVERYONE = Bidirectional()
+BIDIRECTIONAL = Bidirectional()
 KINDS = (Bidirectional, Causal, BlockCausal, BlockDiffusion, ScaleCausal)
 
 
-def encode(rule: Rule) -> list[int]:
-    """One of this file's rules as integers, the only form in which a custom op may be given it."""
+def encode(rule: MaskRule) -> list[int]:
+    """Return a rule as integers, the only form in which a custom op may be given it.
+
+    Args:
+        rule: one of this file's.
+    """
     kind = KINDS.index(type(rule))
     fields = [getattr(rule, field.name) for field in dataclasses.fields(rule)]  # type: ignore[arg-type]
     return [kind, *(rule.sizes if isinstance(rule, ScaleCausal) else fields)]
 
 
 def decode(numbers: list[int]) -> Bidirectional | Causal | BlockCausal | BlockDiffusion | ScaleCausal:
-    """The rule that `encode` made the integers of."""
+    """Return the rule that `encode` has turned into integers.
+
+    Args:
+        numbers: the result of `encode`.
+    """
     kind, fields = KINDS[numbers[0]], numbers[1:]
-    return ScaleCausal(tuple(fields)) if numbers[0] == KINDS.index(ScaleCausal) else kind(*fields)  # type: ignore[arg-type]
+    return ScaleCausal(tuple(fields)) if kind is ScaleCausal else kind(*fields)  # type: ignore[arg-type]
 
 
-def _positive(name: str, value: int) -> None:
+def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
-from gen.kernels.attention.rules import Bidirectional, Causal, Rule
-from gen.kernels.rope import Pairs, norm_rope, prepared
+from gen.kernels.attention.call import AttentionCall
+from gen.kernels.attention.rules import Bidirectional, Causal
+from gen.kernels.rope import norm_rope
 
-__all__ = ["detail", "detail_qkv", "refuses", "refuses_qkv", "run", "run_qkv"]
+__all__ = ["detail", "incompatible_reason", "run"]
 
 KERNELS = {
     SDPBackend.MATH: "plain products",
@@ -20,108 +23,61 @@ KERNELS = {
 }
 
 
-def refuses(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> str | None:
-    return _too_dense(qkv, rule, 0)
+class Arguments(NamedTuple):
+    """scaled_dot_product_attention's: q [B, H, Nq, d], k and v [B, H or Hkv, Nk, d], a bool mask, ..."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    is_causal: bool
+    enable_gqa: bool
 
 
-def run(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> Tensor:
-    if q_gain is None and k_gain is None and cos is None:
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # views: each [B, H, N, d]
-    else:
-        q, k, v = (t.transpose(1, 2) for t in prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs))
-    return _run(q, k, v, rule, scale, None, 0)
-
-
-def detail(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> str:
-    """The kernel that PyTorch would pick, and what prepares q and k for it."""
-    q, k, v = qkv.unbind(2)
-    picked = detail_qkv(q, k, v, rule, scale, None, 0)
-    if q_gain is None and k_gain is None and cos is None:
-        return picked
-    before = norm_rope.verdicts(q, k_gain if q_gain is None else q_gain, eps, cos, sin, pairs)
-    return f"{picked}, after norm_rope by {next(name for name, said in before.items() if said.startswith('chosen'))}"
-
-
-def refuses_qkv(
-    q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int
-) -> str | None:
-    if q.device.type != "cpu" and seen is not None and q.shape[2] != k.shape[2]:
-        return f"on {q.device.type} it has no kernel of shared heads under a mask: all would be copied"
-    return _too_dense(q, rule, first)
-
-
-def run_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
-    return _run(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), rule, scale, seen, first)
-
-
-def detail_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> str:
-    """The kernel that PyTorch would pick."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    mask, causal, shared = _how(q, k, rule, seen, first)
-    if mask is not None and shared:
-        k, v, shared = _copied(k, q), _copied(v, q), False
-    picked = torch._fused_sdp_choice(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=shared)
-    return KERNELS.get(SDPBackend(picked), f"kernel {picked}")
-
-
-def _too_dense(q: Tensor, rule: Rule, first: int) -> str | None:
-    if q.device.type == "cpu" or isinstance(rule, Bidirectional) or (isinstance(rule, Causal) and first == 0):
+def incompatible_reason(call: AttentionCall) -> str | None:
+    """Return why PyTorch would compute or copy much more than is needed, or None."""
+    device, rule = call.q.device.type, call.rule
+    if device != "cpu" and call.attn_mask is not None and call.q.shape[2] != call.k.shape[2]:
+        return f"on {device} it has no kernel of shared heads under a mask: all would be copied"
+    if device == "cpu" or isinstance(rule, Bidirectional) or (isinstance(rule, Causal) and call.start_pos == 0):
         return None
-    return f"on {q.device.type} {type(rule).__name__} would be a mask of N x N, and all of it computed"
+    return f"on {device} {type(rule).__name__} would be a mask of N x N, and all of it computed"
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
-    """q [B, H, Nq, d], k and v [B, Hkv, Nk, d] -> [B, Nq, H, d]."""
-    mask, causal, shared = _how(q, k, rule, seen, first)
-    if mask is not None and shared:  # no fast kernel takes both
-        k, v, shared = _copied(k, q), _copied(v, q), False
+def run(call: AttentionCall) -> Tensor:
+    """Compute the attention under a dense mask, if the rule needs one."""
+    given = _arguments(call.after_norm_rope())
     # In PyTorch 1 / sqrt(d) and no scale at all are the same number, but not always the same kernel.
-    given = None if scale == q.shape[-1] ** -0.5 else scale
-    return scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=given, enable_gqa=shared).transpose(1, 2)
+    scale = None if call.scale == call.q.shape[-1] ** -0.5 else call.scale
+    q, k, v, mask, causal, shared = given
+    return scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=shared).transpose(1, 2)
 
 
-def _copied(k: Tensor, q: Tensor) -> Tensor:
-    """One head for each of q's."""
-    return k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+def detail(call: AttentionCall) -> str:
+    """Return the kernel that PyTorch would pick, and what norms and rotates q and k before it."""
+    q, k, v, mask, causal, shared = _arguments(call)
+    choice = torch._fused_sdp_choice(q, k, v, mask, is_causal=causal, scale=call.scale, enable_gqa=shared)
+    kernel = KERNELS.get(SDPBackend(choice), f"kernel {choice}")
+    if not call.needs_norm_rope:
+        return kernel
+    gain = call.k_gain if call.q_gain is None else call.q_gain
+    answers = norm_rope.explain(call.q, gain, call.eps, call.cos, call.sin, call.pairs)
+    return f"{kernel}, after norm_rope by {next(name for name, said in answers.items() if said.startswith('chosen'))}"
 
 
-def _how(q: Tensor, k: Tensor, rule: Rule, seen: Tensor | None, first: int) -> tuple[Tensor | None, bool, bool]:
-    """The mask, if one is needed, True where one may look; whether PyTorch's causal one; whether heads are shared."""
+def _arguments(call: AttentionCall) -> Arguments:
+    q, k, v = (t.transpose(1, 2) for t in (call.q, call.k, call.v))  # views
     shared = q.shape[1] not in (k.shape[1],)  # of symbols in a graph != would be a symbol
+    rule, mask, start = call.rule, call.attn_mask, call.start_pos
     if isinstance(rule, Bidirectional):
-        return None if seen is None else seen[:, None], False, shared
-    if isinstance(rule, Causal) and first == 0 and seen is None:
-        return None, True, shared
-    place = torch.arange(first, first + q.shape[2], device=q.device)
-    mask = rule.allowed(place[:, None], torch.arange(k.shape[2], device=q.device))  # [Nq, Nk]
-    return mask if seen is None else mask & seen[:, None], False, shared
+        mask = None if mask is None else mask[:, None]
+    elif isinstance(rule, Causal) and start == 0 and mask is None:
+        return Arguments(q, k, v, None, True, shared)
+    else:
+        position = torch.arange(start, start + q.shape[2], device=q.device)
+        allowed = rule.allowed(position[:, None], torch.arange(k.shape[2], device=q.device))  # [Nq, Nk]
+        mask = allowed if mask is None else allowed & mask[:, None]
+    if mask is not None and shared:  # no fast kernel takes both: one head of k and v for each of q's
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        shared = False
+    return Arguments(q, k, v, mask, False, shared)

@@ -1,119 +1,104 @@
-"""Attention by our Triton kernels: the custom ops, their gradients, and the lists of tiles that a rule leaves to visit.
+"""Attention by our Triton kernels: custom ops, their gradients, and the lists of tiles that a rule leaves to compute.
 
 There are two ops over one set of kernels. That of packed q, k and v writes their gradients into one packed tensor, as
-the product behind it wants them.
+the product before it wants them.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gen.kernels.attention.rules import KINDS, Bidirectional, Codes, Rule, decode, encode
-from gen.kernels.lib import triton as _triton
-from gen.kernels.rope import Pairs, prepared
+from gen.kernels.attention.call import AttentionCall
+from gen.kernels.attention.rules import KINDS, Bidirectional, MaskRule, decode, encode
+from gen.kernels.lib import autograd, triton_support
+from gen.kernels.lib.autograd import Context
+from gen.kernels.lib.triton_support import INTERPRETED
 
-__all__ = ["Visits", "refuses", "refuses_qkv", "run", "run_qkv", "sizes", "split", "visits"]
-
-Visits = tuple[Tensor, Tensor, Tensor]  # tiles [n, m], and how many of them are seen whole, and in part: int32 [n]
-Plan = tuple[tuple[Tensor, Tensor, Tensor, Tensor], Visits, Visits]
-
-
-def refuses(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None = None,
-    k_gain: Tensor | None = None,
-    eps: float = 1e-6,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    pairs: Pairs = "adjacent",
-) -> str | None:
-    return _unable(rule, qkv.shape[0] * qkv.shape[3], qkv)
+__all__ = ["TileList", "backward", "forward", "incompatible_reason", "run", "sizes", "split", "tile_lists"]
 
 
-def run(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> Tensor:
-    if q_gain is None and k_gain is None and cos is None:
-        return _attention(qkv, encode(rule), scale)[0]
-    q, k, v = prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs)
-    return run_qkv(q, k, v, rule, scale, None, 0)
+class TileList(NamedTuple):
+    """For each of n tiles the tiles of the other side: first those that are allowed in full, then those in part.
+
+    Attributes:
+        tiles: indices, int32 [n, m], of which the first full + partial count.
+        full, partial: how many of each kind, int32 [n].
+    """
+
+    tiles: Tensor
+    full: Tensor
+    partial: Tensor
 
 
-def refuses_qkv(
-    q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int
-) -> str | None:
-    reason = _unable(rule, q.shape[0] * q.shape[2], q, k, v)
-    if reason is None and seen is not None:
-        reason = _triton.unable(q, seen)
-    if reason is None and not q.dtype == k.dtype == v.dtype:
-        reason = f"mixed dtypes {q.dtype}, {k.dtype} and {v.dtype}"
-    return reason
+class TilePlan(NamedTuple):
+    """The kernels' arguments that follow from a rule: codes of keys and queries, and the tiles to visit.
+
+    Attributes:
+        codes: level, reach, segment of keys, segment of queries.
+        by_query: tiles of keys for each tile of queries.
+        by_key: tiles of queries for each tile of keys.
+    """
+
+    codes: tuple[Tensor, Tensor, Tensor, Tensor]
+    by_query: TileList
+    by_key: TileList
 
 
-def run_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
-    return _attention_qkv(q, k, v, seen, encode(rule), first, scale)[0]
-
-
-def _unable(rule: Rule, heads: int, *given: Tensor) -> str | None:
-    reason = _triton.unable(*given)
+def incompatible_reason(call: AttentionCall) -> str | None:
+    """Return why our kernels cannot compute the call, or None."""
+    q, k, v = call.q, call.k, call.v
+    reason = triton_support.incompatible_reason(q, k, v, call.attn_mask) or triton_support.mixed_dtypes_reason(q, k, v)
     if reason is not None:
         return reason
-    if not isinstance(rule, KINDS):
-        return f"{type(rule).__name__} has no codes"
-    if not 16 <= given[0].shape[-1] <= 128:
-        return f"head dim {given[0].shape[-1]}; kernels take 16 to 128"
-    if heads > 65535:
-        return f"{heads} heads in all; a grid has room for 65535"
-    if any(t.stride(-1) != 1 for t in given):
-        return "the numbers of a head do not lie side by side"
-    return None
+    if not isinstance(call.rule, KINDS):
+        return f"{type(call.rule).__name__} has no codes"
+    if not 16 <= q.shape[-1] <= 128:
+        return f"head dim {q.shape[-1]}; kernels take 16 to 128"
+    return triton_support.grid_reason(q.shape[0] * q.shape[2], "heads in all") or triton_support.stride_reason(q, k, v)
+
+
+def run(call: AttentionCall) -> Tensor:
+    """Compute the attention by the op for packed tensors if there is nothing to do before it."""
+    if call.qkv is not None and not call.needs_norm_rope:
+        return _packed_attention(call.qkv, encode(call.rule), call.scale)[0]
+    call = call.after_norm_rope()
+    return forward(call.q, call.k, call.v, call.attn_mask, encode(call.rule), call.start_pos, call.scale)[0]
 
 
 def split(dim: int) -> tuple[int, int]:
-    """A head dim in two powers of two that hold it: 72 -> (64, 16); the second is 0 where one is enough."""
+    """Return two powers of two that hold a head dim: 72 -> (64, 16); the second is 0 where one is enough."""
     first = 1 << (dim.bit_length() - 1)
     rest = dim - first
     if rest == 0:
         return first, 0
-    second = max(16, 1 << (rest - 1).bit_length())
+    second = triton_support.power_of_2(rest, 16)
     return (2 * first, 0) if second >= first else (first, second)
 
 
-def visits(keys: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], bm: int, bn: int) -> tuple[Visits, Visits]:
-    """For every tile of bm queries the tiles of bn keys it sees, whole ones first; and for the keys the queries.
+def tile_lists(codes: tuple[Tensor, Tensor, Tensor, Tensor], bm: int, bn: int) -> tuple[TileList, TileList]:
+    """Return the tiles of bn keys for each tile of bm queries, and the tiles of queries for each tile of keys.
 
-    keys: level and own of each; queries: reach and own. A tile that no query of another may see can still be visited
-    where codes of its own overlap as intervals: it is masked like all that are seen in part.
+    A tile without any allowed pair can still be listed, as partial, where ranges of segments overlap: it is masked.
     """
-    (level, own_k), (reach, own_q) = keys, queries
+    level, reach, segment_k, segment_q = codes
     (low_level, high_level), (low_reach, high_reach) = _range(level, bn), _range(reach, bm)
-    low_q, high_q, low_k, high_k = *_range(own_q, bm, own_q >= 0), *_range(own_k, bn, own_k >= 0)
-    all_q, all_k = _range(own_q, bm)[0], _range(own_k, bn)[0]
+    low_q, high_q, low_k, high_k = *_range(segment_q, bm, segment_q >= 0), *_range(segment_k, bn, segment_k >= 0)
+    all_q, all_k = _range(segment_q, bm)[0], _range(segment_k, bn)[0]
     near = (low_q[:, None] <= high_k) & (low_k <= high_q[:, None])
-    seen = (low_level <= high_reach[:, None]) | near
+    some = (low_level <= high_reach[:, None]) | near
     one = (low_q == high_q) & (all_q >= 0), (low_k == high_k) & (all_k >= 0)
-    whole = (high_level <= low_reach[:, None]) | (one[0][:, None] & one[1] & (low_q[:, None] == low_k))
+    full = (high_level <= low_reach[:, None]) | (one[0][:, None] & one[1] & (low_q[:, None] == low_k))
     ends_q, ends_k = ((torch.arange(len(v)) + 1) * size for v, size in ((low_reach, bm), (low_level, bn)))
-    whole &= (ends_q <= len(reach))[:, None] & (ends_k <= len(level))  # ragged tiles are masked
-    return _listed(seen, whole), _listed(seen.mT, whole.mT)
+    full &= (ends_q <= len(reach))[:, None] & (ends_k <= len(level))  # ragged tiles are masked
+    return _listed(some, full), _listed(some.mT, full.mT)
 
 
 def _range(values: Tensor, size: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest of each run of `size`; an empty interval where none is valid."""
+    """Return the smallest and largest of each run of `size`; an empty interval where none is valid."""
     valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
     limits = torch.iinfo(values.dtype)
 
@@ -124,60 +109,51 @@ def _range(values: Tensor, size: int, valid: Tensor | None = None) -> tuple[Tens
     return low, runs(values.where(valid, limits.min), limits.min).amax(1)
 
 
-def _listed(seen: Tensor, whole: Tensor) -> Visits:
-    rank = (~seen).int() * 2 + (~whole).int()  # 0 whole, 1 in part, 2 and 3 not at all
+def _listed(some: Tensor, full: Tensor) -> TileList:
+    rank = (~some).int() * 2 + (~full).int()  # 0 in full, 1 in part, 2 and 3 not at all
     tiles = rank.argsort(dim=1, stable=True).int()
-    counts = (seen & whole).sum(1).int(), (seen & ~whole).sum(1).int()
-    return tiles.contiguous(), *counts
+    return TileList(tiles.contiguous(), (some & full).sum(1).int(), (some & ~full).sum(1).int())
 
 
 @lru_cache(maxsize=256)
-def _plan(rule: Rule, nq: int, nk: int, first: int, masked: bool, bm: int, bn: int, device: torch.device) -> Plan:
-    """The codes of keys and queries, level, reach and both own, and who visits whom; nothing whole under a mask.
-
-    Kept for the last few shapes: a cache of keys and values has another with every step.
-    """
-    codes: Codes = rule.codes(max(nk, first + nq))  # type: ignore[attr-defined]
-    level, reach, own_k, own_q = (
-        codes[0][:nk],
-        codes[1][first : first + nq],
-        codes[2][:nk],
-        codes[2][first : first + nq],
-    )
-    by_query, by_key = visits((level, own_k), (reach, own_q), bm, bn)
+def _plan(
+    rule: MaskRule, nq: int, nk: int, start: int, masked: bool, bm: int, bn: int, device: torch.device
+) -> TilePlan:
+    """Return the plan of a shape, kept for the last few: a cache of keys and values has another with every step."""
+    level, reach, segment = rule.codes(max(nk, start + nq))  # type: ignore[attr-defined]
+    codes = (level[:nk], reach[start : start + nq], segment[:nk], segment[start : start + nq])
+    by_query, by_key = tile_lists(codes, bm, bn)
     # Copies: what begins in the middle of a tensor may not lie as kernels read it fastest.
-    level, reach, own_k, own_q = (v.clone().to(device) for v in (level, reach, own_k, own_q))
-    return (level, reach, own_k, own_q), _moved(by_query, masked, device), _moved(by_key, masked, device)
+    level, reach, segment_k, segment_q = (v.clone().to(device) for v in codes)
+    return TilePlan(
+        (level, reach, segment_k, segment_q), _moved(by_query, masked, device), _moved(by_key, masked, device)
+    )
 
 
-def _moved(given: Visits, masked: bool, device: torch.device) -> Visits:
-    tiles, whole, some = given
+def _moved(given: TileList, masked: bool, device: torch.device) -> TileList:
+    """Return the list on the device; under a mask no tile is allowed in full."""
+    tiles, full, partial = given
     if masked:
-        whole, some = torch.zeros_like(whole), whole + some
-    return tiles.to(device), whole.to(device), some.to(device)
+        full, partial = torch.zeros_like(full), full + partial
+    return TileList(tiles.to(device), full.to(device), partial.to(device))
 
 
-def _constants(q: Tensor, k: Tensor, rule: list[int], seen: Tensor | None) -> dict[str, Any]:
-    import triton.language as tl
-
+def _constants(q: Tensor, k: Tensor, rule: list[int], mask: Tensor | None) -> dict[str, object]:
     d0, d1 = split(q.shape[-1])
-    kinds = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
     return {
         "D": q.shape[-1],
         "D0": d0,
         "D1": d1,
         "GROUP": q.shape[2] // k.shape[2],
         "RULED": not isinstance(decode(rule), Bidirectional),
-        "MASKED": seen is not None,
-        # The interpreter multiplies the bits of bfloat16, not its numbers.
-        "DOT": tl.float32 if _triton.INTERPRETED else kinds[q.dtype],
-        "PRECISION": "ieee",
+        "MASKED": mask is not None,
+        **triton_support.dot_constants(q.dtype),
     }
 
 
 def sizes(dtype: torch.dtype, backward: bool, masked: bool = False) -> dict[str, int]:
-    """Tiles and warps, from register and shared-memory counts of compiled kernels, not from timings."""
-    if _triton.INTERPRETED:
+    """Return tiles and warps, from register and shared-memory counts of compiled kernels, not from timings."""
+    if INTERPRETED:
         return {"BM": 16, "BN": 32}
     if dtype == torch.float32 and backward and not masked:
         return {"BM": 16, "BN": 16, "num_warps": 4, "num_stages": 1}
@@ -190,145 +166,130 @@ def sizes(dtype: torch.dtype, backward: bool, masked: bool = False) -> dict[str,
     return {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2}
 
 
-def _steps(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> list[int]:
-    """Of samples, places and heads of q, of k and of v; of samples, queries and keys of the mask, 0 where all share."""
-    steps = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
-    if seen is None:
-        return [*steps, 0, 0, 0]
-    return [*steps, *(0 if size == 1 else step for size, step in zip(seen.shape, seen.stride(), strict=True))]
+def _strides(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> list[int]:
+    """Return the strides of samples, positions and heads of q, k and v; of the mask's dimensions, 0 where all share."""
+    strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
+    if mask is None:
+        return [*strides, 0, 0, 0]
+    return [*strides, *(0 if size == 1 else step for size, step in zip(mask.shape, mask.stride(), strict=True))]
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, rule: list[int], first: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: list[int], start: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, Nq, H, d], and the base-2 logarithm of the softmax's sum, float32 [B, H, Nq]."""
-    from gen.kernels.attention import triton_kernels as kernels
+    """Return the output [B, Nq, H, d], and the base-2 logarithm of the softmax's sum, float32 [B, H, Nq]."""
+    from gen.kernels.attention import triton_kernels
 
     (b, nq, h, _), nk = q.shape, k.shape[1]
-    out, lse = _made(q)
-    size = sizes(q.dtype, False, seen is not None)
-    codes, by_query, _ = _plan(decode(rule), nq, nk, first, seen is not None, size["BM"], size["BN"], q.device)
-    _triton.launch(
-        kernels.forward, (len(by_query[0]), b * h), q,
-        q, k, v, out, lse, *codes, None if seen is None else seen.view(torch.int8), *by_query,
-        *_steps(q, k, v, seen), nq, nk, h, by_query[0].shape[1], scale, **_constants(q, k, rule, seen), **size,
+    out, lse = _empty_outputs(q)
+    size = sizes(q.dtype, False, mask is not None)
+    codes, by_query, _ = _plan(decode(rule), nq, nk, start, mask is not None, size["BM"], size["BN"], q.device)
+    triton_support.launch(
+        triton_kernels.forward, (len(by_query.tiles), b * h), q,
+        q, k, v, out, lse, *codes, None if mask is None else mask.view(torch.int8), *by_query,
+        *_strides(q, k, v, mask), nq, nk, h, by_query.tiles.shape[1], scale, **_constants(q, k, rule, mask), **size,
     )  # fmt: skip
     return out, lse
 
 
-def _made(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The outputs, unwritten."""
+def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
     b, n, h, d = q.shape
     return q.new_empty(b, n, h, d), q.new_empty(b, h, n, dtype=torch.float32)
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, out: Tensor, lse: Tensor, dout: Tensor,
-    rule: list[int], first: int, scale: float, dq: Tensor, dk: Tensor, dv: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor, dout: Tensor,
+    rule: list[int], start: int, scale: float, dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> None:  # fmt: skip
-    """Writes the gradients; dk and dv lie alike."""
-    from gen.kernels.attention import triton_kernels as kernels
+    """Write the gradients; dk and dv have the same strides."""
+    from gen.kernels.attention import triton_kernels
 
     (b, nq, h, d), (_, nk, h_k, _) = q.shape, k.shape
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-    dots, steps = torch.empty_like(lse), dout.stride()[:3]
-    size, constants = sizes(q.dtype, True, seen is not None), _constants(q, k, rule, seen)
-    codes, by_query, by_key = _plan(decode(rule), nq, nk, first, seen is not None, size["BM"], size["BN"], q.device)
-    width = constants["D0"] if constants["D1"] == 0 else 2 * constants["D0"]
-    grid = (len(by_query[0]), b * h)
-    _triton.launch(kernels.row_dots, grid, q, out, dout, dots, *steps, nq, h, D=d, WIDTH=width, BM=size["BM"])
-    mask = None if seen is None else seen.view(torch.int8)
-    for kernel, heads, listed, to in (
-        (kernels.backward_dkv, h_k, by_key, (dk, dv)),
-        (kernels.backward_dq, h, by_query, (dq,)),
+    dots, strides = torch.empty_like(lse), dout.stride()[:3]
+    size, constants = sizes(q.dtype, True, mask is not None), _constants(q, k, rule, mask)
+    plan = _plan(decode(rule), nq, nk, start, mask is not None, size["BM"], size["BN"], q.device)
+    d0, d1 = split(d)
+    triton_support.launch(
+        triton_kernels.row_dots, (len(plan.by_query.tiles), b * h), q,
+        out, dout, dots, *strides, nq, h, D=d, WIDTH=2 * d0 if d1 else d0, BM=size["BM"],
+    )  # fmt: skip
+    bits = None if mask is None else mask.view(torch.int8)
+    for kernel, heads, listed, grads in (
+        (triton_kernels.backward_dkv, h_k, plan.by_key, (dk, dv)),
+        (triton_kernels.backward_dq, h, plan.by_query, (dq,)),
     ):
-        _triton.launch(
-            kernel, (len(listed[0]), b * heads), q,
-            q, k, v, dout, lse, dots, *to, *codes, mask, *listed, *_steps(q, k, v, seen), *steps, *to[0].stride()[:3],
-            nq, nk, h, listed[0].shape[1], scale, **constants, **size,
+        triton_support.launch(
+            kernel, (len(listed.tiles), b * heads), q,
+            q, k, v, dout, lse, dots, *grads, *plan.codes, bits, *listed,
+            *_strides(q, k, v, mask), *strides, *grads[0].stride()[:3],
+            nq, nk, h, listed.tiles.shape[1], scale, **constants, **size,
         )  # fmt: skip
 
 
-@torch.library.custom_op("gen_kernels::attention", mutates_args=())
-def _attention(qkv: Tensor, rule: list[int], scale: float) -> tuple[Tensor, Tensor]:
-    """The output and the logarithm of the sum, of packed q, k and v."""
+@torch.library.custom_op("gen_kernels::packed_attention", mutates_args=())
+def _packed_attention(qkv: Tensor, rule: list[int], scale: float) -> tuple[Tensor, Tensor]:
+    """Return the output and the logarithm of the sum, of packed q, k and v."""
     q, k, v = qkv.unbind(2)
     return _forward(q, k, v, None, rule, 0, scale)
 
 
-@_attention.register_fake
-def _(qkv: Tensor, rule: list[int], scale: float) -> tuple[Tensor, Tensor]:
-    return _made(qkv[:, :, 0])
+@_packed_attention.register_fake
+def _(qkv: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(qkv[:, :, 0])
 
 
-@torch.library.custom_op("gen_kernels::attention_backward", mutates_args=())
-def _attention_backward(qkv: Tensor, out: Tensor, lse: Tensor, dout: Tensor, rule: list[int], scale: float) -> Tensor:
+@torch.library.custom_op("gen_kernels::packed_attention_backward", mutates_args=())
+def _packed_backward(qkv: Tensor, out: Tensor, lse: Tensor, dout: Tensor, rule: list[int], scale: float) -> Tensor:
     dqkv = qkv.new_empty(qkv.shape)
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), dqkv.unbind(2)
     _backward(q, k, v, None, out, lse, dout, rule, 0, scale, dq, dk, dv)
     return dqkv
 
 
-@_attention_backward.register_fake
-def _(qkv: Tensor, out: Tensor, lse: Tensor, dout: Tensor, rule: list[int], scale: float) -> Tensor:
+@_packed_backward.register_fake
+def _(qkv: Tensor, *rest: object) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, ctx.rule, ctx.scale = inputs
-    ctx.save_for_backward(qkv, *output)
-    ctx.mark_non_differentiable(output[1])
+def _packed_gradient(ctx: Context, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+    return _packed_backward(*ctx.saved_tensors, dout, *ctx.constants), None, None
 
 
-def _gradient(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor, None, None]:
-    qkv, out, lse = ctx.saved_tensors
-    return _attention_backward(qkv, out, lse, dout, ctx.rule, ctx.scale), None, None
+_packed_attention.register_autograd(_packed_gradient, setup_context=autograd.save_inputs_and_outputs)
 
 
-_attention.register_autograd(_gradient, setup_context=_save)
-
-
-@torch.library.custom_op("gen_kernels::attention_qkv", mutates_args=())
-def _attention_qkv(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, rule: list[int], first: int, scale: float
+@torch.library.custom_op("gen_kernels::attention", mutates_args=())
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: list[int], start: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The output and the logarithm of the sum."""
-    return _forward(q, k, v, seen, rule, first, scale)
+    """Return the output and the base-2 logarithm of the softmax's sum, float32 [B, H, Nq]."""
+    return _forward(q, k, v, mask, rule, start, scale)
 
 
-@_attention_qkv.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, rule: list[int], first: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    return _made(q)
+@forward.register_fake
+def _(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(q)
 
 
-@torch.library.custom_op("gen_kernels::attention_qkv_backward", mutates_args=())
-def _attention_qkv_backward(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, out: Tensor, lse: Tensor, dout: Tensor, rule: list[int],
-    first: int, scale: float,
+@torch.library.custom_op("gen_kernels::attention_backward", mutates_args=())
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor, dout: Tensor, rule: list[int],
+    start: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of q, k and v."""
     dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
-    _backward(q, k, v, seen, out, lse, dout, rule, first, scale, dq, dk, dv)
+    _backward(q, k, v, mask, out, lse, dout, rule, start, scale, dq, dk, dv)
     return dq, dk, dv
 
 
-@_attention_qkv_backward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, out: Tensor, lse: Tensor, dout: Tensor, rule: list[int],
-    first: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+@backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _save_qkv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, seen, ctx.rule, ctx.first, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, seen, *output)
-    ctx.mark_non_differentiable(output[1])
+def _gradient(ctx: Context, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+    return *backward(*ctx.saved_tensors, dout, *ctx.constants), None, None, None, None
 
 
-def _gradient_qkv(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attention_qkv_backward(*ctx.saved_tensors, dout, ctx.rule, ctx.first, ctx.scale), None, None, None, None
-
-
-_attention_qkv.register_autograd(_gradient_qkv, setup_context=_save_qkv)
+forward.register_autograd(_gradient, setup_context=autograd.save_inputs_and_outputs)

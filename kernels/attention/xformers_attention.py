@@ -3,82 +3,50 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gen.kernels.attention.rules import Bidirectional, Causal, Rule
-from gen.kernels.rope import Pairs, prepared
+from gen.kernels.attention.call import AttentionCall
+from gen.kernels.attention.rules import Bidirectional, Causal
 
-__all__ = ["refuses", "refuses_qkv", "run", "run_qkv"]
-
-
-def refuses(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> str | None:
-    return _unable(qkv, rule)
+__all__ = ["incompatible_reason", "run"]
 
 
-def run(
-    qkv: Tensor,
-    rule: Rule,
-    scale: float,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    eps: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    pairs: Pairs,
-) -> Tensor:
-    q, k, v = prepared(qkv, q_gain, k_gain, eps, cos, sin, pairs)  # each [B, N, H, d], its own layout
-    return run_qkv(q, k, v, rule, scale, None, 0)
-
-
-def refuses_qkv(
-    q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int
-) -> str | None:
-    if seen is not None:
+def incompatible_reason(call: AttentionCall) -> str | None:
+    """Return why xformers cannot compute the call, or None."""
+    q, k, rule = call.q, call.k, call.rule
+    if call.attn_mask is not None:
         return "it has no mask without a bias of float for every head"
     if q.shape[2] != k.shape[2]:
         return "shared heads would be copied"
-    if isinstance(rule, Causal) and (first != 0 or q.shape[1] != k.shape[1]):
-        return "its causal mask is of one place for both"
-    return _unable(q, rule)
-
-
-def run_qkv(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float, seen: Tensor | None, first: int) -> Tensor:
-    import xformers.ops
-
-    bias = xformers.ops.LowerTriangularMask() if isinstance(rule, Causal) else None
-    return xformers.ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
-
-
-def _unable(x: Tensor, rule: Rule) -> str | None:
+    if isinstance(rule, Causal) and (call.start_pos != 0 or q.shape[1] != k.shape[1]):
+        return "its causal mask starts at one position for both"
     if not isinstance(rule, Bidirectional | Causal):
         return f"it has no {type(rule).__name__} without a mask of N x N"
     if torch.compiler.is_compiling():
         return "its operators break a compiled graph"
-    return _probe(x.device.type, x.dtype, x.shape[-1])
+    return _failure(q.device.type, q.dtype, q.shape[-1])
+
+
+def run(call: AttentionCall) -> Tensor:
+    """Compute the attention; q, k and v may lie in any layout."""
+    import xformers.ops
+
+    call = call.after_norm_rope()
+    bias = xformers.ops.LowerTriangularMask() if isinstance(call.rule, Causal) else None
+    return xformers.ops.memory_efficient_attention(call.q, call.k, call.v, attn_bias=bias, scale=call.scale)
 
 
 @cache
-def _probe(device: str, dtype: torch.dtype, dim: int) -> str | None:
-    """Why a call of this kind fails; None if it works, gradient and all."""
+def _failure(device: str, dtype: torch.dtype, dim: int) -> str | None:
+    """Return why a call of this kind fails; None if it works, gradient and all."""
     try:
         import xformers.ops as ops
     except ImportError:
         return "xformers is not installed; pip install 'gen[xformers]'"
     with torch.enable_grad():
-        one: Any = torch.zeros(1, 8, 1, dim, device=device, dtype=dtype, requires_grad=True)
+        one = torch.zeros(1, 8, 1, dim, device=device, dtype=dtype, requires_grad=True)
         try:
             ops.memory_efficient_attention(one, one, one).sum().backward()
         except (NotImplementedError, RuntimeError, ValueError) as error:

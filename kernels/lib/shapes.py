@@ -8,7 +8,12 @@ __all__ = ["check_shapes"]
 
 
 def check_shapes(op: str, wanted: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
-    """Raise ValueError unless each tensor has its shape; wanted: name -> (tensor, shape)."""
+    """Raise ValueError unless each tensor has its shape.
+
+    Args:
+        op: whose arguments they are, for the message.
+        wanted: name -> (tensor, shape).
+    """
     for name, (given, shape) in wanted.items():
         # One size at a time: sizes may be symbols of a graph that is being traced.
         if given.ndim != len(shape) or any(a != b for a, b in zip(given.shape, shape, strict=True)):

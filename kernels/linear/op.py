@@ -1,35 +1,38 @@
-"""A product with constant weights, laid out once as the processor reads them, and the activation in the same pass."""
+"""A product with weights that may be packed, and the activation in the same pass."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from gen.kernels.dispatch import Backend, Op, Refused
+from gen.kernels.dispatch import Backend, op
 from gen.kernels.linear import onednn, pytorch, reference
-from gen.kernels.linear.onednn import Packed, unpackable
+from gen.kernels.linear.call import Activation, LinearCall
+from gen.kernels.linear.packed_weight import PackedWeight
 
-__all__ = ["Activation", "Packed", "linear", "pack", "unpackable"]
-
-Activation = Literal["gelu_tanh", "gelu", "silu"]
-
-
-def pack(weight: Tensor) -> Packed:
-    """weight [out, in] in oneDNN's layout, a copy; Refused where oneDNN cannot, see `unpackable`."""
-    reason = unpackable(weight)
-    if reason is not None:
-        raise Refused(f"pack: {reason}")
-    return Packed.of(weight)
+__all__ = ["linear"]
 
 
-def call(
-    x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None, activation: Activation | None = None
-) -> tuple[Tensor, Tensor | Packed, Tensor | None, Activation | None]:
-    """activation(x weight^T + bias): x [..., in], weight [out, in] or packed, bias [out] -> [..., out].
+@op(
+    Backend("onednn", onednn.run, onednn.incompatible_reason),
+    Backend("torch", pytorch.run),
+    Backend("reference", reference.linear),
+)
+def linear(
+    x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, activation: Activation | None = None
+) -> LinearCall:
+    """Compute activation(x weight^T + bias).
 
-    activation: None, "gelu_tanh", "gelu" (the exact one) or "silu". Packed weights are constants: x and bias have
-    gradients, the weights none. ValueError for sizes that do not fit and for other activations.
+    Args:
+        x: [..., in].
+        weight: [out, in], or packed by `pack`: then a constant, without a gradient.
+        bias: [out]; none by default.
+        activation: None, "gelu_tanh", "gelu" (the exact one) or "silu".
+
+    Returns:
+        [..., out].
+
+    Raises:
+        ValueError: for sizes that do not fit and for other activations.
     """
     out, size = weight.shape
     if x.ndim < 1 or x.shape[-1] != size:
@@ -38,15 +41,4 @@ def call(
         raise ValueError(f"linear: bias is {list(bias.shape)}; it must be {[out]}")
     if activation not in (None, "gelu_tanh", "gelu", "silu"):
         raise ValueError(f"linear: activation is {activation!r}; it must be None, 'gelu_tanh', 'gelu' or 'silu'")
-    return x, weight, bias, activation
-
-
-linear = Op(
-    "linear",
-    call,
-    (
-        Backend("onednn", onednn.refuses, onednn.run),
-        Backend("torch", pytorch.refuses, pytorch.run),
-        Backend("reference", pytorch.refuses, reference.linear),
-    ),
-)
+    return LinearCall(x, weight, bias, activation)

@@ -6,17 +6,16 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 from torch.nn.functional import linear as product
 
-from gen.kernels.linear.onednn import Packed
+from gen.kernels.linear.call import LinearCall
+from gen.kernels.linear.packed_weight import PackedWeight
 
-__all__ = ["refuses", "run"]
-
-
-def refuses(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, activation: str | None) -> str | None:
-    return None
+__all__ = ["run"]
 
 
-def run(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, activation: str | None) -> Tensor:
-    out = product(x, weight.dense() if isinstance(weight, Packed) else weight, bias)
+def run(call: LinearCall) -> Tensor:
+    """Compute the product and then its activation."""
+    x, weight, bias, activation = call
+    out = product(x, weight.dense() if isinstance(weight, PackedWeight) else weight, bias)
     if activation is None:
         return out
     return silu(out) if activation == "silu" else gelu(out, approximate="tanh" if activation == "gelu_tanh" else "none")

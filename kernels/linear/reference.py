@@ -10,14 +10,20 @@ import math
 import torch
 from torch import Tensor
 
-from gen.kernels.linear.onednn import Packed
+from gen.kernels.linear.call import LinearCall
+from gen.kernels.linear.packed_weight import PackedWeight
 
 __all__ = ["linear"]
 
 
-def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, activation: str | None) -> Tensor:
-    """activation(x weight^T + bias)."""
-    dense = weight.dense() if isinstance(weight, Packed) else weight
+def linear(call: LinearCall) -> Tensor:
+    """Return activation(x weight^T + bias).
+
+    Args:
+        call: the complete arguments.
+    """
+    x, weight, bias, activation = call
+    dense = weight.dense() if isinstance(weight, PackedWeight) else weight
     out = x.double() @ dense.double().mT + (0 if bias is None else bias.double())
     if activation == "gelu":
         out = out * torch.erfc(-out / math.sqrt(2)) / 2

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["refuses", "run"]
+from gen.kernels.linear_attention.call import LinearAttentionCall
+
+__all__ = ["run"]
 
 
-def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    return None
-
-
-def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return q @ (k.softmax(-2).mT @ v)
+def run(call: LinearAttentionCall) -> Tensor:
+    """Compute the state and what q reads of it."""
+    return call.q @ (call.k.softmax(-2).mT @ call.v)

@@ -19,7 +19,7 @@ def states(
     K, V, TOP, TOTAL, STATE, k_b, k_h, k_t, v_b, v_h, v_t, heads, n, d, e, per_split,
     KD: tl.constexpr, VE: tl.constexpr, BT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One split of the tokens of one head: the largest k of each channel, and what is summed relative to it.
+    """Compute for one split of the tokens of one head the largest k of each channel, and sums relative to it.
 
     TOP, TOTAL [B H, splits, d], STATE [B H, splits, d, e], float32.
     """
@@ -52,7 +52,7 @@ def gradients(
     K, V, LSE, DSTATE, DOTS, DK, DV, k_b, k_h, k_t, v_b, v_h, v_t, heads, n, d, e,
     KD: tl.constexpr, VE: tl.constexpr, BT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of tokens of one head: DK [B, H, T, d], DV [B, H, T, e], contiguous.
+    """Compute DK [B, H, T, d] and DV [B, H, T, e], contiguous, of one tile of tokens of one head.
 
     LSE [B H, d]: log sum exp of k over the tokens. DSTATE [B H, d, e]: the state's gradient. DOTS [B H, d]: its product
     with the state, summed over e.

@@ -1,6 +1,7 @@
 """The linear recurrence h_t = a_t h_(t-1) + b_t.
 
-Back ends: pytorch.py, as a loop over time and as pairs in logarithmic depth. reference.py is the recurrence in float64.
+Back ends: pytorch.py, as a sequential scan and as an associative one in logarithmic depth. reference.py is the
+recurrence in float64.
 """
 
 from gen.kernels.linear_scan.op import linear_scan

@@ -5,95 +5,97 @@ Each direction is the other's gradient, and its own tangent.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-__all__ = ["anything", "in_order", "in_order_refuses", "in_pairs", "scan"]
+from gen.kernels.lib.autograd import Context
+from gen.kernels.linear_scan.call import LinearScanCall
+
+__all__ = ["associative", "scan", "sequential", "sequential_reason"]
 
 
-def anything(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> str | None:
-    return None
-
-
-def in_order_refuses(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> str | None:
+def sequential_reason(call: LinearScanCall) -> str | None:
+    """Return why a loop over time is slow on this device, or None."""
     # A processor has little to gain from depth; there a loop over time, which touches memory least, is fastest.
-    return None if b.device.type == "cpu" else f"tensors lie on {b.device.type}, where each step of a loop is a launch"
+    device = call.b.device.type
+    return None if device == "cpu" else f"tensors lie on {device}, where each step of a loop is a launch"
 
 
-def in_order(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
-    return _scanned(a, b, start, reverse, False)
+def sequential(call: LinearScanCall) -> Tensor:
+    """Compute one step after the other."""
+    return _scan(*call, False)
 
 
-def in_pairs(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
-    """Maps h -> a h + b compose to maps of the same kind, so pairs of neighbours are merged, the half as long sequence
-    is solved, and the places between follow from it: 2 log2(T) steps, and products only, never the exponential of a sum
-    that could overflow (Blelloch 1990, "Prefix Sums and Their Applications").
+def associative(call: LinearScanCall) -> Tensor:
+    """Merge pairs of neighbours, solve the half as long sequence, and fill the positions between, in 2 log2(T) steps.
+
+    Maps h -> a h + b compose to maps of the same kind. There are products only, never the exponential of a sum that
+    could overflow. (Blelloch 1990, "Prefix Sums and Their Applications".)
     """
-    return _scanned(a, b, start, reverse, True)
+    return _scan(*call, True)
 
 
 def scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
-    """The recurrence without a start, in the way that suits the device."""
-    return _scanned(a, b, None, reverse, b.device.type != "cpu")
+    """Compute the recurrence without a start, in the way that suits the device."""
+    return _scan(a, b, None, reverse, b.device.type != "cpu")
 
 
-def _scanned(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool, paired: bool) -> Tensor:
+def _scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool, associative: bool) -> Tensor:
     if start is not None:
         first = b[:, :1] + a[:, :1] * start[:, None]  # [B, 1, ...]
         b = torch.cat([first, b[:, 1:]], 1)
     if torch.compiler.is_compiling():  # which takes no Function that has a tangent, and no loop over views
         return _pairs(a, b, reverse)
-    return _Scan.apply(a, b, reverse, paired)  # type: ignore[no-untyped-call]
+    return _LinearScan.apply(a, b, reverse, associative)  # type: ignore[no-untyped-call]
 
 
-class _Scan(torch.autograd.Function):
-    """The scan, with a_0 unused."""
+class _LinearScan(torch.autograd.Function):
+    """Autograd function of the scan; a_0 is unused."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, b: Tensor, reverse: bool, paired: bool) -> Tensor:
-        return _pairs(a, b, reverse) if paired else _loop(a, b, reverse)
+    def forward(a: Tensor, b: Tensor, reverse: bool, associative: bool) -> Tensor:
+        return _pairs(a, b, reverse) if associative else _loop(a, b, reverse)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool, bool], output: Tensor) -> None:
-        a, _, ctx.reverse, ctx.paired = inputs
+    def setup_context(ctx: Context, inputs: tuple[Tensor, Tensor, bool, bool], output: Tensor) -> None:
+        a, _, *constants = inputs
+        ctx.constants = tuple(constants)
         ctx.save_for_backward(a, output)
         ctx.save_for_forward(a, output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        a, h = ctx.saved_tensors
-        g = _scanned(a.conj(), grads[0], None, not ctx.reverse, ctx.paired)
-        after, before = (g[:, :-1], h[:, 1:]) if ctx.reverse else (g[:, 1:], h[:, :-1])
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (a, h), (reverse, associative) = ctx.saved_tensors, ctx.constants
+        g = _scan(a.conj(), grads[0], None, not reverse, associative)
+        after, before = (g[:, :-1], h[:, 1:]) if reverse else (g[:, 1:], h[:, :-1])
         da = _first_zero(after * before.conj(), h).sum_to_size(a.shape)
         return da if a.is_complex() else da.real, g, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        a, h = ctx.saved_tensors
+    def jvp(ctx: Context, *tangents: Tensor | None) -> Tensor:
+        (a, h), (reverse, associative) = ctx.saved_tensors, ctx.constants
         da, db = tangents[:2]
         drive = torch.zeros_like(h) if db is None else db
-        if da is not None and ctx.reverse:
+        if da is not None and reverse:
             drive = drive + _first_zero(da[:, 1:] * h[:, 1:], h).roll(-1, 1)
         elif da is not None:
             drive = drive + _first_zero(da[:, 1:] * h[:, :-1], h)
-        return _scanned(a, drive, None, ctx.reverse, ctx.paired)
+        return _scan(a, drive, None, reverse, associative)
 
 
 def _first_zero(later: Tensor, h: Tensor) -> Tensor:
-    """[B, T - 1, ...], with a zero before it in time."""
+    """Return [B, T - 1, ...] with a zero before it in time."""
     return torch.cat([torch.zeros_like(h[:, :1]), later], 1)
 
 
 def _loop(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
     h = b.clone(memory_format=torch.contiguous_format)
-    links, places = list(a.unbind(1)[1:]), list(h.unbind(1))
+    links, states = list(a.unbind(1)[1:]), list(h.unbind(1))
     if reverse:
-        links, places = links[::-1], places[::-1]
-    for link, before, now in zip(links, places[:-1], places[1:], strict=True):
+        links, states = links[::-1], states[::-1]
+    for link, before, now in zip(links, states[:-1], states[1:], strict=True):
         now.addcmul_(link, before)
     return h
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["fft", "fft_refuses", "matrices", "toeplitz", "toeplitz_refuses"]
+from gen.kernels.lib.triton_support import mixed_dtypes_reason
+from gen.kernels.long_convolution.call import LongConvolutionCall
 
-LONGEST = 512  # tokens that a Toeplitz matrix is made for
-AT_ONCE = 1 << 24  # numbers of Toeplitz matrices that are made at once
+__all__ = ["fft", "fft_reason", "toeplitz", "toeplitz_product", "toeplitz_reason"]
 
-
-def toeplitz_refuses(u: Tensor, K: Tensor) -> str | None:
-    if u.dtype != K.dtype:
-        return f"mixed dtypes {u.dtype} and {K.dtype}"
-    if u.shape[1] > LONGEST:
-        return f"{u.shape[1]} tokens; matrices are made for up to {LONGEST}"
-    return None
+LONGEST = 512  # tokens up to which Toeplitz matrices are built
+AT_ONCE = 1 << 24  # numbers of Toeplitz matrices that are built at once
 
 
-def toeplitz(u: Tensor, K: Tensor) -> Tensor:
-    return matrices(u.permute(2, 0, 1), K).permute(1, 2, 0)
+def toeplitz_reason(call: LongConvolutionCall) -> str | None:
+    """Return why no matrix is built, or None."""
+    length = call.u.shape[1]
+    long = f"{length} tokens; matrices are built for up to {LONGEST}" if length > LONGEST else None
+    return mixed_dtypes_reason(*call) or long
 
 
-def matrices(u: Tensor, K: Tensor) -> Tensor:
-    """u [H, B, T] -> [H, B, T]: each channel's matrix [T, T] times its [T, B].
+def toeplitz(call: LongConvolutionCall) -> Tensor:
+    """Compute a product of matrices for each channel."""
+    return toeplitz_product(call.u.permute(2, 0, 1), call.K).permute(1, 2, 0)
+
+
+def toeplitz_product(u: Tensor, K: Tensor) -> Tensor:
+    """Return each channel's matrix [T, T] times its [T, B]: u [H, B, T] -> [H, B, T].
 
     On reversed tokens the matrix is a view of K's own numbers.
     """
@@ -39,17 +42,18 @@ def matrices(u: Tensor, K: Tensor) -> Tensor:
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).mT
 
 
-def fft_refuses(u: Tensor, K: Tensor) -> str | None:
-    if not u.numel():
+def fft_reason(call: LongConvolutionCall) -> str | None:
+    """Return why there is no Fourier transform, or None."""
+    if not call.u.numel():
         return "u is empty"
-    for v in (u, K):
+    for v in call:
         if v.dtype not in (torch.float32, torch.float64):
             return f"no Fourier transform of {v.dtype}"
     return None
 
 
-def fft(u: Tensor, K: Tensor) -> Tensor:
-    n = 2 * u.shape[1]
-    product = torch.fft.rfft(u, n=n, dim=1) * torch.fft.rfft(K, n=n).mT
-    y: Tensor = torch.fft.irfft(product, n=n, dim=1)  # [B, 2T, H]
-    return y[:, : u.shape[1]]
+def fft(call: LongConvolutionCall) -> Tensor:
+    """Compute the product of the Fourier transforms of padded sequences."""
+    n = 2 * call.u.shape[1]
+    product = torch.fft.rfft(call.u, n=n, dim=1) * torch.fft.rfft(call.K, n=n).mT
+    return torch.fft.irfft(product, n=n, dim=1)[:, : call.u.shape[1]]  # of [B, 2T, H]

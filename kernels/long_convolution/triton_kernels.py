@@ -13,9 +13,9 @@ __all__ = ["convolve", "correlate"]
 
 
 @triton.jit
-def _samples(BASE, line, sample, place, batch, length, DOT: tl.constexpr):
-    keep = (sample[:, None] < batch) & (place[None, :] < length)
-    at = BASE + (line * batch + sample[:, None]) * length + place[None, :]
+def _samples(BASE, line, sample, position, batch, length, DOT: tl.constexpr):
+    keep = (sample[:, None] < batch) & (position[None, :] < length)
+    at = BASE + (line * batch + sample[:, None]) * length + position[None, :]
     return tl.load(at, mask=keep, other=0.0).to(DOT)  # [BB, BT]
 
 
@@ -25,13 +25,13 @@ def convolve(
     BT: tl.constexpr, BB: tl.constexpr, BOTH: tl.constexpr, MIRRORED: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BT places of BB samples: Y_t = sum over s of K_(t - s) U_s, or K_(s - t) if MIRRORED, which is U's gradient.
+    """Compute BT positions of BB samples: Y_t = sum over s of K_(t - s) U_s, or U's gradient, K_(s - t), if MIRRORED.
 
-    K [H, taps]: of a negative difference the place from the end if BOTH, else nothing.
+    K [H, taps]: of a negative difference the number that far from the end if BOTH, else nothing.
     """
     line = tl.program_id(2).to(tl.int64)
     block, blocks = tl.program_id(0), tl.num_programs(0)
-    place, sample = block * BT + tl.arange(0, BT), tl.program_id(1) * BB + tl.arange(0, BB)
+    position, sample = block * BT + tl.arange(0, BT), tl.program_id(1) * BB + tl.arange(0, BB)
     first, last = 0, blocks
     if not BOTH:
         if MIRRORED:
@@ -41,10 +41,10 @@ def convolve(
     total = tl.zeros([BT, BB], tl.float32)
     for other in range(first, last):
         source = other * BT + tl.arange(0, BT)
-        by = place[:, None] - source[None, :]
+        by = position[:, None] - source[None, :]
         if MIRRORED:
             by = -by
-        keep = (place[:, None] < length) & (source[None, :] < length)
+        keep = (position[:, None] < length) & (source[None, :] < length)
         if BOTH:
             index = tl.where(by < 0, taps + by, by)
         else:
@@ -53,8 +53,8 @@ def convolve(
         matrix = tl.load(K + line * taps + index, mask=keep, other=0.0).to(DOT)  # [BT, BT]
         u = _samples(U, line, sample, source, batch, length, DOT)
         total = tl.dot(matrix, tl.trans(u), total, input_precision=PRECISION)
-    keep = (sample[:, None] < batch) & (place[None, :] < length)
-    to = Y + (line * batch + sample[:, None]) * length + place[None, :]
+    keep = (sample[:, None] < batch) & (position[None, :] < length)
+    to = Y + (line * batch + sample[:, None]) * length + position[None, :]
     tl.store(to, tl.trans(total).to(Y.dtype.element_ty), mask=keep)
 
 
@@ -63,7 +63,7 @@ def correlate(
     U, DY, PARTS, batch, length, blocks,
     BT: tl.constexpr, BB: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All pairs of blocks of places that are `apart` blocks apart: PARTS float32 [H, distances, 2, BT].
+    """Sum over all pairs of blocks that are `apart` blocks apart: PARTS float32 [H, distances, 2, BT].
 
     Of differences apart BT + r the sum comes first at r, and of those apart BT + r - BT second. Distances are 0 ...
     blocks - 1, or from 1 - blocks on if BOTH.

@@ -4,6 +4,7 @@ modulated_norm, gated_residual, and gated_residual_norm, which is one after the 
 pytorch.py, and Triton in triton_kernels.py and triton_launch.py. reference.py has the formulas in float64.
 """
 
-from gen.kernels.norm.op import Kind, gated_residual, gated_residual_norm, modulated_norm
+from gen.kernels.norm.call import NormKind
+from gen.kernels.norm.op import gated_residual, gated_residual_norm, modulated_norm
 
-__all__ = ["Kind", "gated_residual", "gated_residual_norm", "modulated_norm"]
+__all__ = ["NormKind", "gated_residual", "gated_residual_norm", "modulated_norm"]

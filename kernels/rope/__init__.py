@@ -4,6 +4,7 @@ norm_rope is the op. Back ends: pytorch.py, and Triton in triton_kernels.py and 
 formula in float64.
 """
 
-from gen.kernels.rope.op import Pairs, checked, norm_rope, prepared
+from gen.kernels.rope.call import Pairs
+from gen.kernels.rope.op import check_norm_rope, norm_rope
 
-__all__ = ["Pairs", "checked", "norm_rope", "prepared"]
+__all__ = ["Pairs", "check_norm_rope", "norm_rope"]

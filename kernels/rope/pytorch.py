@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
+from gen.kernels.rope.call import NormRopeCall
+
 __all__ = ["run"]
 
 
-def run(x: Tensor, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None, pairs: str) -> Tensor:
+def run(call: NormRopeCall) -> Tensor:
+    """Compute norm and rotation one after the other."""
+    x, gain, eps, cos, sin, pairs = call
     h = x
     if gain is not None and gain.dtype != x.dtype:  # as under autocast; PyTorch would warn
         wide = torch.promote_types(x.dtype, gain.dtype)
@@ -17,12 +21,12 @@ def run(x: Tensor, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Ten
     if gain is not None:
         h = rms_norm(h, h.shape[-1:], gain, eps)
     if cos is not None and sin is not None:
-        h = h * cos.unsqueeze(-2) + _across(h, pairs) * sin.unsqueeze(-2)
+        h = h * cos.unsqueeze(-2) + _quarter_turn(h, pairs) * sin.unsqueeze(-2)
     return h.to(x.dtype)
 
 
-def _across(h: Tensor, pairs: str) -> Tensor:
-    """Each pair of channels a quarter turn further: (a, b) -> (-b, a)."""
+def _quarter_turn(h: Tensor, pairs: str) -> Tensor:
+    """Return each pair of channels rotated by a quarter turn: (a, b) -> (-b, a)."""
     if pairs == "adjacent":
         return torch.stack([-h[..., 1::2], h[..., ::2]], -1).flatten(-2)
     a, b = h.chunk(2, -1)

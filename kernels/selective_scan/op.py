@@ -5,14 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen.kernels.dispatch import Backend, Op
+from gen.kernels.dispatch import Backend, op
 from gen.kernels.lib.shapes import check_shapes
 from gen.kernels.selective_scan import chunked, pytorch, reference, triton_launch
+from gen.kernels.selective_scan.call import SelectiveScanCall
 
 __all__ = ["selective_scan"]
 
 
-def _selective_scan(
+@op(
+    Backend("triton", triton_launch.run, triton_launch.incompatible_reason),
+    Backend("chunked", chunked.run, chunked.incompatible_reason),
+    Backend("torch", pytorch.run),
+    Backend("reference", reference.selective_scan),
+)
+def selective_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -20,14 +27,26 @@ def _selective_scan(
     C: Tensor,
     order: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, bool]:
-    """y_t = C_t . h_t with h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t: [b, T, D], channels last.
+) -> SelectiveScanCall:
+    """Compute y_t = C_t . h_t with h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t, channels last.
 
-    u, delta: [b, T, D], delta positive (bias and softplus are the caller's). A: [D, N], negative. B, C: [b, T, N]. What
-    passes by the states, D u, and the gate are the caller's. order: int64 [T], the tokens as the scan visits them, each
-    once; from the first to the last without it. reverse: visits them the other way round. Every tensor, y too, has its
-    tokens where they were: an order is a way to read, not to lay out. (Mamba, Gu & Dao 2023, arXiv 2312.00752, equation
-    2, with the public code's delta B; orders as in ZigMa, Hu et al. 2024, arXiv 2403.13802.)
+    delta's bias and softplus, the skip D u and the gate are the caller's. Every tensor, y too, keeps its tokens where
+    they are: an order changes how they are read, not how they are laid out. (Mamba, Gu & Dao 2023, arXiv 2312.00752,
+    equation 2, with the public code's delta B; orders as in ZigMa, Hu et al. 2024, arXiv 2403.13802.)
+
+    Args:
+        u: input [b, T, D].
+        delta: step sizes [b, T, D], positive.
+        A: [D, N], negative.
+        B, C: [b, T, N].
+        order: int64 [T], the tokens as the scan visits them, each once; by default from the first to the last.
+        reverse: visits them the other way round.
+
+    Returns:
+        y [b, T, D].
+
+    Raises:
+        ValueError: for other shapes, and for an order of another dtype.
     """
     b, t, d = u.shape
     wanted = {"delta": (delta, (b, t, d)), "A": (A, (d, A.shape[-1]))}
@@ -35,16 +54,4 @@ def _selective_scan(
     check_shapes("selective_scan", wanted if order is None else wanted | {"order": (order, (t,))})
     if order is not None and order.dtype != torch.int64:
         raise ValueError(f"selective_scan: order is {order.dtype}; it must be torch.int64")
-    return u, delta, A, B, C, order, reverse
-
-
-selective_scan = Op(
-    "selective_scan",
-    _selective_scan,
-    (
-        Backend("triton", triton_launch.refuses, triton_launch.run),
-        Backend("chunks", chunked.refuses, chunked.run),
-        Backend("whole", chunked.anything, pytorch.run),
-        Backend("reference", chunked.anything, reference.selective_scan),
-    ),
-)
+    return SelectiveScanCall(u, delta, A, B, C, order, reverse)

@@ -8,13 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gen.kernels.selective_scan.call import SelectiveScanCall
+
 __all__ = ["selective_scan"]
 
 
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor | None, reverse: bool
-) -> Tensor:
-    """h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t and y_t = C_t . h_t of every channel, token by token."""
+def selective_scan(call: SelectiveScanCall) -> Tensor:
+    """Return y_t = C_t . h_t with h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t of every channel.
+
+    Args:
+        call: the complete arguments.
+    """
+    u, delta, A, B, C, order, reverse = call
     u_, delta_, A_, B_, C_ = (v.double() for v in (u, delta, A, B, C))
     h = u_.new_zeros(u.shape[0], *A.shape)  # [b, D, N]
     visits = torch.arange(u.shape[1], device=u.device) if order is None else order

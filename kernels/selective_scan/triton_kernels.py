@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """Triton kernels of the selective scan: a program keeps the states of some channels in registers, token after token.
 
-The backward pass walks the chunks from the last, each of them forwards, storing its states where only this program
-looks, and then backwards. What all channels add to, dB and dC, is summed in two stages without atomics.
+The backward pass goes through the chunks from the last, through each of them forwards, storing its states in memory of
+its own, and then backwards. What all channels add to, dB and dC, is summed in two stages without atomics.
 """
 
 import triton
@@ -18,7 +18,7 @@ def _vector(BASE, at, columns, keep):
 
 @triton.jit
 def _token(ORDER, visit, length, ORDERED: tl.constexpr, REVERSE: tl.constexpr):
-    """Where the token lies that the scan visits after `visit` others."""
+    """Return the index of the token that the scan visits after `visit` others."""
     if REVERSE:
         visit = length - 1 - visit
     if ORDERED:
@@ -31,7 +31,7 @@ def forward(
     U, DELTA, A, B, C, ORDER, Y, KEPT, u_b, u_t, delta_b, delta_t, b_b, b_t, c_b, c_t, length, d, n, chunks,
     BD: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, ORDERED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """BD channels of one row of the batch. KEPT float32 [b, chunks, D, N]: the state before each chunk.
+    """Compute BD channels of one row of the batch. KEPT float32 [b, chunks, D, N]: the state before each chunk.
 
     ORDER int64 [T], if ORDERED: the tokens as they are visited; from the other end if REVERSE.
     """
@@ -60,7 +60,7 @@ def backward(
     u_b, u_t, delta_b, delta_t, b_b, b_t, c_b, c_t, length, d, n, chunks,
     BD: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, ORDERED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """BD channels of one row. DA [b, D, N], DB, DC [b, blocks, T, N]: parts of sums, float32.
+    """Compute the gradients of BD channels of one row. DA [b, D, N], DB, DC [b, blocks, T, N]: parts of sums, float32.
 
     STATES float32 [b, blocks, CHUNK, BD, BN]: room for the states of one chunk.
     """

@@ -1,28 +1,23 @@
 """Attention over the tokens of all processes, of which each holds an equal share, in their order.
 
-ulysses.py: DeepSpeed Ulysses' two all-to-alls, LASP-2's linear attention, and the gathering of tokens. ring.py: ring
-attention. Beside each op stands a function that foretells its bytes; Traffic counts them.
+Every process calls with its own share and gets its own share of the result. ulysses.py exchanges heads, ring.py keys
+and values, lasp2.py the states of linear attention; collectives.py has what they exchange by, and the gathering of
+tokens. Beside each op stands a function that predicts its bytes; Traffic counts them. Gradients are those of the sum
+of all processes' losses.
 """
 
+from gen.kernels.sequence_parallel.collectives import Traffic, gather_tokens, gather_tokens_bytes, local_tokens
+from gen.kernels.sequence_parallel.lasp2 import lasp2_attention, lasp2_attention_bytes
 from gen.kernels.sequence_parallel.ring import ring_attention, ring_attention_bytes
-from gen.kernels.sequence_parallel.ulysses import (
-    Traffic,
-    gather_tokens,
-    gather_tokens_bytes,
-    linear_attention,
-    linear_attention_bytes,
-    own_tokens,
-    ulysses_attention,
-    ulysses_attention_bytes,
-)
+from gen.kernels.sequence_parallel.ulysses import ulysses_attention, ulysses_attention_bytes
 
 __all__ = [
     "Traffic",
     "gather_tokens",
     "gather_tokens_bytes",
-    "linear_attention",
-    "linear_attention_bytes",
-    "own_tokens",
+    "lasp2_attention",
+    "lasp2_attention_bytes",
+    "local_tokens",
     "ring_attention",
     "ring_attention_bytes",
     "ulysses_attention",

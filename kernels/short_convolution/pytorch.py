@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["anything", "run"]
+from gen.kernels.short_convolution.call import ShortConvolutionCall
+
+__all__ = ["run"]
 
 
-def anything(u: Tensor, weight: Tensor, bias: Tensor, order: Tensor | None, reverse: bool) -> str | None:
-    return None
-
-
-def run(u: Tensor, weight: Tensor, bias: Tensor, order: Tensor | None, reverse: bool) -> Tensor:
+def run(call: ShortConvolutionCall) -> Tensor:
+    """Compute tap after tap, on tokens in their order."""
+    u, weight, bias, order, reverse = call
     if order is not None:
         return _taps(u[:, order], weight, bias, reverse)[:, order.argsort()]
     return _taps(u, weight, bias, reverse)

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """Triton kernels of the short convolution: some visits of a scan and some channels to a program, no copy of anything.
 
-Tokens are found where they lie, whatever the order of visits. Sums over tokens are made in two stages without atomics.
+Tokens are read where they lie, whatever the order of visits. Sums over tokens are made in two stages without atomics.
 """
 
 import triton
@@ -12,7 +12,7 @@ __all__ = ["backward", "forward"]
 
 @triton.jit
 def _tokens(BASE, ORDER, stride, visit, channel, length, d, ORDERED: tl.constexpr, REVERSE: tl.constexpr):
-    """The rows [BT, BD] of the tokens that are visited at `visit`; zero for visits that are none."""
+    """Load the rows [BT, BD] of the tokens that are visited at `visit`; zero for visits out of range."""
     keep = (visit >= 0) & (visit < length)
     token = tl.where(keep, visit, 0)
     if REVERSE:
@@ -28,7 +28,7 @@ def forward(
     U, WEIGHT, BIAS, ORDER, Y, u_b, u_t, length, d,
     TAPS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, ORDERED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Y [B, T, H] contiguous. WEIGHT [H, TAPS], its last tap the token's own. ORDER int64 [T], if ORDERED."""
+    """Compute Y [B, T, H] contiguous. WEIGHT [H, TAPS], its last tap the token's own. ORDER int64 [T], if ORDERED."""
     row, channel = tl.program_id(2).to(tl.int64), tl.program_id(1) * BD + tl.arange(0, BD)
     visit = tl.program_id(0) * BT + tl.arange(0, BT)
     of_d = channel < d
@@ -47,7 +47,7 @@ def backward(
     U, WEIGHT, ORDER, DY, DU, PARTS, u_b, u_t, length, d,
     TAPS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, ORDERED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """DU [B, T, H]. PARTS float32 [B, blocks, TAPS + 1, H]: sums of these visits for every tap, and for the bias."""
+    """Compute DU [B, T, H] and PARTS float32 [B, blocks, TAPS + 1, H], sums of these visits for taps and bias."""
     row, channel = tl.program_id(2).to(tl.int64), tl.program_id(1) * BD + tl.arange(0, BD)
     visit = tl.program_id(0) * BT + tl.arange(0, BT)
     of_d = channel < d

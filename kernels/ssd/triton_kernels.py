@@ -29,7 +29,7 @@ def _numbers(BASE, rows, stride, length):
 
 @triton.jit
 def _decay(HIGH, LOW, later, earlier, length):
-    """exp(s_i - s_j) where i >= j, else 0, for it would overflow. later, earlier: i and j, one of them [., 1]."""
+    """Return exp(s_i - s_j) where i >= j, else 0: it would overflow. later, earlier: i and j, one of them [., 1]."""
     high = _numbers(HIGH, later, 1, length) - _numbers(HIGH, earlier, 1, length)
     low = _numbers(LOW, later, 1, length) - _numbers(LOW, earlier, 1, length)
     return tl.exp(tl.where(later >= earlier, high + low, float("-inf")))
@@ -41,7 +41,7 @@ def forward(
     length, heads, share, n, p,
     BT: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BT tokens of one head: Y [b, T, H, P]. HIGH, LOW [b, H, T]. share: heads to a group of B and C."""
+    """Compute BT tokens of one head: Y [b, T, H, P]. HIGH, LOW [b, H, T]. share: heads to a group of B and C."""
     row, head = tl.program_id(1).to(tl.int64) // heads, tl.program_id(1).to(tl.int64) % heads
     later = tl.program_id(0) * BT + tl.arange(0, BT)
     sums, group = (row * heads + head) * length, head // share
@@ -67,7 +67,7 @@ def gradients_out(
     length, heads, share, n, p,
     BT: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BT tokens of one head, as those that look back: DC float32 [b, H, T, N], of this head's share of C.
+    """Compute DC float32 [b, H, T, N], of this head's share of C, for BT tokens as those that look back.
 
     PAST float32 [b, H, blocks, T]: of block q, for each token i of it and those after, the sum of m_ij over the tokens
     j of blocks before q; not written where i lies before.
@@ -101,7 +101,7 @@ def gradients_in(
     x_b, x_t, x_h, delta_b, delta_t, delta_h, b_b, b_t, b_g, c_b, c_t, c_g, length, heads, share, n, p,
     BT: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BT tokens of one head, as those that are looked back at: DX [b, T, H, P], DB float32 [b, H, T, N].
+    """Compute DX [b, T, H, P] and DB float32 [b, H, T, N] for BT tokens as those that are looked back at.
 
     DDELTA float32 [b, H, T]: what delta's own factor gets. NEXT float32 [b, H, T], at j: the sum of m_ij' over the j'
     up to j in this block and the i of all blocks after it.
@@ -142,16 +142,16 @@ def triangles(
     length, heads, share, n, p,
     BT: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BT tokens of one head: WITHIN float32 [b, H, T], at j: the sum of m over the pairs i > j >= j' of this block."""
+    """Compute WITHIN float32 [b, H, T], at j: the sum of m over the pairs i > j >= j' of this block of BT tokens."""
     row, head = tl.program_id(1).to(tl.int64) // heads, tl.program_id(1).to(tl.int64) % heads
-    place = tl.program_id(0) * BT + tl.arange(0, BT)
+    token = tl.program_id(0) * BT + tl.arange(0, BT)
     line, group = row * heads + head, head // share
-    b = _rows(B + row * b_b + group * b_g, place, b_t, length, n, BN, DOT)
-    c = _rows(C + row * c_b + group * c_g, place, c_t, length, n, BN, DOT)
-    x = _rows(X + row * x_b + head * x_h, place, x_t, length, p, BP, DOT)
-    dy = _rows(DY + row * length * heads * p + head * p, place, heads * p, length, p, BP, DOT)
-    delta = _numbers(DELTA + row * delta_b + head * delta_h, place, delta_t, length)
+    b = _rows(B + row * b_b + group * b_g, token, b_t, length, n, BN, DOT)
+    c = _rows(C + row * c_b + group * c_g, token, c_t, length, n, BN, DOT)
+    x = _rows(X + row * x_b + head * x_h, token, x_t, length, p, BP, DOT)
+    dy = _rows(DY + row * length * heads * p + head * p, token, heads * p, length, p, BP, DOT)
+    delta = _numbers(DELTA + row * delta_b + head * delta_h, token, delta_t, length)
     m = tl.dot(c, tl.trans(b), input_precision=PRECISION) * tl.dot(dy, tl.trans(x), input_precision=PRECISION)
-    m *= _decay(HIGH + line * length, LOW + line * length, place[:, None], place[None, :], length) * delta[None, :]
-    within = tl.sum(tl.where(place[:, None] > place[None, :], tl.cumsum(m, 1), 0.0), 0)
-    tl.store(WITHIN + line * length + place, within, mask=place < length)
+    m *= _decay(HIGH + line * length, LOW + line * length, token[:, None], token[None, :], length) * delta[None, :]
+    within = tl.sum(tl.where(token[:, None] > token[None, :], tl.cumsum(m, 1), 0.0), 0)
+    tl.store(WITHIN + line * length + token, within, mask=token < length)

@@ -4,6 +4,7 @@ token_statistics is the op and TokenStatistics its result. Back ends: chunked.py
 triton_kernels.py and triton_launch.py. reference.py has the formulas in float64.
 """
 
-from gen.kernels.statistics.op import TokenStatistics, token_statistics
+from gen.kernels.statistics.call import TokenStatistics
+from gen.kernels.statistics.op import token_statistics
 
 __all__ = ["TokenStatistics", "token_statistics"]

@@ -1,55 +1,55 @@
-"""Statistics of logits by PyTorch, a chunk of the vocabulary at a time: no second tensor of its size is made."""
+"""Statistics of logits by PyTorch, a chunk of the vocabulary at a time: no second tensor of its size is stored."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gen.kernels.lib import triton as _triton
+from gen.kernels.lib.autograd import Context, transform_reason
+from gen.kernels.statistics import reference
+from gen.kernels.statistics.call import StatisticsCall, TokenStatistics
 
-__all__ = ["refuses", "run"]
+__all__ = ["Outputs", "empty_gradient", "empty_outputs", "incompatible_reason", "run", "save"]
 
 AT_ONCE = 1 << 18  # numbers of a chunk: a few of them fit a processor's cache
-Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def refuses(logits: Tensor, mask_token: int | None) -> str | None:
-    if not logits.is_floating_point():
-        return f"logits are {logits.dtype}"
-    return _triton.transformed(logits)
+def incompatible_reason(call: StatisticsCall) -> str | None:
+    """Return why the call cannot be computed in chunks, or None."""
+    return reference.incompatible_reason(call) or transform_reason(call.logits)
 
 
-def run(logits: Tensor, mask_token: int | None) -> Six:
-    return _statistics(logits, -1 if mask_token is None else mask_token)[:6]
+def run(call: StatisticsCall) -> TokenStatistics:
+    """Compute running statistics chunk after chunk."""
+    mask_token_id = -1 if call.mask_token_id is None else call.mask_token_id
+    return TokenStatistics(*_statistics(call.logits, mask_token_id)[:6])
 
 
 def _chunks(logits: Tensor) -> list[tuple[int, int]]:
-    """Where the chunks of the vocabulary start and end."""
+    """Return where the chunks of the vocabulary start and end."""
     size = logits.shape[-1]
     step = max(64, AT_ONCE // max(1, logits.numel() // size))
     return [(low, min(low + step, size)) for low in range(0, size, step)]
 
 
-def _chunk(logits: Tensor, low: int, high: int, mask_token: int, kind: torch.dtype) -> Tensor:
-    """A copy of one chunk, the mask token's logit -inf."""
+def _chunk(logits: Tensor, low: int, high: int, mask_token_id: int, kind: torch.dtype) -> Tensor:
+    """Return a copy of one chunk, the mask token's logit -inf."""
     x = logits[..., low:high].to(kind, copy=True)
-    if low <= mask_token < high:
-        x[..., mask_token - low] = -torch.inf
+    if low <= mask_token_id < high:
+        x[..., mask_token_id - low] = -torch.inf
     return x
 
 
 @torch.library.custom_op("gen_kernels::token_statistics_chunked", mutates_args=())
-def _statistics(logits: Tensor, mask_token: int) -> Seven:
-    """The six, and lse - top, of which a gradient needs every digit."""
-    best, second, top, after, *_ = made(logits)
+def _statistics(logits: Tensor, mask_token_id: int) -> Outputs:
+    """Return the six, and lse - best_logit, of which a gradient needs every digit."""
+    best, second, top, after, *_ = empty_outputs(logits)
     total, weighted = (torch.zeros_like(top, dtype=torch.float64) for _ in range(2))
     for v, start in ((best, 0), (second, 0), (top, -torch.inf), (after, -torch.inf)):
         v.fill_(start)
     for low, high in _chunks(logits):
-        x = _chunk(logits, low, high, mask_token, top.dtype)
+        x = _chunk(logits, low, high, mask_token_id, top.dtype)
         value, index = x.max(-1)  # the first of them among equals
         new = torch.maximum(top, value)
         # While all is -inf there is nothing to sum: any finite number will do.
@@ -63,7 +63,7 @@ def _statistics(logits: Tensor, mask_token: int) -> Seven:
         next_value, next_index = x.max(-1)
         index, next_index = index + low, next_index + low
         greater = value > top
-        # Of the two that may come second, the one seen earlier stands lower: it keeps its place among equals.
+        # Of the two that may come second, the one seen earlier stands lower: it wins among equals.
         later, later_index = next_value.where(greater, value), next_index.where(greater, index)
         after, second = top.where(greater, after), best.where(greater, second)
         wins = later > after
@@ -75,28 +75,23 @@ def _statistics(logits: Tensor, mask_token: int) -> Seven:
     return best, second, top, after, lse, entropy, log
 
 
-def made(logits: Tensor) -> Seven:
-    """Room for what is found, here and in Triton's op."""
+@_statistics.register_fake
+def empty_outputs(logits: Tensor, *rest: object) -> Outputs:
+    """Return the outputs, unwritten: here and in Triton's op."""
     kind, shape = torch.promote_types(logits.dtype, torch.float32), logits.shape[:-1]
     index = [logits.new_empty(shape, dtype=torch.int64) for _ in range(2)]
     number = [logits.new_empty(shape, dtype=kind) for _ in range(5)]
     return index[0], index[1], number[0], number[1], number[2], number[3], number[4]
 
 
-@_statistics.register_fake
-def fake(logits: Tensor, mask_token: int) -> Seven:
-    """The shapes of what is found, here and in Triton's op."""
-    return made(logits)
-
-
 @torch.library.custom_op("gen_kernels::token_statistics_chunked_backward", mutates_args=())
 def _backward(
     logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
-    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
+    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token_id: int,
 ) -> Tensor:  # fmt: skip
     dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for low, high in _chunks(logits):
-        logp = _chunk(logits, low, high, mask_token, top.dtype).sub_(top[..., None]).sub_(log[..., None])
+        logp = _chunk(logits, low, high, mask_token_id, top.dtype).sub_(top[..., None]).sub_(log[..., None])
         share = logp.exp()
         from_entropy = dentropy[..., None] * (logp.where(share > 0, 0) + entropy[..., None])
         d = share * (dlse[..., None] - from_entropy)
@@ -108,23 +103,22 @@ def _backward(
 
 
 @_backward.register_fake
-def fake_gradient(
-    logits: Tensor, best: Tensor, second: Tensor, top: Tensor, after: Tensor, entropy: Tensor, log: Tensor,
-    dtop: Tensor, dafter: Tensor, dlse: Tensor, dentropy: Tensor, mask_token: int,
-) -> Tensor:  # fmt: skip
+def empty_gradient(logits: Tensor, *rest: object) -> Tensor:
+    """Return the gradient, unwritten: here and in Triton's op."""
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def save(ctx: Any, inputs: tuple[Any, ...], output: Seven) -> None:
-    """What a gradient needs, here and in Triton's op."""
-    logits, ctx.mask_token = inputs
+def save(ctx: Context, inputs: tuple[Tensor, int], output: Outputs) -> None:
+    """Save what a gradient needs, here and in Triton's op."""
+    logits, mask_token_id = inputs
     best, second, top, after, _, entropy, log = output
+    ctx.constants = (mask_token_id,)
     ctx.save_for_backward(logits, best, second, top, after, entropy, log)
     ctx.mark_non_differentiable(best, second, log)
 
 
-def _gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-    return _backward(*ctx.saved_tensors, *grads[2:6], ctx.mask_token), None
+def _gradient(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
+    return _backward(*ctx.saved_tensors, *grads[2:6], *ctx.constants), None
 
 
 _statistics.register_autograd(_gradient, setup_context=save)

@@ -9,14 +9,14 @@ __all__ = ["backward", "join", "scan"]
 
 @triton.jit
 def _first(values, indices):
-    """The largest value, and the lowest index that has it."""
+    """Return the largest value, and the lowest index that has it."""
     top = tl.max(values, 0)
     return top, tl.min(tl.where(values == top, indices, 2147483647), 0)
 
 
 @triton.jit
 def _two(top, best, after, second):
-    """The two largest of lanes that hold two each."""
+    """Return the two largest of lanes that hold two each."""
     first, first_index = _first(top, best)
     won = best == first_index
     next_value, next_index = _first(tl.where(won, after, top), tl.where(won, second, best))
@@ -24,10 +24,10 @@ def _two(top, best, after, second):
 
 
 @triton.jit
-def scan(LOGITS, INDEX, NUMBER, stride, size, per_split, mask_token, BLOCK: tl.constexpr):
-    """One split of one row: INDEX int32 [rows, splits, 2], NUMBER float32 [rows, splits, 4] = top, next, sum, weighted.
+def scan(LOGITS, INDEX, NUMBER, stride, size, per_split, mask_token_id, BLOCK: tl.constexpr):
+    """Scan one split of one row: INDEX int32 [rows, splits, 2] and NUMBER float32 [rows, splits, 4].
 
-    sum is of exp(x - top), weighted of (x - top) exp(x - top).
+    NUMBER is top, next, sum and weighted; sum is of exp(x - top), weighted of (x - top) exp(x - top).
     """
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, BLOCK)
@@ -42,7 +42,7 @@ def scan(LOGITS, INDEX, NUMBER, stride, size, per_split, mask_token, BLOCK: tl.c
     for low in range(split * per_split, end, BLOCK):
         index = low + lane
         x = tl.load(LOGITS + row * stride + index, mask=index < end, other=float("-inf")).to(tl.float32)
-        x = tl.where(index == mask_token, float("-inf"), x)
+        x = tl.where(index == mask_token_id, float("-inf"), x)
         greater, between = x > top, x > after
         after = tl.where(greater, top, tl.where(between, x, after))
         second = tl.where(greater, best, tl.where(between, index, second))
@@ -68,7 +68,7 @@ def scan(LOGITS, INDEX, NUMBER, stride, size, per_split, mask_token, BLOCK: tl.c
 
 @triton.jit
 def join(INDEX, NUMBER, BEST, SECOND, TOP, NEXT, LSE, ENTROPY, LOG, splits, SPLITS: tl.constexpr):
-    """The splits of one row in one: BEST, SECOND int64, the others float32, [rows] each."""
+    """Join the splits of one row: BEST, SECOND int64, the others float32, [rows] each."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, SPLITS)
     keep = lane < splits
@@ -97,14 +97,14 @@ def join(INDEX, NUMBER, BEST, SECOND, TOP, NEXT, LSE, ENTROPY, LOG, splits, SPLI
 
 @triton.jit
 def backward(
-    LOGITS, BEST, SECOND, TOP, NEXT, ENTROPY, LOG, DTOP, DNEXT, DLSE, DENTROPY, DLOGITS, stride, size, mask_token,
+    LOGITS, BEST, SECOND, TOP, NEXT, ENTROPY, LOG, DTOP, DNEXT, DLSE, DENTROPY, DLOGITS, stride, size, mask_token_id,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of one row of the logits' gradient, [rows, size] contiguous."""
+    """Compute one block of one row of the logits' gradient, [rows, size] contiguous."""
     row = tl.program_id(0).to(tl.int64)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(LOGITS + row * stride + index, mask=index < size, other=float("-inf")).to(tl.float32)
-    x = tl.where(index == mask_token, float("-inf"), x)
+    x = tl.where(index == mask_token_id, float("-inf"), x)
     logp = x - tl.load(TOP + row) - tl.load(LOG + row)
     share = tl.exp(logp)
     from_entropy = tl.load(DENTROPY + row) * (tl.where(share > 0.0, logp, 0.0) + tl.load(ENTROPY + row))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Compute, Tap, call_site
-from gen.kernels.sequence_parallel import Traffic, gather_tokens, own_tokens, ring_attention, ulysses_attention
+from gen.kernels.sequence_parallel import Traffic, gather_tokens, local_tokens, ring_attention, ulysses_attention
 from gen.models.dit import DiTNet
 from gen.models.layers.attention import Attention
 from gen.models.layers.wrapper import Wrapper
@@ -81,7 +81,7 @@ class SequenceParallelNet(Wrapper):
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         def shard_trunk(site: str, compute: Compute, h: Tensor) -> Tensor:
             def own_part(h: Tensor) -> Tensor:
-                return gather_tokens(compute(own_tokens(h)), traffic=self.traffic)  # [B, T, width]
+                return gather_tokens(compute(local_tokens(h)), traffic=self.traffic)  # [B, T, width]
 
             return call_site(tap, site, own_part if site == "trunk" else compute, h)
 

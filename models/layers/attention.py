@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gen.kernels.attention import attention
+from gen.kernels.attention import packed_attention
 from gen.models.layers.rope import Rope
 
 __all__ = ["Attention"]
@@ -24,7 +24,7 @@ class Attention(nn.Module):
         attend: the operation itself, gen.kernels.attention.attention, which an engine may replace.
     """
 
-    attend: Callable[..., Tensor] = attention
+    attend: Callable[..., Tensor] = packed_attention
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False, bias: bool = True):
         super().__init__()

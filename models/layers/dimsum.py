@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from gen.diffusion.tap import Tap, call_site
-from gen.kernels.attention import attention_qkv
+from gen.kernels.attention import attention
 from gen.models.layers.block import SwiGLU, modulate
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.wavelet import packet_matrix
@@ -154,7 +154,7 @@ class CrossFusion(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         q1, k1, v1 = self.qkv1(first).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, T, heads, width / 2 / heads]
         q2, k2, v2 = self.qkv2(second).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        mixed = torch.cat([attention_qkv(q1, k2, v2), attention_qkv(q2, k1, v1)], 2).flatten(2)
+        mixed = torch.cat([attention(q1, k2, v2), attention(q2, k1, v1)], 2).flatten(2)
         return self.proj(mixed)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.diffusion.tap import Tap, call_site
-from gen.kernels.attention import EVERYONE, Rule, attention_qkv
+from gen.kernels.attention import BIDIRECTIONAL, MaskRule, attention
 from gen.kernels.rope import norm_rope
 from gen.models.layers.block import SplitSwiGLU
 from gen.text.contracts import KvCache
@@ -33,13 +33,13 @@ class AttentionContext:
     """What the attention of every layer shares: angles of the computed places, and what each of them sees.
 
     cos, sin [F, d] or [B, F, d]. rule, and seen, bool [B or 1, F or 1, S], None for everything: as in
-    gen.kernels.attention.attention_qkv. With a memory, new keys and values are written at places [B, F] of it, and its
+    gen.kernels.attention.attention. With a memory, new keys and values are written at places [B, F] of it, and its
     first `upto` places are S.
     """
 
     cos: Tensor
     sin: Tensor
-    rule: Rule = EVERYONE
+    rule: MaskRule = BIDIRECTIONAL
     seen: Tensor | None = None
     kv_cache: KvCache | None = None
     positions: Tensor | None = None
@@ -79,7 +79,7 @@ class TextAttention(nn.Module):
         q = self._placed(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, context)  # [B, F, heads, d]
         k = self._placed(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, context)  # [B, F, kv_heads, d]
         k, v = context.remember(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
-        return self.o(attention_qkv(q, k, v, context.rule, seen=context.seen).flatten(2))  # [B, F, width]
+        return self.o(attention(q, k, v, context.rule, attn_mask=context.seen).flatten(2))  # [B, F, width]
 
     def _placed(self, h: Tensor, norm: nn.Module, context: AttentionContext) -> Tensor:
         """Heads h [B, F, heads, d], normed if they are to be, and turned by their places."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 
-def attention(qkv, rule, scale=None, q_gain=None, k_gain=None, eps=1e-6, cos=None, sin=None, pairs="adjacent"):
+def packed_attention(qkv, rule, scale=None, q_gain=None, k_gain=None, eps=1e-6, cos=None, sin=None, pairs="adjacent"):
     q, k, v = qkv.unbind(2)
     q, k = norm_rope(q, q_gain, eps, cos, sin, pairs), norm_rope(k, k_gain, eps, cos, sin, pairs)
-    return attention_qkv(q, k, v, rule, scale)
+    return attention(q, k, v, rule, scale)
 
 
-def attention_qkv(q, k, v, rule, scale=None, seen=None, first=0):
+def attention(q, k, v, rule, scale=None, attn_mask=None, start_pos=0):
     group = q.shape[2] // k.shape[2]
     q, k, v = q.transpose(1, 2), *(t.transpose(1, 2).repeat_interleave(group, 1) for t in (k, v))
-    place, key = first + torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
-    allowed = rule.allowed(place[:, None], key)
-    allowed = allowed if seen is None else allowed & seen[:, None]
+    position, key = start_pos + torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
+    allowed = rule.allowed(position[:, None], key)
+    allowed = allowed if attn_mask is None else allowed & attn_mask[:, None]
     score = (q.shape[-1] ** -0.5 if scale is None else scale) * (q @ k.mT)
     score = score.masked_fill(~allowed, -torch.inf)
     return (score.softmax(-1) @ v).transpose(1, 2)

@@ -9,9 +9,9 @@ from gen.kernels.sequence_parallel import (
     Traffic,
     gather_tokens,
     gather_tokens_bytes,
-    linear_attention,
-    linear_attention_bytes,
-    own_tokens,
+    lasp2_attention,
+    lasp2_attention_bytes,
+    local_tokens,
     ring_attention,
     ring_attention_bytes,
     ulysses_attention,
@@ -51,7 +51,7 @@ def attentions(kind):
         for name, rule in RULES.items():
             ops[f"ulysses {name} {kind}"] = (ulysses_attention, ulysses_attention_bytes, {"rule": rule})
     for name, (op, foretold, options) in ops.items():
-        qkv, weights = (own_tokens(x) for x in qkv_weights)
+        qkv, weights = (local_tokens(x) for x in qkv_weights)
         qkv, traffic = qkv.clone().requires_grad_(), Traffic()
         out = op(qkv, **options, traffic=traffic)
         forward = traffic.sent
@@ -63,13 +63,13 @@ def attentions(kind):
 
 
 def linears(kind):
-    *inputs, weights = (own_tokens(x).transpose(1, 2) for x in separate(DTYPES[kind]))
+    *inputs, weights = (local_tokens(x).transpose(1, 2) for x in separate(DTYPES[kind]))
     q, k, v = (x.clone().requires_grad_() for x in inputs)
     traffic, count = Traffic(), dist.get_world_size()
-    out = linear_attention(q, k, v, traffic=traffic)
+    out = lasp2_attention(q, k, v, traffic=traffic)
     forward = traffic.sent
     (out * weights).sum().backward()
-    foretold = [linear_attention_bytes(q, v, count, backward) for backward in (False, True)]
+    foretold = [lasp2_attention_bytes(q, v, count, backward) for backward in (False, True)]
     found = {"out": out, "dq": q.grad, "dk": k.grad, "dv": v.grad}
     found = {f"linear {kind} {name}": value.transpose(1, 2) for name, value in found.items()}
     return found | {f"linear {kind} sent": torch.tensor([forward, traffic.sent]),
@@ -78,7 +78,7 @@ def linears(kind):
 
 def gathering():
     """h^2 of gathered tokens, weighted otherwise on every process, so that the gradient must come from all."""
-    h = own_tokens(numbers(2, N, 3, dtype=torch.float64)).clone().requires_grad_()
+    h = local_tokens(numbers(2, N, 3, dtype=torch.float64)).clone().requires_grad_()
     traffic, count = Traffic(), dist.get_world_size()
     whole = gather_tokens(h, traffic=traffic)
     ((dist.get_rank() + 1) * whole.square()).sum().backward()
@@ -94,9 +94,9 @@ def turned():
     for name, op in (("ulysses", ulysses_attention), ("ring", ring_attention)):
         if name == "ulysses" and HEADS % dist.get_world_size():
             continue
-        own = own_tokens(qkv).clone().requires_grad_()
+        own = local_tokens(qkv).clone().requires_grad_()
         out = op(own, **turning(gain, angles))
-        (out * own_tokens(weights)).sum().backward()
+        (out * local_tokens(weights)).sum().backward()
         found |= {f"turned {name} out": out, f"turned {name} dqkv": own.grad}
     return found
 
@@ -108,7 +108,7 @@ def turning(gain, angles):
 
 def interpreted():
     """The ring by our Triton kernels, which take no smaller heads than these."""
-    qkv, weights = (own_tokens(numbers(1, N, *rest, 2, 16, dtype=torch.float32)).clone() for rest in ((3,), ()))
+    qkv, weights = (local_tokens(numbers(1, N, *rest, 2, 16, dtype=torch.float32)).clone() for rest in ((3,), ()))
     out = ring_attention(qkv.requires_grad_())
     (out * weights).sum().backward()
     return {"out": out, "dqkv": qkv.grad}
@@ -120,21 +120,21 @@ def refusals():
     count = dist.get_world_size()
     if HEADS % count:
         with pytest.raises(ValueError, match=r"^ulysses_attention: 4 heads do not divide over 3 .* ring_attention$"):
-            ulysses_attention(own_tokens(qkv))
+            ulysses_attention(local_tokens(qkv))
     with pytest.raises(ValueError, match=r"^ring_attention: cos and sin go together; cos is missing$"):
-        ring_attention(own_tokens(qkv), sin=torch.zeros(N, 8))
+        ring_attention(local_tokens(qkv), sin=torch.zeros(N, 8))
     with pytest.raises(ValueError, match=rf"^ring_attention: cos is \[{N // count}, 8\]; it must be \[12, 8\] or"):
-        ring_attention(own_tokens(qkv), cos=torch.zeros(N // count, 8), sin=torch.zeros(N // count, 8))
+        ring_attention(local_tokens(qkv), cos=torch.zeros(N // count, 8), sin=torch.zeros(N // count, 8))
     with pytest.raises(ValueError, match=r"^ring_attention: the rule is Causal\(\); .* ulysses_attention takes any$"):
-        ring_attention(own_tokens(qkv), Causal())
-    with pytest.raises(ValueError, match=rf"^own_tokens: 11 tokens do not divide over {count} processes$"):
-        own_tokens(qkv[:, :11])
+        ring_attention(local_tokens(qkv), Causal())
+    with pytest.raises(ValueError, match=rf"^local_tokens: 11 tokens do not divide over {count} processes$"):
+        local_tokens(qkv[:, :11])
     for op, wrong in ((ulysses_attention, qkv[0]), (ring_attention, qkv[:, :, :2])):
         with pytest.raises(ValueError, match="it must be"):
             op(wrong)
     q = separate(torch.float32)[0]
     with pytest.raises(ValueError, match="they must be"):
-        linear_attention(q, q[:, :2], q)
+        lasp2_attention(q, q[:, :2], q)
 
 
 def everything():

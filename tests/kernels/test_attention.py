@@ -13,7 +13,7 @@ from gen.kernels.attention import (
     Causal,
     ScaleCausal,
     attention,
-    attention_qkv,
+    packed_attention,
 )
 from gen.kernels.dispatch import Refused, explain
 from gen.models.layers.attention import Attention
@@ -59,7 +59,7 @@ UNPACKED = [
 class Nobody:
     """A rule from elsewhere, under which the first place sees nothing."""
 
-    def unfit(self, n):
+    def incompatible_reason(self, n):
         return None
 
     def allowed(self, q_index, k_index):
@@ -70,8 +70,8 @@ class Nobody:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_sdpa_is_about_as_exact_as_plain_products(rule, dtype):
     """PyTorch's flash kernel computes its weights a second time for the gradient, from a rounded logarithm."""
-    holds(attention, "sdpa", eager.attention, (packed(dtype=dtype), rule), bound=3.0)
-    holds(attention, "sdpa", eager.attention, (packed(32, dtype=dtype), rule, 0.3), bound=3.0)
+    holds(packed_attention, "sdpa", eager.packed_attention, (packed(dtype=dtype), rule), bound=3.0)
+    holds(packed_attention, "sdpa", eager.packed_attention, (packed(32, dtype=dtype), rule, 0.3), bound=3.0)
 
 
 @pytest.mark.parametrize(("rule", "nq", "nk", "first", "mask"), UNPACKED, ids=str)
@@ -81,14 +81,14 @@ def test_sdpa_of_three_parts(rule, nq, nk, first, mask, dtype, shared):
     """Where few keys are seen, the largest error of PyTorch's is a little further from that of plain products."""
     seen = None if mask is None else some(*mask)
     given = (*parts(nq, nk, shared=shared, dtype=dtype), rule, 0.2, seen, first)
-    holds(attention_qkv, "sdpa", eager.attention_qkv, given, bound=4.0)
+    holds(attention, "sdpa", eager.attention, given, bound=4.0)
 
 
 @pytest.mark.parametrize("pairs", ["adjacent", "split"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_sdpa_after_norm_and_turn(pairs, dtype):
     for fixed in (turned(72, 30, pairs), {}):
-        op, plain = Given(attention, fixed), partial(eager.attention, **fixed)
+        op, plain = Given(packed_attention, fixed), partial(eager.packed_attention, **fixed)
         gains = [torch.randn(72).to(dtype) for _ in "qk"]
         holds(op, "sdpa", plain, (packed(dtype=dtype), Causal(), None, *gains, 1e-5), bound=3.0)
         if fixed:
@@ -97,19 +97,17 @@ def test_sdpa_after_norm_and_turn(pairs, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_reference_rounds_once(dtype):
-    holds(attention, "reference", eager.attention, (packed(dtype=dtype), Causal()), bound=1.0)
+    holds(packed_attention, "reference", eager.packed_attention, (packed(dtype=dtype), Causal()), bound=1.0)
     gains, fixed = [torch.randn(72).to(dtype) for _ in "qk"], turned(72, 30)
     given = (packed(dtype=dtype), Causal(), None, *gains)
-    holds(Given(attention, fixed), "reference", partial(eager.attention, **fixed), given, bound=1.0)
-    holds(
-        attention_qkv, "reference", eager.attention_qkv, (*parts(5, 9, dtype=dtype), Causal(), 0.2, None, 4), bound=1.0
-    )
+    holds(Given(packed_attention, fixed), "reference", partial(eager.packed_attention, **fixed), given, bound=1.0)
+    holds(attention, "reference", eager.attention, (*parts(5, 9, dtype=dtype), Causal(), 0.2, None, 4), bound=1.0)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 def test_a_query_that_sees_nothing_gets_nothing(backend):
     qkv = packed().requires_grad_()
-    out = attention.only(backend)(qkv, Nobody())
+    out = packed_attention.only(backend)(qkv, Nobody())
     assert not out[:, 0].any()
     (grad,) = torch.autograd.grad(out.sum(), qkv)
     assert grad.isfinite().all()
@@ -121,7 +119,7 @@ def test_a_query_whose_mask_is_empty_gets_nothing(backend):
     leaves = [v.requires_grad_() for v in parts(6, 9)]
     seen = some(2, 6, 9)
     seen[0, 2] = seen[1, 4] = False
-    out = attention_qkv.only(backend)(*leaves, Causal(), first=3, seen=seen)
+    out = attention.only(backend)(*leaves, Causal(), start_pos=3, attn_mask=seen)
     assert not out[0, 2].any() and not out[1, 4].any()
     assert out[1, 2].any()
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), leaves))
@@ -130,23 +128,23 @@ def test_a_query_whose_mask_is_empty_gets_nothing(backend):
 def test_packed_and_unpacked_agree():
     qkv = packed()
     for rule, scale in ((Bidirectional(), None), (Causal(), 0.3)):
-        assert torch.equal(attention(qkv, rule, scale), attention_qkv(*qkv.unbind(2), rule, scale))
+        assert torch.equal(packed_attention(qkv, rule, scale), attention(*qkv.unbind(2), rule, scale))
 
 
 def test_the_last_queries_of_a_cache_are_those_of_the_whole():
     qkv = packed(dtype=torch.float64)
     q, k, v = qkv.unbind(2)
     for rule in (Causal(), BlockCausal(8)):
-        whole = attention(qkv, rule)
-        torch.testing.assert_close(attention_qkv(q[:, 24:], k, v, rule, first=24), whole[:, 24:])
+        whole = packed_attention(qkv, rule)
+        torch.testing.assert_close(attention(q[:, 24:], k, v, rule, start_pos=24), whole[:, 24:])
 
 
 def test_the_reference_has_all_derivatives():
     qkv = torch.randn(1, 4, 3, 1, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: attention.only("reference")(x, BlockCausal(2)), qkv)
-    assert torch.autograd.gradgradcheck(lambda x: attention.only("reference")(x, BlockCausal(2)), qkv)
+    assert torch.autograd.gradcheck(lambda x: packed_attention.only("reference")(x, BlockCausal(2)), qkv)
+    assert torch.autograd.gradgradcheck(lambda x: packed_attention.only("reference")(x, BlockCausal(2)), qkv)
     leaves = [v.requires_grad_() for v in parts(2, 3, 2, 2, 3, torch.float64, b=1)]
-    assert torch.autograd.gradcheck(lambda *x: attention_qkv.only("reference")(*x, Causal(), first=1), leaves)
+    assert torch.autograd.gradcheck(lambda *x: attention.only("reference")(*x, Causal(), start_pos=1), leaves)
 
 
 def test_packed_tensors_are_read_where_they_lie(monkeypatch):
@@ -156,56 +154,57 @@ def test_packed_tensors_are_read_where_they_lie(monkeypatch):
     qkv = packed()
     for name in ("contiguous", "clone", "reshape"):
         monkeypatch.setattr(torch.Tensor, name, copied)
-    out = attention(qkv)
+    out = packed_attention(qkv)
     assert out.is_contiguous()  # [B, N, H, d], as the next product wants it
 
 
 def test_explain_names_the_kernel_and_every_reason(capsys):
-    explain(attention, packed().double(), BlockDiffusion(15, 4))
+    explain(packed_attention, packed().double(), BlockDiffusion(15, 4))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "attention"
-    assert " ".join(lines.pop(1).split()) == "products refuses: it is for bfloat16 on a CPU"
+    assert lines[0] == "packed_attention"
+    assert " ".join(lines.pop(1).split()) == "bmm refuses: it is for bfloat16 on a CPU"
     assert [line.split()[0] for line in lines[1:]] == ["sdpa", "triton", "flex", "xformers", "dense", "reference"]
     assert lines[1].split("chosen ")[1] in ("(flash attention)", "(plain products)")
     assert "refuses: tensors lie on cpu" in lines[2]
     assert "refuses: no FlexAttention of torch.float64" in lines[3]
     assert "refuses: it has no BlockDiffusion" in lines[4]
-    assert [line.split() for line in lines[5:]] == [["dense", "willing"], ["reference", "willing"]]
-    explain(attention, packed(), cos=torch.ones(30, 72), sin=torch.zeros(30, 72))
+    assert [line.split() for line in lines[5:]] == [["dense", "accepts"], ["reference", "accepts"]]
+    explain(packed_attention, packed(), cos=torch.ones(30, 72), sin=torch.zeros(30, 72))
     assert capsys.readouterr().out.splitlines()[2].endswith("after norm_rope by torch)")
-    explain(attention_qkv, *parts(5, 9), seen=some(2, 5, 9))
+    explain(attention, *parts(5, 9), attn_mask=some(2, 5, 9))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "attention_qkv" and "chosen (" in lines[1]
-    assert "refuses: a mask that is no rule would need" in lines[3]
-    assert "refuses: it has no mask without a bias" in lines[4]
+    assert lines[0] == "attention" and "chosen (" in lines[2]
+    assert "refuses: q, k and v are not packed" in lines[1]
+    assert "refuses: a mask that is no rule would need" in lines[4]
+    assert "refuses: it has no mask without a bias" in lines[5]
 
 
 def test_refusals():
-    with pytest.raises(Refused, match="attention: flex refuses: FlexAttention has no gradient on cpu"):
-        attention.only("flex")(packed().requires_grad_())
-    with pytest.raises(Refused, match="attention: triton refuses: "):
-        attention.only("triton")(packed())
-    with pytest.raises(Refused, match="attention: xformers refuses: "):
-        attention.only("xformers")(packed())
+    with pytest.raises(Refused, match="packed_attention: flex refuses: FlexAttention has no gradient on cpu"):
+        packed_attention.only("flex")(packed().requires_grad_())
+    with pytest.raises(Refused, match="packed_attention: triton refuses: "):
+        packed_attention.only("triton")(packed())
+    with pytest.raises(Refused, match="packed_attention: xformers refuses: "):
+        packed_attention.only("xformers")(packed())
     # Elsewhere a mask of N x N is refused, so that a kernel that skips tiles is asked.
     with pytest.raises(Refused, match="sdpa refuses: on meta BlockCausal would be a mask of N x N"):
-        attention.only("sdpa")(packed().to("meta"), BlockCausal(4))
-    assert attention.only("dense")(packed().to("meta"), BlockCausal(4)).shape == (2, 30, 3, 72)
+        packed_attention.only("sdpa")(packed().to("meta"), BlockCausal(4))
+    assert packed_attention.only("dense")(packed().to("meta"), BlockCausal(4)).shape == (2, 30, 3, 72)
     away = [v.to("meta") for v in parts(5, 9)]
     with pytest.raises(Refused, match="sdpa refuses: on meta Causal would be a mask of N x N"):
-        attention_qkv.only("sdpa")(*away, Causal(), first=4)
+        attention.only("sdpa")(*away, Causal(), start_pos=4)
     with pytest.raises(Refused, match="sdpa refuses: on meta it has no kernel of shared heads under a mask"):
-        attention_qkv.only("sdpa")(*away, seen=some(1, 1, 9).to("meta"))
+        attention.only("sdpa")(*away, attn_mask=some(1, 1, 9).to("meta"))
     with pytest.raises(Refused, match="xformers refuses: shared heads would be copied"):
-        attention_qkv.only("xformers")(*parts(5, 9))
-    with pytest.raises(Refused, match="xformers refuses: its causal mask is of one place for both"):
-        attention_qkv.only("xformers")(*parts(5, 9, shared=1), Causal(), first=4)
+        attention.only("xformers")(*parts(5, 9))
+    with pytest.raises(Refused, match="xformers refuses: its causal mask starts at one position for both"):
+        attention.only("xformers")(*parts(5, 9, shared=1), Causal(), start_pos=4)
 
 
 @pytest.mark.parametrize("shape", [(2, 30, 3, 72), (2, 30, 2, 3, 72)])
 def test_wrong_shapes(shape):
     with pytest.raises(ValueError, match=r"it must be \[B, N, 3, H, d\]"):
-        attention(torch.zeros(shape))
+        packed_attention(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -215,60 +214,60 @@ def test_wrong_shapes(shape):
         ((*parts(5, 9)[:2], torch.zeros(2, 8, 2, 72)), r"they must be \[B, Nq, H, d\] and twice"),
         (parts(5, 9, heads=3, shared=1)[:1] + parts(5, 9)[1:], "H a multiple of Hkv"),
         (parts(5, 9, b=1)[:1] + parts(5, 9)[1:], "B and d must be the same"),
-        ((*parts(5, 9), Bidirectional(), None, torch.ones(2, 5, 9)), r"seen is torch.float32 \[2, 5, 9\]"),
-        ((*parts(5, 9), Bidirectional(), None, some(2, 4, 9)), r"seen is torch.bool \[2, 4, 9\]; it must be bool"),
-        ((*parts(5, 9), Causal(), None, None, -1), "first is -1; places are counted from 0"),
-        ((*parts(5, 9), BlockDiffusion(4, 2)), "queries and keys are of 9 places; .* is a rule of 8 places"),
+        ((*parts(5, 9), Bidirectional(), None, torch.ones(2, 5, 9)), r"attn_mask is torch.float32 \[2, 5, 9\]"),
+        ((*parts(5, 9), Bidirectional(), None, some(2, 4, 9)), r"attn_mask is torch.bool \[2, 4, 9\]; it must be bool"),
+        ((*parts(5, 9), Causal(), None, None, -1), "start_pos is -1; it must be at least 0"),
+        ((*parts(5, 9), BlockDiffusion(4, 2)), "queries and keys are of 9 positions; .* is a rule of 8 positions"),
     ],
 )
 def test_wrong_parts(given, message):
     with pytest.raises(ValueError, match=message):
-        attention_qkv(*given)
+        attention(*given)
 
 
 def test_wrong_norms_and_turns():
-    with pytest.raises(ValueError, match=r"attention: a gain is \[8\]; it must be \[72\]"):
-        attention(packed(), q_gain=torch.ones(72), k_gain=torch.ones(8))
-    with pytest.raises(ValueError, match=r"attention: cos is \[29, 72\]; it must be \[30, 72\] or \[2, 30, 72\]"):
-        attention(packed(), cos=torch.ones(29, 72), sin=torch.ones(30, 72))
-    with pytest.raises(ValueError, match="attention: cos and sin go together; cos is missing"):
-        attention(packed(), sin=torch.ones(30, 72))
+    with pytest.raises(ValueError, match=r"packed_attention: a gain is \[8\]; it must be \[72\]"):
+        packed_attention(packed(), q_gain=torch.ones(72), k_gain=torch.ones(8))
+    with pytest.raises(ValueError, match=r"cos is \[29, 72\]; it must be \[30, 72\] or \[2, 30, 72\]"):
+        packed_attention(packed(), cos=torch.ones(29, 72), sin=torch.ones(30, 72))
+    with pytest.raises(ValueError, match="packed_attention: cos and sin go together; cos is missing"):
+        packed_attention(packed(), sin=torch.ones(30, 72))
 
 
 @pytest.mark.parametrize("name", ["q_gain", "k_gain"])
 @pytest.mark.parametrize("backend", ["sdpa", "dense"])
 def test_one_of_q_and_k_is_normed(backend, name):
     qkv, gain = torch.randn(2, 5, 3, 2, 8).double(), torch.rand(8).double()
-    exact = attention.only("reference")(qkv, **{name: gain})
-    torch.testing.assert_close(attention.only(backend)(qkv, **{name: gain}), exact, rtol=1e-12, atol=1e-12)
-    assert "after norm_rope by" in attention.verdicts(qkv, **{name: gain})["sdpa"]
+    exact = packed_attention.only("reference")(qkv, **{name: gain})
+    torch.testing.assert_close(packed_attention.only(backend)(qkv, **{name: gain}), exact, rtol=1e-12, atol=1e-12)
+    assert "after norm_rope by" in packed_attention.explain(qkv, **{name: gain})["sdpa"]
 
 
 def test_no_sample_at_all():
     qkv, angle = torch.randn(0, 5, 3, 2, 8), torch.rand(5, 8)
     for backend in ("sdpa", "dense", "reference"):
-        assert attention.only(backend)(qkv, cos=angle.cos(), sin=angle.sin()).shape == (0, 5, 2, 8)
+        assert packed_attention.only(backend)(qkv, cos=angle.cos(), sin=angle.sin()).shape == (0, 5, 2, 8)
 
 
 def test_a_compiled_graph_of_any_shape_stays_whole():
     q, k = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 2, 8)
-    compiled = torch.compile(attention_qkv, backend="aot_eager", fullgraph=True, dynamic=True)
-    torch.testing.assert_close(compiled(q, k, k), attention_qkv(q, k, k))
-    torch.testing.assert_close(compiled(k, k, k), attention_qkv(k, k, k))
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(q, k, k), attention(q, k, k))
+    torch.testing.assert_close(compiled(k, k, k), attention(k, k, k))
 
 
 def test_a_rule_of_another_length():
-    with pytest.raises(ValueError, match=r"qkv has 30 places; BlockDiffusion\(length=16, block=4\) is a rule of 32"):
-        attention(packed(), BlockDiffusion(16, 4))
+    with pytest.raises(ValueError, match=r"qkv has 30 positions; BlockDiffusion\(length=16, block=4\) is a rule of 32"):
+        packed_attention(packed(), BlockDiffusion(16, 4))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_compiled_graph_stays_whole(rule):
     qkv = packed().requires_grad_()
-    compiled = torch.compile(lambda x: attention(x, rule).square(), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(lambda x: packed_attention(x, rule).square(), backend="aot_eager", fullgraph=True)
     out = compiled(qkv)
-    assert torch.equal(out, attention(qkv, rule).square())
-    assert torch.equal(*(torch.autograd.grad(o.sum(), qkv)[0] for o in (out, attention(qkv, rule).square())))
+    assert torch.equal(out, packed_attention(qkv, rule).square())
+    assert torch.equal(*(torch.autograd.grad(o.sum(), qkv)[0] for o in (out, packed_attention(qkv, rule).square())))
 
 
 @pytest.mark.parametrize("rule", [Bidirectional(), BlockCausal(8)], ids=str)
@@ -276,7 +275,7 @@ def test_a_compiled_graph_of_three_parts_stays_whole(rule):
     leaves, fixed, gain = [v.requires_grad_() for v in parts(6, 30)], turned(72, 30), torch.randn(72)
 
     def f(q, k, v):
-        q, k = attention_qkv(q, k, v, rule, first=24), attention(packed_, rule, None, gain, gain, **fixed)
+        q, k = attention(q, k, v, rule, start_pos=24), packed_attention(packed_, rule, None, gain, gain, **fixed)
         return q, k
 
     packed_ = packed()
@@ -289,15 +288,15 @@ def test_a_compiled_graph_of_three_parts_stays_whole(rule):
 
 
 def test_the_triton_ops_are_traced_without_being_run():
-    from gen.kernels.attention.triton_launch import _attention, _attention_qkv
+    from gen.kernels.attention.triton_launch import _packed_attention, forward
 
     leaves = [v.to("meta").requires_grad_() for v in parts(5, 9)]
-    out, lse = _attention_qkv(*leaves, None, [1], 4, 0.5)
+    out, lse = forward(*leaves, None, [1], 4, 0.5)
     assert out.shape == leaves[0].shape
     assert lse.shape == (2, 4, 5)
     assert [g.shape for g in torch.autograd.grad(out.sum(), leaves)] == [v.shape for v in leaves]
     qkv = packed().to("meta").requires_grad_()
-    out, lse = _attention(qkv, [1], 0.5)
+    out, lse = _packed_attention(qkv, [1], 0.5)
     assert out.shape == (2, 30, 3, 72)
     assert lse.shape == (2, 3, 30)
     (grad,) = torch.autograd.grad(out.sum(), qkv)
@@ -340,9 +339,9 @@ def across(h):
 @pytest.mark.parametrize("rule", [Bidirectional(), BlockDiffusion(32, 4)], ids=str)
 def test_flex_agrees_without_gradients(rule):
     qkv = packed(n=64)
-    torch.testing.assert_close(attention.only("flex")(qkv, rule), attention.only("reference")(qkv, rule))
+    torch.testing.assert_close(packed_attention.only("flex")(qkv, rule), packed_attention.only("reference")(qkv, rule))
     given = (*parts(32, 64), rule, 0.2)
-    torch.testing.assert_close(*(attention_qkv.only(name)(*given) for name in ("flex", "reference")))
+    torch.testing.assert_close(*(attention.only(name)(*given) for name in ("flex", "reference")))
 
 
 @pytest.mark.gpu
@@ -352,9 +351,11 @@ def test_flex_agrees_without_gradients(rule):
 def test_on_a_gpu(backend, dim, dtype):
     for rule, n in ((Bidirectional(), 300), (Causal(), 300), (BlockDiffusion(200, 16), 400)):
         qkv = packed(dim, n, dtype).cuda()
-        if not attention.only(backend).verdicts(qkv, rule)[backend].startswith("refuses"):
+        if not packed_attention.only(backend).explain(qkv, rule)[backend].startswith("refuses"):
             ours = backend == "triton"
-            holds(attention, backend, eager.attention, (qkv, rule), bound=2.0 if ours else 3.0, repeats=ours)
+            holds(
+                packed_attention, backend, eager.packed_attention, (qkv, rule), bound=2.0 if ours else 3.0, repeats=ours
+            )
 
 
 @pytest.mark.gpu
@@ -365,6 +366,6 @@ def test_three_parts_on_a_gpu(backend, dim, dtype):
     for rule, nq, nk, first, mask in UNPACKED:
         seen = None if mask is None else some(*mask).cuda()
         given = (*(v.cuda() for v in parts(nq, nk, dim=dim, dtype=dtype)), rule, 0.2, seen, first)
-        if not attention_qkv.only(backend).verdicts(*given)[backend].startswith("refuses"):
+        if not attention.only(backend).explain(*given)[backend].startswith("refuses"):
             ours = backend == "triton"
-            holds(attention_qkv, backend, eager.attention_qkv, given, bound=2.0 if ours else 3.0, repeats=ours)
+            holds(attention, backend, eager.attention, given, bound=2.0 if ours else 3.0, repeats=ours)

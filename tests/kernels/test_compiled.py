@@ -41,9 +41,9 @@ def attention(name, dtype, dim, ruled, group=1, masked=False):
     kernel, (d0, d1) = getattr(attention_kernels, name), split(dim)
     size = attention_triton.sizes(dtype, name != "forward", masked)
     constants = {"D": dim, "D0": d0, "D1": d1, "GROUP": group, "RULED": ruled, "MASKED": masked, "DOT": dot(dtype)}
-    constants |= {"PRECISION": "ieee", "WIDTH": d0 if d1 == 0 else 2 * d0, **size} | ({} if masked else {"SEEN": None})
-    pointers = dict.fromkeys(("LEVEL", "REACH", "OWN_K", "OWN_Q", "TILES", "WHOLE", "SOME"), torch.int32)
-    pointers |= {"SEEN": "*i8", **dict.fromkeys(("LSE", "DOTS"), FLOAT)}
+    constants |= {"PRECISION": "ieee", "WIDTH": d0 if d1 == 0 else 2 * d0, **size} | ({} if masked else {"MASK": None})
+    pointers = dict.fromkeys(("LEVEL", "REACH", "SEGMENT_K", "SEGMENT_Q", "TILES", "FULL", "PARTIAL"), torch.int32)
+    pointers |= {"MASK": "*i8", **dict.fromkeys(("LSE", "DOTS"), FLOAT)}
     given = arguments(kernel, dtype, constants, pointers, ("scale",))
     fits(kernel, given, size["num_warps"], size["num_stages"], cores=dtype != FLOAT and name != "row_dots")
 
@@ -80,7 +80,7 @@ def test_norm_rope(dtype, dim, normed, turned):
     size = rope_triton.sizes(dim)
     pointers = dict.fromkeys(("COS", "SIN", "DGAIN"), FLOAT)
     for split_pairs in (True, False):
-        constants = {"NORMED": normed, "TURNED": turned, "SPLIT": split_pairs, "TILES": rope_triton.TILES, **size}
+        constants = {"NORMED": normed, "ROTATED": turned, "SPLIT": split_pairs, "TILES": rope_triton.TILES, **size}
         for kernel in (kernels.forward, kernels.backward):
             fits(kernel, arguments(kernel, dtype, constants, pointers, ("eps",)), size["num_warps"])
 

@@ -67,11 +67,11 @@ def test_strided_inputs_are_read_where_they_lie():
 def test_a_gradient_goes_through_packed_weights_to_what_is_no_constant():
     x, weight, bias = inputs(torch.float32)
     packed = pack(weight)
-    assert linear.verdicts(x.requires_grad_(), packed, bias)["onednn"] == "refuses: a gradient is asked for"
+    assert linear.explain(x.requires_grad_(), packed, bias)["onednn"] == "refuses: a gradient is asked for"
     ours = torch.autograd.grad(linear(x, packed, bias, "silu").square().sum(), x)[0]
     torch.testing.assert_close(ours, torch.autograd.grad(eager(x, weight, bias, "silu").square().sum(), x)[0])
     with torch.no_grad():
-        assert linear.verdicts(x, packed, bias)["onednn"] == "chosen"
+        assert linear.explain(x, packed, bias)["onednn"] == "chosen"
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode

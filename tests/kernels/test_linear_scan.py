@@ -9,7 +9,7 @@ from tests.kernels import eager
 from tests.kernels.compare import holds
 from tests.kernels.scans import links
 
-BACKENDS = pytest.mark.parametrize("backend", ["in_order", "in_pairs"])
+BACKENDS = pytest.mark.parametrize("backend", ["sequential", "associative"])
 
 
 @BACKENDS

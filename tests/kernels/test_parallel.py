@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gen.kernels.attention import attention
+from gen.kernels.attention import packed_attention
 from gen.kernels.linear_attention import linear_attention
 from tests.kernels.sequences import DTYPES, RULES, numbers, packed, separate, turning
 from tests.ranks import spread
@@ -36,7 +36,7 @@ def alone(kind, rule):
     """Output and gradient of one process, by the op and the backend that it chooses."""
     qkv, weights = packed(DTYPES[kind])
     qkv.requires_grad_()
-    out = attention(qkv, rule)
+    out = packed_attention(qkv, rule)
     (out * weights).sum().backward()
     return out.detach(), qkv.grad
 
@@ -64,7 +64,7 @@ def test_the_ring_is_one_process_within_rounding(ranks, kind):
 def test_angles_and_gains_are_of_all_places(ranks):
     qkv, weights = packed(torch.float64)
     gain, angles = 1 + numbers(8, dtype=torch.float64, seed=6), numbers(12, 4, dtype=torch.float64, seed=7)
-    out = attention(qkv.requires_grad_(), **turning(gain, angles))
+    out = packed_attention(qkv.requires_grad_(), **turning(gain, angles))
     (out * weights).sum().backward()
     for op in ("ulysses", "ring") if len(ranks) == 2 else ("ring",):
         assert far(whole(ranks, f"turned {op} out"), out.detach()) <= TIGHT["float64"]
@@ -76,7 +76,7 @@ def test_the_ring_by_our_kernels_is_the_ring(tmp_path):
     pytest.importorskip("triton")
     ranks = spread("tests.kernels.sequences:interpreted", 3, tmp_path, TRITON_INTERPRET="1")
     qkv = numbers(1, 12, 3, 2, 16, dtype=torch.float32).requires_grad_()
-    out = attention(qkv)
+    out = packed_attention(qkv)
     (out * numbers(1, 12, 2, 16, dtype=torch.float32)).sum().backward()
     assert far(whole(ranks, "out"), out.detach()) <= 2e-6
     assert far(whole(ranks, "dqkv"), qkv.grad) <= 2e-6

@@ -80,7 +80,7 @@ def test_explain(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "norm_rope"
     assert [line.split()[0] for line in lines[1:]] == ["triton", "torch", "reference"]
-    assert "refuses: " in lines[1] and "chosen" in lines[2] and "willing" in lines[3]
+    assert "refuses: " in lines[1] and "chosen" in lines[2] and "accepts" in lines[3]
     with pytest.raises(Refused, match="norm_rope: triton refuses: "):
         norm_rope.only("triton")(torch.randn(2, 5, 3, 8), torch.ones(8))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gen.kernels.attention.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal, decode, encode
-from gen.kernels.attention.triton_launch import split, visits
+from gen.kernels.attention.triton_launch import split, tile_lists
 
 CASES = [
     (Bidirectional(), 23),
@@ -37,7 +37,7 @@ def test_codes_say_what_the_rule_allows(rule, n):
 @EACH
 def test_a_rule_survives_its_integers(rule, n):
     assert decode(encode(rule)) == rule
-    assert rule.unfit(n) is None
+    assert rule.incompatible_reason(n) is None
 
 
 @EACH
@@ -45,7 +45,7 @@ def test_a_rule_survives_its_integers(rule, n):
 def test_every_pair_that_is_allowed_is_visited_and_whole_tiles_need_no_mask(rule, n, bm, bn):
     allowed = dense(rule, n)
     level, reach, own = rule.codes(n)
-    by_query, by_key = visits((level, own), (reach, own), bm, bn)
+    by_query, by_key = tile_lists((level, reach, own, own), bm, bn)
     for (tiles, whole, some), table, rows, columns in ((by_query, allowed, bm, bn), (by_key, allowed.mT, bn, bm)):
         for i, listed in enumerate(tiles):
             seen = torch.zeros(n, dtype=torch.bool)
@@ -62,7 +62,7 @@ def test_every_pair_that_is_allowed_is_visited_and_whole_tiles_need_no_mask(rule
 
 def test_block_diffusion_visits_a_good_quarter_of_all_tiles():
     level, reach, own = BlockDiffusion(1024, 16).codes(2048)
-    (_, whole, some), _ = visits((level, own), (reach, own), 64, 64)
+    (_, whole, some), _ = tile_lists((level, reach, own, own), 64, 64)
     assert int((whole + some).sum()) == 16 + 2 * (16 * 17 // 2)  # its own noisy tile, and clean ones up to its own
     assert int(whole.sum()) == 2 * (16 * 15 // 2)
 
@@ -83,8 +83,8 @@ def test_wrong_rules_say_so():
     for wrong in (lambda: BlockCausal(0), lambda: BlockDiffusion(8, 0), lambda: ScaleCausal((1, 0))):
         with pytest.raises(ValueError, match="it must be at least 1"):
             wrong()
-    assert "24 places" in BlockDiffusion(12, 4).unfit(23)
-    assert "30 places" in ScaleCausal().unfit(31)
+    assert "24 positions" in BlockDiffusion(12, 4).incompatible_reason(23)
+    assert "30 positions" in ScaleCausal().incompatible_reason(31)
 
 
 @pytest.mark.parametrize(

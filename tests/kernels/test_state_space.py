@@ -82,7 +82,7 @@ def ways(ordered, reverse, length=21):
 
 @WAYS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["chunks", "whole"])
+@pytest.mark.parametrize("backend", ["chunked", "torch"])
 def test_selective_scan(backend, dtype, ordered, reverse, monkeypatch):
     monkeypatch.setattr(selective_scan_torch, "AT_ONCE", 6 * 3 * 4)  # the last of six chunks has one token
     monkeypatch.setattr(selective_scan_whole, "AT_ONCE", 6 * 3 * 21)  # one row at a time
@@ -92,7 +92,7 @@ def test_selective_scan(backend, dtype, ordered, reverse, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 2])
-@pytest.mark.parametrize("backend", ["chunks", "whole"])
+@pytest.mark.parametrize("backend", ["chunked", "torch"])
 def test_selective_scan_of_few_tokens(backend, length, dtype):
     # Of bfloat16's few tokens a gradient may be a single number: several draws.
     holds(selective_scan, backend, eager.selective_scan, *[scan(length=length, dtype=dtype) for _ in range(3)])
@@ -100,7 +100,7 @@ def test_selective_scan_of_few_tokens(backend, length, dtype):
 
 def test_states_of_many_numbers_are_summed_by_products(monkeypatch):
     monkeypatch.setattr(selective_scan_torch, "SMALL", 0)
-    holds(selective_scan, "chunks", eager.selective_scan, scan())
+    holds(selective_scan, "chunked", eager.selective_scan, scan())
 
 
 @WAYS
@@ -123,7 +123,7 @@ def test_selective_scan_by_hand():
     torch.testing.assert_close(y.flatten(), torch.stack([torch.tensor(h1), 10 * h2]))
 
 
-@pytest.mark.parametrize("backend", ["chunks", "whole"])
+@pytest.mark.parametrize("backend", ["chunked", "torch"])
 def test_long_and_steep_sequences_stay_finite(backend):
     """Sums of delta A beyond the range of exp, in float32: nothing is ever exponentiated upwards."""
     u, delta, A, B, C = scan(1, 300, 4, 2)
@@ -133,11 +133,11 @@ def test_long_and_steep_sequences_stay_finite(backend):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode
-@pytest.mark.parametrize("backend", ["chunks", "whole"])
+@pytest.mark.parametrize("backend", ["chunked", "torch"])
 def test_all_derivatives_of_selective_scan(backend):
     inputs = [v.requires_grad_() for v in scan(2, 3, 2, 2, torch.float64)]
     op, order = selective_scan.only(backend), torch.tensor([2, 0, 1])
-    assert torch.autograd.gradcheck(lambda *v: op(*v, order, True), inputs, check_forward_ad=backend == "whole")
+    assert torch.autograd.gradcheck(lambda *v: op(*v, order, True), inputs, check_forward_ad=backend == "torch")
     assert torch.autograd.gradgradcheck(lambda *v: op(*v, order, True), inputs)
 
 
@@ -169,7 +169,7 @@ def test_a_compiled_graph_stays_whole(op, draw):
 
 
 def test_a_compiled_graph_of_the_whole_scan_stays_whole():
-    inputs, op = [v.requires_grad_() for v in scan(length=4, dtype=torch.float64)], selective_scan.only("whole")
+    inputs, op = [v.requires_grad_() for v in scan(length=4, dtype=torch.float64)], selective_scan.only("torch")
     found = []
     for y in (torch.compile(op, backend="aot_eager", fullgraph=True)(*inputs), op(*inputs)):
         found.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
@@ -180,8 +180,8 @@ def test_a_compiled_graph_of_the_whole_scan_stays_whole():
 @pytest.mark.parametrize(
     ("op", "inputs"),
     [
-        pytest.param(selective_scan.only("chunks"), scan(0), id="chunks"),
-        pytest.param(selective_scan.only("whole"), scan(0), id="whole"),
+        pytest.param(selective_scan.only("chunked"), scan(0), id="chunked"),
+        pytest.param(selective_scan.only("torch"), scan(0), id="torch"),
         pytest.param(ssd.only("quadratic"), heads(0), id="quadratic"),
         pytest.param(ssd.only("chunked"), heads(0, 150), id="chunked"),
     ],
@@ -205,8 +205,8 @@ def test_refusals(capsys):
     with pytest.raises(Refused, match="selective_scan: triton refuses: "):
         selective_scan.only("triton")(*scan())
     u, *rest = scan()
-    with pytest.raises(Refused, match=r"chunks refuses: only plain PyTorch passes torch.func"):
-        torch.func.jvp(lambda u: selective_scan.only("chunks")(u, *rest), (u,), (u,))
+    with pytest.raises(Refused, match=r"chunked refuses: only plain PyTorch passes torch.func"):
+        torch.func.jvp(lambda u: selective_scan.only("chunked")(u, *rest), (u,), (u,))
     tangent = torch.func.jvp(lambda u: selective_scan(u, *rest), (u,), (u,))[1]
     torch.testing.assert_close(tangent, selective_scan(u, *rest))  # linear in u
 

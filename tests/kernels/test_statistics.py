@@ -66,18 +66,18 @@ def test_one_possible_token(backend):
     logits = torch.full((1, 200), -torch.inf)
     logits[0, 190] = 3.0
     found = token_statistics.only(backend)(logits.requires_grad_())
-    assert (found.best.item(), found.second.item(), found.next.item(), found.entropy.item()) == (
+    assert (found.best.item(), found.second.item(), found.second_logit.item(), found.entropy.item()) == (
         190,
         0,
         -torch.inf,
         0.0,
     )
-    (grad,) = torch.autograd.grad(found.top.sum() + found.lse.sum() + found.entropy.sum(), logits)
+    (grad,) = torch.autograd.grad(found.best_logit.sum() + found.lse.sum() + found.entropy.sum(), logits)
     assert grad.isfinite().all()
     assert grad[0, 190] == 2.0
 
 
-@pytest.mark.parametrize("which", ["top", "next", "lse", "entropy"])
+@pytest.mark.parametrize("which", ["best_logit", "second_logit", "lse", "entropy"])
 def test_gradients(which):
     logits = torch.randn(2, 130, dtype=torch.float64, requires_grad=True)
     for backend in ("chunked", "reference"):
@@ -115,7 +115,7 @@ def test_explain_and_refusals(capsys):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match=r"mask_token is 3; it must be in 0 \.\.\. 2"):
+    with pytest.raises(ValueError, match=r"mask_token_id is 3; it must be in 0 \.\.\. 2"):
         token_statistics(torch.zeros(2, 3), 3)
     with pytest.raises(ValueError, match="of 2 logits fewer than two tokens may be drawn"):
         token_statistics(torch.zeros(1, 2), 0)

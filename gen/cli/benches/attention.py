@@ -13,8 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gen.cli.benches.lib.ops import only, with_gradients
 from gen.eval.bench import BenchContext, Call, Case, Unavailable
-from gen.kernels import attention as ops
-from gen.kernels.attention import Bidirectional, BlockDiffusion, Rule
+from gen.kernels.attention import Bidirectional, BlockDiffusion, MaskRule, packed_attention
 
 __all__ = ["attention"]
 
@@ -48,10 +47,10 @@ def attention(context: BenchContext) -> Iterator[Case]:
             yield _case(context, BlockDiffusion(length, block), d, 2 * length, batch, heads, grad)
 
 
-def _case(context: BenchContext, rule: Rule, d: int, n: int, batch: int, heads: int, grad: bool) -> Case:
+def _case(context: BenchContext, rule: MaskRule, d: int, n: int, batch: int, heads: int, grad: bool) -> Case:
     whole = with_gradients if grad else _alone
     calls = [
-        Call("ours", lambda: whole(partial(ops.attention, rule=rule)), ours=True),
+        Call("ours", lambda: whole(partial(packed_attention, rule=rule)), ours=True),
         Call("ours triton", lambda: whole(_backend("triton", rule)), ours=True),
         Call("eager", lambda: whole(_eager(rule, n, context))),
         Call("sdpa default", lambda: whole(_sdpa(rule, n, context))),
@@ -100,18 +99,18 @@ def _corners(x: Tensor, head: int) -> Tensor:
     return x[ends % len(x)].index_select(head, ends % x.shape[head])
 
 
-def _backend(name: str, rule: Rule) -> Attend:
+def _backend(name: str, rule: MaskRule) -> Attend:
     """One of our op's backends, some of which are other people's kernels."""
-    return only(ops.attention, name, rule=rule)
+    return only(packed_attention, name, rule=rule)
 
 
-def _mask(rule: Rule, n: int, context: BenchContext) -> Tensor | None:
+def _mask(rule: MaskRule, n: int, context: BenchContext) -> Tensor | None:
     """bool [N, N], True where one may look; None where all may."""
     position = torch.arange(n, device=context.device)
     return None if isinstance(rule, Bidirectional) else rule.allowed(position[:, None], position)
 
 
-def _eager(rule: Rule, n: int, context: BenchContext) -> Attend:
+def _eager(rule: MaskRule, n: int, context: BenchContext) -> Attend:
     """The formula, operation by operation."""
     mask = _mask(rule, n, context)
 
@@ -124,7 +123,7 @@ def _eager(rule: Rule, n: int, context: BenchContext) -> Attend:
     return attend
 
 
-def _sdpa(rule: Rule, n: int, context: BenchContext, kernel: str | None = None) -> Attend:
+def _sdpa(rule: MaskRule, n: int, context: BenchContext, kernel: str | None = None) -> Attend:
     """PyTorch's, with the kernel it picks or the one that is named; a rule is a mask of N x N to it."""
     if kernel in CUDA_ONLY and not context.cuda:
         raise Unavailable(f"PyTorch's {kernel} attention is for CUDA, and this is {context.device.type}")
@@ -141,14 +140,14 @@ def _sdpa(rule: Rule, n: int, context: BenchContext, kernel: str | None = None) 
     return attend if kernel is None else forced
 
 
-def _flex(rule: Rule, context: BenchContext) -> Attend:
+def _flex(rule: MaskRule, context: BenchContext) -> Attend:
     """PyTorch's FlexAttention, compiled, with a block mask."""
     if (reason := context.compile_obstacle()) is not None:
         raise Unavailable(reason)
     return _backend("flex", rule)
 
 
-def _share(rule: Rule) -> float:
+def _share(rule: MaskRule) -> float:
     """How many of the N x N pairs the rule allows."""
     if not isinstance(rule, BlockDiffusion):
         return 1.0

@@ -15,7 +15,7 @@ from gen.cli.benches.lib.ops import doubled, only, with_gradients
 from gen.eval.bench import BenchContext, Call, Case, Unavailable
 from gen.kernels.activation import gelu_tanh, rational, swiglu
 from gen.kernels.dispatch import Op
-from gen.kernels.linear import Packed, linear, pack, unpackable
+from gen.kernels.linear import PackedWeight, linear, pack, unpackable
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from gen.kernels.statistics import token_statistics
 
@@ -31,7 +31,7 @@ class Work:
     forward, both: in units of x [B, N, D], whatever is read or written once; with the gradients, if they are measured.
     """
 
-    op: Op[Any, Any]
+    op: Op[..., Any, Any]
     eager: Callable[..., Any]
     draw: Callable[..., tuple[Tensor, ...]]
     wide: float
@@ -80,7 +80,7 @@ def _case(context: BenchContext, work: Work, b: int, n: int, d: int, grad: bool)
 
 
 def _calls(
-    context: BenchContext, op: Op[Any, Any], eager: Callable[..., Any], whole: Callable[[Any], Any]
+    context: BenchContext, op: Op[..., Any, Any], eager: Callable[..., Any], whole: Callable[[Any], Any]
 ) -> list[Call]:
     return [
         Call("ours", lambda: whole(op), ours=True),
@@ -117,7 +117,7 @@ def _linear(context: BenchContext) -> Case:
         return normal(1, rows, size), normal(out, size) / size**0.5, normal(out)
 
     def packed() -> Callable[..., Tensor]:
-        held: dict[int, Packed] = {}
+        held: dict[int, PackedWeight] = {}
 
         def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             if id(weight) not in held:  # once for each input set, and not timed: the first calls warm up

@@ -45,7 +45,7 @@ def ssm(context: BenchContext) -> Iterator[Case]:
 
 def _case(
     context: BenchContext,
-    op: Op[Any, Any],
+    op: Op[..., Any, Tensor],
     shape: str,
     peers: list[Call],
     draw: Callable[[Callable[..., Tensor]], tuple[Any, ...]],

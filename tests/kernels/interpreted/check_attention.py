@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from gen.kernels.attention import attention, attention_qkv
+from gen.kernels.attention import attention, packed_attention
 from gen.kernels.attention.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, ScaleCausal, encode
-from gen.kernels.attention.triton_launch import _attention, _attention_qkv
+from gen.kernels.attention.triton_launch import _packed_attention, forward
 from gen.kernels.dispatch import Refused
 from tests.kernels import eager
 from tests.kernels.compare import Given, holds
@@ -23,12 +23,12 @@ CASES = [
 
 @pytest.mark.parametrize(("rule", "n", "dim"), CASES, ids=str)
 def test_float32(rule, n, dim):
-    holds(attention, "triton", eager.attention, (torch.randn(1, n, 3, 1, dim), rule))
+    holds(packed_attention, "triton", eager.packed_attention, (torch.randn(1, n, 3, 1, dim), rule))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    holds(attention, "triton", eager.attention, (torch.randn(2, 10, 3, 1, 40).to(dtype), Causal(), 0.2))
+    holds(packed_attention, "triton", eager.packed_attention, (torch.randn(2, 10, 3, 1, 40).to(dtype), Causal(), 0.2))
 
 
 def parts(nq, nk, heads=2, shared=2, dim=24, b=1):
@@ -51,7 +51,7 @@ UNPACKED = [
 def test_three_parts(rule, nq, nk, first, mask, heads, shared, dim):
     seen = None if mask is None else (torch.rand(mask) < 0.4) | (torch.arange(nk) == 0)
     given = (*parts(nq, nk, heads, shared, dim, 1 if mask is None else 2), rule, 0.2, seen, first)
-    holds(attention_qkv, "triton", eager.attention_qkv, given)
+    holds(attention, "triton", eager.attention, given)
 
 
 def test_queries_that_see_nothing_get_nothing():
@@ -59,7 +59,7 @@ def test_queries_that_see_nothing_get_nothing():
     seen[0, 3] = seen[0, 16:] = False
     found = []
     for name in ("triton", "reference"):
-        out = attention_qkv.only(name)(*leaves, seen=seen)
+        out = attention.only(name)(*leaves, attn_mask=seen)
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     assert not found[0][0][0, 3].any() and not found[0][0][0, 16:].any()
     for ours, exact in zip(*found, strict=True):
@@ -71,14 +71,14 @@ def test_a_cache_is_read_where_it_lies():
     (q,), store = parts(5, 1)[:1], torch.randn(2, 1, 1, 60, 24)
     k, v = store.transpose(2, 3)[:, :, :37]
     given = (q, k, v, Causal(), None, None, 32)
-    torch.testing.assert_close(*(attention_qkv.only(name)(*given) for name in ("triton", "reference")))
+    torch.testing.assert_close(*(attention.only(name)(*given) for name in ("triton", "reference")))
 
 
 @pytest.mark.parametrize("pairs", ["adjacent", "split"])
 def test_after_norm_and_turn(pairs):
     angle, gains = torch.rand(11, 24), [torch.randn(24) for _ in "qk"]
     fixed = {"cos": angle.cos(), "sin": angle.sin(), "pairs": pairs}
-    op, plain = Given(attention, fixed), partial(eager.attention, **fixed)
+    op, plain = Given(packed_attention, fixed), partial(eager.packed_attention, **fixed)
     for given in ((Causal(), None, *gains), (BlockCausal(4), 0.3)):
         holds(op, "triton", plain, *((torch.randn(1, 11, 3, 2, 24), *given) for _ in range(2)))
 
@@ -86,20 +86,20 @@ def test_after_norm_and_turn(pairs):
 def test_any_strides_are_read_where_they_lie():
     qkv = torch.randn(11, 2, 2, 3, 32).permute(1, 0, 3, 2, 4)  # [2, 11, 3, 2, 32]
     assert not qkv.is_contiguous()
-    torch.testing.assert_close(attention.only("triton")(qkv), attention.only("reference")(qkv))
+    torch.testing.assert_close(packed_attention.only("triton")(qkv), packed_attention.only("reference")(qkv))
 
 
 def test_the_op_is_registered_whole():
     qkv = torch.randn(1, 8, 3, 1, 16, requires_grad=True)
-    torch.library.opcheck(_attention, (qkv, encode(BlockCausal(5)), 0.25))
+    torch.library.opcheck(_packed_attention, (qkv, encode(BlockCausal(5)), 0.25))
     leaves, seen = [v.requires_grad_() for v in parts(4, 8, dim=16)], torch.ones(1, 1, 8, dtype=torch.bool)
-    torch.library.opcheck(_attention_qkv, (*leaves, seen, encode(BlockCausal(5)), 2, 0.25))
-    torch.library.opcheck(_attention_qkv, (*leaves, None, encode(Bidirectional()), 0, 0.25))
+    torch.library.opcheck(forward, (*leaves, seen, encode(BlockCausal(5)), 2, 0.25))
+    torch.library.opcheck(forward, (*leaves, None, encode(Bidirectional()), 0, 0.25))
 
 
 def test_a_compiled_graph_stays_whole():
     qkv = torch.randn(1, 8, 3, 1, 16, requires_grad=True)
-    op = attention.only("triton")
+    op = packed_attention.only("triton")
     compiled = torch.compile(lambda x: op(x, Causal()) * 2, backend="aot_eager", fullgraph=True)
     grads = [torch.autograd.grad(f(qkv).sum(), qkv)[0] for f in (compiled, lambda x: op(x, Causal()) * 2)]
     assert torch.equal(*grads)
@@ -107,19 +107,19 @@ def test_a_compiled_graph_stays_whole():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own forward mode
 def test_refusals():
-    op = attention.only("triton")
+    op = packed_attention.only("triton")
     with pytest.raises(Refused, match=r"no kernel for torch.float64"):
         op(torch.zeros(1, 4, 3, 1, 32, dtype=torch.float64))
     with pytest.raises(Refused, match="head dim 192; kernels take 16 to 128"):
         op(torch.zeros(1, 4, 3, 1, 192))
     with pytest.raises(Refused, match="65536 heads in all; a grid has room for 65535"):
         op(torch.zeros(1, 1, 3, 1, 16).expand(65536, -1, -1, -1, -1))
-    with pytest.raises(Refused, match="do not lie side by side"):
+    with pytest.raises(Refused, match="the last dimension is not contiguous"):
         op(torch.zeros(1, 4, 3, 32, 2).transpose(3, 4))
     with pytest.raises(Refused, match=r"only plain PyTorch passes torch.func"):
         torch.func.jvp(op, (torch.zeros(1, 4, 3, 1, 32),), (torch.zeros(1, 4, 3, 1, 32),))
     q, k, v = parts(4, 8)
     with pytest.raises(Refused, match="triton refuses: mixed dtypes"):
-        attention_qkv.only("triton")(q, k.half(), v.half())
+        attention.only("triton")(q, k.half(), v.half())
     with pytest.raises(Refused, match=r"only plain PyTorch passes torch.func"):
         torch.func.vmap(op)(torch.zeros(2, 1, 4, 3, 1, 32))

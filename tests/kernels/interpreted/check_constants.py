@@ -26,7 +26,7 @@ def slopes(op, inputs, which):
         pytest.param(long_convolution, "fft", (torch.randn(2, 5, 3), torch.randn(3, 10)), id="long"),
         pytest.param(short_convolution, "torch", (torch.randn(2, 5, 3), torch.randn(3, 4), torch.randn(3)), id="short"),
         pytest.param(ssd, "quadratic", heads(length=5), id="ssd"),
-        pytest.param(selective_scan, "whole", scan(length=5), id="selective_scan"),
+        pytest.param(selective_scan, "torch", scan(length=5), id="selective_scan"),
         pytest.param(Given(s4d_kernel, {"length": 9}), "direct", modes(), id="s4d"),
     ],
 )

@@ -100,7 +100,7 @@ def test_refusals():
     op = long_convolution.only("triton")
     with pytest.raises(Refused, match=r"257 tokens of torch.float32; kernels take up to 256"):
         op(*draw(1, length=257))
-    with pytest.raises(Refused, match=r"mixed dtypes torch.bfloat16 and torch.float32"):
+    with pytest.raises(Refused, match=r"mixed dtypes torch.bfloat16, torch.float32"):
         op(draw(1, torch.bfloat16)[0], draw(1)[1])
     with pytest.raises(Refused, match="9 taps; kernels take up to 8"):
         short_convolution.only("triton")(*taps(count=9))

@@ -86,7 +86,7 @@ def test_refusals():
         op(x.double(), gain)
     with pytest.raises(Refused, match="head dim 514; kernels take up to 512"):
         op(torch.zeros(1, 4, 1, 514), torch.ones(514))
-    with pytest.raises(Refused, match="do not lie side by side"):
+    with pytest.raises(Refused, match="the last dimension is not contiguous"):
         op(torch.zeros(1, 4, 16, 2).mT, gain)
     with pytest.raises(Refused, match="cos and sin want gradients"):
         op(x, None, 1e-6, torch.ones(4, 16, requires_grad=True), torch.ones(4, 16))

@@ -44,7 +44,7 @@ def test_second_derivatives_of_a_selective_scan():
     """The gradient is differentiated as PyTorch's own, in at least float32."""
     u, delta, A, B, C = (v.requires_grad_() for v in scan(1, 4, 3, 2))
     found = []
-    for backend in ("triton", "whole"):
+    for backend in ("triton", "torch"):
         y = selective_scan.only(backend)(u, delta, A, B, C)
         (slope,) = torch.autograd.grad(y.square().sum(), delta, create_graph=True)
         found.append(torch.autograd.grad(slope.square().sum(), (u, A)))
@@ -55,7 +55,7 @@ def test_second_derivatives_of_a_selective_scan():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 16, 37])
 def test_ssd_as_masked_attention(dtype, length, monkeypatch):
-    monkeypatch.setattr(ssd_triton, "_longest", lambda: 64)
+    monkeypatch.setattr(ssd_triton, "LONGEST", 64)
     holds(ssd, "triton", eager.ssd, heads(1, length, 2, 5, 1, 3, dtype), heads(1, length, 2, 5, 1, 3, dtype))
 
 
@@ -88,12 +88,12 @@ def test_the_ops_are_registered_whole():
     torch.library.opcheck(linear_attention_triton._attention, (q, k, v))
     inputs = [v.requires_grad_() for v in scan(1, 3, 4, 2)]
     torch.library.opcheck(selective_scan_triton._scan, (*inputs, torch.tensor([1, 2, 0]), True))
-    torch.library.opcheck(ssd_triton._dual, (*(v.requires_grad_() for v in heads(1, 3, 2, 2, 1, 2)), False))
+    torch.library.opcheck(ssd_triton._masked_attention, (*(v.requires_grad_() for v in heads(1, 3, 2, 2, 1, 2)), False))
 
 
 def test_refusals():
     u, delta, A, B, C = scan()
-    with pytest.raises(Refused, match="the numbers of a token do not lie side by side"):
+    with pytest.raises(Refused, match="the last dimension is not contiguous"):
         selective_scan.only("triton")(u.mT.contiguous().mT, delta, A, B, C)
     with pytest.raises(Refused, match="65 numbers of state per channel; kernels keep up to 64"):
         selective_scan.only("triton")(*scan(n=65))

@@ -33,7 +33,7 @@ def test_one_possible_token():
     assert found.best.tolist() == [190, 1]
     assert found.second.tolist() == [0, 0]
     assert found.entropy.tolist() == [0.0, 0.0]
-    (grad,) = torch.autograd.grad(found.top.sum() + found.lse.sum() + found.entropy.sum(), logits)
+    (grad,) = torch.autograd.grad(found.best_logit.sum() + found.lse.sum() + found.entropy.sum(), logits)
     assert grad.isfinite().all()
     assert grad[0, 190] == 2.0
 

@@ -14,7 +14,7 @@ from gen.kernels.dispatch import Op, Refused
 __all__ = ["doubled", "only", "with_gradients"]
 
 
-def only(op: Op[Any, Any], backend: str, **fixed: Any) -> Callable[..., Any]:
+def only(op: Op[..., Any, Any], backend: str, **fixed: Any) -> Callable[..., Any]:
     """The op by one of its backends; Unavailable, at the first call, for what that backend refuses."""
     chosen = op.only(backend)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gen.kernels.attention import Causal, attention
+from gen.kernels.attention import Causal, packed_attention
 from tests.kernels.compare import error_ratio
 
 
@@ -13,15 +13,15 @@ def eager(qkv):
     return ((q @ k.mT * qkv.shape[-1] ** -0.5).softmax(-1) @ v).transpose(1, 2)
 
 
-@pytest.mark.parametrize(("places", "heads", "d"), [(64, 6, 64), (100, 3, 72), (1024, 2, 32)])
+@pytest.mark.parametrize(("n", "heads", "d"), [(64, 6, 64), (100, 3, 72), (1024, 2, 32)])
 @torch.no_grad()
-def test_products_are_as_exact_as_the_formula(places, heads, d):
+def test_products_are_as_exact_as_the_formula(n, heads, d):
     torch.manual_seed(0)
-    qkv = torch.randn(3, places, 3, heads, d).bfloat16()
-    ours = attention.only("products")(qkv)
-    assert ours.dtype == torch.bfloat16 and ours.shape == (3, places, heads, d)
-    assert error_ratio(ours, eager(qkv), attention.only("reference")(qkv.double())) <= 2
-    assert torch.equal(ours, attention(qkv))
+    qkv = torch.randn(3, n, 3, heads, d).bfloat16()
+    ours = packed_attention.only("bmm")(qkv)
+    assert ours.dtype == torch.bfloat16 and ours.shape == (3, n, heads, d)
+    assert error_ratio(ours, eager(qkv), packed_attention.only("reference")(qkv.double())) <= 2
+    assert torch.equal(ours, packed_attention(qkv))
 
 
 @torch.no_grad()
@@ -30,21 +30,21 @@ def test_norms_and_turns_come_first():
     qkv, gains = torch.randn(2, 80, 3, 4, 16).bfloat16(), torch.rand(2, 16).bfloat16()
     angle = torch.rand(80, 16)
     before = {"q_gain": gains[0], "k_gain": gains[1], "cos": angle.cos(), "sin": angle.sin(), "scale": 0.5}
-    exact = attention.only("reference")(qkv.double(), **before)
-    for backend in ("products", "sdpa"):
-        torch.testing.assert_close(attention.only(backend)(qkv, **before).double(), exact, rtol=0.05, atol=0.02)
+    exact = packed_attention.only("reference")(qkv.double(), **before)
+    for backend in ("bmm", "sdpa"):
+        torch.testing.assert_close(packed_attention.only(backend)(qkv, **before).double(), exact, rtol=0.05, atol=0.02)
 
 
 def test_refusals():
     qkv = torch.randn(1, 64, 3, 2, 8).bfloat16()
 
     def said(*args, **kwargs):
-        return attention.verdicts(*args, **kwargs)["products"]
+        return packed_attention.explain(*args, **kwargs)["bmm"]
 
     assert said(qkv) == "chosen"
     assert said(qkv.float()) == "refuses: it is for bfloat16 on a CPU"
     assert said(qkv, Causal()) == "refuses: it has no Causal"
-    assert said(qkv[:, :63]) == "refuses: 63 places; it is for 64 to 2048"
+    assert said(qkv[:, :63]) == "refuses: 63 positions; it is for 64 to 2048"
     assert said(qkv.requires_grad_()) == "refuses: a gradient is asked for, and all scores would be kept"
     with torch.no_grad():
         assert said(qkv) == "chosen"
@@ -54,13 +54,13 @@ def test_refusals():
 def test_a_tangent_is_for_others():
     qkv = torch.randn(1, 64, 3, 2, 8).bfloat16()
     with sdpa_kernel(SDPBackend.MATH):
-        ours = torch.func.jvp(attention, (qkv,), (qkv,))[1]
-        theirs = torch.func.jvp(attention.only("reference"), (qkv.double(),), (qkv.double(),))[1]
+        ours = torch.func.jvp(packed_attention, (qkv,), (qkv,))[1]
+        theirs = torch.func.jvp(packed_attention.only("reference"), (qkv.double(),), (qkv.double(),))[1]
     torch.testing.assert_close(ours.double(), theirs, rtol=0.1, atol=0.05)
 
 
 @torch.no_grad()
 def test_a_compiled_graph_has_sdpa_in_its_place():
     qkv = torch.randn(1, 64, 3, 2, 8).bfloat16()
-    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(qkv), attention.only("sdpa")(qkv))
+    compiled = torch.compile(packed_attention, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(qkv), packed_attention.only("sdpa")(qkv))
