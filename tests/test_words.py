@@ -51,9 +51,6 @@ PENDING = (
     "gen/training/recipes",
     # models
     "models",
-    "models/interop",
-    "models/interop/lib",
-    "models/interop/public",
     "models/interop/text",
     "models/layers",
     # samplers

@@ -2,7 +2,7 @@
 
 gen import DiT-XL-2-256x256.pt --from dit --out runs/dit; gen.load("runs/dit").sample(4).x are then latents.
 gen import LLaDA-8B-Instruct --out runs/llada reads a folder of LLaDA, Dream or Fast-dLLM v2, and its tokenizer.json.
-Nothing in the file is run, and nothing is written unless every tensor finds its place.
+Nothing in the file is run, and nothing is written unless every tensor has a match.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _report(done: Imported, name: str) -> str:
         "read": f"{name}: {done.origin}, weights {done.weights}",
         "matched": f"{done.matched} tensors, {done.numbers:,} numbers; missing 0, unexpected 0",
         "left out": f"{len(done.dropped)} tensors ({'; '.join(reasons)})" if done.dropped else "no tensor",
-        "not read": ", ".join(done.beside) or "nothing",
+        "not read": ", ".join(done.unread) or "nothing",
         "model": _short(spec_of(done.run.model)),
         **_conventions(done),
         "note": "; ".join(done.notes) or "nothing",

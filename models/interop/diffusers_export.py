@@ -1,4 +1,4 @@
-"""A DiT of ours as a folder of diffusers: DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer").
+"""Export of a DiT to a folder of diffusers: DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer").
 
 Bit for bit the same weights, and the same output to rounding, or a refusal that says what diffusers' class cannot be.
 """
@@ -28,7 +28,7 @@ from gen.pipeline import load
 __all__ = ["export"]
 
 SINCE = "0.30.0"  # of diffusers: since when the class has this name
-DRIFT = 5e-3  # of an averaged table of places; see gen.models.interop.public
+DRIFT = 5e-3  # of an averaged table of positions; see gen.models.interop.lib.inferred
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {Eps: "epsilon", X0: "sample", V: "v_prediction"}
 WAVES = """for block in transformer.transformer_blocks:
@@ -36,23 +36,29 @@ WAVES = """for block in transformer.transformer_blocks:
 
 
 def export(run: str | Path, out: str | Path, *, weights: str | None = None, patched: bool = False) -> Path:
-    """Writes the model of a run, or of a checkpoint, as a diffusers DiT folder, and returns it.
+    """Write the model of a run, or of a checkpoint, as a diffusers DiT folder, and return it.
 
-    patched: also for a model of freq_shift 0, whose waves diffusers' class does not have; the README in the folder then
-    has the two lines that give it them. Raises UserError, in one line, for a model that the class cannot be; then, and
-    whenever something fails, nothing is written.
+    Raises UserError, in one line, for a model that the class cannot be; then, and whenever something fails, nothing is
+    written.
+
+    Args:
+        run: folder of a run or of one checkpoint.
+        out: the new folder.
+        weights: label of an average, or "raw"; None for the first average.
+        patched: also write a model of freq_shift 0, whose waves diffusers' class does not have; the README in the
+            folder then has the two lines that add them.
     """
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists: give a new folder")
     pipeline = load(run, weights)
     denoiser = pipeline.denoiser
-    model = getattr(getattr(denoiser, "net", None), "spec", None)
+    model = denoiser.net.spec if isinstance(denoiser, Denoiser) else None
     if not isinstance(denoiser, Denoiser) or not isinstance(model, DiT):
         raise UserError(f"{run} is a {type(model).__name__}; diffusers' DiTTransformer2DModel can only be a DiT")
     _expressible(model, patched)
     state = {name: value.detach().cpu() for name, value in denoiser.net.state_dict().items()}
-    drift = _places(model, state["pos_embed"])
+    drift = _check_positions(model, state["pos_embed"])
     files = {
         "transformer/config.json": _config(model),
         f"transformer/{NOTE}": _note(model, denoiser),
@@ -64,7 +70,7 @@ def export(run: str | Path, out: str | Path, *, weights: str | None = None, patc
 
 
 def _expressible(model: DiT, patched: bool) -> None:
-    """UserError for what DiTTransformer2DModel has no setting for."""
+    """Raise UserError for what DiTTransformer2DModel has no setting for."""
     for field, value in {"qk_norm": False, "mlp_ratio": 4.0, "mup_base": None}.items():
         if getattr(model, field) != value:
             raise UserError(f"diffusers' DiT has {field} {value} built in; this model has {getattr(model, field)}")
@@ -77,8 +83,8 @@ def _expressible(model: DiT, patched: bool) -> None:
         )
 
 
-def _places(model: DiT, table: Tensor) -> float:
-    """How far the table of places is from the one diffusers will compute; UserError if it is another one."""
+def _check_positions(model: DiT, table: Tensor) -> float:
+    """Return how far the table of positions is from the one diffusers will compute; UserError for another table."""
     worst = float((table - grid_embedding(model.width, model.size // model.patch)[None]).abs().max())
     if worst > DRIFT:
         raise UserError(f"diffusers computes pos_embed; this model's differs from it by up to {worst:.3g}")
@@ -109,16 +115,16 @@ def _config(model: DiT) -> dict[str, Any]:
 
 
 def _note(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
-    """What config.json cannot say, and `gen import` reads back."""
+    """Return what config.json cannot say, for `gen import` to read back."""
     fields = {key: getattr(model, key) for key in ("time_scale", "time_convention", "freq_shift")}
     return {"model": fields, "path": spec_of(denoiser.path), "parameterisation": spec_of(denoiser.parameterisation)}
 
 
 def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
-    """A scheduler whose timesteps and predictions are exactly this model's, if diffusers has one."""
-    path, parameterisation, place = denoiser.path, denoiser.parameterisation, "scheduler/scheduler_config.json"
-    told = (model.time_scale, model.time_convention)
-    if isinstance(path, DDPM) and type(parameterisation) in PREDICTIONS and told == (1.0, "noise"):
+    """Return a scheduler whose timesteps and predictions are exactly this model's, if diffusers has one."""
+    path, parameterisation, file = denoiser.path, denoiser.parameterisation, "scheduler/scheduler_config.json"
+    time = (model.time_scale, model.time_convention)
+    if isinstance(path, DDPM) and type(parameterisation) in PREDICTIONS and time == (1.0, "noise"):
         table = {
             "beta_schedule": SCHEDULES[path.schedule],
             "num_train_timesteps": path.steps,
@@ -126,20 +132,20 @@ def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
             "beta_end": path.beta_end,
         }
         fixed = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": True}
-        return {place: {**fixed, "prediction_type": PREDICTIONS[type(parameterisation)], **table}}
-    if isinstance(path, Flow) and parameterisation == Velocity() and told == (1000.0, "noise"):
-        return {place: {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}}
+        return {file: {**fixed, "prediction_type": PREDICTIONS[type(parameterisation)], **table}}
+    if isinstance(path, Flow) and parameterisation == Velocity() and time == (1000.0, "noise"):
+        return {file: {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}}
     return {}
 
 
 def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, scheduler: bool) -> str:
-    """What is in the folder, what is guaranteed, and what is not."""
+    """Return the README: what is in the folder, what is guaranteed, and what is not."""
     one = "1 - t" if model.time_convention == "data" else "t"
-    told = f"{model.time_scale:g} ({one})" if model.time_scale != 1 else one
+    timestep = f"{model.time_scale:g} ({one})" if model.time_scale != 1 else one
     if isinstance(denoiser.path, DDPM):
-        told = f"{told}, t being the entry of the table, 0 to {denoiser.path.steps - 1}"
+        timestep = f"{timestep}, t being the entry of the table, 0 to {denoiser.path.steps - 1}"
     mend = "Before use, run\n\n```python\n" + WAVES + "\n```\n\nwithout which every output is wrong.\n\n"
-    exact = f"its table of places is computed anew, and differs from the trained one by up to {drift:.2g}"
+    exact = f"its table of positions is computed anew, and differs from the trained one by up to {drift:.2g}"
     return (
         "---\nlibrary_name: diffusers\n---\n\n"
         "A DiT written by gen. Load it with "
@@ -147,7 +153,7 @@ def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, schedule
         + ("" if model.freq_shift else mend)
         + f"- weights: {weights}, unchanged to the bit; "
         + ("the output is gen's to rounding\n" if drift == 0 else f"{exact}\n")
-        + f"- `timestep` is {told}; it may be a fraction\n"
+        + f"- `timestep` is {timestep}; it may be a fraction\n"
         + f"- `class_labels` are 0 to {model.classes - 1}; {model.classes} is no class\n"
         + f"- the output's first {model.channels} channels are `{json.dumps(spec_of(denoiser.parameterisation))}` "
         + f"on the path `{json.dumps(spec_of(denoiser.path))}`{', the others unused' if model.learn_sigma else ''}\n"
@@ -157,7 +163,7 @@ def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, schedule
 
 
 def _write(output: Path, files: Mapping[str, Any], readme: str, tensors: Mapping[str, Tensor]) -> None:
-    """The whole folder, or none."""
+    """Write the whole folder, or nothing."""
     from safetensors.torch import save_file
 
     output.parent.mkdir(parents=True, exist_ok=True)

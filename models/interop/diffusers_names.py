@@ -36,7 +36,12 @@ EMBEDDERS = {
 
 
 def to_diffusers(state: State, depth: int) -> dict[str, Tensor]:
-    """Our weights under diffusers' names; pos_embed, which it computes, is left out."""
+    """Return our weights under diffusers' names; pos_embed, which it computes, is left out.
+
+    Args:
+        state: state dict of a DiT.
+        depth: number of blocks.
+    """
     theirs: dict[str, Tensor] = {}
     for name, value in state.items():
         stem, _, kind = name.rpartition(".")  # "blocks.3.mlp.fc1", "weight"
@@ -56,7 +61,11 @@ def to_diffusers(state: State, depth: int) -> dict[str, Tensor]:
 
 
 def from_diffusers(state: State) -> dict[str, Tensor]:
-    """Theirs under our names, names unknown to both left as they are; UserError if blocks embed time differently."""
+    """Return diffusers' weights under our names; unknown names stay as they are.
+
+    Args:
+        state: state dict of a DiTTransformer2DModel; UserError if its blocks embed time differently.
+    """
     ours: dict[str, Tensor] = {}
     embedders, blocks, whole = ({theirs: mine for mine, theirs in table.items()} for table in (EMBEDDERS, BLOCK, WHOLE))
     for name, value in state.items():

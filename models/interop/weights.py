@@ -1,6 +1,6 @@
 """Other people's weight files, read as data: safetensors, or torch files with weights_only=True. No code in them runs.
 
-What lies in them is found by its tags: a bare state dict; {"model", "ema", "opt"} of a training script; Lightning's
+Their layout is recognised by its tags: a bare state dict; {"model", "ema", "opt"} of a training script; Lightning's
 {"state_dict"} with `denoiser.` and `ema_denoiser.`; a folder of the Hugging Face kind, whole or in shards.
 """
 
@@ -39,9 +39,15 @@ TRUSTED = (
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """tensors by name, `module.` and `_orig_mod.` taken off. chosen: their tag ("ema"), or "bare".
+    """Tensors of a file or folder.
 
-    files: sha256 by name of what was read. config: config.json beside them. beside: what else was there, and not read.
+    Attributes:
+        tensors: by name, without `module.` and `_orig_mod.`.
+        chosen: their tag, such as "ema", or "bare".
+        files: sha256 by name of what was read.
+        config: config.json beside them, or None.
+        folder: where they lie, or None.
+        unread: tags of what else was there.
     """
 
     tensors: State
@@ -49,14 +55,15 @@ class Weights:
     files: Mapping[str, str]
     config: Mapping[str, Any] | None = None
     folder: Path | None = None
-    beside: tuple[str, ...] = field(default=())
+    unread: tuple[str, ...] = field(default=())
 
 
 def read(path: Path, wanted: str | None = None) -> Weights:
-    """The weights at a file, or in a folder of the Hugging Face kind.
+    """Read a file of weights, or a folder of the Hugging Face kind.
 
-    wanted: "ema", "model", or None for the average if there is one. Raises UserError, in one line, for what is missing,
-    damaged, or could run code.
+    Args:
+        path: file or folder; UserError for what is missing, damaged, or could run code.
+        wanted: "ema", "model", or None for the average if there is one.
     """
     if wanted not in (None, "ema", "model"):
         raise UserError(f"weights {wanted!r}; allowed: ema, model")
@@ -64,19 +71,23 @@ def read(path: Path, wanted: str | None = None) -> Weights:
         raise UserError(f"{path} does not exist: give a file of weights, or a folder that diffusers wrote")
     folder = _transformer(path)
     files = [path] if folder is None else _weight_files(folder)
-    tensors, chosen, beside = _choose(_merged(files), wanted, path)
+    tensors, chosen, unread = _choose(_merged(files), wanted, path)
     return Weights(
         tensors=_stripped(tensors, path),
         chosen=chosen,
         files={file.name: _sha256(file) for file in files},
         config=_config(path if folder is None else folder),
         folder=folder or path.parent,
-        beside=beside,
+        unread=unread,
     )
 
 
 def read_torch(path: Path) -> Any:
-    """What a torch file holds: tensors, numbers, text, and containers of them; UserError for anything else."""
+    """Read a torch file of tensors, numbers, text, and containers of them; UserError for anything else.
+
+    Args:
+        path: the file.
+    """
     with path.open("rb") as file:
         start = file.read(2)
     zipped = zipfile.is_zipfile(path)
@@ -94,7 +105,7 @@ def read_torch(path: Path) -> Any:
 
 
 def _merged(files: list[Path]) -> Any:
-    """What the files hold, all shards as one mapping."""
+    """Return the contents of files, all shards as one mapping."""
     contents = [_safetensors(file) if file.suffix == ".safetensors" else read_torch(file) for file in files]
     if len(contents) == 1:
         return contents[0]
@@ -117,7 +128,7 @@ def _safetensors(path: Path) -> State:
 
 
 def _choose(content: Any, wanted: str | None, path: Path) -> tuple[State, str, tuple[str, ...]]:
-    """The state dict, its tag, and what else is there."""
+    """Return the state dict, its tag, and the tags of what else is there."""
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds {type(content).__name__}, expected tensors by name")
     if unnamed := [key for key in content if not isinstance(key, str)]:
@@ -137,11 +148,11 @@ def _choose(content: Any, wanted: str | None, path: Path) -> tuple[State, str, t
 
 
 def _split(state: State, wanted: str | None, path: Path) -> tuple[State, str, tuple[str, ...]]:
-    """One flat state dict: bare, or a training module's with the denoiser and its average side by side."""
+    """Return `_choose` of a flat state dict: bare, or a training module's, denoiser and average side by side."""
     parts: dict[str, dict[str, Tensor]] = {}
     for tag in ("ema_denoiser", "denoiser"):
-        found = {key[len(tag) + 1 :]: value for key, value in state.items() if key.startswith(f"{tag}.")}
-        parts |= {tag: found} if found else {}
+        part = {key[len(tag) + 1 :]: value for key, value in state.items() if key.startswith(f"{tag}.")}
+        parts |= {tag: part} if part else {}
     if not parts:
         if wanted:
             raise UserError(f"{path} holds one set of weights and does not say which: leave out --weights {wanted}")
@@ -167,7 +178,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _stripped(state: State, path: Path) -> State:
-    """Without what DistributedDataParallel and torch.compile put before names."""
+    """Return a state dict without what DistributedDataParallel and torch.compile put before names."""
     clean: dict[str, Tensor] = {}
     for key, value in state.items():
         name = ".".join(part for part in key.split(".") if part != "_orig_mod")
@@ -183,7 +194,7 @@ def _stripped(state: State, path: Path) -> State:
 
 
 def _transformer(path: Path) -> Path | None:
-    """The folder of the transformer's weights, if `path` is a folder; UserError for a folder without a config."""
+    """Return the folder of the transformer's weights, if `path` is a folder; UserError without a config."""
     if not path.is_dir():
         return None
     folder = path / "transformer" if (path / "transformer" / "config.json").exists() else path
@@ -215,7 +226,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:
-    """config.json of a folder, or beside a file."""
+    """Return config.json of a folder, or beside a file."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     if not file.exists():
         return None

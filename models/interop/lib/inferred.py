@@ -1,4 +1,4 @@
-"""What origins share: reading sizes off shapes, and the check of what is left out."""
+"""Shared parts of origins: reading sizes off shapes, and the check of tables that are computed anew."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ from gen.models.interop.weights import State, Weights
 from gen.models.layers.embed import grid_embedding
 from gen.training.run import Run
 
-__all__ = ["SD_VAE", "Found", "Origin", "Reader", "compare", "guide", "heads_of", "pos_embed", "sized"]
+__all__ = [
+    "SD_VAE",
+    "Conversion",
+    "Origin",
+    "Reader",
+    "build_spec",
+    "cfg_spec",
+    "check_pos_embed",
+    "check_table",
+    "published_heads",
+]
 
 # An average keeps even a constant only up to rounding: e <- 0.9999 e + 0.0001 p in float32 ends 1.6e-4 away from p.
-# Another layout of places differs by 1 and more.
+# Another layout of positions differs by 1 and more.
 DRIFT = 5e-3
 
 # decode(x / scale + shift)
@@ -28,11 +38,17 @@ SD_VAE: Mapping[str, Any] = {"autoencoder": "stabilityai/sd-vae-ft-ema", "scale"
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """run: the model and how it is called; tensors: under our names; latent: how its samples become images, as the
+class Conversion:
+    """Foreign weights as a model of gen.
 
-    manifest will say it: decode(x / scale + shift); dropped: tensors of theirs left out, and why. copied: files that go
-    with the weights, by the name they get. narrow: weights stay in the precision of the file.
+    Attributes:
+        run: the model and how it is called.
+        tensors: by our names.
+        latent: how samples become images, decode(x / scale + shift), as the manifest will say it.
+        dropped: tensors of theirs that are left out, and why.
+        notes: for the report.
+        copied: files that go with the weights, by the name they get.
+        keep_dtype: weights stay in the precision of the file.
     """
 
     run: Run
@@ -41,15 +57,28 @@ class Found:
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     copied: Mapping[str, Path] = field(default_factory=dict)
-    narrow: bool = False
+    keep_dtype: bool = False
 
 
 class Origin(Protocol):
-    """See gen.models.interop.public."""
+    """A format of published weights, a frozen dataclass; see gen.models.interop.public."""
 
-    def claims(self, weights: Weights) -> bool: ...
+    def claims(self, weights: Weights) -> bool:
+        """Return whether names and config are of this origin.
 
-    def read(self, weights: Weights, preset: str | None) -> Found: ...
+        Args:
+            weights: the file's.
+        """
+        ...
+
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
+        """Convert weights; UserError where they are not of this origin.
+
+        Args:
+            weights: the file's.
+            preset: published size that they must have, or None.
+        """
+        ...
 
 
 class Reader:
@@ -59,6 +88,7 @@ class Reader:
         self.tensors, self.origin = tensors, origin
 
     def shape(self, name: str, dims: int) -> tuple[int, ...]:
+        """Return the shape of a tensor of so many dimensions."""
         if name not in self.tensors:
             have = ", ".join(list(self.tensors)[:4])
             raise UserError(f"these are no weights of {self.origin}: no {name}; they begin with {have}")
@@ -68,27 +98,39 @@ class Reader:
         return shape
 
     def count(self, stack: str) -> int:
-        """How many blocks.0, blocks.1, ... there are; UserError if one is missing between."""
-        found = {int(m[1]) for name in self.tensors if (m := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))}
-        if not found or found != set(range(len(found))):
-            what = f"{stack}.N are {sorted(found)[:8]}" if found else f"no {stack}.0"
+        """Return how many blocks.0, blocks.1, ... there are; UserError if one is missing between."""
+        numbers = {int(m[1]) for name in self.tensors if (m := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))}
+        if not numbers or numbers != set(range(len(numbers))):
+            what = f"{stack}.N are {sorted(numbers)[:8]}" if numbers else f"no {stack}.0"
             raise UserError(f"these are no whole weights of {self.origin}: {what}")
-        return len(found)
+        return len(numbers)
 
     def ratio(self, whole: int, part: int, name: str) -> int:
+        """Return whole / part, which must be a whole number; name is that of the tensor."""
         if whole % part:
             raise UserError(f"these are no weights of {self.origin}: {name}: {whole} is no multiple of {part}")
         return whole // part
 
-    def side(self, places: int) -> int:
-        side = math.isqrt(places)
-        if side * side != places:
-            raise UserError(f"these are no weights of {self.origin}: {places} places are no square")
+    def side(self, positions: int) -> int:
+        """Return the side of a square of so many positions."""
+        side = math.isqrt(positions)
+        if side * side != positions:
+            raise UserError(f"these are no weights of {self.origin}: {positions} positions are no square")
         return side
 
+    def classes(self, table: str = "y_embedder.embedding_table.weight") -> int:
+        """Return the number of labels of a table that has a last row for "no class"; 0 without the table."""
+        return self.shape(table, 2)[0] - 1 if table in self.tensors else 0
 
-def heads_of(presets: Mapping[str, Mapping[str, Any]], given: int | None, **sizes: Any) -> int:
-    """Heads, which shapes do not tell: as given, or those of the published model of these sizes."""
+
+def published_heads(presets: Mapping[str, Mapping[str, Any]], given: int | None, **sizes: Any) -> int:
+    """Return the number of heads, which shapes do not show; UserError where no published model has these sizes.
+
+    Args:
+        presets: fields by preset of the family.
+        given: the number, if the user says it.
+        **sizes: fields that the weights show.
+    """
     if given is not None:
         return given
     known = {row["heads"] for row in presets.values() if sizes.items() <= row.items()}
@@ -101,22 +143,31 @@ def heads_of(presets: Mapping[str, Mapping[str, Any]], given: int | None, **size
     )
 
 
-def sized(owner: Any, preset: str | None, fields: Mapping[str, Any], **kept: Any) -> Any:
-    """The spec with these fields; if a preset is named, it must agree with every size it names.
+def build_spec(owner: Any, preset: str | None, fields: Mapping[str, Any], **kept: Any) -> Any:
+    """Return the spec with these fields; UserError if a preset is named that has other sizes.
 
-    kept: fields that are conventions of the origin, whatever the preset says.
+    Args:
+        owner: the family.
+        preset: name of a published size, or None.
+        fields: sizes that the weights show.
+        **kept: fields that are conventions of the origin, whatever the preset says.
     """
     if preset is not None:
-        made = owner.preset(preset)
+        published = owner.preset(preset)
         sizes = [key for key in fields if key in ("width", "depth", "patch", "heads", "mlp_ratio") or "depth" in key]
-        differing = [f"{key} {fields[key]}" for key in sizes if getattr(made, key, fields[key]) != fields[key]]
+        differing = [f"{key} {fields[key]}" for key in sizes if getattr(published, key, fields[key]) != fields[key]]
         if differing:
             raise UserError(f"the weights are not of preset {preset!r}: they have {', '.join(differing)}")
     return owner(**fields, **kept)
 
 
-def compare(name: str, theirs: Tensor, ours: Tensor) -> float:
-    """The largest difference of two tables that should be one; UserError where it is more than rounding."""
+def check_table(name: str, theirs: Tensor, ours: Tensor) -> float:
+    """Return the largest difference of two tables that should be one; UserError where it is more than rounding.
+
+    Args:
+        name: of the table.
+        theirs, ours: the tables.
+    """
     if theirs.shape != ours.shape:
         raise UserError(f"{name} is {list(theirs.shape)}, but here it is {list(ours.shape)}")
     worst = float((theirs.double() - ours.double()).abs().max())
@@ -127,21 +178,31 @@ def compare(name: str, theirs: Tensor, ours: Tensor) -> float:
     return worst
 
 
-def pos_embed(reader: Reader, width: int, name: str = "pos_embed", front: int = 0) -> tuple[int, str]:
-    """The side of the grid of places, once the table is found to be ours; and a note of how nearly it is.
+def check_pos_embed(reader: Reader, width: int, name: str = "pos_embed", front: int = 0) -> tuple[int, str]:
+    """Return the side of the grid of positions, and a note of how near its table is to ours; UserError for another one.
 
-    front: so many rows of zeros come first.
+    Args:
+        reader: the tensors.
+        width: columns of the table.
+        name: of the table.
+        front: number of rows of zeros that come first.
     """
     side = reader.side(reader.shape(name, 3)[1] - front)
     table = torch.cat([torch.zeros(front, width), grid_embedding(width, side)])
-    worst = compare(name, reader.tensors[name], table[None])
+    worst = check_table(name, reader.tensors[name], table[None])
     return side, f"{name} kept as it is there, up to {worst:.2g} from its formula"
 
 
-def guide(model: Any, scale: float, channels: int | None = None, interval: Iterable[float] | None = None) -> Any:
-    """Classifier-free guidance as a spec, on so many of the first channels; None for a model without classes.
+def cfg_spec(
+    model: Any, scale: float, channels: int | None = None, interval: Iterable[float] | None = None
+) -> dict[str, Any] | None:
+    """Return classifier-free guidance as a spec; None for a model without classes.
 
-    interval: of sigma / alpha; on flow, t up to 0.7 are the levels up to 0.7 / 0.3.
+    Args:
+        model: the model's spec.
+        scale: of the guide.
+        channels: number of the first channels that are guided, None for all.
+        interval: of sigma / alpha; on flow, t up to 0.7 are the levels up to 0.7 / 0.3.
     """
     if not model.classes:
         return None

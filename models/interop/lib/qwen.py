@@ -1,4 +1,4 @@
-"""Folders under Qwen2's names: the formats of models that were made from Qwen2.5."""
+"""Folders under Qwen2's names: the formats of models that were derived from Qwen2.5."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.models.interop.lib.text_config import checked, number, renamed, whole
+from gen.models.interop.lib.text_config import checked_config, number, rename_tensors, whole_number
 from gen.models.interop.weights import Weights
 
 __all__ = ["read_qwen"]
@@ -35,29 +35,34 @@ FIXED = {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False, 
 
 
 def read_qwen(weights: Weights, name: str) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, Any]]:
-    """The fields of a Text but for its ids, the tensors under our names, and config.json."""
-    config = checked(weights, name, FIXED)
+    """Return the fields of a Text but for its ids, the tensors under our names, and config.json.
+
+    Args:
+        weights: the file's.
+        name: of the format, in words.
+    """
+    config = checked_config(weights, name, FIXED)
     kinds = set(config.get("layer_types") or ()) - {"full_attention"}
     rope = config.get("rope_parameters") or {}
     if kinds or rope.get("rope_type", "default") != "default" or config.get("rope_scaling"):
         said = ", ".join(sorted(kinds)) or f"rope {config.get('rope_scaling') or rope}"
         raise UserError(f"config.json: {said}; only full attention and plain rotary angles are {name}'s")
-    width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
     if config.get("head_dim") not in (None, width / heads):
         raise UserError(f"config.json: head_dim is {config['head_dim']}; expected {width} / {heads}")
     tensors = weights.tensors
     fields = {
-        "vocab_size": whole(config, "vocab_size"),
-        "length": whole(config, "max_position_embeddings"),
+        "vocab_size": whole_number(config, "vocab_size"),
+        "length": whole_number(config, "max_position_embeddings"),
         "width": width,
-        "depth": whole(config, "num_hidden_layers"),
+        "depth": whole_number(config, "num_hidden_layers"),
         "heads": heads,
-        "kv_heads": whole(config, "num_key_value_heads", "num_attention_heads"),
-        "hidden": whole(config, "intermediate_size"),
+        "kv_heads": whole_number(config, "num_key_value_heads", "num_attention_heads"),
+        "hidden": whole_number(config, "intermediate_size"),
         "theta": float(number({**rope, **config}, "rope_theta")),
         "norm_eps": number(config, "rms_norm_eps"),
         "qkv_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
         "qk_norm": "model.layers.0.self_attn.q_norm.weight" in tensors,
         "tied": bool(config.get("tie_word_embeddings", False)),
     }
-    return fields, renamed(tensors, "model.layers", WHOLE, INNER), config
+    return fields, rename_tensors(tensors, "model.layers", WHOLE, INNER), config

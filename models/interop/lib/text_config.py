@@ -1,4 +1,4 @@
-"""What formats of text models share: config.json read with care, names rewritten, the tokeniser beside them."""
+"""Shared parts of formats of text models: checks of config.json, renaming of tensors, the tokeniser beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.models.interop.lib.inferred import Found, sized
+from gen.models.interop.lib.inferred import Conversion, build_spec
 from gen.models.interop.weights import Weights
 from gen.models.text import Text
 from gen.text.decoding import Decoding
@@ -19,15 +19,31 @@ from gen.text.mask_path import LogLinear
 from gen.text.tokenizers.huggingface import HuggingFace
 from gen.training.run import Run
 
-__all__ = ["Names", "checked", "found", "ids", "is_of", "mask_of", "number", "renamed", "whole"]
+__all__ = [
+    "Names",
+    "checked_config",
+    "convert",
+    "has_type",
+    "mask_token_id_of",
+    "number",
+    "rename_tensors",
+    "token_ids",
+    "whole_number",
+]
 
 Names = Mapping[str, str]  # theirs to ours; of a block, what follows its number
 TOKENIZER = "tokenizer.json"
-OTHERWISE = "the file has no tokenizer.json: prompts and texts are ids, until model.tokenizer names one"
+NO_TOKENIZER = "the file has no tokenizer.json: prompts and texts are ids, until model.tokenizer names one"
 
 
-def is_of(weights: Weights, kind: str, architectures: tuple[str, ...]) -> bool:
-    """Whether config.json says it is of this model_type, or names one of the classes."""
+def has_type(weights: Weights, kind: str, architectures: tuple[str, ...]) -> bool:
+    """Return whether config.json names one of the classes or, if it names none, is of this model_type.
+
+    Args:
+        weights: the file's.
+        kind: the model_type.
+        architectures: names of classes.
+    """
     config = weights.config or {}
     named = config.get("architectures") or []
     if isinstance(named, list) and named:
@@ -35,8 +51,14 @@ def is_of(weights: Weights, kind: str, architectures: tuple[str, ...]) -> bool:
     return bool(config.get("model_type") == kind)
 
 
-def checked(weights: Weights, name: str, fixed: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json; UserError where it says otherwise than `fixed`, of what this network cannot be. It may omit them."""
+def checked_config(weights: Weights, name: str, fixed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return config.json; UserError where it has another value than one that this network fixes.
+
+    Args:
+        weights: the file's.
+        name: of the format, in words.
+        fixed: values by key, of those that may be absent.
+    """
     config = weights.config
     if config is None:
         raise UserError(f"{weights.folder} has no config.json beside the weights, which says what they are")
@@ -48,7 +70,12 @@ def checked(weights: Weights, name: str, fixed: Mapping[str, Any]) -> Mapping[st
 
 
 def number(config: Mapping[str, Any], *keys: str) -> Any:
-    """The first of these keys that is there and not null; UserError unless it is a number."""
+    """Return the first value that is there and not null; UserError unless it is a number.
+
+    Args:
+        config: config.json.
+        *keys: names of the value.
+    """
     for key in keys:
         value = config.get(key)
         if value is None:
@@ -59,16 +86,25 @@ def number(config: Mapping[str, Any], *keys: str) -> Any:
     raise UserError(f"config.json does not say {' nor '.join(keys)}")
 
 
-def whole(config: Mapping[str, Any], *keys: str) -> int:
-    """The same for a whole number."""
+def whole_number(config: Mapping[str, Any], *keys: str) -> int:
+    """Return the first value that is there and not null; UserError unless it is a whole number.
+
+    Args:
+        config: config.json.
+        *keys: names of the value.
+    """
     value = number(config, *keys)
     if value != int(value):
         raise UserError(f"config.json: {keys[0]} is {value!r}; expected a whole number")
     return int(value)
 
 
-def ids(value: Any) -> tuple[int, ...]:
-    """One id, several, or none, as eos_token_id may be."""
+def token_ids(value: Any) -> tuple[int, ...]:
+    """Return the ids of a value such as eos_token_id: one id, several, or none.
+
+    Args:
+        value: an int, a list of them, or None.
+    """
     if value is None:
         return ()
     several = value if isinstance(value, list) else [value]
@@ -77,16 +113,26 @@ def ids(value: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(several))
 
 
-def mask_of(config: Mapping[str, Any], given: int | None, published: int) -> int:
-    """The mask's id: as given, or as config.json says, or as published."""
-    says = whole(config, "mask_token_id") if config.get("mask_token_id") is not None else published
+def mask_token_id_of(config: Mapping[str, Any], given: int | None, published: int) -> int:
+    """Return the mask's id: as given, or as config.json says, or as published.
+
+    Args:
+        config: config.json.
+        given: by the user, or None.
+        published: of the published models.
+    """
+    says = whole_number(config, "mask_token_id") if config.get("mask_token_id") is not None else published
     return says if given is None else given
 
 
-def renamed(tensors: Mapping[str, Tensor], stack: str, once: Names, inner: Names) -> dict[str, Tensor]:
-    """Under our names; one that is not known stays as it is, to be reported. UserError where two become one.
+def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner: Names) -> dict[str, Tensor]:
+    """Return the tensors under our names; an unknown name stays as it is, to be reported.
 
-    stack: what comes before a block's number.
+    Args:
+        tensors: the file's; UserError where two get one name.
+        stack: what comes before a block's number.
+        once: our names of tensors outside blocks.
+        inner: our names inside a block, of what follows its number.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -100,10 +146,18 @@ def renamed(tensors: Mapping[str, Tensor], stack: str, once: Names, inner: Names
     return out
 
 
-def found(
+def convert(
     weights: Weights, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], preset: str | None, how: Decoding
-) -> Found:
-    """The model with its tokeniser and the way it is decoded; tables that are computed anew are left out."""
+) -> Conversion:
+    """Return the model with its tokeniser and decoding; tables that are computed anew are left out.
+
+    Args:
+        weights: the file's.
+        fields: of a Text.
+        tensors: by our names.
+        preset: published size that the weights must have, or None.
+        how: the decoding.
+    """
     dropped = {name: "a table that is computed anew" for name in tensors if name.endswith("rotary_emb.inv_freq")}
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     if fields["tied"] and "head.weight" in kept:
@@ -114,13 +168,13 @@ def found(
     file = None if weights.folder is None else weights.folder / TOKENIZER
     copied = {} if file is None or not file.is_file() else {TOKENIZER: file}
     tokenizer = _tokenizer(copied[TOKENIZER], fields) if copied else None
-    model = sized(Text, preset, fields, tokenizer=tokenizer)
+    model = build_spec(Text, preset, fields, tokenizer=tokenizer)
     run = Run(model=model, path=LogLinear(), parameterisation=None, sampler=how, ema=())
-    return Found(run, kept, {}, dropped, () if copied else (OTHERWISE,), copied, narrow=True)
+    return Conversion(run, kept, {}, dropped, () if copied else (NO_TOKENIZER,), copied, keep_dtype=True)
 
 
 def _tokenizer(file: Path, fields: Mapping[str, Any]) -> HuggingFace:
-    """The file as it will lie beside the weights."""
+    """Return the tokeniser of the file as it will lie beside the weights."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return HuggingFace(
         TOKENIZER, fields["mask_token_id"], fields["eos_token_ids"], sha256=digest, size=fields["vocab_size"]

@@ -8,7 +8,7 @@ from gen.config.errors import UserError
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.ddt import DDT
-from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, guide, heads_of, sized
+from gen.models.interop.lib.inferred import SD_VAE, Conversion, Reader, build_spec, cfg_spec, published_heads
 from gen.models.interop.weights import Weights
 from gen.training.run import Run, Sampler
 
@@ -17,11 +17,14 @@ __all__ = ["DDTWeights"]
 
 @dataclass(frozen=True)
 class DDTWeights:
-    """The velocity towards data, told t = 1 for data.
+    """The velocity towards data; t = 1 is the data.
 
-    The weights know neither the size of the image, 32 latents for 256 pixels and 64 for 512, nor the side of a patch,
-    nor, but for the published depths, how many blocks are the encoder's: fields here. Sampled by 250 Euler steps,
-    guided by 2 on all channels for t < 0.7, as the repository's settings say.
+    Sampled by 250 Euler steps, guided by 2 on all channels for t < 0.7, as the repository's settings say.
+
+    Attributes:
+        size: of the latents, which the weights do not show: 32 for 256 pixels, 64 for 512.
+        patch: side of a patch, which the weights do not show.
+        encoder: number of the encoder's blocks; None for that of the published depths.
     """
 
     size: int = 32
@@ -32,29 +35,29 @@ class DDTWeights:
         names = weights.tensors
         return "s_embedder.proj.weight" in names and "blocks.0.mlp.w1.weight" in names and "pos_embed" not in names
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
         reader = Reader(weights.tensors, "DDT")
         width, numbers = reader.shape("x_embedder.proj.weight", 2)
         depth = reader.count("blocks")
         encoder = self._encoder(width, depth, preset)
-        table, gain = "y_embedder.embedding_table.weight", "blocks.0.attn.q_norm.weight"
+        gain = "blocks.0.attn.q_norm.weight"
         dim = reader.shape(gain, 1)[0] if gain in weights.tensors else None
         fields = {
             "size": self.size,
             "patch": self.patch,
             "channels": reader.ratio(numbers, self.patch**2, "x_embedder.proj.weight"),
-            "classes": reader.shape(table, 2)[0] - 1 if table in weights.tensors else 0,
+            "classes": reader.classes(),
             "width": width,
             "encoder": encoder,
             "decoder": depth - encoder,
-            "heads": heads_of(DDT.presets, None, width=width) if dim is None else reader.ratio(width, dim, gain),
+            "heads": published_heads(DDT.presets, None, width=width) if dim is None else reader.ratio(width, dim, gain),
             "qk_norm": dim is not None,
         }
-        model = sized(DDT, preset, fields)
-        sampler = Sampler(solver="euler", steps=250, guide=guide(model, 2.0, interval=(0.0, 0.7 / 0.3)))
+        model = build_spec(DDT, preset, fields)
+        sampler = Sampler(solver="euler", steps=250, guide=cfg_spec(model, 2.0, interval=(0.0, 0.7 / 0.3)))
         run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
         said = f"size {self.size} and patch {self.patch} are not in the weights: as --from has them"
-        return Found(run, weights.tensors, SD_VAE, notes=(said, f"encoder of {encoder} blocks"))
+        return Conversion(run, weights.tensors, SD_VAE, notes=(said, f"encoder of {encoder} blocks"))
 
     def _encoder(self, width: int, depth: int, preset: str | None) -> int:
         if self.encoder is not None:

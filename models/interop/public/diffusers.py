@@ -15,7 +15,7 @@ from gen.diffusion.parameterisation import X0, Eps, V
 from gen.diffusion.path import DDPM
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, from_diffusers
-from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, compare, guide
+from gen.models.interop.lib.inferred import SD_VAE, Conversion, Reader, cfg_spec, check_table
 from gen.models.interop.weights import Weights
 from gen.models.layers.embed import grid_embedding
 from gen.training.run import Run, Sampler
@@ -40,22 +40,22 @@ class DiffusersFolder:
     """A DiT with diffusers' own waves (freq_shift 1) and its norms' eps, on the table of the scheduler beside it.
 
     Sampled by 250 steps of DDIM, guided by 4 on all channels: DiTPipeline's defaults but for its 50 steps. A folder
-    that `gen export` wrote also says how time is told, and what the output means.
+    that `gen export` wrote also says the time convention, and what the output means.
     """
 
     def claims(self, weights: Weights) -> bool:
         return weights.config is not None and "transformer_blocks.0.norm1.linear.weight" in weights.tensors
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
         if preset is not None:
             raise UserError(f"preset {preset!r}: a diffusers folder says its sizes in config.json; leave it out")
-        said = _note(weights)
-        model = _model(_checked(weights), weights, said.get("model", {}))
+        note = _note(weights)
+        model = _model(_checked(weights), weights, note.get("model", {}))
         tensors, notes = _tensors(weights, model)
-        path, parameterisation = _conventions(weights, said)
+        path, parameterisation = _conventions(weights, note)
         grid = {"name": "timesteps", "spacing": "linspace"} if isinstance(path, DDPM) else "linear"
-        sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=guide(model, 4.0))
-        return Found(
+        sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=cfg_spec(model, 4.0))
+        return Conversion(
             Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=()),
             tensors,
             SD_VAE,
@@ -64,7 +64,7 @@ class DiffusersFolder:
 
 
 def _checked(weights: Weights) -> Mapping[str, Any]:
-    """config.json, if it is of a network that ours can be."""
+    """Return config.json; UserError unless it is of a network that ours can be."""
     config = weights.config
     if config is None:
         raise UserError(f"{weights.folder} has no config.json beside the weights, which says what they are")
@@ -101,17 +101,17 @@ def _model(config: Mapping[str, Any], weights: Weights, said: Mapping[str, Any])
 
 
 def _tensors(weights: Weights, model: DiT) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Under our names, with the table of places, which theirs computes and ours keeps."""
+    """Return the tensors under our names, with the table of positions, which theirs computes; and notes."""
     tensors, table = from_diffusers(weights.tensors), grid_embedding(model.width, model.size // model.patch)[None]
     theirs = tensors.pop("pos_embed.pos_embed", None)  # some versions wrote it
     if theirs is not None:
-        compare("pos_embed.pos_embed", theirs, table)
+        check_table("pos_embed.pos_embed", theirs, table)
     notes = ("q, k and v joined; the embedders of all blocks are one",)
     return {**tensors, "pos_embed": table if theirs is None else theirs}, notes
 
 
 def _note(weights: Weights) -> Mapping[str, Any]:
-    """What `gen export` wrote beside the config: values only, and names of gen's own parts only."""
+    """Return what `gen export` wrote beside the config: values only, and names of gen's own parts only."""
     file = None if weights.folder is None else weights.folder / NOTE
     if file is None or not file.exists():
         return {}
@@ -126,7 +126,7 @@ def _note(weights: Weights) -> Mapping[str, Any]:
 
 
 def _conventions(weights: Weights, said: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Path and parameterisation: from our own note, or from the scheduler's config, or the published DiT's."""
+    """Return path and parameterisation: from our own note, or the scheduler's config, or the published DiT's."""
     if said:
         return build("diffusion.path", said["path"]), build("diffusion.parameterisation", said["parameterisation"])
     file = None if weights.folder is None else weights.folder.parent / "scheduler" / "scheduler_config.json"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from gen.diffusion.parameterisation import Eps
 from gen.diffusion.path import DDPM
-from gen.models.interop.lib.inferred import SD_VAE, Found, guide
-from gen.models.interop.lib.plain_dit import is_plain, read_plain
+from gen.models.interop.lib.dit_layout import is_dit_layout, read_dit_layout
+from gen.models.interop.lib.inferred import SD_VAE, Conversion, cfg_spec
 from gen.models.interop.weights import Weights
 from gen.training.run import Run, Sampler
 
@@ -19,16 +19,19 @@ class DiTWeights:
     """Noise prediction on DDPM's linear table; the learned variances are kept in the weights and not used.
 
     Sampled by 250 steps, guided by 1.5 on the first three channels, as its FID was measured, but by the ODE (DDIM).
+
+    Attributes:
+        heads: of attention; None for those of the published sizes.
     """
 
     heads: int | None = None
 
     def claims(self, weights: Weights) -> bool:
-        return is_plain(weights) and not any(name.startswith("projectors.") for name in weights.tensors)
+        return is_dit_layout(weights) and not any(name.startswith("projectors.") for name in weights.tensors)
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
-        model, notes = read_plain(weights.tensors, "DiT", self.heads, preset)
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
+        model, notes = read_dit_layout(weights.tensors, "DiT", self.heads, preset)
         grid = {"name": "timesteps", "spacing": "linspace"}
-        sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=guide(model, 1.5, channels=3))
+        sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=cfg_spec(model, 1.5, channels=3))
         run = Run(model=model, path=DDPM(), parameterisation=Eps(), sampler=sampler, ema=())
-        return Found(run, weights.tensors, SD_VAE, notes=notes)
+        return Conversion(run, weights.tensors, SD_VAE, notes=notes)

@@ -15,7 +15,7 @@ from gen.config.errors import UserError
 from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
 from gen.models.edm2 import EDM2
-from gen.models.interop.lib.inferred import Found, Reader, sized
+from gen.models.interop.lib.inferred import Conversion, Reader, build_spec
 from gen.models.interop.weights import State, Weights
 from gen.training.run import Run, Sampler
 
@@ -28,10 +28,13 @@ LATENT = {"autoencoder": "stabilityai/sd-vae-ft-mse", "scale": [0.5 / std for st
 
 @dataclass(frozen=True)
 class EDM2Weights:
-    """EDM's F for data of deviation .5, told ln(sigma) / 4.
+    """EDM's F for data of deviation .5; its time is ln(sigma) / 4.
 
     Sampled by 32 Heun steps from sigma 80 to 0.002, unguided: it was trained with a class always, and the published
-    guide is a second network. head_width: channels of a head of attention.
+    guide is a second network.
+
+    Attributes:
+        head_width: channels of a head of attention.
     """
 
     head_width: int = 64
@@ -39,17 +42,17 @@ class EDM2Weights:
     def claims(self, weights: Weights) -> bool:
         return "unet.emb_noise.weight" in weights.tensors
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
         tensors = weights.tensors
         fields = {**_levels(tensors), "head_width": self.head_width}
         label, head = "unet.emb_label.weight", "logvar_fourier.freqs"
         fields["classes"] = tensors[label].shape[1] if label in tensors else 0
         fields["uncertainty"] = len(tensors[head]) if head in tensors else 0
-        model = sized(EDM2, preset, fields)
+        model = build_spec(EDM2, preset, fields)
         sampler = Sampler(solver="heun", steps=32, grid="karras")
         run = Run(model=model, path=EDM(), parameterisation=EDMPrecond(), sampler=sampler, ema=())
         latent: Mapping[str, Any] = LATENT if model.channels == len(MEAN) else {"autoencoder": None}
-        return Found(run, tensors, latent)
+        return Conversion(run, tensors, latent)
 
 
 def _levels(tensors: State) -> dict[str, Any]:

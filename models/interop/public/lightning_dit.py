@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.models.interop.lib.inferred import Found, guide
-from gen.models.interop.lib.plain_dit import read_plain
+from gen.models.interop.lib.dit_layout import read_dit_layout
+from gen.models.interop.lib.inferred import Conversion, cfg_spec
 from gen.models.interop.weights import Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
@@ -23,7 +23,7 @@ LATENT = {
 
 @dataclass(frozen=True)
 class LightningDiTWeights:
-    """The velocity towards data, told t = 1 for data, of latents that were standardised per channel.
+    """The velocity towards data, whose t = 1 is the data, of latents that were standardised per channel.
 
     Sampled by 250 Euler steps shifted to noise (their 0.3 is 1 / 0.3 here), guided by 6.7 on the first three channels
     for t <= 0.875, as the 800 epochs' FID was measured; that of 64 epochs was with 10 and t <= 0.9.
@@ -33,15 +33,15 @@ class LightningDiTWeights:
         names = weights.tensors
         return "blocks.0.mlp.w12.weight" in names and "pos_embed" in names and "t_embedder.W" not in names
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
-        model, notes = read_plain(
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
+        model, notes = read_dit_layout(
             weights.tensors, "LightningDiT", None, preset, owner=LightningDiT, mlp="w12", time_convention="data"
         )
         sampler = Sampler(
             solver="euler",
             steps=250,
             grid={"name": "shift", "shift": 1 / 0.3},
-            guide=guide(model, 6.7, channels=3, interval=(0.0, 0.875 / 0.125)),
+            guide=cfg_spec(model, 6.7, channels=3, interval=(0.0, 0.875 / 0.125)),
         )
         run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
-        return Found(run, weights.tensors, LATENT, notes=notes)
+        return Conversion(run, weights.tensors, LATENT, notes=notes)

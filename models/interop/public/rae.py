@@ -9,9 +9,9 @@ from gen.config.errors import UserError
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.dit_dh import DiTDH
-from gen.models.interop.lib.inferred import Found, Reader, pos_embed, sized
-from gen.models.interop.lib.plain_dit import read_plain
-from gen.models.interop.lib.rope import head_width, rope
+from gen.models.interop.lib.dit_layout import read_dit_layout
+from gen.models.interop.lib.inferred import Conversion, Reader, build_spec, check_pos_embed
+from gen.models.interop.lib.rope_table import check_rope, head_width
 from gen.models.interop.weights import State, Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
@@ -21,17 +21,20 @@ __all__ = ["RAEWeights"]
 BASE = 4096  # numbers of a latent for which the grid of times is even
 LATENT = {
     "autoencoder": "nyu-visionx/RAE-collections",
-    "scale": "1 / sqrt(var + 1e-5), per channel and place, of stat.pt in the same repository",
-    "shift": "mean, per channel and place, of the same file",
+    "scale": "1 / sqrt(var + 1e-5), per channel and position, of stat.pt in the same repository",
+    "shift": "mean, per channel and position, of the same file",
 }
 
 
 @dataclass(frozen=True)
 class RAEWeights:
-    """The velocity towards noise, told t = 1 for noise, of latents normalised per channel and place.
+    """The velocity towards noise, whose t = 1 is the noise, of latents normalised per channel and position.
 
     Sampled by 50 Euler steps, shifted to noise by the root of a latent's numbers over 4096, unguided: the published
-    guide is a second, smaller model. head_depth: blocks of the head, where it is as wide as the rest.
+    guide is a second, smaller model.
+
+    Attributes:
+        head_depth: number of the head's blocks, where it is as wide as the rest; None to read it off the weights.
     """
 
     head_depth: int | None = None
@@ -39,35 +42,34 @@ class RAEWeights:
     def claims(self, weights: Weights) -> bool:
         return "t_embedder.W" in weights.tensors and "pos_embed" in weights.tensors
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
         tensors = weights.tensors
         if "s_embedder.proj.weight" in tensors:
             model, notes = self._wide(tensors, preset)
         else:
-            model, notes = read_plain(
+            model, notes = read_dit_layout(
                 tensors, "RAE", None, preset, owner=LightningDiT, mlp="w12", time="gaussian", time_convention="noise"
             )
         shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
         sampler = Sampler(solver="euler", steps=50, grid={"name": "shift", "shift": shift})
         run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
-        return Found(run, tensors, LATENT, notes=notes)
+        return Conversion(run, tensors, LATENT, notes=notes)
 
     def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:
-        """DiT^DH: the tables of turns tell the heads, and the widths where the head begins."""
+        """Read DiT^DH: the rotary tables show the heads, and the widths where the head begins."""
         reader = Reader(tensors, "RAE")
         width, channels, patch, _ = reader.shape("s_embedder.proj.weight", 4)
         head, _, _, _ = reader.shape("x_embedder.proj.weight", 4)
-        side, note = pos_embed(reader, width)
+        side, note = check_pos_embed(reader, width)
         count = reader.count("blocks")
         wide = [i for i in range(count) if reader.shape(f"blocks.{i}.adaLN_modulation.1.weight", 2)[1] == head]
         depth = count - (len(wide) if width != head else self._head_depth(count))
         dims = {name: head_width(reader, name) for name in ("enc_feat_rope", "dec_feat_rope")}
-        table = "y_embedder.embedding_table.weight"
         fields = {
             "size": side * patch,
             "patch": patch,
             "channels": channels,
-            "classes": reader.shape(table, 2)[0] - 1 if table in tensors else 0,
+            "classes": reader.classes(),
             "width": width,
             "depth": depth,
             "heads": reader.ratio(width, dims["enc_feat_rope"], "enc_feat_rope"),
@@ -76,8 +78,8 @@ class RAEWeights:
             "head_heads": reader.ratio(head, dims["dec_feat_rope"], "dec_feat_rope"),
             "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
         }
-        turned = [rope(reader, name, dim, side) for name, dim in dims.items()]
-        return sized(DiTDH, preset, fields), (note, *turned)
+        notes = [check_rope(reader, name, dim, side) for name, dim in dims.items()]
+        return build_spec(DiTDH, preset, fields), (note, *notes)
 
     def _head_depth(self, count: int) -> int:
         if self.head_depth is None:

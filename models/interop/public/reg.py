@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.models.interop.lib.inferred import SD_VAE, Found, Reader, guide
-from gen.models.interop.lib.plain_dit import read_plain
+from gen.models.interop.lib.dit_layout import read_dit_layout
+from gen.models.interop.lib.inferred import SD_VAE, Conversion, Reader, cfg_spec
 from gen.models.interop.public.repa import without_projectors
 from gen.models.interop.weights import Weights
 from gen.models.reg import REG
@@ -18,9 +18,12 @@ __all__ = ["REGWeights"]
 
 @dataclass(frozen=True)
 class REGWeights:
-    """The velocity towards noise of image and class token, told t = 1 for noise. Projectors are left out.
+    """The velocity towards noise of image and class token; t = 1 is the noise. Projectors are left out.
 
     Sampled by the SDE in 250 steps, image and token guided by 2.3 for t <= 0.85, as the repository says to.
+
+    Attributes:
+        heads: of attention; None for those of the published sizes.
     """
 
     heads: int | None = None
@@ -28,11 +31,11 @@ class REGWeights:
     def claims(self, weights: Weights) -> bool:
         return "cls_projectors2.weight" in weights.tensors
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
         tensors, dropped = without_projectors(weights.tensors)
         cls_dim = Reader(tensors, "REG").shape("cls_projectors2.weight", 2)[1]
-        model, notes = read_plain(tensors, "REG", self.heads, preset, owner=REG, front=1, cls_dim=cls_dim)
-        guided = guide(model, 2.3, interval=(0.0, 0.85 / 0.15))
+        model, notes = read_dit_layout(tensors, "REG", self.heads, preset, owner=REG, front=1, cls_dim=cls_dim)
+        guided = cfg_spec(model, 2.3, interval=(0.0, 0.85 / 0.15))
         sampler = Sampler(solver={"name": "flow_sde", "churn": 2.0}, steps=250, guide=guided)
         run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
-        return Found(run, tensors, SD_VAE, dropped, notes)
+        return Conversion(run, tensors, SD_VAE, dropped, notes)

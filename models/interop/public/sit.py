@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.models.interop.lib.inferred import SD_VAE, Found, guide
-from gen.models.interop.lib.plain_dit import is_plain, read_plain
+from gen.models.interop.lib.dit_layout import is_dit_layout, read_dit_layout
+from gen.models.interop.lib.inferred import SD_VAE, Conversion, cfg_spec
 from gen.models.interop.weights import Weights
 from gen.training.run import Run, Sampler
 
@@ -16,19 +16,22 @@ __all__ = ["SiTWeights"]
 
 @dataclass(frozen=True)
 class SiTWeights:
-    """The velocity towards data of the linear path, told t = 1 for data.
+    """The velocity towards data of the linear path, whose t = 1 is the data.
 
     Sampled by the SDE of w = sigma in 250 steps, guided by 1.5 on the first three channels, as its FID was measured.
+
+    Attributes:
+        heads: of attention; None for those of the published sizes.
     """
 
     heads: int | None = None
 
     def claims(self, weights: Weights) -> bool:
-        return is_plain(weights) and not any(name.startswith("projectors.") for name in weights.tensors)
+        return is_dit_layout(weights) and not any(name.startswith("projectors.") for name in weights.tensors)
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
-        model, notes = read_plain(weights.tensors, "SiT", self.heads, preset, time_convention="data")
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
+        model, notes = read_dit_layout(weights.tensors, "SiT", self.heads, preset, time_convention="data")
         solver = {"name": "flow_sde", "churn": 2.0}  # their noise is sqrt(2 w)
-        sampler = Sampler(solver=solver, steps=250, guide=guide(model, 1.5, channels=3))
+        sampler = Sampler(solver=solver, steps=250, guide=cfg_spec(model, 1.5, channels=3))
         run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
-        return Found(run, weights.tensors, SD_VAE, notes=notes)
+        return Conversion(run, weights.tensors, SD_VAE, notes=notes)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
-from gen.models.interop.lib.inferred import Found
+from gen.models.interop.lib.inferred import Conversion
 from gen.models.interop.lib.qwen import read_qwen
-from gen.models.interop.lib.text_config import found, ids, is_of, mask_of
+from gen.models.interop.lib.text_config import convert, has_type, mask_token_id_of, token_ids
 from gen.models.interop.weights import Weights
 from gen.text.decoding import Decoding
 
@@ -31,17 +31,17 @@ class DreamFolder:
     length: int = 2048
 
     def claims(self, weights: Weights) -> bool:
-        return is_of(weights, "Dream", ("DreamModel",))
+        return has_type(weights, "Dream", ("DreamModel",))
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
         fields, tensors, config = read_qwen(weights, "Dream")
         if config.get("block_size") is not None:
             raise UserError(f"config.json: block_size is {config['block_size']}; a Dream sees every place from each")
-        stops = (*ids(config.get("eos_token_id")), *((END,) if fields["vocab_size"] == IDS else ()))
+        stops = (*token_ids(config.get("eos_token_id")), *((END,) if fields["vocab_size"] == IDS else ()))
         fields |= {
             "length": min(self.length, fields["length"]),
             "shift": self.shift,
-            "mask_token_id": mask_of(config, self.mask_token_id, 151666),
+            "mask_token_id": mask_token_id_of(config, self.mask_token_id, 151666),
             "eos_token_ids": tuple(dict.fromkeys(stops)) if self.eos_token_ids is None else self.eos_token_ids,
         }
-        return found(weights, fields, tensors, preset, Decoding())
+        return convert(weights, fields, tensors, preset, Decoding())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gen.config.spec import build
-from gen.models.interop.lib.inferred import Found
+from gen.models.interop.lib.inferred import Conversion
 from gen.models.interop.lib.qwen import read_qwen
-from gen.models.interop.lib.text_config import found, ids, is_of, mask_of, whole
+from gen.models.interop.lib.text_config import convert, has_type, mask_token_id_of, token_ids, whole_number
 from gen.models.interop.weights import Weights
 from gen.text.decoding import Decoding
 
@@ -26,14 +26,16 @@ class FastDLLMFolder:
     eos_token_ids: tuple[int, ...] | None = None
 
     def claims(self, weights: Weights) -> bool:
-        return is_of(weights, "Fast_dLLM_Qwen", ("Fast_dLLM_QwenForCausalLM",))
+        return has_type(weights, "Fast_dLLM_Qwen", ("Fast_dLLM_QwenForCausalLM",))
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
         fields, tensors, config = read_qwen(weights, "Fast-dLLM v2")
         fields |= {
-            "block_size": whole({**config, "published": 32}, "bd_size", "published"),
+            "block_size": whole_number({**config, "published": 32}, "bd_size", "published"),
             "shift": 1,
-            "mask_token_id": mask_of(config, self.mask_token_id, 151665),
-            "eos_token_ids": ids(config.get("eos_token_id")) if self.eos_token_ids is None else self.eos_token_ids,
+            "mask_token_id": mask_token_id_of(config, self.mask_token_id, 151665),
+            "eos_token_ids": token_ids(config.get("eos_token_id"))
+            if self.eos_token_ids is None
+            else self.eos_token_ids,
         }
-        return found(weights, fields, tensors, preset, Decoding(kv_plan=build("samplers.kv_plans", "block")))
+        return convert(weights, fields, tensors, preset, Decoding(kv_plan=build("samplers.kv_plans", "block")))

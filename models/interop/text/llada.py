@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gen.models.interop.lib.inferred import Found
-from gen.models.interop.lib.text_config import checked, found, ids, is_of, mask_of, number, renamed, whole
+from gen.models.interop.lib.inferred import Conversion
+from gen.models.interop.lib.text_config import (
+    checked_config,
+    convert,
+    has_type,
+    mask_token_id_of,
+    number,
+    rename_tensors,
+    token_ids,
+    whole_number,
+)
 from gen.models.interop.weights import Weights
 from gen.text.decoding import Decoding
 
@@ -59,27 +68,27 @@ class LLaDAFolder:
     eos_token_ids: tuple[int, ...] | None = None
 
     def claims(self, weights: Weights) -> bool:
-        return is_of(weights, "llada", ("LLaDAModelLM",))
+        return has_type(weights, "llada", ("LLaDAModelLM",))
 
-    def read(self, weights: Weights, preset: str | None) -> Found:
-        config = checked(weights, "LLaDA", FIXED)
-        width, vocab = whole(config, "d_model"), whole(config, "embedding_size", "vocab_size")
+    def read(self, weights: Weights, preset: str | None) -> Conversion:
+        config = checked_config(weights, "LLaDA", FIXED)
+        width, vocab = whole_number(config, "d_model"), whole_number(config, "embedding_size", "vocab_size")
         wide = config.get("mlp_hidden_size") is not None
-        stops = (*ids(config.get("eos_token_id")), *((EOT,) if vocab == IDS else ()))
+        stops = (*token_ids(config.get("eos_token_id")), *((EOT,) if vocab == IDS else ()))
         fields: dict[str, Any] = {
             "vocab_size": vocab,
-            "length": whole(config, "max_sequence_length"),
+            "length": whole_number(config, "max_sequence_length"),
             "width": width,
-            "depth": whole(config, "n_layers"),
-            "heads": whole(config, "n_heads"),
-            "kv_heads": whole(config, "n_kv_heads", "n_heads"),
-            "hidden": whole(config, "mlp_hidden_size") if wide else whole(config, "mlp_ratio") * width,
+            "depth": whole_number(config, "n_layers"),
+            "heads": whole_number(config, "n_heads"),
+            "kv_heads": whole_number(config, "n_kv_heads", "n_heads"),
+            "hidden": whole_number(config, "mlp_hidden_size") if wide else whole_number(config, "mlp_ratio") * width,
             "theta": float(number(config, "rope_theta")),
             "norm_eps": number(config, "rms_norm_eps"),
             "qkv_bias": bool(config.get("include_qkv_bias")),
             "tied": bool(config.get("weight_tying")),
-            "mask_token_id": mask_of(config, self.mask_token_id, 126336),
+            "mask_token_id": mask_token_id_of(config, self.mask_token_id, 126336),
             "eos_token_ids": stops if self.eos_token_ids is None else self.eos_token_ids,
         }
-        tensors = renamed(weights.tensors, "model.transformer.blocks", WHOLE, INNER)
-        return found(weights, fields, tensors, preset, Decoding())
+        tensors = rename_tensors(weights.tensors, "model.transformer.blocks", WHOLE, INNER)
+        return convert(weights, fields, tensors, preset, Decoding())

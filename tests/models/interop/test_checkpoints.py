@@ -152,7 +152,7 @@ def test_the_average_is_taken_unless_told_otherwise(tmp_path):
     content = {"model": published.dit(seed=1), "ema": published.dit(seed=2), "opt": {}, "args": argparse.Namespace(a=1)}
     path = saved(tmp_path, content)
     ema, model = read(path), read(path, "model")
-    assert (ema.chosen, model.chosen, ema.beside) == ("ema", "model", ("model", "opt", "args"))
+    assert (ema.chosen, model.chosen, ema.unread) == ("ema", "model", ("model", "opt", "args"))
     for got, seed in ((ema, 2), (model, 1)):
         assert all(torch.equal(got.tensors[name], value) for name, value in published.dit(seed=seed).items())
     only = saved(tmp_path, {"model": published.dit()}, "only.pt")

@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.config.spec import names
 from gen.models.interop.checkpoints import TEXT, import_checkpoint
 from gen.models.interop.lib import qwen as _qwen
-from gen.models.interop.lib.text_config import renamed
+from gen.models.interop.lib.text_config import rename_tensors
 from gen.models.interop.text import dream, llada
 from gen.models.text import Text
 
@@ -75,7 +75,7 @@ def theirs(kind, dtype=torch.float32, tied=False, exact=False):
 def published(kind, net):
     """Its weights under the names of the format."""
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    return state if kind != "llada" else named(kind, renamed(state, "model.layers", _qwen.WHOLE, _qwen.INNER))
+    return state if kind != "llada" else named(kind, rename_tensors(state, "model.layers", _qwen.WHOLE, _qwen.INNER))
 
 
 def named(kind, ours):
