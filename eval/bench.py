@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.eval.saving import median_interval
-from gen.eval.throughput import InterleavedTiming, timed
+from gen.eval.throughput import InterleavedTiming, median_interval, timed
 
 __all__ = ["Bench", "BenchContext", "Call", "Case", "MachinePeak", "Unavailable", "measure_peak"]
 
@@ -46,7 +45,7 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class BenchContext:
-    """What cases are built for.
+    """Device, dtype and size that cases are built for.
 
     Attributes:
         device: the device they run on.
@@ -277,7 +276,7 @@ class Bench:
                 call |= {"ms": 1000 * took, "repeats": repeats[call["name"]], **self._speeds(case, took, peak)}
         ours, peers = ([c.name for c, _, _ in ready if c.ours == yes] for yes in (True, False))
         ratios = [
-            {"ours": a, "peer": b} | median_interval([y / x for x, y in zip(times[a], times[b], strict=True)]).json()
+            {"ours": a, "peer": b} | asdict(median_interval([y / x for x, y in zip(times[a], times[b], strict=True)]))
             for a, b in itertools.product(ours, peers)
         ]
         about = {"rounds": len(seconds), "sets": len(ring), "launch": launch}

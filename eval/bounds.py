@@ -18,7 +18,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.text.worlds import Joint
 
-__all__ = ["Best", "ancestral", "best", "front", "replace_success", "shuffle_success"]
+__all__ = ["Best", "ancestral", "best", "optimal_front", "replace_success", "shuffle_success"]
 
 
 def replace_success(n: int, sizes: Sequence[int]) -> float:
@@ -111,7 +111,7 @@ def _conditionals(joint: Joint) -> Tensor:
 Point = tuple[float, float]  # (forwards, success)
 
 
-def front(joints: Sequence[tuple[Joint, float]]) -> list[tuple[float, float]]:
+def optimal_front(joints: Sequence[tuple[Joint, float]]) -> list[tuple[float, float]]:
     """(tokens per forward, success) that no decoder of exact marginals surpasses, adaptive ones included: the corners
     of the Pareto front, rising in the first. Between two of them it is the straight line in (forwards, success).
 

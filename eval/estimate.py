@@ -1,49 +1,70 @@
-"""A measured number with its uncertainty."""
+"""A measured number with its uncertainty, and the one way in which such numbers are shown."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
 
-from gen.config.errors import UserError
+__all__ = ["Estimate"]
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["Estimate", "Statistic", "check_rows"]
+MAX_DECIMALS = 6  # numbers that need more are shown with an exponent
 
 
-class Estimate(NamedTuple):  # torchmetrics walks through what compute returns, and refuses frozen dataclasses
+@dataclass(frozen=True)
+class Estimate:
     """A value, its standard error, and the number of samples behind it.
 
     The error is that of drawing the samples again, the model and the reference being what they are.
+
+    Attributes:
+        value: the number itself.
+        se: standard error, in the units of value; None if it is not known.
+        n: number of samples.
     """
 
     value: float
-    se: float
+    se: float | None
     n: int
 
+    def minus(self, other: Estimate) -> Estimate:
+        """Return the difference of two independent values."""
+        return Estimate(self.value - other.value, math.hypot(self.se or 0.0, other.se or 0.0), min(self.n, other.n))
+
     def differs(self, other: Estimate) -> bool:
-        """Whether two values are at least two combined standard errors apart: otherwise call them a tie."""
-        return abs(self.value - other.value) >= 2 * math.hypot(self.se, other.se)
+        """Return whether two values are at least two combined standard errors apart; else they are tied."""
+        difference = self.minus(other)
+        return abs(difference.value) >= 2 * (difference.se or 0.0)
+
+    def parts(self, digits: int = 3, percent: bool = False) -> tuple[str, str]:
+        """Return value and standard error as text, both to two significant digits of the latter.
+
+        Without an error, or with one of 0, there are `digits` significant digits of the value and no second text.
+        """
+        scale = 100 if percent else 1
+        value, se = scale * self.value, scale * (self.se or 0.0)
+        if not se:
+            decimals = digits - 1 - _exponent(value, digits)
+            return (_fixed(value, decimals) if abs(decimals) <= MAX_DECIMALS + digits else f"{value:.{digits}g}"), ""
+        decimals = 1 - _exponent(se, 2)
+        if decimals > MAX_DECIMALS:
+            return f"{value:.{max(0, decimals + _exponent(value, 2))}e}", f"{se:.1e}"
+        return _fixed(value, decimals), _fixed(se, decimals)
+
+    def signed(self, percent: bool = False) -> str:
+        """Return the value with its sign, to two significant digits of the error: "+0.10"."""
+        value = self.parts(percent=percent)[0]
+        return value if value.startswith("-") else f"+{value}"
+
+    def text(self, digits: int = 3, percent: bool = False) -> str:
+        """Return both parts in one text: "1.19 ± 0.12", "97.9 ± 1.1 %"."""
+        return " ± ".join(filter(None, self.parts(digits, percent))) + (" %" if percent else "")
 
 
-class Statistic(Protocol):
-    """What a file of metrics/ holds: rows of the samples [N, ...] against a reference's rows -> Estimate."""
+def _exponent(value: float, digits: int) -> int:
+    """Return the power of ten of a number's first digit, after rounding to so many significant digits."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])
 
-    def __call__(self, rows: Tensor, reference: Tensor) -> Estimate: ...
 
-
-def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Both as float64 [N, D] and [M, D]. UserError if widths differ, a set is too small, or values are not finite."""
-    if rows.ndim != 2 or reference.ndim != 2 or rows.shape[1] != reference.shape[1]:
-        raise UserError(
-            f"{name}: features {list(rows.shape)} against {list(reference.shape)}; allowed: [N, D] and [M, D]"
-        )
-    for what, x in (("samples", rows), ("reference", reference)):
-        if len(x) < least:
-            raise UserError(f"{name}: {len(x)} {what}; it needs at least {least}")
-        bad = int((~x.isfinite()).any(1).sum())
-        if bad:
-            raise UserError(f"{name}: {bad} of {len(x)} {what} have features that are not finite")
-    return rows.double(), reference.double()
+def _fixed(value: float, decimals: int) -> str:
+    """Return a number with so many decimals; a negative number of them rounds to tens, hundreds ..."""
+    return f"{round(value, decimals) + 0.0:,.{max(decimals, 0)}f}"

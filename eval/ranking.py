@@ -1,27 +1,35 @@
-"""Which records may stand in one table, in what order, and which of them cannot be told apart."""
+"""Leaderboards as data: the records that share a table, their order, and the ties among them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
+from gen.config.errors import UserError, nearest
 from gen.eval.estimate import Estimate
-from gen.eval.record import Record, number
+from gen.eval.record import Measurement, Record
 
-__all__ = ["Group", "Row", "front", "groups", "rival"]
+__all__ = ["Group", "Row", "cell", "equal_time_rival", "estimate_in", "groups", "options", "pareto_front"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A record at its place: rank from 1, and the ranks of the rows whose FID cannot be told from its own."""
+    """A ranked record.
+
+    Attributes:
+        record: what was measured.
+        rank: from 1.
+        ties: ranks of the rows whose ranking metric is less than two combined standard errors away.
+    """
 
     record: Record
     rank: int
-    ties: tuple[int, ...]
+    ties: tuple[int, ...] = ()
 
     def tied(self, mark: str = "") -> str:
-        """The ties in words, "1, 3", with the mark before each; four and more in a row are "5–9"."""
+        """Return the ties in words, "1, 3", with the mark before each; four and more in a row are "5–9"."""
         words = []
         for _, run in groupby(enumerate(self.ties), lambda pair: pair[1] - pair[0]):
             ranks = [f"{mark}{rank}" for _, rank in run]
@@ -31,50 +39,175 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Comparable rows, best first."""
+    """Comparable rows, best first.
 
-    key: str
+    Attributes:
+        columns: one measurement for each column, in the order of the records.
+        ranked_by: the column that ranks the rows; None if no column has a direction.
+        rows: the ranked records.
+    """
+
+    columns: tuple[Measurement, ...]
+    ranked_by: Measurement | None
     rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> Record:
+        return self.rows[0].record
 
     @property
     def cached(self) -> bool:
         """Whether any row used a feature cache, and it was measured."""
-        return any(row.record.get("cache") for row in self.rows)
+        return any(row.record.cache for row in self.rows)
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    @property
+    def has_floor(self) -> bool:
+        return any(m.floor for m in self.columns)
+
+    @property
+    def fastest(self) -> float | None:
+        """The best speed; None without a choice."""
+        speeds = [row.record.speed.images_per_second for row in self.rows if row.record.speed]
+        return max(speeds) if len(speeds) > 1 else None
+
+    def floor(self, column: Measurement) -> Estimate | None:
+        """Return the score of real images in a column."""
+        return next((m.floor for row in self.rows if (m := cell(row.record, column)) and m.floor), None)
+
+    def headings(self) -> list[str]:
+        """Return the heading of every column; with the options of the metric where two columns have the same."""
+        plain = [m.column.heading for m in self.columns]
+        return [h if plain.count(h) == 1 else f"{h} {options(m)}" for h, m in zip(plain, self.columns, strict=True)]
+
+    def best(self, column: Measurement) -> float | None:
+        """Return the best value of a column; None without a direction, or a choice."""
+        values = [e.value for row in self.rows if (e := estimate_in(row.record, column))]
+        if column.column.higher_is_better is None or len(values) < 2:
+            return None
+        return (max if column.column.higher_is_better else min)(values)
+
+    def common(self, name: str) -> Any:
+        """Return an attribute of all records; None if they differ."""
+        values = {getattr(row.record, name) for row in self.rows}
+        return values.pop() if len(values) == 1 else None
 
 
-def groups(records: Sequence[Record]) -> list[Group]:
-    """Records by comparability, in the order in which each group first appears; inside it by FID."""
-    keys = list(dict.fromkeys(record["comparability"] for record in records))
-    return [Group(key, _ranked([r for r in records if r["comparability"] == key])) for key in keys]
+def cell(record: Record, column: Measurement) -> Measurement | None:
+    """Return a record's measurement in a column.
+
+    Args:
+        record: a row.
+        column: any measurement of that column.
+    """
+    return next((m for m in record.metrics if m.same_column(column)), None)
 
 
-def front(group: Group) -> tuple[Row, ...]:
-    """The Pareto front: the rows than which none is both better by FID and as fast, best first. It ignores errors."""
-    found: list[Row] = []
+def estimate_in(record: Record, column: Measurement | None) -> Estimate | None:
+    """Return a record's number in a column.
+
+    Args:
+        record: a row.
+        column: any measurement of that column.
+    """
+    found = column and cell(record, column)
+    return found.estimate if found else None
+
+
+def options(measurement: Measurement) -> str:
+    """Return the options of a metric in words: "nearest=3, groups=20".
+
+    Args:
+        measurement: a number of it.
+    """
+    return ", ".join(f"{key}={value}" for key, value in measurement.metric.items() if key != "name")
+
+
+def groups(records: Sequence[Record], rank_by: str | None = None) -> list[Group]:
+    """Group records by comparability, in the order in which each group first appears, and rank them inside it.
+
+    Records of the same samples share a row if they measure different things.
+
+    Args:
+        records: to be ranked.
+        rank_by: key of a column; by default the first with a direction, of those that all rows have if there is one.
+
+    Raises:
+        UserError: for a key that no record has, or that has no direction.
+    """
+    keys = {m.column.key: m.column.higher_is_better for r in records for m in r.metrics}
+    if rank_by is not None and keys.get(rank_by) is None:
+        able = [key for key, direction in keys.items() if direction is not None]
+        raise UserError(f"no records can be ranked by {rank_by!r}. {nearest(rank_by, able)}")
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        _add(by_key.setdefault(record.comparability, []), record)
+    return [_ranked(group, rank_by) for group in by_key.values()]
+
+
+def pareto_front(group: Group) -> tuple[Row, ...]:
+    """Return the rows than which none is both better by the ranking metric and as fast, best first; errors are ignored.
+
+    Args:
+        group: rows, best first.
+    """
+    front: list[Row] = []
     fastest = 0.0
     for row in group.rows:
-        speed = number(row.record, "speed", "images_per_second")
-        if speed is not None and speed > fastest:
-            found.append(row)
-            fastest = speed
-    return tuple(found)
+        if row.record.speed is not None and row.record.speed.images_per_second > fastest:
+            front.append(row)
+            fastest = row.record.speed.images_per_second
+    return tuple(front)
 
 
-def rival(group: Group, row: Row) -> Row | None:
-    """Of the same run and sampler without a cache, the row with as many steps as take as long as this cached one."""
-    steps = number(row.record, "cache", "equal_steps")
+def equal_time_rival(group: Group, row: Row) -> Row | None:
+    """Return the uncached row of the same run and sampler with as many steps as take as long as a cached one.
 
-    def kind(record: Record, **changes: object) -> object:
-        return record["run"], {"cache": None, **(record.get("sampler") or {}), **changes}
+    Args:
+        group: rows to look in.
+        row: the cached one.
+    """
+    steps = row.record.cache and row.record.cache.equal_steps
+
+    def kind(record: Record, **changes: Any) -> tuple[str, dict[str, Any]]:
+        return record.run, {"cache": None, **record.sampler, **changes}
 
     wanted = kind(row.record, cache=None, steps=steps)
     return next((other for other in group.rows if steps and kind(other.record) == wanted), None)
 
 
-def _ranked(records: Sequence[Record]) -> tuple[Row, ...]:
-    order = sorted(records, key=lambda r: float(r["metrics"]["fid"]["value"]))
-    fids = [Estimate(r["metrics"]["fid"]["value"], r["metrics"]["fid"]["se"], r["n"]) for r in order]
-    return tuple(
-        Row(record, i + 1, tuple(j + 1 for j, other in enumerate(fids) if j != i and not fids[i].differs(other)))
-        for i, record in enumerate(order)
-    )
+def _add(records: list[Record], record: Record) -> None:
+    """Add a record, or its metrics to a record of the same samples that has none of them."""
+    names = {m.column.key for m in record.metrics}
+    for i, other in enumerate(records):
+        if other.identity == record.identity and not names & {m.column.key for m in other.metrics}:
+            records[i] = replace(other, metrics=other.metrics + record.metrics)
+            return
+    records.append(record)
+
+
+def _ranked(records: Sequence[Record], rank_by: str | None) -> Group:
+    columns: list[Measurement] = []
+    for measurement in (m for record in records for m in record.metrics):
+        if not any(measurement.same_column(c) for c in columns):
+            columns.append(measurement)
+    directed = [c for c in columns if c.column.higher_is_better is not None and rank_by in (None, c.column.key)]
+    shared = [c for c in directed if all(cell(record, c) for record in records)]
+    ranked_by = next(iter(shared or directed), None)
+
+    sign = -1 if ranked_by and ranked_by.column.higher_is_better else 1
+
+    def key(record: Record) -> tuple[bool, float]:
+        found = estimate_in(record, ranked_by)
+        return found is None, sign * found.value if found else 0.0
+
+    order = sorted(records, key=key)
+    estimates = [estimate_in(record, ranked_by) for record in order]
+    rows = []
+    for i, (record, mine) in enumerate(zip(order, estimates, strict=True)):
+        tied = [j + 1 for j, other in enumerate(estimates) if j != i and mine and other and not mine.differs(other)]
+        rows.append(Row(record, i + 1, tuple(tied)))
+    return Group(tuple(columns), ranked_by, tuple(rows))

@@ -1,113 +1,442 @@
-"""Evaluation records: JSON that says what was measured and how. Reading and checking them needs no torch."""
+"""Evaluation records: what was measured and how, as one checked dataclass. Reading them needs no torch."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
+import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, nearest
+from gen.config.spec import convert, spec_of
+from gen.eval.estimate import Estimate
+from gen.eval.metrics import Column
 
-__all__ = ["SCHEMA", "check", "collect", "comparability", "identity", "number", "sampler_text"]
+__all__ = [
+    "SCHEMA",
+    "CacheSaving",
+    "Drift",
+    "ExtractorInfo",
+    "FloorInfo",
+    "Interval",
+    "Measurement",
+    "Record",
+    "ReferenceInfo",
+    "SiteMap",
+    "Speed",
+    "collect",
+    "digest",
+    "from_json",
+    "read_json",
+    "sampler_text",
+    "to_json",
+    "write_record",
+    "write_text",
+]
 
-SCHEMA = 1
-PROTOCOL = ("schema", "reference", "extractor", "n", "rounding", "labels")
-NUMBERS = (
-    ("nfe",),
-    ("n",),
-    ("seed",),
-    ("params",),
-    ("floor", "n"),
-    *((group, name, part) for group in ("metrics", "floor") for name in ("fid", "kid") for part in ("value", "se")),
-    *((group, name, "value") for group in ("metrics", "floor") for name in ("accuracy", "nearest", "fid_train")),
-    *(("speed", name) for name in ("images_per_second", "ms_per_image", "p10", "p90", "peak_mb")),
-    *(("cache", name) for name in ("full", "evaluations", "fraction", "equal_steps", "memory_mb")),
-    *(("cache", name, part) for name in ("c", "ratio", "speedup") for part in ("value", "low", "high")),
-    *(("cache", "drift", name) for name in ("rmse", "se", "psnr")),
-    ("cache", "map", "steps"),
-)
-WORDS = ("label", "run", "rounding", "labels", "device", "date", "command", "comparability")
-PARTS = ("reference", "extractor", "sampler", "metrics", "floor", "speed", "cache")
-OPTIONAL = ("sampler", "floor", "speed", "cache", "device", "date", "command")
-REQUIRED = (("nfe",), ("n",), ("metrics", "fid", "value"), ("metrics", "fid", "se"))
-
-Record = Mapping[str, Any]
-
-
-def comparability(record: Record) -> str:
-    """The hash that the rows of one table share: reference, extractor, number of samples, rounding, labels."""
-    return _hash({key: record[key] for key in PROTOCOL})
+SCHEMA = 2
+T = TypeVar("T")
 
 
-def identity(record: Record) -> str:
-    """The hash that names a record's file: repeating an evaluation replaces its record."""
-    return _hash({key: record[key] for key in ("comparability", "run", "label", "checkpoint", "sampler", "seed")})
+@dataclass(frozen=True)
+class Measurement:
+    """A number that was measured.
+
+    Attributes:
+        column: its declaration, as the metric's class has it.
+        metric: spec of the metric, options included.
+        estimate: the number of the samples.
+        floor: the same number of real images; None where they have none.
+    """
+
+    column: Column
+    metric: Mapping[str, Any]
+    estimate: Estimate
+    floor: Estimate | None = None
+
+    def same_column(self, other: Measurement) -> bool:
+        """Return whether two numbers may stand in one column: the same one of the same metric with the same options."""
+        return (self.column.key, self.metric) == (other.column.key, other.metric)
 
 
-def number(record: Record, *keys: str) -> float | None:
-    """The number at a path of keys; None if there is none."""
-    value: Any = record
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+@dataclass(frozen=True)
+class ReferenceInfo:
+    """The real images that samples were compared with.
+
+    Attributes:
+        data: spec of the data set.
+        split: "train" or "test".
+        n: number of images.
+        shape: of one, (C, H, W).
+        fingerprint: digest of the split's content.
+        other: digest of the other split's content.
+    """
+
+    data: Mapping[str, Any]
+    split: str
+    n: int
+    shape: tuple[int, ...]
+    fingerprint: str
+    other: str = ""
 
 
-def check(record: Any, where: str) -> Record:
-    """The record itself. UserError, naming `where`, if it is none or its key is not that of its content."""
-    if not isinstance(record, Mapping) or record.get("schema") != SCHEMA:
-        schema = record.get("schema") if isinstance(record, Mapping) else type(record).__name__
-        raise UserError(f"{where} is no evaluation record of schema {SCHEMA}: it is {schema!r}")
-    missing = [key for key in (*PROTOCOL, "label", "run", "comparability") if key not in record]
-    missing += [".".join(keys) for keys in REQUIRED if number(record, *keys) is None]
-    if missing:
-        raise UserError(f"{where} is no complete evaluation record: it lacks {', '.join(missing)}")
-    for key in (*WORDS, *PARTS):
-        kind = str if key in WORDS else Mapping
-        given = record.get(key)
-        if not isinstance(given, kind) and not (given is None and key in OPTIONAL):
-            raise UserError(f"{where}: {key} is {given!r}, expected {'text' if key in WORDS else 'an object'}")
-    data, shape = record["reference"].get("data"), record["reference"].get("shape")
-    if not isinstance(data, Mapping) or not isinstance(shape, (list, type(None))):
-        raise UserError(f"{where}: reference.data and .shape are {data!r} and {shape!r}, expected an object and a list")
-    for keys in NUMBERS:
-        value: object = number(record, *keys)
-        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):  # type: ignore[arg-type]
-            raise UserError(f"{where}: {'.'.join(keys)} is {value!r}, expected a finite number")
-    if record["comparability"] != comparability(record):
-        raise UserError(f"{where}: the comparability key {record['comparability']!r} does not belong to its content")
-    drawn = (record.get("cache") or {}).get("map")
-    if drawn is not None and not _is_map(drawn):
-        raise UserError(f"{where}: cache.map is not a picture, the names of its rows, and the number of its columns")
-    for picture in (record.get("strip"), (record.get("floor") or {}).get("strip")):
-        if picture is not None and not _is_png(picture):
-            raise UserError(f"{where}: a strip of samples is no PNG in base64")
-    return record
+@dataclass(frozen=True)
+class ExtractorInfo:
+    """The identity of a feature extractor.
+
+    Attributes:
+        name: network, layer, resize rule and dtype.
+        sha256: of the weights' file; "" without weights.
+        dim: width of the features.
+    """
+
+    name: str
+    sha256: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class FloorInfo:
+    """The real images whose scores are the floor.
+
+    Attributes:
+        n: number of images of the other split.
+        strip: ten of them, a PNG in base64.
+    """
+
+    n: int
+    strip: str | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A measured speed.
+
+    Attributes:
+        images_per_second: 1000 / ms_per_image.
+        ms_per_image: median over the blocks.
+        p10, p90: percentiles over the blocks, ms per image.
+        batch: images per block.
+        blocks: timed blocks.
+        warmup: blocks thrown away before.
+        steady: whether the last of those agreed.
+        nfe: network evaluations per image, counted; None if the sampler does not count.
+        peak_mb: the most memory in MiB, of the device, or on a CPU of the whole process so far.
+        device: device string.
+    """
+
+    images_per_second: float
+    ms_per_image: float
+    p10: float | None = None
+    p90: float | None = None
+    batch: int | None = None
+    blocks: int | None = None
+    warmup: int | None = None
+    steady: bool | None = None
+    nfe: float | None = None
+    peak_mb: float | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median and its 95 % confidence interval.
+
+    Attributes:
+        value: the median.
+        low, high: ends of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def map(self, f: Callable[[float], float]) -> Interval:
+        """Return the interval of f, a monotonic function, of the same quantity."""
+        ends = f(self.low), f(self.high)
+        return Interval(f(self.value), min(ends), max(ends))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The difference between samples with a cache and without, from the same noise.
+
+    Attributes:
+        rmse: root mean square, of values in [-1, 1].
+        se: its standard error.
+        psnr: the same in dB; None if there is no difference.
+        n: samples compared.
+    """
+
+    rmse: float
+    se: float
+    psnr: float | None
+    n: int
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.rmse, self.se, self.n)
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """A picture of which sites of the network were computed at which steps.
+
+    Attributes:
+        png: rows are sites, columns steps; base64.
+        sites: names of its rows.
+        steps: number of its columns.
+    """
+
+    png: str
+    sites: tuple[str, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
+class CacheSaving:
+    """The cost and the saving of a feature cache, measured on one batch against the same sampler without it.
+
+    Attributes:
+        fraction: F, full evaluations out of all.
+        speedup: 1 / ratio.
+        drift: of the samples.
+        equal_steps: uncached steps that fit into the time of the cached loop.
+        ratio: r, latency of the whole loop with the cache over that without.
+        c: (r - F) / (1 - F), the cost of a skipped evaluation in full ones; None if none was skipped.
+        batch: samples.
+        evaluations: of the network, for each sample.
+        full: of these, the ones that computed everything.
+        fraction_per_row: what F would be if no row had to wait for others.
+        memory_mb: MiB that the cache holds at the end of the loop.
+        map: of what was computed.
+    """
+
+    fraction: float
+    speedup: Interval | None = None
+    drift: Drift | None = None
+    equal_steps: int | None = None
+    ratio: Interval | None = None
+    c: Interval | None = None
+    batch: int | None = None
+    evaluations: int | None = None
+    full: int | None = None
+    fraction_per_row: float | None = None
+    memory_mb: float | None = None
+    map: SiteMap | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One evaluation.
+
+    Attributes:
+        run: name of the run or of the pipeline.
+        label: the row's name on a leaderboard.
+        nfe: network evaluations per sample, counted.
+        n: samples.
+        reference, extractor: what they were compared with, and in which features.
+        rounding: rule by which samples became uint8.
+        labels: rule by which labels were asked for.
+        metrics: the numbers, in the order of their columns.
+        sampler: spec of solver, steps, grid, guide, cache and engine, defaults filled in.
+        checkpoint: step, role, sha256 and weights of what was loaded.
+        seed: of the samples.
+        floor: the real images that the measurements' floors are of.
+        speed, cache: as measured; None if not measured.
+        params: of the network.
+        device: processor, in words.
+        versions: of packages.
+        date: ISO 8601.
+        command: that repeats the evaluation.
+        strip: the first ten samples, a PNG in base64.
+        schema: of this dataclass.
+    """
+
+    run: str
+    label: str
+    nfe: float
+    n: int
+    reference: ReferenceInfo
+    extractor: ExtractorInfo
+    rounding: str
+    labels: str
+    metrics: tuple[Measurement, ...]
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Mapping[str, Any] | None = None
+    seed: int | None = None
+    floor: FloorInfo | None = None
+    speed: Speed | None = None
+    cache: CacheSaving | None = None
+    params: int | None = None
+    device: str | None = None
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
+    command: str | None = None
+    strip: str | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        keys = [m.column.key for m in self.metrics]
+        if not keys or len(set(keys)) < len(keys):
+            raise UserError(f"a record holds at least one measurement, and each once; this one has {keys}")
+        check_finite(self)
+        for png in (self.strip, self.floor and self.floor.strip, self.cache and self.cache.map and self.cache.map.png):
+            if png and not _is_png(png):
+                raise UserError("a picture of the record is no PNG in base64")
+
+    @property
+    def comparability(self) -> str:
+        """The hash that the rows of one table share: reference, extractor, number of samples, rounding, labels."""
+        shared = ("schema", "reference", "extractor", "n", "rounding", "labels")
+        return digest({key: spec_of(self, named=False)[key] for key in shared})[:16]
+
+    @property
+    def identity(self) -> str:
+        """The hash of what the samples were: repeating an evaluation gives the same one."""
+        kept = ("run", "label", "checkpoint", "sampler", "seed")
+        return digest({key: getattr(self, key) for key in kept} | {"comparability": self.comparability})[:16]
+
+    def measured(self, key: str) -> Measurement:
+        """Return a measurement by the key of its column; UserError lists what there is."""
+        keys = {m.column.key: m for m in self.metrics}
+        if key not in keys:
+            raise UserError(f"{self.label}: no metric {key!r} was measured. {nearest(key, keys)}")
+        return keys[key]
+
+    def estimate(self, key: str) -> Estimate:
+        """Return a measured number by the key of its column."""
+        return self.measured(key).estimate
+
+
+def check_finite(record: Any, path: str = "") -> None:
+    """Raise UserError with the path of the first number of a dataclass that is not finite."""
+    if dataclasses.is_dataclass(record):
+        for f in dataclasses.fields(record):
+            check_finite(getattr(record, f.name), f"{path}.{f.name}".lstrip("."))
+    elif isinstance(record, tuple):
+        for i, value in enumerate(record):
+            check_finite(value, f"{path}[{i}]")
+    elif isinstance(record, float) and not math.isfinite(record):
+        raise UserError(f"{path} is {record}, expected a finite number")
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON value.
+
+    Args:
+        value: strict JSON; the order of keys does not matter.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """Return a record as JSON values, with the sha256 of the others among them.
+
+    Args:
+        record: a dataclass, such as Record.
+    """
+    body = json.loads(json.dumps(spec_of(record, named=False), allow_nan=False))
+    return {**body, "sha256": digest(body)}
+
+
+def from_json(value: Any, kind: type[T], source: str) -> T:
+    """Check a record that `to_json` made, and return it.
+
+    Args:
+        value: JSON value.
+        kind: its dataclass, whose field `schema` has the one default that is read.
+        source: its name in messages, such as a path.
+
+    Raises:
+        UserError: in one line that names the source, if it is no such record or was altered.
+    """
+    schema = next(f.default for f in dataclasses.fields(kind) if f.name == "schema")  # type: ignore[arg-type]
+    if not isinstance(value, Mapping) or value.get("schema") != schema:
+        found = value.get("schema") if isinstance(value, Mapping) else type(value).__name__
+        raise UserError(f"{source} is no {kind.__name__} of schema {schema}: it is {found!r}")
+    body = {k: v for k, v in value.items() if k != "sha256"}
+    if value.get("sha256") != digest(body):
+        raise UserError(f"{source} does not match its own sha256: it was edited, or is damaged")
+    return _convert(body, kind, source)
+
+
+def _convert(value: Any, kind: type[T], source: str) -> T:
+    """Return a JSON value as a dataclass; UserError names the source."""
+    try:
+        return convert(value, kind, kind.__name__)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: it is the old one or the new one, whole, whenever the process is killed.
+
+    Args:
+        path: of the file; its folder is created.
+        text: all of its content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}-{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write a record to a folder, in place of that of the same samples and metrics.
+
+    Args:
+        record: what to write.
+        folder: such as RUN/eval.
+
+    Returns:
+        The file's path.
+    """
+    metrics = digest([m.metric for m in record.metrics])[:8]
+    path = folder / f"{record.identity}-{metrics}.json"
+    write_text(path, json.dumps(to_json(record), indent=1) + "\n")
+    return path
 
 
 def collect(sources: Any) -> list[Record]:
-    """The records of: records, .json files, run folders (their eval/*.json), .toml lists, or several of these.
+    """Read records from anywhere.
 
-    A list is a TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name. A
-    path may be another list, but none that leads back. The same record twice counts once. Raises UserError, naming the
-    source, for what is none of these.
+    Args:
+        sources: a record, a .json file, a run folder (its eval/*.json), a .toml list, or several of these. A list is a
+            TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name. A path
+            may be another list, but none that leads back.
+
+    Returns:
+        The records; the same one twice counts once.
+
+    Raises:
+        UserError: naming the source, for what is none of these.
     """
-    found: list[Record] = []
-    for record in _walk(sources):
-        if record not in found:
-            found.append(record)
-    if not found:
+    records: list[Record] = []
+    for record in _read_all(sources):
+        if record not in records:
+            records.append(record)
+    if not records:
         raise UserError("no evaluation records: give run folders that were evaluated, or the records themselves")
-    return found
+    return records
 
 
-def sampler_text(record: Record) -> str:
-    """The sampler in a few words: "heun, 8 steps, cfg(scale=1.5)". Grids are named unless they are linear."""
-    sampler = record.get("sampler") or {}
+def sampler_text(sampler: Mapping[str, Any]) -> str:
+    """Say a sampler in a few words: "heun, 8 steps, cfg(scale=1.5)". Grids are named unless they are linear.
+
+    Args:
+        sampler: spec, as a record has it.
+    """
     words = [_spec_text(sampler.get("solver"))]
     if sampler.get("steps") is not None:
         words.append(f"{sampler['steps']} step{'' if sampler['steps'] == 1 else 's'}")
@@ -119,45 +448,56 @@ def sampler_text(record: Record) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _walk(source: Any, within: tuple[Path, ...] = ()) -> Iterable[Record]:
-    """The records of a source; `within` are the lists that led to it."""
-    if isinstance(source, Mapping):
-        yield check(source, f"the record {str(source.get('label', '?'))!r}")
+def _read_all(source: Any, within: tuple[Path, ...] = ()) -> Iterable[Record]:
+    """Yield the records of a source; `within` are the lists that led to it."""
+    if isinstance(source, Record):
+        yield source
+    elif isinstance(source, Mapping):
+        yield from_json(source, Record, f"the record {str(source.get('label', '?'))!r}")
     elif not isinstance(source, (str, Path)):
         for one in source:
-            yield from _walk(one, within)
+            yield from _read_all(one, within)
     elif (path := Path(source)).is_dir():
         files = sorted((path / "eval").glob("*.json"))
         if not files:
             raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
-        yield from _walk(files)
+        yield from _read_all(files)
     elif path.suffix == ".toml":
-        yield from _listed(path, within)
+        yield from _read_list(path, within)
     else:
-        yield check(_load(path), str(path))
+        yield from_json(read_json(path), Record, str(path))
 
 
-def _listed(path: Path, within: tuple[Path, ...]) -> Iterable[Record]:
+def _read_list(path: Path, within: tuple[Path, ...]) -> Iterable[Record]:
     if path.resolve() in within:
         raise UserError(f"{path}: this list leads back to itself; a path names records, run folders or other lists")
-    content = _load(path)
+    content = read_json(path)
     entries = content.get("entry", [])
     if set(content) - {"entry"} or not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: a list of entries has tables [[entry]] and nothing else, it has {', '.join(content)}")
-    for entry in entries:
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: an entry is {entry!r}, expected a table [[entry]] with path and label")
-        unknown = set(entry) - {"path", "label"}
-        if unknown or "path" not in entry:
-            raise UserError(f"{path}: an entry has path and label, this one has {', '.join(sorted(entry))}")
-        for key, value in entry.items():
-            if not isinstance(value, str):
-                raise UserError(f"{path}: {key} is {value!r}, expected text")
-        for record in _walk(path.parent / entry["path"], (*within, path.resolve())):
-            yield {**record, "label": entry["label"]} if "label" in entry else record
+    for given in entries:
+        entry = _convert(given, ListEntry, str(path))
+        for record in _read_all(path.parent / entry.path, (*within, path.resolve())):
+            yield record if entry.label is None else replace(record, label=entry.label)
 
 
-def _load(path: Path) -> Any:
+@dataclass(frozen=True)
+class ListEntry:
+    """A table [[entry]] of a list."""
+
+    path: str
+    label: str | None = None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or a .toml one as JSON values.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: in one line that names it, if it is missing or cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -176,26 +516,17 @@ def _spec_text(spec: Any) -> str:
 
 
 def _cache_text(spec: Any) -> str:
-    """A cache's name and numbers; of its parts the names, and nothing of its coordinate, its sites and its masks."""
+    """Return a cache's name and numbers; of its parts the names, and nothing of its coordinate, sites and masks."""
     if not isinstance(spec, Mapping):
         return _spec_text(spec)
     short = {key: value.get("name") if isinstance(value, Mapping) else value for key, value in spec.items()}
-    told = {k: v for k, v in short.items() if k != "coordinate" and v != "" and not isinstance(v, (list, tuple))}
-    return _spec_text(told)
+    return _spec_text(
+        {k: v for k, v in short.items() if k != "coordinate" and v != "" and not isinstance(v, (list, tuple))}
+    )
 
 
-def _is_map(drawn: Any) -> bool:
-    if not isinstance(drawn, Mapping) or not isinstance(drawn.get("sites"), list) or "steps" not in drawn:
-        return False
-    return all(isinstance(site, str) for site in drawn["sites"]) and _is_png(drawn.get("png"))
-
-
-def _is_png(text: Any) -> bool:
+def _is_png(text: str) -> bool:
     try:
         return base64.b64decode(text, validate=True).startswith(b"\x89PNG\r\n\x1a\n")
-    except (ValueError, TypeError):
+    except ValueError:
         return False
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,9 +1,11 @@
-"""Real images: both splits of a data set as a metric sees them, and how far apart they are from each other."""
+"""Real images: both splits of a data set as metrics see them, and how far they are from each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -11,98 +13,170 @@ from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
-from gen.config.spec import build, spec_of
-from gen.eval.estimate import Estimate
+from gen.config.spec import build, name_of, spec_of
+from gen.eval.features import Classifier, Extractor
 from gen.eval.features.pixels import Pixels
-from gen.eval.metrics.accuracy import Accuracy
-from gen.eval.metrics.frechet import Frechet
-from gen.eval.metrics.kid import KID
-from gen.eval.metrics.nearest import Nearest
+from gen.eval.metrics import Estimate, Metric
 
-__all__ = ["DataSet", "Extractor", "Reference", "Split", "stack"]
+__all__ = ["DataSet", "RealImages", "Reference", "SampleRows", "stack"]
 
 
 class DataSet(Protocol):
-    """What gen/data plug-ins open: items {"x": float32 [C, H, W] in [-1, 1], "y": int64 0-d or absent}."""
+    """A data set as gen/data plug-ins open it: items {"x": float32 [C, H, W] in [-1, 1], "y": int64 0-d or absent}."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Digest of the content."""
+        ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of items."""
+        ...
 
-    def __getitem__(self, i: int) -> Mapping[str, Tensor]: ...
+    def __getitem__(self, i: int) -> Mapping[str, Tensor]:
+        """Return item i.
+
+        Args:
+            i: 0 .. len - 1.
+        """
+        ...
 
 
-class Extractor(Protocol):
-    """What a file of features/ loads: uint8 images [B, C, H, W] -> float32 features [B, D], row by row."""
+class SampleRows(Protocol):
+    """Rows of a set of samples under the names of gen.eval.metrics.NEEDS."""
 
-    @property
-    def name(self) -> str: ...
+    def rows(self, name: str) -> Tensor:
+        """Return the rows of all samples in order.
 
-    @property
-    def sha256(self) -> str: ...
+        Args:
+            name: features, pixels, labels or targets.
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+        Returns:
+            [N, ...], on the CPU.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """Real images uint8 [N, C, H, W], their labels [N] if they have any, and their features [N, D]."""
+class RealImages:
+    """A split of real images.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N]; None if they have none.
+        features: float32 [N, D].
+        fingerprint: digest of the data set's content.
+    """
 
     images: Tensor
     labels: Tensor | None
     features: Tensor
     fingerprint: str
 
+    @cached_property
+    def pixels(self) -> Tensor:
+        return Pixels()(self.images)
+
+    def rows(self, name: str) -> Tensor:
+        return getattr(self, name)
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """The split that samples are compared with, and the other one.
 
-    data: the spec it was opened from. real: the reference proper. train: the images a model may have learned by heart.
+    Attributes:
+        data: spec of the data set.
+        extractor: that features come from.
+        split: "train" or "test": the reference proper.
+        train: the images that a model may have memorised.
+        test: held-out images.
+        extractor_name: by which its spec is found.
+        floors: scores of real images that were computed already, by the metric's spec.
     """
 
     data: dict[str, Any]
     extractor: Extractor
     split: str
-    train: Split
-    test: Split
+    train: RealImages
+    test: RealImages
+    extractor_name: str
+    floors: dict[str, Sequence[Estimate]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, data: Any, split: str = "test", extractor: Any = "digits_cnn") -> Reference:
-        """Of a data set and an extractor, each a name, a spec, or an object."""
+        """Open both splits of a data set for an extractor, each given as a name, a spec, or an object."""
         if split not in ("train", "test"):
             raise UserError(f"unknown split {split!r}. {nearest(split, ['train', 'test'])}")
-        source, extract = build("data", data), build("eval.features", extractor).load()
+        source, spec = build("data", data), build("eval.features", extractor)
+        extract = spec.load()
         opened = {}
         for name in ("train", "test"):
             items = source.open(name)
             images, labels = stack(items)
-            opened[name] = Split(images, labels, extract(images), items.fingerprint)
-        return cls(spec_of(source), extract, split, **opened)
+            opened[name] = RealImages(images, labels, extract(images), items.fingerprint)
+        return cls(spec_of(source), extract, split, opened["train"], opened["test"], name_of(type(spec)))
 
     @property
-    def real(self) -> Split:
+    def real(self) -> RealImages:
         return self.train if self.split == "train" else self.test
 
     @property
-    def other(self) -> Split:
+    def other(self) -> RealImages:
         return self.test if self.split == "train" else self.train
 
-    def floor(self) -> dict[str, Estimate]:
-        """What real images score: those of the other split, and for accuracy and nearest always the held-out ones."""
-        found = {
-            "fid": Frechet()(self.other.features, self.real.features),
-            "kid": KID()(self.other.features, self.real.features),
-            "nearest": Nearest()(Pixels()(self.test.images), Pixels()(self.train.images)),
-        }
-        if self.test.labels is not None and hasattr(self.extractor, "head"):  # it learned the training labels
-            found["accuracy"] = Accuracy()(self.extractor.head(self.test.features), self.test.labels)
-        return found
+    def inputs(self, needs: str, samples: SampleRows) -> tuple[Tensor, Tensor]:
+        """Return what a metric of these needs is called with, see gen.eval.metrics."""
+        if needs == "logits" and isinstance(self.extractor, Classifier):
+            return self.extractor.head(samples.rows("features")), samples.rows("labels")
+        if needs == "pairs":
+            return samples.rows("pixels"), samples.rows("targets")
+        name = needs.removeprefix("train_")
+        return samples.rows(name), (self.real if name == needs else self.train).rows(name)
+
+    def obstacle(self, needs: str, kept: Sequence[str]) -> str | None:
+        """Return the reason why a metric of these needs cannot be computed from samples with these rows, or None."""
+        if needs == "logits" and not isinstance(self.extractor, Classifier):
+            return f"the extractor {self.extractor.name} is no classifier"
+        if needs == "logits" and "labels" not in kept:
+            return "the samples have no labels"
+        if needs == "pairs" and "targets" not in kept:
+            return 'the samples have no targets, images in cond["target"]'
+        return None
+
+    def floor(self, metric: Metric) -> Sequence[Estimate | None]:
+        """Return a metric of real images: of the other split, or of held-out ones against what was learned.
+
+        None where real images have no such score.
+        """
+        samples = self.other if metric.needs in ("features", "pixels") else self.test
+        if metric.needs == "pairs" or (metric.needs == "logits" and self.test.labels is None):
+            return [None] * len(metric.columns)
+        key = json.dumps(spec_of(metric), sort_keys=True)
+        if key not in self.floors:
+            self.floors[key] = measure(metric, *self.inputs(metric.needs, samples))
+        return self.floors[key]
+
+
+def measure(metric: Metric, samples: Tensor, reference: Tensor) -> Sequence[Estimate]:
+    """Return a metric's estimates, one for each column; UserError if one is not finite."""
+    result = metric(samples, reference)
+    estimates = [result] if isinstance(result, Estimate) else list(result)
+    for column, estimate in zip(metric.columns, estimates, strict=True):
+        if not torch.tensor([estimate.value, estimate.se or 0.0]).isfinite().all():
+            raise UserError(f"{column.key} of {estimate.n} samples is not finite: {estimate}")
+    return estimates
 
 
 def stack(data: DataSet) -> tuple[Tensor, Tensor | None]:
-    """The whole data set: uint8 images [N, C, H, W], rounded as samples are, and labels [N] if it has them."""
+    """Stack a whole data set.
+
+    Args:
+        data: the items.
+
+    Returns:
+        Images uint8 [N, C, H, W], rounded as samples are, and labels int64 [N], None without them.
+    """
     items = [data[i] for i in range(len(data))]
     images = torch.stack([to_uint8(item["x"]) for item in items])
     return images, torch.stack([item["y"] for item in items]) if "y" in items[0] else None

@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
 
 from gen.config.errors import UserError
+from gen.eval.record import Interval, Speed
 
-__all__ = ["InterleavedTiming", "Speed", "Throughput", "peak_mb", "spread", "timed"]
+__all__ = ["InterleavedTiming", "Throughput", "median_interval", "peak_mb", "spread", "timed"]
 
 T = TypeVar("T")
 MIN_ROUNDS = 6  # the least and the greatest of six values hold their median with probability 1 - 2 / 2^6
-
-
-@dataclass(frozen=True)
-class Speed:
-    """A measured speed.
-
-    Attributes:
-        batch: images per block.
-        blocks: timed blocks.
-        warmup: blocks thrown away before.
-        steady: whether the last of those agreed.
-        ms_per_image: median over the blocks.
-        p10, p90: percentiles over the blocks, ms per image.
-        images_per_second: 1000 / ms_per_image.
-        nfe: network evaluations per image, counted; None if the sampler does not count.
-        peak_mb: the most memory in MiB, of the device, or on a CPU of the whole process so far.
-        device: device string.
-    """
-
-    batch: int
-    blocks: int
-    warmup: int
-    steady: bool
-    ms_per_image: float
-    p10: float
-    p90: float
-    images_per_second: float
-    nfe: float | None
-    peak_mb: float
-    device: str
-
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -99,11 +68,16 @@ class Throughput:
         times: list[float] = []
         while len(times) < 5 or (len(times) < self.blocks and self.clock() - begin < self.seconds):
             times.append(block())
-        found = spread(times, self.batch)
         return Speed(
-            self.batch, len(times), len(warm), steady(warm, self.within), **found, nfe=nfe[-1], peak_mb=peak_mb(device),
+            **spread(times, self.batch),
+            batch=self.batch,
+            blocks=len(times),
+            warmup=len(warm),
+            steady=steady(warm, self.within),
+            nfe=nfe[-1],
+            peak_mb=peak_mb(device),
             device=str(device),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +110,28 @@ class InterleavedTiming:
             seconds.append([timed(call, device, self.clock)[0] for call in calls])
             seconds.append([timed(call, device, self.clock)[0] for call in reversed(calls)][::-1])
         return seconds
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """Return the median, and the narrowest pair of order statistics around it that holds it with 95 % confidence.
+
+    It assumes nothing of the distribution, only that values are independent: each lies above the median with
+    probability 1/2.
+
+    Args:
+        values: in any order.
+
+    Raises:
+        UserError: below 6 values, of which no pair is enough.
+    """
+    n, inside = len(values), sorted(values)
+    outside, rank = 2 / 2**n, 0  # the chance that all lie on one side, and the rank from 0 of the lower end
+    if outside > 0.05:
+        raise UserError(f"{n} values: at least 6 are needed for a 95 % interval of their median")
+    while outside + 2 * math.comb(n, rank + 1) / 2**n <= 0.05:
+        rank += 1
+        outside += 2 * math.comb(n, rank) / 2**n
+    return Interval(median(inside), inside[rank], inside[n - 1 - rank])
 
 
 def timed(call: Callable[[], T], device: torch.device, clock: Callable[[], float]) -> tuple[float, T]:

@@ -26,13 +26,11 @@ from dataclasses import replace
 import torch
 
 import gen
-from gen.config.checkpoints import write_json
 from gen.config.errors import UserError
-from gen.eval.estimate import Estimate
 from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard, table
-from gen.eval.ranking import front, groups, rival
-from gen.eval.record import identity
+from gen.eval.ranking import equal_time_rival, groups, pareto_front
+from gen.eval.record import write_record
 from gen.eval.reference import Reference
 from gen.eval.throughput import InterleavedTiming, spread
 
@@ -64,42 +62,43 @@ class Front:
         timing = {"seconds": args.seconds, "timed": args.timed}
         record = evaluate(self.pipeline, data=self.reference, n=args.n, seed=args.seed, label=label, **timing, **how)
         self.entries.append((record, how))
-        fid, took = record["metrics"]["fid"], time.perf_counter() - began
-        print(f"{label}: FID {fid['value']:.2f} ± {fid['se']:.2f} ({took:.0f} s)", file=sys.stderr, flush=True)
+        fid, took = record.estimate("fid"), time.perf_counter() - began
+        print(f"{label}: FID {fid.text()} ({took:.0f} s)", file=sys.stderr, flush=True)
         return record
 
     def time(self):
-        """Every record's speed, measured again, all in turns."""
+        """Measure every record's speed again, all in turns."""
         batch = min(self.args.timed, self.args.n)
         keys = {"n": batch, "batch_size": batch, "seed": self.args.seed}
         calls = [lambda how=how: self.pipeline.sample(**how, **keys) for _, how in self.entries]
-        turns = InterleavedTiming(seconds=self.args.seconds).measure(calls)
-        for (record, _), times in zip(self.entries, zip(*turns, strict=True), strict=True):
-            record["speed"] |= {"blocks": len(times), "steady": True, **spread(times, batch)}
+        rounds = InterleavedTiming(seconds=self.args.seconds).measure(calls)
+        for i, times in enumerate(zip(*rounds, strict=True)):
+            record, how = self.entries[i]
+            speed = replace(record.speed, blocks=len(times), steady=True, **spread(times, batch))
+            self.entries[i] = replace(record, speed=speed), how
 
     def write(self, out):
         records = [record for record, _ in self.entries]
         for record in records:
-            write_json(out / "records" / f"{identity(record)}.json", record)
+            write_record(record, out / "records")
         name = self.pipeline.name
         return leaderboard(records, out / "leaderboard.html", title=f"{name}: feature caches and fewer steps")
 
 
 def verdict(records):
-    """Lines: the cached rows on the front, each with the uncached steps that take as long."""
+    """Yield lines: the cached rows on the front, each with the uncached steps that take as long."""
     (group,) = groups(records)
-    best = front(group)
-    cached = [row for row in group.rows if row.record.get("cache")]
+    best = pareto_front(group)
+    cached = [row for row in group.rows if row.record.cache]
     winners = [row for row in cached if row in best]
     yield f"{len(winners)} of {len(cached)} cached rows are on the Pareto front of FID against images per second:"
     for row in winners:
-        fid, speed = row.record["metrics"]["fid"], row.record["speed"]["images_per_second"]
-        line = f"  #{row.rank} {row.record['label']}: FID {fid['value']:.2f} ± {fid['se']:.2f} at {speed:,.0f} images/s"
-        other = rival(group, row)
+        fid, speed = row.record.estimate("fid"), row.record.speed.images_per_second
+        line = f"  #{row.rank} {row.record.label}: FID {fid.text()} at {speed:,.0f} images/s"
+        other = equal_time_rival(group, row)
         if other is not None:
-            theirs = other.record["metrics"]["fid"]
-            tie = not Estimate(**fid, n=0).differs(Estimate(**theirs, n=0))
-            line += f"; {other.record['label']}: {theirs['value']:.2f} ± {theirs['se']:.2f}{', a tie' if tie else ''}"
+            theirs = other.record.estimate("fid")
+            line += f"; {other.record.label}: {theirs.text()}{'' if fid.differs(theirs) else ', a tie'}"
         yield line
 
 
@@ -126,7 +125,7 @@ def main(given=None):
     run = Front(pipeline, Reference.open(args.data, "test", args.extractor), args)
     chosen = list(caches(args.caches, args.intervals, args.thresholds))
     run.add(f"no cache, {args.steps} steps")
-    equal = [run.add(label, cache=cache)["cache"]["equal_steps"] for label, cache in chosen]
+    equal = [run.add(label, cache=cache).cache.equal_steps for label, cache in chosen]
     for steps in sorted({k for k in equal if k != args.steps}, reverse=True):
         run.add(f"no cache, {steps} step{'' if steps == 1 else 's'}", steps=steps)
     run.time()

@@ -32,6 +32,7 @@ import gen
 from gen.config.checkpoints import read_json, write_json
 from gen.config.errors import UserError, nearest
 from gen.config.spec import find, override
+from gen.eval.estimate import Estimate
 from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard
 from gen.training.log import read_metrics
@@ -85,11 +86,15 @@ def measured(folder, name, seed, steps, samples):
     how = {} if steps is None else {"steps": steps}
     label = f"{name}, seed {seed}" if steps is None else f"{name}, {steps} step{'s' if steps > 1 else ''}, seed {seed}"
     record = evaluate(pipeline, n=samples, seed=seed, label=label, seconds=0.5, out=folder / "eval", **how)
-    pixels = evaluate(pipeline, n=samples, seed=seed, extractor="pixels", seconds=0.1, **how)["metrics"]["fid"]["value"]
+    pixels = evaluate(pipeline, n=samples, seed=seed, extractor="pixels", metrics=["fid"], seconds=0.1, **how)
     curve = [(row["step"], row["val_loss"]) for row in read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
-    row = {"name": name, "nfe": record["nfe"], "seed": seed, "steps": pipeline.info["step"], "params": pipeline.params}
-    row |= {key: record["metrics"][key]["value"] for key in ("fid", "accuracy", "recall", "coverage")}
-    return row | {"pixel_fid": pixels, "val_loss": curve[-1][1] if curve else None, "curve": curve}
+    row = {"name": name, "nfe": record.nfe, "seed": seed, "steps": pipeline.info["step"], "params": pipeline.params}
+    row |= {key: record.estimate(key).value for key in ("fid", "accuracy", "recall", "coverage")}
+    return row | {
+        "pixel_fid": pixels.estimate("fid").value,
+        "val_loss": curve[-1][1] if curve else None,
+        "curve": curve,
+    }
 
 
 def taught_by(study, name):
@@ -159,10 +164,10 @@ def table(rows, baseline=None):
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for row in rows:
-        fid, pixels, ratio = row["fid"], row["pixel_fid"], row["fid"]["value"] / first["fid"]["value"]
+        ratio = row["fid"]["value"] / first["fid"]["value"]
+        fid, pixels = (Estimate(row[key]["value"], row[key]["se"], row["seeds"]) for key in ("fid", "pixel_fid"))
         cells = [row["name"], f"{row['nfe']:g}", str(row["seeds"]), str(row["steps"])]
-        cells += [f"{fid['value']:.2f} ± {fid['se']:.2f}", f"{ratio:.2f}"]
-        cells += [f"{pixels['value']:.3f} ± {pixels['se']:.3f}"]
+        cells += [fid.text(), f"{ratio:.2f}", pixels.text()]
         cells += [f"{row[key]['value']:.3f}" for key in ("accuracy", "recall", "coverage")]
         yield f"| {' | '.join(cells)} | {row['ms_per_step']['value'] / first['ms_per_step']['value']:.1f} |"
 

@@ -1,1 +1,155 @@
-"""Statistics: frozen objects, (rows of the samples, rows of the reference) -> Estimate. Contract: gen.eval.estimate."""
+"""Metrics: one file each, from a set of samples and a set of real images to a number with its standard error.
+
+A metric is a frozen dataclass whose fields are its options, and which declares, as class attributes, the columns that
+it fills and the inputs that it needs; `Metric` below is the whole contract. Evaluation, csv, tables and pages read
+these declarations, and nothing else names a metric:
+
+    @dataclass(frozen=True)
+    class Sharpness:
+        '''The mean absolute difference of neighbouring pixels.'''
+
+        columns = (Column("sharpness", "Sharpness", higher_is_better=True),)
+        needs = "pixels"
+
+        def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
+            x = (samples[:, 1:] - samples[:, :-1]).abs().mean(1)
+            return Estimate(float(x.mean()), float(x.std()) / len(x) ** 0.5, len(x))
+
+A file in this folder (the first name of its `__all__`) is a default metric: it is computed wherever its inputs can be
+had. One from elsewhere is asked for by its name: gen.evaluate(..., metrics=["fid", "my_package.my_module:Sharpness"]),
+`gen evaluate RUN --metrics fid,my_package.my_module:Sharpness`, or as an object.
+
+What `needs` may be, and what the metric is then called with (all on the CPU, rows in the order of the samples'
+indices):
+
+    needs             samples                                   reference
+    features          features [N, D] of the extractor          those of the reference images [M, D]
+    train_features    the same                                  those of the training images [M, D]
+    logits            class scores [N, K] of the extractor      the labels asked for, int64 [N]
+    pixels            pixels [N, C H W] in [0, 1], float32      those of the reference images [M, C H W]
+    train_pixels      the same                                  those of the training images [M, C H W]
+    pairs             the same                                  pixels that sample i should have, [N, C H W]
+
+`logits` needs an extractor with a classifier's head, and samples with labels; `pairs` needs samples whose
+cond["target"] holds an image each, as restorations have them. A metric whose inputs cannot be had is left out of the
+default, and refused if it was asked for by name. The real images' own score, the floor of a leaderboard, is the same
+metric of the other split: of held-out images where the reference is the training images or a classifier's labels.
+
+The laws, tested for every file here (tests/eval/test_metric_contract.py): identical sets give `Column.perfect`; the
+value depends on the rows alone, never on batches, their order, or the number of processes, to the bit; a metric raises
+UserError for what it cannot compare, and returns no number that is not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from gen.config.errors import UserError
+from gen.eval.estimate import Estimate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NEEDS", "Column", "Estimate", "Metric", "check_rows"]
+
+NEEDS = {  # what has to be kept of each sample
+    "features": ("features",),
+    "train_features": ("features",),
+    "logits": ("features", "labels"),
+    "pixels": ("pixels",),
+    "train_pixels": ("pixels",),
+    "pairs": ("pixels", "targets"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """The declaration of one number of a metric, from which every table and page is made.
+
+    Attributes:
+        key: its name in records and csv files: "fid".
+        heading: the head of its column: "FID".
+        higher_is_better: its direction; None for a number without one, which ranks nothing.
+        perfect: the value of two identical sets, or one that they pass in its direction where a metric is unbiased.
+        percent: whether it is shown times 100, with a percent sign.
+        digits: significant digits that are shown where there is no standard error to go by.
+        note: one sentence on what it is, for the foot of the page.
+        priority: columns stand in falling order of it; the first with a direction ranks a leaderboard.
+    """
+
+    key: str
+    heading: str
+    higher_is_better: bool | None = False
+    perfect: float = 0.0
+    percent: bool = False
+    digits: int = 3
+    note: str = ""
+    priority: int = 0
+
+    @property
+    def scale(self) -> int:
+        """Factor between the number and what is shown."""
+        return 100 if self.percent else 1
+
+    def text(self, estimate: Estimate | None) -> str:
+        """Return a number as it is shown: "1.19 ± 0.12"; nothing for None."""
+        return "" if estimate is None else estimate.text(self.digits, self.percent)
+
+
+class Metric(Protocol):
+    """A frozen dataclass of a metric's options; see the module's docstring."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Declarations of the numbers that a call returns, in their order."""
+        ...
+
+    @property
+    def needs(self) -> str:
+        """Inputs of a call: a key of NEEDS."""
+        ...
+
+    def __call__(self, samples: Tensor, reference: Tensor) -> Estimate | Sequence[Estimate]:
+        """Compute the metric.
+
+        Args:
+            samples: rows of the samples, as `needs` says.
+            reference: rows that they are compared with, as `needs` says.
+
+        Returns:
+            An estimate, or one for each of several columns.
+
+        Raises:
+            UserError: for sets that it cannot compare.
+        """
+        ...
+
+
+def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
+    """Check two sets of rows, and return them in float64.
+
+    Args:
+        name: of the metric, for messages.
+        rows: of the samples, [N, D].
+        reference: [M, D].
+        least: the smallest allowed N and M.
+
+    Returns:
+        Both in float64.
+
+    Raises:
+        UserError: if widths differ, a set is too small, or values are not finite.
+    """
+    if rows.ndim != 2 or reference.ndim != 2 or rows.shape[1] != reference.shape[1]:
+        raise UserError(
+            f"{name}: features {list(rows.shape)} against {list(reference.shape)}; allowed: [N, D] and [M, D]"
+        )
+    for what, x in (("samples", rows), ("reference", reference)):
+        if len(x) < least:
+            raise UserError(f"{name}: {len(x)} {what}; it needs at least {least}")
+        bad = int((~x.isfinite()).any(1).sum())
+        if bad:
+            raise UserError(f"{name}: {bad} of {len(x)} {what} have features that are not finite")
+    return rows.double(), reference.double()

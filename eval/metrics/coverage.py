@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.eval.estimate import Estimate, check_rows
+from gen.eval.metrics import Column, Estimate, check_rows
 
 __all__ = ["Coverage"]
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """The share of reference rows with a sample inside the ball that reaches their `nearest`-th other reference row
-    (Naeem et al. 2020, eq. 9, strict inequality as there).
+    """The share of real images with a sample within the distance to their `nearest`-th real neighbour.
 
-    Balls are about real data, so odd samples raise nothing; a mode that is missing is missing here. Even real data
-    reach 1 - C(M - nearest, N) / C(M, N) or so, not 1. The standard error is the jackknife's over the samples.
+    Naeem et al. 2020, eq. 9, with the strict inequality. Balls are about real data, so odd samples raise nothing; a
+    mode that is missing is missing here. Even real data reach 1 - C(M - nearest, N) / C(M, N) or so, not 1. The
+    standard error is the jackknife's over the samples.
+
+    Attributes:
+        nearest: the neighbour that sets a ball's radius; 5 as published.
     """
+
+    columns: ClassVar = (
+        Column(
+            "coverage",
+            "Coverage",
+            higher_is_better=True,
+            perfect=1.0,
+            note="share of real images with a sample inside their own nearest-neighbour ball",
+            priority=70,
+        ),
+    )
+    needs: ClassVar = "features"
 
     nearest: int = 5
 
@@ -28,9 +44,9 @@ class Coverage:
         if self.nearest < 1:
             raise UserError(f"Coverage: nearest = {self.nearest}; it must be at least 1")
 
-    def __call__(self, rows: Tensor, reference: Tensor) -> Estimate:
-        """rows [N, D] against reference rows [M, D], M > nearest."""
-        x, y = check_rows("coverage", rows, reference)
+    def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
+        """Compute it from rows [N, D] and reference rows [M, D], M > nearest."""
+        x, y = check_rows("coverage", samples, reference)
         if len(y) <= self.nearest:
             raise UserError(f"coverage: {len(y)} reference; it needs more than nearest = {self.nearest}")
         radius = torch.cdist(y, y).kthvalue(self.nearest + 1, 1).values  # itself is the first

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.eval.estimate import Estimate, check_rows
+from gen.eval.metrics import Column, Estimate, check_rows
 
 __all__ = ["KID"]
 
@@ -21,8 +22,20 @@ class KID:
     usual way, has 2.6 times as much. The standard error is the jackknife's over the samples. Can be negative: its
     mean is zero when both sets come from one distribution.
 
-    block: rows of the kernel matrix held at once.
+    Attributes:
+        degree: of the polynomial kernel; 3 as published.
+        block: rows of the kernel matrix held at once.
     """
+
+    columns: ClassVar = (
+        Column(
+            "kid",
+            "KID",
+            note="unbiased squared kernel distance to the real images (cubic kernel), which may be negative",
+            priority=90,
+        ),
+    )
+    needs: ClassVar = "features"
 
     degree: int = 3
     block: int = 1024
@@ -31,9 +44,9 @@ class KID:
         if self.degree < 1 or self.block < 1:
             raise UserError(f"KID: degree = {self.degree}, block = {self.block}; both must be at least 1")
 
-    def __call__(self, rows: Tensor, reference: Tensor) -> Estimate:
-        """rows [N, D] against reference rows [M, D], N >= 3. UserError for mismatched, too few, non-finite ones."""
-        x, y = check_rows("kid", rows, reference, least=3)
+    def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
+        """Compute it from rows [N, D] and reference rows [M, D], at least 3 of each."""
+        x, y = check_rows("kid", samples, reference, least=3)
         n, m = len(x), len(y)
         within = self._sums(x, x, skip_self=True) / (n - 1)  # [N], mean kernel with the other samples
         across = self._sums(x, y) / m  # [N], mean kernel with the reference
@@ -45,7 +58,7 @@ class KID:
         return Estimate(value, float(se), n)
 
     def _sums(self, x: Tensor, y: Tensor, skip_self: bool = False) -> Tensor:
-        """sum_j k(x_i, y_j), [N]; without j = i if y is x itself."""
+        """Return sum_j k(x_i, y_j), [N]; without j = i if y is x itself."""
         sums = torch.cat([self._kernel(part @ y.T, x.shape[1]).sum(1) for part in torch.split(x, self.block)])
         return sums - self._kernel((x * x).sum(1), x.shape[1]) if skip_self else sums
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.eval.estimate import Estimate, check_rows
+from gen.eval.metrics import Column, Estimate, check_rows
 
 __all__ = ["Nearest"]
 
@@ -22,8 +23,20 @@ class Nearest:
     one by one (no expanded square), so a copy is at exactly 0. The standard error is half the width of the median's
     68 % interval from order statistics.
 
-    block: samples compared at once.
+    Attributes:
+        block: samples compared at once.
     """
+
+    columns: ClassVar = (
+        Column(
+            "nearest",
+            "Nearest",
+            higher_is_better=None,
+            note="median pixel distance to the nearest training image; far below that of real images, a model copies",
+            priority=50,
+        ),
+    )
+    needs: ClassVar = "train_pixels"
 
     block: int = 256
 
@@ -31,9 +44,9 @@ class Nearest:
         if self.block < 1:
             raise UserError(f"Nearest: block = {self.block}; it must be at least 1")
 
-    def __call__(self, rows: Tensor, reference: Tensor) -> Estimate:
-        """rows [N, D] against the training rows [M, D]."""
-        x, y = check_rows("nearest", rows, reference, least=1)
+    def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
+        """Compute it from pixels [N, D] and those of the training images [M, D]."""
+        x, y = check_rows("nearest", samples, reference, least=1)
         n = len(x)
         exact = "donot_use_mm_for_euclid_dist"
         distances = torch.cat(

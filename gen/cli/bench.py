@@ -80,7 +80,7 @@ def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args:
     """Measures the cases of a part that are not in its file yet, and writes it after each; the names of wrong ones."""
     from gen.config.checkpoints import write_json
     from gen.eval.bench import measure_peak
-    from gen.eval.bench_page import table
+    from gen.eval.pages.bench import bench_table
 
     path = folder / f"{part}.json"
     old = _read(path) if args.resume and path.exists() else {"cases": []}
@@ -94,7 +94,7 @@ def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args:
         record = done.get(key) or {"key": key, **bench.measure(case, peak)}
         file["cases"].append(record)
         write_json(path, {**file, "cases": [*file["cases"], *_later(done, file["cases"])]})
-        print(table(record) if key not in done else f"{case.name}: measured before", flush=True)
+        print(bench_table(record) if key not in done else f"{case.name}: measured before", flush=True)
     return [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
 
 
@@ -154,7 +154,7 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> dict[s
 
     import torch
 
-    from gen.eval.evaluate import machine
+    from gen.eval.provenance import machine
     from gen.training.resume import versions
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -224,10 +224,11 @@ def _check_folder(folder: Path) -> None:
 
 def _page(folder: Path) -> None:
     """Of all parts that the folder holds."""
-    from gen.eval.bench_page import page
+    from gen.eval.pages.bench import bench_page
+    from gen.eval.record import write_text
 
     files = [_read(path) for path in (folder / f"{part}.json" for part in PARTS) if path.exists()]
-    (folder / "bench.html").write_text(page(files), encoding="utf-8")
+    write_text(folder / "bench.html", bench_page(files))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ waiting_line for all ten, latin_square, or a JSON spec of `gen list parallelbenc
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.checkpoints import write_json
-    from gen.eval.decoding import bench, collect, table
-    from gen.eval.decoding_page import page
+    from gen.eval.decoding import collect_decoding, decoding_table, measure_decoding
+    from gen.eval.pages.decoding import decoding_page
+    from gen.eval.record import to_json, write_text
     from gen.pipeline import load
     from gen.text.pipeline import TextPipeline
 
@@ -61,16 +62,16 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.run / "decode.html"
     if out.suffix != ".html":
         raise UserError(f"--out {out}: the page is a .html file")
-    tasks, settings, others = _tasks(pipeline, args), _settings(pipeline, args), collect(args.others)
+    tasks, settings, others = _tasks(pipeline, args), _settings(pipeline, args), collect_decoding(args.others)
     records = []
     for task in tasks:
-        records += bench(
+        records += measure_decoding(
             pipeline, task, settings, n=args.n, split=args.split, length=args.gen_length, seed=args.seed,
             batch_size=args.batch_size, command=_command(args),
         )  # fmt: skip
-    write_json(out.with_suffix(".json"), records)
-    out.write_text(page([*records, *others], f"Decoding {pipeline.name}"), encoding="utf-8")
-    print(table([*records, *others]))
+    write_text(out.with_suffix(".json"), json.dumps([to_json(record) for record in records], indent=1) + "\n")
+    write_text(out, decoding_page([*records, *others], f"Decoding {pipeline.name}"))
+    print(decoding_table([*records, *others]))
     print(out)
     return 0
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "add_arguments", "examine", "run"]
 
-CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn")
+CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn", "jinja2")
 TORCH_FIX = "pip install -c constraints.txt -e ."
 
 

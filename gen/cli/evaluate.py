@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from gen.cli.lib.options import add_options, parse_spec
 from gen.cli.sample import add_sampler_options, loaded, sampler_options
+from gen.config.errors import UserError
 
 __all__ = ["add_arguments", "run"]
 
@@ -21,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extractor", default="digits_cnn", help="a name of `gen list eval.features` (default: digits_cnn)"
     )
+    parser.add_argument(
+        "--metrics",
+        help='names of `gen list eval.metrics` or of your own, "fid,my_package.my_module:Mine", or a JSON list of '
+        "specs; the first ranks a leaderboard (default: all whose inputs can be had)",
+    )
     parser.add_argument("--label", help="what the leaderboard calls the row (default: the run's name)")
     parser.add_argument("--json", action="store_true", help="print the whole record")
     add_sampler_options(parser)
@@ -28,11 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gen import evaluate
+    from gen.eval.record import to_json
 
     pipeline = loaded(args)
     how = sampler_options(args)
     record = evaluate(
         pipeline,
+        metrics=_metrics(args.metrics),
         data=parse_spec(args.data),
         split=args.split,
         n=args.n,
@@ -44,9 +53,18 @@ def run(args: argparse.Namespace) -> int:
         **how,
     )
     if args.json:
-        print(json.dumps(record, indent=2))
+        print(json.dumps(to_json(record), indent=2))
         return 0
-    metrics = {key: f"{m['value']:.4g} +- {m['se']:.2g}" for key, m in record["metrics"].items()}
-    told = "; ".join(f"{key} {value}" for key, value in metrics.items())
-    print(f"{record['label']}: {record['nfe']:g} evaluations per sample; {told}")
+    numbers = "; ".join(f"{m.column.heading} {m.column.text(m.estimate)}" for m in record.metrics)
+    print(f"{record.label}: {record.nfe:g} evaluations per sample; {numbers}")
     return 0
+
+
+def _metrics(text: str | None) -> list[Any] | None:
+    """Return the names or specs that an option holds."""
+    if text is None or not text.lstrip().startswith("["):
+        return None if text is None else [name.strip() for name in text.split(",")]
+    try:
+        return list(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UserError(f"--metrics {text!r} is no JSON: {error}") from None

@@ -16,12 +16,13 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, help="run folders, records (.json), or a list of them (.toml)")
     add_option(parser, "out", Path("leaderboard.html"), "the page; .csv and .md are written beside it")
+    parser.add_argument("--rank-by", help="the metric that ranks the rows, fid or recall (default: the first measured)")
 
 
 def run(args: argparse.Namespace) -> int:
     from gen.eval.leaderboard import leaderboard, table
 
-    page = leaderboard(args.sources, out=args.out)
-    print(table(args.sources))
+    page = leaderboard(args.sources, out=args.out, rank_by=args.rank_by)
+    print(table(args.sources, args.rank_by))
     print(page)
     return 0

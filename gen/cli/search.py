@@ -154,7 +154,7 @@ def _reference(pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str],
 
 def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Callable[..., float]:
     """The Frechet distance of n samples from real images."""
-    from gen.eval.metrics.frechet import Frechet, Moments
+    from gen.eval.metrics.fid import FID, Moments
     from gen.eval.reference import Reference
     from gen.samplers.caches.searched import LayerRun
     from gen.samplers.grids.given import Given
@@ -180,7 +180,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
             seed=args.seed,
             batch_size=args.batch_size,
         )
-        return float(Frechet().against(real.extractor(made.uint8()), moments).value)
+        return float(FID().against(real.extractor(made.uint8()), moments).value)
 
     return fitness
 

@@ -9,7 +9,8 @@ import torch
 
 from gen.config.errors import UserError
 from gen.eval.bench import Bench, BenchContext, Call, Case, MachinePeak, Unavailable, measure_peak
-from gen.eval.bench_page import page, table
+from gen.eval.pages.bench import bench_page as page
+from gen.eval.pages.bench import bench_table as table
 
 CPU = torch.device("cpu")
 TOP = MachinePeak(flops=1e12, bytes=1e10, what="given")

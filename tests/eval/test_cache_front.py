@@ -1,12 +1,12 @@
 """The script that sets caches beside fewer steps, on a network that has hardly begun to learn."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
 
 from gen.config.errors import UserError
+from gen.eval.record import collect
 from gen.training.run import Run
 from gen.training.trainer import train
 
@@ -29,12 +29,12 @@ def test_writes_a_leaderboard_and_names_the_cached_rows_on_the_front(script, tmp
     options += ["--caches", "taylorseer_lite", "teacache", "--intervals", "3", "--thresholds", "0.1"]
     assert script.main([str(tmp_path / "tiny"), *options]) == 0
     out = tmp_path / "tiny" / "cache_front"
-    records = [json.loads(file.read_text()) for file in (out / "records").iterdir()]
-    cached = {r["label"]: r["cache"] for r in records if "cache" in r}
+    records = collect(sorted((out / "records").iterdir()))
+    cached = {r.label: r.cache for r in records if r.cache}
     assert set(cached) == {"taylorseer_lite, every 3", "teacache, below 0.1"}
-    steps = {r["sampler"]["steps"] for r in records if "cache" not in r}
-    assert steps == {6, *(cache["equal_steps"] for cache in cached.values())}
-    assert {(r["speed"]["batch"], r["speed"]["blocks"]) for r in records} == {(2, 6)}  # all timed in turns
+    steps = {r.sampler["steps"] for r in records if not r.cache}
+    assert steps == {6, *(cache.equal_steps for cache in cached.values())}
+    assert {(r.speed.batch, r.speed.blocks) for r in records} == {(2, 6)}  # all timed in turns
     told = capsys.readouterr().out
     assert "of 2 cached rows are on the Pareto front" in told and told.rstrip().endswith("leaderboard.html")
     named = [label for label in cached if f" {label}: FID" in told]

@@ -1,5 +1,6 @@
 """Measured decoders: exact worlds give the success and the counts that their law says, and pages show them."""
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -11,10 +12,22 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import convert
 from gen.data.lists import Lists
-from gen.eval.decoding import aup, bench, check, collect, curves, groups, pareto, sweep, table
-from gen.eval.decoding_page import page
+from gen.eval.decoding import (
+    DecodingRecord,
+    aup,
+    collect_decoding,
+    curves,
+    decoding_table,
+    group_by_protocol,
+    measure_decoding,
+    sweep,
+    undominated,
+)
+from gen.eval.estimate import Estimate
+from gen.eval.pages.decoding import decoding_page
 from gen.eval.parallelbench.lists import ListTask
 from gen.eval.parallelbench.waiting_line import WaitingLine
+from gen.eval.record import digest, from_json, to_json
 from gen.models.text import Text
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
@@ -29,14 +42,14 @@ class Support:
     label = "support"
 
     def __init__(self, joint):
-        self.separator = joint
+        self.joint = joint
         self.length = joint.texts.shape[1]
 
     def prompts(self, split, n):
         return [[] for _ in range(n)]
 
     def score(self, prompt, reply):
-        return float(reply in self.separator.texts.tolist())
+        return float(reply in self.joint.texts.tolist())
 
 
 def drawn(policy, **more):
@@ -44,7 +57,7 @@ def drawn(policy, **more):
 
 
 def one(joint, how, n=400, **more):
-    (record,) = bench(joint, Support(joint), {"it": {"it": how}}, n=n, **more)
+    (record,) = measure_decoding(joint, Support(joint), {"it": {"it": how}}, n=n, **more)
     return record
 
 
@@ -57,17 +70,17 @@ def test_success_is_the_laws(name, policy):
     joint = JOINTS[name]
     record, exact = one(joint, drawn(policy)), law(joint, policy)
     error = math.sqrt(exact.success * (1 - exact.success) / 400)
-    assert abs(record["success"]["value"] - exact.success) <= 4 * error + 1e-12
-    assert record["success"]["se"] == pytest.approx(error, rel=0.25, abs=0.006)
+    assert abs(record.success.value - exact.success) <= 4 * error + 1e-12
+    assert record.success.se == pytest.approx(error, rel=0.25, abs=0.006)
 
 
 @pytest.mark.parametrize(("k", "nfe"), [(1, 5), (2, 3), (3, 2), (5, 1)])
 def test_tokens_per_forward_are_counted(k, nfe):
     record = one(replace(5), drawn(TopK(k)), n=20)
-    assert (record["nfe"], record["tokens"], record["computed"], record["full"]) == (nfe, 5, 5 * nfe, nfe)
-    assert record["tokens_per_forward"] == {"value": 5 / nfe, "se": pytest.approx(0, abs=1e-12)}
-    assert record["ms"] > 0
-    assert record["tokens_per_second"] == pytest.approx(5000 / record["ms"])
+    assert (record.nfe, record.tokens, record.computed, record.full) == (nfe, 5, 5 * nfe, nfe)
+    assert record.tokens_per_forward == Estimate(5 / nfe, pytest.approx(0, abs=1e-12), 20)
+    assert record.ms > 0
+    assert record.tokens_per_second == pytest.approx(5000 / record.ms)
 
 
 @dataclass(frozen=True)
@@ -89,24 +102,24 @@ def test_prompts_and_what_follows_a_stop_token_count_for_nothing():
     texts = torch.tensor([[1, 2, 2, 2], [1, 1, 1, 2]])
     joint = Joint(texts, torch.tensor([0.5, 0.5], dtype=torch.float64), 3, offset=3, eos_token_ids=(2,))
     how = Decoding(policy=TopK(1, "left_to_right"), sampling=TokenSampling(temperature=1.0))
-    (record,) = bench(joint, Prompted(), {"l2r": {"l2r": how}}, n=50)
-    assert record["tokens"] == record["nfe"]  # one at a time up to the stop token, and no further
-    assert 2 < record["tokens"] < 4
-    assert record["tokens_per_forward"]["value"] == 1
-    assert record["computed"] > 4 * record["nfe"]  # but the network reads prompts
-    short = (4 - record["tokens"]) / 2
-    assert record["success"]["value"] == pytest.approx(1 - short / 2)
-    assert record["success"]["se"] == pytest.approx(math.sqrt(short * (1 - short) / 4 / 49), rel=1e-6)
-    assert record["bound"] is None
+    (record,) = measure_decoding(joint, Prompted(), {"l2r": {"l2r": how}}, n=50)
+    assert record.tokens == record.nfe  # one at a time up to the stop token, and no further
+    assert 2 < record.tokens < 4
+    assert record.tokens_per_forward.value == 1
+    assert record.computed > 4 * record.nfe  # but the network reads prompts
+    short = (4 - record.tokens) / 2
+    assert record.success.value == pytest.approx(1 - short / 2)
+    assert record.success.se == pytest.approx(math.sqrt(short * (1 - short) / 4 / 49), rel=1e-6)
+    assert record.bound is None
 
 
 def test_replies_do_not_depend_on_the_batch():
     how, values = drawn(TopK(2)), ("success", "nfe", "tokens")
     small, large = (one(shuffle(4), how, n=30, batch_size=b, seed=3) for b in (7, 64))
-    assert [small[key] for key in values] == [large[key] for key in values]
-    assert one(shuffle(4), how, n=30, seed=4)["success"] != small["success"]
-    assert small["comparability"] == large["comparability"]
-    assert small["comparability"] != one(shuffle(4), how, n=29)["comparability"]
+    assert [getattr(small, key) for key in values] == [getattr(large, key) for key in values]
+    assert one(shuffle(4), how, n=30, seed=4).success != small.success
+    assert small.comparability == large.comparability
+    assert small.comparability != one(shuffle(4), how, n=29).comparability
 
 
 def test_aup_by_hand():
@@ -171,44 +184,53 @@ def records(pipeline):
         "threshold": {"threshold 0.9": pipeline.plan(policy=Threshold(0.9))},
     }
     tasks = [ListTask(task, pipeline.data) for task in ("copy", "replace_random")]
-    return [r for task in tasks for r in bench(pipeline, task, settings, n=6, command="gen bench-decode <x>")]
+    how = {"n": 6, "command": "gen bench-decode <x>"}
+    return [r for task in tasks for r in measure_decoding(pipeline, task, settings, **how)]
 
 
 def test_a_pipelines_records_are_whole(records, tmp_path):
     file = tmp_path / "decode.json"
-    file.write_text(json.dumps(records))
-    assert collect([file]) == records
-    assert [r["label"] for r in records[:3]] == ["topk 1", "topk 4", "threshold 0.9"]
-    assert [r["nfe"] for r in records[:2]] == [8, 2]
-    assert records[0]["bound"] == [[pytest.approx(5.5), pytest.approx(1)]]
+    file.write_text(json.dumps([to_json(record) for record in records]))
+    assert collect_decoding([file]) == records
+    assert [r.label for r in records[:3]] == ["topk 1", "topk 4", "threshold 0.9"]
+    assert [r.nfe for r in records[:2]] == [8, 2]
+    assert records[0].bound == ((pytest.approx(5.5), pytest.approx(1)),)
     forwards = (8 / 3 + 13 / 4 + 19 / 5 + 13 / 3) / 4  # one kept item after another, until the new one shows the rest
-    assert records[3]["bound"][0] == [pytest.approx(5.5 / forwards), pytest.approx(1)]
-    assert convert(records[0]["decoding"], Decoding, "decoding") == Decoding(policy=TopK(1))
+    assert records[3].bound[0] == (pytest.approx(5.5 / forwards), pytest.approx(1))
+    assert convert(records[0].decoding, Decoding, "decoding") == Decoding(policy=TopK(1))
 
 
 def test_what_is_no_record_is_refused(records, tmp_path):
-    for changes in ({"schema": 2}, {"label": 3}, {"nfe": "8"}, {"success": {"value": float("nan"), "se": 0.0}},
-                    {"protocol": {}}, {"bound": [[1]]}):  # fmt: skip
-        with pytest.raises(UserError, match="here"):
-            check({**records[0], **changes}, "here")
+    sealed = to_json(records[0])
+    with pytest.raises(UserError, match="here does not match its own sha256"):
+        from_json({**sealed, "nfe": 0.5}, DecodingRecord, "here")
+    del sealed["sha256"]
+    for changes in ({"schema": 1}, {"label": 3}, {"nfe": "eight"}, {"protocol": 3}, {"bound": [[1]]},
+                    {"success": {"value": 1.0, "error": 0.0}}):  # fmt: skip
+        altered = sealed | changes
+        with pytest.raises(UserError, match=r"^here"):
+            from_json({**altered, "sha256": digest(altered)}, DecodingRecord, "here")
+    with pytest.raises(UserError, match=r"success.value is nan"):
+        dataclasses.replace(records[0], success=Estimate(float("nan"), 0.1, 6))
     file = tmp_path / "bad.json"
     for content in ("{", "{}"):
         file.write_text(content)
         with pytest.raises(UserError, match=r"bad\.json"):
-            collect([file])
+            collect_decoding([file])
 
 
 def test_a_task_longer_than_the_canvas_is_refused(pipeline):
     with pytest.raises(UserError, match="together more than the 32"):
-        bench(pipeline, ListTask("copy", pipeline.data), {"a": {"a": Decoding()}}, n=2, length=40)
+        measure_decoding(pipeline, ListTask("copy", pipeline.data), {"a": {"a": Decoding()}}, n=2, length=40)
     with pytest.raises(UserError, match="0 settings"):
-        bench(pipeline, ListTask("copy", pipeline.data), {}, n=2)
+        measure_decoding(pipeline, ListTask("copy", pipeline.data), {}, n=2)
 
 
 def known(rate, success, curve="a", **more):
-    pair = {"value": success, "se": 0.01}
-    return {"run": "r", "curve": curve, "label": f"{curve} {rate}", "comparability": "k", "success": pair,
-            "tokens_per_forward": {"value": rate, "se": 0.0}, **more}  # fmt: skip
+    given = {"run": "r", "task": "t", "protocol": {}, "decoding": {}, "n": 9, "label": f"{curve} {rate}"}
+    numbers = dict.fromkeys(("nfe", "tokens", "computed", "full", "tokens_per_second", "ms"), 1.0)
+    pair = {"success": Estimate(success, 0.01, 9), "tokens_per_forward": Estimate(rate, 0.0, 9)}
+    return DecodingRecord(**(given | numbers | pair | {"curve": curve} | more))
 
 
 def test_curves_are_ranked_by_aup_and_the_front_is_found():
@@ -218,15 +240,15 @@ def test_curves_are_ranked_by_aup_and_the_front_is_found():
     assert [curve.name for curve in found] == ["b", "a"]
     assert found[0].aup == pytest.approx(180)  # of two points at one rate the better ends the curve
     assert found[1].aup == pytest.approx(80)
-    assert pareto([*a, *b]) == [b[2], a[1]]
-    assert list(groups([*a, known(1, 1, comparability="other")])) == ["k", "other"]
+    assert undominated([*a, *b]) == [b[2], a[1]]
+    assert [len(group) for group in group_by_protocol([*a, known(1, 1, protocol={"n": 1})])] == [2, 1]
 
 
 def test_tables_and_pages_show_every_record(records):
-    text = table(records)
+    text = decoding_table(records)
     assert text.count("topk 4") == 2
     assert "lists: replace random, test split, 6 prompts, at most 8 tokens" in text
-    html = page(records, "A & B")
+    html = decoding_page(records, "A & B")
     assert "<h1>A &amp; B</h1>" in html
     assert html.count("<section>") == 2
     assert html.count("best possible with an exact model") == 2
@@ -237,9 +259,9 @@ def test_tables_and_pages_show_every_record(records):
 
 
 def test_runs_are_named_where_there_are_several(records):
-    other = [{**r, "run": "second"} for r in records]
-    assert "<toy>, topk 1" in table([*records, *other])
-    assert "&lt;toy&gt;, topk" in page([*records, *other])
+    other = [dataclasses.replace(r, run="second") for r in records]
+    assert "<toy>, topk 1" in decoding_table([*records, *other])
+    assert "&lt;toy&gt;, topk" in decoding_page([*records, *other])
 
 
 def command(pipeline, monkeypatch, tmp_path, *words):
@@ -261,19 +283,14 @@ def test_the_command_writes_the_page_and_the_records(pipeline, monkeypatch, tmp_
         "4",
     ]
     assert command(pipeline, monkeypatch, tmp_path, *words) == 0
-    found = collect([tmp_path / "decode.json"])
-    assert [r["curve"] for r in found] == ["topk", "threshold", "topk, dual", "threshold, dual"]
-    assert [r["decoding"]["kv_plan"] and r["decoding"]["kv_plan"]["name"] for r in found] == [
-        None,
-        None,
-        "dual",
-        "dual",
-    ]
-    assert {r["decoding"]["block_schedule"]["length"] for r in found} == {4}
-    assert found[2]["computed"] < found[0]["computed"]
+    found = collect_decoding([tmp_path / "decode.json"])
+    assert [r.curve for r in found] == ["topk", "threshold", "topk, dual", "threshold, dual"]
+    assert [r.decoding["kv_plan"] and r.decoding["kv_plan"]["name"] for r in found] == [None, None, "dual", "dual"]
+    assert {r.decoding["block_schedule"]["length"] for r in found} == {4}
+    assert found[2].computed < found[0].computed
     assert "threshold 0.9, dual" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "decode.html").read_text()
-    again = found[0]["command"].split()
+    again = found[0].command.split()
     assert again[:2] == ["gen", "bench-decode"]
     assert again[again.index("--kv-plan") + 1 :][:2] == ["none", "dual"]
     more = ["--tasks", "sort", "--policies", "topk:1", "--with", str(tmp_path / "decode.json")]
@@ -315,9 +332,9 @@ def test_conversations_become_text_and_replies_are_read_as_text():
         .eval()
     )
     model = TextPipeline(net, words, Decoding(), 512)
-    (record,) = bench(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
-    assert record["protocol"]["task"]["source"] is None
-    assert record["computed"] == pytest.approx(sum(len(q.text) for q in task.questions) / 4 + 32)
+    (record,) = measure_decoding(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
+    assert record.protocol["task"]["source"] is None
+    assert record.computed == pytest.approx(sum(len(q.text) for q in task.questions) / 4 + 32)
     words.chat = lambda messages: "".join(m["role"][0] for m in messages)
-    (record,) = bench(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
-    assert record["computed"] == len("uau") + 32
+    (record,) = measure_decoding(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
+    assert record.computed == len("uau") + 32

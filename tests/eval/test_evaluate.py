@@ -13,9 +13,11 @@ from PIL import Image
 from gen.config.errors import UserError
 from gen.data.digits import Digits
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.eval.evaluate import evaluate, loaded, machine, strip
+from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard
-from gen.eval.record import check, identity
+from gen.eval.pictures import strip
+from gen.eval.provenance import loading_options, machine
+from gen.eval.record import Record, collect, from_json, to_json
 from gen.eval.reference import Reference, stack
 from gen.pipeline import Samples, load
 from gen.training.run import Sampler
@@ -64,68 +66,71 @@ def record(copier, reference):
 
 
 def test_record_is_strict_json_and_complete(record) -> None:
-    again = json.loads(json.dumps(record, allow_nan=False), parse_constant=lambda word: pytest.fail(word))
-    assert again == record and check(again, "it") is again
-    assert record["nfe"] == 3.0 and record["n"] == 60 and record["seed"] == 5 and record["params"] == 7
-    assert record["sampler"]["solver"] == {"name": "euler"} and record["sampler"]["steps"] == 3
-    assert record["reference"]["n"] == 360 and record["reference"]["fingerprint"] == Digits().open("test").fingerprint
-    assert len(record["extractor"]["sha256"]) == 64 and record["rounding"] and record["labels"] == "balanced, i mod 10"
-    assert set(record["metrics"]) == {"fid", "fid_train", "kid", "recall", "coverage", "accuracy", "nearest"}
-    assert record["metrics"]["nearest"]["floor"] == record["floor"]["nearest"]["value"]
-    assert record["speed"]["nfe"] == 3.0 and record["speed"]["images_per_second"] > 0
-    assert record["versions"]["torch"] == torch.__version__ and record["date"].endswith("+00:00")
-    words = shlex.split(record["command"].replace("gen.evaluate(pipeline, ", "").rstrip(")"))
-    assert {"solver=euler,", "steps=3,", "n=60,", "seed=5,", "label=Copier"} <= set(words)
+    text = json.dumps(to_json(record), allow_nan=False)
+    again = json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    assert from_json(again, Record, "it") == record
+    assert record.nfe == 3.0 and record.n == 60 and record.seed == 5 and record.params == 7
+    assert record.sampler["solver"] == {"name": "euler"} and record.sampler["steps"] == 3
+    assert record.reference.n == 360 and record.reference.fingerprint == Digits().open("test").fingerprint
+    assert len(record.extractor.sha256) == 64 and record.rounding and record.labels == "balanced, i mod 10"
+    keys = [m.column.key for m in record.metrics]
+    assert keys == ["fid", "kid", "recall", "coverage", "accuracy", "nearest", "fid_train"]
+    assert all(m.floor.n in (360, 1437) and m.estimate.n == 60 for m in record.metrics)
+    assert record.speed.nfe == 3.0 and record.speed.images_per_second > 0
+    assert record.versions["torch"] == torch.__version__ and record.date.endswith("+00:00")
+    words = shlex.split(record.command.replace("gen.evaluate(pipeline, ", "").rstrip(")"))
+    assert {"solver=euler,", "steps=3,", "n=60,", "seed=5,", "label=Copier,"} <= set(words)
 
 
 def test_numbers_are_sane(record, copier, reference) -> None:
-    m, floor = record["metrics"], record["floor"]
-    assert floor["fid"]["value"] < m["fid"]["value"] and floor["n"] == 1437
-    assert (
-        m["accuracy"]["value"] > 0.9 and 0.98 < floor["accuracy"]["value"] < 1
-    )  # of held-out digits, not learned ones
-    assert m["nearest"]["value"] < 0.6 * floor["nearest"]["value"]  # it copies, and that shows
+    value = {m.column.key: m.estimate.value for m in record.metrics}
+    floor = {m.column.key: m.floor.value for m in record.metrics}
+    assert floor["fid"] < value["fid"] and record.floor.n == 1437
+    assert value["accuracy"] > 0.9 and 0.98 < floor["accuracy"] < 1  # of held-out digits, not learned ones
+    assert value["nearest"] < 0.6 * floor["nearest"]  # it copies, and that shows
+    assert 0.8 < floor["recall"] < 1 and floor["coverage"] > value["coverage"]
     noisy = Copier(copier.images, copier.labels, noise=1.0)
-    worse = evaluate(noisy, data=reference, n=60, seconds=0.01)["metrics"]
-    assert worse["fid"]["value"] > 3 * m["fid"]["value"] and worse["kid"]["value"] > m["kid"]["value"]
-    assert worse["accuracy"]["value"] < m["accuracy"]["value"]
+    worse = evaluate(noisy, data=reference, n=60, seconds=0.01)
+    assert worse.estimate("fid").value > 3 * value["fid"] and worse.estimate("kid").value > value["kid"]
+    assert worse.estimate("accuracy").value < value["accuracy"]
 
 
 def test_numbers_have_the_same_bits_for_any_batch_size(record, copier, reference) -> None:
     how = {"data": reference, "n": 60, "solver": "euler", "steps": 3, "seed": 5, "label": "Copier", "seconds": 0.01}
     small = evaluate(copier, **how, batch_size=7)
-    for key in ("metrics", "floor", "strip", "nfe", "comparability"):
-        assert small[key] == record[key], key
-    assert identity(small) == identity(record)
+    for key in ("metrics", "floor", "strip", "nfe", "comparability", "identity"):
+        assert getattr(small, key) == getattr(record, key), key
 
 
 def test_comparability_is_the_protocol_and_nothing_else(record, copier, reference) -> None:
     def key(pipeline=copier, data=reference, n=60, **how) -> str:
-        return evaluate(pipeline, data=data, n=n, seconds=0.01, **how)["comparability"]
+        return evaluate(pipeline, data=data, n=n, seconds=0.01, **how).comparability
 
-    assert key() == key(steps=9, seed=1) == key(Copier(copier.images, copier.labels, 0.5)) == record["comparability"]
+    assert key() == key(steps=9, seed=1) == key(Copier(copier.images, copier.labels, 0.5)) == record.comparability
     others = {
         key(n=50),
         key(data=Reference.open("digits", "train")),
         key(data=Reference.open("digits", "test", "pixels")),
-        record["comparability"],
+        record.comparability,
     }
     assert len(others) == 4
 
 
 def test_pixels_have_no_classifier_and_so_no_accuracy(copier) -> None:
     found = evaluate(copier, data="digits", extractor="pixels", n=20, seconds=0.01)
-    assert "accuracy" not in found["metrics"] and "accuracy" not in found["floor"]
-    assert found["extractor"] == {"name": "pixels", "sha256": "", "dim": 64}
+    assert "accuracy" not in [m.column.key for m in found.metrics]
+    assert vars(found.extractor) == {"name": "pixels", "sha256": "", "dim": 64}
+    with pytest.raises(UserError, match="accuracy needs logits, but the extractor pixels is no classifier"):
+        evaluate(copier, data="digits", extractor="pixels", n=20, seconds=0.01, metrics=["accuracy"])
 
 
 def test_writes_one_file_per_evaluation(copier, reference, tmp_path) -> None:
     how = {"data": reference, "n": 20, "seconds": 0.01, "out": tmp_path}
     for steps in (1, 2, 2):
         last = evaluate(copier, **how, steps=steps)
-    files = sorted(tmp_path.iterdir())
-    assert len(files) == 2 and tmp_path / f"{identity(last)}.json" in files
-    assert json.loads((tmp_path / f"{identity(last)}.json").read_text()) == last
+    assert len(list(tmp_path.iterdir())) == 2 and last in collect(sorted(tmp_path.iterdir()))
+    evaluate(copier, **how, steps=2, metrics=["recall"])
+    assert len(list(tmp_path.iterdir())) == 3  # another question, another file
 
 
 @pytest.fixture
@@ -142,10 +147,10 @@ def folder(tmp_path):
 def test_evaluates_a_run_folder_and_leaves_the_record_there(folder, tmp_path, reference) -> None:
     record = evaluate(folder, data=reference, n=12, solver="heun", steps=2, seconds=0.01)
     (file,) = (folder / "eval").glob("*.json")
-    assert json.loads(file.read_text()) == record
-    assert record["run"] == "tiny" and record["nfe"] == 3.0 and record["checkpoint"]["step"] == 1
-    assert shlex.split(record["command"])[:7] == ["gen", "evaluate", str(folder), "--solver", "heun", "--steps", "2"]
-    assert evaluate(folder, data=reference, n=12, solver="heun", steps=2, seconds=0.01)["metrics"] == record["metrics"]
+    assert collect(file) == [record]
+    assert record.run == "tiny" and record.nfe == 3.0 and record.checkpoint["step"] == 1
+    assert shlex.split(record.command)[:7] == ["gen", "evaluate", str(folder), "--solver", "heun", "--steps", "2"]
+    assert evaluate(folder, data=reference, n=12, solver="heun", steps=2, seconds=0.01).metrics == record.metrics
     assert len(list((folder / "eval").iterdir())) == 1
     assert leaderboard(folder, tmp_path / "lb.html").stat().st_size > 5000
 
@@ -154,23 +159,23 @@ def test_the_command_names_weights_and_device_that_are_not_the_usual(folder, ref
     from gen.cli import main
 
     usual, raw = load(folder), load(folder, "raw")
-    assert usual.weights == "ema" and loaded(usual) == {}
-    assert loaded(replace(raw, device="cuda:1")) == {"weights": "raw", "device": "cuda:1"}
-    assert loaded(replace(raw, info={"run": {"ema": []}})) == {}
+    assert usual.weights == "ema" and loading_options(usual) == {}
+    assert loading_options(replace(raw, device="cuda:1")) == {"weights": "raw", "device": "cuda:1"}
+    assert loading_options(replace(raw, info={"run": {"ema": []}})) == {}
     record = evaluate(raw, data=reference, n=12, steps=1, seconds=0.01)
-    words = shlex.split(record["command"])
+    words = shlex.split(record.command)
     assert words[-2:] == ["--weights", "raw"]
     assert main(words[1:]) == 0  # and what it says is what was measured
     (file,) = (folder / "eval").glob("*.json")
-    again = json.loads(file.read_text())
-    assert again["checkpoint"]["weights"] == "raw" and again["metrics"] == record["metrics"]
-    assert again["command"] == record["command"] and identity(again) == identity(record)
+    (again,) = collect(file)
+    assert again.checkpoint["weights"] == "raw" and again.metrics == record.metrics
+    assert again.command == record.command and again.identity == record.identity
 
 
 def test_searched_files_are_known_by_their_content(folder, tmp_path, reference) -> None:
     file = tmp_path / "found.json"
 
-    def measured(middle: float, mask: list[list[bool]]) -> dict:
+    def measured(middle: float, mask: list[list[bool]]) -> Record:
         found = {"path": {"name": "flow"}, "times": [1.0, middle, 0.0], "sites": ["blocks.0"], "mask": mask}
         file.write_text(json.dumps(found))
         how = {"grid": {"name": "searched", "file": str(file)}, "solver": "euler", "steps": 2}
@@ -179,11 +184,11 @@ def test_searched_files_are_known_by_their_content(folder, tmp_path, reference) 
 
     mask = [[True], [False]]
     records = [measured(0.5, []), measured(0.4, []), measured(0.4, mask), measured(0.4, mask[::-1])]
-    assert [r["sampler"]["grid"]["times"][1] for r in records] == [0.5, 0.4, 0.4, 0.4]
-    assert len(records[2]["sampler"]["cache"]["sha256"]) == 64 and records[2]["cache"]["map"]["sites"] == ["blocks.0"]
-    assert len({identity(r) for r in records}) == len(list((folder / "eval").iterdir())) == 4
-    assert identity(measured(0.4, mask[::-1])) == identity(records[3])
-    words = shlex.split(records[0]["command"])
+    assert [r.sampler["grid"]["times"][1] for r in records] == [0.5, 0.4, 0.4, 0.4]
+    assert len(records[2].sampler["cache"]["sha256"]) == 64 and records[2].cache.map.sites == ("blocks.0",)
+    assert len({r.identity for r in records}) == len(list((folder / "eval").iterdir())) == 4
+    assert measured(0.4, mask[::-1]).identity == records[3].identity
+    words = shlex.split(records[0].command)
     assert json.loads(words[words.index("--grid") + 1]) == {"name": "searched", "file": str(file)}
 
 
@@ -196,6 +201,9 @@ def test_refuses_what_does_not_fit(copier, reference, tmp_path) -> None:
         (lambda: evaluate(copier, split="val"), "unknown split 'val'"),
         (lambda: evaluate(copier, extractor="digit_cnn"), "Did you mean 'digits_cnn'?"),
         (lambda: evaluate(copier, data="digit"), "Did you mean 'digits'?"),
+        (lambda: evaluate(copier, metrics=["fdi"]), "Did you mean 'fid'?"),
+        (lambda: evaluate(copier, metrics=["fid", "fid"]), "each column once; these have ['fid', 'fid']"),
+        (lambda: evaluate(copier, metrics=[]), "at least one"),
         (lambda: evaluate(tmp_path / "none"), "does not exist"),
     ):
         with pytest.raises(UserError) as error:

@@ -5,14 +5,21 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from gen.config.errors import UserError
+from gen.eval.estimate import Estimate
 from gen.eval.leaderboard import leaderboard, table
+from gen.eval.metrics import Column
+from gen.eval.metrics.accuracy import Accuracy
+from gen.eval.metrics.fid import FID
+from gen.eval.metrics.recall import Recall
 from gen.eval.ranking import Row, groups
-from gen.eval.record import comparability
-from tests.eval.test_record import made
+from gen.eval.record import Measurement
+from tests.eval.test_record import made, measured
 
 HOSTILE = '<script>alert(1)</script><img src="http://evil.example/x.png">|`a`\n=cmd'
 
@@ -65,14 +72,14 @@ def records():
 
 def test_ranks_by_fid_within_a_group_and_marks_ties(records) -> None:
     found = groups(records)
-    assert [[r.record["label"] for r in g.rows] for g in found] == [["teacher", "student", "one step"], ["fewer"]]
+    assert [[r.record.label for r in g.rows] for g in found] == [["teacher", "student", "one step"], ["fewer"]]
     assert [r.ties for r in found[0].rows] == [(2,), (1,), ()]  # 0.2 apart, with 2 hypot(.1, .1) = 0.28
     assert [r.rank for r in found[0].rows] == [1, 2, 3]
 
 
 def test_many_ties_are_told_in_few_words() -> None:
-    assert Row({}, 3, (1, 2, 4, 5, 6, 7, 9)).tied("#") == "#1, #2, #4–#7, #9"
-    assert Row({}, 1, ()).tied() == "" and Row({}, 1, (2, 3, 4)).tied() == "2, 3, 4"
+    assert Row(made(), 3, (1, 2, 4, 5, 6, 7, 9)).tied("#") == "#1, #2, #4–#7, #9"
+    assert Row(made(), 1, ()).tied() == "" and Row(made(), 1, (2, 3, 4)).tied() == "2, 3, 4"
 
 
 def test_page_is_complete_and_loads_nothing(records, tmp_path) -> None:
@@ -92,8 +99,11 @@ def test_page_is_complete_and_loads_nothing(records, tmp_path) -> None:
         "studentheun, 4 steps",
         "one stepheun, 4 steps",
     ]
-    assert first[2][3:] == ["8", "2.00±0.10tie with 2", "1.00±0.05", "98.0%", "1.10", "1,000", "317,700"]
-    assert first[1][4:6] == ["0.50±0.06", "−0.10±0.03"]
+    heads = ["NFE", "FID", "KID", "Accuracy", "Nearest", "Images/s", "Params"]
+    assert first[0][3:] == heads
+    shown = ["8", "2.00±0.10tie with 2", "1.000±0.050", "98.0±1.0%", "1.100±0.010", "1,000", "317,700"]
+    assert first[2][3:] == shown
+    assert first[1][4:] == ["0.500±0.060", "−0.100±0.030", "–", "1.040±0.010", "–", "–"]
     assert first[3] == ["", "gen evaluate runs/teacher --steps 4"]
     assert len(second) == 4 and second[2][2].startswith("fewer")
     assert text.count('<svg class="plot"') == 4 and len(re.findall(r'<img class="strip" alt="[^"]+"', text)) == 6
@@ -101,9 +111,10 @@ def test_page_is_complete_and_loads_nothing(records, tmp_path) -> None:
 
 def test_words_of_a_record_stay_words(tmp_path) -> None:
     record = made(HOSTILE, run=HOSTILE, command=HOSTILE, device=HOSTILE, labels=HOSTILE)
-    record["sampler"]["solver"] = {"name": HOSTILE}
-    record["reference"]["data"] = {"name": HOSTILE}
-    record["comparability"] = comparability(record)
+    column = Column("fid", HOSTILE, note=HOSTILE)
+    hostile = Measurement(column, {"name": HOSTILE}, Estimate(1.0, 0.1, 9), Estimate(0.5, 0.1, 9))
+    reference = replace(record.reference, data={"name": HOSTILE})
+    record = replace(record, sampler={"solver": {"name": HOSTILE}}, reference=reference, metrics=(hostile,))
     path = leaderboard([record, made("=1+1", device="other")], tmp_path)
     page = Page(path.read_text())
     assert "script" not in page.tags and page.tags.count("img") == 4
@@ -114,7 +125,7 @@ def test_words_of_a_record_stay_words(tmp_path) -> None:
     outside_code = [re.sub(r"`[^`]*`", "", line) for line in lines if not line.startswith("|")] + lines[4:8]
     assert not [line for line in outside_code if "<" in line]
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
-    assert set(cells) == {11}
+    assert set(cells) == {9, 12}
 
 
 def test_csv_holds_every_number_in_full(records, tmp_path) -> None:
@@ -130,19 +141,56 @@ def test_text_and_markdown_say_the_same(records, tmp_path) -> None:
     text = table(records)
     assert text.count("comparability") == 2 and text.count("real images") == 2
     line = next(line for line in text.splitlines() if "student" in line)
-    assert " ".join(line.split()) == "2 student heun, 4 steps 1 2.20 ± 0.10 1.10 ± 0.05 98.0 % 8,000 317,700 #1"
+    numbers = ["2.20 ± 0.10", "1.100 ± 0.050", "98.0 ± 1.0 %", "1.100 ± 0.010", "8,000", "317,700", "#1"]
+    assert " ".join(line.split()) == " ".join(["2 student heun, 4 steps 1", *numbers])
     markdown = leaderboard(records, tmp_path).with_suffix(".md").read_text()
-    assert "| 2 | student | heun, 4 steps | 1 | 2.20 ± 0.10 | 1.10 ± 0.05 | 98.0 % | 8,000 | 317,700 | #1 |" in markdown
+    assert " | ".join(["| 2 | student | heun, 4 steps | 1", *numbers, ""]).rstrip() in markdown
     assert "1. `gen evaluate runs/teacher --steps 4`" in markdown
 
 
 def test_a_record_with_nothing_but_an_fid_is_shown(tmp_path) -> None:
-    bare = made(
-        metrics={"fid": {"value": 3.0, "se": 0.2}}, floor=None, speed=None, params=None, strip=None, command=None
-    )
+    bare = made(metrics=[measured(FID(), 3.0, 0.2)], floor=None, speed=None, params=None, strip=None, command=None)
     page = Page(leaderboard(bare, tmp_path / "lb.html").read_text())
-    assert page.tables[0][1][4:] == ["3.00±0.20", "–", "–", "–", "–", "–"]
+    assert page.tables[0][1][4:] == ["3.00±0.20", "–", "–"]
     assert "3.00 ± 0.20" in table(bare)
+
+
+def test_any_column_with_a_direction_ranks(records, tmp_path) -> None:
+    rows = [
+        replace(r, metrics=(*r.metrics, measured(Recall(), v)))
+        for r, v in zip(records[:3], (0.2, 0.6, 0.9), strict=True)
+    ]
+    (group,) = groups(rows, "recall")
+    assert [row.record.label for row in group.rows] == ["student", "one step", "teacher"]
+    text = leaderboard(rows, tmp_path, rank_by="recall").read_text()
+    assert "Recall, higher is better" in text and "Recall against NFE on digits" in text
+    for key, says in (("nearest", "cannot be"), ("recal", "Did you mean 'recall'")):
+        with pytest.raises(UserError, match=says.replace("cannot be", "can be ranked by 'nearest'")):
+            groups(rows, key)
+
+
+def test_records_of_the_same_samples_share_a_row() -> None:
+    first = made(metrics=[measured(FID(), 2.0)])
+    second = made(metrics=[measured(Recall(), 0.5)])
+    again, other = made(metrics=[measured(FID(), 3.0)]), made("other", metrics=[measured(Accuracy(), 0.9)])
+    (group,) = groups([first, second, again, other])
+    keys = [[m.column.key for m in row.record.metrics] for row in group.rows]
+    assert keys == [["fid", "recall"], ["fid"], ["accuracy"]]
+    assert group.rows[2].ties == ()  # it has no FID to be compared
+
+
+def test_one_column_holds_one_set_of_options(tmp_path) -> None:
+    def recall(label, value, nearest):
+        (column,) = Recall.columns
+        metric = {"name": "recall", "nearest": nearest}
+        return made(label, metrics=[Measurement(column, metric, Estimate(value, 0.01, 1000))])
+
+    records = [recall("a", 0.5, 3), recall("b", 0.7, 5)]
+    (group,) = groups(records)
+    assert group.headings() == ["Recall nearest=3", "Recall nearest=5"]
+    text = leaderboard(records, tmp_path).with_suffix(".csv").read_text()
+    cells = next(csv.DictReader(io.StringIO(text)))
+    assert (cells["label"], cells["recall"], cells["recall(nearest=5)"]) == ("a", "0.5", "")
 
 
 def test_needs_no_torch() -> None:

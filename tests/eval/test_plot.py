@@ -5,7 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gen.eval.plot import HEIGHT, WIDTH, Axis, Point, Series, marker, number, plot
+from gen.eval.pages import environment
+from gen.eval.plot import HEIGHT, WIDTH, Axis, Plot, Point, Series, tick_text
+
+MACROS = environment().get_template("macros.html").module
 
 
 def test_log_axis_is_even_in_ratios() -> None:
@@ -35,13 +38,16 @@ def test_plot_is_a_well_formed_picture_inside_its_frame() -> None:
         Series("<a>", [Point(1, 100, 5), Point(2, 20, 3, "a & b"), Point(20, 1, 0.9)], 0),
         Series("b", [Point(3, 1.5)], 7),
     ]
-    root = ElementTree.fromstring(plot(series, x="NFE", y="FID", title='a "title"', floor=0.5, powers=True))
+    plot = Plot('a "title"', "NFE", "FID", series, floor=0.5, floor_text="real images 0.50", powers=True)
+    root = ElementTree.fromstring(str(MACROS.svg(plot)))
     assert root.get("aria-label") == 'a "title"' and root.get("role") == "img"
     points = [p for e in root.iter() for p in (e.get("points") or "").split()]
     pairs = [tuple(map(float, p.split(","))) for p in points]
-    bars = [
-        float(v) for e in root.iter("path") for v in re.findall(r"[MV]-?[\d.]+ ?(-?[\d.]+)?", e.get("d") or "") if v
-    ]
+    marks = [e.get("transform")[10:-1].split() for e in root.iter("path") if "mark" in e.get("class")]
+    assert len(marks) == 4
+    pairs += [tuple(map(float, p)) for p in marks]
+    bars = [e.get("d") for e in root.iter("path") if e.get("class").startswith("bar")]
+    bars = [float(v) for d in bars for v in re.findall(r"[MV]-?[\d.]+ ?(-?[\d.]+)?", d) if v]
     assert pairs and all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in pairs)
     assert bars and all(0 <= y <= HEIGHT for y in bars)
     texts = [e.text for e in root.iter("text")]
@@ -50,9 +56,9 @@ def test_plot_is_a_well_formed_picture_inside_its_frame() -> None:
 
 
 def test_neighbouring_series_differ_in_shape_as_well_as_colour() -> None:
-    kinds = [(marker(i, 0, 0).split('"')[1], marker(i, 0, 0).count(",")) for i in range(5)]
-    assert len({colour for colour, _ in kinds}) == 5 and len({marker(i, 0, 0).split('"')[3] for i in range(5)}) == 5
+    marks = [ElementTree.fromstring(str(MACROS.mark(i))) for i in range(5)]
+    assert len({mark.get("class") for mark in marks}) == len({mark.get("d") for mark in marks}) == 5
 
 
 def test_tick_labels() -> None:
-    assert [number(v) for v in (0.05, 0.5, 1.0, 20.0, 20000.0)] == ["0.05", "0.5", "1", "20", "20,000"]
+    assert [tick_text(v) for v in (0.05, 0.5, 1.0, 20.0, 20000.0)] == ["0.05", "0.5", "1", "20", "20,000"]

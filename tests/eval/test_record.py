@@ -3,45 +3,59 @@
 import base64
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
 from gen.config.errors import UserError
-from gen.eval.record import check, collect, comparability, identity, sampler_text
+from gen.config.spec import convert
+from gen.eval.estimate import Estimate
+from gen.eval.metrics.accuracy import Accuracy
+from gen.eval.metrics.fid import FID
+from gen.eval.metrics.kid import KID
+from gen.eval.metrics.nearest import Nearest
+from gen.eval.record import Measurement, Record, collect, digest, from_json, sampler_text, to_json, write_record
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 
 
+def measured(metric, value, se=0.1, floor=None):
+    """A number as evaluate records it."""
+    (column,) = metric.columns
+    return Measurement(column, {"name": column.key}, Estimate(value, se, 1000), floor and Estimate(*floor, 1437))
+
+
 def made(label="teacher", fid=2.0, se=0.1, nfe=8.0, n=1000, **changes):
     """A record as evaluate writes it, with the numbers that matter to a test."""
+    metrics = [
+        measured(FID(), fid, se, floor=(0.5, 0.06)),
+        measured(KID(), fid / 2, se / 2, floor=(-0.1, 0.03)),
+        measured(Accuracy(), 0.98, 0.01),
+        measured(Nearest(), 1.1, 0.01, floor=(1.04, 0.01)),
+    ]
+    reference = {"data": {"name": "digits"}, "split": "test", "n": 360, "shape": [1, 8, 8], "fingerprint": "ab"}
+    sampler = {"solver": {"name": "heun"}, "steps": 4, "grid": {"name": "linear", "start": 1.0}, "guide": None}
     record = {
-        "schema": 1,
         "run": "teacher",
         "label": label,
-        "checkpoint": None,
-        "sampler": {"solver": {"name": "heun"}, "steps": 4, "grid": {"name": "linear", "start": 1.0}, "guide": None},
+        "sampler": sampler,
         "nfe": nfe,
         "n": n,
         "seed": 0,
-        "reference": {"data": {"name": "digits"}, "split": "test", "n": 360, "shape": [1, 8, 8], "fingerprint": "ab"},
+        "reference": reference,
         "extractor": {"name": "digits_cnn", "sha256": "4d22", "dim": 64},
         "rounding": "uint8, clamped, half to even",
         "labels": "balanced, i mod 10",
-        "metrics": {
-            "fid": {"value": fid, "se": se},
-            "kid": {"value": fid / 2, "se": se / 2},
-            "accuracy": {"value": 0.98, "se": 0.01},
-            "nearest": {"value": 1.1, "se": 0.01, "floor": 1.04},
-        },
-        "floor": {"fid": {"value": 0.5, "se": 0.06}, "kid": {"value": -0.1, "se": 0.03}, "n": 1437, "strip": PNG},
+        "metrics": metrics,
+        "floor": {"n": 1437, "strip": PNG},
         "speed": {"images_per_second": 8000 / nfe, "ms_per_image": nfe / 8},
         "params": 317700,
         "device": "a processor, 1 thread",
         "date": "2026-01-02T03:04:05+00:00",
         "command": "gen evaluate runs/teacher --steps 4",
         "strip": PNG,
-    } | changes
-    return record | {"comparability": comparability(record)}
+    }
+    return convert(record | changes, Record, "made")
 
 
 def test_collects_from_every_kind_of_source(tmp_path) -> None:
@@ -49,14 +63,14 @@ def test_collects_from_every_kind_of_source(tmp_path) -> None:
     run = tmp_path / "run"
     (run / "eval").mkdir(parents=True)
     for record in records[:2]:
-        (run / "eval" / f"{identity(record)}.json").write_text(json.dumps(record))
+        write_record(record, run / "eval")
     single = tmp_path / "one.json"
-    single.write_text(json.dumps(records[2]))
+    single.write_text(json.dumps(to_json(records[2])))
     listed = tmp_path / "list.toml"
     listed.write_text('[[entry]]\npath = "run"\n[[entry]]\npath = "one.json"\nlabel = "renamed"\n')
-    names = [r["label"] for r in collect([run, str(single), records[3], records[3]])]
+    names = [r.label for r in collect([run, str(single), records[3], to_json(records[3])])]
     assert sorted(names) == ["0", "1", "2", "3"]
-    assert sorted(r["label"] for r in collect(listed)) == ["0", "1", "renamed"]
+    assert sorted(r.label for r in collect(listed)) == ["0", "1", "renamed"]
     assert collect(records[0]) == [records[0]]
 
 
@@ -71,21 +85,20 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
     (tmp_path / "there.toml").write_text('[[entry]]\npath = "back.toml"\n')
     (tmp_path / "back.toml").write_text('[[entry]]\npath = "empty/../there.toml"\n')
     (tmp_path / "empty").mkdir()
-    (tmp_path / "nan.json").write_text(json.dumps(made(fid=float("nan"))))
     for source, says in (
         (tmp_path / "bad.json", "bad.json cannot be read"),
         (tmp_path / "bad.toml", "tables [[entry]] and nothing else"),
-        (tmp_path / "entry.toml", "an entry has path and label"),
-        (tmp_path / "flat.toml", "an entry is 1, expected a table [[entry]]"),
-        (tmp_path / "path.toml", "path is 5, expected text"),
-        (tmp_path / "label.toml", "label is 7, expected text"),
+        (tmp_path / "entry.toml", "entry.toml: unknown key 'name' of ListEntry. Allowed: label, path."),
+        (tmp_path / "flat.toml", "flat.toml: ListEntry: got 1, expected ListEntry"),
+        (tmp_path / "path.toml", "path.toml: ListEntry.path: got 5, expected str"),
+        (tmp_path / "label.toml", "label.toml: ListEntry.label: got 7, expected str | None"),
         (tmp_path / "self.toml", "leads back to itself"),
         (tmp_path / "there.toml", "leads back to itself"),
         (tmp_path / "empty", "holds no evaluations; first: gen evaluate"),
         (tmp_path / "none.json", "none.json does not exist"),
-        (tmp_path / "nan.json", "metrics.fid.value is nan, expected a finite number"),
         ([], "no evaluation records"),
-        ({"schema": 2}, "no evaluation record of schema 1: it is 2"),
+        ({"schema": 1}, "the record '?' is no Record of schema 2: it is 1"),
+        ({"schema": 2}, "does not match its own sha256"),
     ):
         with pytest.raises(UserError) as error:
             collect(source)
@@ -93,46 +106,100 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("n",), 999),
+        (("metrics", 0, "estimate", "value"), 0.01),
+        (("metrics", 1, "floor", "se"), None),
+        (("extractor", "sha256"), "other"),
+        (("command",), "gen evaluate runs/other"),
+        (("sha256",), "00"),
+        (("sha256",), None),
+    ],
+)
+def test_an_edited_file_is_refused(path, value, tmp_path) -> None:
+    file = write_record(made(), tmp_path)
+    content = json.loads(file.read_text())
+    assert collect(file) == [made()]
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        collect(file)
+    assert str(error.value) == f"{file} does not match its own sha256: it was edited, or is damaged"
+
+
+@pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("n",), 999, "does not belong to its content"),
-        (("extractor", "sha256"), "other", "does not belong to its content"),
-        (("metrics", "fid", "value"), "2.0", "expected a finite number"),
-        (("metrics", "fid", "value"), None, "it lacks metrics.fid.value"),
-        (("metrics", "kid", "value"), True, "expected a finite number"),
-        (("speed", "images_per_second"), float("inf"), "expected a finite number"),
-        (("label",), ["a"], "label is ['a'], expected text"),
-        (("floor",), [1], "floor is [1], expected an object"),
-        (("reference",), None, "reference is None, expected an object"),
-        (("reference", "data"), "digits", "expected an object and a list"),
+        (("metrics", 0, "estimate", "value"), "two", "Estimate.value: got 'two', expected float"),
+        (("metrics", 0, "estimate", "value"), None, "Estimate.value: got None, expected float"),
+        (("metrics", 0, "estimate", "value"), True, "Estimate.value: got True, expected float"),
+        (("metrics", 0, "estimate", "mean"), 1.0, "unknown key 'mean' of Estimate"),
+        (("metrics", 0, "column", "higher_is_better"), "yes", "higher_is_better: got 'yes'"),
+        (("metrics",), [], "at least one measurement, and each once; this one has []"),
+        (("label",), ["a"], "Record.label: got ['a'], expected str"),
+        (("floor",), [1], "Record.floor: got [1]"),
+        (("reference",), None, "Record.reference: got None"),
+        (("reference", "data"), "digits", "ReferenceInfo.data: got 'digits'"),
         (("strip",), '"><script>', "no PNG"),
         (("floor", "strip"), base64.b64encode(b"GIF89a").decode(), "no PNG"),
     ],
 )
-def test_refuses_altered_records(path, value, says) -> None:
-    record = copy.deepcopy(made())
-    place = record
+def test_nonsense_is_refused_even_if_it_is_sealed(path, value, says) -> None:
+    content = copy.deepcopy(to_json(made()))
+    del content["sha256"]
+    inner = content
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        inner = inner[key]
+    inner[path[-1]] = value
     with pytest.raises(UserError) as error:
-        check(record, "it")
-    assert says in str(error.value) and "\n" not in str(error.value)
+        from_json({**content, "sha256": digest(content)}, Record, "it")
+    assert str(error.value).startswith("it: ") and says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_are_finite() -> None:
+    with pytest.raises(UserError, match=r"metrics\[0\]\.estimate\.value is nan, expected a finite number"):
+        made(fid=float("nan"))
+    with pytest.raises(UserError, match=r"speed\.images_per_second is inf"):
+        made(speed={"images_per_second": float("inf"), "ms_per_image": 1.0})
+
+
+def test_comparability_is_the_protocol_and_identity_the_samples() -> None:
+    record = made()
+    same = replace(record, label="other", seed=1, sampler={}, metrics=record.metrics[:1])
+    assert same.comparability == record.comparability and same.identity != record.identity
+    for changes in ({"n": 999}, {"rounding": "up"}, {"extractor": {"name": "x", "sha256": "", "dim": 1}}):
+        assert made(**changes).comparability != record.comparability
+    assert replace(record, metrics=record.metrics[:1], date=None).identity == record.identity
+
+
+def test_numbers_are_found_by_their_key() -> None:
+    assert made().estimate("fid") == Estimate(2.0, 0.1, 1000)
+    with pytest.raises(UserError, match=r"no metric 'fdi' was measured\. Did you mean 'fid'"):
+        made().estimate("fdi")
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        made().n = 3  # type: ignore[misc]
 
 
 def test_says_the_sampler_in_a_few_words() -> None:
-    assert sampler_text(made()) == "heun, 4 steps"
+    assert sampler_text(made().sampler) == "heun, 4 steps"
     guide = {"name": "cfg", "scale": 1.5, "interval": None}
     sampler = {"solver": {"name": "euler"}, "steps": 1, "grid": {"name": "karras", "rho": 7.0}, "guide": guide}
-    assert sampler_text(made(sampler=sampler)) == "euler, 1 step, karras(rho=7.0) grid, cfg(scale=1.5)"
-    assert sampler_text(made(sampler={})) == ""
-    for engine, told in (
+    assert sampler_text(sampler) == "euler, 1 step, karras(rho=7.0) grid, cfg(scale=1.5)"
+    assert sampler_text({}) == ""
+    for engine, text in (
         ({"name": "fused", "about": "fused, bf16"}, "fused, bf16"),
         ({"name": "own"}, "own"),
         ("x", "x"),
     ):
-        assert sampler_text(made(sampler={"solver": {"name": "euler"}, "engine": engine})) == f"euler, {told}"
+        assert sampler_text({"solver": {"name": "euler"}, "engine": engine}) == f"euler, {text}"
     grid = {"name": "searched", "file": "g.json", "times": [1.0, 0.5, 0.0]}
     cache = {"name": "searched", "file": "g.json", "sha256": "ab"}
     sampler = {"solver": {"name": "euler"}, "steps": 2, "grid": grid, "cache": cache}
-    assert sampler_text(made(sampler=sampler)) == "euler, 2 steps, searched(file=g.json) grid, searched(file=g.json)"
+    assert sampler_text(sampler) == "euler, 2 steps, searched(file=g.json) grid, searched(file=g.json)"

@@ -17,7 +17,7 @@ from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Record
-from gen.eval.evaluate import sampler_spec
+from gen.eval.provenance import sampler_spec
 from gen.kernels.linear import unpackable
 from gen.models.engines.compiled import _Replayed
 from gen.models.engines.lib.prepared import Prepared, choose_dtype

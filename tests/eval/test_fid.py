@@ -10,7 +10,7 @@ from torch import nn
 
 from gen.config.errors import UserError
 from gen.eval.estimate import Estimate
-from gen.eval.metrics.frechet import Frechet, Moments, distance
+from gen.eval.metrics.fid import FID, Moments, distance
 
 D = 12
 
@@ -47,25 +47,25 @@ def test_commuting_covariances() -> None:
 
 def test_scales_with_the_square_and_ignores_rotation() -> None:
     x, y = rows(80, seed=1), rows(60, seed=2)
-    value = Frechet()(x, y).value
+    value = FID()(x, y).value
     q, _ = torch.linalg.qr(rows(D, seed=3))
-    assert Frechet()(3 * x, 3 * y).value == pytest.approx(9 * value, rel=1e-12)
-    assert Frechet()(x @ q, y @ q).value == pytest.approx(value, rel=1e-12)
-    assert Frechet()(y, x).value == pytest.approx(value, rel=1e-12)
+    assert FID()(3 * x, 3 * y).value == pytest.approx(9 * value, rel=1e-12)
+    assert FID()(x @ q, y @ q).value == pytest.approx(value, rel=1e-12)
+    assert FID()(y, x).value == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [200, 13, 12, 5])
 def test_agrees_with_the_matrix_square_root(n: int) -> None:
     x, y = rows(n, seed=4), rows(100, seed=5)
-    assert Frechet()(x, y).value == pytest.approx(reference_value(x, y), rel=1e-9 if n > D else 1e-5)
+    assert FID()(x, y).value == pytest.approx(reference_value(x, y), rel=1e-9 if n > D else 1e-5)
 
 
 def test_fewer_samples_than_dimensions_is_exact() -> None:
     # two sets in one plane of 12 dimensions are the same sets in 2 dimensions, where the covariances are invertible
     q, _ = torch.linalg.qr(rows(D, seed=6))
     a, b = rows(7, 2, seed=7), rows(9, 2, seed=8)
-    lifted = Frechet()(a @ q[:2], b @ q[:2])
-    flat = Frechet()(a, b)
+    lifted = FID()(a @ q[:2], b @ q[:2])
+    flat = FID()(a, b)
     assert lifted.value == pytest.approx(flat.value, rel=1e-12)
     assert lifted.se == pytest.approx(flat.se, rel=1e-12)
 
@@ -73,7 +73,7 @@ def test_fewer_samples_than_dimensions_is_exact() -> None:
 @pytest.mark.parametrize("n", [100, 5])
 def test_a_set_is_at_no_distance_from_itself_and_never_below(n: int) -> None:
     x = rows(n)
-    assert 0 <= Frechet()(x, x).value < 1e-12
+    assert 0 <= FID()(x, x).value < 1e-12
 
 
 def test_agrees_with_torchmetrics() -> None:
@@ -90,7 +90,7 @@ def test_agrees_with_torchmetrics() -> None:
     fake = torch.randint(0, 200, (70, 1, 4, 4), dtype=torch.uint8)
     fid.update(real, real=True)
     fid.update(fake, real=False)
-    ours = Frechet()(Flat()(fake), Flat()(real)).value
+    ours = FID()(Flat()(fake), Flat()(real)).value
     assert ours == pytest.approx(float(fid.compute()), rel=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_standard_error_is_the_spread_of_repeated_draws() -> None:
     exact = float((mean**2).sum() + ((scale - 1) ** 2).sum())
     generator = torch.Generator().manual_seed(0)
     found = [
-        Frechet().against(mean + scale * torch.randn(n, d, generator=generator, dtype=torch.float64), reference)
+        FID().against(mean + scale * torch.randn(n, d, generator=generator, dtype=torch.float64), reference)
         for _ in range(draws)
     ]
     values = torch.tensor([e.value for e in found], dtype=torch.float64)
@@ -118,9 +118,9 @@ def test_influence_is_the_derivative() -> None:
     reference = Moments.of_rows(y)
     n = len(x)
     copies = [torch.cat([x.repeat(50, 1), x[i : i + 1]]) for i in range(n)]
-    base = Frechet().against(x.repeat(50, 1), reference).value
-    slopes = torch.tensor([(Frechet().against(c, reference).value - base) * (50 * n + 1) for c in copies])
-    assert Frechet().against(x, reference).se == pytest.approx(float(slopes.std()) / n**0.5, rel=0.05)
+    base = FID().against(x.repeat(50, 1), reference).value
+    slopes = torch.tensor([(FID().against(c, reference).value - base) * (50 * n + 1) for c in copies])
+    assert FID().against(x, reference).se == pytest.approx(float(slopes.std()) / n**0.5, rel=0.05)
 
 
 def test_singular_covariance_takes_the_eigenvalues() -> None:
@@ -156,7 +156,7 @@ def test_refuses_what_it_cannot_compare() -> None:
         (x[:1], x, "1 samples; it needs at least 2"),
     ):
         with pytest.raises(UserError) as error:
-            Frechet()(samples, reference)
+            FID()(samples, reference)
         assert says in str(error.value) and "\n" not in str(error.value)
 
 

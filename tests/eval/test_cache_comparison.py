@@ -15,11 +15,12 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
+from gen.eval.cache_comparison import CacheComparison, computed_shares, drift, equal_steps, uncached
 from gen.eval.evaluate import evaluate
-from gen.eval.record import check
+from gen.eval.pictures import INK, PAPER, heatmap
+from gen.eval.record import Drift, Interval, Record, from_json, to_json
 from gen.eval.reference import Reference
-from gen.eval.saving import INK, PAPER, Saving, drift, equal_steps, median_interval, picture, shares, uncached
-from gen.eval.throughput import InterleavedTiming
+from gen.eval.throughput import InterleavedTiming, median_interval
 from gen.models.dit import DiT
 from gen.pipeline import Pipeline, Samples
 from gen.training.run import Sampler
@@ -61,8 +62,8 @@ def pipeline() -> Timed:
     return Timed(f, (1, 8, 8), 10, Sampler("euler", 12), name="tiny", clock=Clock())
 
 
-def saving(pipeline: Timed, batch: int = 4) -> Saving:
-    return Saving(batch, InterleavedTiming(seconds=1e-9, clock=pipeline.clock))
+def comparison(pipeline: Timed, batch: int = 4) -> CacheComparison:
+    return CacheComparison(batch, InterleavedTiming(seconds=1e-9, clock=pipeline.clock))
 
 
 def pixels(png: str) -> Image.Image:
@@ -70,54 +71,55 @@ def pixels(png: str) -> Image.Image:
 
 
 def test_cost_of_a_skipped_step_and_speed_up_are_exact(pipeline) -> None:
-    found = saving(pipeline).measure(pipeline, {"cache": {"name": "taylorseer", "interval": 3}})
+    found = comparison(pipeline).measure(pipeline, {"cache": {"name": "taylorseer", "interval": 3}})
     full = 5  # of 12: the two of the warm-up, then 4, 7, 10
-    assert (found["full"], found["evaluations"], found["fraction"]) == (full, 12, full / 12)
+    assert (found.full, found.evaluations, found.fraction) == (full, 12, full / 12)
     ratio = (full + 7 * 0.25) / 12
-    assert found["ratio"] == pytest.approx({"value": ratio, "low": ratio, "high": ratio})
-    assert found["speedup"]["value"] == pytest.approx(1 / ratio) and found["c"]["value"] == pytest.approx(0.25)
-    assert found["equal_steps"] == 6 and 6 / 12 <= ratio < 7 / 12  # as many as fit, not the nearest
-    assert found["memory_mb"] > 0 and json.loads(json.dumps(found, allow_nan=False)) == found
+    assert vars(found.ratio) == pytest.approx({"value": ratio, "low": ratio, "high": ratio})
+    assert found.speedup.value == pytest.approx(1 / ratio) and found.c.value == pytest.approx(0.25)
+    assert found.equal_steps == 6 and 6 / 12 <= ratio < 7 / 12  # as many as fit, not the nearest
+    assert found.memory_mb > 0
 
 
 def test_drift_is_from_the_same_noise(pipeline) -> None:
     how = {"cache": "fora", "steps": 6}
-    found = saving(pipeline, 7).measure(pipeline, how, seed=3)["drift"]
+    found = comparison(pipeline, 7).measure(pipeline, how, seed=3).drift
     a, b = pipeline.sample(7, seed=3, steps=6).x.double(), pipeline.sample(7, seed=3, **how).x.double()
-    assert found["rmse"] == pytest.approx(float((a - b).square().mean().sqrt())) and found["rmse"] > 1e-4
-    assert found["psnr"] == pytest.approx(10 * math.log10(4 / found["rmse"] ** 2)) and found["n"] == 7
+    assert found.rmse == pytest.approx(float((a - b).square().mean().sqrt())) and found.rmse > 1e-4
+    assert found.psnr == pytest.approx(10 * math.log10(4 / found.rmse**2)) and found.n == 7
 
 
 def test_drift_of_known_samples() -> None:
     x = torch.zeros(50, 1, 2, 2)
-    assert drift(x + 0.2, x) == {"rmse": pytest.approx(0.2), "se": pytest.approx(0), "psnr": pytest.approx(20), "n": 50}
-    assert drift(x, x) == {"rmse": 0.0, "se": 0.0, "psnr": None, "n": 50}
+    known = {"rmse": pytest.approx(0.2), "se": pytest.approx(0), "psnr": pytest.approx(20), "n": 50}
+    assert vars(drift(x + 0.2, x)) == known
+    assert drift(x, x) == Drift(0.0, 0.0, None, 50)
     torch.manual_seed(0)
     many = [drift(torch.randn(40, 1, 4, 4), torch.zeros(40, 1, 4, 4)) for _ in range(400)]
-    spread = float(torch.tensor([d["rmse"] for d in many]).std())
-    assert sum(d["se"] for d in many) / len(many) == pytest.approx(spread, rel=0.1)
+    spread = float(torch.tensor([d.rmse for d in many]).std())
+    assert sum(d.se for d in many) / len(many) == pytest.approx(spread, rel=0.1)
 
 
 def test_a_cache_that_is_turned_off_costs_nothing_and_has_no_skipped_step(pipeline) -> None:
-    found = saving(pipeline).measure(pipeline, {"cache": {"name": "taylorseer_lite", "interval": 1}})
-    assert found["fraction"] == 1 and found["c"] is None and found["equal_steps"] == 12
-    assert found["drift"]["rmse"] == 0 and found["drift"]["psnr"] is None and found["speedup"]["value"] == 1
+    found = comparison(pipeline).measure(pipeline, {"cache": {"name": "taylorseer_lite", "interval": 1}})
+    assert found.fraction == 1 and found.c is None and found.equal_steps == 12
+    assert found.drift.rmse == 0 and found.drift.psnr is None and found.speedup.value == 1
 
 
 def test_the_default_cache_of_a_pipeline_can_be_switched_off(pipeline) -> None:
     default = replace(pipeline, sampler=Sampler("euler", 12, cache="fora"))
     plain, rest = uncached(default, {"steps": 6})
     assert rest == {"steps": 6} and plain.sampler.cache is None and default.sampler.cache is not None
-    same = saving(default).measure(default, {})
-    assert same["drift"] == saving(pipeline).measure(pipeline, {"cache": "fora"})["drift"] and same["fraction"] < 1
+    same = comparison(default).measure(default, {})
+    assert same.drift == comparison(pipeline).measure(pipeline, {"cache": "fora"}).drift and same.fraction < 1
 
 
 @pytest.mark.parametrize("cache", ["taylorseer", "taylorseer_lite"])
 def test_map_shows_what_was_computed(pipeline, cache) -> None:
     """The same map for both: one skips each module, the other the trunk around them; the last layer always runs."""
-    drawn = saving(pipeline).measure(pipeline, {"cache": {"name": cache, "interval": 3}})["map"]
-    assert drawn["sites"] == SITES and drawn["steps"] == 12
-    image = pixels(drawn["png"])
+    drawn = comparison(pipeline).measure(pipeline, {"cache": {"name": cache, "interval": 3}}).map
+    assert list(drawn.sites) == SITES and drawn.steps == 12
+    image = pixels(drawn.png)
     assert image.size == (12 * 24 - 2, 5 * 24 - 2)
     cells = [[image.getpixel((24 * step + 9, 24 * row + 9)) for step in range(12)] for row in range(5)]
     expected = [INK if step in (0, 1, 4, 7, 10) else PAPER for step in range(12)]
@@ -129,10 +131,10 @@ def test_map_shows_shares_of_stages_and_branches() -> None:
     places = [SimpleNamespace(step=s) for s in (0, 0, 1, 1, 2)]
     computed = [(True, True), (True, True), (True, False), (True, True), (False, True)]
     report = SimpleNamespace(steps=3, places=places, sites=("a", "b"), computed=computed)
-    assert shares(report, ["b", "a"]).tolist() == [[1, 0.5, 1], [1, 1, 0]]
-    half = pixels(picture(torch.tensor([[0.5]]))).getpixel((0, 0))
+    assert computed_shares(report, ["b", "a"]).tolist() == [[1, 0.5, 1], [1, 1, 0]]
+    half = pixels(heatmap(torch.tensor([[0.5]]))).getpixel((0, 0))
     assert half == tuple(round((a + b) / 2) for a, b in zip(INK, PAPER, strict=True))
-    assert pixels(picture(torch.ones(57, 250))).size == (250 * 4 - 2, 57 * 12 - 2)
+    assert pixels(heatmap(torch.ones(57, 250))).size == (250 * 4 - 2, 57 * 12 - 2)
 
 
 def test_interval_holds_the_median_as_often_as_it_says() -> None:
@@ -149,11 +151,7 @@ def test_interval_holds_the_median_as_often_as_it_says() -> None:
 
 
 def test_interval_of_a_falling_function_has_its_ends_in_order() -> None:
-    assert median_interval([2.0, 4.0, 5.0, 5.0, 8.0, 10.0]).json(lambda r: 1 / r) == {
-        "value": 0.2,
-        "low": 0.1,
-        "high": 0.5,
-    }
+    assert median_interval([2.0, 4.0, 5.0, 5.0, 8.0, 10.0]).map(lambda r: 1 / r) == Interval(0.2, 0.1, 0.5)
 
 
 @pytest.mark.parametrize(("ratio", "steps"), [(0.5, 25), (0.379, 18), (0.38, 19), (0.001, 1), (1.0, 50), (1.05, 52)])
@@ -190,7 +188,7 @@ def test_evaluate_says_what_its_cache_does(pipeline) -> None:
     reference = Reference.open("digits", extractor="pixels")
     how = {"data": reference, "n": 12, "steps": 4, "timed": 3, "seconds": 1e-9}
     record = evaluate(pipeline, cache={"name": "taylorseer_lite", "interval": 2}, **how)
-    assert check(json.loads(json.dumps(record)), "it") == record
-    assert record["cache"]["full"] == 3 and record["cache"]["batch"] == record["cache"]["drift"]["n"] == 3
-    assert record["nfe"] == 4 and record["sampler"]["cache"]["interval"] == 2 and record["speed"]["batch"] == 3
-    assert "cache" not in evaluate(pipeline, **how)
+    assert from_json(json.loads(json.dumps(to_json(record))), Record, "it") == record
+    assert record.cache.full == 3 and record.cache.batch == record.cache.drift.n == 3
+    assert record.nfe == 4 and record.sampler["cache"]["interval"] == 2 and record.speed.batch == 3
+    assert evaluate(pipeline, **how).cache is None

@@ -1,0 +1,149 @@
+"""The origin of a record: sampler, checkpoint, machine, versions, and the command that repeats it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gen
+from gen.config.spec import spec_of
+from gen.eval.reference import Reference
+
+__all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting"]
+
+
+def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampler that a pipeline uses, defaults filled in, as a spec.
+
+    Of a searched grid it also holds the times, of a searched cache the sha256 of its file: a file's name does not say
+    what was in it.
+
+    Args:
+        pipeline: Pipeline, or anything with `plan`.
+        how: keywords of its `sample`.
+    """
+    plan = pipeline.plan(**how)
+    spec = spec_of(plan, named=False)
+    if spec["grid"]["name"] == "searched":
+        spec["grid"]["times"] = plan.grid.read()["times"]
+    if spec["cache"] is not None and spec["cache"]["name"] == "searched":
+        spec["cache"]["sha256"] = hashlib.sha256(Path(plan.cache.file).read_bytes()).hexdigest()
+    engine = getattr(pipeline, "engine", None)
+    if engine is None:
+        return spec
+    about = getattr(pipeline.denoiser.net, "about", "")
+    return {**spec, "engine": {**spec_of(engine), **({"about": about} if about else {})}}
+
+
+def checkpoint(pipeline: Any) -> dict[str, Any] | None:
+    """Return step, role, sha256 and weights of the checkpoint that a pipeline was loaded from, if it was.
+
+    Args:
+        pipeline: Pipeline, TextPipeline, or anything.
+    """
+    info = getattr(pipeline, "info", None)
+    if info is None:
+        return None
+    return {key: info[key] for key in ("step", "role", "sha256") if key in info} | {"weights": pipeline.weights}
+
+
+def command(
+    pipeline: Any, folder: Path | None, reference: Reference, metrics: Sequence[Any] | None, options: Mapping[str, Any]
+) -> str:
+    """Return the command line that repeats an evaluation; for a pipeline that lies in no folder, the Python call.
+
+    Args:
+        pipeline: that was evaluated.
+        folder: its run's.
+        reference: that it was compared with.
+        metrics: as they were asked for; None for the default.
+        options: names and values of the others; None for a default.
+    """
+    words: dict[str, Any] = {key: _short(value) for key, value in options.items() if value is not None}
+    words |= {"data": _short(reference.data), "split": reference.split, "extractor": reference.extractor_name}
+    specs = None if metrics is None else [_short(metric) for metric in metrics]
+    if folder is None:
+        words |= {} if specs is None else {"metrics": specs}
+        return f"gen.evaluate(pipeline, {', '.join(f'{key}={value!r}' for key, value in words.items())})"
+    if specs is not None:
+        words["metrics"] = ",".join(specs) if all(isinstance(s, str) for s in specs) else json.dumps(specs)
+    line = ["gen", "evaluate", str(folder)]
+    for key, value in (words | loading_options(pipeline)).items():
+        line += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return shlex.join(line)
+
+
+def loading_options(pipeline: Any) -> dict[str, str]:
+    """Return how a pipeline was loaded, where gen.load by itself does not do so: other weights, an engine, a device.
+
+    Args:
+        pipeline: that gen.load returned.
+    """
+    averages = pipeline.info["run"]["ema"] if pipeline.info else ()
+    usual = averages[0]["label"] if averages else "raw"
+    weights = {} if pipeline.weights == usual else {"weights": pipeline.weights}
+    engine = {"engine": json.dumps(spec_of(pipeline.engine))} if getattr(pipeline, "engine", None) is not None else {}
+    return weights | engine | ({} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)})
+
+
+def machine(device: torch.device) -> str:
+    """Return a device's name, and on a CPU the number of threads.
+
+    Args:
+        device: of PyTorch.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def device_of(pipeline: Any) -> torch.device:
+    """Return the device of a pipeline; the CPU for one that does not say.
+
+    Args:
+        pipeline: anything.
+    """
+    return torch.device(getattr(pipeline, "device", "cpu"))
+
+
+def setting(pipeline: Any) -> dict[str, Any]:
+    """Return parameters, machine, versions and date, by the names of a record.
+
+    Args:
+        pipeline: that was evaluated.
+    """
+    import torchmetrics
+
+    versions = {"gen": gen.__version__, "torch": torch.__version__, "torchmetrics": torchmetrics.__version__}
+    return {
+        "params": pipeline.params,
+        "device": machine(device_of(pipeline)),
+        "versions": versions | {"python": platform.python_version()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _short(value: Any) -> Any:
+    """Return a name, a number, or the spec of a thing; its name alone if there is no more to say.
+
+    A list is a grid's times.
+    """
+    if isinstance(value, (list, tuple, Tensor)):
+        return {"name": "given", "values": torch.as_tensor(value).tolist()}
+    if isinstance(value, (str, int)):
+        return value
+    spec = dict(value) if isinstance(value, Mapping) else spec_of(value)
+    return spec["name"] if set(spec) == {"name"} else spec

@@ -1,0 +1,258 @@
+"""The contract of a metric: a user's own, from evaluation to the page, and every law of the folder.
+
+A new file in eval/metrics is tested here without a new test.
+"""
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from gen.cli import main
+from gen.config.errors import UserError
+from gen.config.spec import build, find, names, spec_of
+from gen.eval.estimate import Estimate
+from gen.eval.evaluate import choose, evaluate
+from gen.eval.features.digits_cnn import DigitsCNN
+from gen.eval.features.pixels import Pixels
+from gen.eval.leaderboard import leaderboard, table
+from gen.eval.metrics import NEEDS, Column
+from gen.eval.record import collect
+from gen.eval.reference import RealImages, Reference, measure
+from gen.eval.rows import IndexedRows
+from tests.eval.test_evaluate import Copier
+from tests.eval.test_leaderboard import Page
+
+MINE = '''
+from dataclasses import dataclass
+from gen.eval.metrics import Column, Estimate
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The mean difference of neighbouring pixels."""
+
+    power: int = 1
+    columns = (Column("sharpness", "Sharpness <b>", higher_is_better=True, note="a difference of pixels"),)
+    needs = "pixels"
+
+    def __call__(self, samples, reference):
+        x = ((samples[:, 1:] - samples[:, :-1]).abs() ** self.power).mean(1)
+        return Estimate(float(x.mean()), float(x.std()) / len(x) ** 0.5, len(x))
+'''
+assert len(MINE.strip().splitlines()) <= 20
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference.open("digits")
+
+
+@pytest.fixture(scope="module")
+def copier(reference) -> Copier:
+    return Copier(reference.train.images, reference.train.labels)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> str:
+    """The name of a metric in a module of the user's own."""
+    (tmp_path / "my_metrics.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_metrics:Sharpness"
+    sys.modules.pop("my_metrics", None)
+
+
+# A user's own metric
+
+
+def test_a_users_metric_is_computed_ranked_and_drawn(mine, copier, reference, tmp_path) -> None:
+    noisy = Copier(copier.images, copier.labels, noise=1.0)
+    records = [
+        evaluate(p, data=reference, n=40, seconds=0.01, metrics=[mine, "fid"], label=label)
+        for label, p in (("clean", copier), ("noisy", noisy))
+    ]
+    sharp = records[0].measured("sharpness")
+    assert sharp.metric == {"name": "my_metrics:Sharpness", "power": 1} and sharp.floor.n == 1437
+    assert [m.column.key for m in records[0].metrics] == ["sharpness", "fid"]
+    assert 'metrics=["my_metrics:Sharpness", "fid"]'.replace('"', "'") in records[0].command
+    sys.modules.pop("my_metrics")  # from here on records alone are read: no code of a metric is needed, or run
+    page = leaderboard(records, tmp_path)
+    (rows,) = Page(page.read_text()).tables
+    assert rows[0][4:6] == ["Sharpness <b>", "FID"]
+    assert [row[2][:5] for row in rows if len(row) > 5][2:] == ["noisy", "clean"]
+    text = page.read_text()
+    assert "Sharpness &lt;b&gt; against NFE on digits" in text and "a difference of pixels; higher is better" in text
+    assert 'class="floor"' in text and "my_metrics" not in sys.modules
+    first = next(csv.DictReader(io.StringIO(page.with_suffix(".csv").read_text())))
+    value = records[1].estimate("sharpness")
+    assert (first["label"], float(first["sharpness"]), float(first["sharpness_se"])) == ("noisy", value.value, value.se)
+    assert value.text() in page.with_suffix(".md").read_text() and value.text() in table(records)
+
+
+def test_the_command_line_takes_it_too(mine, tmp_path, monkeypatch, capsys, copier) -> None:
+    monkeypatch.setattr("gen.cli.evaluate.loaded", lambda args: replace(copier, folder=tmp_path))
+    monkeypatch.setattr("gen.eval.provenance.loading_options", lambda pipeline: {})
+    run = ["evaluate", str(tmp_path), "-n", "12", "--metrics"]
+    assert main([*run, f"{mine},recall"]) == 0
+    assert "Sharpness <b> " in capsys.readouterr().out
+    assert main([*run, json.dumps([{"name": mine, "power": 2}, "fid"])]) == 0
+    first, second = sorted(collect(tmp_path), key=lambda r: len(r.command))
+    assert f"--metrics {mine},recall" in first.command and '"power": 2' in second.command
+    assert main(["leaderboard", str(tmp_path), "--out", str(tmp_path / "lb.html"), "--rank-by", "sharpness"]) == 0
+    assert main([*run, "fdi"]) == 2
+    assert "Did you mean 'fid'" in capsys.readouterr().err
+
+
+def test_a_file_in_the_folder_is_a_default_metric(copier, reference, monkeypatch) -> None:
+    import gen.eval.evaluate as module
+
+    @dataclass(frozen=True)
+    class Dropped:
+        columns = (Column("dropped", "Dropped", priority=95),)
+        needs = "train_features"
+
+        def __call__(self, samples, real):
+            return Estimate(float(samples.mean() - real.mean()), None, len(samples))
+
+    @dataclass(frozen=True)
+    class Demanding(Dropped):
+        option: int
+
+    monkeypatch.setattr(module, "names", lambda folder: [*names(folder), "dropped", "demanding"])
+    ours = {"dropped": Dropped, "demanding": Demanding}
+    monkeypatch.setattr(module, "find", lambda name, folder: ours.get(name) or find(name, folder))
+    record = evaluate(copier, data=reference, n=12, seconds=0.01)
+    assert [m.column.key for m in record.metrics][:3] == ["fid", "dropped", "kid"]
+    assert record.estimate("dropped").se is None
+
+
+def test_pairs_compare_each_sample_with_its_own_target(reference) -> None:
+    @dataclass(frozen=True)
+    class PSNR:
+        columns = (Column("mse", "MSE"), Column("worst", "Worst"))
+        needs = "pairs"
+
+        def __call__(self, samples, targets):
+            mse = ((samples - targets) ** 2).mean(1)
+            se = float(mse.std()) / len(mse) ** 0.5
+            return Estimate(float(mse.mean()), se, len(mse)), Estimate(float(mse.max()), None, len(mse))
+
+    class Restorer(Copier):
+        def sample(self, n, **how):
+            samples = super().sample(n, **how)
+            return replace(samples, cond={**samples.cond, "target": samples.x.round()})
+
+    pair = reference.train.images, reference.train.labels
+    record = evaluate(Restorer(*pair), data=reference, n=30, seconds=0.01, metrics=[PSNR()], batch_size=7)
+    assert [m.column.key for m in record.metrics] == ["mse", "worst"] and record.metrics[0].floor is None
+    assert 0 < record.estimate("mse").value < record.estimate("worst").value
+    with pytest.raises(UserError, match=r"mse needs pairs, but the samples have no targets"):
+        evaluate(Copier(*pair), data=reference, n=30, metrics=[PSNR()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"needs": "feature"}, "needs = 'feature'. Did you mean 'features'?"),
+        ({"columns": ()}, "columns = (), expected a tuple of Column"),
+        ({"columns": ("fid",)}, "expected a tuple of Column"),
+        ({"__call__": None}, "a frozen dataclass that can be called"),
+    ],
+)
+def test_what_is_no_metric_is_refused(changes, says) -> None:
+    body = {"columns": (Column("a", "A"),), "needs": "features", "__call__": lambda self, x, y: None, **changes}
+    body = {name: value for name, value in body.items() if value is not None}
+    with pytest.raises(UserError) as error:
+        choose([dataclass(frozen=True)(type("Wrong", (), body))()])
+    assert says in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="list is no metric"):
+        choose([[1]])
+
+
+def test_a_number_that_is_none_is_refused() -> None:
+    body = {"columns": (Column("bad", "B"),), "__call__": lambda self, x, y: Estimate(torch.nan, 0.0, 3)}
+    with pytest.raises(UserError, match="bad of 3 samples is not finite"):
+        measure(type("Bad", (), body)(), torch.zeros(3, 1), torch.zeros(3, 1))
+
+
+# Laws of every metric of the folder
+
+METRICS = [pytest.param(build("eval.metrics", name), id=name) for name in names("eval.metrics")]
+
+
+@pytest.fixture(scope="module")
+def small() -> Reference:
+    """Digits, few of them, as both splits."""
+    whole = Reference.open("digits")
+    images, labels = whole.train.images[:120], whole.train.labels[:120]
+    split = RealImages(images, labels, whole.extractor(images), "few")
+    return replace(whole, train=split, test=split, floors={})
+
+
+def filled(images, labels, order, sizes) -> IndexedRows:
+    extract, rows = DigitsCNN().load(), IndexedRows(("features", "labels", "pixels", "targets"))
+    for part in order.split(sizes):
+        x = images[part]
+        rows.update(part, features=extract(x), labels=labels[part], pixels=Pixels()(x), targets=Pixels()(x))
+    return rows
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_declarations_are_complete(metric) -> None:
+    assert metric.needs in NEEDS and metric.columns
+    for column in metric.columns:
+        assert column.key.isidentifier() and column.heading and column.note
+        assert column.note[-1] != "." and column.digits >= 2 and column.priority > 0
+    assert build("eval.metrics", spec_of(metric)) == metric and hash(metric) is not None
+
+
+def test_no_two_metrics_have_a_key_or_a_priority_in_common() -> None:
+    columns = [column for name in names("eval.metrics") for column in build("eval.metrics", name).columns]
+    assert len({c.key for c in columns}) == len({c.priority for c in columns}) == len(columns)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_identical_sets_give_the_perfect_value(metric, small) -> None:
+    samples, reference = small.inputs(metric.needs, small.train)
+    if metric.needs == "logits":  # scores that say the labels
+        samples = torch.nn.functional.one_hot(reference, 10).float()
+    for column, estimate in zip(metric.columns, measure(metric, samples, reference), strict=True):
+        sign = {True: -1, False: 1, None: 1}[column.higher_is_better]
+        assert sign * estimate.value <= sign * column.perfect + 1e-9, estimate
+        if column.key != "kid":  # which is unbiased, and so passes it
+            assert estimate.value == pytest.approx(column.perfect, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_value_depends_on_the_rows_alone_to_the_bit(metric, small, reference) -> None:
+    images, labels = reference.train.images[200:320], reference.train.labels[200:320]
+    straight, shuffled = torch.arange(120), torch.randperm(120, generator=torch.Generator().manual_seed(1))
+    whole = measure(metric, *small.inputs(metric.needs, filled(images, labels, straight, [120])))
+    halves = filled(images, labels, shuffled[:50], [50]), filled(images, labels, shuffled[50:], [33, 37])
+    halves[1].merge_state(halves[0])  # as two processes do
+    batches = filled(images, labels, straight, [7] * 17 + [1]), filled(images, labels, shuffled, [40] * 3)
+    for rows in (*batches, halves[1]):
+        assert measure(metric, *small.inputs(metric.needs, rows)) == whole
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_worse_samples_are_worse(metric, small, reference) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = reference.train.images[200:320], reference.train.labels[200:320]
+    noise = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
+    order = torch.arange(120)
+    good, bad = (measure(metric, *small.inputs(metric.needs, filled(x, labels, order, [120]))) for x in (images, noise))
+    for column, a, b in zip(metric.columns, good, bad, strict=True):
+        if column.higher_is_better is not None:
+            assert (a.value > b.value) is column.higher_is_better and a.differs(b)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_cannot_be_compared_is_refused(metric) -> None:
+    for samples, reference in ((torch.zeros(5, 3), torch.zeros(6, 4)), (torch.zeros(0, 3), torch.zeros(6, 3))):
+        with pytest.raises(UserError) as error:
+            metric(samples, reference)
+        assert "\n" not in str(error.value)
