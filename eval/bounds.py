@@ -1,4 +1,4 @@
-"""What parallel decoding costs at best: closed forms and exact optima for joints that are known (gen/text/worlds.py).
+"""Bounds of parallel decoding: closed forms and exact optima for joints that are known (gen/text/worlds.py).
 
 A decoder that commits several tokens at once draws each from its own marginal. With exact marginals, sampled at
 temperature 1, its law is off by the total correlation of what it commits together (Kang et al. 2025,
@@ -18,13 +18,17 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.text.worlds import Joint
 
-__all__ = ["Best", "ancestral", "best", "optimal_front", "replace_success", "shuffle_success"]
+__all__ = ["OptimalPartition", "ancestral", "optimal_front", "optimal_partition", "replace_success", "shuffle_success"]
 
 
 def replace_success(n: int, sizes: Sequence[int]) -> float:
-    """Success at replacing any one of n items by a new one where sizes[t] tokens are committed in step t.
+    """Return the success at replacing any one of n items by a new one where sizes[t] tokens are committed in step t.
 
-    The sum over steps of: no new item before, and exactly one of this step's.
+    It is the sum over steps of: no new item before, and exactly one of this step's.
+
+    Args:
+        n: items.
+        sizes: of the steps; they add up to n.
     """
     left, before, success = _checked(n, sizes), 1.0, 0.0
     for m in sizes:
@@ -36,7 +40,12 @@ def replace_success(n: int, sizes: Sequence[int]) -> float:
 
 
 def shuffle_success(n: int, sizes: Sequence[int]) -> float:
-    """Success at putting n items into any order where sizes[t] tokens are committed in step t: no two alike."""
+    """Return the success at putting n items into any order where sizes[t] tokens are committed in step t: no two alike.
+
+    Args:
+        n: items.
+        sizes: of the steps; they add up to n.
+    """
     left, success = _checked(n, sizes), 1.0
     for m in sizes:
         if m:
@@ -46,8 +55,16 @@ def shuffle_success(n: int, sizes: Sequence[int]) -> float:
 
 
 def ancestral(success: Callable[[int, Sequence[int]], float], n: int, steps: int) -> float:
-    """The success of a sampler that commits every token in one of so many steps, each alike likely (MDLM's ancestral
-    one with the log-linear schedule): the mean of success(n, sizes) over the multinomial law of the sizes."""
+    """Return the success of a sampler that commits every token in one of the steps, all alike likely.
+
+    That is MDLM's ancestral one with the log-linear schedule: the mean of success(n, sizes) over the multinomial law of
+    the sizes.
+
+    Args:
+        success: replace_success, shuffle_success, or its like.
+        n: items.
+        steps: of the sampler.
+    """
     total = 0.0
     for bars in itertools.combinations(range(n + steps - 1), steps - 1):
         ends = (-1, *bars, n + steps - 1)
@@ -64,46 +81,58 @@ def _checked(n: int, sizes: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best of all ways to commit a text in so many steps whose places are fixed beforehand. kl: the least
-    KL(joint || decoded) in nats, L_T; parts: the places of each step that reach it. success: the highest probability
-    that the text is one of the joint's, which other parts may reach."""
+class OptimalPartition:
+    """The best of all ways to commit a text in a number of steps whose positions are fixed beforehand.
+
+    Attributes:
+        kl: the least KL(joint || decoded) in nats, L_T.
+        parts: the positions of each step that reach it.
+        success: the highest probability that the text is one of the joint's, which other parts may reach.
+    """
 
     kl: float
     parts: tuple[tuple[int, ...], ...]
     success: float
 
 
-def best(joint: Joint, steps: int) -> Best:
-    """The optima over all ordered partitions of the places into `steps` parts; for texts of at most 7 tokens."""
+def optimal_partition(joint: Joint, steps: int) -> OptimalPartition:
+    """Return the optima over all ordered partitions of the positions into parts.
+
+    Args:
+        joint: of texts of at most 7 tokens.
+        steps: number of parts.
+
+    Raises:
+        UserError: for longer texts, or more steps than tokens.
+    """
     n = joint.texts.shape[1]
     if not 1 <= steps <= n or n > 7:
         raise UserError(f"best: {steps} steps for {n} tokens; 1 <= steps <= tokens <= 7")
     table = _conditionals(joint)  # [2^n, S, n]
-    found: Best | None = None
+    optimum: OptimalPartition | None = None
     for order in itertools.product(range(steps), repeat=n):
         if len(set(order)) < steps:
             continue
         known = [sum(1 << j for j in range(n) if order[j] < order[i]) for i in range(n)]
         law = torch.stack([table[known[i], :, i] for i in range(n)], -1).prod(-1)  # of each text, [S]
         kl, success = float((joint.probs * (joint.probs / law).log()).sum()), float(law.sum())
-        if found is None or kl < found.kl - 1e-12:
+        if optimum is None or kl < optimum.kl - 1e-12:
             parts = tuple(tuple(i for i in range(n) if order[i] == t) for t in range(steps))
-            found = Best(max(kl, 0.0), parts, max(success, found.success if found else 0.0))
-        elif success > found.success:
-            found = Best(found.kl, found.parts, success)
-    assert found is not None
-    return found
+            optimum = OptimalPartition(max(kl, 0.0), parts, max(success, optimum.success if optimum else 0.0))
+        elif success > optimum.success:
+            optimum = OptimalPartition(optimum.kl, optimum.parts, success)
+    assert optimum is not None
+    return optimum
 
 
 def _conditionals(joint: Joint) -> Tensor:
-    """p(token i of text s | the tokens of text s at the places of a set), [2^n sets as bits, S, n]."""
+    """Return p(token i of text s | the tokens of text s at the positions of a set), [2^n sets as bits, S, n]."""
     n = joint.texts.shape[1]
     same = joint.texts[:, None] == joint.texts[None]  # [S, S', n]
     rows = []
     for known in range(1 << n):
-        places = [i for i in range(n) if known >> i & 1]
-        agree = same[:, :, places].all(-1) * joint.probs  # p(s' and it agrees with s there)
+        positions = [i for i in range(n) if known >> i & 1]
+        agree = same[:, :, positions].all(-1) * joint.probs  # p(s' and it agrees with s there)
         rows.append((agree[..., None] * same).sum(1) / agree.sum(1)[:, None])
     return torch.stack(rows)
 
@@ -112,12 +141,18 @@ Point = tuple[float, float]  # (forwards, success)
 
 
 def optimal_front(joints: Sequence[tuple[Joint, float]]) -> list[tuple[float, float]]:
-    """(tokens per forward, success) that no decoder of exact marginals surpasses, adaptive ones included: the corners
-    of the Pareto front, rising in the first. Between two of them it is the straight line in (forwards, success).
+    """Return (tokens per forward, success) that no decoder of exact marginals surpasses, adaptive ones included.
 
-    joints: what is to be written, each with its share. A decoder may choose the places of a step by all that is
-    committed, and by chance; a text that is lost costs nothing more, which no decoder can better. For a given price of
-    a forward the best decoder is found by dynamic programming over all states: exact, and quick up to 8 tokens.
+    A decoder may choose the positions of a step by all that is committed, and by chance; a text that is lost costs
+    nothing more, which no decoder can better. For a given price of a forward the best decoder is computed by dynamic
+    programming over all states: exact, and quick up to 8 tokens.
+
+    Args:
+        joints: what is to be written, each with its share.
+
+    Returns:
+        The corners of the Pareto front, rising in the first. Between two of them it is the straight line in (forwards,
+        success).
     """
     total = sum(share for _, share in joints)
     tokens = sum(share * joint.texts.shape[1] for joint, share in joints) / total
@@ -142,11 +177,11 @@ def optimal_front(joints: Sequence[tuple[Joint, float]]) -> list[tuple[float, fl
 
 
 Move = tuple[tuple[int, float], ...]  # (kind of state, chance) after a commit; what is missing to 1 is lost
-Texts = tuple[tuple[tuple[int, ...], float], ...]  # what may still be written at the masked places, and its chance
+Texts = tuple[tuple[tuple[int, ...], float], ...]  # what may still be written at the masked positions, and its chance
 
 
 def _game(joint: Joint) -> list[tuple[Move, ...]]:
-    """The moves that there are in each kind of state: kind 0 is a finished text, the last kind the beginning.
+    """Return the moves of each kind of state: kind 0 is a finished text, the last kind the beginning.
 
     States in which the same is left to be written, up to the names of tokens, are of one kind.
     """
@@ -157,7 +192,7 @@ def _game(joint: Joint) -> list[tuple[Move, ...]]:
 
 
 def _kind(texts: Texts, kinds: list[tuple[Move, ...]], known: dict[Texts, int]) -> int:
-    """The kind of a state; what it leads to is added to the kinds before it."""
+    """Return the kind of a state; what it leads to is added to the kinds before it."""
     n = len(texts[0][0])
     if n == 0:
         return 0
@@ -184,27 +219,27 @@ def _move(
     kinds: list[tuple[Move, ...]],
     known: dict[Texts, int],
 ) -> Move:
-    """What committing at the chosen places leads to, each drawn from its own marginal."""
+    """Return what committing at the chosen positions leads to, each drawn from its own marginal."""
     parts: dict[tuple[int, ...], list[tuple[tuple[int, ...], float]]] = {}
     for text, p in texts:
         now = tuple(itertools.compress(text, chosen))
         parts.setdefault(now, []).append((tuple(itertools.compress(text, (not c for c in chosen))), p))
-    tables, found = list(itertools.compress(marginals, chosen)), dict[int, float]()
+    tables, chances = list(itertools.compress(marginals, chosen)), dict[int, float]()
     for now, rest in parts.items():
         kind = _kind(_renamed(rest), kinds, known)
-        found[kind] = found.get(kind, 0.0) + math.prod(t[token] for t, token in zip(tables, now, strict=True))
-    return tuple(sorted(found.items()))
+        chances[kind] = chances.get(kind, 0.0) + math.prod(t[token] for t, token in zip(tables, now, strict=True))
+    return tuple(sorted(chances.items()))
 
 
 def _renamed(texts: list[tuple[tuple[int, ...], float]]) -> Texts:
-    """With tokens 0, 1, ... in the order of their old names, and chances that add up to 1."""
+    """Return texts of tokens 0, 1, ... in the order of their old names, and chances that add up to 1."""
     total = sum(p for _, p in texts)
     name = {token: i for i, token in enumerate(sorted({token for text, _ in texts for token in text}))}
     return tuple(sorted((tuple(name[token] for token in text), p / total) for text, p in texts))
 
 
 def _play(game: list[tuple[Move, ...]], price: float) -> Point:
-    """Expected forwards and success of the decoder with the most success less price x forwards."""
+    """Return expected forwards and success of the decoder with the most success less price x forwards."""
     forwards, success = [0.0], [1.0]
     for moves in game[1:]:
         tried = []

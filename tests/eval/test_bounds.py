@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.eval.bounds import ancestral, best, front, replace_success, shuffle_success
+from gen.eval.bounds import ancestral, optimal_front, optimal_partition, replace_success, shuffle_success
 from gen.samplers.decoding_policies.entropy_bound import EntropyBound
 from gen.samplers.decoding_policies.factor import Factor
 from gen.samplers.decoding_policies.threshold import Threshold
@@ -52,17 +52,17 @@ def test_ancestral_sampling_is_the_mean_over_all_plans(success, n, values):
     ],
 )
 def test_the_least_divergence_of_so_many_steps(joint, values):
-    found = [best(joint, t) for t in range(1, len(values) + 1)]
+    found = [optimal_partition(joint, t) for t in range(1, len(values) + 1)]
     assert [b.kl for b in found] == pytest.approx(values, abs=5e-6)
     assert all(a.success <= b.success + 1e-12 for a, b in itertools.pairwise(found))
     assert sorted(i for part in found[-1].parts for i in part) == list(range(joint.texts.shape[1]))
 
 
 def test_the_best_two_steps_of_an_insertion_are_the_odd_places_first():
-    assert best(insert(4), 2).parts == ((1, 3), (0, 2, 4))
-    assert best(replace(5), 1).kl == pytest.approx(4 * math.log(5 / 4))
-    assert best(shuffle(4), 1).kl == pytest.approx(4 * math.log(4) - math.log(24))
-    assert best(shuffle(4), 2).success == pytest.approx(shuffle_success(4, [2, 2]))
+    assert optimal_partition(insert(4), 2).parts == ((1, 3), (0, 2, 4))
+    assert optimal_partition(replace(5), 1).kl == pytest.approx(4 * math.log(5 / 4))
+    assert optimal_partition(shuffle(4), 1).kl == pytest.approx(4 * math.log(4) - math.log(24))
+    assert optimal_partition(shuffle(4), 2).success == pytest.approx(shuffle_success(4, [2, 2]))
 
 
 POLICIES = [
@@ -82,7 +82,7 @@ POLICIES = [
 
 @pytest.mark.parametrize("joint", [replace(5), shuffle(4), insert(4), remove(5), parity(4)])
 def test_no_policy_is_above_the_front(joint):
-    corners = front([(joint, 1.0)])
+    corners = optimal_front([(joint, 1.0)])
     forwards = [(joint.texts.shape[1] / rate, success) for rate, success in reversed(corners)]
     assert forwards == sorted(forwards)
     assert forwards[-1][1] == pytest.approx(1)
@@ -104,20 +104,28 @@ def height(corners, x):
 def test_the_front_of_tokens_that_are_independent_is_a_point():
     bits = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     joint = Joint(bits, torch.tensor([0.42, 0.28, 0.18, 0.12], dtype=torch.float64), 2)
-    assert front([(joint, 1.0)]) == [(pytest.approx(2), pytest.approx(1))]
+    assert optimal_front([(joint, 1.0)]) == [(pytest.approx(2), pytest.approx(1))]
 
 
 def test_the_front_of_a_pair_by_hand():
     """Two bits that are equal: one after the other is right in two forwards, both at once is half right in one."""
     joint = Joint(torch.tensor([[0, 0], [1, 1]]), torch.tensor([0.5, 0.5], dtype=torch.float64), 2)
-    assert front([(joint, 1.0)]) == [(pytest.approx(1), pytest.approx(1)), (pytest.approx(2), pytest.approx(0.5))]
+    assert optimal_front([(joint, 1.0)]) == [
+        (pytest.approx(1), pytest.approx(1)),
+        (pytest.approx(2), pytest.approx(0.5)),
+    ]
     one = Joint(torch.tensor([[0, 1]]), torch.tensor([1.0], dtype=torch.float64), 2)
-    mixed = front([(joint, 1.0), (one, 1.0)])
+    mixed = optimal_front([(joint, 1.0), (one, 1.0)])
     assert mixed == [(pytest.approx(4 / 3), pytest.approx(1)), (pytest.approx(2), pytest.approx(0.75))]
 
 
 @pytest.mark.parametrize(
-    "ask", [lambda: best(shuffle(3), 4), lambda: best(replace(8), 1), lambda: replace_success(3, [2, 2])]
+    "ask",
+    [
+        lambda: optimal_partition(shuffle(3), 4),
+        lambda: optimal_partition(replace(8), 1),
+        lambda: replace_success(3, [2, 2]),
+    ],
 )
 def test_what_has_no_answer_is_refused(ask):
     with pytest.raises(UserError):
