@@ -6,6 +6,7 @@ Folders are read by their real names; the links inside gen/ are not followed.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -52,6 +53,7 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
@@ -82,11 +84,22 @@ def room(dotted):
     return parts[1] if len(parts) > 1 and parts[1] in LINKED else "gen"
 
 
-IN_THE_HOUSE = [pytest.param(path, id=name(path)) for path in sources(*HOUSE)]
-PRODUCT = [pytest.param(path, id=name(path)) for path in sources(*HOUSE, "scripts")]
+def over(*folders):
+    """Make one test a folder of a check(path), over all its files: a case a file costs more than what it checks."""
+
+    def decorate(check):
+        @functools.wraps(check)
+        def test(folder):
+            for path in sources(folder):
+                check(path)
+
+        del test.__wrapped__  # its argument would be taken for a fixture
+        return pytest.mark.parametrize("folder", folders)(test)
+
+    return decorate
 
 
-@pytest.mark.parametrize("path", IN_THE_HOUSE)
+@over(*HOUSE)
 def test_imports_follow_the_arrows(path):
     here = IMPORT_NAME.get(path.relative_to(ROOT).parts[0], "gen")
     cli = here == "gen" and path.relative_to(ROOT).parts[1] == "cli"  # verbs are scripts: they may use all
@@ -99,7 +112,7 @@ def test_imports_follow_the_arrows(path):
             assert dotted.split(".")[0] not in IMPORT_NAME, f"{name(path)}:{node.lineno} imports {dotted} without gen."
 
 
-@pytest.mark.parametrize("path", IN_THE_HOUSE)
+@over(*HOUSE)
 def test_heavy_packages_are_imported_where_they_are_used(path):
     for node in tree(path).body:
         for dotted in modules(node):
@@ -140,7 +153,7 @@ def test_pyproject_lists_the_packages_that_are_there():
     assert settings["package-dir"] == {"gen": "gen", **{f"gen.{link}": folder for link, folder in LINKED.items()}}
 
 
-@pytest.mark.parametrize("path", IN_THE_HOUSE)
+@over(*HOUSE)
 def test_every_folder_is_a_package(path):
     assert (path.parent / "__init__.py").exists()
 
@@ -151,7 +164,7 @@ FORBIDDEN_METHODS = {"extractall", "unsafe_load", "full_load"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
 
-@pytest.mark.parametrize("path", PRODUCT)
+@over(*HOUSE, "scripts")
 def test_nothing_is_unpickled_or_evaluated(path):
     for node in walk(tree(path), skip_type_checking=False):
         where = f"{name(path)}:{getattr(node, 'lineno', 0)}"
@@ -181,7 +194,7 @@ def lines_without_docstrings(node, lines):
     return lines - documented
 
 
-@pytest.mark.parametrize("path", PRODUCT)
+@over(*HOUSE, "scripts")
 def test_files_and_functions_are_short(path):
     source = tree(path)
     lines = lines_without_docstrings(source, len(path.read_text(encoding="utf-8").splitlines()))
@@ -192,26 +205,20 @@ def test_files_and_functions_are_short(path):
             assert length <= 60, f"{name(path)}:{node.lineno}: {node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("path", PRODUCT)
+@over(*HOUSE, "scripts")
 def test_every_file_says_what_it_is(path):
     assert ast.get_docstring(tree(path)), f"{name(path)} has no docstring"
     assert path.stem not in ("utils", "util", "helpers", "helper", "misc", "common"), f"{name(path)} says nothing"
 
 
-PLUGINS = [
-    pytest.param(f"gen.{folder}.{path.stem}", id=f"{folder}/{path.stem}")
-    for folder in FOLDERS
-    for path in sorted((ROOT / "gen" / folder.replace(".", "/")).glob("[!_]*.py"))
-]
-
-
-@pytest.mark.parametrize("dotted", PLUGINS)
-def test_every_plug_in_file_names_and_explains_its_plug_in(dotted):
-    module = importlib.import_module(dotted)
-    assert module.__all__, f"{dotted} exports nothing"
-    plugin = getattr(module, module.__all__[0])
-    assert plugin.__module__ == module.__name__, f"{dotted}: the first of __all__ is from elsewhere"
-    assert plugin.__doc__, f"{dotted}: {module.__all__[0]} has no docstring"
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_plug_in_file_names_and_explains_its_plug_in(folder):
+    for path in sorted((ROOT / "gen" / folder.replace(".", "/")).glob("[!_]*.py")):
+        module = importlib.import_module(f"gen.{folder}.{path.stem}")
+        assert module.__all__, f"{module.__name__} exports nothing"
+        plugin = getattr(module, module.__all__[0])
+        assert plugin.__module__ == module.__name__, f"{module.__name__}: the first of __all__ is from elsewhere"
+        assert plugin.__doc__, f"{module.__name__}: {module.__all__[0]} has no docstring"
 
 
 def test_importing_gen_loads_nothing_else():

@@ -25,9 +25,7 @@ PENDING = (
     "distill",
     "distill/lib",
     # eval
-    "eval",
     "eval/features",
-    "eval/metrics",
     "eval/parallelbench",
     "eval/parallelbench/lib",
     # gen
