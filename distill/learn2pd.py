@@ -15,6 +15,7 @@ from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data.answers import Answers
 from gen.diffusion.denoiser import DenoiserLike
+from gen.diffusion.net import unwrap
 from gen.distillers.lib.answers import Asked, make_store, padded, sequential, text_teacher
 from gen.pipeline import locate
 from gen.samplers.block_schedules.semi_ar import SemiAR
@@ -24,7 +25,7 @@ from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
 from gen.training.objectives import Batch, Roles, Step
-from gen.training.objectives.lib.masked import check_masks, inner
+from gen.training.objectives.lib.masked import check_masks
 from gen.training.optim.adamw import AdamW
 from gen.training.run import Run, run_from
 from gen.training.schedules import Constant
@@ -221,5 +222,5 @@ def _window(teacher: TextPipeline) -> int:
     blocks = teacher.decoding.block_schedule
     if not isinstance(blocks, SemiAR):
         raise UserError(f"Learn2PD: the teacher's blocks are {blocks!r}; say how long a window is with block")
-    own = blocks.length if teacher.net.block_size is None else int(inner(teacher.net).block_size)
+    own = blocks.length if teacher.net.block_size is None else int(unwrap(teacher.net).block_size)
     return own if blocks.sub is None else min(own, blocks.sub)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import gen
 from gen.config.spec import spec_of
+from gen.diffusion.net import members
 from gen.eval.reference import Reference
 
 __all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting"]
@@ -40,7 +41,7 @@ def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
     engine = getattr(pipeline, "engine", None)
     if engine is None:
         return spec
-    about = getattr(pipeline.denoiser.net, "about", "")
+    about = members(pipeline.denoiser.net).about
     return {**spec, "engine": {**spec_of(engine), **({"about": about} if about else {})}}
 
 

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from gen.config.spec import build
 from gen.data.mixture import MixturePoints
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.net import members
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow, Prediction
@@ -205,7 +206,7 @@ class Workshop:
 
 def adam(net: nn.Module, plan: Plan, role: str) -> torch.optim.Optimizer:
     """Adam at the plan's rate, for each parameter what the objective and the network make of it."""
-    rate, scales = plan.lr * getattr(plan.objective, "rates", {}).get(role, 1.0), getattr(net, "lr_scales", dict)()
+    rate, scales = plan.lr * getattr(plan.objective, "rates", {}).get(role, 1.0), members(net).lr_scales()
     named = [(p, rate * scales.get(name, 1.0)) for name, p in net.named_parameters()]
     groups = [{"params": [p for p, top in named if top == lr], "lr": lr, "top": lr} for lr in {top for _, top in named}]
     return torch.optim.Adam(groups, betas=plan.betas if role == "net" else (0.9, 0.99), fused=True)

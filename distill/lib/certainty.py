@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import DenoiserLike
+from gen.diffusion.net import unwrap
 from gen.distillers.lib.answers import make_answers, text_teacher
 from gen.distillers.lib.lora import adapted, merge
 from gen.text.decoding import Decoding
 from gen.training.objectives import Batch, Roles, Step
-from gen.training.objectives.lib.masked import Masking, Tokens, check_masks, inner, token_losses, tokens_of
+from gen.training.objectives.lib.masked import Masking, Tokens, check_masks, token_losses, tokens_of
 from gen.training.run import Run
 
 __all__ = ["Certain", "narrow", "window"]
@@ -67,7 +68,7 @@ class Certain(Masking):
     def observe(self, roles: Roles, logs: Mapping[str, float]) -> None:
         """With LoRA, the network that samples gets what its twin has learned."""
         if self.lora is not None:
-            merge(inner(roles["lora"].net), inner(roles["net"].net))
+            merge(unwrap(roles["lora"].net), unwrap(roles["net"].net))
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         role = "net" if self.lora is None else "lora"
@@ -80,12 +81,12 @@ class Certain(Masking):
         inside, hit = self.masks(net, tokens, batch)
         hidden = [inside & hit, inside & ~hit] if self.complementary else [inside & hit]
         noisy = torch.cat(
-            [tokens.x.masked_fill(m | self.later(tokens, inside), inner(net).mask_token_id) for m in hidden]
+            [tokens.x.masked_fill(m | self.later(tokens, inside), unwrap(net).mask_token_id) for m in hidden]
         )
         lengths = None if tokens.lengths is None else tokens.length.repeat(len(hidden))
         views = net(noisy, lengths).chunk(len(hidden))
         terms = [
-            narrow(v, tokens.x, m, self.temperature, inner(net).mask_token_id)
+            narrow(v, tokens.x, m, self.temperature, unwrap(net).mask_token_id)
             for v, m in zip(views, hidden, strict=True)
         ]
         ce, entropy, right = (torch.stack(each) for each in zip(*terms, strict=True))
@@ -128,7 +129,7 @@ def window(net: Any, tokens: Tokens, length: int | None, u: Tensor) -> Tensor:
     Blocks lie as in decoding (gen.samplers.block_schedules.semi_ar): from the end of the prompt on, or where a
     block-causal network has its own, whatever `length` is.
     """
-    x, own = tokens.x, inner(net).block_size
+    x, own = tokens.x, unwrap(net).block_size
     size = length if own is None else int(own)
     if size is None:
         return tokens.trained

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.net import unwrap
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.training.objectives import Batch
@@ -21,7 +22,6 @@ from gen.training.objectives import Batch
 __all__ = [
     "Transition",
     "advantages",
-    "bare",
     "diversity",
     "evaluating",
     "follow",
@@ -83,11 +83,6 @@ def judged(reward: Any, x0: Tensor, cond: Cond, group: int) -> tuple[Tensor, dic
     return given, {k: v.to(x0.device) for k, v in logs.items()}
 
 
-def bare(net: nn.Module) -> nn.Module:
-    """The network itself: under DistributedDataParallel it is one level down."""
-    return getattr(net, "module", net)
-
-
 def frozen(net: nn.Module) -> nn.Module:
     """A copy that is not trained."""
     return copy.deepcopy(net).requires_grad_(False)
@@ -96,7 +91,7 @@ def frozen(net: nn.Module) -> nn.Module:
 @torch.no_grad()
 def follow(copied: nn.Module, net: nn.Module, decay: float = 0.0) -> None:
     """copied <- decay copied + (1 - decay) net; buffers are copied."""
-    theirs = bare(net)
+    theirs = unwrap(net)
     for old, new in zip(copied.parameters(), theirs.parameters(), strict=True):
         old.lerp_(new, 1 - decay) if decay else old.copy_(new)
     for ours, buffer in zip(copied.buffers(), theirs.buffers(), strict=True):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.lib.masked import (
     Masking,
     Tokens,
     check_path,
-    inner,
     report,
     stratified,
     token_losses,
@@ -71,10 +71,10 @@ class BD3(Masking):
         block = block_of(net, x.shape[1])
         each = t.repeat_interleave(block, 1)[:, : x.shape[1]]
         noisy = corrupt(
-            x, path.masked_fraction(each).to(x.device), hits.to(x.device), inner(net).mask_token_id, ~tokens.trained
+            x, path.masked_fraction(each).to(x.device), hits.to(x.device), unwrap(net).mask_token_id, ~tokens.trained
         )
         masked = noisy != x
-        losses, right = token_losses(beside_clean(net, noisy, tokens, block), x, inner(net).mask_token_id)
+        losses, right = token_losses(beside_clean(net, noisy, tokens, block), x, unwrap(net).mask_token_id)
         if self.weight == "nelbo":
             losses = losses * path.weight(each).to(losses)
         return torch.where(masked, losses, 0), masked, right
@@ -88,7 +88,7 @@ class BD3(Masking):
 
 def block_of(net: Any, length: int) -> int:
     """How many tokens a block of a network has; all, where it sees everything."""
-    block = inner(net).block_size
+    block = unwrap(net).block_size
     return length if block is None else int(block)
 
 
@@ -117,6 +117,6 @@ def beside_clean(net: Any, noisy: Tensor, tokens: Tokens, block: int) -> Tensor:
         itself = torch.eye(2 * n, dtype=torch.bool, device=noisy.device)  # else padding would see nothing at all
         attention_mask = (attention_mask & torch.cat([real, real], 1)[:, None]) | itself
     places = torch.arange(n, device=noisy.device)
-    positions = torch.where((places % block == 0) & (places > 0), places + inner(net).shift * n, places)
+    positions = torch.where((places % block == 0) & (places > 0), places + unwrap(net).shift * n, places)
     both, again = torch.cat([noisy, tokens.x], 1), torch.cat([places, places])
     return net(both, positions=positions.expand(b, n), attention_mask=attention_mask, position_ids=again)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.net import members
 from gen.diffusion.tap import Tap
 from gen.diffusion.times import Uniform as AllTimes
 from gen.diffusion.weighting import Uniform as AllAlike
@@ -81,7 +82,7 @@ def check_state(net: Any, owner: str) -> None:
     spec = net.spec
     if not hasattr(spec, "channels"):
         raise UserError(f"{owner} trains on images, and a {type(spec).__name__} takes none")
-    if len(getattr(net, "state_shape", (spec.channels, spec.size, spec.size))) != 3:
+    if len(members(net).state_shape or ()) != 3:
         raise UserError(
             f"{owner} trains on images alone, and this {type(spec).__name__} denoises a class token too: take another "
             "model, or the model reg with the objective reg"

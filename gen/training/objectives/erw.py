@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.diffusion.alignment import negative_cosine, tokens_of
 from gen.diffusion.denoiser import DenoiserLike
+from gen.diffusion.net import unwrap
 from gen.diffusion.tap import Compute
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
@@ -71,7 +72,7 @@ class ERW(REPA):
             raise UserError(
                 f"ERW warms up at t = 0, which {type(f.path).__name__} cannot tell a network: take flow or vp"
             )
-        if hasattr(f.net, "module"):
+        if unwrap(f.net) is not f.net:
             raise UserError("ERW's warm-up leaves weights without a gradient: it runs in one process, not in several")
         tap = Until(self.warm_site)
         f.output(batch.x, t.to(batch.x.device), cond, tap=tap)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.bd3 import beside_clean, block_of
-from gen.training.objectives.lib.masked import Masking, Tokens, inner, report, stratified, token_losses, tokens_of
+from gen.training.objectives.lib.masked import Masking, Tokens, report, stratified, token_losses, tokens_of
 
 __all__ = ["FastDLLM"]
 
@@ -49,7 +50,7 @@ class FastDLLM(Masking):
 
     def views(self, net: object, tokens: Tokens, u: Tensor, hits: Tensor) -> Tensor:
         """The noisy copies: [2 B, L], first copies first, or [B, L]. u [B, blocks], hits [B, L]."""
-        x, mask = tokens.x, inner(net).mask_token_id  # type: ignore[arg-type]
+        x, mask = tokens.x, unwrap(net).mask_token_id  # type: ignore[arg-type]
         p = ((1 - self.eps) * u + self.eps).repeat_interleave(block_of(net, x.shape[1]), 1)[:, : x.shape[1]]
         first = corrupt(x, p.to(x.device), hits.to(x.device), mask, ~tokens.trained)
         if not self.complementary:

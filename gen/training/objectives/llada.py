@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, Step
-from gen.training.objectives.lib.masked import Masking, Tokens, inner, report, stratified, token_losses, tokens_of
+from gen.training.objectives.lib.masked import Masking, Tokens, report, stratified, token_losses, tokens_of
 
 __all__ = ["LLaDA"]
 
@@ -55,7 +56,7 @@ class LLaDA(Masking):
         """Of each token, [B, L]: CE / p where it is masked, else 0; whether it is masked; whether it was guessed."""
         net, x = roles["net"].net, tokens.x
         p, hits = ((1 - self.eps) * u + self.eps).to(x.device), hits.to(x.device)
-        noisy = corrupt(x, p, hits, inner(net).mask_token_id, ~tokens.trained)
+        noisy = corrupt(x, p, hits, unwrap(net).mask_token_id, ~tokens.trained)
         masked = noisy != x
         losses, right = token_losses(net(noisy, tokens.lengths), x)
         return torch.where(masked, losses / p[:, None].to(losses.dtype), 0), masked, right

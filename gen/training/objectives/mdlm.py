@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.lib.masked import (
     Masking,
     Tokens,
     check_path,
-    inner,
     report,
     stratified,
     token_losses,
@@ -55,9 +55,9 @@ class MDLM(Masking):
         """Of each token, [B, L]: weight(t) CE where it is masked, else 0; whether it is masked; whether guessed."""
         net, path, x = roles["net"].net, roles["net"].path, tokens.x
         share, weight = path.masked_fraction(t).to(x.device), path.weight(t).to(x.device)
-        noisy = corrupt(x, share, hits.to(x.device), inner(net).mask_token_id, ~tokens.trained)
+        noisy = corrupt(x, share, hits.to(x.device), unwrap(net).mask_token_id, ~tokens.trained)
         masked = noisy != x
-        losses, right = token_losses(net(noisy, tokens.lengths), x, inner(net).mask_token_id)
+        losses, right = token_losses(net(noisy, tokens.lengths), x, unwrap(net).mask_token_id)
         return torch.where(masked, losses * weight[:, None].to(losses.dtype), 0), masked, right
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from gen.config.errors import UserError, nearest
 from gen.config.spec import build, part
 from gen.diffusion.alignment import Encoder, Features, Projector, negative_cosine, tokens_of
 from gen.diffusion.denoiser import DenoiserLike
+from gen.diffusion.net import members
 from gen.diffusion.tap import Record
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import Denoising
@@ -100,8 +101,8 @@ def loaded(encoder: Encoder, device: str) -> nn.Module:
 def site_shape(net: Any, site: str) -> tuple[int, int]:
     """Tokens and width of a network's whole value, found on the meta device. UserError for a site that is not there."""
     with torch.device("meta"):
-        probe, spec = net.spec.build(), net.spec
-        shape = getattr(probe, "state_shape", (spec.channels, spec.size, spec.size))
+        probe = net.spec.build()
+        shape = members(probe).state_shape or ()
         record = Record()
         probe(torch.zeros(1, *shape), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.int64)}, tap=record)
     whole = {k: v for k, v in record.features.items() if v.ndim in (3, 4) and not k.startswith("blocks.")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.config.spec import part
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
+from gen.diffusion.net import members
 from gen.diffusion.times import LogNormal
 from gen.diffusion.weighting import EDM
 from gen.training.objectives import Batch, Roles, Step
@@ -44,7 +45,7 @@ class Uncertainty(Denoising):
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)
-        return {"net": net} if own_logvar(net) else {"net": net, "head": LogVariance(self.channels)}
+        return {"net": net} if members(net).logvar else {"net": net, "head": LogVariance(self.channels)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f: Denoiser = roles["net"]
@@ -57,7 +58,7 @@ class Uncertainty(Denoising):
     def logvar(self, roles: Roles, t: Tensor) -> Tensor:
         """u [B] at times t [B]."""
         f: Denoiser = roles["net"]
-        own = own_logvar(f.net)
+        own = members(f.net).logvar
         if own:
             return own(f.path.t_to_network(t).float())
         return roles["head"].net(f.path.lam(t).clamp(-FAR, FAR).float() / 4)
@@ -79,9 +80,3 @@ class LogVariance(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         wave = (t[:, None] * self.freqs + self.phases).cos() * math.sqrt(2 / len(self.freqs))  # [B, channels]
         return self.linear(wave)[:, 0]
-
-
-def own_logvar(net: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The network's own u, if it has one."""
-    inner: Any = getattr(net, "module", net)  # under DistributedDataParallel the network is one level down
-    return getattr(inner, "logvar", None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import DenoiserLike
+from gen.diffusion.net import unwrap
 from gen.text.contracts import positions_between
 from gen.text.mask_path import MaskPath
 from gen.training.objectives import Batch
@@ -20,7 +21,6 @@ __all__ = [
     "Tokens",
     "check_masks",
     "check_path",
-    "inner",
     "report",
     "stratified",
     "token_losses",
@@ -69,15 +69,10 @@ def tokens_of(batch: Batch, length: Tensor | None = None) -> Tokens:
     return Tokens(x, positions_between(n, prompt, end), end)
 
 
-def inner(net: nn.Module) -> Any:
-    """The network itself, with its attributes: DistributedDataParallel hides it one level down."""
-    return getattr(net, "module", net)
-
-
 def check_masks(net: nn.Module, owner: str) -> None:
     """Raises UserError for a network that has no mask token."""
-    if not isinstance(getattr(inner(net), "mask_token_id", None), int):
-        spec = getattr(inner(net), "spec", None)
+    if not isinstance(getattr(unwrap(net), "mask_token_id", None), int):
+        spec = getattr(unwrap(net), "spec", None)
         raise UserError(f"{owner} trains networks that predict masked tokens, such as the model text, and "
                         f"{type(spec if spec is not None else net).__name__} has no mask token")  # fmt: skip
 
