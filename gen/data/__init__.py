@@ -42,7 +42,7 @@ class DataSet(Protocol):
 class DataSource(Protocol):
     """A plug-in of this folder: a frozen dataclass whose fields say where the data are and how they are read.
 
-    A source of text has `tokenizer` and `vocab` too, see gen.text.tokenizers.
+    A source of text has `tokenizer` and `vocab_size` too, see gen.text.contracts.tokenizer.
 
     Attributes:
         shape: the shape of one x: (C, H, W), or (L,) for text.

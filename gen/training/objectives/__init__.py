@@ -12,6 +12,7 @@ This page is the contract; a class of your own is named "my_package.module:Class
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,14 +52,18 @@ class Batch:
 
 
 class Objective(Protocol):
-    """A plug-in of this folder: a frozen dataclass that names the trained networks and yields their losses.
+    """A plug-in of this folder: a frozen dataclass that yields the losses of the networks it trains.
 
-    Optional members: `rates`, {role: factor on the run's learning rate}; `observe(roles, logs)`, called after every
-    step with its logs, means over all processes.
+    One that names this class as its base inherits the defaults: one network, "net", validated by the call's first loss.
     """
 
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Factors on the run's learning rate by role; {} by default, 1 for all."""
+        return {}
+
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        """Return the networks to train, by role; the first role is the one that samples.
+        """Return the networks to train by role; the first samples. {"net": net} by default.
 
         A role without parameters holds state: its buffers are saved and restored with the rest.
 
@@ -69,8 +74,9 @@ class Objective(Protocol):
         Raises:
             UserError: for a network or a teacher that this objective cannot train with.
         """
-        ...
+        return {"net": net}
 
+    @abstractmethod
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         """Yield (role, loss, logs); the role's optimiser steps at each yield, before the next loss is requested.
 
@@ -79,7 +85,7 @@ class Objective(Protocol):
         Args:
             roles: every role's network as a Denoiser (under "teacher" the teacher): f(x, t, cond) is its Prediction,
                 f.output(x, t, cond) the raw output, f.path and f.parameterisation what it is trained with.
-            batch: the data and this step's random numbers; take all randomness from batch.noise.
+            batch: the data and this step's random numbers; all randomness comes from batch.noise.
 
         Yields:
             role: a name, or a tuple of names that one loss trains.
@@ -89,10 +95,18 @@ class Objective(Protocol):
         ...
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """Return the validation loss, 0-d, without gradient.
+        """Return the validation loss, 0-d; called without gradients. The first loss of the call by default.
 
         Args:
             roles: as of the call; the sampling role's network is its average.
-            batch: held-out data; the noise is the same at every validation, so take fixed times.
+            batch: held-out data; the noise is the same at every validation, times are best fixed.
         """
-        ...
+        return next(iter(self(roles, batch)))[1]
+
+    def observe(self, roles: Roles, logs: dict[str, float]) -> None:
+        """React to a step that is done, such as by writing into a role's buffers; nothing by default.
+
+        Args:
+            roles: as of the call.
+            logs: what the step logged, the mean over all processes.
+        """

@@ -30,7 +30,7 @@ SHARDED = ["--use_fsdp", "--fsdp_version", "2"]
 
 
 def small(**changes):
-    return tiny(**{"optim": {"name": "tests.gen.sgd:SGD"}, "ema": ({"name": "classic", "decay": 0.5},),
+    return tiny(**{"optim": {"name": "tests.contracts.my_optimiser:SGD"}, "ema": ({"name": "classic", "decay": 0.5},),
                    "save_every": 3, "sample_every": 6} | changes)  # fmt: skip
 
 

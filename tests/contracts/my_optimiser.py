@@ -1,4 +1,4 @@
-"""Plain gradient descent, for tests that compare gradients: what Adam does with one hardly depends on its size."""
+"""A user's optimiser, outside gen: plain gradient descent, whose steps show how large a gradient is."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,6 @@ import torch
 
 @dataclass(frozen=True)
 class SGD:
-    """Steps of lr along the gradient, with momentum, which is its state."""
-
     lr: float = 0.1
     momentum: float = 0.9
 
