@@ -19,7 +19,7 @@ from gen.diffusion.net import unwrap
 from gen.distillers.lib.answers import Asked, make_store, padded, sequential, text_teacher
 from gen.pipeline import locate
 from gen.samplers.block_schedules.semi_ar import SemiAR
-from gen.samplers.decoding_policies.learned import Filter, Learned, slots
+from gen.samplers.decoding_policies.learned import Filter, Learned, window_values
 from gen.text.contracts import CommitDecision, RowState, StepView
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
@@ -210,7 +210,7 @@ class _Replay:
         right = (view.top_token == answer) & view.masked
         seen = torch.where(view.masked, view.confidence, 1.0)
         columns = [(seen.float(), 1.0), (view.masked.float(), 0.0), (right.float(), 0.0)]
-        confidence, open_, correct = (slots(view, values, empty, self.size) for values, empty in columns)
+        confidence, open_, correct = (window_values(view, values, empty, self.size) for values, empty in columns)
         step = {"row": state["row"], "confidence": confidence, "open": open_ > 0, "right": correct > 0}
         alive = view.masked.any(1)
         self.steps.append({key: value[alive] for key, value in step.items()})

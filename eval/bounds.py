@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.text.worlds import Joint
+from gen.text.worlds import JointDistribution
 
 __all__ = ["OptimalPartition", "ancestral", "optimal_front", "optimal_partition", "replace_success", "shuffle_success"]
 
@@ -95,7 +95,7 @@ class OptimalPartition:
     success: float
 
 
-def optimal_partition(joint: Joint, steps: int) -> OptimalPartition:
+def optimal_partition(joint: JointDistribution, steps: int) -> OptimalPartition:
     """Return the optima over all ordered partitions of the positions into parts.
 
     Args:
@@ -105,7 +105,7 @@ def optimal_partition(joint: Joint, steps: int) -> OptimalPartition:
     Raises:
         UserError: for longer texts, or more steps than tokens.
     """
-    n = joint.texts.shape[1]
+    n = joint.support.shape[1]
     if not 1 <= steps <= n or n > 7:
         raise UserError(f"best: {steps} steps for {n} tokens; 1 <= steps <= tokens <= 7")
     table = _conditionals(joint)  # [2^n, S, n]
@@ -115,7 +115,7 @@ def optimal_partition(joint: Joint, steps: int) -> OptimalPartition:
             continue
         known = [sum(1 << j for j in range(n) if order[j] < order[i]) for i in range(n)]
         law = torch.stack([table[known[i], :, i] for i in range(n)], -1).prod(-1)  # of each text, [S]
-        kl, success = float((joint.probs * (joint.probs / law).log()).sum()), float(law.sum())
+        kl, success = float((joint.probabilities * (joint.probabilities / law).log()).sum()), float(law.sum())
         if optimum is None or kl < optimum.kl - 1e-12:
             parts = tuple(tuple(i for i in range(n) if order[i] == t) for t in range(steps))
             optimum = OptimalPartition(max(kl, 0.0), parts, max(success, optimum.success if optimum else 0.0))
@@ -125,14 +125,14 @@ def optimal_partition(joint: Joint, steps: int) -> OptimalPartition:
     return optimum
 
 
-def _conditionals(joint: Joint) -> Tensor:
+def _conditionals(joint: JointDistribution) -> Tensor:
     """Return p(token i of text s | the tokens of text s at the positions of a set), [2^n sets as bits, S, n]."""
-    n = joint.texts.shape[1]
-    same = joint.texts[:, None] == joint.texts[None]  # [S, S', n]
+    n = joint.support.shape[1]
+    same = joint.support[:, None] == joint.support[None]  # [S, S', n]
     rows = []
     for known in range(1 << n):
         positions = [i for i in range(n) if known >> i & 1]
-        agree = same[:, :, positions].all(-1) * joint.probs  # p(s' and it agrees with s there)
+        agree = same[:, :, positions].all(-1) * joint.probabilities  # p(s' and it agrees with s there)
         rows.append((agree[..., None] * same).sum(1) / agree.sum(1)[:, None])
     return torch.stack(rows)
 
@@ -140,7 +140,7 @@ def _conditionals(joint: Joint) -> Tensor:
 Point = tuple[float, float]  # (forwards, success)
 
 
-def optimal_front(joints: Sequence[tuple[Joint, float]]) -> list[tuple[float, float]]:
+def optimal_front(joints: Sequence[tuple[JointDistribution, float]]) -> list[tuple[float, float]]:
     """Return (tokens per forward, success) that no decoder of exact marginals surpasses, adaptive ones included.
 
     A decoder may choose the positions of a step by all that is committed, and by chance; a text that is lost costs
@@ -155,7 +155,7 @@ def optimal_front(joints: Sequence[tuple[Joint, float]]) -> list[tuple[float, fl
         success).
     """
     total = sum(share for _, share in joints)
-    tokens = sum(share * joint.texts.shape[1] for joint, share in joints) / total
+    tokens = sum(share * joint.support.shape[1] for joint, share in joints) / total
     games = [(_game(joint), share / total) for joint, share in joints]
 
     def play(price: float) -> Point:
@@ -180,13 +180,13 @@ Move = tuple[tuple[int, float], ...]  # (kind of state, chance) after a commit; 
 Texts = tuple[tuple[tuple[int, ...], float], ...]  # what may still be written at the masked positions, and its chance
 
 
-def _game(joint: Joint) -> list[tuple[Move, ...]]:
+def _game(joint: JointDistribution) -> list[tuple[Move, ...]]:
     """Return the moves of each kind of state: kind 0 is a finished text, the last kind the beginning.
 
     States in which the same is left to be written, up to the names of tokens, are of one kind.
     """
     kinds: list[tuple[Move, ...]] = [()]
-    start = _renamed([(tuple(t), p) for t, p in zip(joint.texts.tolist(), joint.probs.tolist(), strict=True)])
+    start = _renamed([(tuple(t), p) for t, p in zip(joint.support.tolist(), joint.probabilities.tolist(), strict=True)])
     _kind(start, kinds, {})
     return kinds
 

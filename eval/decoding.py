@@ -234,7 +234,7 @@ def _ids(model: Any, prompt: Any) -> list[int]:
 def _reply(model: Any, prompt: Any, ids: list[int]) -> Any:
     """Return what a task scores: text for text, ids for ids."""
     if isinstance(prompt, str) or hasattr(prompt, "messages"):
-        return model.words(ids)
+        return model.text(ids)
     stops = getattr(model, "net", model).eos_token_ids
     return ids[: next((i for i, v in enumerate(ids) if v in stops), len(ids))]
 

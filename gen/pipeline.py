@@ -247,9 +247,9 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     }
     if isinstance(run.sampler, Decoding):
         tokenizer = getattr(run.model, "tokenizer", None) or getattr(run.data, "tokenizer", None)
-        if tokenizer is not None and hasattr(tokenizer, "beside"):  # its file lies with the weights
-            tokenizer = tokenizer.beside(place)
-        return TextPipeline(net, tokenizer, run.sampler.beside(place), info["shape"][0], run.data, **about)
+        if tokenizer is not None and hasattr(tokenizer, "with_files_in"):  # its file lies with the weights
+            tokenizer = tokenizer.with_files_in(place)
+        return TextPipeline(net, tokenizer, run.sampler.with_files_in(place), info["shape"][0], run.data, **about)
     f = Denoiser(net, run.path, run.parameterisation)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
 

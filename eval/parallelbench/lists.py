@@ -12,7 +12,7 @@ import torch
 from gen.config.errors import UserError
 from gen.data.lists import Lists
 from gen.text import worlds as oracle
-from gen.text.worlds import Joint
+from gen.text.worlds import JointDistribution
 
 __all__ = ["ListTask"]
 
@@ -52,13 +52,13 @@ class ListTask:
         """1 for a right answer, else 0."""
         return float(self.data.right(prompt.split(), reply.split()))
 
-    def joints(self) -> Iterator[tuple[Joint, float]]:
+    def joints(self) -> Iterator[tuple[JointDistribution, float]]:
         """The right replies to a list of each length, all alike likely, the stop token among them; and the share."""
         for n in range(self.data.low, self.data.high + 1):
             texts = _replies(self.task, n)
             stop = torch.full((len(texts), 1), n + 1)
             whole = torch.cat([texts, stop], 1)
-            yield Joint(whole, torch.full((len(whole),), 1 / len(whole), dtype=torch.float64), n + 2), 1.0
+            yield JointDistribution(whole, torch.full((len(whole),), 1 / len(whole), dtype=torch.float64), n + 2), 1.0
 
 
 def _replies(task: str, n: int) -> torch.Tensor:
@@ -66,7 +66,7 @@ def _replies(task: str, n: int) -> torch.Tensor:
     if task == "shuffle":
         return torch.tensor(list(itertools.permutations(range(n)))[1:])  # the first moves nothing
     if task.endswith("_random"):
-        joint: Joint = getattr(oracle, task.partition("_")[0])(n)
-        return joint.texts
+        joint: JointDistribution = getattr(oracle, task.partition("_")[0] + "_joint")(n)
+        return joint.support
     length = n + (task == "insert_index") - (task == "remove_index")
     return torch.arange(length)[None]

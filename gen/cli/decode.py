@@ -16,7 +16,7 @@ from gen.config.errors import UserError
 
 if TYPE_CHECKING:
     from gen.text.decoding import Decoding
-    from gen.text.pipeline import TextPipeline, Texts
+    from gen.text.pipeline import GeneratedTexts, TextPipeline
 
 __all__ = ["add_arguments", "run", "settings"]
 
@@ -59,7 +59,9 @@ def settings(args: argparse.Namespace) -> Decoding:
     if not isinstance(how, Decoding):
         raise UserError(f"{args.run} is sampled, not decoded: see gen sample --help")
     parts = {"policy": args.policy, "block_schedule": args.block_schedule, "kv_plan": args.kv_plan}
-    how = override(how.beside(place), {key: parse_spec(value) for key, value in parts.items() if value is not None})
+    how = override(
+        how.with_files_in(place), {key: parse_spec(value) for key, value in parts.items() if value is not None}
+    )
     short = {"policy.threshold": args.threshold, "block_schedule.length": args.block_length}
     short["sampling.temperature"] = args.temperature
     return override(how, {key: value for key, value in short.items() if value is not None})
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trace(made: Texts, pipeline: TextPipeline) -> None:
+def _trace(made: GeneratedTexts, pipeline: TextPipeline) -> None:
     """token@step, in the order of the text."""
     for d in made.decoded:
         for i in range(len(d.nfe)):
@@ -114,4 +116,4 @@ def _trace(made: Texts, pipeline: TextPipeline) -> None:
 
 
 def _word(token: int, pipeline: TextPipeline) -> str:
-    return "<end>" if token in pipeline.net.eos_token_ids else pipeline.words([token])
+    return "<end>" if token in pipeline.net.eos_token_ids else pipeline.text([token])

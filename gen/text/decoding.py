@@ -1,4 +1,4 @@
-"""How a text is decoded, as a spec, and what decoding returns."""
+"""The spec of decoding, and its result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Decoded", "Decoding", "DecodingStep", "TokenSampling"]
 
 @dataclass(frozen=True)
 class TokenSampling:
-    """How the token of a position is drawn from its distribution.
+    """The choice of a position's token from its distribution.
 
     Attributes:
         temperature: 0 takes the likeliest token.
@@ -60,7 +60,7 @@ class TokenSampling:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a text is decoded: independent choices, each a name, a spec or an object that keeps its contract.
+    """A way to decode: independent choices, each a name, a spec or an object that keeps its contract.
 
     Attributes:
         policy: which of the proposed tokens are committed (gen.samplers.decoding_policies).
@@ -106,10 +106,10 @@ class Decoding:
                     f"{name_of(type(self.kv_plan))} does not compute it"
                 )
 
-    def beside(self, folder: Path) -> Decoding:
+    def with_files_in(self, folder: Path) -> Decoding:
         """Return the same for the model of a checkpoint, in whose folder a file that the policy reads lies."""
-        beside = getattr(self.policy, "beside", None)
-        return self if beside is None else dataclasses.replace(self, policy=beside(folder))
+        located = getattr(self.policy, "with_files_in", None)
+        return self if located is None else dataclasses.replace(self, policy=located(folder))
 
 
 def _part(name: str, value: Any, contract: type) -> Any:
@@ -137,7 +137,7 @@ class DecodingStep:
     Attributes:
         rows: texts of the batch that were active in it, int64 [R].
         tokens: their canvases, int64 [R, N], masks where nothing is committed.
-        guess: the same with the proposed tokens in the place of the masks that were queried.
+        guess: the same with proposed tokens instead of the masks that were queried.
     """
 
     rows: Tensor

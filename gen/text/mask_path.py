@@ -1,16 +1,16 @@
-"""Masked diffusion: the share of tokens that are masked at time t, from none at t = 0 to all at t = 1.
+"""Mask paths: the fraction of tokens that are masked at time t, from none at t = 0 to all at t = 1.
 
-A path of tokens, as gen/diffusion/path.py has paths of numbers: q(x_t = mask) = mask(t), each token for itself. Its
-NELBO in continuous time is the cross-entropy of the masked tokens times weight(t) = mask'(t) / mask(t) (Sahoo et al.
-2024, eq. 10; Shi et al. 2024). sigma(t) = -log(1 - mask(t)) is the total noise that public code speaks of.
+A path of tokens, as gen/diffusion/path.py has paths of numbers: q(x_t = mask) = masked_fraction(t), each token by
+itself. Its NELBO in continuous time is the cross-entropy of the masked tokens times weight(t) (Sahoo et al. 2024,
+eq. 10; Shi et al. 2024). sigma(t) = -log(1 - masked_fraction(t)) is the total noise that public code speaks of.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,28 +31,46 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class MaskPath(ABC):
-    """The share of tokens that are masked, a rising function of t in [0, 1] of any shape."""
+@runtime_checkable
+class MaskPath(Protocol):
+    """The contract of a mask path: a rising masked fraction as a function of t in [0, 1]. A frozen dataclass."""
 
     t1: ClassVar[float] = 1.0
 
     @abstractmethod
     def masked_fraction(self, t: Tensor) -> Tensor:
-        """The probability that a token is masked at t."""
+        """Return the probability that a token is masked at t.
+
+        Args:
+            t: times of any shape.
+        """
+        ...
 
     @abstractmethod
     def rate(self, t: Tensor) -> Tensor:
-        """The derivative of mask(t)."""
+        """Return the derivative of masked_fraction at t.
+
+        Args:
+            t: times of any shape.
+        """
+        ...
 
     def weight(self, t: Tensor) -> Tensor:
-        """What the NELBO weighs the cross-entropy of a masked token with: mask'(t) / mask(t)."""
+        """Return the NELBO's weight of a masked token's cross-entropy: rate(t) / masked_fraction(t).
+
+        Args:
+            t: times of any shape.
+        """
         return self.rate(t) / self.masked_fraction(t)
 
 
 @dataclass(frozen=True)
 class LogLinear(MaskPath):
-    """mask = (1 - eps) t, weight 1 / t: the default of MDLM (eps 1e-3), LLaDA and, with eps 0, BD3-LM."""
+    """m = (1 - eps) t, weight 1 / t: the default of MDLM, LLaDA and, with eps 0, BD3-LM.
+
+    Attributes:
+        eps: fraction that is not masked at t = 1; MDLM's 1e-3.
+    """
 
     eps: float = 1e-3
 
@@ -65,7 +83,11 @@ class LogLinear(MaskPath):
 
 @dataclass(frozen=True)
 class Cosine(MaskPath):
-    """mask = (1 - eps) (1 - cos(pi t / 2)) (MDLM's noise_schedule: cosine)."""
+    """m = (1 - eps) (1 - cos(pi t / 2)) (MDLM's noise_schedule: cosine).
+
+    Attributes:
+        eps: fraction that is not masked at t = 1; MDLM's 1e-3.
+    """
 
     eps: float = 1e-3
 
@@ -78,7 +100,11 @@ class Cosine(MaskPath):
 
 @dataclass(frozen=True)
 class CosineSquared(MaskPath):
-    """mask = (1 - eps) sin^2(pi t / 2) (MDLM's noise_schedule: cosinesqr)."""
+    """m = (1 - eps) sin^2(pi t / 2) (MDLM's noise_schedule: cosinesqr).
+
+    Attributes:
+        eps: fraction that is not masked at t = 1; MDLM's 1e-3.
+    """
 
     eps: float = 1e-3
 
@@ -91,7 +117,11 @@ class CosineSquared(MaskPath):
 
 @dataclass(frozen=True)
 class Linear(MaskPath):
-    """Total noise sigma = low + t (high - low), mask = 1 - exp(-sigma)."""
+    """Total noise sigma = low + t (high - low), m = 1 - exp(-sigma).
+
+    Attributes:
+        low, high: total noise at t = 0 and at t = 1; MDLM's 0 and 10.
+    """
 
     low: float = 0.0
     high: float = 10.0
@@ -105,7 +135,11 @@ class Linear(MaskPath):
 
 @dataclass(frozen=True)
 class Geometric(MaskPath):
-    """Total noise sigma = low^(1 - t) high^t, mask = 1 - exp(-sigma)."""
+    """Total noise sigma = low^(1 - t) high^t, m = 1 - exp(-sigma).
+
+    Attributes:
+        low, high: total noise at t = 0 and at t = 1; MDLM's 1e-3 and 10.
+    """
 
     low: float = 1e-3
     high: float = 10.0
@@ -122,7 +156,7 @@ class Geometric(MaskPath):
 
 @dataclass(frozen=True)
 class Square(MaskPath):
-    """mask = t^2, weight 2 / t (BD3-LM)."""
+    """m = t^2, weight 2 / t (BD3-LM)."""
 
     def masked_fraction(self, t: Tensor) -> Tensor:
         return t**2
@@ -133,7 +167,7 @@ class Square(MaskPath):
 
 @dataclass(frozen=True)
 class SquareRoot(MaskPath):
-    """mask = sqrt t, weight 1 / (2 t) (BD3-LM)."""
+    """m = sqrt t, weight 1 / (2 t) (BD3-LM)."""
 
     def masked_fraction(self, t: Tensor) -> Tensor:
         return t**0.5
@@ -144,7 +178,7 @@ class SquareRoot(MaskPath):
 
 @dataclass(frozen=True)
 class Logarithm(MaskPath):
-    """mask = log(1 + t) / log 2 (BD3-LM)."""
+    """m = log(1 + t) / log 2 (BD3-LM)."""
 
     def masked_fraction(self, t: Tensor) -> Tensor:
         return torch.log1p(t) / math.log(2)
@@ -153,9 +187,17 @@ class Logarithm(MaskPath):
         return 1 / ((1 + t) * math.log(2))
 
 
-def corrupt(tokens: Tensor, share: Tensor, u: Tensor, mask: int, fixed: Tensor | None = None) -> Tensor:
-    """tokens [B, L] with `mask` where u [B, L] < share, [B] or [B, L]; what is fixed [B, L] is left alone."""
+def corrupt(tokens: Tensor, fraction: Tensor, u: Tensor, mask_token_id: int, keep: Tensor | None = None) -> Tensor:
+    """Mask tokens at random: the forward process q(x_t | x_0).
+
+    Args:
+        tokens: ids, int64 [B, L].
+        fraction: probability that a token is masked, [B] or [B, L].
+        u: uniform numbers in [0, 1), [B, L]: a token is masked where u < fraction.
+        mask_token_id: id of the mask token.
+        keep: tokens that are never masked, bool [B, L]; None for none.
+    """
     if int(u.ndim) != tokens.ndim:
         raise UserError(f"corrupt: u has shape {list(u.shape)} for tokens {list(tokens.shape)}")
-    hit = u < (share[:, None] if share.ndim == 1 else share)
-    return torch.where(hit if fixed is None else hit & ~fixed, mask, tokens)
+    hit = u < (fraction[:, None] if fraction.ndim == 1 else fraction)
+    return torch.where(hit if keep is None else hit & ~keep, mask_token_id, tokens)

@@ -15,57 +15,79 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.diffusion.noise import sample_seeds
+from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
 from gen.text.loop import decode, decode_steps, lengths_of
 
-__all__ = ["TextPipeline", "Texts", "engine_of"]
+__all__ = ["GeneratedTexts", "TextPipeline", "engine_of"]
 
 Prompt = str | Sequence[int] | Tensor
+LENGTH = 64  # tokens of a text, where nobody says how many and the canvas has room
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
-    """texts: what was written after each prompt. decoded: each batch's tokens, counts and trace (gen/text/loop.py)."""
+class GeneratedTexts:
+    """Texts, and what they took.
+
+    Attributes:
+        texts: what was written after each prompt.
+        decoded: tokens, counts and trace of each batch.
+    """
 
     texts: list[str]
     decoded: list[Decoded]
 
     @property
     def tokens(self) -> int:
-        """How many tokens were written, stop tokens included, prompts not."""
+        """Number of tokens that were written, end-of-text tokens included, prompts not."""
         return sum(int((d.text_end - d.prompt_end).sum()) for d in self.decoded)
 
     @property
     def nfe(self) -> float:
         """Evaluations of the network per text, counted."""
-        return sum(float(d.nfe.sum()) for d in self.decoded) / sum(len(d.nfe) for d in self.decoded)
+        return self._evaluations / sum(len(d.nfe) for d in self.decoded)
 
     @property
     def tokens_per_forward(self) -> float:
         """Tokens written over evaluations, the mean over all texts weighted by their evaluations."""
-        return self.tokens / sum(int(d.nfe.sum()) for d in self.decoded)
+        return self.tokens / self._evaluations
 
     @property
     def seconds(self) -> float:
+        """Duration of the decoding loops."""
         return sum(d.seconds for d in self.decoded)
 
     @property
     def reasons(self) -> list[str]:
-        """What ended each text: "full", or the name of a stop rule."""
+        """What ended each text: "full", or the name of a stopping rule."""
         return [reason for d in self.decoded for reason in d.reasons]
+
+    @property
+    def _evaluations(self) -> int:
+        return sum(int(d.nfe.sum()) for d in self.decoded)
 
 
 @dataclass(frozen=True, eq=False)
 class TextPipeline:
-    """A network that predicts masked tokens (gen/text/contracts/predictor.py), its tokeniser, and how it wants to be
-    decoded.
+    """A network that predicts masked tokens, its tokenizer, and how it is decoded by default.
 
-    tokenizer: None for a model that came without one; its words are ids then, "3 1 4". length: the longest canvas,
-    prompt and text together, that it was made for. engine: what the network was prepared by, see `prepared`.
+    Attributes:
+        net: a Predictor (gen.text.contracts.Predictor).
+        tokenizer: None for a model that came without one; its prompts and texts are ids then, "3 1 4".
+        decoding: how it is decoded, unless `generate` is given something else.
+        length: tokens of the longest canvas, prompt and text together; None for no limit.
+        data: the data set that it was trained on, if known.
+        name: name of the run.
+        params: number of parameters.
+        device: where the network is.
+        folder: the run's or the checkpoint's.
+        weights: "raw", or the label of an average.
+        info: the checkpoint's manifest.
+        engine: what the network was prepared by, see `prepared`.
     """
 
     net: Any
-    tokenizer: Any
+    tokenizer: Tokenizer | None
     decoding: Decoding = field(default_factory=Decoding)
     length: int | None = None
     data: Any = None
@@ -78,10 +100,13 @@ class TextPipeline:
     engine: Any = None
 
     def prepared(self, engine: Any = "packed") -> TextPipeline:
-        """The same pipeline with its network evaluated by an engine of gen.models.engines: a name, a spec or an object.
+        """Return the same pipeline with its network evaluated by an engine.
 
         Logits are the same within the rounding of the engine's dtype; where two guesses are about as good, texts may
         differ.
+
+        Args:
+            engine: a name of gen.models.engines, a spec or an object.
         """
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
@@ -97,68 +122,75 @@ class TextPipeline:
         batch_size: int = 64,
         sync_every: int = 1,
         **changes: Any,
-    ) -> Texts:
-        """A text of at most `length` tokens after each prompt; text i depends on its prompt, its seed and i alone.
+    ) -> GeneratedTexts:
+        """Write a text after each prompt; text i depends on its prompt, its seed and i alone.
 
         Where two guesses are exactly as good, rounding decides, and rounding depends on the batch.
 
-        length: None for 64, or what the model's canvas has room for.
-        prompts: one or several, strings or ids. changes: policy, block_schedule, kv_plan, stopping_rules (names,
-        specs or objects), sampling, temperature, block_length, cfg_scale, suppress_tokens; what is left out is as the
-        model was made to be decoded. sync_every: see gen.text.loop.decode_steps.
+        Args:
+            prompts: one or several, strings or ids.
+            length: tokens of a text, at most; None for 64, or what the model's canvas has room for.
+            seed: a number, or one for each text.
+            batch_size: texts that are decoded together.
+            sync_every: see gen.text.loop.decode_steps.
+            changes: fields of Decoding (policy, block_schedule, kv_plan, stopping_rules: names, specs or objects;
+                sampling, cfg_scale, suppress_tokens), and in short temperature and block_length; what is left out is as
+                in `decoding`.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"generate: batch_size = {batch_size!r}; a whole number, at least 1")
         ids = self.ids(prompts)
-        how, seeds = self.plan(**changes), sample_seeds(seed, len(ids))
+        decoding, seeds = self.plan(**changes), sample_seeds(seed, len(ids))
         lengths = self.lengths(ids, length)
+        batches = [slice(first, first + batch_size) for first in range(0, len(ids), batch_size)]
         decoded = [
-            decode(self.net, ids[a : a + batch_size], lengths[a : a + batch_size], how, seed=seeds[a : a + batch_size],
-                   sync_every=sync_every)
-            for a in range(0, len(ids), batch_size)
-        ]  # fmt: skip
-        texts = [self.words(d.text(i)) for d in decoded for i in range(len(d.nfe))]
-        return Texts(texts, decoded)
+            decode(self.net, ids[rows], lengths[rows], decoding, seed=seeds[rows], sync_every=sync_every)
+            for rows in batches
+        ]
+        return GeneratedTexts([self.text(d.text(i)) for d in decoded for i in range(len(d.nfe))], decoded)
 
     def stream(
         self, prompt: Prompt, length: int | None = None, *, seed: int = 0, **changes: Any
     ) -> Iterator[tuple[list[int | None], list[int]]]:
-        """After every step: the ids of the text with None where nothing is committed, and the ids it would be now."""
-        several = self.ids(prompt)
-        if len(several) != 1:
-            raise UserError(f"stream writes after one prompt, and {len(several)} are given")
-        (ids,) = several
-        (longest,) = self.lengths([ids], length)
-        seeds = sample_seeds(seed, 1)
-        for now in decode_steps(self.net, [ids], longest, self.plan(**changes), seed=seeds):
-            here = slice(len(ids), len(ids) + longest)
-            firm = [None if token == self.net.mask_token_id else token for token in now.tokens[0, here].tolist()]
-            yield firm, now.guess[0, here].tolist()
+        """Yield after every step the committed ids, None where there is none yet, and all ids as they would be now.
+
+        Args:
+            prompt: a string or ids.
+            length, seed, changes: as in `generate`.
+        """
+        ids = self.ids(prompt)
+        if len(ids) != 1:
+            raise UserError(f"stream writes after one prompt, and {len(ids)} are given")
+        lengths, decoding = self.lengths(ids, length), self.plan(**changes)
+        text = slice(len(ids[0]), len(ids[0]) + lengths[0])
+        for step in decode_steps(self.net, ids, lengths, decoding, seed=sample_seeds(seed, 1)):
+            tokens, guess = step.tokens[0, text].tolist(), step.guess[0, text].tolist()
+            yield [None if token == self.net.mask_token_id else token for token in tokens], guess
 
     def plan(self, *, temperature: float | None = None, block_length: int | None = None, **changes: Any) -> Decoding:
-        """The model's Decoding with some parts replaced."""
+        """Return the model's Decoding with some of its fields replaced; see `generate`."""
         unknown = set(changes) - set(self.decoding.__dataclass_fields__)
         if unknown:
             allowed = [*self.decoding.__dataclass_fields__, "temperature", "block_length"]
             raise UserError(f"generate: unknown {', '.join(sorted(unknown))}. Allowed: {', '.join(allowed)}.")
-        how = override(self.decoding, changes)
+        decoding = override(self.decoding, changes)
         if temperature is not None:
-            how = override(how, {"sampling.temperature": temperature})
+            decoding = override(decoding, {"sampling.temperature": temperature})
         if block_length is not None:
-            if not hasattr(how.block_schedule, "length"):
-                kind = type(how.block_schedule).__name__
+            if not hasattr(decoding.block_schedule, "length"):
+                kind = type(decoding.block_schedule).__name__
                 raise UserError(f"block_length = {block_length}, and {kind} has no blocks of a length")
-            how = override(how, {"block_schedule.length": block_length})
-        return how
+            decoding = override(decoding, {"block_schedule.length": block_length})
+        return decoding
 
     def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
-        """Every prompt's ids; UserError for none at all, and for what are neither strings nor ids."""
+        """Return every prompt's ids; UserError for none at all, and for what are neither strings nor ids."""
         one = isinstance(prompts, str) or getattr(prompts, "ndim", 0) == 1
         try:
-            many: list[Any] = [prompts] if one else list(prompts)
-            if many and all(isinstance(p, Integral) for p in many):
-                many = [many]
-            ids = [self.encode(p) if isinstance(p, str) else [operator.index(v) for v in p] for p in many]
+            several: list[Any] = [prompts] if one else list(prompts)
+            if several and all(isinstance(p, Integral) for p in several):
+                several = [several]
+            ids = [self.encode(p) if isinstance(p, str) else [operator.index(v) for v in p] for p in several]
         except TypeError:
             given = " ".join(repr(prompts).split())
             raise UserError(f"generate: prompts = {given:.80}; a string or ids, or several of them") from None
@@ -167,7 +199,7 @@ class TextPipeline:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """A string's ids."""
+        """Return a string's ids."""
         if self.tokenizer is not None:
             return self.tokenizer.encode(text)
         try:
@@ -177,22 +209,20 @@ class TextPipeline:
 
     @property
     def separator(self) -> str:
-        """What stands between a prompt and its text."""
-        return " " if self.tokenizer is None else str(self.tokenizer.separator)
+        """String between a prompt and its text."""
+        return " " if self.tokenizer is None else self.tokenizer.separator
 
-    def words(self, ids: Tensor | Sequence[int]) -> str:
-        """The string of a text's ids, up to its first stop token."""
-        found = [int(v) for v in ids]
-        cut = next((i for i, v in enumerate(found) if v in self.net.eos_token_ids), len(found))
-        if self.tokenizer is None:
-            return " ".join(map(str, found[:cut]))
-        return self.tokenizer.decode(found[:cut])
+    def text(self, ids: Tensor | Sequence[int]) -> str:
+        """Return the string of a text's ids, up to its first end-of-text token."""
+        given = [int(v) for v in ids]
+        end = next((i for i, v in enumerate(given) if v in self.net.eos_token_ids), len(given))
+        return " ".join(map(str, given[:end])) if self.tokenizer is None else self.tokenizer.decode(given[:end])
 
     def lengths(self, ids: Sequence[Sequence[int]], length: int | Sequence[int] | None) -> list[int]:
-        """How long each text may be; UserError where prompt and text are longer than the network's canvas."""
-        room = [64 if self.length is None else self.length - len(p) for p in ids]
+        """Return the length of each text; UserError where prompt and text are longer than the network's canvas."""
+        room = [LENGTH if self.length is None else self.length - len(p) for p in ids]
         if length is None:
-            length = [max(1, min(64, n)) for n in room]
+            length = [max(1, min(LENGTH, n)) for n in room]
         lengths = lengths_of(length, len(ids))
         for i, (p, n) in enumerate(zip(ids, lengths, strict=True)):
             if self.length is not None and n > room[i]:
@@ -203,11 +233,15 @@ class TextPipeline:
         return lengths
 
 
-def engine_of(given: Any) -> Any:
-    """What a name, a spec or an object of gen.models.engines stands for; UserError for what prepares nothing."""
-    engine = build("models.engines", given)
-    if isinstance(engine, type) or not (is_dataclass(engine) and hasattr(engine, "prepare")):
+def engine_of(engine: Any) -> Any:
+    """Return an engine from its name, its spec or itself.
+
+    Args:
+        engine: of gen.models.engines; UserError for what prepares nothing.
+    """
+    built = build("models.engines", engine)
+    if isinstance(built, type) or not (is_dataclass(built) and hasattr(built, "prepare")):
         raise UserError(
-            f"engine = {given!r}; allowed: a name of gen.models.engines, a spec, or a dataclass object with prepare()"
+            f"engine = {engine!r}; allowed: a name of gen.models.engines, a spec, or a dataclass object with prepare()"
         )
-    return engine
+    return built

@@ -9,7 +9,7 @@ import torch
 from gen.config.errors import MissingDependency, UserError, nearest
 from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
-from gen.text.tokenizers import ids_of
+from gen.text.tokenizers import id_fields
 from gen.training.run import Run
 
 __all__ = ["check_data", "check_sampler", "check_trackers"]
@@ -34,7 +34,7 @@ def _check_tokens(run: Run, shape: tuple[int, ...]) -> None:
     spec, tokenizer = run.model, run.data.tokenizer
     if not hasattr(spec, "vocab_size"):
         raise UserError(f"the data is text and the model {type(spec).__name__} takes none; take the model text")
-    ours, theirs = ids_of(spec), ids_of(tokenizer)
+    ours, theirs = id_fields(spec), id_fields(tokenizer)
     if ours != theirs:
         asked = {key: value for key, value in theirs.items() if value != ours[key]}
         given = {key: ours[key] for key in asked}

@@ -43,6 +43,7 @@ def _write(pipeline: TextPipeline, data: Any, place: Path) -> None:
 
     An item without a prompt begins with the first quarter of itself.
     """
+    assert pipeline.tokenizer is not None  # text data have one
     items = [data[i] for i in range(min(PROMPTS, len(data)))]
     prompts, lengths = [], []
     for item in items:
@@ -54,7 +55,7 @@ def _write(pipeline: TextPipeline, data: Any, place: Path) -> None:
     for item, prompt, length, text in zip(
         items, prompts, lengths, pipeline.generate(prompts, lengths).texts, strict=True
     ):
-        truth = pipeline.words(item["x"][len(prompt) : len(prompt) + length])
+        truth = pipeline.text(item["x"][len(prompt) : len(prompt) + length])
         lines.append(f"> {pipeline.tokenizer.decode(prompt.tolist())}\n{text}\n({truth})\n")
     place.parent.mkdir(exist_ok=True)
     place.write_text("\n".join(lines), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Where in a text one may commit at a step, from the first masked place on. Contract: gen/text/contracts."""
+"""Block schedules: the window in which tokens may be committed. Contract: gen.text.contracts.BlockSchedule."""

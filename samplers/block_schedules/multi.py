@@ -8,17 +8,22 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.text.contracts import Window, positions_between
+from gen.text.contracts import BlockSchedule, Window, positions_between
 
 __all__ = ["Multi"]
 
 
 @dataclass(frozen=True)
-class Multi:
-    """Blocks of `length` tokens; the next one opens once a share `add` of the last open one is committed (d3LLM).
+class Multi(BlockSchedule):
+    """Several open blocks; the next one opens once enough of the last open one is committed (d3LLM).
 
-    At most `most` blocks that still have masks are open at once. The window reaches from the first of them to the last
-    (Qian et al. 2026, arXiv 2601.07568). add 1 or most 1 is one block after another. Blocks lie as those of `semi_ar`.
+    The window reaches from the first open block to the last (Qian et al. 2026, arXiv 2601.07568). add 1 or most 1 is
+    one block after another. Blocks lie as those of `semi_ar`.
+
+    Attributes:
+        length: tokens of a block.
+        add: share of a block that is committed when the next one opens.
+        most: open blocks that still have masks, at most.
     """
 
     length: int = 32
@@ -29,11 +34,11 @@ class Multi:
         if self.length < 1 or self.most < 1 or not 0 <= self.add <= 1:
             raise UserError(f"{self}; length >= 1, most >= 1 and 0 <= add <= 1")
 
-    def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block: int | None) -> Window:
-        length, anchor = (self.length, prompt_end) if block is None else (block, torch.zeros_like(prompt_end))
-        places = torch.arange(masked.shape[1], device=masked.device)
+    def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block_size: int | None) -> Window:
+        length, anchor = (self.length, prompt_end) if block_size is None else (block_size, torch.zeros_like(prompt_end))
+        positions = torch.arange(masked.shape[1], device=masked.device)
         inside = positions_between(masked.shape[1], prompt_end, text_end)
-        number = torch.where(inside, (places - anchor[:, None]).clamp(min=0) // length, 0)
+        number = torch.where(inside, (positions - anchor[:, None]).clamp(min=0) // length, 0)
         blocks = masked.shape[1] // length + 1
         zeros = torch.zeros(len(masked), blocks, dtype=torch.int64, device=masked.device)
         size, masks = (zeros.scatter_add(1, number, where.long()) for where in (inside, masked & inside))
@@ -45,8 +50,5 @@ class Multi:
         final = (text_end - 1 - anchor) // length
         first = torch.where(open_, index, blocks).amin(1)
         first, last = torch.minimum(first, final), torch.where(open_.any(1), (index * open_).amax(1), final)
-        begin, until = anchor + first * length, torch.minimum(anchor + (last + 1) * length, text_end)
-        return Window(torch.maximum(begin, prompt_end), until, begin, until)
-
-    def width(self, longest: int, block: int | None) -> int:
-        return longest
+        block_start, stop = anchor + first * length, torch.minimum(anchor + (last + 1) * length, text_end)
+        return Window(torch.maximum(block_start, prompt_end), stop, block_start, stop)

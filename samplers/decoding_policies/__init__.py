@@ -1,1 +1,1 @@
-"""Policies of parallel decoding: which of the drawn tokens are committed at a step. Contract: gen/text/contracts."""
+"""Decoding policies: which of the proposed tokens are committed. Contract: gen.text.contracts.DecodingPolicy."""

@@ -1,4 +1,4 @@
-"""Dream: how many tokens are committed follows a grid of times, which ones a score, if need be by lot."""
+"""Dream: the number of committed tokens follows a grid of times; a score chooses them, if need be at random."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from typing import ClassVar
 import torch
 
 from gen.config.errors import UserError
-from gen.samplers.decoding_policies.lib.score import Score, first, score
-from gen.text.contracts import CommitDecision, RowState, StepView
+from gen.samplers.decoding_policies.lib.score import Score, score, top_positions
+from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
 __all__ = ["Dream"]
 
 
 @dataclass(frozen=True)
-class Dream:
-    """Commits floor(masks (1 - s / t)) tokens in a step from t to s, of `steps` even ones from 1 to eps; the last, all.
+class Dream(DecodingPolicy):
+    """Commits floor(masks (1 - s / t)) tokens in a step from t to s; the last step commits all (Ye et al. 2025).
 
-    Each row's own masks count (public code takes their mean over the batch). score: which are best; Dream's entropy,
-    topk_margin and maskgit_plus are "entropy", "margin" and "sample". alg_temp > 0: places are drawn without
-    replacement with probabilities softmax(score / alg_temp), by Gumbel noise. Rounding down, the first steps often
-    commit nothing and so cost nothing. The steps are those of a window (Ye et al. 2025).
+    Each text's own masks count (public code takes their mean over the batch). Rounding down, the first steps often
+    commit nothing and so cost nothing.
+
+    Attributes:
+        steps: even steps of t from 1 to eps, in each window.
+        score: what is best; Dream's entropy, topk_margin and maskgit_plus are "entropy", "margin" and "sample".
+        alg_temp: > 0 draws positions without replacement with probabilities softmax(score / alg_temp), by Gumbel
+            noise; 0 takes the best.
+        eps: the last time.
     """
 
     steps: int = 32
@@ -38,9 +43,6 @@ class Dream:
     def order_depends_on_samples(self) -> bool:
         return self.score == "sample"
 
-    def init(self, rows: int, length: int) -> RowState:
-        return {}
-
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         masks = view.masked.sum(-1)
         t, s = (1 - (1 - self.eps) * (view.step + k).double() / self.steps for k in (0, 1))
@@ -49,4 +51,4 @@ class Dream:
         if self.alg_temp:
             u = view.uniform("gumbel").clamp(1e-300, 1 - 1e-16)
             value = value.double() / self.alg_temp - (-u.log()).log()
-        return CommitDecision(first(value, count)), state
+        return CommitDecision(top_positions(value, count)), state

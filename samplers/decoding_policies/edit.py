@@ -1,4 +1,4 @@
-"""Edit: what was written may still be corrected, in the block it stands in (LLaDA 2.1)."""
+"""Edit: tokens of the current block may still be corrected (LLaDA 2.1)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from typing import ClassVar, Literal
 import torch
 
 from gen.config.errors import UserError
-from gen.samplers.decoding_policies.lib.score import even, first, score
-from gen.text.contracts import CommitDecision, RowState, StepView
+from gen.samplers.decoding_policies.lib.score import even_share, score, top_positions
+from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
 __all__ = ["Edit"]
 
 
 @dataclass(frozen=True)
-class Edit:
-    """Commits the tokens above `threshold` if they are as many as are due, else as many as are due; corrects others.
+class Edit(DecodingPolicy):
+    """Commits the tokens above a threshold, or as many as are due if those are fewer; corrects committed ones.
 
-    In the window a token is replaced where another one was drawn with a probability above `edit` (None: never). When no
-    mask is left there, corrections go on while there are any, for at most `post` evaluations, so that two tokens that
-    suggest each other's change end too. The rule is that of diffusers' BlockRefinementScheduler, whose score is
-    "sample". steps: of each window, its masks are due in even shares; None: one at each step.
+    The rule of diffusers' BlockRefinementScheduler, whose score is "sample".
+
+    Attributes:
+        threshold: tokens whose score exceeds it are committed.
+        edit: a token of the window is replaced where another one was proposed with a probability above this; None for
+            never.
+        post: evaluations of a window without masks, at most: corrections go on while there are any, and two tokens
+            that suggest each other's change end too.
+        steps: of each window: its masks are due in even shares; None: one at each step.
+        score: "confidence", or "sample" (see gen.samplers.decoding_policies.lib.score).
     """
 
     threshold: float = 0.7
@@ -29,7 +35,6 @@ class Edit:
     post: int = 16
     steps: int | None = None
     score: Literal["confidence", "sample"] = "confidence"
-    may_skip: ClassVar[bool] = False
     order_depends_on_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -42,15 +47,15 @@ class Edit:
         return {"post": torch.zeros(rows, dtype=torch.int64)}
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
-        sure = score(view, self.score)
-        due = torch.ones_like(view.step) if self.steps is None else even(view.mask_budget, view.step, self.steps)
-        passed = sure > self.threshold
-        commit = torch.where((passed.sum(-1) >= due)[:, None], passed, first(sure, due))
+        value = score(view, self.score)
+        due = torch.ones_like(view.step) if self.steps is None else even_share(view.mask_budget, view.step, self.steps)
+        passed = value > self.threshold
+        commit = torch.where((passed.sum(-1) >= due)[:, None], passed, top_positions(value, due))
         if self.edit is None:
             return CommitDecision(commit), state
-        ours = view.in_window & ~view.prompt_or_pad & ~view.masked
-        edit = ours & (view.sampled != view.tokens) & (view.sampled_probability > self.edit)
-        after = ~view.masked.any(-1)  # this evaluation was of a window without masks
-        post = torch.where(view.step == 0, 0, state["post"].to(view.positions)) + after
-        goes_on = (~after | edit.any(-1)) & (post < self.post)
+        committed = view.in_window & ~view.prompt_or_pad & ~view.masked
+        edit = committed & (view.sampled != view.tokens) & (view.sampled_probability > self.edit)
+        full = ~view.masked.any(-1)  # this evaluation was of a window without masks
+        post = torch.where(view.step == 0, 0, state["post"].to(view.positions)) + full
+        goes_on = (~full | edit.any(-1)) & (post < self.post)
         return CommitDecision(commit, edit=edit, hold=goes_on & ~(view.masked & ~commit).any(-1)), {"post": post}

@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.samplers.decoding_policies.lib.score import first, score
-from gen.text.contracts import CommitDecision, RowState, StepView
+from gen.samplers.decoding_policies.lib.score import score, top_positions
+from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
 __all__ = ["Hierarchy"]
 
 
 @dataclass(frozen=True)
-class Hierarchy:
-    """Commits the likeliest token of each run of masks if above `low`, all above `threshold`, and the likeliest of all.
+class Hierarchy(DecodingPolicy):
+    """Commits the likeliest token of each run of masks, all very likely ones, and the likeliest of all.
 
     Divide and conquer within the window: neighbours, which depend on one another most, are seldom committed together
     (Ma et al. 2025, arXiv 2510.08666).
+
+    Attributes:
+        threshold: probability above which any token is committed.
+        low: probability above which the likeliest token of a run is.
     """
 
     threshold: float = 0.9
     low: float = 0.4
-    may_skip: ClassVar[bool] = False
-    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.threshold <= 1:
             raise UserError(f"{self}; 0 <= low <= threshold <= 1")
 
-    def init(self, rows: int, length: int) -> RowState:
-        return {}
-
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
-        sure = score(view, "confidence")
-        commit = best_of_runs(sure, view.masked) & (sure > self.low)
-        return CommitDecision(commit | (sure > self.threshold) | first(sure, torch.ones_like(view.step))), state
+        confidence = score(view, "confidence")
+        commit = best_of_runs(confidence, view.masked) & (confidence > self.low)
+        return CommitDecision(commit | (confidence > self.threshold) | top_positions(confidence)), state
 
 
 def best_of_runs(value: Tensor, masked: Tensor) -> Tensor:
-    """Where the largest value of each contiguous run of masked places stands, [B, W]; the lowest place among equals."""
+    """Return where the largest value of each contiguous run of masks lies, [B, W]; the lowest position among equals."""
     before = torch.nn.functional.pad(masked[:, :-1], (1, 0))
     run = (masked & ~before).long().cumsum(-1)  # 1, 2, ... within runs
     b, w = masked.shape

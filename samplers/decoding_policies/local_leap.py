@@ -1,42 +1,41 @@
-"""LocalLeap: near a sure token, less sure ones will do."""
+"""LocalLeap: near a sure token, less sure ones are committed too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from gen.config.errors import UserError
-from gen.samplers.decoding_policies.lib.score import first, score
-from gen.text.contracts import CommitDecision, RowState, StepView
+from gen.samplers.decoding_policies.lib.score import score, top_positions
+from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
 __all__ = ["LocalLeap"]
 
 
 @dataclass(frozen=True)
-class LocalLeap:
-    """Commits tokens of probability >= `anchor`, those >= `near` at most `radius` places from one, and the likeliest.
+class LocalLeap(DecodingPolicy):
+    """Commits sure tokens (anchors), less sure ones near an anchor of the window, and the likeliest of all.
 
-    All within the window (Kong et al. 2025, arXiv 2510.07081).
+    Kong et al. 2025, arXiv 2510.07081.
+
+    Attributes:
+        anchor: least probability of an anchor.
+        near: least probability of a token near one.
+        radius: largest distance of such a token, in positions.
     """
 
     anchor: float = 0.9
     near: float = 0.75
     radius: int = 4
-    may_skip: ClassVar[bool] = False
-    order_depends_on_samples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.near <= self.anchor <= 1 or self.radius < 0:
             raise UserError(f"{self}; 0 <= near <= anchor <= 1 and radius >= 0")
 
-    def init(self, rows: int, length: int) -> RowState:
-        return {}
-
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
-        sure = score(view, "confidence")
-        anchors = sure >= self.anchor
+        confidence = score(view, "confidence")
+        anchors = confidence >= self.anchor
         reach = torch.nn.functional.max_pool1d(anchors.float()[:, None], 2 * self.radius + 1, 1, self.radius)[:, 0] > 0
-        commit = anchors | (reach & (sure >= self.near)) | first(sure, torch.ones_like(view.step))
+        commit = anchors | (reach & (confidence >= self.near)) | top_positions(confidence)
         return CommitDecision(commit), state

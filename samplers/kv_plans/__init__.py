@@ -1,3 +1,1 @@
-"""What is computed anew at a step, and what is taken from the memory of keys and values. Contract:
-gen/text/contracts.
-"""
+"""KV plans: the positions that a step computes, all others being cached. Contract: gen.text.contracts.KvPlan."""

@@ -1,36 +1,32 @@
-"""Dual cache: what lies before the block and after it is remembered (Fast-dLLM)."""
+"""Dual cache: keys and values before the block and after it are kept (Fast-dLLM)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from gen.samplers.kv_plans.lib.plan import at_least, due, whole_where
-from gen.text.contracts import KvStep, Predictor
+from gen.samplers.kv_plans.lib.plan import check_at_least, is_refresh, whole_canvas_where
+from gen.text.contracts import KvPlan, KvStep
 
 __all__ = ["Dual"]
 
 
 @dataclass(frozen=True)
-class Dual:
+class Dual(KvPlan):
     """Everything at the first step of a block, then the block alone (Wu et al. 2025, arXiv 2505.22618).
 
     All keys and values outside of the block are those of its first step, stale as in Prefix and after the block too.
-    refresh: everything is also computed at every refresh-th step of a window; 1 is no cache.
+
+    Attributes:
+        refresh: everything is also computed at every refresh-th step of a window; 1 is no cache, None is never.
     """
 
     refresh: int | None = None
-    to_text_end: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        at_least(self, refresh=1)
-
-    def check(self, predictor: Predictor) -> None:
-        """It fits every predictor."""
+        check_at_least(self, refresh=1)
 
     def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
-        return whole_where(
-            due(step, self.refresh, step.new_block), step, step.window.block_start, step.window.block_stop
-        )
+        full = is_refresh(step, self.refresh, step.new_block)
+        return whole_canvas_where(full, step, step.window.block_start, step.window.block_stop)

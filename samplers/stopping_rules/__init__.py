@@ -1,1 +1,1 @@
-"""When a text is finished before its last mask is. Contract: gen/text/contracts."""
+"""Stopping rules: texts that are finished before their last mask is. Contract: gen.text.contracts.StoppingRule."""

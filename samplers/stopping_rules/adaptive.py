@@ -1,4 +1,4 @@
-"""Adaptive: the guess of the whole text no longer changes and is all but certain (DiffusionGemma)."""
+"""Adaptive: the predicted text no longer changes and is nearly certain (DiffusionGemma)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.samplers.stopping_rules.lib.predicted import mean, open_places
-from gen.text.contracts import Predictor, RowState, StepView, StopDecision
+from gen.samplers.stopping_rules.lib.masks import masked_mean, open_masks
+from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule
 
 __all__ = ["Adaptive"]
 
 
 @dataclass(frozen=True)
-class Adaptive:
-    """Fills all masks once the likeliest text was the same in the last `stable` evaluations and in this one, and their
-    mean entropy is below `entropy` nats.
+class Adaptive(StoppingRule):
+    """Fills all masks once the predicted text was the same in the last evaluations and its mean entropy is low.
 
-    The text: what is committed, and the likeliest tokens of the masks. Each row for itself, as in diffusers' pipeline
-    for DiffusionGemma, where the mean is over all places; here it is over the masks, the only ones in doubt.
+    The predicted text: what is committed, and the likeliest tokens of the masks. Each text by itself, as in diffusers'
+    pipeline for DiffusionGemma, where the mean is over all positions; here it is over the masks, the only ones in
+    doubt.
+
+    Attributes:
+        stable: evaluations before this one in which the text was the same.
+        entropy: bound of the mean entropy, nats.
     """
 
     stable: int = 1
@@ -36,15 +40,21 @@ class Adaptive:
         return {"guess": torch.full((rows, length), -1), "same": torch.zeros(rows, dtype=torch.int64)}
 
     def check(
-        self, view: StepView, tokens: Tensor, prompt_end: Tensor, text_end: Tensor, f: Predictor, state: RowState
+        self,
+        view: StepView,
+        tokens: Tensor,
+        prompt_end: Tensor,
+        text_end: Tensor,
+        predictor: Predictor,
+        state: RowState,
     ) -> tuple[StopDecision, RowState]:
-        masks = open_places(view)
+        masks = open_masks(view)
         guess = torch.where(masks, view.top_token, view.tokens)
         before, same = state["guess"].to(view.positions), state["same"].to(view.positions)
         changed = ((before.gather(1, view.positions) != guess) & ~view.prompt_or_pad).any(-1)
         same = torch.where(changed, 0, same + 1)
         n = before.shape[1]
-        positions = torch.where(view.prompt_or_pad, n, view.positions)
-        before = torch.cat([before, before[:, :1]], 1).scatter(1, positions, guess)[:, :n]
-        sure = (same >= self.stable) & (mean(view.entropy, masks) < self.entropy)
+        slots = torch.where(view.prompt_or_pad, n, view.positions)
+        before = torch.cat([before, before[:, :1]], 1).scatter(1, slots, guess)[:, :n]
+        sure = (same >= self.stable) & (masked_mean(view.entropy, masks) < self.entropy)
         return StopDecision(sure, fill=sure), {"guess": before, "same": same}

@@ -9,21 +9,25 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.samplers.stopping_rules.lib.predicted import mean, open_places
-from gen.text.contracts import Predictor, RowState, StepView, StopDecision
+from gen.samplers.stopping_rules.lib.masks import masked_mean, open_masks
+from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule
 
 __all__ = ["Prophet"]
 
 
 @dataclass(frozen=True)
-class Prophet:
+class Prophet(StoppingRule):
     """Fills all masks with their likeliest tokens once the two likeliest are far enough apart (Li et al. 2025).
 
-    Apart: the mean of log p1 - log p2 over the `region` of the answer, its first place and the one after its last,
-    counted from the text's start; None: over all masks. Enough: gaps[i] nats, i by how much of the text is committed:
-    less than until[0], than until[1], or more. The paper (arXiv 2508.19982) counts steps of a fixed number, which is
-    the same at an even pace, and knows no rule without a region. The fill is one parallel step: tokens that depend on
-    one another may disagree.
+    Apart: the mean of log p1 - log p2. Enough: one of `gaps`, by how much of the text is committed. The paper
+    (arXiv 2508.19982) counts steps of a fixed number, which is the same at an even pace, and knows no rule without a
+    region. The fill is one parallel step: tokens that depend on one another may disagree.
+
+    Attributes:
+        gaps: nats needed while the committed share is below until[0], below until[1], and from there on.
+        until: two rising shares in [0, 1].
+        region: the answer's positions, counted from the text's start: the first, and the one after the last; None for
+            the mean over all masks.
     """
 
     gaps: tuple[float, float, float] = (7.5, 5.0, 2.5)
@@ -35,23 +39,26 @@ class Prophet:
         if not 0 <= self.until[0] <= self.until[1] <= 1:
             raise UserError(f"Prophet: until = {self.until}; two rising shares in [0, 1]")
         if self.region is not None and not 0 <= self.region[0] < self.region[1]:
-            raise UserError(f"Prophet: region = {self.region}; a first place >= 0 and the one after the last")
-
-    def init(self, rows: int, length: int) -> RowState:
-        return {}
+            raise UserError(f"Prophet: region = {self.region}; a first position >= 0 and the one after the last")
 
     def check(
-        self, view: StepView, tokens: Tensor, prompt_end: Tensor, text_end: Tensor, f: Predictor, state: RowState
+        self,
+        view: StepView,
+        tokens: Tensor,
+        prompt_end: Tensor,
+        text_end: Tensor,
+        predictor: Predictor,
+        state: RowState,
     ) -> tuple[StopDecision, RowState]:
-        masks = open_places(view)
+        masks = open_masks(view)
         where = masks
         if self.region is not None:
-            place = view.positions - view.prompt_end[:, None]
-            where = (place >= self.region[0]) & (place < self.region[1]) & ~view.prompt_or_pad
+            index = view.positions - view.prompt_end[:, None]
+            where = (index >= self.region[0]) & (index < self.region[1]) & ~view.prompt_or_pad
         pair = view.top2[0]
-        gap = mean(pair[..., 0] - pair[..., 1], where)
-        progress = 1 - masks.sum(-1) / (text_end - prompt_end)
-        needed = torch.where(progress < self.until[0], self.gaps[0], self.gaps[2])
-        needed = torch.where((progress >= self.until[0]) & (progress < self.until[1]), self.gaps[1], needed)
+        gap = masked_mean(pair[..., 0] - pair[..., 1], where)
+        committed = 1 - masks.sum(-1) / (text_end - prompt_end)
+        needed = torch.where(committed < self.until[0], self.gaps[0], self.gaps[2])
+        needed = torch.where((committed >= self.until[0]) & (committed < self.until[1]), self.gaps[1], needed)
         sure = (gap >= needed) & where.any(-1) & masks.any(-1)
         return StopDecision(sure, fill=sure), state

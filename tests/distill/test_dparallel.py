@@ -141,7 +141,7 @@ def test_answers_are_the_teacher_s_own_and_right(teacher, tmp_path):
     prompts = [x[:p].tolist() for x, p in zip(rows["x"], rows["prompt"], strict=True)]
     lengths = (rows["length"] - rows["prompt"]).tolist()
     again = taught.generate(prompts, lengths, policy="topk")
-    texts_ = [taught.words(x[p:n]) for x, p, n in zip(rows["x"], rows["prompt"], rows["length"], strict=True)]
+    texts_ = [taught.text(x[p:n]) for x, p, n in zip(rows["x"], rows["prompt"], rows["length"], strict=True)]
     assert texts_ == again.texts
     words = [taught.tokenizer.decode(p).split() for p in prompts]
     true = [LISTS.right(p, t.split()) for p, t in zip(words, texts_, strict=True)]

@@ -17,7 +17,7 @@ from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.block_schedules.whole import Whole
 from gen.samplers.decoding_policies.learned import Filter, Learned
 from gen.text.decoding import Decoding
-from gen.text.worlds import Joint, parity
+from gen.text.worlds import JointDistribution, parity_joint
 from gen.training.objectives import Batch
 from gen.training.trainer import train
 from tests.distill.texts import roles, texts, tiny_text
@@ -35,7 +35,7 @@ def teacher(tmp_path_factory):
 
 def independent():
     bits = torch.cartesian_prod(*[torch.arange(2)] * 4)
-    return Joint(bits, torch.where(bits == 1, SURE, 1 - SURE).prod(1), 2)
+    return JointDistribution(bits, torch.where(bits == 1, SURE, 1 - SURE).prod(1), 2)
 
 
 def steps_of(joint, answers, blocks, size):
@@ -47,9 +47,9 @@ def steps_of(joint, answers, blocks, size):
 def test_a_replay_commits_what_is_right_and_then_the_rest():
     """A step for what is right at once and, where anything is not, one more, in which all that is left is wrong."""
     joint = independent()
-    steps = steps_of(joint, joint.texts, Whole(), 4)
+    steps = steps_of(joint, joint.support, Whole(), 4)
     rows = steps["row"]
-    for i, text in enumerate(joint.texts):
+    for i, text in enumerate(joint.support):
         right = text == 1
         mine = {key: value[rows == i] for key, value in steps.items()}
         assert len(mine["open"]) == (1 if bool(right.all() | ~right.any()) else 2)
@@ -62,7 +62,7 @@ def test_a_replay_commits_what_is_right_and_then_the_rest():
 
 def test_what_depends_on_one_another_is_right_later():
     """The last bit of a parity is certain once the others stand, whatever was guessed before."""
-    joint = parity(3)
+    joint = parity_joint(3)
     steps = steps_of(joint, torch.tensor([[0, 1, 1]]), Whole(), 3)
     assert steps["right"].tolist() == [[True, False, False], [False, False, False]]
     torch.testing.assert_close(steps["confidence"], torch.tensor([[0.5, 0.5, 0.5], [1, 0.5, 0.5]]))
@@ -98,7 +98,7 @@ def test_the_filter_of_a_known_joint_reaches_bayes():
     """
     joint, threshold = independent(), 0.68
     generator = torch.Generator().manual_seed(0)
-    answers = joint.texts[torch.multinomial(joint.probs, 6000, replacement=True, generator=generator)]
+    answers = joint.support[torch.multinomial(joint.probabilities, 6000, replacement=True, generator=generator)]
     columns = steps_of(joint, answers, Whole(), 4)
     wrong, taken = 1 - SURE, SURE.gt(threshold)
     once = wrong.prod() * 4

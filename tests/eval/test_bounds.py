@@ -12,7 +12,15 @@ from gen.samplers.decoding_policies.entropy_bound import EntropyBound
 from gen.samplers.decoding_policies.factor import Factor
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.worlds import Joint, insert, law, parity, remove, replace, shuffle
+from gen.text.worlds import (
+    JointDistribution,
+    decoded_distribution,
+    insert_joint,
+    parity_joint,
+    remove_joint,
+    replace_joint,
+    shuffle_joint,
+)
 
 
 def test_closed_forms_are_those_of_one_step_and_of_one_token_at_a_time():
@@ -24,10 +32,12 @@ def test_closed_forms_are_those_of_one_step_and_of_one_token_at_a_time():
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-@pytest.mark.parametrize(("success", "joint"), [(replace_success, replace), (shuffle_success, shuffle)])
+@pytest.mark.parametrize(("success", "joint"), [(replace_success, replace_joint), (shuffle_success, shuffle_joint)])
 def test_closed_forms_are_the_law_of_k_tokens_a_step(success, joint, k):
     sizes = [k] * (4 // k) + [4 % k]
-    assert success(4, sizes) == pytest.approx(law(joint(4), TopK(k, "left_to_right")).success, abs=1e-12)
+    assert success(4, sizes) == pytest.approx(
+        decoded_distribution(joint(4), TopK(k, "left_to_right")).success, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,24 +55,24 @@ def test_ancestral_sampling_is_the_mean_over_all_plans(success, n, values):
 @pytest.mark.parametrize(
     ("joint", "values"),
     [
-        (replace(5), [0.89257, 0.39217, 0.15518, 0.05053, 0]),
-        (shuffle(4), [2.36712, 0.98083, 0.28768, 0]),
-        (insert(4), [2.34683, 0.29110, 0]),
-        (parity(4), [0.69315, 0]),
+        (replace_joint(5), [0.89257, 0.39217, 0.15518, 0.05053, 0]),
+        (shuffle_joint(4), [2.36712, 0.98083, 0.28768, 0]),
+        (insert_joint(4), [2.34683, 0.29110, 0]),
+        (parity_joint(4), [0.69315, 0]),
     ],
 )
 def test_the_least_divergence_of_so_many_steps(joint, values):
     found = [optimal_partition(joint, t) for t in range(1, len(values) + 1)]
     assert [b.kl for b in found] == pytest.approx(values, abs=5e-6)
     assert all(a.success <= b.success + 1e-12 for a, b in itertools.pairwise(found))
-    assert sorted(i for part in found[-1].parts for i in part) == list(range(joint.texts.shape[1]))
+    assert sorted(i for part in found[-1].parts for i in part) == list(range(joint.support.shape[1]))
 
 
 def test_the_best_two_steps_of_an_insertion_are_the_odd_places_first():
-    assert optimal_partition(insert(4), 2).parts == ((1, 3), (0, 2, 4))
-    assert optimal_partition(replace(5), 1).kl == pytest.approx(4 * math.log(5 / 4))
-    assert optimal_partition(shuffle(4), 1).kl == pytest.approx(4 * math.log(4) - math.log(24))
-    assert optimal_partition(shuffle(4), 2).success == pytest.approx(shuffle_success(4, [2, 2]))
+    assert optimal_partition(insert_joint(4), 2).parts == ((1, 3), (0, 2, 4))
+    assert optimal_partition(replace_joint(5), 1).kl == pytest.approx(4 * math.log(5 / 4))
+    assert optimal_partition(shuffle_joint(4), 1).kl == pytest.approx(4 * math.log(4) - math.log(24))
+    assert optimal_partition(shuffle_joint(4), 2).success == pytest.approx(shuffle_success(4, [2, 2]))
 
 
 POLICIES = [
@@ -80,14 +90,16 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize("joint", [replace(5), shuffle(4), insert(4), remove(5), parity(4)])
+@pytest.mark.parametrize(
+    "joint", [replace_joint(5), shuffle_joint(4), insert_joint(4), remove_joint(5), parity_joint(4)]
+)
 def test_no_policy_is_above_the_front(joint):
     corners = optimal_front([(joint, 1.0)])
-    forwards = [(joint.texts.shape[1] / rate, success) for rate, success in reversed(corners)]
+    forwards = [(joint.support.shape[1] / rate, success) for rate, success in reversed(corners)]
     assert forwards == sorted(forwards)
     assert forwards[-1][1] == pytest.approx(1)
     for policy in POLICIES:
-        found = law(joint, policy)
+        found = decoded_distribution(joint, policy)
         assert found.success <= height(forwards, found.nfe) + 1e-9, policy
 
 
@@ -103,18 +115,18 @@ def height(corners, x):
 
 def test_the_front_of_tokens_that_are_independent_is_a_point():
     bits = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
-    joint = Joint(bits, torch.tensor([0.42, 0.28, 0.18, 0.12], dtype=torch.float64), 2)
+    joint = JointDistribution(bits, torch.tensor([0.42, 0.28, 0.18, 0.12], dtype=torch.float64), 2)
     assert optimal_front([(joint, 1.0)]) == [(pytest.approx(2), pytest.approx(1))]
 
 
 def test_the_front_of_a_pair_by_hand():
     """Two bits that are equal: one after the other is right in two forwards, both at once is half right in one."""
-    joint = Joint(torch.tensor([[0, 0], [1, 1]]), torch.tensor([0.5, 0.5], dtype=torch.float64), 2)
+    joint = JointDistribution(torch.tensor([[0, 0], [1, 1]]), torch.tensor([0.5, 0.5], dtype=torch.float64), 2)
     assert optimal_front([(joint, 1.0)]) == [
         (pytest.approx(1), pytest.approx(1)),
         (pytest.approx(2), pytest.approx(0.5)),
     ]
-    one = Joint(torch.tensor([[0, 1]]), torch.tensor([1.0], dtype=torch.float64), 2)
+    one = JointDistribution(torch.tensor([[0, 1]]), torch.tensor([1.0], dtype=torch.float64), 2)
     mixed = optimal_front([(joint, 1.0), (one, 1.0)])
     assert mixed == [(pytest.approx(4 / 3), pytest.approx(1)), (pytest.approx(2), pytest.approx(0.75))]
 
@@ -122,8 +134,8 @@ def test_the_front_of_a_pair_by_hand():
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda: optimal_partition(shuffle(3), 4),
-        lambda: optimal_partition(replace(8), 1),
+        lambda: optimal_partition(shuffle_joint(3), 4),
+        lambda: optimal_partition(replace_joint(8), 1),
         lambda: replace_success(3, [2, 2]),
     ],
 )

@@ -33,7 +33,14 @@ from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.pipeline import TextPipeline
-from gen.text.worlds import Joint, insert, law, remove, replace, shuffle
+from gen.text.worlds import (
+    JointDistribution,
+    decoded_distribution,
+    insert_joint,
+    remove_joint,
+    replace_joint,
+    shuffle_joint,
+)
 
 
 class Support:
@@ -43,13 +50,13 @@ class Support:
 
     def __init__(self, joint):
         self.joint = joint
-        self.length = joint.texts.shape[1]
+        self.length = joint.support.shape[1]
 
     def prompts(self, split, n):
         return [[] for _ in range(n)]
 
     def score(self, prompt, reply):
-        return float(reply in self.joint.texts.tolist())
+        return float(reply in self.joint.support.tolist())
 
 
 def drawn(policy, **more):
@@ -61,14 +68,19 @@ def one(joint, how, n=400, **more):
     return record
 
 
-JOINTS = {"replace": replace(5), "shuffle": shuffle(4), "insert": insert(4), "remove": remove(5)}
+JOINTS = {
+    "replace": replace_joint(5),
+    "shuffle": shuffle_joint(4),
+    "insert": insert_joint(4),
+    "remove": remove_joint(5),
+}
 
 
 @pytest.mark.parametrize("policy", [Threshold(0.75), TopK(2), TopK(9)], ids=["threshold", "two", "all"])
 @pytest.mark.parametrize("name", JOINTS)
 def test_success_is_the_laws(name, policy):
     joint = JOINTS[name]
-    record, exact = one(joint, drawn(policy)), law(joint, policy)
+    record, exact = one(joint, drawn(policy)), decoded_distribution(joint, policy)
     error = math.sqrt(exact.success * (1 - exact.success) / 400)
     assert abs(record.success.value - exact.success) <= 4 * error + 1e-12
     assert record.success.se == pytest.approx(error, rel=0.25, abs=0.006)
@@ -76,7 +88,7 @@ def test_success_is_the_laws(name, policy):
 
 @pytest.mark.parametrize(("k", "nfe"), [(1, 5), (2, 3), (3, 2), (5, 1)])
 def test_tokens_per_forward_are_counted(k, nfe):
-    record = one(replace(5), drawn(TopK(k)), n=20)
+    record = one(replace_joint(5), drawn(TopK(k)), n=20)
     assert (record.nfe, record.tokens, record.computed, record.full) == (nfe, 5, 5 * nfe, nfe)
     assert record.tokens_per_forward == Estimate(5 / nfe, pytest.approx(0, abs=1e-12), 20)
     assert record.ms > 0
@@ -100,7 +112,7 @@ class Prompted:
 
 def test_prompts_and_what_follows_a_stop_token_count_for_nothing():
     texts = torch.tensor([[1, 2, 2, 2], [1, 1, 1, 2]])
-    joint = Joint(texts, torch.tensor([0.5, 0.5], dtype=torch.float64), 3, offset=3, eos_token_ids=(2,))
+    joint = JointDistribution(texts, torch.tensor([0.5, 0.5], dtype=torch.float64), 3, offset=3, eos_token_ids=(2,))
     how = Decoding(policy=TopK(1, "left_to_right"), sampling=TokenSampling(temperature=1.0))
     (record,) = measure_decoding(joint, Prompted(), {"l2r": {"l2r": how}}, n=50)
     assert record.tokens == record.nfe  # one at a time up to the stop token, and no further
@@ -115,11 +127,11 @@ def test_prompts_and_what_follows_a_stop_token_count_for_nothing():
 
 def test_replies_do_not_depend_on_the_batch():
     how, values = drawn(TopK(2)), ("success", "nfe", "tokens")
-    small, large = (one(shuffle(4), how, n=30, batch_size=b, seed=3) for b in (7, 64))
+    small, large = (one(shuffle_joint(4), how, n=30, batch_size=b, seed=3) for b in (7, 64))
     assert [getattr(small, key) for key in values] == [getattr(large, key) for key in values]
-    assert one(shuffle(4), how, n=30, seed=4).success != small.success
+    assert one(shuffle_joint(4), how, n=30, seed=4).success != small.success
     assert small.comparability == large.comparability
-    assert small.comparability != one(shuffle(4), how, n=29).comparability
+    assert small.comparability != one(shuffle_joint(4), how, n=29).comparability
 
 
 def test_aup_by_hand():

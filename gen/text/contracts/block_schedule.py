@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -39,8 +40,12 @@ class Window:
 
 @runtime_checkable
 class BlockSchedule(Protocol):
-    """Moves the window through a text: a pure function of the positions that are masked. A frozen dataclass."""
+    """A rule that moves the window through a text.
 
+    Must hold: `window` is a pure function, and a text's window depends on that text's row alone.
+    """
+
+    @abstractmethod
     def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block_size: int | None) -> Window:
         """Return the window of each text; a text that has a mask has one in its window.
 
@@ -55,10 +60,10 @@ class BlockSchedule(Protocol):
         ...
 
     def width(self, length: int, block_size: int | None) -> int:
-        """Return the largest width that a window can have, known without a look at the masks.
+        """Return the largest width that a window can have, known without a look at the masks; `length` by default.
 
         Args:
             length: tokens of the longest text, its prompt not counted.
             block_size: as in `window`.
         """
-        ...
+        return length

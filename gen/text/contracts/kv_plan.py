@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -39,28 +40,28 @@ class KvStep:
 
 @runtime_checkable
 class KvPlan(Protocol):
-    """Chooses the positions that a step computes: a pure function. A frozen dataclass.
+    """A rule that chooses the positions which a step computes; keys and values of all others come from the KV cache.
 
-    Keys and values of all other positions are taken from the KV cache, stale or not.
+    Must hold: `span` is a pure function, and a text's span depends on that text's row alone.
     """
 
     @property
     def to_text_end(self) -> bool:
-        """True if the computed positions always reach from the window to the end of the text."""
-        ...
+        """True if the computed positions always reach from the window to the end of the text. Default False."""
+        return False
 
     def check(self, predictor: Predictor) -> None:
-        """Raise UserError for a predictor that the plan does not fit.
+        """Raise UserError for a predictor that the plan does not fit; by default it fits all.
 
         Args:
             predictor: a network or its spec; only its `block_size` and `shift` may be read.
         """
-        ...
 
+    @abstractmethod
     def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
         """Return the first position that is computed and the one after the last, int64 [B] each.
 
         Args:
-            step: inputs of the step; the span holds its window.
+            step: inputs of the step; the span has to hold its window.
         """
         ...

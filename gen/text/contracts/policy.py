@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,38 +162,43 @@ class CommitDecision:
 
 @runtime_checkable
 class DecodingPolicy(Protocol):
-    """Chooses the tokens that a step commits: a pure function of a view and of the policy's own state.
+    """A rule that chooses the tokens which a step commits.
 
-    A frozen dataclass. It commits masked positions only, and unless `may_skip` at least one in every text that has any;
-    what it selects for a text depends on that text's row alone. Fields are its options: `gen decode --policy.k 2`.
+    Must hold: `select` is a pure function, and what it decides for a text depends on that text's row alone; it commits
+    masked positions only, and unless `may_skip` at least one in every text that has any. The fields of the dataclass
+    are its options: `gen decode --policy.k 2`.
     """
 
     @property
     def may_skip(self) -> bool:
-        """True if a step may commit nothing; such a step costs no evaluation of a text that did not change."""
-        ...
+        """True if a step may commit nothing; it then costs no evaluation of a text that did not change. Default False.
+
+        Such a policy sees all generated positions, not the window's only, and goes without a KV plan.
+        """
+        return False
 
     @property
     def order_depends_on_samples(self) -> bool:
-        """True if the chosen positions depend on the proposed tokens.
+        """True if the chosen positions depend on the proposed tokens. Default False.
 
         At temperature > 0 even one token at a time is then no sample of the model's joint distribution;
         gen.text.worlds measures by how much.
         """
-        ...
+        return False
 
     def init(self, rows: int, length: int) -> RowState:
-        """Return the state before the first step.
+        """Return the state before the first step; {} by default.
 
         Args:
             rows: texts that are decoded together.
             length: tokens of a canvas, prompt included.
 
         Returns:
-            Tensors [rows, ...] by name; {} for a policy without memory.
+            Tensors [rows, ...] by name.
         """
-        ...
+        return {}
 
+    @abstractmethod
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         """Choose what this step commits.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -30,22 +31,29 @@ class StopDecision:
 
 @runtime_checkable
 class StoppingRule(Protocol):
-    """Ends texts early: a pure function of a step's view, the canvas and the rule's own state. A frozen dataclass."""
+    """A rule that ends texts before their last mask is filled.
+
+    Must hold: `check` is a pure function, and what it decides for a text depends on that text's row alone.
+    """
 
     @property
     def whole_text(self) -> bool:
-        """True if the view has to hold all positions that are generated, not only those of the window."""
-        ...
+        """True if the view has to hold all positions that are generated, not only the window's. Default False."""
+        return False
 
     def init(self, rows: int, length: int) -> RowState:
-        """Return the state before the first step; see DecodingPolicy.init.
+        """Return the state before the first step; {} by default.
 
         Args:
             rows: texts that are decoded together.
             length: tokens of a canvas, prompt included.
-        """
-        ...
 
+        Returns:
+            Tensors [rows, ...] by name.
+        """
+        return {}
+
+    @abstractmethod
     def check(
         self,
         view: StepView,

@@ -12,7 +12,8 @@ __all__ = ["Tokenizer"]
 class Tokenizer(Protocol):
     """Maps strings to token ids and back. A frozen dataclass, so that a run can be written down with it.
 
-    It may have `beside(folder)`, which returns the same tokenizer with its file looked for in a checkpoint's folder.
+    It may have `with_files_in(folder)`, which returns the same tokenizer with its file looked for in a checkpoint's
+    folder.
     """
 
     @property

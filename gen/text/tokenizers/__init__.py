@@ -1,22 +1,20 @@
-"""Tokenisers: text to ids and back, one file each.
-
-A tokeniser is a frozen dataclass with vocab (how many ids there are), mask (the id that stands for "not written yet"),
-stops (ids that end a text, the first of which also pads), joint (what to print between a prompt and its text),
-encode(text) -> ids, among them neither mask nor stops of its own accord, and decode(ids) -> text, which leaves mask and
-stops out.
-"""
+"""Tokenizers: text to ids and back, one file each. Contract: gen.text.contracts.Tokenizer."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ids_of"]
+__all__ = ["id_fields"]
 
 
-def ids_of(thing: Any) -> dict[str, Any]:
-    """What a tokeniser and the network of its ids agree in: vocab, mask and stops."""
+def id_fields(owner: Any) -> dict[str, Any]:
+    """Return what a tokenizer and the network of its ids agree in: vocab_size, mask_token_id and eos_token_ids.
+
+    Args:
+        owner: a tokenizer, a network or its spec.
+    """
     return {
-        "vocab_size": thing.vocab_size,
-        "mask_token_id": thing.mask_token_id,
-        "eos_token_ids": list(thing.eos_token_ids),
+        "vocab_size": owner.vocab_size,
+        "mask_token_id": owner.mask_token_id,
+        "eos_token_ids": list(owner.eos_token_ids),
     }

@@ -1,4 +1,4 @@
-"""Bytes: the tokeniser that needs no file and knows every language."""
+"""Bytes: the tokenizer that needs no file and knows every language."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gen.config.errors import UserError
+from gen.text.contracts import Tokenizer
 
 __all__ = ["Bytes"]
 
 
 @dataclass(frozen=True)
-class Bytes:
-    """The 256 bytes of UTF-8, then a stop token, then the mask. Every string survives the round trip."""
+class Bytes(Tokenizer):
+    """The 256 bytes of UTF-8, then an end-of-text token, then the mask. Every string survives the round trip."""
 
     vocab_size: ClassVar[int] = 258
     mask_token_id: ClassVar[int] = 257
@@ -24,7 +25,7 @@ class Bytes:
         return list(text.encode())
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Bytes that are no UTF-8, as in a text cut short, become U+FFFD."""
+        """Return the string; bytes that are no UTF-8, as in a text cut short, become U+FFFD."""
         given = [int(i) for i in ids]
         wrong = [i for i in given if not 0 <= i < self.vocab_size]
         if wrong:

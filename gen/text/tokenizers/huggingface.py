@@ -1,4 +1,4 @@
-"""The tokeniser of a Hugging Face model: a tokenizer.json file, read by the package tokenizers."""
+"""The tokenizer of a Hugging Face model: a tokenizer.json file, read by the package tokenizers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gen.config.errors import MissingDependency, UserError, nearest
+from gen.text.contracts import Tokenizer
 
 __all__ = ["HuggingFace"]
 
 
 @dataclass(frozen=True)
-class HuggingFace:
-    """file: a tokenizer.json. mask_token, eos_tokens: the tokens' text ("<|im_end|>") or their ids.
+class HuggingFace(Tokenizer):
+    """A tokenizer.json file, read when it is first used.
 
-    sha256: of the file, checked when it is read. size: how many ids the model has, where it has more than the file
-    names. The file is read when it is first used. What marks a token in a text, such as "<|im_start|>", is read as that
-    token; nothing is put before or after a text. Raises UserError for a file that is missing, damaged or another one,
-    and MissingDependency without the package.
+    Text that names a token, such as "<|im_start|>", is read as that token; nothing is put before or after a text.
+    Raises UserError for a file that is missing, damaged or another one, and MissingDependency without the package.
+
+    Attributes:
+        file: path of the tokenizer.json.
+        mask_token: the mask's text ("<|mask|>") or its id.
+        eos_tokens: texts ("<|im_end|>") or ids of the tokens that end a text.
+        sha256: hash of the file, checked when it is read; None for any.
+        size: number of ids of the model, where it has more than the file names; None for those of the file.
     """
 
     file: str
@@ -34,35 +40,35 @@ class HuggingFace:
     def __post_init__(self) -> None:
         object.__setattr__(self, "eos_tokens", tuple(self.eos_tokens))
 
-    def beside(self, folder: Path) -> HuggingFace:
-        """The same with its file looked for in a folder, unless its path is absolute."""
+    def with_files_in(self, folder: Path) -> HuggingFace:
+        """Return the same with its file looked for in a folder, unless its path is absolute."""
         return replace(self, file=str(folder / self.file))
 
     @cached_property
-    def read(self) -> Any:
-        """The tokenizers.Tokenizer."""
+    def backend(self) -> Any:
+        """The tokenizers.Tokenizer of the file."""
         try:
-            from tokenizers import Tokenizer
+            import tokenizers
         except ImportError as error:
             raise MissingDependency("HuggingFace needs the package tokenizers: pip install tokenizers") from error
         path = Path(self.file)
         if not path.is_file():
             raise UserError(f"HuggingFace: there is no file {path}; give a tokenizer.json")
         content = path.read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if self.sha256 is not None and found != self.sha256:
+        digest = hashlib.sha256(content).hexdigest()
+        if self.sha256 is not None and digest != self.sha256:
             raise UserError(
-                f"{path} has sha256 {found[:16]}..., expected {self.sha256[:16]}...: it is another tokeniser"
+                f"{path} has sha256 {digest[:16]}..., expected {self.sha256[:16]}...: it is another tokenizer"
             )
         try:
-            return Tokenizer.from_str(content.decode())
+            return tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the package raises plain Exception
             raise UserError(f"{path} is damaged, or no tokenizer.json ({' '.join(str(error).split())[:200]})") from None
 
     @cached_property
     def vocab_size(self) -> int:
         given = (i for i in (self.mask_token, *self.eos_tokens) if isinstance(i, int))
-        largest = max(0, *self.read.get_vocab(with_added_tokens=True).values(), *given)
+        largest = max(0, *self.backend.get_vocab(with_added_tokens=True).values(), *given)
         if self.size is not None and self.size <= largest:
             raise UserError(f"HuggingFace: size = {self.size}, and {self.file} has ids up to {largest}")
         return largest + 1 if self.size is None else self.size
@@ -76,18 +82,18 @@ class HuggingFace:
         return tuple(self._id(token) for token in self.eos_tokens)
 
     def encode(self, text: str) -> list[int]:
-        return self.read.encode(text, add_special_tokens=False).ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Without mask, stops, and whatever else the file calls special."""
+        """Return the string, without mask, end of text and whatever else the file calls special."""
         left_out = {self.mask_token_id, *self.eos_token_ids}
-        return self.read.decode([i for i in map(int, ids) if i not in left_out], skip_special_tokens=True)
+        return self.backend.decode([i for i in map(int, ids) if i not in left_out], skip_special_tokens=True)
 
     def _id(self, token: str | int) -> int:
         if isinstance(token, int):
             return token
-        found: int | None = self.read.token_to_id(token)
+        found: int | None = self.backend.token_to_id(token)
         if found is None:
-            special = [str(t.content) for t in self.read.get_added_tokens_decoder().values()]
+            special = [str(t.content) for t in self.backend.get_added_tokens_decoder().values()]
             raise UserError(f"HuggingFace: {self.file} has no token {token!r}. {nearest(token, special)}")
         return found

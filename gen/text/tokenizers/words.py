@@ -1,4 +1,4 @@
-"""Words: a short list of them, one id each, for worlds that are made up."""
+"""Words: a short list of them, one id each, for synthetic worlds."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from functools import cached_property
 from typing import ClassVar
 
 from gen.config.errors import UserError, nearest
+from gen.text.contracts import Tokenizer
 
 __all__ = ["Words"]
 
 
 @dataclass(frozen=True)
-class Words:
-    """Ids 0 .. n - 1 are the words, n is the stop token and n + 1 the mask.
+class Words(Tokenizer):
+    """Ids 0 .. n - 1 are the words, n is the end of text and n + 1 the mask.
 
     Text is split at white space and nowhere else, and put together with single spaces: decode(encode(text)) is
-    " ".join(text.split()), and encode(decode(ids)) is ids without stop and mask. So a symbol such as ":" is a word
-    where it stands alone. Raises UserError for a word that is not in the list.
+    " ".join(text.split()), and encode(decode(ids)) is ids without end and mask. So a symbol such as ":" is a word where
+    it stands alone. Raises UserError for a word that is not in the list.
+
+    Attributes:
+        words: distinct and without white space.
     """
 
     words: tuple[str, ...]

@@ -8,7 +8,7 @@ from gen.config.spec import build
 from gen.data.lists import Lists
 from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
-from gen.text.tokenizers import ids_of
+from gen.text.tokenizers import id_fields
 from gen.training.ema import Classic
 from gen.training.objectives.llada import LLaDA
 from gen.training.optim.adamw import AdamW
@@ -32,7 +32,7 @@ def lists() -> Run:
     tokenizer = data.tokenizer
     model: dict[str, Any] = {
         "name": "text",
-        **ids_of(tokenizer),
+        **id_fields(tokenizer),
         "length": data.shape[0],
         "width": 128,
         "depth": 4,

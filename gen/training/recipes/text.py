@@ -7,7 +7,7 @@ from typing import Any
 from gen.data.text import Text
 from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
-from gen.text.tokenizers import ids_of
+from gen.text.tokenizers import id_fields
 from gen.training.ema import Classic
 from gen.training.objectives.bd3 import BD3
 from gen.training.optim.adamw import AdamW
@@ -28,7 +28,7 @@ def text() -> Run:
     tokenizer = data.tokenizer
     model: dict[str, Any] = {
         "name": "text",
-        **ids_of(tokenizer),
+        **id_fields(tokenizer),
         "tokenizer": tokenizer,
         "length": data.length,
         "width": 128,

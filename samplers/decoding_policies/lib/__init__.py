@@ -1,1 +1,1 @@
-"""Shared pieces of policies: scores by which positions are ordered."""
+"""Shared pieces of decoding policies: scores by which positions are ordered."""

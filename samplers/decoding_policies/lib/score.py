@@ -1,4 +1,4 @@
-"""What places are ranked by, how many of the best are taken, and what a policy remembers of each place."""
+"""Scores that rank positions, how many of the best to take, and memories of one number per position."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from torch import Tensor
 
 from gen.text.contracts import StepView
 
-__all__ = ["Score", "even", "first", "recall", "score", "store"]
+__all__ = ["Score", "even_share", "gather_memory", "scatter_memory", "score", "top_positions"]
 
 Score = Literal["confidence", "margin", "entropy", "random", "left_to_right", "sample"]
 
 
 def score(view: StepView, by: Score) -> Tensor:
-    """The larger the sooner, [B, W]; -inf where nothing may be committed.
+    """Return the score of each queried position, [B, W]: larger is sooner, -inf where nothing may be committed.
 
-    sample: the probability of the drawn token, as in LLaDA's code. At temperature > 0 that order depends on what was
-    drawn, and one token at a time is then no sample of the model's joint (gen/text/worlds.py measures by how much).
+    Args:
+        view: inputs of the step.
+        by: "confidence", the largest probability; "margin", the difference of the two largest; "entropy", its
+            negative; "random"; "left_to_right"; "sample", the probability of the proposed token, as in LLaDA's code.
+            At temperature > 0 the order of "sample" depends on what was drawn, and one token at a time is then no
+            sample of the model's joint distribution (gen.text.worlds measures by how much).
     """
     if by == "confidence":
         value = view.confidence
@@ -35,28 +39,50 @@ def score(view: StepView, by: Score) -> Tensor:
     return value.masked_fill(~view.masked, -torch.inf)
 
 
-def first(value: Tensor, count: Tensor) -> Tensor:
-    """Where the `count` [B] largest of value [B, W] stand, those of -inf never; the lowest place first among equals."""
+def top_positions(value: Tensor, count: Tensor | int = 1) -> Tensor:
+    """Return the positions of the largest values as a boolean mask [B, W]; the lowest position first among equals.
+
+    Args:
+        value: scores [B, W]; positions of -inf are never chosen.
+        count: positions of each row, [B] or one number.
+    """
     order = value.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(value.shape[-1], device=value.device).expand_as(order)
-    )
-    return (rank < count[:, None]) & (value > -torch.inf)
+    ranks = torch.arange(value.shape[-1], device=value.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, ranks)
+    return (rank < (count[:, None] if isinstance(count, Tensor) else count)) & (value > -torch.inf)
 
 
-def even(mask_budget: Tensor, step: Tensor, steps: Tensor | int) -> Tensor:
-    """How many of `owed` masks fall to a step if they are shared out evenly, the first steps taking one more; >= 1."""
-    return (mask_budget // steps + (step < mask_budget % steps)).clamp(min=1)
+def even_share(budget: Tensor, step: Tensor, steps: Tensor | int) -> Tensor:
+    """Return how much of a budget falls to a step if it is shared out evenly, the first steps taking one more; >= 1.
+
+    Args:
+        budget: whole numbers to share, int64 [B].
+        step: index of the step, int64 [B].
+        steps: how many steps share it, [B] or one number.
+    """
+    return (budget // steps + (step < budget % steps)).clamp(min=1)
 
 
-def recall(memory: Tensor, view: StepView) -> Tensor:
-    """What a memory [B, N] of the whole canvas holds of the view's places, [B, W]."""
+def gather_memory(memory: Tensor, view: StepView) -> Tensor:
+    """Return what a memory of the whole canvas holds at the view's positions, [B, W].
+
+    Args:
+        memory: a number for each position, [B, N].
+        view: inputs of the step.
+    """
     return memory.to(view.logp).gather(1, view.positions)
 
 
-def store(memory: Tensor, view: StepView, where: Tensor, new: Tensor) -> Tensor:
-    """The memory [B, N] with `new` [B, W] written at those of the view's places; places may repeat at its end."""
+def scatter_memory(memory: Tensor, view: StepView, where: Tensor, new: Tensor) -> Tensor:
+    """Return the memory [B, N] with new numbers at some of the view's positions.
+
+    Args:
+        memory: a number for each position of the canvas, [B, N].
+        view: inputs of the step.
+        where: positions that are written, bool [B, W].
+        new: numbers [B, W].
+    """
     memory = memory.to(view.logp)
     n = memory.shape[1]
-    positions = torch.where(where, view.positions, n)
-    return torch.cat([memory, memory[:, :1]], 1).scatter(1, positions, new.to(memory))[:, :n]
+    slots = torch.where(where, view.positions, n)  # positions may repeat at the canvas's end
+    return torch.cat([memory, memory[:, :1]], 1).scatter(1, slots, new.to(memory))[:, :n]

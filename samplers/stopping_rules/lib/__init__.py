@@ -1,1 +1,1 @@
-"""Shared pieces of stop rules."""
+"""Shared pieces of stopping rules."""

@@ -23,7 +23,7 @@ from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.contracts import CommitDecision
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode, decode_steps, lengths_of
-from gen.text.worlds import Joint, replace
+from gen.text.worlds import JointDistribution, replace_joint
 from tests.gen.predictors import Fake, Noisy, Table, table_of
 
 MASK, STOP = 12, 9
@@ -362,7 +362,9 @@ def test_guidance_of_ragged_prompts():
 @pytest.mark.parametrize("policy", [TopK(2), Ancestral(5)], ids=repr)
 def test_guidance_that_changes_nothing_changes_nothing(policy):
     """A joint that ignores its prompt, and knows what cannot be: -inf - -inf is no number."""
-    joint = Joint(*(getattr(replace(5), k) for k in ("texts", "probs", "words")), offset=1)
+    joint = JointDistribution(
+        *(getattr(replace_joint(5), k) for k in ("support", "probabilities", "n_words")), offset=1
+    )
     plain_, guided = (decode(joint, [[1]] * 8, 5, plain(policy, 1.0, cfg_scale=w)) for w in (0.0, 2.0))
     assert torch.equal(plain_.tokens, guided.tokens)
     assert torch.equal(2 * plain_.nfe, guided.nfe)

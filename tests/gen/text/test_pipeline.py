@@ -56,7 +56,7 @@ def test_ids_and_words_are_one_and_the_counts_add_up(pipeline):
 
 
 def test_a_text_ends_before_its_stop_token(pipeline):
-    assert pipeline.words([0, 1, 8, 2, 9]) == "a b"
+    assert pipeline.text([0, 1, 8, 2, 9]) == "a b"
 
 
 def test_what_is_given_replaces_what_the_model_has(pipeline):
@@ -115,7 +115,7 @@ def test_a_stream_ends_in_what_generate_writes(pipeline):
     steps = list(pipeline.stream("a b", 8, seed=5, stopping_rules=()))
     assert [sum(v is None for v in firm) for firm, _ in steps] == [6, 4, 2, 0]
     assert all(v is None or v == g for firm, guess in steps for v, g in zip(firm, guess, strict=True))
-    assert pipeline.words(steps[-1][1]) == pipeline.generate("a b", 8, seed=5, stopping_rules=()).texts[0]
+    assert pipeline.text(steps[-1][1]) == pipeline.generate("a b", 8, seed=5, stopping_rules=()).texts[0]
 
 
 def test_a_run_is_loaded_and_decoded(run, capsys):

@@ -114,7 +114,7 @@ def test_the_size_of_a_padded_vocabulary(file):
 def test_the_file_is_the_one_that_was_meant(file, tmp_path):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     made = huggingface("tokenizer.json", sha256=digest)
-    assert made.beside(file.parent).encode("a") == huggingface(file).encode("a")
+    assert made.with_files_in(file.parent).encode("a") == huggingface(file).encode("a")
     assert "sha256" in one_line(lambda: huggingface(file, sha256="0" * 64).encode("a"))
     assert "no file" in one_line(lambda: huggingface(tmp_path / "gone.json").mask_token_id)
     (tmp_path / "broken.json").write_bytes(file.read_bytes()[:100])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -24,15 +23,29 @@ from gen.samplers.decoding_policies.rcr import RCR
 from gen.samplers.decoding_policies.remdm import ReMDM
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.contracts import CommitDecision
+from gen.text.contracts import CommitDecision, DecodingPolicy
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
-from gen.text.worlds import Joint, insert, law, parity, remove, replace, shuffle, whole_view
+from gen.text.worlds import (
+    JointDistribution,
+    decoded_distribution,
+    insert_joint,
+    parity_joint,
+    remove_joint,
+    replace_joint,
+    shuffle_joint,
+    whole_view,
+)
 
 # Tasks, policies, and what comes out: success, total variation, KL in nats, expected evaluations
 
-TASKS = {"replace-6": replace(6), "shuffle-5": shuffle(5), "insert-5": insert(5), "remove-6": remove(6),
-         "parity-5": parity(5)}  # fmt: skip
+TASKS = {
+    "replace-6": replace_joint(6),
+    "shuffle-5": shuffle_joint(5),
+    "insert-5": insert_joint(5),
+    "remove-6": remove_joint(6),
+    "parity-5": parity_joint(5),
+}
 POLICIES = {
     "two, left to right": TopK(2, "left_to_right"),
     "two surest": TopK(2),
@@ -115,35 +128,35 @@ CELLS = [(task, policy) for task, line in GOLDEN.items() for policy in line]
 
 
 def check(found, success, tv, kl, nfe):
-    assert (found.success, found.tv, found.kl) == pytest.approx((success, tv, kl), abs=5.1e-6)
+    assert (found.success, found.total_variation, found.kl) == pytest.approx((success, tv, kl), abs=5.1e-6)
     assert found.nfe == pytest.approx(nfe, abs=5.1e-4)
 
 
 @pytest.mark.parametrize(("task", "policy"), CELLS)
 def test_golden_numbers(task, policy):
-    check(law(TASKS[task], POLICIES[policy]), *GOLDEN[task][policy])
+    check(decoded_distribution(TASKS[task], POLICIES[policy]), *GOLDEN[task][policy])
 
 
 @pytest.mark.parametrize(
     ("joint", "factor", "below", "above"),
     [
-        (replace(6), 1.0, (0.86806, 0.28086, 0.24153, 2.350), (0.80376, 0.43146, 0.46105, 1.804)),
-        (shuffle(5), 1.5, (*EXACT, 5), (0.5, 0.5, 0.69315, 4)),
-        (parity(5), 1.5, (*EXACT, 5), (*EXACT, 3)),
+        (replace_joint(6), 1.0, (0.86806, 0.28086, 0.24153, 2.350), (0.80376, 0.43146, 0.46105, 1.804)),
+        (shuffle_joint(5), 1.5, (*EXACT, 5), (0.5, 0.5, 0.69315, 4)),
+        (parity_joint(5), 1.5, (*EXACT, 5), (*EXACT, 3)),
     ],
 )
 def test_golden_numbers_on_both_sides_of_a_tie(joint, factor, below, above):
     """Such as 5/6 > 1 - 1/6: the rule is strict, but rounding would decide."""
-    check(law(joint, Factor(factor - 1e-9)), *below)
-    check(law(joint, Factor(factor + 1e-9)), *above)
+    check(decoded_distribution(joint, Factor(factor - 1e-9)), *below)
+    check(decoded_distribution(joint, Factor(factor + 1e-9)), *above)
 
 
 @pytest.mark.parametrize(
     ("joint", "expected"),
-    [(replace(6), (0.73351, 0.26649, 0.30992, 2.901)), (insert(5), (0.68368, 0.31632, 0.39528, 2.536))],
+    [(replace_joint(6), (0.73351, 0.26649, 0.30992, 2.901)), (insert_joint(5), (0.68368, 0.31632, 0.39528, 2.536))],
 )
 def test_golden_numbers_of_a_random_order(joint, expected):
-    check(law(joint, TopK(2, "random"), random=True), *expected)
+    check(decoded_distribution(joint, TopK(2, "random"), over_orders=True), *expected)
 
 
 # Closed forms
@@ -170,17 +183,21 @@ def shuffled(n, sizes):
 @pytest.mark.parametrize("n", [4, 5])
 def test_replace_and_shuffle_in_groups_of_k(n, k):
     sizes = [min(k, n - i) for i in range(0, n, k)]
-    assert law(replace(n), TopK(k)).success == pytest.approx(replaced(n, sizes), rel=1e-12)
-    assert law(shuffle(n), TopK(k)).success == pytest.approx(shuffled(n, sizes), rel=1e-12)
+    assert decoded_distribution(replace_joint(n), TopK(k)).success == pytest.approx(replaced(n, sizes), rel=1e-12)
+    assert decoded_distribution(shuffle_joint(n), TopK(k)).success == pytest.approx(shuffled(n, sizes), rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_total_correlation_of_one_step(n):
     """KL of decoding all at once is the sum of the entropies less the joint's."""
-    assert law(replace(n), TopK(n)).kl == pytest.approx((n - 1) * math.log(n / (n - 1)), rel=1e-12)
-    assert law(shuffle(n), TopK(n)).kl == pytest.approx(n * math.log(n) - math.log(math.factorial(n)), rel=1e-12)
-    assert law(parity(n), TopK(n)).kl == pytest.approx(math.log(2), rel=1e-12)
-    assert law(parity(n), TopK(n - 1)).kl == pytest.approx(0, abs=1e-12)
+    assert decoded_distribution(replace_joint(n), TopK(n)).kl == pytest.approx(
+        (n - 1) * math.log(n / (n - 1)), rel=1e-12
+    )
+    assert decoded_distribution(shuffle_joint(n), TopK(n)).kl == pytest.approx(
+        n * math.log(n) - math.log(math.factorial(n)), rel=1e-12
+    )
+    assert decoded_distribution(parity_joint(n), TopK(n)).kl == pytest.approx(math.log(2), rel=1e-12)
+    assert decoded_distribution(parity_joint(n), TopK(n - 1)).kl == pytest.approx(0, abs=1e-12)
 
 
 ANCESTRAL = {1: (0.0384, 0.40188), 2: (0.1776, 0.60512), 4: (0.42966, 0.77889), 8: (0.66198, 0.88371)}
@@ -188,10 +205,12 @@ ANCESTRAL = {1: (0.0384, 0.40188), 2: (0.1776, 0.60512), 4: (0.42966, 0.77889), 
 
 @pytest.mark.parametrize("steps", ANCESTRAL)
 def test_ancestral_sampling(steps):
-    for joint, success, form in zip((shuffle(5), replace(6)), ANCESTRAL[steps], (shuffled, replaced), strict=True):
-        found = law(joint, Ancestral(steps)).success
+    for joint, success, form in zip(
+        (shuffle_joint(5), replace_joint(6)), ANCESTRAL[steps], (shuffled, replaced), strict=True
+    ):
+        found = decoded_distribution(joint, Ancestral(steps)).success
         assert found == pytest.approx(success, abs=5.1e-6)
-        n, mean = joint.texts.shape[1], 0.0
+        n, mean = joint.support.shape[1], 0.0
         for counts in itertools.product(range(n + 1), repeat=steps) if steps < 5 else []:
             if sum(counts) == n:  # the step at which a token is committed is uniform, and each token's its own
                 ways = math.factorial(n) / math.prod(map(math.factorial, counts)) / steps**n
@@ -203,8 +222,10 @@ def test_ancestral_sampling(steps):
 def test_evaluations_of_ancestral_sampling(steps):
     """Where no text can be lost: the steps in which at least one of L tokens is committed."""
     bits = torch.tensor(list(itertools.product((0, 1), repeat=4)))
-    free = Joint(bits, torch.full((16,), 1 / 16, dtype=torch.float64), 2)
-    assert law(free, Ancestral(steps)).nfe == pytest.approx(steps * (1 - (1 - 1 / steps) ** 4), rel=1e-12)
+    free = JointDistribution(bits, torch.full((16,), 1 / 16, dtype=torch.float64), 2)
+    assert decoded_distribution(free, Ancestral(steps)).nfe == pytest.approx(
+        steps * (1 - (1 - 1 / steps) ** 4), rel=1e-12
+    )
 
 
 # What is promised
@@ -215,7 +236,7 @@ def random_joint(seed, words=3, length=4):
     generator = torch.Generator().manual_seed(seed)
     texts = torch.tensor(list(itertools.product(range(words), repeat=length)))
     p = torch.rand(len(texts), generator=generator, dtype=torch.float64) ** 4
-    return Joint(texts, p / p.sum(), words)
+    return JointDistribution(texts, p / p.sum(), words)
 
 
 ONE_BY_ONE = [
@@ -235,24 +256,26 @@ ONE_BY_ONE = [
 
 
 @pytest.mark.parametrize("policy", ONE_BY_ONE, ids=repr)
-@pytest.mark.parametrize("joint", [random_joint(0), shuffle(4), parity(4)], ids=["random", "shuffle", "parity"])
+@pytest.mark.parametrize(
+    "joint", [random_joint(0), shuffle_joint(4), parity_joint(4)], ids=["random", "shuffle", "parity"]
+)
 def test_one_token_at_a_time_in_an_order_of_the_state_is_exact(joint, policy):
-    found = law(joint, policy)
-    assert found.tv < 1e-12
+    found = decoded_distribution(joint, policy)
+    assert found.total_variation < 1e-12
     assert abs(found.kl) < 1e-12
     assert found.success == pytest.approx(1, abs=1e-12)
 
 
 def test_one_random_place_at_a_time_is_exact():
-    found = law(random_joint(1), TopK(1, "random"), random=True)
-    assert found.tv < 1e-12
+    found = decoded_distribution(random_joint(1), TopK(1, "random"), over_orders=True)
+    assert found.total_variation < 1e-12
     assert found.nfe == pytest.approx(4)
 
 
 def coins(n, p=0.25):
     """n independent tosses; p = 1/4 is exact in binary, so that no tie between places is decided by rounding."""
     texts = torch.tensor(list(itertools.product((0, 1), repeat=n)))
-    return Joint(texts, torch.tensor([1 - p, p], dtype=torch.float64)[texts].prod(1), 2)
+    return JointDistribution(texts, torch.tensor([1 - p, p], dtype=torch.float64)[texts].prod(1), 2)
 
 
 def tossed(n, p):
@@ -276,16 +299,22 @@ def tossed(n, p):
 def test_an_order_that_uses_samples_is_biased(n):
     """Even one at a time: unlikely tokens wait, and are drawn again."""
     joint, q = coins(n), tossed(n, 0.25)
-    tv = sum(abs(q[tuple(text)] - p) for text, p in zip(joint.texts.tolist(), joint.probs.tolist(), strict=True)) / 2
+    tv = (
+        sum(
+            abs(q[tuple(text)] - p)
+            for text, p in zip(joint.support.tolist(), joint.probabilities.tolist(), strict=True)
+        )
+        / 2
+    )
     assert tv > 0.1
     assert TopK(1, "sample").order_depends_on_samples
-    assert law(joint, TopK(1, "sample")).tv == pytest.approx(tv, rel=1e-12)
-    assert law(joint, TopK(1)).tv < 1e-12
+    assert decoded_distribution(joint, TopK(1, "sample")).total_variation == pytest.approx(tv, rel=1e-12)
+    assert decoded_distribution(joint, TopK(1)).total_variation < 1e-12
 
 
-@pytest.mark.parametrize(("joint", "tv"), [(coins(2, 0.3), 0.147), (replace(4), 0.28993)])
+@pytest.mark.parametrize(("joint", "tv"), [(coins(2, 0.3), 0.147), (replace_joint(4), 0.28993)])
 def test_golden_numbers_of_an_order_that_uses_samples(joint, tv):
-    assert law(joint, TopK(1, "sample")).tv == pytest.approx(tv, abs=5.1e-6)
+    assert decoded_distribution(joint, TopK(1, "sample")).total_variation == pytest.approx(tv, abs=5.1e-6)
 
 
 def test_two_coins_whose_order_uses_samples():
@@ -299,7 +328,7 @@ def test_two_coins_whose_order_uses_samples():
 @pytest.mark.parametrize("bound", [0.0, 0.05, 0.3, 1.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_an_entropy_bound_bounds_what_is_lost(seed, bound):
-    found = law(random_joint(seed), EntropyBound(bound))
+    found = decoded_distribution(random_joint(seed), EntropyBound(bound))
     assert -1e-12 < found.kl <= bound * found.nfe + 1e-12
     assert bound == 0 or found.nfe < 4 + 1e-12
 
@@ -308,11 +337,11 @@ def peaked(seed, length=5):
     """A joint with one text that is likelier than all others, more or less."""
     joint = random_joint(seed, 2, length)
     generator = torch.Generator().manual_seed(100 + seed)
-    top = int(torch.randint(len(joint.probs), (), generator=generator))
+    top = int(torch.randint(len(joint.probabilities), (), generator=generator))
     share = 0.4 + 0.6 * float(torch.rand((), generator=generator))
-    p = joint.probs * (1 - share)
+    p = joint.probabilities * (1 - share)
     p[top] += share
-    return Joint(joint.texts, p, 2)
+    return JointDistribution(joint.support, p, 2)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0])
@@ -325,9 +354,9 @@ def test_a_factor_of_at_most_one_commits_what_the_joint_holds_for_likeliest(fact
         while bool((state == joint.mask_token_id).any()):
             seen = whole_view(joint, state, joint(state).log_softmax(-1))
             places = Factor(factor).select(seen, {})[0].commit[0].nonzero()[:, 0]
-            weights = joint.weights(state)[0]
+            weights = joint.consistent_mass(state)[0]
             groups = {}
-            for text, p in zip(joint.texts[:, places].tolist(), weights.tolist(), strict=True):
+            for text, p in zip(joint.support[:, places].tolist(), weights.tolist(), strict=True):
                 groups[tuple(text)] = groups.get(tuple(text), 0.0) + p
             if len(places) > 1:
                 several += 1
@@ -341,7 +370,7 @@ def test_the_bound_of_the_factor_is_tight():
     n, eta = 4, 1e-3
     texts = torch.cat([torch.eye(n, dtype=torch.int64), torch.zeros(1, n, dtype=torch.int64)])
     p = torch.tensor([1 / (n + 1) + eta / n] * n + [1 / (n + 1) - eta], dtype=torch.float64)
-    joint = Joint(texts, p, 2)
+    joint = JointDistribution(texts, p, 2)
     assert float(joint(torch.full((1, n), 2)).softmax(-1)[0, 0, 0]) > 1 - 1.01 / (n + 1)
     state = torch.full((1, n), 2)
     seen = whole_view(joint, state, joint(state).log_softmax(-1))
@@ -353,24 +382,19 @@ def test_the_bound_of_the_factor_is_tight():
 @pytest.mark.parametrize(("n", "success", "nfe"), [(9, 1, 9), (12, 0, 1)])
 def test_a_threshold_does_not_see_dependence(n, success, nfe):
     """One of n items is replaced. Where 1 - 1/n passes, the likeliest are all written at once: none is replaced."""
-    found = law(replace(n), Threshold(0.9), greedy=True)
+    found = decoded_distribution(replace_joint(n), Threshold(0.9), greedy=True)
     assert (found.success, found.nfe) == (success, nfe)
-    assert law(replace(n), Factor(1.0 - 1e-9), greedy=True).success == 1
+    assert decoded_distribution(replace_joint(n), Factor(1.0 - 1e-9), greedy=True).success == 1
 
 
 # The best that any order can do
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(DecodingPolicy):
     """Commits given places at each step."""
 
     parts: tuple[tuple[int, ...], ...]
-    may_skip: ClassVar[bool] = False
-    order_depends_on_samples: ClassVar[bool] = False
-
-    def init(self, rows, length):
-        return {}
 
     def select(self, view, state):
         now = torch.tensor(self.parts[int(view.step[0])])
@@ -390,12 +414,16 @@ def plans(places):
 
 @pytest.mark.parametrize(
     ("joint", "least"),
-    [(shuffle(4), (2.36712, 0.98083, 0.28768, 0)), (parity(4), (0.69315, 0, 0, 0)), (replace(4), None)],
+    [
+        (shuffle_joint(4), (2.36712, 0.98083, 0.28768, 0)),
+        (parity_joint(4), (0.69315, 0, 0, 0)),
+        (replace_joint(4), None),
+    ],
 )
 def test_the_least_loss_of_so_many_steps(joint, least):
     best = [math.inf] * 4
     for plan in plans((0, 1, 2, 3)):
-        best[len(plan) - 1] = min(best[len(plan) - 1], law(joint, Plan(plan)).kl)
+        best[len(plan) - 1] = min(best[len(plan) - 1], decoded_distribution(joint, Plan(plan)).kl)
     assert least is None or best == pytest.approx(least, abs=5.1e-6)
     assert best == sorted(best, reverse=True)
 
@@ -404,7 +432,7 @@ def test_the_least_loss_of_so_many_steps(joint, least):
     ("parts", "kl"), [(((0, 1, 2, 3, 4),), 2.34683), (((1, 3), (0, 2, 4)), 0.29110), (((1,), (3,), (0, 2, 4)), 0)]
 )
 def test_an_insertion_is_found_in_three_steps(parts, kl):
-    assert law(insert(4), Plan(parts)).kl == pytest.approx(kl, abs=5.1e-6)
+    assert decoded_distribution(insert_joint(4), Plan(parts)).kl == pytest.approx(kl, abs=5.1e-6)
 
 
 # The enumeration against draws, and what it refuses
@@ -412,26 +440,26 @@ def test_an_insertion_is_found_in_three_steps(parts, kl):
 
 @pytest.mark.parametrize("policy", [TopK(2), EntropyBound(1.0), Ancestral(3), Dream(2)], ids=repr)
 def test_draws_agree_with_the_law(policy):
-    joint, rows = replace(5), 3000
-    exact = law(joint, policy)
+    joint, rows = replace_joint(5), 3000
+    exact = decoded_distribution(joint, policy)
     found = decode(joint, [[]] * rows, 5, Decoding(policy, "whole", stopping_rules=(), sampling=TokenSampling(1.0)))
-    hits = (found.tokens[:, None] == joint.texts).all(-1).any(1).double().mean()
+    hits = (found.tokens[:, None] == joint.support).all(-1).any(1).double().mean()
     assert float(hits) == pytest.approx(exact.success, abs=4 * (exact.success * (1 - exact.success) / rows) ** 0.5)
 
 
 @pytest.mark.parametrize("policy", [ReMDM(), RCR(), Credit()], ids=repr)
 def test_a_law_is_refused_where_it_is_not_summed(policy):
     with pytest.raises(UserError, match="takes tokens back or draws its own"):
-        law(shuffle(4), policy)
+        decoded_distribution(shuffle_joint(4), policy)
 
 
 def test_a_joint_knows_its_conditionals():
     joint = random_joint(3)
     state = torch.tensor([[3, 1, 3, 0]])
     table = joint(state).softmax(-1)[0]
-    fits = (joint.texts[:, 1] == 1) & (joint.texts[:, 3] == 0)
+    fits = (joint.support[:, 1] == 1) & (joint.support[:, 3] == 0)
     for token in range(3):
-        p = joint.probs[fits & (joint.texts[:, 2] == token)].sum() / joint.probs[fits].sum()
+        p = joint.probabilities[fits & (joint.support[:, 2] == token)].sum() / joint.probabilities[fits].sum()
         assert float(table[2, token]) == pytest.approx(float(p), rel=1e-12)
     assert float(table[1, 1]) == 1
     assert float(table[:, joint.mask_token_id].sum()) == 0

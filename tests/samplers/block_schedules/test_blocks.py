@@ -13,7 +13,7 @@ from gen.samplers.block_schedules.whole import Whole
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode, decode_steps
-from gen.text.worlds import shuffle
+from gen.text.worlds import shuffle_joint
 from tests.gen.predictors import Noisy
 
 BLOCKS = names("samplers.block_schedules")
@@ -117,15 +117,15 @@ def test_a_window_holds_a_mask_of_its_row(name, block):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_an_exact_model_is_recovered_in_any_window(name):
     """One token at a time the order does not matter; more of them err."""
-    joint, rows = shuffle(4), 600
+    joint, rows = shuffle_joint(4), 600
     for k, exact in ((1, True), (4, False)):
         how = Decoding(TopK(k), build("samplers.block_schedules", name, **({} if name == "whole" else {"length": 3})),
                        stopping_rules=(), sampling=TokenSampling(1.0))  # fmt: skip
         out = decode(joint, [[]] * rows, 4, how)
-        hits = (out.tokens[:, None] == joint.texts).all(-1).any(1)
+        hits = (out.tokens[:, None] == joint.support).all(-1).any(1)
         assert bool(hits.all()) == exact
         if exact:
-            counts = (out.tokens[:, None] == joint.texts).all(-1).sum(0)
+            counts = (out.tokens[:, None] == joint.support).all(-1).sum(0)
             assert (counts - rows / 24).abs().max() < 5 * (rows / 24) ** 0.5
 
 

@@ -11,7 +11,7 @@ from gen.samplers.decoding_policies.learned import Filter
 from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
-from gen.text.worlds import Joint, law, parity, shuffle
+from gen.text.worlds import JointDistribution, decoded_distribution, parity_joint, shuffle_joint
 from tests.gen.predictors import Noisy
 from tests.samplers.decoding_policies.views import WORDS, view
 
@@ -186,15 +186,17 @@ def random_joint(seed, words=3, length=4):
     generator = torch.Generator().manual_seed(seed)
     texts = torch.cartesian_prod(*[torch.arange(words)] * length)
     p = torch.rand(len(texts), generator=generator, dtype=torch.float64) ** 4
-    return Joint(texts, p / p.sum(), words)
+    return JointDistribution(texts, p / p.sum(), words)
 
 
 @pytest.mark.parametrize("name", ONE)
-@pytest.mark.parametrize("joint", [random_joint(0), shuffle(4), parity(4)], ids=["random", "shuffle", "parity"])
+@pytest.mark.parametrize(
+    "joint", [random_joint(0), shuffle_joint(4), parity_joint(4)], ids=["random", "shuffle", "parity"]
+)
 def test_one_token_at_a_time_recovers_an_exact_model(joint, name, policy):
     own = policy(name, 4, **ONE[name])
-    found = law(joint, own)
-    assert found.tv < 1e-12
+    found = decoded_distribution(joint, own)
+    assert found.total_variation < 1e-12
     assert abs(found.kl) < 1e-12
     assert found.nfe == pytest.approx(4 + (name == "edit"))  # which has a last look at what is written
 

@@ -73,7 +73,10 @@ def test_what_the_filter_sees(tmp_path):
     seen = view([[0.9, 0.2, 0.3, 0.4, 0.5], [0.9, 0.2, 0.3, 0.4, 0.5]], [[0, 1, 0, 1, 1], [1, 1, 1, 1, 0]],
                 in_window=[[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])  # fmt: skip
     expected = torch.tensor([[0.2, 1, 0.4, 1, 1, 1], [0.9, 0.2, 0.3, 0.4, 1, 1]], dtype=torch.float64)
-    torch.testing.assert_close(policy.inputs(seen), expected)
+    given = []
+    policy.filter.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    policy.select(seen, {})
+    torch.testing.assert_close(given, [expected])
 
 
 def test_it_commits_what_the_filter_accepts_and_the_likeliest(tmp_path):

@@ -116,9 +116,14 @@ def test_ancestral_follows_its_schedule():
     t = 1 - steps.double() / 5
     mask = 1 - torch.cos(math.pi / 2 * t)
     expected = 1 - torch.cat([mask[1:], torch.zeros(1)]) / mask
-    torch.testing.assert_close(cosine.chance(steps), expected.double())
+    torch.testing.assert_close(cosine.commit_probability(steps), expected.double())
     assert (
-        float(build("samplers.decoding_policies", "ancestral", steps=5, path="geometric").chance(torch.tensor(4))) == 1
+        float(
+            build("samplers.decoding_policies", "ancestral", steps=5, path="geometric").commit_probability(
+                torch.tensor(4)
+            )
+        )
+        == 1
     )
 
 
@@ -341,7 +346,7 @@ def test_the_entropy_bound_is_the_rule_of_diffusers():
         (lambda: RCR(steps=0), "at least 1"),
         (lambda: ReMDM(count=0), "count >= 1"),
         (lambda: Credit(decay=1.0), "decay < 1"),
-        (lambda: Credit(Ancestral()), "ancestral may wait"),
+        (lambda: Credit(Ancestral()), "ancestral may skip"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(make, message):

@@ -17,7 +17,7 @@ from gen.samplers.stopping_rules.eotp import EoTP
 from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
-from gen.text.worlds import replace
+from gen.text.worlds import replace_joint
 from tests.gen.predictors import Noisy, table_of
 
 STOP = 9
@@ -158,10 +158,10 @@ def test_a_stop_token_that_is_filled_in_ends_the_text(stops):
 
 def test_prophet_on_tokens_that_depend_on_one_another_errs():
     """One of nine items is replaced: the likeliest item everywhere is no text of the joint, whatever the gap."""
-    joint = replace(9)
+    joint = replace_joint(9)
     out = run(joint, 9, None, Prophet(gaps=(2.0, 2.0, 2.0)))
     assert int(out.nfe[0]) == 1
-    assert not (out.tokens[0] == joint.texts).all(-1).any()
+    assert not (out.tokens[0] == joint.support).all(-1).any()
 
 
 # A guess that no longer changes

@@ -13,7 +13,7 @@ from torch import nn
 from gen.config.errors import UserError
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.mask_path import Cosine, LogLinear, Square
-from gen.text.worlds import Joint
+from gen.text.worlds import JointDistribution
 from gen.training.objectives import Batch
 from gen.training.objectives.bd3 import BD3, bd3_mask, beside_clean
 from gen.training.objectives.fast_dllm import FastDLLM
@@ -28,7 +28,7 @@ def joint(seed=0, length=LENGTH, words=WORDS):
     """Every text of so many words, with random probabilities: full support."""
     texts = torch.tensor(list(itertools.product(range(words), repeat=length)))
     draws = torch.rand(len(texts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
-    return Joint(texts, draws / draws.sum(), words)
+    return JointDistribution(texts, draws / draws.sum(), words)
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Exact:
     Logits follow the calls of models/text.py. It counts the places that saw one place of the text twice.
     """
 
-    world: Joint
+    world: JointDistribution
     block_size: int | None = None
     shift: int = 0
     twice: int = 0
@@ -55,7 +55,7 @@ class Exact:
         out = []
         for place in positions[0].tolist():
             query = place - self.shift if place else 0
-            state = torch.full((b, self.world.texts.shape[1]), self.mask_token_id)
+            state = torch.full((b, self.world.support.shape[1]), self.mask_token_id)
             for key in range(n):
                 if attention_mask[query, key]:
                     there = int(position_ids[key])
@@ -107,21 +107,23 @@ def expected(losses_at, share_of, x, length=LENGTH):
 def test_mdlm_of_exact_conditionals_is_the_likelihood_of_each_text(path):
     world = joint()
     made = expected(
-        lambda t, hits: MDLM().losses(roles(world, path), whole(world.texts), t, hits)[0],
+        lambda t, hits: MDLM().losses(roles(world, path), whole(world.support), t, hits)[0],
         lambda t: float(path.masked_fraction(torch.tensor(t, dtype=torch.float64))),
-        world.texts,
+        world.support,
     )
-    torch.testing.assert_close(made.sum(1), -world.probs.log(), rtol=1e-10, atol=1e-10)
-    assert float((world.probs * made.sum(1)).sum()) == pytest.approx(float(-(world.probs * world.probs.log()).sum()))
+    torch.testing.assert_close(made.sum(1), -world.probabilities.log(), rtol=1e-10, atol=1e-10)
+    assert float((world.probabilities * made.sum(1)).sum()) == pytest.approx(
+        float(-(world.probabilities * world.probabilities.log()).sum())
+    )
 
 
 def test_llada_of_exact_conditionals_is_the_likelihood_of_each_text():
     world = joint(1)
     objective = LLaDA(eps=0.0)
     made = expected(
-        lambda u, hits: objective.losses(roles(world), whole(world.texts), u, hits)[0], lambda u: u, world.texts
+        lambda u, hits: objective.losses(roles(world), whole(world.support), u, hits)[0], lambda u: u, world.support
     )
-    torch.testing.assert_close(made.sum(1), -world.probs.log(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(made.sum(1), -world.probabilities.log(), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 4, None])
@@ -131,40 +133,40 @@ def test_bd3_of_exact_conditionals_is_the_likelihood_for_every_block_size(block)
     net = Exact(world, block)
     size = block or LENGTH
     count = -(-LENGTH // size)
-    made = torch.zeros(world.texts.shape, dtype=torch.float64)
+    made = torch.zeros(world.support.shape, dtype=torch.float64)
     for t, weight in nodes(4):
         for pattern in patterns(size):
-            hits = pattern.repeat(count)[:LENGTH].expand(world.texts.shape)
-            times = torch.full((len(world.texts), count), t, dtype=torch.float64)
-            losses = BD3().losses(roles(net, path), whole(world.texts), times, hits)[0]
+            hits = pattern.repeat(count)[:LENGTH].expand(world.support.shape)
+            times = torch.full((len(world.support), count), t, dtype=torch.float64)
+            losses = BD3().losses(roles(net, path), whole(world.support), times, hits)[0]
             made += weight * probability(pattern, t) * losses
-    torch.testing.assert_close(made.sum(1), -world.probs.log(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(made.sum(1), -world.probabilities.log(), rtol=1e-10, atol=1e-10)
     assert net.twice == 0
 
 
 def test_a_wrong_model_is_charged_more_than_the_entropy():
     world, other = joint(), joint(7)
     made = expected(
-        lambda t, hits: MDLM().losses(roles(other, LogLinear(eps=0.0)), whole(world.texts), t, hits)[0],
+        lambda t, hits: MDLM().losses(roles(other, LogLinear(eps=0.0)), whole(world.support), t, hits)[0],
         lambda t: t,
-        world.texts,
+        world.support,
     )
-    divergence = float((world.probs * (world.probs / other.probs).log()).sum())
-    entropy = float(-(world.probs * world.probs.log()).sum())
-    assert float((world.probs * made.sum(1)).sum()) == pytest.approx(entropy + divergence, rel=1e-10)
+    divergence = float((world.probabilities * (world.probabilities / other.probabilities).log()).sum())
+    entropy = float(-(world.probabilities * world.probabilities.log()).sum())
+    assert float((world.probabilities * made.sum(1)).sum()) == pytest.approx(entropy + divergence, rel=1e-10)
 
 
 def test_blocks_of_one_token_all_masked_are_next_token_prediction():
     world = joint(3)
     objective = BD3(clip=(1.0, 1.0), weight="one")
-    batch = text_batch(world.texts)
+    batch = text_batch(world.support)
     f = roles(Exact(world, 1), LogLinear(eps=0.0))
     t = objective.times(f["net"].net, batch, antithetic=True)
-    losses = objective.losses(f, whole(world.texts), t, objective.hits(batch))[0]
+    losses = objective.losses(f, whole(world.support), t, objective.hits(batch))[0]
     left = torch.zeros_like(losses)
     for i in range(LENGTH):  # -log p(x_i | x_<i), from sums over the joint
-        same = [(world.texts[:, None, :n] == world.texts[None, :, :n]).all(-1).double() for n in (i, i + 1)]
-        left[:, i] = (same[0] @ world.probs).log() - (same[1] @ world.probs).log()
+        same = [(world.support[:, None, :n] == world.support[None, :, :n]).all(-1).double() for n in (i, i + 1)]
+        left[:, i] = (same[0] @ world.probabilities).log() - (same[1] @ world.probabilities).log()
     torch.testing.assert_close(losses, left, rtol=1e-10, atol=1e-10)
 
 
@@ -178,7 +180,7 @@ def text_batch(x, seed=0, **cond):
 
 def test_two_copies_mask_every_trained_token_once():
     world, objective = joint(length=6), FastDLLM()
-    x = world.texts[:5]
+    x = world.support[:5]
     batch = text_batch(x, prompt=[0, 1, 2, 3, 0], length=[6, 6, 5, 4, 3])
     tokens = tokens_of(batch)
     noisy = objective.views(Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.hits(batch))
@@ -195,11 +197,11 @@ def test_a_pair_of_copies_costs_what_both_conditionals_say():
     """Of two tokens in one block, one is guessed from the other, and the other from nothing (or both from nothing)."""
     world = joint(4, length=2)
     f = roles(Exact(world, 2))
-    x = world.texts
+    x = world.support
     hits = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(x.shape)
     losses, masked, _ = FastDLLM(eps=0.0).losses(f, whole(x), torch.full((len(x), 1), 0.5, dtype=torch.float64), hits)
     table = torch.zeros(WORDS, WORDS, dtype=torch.float64)
-    table[x[:, 0], x[:, 1]] = world.probs
+    table[x[:, 0], x[:, 1]] = world.probabilities
     first = -(table / table.sum(0)).log()[x[:, 0], x[:, 1]]
     second = -(table / table.sum(1, keepdim=True)).log()[x[:, 0], x[:, 1]]
     torch.testing.assert_close(losses.view(2, -1, 2).sum((0, 2)), first + second, rtol=1e-12, atol=1e-12)
