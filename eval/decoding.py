@@ -40,8 +40,8 @@ SCHEMA = 2
 class Task(Protocol):
     """Questions, and what counts as an answer: those of eval/parallelbench, or anything else of this form.
 
-    It may have joints() -> pairs of (gen.text.worlds.Joint, share), the right replies of an exact model with their stop
-    token; then the best that any decoder can make of such a model is drawn too.
+    It may have joints() -> pairs of (gen.text.worlds.JointDistribution, share), the right replies of an exact model
+    with their stop token; then the best that any decoder can make of such a model is drawn too.
     """
 
     @property

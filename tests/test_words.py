@@ -39,8 +39,6 @@ PENDING = (
     # gen/diffusion
     "gen/diffusion",
     # gen/text
-    "gen/text",
-    "gen/text/tokenizers",
     # gen/training
     "gen/training",
     "gen/training/objectives",
@@ -53,7 +51,6 @@ PENDING = (
     "models/layers",
     # samplers
     "samplers",
-    "samplers/block_schedules",
     "samplers/caches",
     "samplers/caches/coordinates",
     "samplers/caches/lib",
@@ -62,14 +59,8 @@ PENDING = (
     "samplers/caches/predictors",
     "samplers/caches/predictors/lib",
     "samplers/interop",
-    "samplers/kv_plans",
-    "samplers/kv_plans/lib",
-    "samplers/decoding_policies",
-    "samplers/decoding_policies/lib",
     "samplers/search",
     "samplers/search/lib",
-    "samplers/stopping_rules",
-    "samplers/stopping_rules/lib",
 )
 
 # Identifiers that name something by a riddle, and the field's word with the reason for it.
