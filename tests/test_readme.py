@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import pkgutil
 import re
 import runpy
 import shlex
@@ -132,6 +133,12 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_words(page):
     assert list(words(page.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_the_prose_are_there(page):
+    for dotted in re.findall(r"`(gen(?:\.\w+)+)", page.read_text(encoding="utf-8")):
+        pkgutil.resolve_name(dotted)
 
 
 def test_the_readme_leads_to_every_page():
