@@ -47,11 +47,11 @@ def gated_residual_norm(x, y, gate, scale, shift, gain=None, kind="layer", eps=1
     return out, modulated_norm(out, scale, shift, gain, kind, eps)
 
 
-def token_statistics(logits, mask_token=None):
+def token_statistics(logits, mask_token_id=None):
     x = (
         logits
-        if mask_token is None
-        else logits.index_fill(-1, torch.tensor(mask_token, device=logits.device), -torch.inf)
+        if mask_token_id is None
+        else logits.index_fill(-1, torch.tensor(mask_token_id, device=logits.device), -torch.inf)
     )
     x = x.float() if logits.dtype != torch.float64 else x
     top, index = x.sort(dim=-1, descending=True, stable=True)

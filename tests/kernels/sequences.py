@@ -1,4 +1,4 @@
-"""What each process of tests/kernels/test_parallel.py computes, and the inputs that all of them know."""
+"""What each process of tests/kernels/test_sequence_parallel.py computes, and the inputs that all of them know."""
 
 import pytest
 import torch
@@ -43,65 +43,65 @@ def separate(dtype):
     return q, 10 * k, v, weights
 
 
-def attentions(kind):
-    """Ulysses under every rule, and the ring where it can: outputs, gradients, bytes counted and foretold."""
-    found, count, qkv_weights = {}, dist.get_world_size(), packed(DTYPES[kind])
+def attentions(kind, group):
+    """Ulysses under every rule, and the ring where it can: outputs, gradients, bytes counted and predicted."""
+    found, count, qkv_weights = {}, dist.get_world_size(group), packed(DTYPES[kind])
     ops = {f"ring {kind}": (ring_attention, ring_attention_bytes, {})}
     if HEADS % count == 0:
         for name, rule in RULES.items():
             ops[f"ulysses {name} {kind}"] = (ulysses_attention, ulysses_attention_bytes, {"rule": rule})
-    for name, (op, foretold, options) in ops.items():
-        qkv, weights = (local_tokens(x) for x in qkv_weights)
+    for name, (op, predicted, options) in ops.items():
+        qkv, weights = (local_tokens(x, group) for x in qkv_weights)
         qkv, traffic = qkv.clone().requires_grad_(), Traffic()
-        out = op(qkv, **options, traffic=traffic)
+        out = op(qkv, **options, group=group, traffic=traffic)
         forward = traffic.sent
         (out * weights).sum().backward()
         found |= {f"{name} out": out, f"{name} dqkv": qkv.grad}
         found[f"{name} sent"] = torch.tensor([forward, traffic.sent])
-        found[f"{name} foretold"] = torch.tensor([foretold(qkv, count), foretold(qkv, count, backward=True)])
+        found[f"{name} predicted"] = torch.tensor([predicted(qkv, count), predicted(qkv, count, backward=True)])
     return found
 
 
-def linears(kind):
-    *inputs, weights = (local_tokens(x).transpose(1, 2) for x in separate(DTYPES[kind]))
+def linears(kind, group):
+    *inputs, weights = (local_tokens(x, group).transpose(1, 2) for x in separate(DTYPES[kind]))
     q, k, v = (x.clone().requires_grad_() for x in inputs)
-    traffic, count = Traffic(), dist.get_world_size()
-    out = lasp2_attention(q, k, v, traffic=traffic)
+    traffic, count = Traffic(), dist.get_world_size(group)
+    out = lasp2_attention(q, k, v, group=group, traffic=traffic)
     forward = traffic.sent
     (out * weights).sum().backward()
-    foretold = [lasp2_attention_bytes(q, v, count, backward) for backward in (False, True)]
+    predicted = [lasp2_attention_bytes(q, v, count, backward) for backward in (False, True)]
     found = {"out": out, "dq": q.grad, "dk": k.grad, "dv": v.grad}
     found = {f"linear {kind} {name}": value.transpose(1, 2) for name, value in found.items()}
     return found | {f"linear {kind} sent": torch.tensor([forward, traffic.sent]),
-                    f"linear {kind} foretold": torch.tensor(foretold)}  # fmt: skip
+                    f"linear {kind} predicted": torch.tensor(predicted)}  # fmt: skip
 
 
-def gathering():
+def gathering(group):
     """h^2 of gathered tokens, weighted otherwise on every process, so that the gradient must come from all."""
-    h = local_tokens(numbers(2, N, 3, dtype=torch.float64)).clone().requires_grad_()
-    traffic, count = Traffic(), dist.get_world_size()
-    whole = gather_tokens(h, traffic=traffic)
-    ((dist.get_rank() + 1) * whole.square()).sum().backward()
-    foretold = gather_tokens_bytes(h, count, backward=True)
-    return {"gather out": whole, "gather grad": h.grad, "gather sent": torch.tensor([traffic.sent, foretold])}
+    h = local_tokens(numbers(2, N, 3, dtype=torch.float64), group).clone().requires_grad_()
+    traffic, count = Traffic(), dist.get_world_size(group)
+    whole = gather_tokens(h, group=group, traffic=traffic)
+    ((dist.get_rank(group) + 1) * whole.square()).sum().backward()
+    predicted = gather_tokens_bytes(h, count, backward=True)
+    return {"gather out": whole, "gather grad": h.grad, "gather sent": torch.tensor([traffic.sent, predicted])}
 
 
-def turned():
-    """Both with gains and with angles of all places, as a network with a rope has them."""
+def rotated(group):
+    """Both with gains and with angles of all positions, as a network with a rope has them."""
     qkv, weights = packed(torch.float64)
     gain, angles = 1 + numbers(8, dtype=torch.float64, seed=6), numbers(N, 4, dtype=torch.float64, seed=7)
     found = {}
     for name, op in (("ulysses", ulysses_attention), ("ring", ring_attention)):
-        if name == "ulysses" and HEADS % dist.get_world_size():
+        if name == "ulysses" and HEADS % dist.get_world_size(group):
             continue
-        own = local_tokens(qkv).clone().requires_grad_()
-        out = op(own, **turning(gain, angles))
-        (out * local_tokens(weights)).sum().backward()
-        found |= {f"turned {name} out": out, f"turned {name} dqkv": own.grad}
+        own = local_tokens(qkv, group).clone().requires_grad_()
+        out = op(own, **rotation(gain, angles), group=group)
+        (out * local_tokens(weights, group)).sum().backward()
+        found |= {f"rotated {name} out": out, f"rotated {name} dqkv": own.grad}
     return found
 
 
-def turning(gain, angles):
+def rotation(gain, angles):
     both = angles.repeat_interleave(2, -1)
     return {"q_gain": gain, "k_gain": gain.flip(0), "cos": both.cos(), "sin": both.sin()}
 
@@ -138,8 +138,12 @@ def refusals():
 
 
 def everything():
+    """The results of all three processes, under "3 ...", and of the group of the last two, under "2 ..."."""
     found = {}
-    for kind in DTYPES:
-        found |= attentions(kind) | linears(kind)
+    for count, group in ((3, None), (2, dist.new_group([1, 2]))):
+        if group is None or dist.get_rank() > 0:
+            for kind in DTYPES:
+                found |= {f"{count} {name}": v for name, v in (attentions(kind, group) | linears(kind, group)).items()}
+            found |= {f"{count} {name}": v for name, v in (rotated(group) | gathering(group)).items()}
     refusals()
-    return found | turned() | gathering()
+    return found

@@ -15,19 +15,10 @@ KINDS = pytest.mark.parametrize(("kind", "gained", "per_token"), CASES)
 
 @DTYPES
 @KINDS
-def test_modulated_norm(kind, gained, per_token, dtype):
-    holds(modulated_norm, "torch", eager.modulated_norm, modulated(kind, gained, per_token, dtype))
-
-
-@DTYPES
-@KINDS
-def test_gated_residual_norm(kind, gained, per_token, dtype):
-    holds(gated_residual_norm, "torch", eager.gated_residual_norm, gated(kind, gained, per_token, dtype))
-
-
-@DTYPES
-def test_gated_residual(dtype):
-    x, y, gate = (torch.randn(2, n, 8).to(dtype) for n in (5, 5, 1))
+def test_against_the_formulas(kind, gained, per_token, dtype):
+    x, y, gate, *rest = inputs = gated(kind, gained, per_token, dtype)
+    holds(gated_residual_norm, "torch", eager.gated_residual_norm, inputs)
+    holds(modulated_norm, "torch", eager.modulated_norm, (x, *rest))
     holds(gated_residual, "torch", eager.gated_residual, (x, y, gate))
 
 

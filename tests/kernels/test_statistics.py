@@ -20,11 +20,11 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mask_token", [None, 0, 77, 299])
-def test_chunks_are_as_exact_as_a_whole_softmax(dtype, mask_token):
-    logits = (torch.randn(3, 5, 300) * 4 - 20).to(dtype)
-    logits[0, 0, 100:] = -torch.inf
-    holds(token_statistics, "chunked", eager.token_statistics, (logits, mask_token))
+def test_chunks_are_as_exact_as_a_whole_softmax(dtype):
+    for mask_token_id in (None, 0, 77, 299):
+        logits = (torch.randn(3, 5, 300) * 4 - 20).to(dtype)
+        logits[0, 0, 100:] = -torch.inf
+        holds(token_statistics, "chunked", eager.token_statistics, (logits, mask_token_id))
 
 
 @BACKENDS
@@ -77,11 +77,10 @@ def test_one_possible_token(backend):
     assert grad[0, 190] == 2.0
 
 
-@pytest.mark.parametrize("which", ["best_logit", "second_logit", "lse", "entropy"])
-def test_gradients(which):
-    logits = torch.randn(2, 130, dtype=torch.float64, requires_grad=True)
-    for backend in ("chunked", "reference"):
-        assert torch.autograd.gradcheck(lambda x: getattr(token_statistics.only(backend)(x, 3), which), logits)  # noqa: B023
+@BACKENDS
+def test_gradients(backend):
+    logits = torch.randn(1, 80, dtype=torch.float64, requires_grad=True)  # two chunks
+    assert torch.autograd.gradcheck(lambda x: token_statistics.only(backend)(x, 3)[2:], logits)
 
 
 def test_the_op_is_registered_whole():
@@ -126,5 +125,5 @@ def test_wrong_arguments():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu(rows, dtype):
     logits = (torch.randn(rows, 50_001) * 4).to(dtype).cuda()
-    for mask_token in (None, 50_000):
-        holds(token_statistics, "triton", eager.token_statistics, (logits, mask_token))
+    for mask_token_id in (None, 50_000):
+        holds(token_statistics, "triton", eager.token_statistics, (logits, mask_token_id))

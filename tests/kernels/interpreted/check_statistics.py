@@ -11,12 +11,12 @@ from tests.kernels.compare import holds
 
 
 @pytest.mark.parametrize(
-    ("dtype", "mask_token"), [(torch.float32, None), (torch.float32, 77), (torch.float16, 0), (torch.bfloat16, 95)]
+    ("dtype", "mask_token_id"), [(torch.float32, None), (torch.float32, 77), (torch.float16, 0), (torch.bfloat16, 95)]
 )
-def test_as_exact_as_a_whole_softmax(dtype, mask_token):
+def test_as_exact_as_a_whole_softmax(dtype, mask_token_id):
     logits = (torch.randn(2, 3, 96) * 4 - 20).to(dtype)
     logits[0, 0, 20:] = -torch.inf
-    holds(token_statistics, "triton", eager.token_statistics, (logits, mask_token))
+    holds(token_statistics, "triton", eager.token_statistics, (logits, mask_token_id))
 
 
 def test_ties_go_to_the_lowest_index():

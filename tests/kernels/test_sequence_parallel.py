@@ -1,30 +1,37 @@
-"""Attention over tokens that processes share out: the numbers of one process, and the bytes that were foretold."""
+"""Attention over tokens that processes share: the numbers of one process, and the predicted bytes."""
 
 import pytest
 import torch
 
 from gen.kernels.attention import packed_attention
 from gen.kernels.linear_attention import linear_attention
-from tests.kernels.sequences import DTYPES, RULES, numbers, packed, separate, turning
+from tests.kernels.sequences import DTYPES, RULES, numbers, packed, rotation, separate
 from tests.ranks import spread
 
 TIGHT = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 2**-7}
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return spread("tests.kernels.sequences:everything", 2, tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory):
-    """Among which four heads do not divide: Ulysses refuses."""
+def processes(tmp_path_factory):
+    """Three, over which four heads do not divide, so that Ulysses refuses; and two of them that form a group."""
     return spread("tests.kernels.sequences:everything", 3, tmp_path_factory.mktemp("three"))
 
 
-@pytest.fixture(params=["two", "three"])
-def ranks(request):
-    return request.getfixturevalue(request.param)
+def of(processes, count):
+    """The results of each process of the group of that many."""
+    prefix = f"{count} "
+    return [{name.removeprefix(prefix): v for name, v in rank.items() if name.startswith(prefix)}
+            for rank in processes[-count:]]  # fmt: skip
+
+
+@pytest.fixture
+def two(processes):
+    return of(processes, 2)
+
+
+@pytest.fixture(params=[2, 3])
+def ranks(request, processes):
+    return of(processes, request.param)
 
 
 def whole(ranks, name):
@@ -61,14 +68,14 @@ def test_the_ring_is_one_process_within_rounding(ranks, kind):
     assert far(whole(ranks, f"ring {kind} dqkv"), grad) <= TIGHT[kind]
 
 
-def test_angles_and_gains_are_of_all_places(ranks):
+def test_angles_and_gains_are_of_all_positions(ranks):
     qkv, weights = packed(torch.float64)
     gain, angles = 1 + numbers(8, dtype=torch.float64, seed=6), numbers(12, 4, dtype=torch.float64, seed=7)
-    out = packed_attention(qkv.requires_grad_(), **turning(gain, angles))
+    out = packed_attention(qkv.requires_grad_(), **rotation(gain, angles))
     (out * weights).sum().backward()
     for op in ("ulysses", "ring") if len(ranks) == 2 else ("ring",):
-        assert far(whole(ranks, f"turned {op} out"), out.detach()) <= TIGHT["float64"]
-        assert far(whole(ranks, f"turned {op} dqkv"), qkv.grad) <= TIGHT["float64"]
+        assert far(whole(ranks, f"rotated {op} out"), out.detach()) <= TIGHT["float64"]
+        assert far(whole(ranks, f"rotated {op} dqkv"), qkv.grad) <= TIGHT["float64"]
 
 
 @pytest.mark.slow
@@ -92,12 +99,12 @@ def test_linear_attention_is_one_process_within_rounding(ranks, kind):
         assert far(whole(ranks, f"linear {kind} {name}"), theirs.detach().transpose(1, 2)) <= TIGHT[kind], name
 
 
-def test_bytes_are_those_foretold(ranks):
+def test_bytes_are_those_predicted(ranks):
     for rank in ranks:
         counted = {name.removesuffix(" sent"): sent for name, sent in rank.items() if name.endswith(" sent")}
         for name, sent in counted.items():
             if name != "gather":
-                assert torch.equal(sent, rank[f"{name} foretold"]), name
+                assert torch.equal(sent, rank[f"{name} predicted"]), name
                 assert 0 < sent[0] < sent[1]
         assert counted["gather"][0] == counted["gather"][1]
 
