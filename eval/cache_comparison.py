@@ -5,67 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.tap import Compute, Context
 from gen.eval.pictures import heatmap
 from gen.eval.record import CacheSaving, Drift, SiteMap
 from gen.eval.throughput import InterleavedTiming, median_interval
 from gen.pipeline import Pipeline, Samples
 
-__all__ = ["CacheComparison", "CacheReport", "computed_shares", "drift", "equal_steps", "uncached"]
-
-
-class CacheReport(Protocol):
-    """A cache's report on one batch: evaluations, sites, and the sites that each evaluation computed."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of the loop."""
-        ...
-
-    @property
-    def places(self) -> Sequence[Context]:
-        """The context of each evaluation."""
-        ...
-
-    @property
-    def sites(self) -> Sequence[str]:
-        """Names of the sites of the network."""
-        ...
-
-    @property
-    def computed(self) -> Sequence[Sequence[bool]]:
-        """True where a site was computed, [evaluation][site]."""
-        ...
-
-    @property
-    def evaluations(self) -> int:
-        """Number of evaluations."""
-        ...
-
-    @property
-    def full(self) -> int:
-        """Number of evaluations that computed everything."""
-        ...
-
-    @property
-    def fraction(self) -> float:
-        """The full ones out of all."""
-        ...
-
-    @property
-    def fraction_per_row(self) -> float:
-        """The same if no row had to wait for others."""
-        ...
-
-    @property
-    def memory(self) -> int:
-        """Bytes that the cache holds at the end of the loop."""
-        ...
+__all__ = ["CacheComparison", "computed_shares", "drift", "equal_steps", "uncached"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +115,7 @@ def computed_shares(report: CacheReport, sites: Sequence[str]) -> Tensor:
     """
     columns = [list(report.sites).index(site) for site in sites]
     done, seen = torch.zeros(len(sites), report.steps), torch.zeros(report.steps)
-    for context, computed in zip(report.places, report.computed, strict=True):
+    for context, computed in zip(report.contexts, report.computed, strict=True):
         done[:, context.step] += torch.tensor([float(computed[column]) for column in columns])
         seen[context.step] += 1
     return done / seen.clamp(min=1)

@@ -348,7 +348,7 @@ SETTLED = {"mask": {"mask": (True, True, False, False) * 3}, "magnitude": {"rati
 SETTLED |= {"residual": {"warmup": 2}, "indicator": {"warmup": 2}}  # a slope needs two snapshots
 POLICIES = [
     pytest.param(Custom(policy={"name": name, **SETTLED.get(name, {})}, sites=("trunk",)), id=f"policy-{name}")
-    for name in names("samplers.caches.policies")
+    for name in (*names("samplers.caches.policies"), MINE + "my_cache_policy:MyCachePolicy")
 ]
 PREDICTORS = [
     pytest.param(Custom(predictor=name), id=f"predictor-{name}") for name in names("samplers.caches.predictors")
@@ -359,8 +359,6 @@ ROWS = f64(1.0, 0.4, 2.5)[:, None]
 
 def ready(cache, net):
     """The cache, calibrated if that is what it needs."""
-    if not hasattr(cache, "calibrated"):
-        return cache
     run = cache.start(12)
     walk(net, run, contexts(12), ROWS)
     return cache.calibrated(run.report())

@@ -51,13 +51,6 @@ PENDING = (
     "models/layers",
     # samplers
     "samplers",
-    "samplers/caches",
-    "samplers/caches/coordinates",
-    "samplers/caches/lib",
-    "samplers/caches/policies",
-    "samplers/caches/policies/lib",
-    "samplers/caches/predictors",
-    "samplers/caches/predictors/lib",
     "samplers/interop",
     "samplers/search",
     "samplers/search/lib",

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gen.config.errors import UserError
 from gen.diffusion.alignment import tokens_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.training.objectives.repa import site_shape
 
 __all__ = [
@@ -84,7 +84,7 @@ def discriminator_logits(
     """
     if not isinstance(f, Denoiser):
         raise UserError(f"a {type(f).__name__} has no features for a discriminator: take features = fake")
-    record = Record(tuple(sites))
+    record = FeatureRecorder(tuple(sites))
     f.output(x, t, cond, tap=record)
     return head([tokens_of(record.features[site]) for site in sites]).mean(1)
 

@@ -119,9 +119,9 @@ def _blocks(pipeline: Pipeline) -> list[str]:
     """The network's blocks, as its taps name them."""
     import torch
 
-    from gen.diffusion.tap import Record
+    from gen.diffusion.tap import FeatureRecorder
 
-    record = Record(("blocks.*",))
+    record = FeatureRecorder(("blocks.*",))
     x, t = torch.zeros(1, *pipeline.state_shape, device=pipeline.device), torch.tensor(pipeline.denoiser.path.t1 / 2)
     cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(1).items()}
     with torch.no_grad():
@@ -156,7 +156,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
     """The Frechet distance of n samples from real images."""
     from gen.eval.metrics.fid import FID, Moments
     from gen.eval.reference import Reference
-    from gen.samplers.caches.searched import LayerRun
+    from gen.samplers.caches.searched import SkipSession
     from gen.samplers.grids.given import Given
 
     real = Reference.open(parse_spec(args.data), args.split, parse_spec(args.extractor))
@@ -166,8 +166,8 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
         def __init__(self, mask: Tensor):
             self.mask = tuple(map(tuple, mask.tolist()))
 
-        def start(self, steps: int) -> LayerRun:
-            return LayerRun(self.mask, tuple(sites))
+        def start(self, steps: int) -> SkipSession:
+            return SkipSession(self.mask, tuple(sites))
 
     def fitness(times: Tensor, mask: Tensor | None = None) -> float:
         made = pipeline.sample(

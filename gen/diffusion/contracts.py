@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
+from gen.diffusion.tap import ContextualTap
 
-__all__ = ["DenoiseFn", "DrawNoise", "Grid", "Guide", "Solver"]
+__all__ = ["Cache", "CacheSession", "DenoiseFn", "DrawNoise", "Grid", "Guide", "Solver"]
 
 DrawNoise = Callable[[], Tensor]  # unit noise of the step, shaped as x; a second call returns the same
 
@@ -140,3 +142,42 @@ class Guide(Protocol):
     def loop_options(self) -> tuple[str, ...]:
         """Names of the options in use that need a whole sampling loop, so that a distiller can refuse them."""
         return ()
+
+
+class CacheSession(ContextualTap, Protocol):
+    """A cache at work on one batch: the tap of one sampling loop, which is bound to every evaluation's context.
+
+    Must hold: nothing leaks from one session, branch or stage to another; a batch of one row gives the bits of a row of
+    a batch, up to rounding; what the report says was saved was not computed. A network that meets none of its sites is
+    refused.
+    """
+
+    def report(self) -> CacheReport:
+        """Return what was computed so far; raise UserError for a network without the sites that are cached."""
+        ...
+
+
+class Cache(Protocol):
+    """A rule that leaves out a part of the network at some evaluations of a sampling loop (feature caching).
+
+    Must hold: one setting (interval = 1, threshold = 0, keep = 1) turns it off, to the bit; a feature that its
+    predictor can follow is exact. The parts that most caches consist of, policy x predictor x coordinate x sites, are
+    written down in gen.samplers.caches.lib.parts; the session that runs them is in gen.samplers.caches.lib.session.
+    """
+
+    @abstractmethod
+    def start(self, steps: int) -> CacheSession:
+        """Begin a loop; one cache serves any number of them at once.
+
+        Args:
+            steps: of the loop.
+        """
+        ...
+
+    def calibrated(self, report: CacheReport) -> Cache:
+        """Return the cache to use from then on, for those that must measure first; itself by default.
+
+        Args:
+            report: of a loop under this cache, in which it computed everything.
+        """
+        return self

@@ -1,4 +1,4 @@
-"""The sampling loop: a solver walks a denoiser down a grid of times, from noise to data.
+"""The sampling loop: a solver takes x down a grid of times, from noise to data.
 
 `integrate` is the whole loop. Pipeline.sample (gen/pipeline.py) adds seeds, batches, guides and pictures to it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -34,11 +35,25 @@ def integrate(
     tap: Tap | ContextualTap | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """x [B, ...] at grid[0] carried to grid[-1].
+    """Integrate from grid[0] to grid[-1].
 
-    grid: N + 1 falling times. noise: needed by stochastic solvers only. tap: seen by every evaluation; a ContextualTap
-    one, such as a cache's run, is told each time which it is. watch(i, t, x) is called after every step.
-    Raises UserError for a grid that does not fall, NonFinite if a step leaves the real numbers.
+    Args:
+        f: the denoiser, under its guide (gen.diffusion.composition).
+        x: state at grid[0], [B, ...].
+        grid: N + 1 falling times.
+        solver: the rule of each step.
+        cond: tensors [B, ...] for f.
+        noise: the batch's randomness; needed by stochastic solvers only.
+        tap: passed to every evaluation; a ContextualTap, such as a cache's session, is bound to its context each time.
+        watch: called after every step with its index, its end's time and x.
+
+    Returns:
+        x at grid[-1].
+
+    Raises:
+        UserError: for a grid that does not fall, for a solver that draws without a noise, and for a ContextualTap and a
+            network that calls no tap.
+        NonFinite: if a step produced NaN or inf.
     """
     times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
     values = times.tolist()
@@ -48,35 +63,50 @@ def integrate(
     if not 0 <= values[-1] < values[0] <= path.t1:
         raise UserError(f"a grid lies in [0, {path.t1:g}], got {values[0]:g} .. {values[-1]:g}")
 
-    i = 0  # the step that `draw` draws for
+    i = 0  # the step of `draw`
 
     def draw() -> Tensor:
         if noise is None:
             raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
         return noise.normal(i, x.shape[1:]).to(x)
 
-    located = tap if tap is not None and isinstance(tap, ContextualTap) else None
+    calls = _TapCalls(tap) if tap is not None and isinstance(tap, ContextualTap) else None
     evaluate: DenoiseFn = f if cond is None and tap is None else partial(f, cond=cond, tap=tap)  # type: ignore[arg-type]
     state = solver.init()
     for i, (t, s) in enumerate(itertools.pairwise(points)):
-        place = evaluate if located is None else _placed(f, cond, located, i, steps)
-        x, state = solver.step(place, path, x, t, s, state, draw)
+        in_step = evaluate if calls is None else _with_context(f, cond, calls, i, steps)
+        x, state = solver.step(in_step, path, x, t, s, state, draw)
         if watch is not None:
             watch(i, s, x)
-    # One sum tells, unless it overflows: only then is every number looked at.
+    # One sum is enough unless it overflows: only then every number is checked.
     if not (math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())):
-        raise NonFinite(f"{type(solver).__name__} left the real numbers in {steps} steps from {values[0]:g}")
+        raise NonFinite(f"{type(solver).__name__} produced NaN or inf in {steps} steps from {values[0]:g}")
     return x
 
 
-def _placed(f: DenoiserLike, cond: Cond | None, tap: ContextualTap, step: int, steps: int) -> DenoiseFn:
-    """The evaluations of one step, for a tap that is to be told which each of them is."""
+@dataclass
+class _TapCalls:
+    """A contextual tap that knows whether a network has ever called it."""
+
+    tap: ContextualTap
+    called: bool = False
+
+    def bind(self, context: Context) -> Tap:
+        self.called = True
+        return self.tap.bind(context)
+
+
+def _with_context(f: DenoiserLike, cond: Cond | None, tap: _TapCalls, step: int, steps: int) -> DenoiseFn:
+    """The evaluations of one step, each with a tap that is bound to its context."""
     stages = itertools.count()
 
     def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
         if t.ndim:
-            raise UserError("a cache is told one time for the whole batch, and this solver gives each sample its own")
-        context = Context(step, steps, next(stages), float(t))
-        return f(x, t, cond, s=s, tap=BoundTap(tap, context))
+            raise UserError("a cache needs one time for the whole batch, and this solver gives each sample its own")
+        pred = f(x, t, cond, s=s, tap=BoundTap(tap, Context(step, steps, next(stages), float(t))))
+        if not tap.called:
+            raise UserError("the network calls no tap, so a cache can save nothing: leave the cache out, or let each "
+                            "block call its tap (gen.diffusion.tap)")  # fmt: skip
+        return pred
 
     return evaluate

@@ -1,8 +1,8 @@
-"""The one seam into a network: every block calls `h = h + (f(h) if tap is None else tap("blocks.3.attn", f, h))`.
+"""Taps, the one seam into a network: every block calls `h = h + call_site(tap, "blocks.3.attn", f, h)`.
 
 Feature alignment, caches, layer skipping, pruning scores and statistics are taps; nothing ever patches `forward`.
-A tap that depends on where in a sampling loop it is called says so by being a ContextualTap: it is told, it never
-counts.
+A tap that depends on the evaluation of a sampling loop in which it is called is a ContextualTap: the loop binds it to
+each evaluation's context, and it never counts calls.
 """
 
 from __future__ import annotations
@@ -15,19 +15,36 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Compute", "Context", "ContextualTap", "Record", "Skip", "Tap", "call_site", "with_branch"]
+__all__ = ["Chain", "Compute", "Context", "ContextualTap", "FeatureRecorder", "Skip", "Tap", "call_site", "with_branch"]
 
 Compute = Callable[[Tensor], Tensor]
 
 
 class Tap(Protocol):
-    """Called at a named site with the computation of that site and its input; returns the site's output."""
+    """An observer of a network's named sites, which may replace what they compute.
 
-    def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor: ...
+    Sites that residuals come from, whose output is added to their input: "blocks.3", inside it "blocks.3.attn" and
+    "blocks.3.mlp", and inside these the bare modules before their gate, "blocks.3.attn.raw". Sites of whole values:
+    "time", "trunk" (all blocks), "hidden.3" (one block and its skip connection), "final". A network may have others, or
+    none; it calls each at most once in an evaluation, the outer ones around the inner ones.
+    """
+
+    def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        """Return the output of a site.
+
+        Args:
+            site: its name.
+            compute: its computation, a function of h; a tap may call it, or not, or on another input.
+            h: its input, [B, ...], often tokens [B, T, width].
+
+        Returns:
+            compute(h), or what is to stand for it: of its shape, dtype and device.
+        """
+        ...
 
 
 def call_site(tap: Tap | None, site: str, compute: Compute, h: Tensor) -> Tensor:
-    """Return compute(h), or what the tap returns in its place: how a network calls a named site.
+    """Return compute(h), or what the tap returns instead: how a network calls a named site.
 
     Args:
         tap: the tap that the network was called with, or None.
@@ -40,9 +57,13 @@ def call_site(tap: Tap | None, site: str, compute: Compute, h: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """Which evaluation of a sampling loop this is: step of steps, the solver's stage in it, time, the guide's branch.
+    """One evaluation of a network in a sampling loop; two with the same context are the same evaluation.
 
-    Two evaluations of one loop with the same context are the same evaluation.
+    Attributes:
+        step, steps: index of the step, from 0, and the number of steps.
+        stage: index of the evaluation within the solver's step.
+        t: time of the evaluation.
+        branch: "main", or the name of a guide's further evaluation, such as "uncond".
     """
 
     step: int
@@ -54,14 +75,20 @@ class Context:
 
 @runtime_checkable
 class ContextualTap(Protocol):
-    """A tap with a place: `at(context)` is the tap to use for one evaluation there."""
+    """A tap that must know step, stage and branch of an evaluation, such as a cache's session."""
 
-    def bind(self, context: Context) -> Tap: ...
+    def bind(self, context: Context) -> Tap:
+        """Return the tap of one evaluation; the same one whenever the context is the same.
+
+        Args:
+            context: of the evaluation.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class BoundTap:
-    """A contextual tap at a context; guides move it to another branch."""
+    """A contextual tap, bound to a context when a network first calls it."""
 
     tap: ContextualTap
     context: Context
@@ -71,15 +98,25 @@ class BoundTap:
 
 
 def with_branch(tap: Tap | None, name: str) -> Tap | None:
-    """The tap for another branch of the same evaluation: what a guide hands to its second network call."""
+    """Return the tap for another branch of the same evaluation, for a guide's second network call.
+
+    Args:
+        tap: of the evaluation; only contextual ones, bound, change.
+        name: of the branch.
+    """
     if isinstance(tap, BoundTap):
         return BoundTap(tap.tap, replace(tap.context, branch=name))
     return Chain(tuple(with_branch(t, name) or t for t in tap.taps)) if isinstance(tap, Chain) else tap
 
 
 @dataclass
-class Record:
-    """Computes, and keeps the output of every site that matches one of the patterns ("blocks.*.mlp")."""
+class FeatureRecorder:
+    """A tap that keeps the outputs of sites.
+
+    Attributes:
+        patterns: of the sites ("blocks.*.mlp").
+        features: the outputs, by site.
+    """
 
     patterns: tuple[str, ...] = ("*",)
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -93,7 +130,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Skip:
-    """Leaves out the sites that match: their residual is zero (layer skipping, skip-layer guidance)."""
+    """A tap that leaves out sites: their residual is zero (layer skipping, skip-layer guidance).
+
+    Attributes:
+        patterns: of the sites.
+    """
 
     patterns: tuple[str, ...]
 
@@ -104,7 +145,11 @@ class Skip:
 
 @dataclass(frozen=True)
 class Chain:
-    """Several taps as one; the first is the outermost."""
+    """Several taps as one.
+
+    Attributes:
+        taps: the first is the outermost.
+    """
 
     taps: tuple[Tap, ...]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
 from gen.samplers.caches.policies.gate import Gate
 from gen.samplers.caches.predictors.taylor import Taylor
 
@@ -12,11 +12,16 @@ __all__ = ["CGTaylor"]
 
 
 @dataclass(frozen=True)
-class CGTaylor:
+class CGTaylor(CachePreset):
     """Extrapolates the last block's output where extrapolating the first block's was right (arXiv 2508.02240).
 
-    The defaults are the published ones for DiT. first_order and last_order: of the ladders of the first and the last
-    block. threshold = 0 turns it off.
+    The defaults are the published ones for DiT.
+
+    Attributes:
+        threshold, warmup: see policies/gate.py; threshold = 0 turns it off.
+        first_order, last_order: of the extrapolation of the first and the last block.
+        first: site of the first block's output.
+        sites: patterns of the sites to cache.
     """
 
     threshold: float = 0.008
@@ -26,9 +31,6 @@ class CGTaylor:
     first: str = "hidden.0"
     sites: tuple[str, ...] = ("trunk",)
 
-    def __post_init__(self) -> None:
-        self.start(1)
-
-    def start(self, steps: int) -> Run:
+    def start(self, steps: int) -> SiteCacheSession:
         gate = Gate(self.threshold, self.warmup, Taylor(self.first_order), probe=self.first)
-        return Run(steps, gate, Taylor(self.last_order), self.sites)
+        return SiteCacheSession(steps, gate, Taylor(self.last_order), self.sites)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from gen.config.spec import build, part
+from gen.config.spec import part
 from gen.samplers.caches.coordinates.step import Step
-from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.lib.parts import CachePolicy, Coordinate, FeaturePredictor
+from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
 from gen.samplers.caches.policies.interval import Interval
 from gen.samplers.caches.predictors.taylor import Taylor
 
@@ -15,27 +16,34 @@ __all__ = ["Custom"]
 
 
 @dataclass(frozen=True)
-class Custom:
-    """A cache put together by hand: when (a policy), what (a predictor), along (its coordinate), and where.
+class Custom(CachePreset):
+    """A cache put together by hand.
 
-    sites: patterns; in a DiT "blocks.*.attn.raw" and "blocks.*.mlp.raw" are the bare modules, "blocks.*.attn" what is
-    added with the gates of an earlier step, "hidden.*" the blocks' outputs, and "trunk" the last block's, one feature
-    for the whole network. branches: () for all; ("uncond",) caches that branch of guidance only. base: what is
-    subtracted before remembering, see Run.
+    Attributes:
+        policy: when to compute.
+        predictor: what to use otherwise.
+        coordinate: along what it extrapolates.
+        sites: patterns; in a DiT "blocks.*.attn.raw" and "blocks.*.mlp.raw" are the bare modules, "blocks.*.attn" what
+            is added with the gates of an earlier step, "hidden.*" the blocks' outputs, and "trunk" the last block's,
+            one feature for the whole network.
+        branches: () for all; ("uncond",) caches that branch of guidance only.
+        subtract: from a site's output before it is remembered: nothing, the site's input, or the policy's probe.
     """
 
-    policy: Any = part("samplers.caches.policies", default=Interval())
-    predictor: Any = part("samplers.caches.predictors", default=Taylor())
-    coordinate: Any = part("samplers.caches.coordinates", default=Step())
+    policy: CachePolicy = part("samplers.caches.policies", default=Interval())
+    predictor: FeaturePredictor = part("samplers.caches.predictors", default=Taylor())
+    coordinate: Coordinate = part("samplers.caches.coordinates", default=Step())
     sites: tuple[str, ...] = ("hidden.*",)
     branches: tuple[str, ...] = ()
-    base: Literal["", "input", "probe"] = ""
+    subtract: Literal["none", "input", "probe"] = "none"
 
-    def __post_init__(self) -> None:
-        for name, folder in (("policy", "policies"), ("predictor", "predictors"), ("coordinate", "coordinates")):
-            object.__setattr__(self, name, build(f"samplers.caches.{folder}", getattr(self, name)))
-        self.start(1)  # says at once what does not go together
-
-    def start(self, steps: int) -> Run:
-        options: dict[str, Any] = {"coordinate": self.coordinate, "branches": self.branches, "base": self.base}
-        return Run(steps, self.policy, self.predictor, self.sites, **options)
+    def start(self, steps: int) -> SiteCacheSession:
+        return SiteCacheSession(
+            steps,
+            self.policy,
+            self.predictor,
+            self.sites,
+            coordinate=self.coordinate,
+            branches=self.branches,
+            subtract=self.subtract,
+        )

@@ -15,11 +15,11 @@ from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Context
-from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
 from gen.samplers.caches.policies.interval import Interval
 from gen.samplers.caches.policies.mask import Mask
 from gen.samplers.caches.predictors.reuse import Reuse
-from gen.samplers.caches.shared import Similarity, anchors
+from gen.samplers.caches.shared import SimilarityCalibrator, anchor_steps
 
 __all__ = ["DDTShared", "similarity"]
 
@@ -27,27 +27,27 @@ ENCODER = ("encoder",)
 
 
 @dataclass(frozen=True)
-class DDTShared:
+class DDTShared(CachePreset):
     """The encoder of DDT or DiTDH runs at one step in `interval`, and the decoder at every step (Wang et al. 2025).
 
-    A mask names the steps instead, one entry for each of the loop; `best` makes the one that loses least. interval = 1
-    turns it off.
+    Attributes:
+        interval: 1 turns it off.
+        mask: True for a step that computes the encoder, one entry for each step of the loop, instead of an interval;
+            `best` makes the one that loses least.
+        sites: patterns of the sites to cache.
     """
 
     interval: int = 2
     mask: tuple[bool, ...] = ()
     sites: tuple[str, ...] = ENCODER
 
-    def __post_init__(self) -> None:
-        self.start(max(len(self.mask), 1))
-
-    def start(self, steps: int) -> Run:
+    def start(self, steps: int) -> SiteCacheSession:
         policy = Mask(self.mask) if self.mask else Interval(self.interval, warmup=1)
-        return Run(steps, policy, Reuse(), self.sites)
+        return SiteCacheSession(steps, policy, Reuse(), self.sites)
 
     def best(self, similarity: Tensor) -> DDTShared:
-        """This cache with the best mask that has N // interval computed steps, at least one; similarity [N, N]."""
-        return replace(self, mask=anchors(similarity, max(1, len(similarity) // self.interval)))
+        """Return this cache with the best mask of N // interval computed steps, at least one; similarity [N, N]."""
+        return replace(self, mask=anchor_steps(similarity, max(1, len(similarity) // self.interval)))
 
 
 def similarity(
@@ -60,24 +60,33 @@ def similarity(
     noise: Noise | None = None,
     sites: Sequence[str] = ENCODER,
 ) -> Tensor:
-    """How alike the encoder's outputs of every two steps are: float64 [N, N], 1 on the diagonal.
+    """Measure how alike the encoder's outputs of every two steps are: float64 [N, N], 1 on the diagonal.
 
-    The mean cosine of a token's vectors, over tokens, samples, and a guide's branches, in one walk in which all is
-    computed, of samples from x [B, ...] at times[0]; 8 of them, from noise, in the paper. B * N outputs are kept.
+    The mean cosine of a token's vectors, over tokens, samples, and a guide's branches, in one loop in which all is
+    computed. B * N outputs are kept.
+
+    Args:
+        f: the denoiser.
+        x: start of the loop, [B, ...]; 8 samples, from noise, in the paper.
+        times: the loop's grid, N + 1 falling times.
+        solver: of the loop.
+        cond: tensors [B, ...].
+        noise: for a stochastic solver.
+        sites: whose outputs are compared.
     """
     steps = len(times) - 1
-    run = Run(steps, Mask(), Reuse(), sites, study=Tokens(steps, len(x)))
+    calibrator = TokenSimilarity(steps, len(x))
+    session = SiteCacheSession(steps, Mask(), Reuse(), sites, calibrator=calibrator)
     with torch.no_grad():
-        integrate(f, x, times, solver, cond=cond, noise=noise, tap=run)
-    measured = run.report().measured
-    if not measured:
+        integrate(f, x, times, solver, cond=cond, noise=noise, tap=session)
+    if not calibrator.result():
         raise UserError(f"similarity: no branch computed {', '.join(sites)} at every one of the {steps} steps")
-    return torch.tensor(measured["similarity"], dtype=torch.float64).fill_diagonal_(1)
+    return torch.tensor(session.report().calibration["similarity"], dtype=torch.float64).fill_diagonal_(1)
 
 
-class Tokens(Similarity):
-    """Compares token by token."""
+class TokenSimilarity(SimilarityCalibrator):
+    """The similarity of features token by token."""
 
-    def see(self, context: Context, site: str, feature: Tensor) -> None:
+    def observe(self, context: Context, site: str, feature: Tensor) -> None:
         unit = normalize(feature[: self.rows].detach().flatten(0, -2).float(), dim=-1).cpu()  # [rows * T, width]
         self.features[context.branch, context.stage, site][context.step] = unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
 from gen.samplers.caches.policies.residual import Residual
 from gen.samplers.caches.predictors.reuse import Reuse
 
@@ -12,11 +12,15 @@ __all__ = ["FBCache"]
 
 
 @dataclass(frozen=True)
-class FBCache:
+class FBCache(CachePreset):
     """Uses again what all blocks but the first add, while what the first adds has changed little (ParaAttention).
 
-    The first block always runs. Each row has its own decision; the original takes one for the batch. threshold = 0
-    turns it off.
+    The first block always runs. Each row has its own decision; the original takes one for the batch.
+
+    Attributes:
+        threshold, warmup: see policies/residual.py; threshold = 0 turns it off.
+        first: site of the first block's output.
+        sites: patterns of the sites to cache.
     """
 
     threshold: float = 0.08
@@ -24,8 +28,6 @@ class FBCache:
     first: str = "hidden.0"
     sites: tuple[str, ...] = ("trunk",)
 
-    def __post_init__(self) -> None:
-        self.start(1)
-
-    def start(self, steps: int) -> Run:
-        return Run(steps, Residual(self.threshold, self.warmup, self.first), Reuse(), self.sites, base="probe")
+    def start(self, steps: int) -> SiteCacheSession:
+        policy = Residual(self.threshold, self.warmup, self.first)
+        return SiteCacheSession(steps, policy, Reuse(), self.sites, subtract="probe")

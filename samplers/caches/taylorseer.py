@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from gen.config.spec import build, part
+from gen.config.spec import part
 from gen.samplers.caches.coordinates.step import Step
-from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.lib.parts import Coordinate
+from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
 from gen.samplers.caches.policies.interval import Interval
 from gen.samplers.caches.predictors.taylor import Taylor
 
@@ -15,23 +15,24 @@ __all__ = ["TaylorSeer"]
 
 
 @dataclass(frozen=True)
-class TaylorSeer:
+class TaylorSeer(CachePreset):
     """Every attention and MLP output, before its gate, is extrapolated between full steps (arXiv 2503.06923).
 
-    The defaults are the published ones for DiT. Gates and norms run on every step. interval = 1 turns it off.
+    The defaults are the published ones for DiT. Gates and norms run on every step.
+
+    Attributes:
+        interval, warmup: of the full steps, see policies/interval.py; interval = 1 turns it off.
+        order, coordinate: of the extrapolation.
+        sites: patterns of the sites to cache.
     """
 
     interval: int = 4
     order: int = 4
     warmup: int = 2
-    coordinate: Any = part("samplers.caches.coordinates", default=Step())
+    coordinate: Coordinate = part("samplers.caches.coordinates", default=Step())
     sites: tuple[str, ...] = ("blocks.*.attn.raw", "blocks.*.mlp.raw")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "coordinate", build("samplers.caches.coordinates", self.coordinate))
-        self.start(1)
-
-    def start(self, steps: int) -> Run:
+    def start(self, steps: int) -> SiteCacheSession:
         since = self.warmup - 1.0 if self.coordinate == Step() else None  # differences start with the last warm-up
-        policy = Interval(self.interval, self.warmup)
-        return Run(steps, policy, Taylor(self.order, since), self.sites, coordinate=self.coordinate)
+        policy, predictor = Interval(self.interval, self.warmup), Taylor(self.order, since)
+        return SiteCacheSession(steps, policy, predictor, self.sites, coordinate=self.coordinate)

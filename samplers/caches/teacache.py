@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
 from gen.samplers.caches.policies.indicator import Indicator
 from gen.samplers.caches.predictors.reuse import Reuse
 
@@ -12,10 +12,13 @@ __all__ = ["TeaCache"]
 
 
 @dataclass(frozen=True)
-class TeaCache:
+class TeaCache(CachePreset):
     """Uses again what all blocks add until the first block's modulated input has moved far enough (Liu et al. 2024).
 
-    coefficients: of the polynomial fitted to a model, highest power first, see Indicator. threshold = 0 turns it off.
+    Attributes:
+        threshold, coefficients, warmup: see policies/indicator.py; threshold = 0 turns it off.
+        first: site of the first attention.
+        sites: patterns of the sites to cache.
     """
 
     threshold: float = 0.15
@@ -24,9 +27,6 @@ class TeaCache:
     first: str = "blocks.0.attn.raw"
     sites: tuple[str, ...] = ("trunk",)
 
-    def __post_init__(self) -> None:
-        self.start(1)
-
-    def start(self, steps: int) -> Run:
+    def start(self, steps: int) -> SiteCacheSession:
         policy = Indicator(self.threshold, self.coefficients, self.warmup, self.first)
-        return Run(steps, policy, Reuse(), self.sites, base="input")
+        return SiteCacheSession(steps, policy, Reuse(), self.sites, subtract="input")

@@ -128,9 +128,9 @@ def test_map_shows_what_was_computed(pipeline, cache) -> None:
 
 
 def test_map_shows_shares_of_stages_and_branches() -> None:
-    places = [SimpleNamespace(step=s) for s in (0, 0, 1, 1, 2)]
+    contexts = [SimpleNamespace(step=s) for s in (0, 0, 1, 1, 2)]
     computed = [(True, True), (True, True), (True, False), (True, True), (False, True)]
-    report = SimpleNamespace(steps=3, places=places, sites=("a", "b"), computed=computed)
+    report = SimpleNamespace(steps=3, contexts=contexts, sites=("a", "b"), computed=computed)
     assert computed_shares(report, ["b", "a"]).tolist() == [[1, 0.5, 1], [1, 1, 0]]
     half = pixels(heatmap(torch.tensor([[0.5]]))).getpixel((0, 0))
     assert half == tuple(round((a + b) / 2) for a, b in zip(INK, PAPER, strict=True))

@@ -6,7 +6,7 @@ from torch.nn.functional import silu
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.tap import Record, Skip
+from gen.diffusion.tap import FeatureRecorder, Skip
 from gen.models.ddt import DDT
 from gen.models.layers.embed import waves
 from gen.models.layers.rope import interleaved_angles
@@ -89,7 +89,7 @@ def test_time_is_told_as_published():
 def test_conditions_pass_silu_once_and_each_token_has_its_own():
     """The decoder's first block, written out: c and s pass SiLU where they are made, and not where they are used."""
     net, (x, t, cond) = random_net(), inputs()
-    record = Record()
+    record = FeatureRecorder()
     net(x, t, cond, tap=record)
     site, time = record.features, net.t_embedder(t)
     c = silu(time + net.y_embedder(cond["y"]))
@@ -136,7 +136,7 @@ def test_places_are_told_by_turns_alone():
 
 def test_a_kept_encoder_is_all_that_the_decoder_needs():
     net, (x, t, cond) = random_net(), inputs()
-    record, ran = Record(("encoder",)), []
+    record, ran = FeatureRecorder(("encoder",)), []
     expected = net(x, t, cond, tap=record)
 
     def replay(site, compute, h):
@@ -168,7 +168,7 @@ def test_initial_weights_follow_the_published_rules():
 
 def test_skipping_the_decoder_leaves_its_ends():
     net, (x, t, cond) = random_net(), inputs()
-    record = Record(("trunk",))
+    record = FeatureRecorder(("trunk",))
     net(
         x,
         t,

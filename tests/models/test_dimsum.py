@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Record, Skip
+from gen.diffusion.tap import FeatureRecorder, Skip
 from gen.models.dimsum import DiMSUM
 from gen.models.layers.dimsum import WaveletMamba, raster, windows
 from gen.models.layers.embed import waves
@@ -173,14 +173,14 @@ def test_the_network_is_the_published_one():
 
 def test_sites_and_leaving_out_the_last_block():
     net, (x, t, cond) = random_net(), inputs()
-    record = Record()
+    record = FeatureRecorder()
     net(x, t, cond, tap=record)
     inner = {"", ".attn", ".attn.spatial", ".attn.wavelet", ".mlp"}
     shared = {".shared", ".shared.attn", ".shared.attn.raw", ".shared.mlp", ".shared.mlp.raw"}
     for i in range(4):
         found = {site.removeprefix(f"blocks.{i}") for site in record.features if site.startswith(f"blocks.{i}")}
         assert found == inner | (shared if i % 2 else set())
-    skipped = Record(("trunk",))
+    skipped = FeatureRecorder(("trunk",))
     net(x, t, cond, tap=lambda site, f, h: skipped(site, lambda h: Skip(("blocks.3",))(site, f, h), h))
     torch.testing.assert_close(skipped.features["trunk"], record.features["hidden.2"], rtol=0, atol=1e-12)
 
@@ -189,7 +189,7 @@ def test_the_final_norm_reads_the_sum_of_all_blocks():
     plain, normed = random_net(), random_net(DiMSUM(**{**vars(SMALL), "final_norm": True}))
     x, t, cond = inputs()
     normed.load_state_dict(plain.state_dict(), strict=False)
-    record = Record(("hidden.*", "trunk", "blocks.3"))
+    record = FeatureRecorder(("hidden.*", "trunk", "blocks.3"))
     normed(x, t, cond, tap=record)
     total = record.features["hidden.2"] + record.features["blocks.3"]
     torch.testing.assert_close(record.features["trunk"], normed.norm_f(total), rtol=0, atol=1e-12)
@@ -200,7 +200,7 @@ def test_whole_images_lose_a_block_in_training_at_its_rate():
     net, (x, t, cond) = random_net(DiMSUM(**{**vars(SMALL), "drop_path": 0.6})), inputs(1)
     net.train()
     many = (x.expand(400, -1, -1, -1), t.expand(400), {"y": cond["y"].expand(400)})
-    record = Record(("hidden.*", "blocks.*"))
+    record = FeatureRecorder(("hidden.*", "blocks.*"))
     net(*many, tap=record)
     for i, rate in enumerate((0, 0.2, 0.4)):
         added = record.features[f"blocks.{i}"].flatten(1)

@@ -9,7 +9,7 @@ from gen.diffusion.alignment import Projector
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.diffusion.tap import Chain, Record, Skip
+from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import to_diffusers
 from gen.models.layers.patch import unpatchify
@@ -119,7 +119,7 @@ def test_spec_round_trip_and_build():
 def test_fresh_net_returns_zero_and_every_block_is_the_identity():
     net = SMALL.build()
     x, t, cond = inputs(dtype=torch.float32)
-    record = Record()
+    record = FeatureRecorder()
     assert net(x, t, cond, tap=record).abs().max() == 0
     tokens = net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT
     for i in range(SMALL.depth):
@@ -158,7 +158,7 @@ def sites(depth):
 def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit(change):
     spec = dataclasses.replace(SMALL, **change)
     net, (x, t, cond) = random_net(spec), inputs()
-    record = Record()
+    record = FeatureRecorder()
     seen = net(x, t, cond, tap=Chain((record, Skip(()))))
     assert torch.equal(seen, net(x, t, cond))
     assert set(record.features) == sites(SMALL.depth)
@@ -168,7 +168,7 @@ def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit(change):
 
 def test_sites_are_what_their_names_say():
     net, (x, t, cond) = random_net(), inputs()
-    record = Record()
+    record = FeatureRecorder()
     net(x, t, cond, tap=record)
     site = record.features
     assert torch.equal(site["hidden.1"], site["hidden.0"] + site["blocks.1.attn"] + site["blocks.1.mlp"])
@@ -180,7 +180,7 @@ def test_sites_are_what_their_names_say():
 @pytest.mark.parametrize("patterns", [("blocks.*",), ("blocks.*.attn", "blocks.*.mlp"), ("blocks.*.raw",)])
 def test_skipping_every_residual_leaves_only_the_ends(patterns):
     net, (x, t, cond) = random_net(), inputs()
-    record = Record(("trunk",))
+    record = FeatureRecorder(("trunk",))
     net(x, t, cond, tap=Chain((record, Skip(patterns))))
     assert torch.equal(record.features["trunk"], net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT)
 
@@ -194,7 +194,7 @@ def test_skipping_one_block_equals_a_net_without_it():
 
 def test_a_replayed_trunk_runs_no_block():
     net, (x, t, cond) = random_net(), inputs()
-    record, ran = Record(("trunk",)), []
+    record, ran = FeatureRecorder(("trunk",)), []
     expected = net(x, t, cond, tap=record)
 
     def replay(site, compute, h):
@@ -207,7 +207,7 @@ def test_a_replayed_trunk_runs_no_block():
 
 def test_learned_sigma_is_dropped_from_the_answer_and_kept_at_the_last_site():
     net, (x, t, cond) = random_net(dataclasses.replace(SMALL, learn_sigma=True)), inputs()
-    record = Record(("final",))
+    record = FeatureRecorder(("final",))
     out = net(x, t, cond, tap=record)
     assert out.shape == x.shape
     assert record.features["final"].shape == (4, 6, 8, 8)
@@ -373,7 +373,7 @@ def test_equals_the_diffusers_port_in_its_convention():
     port.load_state_dict(ported_weights(same, 3))
     x, _, cond = inputs(spec=spec)
     t = torch.tensor([0, 17, 500, 999])
-    record = Record(("final",))
+    record = FeatureRecorder(("final",))
     same(x, t.double(), cond, tap=record)
     with torch.no_grad():
         theirs = port(x, t, cond["y"]).sample

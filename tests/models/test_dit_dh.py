@@ -6,7 +6,7 @@ from torch.nn.functional import silu
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.models.dit_dh import DiTDH
 
 SMALL = DiTDH(
@@ -79,7 +79,7 @@ def test_spec_round_trip_and_short_names():
 @pytest.mark.parametrize("twice", [True, False])
 def test_conditions_pass_silu_where_they_are_made_and_where_they_are_used(twice):
     net, (x, t, cond) = random_net(dataclasses.replace(SMALL, silu_twice=twice)), inputs()
-    record = Record()
+    record = FeatureRecorder()
     net(x, t, cond, tap=record)
     site, time = record.features, net.t_embedder(t)
     first = silu if twice else lambda c: c
@@ -116,7 +116,7 @@ def test_initial_weights_follow_the_published_rules():
     torch.manual_seed(0)
     net = dataclasses.replace(SMALL, width=256).build()
     x, t, cond = inputs(dtype=torch.float32)
-    record = Record()
+    record = FeatureRecorder()
     assert net(x, t, cond, tap=record).abs().max() == 0
     assert all(record.features[f"blocks.{i}"].abs().max() == 0 for i in range(4))
     bound = (6 / (256 + 3)) ** 0.5

@@ -10,7 +10,7 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
-from gen.diffusion.tap import Chain, Record, Skip
+from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.edm2 import EDM2
 from gen.models.layers.magnitude import MPConv, magnitude, mp_silu, mp_sum
 from gen.training.ema import Classic
@@ -91,7 +91,7 @@ def test_state_dict_has_the_published_names_and_shapes():
 def test_fresh_net_returns_zero_and_does_not_know_time_or_class():
     net = SMALL.build()
     x, t, cond = inputs(dtype=torch.float32)
-    record = Record(("trunk",))
+    record = FeatureRecorder(("trunk",))
     assert net(x, t, cond, tap=record).abs().max() == 0
     first = record.features["trunk"]
     net(x, t - 1, net.null(cond), tap=record)
@@ -102,7 +102,7 @@ def test_magnitudes_when_freshly_made():
     """Wide enough for the law of large numbers; within 15 per cent of 1 at every stage, attention aside."""
     torch.manual_seed(0)
     spec = EDM2(size=16, channels=4, classes=10, width=64, multipliers=(1, 2), blocks=1, attention=(), head_width=64)
-    record = Record(("time", "encoder.*", "decoder.*"))
+    record = FeatureRecorder(("time", "encoder.*", "decoder.*"))
     g = torch.Generator().manual_seed(2)
     x, t = torch.randn(8, 4, 16, 16, generator=g), torch.randn(8, generator=g) / 4
     with torch.no_grad():
@@ -213,7 +213,7 @@ def sites():
 
 def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit():
     net, (x, t, cond) = random_net(), inputs()
-    record = Record()
+    record = FeatureRecorder()
     assert torch.equal(net(x, t, cond, tap=Chain((record, Skip(())))), net(x, t, cond))
     site = record.features
     assert set(site) == sites()
@@ -227,7 +227,7 @@ def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit():
 def test_the_way_down_and_the_way_up_are_their_formulas():
     """Down: each pixel is normalised before the branch. Up: the branch and the shortcut see what was kept, behind."""
     net, (x, t, cond) = random_net(), inputs()
-    record = Record()
+    record = FeatureRecorder()
     net(x, t, cond, tap=record)
     site, c = record.features, net.unet.condition(record.features["time"], cond)
 
@@ -248,14 +248,14 @@ def test_the_way_down_and_the_way_up_are_their_formulas():
 
 def test_skipping_a_block_of_the_middle_equals_a_net_without_it():
     net, (x, t, cond) = random_net(), inputs()
-    record = Record(("middle", "encoder.3"))
+    record = FeatureRecorder(("middle", "encoder.3"))
     net(x, t, cond, tap=Chain((record, Skip(("blocks.3", "blocks.4")))))
     assert torch.equal(record.features["middle"], record.features["encoder.3"].flatten(2).mT)
 
 
 def test_activations_are_bounded():
     spec = EDM2.preset("digits", clip=0.5)
-    net, record = random_net(spec), Record(("encoder.1", "middle", "decoder.*"))
+    net, record = random_net(spec), FeatureRecorder(("encoder.1", "middle", "decoder.*"))
     net(*inputs(spec=spec), tap=record)
     assert all(h.abs().max() == 0.5 for h in record.features.values())
 

@@ -12,7 +12,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Chain, Record, Skip
+from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.dit import DiT
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
@@ -74,7 +74,7 @@ def test_a_row_does_not_depend_on_its_batch(name):
 def test_a_tap_that_only_looks_changes_no_bit_and_sees_the_time(name):
     net = random_net(digits(name))
     x, t, cond = inputs(net)
-    record = Record()
+    record = FeatureRecorder()
     assert torch.equal(net(x, t, cond, tap=Chain((record, Skip(())))), net(x, t, cond))
     assert record.features["time"].shape[0] == len(x)
     assert any(site.startswith("blocks.") for site in record.features)

@@ -10,7 +10,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond, Velocity
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Chain, Record, Skip
+from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.ddt import DDT
 from gen.models.dit import DiT
 from gen.models.dit_dh import DiTDH
@@ -85,7 +85,7 @@ def test_s_is_told_in_the_inner_network_s_conventions(inner):
     assert (told.convention, told.scale) == (inner.time_convention, inner.time_scale)
     assert told.max_period == getattr(inner, "max_period", 10_000.0)
     (_, t, _, s), interval = inputs(), flow_map(inner, tell="interval")
-    record = Record(("time",))
+    record = FeatureRecorder(("time",))
     interval(*inputs()[:3], s=s, tap=record)
     expected = interval.inner.t_embedder(t) + interval.target_embedder(t - s)
     torch.testing.assert_close(record.features["time"], expected)
@@ -95,7 +95,7 @@ def test_s_is_told_in_the_inner_network_s_conventions(inner):
 def test_the_given_tap_is_the_outer_one():
     """What it sees at "time" has both embeddings; what it puts there is all that the network hears."""
     net, (x, t, cond, s) = flow_map(DIT), inputs()
-    record = Record()
+    record = FeatureRecorder()
     expected = net(x, t, cond, s=s, tap=Chain((record, Skip(()))))
     assert torch.equal(expected, net(x, t, cond, s=s))
     both = net.inner.t_embedder(t) + net.target_embedder(s)

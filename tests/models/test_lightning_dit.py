@@ -5,7 +5,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.tap import Record, Skip
+from gen.diffusion.tap import FeatureRecorder, Skip
 from gen.models.dit import DiT
 from gen.models.lightning_dit import LightningDiT
 
@@ -101,7 +101,7 @@ def test_spec_round_trip_and_short_names():
 
 def test_fresh_net_returns_zero_and_every_block_is_the_identity():
     net, (x, t, cond) = SMALL.build(), inputs(dtype=torch.float32)
-    record = Record()
+    record = FeatureRecorder()
     assert net(x, t, cond, tap=record).abs().max() == 0
     tokens = net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT
     assert torch.equal(record.features["trunk"], tokens)
@@ -124,7 +124,7 @@ def test_a_block_against_its_definition():
     """Norms by root mean square, q and k normed and turned, SwiGLU; gates and shifts in the published order."""
     spec = dataclasses.replace(SMALL, depth=1, qk_norm=True)
     net, (x, t, cond) = random_net(spec), inputs()
-    record = Record()
+    record = FeatureRecorder()
     net(x, t, cond, tap=record)
     block, h = net.blocks[0], net.pos_embed + net.x_embedder["proj"](x).flatten(2).mT
     c = torch.nn.functional.silu(net.t_embedder(t) + net.y_embedder(cond["y"]))
@@ -176,7 +176,7 @@ def test_skipping_one_block_equals_a_net_without_it():
 
 def test_learned_sigma_is_dropped_from_the_answer():
     net, (x, t, cond) = random_net(dataclasses.replace(SMALL, learn_sigma=True)), inputs()
-    record = Record(("final",))
+    record = FeatureRecorder(("final",))
     out = net(x, t, cond, tap=record)
     assert torch.equal(out, record.features["final"][:, :3])
     assert record.features["final"].shape[1] == 6

@@ -7,7 +7,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.models.dit import DiT
 from gen.models.layers.mup import Readout
 from gen.training.optim import parameter_groups
@@ -52,7 +52,7 @@ def test_weights_start_with_unit_gain_and_the_output_at_zero():
         elif name != "pos_embed":
             assert float(weight.std()) == pytest.approx(weight[0].numel() ** -0.5, rel=0.05), name
     x, y = torch.randn(2, 4, 4, 4), {"y": torch.tensor([0, 10])}
-    record = Record(("blocks.*", "final"))
+    record = FeatureRecorder(("blocks.*", "final"))
     assert not net(x, torch.rand(2), y, tap=record).any()
     assert record.features["blocks.1"].std() > 0.1  # no adaLN-Zero: the blocks do something from the first step
 
@@ -93,7 +93,7 @@ def coordinates(spec, seed, lr=1e-3, steps=4):
     t, cond = torch.rand(4), {"y": torch.randint(0, 10, (4,))}
     seen = []
     for _ in range(steps + 1):
-        record = Record(("time", "hidden.*", "blocks.*.raw", "final"))
+        record = FeatureRecorder(("time", "hidden.*", "blocks.*.raw", "final"))
         loss = (net(x, t, cond, tap=record) - target).square().mean()
         seen.append({site: h.detach() for site, h in record.features.items()})
         optim.zero_grad()

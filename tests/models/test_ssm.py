@@ -5,7 +5,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import describe
-from gen.diffusion.tap import Record, Skip
+from gen.diffusion.tap import FeatureRecorder, Skip
 from gen.models.dit import DiT
 from gen.models.layers.ssm.mamba import Mamba
 from gen.models.layers.ssm.s4d import S4D
@@ -31,7 +31,7 @@ def awake(spec):
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_fresh_network_is_zero_and_its_blocks_the_identity(mixer):
     net = SSM.preset("digits", mixer=mixer).build()
-    record = Record(("trunk", "blocks.*"))
+    record = FeatureRecorder(("trunk", "blocks.*"))
     assert not net(*inputs(), tap=record).any()
     assert not record.features["blocks.0"].any() and not record.features["blocks.3.attn"].any()
     assert record.features["blocks.3.attn.raw"].std() > 0.01 and record.features["trunk"].std() > 0.1
@@ -78,7 +78,7 @@ def test_alternate_order_reads_columns_in_every_second_block():
 def test_leaving_out_a_mixer_is_the_identity(mixer):
     net = awake(SSM.preset("digits", mixer=mixer, depth=1))
     x, t, cond = inputs()
-    record = Record(("hidden.0", "trunk", "blocks.0.mlp"))
+    record = FeatureRecorder(("hidden.0", "trunk", "blocks.0.mlp"))
     without = net(x, t, cond, tap=Skip(("blocks.0.attn",)))
     assert not torch.allclose(without, net(x, t, cond, tap=record))
     assert set(record.features) == {"hidden.0", "trunk", "blocks.0.mlp"}

@@ -7,7 +7,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.tap import Chain, Record, Skip
+from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.text import Text
 from gen.text.contracts import Span
 
@@ -269,7 +269,7 @@ def test_places_that_were_never_computed_are_not_seen():
 
 
 def test_a_tap_that_only_looks_changes_no_bit():
-    net, tokens, record = network(), canvas(), Record()
+    net, tokens, record = network(), canvas(), FeatureRecorder()
     assert torch.equal(net(tokens, tap=Chain((record, Skip(())))), net(tokens))
     sites = {"trunk", "final", *(f"{s}.{i}" for s in ("hidden", "blocks") for i in range(3))}
     assert set(record.features) == sites | {f"blocks.{i}.{s}" for s in ("attn", "mlp") for i in range(3)}

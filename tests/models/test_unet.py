@@ -5,7 +5,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
-from gen.diffusion.tap import Chain, Record, Skip
+from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.layers.conv import PixelAttention, ResBlock, resample
 from gen.models.unet import UNet
 from gen.training.trainer import train
@@ -96,7 +96,7 @@ def test_spec_round_trip_and_presets():
 
 
 def test_fresh_net_returns_zero_and_adds_nothing():
-    net, record = SMALL.build(), Record(("blocks.*", "middle", "encoder.3"))
+    net, record = SMALL.build(), FeatureRecorder(("blocks.*", "middle", "encoder.3"))
     x, t, cond = inputs(dtype=torch.float32)
     assert net(x, t, cond, tap=record).abs().max() == 0
     site = record.features
@@ -115,7 +115,7 @@ def sites():
 def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit(change):
     spec = replace(SMALL, **change)
     net, (x, t, cond) = random_net(spec), inputs()
-    record = Record()
+    record = FeatureRecorder()
     out = net(x, t, cond, tap=Chain((record, Skip(()))))
     assert torch.equal(out, net(x, t, cond))
     site = record.features
@@ -129,7 +129,7 @@ def test_a_tap_that_only_looks_sees_every_site_and_changes_no_bit(change):
 
 def test_what_was_kept_on_the_way_down_lies_behind():
     net, (x, t, cond) = random_net(), inputs()
-    record = Record()
+    record = FeatureRecorder()
     net(x, t, cond, tap=record)
     site, known = record.features, (cond["y"] < 5)[:, None]
     c = site["time"] + known * net.label_emb.weight[cond["y"].clamp(max=4)]
@@ -139,7 +139,7 @@ def test_what_was_kept_on_the_way_down_lies_behind():
 
 def test_leaving_out_what_a_block_adds_leaves_its_shortcut():
     net, (x, t, cond) = random_net(), inputs()
-    record = Record(("encoder.*",))
+    record = FeatureRecorder(("encoder.*",))
     net(x, t, cond, tap=Chain((record, Skip(("blocks.*",)))))
     site = record.features
     assert torch.equal(site["encoder.1"], site["encoder.0"])
@@ -149,7 +149,7 @@ def test_leaving_out_what_a_block_adds_leaves_its_shortcut():
 
 def test_a_replayed_trunk_runs_no_block():
     net, (x, t, cond) = random_net(), inputs()
-    record, ran = Record(("trunk",)), []
+    record, ran = FeatureRecorder(("trunk",)), []
     expected = net(x, t, cond, tap=record)
 
     def replay(site, compute, h):
@@ -173,7 +173,7 @@ def test_the_way_up_hears_of_the_way_down_twice():
 
     for where in ("middle", "encoder.0", "encoder.1", "encoder.2", "encoder.3"):
         assert not torch.equal(changed(where), expected)
-    record = Record(("decoder.0",))
+    record = FeatureRecorder(("decoder.0",))
     net(x, t, cond, tap=Chain((record, lambda site, f, h: 0 * h if site == "middle" else f(h))))
     assert record.features["decoder.0"].abs().max() > 0
 

@@ -8,7 +8,7 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.kernels.sequence_parallel import gather_tokens_bytes, ring_attention_bytes, ulysses_attention_bytes
 from gen.models.engines.sequence import Sequence
 from gen.pipeline import Pipeline
@@ -60,7 +60,7 @@ def sites():
     """The same sites as in the network itself, of the own tokens within the trunk."""
     net = random_net(digits("dit"))
     x, t, cond = inputs(net)
-    ours, theirs = Record(), Record()
+    ours, theirs = FeatureRecorder(), FeatureRecorder()
     Sequence("ring").prepare(net)(x, t, cond, tap=ours)
     net(x, t, cond, tap=theirs)
     assert list(ours.features) == list(theirs.features)

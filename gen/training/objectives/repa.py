@@ -15,7 +15,7 @@ from gen.config.spec import build, part
 from gen.diffusion.alignment import Encoder, Features, Projector, negative_cosine, tokens_of
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import members
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import Denoising
 
@@ -63,7 +63,7 @@ class REPA(Denoising):
         f = roles["net"]
         features, batch = self.look(batch)
         t, cond = self.draw(f, batch)
-        record = Record((self.site,))
+        record = FeatureRecorder((self.site,))
         flow = self.losses(f, batch, cond, t, record).mean()
         aligned, logs = self.align(roles["head"].net, record.features[self.site], features)
         yield ("net", "head"), flow + aligned, {"denoising": flow, **logs}
@@ -103,7 +103,7 @@ def site_shape(net: Any, site: str) -> tuple[int, int]:
     with torch.device("meta"):
         probe = net.spec.build()
         shape = members(probe).state_shape or ()
-        record = Record()
+        record = FeatureRecorder()
         probe(torch.zeros(1, *shape), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.int64)}, tap=record)
     whole = {k: v for k, v in record.features.items() if v.ndim in (3, 4) and not k.startswith("blocks.")}
     if site not in whole:

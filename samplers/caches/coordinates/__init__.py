@@ -1,1 +1,1 @@
-"""Along what a predictor extrapolates: frozen coordinates of an evaluation, place(context) -> float."""
+"""Coordinates along which predictors extrapolate. Contract: gen.samplers.caches.lib.parts.Coordinate."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from gen.config.errors import UserError
-from gen.config.spec import build, part
-from gen.diffusion.path import Flow
+from gen.config.spec import build_parts, part
+from gen.diffusion.path import Flow, NoisePath
 from gen.diffusion.tap import Context
 
 __all__ = ["Lam"]
@@ -20,17 +19,19 @@ __all__ = ["Lam"]
 class Lam:
     """Half log-SNR lam = log(alpha / sigma), as limit tanh(lam / limit), because it is infinite at a path's ends.
 
-    path: the one that the model was trained on. limit: well above the |lam| that matter, it leaves them as they are.
+    Attributes:
+        path: the one that the model was trained on.
+        limit: well above the |lam| that matter, which it leaves as they are.
     """
 
-    path: Any = part("diffusion.path", default=Flow())
+    path: NoisePath = part("diffusion.path", default=Flow())
     limit: float = 8.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", build("diffusion.path", self.path))
+        build_parts(self)
         if not self.limit > 0:
             raise UserError(f"Lam: limit = {self.limit}; it must be positive")
 
-    def place(self, context: Context) -> float:
+    def value(self, context: Context) -> float:
         lam = float(self.path.lam(torch.tensor(context.t, dtype=torch.float64)))
         return self.limit * math.tanh(lam / self.limit)

@@ -13,5 +13,5 @@ __all__ = ["Step"]
 class Step:
     """The index of the step, as TaylorSeer and its kin count; uneven grids look even to it."""
 
-    def place(self, context: Context) -> float:
+    def value(self, context: Context) -> float:
         return float(context.step)

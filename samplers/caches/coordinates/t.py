@@ -13,5 +13,5 @@ __all__ = ["T"]
 class T:
     """The time t of the evaluation: right on uneven grids, and for solvers that look between the grid's times."""
 
-    def place(self, context: Context) -> float:
+    def value(self, context: Context) -> float:
         return context.t

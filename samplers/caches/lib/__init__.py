@@ -1,1 +1,1 @@
-"""Shared pieces of caches: the session, its memory of features, its report."""
+"""Shared pieces of caches: the contracts of their parts, the session, its memory of features."""

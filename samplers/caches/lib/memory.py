@@ -1,4 +1,4 @@
-"""What a cache remembers of one site: snapshots of a feature, and where each row of the batch took them.
+"""Memory of one cached site: snapshots of a feature, and the coordinates at which each row of the batch took them.
 
 Every predictor is linear in the snapshots, so a predictor is only a rule for weights: plain arithmetic on a few floats.
 """
@@ -7,38 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.samplers.caches.lib.parts import FeaturePredictor, Rows
 
-__all__ = ["Memory", "Predictor", "select"]
+__all__ = ["Memory", "select"]
 
 T = TypeVar("T")
 
 
-class Predictor(Protocol):
-    """A frozen rule for a feature at x from its snapshots."""
+def select(rows: Rows, yes: Tensor, no: Tensor) -> Tensor:
+    """Choose `yes` or `no` row by row.
 
-    @property
-    def size(self) -> int:
-        """How many snapshots it looks back on."""
-        ...
-
-    @property
-    def degree(self) -> int:
-        """The degree up to which polynomials in the coordinate are predicted exactly."""
-        ...
-
-    def weights(self, nodes: Sequence[float], x: float) -> Sequence[float]:
-        """The snapshots' weights, summing to 1; nodes are their coordinates, newest first, 1 to `size` of them."""
-        ...
-
-
-def select(rows: Sequence[bool], yes: Tensor, no: Tensor) -> Tensor:
-    """Row by row `yes` [B, ...] or `no`; one decision may stand for all rows."""
+    Args:
+        rows: True for rows of `yes`; one decision may stand for all rows.
+        yes, no: [B, ...].
+    """
     if all(rows):
         return yes
     if not any(rows):
@@ -48,10 +36,16 @@ def select(rows: Sequence[bool], yes: Tensor, no: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """The newest snapshot [B, ...] and the rises from each older one to the next, in float32 or wider; a value.
+    """Snapshots of one feature, as a value.
 
-    nodes: for each row the coordinates of its snapshots, newest first; one entry if all rows are alike. Rises, and not
-    the snapshots themselves, because then a feature that does not change is predicted to the bit.
+    They are held as the newest one and the rises from each older one to the next, because then a feature that does not
+    change is predicted to the bit.
+
+    Attributes:
+        nodes: for each row the coordinates of its snapshots, newest first; one entry if all rows are alike.
+        newest: the newest snapshot [B, ...], in float32 or wider; None before the first.
+        rises: differences between snapshots, newest first, as `newest`.
+        dtype: in which the feature was given.
     """
 
     nodes: tuple[tuple[float, ...], ...] = ()
@@ -64,32 +58,31 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        held = () if self.newest is None else (self.newest, *self.rises)
-        return sum(tensor.nbytes for tensor in held)
+        return sum(tensor.nbytes for tensor in (self.newest, *self.rises) if tensor is not None)
 
-    def update(self, x: float, feature: Tensor, rows: Sequence[bool], size: int) -> Memory:
-        """With the feature [B, ...] at x as one more snapshot of the rows that are True; `size` snapshots are kept."""
+    def update(self, x: float, feature: Tensor, rows: Rows, size: int) -> Memory:
+        """Return the memory with the feature [B, ...] at x added for the rows that are True, `size` snapshots long."""
         feature, dtype = feature.detach(), feature.dtype
         feature = feature.to(torch.promote_types(dtype, torch.float32))
         if self.newest is None:
             return Memory(((x,),) * len(rows), feature, (), dtype)
         if feature.shape != self.newest.shape:
             was, now = list(self.newest.shape), list(feature.shape)
-            raise UserError(f"a cached feature changed its shape from {was} to {now}; start one run for each batch")
-        many = max(len(rows), len(self.nodes))
-        rows, nodes = _spread(rows, many), _spread(self.nodes, many)
-        if any(row and x == n[0] for row, n in zip(rows, nodes, strict=True)):
+            raise UserError(f"a cached feature changed its shape from {was} to {now}; start one session for each batch")
+        n = max(len(rows), len(self.nodes))
+        rows, nodes = _spread(rows, n), _spread(self.nodes, n)
+        if any(row and x == own[0] for row, own in zip(rows, nodes, strict=True)):
             raise UserError(f"two steps of a loop have the same coordinate, {x:g}: no predictor can tell them apart")
         older = self.rises
         if size > 1:
             shifted = (feature - self.newest, *older)
             fill = torch.zeros_like(self.newest) if not all(rows) and len(older) < size - 1 else shifted[0]
             older = tuple(select(rows, a, b) for a, b in zip(shifted, (*older, fill), strict=True))[: size - 1]
-        nodes = tuple((x, *n)[:size] if row else n for n, row in zip(nodes, rows, strict=True))
+        nodes = tuple((x, *own)[:size] if row else own for own, row in zip(nodes, rows, strict=True))
         return Memory(nodes, select(rows, feature, self.newest), older, dtype)
 
-    def predict(self, x: float, predictor: Predictor) -> Tensor:
-        """The feature [B, ...] at x, in the dtype in which it was given."""
+    def predict(self, x: float, predictor: FeaturePredictor) -> Tensor:
+        """Return the feature [B, ...] at x, in the dtype in which it was given."""
         assert self.newest is not None, "nothing was remembered"
         lags = {nodes: _lags(predictor.weights(nodes, x)) for nodes in set(self.nodes)}
         out = self.newest
@@ -110,6 +103,6 @@ def _lags(weights: Sequence[float]) -> list[float]:
     return [-sum(weights[j:]) for j in range(1, len(weights))]
 
 
-def _spread(values: Sequence[T], many: int) -> Sequence[T]:
-    """One value for all rows as one for each."""
-    return values if len(values) == many else [*values] * many
+def _spread(values: Sequence[T], n: int) -> Sequence[T]:
+    """One value for all rows as one for each of n."""
+    return values if len(values) == n else [*values] * n

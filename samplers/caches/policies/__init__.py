@@ -1,1 +1,1 @@
-"""When to compute: frozen policies."""
+"""Cache policies: when to compute. Contract: gen.samplers.caches.lib.parts.CachePolicy."""

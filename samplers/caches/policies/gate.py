@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build, part
+from gen.config.spec import build_parts, part
 from gen.diffusion.tap import Context
 from gen.samplers.caches.coordinates.step import Step
 from gen.samplers.caches.lib.memory import Memory
-from gen.samplers.caches.policies.lib.policy import Policy, Rows, distance
+from gen.samplers.caches.lib.parts import CachePolicy, Coordinate, FeaturePredictor, Rows
+from gen.samplers.caches.policies.lib.distance import relative_l1
 from gen.samplers.caches.predictors.taylor import Taylor
 
 __all__ = ["Gate"]
 
 
 @dataclass(frozen=True)
-class Gate(Policy):
+class Gate(CachePolicy):
     """Trusts the predictor where it would have been right on the first block (CG-Taylor, arXiv 2508.02240).
 
-    The probe always runs, and is predicted as well, by `what` from the steps that were computed. A row is skipped if
-    mean |predicted - real| / mean |real| < threshold. The first `warmup` steps and the last one are computed.
+    The probe always runs, and is predicted as well from the steps that were computed. The last step is computed.
+
+    Attributes:
+        threshold: a row is skipped if mean |predicted - real| / mean |real| of the probe is below it.
+        warmup: first steps that are computed.
+        predictor, coordinate: predict the probe.
+        probe: site of the first block's output.
     """
 
     threshold: float = 0.008
     warmup: int = 3
-    predictor: Any = part("samplers.caches.predictors", default=Taylor(3))
-    coordinate: Any = part("samplers.caches.coordinates", default=Step())
-    probe: str = "hidden.0"  # type: ignore[misc]
+    predictor: FeaturePredictor = part("samplers.caches.predictors", default=Taylor(3))
+    coordinate: Coordinate = part("samplers.caches.coordinates", default=Step())
+    probe: str = "hidden.0"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "predictor", build("samplers.caches.predictors", self.predictor))
-        object.__setattr__(self, "coordinate", build("samplers.caches.coordinates", self.coordinate))
+        build_parts(self)
         if self.threshold < 0:
             raise UserError(f"gate: threshold = {self.threshold}; it must be at least 0")
 
@@ -43,9 +47,9 @@ class Gate(Policy):
 
     def decide(self, context: Context, state: Memory, h: Tensor | None, out: Tensor | None) -> tuple[Rows, Memory]:
         assert out is not None
-        x = self.coordinate.place(context)
+        x = self.coordinate.value(context)
         if not state or context.step < self.warmup or context.step == context.steps - 1:
             rows = [True] * len(out)
         else:
-            rows = [not off < self.threshold for off in distance(state.predict(x, self.predictor), out)]
+            rows = [not off < self.threshold for off in relative_l1(state.predict(x, self.predictor), out)]
         return rows, state.update(x, out, rows, self.predictor.size) if any(rows) else state

@@ -8,18 +8,22 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.tap import Context
-from gen.samplers.caches.policies.lib.policy import Policy, Rows
+from gen.samplers.caches.lib.parts import CachePolicy, Rows
 
 __all__ = ["Interval"]
 
 
 @dataclass(frozen=True)
-class Interval(Policy):
-    """The first `warmup` steps, then one step in `interval` (FORA, TaylorSeer); 1 computes everything.
+class Interval(CachePolicy):
+    """The first `warmup` steps, then one step in `interval` (FORA, TaylorSeer).
 
     Counted from the branch's own last computed step: a branch that missed steps, outside a guidance interval, is
     computed when it returns if its features are that old. 50 steps with a warm-up of 2 have 18, 14 and 11 full ones at
     intervals of 3, 4 and 5, the counts that TaylorSeer reports.
+
+    Attributes:
+        interval: 1 computes everything.
+        warmup: first steps that are computed.
     """
 
     interval: int = 4

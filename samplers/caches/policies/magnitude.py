@@ -9,12 +9,12 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.tap import Context
-from gen.samplers.caches.policies.lib.policy import Policy, Rows
+from gen.samplers.caches.lib.parts import CachePolicy, Rows
 
 __all__ = ["Magnitude"]
 
 
-class Spent(NamedTuple):
+class State(NamedTuple):
     """Since the last computed step: the product of ratios, the sum of its distances from 1, the steps skipped."""
 
     ratio: float = 1.0
@@ -24,12 +24,15 @@ class Spent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Magnitude(Policy):
+class Magnitude(CachePolicy):
     """Skips while the features' size, as once calibrated, has drifted little (MagCache, Ma et al. 2025).
 
-    ratios: for each step mean |r_t| / |r_(t-1)| of the feature; another number of steps takes the nearest in time. None
-    means not calibrated: everything is computed. threshold: the largest sum of |1 - product of ratios|. longest: the
-    most steps in a row to skip. retention: the share of steps, from the first, that are computed.
+    Attributes:
+        ratios: for each step mean |r_t| / |r_(t-1)| of the feature; another number of steps takes the nearest in time.
+            () is not calibrated: everything is computed.
+        threshold: the largest sum of |1 - product of ratios|.
+        longest: the most steps in a row to skip.
+        retention: the share of steps, from the first, that are computed, in [0, 1].
     """
 
     ratios: tuple[float, ...] = ()
@@ -44,8 +47,8 @@ class Magnitude(Policy):
                 "longest >= 0, 0 <= retention <= 1 and positive ratios are needed"
             )
 
-    def decide(self, context: Context, state: Spent | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, Spent]:
-        full = [True], Spent(step=context.step)
+    def decide(self, context: Context, state: State | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, State]:
+        full = [True], State(step=context.step)
         if not self.ratios or state is None or context.step < int(self.retention * context.steps):
             return full
         ratio, error = state.ratio, state.error
@@ -53,7 +56,7 @@ class Magnitude(Policy):
             ratio *= self._ratio(step, context.steps)
             error += abs(1 - ratio)
         if error < self.threshold and state.skipped < self.longest:
-            return [False], Spent(ratio, error, state.skipped + 1, context.step)
+            return [False], State(ratio, error, state.skipped + 1, context.step)
         return full
 
     def _ratio(self, step: int, steps: int) -> float:

@@ -8,16 +8,18 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.tap import Context
-from gen.samplers.caches.policies.lib.policy import Policy, Rows
+from gen.samplers.caches.lib.parts import CachePolicy, Rows
 
 __all__ = ["Mask"]
 
 
 @dataclass(frozen=True)
-class Mask(Policy):
-    """The steps that the list marks, one entry for each step of the loop: written by hand, or found by a search.
+class Mask(CachePolicy):
+    """The steps that a list marks, written by hand, or found by a search.
 
-    A branch's first evaluation is computed in any case. The empty list computes everything.
+    Attributes:
+        mask: True for a step to compute, one entry for each step of the loop; a branch's first evaluation is computed
+            in any case. () computes everything.
     """
 
     mask: tuple[bool, ...] = ()

@@ -9,22 +9,28 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.memory import select
-from gen.samplers.caches.policies.lib.policy import Policy, Rows, distance
+from gen.samplers.caches.lib.parts import CachePolicy, Rows
+from gen.samplers.caches.policies.lib.distance import relative_l1
 
 __all__ = ["Residual"]
 
 
 @dataclass(frozen=True)
-class Residual(Policy):
+class Residual(CachePolicy):
     """Skips while what the first block adds is as it was at the last computed step (ParaAttention's FBCache).
 
-    The probe always runs. A row is skipped if mean |r - r'| / mean |r'| < threshold, where r is the probe's output less
-    its input, and r' the same when the row was last computed. The first `warmup` steps are computed.
+    The probe always runs.
+
+    Attributes:
+        threshold: a row is skipped if mean |r - r'| / mean |r'| is below it, where r is the probe's output less its
+            input, and r' the same when the row was last computed.
+        warmup: first steps that are computed.
+        probe: site of the first block's output.
     """
 
     threshold: float = 0.08
     warmup: int = 1
-    probe: str = "hidden.0"  # type: ignore[misc]
+    probe: str = "hidden.0"
 
     def __post_init__(self) -> None:
         if self.threshold < 0:
@@ -37,5 +43,5 @@ class Residual(Policy):
         added = out - h
         if state is None or context.step < self.warmup:
             return [True] * len(added), added
-        rows = [not off < self.threshold for off in distance(added, state)]
+        rows = [not off < self.threshold for off in relative_l1(added, state)]
         return rows, select(rows, added, state)

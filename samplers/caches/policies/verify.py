@@ -9,12 +9,13 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.tap import Context
-from gen.samplers.caches.policies.lib.policy import Policy, Rows, distance
+from gen.samplers.caches.lib.parts import CachePolicy, Rows
+from gen.samplers.caches.policies.lib.distance import relative_l1
 
 __all__ = ["Verify"]
 
 
-class Trust(NamedTuple):
+class State(NamedTuple):
     """For each row, or for all alike: the last computed step, and whether the check since has failed."""
 
     last: tuple[int, ...]
@@ -22,13 +23,18 @@ class Trust(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verify(Policy):
+class Verify(CachePolicy):
     """Drafts, and lets the last block judge the draft (SpeCa, Liu et al. 2025).
 
     On a skipped step the last of the sites that match `check` really runs, on its predicted input. A row whose draft of
     that block's output is off by mean |draft - real| / mean |real| >= max(floor, threshold decay^progress), progress
-    from 0 to 1 over the loop, is computed at its next step. longest: the most steps in a row to skip. The first
-    `warmup` steps are computed. threshold = 0 trusts no draft.
+    from 0 to 1 over the loop, is computed at its next step.
+
+    Attributes:
+        threshold, decay, floor: of that bound; threshold = 0 trusts no draft.
+        longest: the most steps in a row to skip.
+        warmup: first steps that are computed.
+        check: pattern of the blocks' outputs.
     """
 
     threshold: float = 0.3
@@ -36,7 +42,7 @@ class Verify(Policy):
     floor: float = 0.01
     longest: int = 8
     warmup: int = 2
-    check: str = "hidden.*"  # type: ignore[misc]
+    check: str = "hidden.*"
 
     def __post_init__(self) -> None:
         if self.threshold < 0 or not 0 < self.decay <= 1 or self.floor < 0 or self.longest < 0:
@@ -45,18 +51,18 @@ class Verify(Policy):
                 f"longest = {self.longest}; none may be negative, and 0 < decay <= 1"
             )
 
-    def decide(self, context: Context, state: Trust | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, Trust]:
+    def decide(self, context: Context, state: State | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, State]:
         if state is None or context.step < self.warmup or self.threshold == 0:
-            return [True], Trust((context.step,), (False,))
+            return [True], State((context.step,), (False,))
         pairs = list(zip(state.last, state.failed, strict=True))
         rows = [failed or context.step - last > self.longest for last, failed in pairs]
         last = tuple(context.step if row else old for row, old in zip(rows, state.last, strict=True))
-        return rows, Trust(last, (False,) * len(rows))
+        return rows, State(last, (False,) * len(rows))
 
-    def verify(self, context: Context, state: Trust, draft: Tensor, real: Tensor) -> Trust:
+    def verify(self, context: Context, state: State, draft: Tensor, real: Tensor) -> State:
         progress = context.step / max(context.steps - 1, 1)
         limit = max(self.floor, self.threshold * self.decay**progress)
-        failed = tuple(not off < limit for off in distance(draft, real))
+        failed = tuple(not off < limit for off in relative_l1(draft, real))
         last = state.last if len(state.last) == len(failed) else state.last * len(failed)
         fresh = [step == context.step for step in last]  # rows computed just now have no draft
-        return Trust(last, tuple(bad and not new for bad, new in zip(failed, fresh, strict=True)))
+        return State(last, tuple(bad and not new for bad, new in zip(failed, fresh, strict=True)))

@@ -1,1 +1,1 @@
-"""What to put in place of what is not computed: frozen predictors."""
+"""Feature predictors for what is not computed. Contract: gen.samplers.caches.lib.parts.FeaturePredictor."""

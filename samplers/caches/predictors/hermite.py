@@ -7,29 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
-from gen.samplers.caches.predictors.lib.differences import ladder
+from gen.samplers.caches.predictors.lib.differences import Extrapolation, difference_table
 
 __all__ = ["Hermite"]
 
 
 @dataclass(frozen=True)
-class Hermite:
+class Hermite(Extrapolation):
     """sum_i F^i scale^i H_i(scale (x - now)) / i! with the physicists' Hermite polynomials (HiCache, Feng et al. 2025).
 
-    The ladder is TaylorSeer's. H_1(y) = 2 y multiplies the slope by 2 scale^2: the published 0.5 halves it, which
-    damps; only scale = sqrt(1/2) is exact on affine features.
+    The differences F^i are TaylorSeer's.
+
+    Attributes:
+        order: of the highest difference, at least 0.
+        scale: H_1(y) = 2 y multiplies the slope by 2 scale^2: the published 0.5 halves it, which damps; only sqrt(1/2)
+            is exact on affine features.
     """
 
     order: int = 2
     scale: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.order < 0 or not self.scale > 0:
-            raise UserError(f"Hermite: order = {self.order}, scale = {self.scale}; order >= 0 and scale > 0 are needed")
-
-    @property
-    def size(self) -> int:
-        return self.order + 1
+        super().__post_init__()
+        if not self.scale > 0:
+            raise UserError(f"Hermite: scale = {self.scale}; it must be positive")
 
     @property
     def degree(self) -> int:
@@ -39,8 +40,8 @@ class Hermite:
         y = self.scale * (x - nodes[0])
         before, now = 0.0, 1.0  # H_(i-1)(y), H_i(y)
         out = [0.0] * len(nodes)
-        for i, rung in enumerate(ladder(nodes, self.order)):
+        for i, row in enumerate(difference_table(nodes, self.order)):
             factor = self.scale**i * now / math.factorial(i)
-            out = [o + factor * r for o, r in zip(out, rung, strict=True)]
+            out = [o + factor * w for o, w in zip(out, row, strict=True)]
             before, now = now, 2 * y * now - 2 * i * before
         return out

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from gen.samplers.caches.lib.parts import FeaturePredictor
+
 __all__ = ["Reuse"]
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """What was computed last (FORA, Selvaraju et al. 2024; and most caches since)."""
+class Reuse(FeaturePredictor):
+    """The feature as it was last computed (FORA, Selvaraju et al. 2024; and most caches since)."""
 
     size: ClassVar[int] = 1
     degree: ClassVar[int] = 0

@@ -14,7 +14,7 @@ from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import Prediction
 from gen.diffusion.sampling import integrate
-from gen.samplers.caches.searched import LayerRun
+from gen.samplers.caches.searched import SkipSession
 from gen.samplers.solvers.heun import Heun
 
 __all__ = ["Reference"]
@@ -55,7 +55,7 @@ class Reference:
     @torch.no_grad()
     def fitness(self, times: Tensor, mask: Tensor | None = None) -> float:
         """Root mean square distance from the end of the reference, in the units of x."""
-        tap = None if mask is None else LayerRun(tuple(map(tuple, mask.tolist())), tuple(self.sites))
+        tap = None if mask is None else SkipSession(tuple(map(tuple, mask.tolist())), tuple(self.sites))
         x = integrate(self.walk(times), self.points[0], times, self.solver, cond=self.cond, noise=self.noise, tap=tap)
         return float((x - self.points[-1]).double().square().mean().sqrt())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gen.diffusion.tap import Chain, Record, Skip
+from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 
 
 def network(h, tap=None):
@@ -17,7 +17,7 @@ def network(h, tap=None):
 
 def test_record_keeps_what_matches_and_changes_nothing():
     h = torch.randn(3, 4)
-    record = Record(("blocks.*.mlp",))
+    record = FeatureRecorder(("blocks.*.mlp",))
     assert torch.equal(network(h, record), network(h))
     assert list(record.features) == ["blocks.0.mlp", "blocks.1.mlp"]
     assert torch.equal(record.features["blocks.0.mlp"], 3 * h + 1)
@@ -25,14 +25,14 @@ def test_record_keeps_what_matches_and_changes_nothing():
 
 def test_record_keeps_gradients():
     h = torch.randn(3, requires_grad=True)
-    record = Record()
+    record = FeatureRecorder()
     network(h, record)
     record.features["blocks.0.attn"].sum().backward()
     assert torch.equal(h.grad, torch.full((3,), 2.0))
 
 
 def test_two_records_share_nothing():
-    first, second = Record(), Record()
+    first, second = FeatureRecorder(), FeatureRecorder()
     network(torch.ones(1), first)
     assert second.features == {}
 
@@ -69,10 +69,10 @@ def test_chain_calls_the_first_tap_outermost():
 
 def test_an_outer_record_sees_what_an_inner_skip_did():
     h = torch.randn(2)
-    record = Record()
+    record = FeatureRecorder()
     network(h, Chain((record, Skip(("blocks.0.attn",)))))
     assert torch.equal(record.features["blocks.0.attn"], torch.zeros(2))
-    record = Record()
+    record = FeatureRecorder()
     network(h, Chain((Skip(("blocks.0.attn",)), record)))
     assert "blocks.0.attn" not in record.features
 

@@ -16,7 +16,7 @@ from gen.diffusion.noise import Noise
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.eval.provenance import sampler_spec
 from gen.kernels.linear import unpackable
 from gen.models.engines.compiled import _Replayed
@@ -82,7 +82,7 @@ def test_bfloat16_is_as_near_as_autocast(name, engine):
 def test_taps_see_the_same_sites(engine):
     net = random_net(digits("dit"), dtype=torch.float32)
     x, t, cond = inputs(net, dtype=torch.float32)
-    seen, theirs = Record(), Record()
+    seen, theirs = FeatureRecorder(), FeatureRecorder()
     made = prepared(engine, net)
     torch.testing.assert_close(made(x, t, cond, tap=seen), made(x, t, cond), rtol=1e-4, atol=1e-5)
     net(x, t, cond, tap=theirs)
@@ -336,7 +336,7 @@ def test_compiled_graphs_are_whole_with_and_without_a_cache():
     x, t, cond = inputs(net, dtype=torch.float32)
     made = prepared("compiled", net)
     torch.testing.assert_close(made(x, t, cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(made(x, t, cond, tap=Record()), net(x, t, cond), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(x, t, cond, tap=FeatureRecorder()), net(x, t, cond), rtol=1e-4, atol=1e-5)
     f = Denoiser(made, Flow(), Velocity())
     cache = build("samplers.caches", {"name": "taylorseer", "interval": 2})
     noise, grid = Noise(tuple(range(3))), torch.linspace(1, 0, 7, dtype=torch.float64)

@@ -12,7 +12,7 @@ from gen.config.spec import build
 from gen.diffusion.denoiser import CountingDenoiser
 from gen.diffusion.path import DDPM
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Record, Skip
+from gen.diffusion.tap import FeatureRecorder, Skip
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_transformer import DiffusersDiT, denoiser
 from gen.samplers.guides.cfg import CFG
@@ -53,7 +53,7 @@ def test_it_equals_the_transformer_itself(dtype, tolerance, out_channels):
 @torch.no_grad()
 def test_a_tap_sees_the_sites_of_our_own_dit_and_changes_nothing():
     net, (x, t, cond) = DiffusersDiT(theirs()), inputs()
-    record, own = Record(), Record()
+    record, own = FeatureRecorder(), FeatureRecorder()
     assert torch.equal(net(x, t, cond, tap=record), net(x, t, cond))
     spec = DiT(size=8, channels=4, classes=CLASSES, width=16, depth=DEPTH, heads=2, learn_sigma=True)
     spec.build().double()(x, t.double(), cond, tap=own)

@@ -15,7 +15,7 @@ from gen.diffusion.sampling import integrate
 from gen.models.ddt import DDT
 from gen.models.dit_dh import DiTDH
 from gen.samplers.caches.ddt_shared import DDTShared, similarity
-from gen.samplers.caches.shared import cost
+from gen.samplers.caches.shared import sharing_loss
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
@@ -88,7 +88,7 @@ def test_between_its_steps_the_encoder_does_not_run_and_the_decoder_does(spec, c
     assert torch.equal(shared, integrate(f, x, TIMES, Euler(), cond=cond, tap=Published(again)))
     assert not torch.equal(shared, integrate(f, x, TIMES, Euler(), cond=cond))
     report = run.report()
-    computed = {(p.step, site) for p, row in zip(report.places, report.computed, strict=True)
+    computed = {(p.step, site) for p, row in zip(report.contexts, report.computed, strict=True)
                 for site, done in zip(report.sites, row, strict=True) if done}  # fmt: skip
     assert {step for step, site in computed if site == "encoder"} == again
     assert {step for step, site in computed if site == "blocks.1.attn"} == again  # in the encoder
@@ -127,9 +127,11 @@ def test_the_best_steps_are_the_best_of_all(interval):
     assert sum(found.mask) == count and found.mask[0]
     rest = itertools.combinations(range(1, STEPS), count - 1)
     masks = [tuple(i in (0, *chosen) for i in range(STEPS)) for chosen in rest]
-    assert cost(measured, found.mask) == pytest.approx(min(cost(measured, mask) for mask in masks), abs=1e-12)
+    assert sharing_loss(measured, found.mask) == pytest.approx(
+        min(sharing_loss(measured, mask) for mask in masks), abs=1e-12
+    )
     if interval == 1:
-        assert cost(measured, found.mask) == 0
+        assert sharing_loss(measured, found.mask) == 0
     assert build("samplers.caches", {"name": "ddt_shared", "mask": list(found.mask), "interval": interval}) == found
 
 

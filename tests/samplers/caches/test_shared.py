@@ -8,7 +8,7 @@ import torch
 from gen.config.errors import UserError
 from gen.diffusion.tap import Context
 from gen.samplers.caches.magcache import MagCache
-from gen.samplers.caches.shared import Shared, Similarity, anchors, cost
+from gen.samplers.caches.shared import SharedSteps, SimilarityCalibrator, anchor_steps, sharing_loss
 from gen.samplers.caches.taylorseer import TaylorSeer
 from tests.samplers.caches.toy import Toy, contexts, walk
 
@@ -26,33 +26,42 @@ def test_the_mask_found_is_the_best_of_all(n, seed):
         every = [
             tuple(i == 0 or i in chosen for i in range(n)) for chosen in itertools.combinations(range(1, n), count - 1)
         ]
-        found = anchors(similarity, count)
+        found = anchor_steps(similarity, count)
         assert sum(found) == count
         assert found[0]
-        assert cost(similarity, found) == pytest.approx(min(cost(similarity, mask) for mask in every), abs=1e-12)
-    assert cost(similarity, anchors(similarity, n)) == 0
+        assert sharing_loss(similarity, found) == pytest.approx(
+            min(sharing_loss(similarity, mask) for mask in every), abs=1e-12
+        )
+    assert sharing_loss(similarity, anchor_steps(similarity, n)) == 0
 
 
 def test_an_impossible_count_is_refused():
     for count in (0, 5):
         with pytest.raises(UserError, match=f"{count} of 4 steps"):
-            anchors(torch.eye(4), count)
+            anchor_steps(torch.eye(4), count)
+
+
+def uncalibrated():
+    """The report of a loop that measures nothing."""
+    session = TaylorSeer().start(2)
+    walk(Toy(0), session, contexts(2), ROWS)
+    return session.report()
 
 
 def test_similarity_is_the_cosine_of_each_row():
-    study = Similarity(3, rows=2)
+    study = SimilarityCalibrator(3, rows=2)
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
     for step, rows in enumerate(([a, a, b], [a, b, b], [b, b, b])):  # the third row is one too many
-        study.see(Context(step, 3, 0, 1.0), "trunk", torch.stack(rows))
+        study.observe(Context(step, 3, 0, 1.0), "trunk", torch.stack(rows))
     assert study.result()["similarity"] == [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]]
 
 
 def test_a_branch_that_was_not_seen_at_every_step_is_left_out():
-    study = Similarity(2, rows=1)
-    study.see(Context(0, 2, 0, 1.0), "trunk", torch.ones(1, 2))
+    study = SimilarityCalibrator(2, rows=1)
+    study.observe(Context(0, 2, 0, 1.0), "trunk", torch.ones(1, 2))
     assert study.result() == {}
     with pytest.raises(UserError, match="measured no similarity"):
-        Shared().calibrated(TaylorSeer().start(2).report())
+        SharedSteps().calibrated(uncalibrated())
 
 
 def test_shared_computes_where_features_turn():
@@ -60,10 +69,10 @@ def test_shared_computes_where_features_turn():
     net, levels = Toy(1), [0.9] * 5 + [0.1] * 3 + [-0.8] * 4
     net.coefficients[..., 0, :, :] = 0
     places = contexts(12, levels)
-    run = Shared().start(12)
+    run = SharedSteps().start(12)
     walk(net, run, places, ROWS)
     assert run.report().full == 24
-    found = Shared(keep=0.25).calibrated(run.report())
+    found = SharedSteps(keep=0.25).calibrated(run.report())
     assert [i for i, on in enumerate(found.mask) if on] in ([0, 5, 8],)
     used = found.start(12)
     torch.testing.assert_close(walk(net, used, places, ROWS), walk(net, None, places, ROWS))
@@ -76,13 +85,13 @@ def test_magcache_measures_what_features_do():
     net.coefficients[..., 0, :, :] = 0
     run = MagCache().start(5)
     walk(net, run, contexts(5, times), ROWS)
-    assert run.report().measured["ratios"] == pytest.approx([1.0, 0.8, 0.9, 0.5, 0.3 / 0.36])
+    assert run.report().calibration["ratios"] == pytest.approx([1.0, 0.8, 0.9, 0.5, 0.3 / 0.36])
     assert run.report().full == 10
     cache = MagCache(threshold=0.25, retention=0.0).calibrated(run.report())
     used = cache.start(5)
     walk(net, used, contexts(5, times), ROWS, ("main",))
-    assert used.report().asked == (1.0, 0.0, 1.0, 1.0, 0.0)  # 0.2; then 0.2 + 0.28; alone 0.5; 0.17
-    assert used.report().measured == {}
+    assert used.report().share_needed == (1.0, 0.0, 1.0, 1.0, 0.0)  # 0.2; then 0.2 + 0.28; alone 0.5; 0.17
+    assert used.report().calibration == {}
 
 
 def test_magcache_measures_across_branches_that_miss_steps():
@@ -90,6 +99,6 @@ def test_magcache_measures_across_branches_that_miss_steps():
     run = MagCache().start(4)
     for place in contexts(4):
         walk(net, run, [place], ROWS, ("main", "uncond") if place.step != 1 else ("main",))
-    assert run.report().measured["ratios"] == pytest.approx([1.0] * 4)
+    assert run.report().calibration["ratios"] == pytest.approx([1.0] * 4)
     with pytest.raises(UserError, match="measured no ratios"):
-        MagCache().calibrated(TaylorSeer().start(2).report())
+        MagCache().calibrated(uncalibrated())

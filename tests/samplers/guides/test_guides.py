@@ -19,7 +19,7 @@ from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import BoundTap, Chain, Context
 from gen.diffusion.worlds import Mixture
 from gen.pipeline import Pipeline
-from gen.samplers.caches.searched import LayerRun
+from gen.samplers.caches.searched import SkipSession
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
 from gen.samplers.guides.apg import APG
@@ -284,9 +284,9 @@ def test_cfg_zero_is_the_published_rule_for_velocities(path):
 @pytest.mark.parametrize("path", [Flow(), VP()], ids=repr)
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp", "unipc", "flow_adams"])
 def test_the_first_steps_stand_still_for_every_solver_and_cost_nothing(path, solver):
-    """A walk of a pipeline is the later part of its grid, from the start noise of the whole of it."""
+    """A pipeline's loop is the later part of its grid, from the start noise of the whole of it."""
     guide, times, solver = CFGZero(3.0, zero_steps=2), grid(path), build("samplers.solvers", solver)
-    pipeline = Pipeline(world(path), (4,), 2)
+    pipeline = Pipeline(Tapping(world(path)), (4,), 2)
     got = pipeline.sample(5, solver=solver, steps=10, grid=Linear(), guide=guide, cache=Watch(seen := []))
     x = path.start(Noise(tuple(sample_seeds(0, 5))).normal("start", (4,)), times[0])
     later = integrate(guide(world(path), times), x, times[2:], solver, cond=got.cond)
@@ -295,15 +295,29 @@ def test_the_first_steps_stand_still_for_every_solver_and_cost_nothing(path, sol
     assert seen == [8]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tapping:
+    """A world with one site."""
+
+    inner: Mixture
+    path = property(lambda self: self.inner.path)
+
+    def __call__(self, x, t, cond=None, *, s=None, tap=None):
+        return self.inner(x if tap is None else tap("final", lambda h: h, x), t, cond)
+
+    def null(self, cond):
+        return self.inner.null(cond)
+
+
 class Watch:
-    """A cache that is told how many steps there are, and computes all."""
+    """A cache that records how many steps there are, and computes all."""
 
     def __init__(self, seen):
         self.seen = seen
 
     def start(self, steps):
         self.seen.append(steps)
-        return LayerRun(((),) * steps, ())
+        return SkipSession(((),) * steps, ())
 
 
 @pytest.mark.parametrize(("guide", "space"), [(CFGZero, V()), (Rescale, X0())])

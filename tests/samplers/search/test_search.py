@@ -13,11 +13,10 @@ from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.sampling import integrate
-from gen.diffusion.tap import Context, ContextualTap, Record
+from gen.diffusion.tap import Context, ContextualTap, FeatureRecorder
 from gen.diffusion.worlds import Mixture
 from gen.models.dit import DiT
-from gen.samplers.caches.searched import LayerRun
-from gen.samplers.caches.searched import Searched as SearchedMask
+from gen.samplers.caches.searched import SearchedMask, SkipSession
 from gen.samplers.grids.exponential import Exponential
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
@@ -248,14 +247,14 @@ def test_a_mask_is_of_booleans_and_sites_are_names(tmp_path, mask, sites):
 def test_a_mask_of_sites_that_the_network_lacks_is_refused():
     net, places = Toy(), contexts(2)
     x = torch.ones(2, 1, dtype=torch.float64)
-    run = LayerRun(((True, False), (True, True)), ("blocks.0", "layers.1"))
+    run = SkipSession(((True, False), (True, True)), ("blocks.0", "layers.1"))
     with pytest.raises(UserError, match=r"no site layers\.1; it has trunk, hidden\.0"):
         walk(net, run, places, x)
-    run = LayerRun(((False, False),), ("blocks.0", "layers.1"))
+    run = SkipSession(((False, False),), ("blocks.0", "layers.1"))
     walk(net, run, contexts(1), x, ("main",))
     with pytest.raises(UserError, match=r"no site layers\.1"):
         run.report()
-    run = LayerRun(((False, False),), ("blocks.0", "blocks.1"))
+    run = SkipSession(((False, False),), ("blocks.0", "blocks.1"))
     walk(net, run, contexts(1), x, ("main",))
     assert run.report().computed == ((False, False),)
 
@@ -272,13 +271,13 @@ def test_a_mask_leaves_blocks_out_where_it_says_and_reports_it():
     net = DiT(size=8, patch=4, channels=1, classes=0, width=16, depth=2, heads=2).build()
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    run = LayerRun(((True, True), (True, False)), ("blocks.0", "blocks.1"))
+    run = SkipSession(((True, True), (True, False)), ("blocks.0", "blocks.1"))
     assert isinstance(run, ContextualTap)
     x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)
     whole = net(x, t, {}, tap=run.bind(Context(0, 2, 0, 0.5)))
     part = net(x, t, {}, tap=run.bind(Context(1, 2, 0, 0.5)))
     assert torch.equal(whole, net(x, t, {}))
-    record = Record(("hidden.*",))
+    record = FeatureRecorder(("hidden.*",))
     net(x, t, {}, tap=record)
     tokens = record.features["hidden.0"]
     c = net.t_embedder(t)

@@ -1,1 +1,1 @@
-"""Shared pieces of cache policies: the contract and the rules that decide by a residual."""
+"""Shared pieces of cache policies: distances between features."""

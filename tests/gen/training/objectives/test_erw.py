@@ -7,7 +7,7 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
-from gen.diffusion.tap import Chain, Record
+from gen.diffusion.tap import Chain, FeatureRecorder
 from gen.training.objectives.erw import ERW, Until
 from gen.training.trainer import train
 from tests.gen.training.objectives.aligned import batch_of, roles_of, run_of
@@ -39,7 +39,7 @@ def test_the_first_phase_sees_clean_images_at_time_zero():
     f = roles["net"]
     ((trained, loss, logs),) = run.objective(roles, batch)
     t, cond = run.objective.draw(f, batch)
-    record = Record(("hidden.0",))
+    record = FeatureRecorder(("hidden.0",))
     f.net(batch.x, 0 * t.float(), cond, tap=record)
     y = run.objective.encoder.load()(batch.x).tokens
     expected = -torch.cosine_similarity(roles["head"].net(record.features["hidden.0"]), y, dim=-1).mean()
@@ -50,7 +50,7 @@ def test_the_first_phase_sees_clean_images_at_time_zero():
 
 def test_later_blocks_are_not_computed():
     run = run_of("erw")
-    f, batch, record, tap = roles_of(run)["net"], batch_of(run), Record(), Until("hidden.0")
+    f, batch, record, tap = roles_of(run)["net"], batch_of(run), FeatureRecorder(), Until("hidden.0")
     f.output(batch.x, torch.zeros(8), batch.cond, tap=Chain((tap, record)))
     assert "blocks.0.attn" in record.features and "blocks.1.attn" not in record.features
     assert torch.equal(tap.value, record.features["hidden.0"])

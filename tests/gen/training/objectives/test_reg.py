@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.training.objectives.reg import REG
 from tests.gen.training.objectives.aligned import SMALL, batch_of, roles_of, run_of
 
@@ -23,7 +23,7 @@ def test_the_loss_is_its_parts():
     noise = batch.normal("eps").flatten(1), batch.noise.normal("eps.cls", (64,))
     at = t.float()[:, None]
     state = torch.cat([(1 - at) * batch.x.flatten(1) + at * noise[0], (1 - at) * cls + at * noise[1]], 1)
-    record = Record(("hidden.1",))
+    record = FeatureRecorder(("hidden.1",))
     out = f.net(state, t.float(), cond, tap=record)
     image = ((out[:, :64] - (noise[0] - batch.x.flatten(1))) ** 2).mean()
     token = ((out[:, 64:] - (noise[1] - cls)) ** 2).mean()

@@ -11,7 +11,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.diffusion.alignment import Features
-from gen.diffusion.tap import Record
+from gen.diffusion.tap import FeatureRecorder
 from gen.pipeline import load
 from gen.training.log import read_metrics
 from gen.training.objectives.denoise import Denoising
@@ -95,7 +95,7 @@ def test_the_encoder_sees_the_clean_image_and_the_head_the_noised_one():
     roles, batch = roles_of(run), batch_of(run)
     ((_, loss, logs),) = run.objective(roles, batch)
     f, (t, cond) = roles["net"], run.objective.draw(roles["net"], batch)
-    record = Record(("hidden.1",))
+    record = FeatureRecorder(("hidden.1",))
     f.output(f.path.mix(batch.x, batch.normal("eps"), t), t, cond, tap=record)
     h, y = roles["head"].net(record.features["hidden.1"]), run.objective.encoder.load()(batch.x).tokens
     expected = -torch.cosine_similarity(h, y, dim=-1).mean()

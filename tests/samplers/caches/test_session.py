@@ -16,7 +16,7 @@ from gen.samplers.caches.coordinates.lam import Lam
 from gen.samplers.caches.coordinates.t import T
 from gen.samplers.caches.custom import Custom
 from gen.samplers.caches.fbcache import FBCache
-from gen.samplers.caches.lib.session import Run
+from gen.samplers.caches.lib.session import SiteCacheSession
 from gen.samplers.caches.policies.interval import Interval
 from gen.samplers.caches.predictors.newton import Newton
 from gen.samplers.caches.predictors.reuse import Reuse
@@ -57,13 +57,13 @@ class Published:
         if not site.endswith(".raw"):
             return compute(h)
         if self.full:
-            feature, old, ladder = compute(h), self.cache.get(site, {}), {}
-            ladder[0] = feature
+            feature, old, difference_table = compute(h), self.cache.get(site, {}), {}
+            difference_table[0] = feature
             for i in range(self.order):
                 if i not in old or self.step >= self.steps - self.first + 1:
                     break
-                ladder[i + 1] = (ladder[i] - old[i]) / (self.activated[-1] - self.activated[-2])
-            self.cache[site] = ladder
+                difference_table[i + 1] = (difference_table[i] - old[i]) / (self.activated[-1] - self.activated[-2])
+            self.cache[site] = difference_table
             return feature
         x = self.step - self.activated[-1]
         return sum(f * x**i / math.factorial(i) for i, f in self.cache[site].items())
@@ -112,8 +112,13 @@ def test_lite_runs_no_block_on_a_skipped_step():
     run = TaylorSeerLite(interval=4).start(12)
     sampled(run)
     report = run.report()
-    assert [place.step for place, share in zip(report.places, report.asked, strict=True) if share] == [0, 1, 5, 9]
-    for place, row in zip(report.places, report.computed, strict=True):
+    assert [context.step for context, share in zip(report.contexts, report.share_needed, strict=True) if share] == [
+        0,
+        1,
+        5,
+        9,
+    ]
+    for place, row in zip(report.contexts, report.computed, strict=True):
         done = {site for site, yes in zip(report.sites, row, strict=True) if yes}
         assert done == (set(report.sites) if place.step in (0, 1, 5, 9) else {"time", "final"})
     assert report.hits == 8 * (len(report.sites) - 2)
@@ -148,7 +153,9 @@ def test_a_branch_that_misses_steps_extrapolates_from_its_own():
         got, exact = walk(net, run, [place], ONES, branches), walk(net, None, [place], ONES, branches)
         torch.testing.assert_close(got, exact, rtol=1e-11, atol=1e-11)
     full = [
-        p.step for p, share in zip(run.report().places, run.report().asked, strict=True) if share and p.branch != "main"
+        p.step
+        for p, share in zip(run.report().contexts, run.report().share_needed, strict=True)
+        if share and p.branch != "main"
     ]
     assert full == [0, 1, 11, 15]  # 11 is the first after a gap longer than the interval
 
@@ -157,7 +164,7 @@ def test_guidance_that_comes_and_goes_costs_what_the_report_says():
     run = TaylorSeerLite(interval=3).start(12)
     sampled(run, guide=CFG(2.0, interval=(0.2, 3.0)))
     report = run.report()
-    by_branch = {name: sum(p.branch == name for p in report.places) for name in ("main", "uncond")}
+    by_branch = {name: sum(p.branch == name for p in report.contexts) for name in ("main", "uncond")}
     assert by_branch["main"] == 12
     assert 0 < by_branch["uncond"] < 12
 
@@ -166,7 +173,7 @@ def test_only_the_unconditional_branch():
     run = Uncond(interval=3).start(12)
     got = sampled(run, guide=CFG(2.0))
     report = run.report()
-    for place, share in zip(report.places, report.asked, strict=True):
+    for place, share in zip(report.contexts, report.share_needed, strict=True):
         assert share == (place.branch == "main" or place.step in (0, 1, 4, 7, 10))
     exact = sampled(None, guide=CFG(2.0))
     assert 0 < (got - exact).abs().max() < 0.1 * exact.abs().max()
@@ -179,11 +186,11 @@ def test_uneven_steps_are_even_along_another_coordinate(coordinate):
     places = contexts(10, times)
     net = Toy(1)
     seen = [
-        Context(p.step, p.steps, p.stage, coordinate.place(p)) for p in places
+        Context(p.step, p.steps, p.stage, coordinate.value(p)) for p in places
     ]  # the network sees the coordinate as t
 
     def drift(coordinate):
-        run, out = Run(10, Interval(3, 2), Newton(1), ("hidden.*",), coordinate=coordinate), []
+        run, out = SiteCacheSession(10, Interval(3, 2), Newton(1), ("hidden.*",), coordinate=coordinate), []
         for place, context in zip(seen, places, strict=True):
             y = torch.zeros(2, dtype=torch.int64)
             t = torch.full((2,), place.t, dtype=torch.float64)
@@ -195,7 +202,7 @@ def test_uneven_steps_are_even_along_another_coordinate(coordinate):
 
 
 def test_lam_is_finite_and_falls_from_end_to_end():
-    values = [Lam().place(Context(0, 1, 0, t)) for t in (0.0, 1e-6, 0.01, 0.5, 0.99, 1.0)]
+    values = [Lam().value(Context(0, 1, 0, t)) for t in (0.0, 1e-6, 0.01, 0.5, 0.99, 1.0)]
     assert values == sorted(values, reverse=True)
     assert len(set(values)) == 6
     assert (values[0], values[3], values[-1]) == (8.0, 0.0, -8.0)
@@ -203,8 +210,12 @@ def test_lam_is_finite_and_falls_from_end_to_end():
 
 def test_block_outputs_and_gated_modules_are_sites_too():
     exact = sampled(None, steps=24)
-    for sites, base in ((("hidden.*",), ""), (("hidden.*",), "input"), (("blocks.*.attn", "blocks.*.mlp"), "")):
-        run = Custom(policy=Interval(2, 2), sites=sites, base=base).start(24)
+    for sites, subtract in (
+        (("hidden.*",), "none"),
+        (("hidden.*",), "input"),
+        (("blocks.*.attn", "blocks.*.mlp"), "none"),
+    ):
+        run = Custom(policy=Interval(2, 2), sites=sites, subtract=subtract).start(24)
         got = sampled(run, steps=24)
         assert 0 < (got - exact).abs().max() < 0.02 * exact.abs().max()
         assert run.report().full == 13
@@ -222,6 +233,8 @@ def test_what_does_not_fit_is_refused():
         sampled(TaylorSeer().start(5))
     with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has time, trunk"):
         sampled(Custom(sites=("layers.*",)).start(12))
+    with pytest.raises(UserError, match=r"no site of this network matches 'hidden\.\*'; it has none"):
+        Custom().start(1).report()
     run = Custom(sites=("layers.*",)).start(1)
     sampled(run, steps=1)
     with pytest.raises(UserError, match=r"no site of this network matches 'layers\.\*'; it has time, trunk"):
@@ -231,8 +244,13 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match=r"compares 'final', \[3, 1, 8, 8\], with 'hidden\.0', \[3, \d+, \d+\]"):
         sampled(FBCache(sites=("final",)).start(12))
     with pytest.raises(UserError, match="needs a policy with a probe"):
-        Custom(base="probe")
+        Custom(subtract="probe")
     with pytest.raises(UserError, match="at least one pattern"):
         Custom(sites=())
     with pytest.raises(UserError, match="the same coordinate"):
-        walk(Toy(1), Run(3, Interval(1), Reuse(), ("trunk",), coordinate=T()), contexts(3, [1.0, 0.5, 0.5]), ONES)
+        walk(
+            Toy(1),
+            SiteCacheSession(3, Interval(1), Reuse(), ("trunk",), coordinate=T()),
+            contexts(3, [1.0, 0.5, 0.5]),
+            ONES,
+        )

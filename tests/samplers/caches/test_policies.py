@@ -9,7 +9,7 @@ from gen.samplers.caches.custom import Custom
 from gen.samplers.caches.policies.gate import Gate
 from gen.samplers.caches.policies.indicator import Indicator
 from gen.samplers.caches.policies.interval import Interval
-from gen.samplers.caches.policies.lib.policy import distance
+from gen.samplers.caches.policies.lib.distance import relative_l1
 from gen.samplers.caches.policies.magnitude import Magnitude
 from gen.samplers.caches.policies.mask import Mask
 from gen.samplers.caches.policies.residual import Residual
@@ -86,7 +86,7 @@ def test_magnitude_counts_the_steps_that_its_branch_missed():
 
 def test_distance_is_of_each_row_alone():
     a, b = torch.tensor([[1.0, 3.0], [0.0, 0.0], [2.0, 2.0]]), torch.tensor([[2.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
-    assert distance(a, b) == [0.5, 0.0, float("inf")]
+    assert relative_l1(a, b) == [0.5, 0.0, float("inf")]
 
 
 def test_residual_compares_with_the_last_computed_step():
@@ -189,7 +189,7 @@ def test_the_verified_block_s_real_output_is_what_is_used():
 def test_a_probe_s_skip_runs_nothing_after_it():
     """TeaCache looks before the first attention: that, and all that it is inside of, is then not computed."""
     for policy, done in ((Indicator(), set()), (Residual(), {"hidden.0"}), (Gate(), {"hidden.0"})):
-        net, run = Toy(0), Custom(policy=policy, predictor="reuse", sites=("trunk",), base="input").start(6)
+        net, run = Toy(0), Custom(policy=policy, predictor="reuse", sites=("trunk",), subtract="input").start(6)
         walk(net, run, contexts(6), torch.ones(2, 1, dtype=torch.float64), ("main",))
         report = run.report()
         ran = {site for site, yes in zip(report.sites, report.computed[4], strict=True) if yes}
@@ -220,6 +220,6 @@ def test_a_row_may_be_skipped_while_another_is_computed():
     run = Custom(policy=Indicator(0.3), predictor="reuse", sites=("trunk",)).start(12)
     walk(Toy(1), run, contexts(12), torch.tensor([[1.0], [0.4], [2.5]], dtype=torch.float64))
     report = run.report()
-    assert any(0 < share < 1 for share in report.asked)
+    assert any(0 < share < 1 for share in report.share_needed)
     assert report.fraction_per_row < report.fraction < 1
-    assert json.loads(json.dumps(report.json()))["full"] == sum(share > 0 for share in report.asked)
+    assert json.loads(json.dumps(report.json()))["full"] == sum(share > 0 for share in report.share_needed)

@@ -175,5 +175,5 @@ def test_a_memory_is_a_value():
 
 def test_another_batch_size_is_refused():
     memory = remembered(Reuse(), [0.0], torch.randn(1, 3, 2))
-    with pytest.raises(UserError, match="start one run for each batch"):
+    with pytest.raises(UserError, match="start one session for each batch"):
         memory.update(1.0, torch.randn(4, 2), [True], 1)
