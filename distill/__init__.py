@@ -1,7 +1,15 @@
-"""Distillers: one file per method, each an objective over roles. Imported as gen.distillers; gen.distill runs one.
+"""Distillers: one file per method. Contract: gen.training.distillation.Distiller; gen.distill runs one.
 
-A method is a frozen dataclass: an objective (gen/training/objectives) with student(run, teacher, folder), which returns
-the student's Run from its teacher's.
+    pairs            reflow, rectified_diffusion, knowledge
+    trajectories     progressive, phased
+    scores           dmd2, f_distill, sid; disback around any of them, after degradation
+    consistency      consistency, ict, ect, tcm, scm
+    flow maps        meanflow, shortcut
+    rewards          awm, flow_grpo
+    other networks   ld_pruner, cdrl
+    text             dparallel, trajectory, learn2pd
+
+Shared pieces are in lib/, distances and rewards in folders of their own. The import name is gen.distillers.
 """
 
 if __name__ != "gen.distillers":

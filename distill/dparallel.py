@@ -1,38 +1,28 @@
-"""dParallel: a text model learns to be certain of its own right answers, so that more of them passes a threshold."""
+"""dParallel: a text model learns to be certain of its own right answers, so that more tokens pass a threshold."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from gen.config.errors import UserError
-from gen.distillers.lib.certainty import Certain, window
+from gen.distillers.lib.certainty import CertaintyDistillation, random_block
+from gen.distillers.lib.fields import check_fields
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.decoding import Decoding
 from gen.training.objectives import Batch
 from gen.training.objectives.lib.masked import Tokens
-from gen.training.run import Run
 
 __all__ = ["DParallel"]
 
 
 @dataclass(frozen=True)
-class DParallel(Certain):
-    """CE + CE' + beta (H + H') on the teacher's own right answers (Chen et al. 2025, arXiv 2509.26488).
+class DParallel(CertaintyDistillation):
+    """The loss CE + CE' + beta (H + H') on the teacher's own right answers (Chen et al. 2025, arXiv 2509.26488).
 
-    Two views of a text mask a share `ratio` of one block and the rest of it; what is before the block is clean, what is
-    after it is masked in both. CE: the mean over a view's masked places. H: the mean entropy of softmax(logits /
-    temperature) over those of them whose token is the likeliest already; it moves no other place. block: of so many
-    tokens, a random one of each text; None for the whole answer (the paper's Dream). ratio: None draws it uniformly for
-    each text, so that nearly empty answers are seen too. complementary: False for the first view alone, the
-    confidence-aware loss of LLaDA2 (CAP). The student is decoded by the policy `entropy`.
-
-    prompts: how many are asked of the teacher's data. right: only answers that the data call right, if they can tell
-    (gen.distillers.lib.answers). length: tokens of an answer, at most; None for as many as the data have there. lora:
-    the rank of adapters that learn instead of the network (peft); the weights that are saved have them added in, and
-    averages of those are one update late. store: a folder of answers, to share them between students.
+    Two views of a text mask a random share of one block and the rest of it. CE: the mean over a view's masked
+    positions. H: the mean entropy of softmax(logits / temperature) over those of them whose token is the likeliest
+    already. The student is decoded by the policy `entropy`.
 
     Measured (2026-11-28, one core of an AMD EPYC that other work shared, torch 2.13) on the recipe `lists`, 1000
     held-out prompts of all ten tasks: right answers in percent, tokens per forward. Teacher: one token a step 100, .69;
@@ -43,6 +33,11 @@ class DParallel(Certain):
     tokens per forward. On tasks with one answer the teacher is as good as certain (5.2 of at most 5.4 at .9); the gain
     is on those with many (1.8 instead of 1.2 at 97.5 percent), where the student gives the one answer that the
     teacher would have given: diversity is the price. At one and the same threshold it is wrong more often.
+
+    Attributes:
+        block: length of a block, of which each text gets a random one; None for the whole answer (the paper's Dream).
+        ratio: share of a block that the first view masks, in (0, 1]; the paper's. None draws it uniformly for each
+            text, so that nearly empty answers are trained too.
     """
 
     block: int | None = 32
@@ -50,16 +45,12 @@ class DParallel(Certain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.block is not None and self.block < 1) or (self.ratio is not None and not 0 < self.ratio <= 1):
-            raise UserError(
-                f"DParallel: block = {self.block}, ratio = {self.ratio}; block >= 1 and 0 < ratio <= 1, or none"
-            )
+        check_fields(self, block="[1, inf)", ratio="(0, 1]")
 
-    def decoding(self, run: Run) -> Decoding:
-        assert isinstance(run.sampler, Decoding)
-        return replace(run.sampler, policy=Entropy())
+    def student_decoding(self, decoding: Decoding) -> Decoding:
+        return replace(decoding, policy=Entropy())
 
-    def masks(self, net: Any, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
-        share = batch.noise.uniform("ratio")[:, None] if self.ratio is None else self.ratio
-        hit = batch.noise.uniform("mask", tokens.x.shape[1]) < share
-        return window(net, tokens, self.block, batch.noise.uniform("block")), hit.to(tokens.x.device)
+    def masks(self, net: nn.Module, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
+        ratio = batch.noise.uniform("ratio")[:, None] if self.ratio is None else self.ratio
+        first = batch.noise.uniform("mask", tokens.x.shape[1]) < ratio
+        return random_block(net, tokens, self.block, batch.noise.uniform("block")), first.to(tokens.x.device)

@@ -1,70 +1,56 @@
-"""Knowledge distillation: one look at the noise, compared with what the teacher made of it in many steps."""
+"""Knowledge distillation: one evaluation at the noise, compared with the teacher's sample of many steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.denoiser import Cond, Denoiser
+from gen.distillers.distances import Distance
 from gen.distillers.distances.square import Square
-from gen.distillers.lib.pairs import noise_of, pairs_of
+from gen.distillers.lib.pairs import PairDistillation, pair_noise
 from gen.training.objectives import Batch, Roles, Step
-from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
 
 __all__ = ["Knowledge"]
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """distance(x0(x_t1), x), x_t1 = sigma(t1) z the sampler's own start, over stored pairs (Luhman & Luhman 2021).
+class Knowledge(PairDistillation):
+    """The loss distance(x0(x_t1), x), x_t1 = sigma(t1) z the sampler's own start, on pairs (Luhman & Luhman 2021).
 
-    distance: square is the published one; lpips is what DMD's regression has (Yin et al. 2024). pairs, teacher_sampler,
-    store, real: as in gen.distillers.reflow. Only the first step is trained: a one-step student, whatever the path.
+    Only the first step is trained: a one-step student, whatever the path.
+
+    Attributes:
+        distance: of gen.distillers.distances; square is the published one, lpips that of DMD's regression (Yin et al.
+            2024).
     """
 
-    pairs: int = 16_384
-    teacher_sampler: Sampler = field(default_factory=lambda: Sampler(steps=16))
-    distance: Any = part("distillers.distances", default=Square())
-    real: bool = False
-    store: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.pairs < 1:
-            raise UserError(f"Knowledge: pairs = {self.pairs}; it must be at least 1")
+    distance: Distance = part("distillers.distances", default=Square())
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
-        """The run of the student: the teacher's, on its pairs, from its weights."""
-        check_state(run.model.build(), "knowledge")
-        one = Sampler("euler", steps=1)
-        nothing = torch.zeros(1, 1)
-        start = one.grid.times(run.path, 1)[0]
-        run.parameterisation.solve(run.path, nothing, nothing, start)  # refuses what says nothing of x0
-        data = pairs_of(run, teacher, folder, self.pairs, self.teacher_sampler, self.store, self.real)
-        return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=one)
-
-    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        return {"net": net}
+        """Return the teacher's run on its pairs; refuse a prediction that says nothing of x0 at t1."""
+        start = Sampler("euler", steps=1).grid.times(run.path, 1)[0]
+        run.parameterisation.solve(run.path, torch.zeros(1, 1), torch.zeros(1, 1), start)
+        return super().student(run, teacher, folder)
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
-        z, cond = noise_of(batch, "Knowledge")
-        made = self.made(roles["net"], z, cond)
-        logs = {"sample_mean": made.detach().mean(), "sample_std": made.detach().std()}
-        yield "net", self.distance(made, batch.x).mean(), logs
+        z, cond = pair_noise(batch, "Knowledge")
+        x0 = self.one_step(roles["net"], z, cond)
+        logs = {"sample_mean": x0.detach().mean(), "sample_std": x0.detach().std()}
+        yield "net", self.distance(x0, batch.x).mean(), logs
 
-    def made(self, f: Denoiser, z: Tensor, cond: Cond) -> Tensor:
-        """What one evaluation makes of unit noise z [B, ...]."""
+    def one_step(self, f: Denoiser, z: Tensor, cond: Cond) -> Tensor:
+        """Return samples [B, ...] by one evaluation at unit noise z [B, ...]."""
         t = torch.tensor(f.path.t1, dtype=torch.float64, device=z.device)
         return f(f.path.start(z, t), t, cond).x0
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """The mean distance on pairs held out."""
-        z, cond = noise_of(batch, "Knowledge")
-        return self.distance(self.made(roles["net"], z, cond), batch.x).mean()
+        """Return the mean distance on held-out pairs."""
+        z, cond = pair_noise(batch, "Knowledge")
+        return self.distance(self.one_step(roles["net"], z, cond), batch.x).mean()

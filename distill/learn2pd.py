@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,15 @@ from gen.config.spec import spec_of
 from gen.data.answers import Answers
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
-from gen.distillers.lib.answers import Asked, make_store, padded, sequential, text_teacher
+from gen.distillers.lib.answers import (
+    PromptBatch,
+    answer_columns,
+    make_answer_store,
+    sequential_decoding,
+    text_teacher,
+)
+from gen.distillers.lib.fields import check_fields
+from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan
 from gen.pipeline import locate
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.learned import Filter, Learned, window_values
@@ -30,30 +38,35 @@ from gen.training.optim.adamw import AdamW
 from gen.training.run import Run, run_from
 from gen.training.schedules import Constant
 
-__all__ = ["Learn2PD", "Rates", "held_out", "make_replays", "rates", "replay"]
+__all__ = ["Learn2PD", "FilterRates", "filter_rates", "held_out_rates", "make_replays", "replay"]  # noqa: RUF022 - the plug-in comes first
 
 HOLDOUT = 0.1  # of the replays, as in the paper
 
 
 @dataclass(frozen=True)
 class Learn2PD:
-    """Trains the filter of the policy `learned`; the network stays as it is (Bao et al. 2025, arXiv 2509.25188).
+    """Binary cross-entropy of the filter of the policy `learned`, on a teacher's replays (Bao et al. 2025, 2509.25188).
 
-    The teacher answers `prompts` prompts one token at a time. Each answer is decoded again, every step committing
-    exactly the tokens that are right already, and a step without any the whole window ("extremely greedy parallel").
-    From the confidences of its window the filter tells which masked tokens are right: binary cross-entropy. The logs
-    say of how many wrong tokens it is sure (false_positives) and of how many right ones (found), at `threshold`, and
-    gen.distillers.learn2pd.held_out says the same of prompts that it was not trained on.
+    The network stays as it is. The teacher answers prompts one token at a time. Each answer is decoded again, every
+    step committing exactly the tokens that are right already, and a step without any the whole window ("extremely
+    greedy parallel"). From the confidences of its window the filter predicts which masked tokens are right. The logs
+    are `filter_rates` at the threshold, and `held_out_rates` are those of prompts that it was not trained on.
 
-    block: the length of a window, and of the filter; None for the teacher's own. hidden, layers: of the filter. The
-    teacher is decoded greedily. The run has the paper's AdamW of rate 3e-3, and no averages; its checkpoints hold the
-    teacher's weights with the filter beside them. length, store: see gen.distillers.dparallel.
+    The teacher is decoded greedily. The run has the paper's AdamW of rate 3e-3, and no averages; its checkpoints hold
+    the teacher's weights with the filter beside them.
 
-    Measured as there, with --objective.block 8, half a minute of training: of wrong tokens held out 1.7 percent are
+    Measured as dParallel, with --objective.block 8, half a minute of training: of wrong tokens held out 1.7 percent are
     called right at .96 (with 8192 prompts; of right ones 80 percent are). Right answers in percent, tokens per forward:
     one token a step 100, .69; the filter at .96 99.5, 2.24 (2640 prompts: 99.6, 2.31), at .9 95.7, 2.59. So three times
     the tokens per forward at equal success; but of that a threshold has all but 7 percent (99.5, 2.09 between .9 and
-    .8), since confidences alone hardly tell which of many right answers the teacher takes.
+    .8), since confidences alone hardly say which of many right answers the teacher takes.
+
+    Attributes:
+        prompts: how many the teacher answers, at least 1; the paper's.
+        block: length of a window, and of the filter; None for the teacher's own.
+        hidden, layers: of the filter; the paper's.
+        threshold: of the policy, in [0, 1]; the paper's.
+        answer_length, store: see CertaintyDistillation.
     """
 
     prompts: int = 2640
@@ -61,29 +74,26 @@ class Learn2PD:
     hidden: int = 32
     layers: int = 2
     threshold: float = 0.96
-    length: int | None = None
+    answer_length: int | None = None
     store: str | None = None
-    writes: ClassVar[bool] = True
+    for_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("prompts", "block", "hidden", "layers", "length")}
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise UserError(f"Learn2PD: {name} = {value}; it must be at least 1")
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"Learn2PD: threshold = {self.threshold}; it must be in [0, 1]")
+        check_fields(self, prompts="[1, inf)", block="[1, inf)", hidden="[1, inf)", layers="[1, inf)")
+        check_fields(self, threshold="[0, 1]", answer_length="[1, inf)")
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
-        """The run of the filter: on replays of the teacher's answers, beside the teacher's weights."""
-        taught = text_teacher(teacher, "Learn2PD")
-        size = self.block or _window(taught)
-        sampler = replace(taught.decoding, policy=Learned("filter.safetensors", threshold=self.threshold))
-        if taught.net.block_size is None:
+        """Return the run of the filter, on replays of the teacher's answers, beside the teacher's weights."""
+        pipeline = text_teacher(teacher, "Learn2PD")
+        size = self.block or _longest_window(pipeline)
+        sampler = replace(pipeline.decoding, policy=Learned("filter.safetensors", threshold=self.threshold))
+        if pipeline.net.block_size is None:
             sampler = replace(sampler, block_schedule=SemiAR(length=size))
-        elif size != _window(taught):
-            raise UserError(f"Learn2PD: block = {size}, and the teacher's own blocks have {_window(taught)} tokens")
-        place = Path(self.store) if self.store else folder / "replays"
-        data = make_replays(taught, run.data, place, self.prompts, sampler, size, length=self.length)
+        elif size != _longest_window(pipeline):
+            own = _longest_window(pipeline)
+            raise UserError(f"Learn2PD: block = {size}, and the teacher's own blocks have {own} tokens")
+        store = Path(self.store or folder / "replays")
+        data = make_replays(pipeline, run.data, store, self.prompts, sampler, size, length=self.answer_length)
         return replace(
             run, objective=replace(self, block=size), data=data, teacher=None, init=str(teacher), sampler=sampler,
             optim=AdamW(lr=3e-3), schedule=Constant(), ema=(), batch_size=512, steps=2000, sample_every=0,
@@ -95,56 +105,74 @@ class Learn2PD:
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         loss, logits = self.loss(roles, batch)
-        found = rates(logits, batch.cond["right"], batch.cond["open"], self.threshold)
-        logs = {k: loss.new_tensor(getattr(found, k)) for k in ("false_positives", "found")}
+        rates = asdict(filter_rates(logits, batch.cond["correct"], batch.cond["masked"], self.threshold))
+        logs = {name: loss.new_tensor(rates[name]) for name in ("false_positive_rate", "recall")}
         yield "filter", loss, {"loss": loss.detach(), **logs}
 
     def loss(self, roles: Roles, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The mean over open places, and the filter's logits [B, length]."""
+        """Return the mean over masked positions, and the filter's logits [B, length]."""
         if "confidence" not in batch.cond:
             raise UserError("Learn2PD needs replays: this data has none")
         logits = roles["filter"].net(batch.cond["confidence"])
-        right, open_ = batch.cond["right"].to(logits), batch.cond["open"]
-        each = nn.functional.binary_cross_entropy_with_logits(logits, right, reduction="none")
-        return torch.where(open_, each, 0).sum() / open_.sum().clamp(min=1), logits
+        correct, masked = batch.cond["correct"].to(logits), batch.cond["masked"]
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, correct, reduction="none")
+        return torch.where(masked, losses, 0).sum() / masked.sum().clamp(min=1), logits
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """The loss on replays held out."""
+        """Return the loss on held-out replays."""
         return self.loss(roles, batch)[0]
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Shares at a threshold. false_positives: of the wrong tokens, those that are called right. found: of the right
-    ones. wrong: of those that are called right, the wrong ones. tokens: how many were judged."""
+class FilterRates:
+    """Shares of tokens at a threshold.
 
-    false_positives: float
-    found: float
-    wrong: float
+    Attributes:
+        false_positive_rate: of the wrong tokens, those that are called right.
+        recall: of the right tokens, those that are called right.
+        false_discovery_rate: of those that are called right, the wrong ones.
+        tokens: how many were judged.
+    """
+
+    false_positive_rate: float
+    recall: float
+    false_discovery_rate: float
     tokens: int
 
 
-def rates(logits: Tensor, right: Tensor, open_: Tensor, threshold: float) -> Rates:
-    """Of logits, right and open_ [B, length]; only what is open counts. A share of nothing is 0."""
-    said, right, open_ = logits.detach().sigmoid() > threshold, right.bool() & open_, open_.bool()
-    wrong = open_ & ~right
+def filter_rates(logits: Tensor, correct: Tensor, masked: Tensor, threshold: float) -> FilterRates:
+    """Count how often a filter is right; a share of nothing is 0.
+
+    Args:
+        logits: [B, length].
+        correct: which tokens are right, [B, length].
+        masked: which count, [B, length].
+        threshold: of the filter's probability.
+    """
+    positive, correct, masked = logits.detach().sigmoid() > threshold, correct.bool() & masked, masked.bool()
+    wrong = masked & ~correct
 
     def share(part: Tensor, whole: Tensor) -> float:
         return float((part & whole).sum() / whole.sum().clamp(min=1))
 
-    return Rates(share(said, wrong), share(said, right), share(wrong, said & open_), int(open_.sum()))
+    rates = share(positive, wrong), share(positive, correct), share(wrong, positive & masked)
+    return FilterRates(*rates, int(masked.sum()))
 
 
-def held_out(folder: str | Path) -> Rates:
-    """The rates of a run of Learn2PD on the replays that it was not trained on."""
+def held_out_rates(folder: str | Path) -> FilterRates:
+    """Return the rates of a run of Learn2PD on the replays that it was not trained on.
+
+    Args:
+        folder: of the run.
+    """
     place = locate(Path(folder))
     info = checkpoints.read(place, verify=False)
     run = run_from(info["run"])
     if not isinstance(run.objective, Learn2PD):
         raise UserError(f"{folder} is no run of learn2pd")
     columns = run.data.open("test").columns
-    made = Filter.read(place / "filter.safetensors", info["files"]["filter.safetensors"]["sha256"])
-    return rates(made(columns["confidence"]), columns["right"], columns["open"], run.objective.threshold)
+    net = Filter.read(place / "filter.safetensors", info["files"]["filter.safetensors"]["sha256"])
+    return filter_rates(net(columns["confidence"]), columns["correct"], columns["masked"], run.objective.threshold)
 
 
 # -- replays ----------------------------------------------------------------------------------------------------------
@@ -155,40 +183,52 @@ def make_replays(
     data: Any,
     folder: Path,
     n: int,
-    how: Decoding,
+    decoding: Decoding,
     size: int,
     *,
     length: int | None = None,
-    quiet: bool = False,
+    plan: ShardPlan = WHOLE_STORE,
 ) -> Answers:
-    """Every step of every replay of the teacher's answers to n prompts, in `folder`; see Learn2PD.
+    """Write every step of every replay of the teacher's answers to prompts; see Learn2PD.
 
-    how: block_schedule, stopping_rules and cfg_scale, of answers and replays; windows have at most `size` tokens. Items
-    have also "confidence" float32, "right" and "open" bool [size].
+    Items have, beside those of answers, "confidence" float32, "correct" and "masked" bool [size].
+
+    Args:
+        teacher, data, folder, n, length, plan: as of gen.distillers.lib.answers.make_answers.
+        decoding: block_schedule, stopping_rules and cfg_scale, of answers and replays.
+        size: the longest window.
     """
-    how = replace(sequential(how), sampling=TokenSampling())
+    decoding = replace(sequential_decoding(decoding), sampling=TokenSampling())
 
-    def made(asked: Asked) -> dict[str, Tensor]:
-        decoded = decode(teacher.net, asked.prompts, asked.lengths, how, seed=asked.seeds)
-        texts = padded(teacher, asked, decoded)
-        steps = replay(teacher.net, asked.prompts, asked.lengths, decoded.tokens, how, size)
+    def generate(batch: PromptBatch) -> dict[str, Tensor]:
+        decoded = decode(teacher.net, batch.prompts, batch.lengths, decoding, seed=batch.seeds)
+        texts = answer_columns(teacher, batch, decoded)
+        steps = replay(teacher.net, batch.prompts, batch.lengths, decoded.tokens, decoding, size)
         row = steps.pop("row")
         return {**steps, **{key: texts[key][row] for key in ("x", "prompt", "length")}}
 
-    about = {"decoding": spec_of(how, named=False), "window": size, "length": length}
-    return make_store(teacher, data, folder, n, about, made, length=length, quiet=quiet, holdout=HOLDOUT)
+    about = {"decoding": spec_of(decoding, named=False), "window": size, "length": length}
+    return make_answer_store(teacher, data, folder, n, about, generate, length=length, plan=plan, holdout=HOLDOUT)
 
 
 def replay(
-    f: Any, prompts: list[list[int]], lengths: list[int], answers: Tensor, how: Decoding, size: int
+    f: Any, prompts: list[list[int]], lengths: list[int], answers: Tensor, decoding: Decoding, size: int
 ) -> dict[str, Tensor]:
-    """Decodes `answers` [B, N], canvases of prompt and text, again, committing what is right.
+    """Decode answers again, committing what is right.
 
-    Of every step and row, [S, ...]: row, which text; confidence float32 [size], of the window's tokens, 1 where one is
-    committed or there is none; open: which may be committed; right: of which of these the likeliest is the answer's.
+    Args:
+        f: the predictor.
+        prompts, lengths: as of gen.text.loop.decode.
+        answers: canvases of prompt and text, [B, N].
+        decoding: block_schedule, stopping_rules and cfg_scale.
+        size: the longest window.
+
+    Returns:
+        Of every step and row, [S, ...]: row, which text; of the window's tokens, [S, size], the confidence float32, 1
+        where one is committed or there is none, whether they are masked, and whether masked ones are correct.
     """
     policy = _Replay(answers, size)
-    decode(f, prompts, lengths, replace(how, policy=policy, sampling=TokenSampling(), kv_plan=None))
+    decode(f, prompts, lengths, replace(decoding, policy=policy, sampling=TokenSampling(), kv_plan=None))
     return {key: torch.cat([step[key] for step in policy.steps]).cpu() for key in policy.steps[0]}
 
 
@@ -208,16 +248,16 @@ class _Replay:
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         answer = state["answer"].gather(1, view.positions)
         right = (view.top_token == answer) & view.masked
-        seen = torch.where(view.masked, view.confidence, 1.0)
-        columns = [(seen.float(), 1.0), (view.masked.float(), 0.0), (right.float(), 0.0)]
-        confidence, open_, correct = (window_values(view, values, empty, self.size) for values, empty in columns)
-        step = {"row": state["row"], "confidence": confidence, "open": open_ > 0, "right": correct > 0}
-        alive = view.masked.any(1)
-        self.steps.append({key: value[alive] for key, value in step.items()})
+        certain = torch.where(view.masked, view.confidence, 1.0)
+        columns = [(certain.float(), 1.0), (view.masked.float(), 0.0), (right.float(), 0.0)]
+        confidence, masked, correct = (window_values(view, values, empty, self.size) for values, empty in columns)
+        step = {"row": state["row"], "confidence": confidence, "masked": masked > 0, "correct": correct > 0}
+        active = view.masked.any(1)
+        self.steps.append({key: value[active] for key, value in step.items()})
         return CommitDecision(torch.where(right.any(1, keepdim=True), right, view.masked), tokens=answer), state
 
 
-def _window(teacher: TextPipeline) -> int:
+def _longest_window(teacher: TextPipeline) -> int:
     """The longest window in which a teacher is decoded; UserError for blocks that have no longest one."""
     blocks = teacher.decoding.block_schedule
     if not isinstance(blocks, SemiAR):

@@ -1,20 +1,21 @@
-"""Phased Rectified Diffusion: the ODE made first-order within each of a few phases, from the teacher's walk in each."""
+"""Phased Rectified Diffusion: the ODE made first-order within each of a few phases, from the teacher's trajectories."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
-from gen.config.spec import build, part
+from gen.config.spec import part
+from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
+from gen.distillers.distances import Distance
 from gen.distillers.distances.huber import Huber
+from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import guided_teacher, require_teacher
-from gen.distillers.progressive import walked
+from gen.distillers.lib.trajectory import euler_chord
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
@@ -24,29 +25,32 @@ __all__ = ["Phased"]
 
 @dataclass(frozen=True)
 class Phased:
-    """distance(student's end of the phase, teacher's), from any time of the phase (Wang et al. 2024, section 3.4).
+    """The distance of the student's end of a phase to the teacher's, from any time of it (Wang et al. 2024, sec. 3.4).
 
-    The teacher walks from data noised to the phase's top to its bottom, in `substeps` of Euler (DDIM); one x0 and eps
-    lead there straight, x_t lies on that way, and the student is to reach the bottom from it in one step. Published: 4
-    phases of 10, guidance 3, huber with c = 0.001. grid: the times of all phases * substeps steps. Sampled in as many
+    From data noised to the phase's first time the teacher takes Euler's steps (DDIM) to its last; one x0 and eps lead
+    there straight, x_t lies on that line, and the student is to reach the end from it in one step. Sampled in as many
     steps as phases. On any path and parameterisation; needs no pairs.
+
+    Attributes:
+        phases: how many, at least 1; the paper's.
+        substeps: the teacher's steps in each, at least 1; the paper's.
+        grid: the times of all phases * substeps steps.
+        guide: on the teacher; its `steps` are parts of all phases. None for none; scale 3 in the paper.
+        distance: of gen.distillers.distances; the paper's.
     """
 
     phases: int = 4
     substeps: int = 10
-    grid: Any = part("samplers.grids", default="linear")
-    guide: Any = part("samplers.guides", default=None)
-    distance: Any = part("distillers.distances", default=Huber())
+    grid: Grid = part("samplers.grids", default="linear")
+    guide: Guide | None = part("samplers.guides", default=None)
+    distance: Distance = part("distillers.distances", default=Huber())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", build("samplers.grids", self.grid))
-        object.__setattr__(self, "guide", None if self.guide is None else build("samplers.guides", self.guide))
-        if self.phases < 1 or self.substeps < 1:
-            raise UserError(f"Phased: phases = {self.phases}, substeps = {self.substeps}; both must be at least 1")
+        check_fields(self, phases="[1, inf)", substeps="[1, inf)")
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
-        """The run of the student: the teacher's, from its weights."""
-        check_state(run.model.build(), "phased")
+        """Return the teacher's run from its weights, sampled in one step a phase."""
+        check_state(run.model.build(), "Phased")
         edges = self.grid.times(run.path, self.phases * self.substeps)[:: self.substeps].tolist()
         sampler = Sampler("euler", steps=self.phases, grid=edges)
         return replace(run, objective=self, teacher=str(teacher), init=str(teacher), sampler=sampler)
@@ -59,19 +63,19 @@ class Phased:
         yield "net", self.losses(roles, batch).mean(), {}
 
     def losses(self, roles: Roles, batch: Batch) -> Tensor:
-        """The loss of each sample, [B], in a phase and at a time of it that its noise draws."""
+        """Return the loss of each sample, [B], in a phase and at a time of it that its noise draws."""
         f: Denoiser = roles["net"]
         path = f.path
         times = self.grid.times(path, self.phases * self.substeps).to(batch.x.device)
-        taught = guided_teacher(roles["teacher"], path, self.guide, times)
-        top = batch.noise.integers("phase", self.phases).to(batch.x.device) * self.substeps  # [B]
-        high, low = times[top], times[top + self.substeps]
-        x_s = path.mix(batch.x, batch.normal("eps"), high)
-        way = walked(taught, x_s, [times[top + k] for k in range(self.substeps + 1)], batch.cond)
+        teacher = guided_teacher(roles["teacher"], path, self.guide, times)
+        first = batch.noise.integers("phase", self.phases).to(batch.x.device) * self.substeps  # [B]
+        high, low = times[first], times[first + self.substeps]
+        x = path.mix(batch.x, batch.normal("eps"), high)
+        line = euler_chord(teacher, x, [times[first + k] for k in range(self.substeps + 1)], batch.cond)
         t = high - (high - low) * batch.noise.uniform("t").to(high)  # in (low, high]
-        made = f(path.mix(*way, t), t, batch.cond)
-        return self.distance(path.mix(*made, low), path.mix(*way, low))
+        pred = f(path.mix(*line, t), t, batch.cond)
+        return self.distance(path.mix(*pred, low), path.mix(*line, low))
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """The mean loss on held-out data."""
+        """Return the mean loss on held-out data."""
         return self.losses(roles, batch).mean()

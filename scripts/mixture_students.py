@@ -94,7 +94,7 @@ def plans() -> dict[str, Plan]:
     return {
         "reflow": Plan(by("reflow", huber=1.0), pairs=True),
         "rectified_diffusion": Plan(by("rectified_diffusion"), pairs=True),
-        "progressive": Plan(by("progressive", start=16, updates=400), 2000),
+        "progressive": Plan(by("progressive", start_steps=16, stage_updates=400), 2000),
         "knowledge": Plan(by("knowledge"), pairs=True),
         "dmd2": matched(by("dmd2", **kl)),
         "f_distill, js": matched(by("f_distill", divergence="js", **ratio), updates=500),
@@ -185,7 +185,7 @@ class Workshop:
             load_matching(parts["fake"], records[-1].net.state_dict())
         roles = {role: denoiser(part) for role, part in parts.items()}
         optims = {role: adam(part, plan, role) for role, part in parts.items() if list(part.parameters())}
-        sequence, span = TeacherSequence(records[-2::-1], HOLD), getattr(objective, "updates", plan.updates)
+        sequence, span = TeacherSequence(records[-2::-1], HOLD), getattr(objective, "stage_updates", plan.updates)
         for step in range(plan.updates):
             logs: dict[str, Any] = {}
             given = {**roles, "teacher": sequence.at(step, self.teacher)}

@@ -1,1 +1,1 @@
-"""Shared pieces of distillers: students and critics, stores of pairs and answers, losses, and gen.distill itself."""
+"""Shared pieces of distillers: teachers, losses, networks beside the student, stores of what a teacher generates."""

@@ -30,6 +30,8 @@ def check_fields(thing: Any, **intervals: str) -> None:
         folders, value = field.metadata.get("folders"), getattr(thing, field.name)
         if folders and value is not None:
             object.__setattr__(thing, field.name, build(folders, value))
+        elif isinstance(value, list):
+            object.__setattr__(thing, field.name, tuple(value))
         elif typing.get_origin(hints[field.name]) is typing.Literal and value not in typing.get_args(hints[field.name]):
             raise UserError(
                 f"{name}: {field.name} = {value!r}. {nearest(str(value), typing.get_args(hints[field.name]))}"

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: a twin of a network that learns, and how what it learned gets into the network."""
+"""Low-rank adapters by peft: a copy of a network that learns by them, and their merging into the network."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from torch import nn
 
 from gen.config.errors import MissingDependency
 
-__all__ = ["adapted", "merge"]
+__all__ = ["merge_adapters", "with_adapters"]
 
 
-def adapted(net: nn.Module, rank: int, owner: str) -> nn.Module:
-    """A copy of a network of which only adapters are trained, one beside every linear layer but the head.
+def with_adapters(net: nn.Module, rank: int, owner: str) -> nn.Module:
+    """Return a copy of a network of which only adapters are trained, one beside every linear layer but the head.
 
-    Hu et al. 2021, scale 1 (alpha = rank); at first it is the network itself. Raises MissingDependency without peft.
+    Hu et al. 2021, scale 1 (alpha = rank); at first it computes what the network computes.
+
+    Args:
+        net: the network.
+        rank: of the adapters.
+        owner: name of the distiller, for the message.
+
+    Raises:
+        MissingDependency: without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise MissingDependency(f"{owner}: lora = {rank} needs peft: pip install 'gen[lora]'") from None
+        raise MissingDependency(f"{owner}: lora_rank = {rank} needs peft: pip install 'gen[lora]'") from None
 
     names = [name for name, m in net.named_modules() if isinstance(m, nn.Linear) and name != "head"]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
@@ -29,9 +37,14 @@ def adapted(net: nn.Module, rank: int, owner: str) -> nn.Module:
 
 
 @torch.no_grad()
-def merge(twin: nn.Module, net: nn.Module) -> None:
-    """Gives the network the weights of its twin, adapters added; all else they have in common."""
-    layers = dict(twin.named_modules())
+def merge_adapters(adapted: nn.Module, net: nn.Module) -> None:
+    """Copy the weights of a network with adapters, the adapters added, into the network without.
+
+    Args:
+        adapted: what `with_adapters` returned.
+        net: the network.
+    """
+    layers = dict(adapted.named_modules())
     for name, layer in net.named_modules():
         other: Any = layers[name]
         if isinstance(layer, nn.Linear) and hasattr(other, "get_delta_weight"):

@@ -1,72 +1,97 @@
-"""The pair store: what a teacher's ODE makes of numbered noise, in shards that can be made in any order and resumed.
-
-Or the other way: what noise it makes of data.
-"""
+"""The pair store: what a teacher's ODE makes of numbered noise, or which noise it makes of data; and its students."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data.pairs import Pairs
-from gen.diffusion.denoiser import Cond
+from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise, derive, sample_seeds
-from gen.distillers.lib.shards import SHARD, fill_shards
+from gen.distillers.lib.fields import check_fields
+from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan, fill_shards, parent_hash
 from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.trajectory import invert
-from gen.pipeline import Pipeline, load, locate
+from gen.pipeline import Pipeline, load
+from gen.training.distillation import teacher_run
 from gen.training.objectives import Batch
-from gen.training.run import Run, Sampler, run_from
+from gen.training.objectives.denoise import check_state
+from gen.training.run import Run, Sampler
 
-__all__ = ["invert_pairs", "make_pairs", "noise_of", "pairs_of", "real_run"]
+__all__ = ["PairDistillation", "invert_pairs", "make_pairs", "pair_noise", "run_on_real_data"]
 
-CLEAN = 1e-3  # sigma / alpha of the noise that data get before they are inverted, as rf++ has it
-BATCH = 250  # of an inversion
+LOWEST = 1e-3  # sigma / alpha of the noise that data get before they are inverted, as rf++ has it
+BATCH = 250  # rows of an inversion
 
 
-def pairs_of(run: Run, teacher: Path, folder: Path, n: int, sampler: Sampler, store: str | None, real: bool) -> Pairs:
-    """What a method trains on: n pairs of the teacher, made in folder/pairs, or in `store`, unless they are there.
+@dataclass(frozen=True)
+class PairDistillation:
+    """The common part of distillers that train on stored pairs of noise and a teacher's sample.
 
-    real: data of the teacher's, and the noise that its ODE makes of them, instead of noise and what it makes of that.
+    Attributes:
+        pairs: how many are generated before the training, at least 1.
+        teacher_sampler: how.
+        real_data: pairs of the teacher's training data and the noise that its ODE makes of them (rf++'s configuration
+            G; the teacher may be a student of pairs itself), instead of noise and samples.
+        store: folder of the pairs, to share them between students; None for the student's own folder.
     """
-    place, taught = Path(store) if store else folder / "pairs", load(teacher)
-    if real:
-        return invert_pairs(taught, real_run(run).data, place, sampler, n)
-    return make_pairs(taught, place, n, sampler)
+
+    pairs: int = 16_384
+    teacher_sampler: Sampler = field(default_factory=lambda: Sampler(steps=16))
+    real_data: bool = False
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, pairs="[1, inf)")
+
+    def student(self, run: Run, teacher: Path, folder: Path) -> Run:
+        """Return the teacher's run on its pairs, which are generated, from its weights, sampled in one Euler step."""
+        check_state(run.model.build(), type(self).__name__)
+        store, pipeline = Path(self.store or folder / "pairs"), load(teacher)
+        if self.real_data:
+            data = invert_pairs(pipeline, run_on_real_data(run).data, store, self.teacher_sampler, self.pairs)
+        else:
+            data = make_pairs(pipeline, store, self.pairs, self.teacher_sampler)
+        sampler = Sampler("euler", steps=1)
+        return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=sampler)
+
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
+        return {"net": net}
 
 
 def make_pairs(
-    teacher: Pipeline,
-    folder: Path,
-    n: int,
-    sampler: Sampler,
-    seed: int = 1,
-    quiet: bool = False,
-    shard: int = SHARD,
-    part: tuple[int, int] = (0, 1),
+    teacher: Pipeline, folder: Path, n: int, sampler: Sampler, seed: int = 1, plan: ShardPlan = WHOLE_STORE
 ) -> Pairs:
-    """n pairs from `teacher`, sampled as `sampler` says, in `folder`; whole shards that are there already are kept.
+    """Generate pairs of noise and sample; whole shards that are there already are kept.
 
-    Noise i is that of sample seed i, so it is regenerated rather than stored (rf++, Lee et al. 2024, appendix). Labels
-    are balanced. part: (k, m) makes every m-th shard from the k-th on, for m machines that share the folder. Raises
-    UserError if the folder holds pairs of another teacher, sampler, seed, number or shard size.
+    Noise i is that of sample seed i, so it is drawn again rather than stored (rf++, Lee et al. 2024, appendix). Labels
+    are balanced.
+
+    Args:
+        teacher: the pipeline that is sampled.
+        folder: of the store.
+        n: number of pairs.
+        sampler: how the teacher is sampled.
+        seed: of the noise.
+        plan: how the store is written.
+
+    Raises:
+        UserError: if the folder holds pairs of another teacher, sampler, seed, number or shard size.
     """
 
-    def made(first: int, count: int) -> dict[str, Tensor]:
+    def generate(first: int, count: int) -> dict[str, Tensor]:
         out = replace(teacher, sampler=sampler).sample(count, seed=seed, start=first)
         return {"x": out.x, **out.cond, "origin": torch.tensor(sample_seeds(seed, count, first))}
 
-    return _store(
-        teacher, folder, n, {"sampler": spec_of(sampler, named=False), "seed": seed}, made, quiet, shard, part
-    )
+    about = {"sampler": spec_of(sampler, named=False), "seed": seed}
+    fill_shards(folder, "pairs", n, _about(teacher, about), generate, plan)
+    return Pairs(str(folder))
 
 
 def invert_pairs(
@@ -76,14 +101,23 @@ def invert_pairs(
     sampler: Sampler,
     n: int | None = None,
     seed: int = 1,
-    quiet: bool = False,
-    shard: int = SHARD,
-    part: tuple[int, int] = (0, 1),
+    plan: ShardPlan = WHOLE_STORE,
 ) -> Pairs:
-    """Training items of `data` and the noise that the teacher's ODE makes of them (rf++'s real data, section 4.3).
+    """Generate pairs of training items and the noise that the teacher's ODE makes of them (rf++, section 4.3).
 
-    n: at most so many items, in an order of the seed's; None for all. The noise is stored, unit like any other, so
-    that the sampler leads from it back to the item as well as it can. Otherwise as make_pairs.
+    The noise is stored, unit like any other, so that the sampler leads from it back to the item as well as it can.
+
+    Args:
+        teacher: the pipeline whose ODE it is.
+        data: a data set; its training items are taken.
+        folder: of the store.
+        sampler: solver, grid and guide of the ODE.
+        n: at most so many items, in an order of the seed's; None for all.
+        seed: of the order, and of the little noise that items get first.
+        plan: how the store is written.
+
+    Raises:
+        UserError: as of make_pairs, and for a sampler with a cache.
     """
     if sampler.cache is not None:
         raise UserError(f"teacher_sampler.cache = {sampler.cache!r}: an inversion reuses no features; leave it out")
@@ -91,54 +125,45 @@ def invert_pairs(
     generator = torch.Generator().manual_seed(derive("invert", seed))
     order = torch.randperm(len(opened), generator=generator)[: n or len(opened)].tolist()
 
-    def made(first: int, count: int) -> dict[str, Tensor]:
+    def generate(first: int, count: int) -> dict[str, Tensor]:
         items = torch.utils.data.default_collate([opened[i] for i in order[first : first + count]])
         x, cond = items["x"], {k: v for k, v in items.items() if k != "x"}
-        noise = Noise(tuple(sample_seeds(seed, count, first)))
-        parts = [
-            _noise_below(teacher, x[i : i + BATCH], cond, Noise(noise.seeds[i : i + BATCH]), sampler, i)
-            for i in range(0, count, BATCH)
-        ]
-        return {"x": x, **cond, "noise": torch.cat(parts)}
+        seeds, noise = sample_seeds(seed, count, first), []
+        for rows in (slice(i, i + BATCH) for i in range(0, count, BATCH)):
+            part = {k: v[rows].to(teacher.device) for k, v in cond.items()}
+            noise.append(_noise_of(teacher, x[rows].to(teacher.device), part, Noise(tuple(seeds[rows])), sampler))
+        return {"x": x, **cond, "noise": torch.cat(noise)}
 
     about = {"sampler": spec_of(sampler, named=False), "seed": seed, "inverted": opened.fingerprint}
-    return _store(teacher, folder, len(order), about, made, quiet, shard, part)
-
-
-@torch.no_grad()
-def _noise_below(teacher: Pipeline, x: Tensor, cond: Cond, noise: Noise, sampler: Sampler, first: int) -> Tensor:
-    """The unit noise of which the teacher's ODE makes x [B, ...], rows `first` on of the condition."""
-    path, device = teacher.denoiser.path, teacher.device
-    times = sampler.grid.times(path, sampler.steps)
-    low = path.t_from_lambda(-torch.tensor(CLEAN, dtype=torch.float64).log()).clamp(max=float(times[-2]) / 2)
-    times = torch.cat([times[:-1], low[None]])
-    f = guided_teacher(teacher.denoiser, path, sampler.guide, times)
-    here = {k: v[first : first + len(x)].to(device) for k, v in cond.items()}
-    stirred = path.mix(x.to(device), noise.normal("invert", x.shape[1:]).to(device), low)
-    return (invert(f, stirred, times, sampler.solver, here) / float(path.sigma(times[0]))).float().cpu()
-
-
-def _store(
-    teacher: Pipeline,
-    folder: Path,
-    n: int,
-    about: dict[str, Any],
-    made: Callable[[int, int], dict[str, Tensor]],
-    quiet: bool,
-    shard: int,
-    part: tuple[int, int],
-) -> Pairs:
-    """Every shard of this part that is not there yet: made(first, count) gives its columns."""
-    parent = checkpoints.read(locate(teacher.folder), verify=False)["sha256"] if teacher.folder else None
-    about = {"parent": parent, **about, "shape": list(teacher.shape), "classes": teacher.classes}
-    fill_shards(folder, "pairs", n, about, made, quiet, shard, part)
+    fill_shards(folder, "pairs", len(order), _about(teacher, about), generate, plan)
     return Pairs(str(folder))
 
 
-def noise_of(batch: Batch, owner: str) -> tuple[Tensor, Cond]:
-    """The unit noise that each x of a batch of pairs was made from, like x, and the condition without it.
+@torch.no_grad()
+def _noise_of(teacher: Pipeline, x: Tensor, cond: Cond, noise: Noise, sampler: Sampler) -> Tensor:
+    """The unit noise of which the teacher's ODE makes x [B, ...]."""
+    path, times = teacher.denoiser.path, sampler.grid.times(teacher.denoiser.path, sampler.steps)
+    low = path.t_from_lambda(-torch.tensor(LOWEST, dtype=torch.float64).log()).clamp(max=float(times[-2]) / 2)
+    times = torch.cat([times[:-1], low[None]])
+    f = guided_teacher(teacher.denoiser, path, sampler.guide, times)
+    x_low = path.mix(x, noise.normal("invert", x.shape[1:]).to(x), low)
+    return (invert(f, x_low, times, sampler.solver, cond) / float(path.sigma(times[0]))).float().cpu()
 
-    Raises UserError for data that are no pairs.
+
+def _about(teacher: Pipeline, about: dict[str, Any]) -> dict[str, Any]:
+    parent = parent_hash(teacher.folder)
+    return {"parent": parent, **about, "shape": list(teacher.shape), "classes": teacher.classes}
+
+
+def pair_noise(batch: Batch, owner: str) -> tuple[Tensor, Cond]:
+    """Return the unit noise of each pair, like x, and the condition without it.
+
+    Args:
+        batch: of pairs.
+        owner: name of the distiller, for the message.
+
+    Raises:
+        UserError: for data that are no pairs.
     """
     if "noise" in batch.cond:
         return batch.cond["noise"].to(batch.x), {k: v for k, v in batch.cond.items() if k != "noise"}
@@ -147,11 +172,18 @@ def noise_of(batch: Batch, owner: str) -> tuple[Tensor, Cond]:
     return batch.origin.normal("start", batch.x.shape[1:]).to(batch.x), batch.cond
 
 
-def real_run(run: Run) -> Run:
-    """The run itself, or its teacher's, or that one's teacher's, until one was trained on data and not on pairs."""
+def run_on_real_data(run: Run) -> Run:
+    """Return the run itself, or its teacher's, or that one's teacher's: the first that was trained on no pairs.
+
+    Args:
+        run: of a teacher.
+
+    Raises:
+        UserError: for a run on pairs that names no teacher.
+    """
     while isinstance(run.data, Pairs):
         parent = run.teacher or run.init
         if parent is None:
             raise UserError(f"real data are asked for, and the run on {run.data.path} names no teacher that had some")
-        run = run_from(checkpoints.read(locate(Path(parent)), verify=False)["run"])
+        run = teacher_run(parent)
     return run

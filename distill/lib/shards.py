@@ -1,8 +1,9 @@
-"""A store of what a teacher made: shards that can be made in any order, by any machine, and resumed."""
+"""A store of what a teacher generates: shards that can be made in any order, by any machine, and resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +11,74 @@ from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.pipeline import locate
 from gen.training.log import Progress
 
-__all__ = ["SHARD", "fill_shards"]
+__all__ = ["WHOLE_STORE", "ShardPlan", "fill_shards", "parent_hash"]
 
-SHARD = 4096
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Options of writing a store.
+
+    Attributes:
+        size: rows of a shard, at least 1.
+        part: (k, m) writes every m-th shard from the k-th on, for m machines that share the folder.
+        quiet: whether no progress is shown.
+    """
+
+    size: int = 4096
+    part: tuple[int, int] = (0, 1)
+    quiet: bool = False
+
+
+WHOLE_STORE = ShardPlan()
 
 
 def fill_shards(
     folder: Path,
-    what: str,
+    name: str,
     n: int,
     about: Mapping[str, Any],
-    made: Callable[[int, int], dict[str, Tensor]],
-    quiet: bool,
-    shard: int = SHARD,
-    part: tuple[int, int] = (0, 1),
+    generate: Callable[[int, int], dict[str, Tensor]],
+    plan: ShardPlan,
 ) -> None:
-    """Makes every shard of n numbered things that is not there yet: made(first, count) gives its columns.
+    """Write every shard of n numbered rows that is not there yet.
 
-    what: the name of the tensors' file, and of the progress. about: what all shards have in common; those that are
-    there must have the same, else UserError. part: (k, m) makes every m-th shard from the k-th on.
+    Args:
+        folder: of the store.
+        name: of the tensors' file, and of the progress.
+        n: number of rows in all shards.
+        about: the manifest that all shards share, and that shards which are there must have.
+        generate: generate(first, count) returns the columns of some rows.
+        plan: how it is written.
+
+    Raises:
+        UserError: if a shard of another store is there.
     """
-    k, of = part
-    if n < 1 or shard < 1 or not 0 <= k < of:
-        raise UserError(f"{what}: n = {n}, shard = {shard}, part = {k} of {of}; all positive, parts count from 0")
-    shards = -(-n // shard)
+    k, of = plan.part
+    if n < 1 or plan.size < 1 or not 0 <= k < of:
+        raise UserError(f"{name}: n = {n}, shard = {plan.size}, part = {k} of {of}; all positive, parts count from 0")
+    shards = -(-n // plan.size)
     about = {**about, "n": n, "shards": shards}
-    progress = Progress(what, n, quiet=quiet)
+    progress = Progress(name, n, quiet=plan.quiet)
     for i in range(k, shards, of):
-        place, count = folder / f"shard-{i:05d}", min(shard, n - i * shard)
-        if place.exists():
-            there = {key: v for key, v in checkpoints.read(place).items() if key not in ("format", "files", "sha256")}
+        shard, count = folder / f"shard-{i:05d}", min(plan.size, n - i * plan.size)
+        if shard.exists():
+            there = {key: v for key, v in checkpoints.read(shard).items() if key not in ("format", "files", "sha256")}
             differs = [key for key in {**there, **about} if there.get(key) != about.get(key)]
             if differs:
-                raise UserError(f"{place} holds other {what}: {', '.join(differs)} differ. Choose another folder")
+                raise UserError(f"{shard} holds other {name}: {', '.join(differs)} differ. Choose another folder")
         else:
-            checkpoints.write(place, {f"{what}.safetensors": made(i * shard, count)}, about)
+            checkpoints.write(shard, {f"{name}.safetensors": generate(i * plan.size, count)}, about)
         progress.advance(count)
     progress.close()
+
+
+def parent_hash(folder: Path | None) -> str | None:
+    """Return the sha256 of a teacher's checkpoint, by which a store knows its teacher; None without a folder.
+
+    Args:
+        folder: of the teacher's run, or None.
+    """
+    return checkpoints.read(locate(folder), verify=False)["sha256"] if folder else None

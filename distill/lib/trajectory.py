@@ -1,4 +1,4 @@
-"""Along a teacher's ODE: up it, from data to noise, and how far from straight its paths are."""
+"""Trajectories of a teacher's ODE: Euler's chords, inversion from data to noise, and how far from straight they are."""
 
 from __future__ import annotations
 
@@ -10,33 +10,61 @@ from torch import Tensor
 from gen.config.errors import NonFinite, UserError
 from gen.diffusion.contracts import Solver
 from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.path import Prediction
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import chord
 from gen.samplers.solvers.euler import Euler
 
-__all__ = ["curvature", "invert"]
+__all__ = ["curvature", "euler_chord", "invert"]
+
+
+@torch.no_grad()
+def euler_chord(f: DenoiserLike, x: Tensor, times: list[Tensor], cond: Cond) -> Prediction:
+    """Return the constant x0 and eps that lead from x to where Euler's steps (DDIM) lead.
+
+    Args:
+        f: the denoiser.
+        x: states [B, ...] at times[0].
+        times: falling times [B] of each sample.
+        cond: the condition.
+    """
+    y = x
+    for t, s in itertools.pairwise(times):
+        y = f.path.mix(*f(y, t, cond), s)
+    return chord(f.path, x, y, times[0], times[-1])
 
 
 def invert(f: DenoiserLike, x: Tensor, times: Tensor, solver: Solver, cond: Cond | None = None) -> Tensor:
-    """x [B, ...] at times[-1] carried up to times[0] by the rule that walks down; times [N + 1] fall.
+    """Integrate the ODE from data to noise, by the rule that otherwise goes down.
 
-    Raises UserError for a solver that does not follow the ODE, NonFinite where it leaves the real numbers: rules in
-    lam cannot start at t = 0.
+    Args:
+        f: the denoiser.
+        x: states [B, ...] at times[-1].
+        times: falling times [N + 1].
+        solver: the rule.
+        cond: the condition.
+
+    Returns:
+        x at times[0], [B, ...].
+
+    Raises:
+        UserError: for a solver that does not follow the ODE.
+        NonFinite: where it produces NaN or inf: rules in lam cannot start at t = 0.
     """
     if solver.order is None:
-        raise UserError(f"{type(solver).__name__} does not follow the ODE, so it cannot walk it backwards; try heun")
+        raise UserError(f"{type(solver).__name__} does not follow the ODE, so it cannot be inverted; try heun")
 
-    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> object:
+    def denoise(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
         return f(x, t, cond, s=s)
 
-    def silent() -> Tensor:
+    def no_noise() -> Tensor:
         raise UserError(f"{type(solver).__name__} draws noise, and an inversion has none")
 
     state = solver.init()
     for t, s in itertools.pairwise(times.flip(0).double().cpu().unbind()):
-        x, state = solver.step(evaluate, f.path, x, t, s, state, silent)  # type: ignore[arg-type]
+        x, state = solver.step(denoise, f.path, x, t, s, state, no_noise)
     if not bool(torch.isfinite(x).all()):
-        raise NonFinite(f"{type(solver).__name__} left the real numbers on its way from data to noise; try heun")
+        raise NonFinite(f"{type(solver).__name__} produced NaN or inf on its way from data to noise; try heun")
     return x
 
 
@@ -44,15 +72,23 @@ def invert(f: DenoiserLike, x: Tensor, times: Tensor, solver: Solver, cond: Cond
 def curvature(
     f: DenoiserLike, x: Tensor, grid: Tensor, cond: Cond | None = None, solver: Solver | None = None
 ) -> float:
-    """How far the paths from x [B, ...] at grid[0] are from what one step can walk: the spread of the implied noise.
+    """Measure how far the ODE's trajectories are from those that one Euler step follows exactly.
 
     In the coordinates x / alpha and sigma / alpha, on any path, the ODE is dy / dn = eps, and where eps stays one step
-    is exact ("first-order", Rectified Diffusion, Wang et al. 2024). The mean over dimensions and steps of (eps of the
-    step's chord - eps of the whole walk's chord)^2; with finer grids that of the ODE itself. Default solver: euler.
+    is exact ("first-order", Rectified Diffusion, Wang et al. 2024). With finer grids it becomes that of the ODE itself.
+
+    Args:
+        f: the denoiser.
+        x: states [B, ...] at grid[0].
+        grid: falling times [N + 1].
+        cond: the condition.
+        solver: the rule; None for euler.
+
+    Returns:
+        The mean over dimensions and steps of (eps of the step's chord - eps of the whole trajectory's chord)^2.
     """
     points, times = [x], grid.double()
     integrate(f, x, times, solver or Euler(), cond=cond, watch=lambda i, t, x: points.append(x))
-    whole = chord(f.path, points[0], points[-1], times[0], times[-1]).eps
+    overall = chord(f.path, points[0], points[-1], times[0], times[-1]).eps
     steps = zip(itertools.pairwise(points), itertools.pairwise(times), strict=True)
-    away = torch.stack([chord(f.path, a, b, t, s).eps - whole for (a, b), (t, s) in steps])
-    return float((away**2).mean())
+    return float(torch.stack([chord(f.path, a, b, t, s).eps - overall for (a, b), (t, s) in steps]).square().mean())

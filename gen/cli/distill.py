@@ -25,16 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> Run:
-    """The teacher's run under the method's objective: what a student's run starts from."""
+    """Return the teacher's run under the method's objective: what a student's run starts from.
+
+    Args:
+        args: the parsed arguments.
+    """
     from dataclasses import replace
 
-    from gen.config.checkpoints import read
     from gen.config.spec import build
-    from gen.pipeline import locate
-    from gen.training.run import run_from
+    from gen.training.distillation import teacher_run
 
-    taught = run_from(read(locate(args.teacher), verify=False)["run"])
-    return replace(taught, objective=build("distillers", args.method))
+    return replace(teacher_run(args.teacher), objective=build("distillers", args.method))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     done = distill(
         args.method, args.teacher, folder, changes=args.overrides, resume=args.resume, command=typed(), quiet=args.quiet
     )
-    print(
-        f"{done.folder}: step {done.step}" + ("" if done.val_loss is None else f", validation loss {done.val_loss:.4f}")
-    )
+    loss = "" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"
+    print(f"{done.folder}: step {done.step}{loss}")
     return 0

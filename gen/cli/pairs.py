@@ -37,28 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> Sampler:
-    """How the teacher is sampled, before any change."""
+    """Return how the teacher is sampled, before any change.
+
+    Args:
+        args: the parsed arguments.
+    """
     from gen.training.run import Sampler
 
     return Sampler(steps=16)
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.checkpoints import read
-    from gen.distillers.lib.pairs import invert_pairs, make_pairs, real_run
-    from gen.pipeline import load, locate
-    from gen.training.run import run_from
+    from gen.distillers.lib.pairs import invert_pairs, make_pairs, run_on_real_data
+    from gen.distillers.lib.shards import ShardPlan
+    from gen.pipeline import load
+    from gen.training.distillation import teacher_run
 
     k, _, m = args.part.partition("/")
     if not (k.isdigit() and m.isdigit() and int(k) < int(m)):
         raise UserError(f"--part {args.part}; it is k/m, with k from 0 to m - 1")
-    teacher, rest = load(args.teacher, device=args.device), {"shard": args.shard, "part": (int(k), int(m))}
+    teacher, plan = load(args.teacher, device=args.device), ShardPlan(args.shard, (int(k), int(m)), args.quiet)
     if args.real:
-        taught = run_from(read(locate(args.teacher), verify=False)["run"])
-        data = real_run(taught).data
-        invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, args.quiet, **rest)
+        data = run_on_real_data(teacher_run(args.teacher)).data
+        invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, plan)
     else:
-        make_pairs(teacher, args.out, args.n, args.settings, args.seed, args.quiet, **rest)
-    there = len(list(args.out.glob("shard-*")))
-    print(f"{args.out}: {there} shards")
+        make_pairs(teacher, args.out, args.n, args.settings, args.seed, plan)
+    print(f"{args.out}: {len(list(args.out.glob('shard-*')))} shards")
     return 0

@@ -1,24 +1,45 @@
-"""`gen.distill(...)`: a student's run from its teacher's."""
+"""Distillation: a student's run from its teacher's, by a method of gen.distillers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.pipeline import locate
 from gen.text.decoding import Decoding
-from gen.training.run import run_from
+from gen.training.objectives import Objective
+from gen.training.run import Run, run_from
 from gen.training.trainer import TrainResult, train
 
-__all__ = ["distill"]
+__all__ = ["Distiller", "distill", "teacher_run"]
+
+
+class Distiller(Objective, Protocol):
+    """A plug-in of gen.distillers: an objective that also derives the student's run from the teacher's.
+
+    Optional member: the class variable `for_text`, True for a method whose teachers are decoded, not sampled.
+    """
+
+    def student(self, run: Run, teacher: Path, folder: Path) -> Run:
+        """Return the run that trains the student, usually from the teacher's weights (Run.init).
+
+        Args:
+            run: the teacher's.
+            teacher: the folder of its run.
+            folder: of the student's run, in which a method may store what it generates first.
+
+        Raises:
+            UserError: for a teacher from which this method cannot learn, before any work.
+        """
+        ...
 
 
 def distill(
-    method: Any,
+    method: str | Mapping[str, Any] | Distiller,
     teacher: str | Path,
     out: str | Path,
     *,
@@ -27,21 +48,42 @@ def distill(
     command: str | None = None,
     quiet: bool = False,
 ) -> TrainResult:
-    """Distils the run in `teacher` into `out` by a method of gen.distill: a name, a spec or an object.
+    """Distil the run of a teacher into a student's.
 
-    changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all
-    else is as it was for the teacher. A method of text models says so: `writes` is true. Raises UserError for unknown
-    keys, for a teacher of the other kind and for a folder that holds another run.
+    Args:
+        method: of gen.distillers: a name, a spec or an object.
+        teacher: folder of the teacher's run.
+        out: folder of the student's run.
+        changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all else
+            is as the method derives it from the teacher's.
+        resume: see gen.train.
+        command: recorded in run.json; None for this call.
+        quiet: whether no progress is shown.
+
+    Returns:
+        The student's folder and how its training ended.
+
+    Raises:
+        UserError: for unknown keys, for a teacher of the other kind and for a folder that holds another run.
     """
     given = dict(changes or {})
     own = {key.removeprefix("objective."): given.pop(key) for key in list(given) if key.startswith("objective.")}
-    made = override(build("distillers", method), own)
-    taught = run_from(checkpoints.read(locate(Path(teacher)), verify=False)["run"])
-    if isinstance(taught.sampler, Decoding) and not getattr(made, "writes", False):
+    distiller = override(build("distillers", method), own)
+    run = teacher_run(teacher)
+    if isinstance(run.sampler, Decoding) and not getattr(distiller, "for_text", False):
         raise UserError(
-            f"{type(made).__name__} distils models that are sampled, and {teacher} is a text model: take dparallel, "
-            "learn2pd or trajectory"
+            f"{type(distiller).__name__} distils models that are sampled, and {teacher} is a text model: take "
+            "dparallel, learn2pd or trajectory"
         )
-    run = override(made.student(taught, Path(teacher), Path(out)), given)
-    told = command or f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
-    return train(run, out, resume=resume, command=told, quiet=quiet)
+    run = override(distiller.student(run, Path(teacher), Path(out)), given)
+    call = f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
+    return train(run, out, resume=resume, command=command or call, quiet=quiet)
+
+
+def teacher_run(folder: str | Path) -> Run:
+    """Return the Run by which a folder's model was trained.
+
+    Args:
+        folder: of a run, or of one of its checkpoints.
+    """
+    return run_from(checkpoints.read(locate(Path(folder)), verify=False)["run"])

@@ -208,7 +208,7 @@ def test_the_classifier_knows_digits_and_its_kinds_agree():
     capped = build("distillers.rewards", {"name": "classifier", "cap": 0.5})
     assert torch.equal(capped(items["x"], cond), right.clamp(max=0.5))
     assert build("distillers.rewards", spec_of(capped)) == capped
-    with pytest.raises(UserError, match="asked for none"):
+    with pytest.raises(UserError, match="these samples have none"):
         reward(items["x"], {})
 
 

@@ -12,9 +12,10 @@ from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import build, spec_of
 from gen.data.answers import Answers
 from gen.distillers.dparallel import DParallel
-from gen.distillers.lib.answers import is_right, make_answers
-from gen.distillers.lib.certainty import narrow, window
-from gen.distillers.lib.lora import adapted
+from gen.distillers.lib.answers import is_correct, make_answers
+from gen.distillers.lib.certainty import certainty_terms, random_block
+from gen.distillers.lib.lora import with_adapters
+from gen.distillers.lib.shards import ShardPlan
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoding
@@ -42,7 +43,7 @@ def test_the_entropy_moves_only_what_is_masked_and_right():
     x = torch.randint(MASK, (3, 6), generator=torch.Generator().manual_seed(1))
     masked = torch.rand(3, 6, generator=torch.Generator().manual_seed(2)) < 0.6
     right = z[..., :MASK].argmax(-1) == x
-    _, entropy, share = narrow(z, x, masked, 0.5, MASK)
+    _, entropy, share = certainty_terms(z, x, masked, 0.5, MASK)
     assert 0 < int((masked & right).sum()) < int(masked.sum())
     assert float(share) == pytest.approx(int((masked & right).sum()) / int(masked.sum()))
     (slope,) = torch.autograd.grad(entropy, z)
@@ -55,7 +56,7 @@ def test_the_entropy_moves_only_what_is_masked_and_right():
 def test_the_two_terms_are_means_of_their_own_places():
     z, x = logits(), torch.tensor([[0, 1, 2, 3, 0, 1]] * 3)
     masked = torch.tensor([[1, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 0, 1]]).bool()
-    ce, entropy, _ = narrow(z, x, masked, 0.5, MASK)
+    ce, entropy, _ = certainty_terms(z, x, masked, 0.5, MASK)
     logp = z[..., :MASK].log_softmax(-1)
     assert torch.allclose(ce, -logp.gather(-1, x[..., None])[..., 0][masked].mean())
     sharp = (z[..., :MASK] / 0.5).softmax(-1)
@@ -67,7 +68,7 @@ def test_the_two_terms_are_means_of_their_own_places():
 def test_a_view_with_nothing_right_has_no_entropy_and_a_finite_gradient(masked):
     z = logits()
     x = z[..., :MASK].argmin(-1)
-    ce, entropy, _ = narrow(z, x, torch.full((3, 6), masked), 0.5, MASK)
+    ce, entropy, _ = certainty_terms(z, x, torch.full((3, 6), masked), 0.5, MASK)
     assert entropy.item() == 0 and (ce.item() > 0) is masked
     (slope,) = torch.autograd.grad(ce + 2 * entropy, z)
     assert bool(torch.isfinite(slope).all())
@@ -81,7 +82,7 @@ def test_the_views_complement_each_other_in_one_block(block):
     tokens = tokens_of(batch)
     DParallel(block=block).loss(net, batch)
     first, second = (view == MASK for view in net.seen[0].chunk(2))
-    inside = window(net, tokens, block, batch.noise.uniform("block"))
+    inside = random_block(net, tokens, block, batch.noise.uniform("block"))
     assert bool((first | second).eq(inside | (first & second)).all())  # what only one masks is all of the block
     assert torch.equal(first ^ second, inside) and not bool((first & second & inside).any())
     places = torch.arange(10)
@@ -100,7 +101,7 @@ def test_the_views_complement_each_other_in_one_block(block):
 def test_the_blocks_of_a_block_causal_network_are_its_own():
     net = Given(torch.zeros(10, MASK + 1), MASK, block=4)
     tokens = tokens_of(texts(torch.zeros(30, 10, dtype=torch.int64), 3, 9))
-    rows = {tuple(row.nonzero()[:, 0].tolist()) for row in window(net, tokens, 32, torch.linspace(0, 0.999, 30))}
+    rows = {tuple(row.nonzero()[:, 0].tolist()) for row in random_block(net, tokens, 32, torch.linspace(0, 0.999, 30))}
     assert rows == {(3,), (4, 5, 6, 7), (8,)}
 
 
@@ -110,9 +111,9 @@ def test_one_view_alone_is_the_loss_of_cap():
     batch = texts(x, 0, 6)
     both, one = (DParallel(block=None, complementary=c).loss(net, batch)[0] for c in (True, False))
     masked = net.seen[1] == MASK
-    ce, entropy, _ = narrow(net.table.expand(8, -1, -1), x, masked, 0.5, MASK)
+    ce, entropy, _ = certainty_terms(net.table.expand(8, -1, -1), x, masked, 0.5, MASK)
     assert torch.allclose(one, ce + 2 * entropy)
-    ce, entropy, _ = narrow(net.table.expand(8, -1, -1), x, ~masked, 0.5, MASK)
+    ce, entropy, _ = certainty_terms(net.table.expand(8, -1, -1), x, ~masked, 0.5, MASK)
     assert torch.allclose(both - one, ce + 2 * entropy)
 
 
@@ -135,8 +136,8 @@ def test_a_table_that_is_right_becomes_certain():
 
 def test_answers_are_the_teacher_s_own_and_right(teacher, tmp_path):
     taught = gen.load(teacher)
-    everything = make_answers(taught, LISTS, tmp_path / "all", 60, right=False, quiet=True, shard=25)
-    right = make_answers(taught, LISTS, tmp_path / "right", 60, quiet=True, shard=25)
+    everything = make_answers(taught, LISTS, tmp_path / "all", 60, only_correct=False, plan=ShardPlan(25, quiet=True))
+    right = make_answers(taught, LISTS, tmp_path / "right", 60, plan=ShardPlan(25, quiet=True))
     rows, kept = (a.open("train").columns for a in (everything, right))
     prompts = [x[:p].tolist() for x, p in zip(rows["x"], rows["prompt"], strict=True)]
     lengths = (rows["length"] - rows["prompt"]).tolist()
@@ -146,7 +147,8 @@ def test_answers_are_the_teacher_s_own_and_right(teacher, tmp_path):
     words = [taught.tokenizer.decode(p).split() for p in prompts]
     true = [LISTS.right(p, t.split()) for p, t in zip(words, texts_, strict=True)]
     assert true == [
-        is_right(LISTS, p, x[len(p) : len(p) + n].tolist()) for p, x, n in zip(prompts, rows["x"], lengths, strict=True)
+        is_correct(LISTS, p, x[len(p) : len(p) + n].tolist())
+        for p, x, n in zip(prompts, rows["x"], lengths, strict=True)
     ]
     assert 0 < sum(true) < len(true)
     chosen = rows["x"][torch.tensor(true)]
@@ -162,23 +164,23 @@ def test_answers_are_the_teacher_s_own_and_right(teacher, tmp_path):
 
 def test_a_store_is_resumed_and_knows_its_own(teacher, tmp_path):
     taught, place = gen.load(teacher), tmp_path / "answers"
-    whole = make_answers(taught, LISTS, place, 50, quiet=True, shard=20).open("train")
+    whole = make_answers(taught, LISTS, place, 50, plan=ShardPlan(20, quiet=True)).open("train")
     checkpoints.read(place / "shard-00001")
     (place / "shard-00001").rename(tmp_path / "away")
     with pytest.raises(UserError, match="holds 2 of 3 shards"):
         Answers(str(place), LISTS).open("train")
-    again = make_answers(taught, LISTS, place, 50, quiet=True, shard=20)
+    again = make_answers(taught, LISTS, place, 50, plan=ShardPlan(20, quiet=True))
     assert again.open("train").fingerprint == whole.fingerprint
     assert again == build("data", spec_of(again)) and again.shape == LISTS.shape
     with pytest.raises(UserError, match=r"other answers: right differ\. Choose another folder"):
-        make_answers(taught, LISTS, place, 50, right=False, quiet=True, shard=20)
-    nested = make_answers(taught, again, tmp_path / "nested", 50, quiet=True, shard=20)
+        make_answers(taught, LISTS, place, 50, only_correct=False, plan=ShardPlan(20, quiet=True))
+    nested = make_answers(taught, again, tmp_path / "nested", 50, plan=ShardPlan(20, quiet=True))
     assert nested.of == LISTS and nested.open("train").fingerprint == whole.fingerprint
 
 
 def test_a_teacher_that_is_never_right_is_told_so(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(type(LISTS), "right", lambda *words: False)
-    answers = make_answers(gen.load(teacher), LISTS, tmp_path, 20, quiet=True)
+    answers = make_answers(gen.load(teacher), LISTS, tmp_path, 20, plan=ShardPlan(quiet=True))
     with pytest.raises(UserError, match="no right answer to 20 prompts"):
         answers.open("train")
 
@@ -199,7 +201,7 @@ def test_the_command_makes_a_student(teacher, tmp_path, capsys):
 
 def test_adapters_are_merged_into_what_is_saved(teacher, tmp_path):
     pytest.importorskip("peft")
-    lines = {"steps": 6, "objective.prompts": 60, "objective.lora": 2}
+    lines = {"steps": 6, "objective.prompts": 60, "objective.lora_rank": 2}
     gen.distill("dparallel", teacher, tmp_path / "whole", changes=lines, quiet=True)
     gen.distill("dparallel", teacher, tmp_path / "halves", changes=lines | {"steps": 3}, quiet=True)
     gen.distill("dparallel", teacher, tmp_path / "halves", changes=lines, quiet=True)
@@ -214,7 +216,7 @@ def test_adapters_are_merged_into_what_is_saved(teacher, tmp_path):
         low += [torch.linalg.svdvals((weight - begun[name]).double())] if moved else []
     assert all(float(s[2]) < 1e-5 * float(s[0]) for s in low)  # of rank 2
     info = checkpoints.read(tmp_path / "whole" / "final")
-    twin = adapted(taught, 2, "test")
+    twin = with_adapters(taught, 2, "test")
     twin.load_state_dict(checkpoints.read_tensors(tmp_path / "whole" / "final", "lora.safetensors", info))
     tokens = torch.randint(5, (3, LISTS.shape[0]))
     torch.testing.assert_close(twin(tokens), whole(tokens), rtol=1e-5, atol=1e-6)
@@ -225,12 +227,12 @@ def test_adapters_are_merged_into_what_is_saved(teacher, tmp_path):
 def test_lora_without_peft_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     net = Given(torch.zeros(2, MASK + 1), MASK)
-    with pytest.raises(MissingDependency, match=r"DParallel: lora = 4 needs peft: pip install 'gen\[lora\]'"):
-        DParallel(lora=4).roles(net, None)
+    with pytest.raises(MissingDependency, match=r"DParallel: lora_rank = 4 needs peft: pip install 'gen\[lora\]'"):
+        DParallel(lora_rank=4).roles(net, None)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"prompts": 0}, {"beta": -1.0}, {"temperature": 0.0}, {"block": 0}, {"ratio": 0.0}, {"lora": 0}]
+    "fields", [{"prompts": 0}, {"beta": -1.0}, {"temperature": 0.0}, {"block": 0}, {"ratio": 0.0}, {"lora_rank": 0}]
 )
 def test_wrong_fields_are_refused(fields):
     with pytest.raises(UserError, match=f"DParallel: .*{next(iter(fields))} = "):
@@ -238,7 +240,7 @@ def test_wrong_fields_are_refused(fields):
 
 
 def test_the_spec_round_trip_and_pictures_are_refused(tmp_path, monkeypatch):
-    method = DParallel(block=None, ratio=None, lora=8)
+    method = DParallel(block=None, ratio=None, lora_rank=8)
     assert build("distillers", spec_of(method)) == method
     with pytest.raises(UserError, match="DParallel trains networks that predict masked tokens"):
         method.roles(torch.nn.Linear(2, 2), None)

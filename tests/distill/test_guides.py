@@ -27,7 +27,7 @@ SMALL = {
     "scm": {"adaptive": False},
     "dmd2": {"critic_steps": 1},
     "f_distill": {"critic_steps": 1, "hidden": 8},
-    "progressive": {"start": 4, "first": 4},
+    "progressive": {"start_steps": 4, "first_stride": 4},
     "phased": {"phases": 2, "substeps": 4},
 }
 # Another value of each option of a guide. `batched` changes the number of calls alone.

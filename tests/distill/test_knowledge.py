@@ -52,11 +52,11 @@ def test_lpips_says_what_is_missing(monkeypatch):
 
 
 def test_lpips_sees_three_enlarged_channels_and_pools_by_means():
-    from gen.distillers.distances.lpips import _average
+    from gen.distillers.distances.lpips import _average_pooling
 
     assert Lpips(size=32).enlarged(torch.ones(2, 1, 8, 8)).shape == (2, 3, 32, 32)
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sequential(nn.MaxPool2d(2, 2)))
-    _average(net)
+    _average_pooling(net)
     assert isinstance(net[1][0], nn.AvgPool2d)
     assert torch.equal(net[1](torch.arange(4.0).reshape(1, 1, 2, 2)).flatten(), torch.tensor([1.5]))
 

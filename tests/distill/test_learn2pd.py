@@ -10,8 +10,8 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.diffusion.noise import training_noise
-from gen.distillers.learn2pd import Learn2PD, held_out, rates, replay
-from gen.distillers.lib.answers import sequential
+from gen.distillers.learn2pd import Learn2PD, filter_rates, held_out_rates, replay
+from gen.distillers.lib.answers import sequential_decoding
 from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.block_schedules.whole import Whole
@@ -52,11 +52,11 @@ def test_a_replay_commits_what_is_right_and_then_the_rest():
     for i, text in enumerate(joint.support):
         right = text == 1
         mine = {key: value[rows == i] for key, value in steps.items()}
-        assert len(mine["open"]) == (1 if bool(right.all() | ~right.any()) else 2)
-        assert bool(mine["open"][0].all()) and torch.equal(mine["right"][0], right)
+        assert len(mine["masked"]) == (1 if bool(right.all() | ~right.any()) else 2)
+        assert bool(mine["masked"][0].all()) and torch.equal(mine["correct"][0], right)
         torch.testing.assert_close(mine["confidence"][0], SURE.float())
-        if len(mine["open"]) == 2:
-            assert torch.equal(mine["open"][1], ~right) and not bool(mine["right"][1].any())
+        if len(mine["masked"]) == 2:
+            assert torch.equal(mine["masked"][1], ~right) and not bool(mine["correct"][1].any())
             torch.testing.assert_close(mine["confidence"][1], torch.where(right, 1.0, SURE.float()))
 
 
@@ -64,10 +64,10 @@ def test_what_depends_on_one_another_is_right_later():
     """The last bit of a parity is certain once the others stand, whatever was guessed before."""
     joint = parity_joint(3)
     steps = steps_of(joint, torch.tensor([[0, 1, 1]]), Whole(), 3)
-    assert steps["right"].tolist() == [[True, False, False], [False, False, False]]
+    assert steps["correct"].tolist() == [[True, False, False], [False, False, False]]
     torch.testing.assert_close(steps["confidence"], torch.tensor([[0.5, 0.5, 0.5], [1, 0.5, 0.5]]))
     steps = steps_of(joint, torch.tensor([[0, 0, 0]]), SemiAR(2), 2)
-    assert steps["open"].tolist() == [[True, True], [True, False]]
+    assert steps["masked"].tolist() == [[True, True], [True, False]]
     torch.testing.assert_close(steps["confidence"], torch.tensor([[0.5, 0.5], [1, 1]]))
 
 
@@ -75,7 +75,7 @@ def trained(method, columns, steps, lr=0.03):
     """A filter, trained by the method's own loss on columns of replays at a falling rate; the last logs."""
     made = Filter(method.block, method.hidden, method.layers)
     optim = torch.optim.Adam(made.parameters(), lr)
-    n = len(columns["right"])
+    n = len(columns["correct"])
     for step in range(steps):
         rows = torch.randint(n, (500,))
         cond = {key: value[rows] for key, value in columns.items()}
@@ -105,24 +105,26 @@ def test_the_filter_of_a_known_joint_reaches_bayes():
     bayes = float(wrong[taken].sum() / (2 * wrong.sum() - once))
     found = float(SURE[taken].sum() / SURE.sum())
     made, logs = trained(Learn2PD(block=4, threshold=threshold), columns, 250)
-    reached = rates(made(columns["confidence"]), columns["right"], columns["open"], threshold)
+    reached = filter_rates(made(columns["confidence"]), columns["correct"], columns["masked"], threshold)
     chosen = columns["confidence"].lt(1).all(1)[:, None] & taken
-    exact = rates(torch.where(chosen, 9.0, -9.0), columns["right"], columns["open"], threshold)
-    assert exact.false_positives == pytest.approx(bayes, abs=0.01) and exact.found == pytest.approx(found, abs=0.01)
-    assert reached.false_positives == pytest.approx(bayes, abs=0.01)
-    assert reached.found == pytest.approx(found, abs=0.02)
-    assert set(logs) == {"loss", "false_positives", "found"}
+    exact = filter_rates(torch.where(chosen, 9.0, -9.0), columns["correct"], columns["masked"], threshold)
+    assert exact.false_positive_rate == pytest.approx(bayes, abs=0.01) and exact.recall == pytest.approx(
+        found, abs=0.01
+    )
+    assert reached.false_positive_rate == pytest.approx(bayes, abs=0.01)
+    assert reached.recall == pytest.approx(found, abs=0.02)
+    assert set(logs) == {"loss", "false_positive_rate", "recall"}
     alone = columns["confidence"] > threshold  # the threshold policy sees no stuck window, and errs again there
-    naive = rates(torch.where(alone, 9.0, -9.0), columns["right"], columns["open"], threshold)
-    assert naive.false_positives > 1.5 * reached.false_positives
+    naive = filter_rates(torch.where(alone, 9.0, -9.0), columns["correct"], columns["masked"], threshold)
+    assert naive.false_positive_rate > 1.5 * reached.false_positive_rate
 
 
 def test_only_open_places_are_learned_from():
     method = Learn2PD(block=3, hidden=4)
     cond = {
         "confidence": torch.rand(5, 3),
-        "open": torch.tensor([[1, 0, 1]] * 5).bool(),
-        "right": torch.tensor([[1, 0, 0]] * 5).bool(),
+        "masked": torch.tensor([[1, 0, 1]] * 5).bool(),
+        "correct": torch.tensor([[1, 0, 0]] * 5).bool(),
     }
     net = Filter(3, 4)
     _, loss, _ = next(method(roles(net, "filter"), Batch(cond["confidence"], cond, NOISE)))
@@ -136,9 +138,10 @@ def test_rates_count_what_is_open():
     logits = torch.tensor([[9.0, 9, -9, -9], [9, 9, 9, 9]])
     right = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 0]]).bool()
     open_ = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-    found = rates(logits, right, open_, 0.96)
-    assert (found.false_positives, found.found, found.wrong, found.tokens) == pytest.approx((2 / 3, 2 / 3, 0.5, 6))
-    assert rates(logits, right, ~open_ & open_, 0.96).false_positives == 0
+    found = filter_rates(logits, right, open_, 0.96)
+    rates = found.false_positive_rate, found.recall, found.false_discovery_rate
+    assert (*rates, found.tokens) == pytest.approx((2 / 3, 2 / 3, 0.5, 6))
+    assert filter_rates(logits, right, ~open_ & open_, 0.96).false_positive_rate == 0
 
 
 def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(teacher, tmp_path):
@@ -175,10 +178,10 @@ def test_a_text_model_teaches_no_pictures(teacher, tmp_path, method, capsys):
 def test_what_was_held_out_is_counted(teacher, tmp_path):
     changes = {"steps": 3, "objective.prompts": 60, "batch_size": 16}
     done = gen.distill("learn2pd", teacher, tmp_path / "student", changes=changes, quiet=True)
-    found = held_out(done.folder)
-    assert found.tokens > 0 and 0 <= found.false_positives <= 1
+    found = held_out_rates(done.folder)
+    assert found.tokens > 0 and 0 <= found.false_positive_rate <= 1
     with pytest.raises(UserError, match="no run of learn2pd"):
-        held_out(teacher)
+        held_out_rates(teacher)
 
 
 def test_training_goes_on_bit_by_bit(teacher, tmp_path):
@@ -204,7 +207,7 @@ def test_windows_without_a_length_must_be_told_one(teacher, tmp_path):
 
 def test_replays_are_decoded_one_token_at_a_time_and_greedily():
     how = Decoding(policy="entropy", kv_plan="prefix")
-    assert spec_of(sequential(how).policy)["name"] == "topk" and sequential(how).kv_plan is None
+    assert spec_of(sequential_decoding(how).policy)["name"] == "topk" and sequential_decoding(how).kv_plan is None
 
 
 @pytest.mark.parametrize("fields", [{"prompts": 0}, {"block": 0}, {"threshold": 1.5}, {"hidden": 0}])

@@ -12,7 +12,8 @@ from gen.data.pairs import Pairs
 from gen.diffusion.noise import Noise, training_noise
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.worlds import Gaussian
-from gen.distillers.lib.pairs import invert_pairs, make_pairs, noise_of, real_run
+from gen.distillers.lib.pairs import invert_pairs, make_pairs, pair_noise, run_on_real_data
+from gen.distillers.lib.shards import ShardPlan
 from gen.pipeline import Pipeline
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
@@ -28,24 +29,24 @@ def pipeline(path=None):
 
 
 def test_parts_made_apart_are_the_whole(tmp_path):
-    whole = make_pairs(pipeline(), tmp_path / "whole", 50, ONE, quiet=True, shard=16)
+    whole = make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(16, quiet=True))
     for k in (1, 0):
         if k == 0:
             with pytest.raises(UserError, match="holds 2 of 4 shards: run the command again"):
                 Pairs(str(tmp_path / "parts")).open("train")
-        parts = make_pairs(pipeline(), tmp_path / "parts", 50, ONE, quiet=True, shard=16, part=(k, 2))
+        parts = make_pairs(pipeline(), tmp_path / "parts", 50, ONE, plan=ShardPlan(16, (k, 2), quiet=True))
     assert len(list((tmp_path / "parts").iterdir())) == 4
     guided = replace(pipeline(), sampler=Sampler(guide="cfg"))  # as it is sampled by default, which pairs are not
-    make_pairs(guided, tmp_path / "parts", 50, ONE, quiet=True, shard=16)
+    make_pairs(guided, tmp_path / "parts", 50, ONE, plan=ShardPlan(16, quiet=True))
     for split in ("train", "test"):
         ours, theirs = whole.open(split), parts.open(split)
         assert len(ours) == len(theirs)
         assert all(torch.equal(ours.columns[key], theirs.columns[key]) for key in ("x", "origin"))
         assert ours.fingerprint == theirs.fingerprint
     with pytest.raises(UserError, match="shards differ"):
-        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, quiet=True, shard=25)
+        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(25, quiet=True))
     with pytest.raises(UserError, match="part = 2 of 2"):
-        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, quiet=True, part=(2, 2))
+        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(part=(2, 2)))
 
 
 class Points:
@@ -65,19 +66,19 @@ def test_the_noise_of_real_data_leads_back_to_them(path, tmp_path):
     """And is unit noise, but for the little that the data get before they are walked upwards."""
     steps = {"grid": "karras"} if isinstance(path, EDM) else {}
     how = Sampler("heun", steps=60, **steps)
-    pairs = invert_pairs(pipeline(path), Points(), tmp_path, how, n=40, quiet=True, shard=25).open("train")
+    pairs = invert_pairs(pipeline(path), Points(), tmp_path, how, n=40, plan=ShardPlan(25, quiet=True)).open("train")
     x, z = pairs.columns["x"], pairs.columns["noise"]
     assert x.shape == z.shape == (38, 3) and "origin" not in pairs.columns
     batch = Batch(x, {"noise": z, "y": z}, training_noise(0, 0, range(38)))
-    unit, cond = noise_of(batch, "test")
+    unit, cond = pair_noise(batch, "test")
     assert torch.equal(unit, z) and list(cond) == ["y"]
     world = pipeline(path).denoiser
     top, end = (torch.tensor(t).double().expand(38) for t in (path.t1, 0.0))
     assert (world.flow(path.start(z, top[0]), top, end) - x).abs().max() < 0.03
     with pytest.raises(UserError, match="an inversion reuses no features"):
-        invert_pairs(pipeline(path), Points(), tmp_path, Sampler("heun", steps=6, cache="fora"), n=40, quiet=True)
+        invert_pairs(pipeline(path), Points(), tmp_path, Sampler("heun", steps=6, cache="fora"), n=40)
     with pytest.raises(UserError, match="inverted"):
-        make_pairs(pipeline(path), tmp_path, 40, how, quiet=True, shard=25)
+        make_pairs(pipeline(path), tmp_path, 40, how, plan=ShardPlan(25, quiet=True))
 
 
 def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
@@ -95,7 +96,7 @@ def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
     net = first.pipeline().denoiser
     assert net.path == Flow() and type(net.net.spec).__name__ == "Reparameterised"  # a velocity, from the EDM teacher
     assert first.pipeline().info["run"]["teacher"] is None
-    real = {"objective.real": True, "objective.pairs": 30, "objective.teacher_sampler.steps": 2, "steps": 2}
+    real = {"objective.real_data": True, "objective.pairs": 30, "objective.teacher_sampler.steps": 2, "steps": 2}
     second = gen.distill("reflow", first.folder, tmp_path / "second", changes=real, quiet=True)
     pairs = second.pipeline().info["run"]["data"]
     x = Pairs(pairs["path"]).open("train").columns["x"]
@@ -106,10 +107,10 @@ def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
 
 def test_a_run_on_pairs_alone_has_no_real_data(tmp_path):
     with pytest.raises(UserError, match="names no teacher"):
-        real_run(tiny(data=Pairs(str(tmp_path))))
-    assert real_run(tiny()).data == tiny().data
+        run_on_real_data(tiny(data=Pairs(str(tmp_path))))
+    assert run_on_real_data(tiny()).data == tiny().data
 
 
 def test_data_without_pairs_are_refused():
     with pytest.raises(UserError, match="Knowledge needs pairs"):
-        noise_of(Batch(torch.zeros(2, 3), {}, Noise((0, 1))), "Knowledge")
+        pair_noise(Batch(torch.zeros(2, 3), {}, Noise((0, 1))), "Knowledge")

@@ -14,8 +14,8 @@ from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import EDM, Flow, Trig
 from gen.diffusion.sampling import integrate
-from gen.distillers.lib.memory import Earlier
-from gen.distillers.progressive import Progressive, walked
+from gen.distillers.lib.trajectory import euler_chord
+from gen.distillers.progressive import Progressive, StageTeacher
 from gen.samplers.solvers.euler import Euler
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
@@ -40,8 +40,8 @@ def staged(method, net, path, param, make, steps=200):
     roles = {role: Denoiser(made, path, param) for role, made in method.roles(net, None).items()}
     roles["teacher"] = make(0).teacher
     for stage in range(method.stages):
-        solve(method, roles, make(stage * method.updates).batch, steps)
-        for _ in range(method.updates):
+        solve(method, roles, make(stage * method.stage_updates).batch, steps)
+        for _ in range(method.stage_updates):
             method.observe(roles, {})
     return roles["net"]
 
@@ -54,7 +54,7 @@ class Made:
 @pytest.mark.parametrize(("path", "param"), [(Flow(), Velocity()), (Trig(), V())], ids=["flow", "trig"])
 def test_one_step_of_the_student_is_two_of_the_teacher(path, param):
     """Exactly, where the teacher is linear and the student can be: a Gaussian; over two stages, four."""
-    method, knots = Progressive(start=4, end=2, updates=2), 8
+    method, knots = Progressive(start_steps=4, end_steps=2, stage_updates=2), 8
     net = Affine(knots, path.t1)
     f = staged(method, net, path, param, lambda step: Made(gaussian(path), points(120, path, step)))
     z = torch.randn(20, 3, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_the_target_leads_where_the_teacher_s_two_steps_lead(path, param):
     n, times = 30, linear(path, 8)
     x = path.mix(gaussian(path).sample(torch.randn(n, 3).double()), torch.randn(n, 3).double(), times[2])
     rows = [times[k].expand(n) for k in (2, 3, 4)]
-    goal = walked(gaussian(path), x, rows, {})
+    goal = euler_chord(gaussian(path), x, rows, {})
     two = integrate(gaussian(path), x, times[2:5], Euler())
     assert torch.allclose(path.interpolate(goal, times[4]), two, atol=1e-12)
     assert torch.allclose(path.mix(*goal, rows[0]), x, atol=1e-12)
@@ -80,11 +80,11 @@ def test_the_target_leads_where_the_teacher_s_two_steps_lead(path, param):
 def test_the_loss_vanishes_where_a_step_is_the_teacher_s_two():
     class Two(nn.Module):
         def forward(self, x, t, cond, *, s=None, tap=None):
-            return Velocity().target(Flow(), *walked(gaussian(), x, [t, t - 1 / 8, t - 2 / 8], {}), t)
+            return Velocity().target(Flow(), *euler_chord(gaussian(), x, [t, t - 1 / 8, t - 2 / 8], {}), t)
 
     f = Denoiser(Two(), Flow(), Velocity())
-    roles = {"net": f, "teacher": gaussian(), "earlier": None}
-    assert float(Progressive(start=4).losses(roles, points(40)).max()) < 1e-20
+    roles = {"net": f, "teacher": gaussian(), "stage_teacher": None}
+    assert float(Progressive(start_steps=4).losses(roles, points(40)).max()) < 1e-20
 
 
 @dataclass(eq=False)
@@ -106,7 +106,7 @@ class Remembered:
 
 def test_a_one_step_student_of_a_mixture_is_its_quantile_map():
     """4 student steps from 256 of the exact teacher's, then 2, then 1, within 1 % of the quantile map."""
-    mixture, method = world(), Progressive(start=4, end=1, updates=1, first=64)
+    mixture, method = world(), Progressive(start_steps=4, end_steps=1, stage_updates=1, first_stride=64)
 
     def make(step):
         noise = Wide(step, 4000)
@@ -121,31 +121,39 @@ def test_a_one_step_student_of_a_mixture_is_its_quantile_map():
 def test_no_gradient_reaches_the_teachers():
     teacher = Denoiser(Affine(8), Flow(), Velocity())
     roles = {"net": Denoiser(Affine(8), Flow(), Velocity()), "teacher": teacher}
-    method = Progressive(start=4, updates=5)
-    roles["earlier"] = Denoiser(method.roles(roles["net"].net, None)["earlier"], Flow(), Velocity())
+    method = Progressive(start_steps=4, stage_updates=5)
+    roles["stage_teacher"] = Denoiser(method.roles(roles["net"].net, None)["stage_teacher"], Flow(), Velocity())
     for step in (0, 5):
         next(method(roles, points(8, step=step)))[1].backward()
-    assert all(p.grad is None for p in [*teacher.net.parameters(), *roles["earlier"].net.parameters()])
+    assert all(p.grad is None for p in [*teacher.net.parameters(), *roles["stage_teacher"].net.parameters()])
     assert any(p.grad is not None for p in roles["net"].net.parameters())
 
 
 def test_stages_halve_and_the_last_goes_on():
-    method = Progressive(start=8, end=2, updates=10, last=30)
-    assert (method.stages, method.total) == (3, 50)
+    method = Progressive(start_steps=8, end_steps=2, stage_updates=10, last_stage_updates=30)
+    assert (method.stages, method.total_updates) == (3, 50)
     assert [method.stage(n) for n in (0, 9, 10, 19, 20, 49, 500)] == [0, 0, 1, 1, 2, 2, 2]
     net = Affine(16)
     roles = {role: Denoiser(made, Flow(), Velocity()) for role, made in method.roles(net, None).items()}
-    earlier, marks = roles["earlier"].net, []
-    assert isinstance(earlier, Earlier) and not earlier.train().inner.training
+    stage_teacher, marks = roles["stage_teacher"].net, []
+    assert isinstance(stage_teacher, StageTeacher) and not stage_teacher.train().inner.training
     for n in range(1, 51):
         with torch.no_grad():
             net.bias.fill_(float(n))
         method.observe(roles, {})
-        marks.append(float(earlier.inner.bias[0, 0]))
+        marks.append(float(stage_teacher.inner.bias[0, 0]))
     assert marks[9] == 10 and marks[18] == 10 and marks[19] == 20 and marks[-1] == 20  # never the last stage's own
 
 
-@pytest.mark.parametrize("fields", [{"start": 12, "end": 5}, {"start": 6, "end": 1}, {"first": 1}, {"updates": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"start_steps": 12, "end_steps": 5},
+        {"start_steps": 6, "end_steps": 1},
+        {"first_stride": 1},
+        {"stage_updates": 0},
+    ],
+)
 def test_wrong_fields_are_refused(fields):
     with pytest.raises(UserError, match="Progressive: "):
         Progressive(**fields)
@@ -158,13 +166,13 @@ def taught(tmp_path_factory):
 
 def test_a_resumed_run_is_the_same_to_the_bit(taught, tmp_path):
     """Stopped in the second stage, whose teacher only the checkpoint remembers."""
-    method = {"name": "progressive", "start": 4, "end": 1, "updates": 2}
+    method = {"name": "progressive", "start_steps": 4, "end_steps": 1, "stage_updates": 2}
     changes = {"batch_size": 4, "validate_every": 0}
     whole = gen.distill(method, taught, tmp_path / "whole", changes=changes, quiet=True)
     gen.distill(method, taught, tmp_path / "parts", changes={**changes, "steps": 3}, quiet=True)
     parts = gen.distill(method, taught, tmp_path / "parts", changes=changes, quiet=True)
     assert whole.step == parts.step == 6
-    for name in ("net.safetensors", "net-ema.safetensors", "earlier.safetensors"):
+    for name in ("net.safetensors", "net-ema.safetensors", "stage_teacher.safetensors"):
         a, b = (read_tensors(f.folder / "final", name, read(f.folder / "final")) for f in (whole, parts))
         assert all(torch.equal(a[key], b[key]) for key in a)
     made = whole.pipeline().sample(3)

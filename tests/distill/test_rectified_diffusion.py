@@ -88,12 +88,12 @@ def test_phases_ask_for_what_a_first_order_teacher_does(path):
 
 def test_the_implied_noise_of_a_phase_is_the_published_one():
     """eps* = (x_e / alpha_e - x_s / alpha_s) / (n_e - n_s), n = sigma / alpha, and x_t lies on that line."""
-    from gen.distillers.progressive import walked
+    from gen.distillers.lib.trajectory import euler_chord
 
     path, f = VP(), gaussian(VP())
     high, mid, low = (torch.full((7,), t, dtype=torch.float64) for t in (0.8, 0.7, 0.6))
     x_s = path.mix(f.sample(torch.randn(7, 3).double()), torch.randn(7, 3).double(), high)
-    way = walked(f, x_s, [high, mid, low], {})
+    way = euler_chord(f, x_s, [high, mid, low], {})
     y, n = (lambda x, t: x / path.alpha(t)[:, None]), (lambda t: (path.sigma(t) / path.alpha(t))[:, None])
     x_e = path.mix(*way, low)
     eps = (y(x_e, low) - y(x_s, high)) / (n(low) - n(high))
@@ -102,7 +102,7 @@ def test_the_implied_noise_of_a_phase_is_the_published_one():
 
 
 def test_phases_need_a_teacher():
-    with pytest.raises(UserError, match="Phased learns from a teacher"):
+    with pytest.raises(UserError, match="Phased needs a teacher"):
         Phased().roles(Straight(), None)
     with pytest.raises(UserError, match="phases = 0"):
         Phased(phases=0)
