@@ -426,7 +426,7 @@ def repeated(f: Function, sets: Sequence[Inputs], repeats: int, position: Iterat
 
 def captured(block: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Return a call that launches the kernels of a block as one CUDA graph."""
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         block()

@@ -115,7 +115,7 @@ def train(x: Tensor, y: Tensor, steps: int = 1500, noise: float = 0.25, seed: in
         batch = images[rows] + strength * torch.randn(images[rows].shape, generator=generator)
         loss = F.cross_entropy(net.head(net(batch)), y[rows], label_smoothing=0.1)
         optim.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optim.step()
         decay.step()
     return net

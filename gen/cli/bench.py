@@ -159,7 +159,7 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> dict[s
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = {name: _version(name) for name in PACKAGES}
-    cudnn = torch.backends.cudnn.version() if context.cuda else None  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version() if context.cuda else None
     cuda = {"cuda": torch.version.cuda, "cudnn": cudnn}
     return {
         "format": FORMAT,

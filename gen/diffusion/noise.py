@@ -9,6 +9,7 @@ import hashlib
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,12 @@ def sample_seeds(seed: int | Sequence[int], n: int, start: int = 0) -> list[int]
     return seeds[start : start + n]
 
 
-def _whole(seed: object) -> int:
+def _whole(seed: Any) -> int:
     """A seed as Python's int: 0, numpy's 0 and torch's 0 are one seed, and their repr is not."""
     try:
         if isinstance(seed, bool):
             raise TypeError
-        return operator.index(seed)  # type: ignore[arg-type]
+        return operator.index(seed)
     except TypeError:
         raise UserError(f"a seed is a whole number, got {seed!r}") from None
 

@@ -55,7 +55,7 @@ def _is_transformed(t: Tensor) -> bool:
     """Return whether t is inside of torch.func's transforms or carries a forward-mode tangent."""
     if torch._C._functorch.is_functorch_wrapped_tensor(t):
         return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
 
 
 def save_inputs(ctx: Context, inputs: tuple[object, ...], output: Tensor | tuple[Tensor, ...]) -> None:

@@ -94,7 +94,7 @@ def launch(kernel: Any, grid: tuple[int, ...], near: Tensor, *args: object, **co
         *args: the kernel's arguments.
         **constants: its compile-time constants and launch options.
     """
-    with torch.cuda.device_of(near):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(near):
         kernel[grid](*args, **constants)
 
 

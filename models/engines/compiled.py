@@ -70,5 +70,5 @@ class _Replayed:
         self.compiled = compiled
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        torch.compiler.cudagraph_mark_step_begin()
         return self.compiled(*args, **kwargs).clone()

@@ -56,7 +56,8 @@ def _case(context: BenchContext, rule: MaskRule, d: int, n: int, batch: int, hea
         Call("sdpa default", lambda: whole(_sdpa(rule, n, context))),
     ]
     if isinstance(rule, Bidirectional):
-        calls += [Call(f"sdpa {k} forced", lambda k=k: whole(_sdpa(rule, n, context, k))) for k in KERNELS]  # type: ignore[misc]
+        forced = partial(_sdpa, rule, n, context)
+        calls += [Call(f"sdpa {k} forced", partial(lambda k: whole(forced(k)), k)) for k in KERNELS]
         calls += [Call("xformers", lambda: whole(_backend("xformers", rule)))]
     else:
         calls += [Call("flex compiled", lambda: whole(_flex(rule, context)))]
@@ -74,7 +75,7 @@ def _case(context: BenchContext, rule: MaskRule, d: int, n: int, batch: int, hea
         return (_corners(out[0], 2), _corners(out[1], 3)) if grad else _corners(out, 2)
 
     unit = batch * n * heads * d * torch.finfo(context.dtype).bits // 8  # bytes of q
-    named = "" if isinstance(rule, Bidirectional) else f"block diffusion by {rule.block}, "  # type: ignore[attr-defined]
+    named = f"block diffusion by {rule.block}, " if isinstance(rule, BlockDiffusion) else ""
     return Case(
         name=f"{named}d {d}, N {n}, {batch} x {heads} heads, forward{' and backward' if grad else ''}",
         dtype=context.dtype,

@@ -130,7 +130,7 @@ class _Steps:
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 out = forward(x, t, y)
             loss = mse_loss(out.float(), target)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             return loss.detach(), *(p.grad for p in looked_at if p.grad is not None)
 
