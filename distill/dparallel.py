@@ -11,7 +11,7 @@ from gen.distillers.lib.fields import check_fields
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.decoding import Decoding
 from gen.training.objectives import Batch
-from gen.training.objectives.lib.masked import Tokens
+from gen.training.objectives.lib.masked import TokenBatch
 
 __all__ = ["DParallel"]
 
@@ -50,7 +50,7 @@ class DParallel(CertaintyDistillation):
     def student_decoding(self, decoding: Decoding) -> Decoding:
         return replace(decoding, policy=Entropy())
 
-    def masks(self, net: nn.Module, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
+    def masks(self, net: nn.Module, tokens: TokenBatch, batch: Batch) -> tuple[Tensor, Tensor]:
         ratio = batch.noise.uniform("ratio")[:, None] if self.ratio is None else self.ratio
         first = batch.noise.uniform("mask", tokens.x.shape[1]) < ratio
         return random_block(net, tokens, self.block, batch.noise.uniform("block")), first.to(tokens.x.device)

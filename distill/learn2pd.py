@@ -33,7 +33,7 @@ from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
 from gen.training.objectives import Batch, Roles, Step
-from gen.training.objectives.lib.masked import check_masks
+from gen.training.objectives.lib.masked import check_mask_token
 from gen.training.optim.adamw import AdamW
 from gen.training.run import Run, run_from
 from gen.training.schedules import Constant
@@ -100,7 +100,7 @@ class Learn2PD:
         )  # fmt: skip
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_masks(net, "Learn2PD")
+        check_mask_token(net, "Learn2PD")
         return {"net": net.requires_grad_(False), "filter": Filter(self.block or 32, self.hidden, self.layers)}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:

@@ -14,7 +14,7 @@ from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.decoding import Decoding
 from gen.training.objectives import Batch, Roles
-from gen.training.objectives.lib.masked import Tokens
+from gen.training.objectives.lib.masked import TokenBatch
 
 __all__ = ["Trajectory"]
 
@@ -56,7 +56,7 @@ class Trajectory(CertaintyDistillation):
         low, high = self.ratio
         return self.blocks[min(int(share * len(self.blocks)), len(self.blocks) - 1)], low + (high - low) * share
 
-    def masks(self, net: nn.Module, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
+    def masks(self, net: nn.Module, tokens: TokenBatch, batch: Batch) -> tuple[Tensor, Tensor]:
         if "commit_step" not in batch.cond:
             raise UserError("Trajectory needs answers with the step of each token: this data has none")
         length, ratio = self.stage(batch.step)

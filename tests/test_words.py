@@ -42,7 +42,6 @@ PENDING = (
     # gen/training
     "gen/training",
     "gen/training/objectives",
-    "gen/training/objectives/lib",
     "gen/training/optim",
     "gen/training/recipes",
     # models

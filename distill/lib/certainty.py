@@ -16,15 +16,15 @@ from gen.distillers.lib.answers import make_answers, text_teacher
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.lora import merge_adapters, with_adapters
 from gen.text.decoding import Decoding
-from gen.training.objectives import Batch, Roles, Step
-from gen.training.objectives.lib.masked import Masking, Tokens, check_masks, token_losses, tokens_of
+from gen.training.objectives import Batch, Objective, Roles, Step
+from gen.training.objectives.lib.masked import TokenBatch, check_mask_token, token_batch, token_losses
 from gen.training.run import Run
 
 __all__ = ["CertaintyDistillation", "certainty_terms", "random_block"]
 
 
 @dataclass(frozen=True)
-class CertaintyDistillation(Masking):
+class CertaintyDistillation(Objective):
     """The loss CE + beta H over the masked positions of each of two views, on the teacher's own answers.
 
     Both views mask parts of one block; what is before it is clean, what is after it is masked in both. See
@@ -71,7 +71,7 @@ class CertaintyDistillation(Masking):
         raise NotImplementedError
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_masks(net, type(self).__name__)
+        check_mask_token(net, type(self).__name__)
         if self.lora_rank is None:
             return {"net": net}
         return {"net": net.requires_grad_(False), "lora": with_adapters(net, self.lora_rank, type(self).__name__)}
@@ -88,7 +88,7 @@ class CertaintyDistillation(Masking):
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over both views, and logs of their mean."""
-        tokens, mask = tokens_of(batch), unwrap(net).mask_token_id
+        tokens, mask = token_batch(batch), unwrap(net).mask_token_id
         block, first = self.masks(net, tokens, batch)
         masked = [block & first, block & ~first] if self.complementary else [block & first]
         after = tokens.trained & (block.long().cumsum(1) == block.sum(1, keepdim=True)) & ~block
@@ -100,7 +100,7 @@ class CertaintyDistillation(Masking):
         logs = {"ce": ce.mean(), "entropy": entropy.mean(), "accuracy": right.mean()}
         return ce.sum() + self.beta * entropy.sum(), {k: v.detach() for k, v in logs.items()}
 
-    def masks(self, net: nn.Module, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
+    def masks(self, net: nn.Module, tokens: TokenBatch, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the positions of the noised block, and which of them the first view masks, bool [B, L] each."""
         raise NotImplementedError
 
@@ -138,7 +138,7 @@ def certainty_terms(
     return ce, entropy / confident.sum().clamp(min=1), confident.sum() / count
 
 
-def random_block(net: nn.Module, tokens: Tokens, length: int | None, u: Tensor) -> Tensor:
+def random_block(net: nn.Module, tokens: TokenBatch, length: int | None, u: Tensor) -> Tensor:
     """Return the positions of one block of each text's trained part, bool [B, L]; all for length None.
 
     Blocks lie as in decoding (gen.samplers.block_schedules.semi_ar): from the end of the prompt on, or where a

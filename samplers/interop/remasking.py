@@ -1,4 +1,4 @@
-"""A policy of parallel decoding as a remasking policy of vLLM's dllm plugin: one block in, the next block out."""
+"""A decoding policy as a remasking policy of vLLM's dllm plugin: one block in, the next block out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ __all__ = ["Remasked", "Remasking"]
 
 
 class Remasked(NamedTuple):
-    """committed_token_ids: the block once it is full, else nothing. next_input_block: what to run next; all masks after
-    a full block."""
+    """The result of `apply`.
+
+    committed_token_ids: the block once it is full, else nothing. next_input_block: what to run next; all masks after a
+    full block.
+    """
 
     committed_token_ids: tuple[int, ...]
     next_input_block: tuple[int, ...]
@@ -24,9 +27,11 @@ class Remasked(NamedTuple):
 
 @dataclass(frozen=True)
 class Remasking:
-    """`apply` as the plugin's RemaskingPolicy has it. mask: the mask token's id.
+    """A function `apply` of the block alone, as the plugin's RemaskingPolicy has it; greedy.
 
-    A function of the block alone: policies with a memory, and those that draw numbers, are refused. It is greedy.
+    Attributes:
+        policy: one without memory that draws no numbers; others are refused.
+        mask_token_id: id of the mask token.
     """
 
     policy: DecodingPolicy
@@ -35,7 +40,7 @@ class Remasking:
     def __post_init__(self) -> None:
         if self.policy.init(1, 1) or self.policy.may_skip:
             raise UserError(
-                f"{type(self.policy).__name__} remembers or waits, and a remasking policy is a pure function"
+                f"{type(self.policy).__name__} has a memory or skips steps, and a remasking policy is a pure function"
             )
 
     def apply(
@@ -46,9 +51,13 @@ class Remasking:
         logits: Any = None,
         remasking_config: Mapping[str, Any] | None = None,
     ) -> Remasked:
-        """input_block (in older versions input_draft): L ids. logits [L, V]: a tensor or rows of numbers.
+        """Commit what the policy selects in one block.
 
-        remasking_config: "denoise_step_index" is the step within the block, "mask_token_id" another mask.
+        Args:
+            input_block: L ids; input_draft in older versions of the plugin.
+            input_draft: see input_block.
+            logits: [L, V], a tensor or rows of numbers.
+            remasking_config: "denoise_step_index" is the step within the block, "mask_token_id" another mask.
         """
         given = input_block if input_block is not None else input_draft
         if given is None or logits is None:
@@ -63,7 +72,7 @@ class Remasking:
         if bool((block == mask).any()):
             logp = scores.index_fill(-1, torch.tensor([mask]), -torch.inf).log_softmax(-1)
             view = StepView.of_block(logp, block, mask, step=int(config.get("denoise_step_index", 0)))
-            choice, _ = self.policy.select(view, {})
-            block = torch.where(choice.commit & view.masked, view.sampled, block)
+            decision, _ = self.policy.select(view, {})
+            block = torch.where(decision.commit & view.masked, view.sampled, block)
         ids = tuple(block[0].tolist())
         return Remasked((), ids) if mask in ids else Remasked(ids, (mask,) * len(ids))

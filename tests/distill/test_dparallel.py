@@ -19,7 +19,7 @@ from gen.distillers.lib.shards import ShardPlan
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoding
-from gen.training.objectives.lib.masked import tokens_of
+from gen.training.objectives.lib.masked import token_batch
 from gen.training.trainer import train
 from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
 
@@ -79,7 +79,7 @@ def test_the_views_complement_each_other_in_one_block(block):
     x = torch.arange(10).remainder(MASK).expand(40, 10)
     net = Given(torch.zeros(10, MASK + 1, dtype=torch.float64), MASK)
     batch = texts(x, 2, torch.arange(40) % 5 + 5)
-    tokens = tokens_of(batch)
+    tokens = token_batch(batch)
     DParallel(block=block).loss(net, batch)
     first, second = (view == MASK for view in net.seen[0].chunk(2))
     inside = random_block(net, tokens, block, batch.noise.uniform("block"))
@@ -100,7 +100,7 @@ def test_the_views_complement_each_other_in_one_block(block):
 
 def test_the_blocks_of_a_block_causal_network_are_its_own():
     net = Given(torch.zeros(10, MASK + 1), MASK, block=4)
-    tokens = tokens_of(texts(torch.zeros(30, 10, dtype=torch.int64), 3, 9))
+    tokens = token_batch(texts(torch.zeros(30, 10, dtype=torch.int64), 3, 9))
     rows = {tuple(row.nonzero()[:, 0].tolist()) for row in random_block(net, tokens, 32, torch.linspace(0, 0.999, 30))}
     assert rows == {(3,), (4, 5, 6, 7), (8,)}
 

@@ -16,7 +16,7 @@ from gen.distillers.trajectory import Trajectory, last_committed
 from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.loop import decode_steps
-from gen.training.objectives.lib.masked import tokens_of
+from gen.training.objectives.lib.masked import token_batch
 from gen.training.trainer import train
 from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
 
@@ -61,7 +61,7 @@ def test_masks_are_the_states_that_the_teacher_was_in(teacher, tmp_path, length)
         for k in range(7):
             method = Trajectory(blocks=(length,), ratio=(0.0, k / 6), ramp_updates=1)
             batch = texts(x, start, end, step=5, commit_step=item["commit_step"])
-            inside, hit = method.masks(net, tokens_of(batch), batch)
+            inside, hit = method.masks(net, token_batch(batch), batch)
             n = int(inside.sum())
             assert int(hit.sum()) == round(n * k / 6) and not bool((hit & ~inside).any())
             mine = inside[0, start:end]

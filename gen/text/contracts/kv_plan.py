@@ -56,6 +56,7 @@ class KvPlan(Protocol):
         Args:
             predictor: a network or its spec; only its `block_size` and `shift` may be read.
         """
+        return
 
     @abstractmethod
     def span(self, step: KvStep) -> tuple[Tensor, Tensor]:

@@ -110,3 +110,4 @@ class Objective(Protocol):
             roles: as of the call.
             logs: what the step logged, the mean over all processes.
         """
+        return

@@ -9,7 +9,7 @@ import torch
 from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.models.text import Text
-from gen.samplers.interop.block_refinement import Refinement
+from gen.samplers.interop.block_refinement import PolicyScheduler
 from gen.samplers.interop.remasking import Remasking
 from gen.text.decoding import Decoding
 from gen.text.loop import decode
@@ -82,15 +82,15 @@ def theirs():
 
 
 def test_a_quota_in_their_pipeline_writes_what_theirs_does():
-    ours = Refinement(build("samplers.decoding_policies", {"name": "topk", "k": 2, "score": "sample"}), BLOCK)
+    ours = PolicyScheduler(build("samplers.decoding_policies", {"name": "topk", "k": 2, "score": "sample"}), BLOCK)
     a, b = written(pipeline(theirs()), 4, 1.1, None), written(pipeline(ours), 4, 1.1, None)
     assert torch.equal(a, b)
-    one = Refinement(build("samplers.decoding_policies", {"name": "topk", "k": 1}), BLOCK)
+    one = PolicyScheduler(build("samplers.decoding_policies", {"name": "topk", "k": 1}), BLOCK)
     assert not torch.equal(a, written(pipeline(one), 4, 1.1, None))
 
 
 def test_no_mask_is_left_however_few_steps_the_pipeline_foresaw():
-    ours = Refinement(build("samplers.decoding_policies", "topk"), BLOCK)
+    ours = PolicyScheduler(build("samplers.decoding_policies", "topk"), BLOCK)
     made = written(pipeline(ours), 2, 0.9, None)
     assert not bool((made[:, :8] == MASK).any())
 
@@ -109,7 +109,7 @@ def test_no_mask_is_left_however_few_steps_the_pipeline_foresaw():
 def test_a_policy_writes_in_their_pipeline_what_it_writes_here(spec):
     """Policies that count masks, take tokens back, remember, and draw their own; the prompt ends inside a block."""
     policy = build("samplers.decoding_policies", spec)
-    pipe, prompt = pipeline(Refinement(policy, BLOCK)), torch.randint(39, (8, 12), generator=torch.manual_seed(0))
+    pipe, prompt = pipeline(PolicyScheduler(policy, BLOCK)), torch.randint(39, (8, 12), generator=torch.manual_seed(0))
     how = {"num_inference_steps": BLOCK, "temperature": 0.0, "editing_threshold": None, "eos_early_stop": False}
     made = pipe(input_ids=prompt, attention_mask=torch.ones_like(prompt), gen_length=28, block_length=BLOCK, **how,
                 mask_token_id=MASK, output_type="seq").sequences  # fmt: skip
@@ -131,22 +131,22 @@ class Ends(Model):
 @pytest.mark.parametrize("editing", [None, 0.9])
 @pytest.mark.parametrize("name", ["topk", "edit", "remdm"])
 def test_a_row_that_is_finished_does_not_keep_the_others(name, editing):
-    pipe = pipeline(Refinement(build("samplers.decoding_policies", name), BLOCK))
+    pipe = pipeline(PolicyScheduler(build("samplers.decoding_policies", name), BLOCK))
     pipe.model = Ends()
     made = written(pipe, BLOCK, 0.9, editing)
     assert made[0][0] == STOP and not bool((made[1] == MASK).any())
 
 
 def test_no_evaluation_is_spent_on_a_full_block():
-    pipe = pipeline(Refinement(build("samplers.decoding_policies", {"name": "topk", "k": 4}), BLOCK))
+    pipe = pipeline(PolicyScheduler(build("samplers.decoding_policies", {"name": "topk", "k": 4}), BLOCK))
     pipe.model = Ends()
     written(pipe, 2, 0.9, None)
     assert pipe.model.calls == 1 + 3 * 2  # of four blocks, the prompt ends in the middle of the first
 
 
 def test_a_policy_that_waits_is_refused():
-    with pytest.raises(UserError, match="Ancestral may let a step pass"):
-        Refinement(build("samplers.decoding_policies", "ancestral"))
+    with pytest.raises(UserError, match="Ancestral may skip a step"):
+        PolicyScheduler(build("samplers.decoding_policies", "ancestral"))
 
 
 @pytest.fixture
@@ -189,5 +189,5 @@ def test_wrong_calls_are_one_line(policy):
         policy.apply(input_block=[3, 3], logits=logits(SURE))
     with pytest.raises(UserError, match="the mask is token 4"):
         policy.apply(input_block=[4], logits=logits(SURE), remasking_config={"mask_token_id": 4})
-    with pytest.raises(UserError, match="remembers or waits"):
+    with pytest.raises(UserError, match="has a memory or skips steps"):
         Remasking(build("samplers.decoding_policies", "credit"), mask_token_id=3)

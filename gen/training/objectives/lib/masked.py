@@ -1,8 +1,9 @@
-"""What the objectives of masked text share: which tokens are trained, their times and masks, and what they cost."""
+"""Shared pieces of the objectives of masked text: their base, trained tokens, stratified times, cross-entropies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,32 +15,28 @@ from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.text.contracts import positions_between
 from gen.text.mask_path import MaskPath
-from gen.training.objectives import Batch
+from gen.training.objectives import Batch, Objective, Roles, Step
 
 __all__ = [
-    "Masking",
-    "Tokens",
-    "check_masks",
-    "check_path",
-    "report",
-    "stratified",
+    "MaskedObjective",
+    "TokenBatch",
+    "check_mask_path",
+    "check_mask_token",
+    "stratify",
+    "token_batch",
     "token_losses",
-    "tokens_of",
 ]
 
 
-@dataclass(frozen=True)
-class Masking:
-    """An objective of one network, "net", that predicts masked tokens."""
-
-    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_masks(net, type(self).__name__)
-        return {"net": net}
-
-
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """x int64 [B, L]; trained bool [B, L]: the places from a prompt's end to a text's; length [B], and that of all."""
+class TokenBatch:
+    """Tokens of a batch of texts.
+
+    Attributes:
+        x: ids, int64 [B, L].
+        trained: positions from a prompt's end to a text's, bool [B, L].
+        length: end of each text, int64 [B]; from there on there is padding.
+    """
 
     x: Tensor
     trained: Tensor
@@ -47,66 +44,135 @@ class Tokens:
 
     @property
     def lengths(self) -> Tensor | None:
-        """What a network is told of the padding: nothing where there is none."""
+        """The `lengths` argument of a network: None where there is no padding."""
         return None if bool((self.length == self.x.shape[1]).all()) else self.length
 
     @property
     def count(self) -> Tensor:
-        """How many tokens of each text are trained, [B]; 1 where none is, so that one may divide by it."""
+        """Number of trained tokens of each text, [B]; 1 where there is none, so that one may divide by it."""
         return self.trained.sum(1).clamp(min=1)
 
 
-def tokens_of(batch: Batch, length: Tensor | None = None) -> Tokens:
-    """A batch's tokens: before cond["prompt"] they are given, from cond["length"] on they are padding (both [B]).
+@dataclass(frozen=True)
+class MaskedObjective(Objective):
+    """Base of objectives that train one network, "net", to predict masked tokens.
 
-    length [B]: texts are cut there.
+    A subclass says at which times, and what each token costs; by default the loss is the sum over the number of trained
+    tokens in the batch. Validation has fixed masks at stratified times.
+    """
+
+    @property
+    def stratified(self) -> bool:
+        """Whether the times of a training step lie one in each of n equal shares; False by default."""
+        return False
+
+    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
+        check_mask_token(net, type(self).__name__)
+        return {"net": net}
+
+    @abstractmethod
+    def times(self, net: Any, batch: Batch, stratified: bool) -> Tensor:
+        """Draw a time for each text, [B], or for each of its blocks, [B, blocks]."""
+        ...
+
+    @abstractmethod
+    def losses(self, roles: Roles, tokens: TokenBatch, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return each token's weighted CE (0 unless masked), whether it is masked, and whether it is likeliest, [B, L].
+
+        A token is masked where its uniform number u [B, L] is below the probability at its time.
+        """
+        ...
+
+    def tokens(self, batch: Batch) -> TokenBatch:
+        """Return the tokens of a training step."""
+        return token_batch(batch)
+
+    def mask_uniforms(self, batch: Batch) -> Tensor:
+        """Draw the uniform numbers that decide which tokens are masked, [B, L]."""
+        return batch.noise.uniform("mask", batch.x.shape[1])
+
+    def reduce(self, losses: Tensor, tokens: TokenBatch) -> Tensor:
+        """Return the loss of a batch, 0-d."""
+        return losses.sum() / tokens.trained.sum().clamp(min=1)
+
+    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
+        tokens, t = self.tokens(batch), self.times(roles["net"].net, batch, self.stratified)
+        losses, masked, likeliest = self.losses(roles, tokens, t, self.mask_uniforms(batch))
+        logs = {
+            "masked": masked.sum() / tokens.trained.sum().clamp(min=1),
+            "accuracy": (likeliest & masked).sum() / masked.sum().clamp(min=1),
+        }
+        yield "net", self.reduce(losses, tokens), logs
+
+    def validate(self, roles: Roles, batch: Batch) -> Tensor:
+        tokens, t = token_batch(batch), self.times(roles["net"].net, batch, True)
+        return self.reduce(self.losses(roles, tokens, t, self.mask_uniforms(batch))[0], tokens)
+
+
+def token_batch(batch: Batch, length: Tensor | None = None) -> TokenBatch:
+    """Return a batch's tokens: those before cond["prompt"] are given, from cond["length"] on they are padding.
+
+    Args:
+        batch: both entries of cond are int64 [B] and may be missing.
+        length: texts are cut there, [B]; None for their own length.
     """
     x, cond = batch.x, batch.cond
     b, n = x.shape
     prompt = cond.get("prompt", torch.zeros(b, dtype=torch.int64, device=x.device))
     end = cond.get("length", torch.full((b,), n, device=x.device))
     end = end if length is None else torch.minimum(end, length.to(end))
-    return Tokens(x, positions_between(n, prompt, end), end)
+    return TokenBatch(x, positions_between(n, prompt, end), end)
 
 
-def check_masks(net: nn.Module, owner: str) -> None:
-    """Raises UserError for a network that has no mask token."""
+def check_mask_token(net: nn.Module, owner: str) -> None:
+    """Raise UserError for a network that has no mask token.
+
+    Args:
+        net: a network, wrapped or not.
+        owner: name of the objective, for the message.
+    """
     if not isinstance(getattr(unwrap(net), "mask_token_id", None), int):
         spec = getattr(unwrap(net), "spec", None)
         raise UserError(f"{owner} trains networks that predict masked tokens, such as the model text, and "
                         f"{type(spec if spec is not None else net).__name__} has no mask token")  # fmt: skip
 
 
-def check_path(path: Any, owner: str) -> None:
-    """Raises UserError for a path of numbers."""
+def check_mask_path(path: Any, owner: str) -> MaskPath:
+    """Return a path of masks; UserError for a path of numbers.
+
+    Args:
+        path: the run's path.
+        owner: name of the objective, for the message.
+    """
     if not isinstance(path, MaskPath):
         raise UserError(
             f"{owner} needs a path of masks (gen/text/mask_path.py), e.g. --path log_linear; this is {path!r}"
         )
+    return path
 
 
-def stratified(u: Tensor) -> Tensor:
-    """Uniform numbers made to lie one in each of n equal shares of [0, 1): element i in the i-th, whatever u [...] is.
+def stratify(u: Tensor) -> Tensor:
+    """Return uniform numbers that lie one in each of n equal shares of [0, 1): element i in the i-th share.
 
-    So an element depends on its place in the batch, and batches cut otherwise see other times (MDLM's antithetic ones).
+    So an element depends on its index in the batch, and batches cut otherwise see other times (MDLM's antithetic ones).
+
+    Args:
+        u: uniform numbers of any shape, n in all.
     """
     n = u.numel()
     return (u + torch.arange(n, dtype=u.dtype, device=u.device).reshape(u.shape)) / n
 
 
-def token_losses(logits: Tensor, x: Tensor, mask: int | None = None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats [B, L] of tokens x under logits [B, L, V], float32 at least, and whether x is likeliest.
+def token_losses(logits: Tensor, x: Tensor, mask_token_id: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return each token's cross-entropy in nats, float32 at least, and whether it is the likeliest, [B, L] each.
 
-    mask: the id of the mask token, to which no probability is given (MDLM's SUBS); None leaves it what it has.
+    Args:
+        logits: [B, L, V].
+        x: ids, int64 [B, L].
+        mask_token_id: token that gets no probability (MDLM's SUBS); None leaves it what it has.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    if mask is not None:
-        wide = wide.index_fill(-1, torch.tensor([mask], device=wide.device), -torch.inf)
+    if mask_token_id is not None:
+        wide = wide.index_fill(-1, torch.tensor([mask_token_id], device=wide.device), -torch.inf)
     losses = nn.functional.cross_entropy(wide.flatten(0, 1), x.flatten(), reduction="none").view(x.shape)
     return losses, wide.detach().argmax(-1) == x
-
-
-def report(masked: Tensor, trained: Tensor, right: Tensor) -> Mapping[str, Tensor]:
-    """What is logged: the share of tokens that were masked, and of these the share that was guessed."""
-    hidden = masked.sum().clamp(min=1)
-    return {"masked": masked.sum() / trained.sum().clamp(min=1), "accuracy": (right & masked).sum() / hidden}

@@ -15,9 +15,9 @@ from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.mask_path import Cosine, LogLinear, Square
 from gen.text.worlds import JointDistribution
 from gen.training.objectives import Batch
-from gen.training.objectives.bd3 import BD3, bd3_mask, beside_clean
+from gen.training.objectives.bd3 import BD3, block_diffusion_mask, logits_after_clean_blocks
 from gen.training.objectives.fast_dllm import FastDLLM
-from gen.training.objectives.lib.masked import Tokens, stratified, token_losses, tokens_of
+from gen.training.objectives.lib.masked import TokenBatch, stratify, token_batch, token_losses
 from gen.training.objectives.llada import LLaDA
 from gen.training.objectives.mdlm import MDLM
 
@@ -70,7 +70,7 @@ def roles(net, path=None):
 
 
 def whole(x):
-    return Tokens(x, torch.ones_like(x, dtype=torch.bool), torch.full((len(x),), x.shape[1]))
+    return TokenBatch(x, torch.ones_like(x, dtype=torch.bool), torch.full((len(x),), x.shape[1]))
 
 
 def nodes(n=12, low=0.0, high=1.0):
@@ -161,8 +161,8 @@ def test_blocks_of_one_token_all_masked_are_next_token_prediction():
     objective = BD3(clip=(1.0, 1.0), weight="one")
     batch = text_batch(world.support)
     f = roles(Exact(world, 1), LogLinear(eps=0.0))
-    t = objective.times(f["net"].net, batch, antithetic=True)
-    losses = objective.losses(f, whole(world.support), t, objective.hits(batch))[0]
+    t = objective.times(f["net"].net, batch, stratified=True)
+    losses = objective.losses(f, whole(world.support), t, objective.mask_uniforms(batch))[0]
     left = torch.zeros_like(losses)
     for i in range(LENGTH):  # -log p(x_i | x_<i), from sums over the joint
         same = [(world.support[:, None, :n] == world.support[None, :, :n]).all(-1).double() for n in (i, i + 1)]
@@ -182,13 +182,13 @@ def test_two_copies_mask_every_trained_token_once():
     world, objective = joint(length=6), FastDLLM()
     x = world.support[:5]
     batch = text_batch(x, prompt=[0, 1, 2, 3, 0], length=[6, 6, 5, 4, 3])
-    tokens = tokens_of(batch)
-    noisy = objective.views(Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.hits(batch))
+    tokens = token_batch(batch)
+    noisy = objective.copies(Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.mask_uniforms(batch))
     hidden = (noisy == world.mask_token_id).view(2, *x.shape).sum(0)
     assert torch.equal(hidden, tokens.trained.long())
     assert torch.equal(torch.where(noisy == world.mask_token_id, x.repeat(2, 1), noisy), x.repeat(2, 1))
-    alone = FastDLLM(complementary=False).views(
-        Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.hits(batch)
+    alone = FastDLLM(complementary=False).copies(
+        Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.mask_uniforms(batch)
     )
     assert torch.equal(alone, noisy[:5])
 
@@ -213,7 +213,7 @@ def test_a_pair_of_copies_costs_what_both_conditionals_say():
 
 @pytest.mark.parametrize(("length", "block"), [(6, 2), (5, 2), (4, 1), (4, 4)])
 def test_the_mask_of_block_diffusion_is_its_three_rules(length, block):
-    mask = bd3_mask(length, block)
+    mask = block_diffusion_mask(length, block)
     for q, k in itertools.product(range(2 * length), repeat=2):
         clean_q, clean_k, bq, bk = q >= length, k >= length, q % length // block, k % length // block
         diagonal = bq == bk and not clean_q and not clean_k
@@ -258,11 +258,11 @@ def test_no_noisy_block_sees_its_own_clean_tokens_or_later_ones(objective, shift
     net = Attending(n, block, shift)
     x = torch.randint(WORDS, (3, n), generator=torch.Generator().manual_seed(0))
     batch = text_batch(x)
-    tokens = tokens_of(batch)
+    tokens = token_batch(batch)
     seen = []
     for b in range(3):
         u = torch.full((3, 3), 0.7, dtype=torch.float64)
-        losses, masked, _ = objective.losses(roles(net, LogLinear()), tokens, u, objective.hits(batch))
+        losses, masked, _ = objective.losses(roles(net, LogLinear()), tokens, u, objective.mask_uniforms(batch))
         here = losses[:, b * block : (b + 1) * block]
         assert bool(masked[:, b * block : (b + 1) * block].any())
         (grad,) = torch.autograd.grad(here.sum(), net.given)
@@ -277,7 +277,7 @@ def test_the_first_token_of_a_block_comes_from_the_clean_place_before_it():
     net = Attending(4, 2, shift=1)
     x = torch.tensor([[0, 1, 2, 0]])
     noisy = torch.tensor([[WORDS] * 4])
-    out = beside_clean(net, noisy, whole(x), 2)
+    out = logits_after_clean_blocks(net, noisy, whole(x), 2)
     net.block_size = None
     causal = torch.arange(4)[:, None] // 2 >= torch.arange(4) // 2
     alone = net(torch.cat([x[:, :2], noisy[:, 2:]], 1), attention_mask=causal)
@@ -338,7 +338,7 @@ def test_mdlms_loss_by_hand():
     x = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
     batch, path = text_batch(x, prompt=[2, 0], length=[5, 4]), Cosine()
     (_, loss, _), *_ = MDLM()(roles(net, path), batch)
-    t = (1 - 1e-3) * stratified(batch.noise.uniform("t")) + 1e-3
+    t = (1 - 1e-3) * stratify(batch.noise.uniform("t")) + 1e-3
     hit = batch.noise.uniform("mask", 5) < path.masked_fraction(t)[:, None]
     weighted = hit[0, 2:].sum() * path.weight(t)[0] + hit[1, :4].sum() * path.weight(t)[1]
     assert float(loss) == pytest.approx(float(math.log(3) * weighted / 7), rel=1e-12)
@@ -349,9 +349,9 @@ def test_the_losses_of_blocks_by_hand():
     net.block_size = 2
     x = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
     batch = text_batch(x, prompt=[2, 0], length=[5, 4])
-    trained = tokens_of(batch).trained
+    trained = token_batch(batch).trained
     (_, loss, logs), *_ = BD3(clip=(0.2, 0.8))(roles(net, path), batch)
-    t = 0.2 + 0.6 * stratified(batch.noise.uniform("t", 3))[:, [0, 0, 1, 1, 2]]
+    t = 0.2 + 0.6 * stratify(batch.noise.uniform("t", 3))[:, [0, 0, 1, 1, 2]]
     hit = (batch.noise.uniform("mask", 5) < path.masked_fraction(t)) & trained
     assert float(loss) == pytest.approx(float(math.log(3) * (path.weight(t) * hit).sum() / 7), rel=1e-12)
     assert float(logs["masked"]) == pytest.approx(float(hit.sum()) / 7)
@@ -361,26 +361,26 @@ def test_the_losses_of_blocks_by_hand():
 
 def test_stratified_numbers_lie_one_in_each_share():
     u = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    made = stratified(u)
+    made = stratify(u)
     assert torch.equal((made * 12).floor().flatten(), torch.arange(12, dtype=torch.float64))
     torch.testing.assert_close(made * 12 % 1, u, rtol=0, atol=1e-12)
 
 
 def test_the_clip_bounds_the_times_of_every_block():
     net, batch = Attending(6, 2), text_batch(torch.zeros(8, 6, dtype=torch.int64))
-    t = BD3(clip=(0.3, 0.8)).times(net, batch, antithetic=True)
+    t = BD3(clip=(0.3, 0.8)).times(net, batch, stratified=True)
     assert t.shape == (8, 3) and float(t.min()) >= 0.3 and float(t.max()) <= 0.8
     assert len(set(t.flatten().tolist())) == 24
 
 
 def test_a_text_cut_short_keeps_its_prompt_and_a_token():
-    objective = LLaDA(short=1.0)
+    objective = LLaDA(random_length=1.0)
     x = torch.zeros(64, 6, dtype=torch.int64)
     batch = text_batch(x, prompt=[2] * 64, length=[5] * 64)
-    cut = objective.cut(batch)
+    cut = objective.random_lengths(batch)
     assert set(cut.tolist()) == {3, 4, 5}
-    assert torch.equal(LLaDA(short=0.0).cut(batch), torch.full((64,), 5))
-    share = (LLaDA(short=0.5).cut(batch) < 5).double().mean()
+    assert torch.equal(LLaDA(random_length=0.0).random_lengths(batch), torch.full((64,), 5))
+    share = (LLaDA(random_length=0.5).random_lengths(batch) < 5).double().mean()
     assert 0.1 < float(share) < 0.6
 
 
@@ -396,7 +396,7 @@ def test_losses_do_not_depend_on_the_batch():
 
 def test_low_precision_logits_are_widened():
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
-    losses, _ = token_losses(logits, torch.zeros(2, 3, dtype=torch.int64), mask=3)
+    losses, _ = token_losses(logits, torch.zeros(2, 3, dtype=torch.int64), mask_token_id=3)
     assert losses.dtype == torch.float32
     by_hand = -logits[..., :3].float().log_softmax(-1)[..., 0]
     torch.testing.assert_close(losses, by_hand, rtol=1e-6, atol=1e-6)
@@ -439,7 +439,7 @@ def test_a_path_of_numbers_is_refused(objective):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: MDLM(eps=1.0), lambda: LLaDA(short=2.0), lambda: BD3(clip=(0.8, 0.3)), lambda: FastDLLM(eps=-1.0)],
+    [lambda: MDLM(eps=1.0), lambda: LLaDA(random_length=2.0), lambda: BD3(clip=(0.8, 0.3)), lambda: FastDLLM(eps=-1.0)],
 )
 def test_settings_outside_their_range_are_refused(make):
     with pytest.raises(UserError, match=r"MDLM|LLaDA|BD3|FastDLLM"):
