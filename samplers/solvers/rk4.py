@@ -14,6 +14,9 @@ __all__ = ["RK4"]
 class RK4(RungeKutta):
     """Runge-Kutta's classical rule in t for dx/dt = alpha' x0 + sigma' eps.
 
+    It integrates what x has beside alpha x0 + sigma eps of the step's first prediction: on flow and EDM the same rule,
+    on every path exact where predictions do not change.
+
     Its last stage lies at the end of the step, so the last step, to t = 0, is the midpoint rule's. 4N - 2 evaluations.
     """
 

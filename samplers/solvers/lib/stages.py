@@ -6,7 +6,6 @@ x0 that does, and the rest of the pair's x0 enters the step's end as alpha_s (pr
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -124,21 +123,21 @@ def _by_increments(
 def _by_slopes(
     rule: Tableau, f: DenoiseFn, path: NoisePath, x: Tensor, pred: Prediction, t: Tensor, s: Tensor
 ) -> Tensor:
-    """x at s by any rule, in slopes dx/dt."""
+    """x at s by any rule, in slopes of what x has beside alpha x0 + sigma eps, which is exact where x0 and eps stay."""
     x0 = data_prediction(path, x, pred, t)
-    slopes = [path.velocity(Prediction(x0, pred.eps), t)]
+    slopes: list[Tensor] = []  # of all stages but the first, where it is zero
 
     def advance(weights: Sequence[int], m: Tensor) -> Tensor:
-        terms = [slope if w == 1 else w * slope for w, slope in zip(weights, slopes, strict=True) if w]
-        total = functools.reduce(torch.add, terms)
-        mean = total if sum(weights) == 1 else total / sum(weights)
-        return torch.add(torch.add(x, mean, alpha=float(m - t)), pred.x0 - x0, alpha=float(path.alpha(m)))
+        out = path.interpolate(pred, m)
+        for weight, slope in zip(weights[1:], slopes, strict=True):
+            out = torch.add(out, slope, alpha=float(m - t) * weight / sum(weights)) if weight else out
+        return out
 
     for node, row in zip(rule.nodes, rule.rows, strict=True):
         m = _time(t, s, node)
         u = advance(row, m)
         there = f(u, m)
-        slopes.append(path.velocity(Prediction(data_prediction(path, u, there, m), there.eps), m))
+        slopes.append(path.velocity(Prediction(data_prediction(path, u, there, m) - x0, there.eps - pred.eps), m))
     return advance(rule.weights, s)
 
 
