@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
-from gen.config.errors import UserError
 from gen.diffusion.tap import FeatureRecorder, Skip
 from gen.models.dimsum import DiMSUM
 from gen.models.layers.dimsum import WaveletMamba, raster, windows
@@ -25,9 +24,6 @@ SMALL = DiMSUM(
     state=3,
 )
 
-# The whole, the trained embedding of places included. The paper gives L/2 as 460M.
-PARAMETERS = {"B/2": 198_547_216, "L/2": 459_916_304, "L/4": 459_818_048, "XL/2": 854_831_248}
-
 
 def random_net(spec=SMALL, seed=0):
     """A network whose every part matters."""
@@ -44,13 +40,6 @@ def inputs(n=3, spec=SMALL):
     x = torch.randn(n, spec.channels, spec.size, spec.size, generator=g, dtype=torch.float64)
     t = spec.t_end * torch.rand(n, generator=g, dtype=torch.float64)
     return x, t, {"y": torch.randint(0, spec.classes + 1, (n,), generator=g)}
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts(name):
-    with torch.device("meta"):
-        net = DiMSUM.preset(name).build()
-    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[name]
 
 
 def test_state_dict_has_the_published_names_and_shapes():
@@ -225,18 +214,3 @@ def test_a_fresh_network_is_zero_and_mamba_keeps_its_own_start():
     step = torch.nn.functional.softplus(mixer.dt_proj.bias)
     assert step.min() >= 1e-4 and step.max() <= 0.1 + 1e-6
     assert torch.equal(mixer.A_log[0].exp().round(), torch.arange(1.0, net.spec.state + 1))
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"levels": 3}, "DiMSUM.levels 3 needs a grid of tokens divisible by 8: 4"),
-        ({"fusion_heads": 5}, "must be divisible by 2 [*] fusion_heads, 10"),
-        ({"drop_path": 1.0}, "DiMSUM.drop_path is 1.0"),
-        ({"t_end": 0.0}, "DiMSUM.t_end is 0.0"),
-    ],
-)
-def test_wrong_fields_are_one_line(changes, says):
-    with pytest.raises(UserError, match=says) as caught:
-        DiMSUM(**{**vars(SMALL), **changes})
-    assert "\n" not in str(caught.value)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gen.config import checkpoints
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
@@ -21,16 +20,6 @@ from tests.gen.tiny import tiny
 SMALL = EDM2(
     size=8, channels=3, classes=5, width=16, multipliers=(1, 2), blocks=1, attention=(4,), head_width=16, uncertainty=8
 )
-
-# 64 x 64 x 4 latents, 1000 classes, the log-variance head of 128 weights included
-PARAMETERS = {
-    "XS": 124_713_253,
-    "S": 280_212_837,
-    "M": 497_807_781,
-    "L": 777_498_085,
-    "XL": 1_119_283_749,
-    "XXL": 1_523_164_773,
-}
 
 
 def random_net(spec=SMALL, seed=0, dtype=torch.float64):
@@ -49,19 +38,6 @@ def inputs(n=4, spec=SMALL, dtype=torch.float64):
     x = torch.randn(n, spec.channels, spec.size, spec.size, generator=g, dtype=dtype)
     t = torch.randn(n, generator=g, dtype=dtype) / 4
     return x, t, {"y": torch.randint(0, spec.classes + 1, (n,), generator=g)}
-
-
-def count(spec):
-    with torch.device("meta"):
-        return sum(p.numel() for p in spec.build().parameters())
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts(name):
-    spec = EDM2.preset(f"EDM2-{name}")
-    assert count(spec) == PARAMETERS[name]
-    assert EDM2.preset(name) == spec
-    assert count(EDM2.preset(name, uncertainty=0)) == PARAMETERS[name] - 128
 
 
 def test_state_dict_has_the_published_names_and_shapes():
@@ -280,22 +256,3 @@ def test_the_learning_rate_of_a_recipe_for_other_networks():
     (group,) = parameter_groups(EDM2.preset("digits").build())
     assert group["scale"] == 20
     assert [g["scale"] for g in parameter_groups(SMALL.build())] == [1]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"multipliers": ()}, "multipliers"),
-        ({"multipliers": (1, 2, 3, 4, 5)}, "size 8 cannot be halved"),
-        ({"head_width": 24}, "32 channels, which attend"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"label_balance": 1.5}, "label_balance is 1.5"),
-        ({"clip": 0.0}, "clip = 0.0"),
-        ({"lr_scale": 0.0}, "lr_scale = 0.0"),
-        ({"uncertainty": -1}, "uncertainty is -1"),
-    ],
-)
-def test_wrong_specs_are_one_line(change, message):
-    with pytest.raises(UserError, match=message) as caught:
-        replace(SMALL, **change)
-    assert "\n" not in str(caught.value)

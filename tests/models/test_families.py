@@ -1,7 +1,8 @@
-"""The laws of every family of denoisers, at the size that its preset "digits" has."""
+"""The laws of every family of denoisers, at the size of its preset "digits"; see gen.diffusion.net for the contract."""
 
+import copy
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,17 +10,21 @@ import torch
 from gen.config.errors import UserError
 from gen.config.spec import build, find, names, spec_of
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.net import members
 from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.dit import DiT
+from gen.models.layers.wrapper import WrapperSpec
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
 PRESETS = [(name, preset) for name in FAMILIES for preset in find(name, "models").presets]
-LARGE = [  # one of each family in a minute's work, all of them with the slow tests
+WRAPPERS = [name for name in FAMILIES if issubclass(find(name, "models"), WrapperSpec)]
+LARGE = [  # one of each family in a minute's work, all of them with the slow tests; wrappers' others are DiT's
     pytest.param(*both, marks=() if both == next(p for p in PRESETS if p[0] == both[0]) else pytest.mark.slow)
     for both in PRESETS
+    if both[0] not in WRAPPERS or both == next(p for p in PRESETS if p[0] == both[0])
 ]
 
 
@@ -40,8 +45,7 @@ def random_net(spec, seed=0, dtype=torch.float64):
 
 def inputs(net, n=3, dtype=torch.float64):
     g = torch.Generator().manual_seed(1)
-    shape = getattr(net, "state_shape", (net.spec.channels, net.spec.size, net.spec.size))
-    x = torch.randn(n, *shape, generator=g, dtype=dtype)
+    x = torch.randn(n, *members(net).state_shape, generator=g, dtype=dtype)
     t = 0.05 + 0.9 * torch.rand(n, generator=g, dtype=dtype)
     return x, t, {"y": torch.randint(0, 10, (n,), generator=g)}
 
@@ -115,12 +119,75 @@ def test_gradients_reach_every_trainable_weight(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bfloat16_weights(name):
-    exact, rounded = random_net(digits(name)), random_net(digits(name)).bfloat16()
-    x, t, cond = inputs(exact)
-    out = rounded(x.bfloat16(), t.float(), cond)
-    assert out.dtype == torch.bfloat16
-    assert (out.double() - exact(x, t, cond)).norm() / exact(x, t, cond).norm() < 0.1
+def test_it_keeps_the_contract_of_a_network(name):
+    """Dtypes are kept, arguments are not written to, null is idempotent, copies and state dicts are the network."""
+    net = random_net(digits(name))
+    x, t, cond = inputs(net)
+    given = x.clone(), t.clone(), cond["y"].clone()
+    exact, own = net(x, t, cond), members(net)
+    assert isinstance(net, torch.nn.Module) and own.state_shape == tuple(x.shape[1:])
+    assert own.image(x).shape == (len(x), net.spec.channels, net.spec.size, net.spec.size)
+    assert set(own.lr_scales()) <= {n for n, _ in net.named_parameters()} and own.about == ""
+    assert all(torch.equal(a, b) for a, b in zip((x, t, cond["y"]), given, strict=True))
+    null = net.null(cond)
+    assert torch.equal(net.null(null)["y"], null["y"]) and null["y"].dtype == cond["y"].dtype
+    torch.manual_seed(9)
+    other = net.spec.build().double().eval()
+    other.load_state_dict(net.state_dict())
+    for again in (copy.deepcopy(net), other):
+        assert torch.equal(again(x, t, cond), exact)
+    for dtype, bound in {torch.float64: 0, torch.float32: 1e-4, torch.bfloat16: 0.1}.items():
+        assert dtype == torch.float32 or dtype in own.compute_dtypes
+        rounded = copy.deepcopy(net).to(dtype)
+        out = rounded(x.to(dtype), t if dtype == torch.float64 else t.float(), cond)
+        assert out.dtype == dtype and (out.double() - exact).norm() <= bound * exact.norm()
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "reparameterised"])  # adds x
+def test_a_fresh_network_is_zero(name):
+    net = digits(name).build()
+    x, t, cond = inputs(net, dtype=torch.float32)
+    record = FeatureRecorder(("blocks.*",))
+    assert net(x, t, cond, tap=record).abs().max() == 0
+    residuals = [h for site, h in record.features.items() if site.count(".") == 1]
+    if name not in ("ddt", "dimsum", "edm2"):  # whose blocks are not the identity
+        assert residuals and not any(h.any() for h in residuals)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if "time_convention" in {f.name for f in fields(digits(n))}])
+def test_time_convention_and_time_scale(name):
+    spec = digits(name)
+    end, (x, t, cond) = getattr(spec, "t_end", 1.0), inputs(spec.build())
+    noise, data = (random_net(replace(spec, time_convention=c, time_scale=1.0)) for c in ("noise", "data"))
+    torch.testing.assert_close(data(x, end - t, cond), noise(x, t, cond), rtol=1e-8, atol=1e-8)
+    scaled = random_net(replace(spec, time_convention="noise", time_scale=8.0))
+    torch.testing.assert_close(scaled(x, t / 8, cond), noise(x, t, cond), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["dit", "lightning_dit", "unet"])
+def test_learned_sigma_is_dropped_from_the_answer_and_kept_at_the_last_site(name):
+    net = random_net(digits(name, learn_sigma=True))
+    x, t, cond = inputs(net)
+    record = FeatureRecorder(("final",))
+    out = net(x, t, cond, tap=record)
+    assert record.features["final"].shape == (3, 2, 8, 8) and torch.equal(out, record.features["final"][:, :1])
+
+
+@pytest.mark.parametrize("name", ["dit", "lightning_dit", "lightnet", "mlp", "reg", "ssm"])
+def test_skipping_one_block_equals_a_network_without_it(name):
+    net = random_net(digits(name))
+    x, t, cond = inputs(net)
+    skipped = net(x, t, cond, tap=Skip(("blocks.1",)))
+    del net.blocks[1]
+    assert torch.equal(skipped, net(x, t, cond))
+
+
+@pytest.mark.parametrize("name", ["dit", "ddt"])
+def test_it_compiles_to_one_graph(name):
+    net = random_net(digits(name))
+    x, t, cond = inputs(net)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, t, cond), net(x, t, cond))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -149,7 +216,7 @@ def test_every_preset_runs_on_the_meta_device(name, preset):
     spec = find(name, "models").preset(preset)
     with torch.device("meta"):
         net = spec.build()
-        shape = getattr(net, "state_shape", (spec.channels, spec.size, spec.size))
+        shape = members(net).state_shape
         cond = {"y": torch.zeros(2, dtype=torch.int64)} if spec.classes else {}
         assert net(torch.zeros(2, *shape), torch.zeros(2), cond).shape == (2, *shape)
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from gen.config.errors import UserError
 from gen.models.layers.lightnet import LightNetMixer, Lrpe, MdTpe, Tpe, bidirectional, causal, lrpe_angles, recurrent
 from gen.models.lightnet import LightNet
 
@@ -144,10 +143,3 @@ def test_state_dict_has_the_public_names_of_a_mixer():
         "g_norm.weight": (8,),
         "o_proj.weight": (8, 8),
     }
-
-
-def test_a_fresh_network_is_zero_and_wrong_fields_are_one_line():
-    net = LightNet.preset("digits").build()
-    assert net(torch.randn(2, 1, 8, 8), torch.rand(2), {"y": torch.tensor([0, 10])}).abs().max() == 0
-    with pytest.raises(UserError, match=r"must be divisible by heads, 3"):
-        LightNet.preset("digits", heads=3)
