@@ -55,7 +55,7 @@ class Op(Generic[P, C, R]):
     Attributes:
         name: for messages.
         complete: checks the arguments and returns the call that every back end is given whole.
-        backends: in the order in which they are asked.
+        backends: in order of preference.
     """
 
     name: str
@@ -104,7 +104,7 @@ def op(*backends: Backend[C, R]) -> Callable[[Callable[P, C]], Op[P, C, R]]:
     """Return the decorator that makes an Op of a function from its arguments to the complete call.
 
     Args:
-        *backends: in the order in which they are asked.
+        *backends: in order of preference.
     """
 
     def decorate(complete: Callable[P, C]) -> Op[P, C, R]:

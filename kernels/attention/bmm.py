@@ -31,7 +31,7 @@ def incompatible_reason(call: AttentionCall) -> str | None:
     if not SHORTEST <= qkv.shape[1] <= LONGEST:
         return f"{qkv.shape[1]} positions; it is for {SHORTEST} to {LONGEST}"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, call.q_gain, call.k_gain)):
-        return "a gradient is asked for, and all scores would be kept"
+        return "a gradient is needed, and all scores would be kept"
     if torch.compiler.is_compiling():
         return "a compiled graph would have a part for every few heads"
     return transform_reason(qkv, call.q_gain, call.k_gain)

@@ -201,7 +201,7 @@ def encode(rule: MaskRule) -> list[int]:
 
 
 def decode(numbers: list[int]) -> Bidirectional | Causal | BlockCausal | BlockDiffusion | ScaleCausal:
-    """Return the rule that `encode` has turned into integers.
+    """Return the rule that was encoded as integers.
 
     Args:
         numbers: the result of `encode`.

@@ -62,7 +62,8 @@ def detail(call: AttentionCall) -> str:
         return kernel
     gain = call.k_gain if call.q_gain is None else call.q_gain
     answers = norm_rope.explain(call.q, gain, call.eps, call.cos, call.sin, call.pairs)
-    return f"{kernel}, after norm_rope by {next(name for name, said in answers.items() if said.startswith('chosen'))}"
+    chosen = next(name for name, answer in answers.items() if answer.startswith("chosen"))
+    return f"{kernel}, after norm_rope by {chosen}"
 
 
 def _arguments(call: AttentionCall) -> Arguments:

@@ -25,7 +25,7 @@ def incompatible_reason(call: LinearCall) -> str | None:
     if not x.numel():
         return "x is empty"
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return "a gradient is asked for"
+        return "a gradient is needed"
     return transform_reason(x, bias)
 
 

@@ -96,7 +96,7 @@ def _(u: Tensor, K: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradient(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+    if torch.is_grad_enabled():  # the gradient will be differentiated too
         return double_backward(toeplitz_product, ctx.saved_tensors, dy)
     return _backward(*ctx.saved_tensors, dy)
 

@@ -171,12 +171,12 @@ def _save(ctx: Context, inputs: Inputs, output: tuple[Tensor, Tensor, Tensor, Te
 
 def _gradient(ctx: Context, dout: Tensor, dnormed: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     (x, y, gate, scale, gain, mean, rstd), (rms, eps) = ctx.saved_tensors, ctx.constants
-    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
-        grads = _double_backward(x, y, gate, scale, gain, "rms" if rms else "layer", eps, dout, dnormed)
-        return *grads, None, None
-    found = _backward(x, y, gate, scale, gain, mean, rstd, None if y is None else dout, dnormed)
-    there = (True, y is not None, y is not None, True, True, gain is not None)
-    return *(grad if given else None for grad, given in zip(found, there, strict=True)), None, None
+    if torch.is_grad_enabled():  # the gradient will be differentiated too
+        kind: NormKind = "rms" if rms else "layer"
+        return *_double_backward(x, y, gate, scale, gain, kind, eps, dout, dnormed), None, None
+    grads = _backward(x, y, gate, scale, gain, mean, rstd, None if y is None else dout, dnormed)
+    has_grad = (True, y is not None, y is not None, True, True, gain is not None)
+    return *(grad if has else None for grad, has in zip(grads, has_grad, strict=True)), None, None
 
 
 def _double_backward(
@@ -245,7 +245,7 @@ def _save_gated(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor], output: Ten
 
 def _gated_gradient(ctx: Context, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y, gate = ctx.saved_tensors
-    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+    if torch.is_grad_enabled():  # the gradient will be differentiated too
         return dout, dout * gate, (dout * y).sum_to_size(gate.shape)
     return dout, *_gated_backward(y, gate, dout)
 

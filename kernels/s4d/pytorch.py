@@ -1,8 +1,8 @@
 """S4D's kernel from two small Vandermonde matrices, as l = a width + b splits exp(l s) into two factors.
 
-Of H N L exponentials some H N 2 sqrt(L) are left, and of the tensor [H, N, L] nothing; for short kernels, which are
-all exponentials at once, that is not worth its operations. Exponents, which turn many times around the circle, are
-computed in double precision: their rounding would be most of the error.
+Of H N L exponentials some H N 2 sqrt(L) are left, and of the tensor [H, N, L] nothing. Short kernels are computed from
+all exponentials at once, which is less work. Exponents, which turn many times around the circle, are computed in double
+precision: their rounding would be most of the error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gen.kernels.s4d.call import S4DKernelCall
 
 __all__ = ["direct", "direct_reason", "discretise", "factored", "incompatible_reason", "vandermonde_product"]
 
-FEW = 1 << 13  # exponentials that are computed at once without a thought
+FEW = 1 << 13  # exponentials up to which all are computed at once
 
 
 def incompatible_reason(call: S4DKernelCall) -> str | None:

@@ -90,7 +90,7 @@ def _(*given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _gradient(ctx: Context, dK: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+    if torch.is_grad_enabled():  # the gradient will be differentiated too
 
         def run(*parts: Tensor) -> Tensor:
             ways, step = torch.complex(*parts[:2]), torch.complex(*parts[2:])

@@ -149,7 +149,7 @@ def empty_gradients(
 
 def _gradient(ctx: Context, dy: Tensor, dkept: Tensor) -> tuple[Tensor | None, ...]:
     (u, delta, A, B, C, order, kept), (reverse,) = ctx.saved_tensors, ctx.constants
-    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+    if torch.is_grad_enabled():  # the gradient will be differentiated too
         return *pytorch.gradients(SelectiveScanCall(u, delta, A, B, C, order, reverse), dy), None, None
     return *_backward(u, delta, A, B, C, order, reverse, kept, dy), None, None
 

@@ -24,7 +24,7 @@ def selective_scan(call: SelectiveScanCall) -> Tensor:
     h = u_.new_zeros(u.shape[0], *A.shape)  # [b, D, N]
     visits = torch.arange(u.shape[1], device=u.device) if order is None else order
     outs = []
-    for t in (visits.flip(0) if reverse else visits)[:, None]:  # [1] each: a token that no Python number holds
+    for t in (visits.flip(0) if reverse else visits)[:, None]:  # index as a tensor [1], which a traced graph can hold
         decay = (delta_[:, t, :, None] * A_).exp()[:, 0]
         h = decay * h + ((delta_[:, t] * u_[:, t])[..., None] * B_[:, t, None])[:, 0]
         outs.append((h * C_[:, t]).sum(-1))

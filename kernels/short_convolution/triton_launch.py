@@ -85,7 +85,7 @@ def _(u: Tensor, weight: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]
 
 def _gradient(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
     (u, weight, bias, order), (reverse,) = ctx.saved_tensors, ctx.constants
-    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+    if torch.is_grad_enabled():  # the gradient will be differentiated too
 
         def run(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return pytorch.run(ShortConvolutionCall(u, weight, bias, order, reverse))

@@ -143,7 +143,7 @@ def _rate_gradient(past: Tensor, own: Tensor, tile: int) -> Tensor:
 
 
 def _gradient(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+    if torch.is_grad_enabled():  # the gradient will be differentiated too
 
         def run(*given: Tensor) -> Tensor:
             return pytorch.quadratic(SSDCall(*given)).to(dy.dtype)

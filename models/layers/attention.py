@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ class Attention(nn.Module):
     A rope rotates q and k, after their norm.
 
     Attributes:
-        attend: the operation itself, gen.kernels.attention.attention, which an engine may replace.
+        attend: the operation itself, gen.kernels.attention.packed_attention, which an engine may replace.
     """
 
     attend: Callable[..., Tensor] = packed_attention
@@ -36,7 +35,7 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor, rope: Rope | None = None) -> Tensor:
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, width / heads]
-        options: dict[str, Any] = {}  # norm and rotation of q and k
+        options: dict[str, object] = {}  # norm and rotation of q and k
         if isinstance(norm := self.q_norm, nn.RMSNorm):
             options = {"q_gain": norm.weight, "k_gain": self.k_norm.weight, "eps": norm.eps}
         if rope is not None:

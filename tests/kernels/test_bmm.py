@@ -45,7 +45,7 @@ def test_refusals():
     assert said(qkv.float()) == "refuses: it is for bfloat16 on a CPU"
     assert said(qkv, Causal()) == "refuses: it has no Causal"
     assert said(qkv[:, :63]) == "refuses: 63 positions; it is for 64 to 2048"
-    assert said(qkv.requires_grad_()) == "refuses: a gradient is asked for, and all scores would be kept"
+    assert said(qkv.requires_grad_()) == "refuses: a gradient is needed, and all scores would be kept"
     with torch.no_grad():
         assert said(qkv) == "chosen"
 
