@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import DenoiserLike
-from gen.diffusion.times import Times
-from gen.diffusion.times import Uniform as AllTimes
-from gen.diffusion.weighting import Uniform as UniformWeighting
-from gen.diffusion.weighting import Weighting
+from gen.diffusion.times import Times, Uniform
+from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.score import check_same_terms, denoising_losses, draw_times, fold_in, generate
 from gen.distillers.lib.teacher import require_teacher
@@ -45,7 +43,7 @@ class Degradation:
     every: int = 50
     steps: int = 1
     grid: Grid = part("samplers.grids", default="linear")
-    times: Times = part("diffusion.times", default=AllTimes())
+    times: Times = part("diffusion.times", default=Uniform())
     weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
     critic_rate: float = 1.0
 

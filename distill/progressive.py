@@ -15,7 +15,7 @@ from gen.config.spec import part
 from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import unwrap
-from gen.diffusion.weighting import Uniform, Weighting
+from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import ema_update, frozen_copy
 from gen.distillers.lib.teacher import guided_teacher
@@ -78,7 +78,7 @@ class Progressive:
     first_stride: int = 2
     grid: Grid = part("samplers.grids", default="linear")
     guide: Guide | None = part("samplers.guides", default=None)
-    weighting: Weighting = part("diffusion.weighting", default=Uniform())
+    weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
 
     def __post_init__(self) -> None:
         check_fields(self, end_steps="[1, inf)", stage_updates="[1, inf)", last_stage_updates="[1, inf)")

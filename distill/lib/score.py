@@ -18,10 +18,8 @@ from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.sampling import integrate
-from gen.diffusion.times import Times
-from gen.diffusion.times import Uniform as AllTimes
-from gen.diffusion.weighting import Uniform as UniformWeighting
-from gen.diffusion.weighting import Weighting
+from gen.diffusion.times import Times, Uniform
+from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import require_teacher
 from gen.samplers.solvers.renoise import Renoise
@@ -64,9 +62,9 @@ class ScoreDistillation:
 
     steps: int = 1
     grid: Grid = part("samplers.grids", default="linear")
-    times: Times = part("diffusion.times", default=AllTimes(0.02, 0.98))
+    times: Times = part("diffusion.times", default=Uniform(0.02, 0.98))
     critic_steps: int = 5
-    critic_times: Times = part("diffusion.times", default=AllTimes())
+    critic_times: Times = part("diffusion.times", default=Uniform())
     weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
     critic_rate: float = 1.0
     guide: Any = part("samplers.guides", default=None)

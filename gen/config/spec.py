@@ -223,9 +223,13 @@ def _value(owner: Any, field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _classes(module: types.ModuleType) -> dict[str, Any]:
-    """The choices of a plain module by name: the classes of its `__all__` that derive from another one there."""
+    """The choices of a plain module by name: the classes of its `__all__` that derive from another one there.
+
+    A class that ends in its base's name goes by the rest: UniformWeighting(Weighting) is "uniform".
+    """
     classes = [c for c in (getattr(module, n) for n in module.__all__) if inspect.isclass(c)]
-    return {_snake(c.__name__): c for c in classes if any(base in classes for base in c.__mro__[1:])}
+    bases = {c: [base for base in c.__mro__[1:] if base in classes] for c in classes}
+    return {_snake(c.__name__.removesuffix(bases[c][-1].__name__)): c for c in classes if bases[c]}
 
 
 def _snake(name: str) -> str:

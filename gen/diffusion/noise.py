@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -20,15 +21,25 @@ __all__ = ["Noise", "derive", "sample_seeds", "training_noise"]
 
 
 def derive(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all parts and on nothing else."""
+    """Hash a tuple of integers and words to a 63-bit seed.
+
+    Args:
+        *parts: what the seed depends on.
+    """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def sample_seeds(seed: int | Sequence[int], n: int, start: int = 0) -> list[int]:
-    """One seed per sample: derived from a single number and the sample's index, or the given list itself.
+    """Return one seed per sample.
 
-    Raises UserError for what is no whole number, and for a list that is too short.
+    Args:
+        seed: a number, from which each sample's seed is derived by its index; or the list of all samples' seeds.
+        n: number of samples.
+        start: index of the first.
+
+    Raises:
+        UserError: for a seed that is no whole number, and for a list that is too short.
     """
     if not isinstance(seed, Iterable) or getattr(seed, "ndim", 1) == 0:
         number = _whole(seed)
@@ -39,36 +50,44 @@ def sample_seeds(seed: int | Sequence[int], n: int, start: int = 0) -> list[int]
     return seeds[start : start + n]
 
 
-def _whole(seed: Any) -> int:
-    """A seed as Python's int: 0, numpy's 0 and torch's 0 are one seed, and their repr is not."""
-    try:
-        if isinstance(seed, bool):
-            raise TypeError
-        return operator.index(seed)
-    except TypeError:
-        raise UserError(f"a seed is a whole number, got {seed!r}") from None
+def _whole(seed: object) -> int:
+    """A seed as Python's int: numpy's 0 and torch's 0 are the same seed as 0, though their repr differs."""
+    if isinstance(seed, SupportsIndex) and not isinstance(seed, bool):
+        with suppress(TypeError):  # a float tensor has __index__, which refuses
+            return operator.index(seed)
+    raise UserError(f"a seed is a whole number, got {seed!r}")
 
 
 def training_noise(seed: int, step: int, indices: Iterable[int]) -> Noise:
-    """The noise of one training step, by the samples' places in the whole run's stream."""
+    """Return the noise of one training step.
+
+    Args:
+        seed: the run's.
+        step: the step.
+        indices: the samples' positions in the run's stream of data.
+    """
     return Noise(tuple(derive("train", seed, step, i) for i in indices))
 
 
 @dataclass(frozen=True)
 class Noise:
-    """A batch's randomness: one seed per sample, any number of named draws."""
+    """A batch's randomness: any number of named draws from one seed per sample.
+
+    Attributes:
+        seeds: one per sample.
+    """
 
     seeds: tuple[int, ...]
 
     def normal(self, name: int | str, shape: Sequence[int]) -> Tensor:
-        """Unit normal numbers [B, *shape], float32 on the CPU (cast them: a seed means one image in any precision)."""
+        """Draw unit normal numbers [B, *shape], float32 on the CPU in any precision, so a seed means one image."""
         out = torch.empty(len(self.seeds), *shape)
         for row, seed in zip(out, self.seeds, strict=True):
             row.normal_(generator=torch.Generator().manual_seed(derive(seed, name)))
         return out
 
     def uniform(self, name: int | str, n: int | None = None) -> Tensor:
-        """Uniform numbers in [0, 1), float64: [B], or [B, n], of which the first are the same whatever n is."""
+        """Draw uniform numbers in [0, 1), float64 [B], or [B, n], whose first columns do not depend on n."""
         if n is None:
             return torch.tensor([derive(seed, name) * 2.0**-63 for seed in self.seeds], dtype=torch.float64)
         out = torch.empty(len(self.seeds), n, dtype=torch.float64)
@@ -77,5 +96,5 @@ class Noise:
         return out
 
     def integers(self, name: int | str, high: int) -> Tensor:
-        """Uniform integers in [0, high), int64 [B]."""
+        """Draw uniform integers in [0, high), int64 [B]."""
         return (self.uniform(name) * high).long()

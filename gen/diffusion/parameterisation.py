@@ -1,4 +1,4 @@
-"""Parameterisations: what a network's output means. It predicts a x0 + b eps; two coefficients, one inverse for all.
+"""Parameterisations: the meaning of a network's output a x0 + b eps, as two coefficients and one inverse for all.
 
 det = alpha b - sigma a;   x0 = (b x - sigma out) / det;   eps = (alpha out - a x) / det.
 """
@@ -22,30 +22,31 @@ class Parameterisation:
     """The coefficients a(t), b(t), and what follows from them."""
 
     def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b at times t, 0-d or [B], each shaped as t."""
         raise NotImplementedError
 
     def scale(self, path: NoisePath, t: Tensor) -> Tensor:
-        """The factor on x before it enters the network (c_in of EDM)."""
+        """Return the factor on x before it enters the network (c_in of EDM), shaped as t."""
         return torch.ones_like(t)
 
     def det(self, path: NoisePath, t: Tensor) -> Tensor:
-        """alpha b - sigma a. An error of e in the output is one of -sigma/det e in x0 and alpha/det e in eps."""
+        """Return alpha b - sigma a; an error e of the output is one of -sigma/det e in x0 and alpha/det e in eps."""
         a, b = self.coefficients(path, t)
         return path.alpha(t) * b - path.sigma(t) * a
 
     def target(self, path: NoisePath, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should say for known data and noise, shaped as x0 [B, ...]."""
+        """Return the regression target a x0 + b eps, shaped as x0 [B, ...]."""
         a, b = self.coefficients(path, t)
         return expand(a, x0) * x0 + expand(b, x0) * eps
 
     def solve(self, path: NoisePath, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
-        """Network output [B, ...] at x_t [B, ...] to a Prediction."""
+        """Convert the network's output [B, ...] at x_t [B, ...] to a Prediction."""
         a, b = self.coefficients(path, t)
         det = self.det(path, t)
         if t.ndim == 0 and abs(float(det)) <= 1e-12 * float(path.sigma(t)):  # cos(pi / 2) is 6e-17
             name = type(self).__name__
             raise UserError(
-                f"{name} prediction says nothing of x0 at t = {float(t):g}, where alpha = 0: start below it"
+                f"{name} prediction does not determine x0 at t = {float(t):g}, where alpha = 0: start below it"
             )
         alpha, sigma = path.alpha(t) / det, path.sigma(t) / det
         x0 = expand(b / det, x) * x - expand(sigma, x) * out
@@ -54,7 +55,7 @@ class Parameterisation:
 
 @dataclass(frozen=True)
 class X0(Parameterisation):
-    """The clean sample. At t = 0, where x says nothing of the noise, eps is its limit 0."""
+    """The clean sample. At t = 0, where x holds no noise, eps is its limit 0."""
 
     def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.zeros_like(t)
@@ -77,7 +78,8 @@ class Eps(Parameterisation):
 class Velocity(Parameterisation):
     """The velocity dx/dt = alpha' x0 + sigma' eps; eps - x0 on the flow path.
 
-    toward: "data" is its negative, the velocity of those who count time from noise to data (SiT, LightningDiT, DDT).
+    Attributes:
+        toward: "data" is its negative, the velocity where time runs from noise to data (SiT, LightningDiT, DDT).
     """
 
     toward: Literal["noise", "data"] = "noise"
@@ -113,6 +115,9 @@ class EDMPrecond(Parameterisation):
 
     Written for any path: with v = alpha^2 sd^2 + sigma^2 the variance of x, c_skip = alpha sd^2 / v,
     c_out = sigma sd / sqrt(v), c_in = 1 / sqrt(v); alpha = 1 gives the published ones.
+
+    Attributes:
+        sigma_data: sd, the standard deviation of the data; default EDM's.
     """
 
     sigma_data: float = 0.5

@@ -19,20 +19,25 @@ __all__ = ["DDPM", "EDM", "VP", "Flow", "NoisePath", "Prediction", "Trig", "expa
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t: E[x0 | x_t] and E[eps | x_t], both shaped as x, with alpha x0 + sigma eps = x."""
+    """A denoiser's prediction at x_t: E[x0 | x_t] and E[eps | x_t], shaped as x, with alpha x0 + sigma eps = x."""
 
     x0: Tensor
     eps: Tensor
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
-    """A coefficient, 0-d or [B], in the dtype of x [B, ...] and with as many dimensions."""
+    """Return a coefficient in the dtype of x and with as many dimensions, so that it broadcasts.
+
+    Args:
+        c: 0-d or [B].
+        x: [B, ...].
+    """
     return c.to(x.dtype) if c.ndim == 0 else c.to(x).reshape(c.shape + (1,) * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
 class NoisePath:
-    """alpha, sigma and their derivatives; what follows from them is written here once."""
+    """A path x_t = alpha(t) x0 + sigma(t) eps: alpha, sigma, their derivatives, and what follows from them."""
 
     @property
     def t1(self) -> float:
@@ -52,40 +57,40 @@ class NoisePath:
         raise NotImplementedError
 
     def t_from_lambda(self, lam: Tensor) -> Tensor:
-        """The time of a given half log-SNR; inverse of `lam`."""
+        """Return the time at which the half log-SNR is `lam`; inverse of `lam(t)`."""
         raise NotImplementedError
 
     def t_to_network(self, t: Tensor) -> Tensor:
-        """What a network is told instead of t."""
+        """Return the time value passed to the network; t by default."""
         return t
 
     def lam(self, t: Tensor) -> Tensor:
-        """Half log-SNR log(alpha / sigma): +inf at t = 0, falling with t."""
+        """Return the half log-SNR log(alpha / sigma): +inf at t = 0, falling with t."""
         return self.alpha(t).log() - self.sigma(t).log()
 
     def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t [B, ...] from data and noise."""
+        """Return x_t [B, ...] of data and noise."""
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
     def velocity(self, pred: Prediction, t: Tensor) -> Tensor:
-        """dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
+        """Return dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
         return expand(self.dalpha(t), pred.x0) * pred.x0 + expand(self.dsigma(t), pred.x0) * pred.eps
 
     def advance(self, x: Tensor, pred: Prediction, t: Tensor, s: Tensor) -> Tensor:
-        """x moved from t to s as if x0 and eps stayed as predicted; first order, exact where they do stay.
+        """Move x from t to s with x0 and eps held as predicted: first order, exact where they are constant.
 
-        x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps. With the prediction of time t itself this is
+        That is x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps. With the prediction of time t itself this is
         alpha_s x0 + sigma_s eps: DDIM on VP, Euler on flow and EDM.
         """
         da, ds = self.alpha(s) - self.alpha(t), self.sigma(s) - self.sigma(t)
         return x + expand(da, x) * pred.x0 + expand(ds, x) * pred.eps
 
     def interpolate(self, pred: Prediction, s: Tensor) -> Tensor:
-        """alpha_s x0 + sigma_s eps: `mix` for a sampling loop, where s is 0-d and nothing is differentiated by it."""
+        """Return alpha_s x0 + sigma_s eps: `mix` for sampling loops, where s is 0-d and carries no gradient."""
         return torch.add(pred.x0 * float(self.alpha(s)), pred.eps, alpha=float(self.sigma(s)))
 
     def start(self, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t for a sampler that starts at t from unit noise [B, ...]: the data's own share is left out."""
+        """Return x_t for a sampler that starts at t from unit noise [B, ...], without the data's share."""
         return expand(self.sigma(t), noise) * noise
 
 
@@ -138,7 +143,11 @@ class Trig(NoisePath):
 
 @dataclass(frozen=True)
 class EDM(NoisePath):
-    """Variance exploding with t = sigma: alpha = 1 (Karras et al. 2022). Networks are told ln(sigma) / 4."""
+    """Variance exploding with t = sigma: alpha = 1 (Karras et al. 2022). Networks get ln(sigma) / 4 as time.
+
+    Attributes:
+        sigma_max: t1; default EDM's.
+    """
 
     sigma_max: float = 80.0
 
@@ -203,7 +212,11 @@ class LogAlpha(NoisePath):
 
 @dataclass(frozen=True)
 class VP(LogAlpha):
-    """The continuous variance-preserving SDE: log alpha = -(bmax - bmin) t^2 / 4 - bmin t / 2 (Song et al. 2021)."""
+    """The continuous variance-preserving SDE: log alpha = -(bmax - bmin) t^2 / 4 - bmin t / 2 (Song et al. 2021).
+
+    Attributes:
+        beta_min, beta_max: the rates at t = 0 and at t = 1; defaults the paper's.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -227,8 +240,13 @@ class VP(LogAlpha):
 class DDPM(LogAlpha):
     """The discrete tables of DDPM (Ho et al. 2020), improved DDPM ("cosine") and Stable Diffusion ("scaled_linear").
 
-    t = 0 is clean data and t = k + 1 is table entry k (what others call timestep k, and what the network is told);
-    between entries log alpha is linear in t, as in DPM-Solver (Lu et al. 2022, appendix D.4).
+    t = 0 is clean data and t = k + 1 is table entry k, others' timestep k, which is the time the network gets; between
+    entries log alpha is linear in t, as in DPM-Solver (Lu et al. 2022, appendix D.4).
+
+    Attributes:
+        schedule: "linear", "cosine" or "scaled_linear".
+        steps: length of the table, t1.
+        beta_start, beta_end: first and last beta; not used by "cosine". Defaults DDPM's.
     """
 
     schedule: str = "linear"
@@ -250,10 +268,8 @@ class DDPM(LogAlpha):
         return float(self.steps)
 
     def betas(self) -> Tensor:
-        """The published table, float64 [steps]."""
-        if (
-            self.schedule == "cosine"
-        ):  # betas for which prod(1 - beta) = cos^2, clipped (Nichol & Dhariwal 2021, eq. 17)
+        """Return the published table, float64 [steps]."""
+        if self.schedule == "cosine":  # prod(1 - beta) = cos^2, clipped (Nichol & Dhariwal 2021, eq. 17)
             s = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
             bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
             return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
@@ -279,7 +295,7 @@ class DDPM(LogAlpha):
         return (k + (log_alpha - table[k]) / (table[k + 1] - table[k])).to(log_alpha.dtype)
 
     def cell(self, t: Tensor) -> Tensor:
-        """Index k of the table cell [k, k + 1] that holds t."""
+        """Return the index k of the table cell [k, k + 1] that holds t."""
         return t.detach().floor().long().clamp(0, self.steps - 1)
 
     def t_to_network(self, t: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
-"""Which noise levels are trained: densities of t, each given by its inverse distribution function.
+"""Densities of training times, each given by its inverse distribution function.
 
-`at(u, path)` maps uniform numbers u in [0, 1) to times, float64 of the same shape; the caller draws u.
+`at(u, path)` maps uniform numbers u in [0, 1), which the caller draws, to times.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +23,21 @@ class Times:
     """A density over [0, t1]."""
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
+        """Return the quantiles u of the density: times in [0, path.t1], float64, shaped as u."""
         raise NotImplementedError
 
     def fixed(self, path: NoisePath, n: int = 8) -> Tensor:
-        """The midpoints of n equal shares of the density, without repeats: where validation losses are measured."""
+        """Return the midpoints of n equal shares of the density, without repeats: the times of validation losses."""
         return torch.unique(self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n, path))
 
 
 @dataclass(frozen=True)
 class Uniform(Times):
-    """Uniform between two fractions of t1."""
+    """Uniform between two fractions of t1.
+
+    Attributes:
+        low, high: the fractions, 0 <= low < high <= 1.
+    """
 
     low: float = 0.0
     high: float = 1.0
@@ -56,7 +60,11 @@ class Integers(Times):
 
 @dataclass(frozen=True)
 class Point(Times):
-    """One time for all, a fraction of t1: 1 trains a one-step generator."""
+    """One time for all samples.
+
+    Attributes:
+        where: the time as a fraction of t1, in (0, 1]; 1 trains a one-step generator.
+    """
 
     where: float = 1.0
 
@@ -70,7 +78,11 @@ class Point(Times):
 
 @dataclass(frozen=True)
 class LogitNormal(Times):
-    """t1 sigmoid(mean + std n), n standard normal (Stable Diffusion 3, Esser et al. 2024, section 3.1)."""
+    """t1 sigmoid(mean + std n), n standard normal (Stable Diffusion 3, Esser et al. 2024, section 3.1).
+
+    Attributes:
+        mean, std: of logit(t / t1); defaults Stable Diffusion 3's.
+    """
 
     mean: float = 0.0
     std: float = 1.0
@@ -84,10 +96,11 @@ class LogitNormal(Times):
 
 @dataclass(frozen=True)
 class LogNormal(Times):
-    """exp(mean + std n) as the ratio sigma / alpha, whatever the path (EDM, Karras et al. 2022, table 1).
+    """exp(mean + std n) as the ratio sigma / alpha, on any path (EDM, Karras et al. 2022, table 1).
 
-    EDM2 (Karras et al. 2024) has mean -0.4, std 1.0 in the latents of 512 x 512 images and -0.8, 1.6 on 64 x
-    64 pixels.
+    Attributes:
+        mean, std: of ln(sigma / alpha); defaults EDM's. EDM2 (Karras et al. 2024) has -0.4, 1.0 in the latents of
+            512 x 512 images and -0.8, 1.6 on 64 x 64 pixels.
     """
 
     mean: float = -1.2
@@ -102,10 +115,14 @@ class LogNormal(Times):
 
 @dataclass(frozen=True)
 class Karras(Times):
-    """EDM's sampling grid as a density of the ratio sigma / alpha, whatever the path (Karras et al. 2022, eq. 5).
+    """EDM's sampling grid as a density of the ratio sigma / alpha, on any path (Karras et al. 2022, eq. 5).
 
-    ratio = (lowest^(1/rho) + v (highest^(1/rho) - lowest^(1/rho)))^rho, v uniform from `low` to `high`: 0.02 to 0.98
-    are DMD2's (Yin et al. 2024), 0 to 0.8 SiD's (Zhou et al. 2024).
+    ratio = (lowest^(1/rho) + v (highest^(1/rho) - lowest^(1/rho)))^rho, v uniform from `low` to `high`.
+
+    Attributes:
+        low, high: range of v; DMD2 has 0.02 to 0.98 (Yin et al. 2024), SiD 0 to 0.8 (Zhou et al. 2024).
+        lowest, highest: the ratio at v = 0 and at v = 1; defaults EDM's.
+        rho: exponent; default EDM's.
     """
 
     low: float = 0.0
@@ -133,8 +150,10 @@ class Karras(Times):
 class UShaped(Times):
     """Density proportional to cosh(sharpness (t / t1 - 1/2)): both ends often, the middle seldom.
 
-    rf++ (Lee et al. 2024, section 4.1) with sharpness 4, as its code has it; the formula printed in the paper is
-    not symmetric.
+    rf++ (Lee et al. 2024, section 4.1), as its code has it; the formula printed in the paper is not symmetric.
+
+    Attributes:
+        sharpness: a in cosh(a (t / t1 - 1/2)), positive; default rf++'s.
     """
 
     sharpness: float = 4.0
@@ -151,7 +170,10 @@ class Mode(Times):
     """t / t1 = u - scale (sin^2(pi u / 2) - u): the middle often for scale > 0, the ends for scale < 0, 0 uniform.
 
     Stable Diffusion 3 (Esser et al. 2024, eq. 20), where t = 1 is the noise as it is here; their u runs backwards,
-    which changes nothing, since the density is symmetric. 1.29 is what diffusers' training scripts use.
+    which changes nothing, since the density is symmetric.
+
+    Attributes:
+        scale: from -1 to 2 / (pi - 2); default that of diffusers' training scripts.
     """
 
     scale: float = 1.29
@@ -171,11 +193,15 @@ class Shifted(Times):
 
     On the flow path, with t = 1 the noise as here, that is t' = shift t / (1 + (shift - 1) t), or logit t' = logit t +
     ln shift (Stable Diffusion 3, Esser et al. 2024, eq. 23; codes that call the data t = 1 divide by the shift there).
-    dim: how many numbers an x has; then the shift is sqrt(dim / base), with RAE's base 4096 = 32 x 32 x 4 (Zheng et al.
-    2025: 6.93 for 16 x 16 x 768).
+
+    Attributes:
+        inner: the other density.
+        shift: the factor, positive; 1 if dim is given.
+        dim: how many numbers an x has; then the factor is sqrt(dim / base).
+        base: RAE's 4096 = 32 x 32 x 4 (Zheng et al. 2025: factor 6.93 for 16 x 16 x 768).
     """
 
-    inner: Any = part("diffusion.times", default=Uniform())
+    inner: Times = part("diffusion.times", default=Uniform())
     shift: float = 1.0
     dim: int | None = None
     base: int = 4096
@@ -191,7 +217,7 @@ class Shifted(Times):
         return self.shift if self.dim is None else math.sqrt(self.dim / self.base)
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
-        t: Tensor = self.inner.at(u, path)
+        t = self.inner.at(u, path)
         if self.factor == 1:
             return t
         return path.t_from_lambda(path.lam(t) - math.log(self.factor)).clamp(0, path.t1)

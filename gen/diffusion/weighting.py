@@ -15,33 +15,41 @@ from gen.config.errors import UserError
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath
 
-__all__ = ["EDM", "MinSNR", "Sigmoid", "Uniform", "Weighting", "errors"]
+__all__ = ["EDMWeighting", "MinSNR", "Sigmoid", "UniformWeighting", "Weighting", "errors"]
 
 
 def errors(path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The errors of x0 and of eps, without sign, that an error of 1 in the output means.
+    """Return the absolute errors of x0 and of eps that an error of 1 in the network's output causes.
 
-    Where the SNR is 0 or infinite and the output says nothing of the one (det = 0), it is still told of the other: the
-    limits are 1 / a and 1 / b, so that zero-terminal schedules train.
+    Where det = 0 the output determines only one of the two; the errors are then the limits 1 / |a| and 1 / |b|, so
+    that zero-terminal-SNR schedules train.
+
+    Args:
+        path, parameterisation: see the modules.
+        t: times [B].
+
+    Returns:
+        The error of x0 and the error of eps, [B] each.
     """
     a, b = parameterisation.coefficients(path, t)
     det = parameterisation.det(path, t)
-    silent = det == 0
-    x0_error = torch.where(silent, 1 / a, path.sigma(t) / det).abs()
-    return x0_error, torch.where(silent, 1 / b, path.alpha(t) / det).abs()
+    singular = det == 0
+    x0_error = torch.where(singular, 1 / a, path.sigma(t) / det).abs()
+    return x0_error, torch.where(singular, 1 / b, path.alpha(t) / det).abs()
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """`weight` maps times [B] to factors [B]."""
+    """A loss weight as a function of time."""
 
     def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
+        """Return the factors on the squared error of the output, [B], at times t [B]."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Uniform(Weighting):
-    """1 in the space the network predicts in: "simple" for eps, flow matching for flow."""
+class UniformWeighting(Weighting):
+    """1 for all times: DDPM's "simple" loss for eps, flow matching for velocities."""
 
     def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -49,7 +57,11 @@ class Uniform(Weighting):
 
 @dataclass(frozen=True)
 class MinSNR(Weighting):
-    """min(SNR, gamma) on the error of x0 (Hang et al. 2023, eq. 8)."""
+    """min(SNR, gamma) on the error of x0 (Hang et al. 2023, eq. 8).
+
+    Attributes:
+        gamma: the largest weight; default the paper's.
+    """
 
     gamma: float = 5.0
 
@@ -83,14 +95,18 @@ class Sigmoid(Weighting):
 
 
 @dataclass(frozen=True)
-class EDM(Weighting):
-    """1 / c_out^2 on the error of x0: 1 for EDM's own F (Karras et al. 2022, table 1)."""
+class EDMWeighting(Weighting):
+    """1 / c_out^2 on the error of x0, which is 1 on the output F of EDMPrecond (Karras et al. 2022, table 1).
+
+    Attributes:
+        sigma_data: standard deviation of the data; default EDM's.
+    """
 
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
-            raise UserError(f"EDM: sigma_data = {self.sigma_data}; it must be positive")
+            raise UserError(f"EDMWeighting: sigma_data = {self.sigma_data}; it must be positive")
 
     def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         variance = (path.alpha(t) * self.sigma_data) ** 2 + path.sigma(t) ** 2

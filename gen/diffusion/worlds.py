@@ -20,28 +20,33 @@ __all__ = ["Gaussian", "Mixture", "chord"]
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """Data N(mean, diag(std^2)), mean and std [D]. Given a target time s it is its own exact flow map."""
+    """Data N(mean, diag(std^2)); called with a target time s, its own exact flow map.
+
+    Attributes:
+        path: of the noise.
+        mean, std: [D] each.
+    """
 
     path: NoisePath
     mean: Tensor
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Data from unit noise [B, D]: also the exact end of the probability-flow ODE that starts in that noise."""
+        """Return data of unit noise [B, D]: the exact end of the probability-flow ODE that starts in that noise."""
         return self.mean + self.std * noise
 
     def spread(self, t: Tensor) -> Tensor:
-        """Standard deviation of x_t, [D] or [B, D]."""
+        """Return the standard deviation of x_t, [D] or [B, D]."""
         alpha, sigma = self.path.alpha(t)[..., None], self.path.sigma(t)[..., None]
         return ((alpha * self.std) ** 2 + sigma**2).sqrt()
 
     def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The probability-flow ODE's map from t to s, [B, D]."""
+        """Map x [B, D] from t to s along the probability-flow ODE."""
         centred = (x - self.path.alpha(t)[..., None] * self.mean) / self.spread(t)
         return self.path.alpha(s)[..., None] * self.mean + self.spread(s) * centred
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
-        """grad log p_t(x)."""
+        """Return grad log p_t(x)."""
         return (self.path.alpha(t)[..., None] * self.mean - x) / self.spread(t) ** 2
 
     def __call__(
@@ -59,12 +64,17 @@ class Gaussian:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Data sum_k weights[k] N(means[k], stds[k]^2 I), means [K, D], stds and weights [K], labels [K] the class of each.
+    """Data sum_k weights[k] N(means[k], stds[k]^2 I), each component with a class.
 
-    On the line (D = 1), given a target time s, it is its own exact flow map, of the unconditional ODE; in the plane,
-    where that is not known, s changes nothing.
+    The condition {"y": [B]} keeps the components of that class; the label `classes`, one more than the last, keeps all.
+    On the line (D = 1), called with a target time s, it is its own exact flow map, of the unconditional ODE; in more
+    dimensions, where that is not known, s changes nothing.
 
-    The condition {"y": [B]} keeps the components of that class; `classes`, one more than the last label, keeps all.
+    Attributes:
+        path: of the noise.
+        means: [K, D].
+        stds, weights: [K] each; the weights sum to 1.
+        labels: class of each component, int64 [K].
     """
 
     path: NoisePath
@@ -78,13 +88,13 @@ class Mixture:
         return int(self.labels.max()) + 1
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n points [n, D] and their classes [n]."""
+        """Draw n points [n, D] and their classes [n]."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + self.stds[k, None] * noise, self.labels[k]
 
     def log_joint(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """log weights[k] N(x; alpha means[k], v_k I) for every component, [B, K]."""
+        """Return log weights[k] N(x; alpha means[k], v_k I) for every component, [B, K]."""
         alpha, variance = self._moments(t)
         square = ((x[:, None] - alpha[..., None] * self.means) ** 2).sum(-1)
         dim = self.means.shape[1]
@@ -95,26 +105,26 @@ class Mixture:
         return log.masked_fill((y != self.labels) & (y != self.classes), -math.inf)
 
     def log_prob(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """log p_t(x), up to the class's prior under a condition; [B]."""
+        """Return log p_t(x), up to the class's prior under a condition; [B]."""
         return torch.logsumexp(self.log_joint(x, t, cond), 1)
 
     def score(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """grad log p_t(x), [B, D]."""
+        """Return grad log p_t(x), [B, D]."""
         return -self(x, t, cond).eps / expand(self.path.sigma(t), x)
 
     def cdf(self, x: Tensor, t: Tensor) -> Tensor:
-        """P(x_t <= x) of a mixture on the line, x [B, 1], unconditional."""
+        """Return P(x_t <= x) of a mixture on the line, x [B, 1], unconditional."""
         alpha, variance = self._moments(t)
         z = (x - alpha * self.means[:, 0]) / variance.sqrt()  # [B, K]
         return (self.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
 
     def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The probability-flow ODE's map from t to s on the line, x [B, 1]: the point of the same quantile."""
-        share, reach = self.cdf(x, t), 40 * (self.means.abs().max() + self.stds.max() + self.path.sigma(s).max())
+        """Map x [B, 1] on the line from t to s along the probability-flow ODE: to the point of the same quantile."""
+        quantile, reach = self.cdf(x, t), 40 * (self.means.abs().max() + self.stds.max() + self.path.sigma(s).max())
         low, high = torch.full_like(x, -float(reach)), torch.full_like(x, float(reach))
         for _ in range(100):
             middle = (low + high) / 2
-            below = self.cdf(middle, s) < share
+            below = self.cdf(middle, s) < quantile
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
 
@@ -124,12 +134,12 @@ class Mixture:
         if s is not None and self.means.shape[1] == 1:
             return chord(self.path, x, self.flow(x, t, s), t, s)
         alpha, variance = self._moments(t)
-        share = self.log_joint(x, t, cond).softmax(1)[..., None]  # [B, K, 1]: whose point is x?
+        posterior = self.log_joint(x, t, cond).softmax(1)[..., None]  # [B, K, 1]: whose point is x?
         alpha, variance = alpha[..., None], variance[..., None]
         sigma = self.path.sigma(t).reshape(-1, 1, 1)
         away = x[:, None] - alpha * self.means  # [B, K, D]
         x0 = self.means + alpha * self.stds[:, None] ** 2 / variance * away
-        return Prediction((share * x0).sum(1), (share * sigma / variance * away).sum(1))
+        return Prediction((posterior * x0).sum(1), (posterior * sigma / variance * away).sum(1))
 
     def null(self, cond: Cond) -> Cond:
         return {**cond, "y": torch.full_like(cond["y"], self.classes)}
@@ -141,7 +151,13 @@ class Mixture:
 
 
 def chord(path: NoisePath, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Prediction:
-    """The constant x0 and eps that lead from x at t straight to `end` at s: what a flow map predicts."""
+    """Return the constant x0 and eps that lead from x at t straight to `end` at s: the prediction of a flow map.
+
+    Args:
+        path: of the noise.
+        x, end: states at t and at s, [B, ...].
+        t, s: times, 0-d or [B].
+    """
     alpha_t, sigma_t, alpha_s, sigma_s = (
         expand(c, x) for c in (path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s))
     )

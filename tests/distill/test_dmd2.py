@@ -14,7 +14,7 @@ from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, Eps, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.times import Point, Uniform
-from gen.diffusion.weighting import EDM as EDMWeighting
+from gen.diffusion.weighting import EDMWeighting
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.dmd2 import DMD2
 from gen.distillers.lib import score
@@ -296,5 +296,5 @@ def test_a_student_is_distilled_from_a_run_folder(tmp_path):
     assert made.nfe == 2 and made.x.shape == (5, 1, 8, 8) and done.val_loss is not None
     sampler = Sampler("euler", steps=2, grid=Given((0.9, 0.5, 0.0)))
     run = train(tiny(steps=1, parameterisation=Eps(), sampler=sampler), tmp_path / "eps", quiet=True)
-    with pytest.raises(UserError, match="says nothing of x0 at t = 1"):
+    with pytest.raises(UserError, match="does not determine x0 at t = 1"):
         gen.distill("dmd2", run.folder, tmp_path / "other", changes={"steps": 1}, quiet=True)

@@ -36,7 +36,7 @@ def test_the_loss_is_that_of_the_sampler_s_own_first_step(path):
 
 
 def test_a_prediction_that_says_nothing_at_the_start_is_refused(tmp_path):
-    with pytest.raises(UserError, match="says nothing of x0 at t = 1"):
+    with pytest.raises(UserError, match="does not determine x0 at t = 1"):
         Knowledge().student(tiny(parameterisation=Eps()), tmp_path, tmp_path)
 
 

@@ -14,8 +14,8 @@ from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import members
 from gen.diffusion.tap import Tap
-from gen.diffusion.times import Uniform as AllTimes
-from gen.diffusion.weighting import Uniform as AllAlike
+from gen.diffusion.times import Uniform
+from gen.diffusion.weighting import UniformWeighting
 from gen.training.objectives import Batch, Roles, Step
 
 __all__ = ["Denoising", "check_state", "drop_condition"]
@@ -28,8 +28,8 @@ class Denoising:
     class_dropout: the share of samples whose condition is replaced by the null one, for guidance (Ho & Salimans 2022).
     """
 
-    times: Any = part("diffusion.times", default=AllTimes())
-    weighting: Any = part("diffusion.weighting", default=AllAlike())
+    times: Any = part("diffusion.times", default=Uniform())
+    weighting: Any = part("diffusion.weighting", default=UniformWeighting())
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:

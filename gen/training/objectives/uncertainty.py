@@ -15,7 +15,7 @@ from gen.config.spec import part
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.diffusion.net import members
 from gen.diffusion.times import LogNormal
-from gen.diffusion.weighting import EDM
+from gen.diffusion.weighting import EDMWeighting
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import Denoising
 
@@ -35,7 +35,7 @@ class Uncertainty(Denoising):
     """
 
     times: Any = part("diffusion.times", default=LogNormal(-0.4, 1.0))
-    weighting: Any = part("diffusion.weighting", default=EDM())
+    weighting: Any = part("diffusion.weighting", default=EDMWeighting())
     channels: int = 128
 
     def __post_init__(self) -> None:

@@ -133,7 +133,7 @@ CASES = {
     "precision that is not there": ("train {root}/run.json --out {root}/new --precision fp16", r"needs a GPU"),
     "start that says nothing": (
         "train {root}/run.json --out {root}/new --parameterisation eps",
-        r"says nothing of x0 at t = 1",
+        r"does not determine x0 at t = 1",
     ),
     "label that does not exist": ("sample {run} --labels 11", r"allowed: 64 of 0 .. 9"),
     "labels that are no numbers": ("sample {run} --labels a,b", r"expected whole numbers"),

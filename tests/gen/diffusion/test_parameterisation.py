@@ -108,7 +108,7 @@ def test_at_pure_noise_eps_is_x(param):
 @pytest.mark.parametrize("param", [Eps(), Score()], ids=repr)
 def test_eps_and_score_say_nothing_of_x0_at_pure_noise(param):
     x = torch.randn(2, 3)
-    with pytest.raises(UserError, match="says nothing of x0 at t = 1, where alpha = 0"):
+    with pytest.raises(UserError, match="does not determine x0 at t = 1, where alpha = 0"):
         param.solve(Flow(), x, x, torch.ones((), dtype=torch.float64))
 
 
@@ -121,5 +121,5 @@ def test_edm_refuses_a_spread_of_zero():
 def test_noise_predictions_are_refused_where_trig_has_no_data(name):
     """cos(pi / 2) is 6e-17 in float64, which is no signal."""
     path, x = Trig(), torch.ones(1, 2)
-    with pytest.raises(UserError, match="says nothing of x0"):
+    with pytest.raises(UserError, match="does not determine x0"):
         build("diffusion.parameterisation", name).solve(path, x, x, torch.tensor(path.t1, dtype=torch.float64))

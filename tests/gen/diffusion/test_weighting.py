@@ -12,8 +12,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
 from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
 from gen.diffusion.times import Point
-from gen.diffusion.weighting import EDM as EDMWeighting
-from gen.diffusion.weighting import MinSNR, Sigmoid, Uniform
+from gen.diffusion.weighting import EDMWeighting, MinSNR, Sigmoid, UniformWeighting
 from gen.training.objectives import Batch
 from gen.training.objectives.denoise import Denoising
 from tests.gen.tiny import tiny
@@ -95,7 +94,7 @@ def test_the_weighted_error_is_the_same_in_every_parameterisation(weighting, oth
 
 def test_uniform_is_one():
     t = times(Flow())
-    assert torch.equal(Uniform().weight(Flow(), parameterisation.V(), t), torch.ones_like(t))
+    assert torch.equal(UniformWeighting().weight(Flow(), parameterisation.V(), t), torch.ones_like(t))
 
 
 def test_min_snr_is_finite_at_both_ends_where_its_meaning_is():

@@ -63,7 +63,7 @@ def test_no_tolerance_saves_a_network_of_nans():
 @pytest.mark.parametrize(("path", "param"), [(Flow(), Eps()), (Flow(), Score()), (Trig(), Eps())], ids=repr)
 def test_a_prediction_that_says_nothing_of_x0_is_refused_as_by_other_solvers(path, param, per):
     f = Denoiser(lambda x, t, cond, *, s=None, tap=None: x / 2, path, param)
-    with pytest.raises(UserError, match="says nothing of x0 at t = "):
+    with pytest.raises(UserError, match="does not determine x0 at t = "):
         integrate(f, torch.zeros(2, 1, dtype=torch.float64), [path.t1, 0.0], Adaptive(per=per))
 
 

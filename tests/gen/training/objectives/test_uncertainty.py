@@ -11,9 +11,8 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, EDMPrecond, Velocity
 from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
-from gen.diffusion.times import Integers
-from gen.diffusion.times import Uniform as AllTimes
-from gen.diffusion.weighting import Uniform as AllAlike
+from gen.diffusion.times import Integers, Uniform
+from gen.diffusion.weighting import UniformWeighting
 from gen.models.dit import DiT
 from gen.models.edm2 import EDM2
 from gen.pipeline import load
@@ -75,13 +74,13 @@ def test_validation_is_the_plain_weighted_loss():
 
 
 @pytest.mark.parametrize(
-    ("path", "times"), [(p, AllTimes()) for p in (EDM(), Flow(), VP(), Trig())] + [(DDPM(), Integers())]
+    ("path", "times"), [(p, Uniform()) for p in (EDM(), Flow(), VP(), Trig())] + [(DDPM(), Integers())]
 )
 def test_every_path_gives_finite_losses_and_gradients_to_both(path, times):
     torch.manual_seed(0)
     net = DiT.preset("digits", width=16, depth=1).build()
     nn.init.normal_(net.final_layer.linear.weight, std=0.1)
-    objective = Uncertainty(times=times, weighting=AllAlike())
+    objective = Uncertainty(times=times, weighting=UniformWeighting())
     roles = {k: Denoiser(v, path, Velocity()) for k, v in objective.roles(net, None).items()}
     ((role, loss, _),) = objective(roles, digits_like())
     loss.backward()
