@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
+from gen.config.spec import Json
 
 __all__ = ["FORMAT", "checkpoint_name", "newest", "prune", "read", "read_json", "read_tensors", "write", "write_json"]
 
@@ -30,13 +31,20 @@ _STEP = re.compile(r"step-(\d{7,})")
 def write(
     folder: Path,
     files: Mapping[str, Mapping[str, Tensor]],
-    manifest: Mapping[str, Any],
+    manifest: Mapping[str, object],
     beside: Mapping[str, bytes] | None = None,
 ) -> None:
-    """A complete checkpoint at `folder`, or, if anything fails, nothing there and what was there before untouched.
+    """Write a complete checkpoint; if anything fails, leave the folder as it was before.
 
-    files: relative name -> tensors by name. beside: other files, such as a tokeniser's. Raises NonFinite before writing
-    weights that are not finite, OSError as the file system does.
+    Args:
+        folder: the checkpoint's folder; an earlier one of the same name is replaced.
+        files: tensors by name, by file name relative to the folder.
+        manifest: what manifest.json says beside the format and each file's sha256; JSON values only.
+        beside: contents of other files by name, such as a tokeniser's.
+
+    Raises:
+        NonFinite: before anything is written, for weights that are not finite.
+        OSError: as the file system does.
     """
     from safetensors.torch import save_file
 
@@ -71,8 +79,16 @@ def write(
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def read(folder: Path, verify: bool = True) -> dict[str, Any]:
-    """The manifest of a checkpoint, after every file it names has been found whole. UserError says what is not."""
+def read(folder: Path, verify: bool = True) -> Json:
+    """Read the manifest of a checkpoint and verify every file it names.
+
+    Args:
+        folder: the checkpoint's folder.
+        verify: False reads the manifest alone.
+
+    Raises:
+        UserError: names the file that is missing or damaged.
+    """
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         given = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
@@ -86,7 +102,13 @@ def read(folder: Path, verify: bool = True) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint, verified against the manifest that `read` returned."""
+    """Read the tensors of one file of a checkpoint, verified against its manifest.
+
+    Args:
+        folder: the checkpoint's folder.
+        name: the file's name relative to the folder.
+        manifest: the manifest that `read` returned.
+    """
     from safetensors.torch import load
 
     if name not in manifest["files"]:
@@ -95,7 +117,14 @@ def read_tensors(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[s
 
 
 def newest(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest step in a folder of checkpoints; damaged ones are passed over by name."""
+    """Return the complete checkpoint of the highest step; a warning names each damaged one that is skipped.
+
+    Args:
+        folder: a folder of checkpoints step-*.
+
+    Returns:
+        The checkpoint's folder; None if there is none.
+    """
     steps = {int(m[1]): path for path in folder.glob("step-*") if (m := _STEP.fullmatch(path.name))}
     for step in sorted(steps, reverse=True):
         try:
@@ -107,10 +136,14 @@ def newest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int, spare: Collection[str] = ()) -> None:
-    """Removes all but the `keep` newest whole checkpoints, and what killed runs left half written.
+    """Remove all but the newest whole checkpoints, and what killed runs left half written.
 
-    Damaged ones are neither counted nor removed: they may be all that is left of something. spare: names of which the
-    same is true.
+    Damaged ones are neither counted nor removed: they may be all that is left of a run.
+
+    Args:
+        folder: a folder of checkpoints step-*.
+        keep: number of checkpoints that stay, at least 1.
+        spare: names of checkpoints that are neither counted nor removed.
     """
     whole = [
         p for p in sorted(folder.glob("step-*")) if _STEP.fullmatch(p.name) and p.name not in spare and _is_whole(p)
@@ -124,7 +157,7 @@ def prune(folder: Path, keep: int, spare: Collection[str] = ()) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a manifest and all its files, by size, are there: what pruning may know without reading every byte."""
+    """Return whether a manifest and all its files, by size, are there; this reads no file whole."""
     try:
         manifest = read(folder, verify=False)
         return all((folder / name).stat().st_size == about["bytes"] for name, about in manifest["files"].items())
@@ -133,11 +166,23 @@ def _is_whole(folder: Path) -> bool:
 
 
 def checkpoint_name(step: int) -> str:
+    """Return the name of a checkpoint's folder, such as step-0001500.
+
+    Args:
+        step: training steps taken.
+    """
     return f"step-{step:07d}"
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; UserError names it if it is missing or no JSON."""
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: names the file if it is missing or no JSON.
+    """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -148,8 +193,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: no JSON ({error})") from None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Strict JSON, replacing the file in one step."""
+def write_json(path: Path, value: object) -> None:
+    """Write strict JSON, replacing the file in one step.
+
+    Args:
+        path: the file; its folder is created.
+        value: JSON values; NaN and infinity are refused.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}-{os.getpid()}")
     _write_synced(partial, value)
@@ -170,7 +220,7 @@ def _read_verified(folder: Path, name: str, manifest: Mapping[str, Any]) -> byte
     return content
 
 
-def _digest(body: Mapping[str, Any]) -> str:
+def _digest(body: Mapping[str, object]) -> str:
     return _sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode())
 
 
@@ -178,7 +228,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_synced(path: Path, value: Any) -> None:
+def _write_synced(path: Path, value: object) -> None:
     with path.open("w") as file:
         json.dump(value, file, indent=1, allow_nan=False)
         file.write("\n")

@@ -1,4 +1,4 @@
-"""What went wrong, for the person at the keyboard: one line, what was given and what is allowed."""
+"""Errors for the person at the keyboard: one line that says what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["MissingDependency", "NonFinite", "UserError", "nearest"]
 
 
 class UserError(ValueError):
-    """Something that was given is wrong. `str()` is one line."""
+    """A wrong input. `str()` is one line."""
 
 
 class MissingDependency(UserError):
@@ -21,7 +21,12 @@ class NonFinite(RuntimeError):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The tail of an error message: "Did you mean 'heun'? Allowed: euler, heun."."""
+    """Return the tail of an error message: "Did you mean 'heun'? Allowed: euler, heun.".
+
+    Args:
+        given: the wrong name.
+        allowed: the valid names.
+    """
     allowed = sorted(allowed)
     close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""Tensors to pictures: the one rule for rounding, and contact sheets."""
+"""Pictures from tensors: the one rule for rounding, and contact sheets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ __all__ = ["contact_sheet", "to_pil", "to_uint8"]
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Samples in [-1, 1], clamped, to uint8 by rounding half to even: truncation darkens by half a level."""
+    """Convert samples in [-1, 1] to uint8, clamped and rounded half to even; truncation would darken by half a level.
+
+    Args:
+        x: samples, any shape.
+
+    Raises:
+        NonFinite: for NaN and infinity.
+    """
     if not bool(torch.isfinite(x).all()):
         raise NonFinite(
             f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are not finite: refusing to draw them"
@@ -25,7 +32,11 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image:
-    """One uint8 image [C, H, W], C = 1 or 3, as a picture."""
+    """Convert one image to a PIL picture.
+
+    Args:
+        image: uint8 [C, H, W], C = 1 or 3.
+    """
     from PIL import Image
 
     if image.ndim != 3 or image.shape[0] not in (1, 3):
@@ -35,7 +46,14 @@ def to_pil(image: Tensor) -> Image:
 
 
 def contact_sheet(images: Tensor, columns: int, zoom: int = 1, gap: int = 1) -> Image:
-    """uint8 images [N, C, H, W] side by side, `columns` to a row, each pixel drawn `zoom` times as large."""
+    """Draw images side by side as one picture.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        columns: images in a row.
+        zoom: width and height of one of their pixels.
+        gap: white pixels between images.
+    """
     n, c, h, w = images.shape
     rows = -(-n // columns)
     big = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)

@@ -19,22 +19,39 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gen.config.errors import UserError, nearest
 
-__all__ = ["build", "build_parts", "convert", "describe", "find", "name_of", "names", "override", "part", "spec_of"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-Spec = str | Mapping[str, Any]
+__all__ = [
+    "Json", "Spec", "build", "build_parts", "convert", "describe", "find", "name_of", "names", "override", "part",
+    "spec_of",
+]  # fmt: skip
+
+Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
+Spec = str | Mapping[str, Any]  # a plug-in's name, or {"name": ..., **fields}
+D = TypeVar("D", bound="DataclassInstance")
 
 
 def part(*folders: str, **kwargs: Any) -> Any:
-    """A dataclass field that holds another spec'd thing, to be found in one of these folders."""
+    """Declare a dataclass field that holds another spec'd thing.
+
+    Args:
+        *folders: the plug-in folders and modules whose names the field accepts.
+        **kwargs: the options of dataclasses.field, such as `default`.
+    """
     return dataclasses.field(metadata={"folders": folders}, **kwargs)
 
 
 def names(*folders: str) -> list[str]:
-    """The valid names in plug-in folders or modules ("samplers.solvers", "diffusion.path"), sorted."""
+    """Return the valid names in plug-in folders or modules, sorted.
+
+    Args:
+        *folders: relative to gen and dotted, such as "samplers.solvers" or "diffusion.path".
+    """
     found: set[str] = set()
     for folder in folders:
         module = importlib.import_module(f"gen.{folder}")
@@ -46,7 +63,15 @@ def names(*folders: str) -> list[str]:
 
 
 def find(name: str, *folders: str) -> Any:
-    """The class, or for recipes the function, that a name stands for."""
+    """Return the class, or for recipes the function, that a name stands for.
+
+    Args:
+        name: a name of one of the folders, or "module:Class" for one from elsewhere.
+        *folders: where to look, in order.
+
+    Raises:
+        UserError: for an unknown name, with the nearest valid one.
+    """
     if ":" in name:
         return _external(name)
     name = name.replace("-", "_")
@@ -61,10 +86,16 @@ def find(name: str, *folders: str) -> Any:
     raise UserError(f"unknown name {name!r} in {' or '.join(folders)}. {nearest(name, names(*folders))}")
 
 
-def build(folder: str | Sequence[str], spec: Any, **fields: Any) -> Any:
-    """The object a spec stands for; an object that is no spec is returned as it is.
+def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
+    """Build the object that a spec stands for; return an object that is no spec as it is.
 
-    Raises UserError, in one line, for unknown names and keys (with the nearest valid one) and for wrong types.
+    Args:
+        folder: the folder or module that has the name, or several to look in.
+        spec: a name, a mapping {"name": ..., **fields}, or a built object.
+        **fields: values that replace the spec's.
+
+    Raises:
+        UserError: for unknown names and keys (with the nearest valid one) and for wrong types, in one line.
     """
     folders = (folder,) if isinstance(folder, str) else tuple(folder)
     if isinstance(spec, str):
@@ -100,12 +131,14 @@ def build_parts(thing: Any) -> None:
             object.__setattr__(thing, field.name, built)
 
 
-def spec_of(thing: Any, named: bool = True) -> dict[str, Any]:
-    """The dict that builds an equal thing: JSON values only, nested parts as nested specs.
+def spec_of(thing: Any, named: bool = True) -> Json:
+    """Return the dict that builds an equal thing: JSON values only, nested parts as nested specs.
 
-    named: False for a dataclass of which there is one kind only, such as a Run, and so no name.
+    Args:
+        thing: a dataclass instance.
+        named: False for a dataclass of which there is one kind only, such as a Run, and so no name.
     """
-    spec = {"name": name_of(type(thing))} if named else {}
+    spec: Json = {"name": name_of(type(thing))} if named else {}
     for f in dataclasses.fields(thing):
         if f.init:
             spec[f.name] = _to_json(getattr(thing, f.name), "folders" in f.metadata)
@@ -113,23 +146,34 @@ def spec_of(thing: Any, named: bool = True) -> dict[str, Any]:
 
 
 def name_of(owner: type) -> str:
-    """The registered name of a class; "module:Class" for one from elsewhere."""
+    """Return the registered name of a class; "module:Class" for one from elsewhere.
+
+    Args:
+        owner: the class.
+    """
     if not owner.__module__.startswith("gen."):
         return f"{owner.__module__}:{owner.__qualname__}"
     choices = _classes(importlib.import_module(owner.__module__))
     return next((name for name, choice in choices.items() if choice is owner), owner.__module__.rpartition(".")[2])
 
 
-def override(thing: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}. Strings are read as JSON if possible.
+def override(thing: D, changes: Mapping[str, object]) -> D:
+    """Return a copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}.
 
     A part named anew ("path": "edm") starts from that plug-in's defaults, and only later keys of it count; all changes
     of one thing apply at once, so that fields which must agree may change together.
+
+    Args:
+        thing: a dataclass instance; it stays as it is.
+        changes: new values by dotted key; text is read as JSON if possible.
+
+    Raises:
+        UserError: for unknown keys and wrong values.
     """
     if not changes:
         return thing
     fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
-    values, inner = {name: getattr(thing, name) for name in fields}, dict[str, dict[str, Any]]()
+    values, inner = {name: getattr(thing, name) for name in fields}, dict[str, Json]()
     for key, value in changes.items():
         head, _, rest = key.partition(".")
         if head not in fields:
@@ -144,18 +188,31 @@ def override(thing: Any, changes: Mapping[str, Any]) -> Any:
         if not dataclasses.is_dataclass(old):
             key = next(iter(rest_of))
             raise UserError(f"{head}.{key}: {head} is {old!r} and has no key {key!r}")
-        values[head] = override(old, rest_of)
+        values[head] = override(values[head], rest_of)
     return _construct(type(thing), values)
 
 
-def describe(thing: Any) -> str:
-    """The first sentence of a docstring."""
+def describe(thing: object) -> str:
+    """Return the first paragraph of a docstring on one line.
+
+    Args:
+        thing: a module, class or function.
+    """
     text = inspect.getdoc(thing) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """A JSON value, or text from a command line, as the annotated type; raises UserError if it is none."""
+    """Return a JSON value, or text from a command line, as the annotated type.
+
+    Args:
+        value: the value as given.
+        hint: the annotation, evaluated.
+        where: the name of the field, for the error.
+
+    Raises:
+        UserError: if the value is none of the type.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     stays = hint in (str, Any) or (origin in (typing.Union, types.UnionType) and str in args)  # text that is wanted
     if isinstance(value, str) and not stays and value not in _literals(hint):
@@ -186,7 +243,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     return _refuse(value, hint, where)
 
 
-def _construct(owner: Any, given: dict[str, Any]) -> Any:
+def _construct(owner: Any, given: Json) -> Any:
     if not dataclasses.is_dataclass(owner):
         raise UserError(f"{owner!r} is no dataclass, and so takes no keys")
     fields = {f.name: f for f in dataclasses.fields(owner) if f.init}
@@ -211,8 +268,8 @@ def _fields(owner: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(owner)}
 
 
-def _value(owner: Any, field: dataclasses.Field[Any], value: Any) -> Any:
-    """What is given for a field of a dataclass, in its type or as the part it names."""
+def _value(owner: Any, field: dataclasses.Field[Any], value: object) -> Any:
+    """Return the value of a dataclass field in its annotated type, or as the part that it names."""
     folders = field.metadata.get("folders")
     if not folders:
         label = getattr(owner, "__name__", str(owner))
@@ -244,7 +301,7 @@ def _external(name: str) -> Any:
         raise UserError(f"cannot find {name!r}: {error}") from error
 
 
-def _to_json(value: Any, named: bool) -> Any:
+def _to_json(value: object, named: bool) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return spec_of(value, named)
     if isinstance(value, (list, tuple)):
@@ -261,14 +318,14 @@ def _read(text: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def _literals(hint: Any) -> tuple[Any, ...]:
-    """The words that a hint allows as they are, "none" and "true" among them."""
+def _literals(hint: object) -> tuple[object, ...]:
+    """Return the values that the Literals in a hint allow as they are, "none" and "true" among them."""
     inner = typing.get_args(hint)
     return inner if typing.get_origin(hint) is typing.Literal else tuple(v for h in inner for v in _literals(h))
 
 
-def _first_fit(value: Any, hints: Sequence[Any], where: str) -> Any:
-    if isinstance(value, Mapping):  # the dataclass that has most of the keys tells best what is wrong with the others
+def _first_fit(value: object, hints: Sequence[Any], where: str) -> Any:
+    if isinstance(value, Mapping):  # the dataclass that has most of the keys gives the best message about the others
         owners = [h for h in hints if dataclasses.is_dataclass(h)]
         if owners:
             return convert(value, max(owners, key=lambda h: len(value.keys() & _fields(h))), where)
@@ -280,6 +337,6 @@ def _first_fit(value: Any, hints: Sequence[Any], where: str) -> Any:
     return _refuse(value, functools.reduce(operator.or_, hints), where)
 
 
-def _refuse(value: Any, hint: Any, where: str) -> Any:
+def _refuse(value: object, hint: object, where: str) -> NoReturn:
     expected = getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
     raise UserError(f"{where}: got {value!r}, expected {expected}")
