@@ -33,9 +33,6 @@ PENDING = (
     "gen/cli",
     "gen/cli/benches",
     "gen/cli/benches/lib",
-    "gen/config",
-    "gen/data",
-    "gen/data/lib",
     # gen/diffusion
     "gen/diffusion",
     # gen/text

@@ -32,11 +32,21 @@ class DataSet(Protocol):
     """
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A hash (hex) of the content and of every option that changes it."""
+        ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of items."""
+        ...
 
-    def __getitem__(self, i: int, /) -> dict[str, Tensor]: ...
+    def __getitem__(self, i: int, /) -> dict[str, Tensor]:
+        """Return one item as a dict of tensors.
+
+        Args:
+            i: index in [0, len(data)).
+        """
+        ...
 
 
 class DataSource(Protocol):
@@ -50,10 +60,14 @@ class DataSource(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one x: (C, H, W), or (L,) for text."""
+        ...
 
     @property
-    def classes(self) -> int: ...
+    def classes(self) -> int:
+        """The number of labels; 0 if items have no "y"."""
+        ...
 
     def open(self, split: str) -> DataSet:
         """Open a split.

@@ -1,28 +1,35 @@
-"""Answers: what a text model wrote after the prompts of another data set, for its students."""
+"""Answers of a text model to the prompts of another data set, for its students."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import build, part
+from gen.config.spec import Json, build, part
 from gen.data.lib.tensors import check_holdout
 from gen.data.pairs import PairSet, read_shards
+
+if TYPE_CHECKING:
+    from gen.text.contracts.tokenizer import Tokenizer
 
 __all__ = ["Answers"]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What gen.distillers.lib.answers wrote into a folder: texts, and how they were decoded.
+    """A folder of texts that gen.distillers.lib.answers wrote, and how they were decoded.
 
-    of: the data whose prompts these are; its tokeniser is theirs. holdout: the share, at the end, that "test" opens.
-    Items are {"x": int64 [L], "prompt", "length": int64 0-d}, from a length on padded; "commit_step" int64 [L] is the
-    step that committed a place, or the columns of a replay (gen.distillers.learn2pd).
+    Items are {"x": int64 [L], "prompt", "length": int64 0-d}, padded from position `length` on, with "commit_step"
+    int64 [L], the step that committed each token, or with the columns of a replay (gen.distillers.learn2pd).
+
+    Attributes:
+        path: the folder of shards.
+        of: the text data whose prompts these are, a plug-in of gen.data; its tokeniser is theirs.
+        holdout: the share, at the end, that "test" opens; in [0, 1).
     """
 
     path: str
@@ -34,34 +41,35 @@ class Answers:
         check_holdout(self, self.holdout)
 
     @cached_property
-    def info(self) -> dict[str, Any]:
-        """The manifest of any shard: what all shards have in common."""
+    def info(self) -> Json:
+        """The manifest of any shard, for the keys that are the same in all shards."""
         found = next(Path(self.path).glob("shard-*"), None)
         if found is None:
             raise UserError(f"{self.path} holds no answers: make them with gen distill")
         return checkpoints.read(found, verify=False)
 
     @property
-    def tokenizer(self) -> Any:
-        return self.of.tokenizer
+    def tokenizer(self) -> Tokenizer:
+        """The tokeniser of the data that the prompts are from."""
+        return cast("Tokenizer", self.of.tokenizer)
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, stop and mask among them."""
+        """The number of token ids, stop and mask tokens included."""
         return int(self.of.vocab_size)
 
     @property
     def shape(self) -> tuple[int]:
-        """Of one item."""
+        """The shape (L,) of one item."""
         return (int(self.info["shape"][0]),)
 
     @property
     def classes(self) -> int:
-        """Text has no labels."""
+        """0: text has no labels."""
         return 0
 
     def open(self, split: str) -> PairSet:
-        """The items of "train" or "test"."""
+        """Open "train" or "test"."""
         columns, fingerprint = read_shards(self.path, "answers.safetensors", self.info["shards"])
         n = len(columns["x"])
         cut = n - round(n * self.holdout)

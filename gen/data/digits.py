@@ -1,4 +1,4 @@
-"""The embedded data: 1797 handwritten digits of 8 x 8 pixels, in scikit-learn's wheel, so nothing is downloaded."""
+"""Handwritten digits: 1797 of 8 x 8 pixels, from scikit-learn's wheel, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Digits:
     """Handwritten digits, 8 x 8 grey, ten classes: 1437 to train on and 360 held out, always the same ones.
 
     Grey levels 0..16 become [-1, 1] exactly (x / 8 - 1). The split is stratified and depends on nothing but each
-    digit's place in scikit-learn's file (gen.data.lib.tensors.split_indices). Source: the test part of UCI's
+    digit's index in scikit-learn's file (gen.data.lib.tensors.split_indices). Source: the test part of UCI's
     "Optical Recognition of Handwritten Digits".
     """
 
@@ -31,7 +31,7 @@ class Digits:
         return 10
 
     def open(self, split: str) -> Tensors:
-        """The data set of "train" or "test"."""
+        """Open "train" or "test"."""
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)

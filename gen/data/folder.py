@@ -30,17 +30,21 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 class Folder:
     """Pictures (png, jpg, jpeg, webp, bmp) in class subfolders, in order of name, or all in one folder without labels.
 
-    path: the folder. size: pictures are scaled by their shorter side and cropped in the middle to size x size (`fit`).
-    channels: 3 for colour, 1 for grey. flip: the mirrored pictures join "train", which makes it twice as long.
-    holdout: the share held out for "test"; not used with test_path, a second folder with the same classes, which is
-    then all of "test" while `path` is all of "train". skip_corrupt: decode every picture at open() and leave out, with
-    a warning that names them, those that cannot be; otherwise the first such picture stops the program, by its path.
-
-    Pictures are decoded when asked for. Every file is read once at open() for its header and the fingerprint: the
-    sha256 over each file's path in the folder, length and sha256, with split and options (some seconds per GB).
+    A picture is decoded when its item is read. Every file is read once at open() for its header and the fingerprint,
+    the sha256 over each file's path in the folder, length and sha256, with split and options (some seconds per GB).
     Files of other kinds and hidden ones are not looked at; class folders are searched to any depth.
     Raises UserError, in one line, for missing, empty and mixed folders and, by path, for pictures that are unreadable,
     so large that they may be decompression bombs, or of more than 8 bits a channel.
+
+    Attributes:
+        path: the folder.
+        size: height and width in pixels; pictures are scaled by their shorter side and cropped in the middle (`fit`).
+        channels: 3 for colour, 1 for grey.
+        flip: True adds the mirrored pictures to "train", which makes it twice as long.
+        holdout: the share held out for "test", in [0, 1); without effect if there is a test_path.
+        skip_corrupt: True decodes every picture at open() and leaves out, with a warning that names them, those that
+            cannot be decoded; False stops at the first such picture with an error that names it.
+        test_path: a second folder with the same classes, which is then all of "test" while `path` is all of "train".
     """
 
     path: str
@@ -67,7 +71,7 @@ class Folder:
         return len(self._train.names)
 
     def open(self, split: str) -> Pictures:
-        """The data set of "train" or "test"."""
+        """Open "train" or "test"."""
         listing = self._train
         if self.test_path is not None:
             if split not in SPLITS:
@@ -121,7 +125,14 @@ class Listing:
 class Pictures:
     """Items {"x": float32 [C, size, size] in [-1, 1], "y": int64 0-d}; with flip, all pictures again, mirrored.
 
-    skipped: the pictures that were left out because they cannot be decoded, by path in the folder.
+    Attributes:
+        paths: the files, without mirrored repeats.
+        y: int64 [N] labels; None without classes.
+        size: height and width of an item.
+        channels: 3 for colour, 1 for grey.
+        flip: whether the mirrored pictures follow the others.
+        fingerprint: sha256 (hex) of files and options.
+        skipped: files, by path in the folder, that were left out because they cannot be decoded.
     """
 
     paths: list[Path]
@@ -147,9 +158,14 @@ class Pictures:
 
 
 def fit(image: Image, size: int) -> Image:
-    """Shorter side to `size`, halving by box filter while possible and bicubic for the rest, then the middle square.
+    """Scale a picture by its shorter side and crop the middle square.
 
-    The preprocessing of the ADM reference statistics (Dhariwal & Nichol 2021), up to its rounding of the crop.
+    Halves by a box filter while possible and scales the rest bicubically: the preprocessing of the ADM reference
+    statistics (Dhariwal & Nichol 2021), up to its rounding of the crop.
+
+    Args:
+        image: the picture.
+        size: height and width of the result in pixels.
     """
     from PIL.Image import Resampling
 
@@ -162,7 +178,7 @@ def fit(image: Image, size: int) -> Image:
 
 
 def _scan(root: Path, skip_corrupt: bool) -> Listing:
-    """Finds, checks and hashes the pictures of a folder."""
+    """Find, check and hash the pictures of a folder."""
     names, found = _find(root)
     listing = Listing(root, names, [], [], [], [])
     for path, label in found:
@@ -189,7 +205,7 @@ def _scan(root: Path, skip_corrupt: bool) -> Listing:
 
 
 def _find(root: Path) -> tuple[list[str], list[tuple[Path, int]]]:
-    """The classes' names (none if flat) and every picture with its label (0 if flat), in order of name."""
+    """Return the names of the classes (none if flat) and every picture with its label (0 if flat), by name."""
     if not root.is_dir():
         raise UserError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of pictures")
     flat = list(_pictures(root.iterdir()))

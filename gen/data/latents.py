@@ -1,4 +1,4 @@
-"""Latents that an autoencoder has made beforehand, in safetensors shards."""
+"""Latents that an autoencoder encoded beforehand, in safetensors shards."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
 class Latents:
     """A .safetensors file or a folder of them: `latents` [N, C, H, W] and optionally `labels` [N] and `latents_flip`.
 
-    path: file or folder. Items are (latent - shift) * scale as float32; scale 0.18215 and shift 0 suit the autoencoder
-    of Stable Diffusion. holdout: the share held out for "test". flip: the latents of the mirrored images, shaped like
-    latents, join "train", which makes it twice as long. num_classes: None for the highest label + 1. features: give
-    each item its `features` [T, D] (of the mirrored image, `features_flip`), an encoder's tokens for objectives that
-    align with it (gen.models.encoders.stored).
-    Labels are int64 or int32. Rows are read when asked for; each shard is opened once per process.
-    Fingerprint: the bytes of every shard, in order of file name, with split, holdout, scale, shift and flip.
-    Raises UserError, in one line, for what is missing, broken or laid out differently.
+    Items are (latent - shift) * scale as float32. Labels are int64 or int32. A row is read when its item is; each
+    shard is opened once per process. Fingerprint: the bytes of every shard, in order of file name, with split, holdout,
+    scale, shift and flip. Raises UserError, in one line, for files that are missing, broken or laid out differently.
+
+    Attributes:
+        path: file or folder.
+        scale, shift: 0.18215 and 0 suit the autoencoder of Stable Diffusion.
+        holdout: the share held out for "test", in [0, 1).
+        flip: True adds `latents_flip`, the latents of the mirrored images, to "train", which makes it twice as long.
+        num_classes: number of labels; None for the highest label + 1.
+        features: True gives each item its `features` [T, D] (of the mirrored image, `features_flip`), an encoder's
+            tokens for objectives that align with it (gen.models.encoders.stored).
     """
 
     path: str
@@ -56,7 +60,7 @@ class Latents:
         return 0 if self._labels is None else check_labels(f"{self.path}: labels", self._labels, self.num_classes)
 
     def open(self, split: str) -> LatentSet:
-        """The data set of "train" or "test"."""
+        """Open "train" or "test"."""
         n = sum(shard.shape[0] for shard in self._shards)
         y = None if self.classes == 0 else self._labels
         rows = hold_out(self.path, split, n, self.holdout, None if y is None else y.tolist())
@@ -104,7 +108,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class Shard:
-    """What the header of a file says: shape [N, C, H, W], whether there are labels, the shape of wanted features."""
+    """The header of a file: shape [N, C, H, W], whether there are labels, the shape of the features if used."""
 
     path: str
     shape: tuple[int, ...]
@@ -112,7 +116,7 @@ class Shard:
     features: tuple[int, ...] = ()
 
     def describe(self, first: int = 0) -> str:
-        """In words; the sizes of the tensors from axis `first` on."""
+        """Return the sizes of the tensors from axis `first` on, in words."""
         features = f" and features {list(self.features[first:])}" if self.features else ""
         return f"{list(self.shape[first:])} {'with' if self.labelled else 'without'} labels{features}"
 
@@ -121,7 +125,7 @@ class Shard:
 class LatentSet:
     """Items {"x": float32 [C, H, W], "y": int64 0-d, "features": float32 [T, D]} from rows of some shards.
 
-    With flip, all rows come again, mirrored. No "y" without labels, no "features" unless they are wanted.
+    With flip, all rows come again, mirrored. No "y" without labels, no "features" unless `features`.
     """
 
     shards: tuple[Shard, ...]
@@ -146,11 +150,11 @@ class LatentSet:
         k = bisect.bisect_right(self._ends, row)
         if k not in self._files:
             self._files[k] = _open(self.shards[k].path)
-        place = row - self._ends[k] + self.shards[k].shape[0]
+        start = row - self._ends[k] + self.shards[k].shape[0]
         mirrored = "" if i < len(self.rows) else "_flip"
 
         def read(name: str) -> Tensor:
-            found: Tensor = self._files[k].get_slice(name + mirrored)[place : place + 1][0]
+            found: Tensor = self._files[k].get_slice(name + mirrored)[start : start + 1][0]
             return found.float()
 
         item = {"x": (read("latents") - self.shift) * self.scale}
@@ -158,7 +162,7 @@ class LatentSet:
             item["y"] = self.y[row]
         return {**item, "features": read("features")} if self.features else item
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": {}}  # open files do not travel to worker processes
 
 
@@ -172,7 +176,7 @@ def _open(path: str) -> Any:
 
 
 def _inspect(file: Path, flip: bool, features: bool) -> Shard:
-    """The checked header of one file."""
+    """Read and check the header of one file."""
     header = _open(str(file))
     found = {key: (header.get_slice(key).get_shape(), header.get_slice(key).get_dtype()) for key in header.keys()}  # noqa: SIM118
     if "latents" not in found:
@@ -186,8 +190,8 @@ def _inspect(file: Path, flip: bool, features: bool) -> Shard:
         raise UserError(f"{file} has no latents_flip, which flip = True needs; it has {', '.join(found)}")
     if flip and found["latents_flip"][0] != shape:
         raise UserError(f"{file}: latents_flip is {found['latents_flip'][0]}, but latents is {shape}")
-    wanted = ["features", *(["features_flip"] if flip else [])] if features else []
-    for name in wanted:
+    required = ["features", *(["features_flip"] if flip else [])] if features else []
+    for name in required:
         if name not in found:
             raise UserError(f"{file} has no {name}, which features = True needs; it has {', '.join(found)}")
         size, kind = found[name]

@@ -1,11 +1,11 @@
-"""Lists of words and what may be done with them: text whose every right answer is known, made as it is asked for."""
+"""Lists of letters with ten tasks: text whose every right answer is known, generated item by item."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,11 +38,18 @@ class Lists:
     """Prompts such as "insert_index w 2 : c a f =" and their answers "c a w f <eos>", every word one token.
 
     The tasks of ParallelBench's waiting lines (arXiv 2510.04767) with items of one token: a random list of low to high
-    different items out of `items` letters. insert and replace name a new item, *_index a place, counted from 0.
+    different items out of `items` letters. insert and replace name a new item, *_index a position, counted from 0.
     Where several answers are right (shuffle, *_random) the item holds one of them, drawn uniformly; a shuffle always
     moves something. Answers go on with <eos> up to a random length, at most high + 2, and all of that is trained, so
     that nothing tells a model how long an answer is. Item i is a function of (seed, split, i); a prompt belongs to one
-    split by its hash, a tenth of them to "test". n: items of "train"; a tenth as many of "test".
+    split by its hash, a tenth of them to "test".
+
+    Attributes:
+        tasks: names out of TASKS, drawn uniformly.
+        low, high: fewest and most items of a list, 2 <= low <= high < items.
+        items: number of letters that lists are drawn from, at most 52.
+        seed: of all draws.
+        n: items of "train", at least 10; "test" has a tenth as many.
     """
 
     tasks: tuple[str, ...] = TASKS
@@ -71,37 +78,37 @@ class Lists:
 
     @property
     def tokenizer(self) -> Words:
-        """One token for each task, item and number that there may be."""
+        """A tokeniser with one token for each task, item and number."""
         return Words((*self.alphabet, *map(str, range(self.high + 1)), *TASKS, ":", IS))
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, stop and mask among them."""
+        """The number of token ids, stop and mask tokens included."""
         return self.tokenizer.vocab_size
 
     @property
     def answer(self) -> int:
-        """The length of the longest answer: what to decode, at most."""
+        """The length of the longest answer, <eos> included."""
         return self.high + 2
 
     @property
     def shape(self) -> tuple[int]:
-        """Of one item: the longest prompt and the longest answer."""
+        """The shape (L,) of one item: the longest prompt and the longest answer."""
         return (self.high + 5 + self.answer,)
 
     @property
     def classes(self) -> int:
-        """Text has no labels."""
+        """0: text has no labels."""
         return 0
 
-    def open(self, split: str) -> Made:
-        """The items of "train" or "test"."""
+    def open(self, split: str) -> ListItems:
+        """Open "train" or "test"."""
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
-        return Made(self, split)
+        return ListItems(self, split)
 
     def make(self, split: str, i: int) -> tuple[list[str], list[str], int]:
-        """Prompt, answer and the number of places behind the prompt, of item i."""
+        """Return prompt, answer and number of positions after the prompt of item i."""
         draw = random.Random(derive("lists", self.seed, split, i))
         while True:
             task = draw.choice(self.tasks)
@@ -118,7 +125,7 @@ class Lists:
         return prompt, answer, draw.randint(len(answer) + 1, self.answer)
 
     def right(self, prompt: Sequence[str], answer: Sequence[str]) -> bool:
-        """Whether an answer, up to its <eos>, is a right one to a prompt."""
+        """Return whether an answer, up to its <eos>, is a right one to a prompt."""
         task, old = prompt[0], list(prompt[prompt.index(":") + 1 : -1])
         given = list(answer[: answer.index(END)] if END in answer else answer)
         new = prompt[1] if task.startswith(("insert", "replace")) else ""
@@ -132,14 +139,15 @@ class Lists:
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """Items {"x": int64 [L] padded with the stop token, "prompt": int64 0-d, "length": int64 0-d}, made when read."""
+class ListItems:
+    """Items {"x": int64 [L] padded with the stop token, "prompt": int64 0-d, "length": int64 0-d}, drawn when read."""
 
     lists: Lists
     split: str
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_words", self.lists.tokenizer)
+    @cached_property
+    def _words(self) -> Words:
+        return self.lists.tokenizer
 
     @property
     def fingerprint(self) -> str:
@@ -150,16 +158,15 @@ class Made:
         return self.lists.n if self.split == "train" else self.lists.n // 10
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        prompt, answer, places = self.lists.make(self.split, i)
-        tokenizer: Any = self._words  # type: ignore[attr-defined]
-        x = torch.full(self.lists.shape, tokenizer.eos_token_ids[0])
-        ids = tokenizer.encode(" ".join([*prompt, *answer]))
+        prompt, answer, positions = self.lists.make(self.split, i)
+        x = torch.full(self.lists.shape, self._words.eos_token_ids[0])
+        ids = self._words.encode(" ".join([*prompt, *answer]))
         x[: len(ids)] = torch.tensor(ids)
-        return {"x": x, "prompt": torch.tensor(len(prompt)), "length": torch.tensor(len(prompt) + places)}
+        return {"x": x, "prompt": torch.tensor(len(prompt)), "length": torch.tensor(len(prompt) + positions)}
 
 
 def _answer(task: str, old: list[str], new: str, at: int, draw: random.Random) -> list[str]:
-    """A right answer."""
+    """Return a right answer."""
     if task == "copy":
         return list(old)
     if task == "reverse":
@@ -175,7 +182,7 @@ def _answer(task: str, old: list[str], new: str, at: int, draw: random.Random) -
 
 
 def _edited(task: str, old: list[str], new: str, at: int) -> list[str]:
-    """The list with one place changed."""
+    """Return the list with one position changed."""
     if task.startswith("insert"):
         return [*old[:at], new, *old[at:]]
     return [*old[:at], *([new] if task.startswith("replace") else []), *old[at + 1 :]]

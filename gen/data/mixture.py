@@ -1,4 +1,4 @@
-"""Points of a mixture of Gaussians: data whose every answer is known, through the same door as pictures."""
+"""Points of a mixture of Gaussians: data whose exact denoiser is known, opened like pictures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ __all__ = ["MixturePoints"]
 
 @dataclass(frozen=True)
 class MixturePoints:
-    """n points of `modes` Gaussians of deviation `std`, on a circle of `radius` (dim 2) or a line (dim 1).
+    """Points of a mixture of Gaussians with means on a circle (dim 2) or a line (dim 1).
 
-    Mode k has weight proportional to k + 1 if `uneven`. On the line the means run from -radius to radius. labels: each
-    point's mode is its class. A fifth of the points is held out. An item's x is [dim, 1, 1].
+    A fifth of the points is held out. An item's x is [dim, 1, 1].
+
+    Attributes:
+        dim: 1 or 2.
+        modes: number of Gaussians.
+        std: standard deviation of each.
+        radius: of the circle; on the line the means run from -radius to radius.
+        uneven: True gives mode k a weight proportional to k + 1, False equal weights.
+        labels: True gives each point its mode as its class.
+        n: number of points, "train" and "test" together.
     """
 
     dim: int = 2
@@ -40,7 +48,7 @@ class MixturePoints:
         return self.modes if self.labels else 0
 
     def world(self, path: NoisePath) -> Mixture:
-        """The exact denoiser of these data on a path, in float64."""
+        """Return the exact denoiser of these data on a path, in float64."""
         k = torch.arange(self.modes, dtype=torch.float64)
         if self.dim == 1:
             means = torch.linspace(-self.radius, self.radius, self.modes, dtype=torch.float64)[:, None]
@@ -51,7 +59,7 @@ class MixturePoints:
         return Mixture(path, means, torch.full_like(k, self.std), weights / weights.sum(), k.long())
 
     def open(self, split: str) -> Tensors:
-        """The points of "train" or "test"."""
+        """Open "train" or "test"."""
         from gen.diffusion.path import Flow
 
         generator = torch.Generator().manual_seed(derive("mixture", 0))

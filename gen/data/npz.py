@@ -24,9 +24,13 @@ __all__ = ["Npz"]
 class Npz:
     """A file with `arr_0`, uint8 [N, H, W, C], C = 1 or 3, and optionally `arr_1`, integer labels [N]; held in memory.
 
-    path: the file. holdout: the share held out for "test". num_classes: None for the highest label + 1.
     Bytes 0..255 become [-1, 1] (x / 127.5 - 1). Nothing is unpickled. Fingerprint: the split's bytes and labels.
     Raises UserError, in one line, for a file that is missing, broken or laid out differently, and for labels outside.
+
+    Attributes:
+        path: the file.
+        holdout: the share held out for "test", in [0, 1).
+        num_classes: number of labels; None for the highest label + 1.
     """
 
     path: str
@@ -46,7 +50,7 @@ class Npz:
         return 0 if self._labels is None else check_labels(f"{self.path}: arr_1", self._labels, self.num_classes)
 
     def open(self, split: str) -> Tensors:
-        """The data set of "train" or "test"."""
+        """Open "train" or "test"."""
         n = self._layout[0]
         y = None if self.classes == 0 else self._labels
         rows = hold_out(self.path, split, n, self.holdout, None if y is None else y.tolist())
@@ -81,7 +85,7 @@ class Npz:
         return torch.from_numpy(labels.astype(np.int64))
 
     @contextmanager
-    def _file(self) -> Iterator[Any]:
+    def _file(self) -> Iterator[np.lib.npyio.NpzFile]:
         if not Path(self.path).is_file():
             raise UserError(f"no such file: {self.path}")
         try:
@@ -98,7 +102,7 @@ class Npz:
 
 
 def _header(path: str, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of an array in the file, without reading the array."""
+    """Return shape and dtype of an array in the file, without reading the array."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

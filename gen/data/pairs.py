@@ -1,39 +1,43 @@
-"""Pairs of noise and what a teacher made of it, for distillation."""
+"""Pairs of noise and the sample a teacher generated from it, for distillation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.spec import Json
+from gen.data.lib.tensors import check_holdout
 
 __all__ = ["Pairs", "PairSet", "read_shards"]  # noqa: RUF022 - the plug-in comes first
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What gen.distillers.lib.pairs wrote: samples and labels, with the seed of each one's noise instead of the noise.
+    """A folder of pairs that gen.distillers.lib.pairs wrote: samples, labels and the seed of each one's noise.
 
-    holdout: the share, at the end, that "test" opens. Items are {"x", "y", "origin"}, origin the int64 seed; or, if the
-    pairs are of real data, {"x", "y", "noise"}.
+    Items are {"x", "y", "origin"}, origin the int64 seed of the noise; or, if the pairs are of real data,
+    {"x", "y", "noise"}.
+
+    Attributes:
+        path: the folder of shards.
+        holdout: the share, at the end, that "test" opens; in [0, 1).
     """
 
     path: str
     holdout: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise UserError(f"Pairs: holdout = {self.holdout}; it must be in [0, 1)")
+        check_holdout(self, self.holdout)
 
     @cached_property
-    def info(self) -> dict[str, Any]:
-        """The manifest of any shard: what all shards have in common."""
+    def info(self) -> Json:
+        """The manifest of any shard, for the keys that are the same in all shards."""
         found = next(Path(self.path).glob("shard-*"), None)
         if found is None:
             raise UserError(f"{self.path} holds no pairs: make them with gen pairs, or gen distill")
@@ -56,7 +60,12 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Columns of equal length as a map-style data set."""
+    """Columns of equal length as a map-style data set.
+
+    Attributes:
+        columns: tensors [N, ...] by key of an item.
+        fingerprint: hash (hex) of the shards they are from.
+    """
 
     columns: dict[str, Tensor]
     fingerprint: str
@@ -69,9 +78,18 @@ class PairSet:
 
 
 def read_shards(folder: str, file: str, count: int) -> tuple[dict[str, Tensor], str]:
-    """The columns of `file` in all `count` shards of a folder, end to end, and a fingerprint of them.
+    """Read a file of every shard of a folder, and concatenate the columns.
 
-    Raises UserError if a shard is missing or damaged.
+    Args:
+        folder: the folder with the shards shard-*.
+        file: the file's name in a shard.
+        count: number of shards there must be.
+
+    Returns:
+        Tensors [N, ...] by key, and their fingerprint.
+
+    Raises:
+        UserError: if a shard is missing or damaged.
     """
     shards = sorted(Path(folder).glob("shard-*"))[:count]
     if len(shards) < count:

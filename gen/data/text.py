@@ -24,11 +24,16 @@ Window = tuple[list[int], int]  # tokens, and how many of the first are a prompt
 class Text:
     """Windows of `length` tokens of text files, or prompts and responses of JSONL.
 
-    path: a file, a glob or a folder (all below it that ends in .txt, .md or .jsonl); None: the 79 pages of
-    pydoc_data.topics, which every Python has. A text ends with the tokeniser's first stop token, and its last window is
-    padded. A line of JSONL holds "text", or "prompt" and "response": the latter is one window, its prompt is not
-    trained, and a response that does not fit is cut off. The share `holdout` of the windows is held out, always the
-    same ones.
+    A text ends with the tokeniser's first stop token, and its last window is padded. A line of JSONL holds "text", or
+    "prompt" and "response": the latter is one window, its prompt is not trained, and a response that does not fit is
+    cut off. The same windows are held out always.
+
+    Attributes:
+        path: a file, a glob or a folder (all below it that ends in .txt, .md or .jsonl); None for the 79 pages of
+            pydoc_data.topics, which every Python has.
+        tokenizer: a plug-in of gen.text.tokenizers.
+        length: tokens of a window, at least 2.
+        holdout: the share of the windows held out for "test", in [0, 1).
     """
 
     path: str | None = None
@@ -46,21 +51,21 @@ class Text:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, stop and mask among them."""
+        """The number of token ids, stop and mask tokens included."""
         return int(self.tokenizer.vocab_size)
 
     @property
     def shape(self) -> tuple[int]:
-        """Of one window."""
+        """The shape (L,) of one window."""
         return (self.length,)
 
     @property
     def classes(self) -> int:
-        """Text has no labels."""
+        """0: text has no labels."""
         return 0
 
     def open(self, split: str) -> Windows:
-        """The windows of "train" or "test"."""
+        """Open "train" or "test"."""
         found = [window for text in self.texts() for window in self.windows(text)]
         where = f"Text({self.path or 'pydoc_data.topics'})"
         if not found:
@@ -73,7 +78,7 @@ class Text:
         return Windows(x, prompt, length, content_hash("text", x, prompt, length))
 
     def texts(self) -> Iterator[str | tuple[str, str]]:
-        """Whole texts, or pairs of prompt and response."""
+        """Yield whole texts, or pairs of prompt and response."""
         if self.path is None:
             from pydoc_data.topics import topics
 
@@ -102,7 +107,7 @@ class Text:
         return found
 
     def windows(self, text: str | tuple[str, str]) -> Iterator[Window]:
-        """A text as windows; a pair of prompt and response as one."""
+        """Yield a text as windows, or a pair of prompt and response as one."""
         stop = self.tokenizer.eos_token_ids[0]
         if isinstance(text, str):
             ids = [*self.tokenizer.encode(text), stop] if text else []

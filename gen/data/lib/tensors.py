@@ -1,4 +1,4 @@
-"""A data set that lies in memory, and the one rule by which data are held out for testing."""
+"""A data set in memory, and the one rule by which data are held out for testing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ SPLITS = ("train", "test")
 class Tensors:
     """Items {"x": (x[i] - shift) * scale as float32 [C, H, W], "y": int64 0-d}; no "y" without labels.
 
-    x [N, C, H, W] of any dtype (bytes stay bytes until an item is read), y int64 [N] or None.
-    fingerprint: sha256 (hex) of what the items are made from.
+    Attributes:
+        x: [N, C, H, W] of any dtype; bytes stay bytes until an item is read.
+        y: int64 labels [N], or None.
+        fingerprint: sha256 (hex) of the items' content.
+        shift, scale: of the values of x, see above.
     """
 
     x: Tensor
@@ -40,13 +43,30 @@ class Tensors:
 
 
 def check_holdout(owner: object, holdout: float) -> None:
-    """Raises UserError for a share outside [0, 1)."""
+    """Check the share of a data source that is held out.
+
+    Args:
+        owner: the data source, for the message.
+        holdout: its share.
+
+    Raises:
+        UserError: for a share outside [0, 1).
+    """
     if not 0 <= holdout < 1:
         raise UserError(f"{type(owner).__name__}.holdout is {holdout}; it is the share held out for testing, in [0, 1)")
 
 
 def check_labels(where: str, labels: Tensor, classes: int | None) -> int:
-    """The number of classes: the one given or, for None, the highest label + 1. Raises UserError for labels outside."""
+    """Check labels, and return the number of classes.
+
+    Args:
+        where: what the labels are of, for the message.
+        labels: integers [N].
+        classes: the number given; None for the highest label + 1.
+
+    Raises:
+        UserError: for labels outside 0 .. classes - 1.
+    """
     if classes is not None and classes < 1:
         raise UserError(f"{where}: num_classes is {classes}; it must be at least 1, or None for the highest label + 1")
     low, high = int(labels.min()), int(labels.max())
@@ -57,9 +77,17 @@ def check_labels(where: str, labels: Tensor, classes: int | None) -> int:
 
 
 def hold_out(where: str, split: str, n: int, holdout: float, labels: Sequence[int] | None = None) -> list[int]:
-    """The items of a split when the share `holdout` of n items is held out; at least one item unless the share is 0.
+    """Return the indices of a split, in ascending order; at least one is held out unless the share is 0.
 
-    Raises UserError when the split is unknown or has no item.
+    Args:
+        where: what the items are of, for the message.
+        split: "train" or "test".
+        n: number of items.
+        holdout: the share held out for "test".
+        labels: class of each item; the split then keeps the classes' shares.
+
+    Raises:
+        UserError: if the split is unknown or has no item.
     """
     rows = split_indices(split, n, max(1, round(n * holdout)) if holdout else 0, labels)
     if not rows and split == "test":
@@ -70,10 +98,19 @@ def hold_out(where: str, split: str, n: int, holdout: float, labels: Sequence[in
 
 
 def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | None = None) -> list[int]:
-    """The items, in ascending order, of a split of n items of which exactly `held_out` are "test".
+    """Return the indices, in ascending order, of a split of which exactly `held_out` items are "test".
 
     Within a class the order is that of derive("holdout", i), so the split needs no random generator and never changes;
     classes stand one after another and every (n / held_out)-th item is held out: a class's share is right to one item.
+
+    Args:
+        split: "train" or "test".
+        n: number of items.
+        held_out: number of items of "test".
+        labels: class of each item; None for one class.
+
+    Raises:
+        UserError: if the split is unknown.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
@@ -84,7 +121,11 @@ def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | Non
 
 
 def content_hash(*parts: Tensor | str) -> str:
-    """sha256 (hex) over tensors (dtype, shape, bytes) and words, in order."""
+    """Return the sha256 (hex) over tensors (dtype, shape, bytes) and words, in order.
+
+    Args:
+        *parts: tensors on the CPU and words.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
