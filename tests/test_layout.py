@@ -198,7 +198,7 @@ def lines_without_docstrings(node, lines):
 def test_files_and_functions_are_short(path):
     source = tree(path)
     lines = lines_without_docstrings(source, len(path.read_text(encoding="utf-8").splitlines()))
-    assert lines <= (500 if path.relative_to(ROOT).parts[0] == "kernels" else 400), f"{name(path)} has {lines} lines"
+    assert lines <= 400, f"{name(path)} has {lines} lines"
     for node in ast.walk(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = lines_without_docstrings(node, node.end_lineno - node.lineno + 1)
