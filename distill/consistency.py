@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
+from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.distillers.distances import Distance
 from gen.distillers.distances.square import Square
@@ -29,6 +29,7 @@ from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.velocity import VelocitySource, check_roles
 from gen.samplers.grids.coarse import Coarse
 from gen.samplers.grids.karras import Karras
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 from gen.training.run import Run, Sampler
@@ -37,7 +38,7 @@ __all__ = ["Consistency"]
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Distiller):
     """The loss distance(f(x_t, t), f-(x_r, r)) for neighbours t > r of a grid (Song et al. 2023, algorithms 2 and 3).
 
     f is the x0 of the prediction, with f(x, 0) = x by the parameterisation (gen.distillers.lib.consistency), and f- the
@@ -59,12 +60,12 @@ class Consistency:
     """
 
     velocity: VelocitySource = "teacher"
-    grid: Any = part("samplers.grids", default=Karras())
+    grid: Grid = part("samplers.grids", default=Karras())
     grid_steps: tuple[int, int] = (40, 40)
     growth_updates: int = 10_000
     ema_decay: float = 0.95
     distance: Distance = part("distillers.distances", default=Square())
-    guide: Any = part("samplers.guides", default=None)
+    guide: Guide | None = part("samplers.guides", default=None)
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:

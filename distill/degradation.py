@@ -17,6 +17,7 @@ from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.score import check_same_terms, denoising_losses, draw_times, fold_in, generate
 from gen.distillers.lib.teacher import require_teacher
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
 from gen.training.schedules import Constant
@@ -25,7 +26,7 @@ __all__ = ["Degradation"]
 
 
 @dataclass(frozen=True)
-class Degradation:
+class Degradation(Distiller):
     """Denoising of samples that the frozen teacher generates: DisBack's first stage (Zhang et al. 2024).
 
     The network begins as the teacher and ends as the score of what a student that begins as the teacher generates. Its

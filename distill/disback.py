@@ -18,6 +18,7 @@ from gen.distillers.dmd2 import DMD2
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.score import ScoreDistillation
 from gen.distillers.lib.sequence import TeacherSequence, degradation_checkpoints, load_matching
+from gen.training.distillation import Distiller
 from gen.training.log import Progress
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
@@ -27,7 +28,7 @@ __all__ = ["DisBack"]
 
 
 @dataclass(frozen=True)
-class DisBack:
+class DisBack(Distiller):
     """Distribution backtracking (Zhang et al. 2024) around another distiller of scores.
 
     First the teacher degrades to the score of its own few-step samples, which leaves checkpoints

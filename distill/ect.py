@@ -23,6 +23,7 @@ from gen.distillers.lib.consistency import (
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.coarse import Coarse
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 from gen.training.run import Run, Sampler
@@ -31,7 +32,7 @@ __all__ = ["ECT"]
 
 
 @dataclass(frozen=True)
-class ECT:
+class ECT(Distiller):
     """The loss |f(x_t, t) - sg f(x_r, r)| / (sigma_t - sigma_r), sigma_r ever closer to sigma_t (Geng et al. 2024).
 
     f is the x0 of the prediction, both points of the same data, noise and dropout; sigma is the noise level sigma /

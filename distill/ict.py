@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
+from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath
 from gen.distillers.lib.consistency import check_boundary, consistency_losses, output_stats, sigma_of_t
@@ -20,6 +20,7 @@ from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.coarse import Coarse
 from gen.samplers.grids.karras import Karras
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 from gen.training.run import Run, Sampler
@@ -28,7 +29,7 @@ __all__ = ["ICT"]
 
 
 @dataclass(frozen=True)
-class ICT:
+class ICT(Distiller):
     """Pseudo-Huber of f(x_t, t) - sg f(x_r, r), over sigma_t - sigma_r, for neighbours t > r (Song & Dhariwal 2024).
 
     f is the x0 of the prediction; both points have the same data, noise, dropout and weights: an average as the target
@@ -45,7 +46,7 @@ class ICT:
         class_dropout: probability that a condition is replaced by the null one.
     """
 
-    grid: Any = part("samplers.grids", default=Karras())
+    grid: Grid = part("samplers.grids", default=Karras())
     grid_steps: tuple[int, int] = (10, 1280)
     double_every: int = 1250
     mean: float = -1.1

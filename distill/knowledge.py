@@ -49,8 +49,3 @@ class Knowledge(PairDistillation):
         """Return samples [B, ...] by one evaluation at unit noise z [B, ...]."""
         t = torch.tensor(f.path.t1, dtype=torch.float64, device=z.device)
         return f(f.path.start(z, t), t, cond).x0
-
-    def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """Return the mean distance on held-out pairs."""
-        z, cond = pair_noise(batch, "Knowledge")
-        return self.distance(self.one_step(roles["net"], z, cond), batch.x).mean()

@@ -1,4 +1,4 @@
-"""LD-Pruner: leaves out the operators that the final latents miss least, and mends the rest by training."""
+"""LD-Pruner: removes the operators whose removal changes the final latents least, and retrains the rest."""
 
 from __future__ import annotations
 
@@ -17,27 +17,38 @@ from gen.config.spec import build, part, spec_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
-from gen.diffusion.times import Uniform
+from gen.diffusion.times import Times, Uniform
+from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import output_as
+from gen.distillers.lib.shards import parent_hash
 from gen.distillers.lib.teacher import require_teacher
-from gen.pipeline import Pipeline, load, locate
+from gen.pipeline import Pipeline, load
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state, drop_condition
 from gen.training.run import Run, Sampler
 
-__all__ = ["LDPruner", "Without", "operators", "score"]
+__all__ = ["LDPruner", "SkippingDenoiser", "find_operators", "latent_score"]
 
 
 @dataclass(frozen=True)
-class LDPruner:
+class LDPruner(Distiller):
     """Removes the operators of lowest score, then trains on the data and on the teacher (Castells et al. 2024).
 
     An operator is the residual of a site; removed, it is the identity. Its score is how far the mean and the deviation
-    of the final latents, over `samples` samples of the same seeds and labels, move without it: |mean - mean'| +
-    |std - std'|, norms over a latent's elements. Neither decoder nor metric is needed. sites: patterns of candidates;
-    of nested ones the innermost count. share: of the network's trained weights, removed at least, as far as candidates
-    go. rescore: score what is left after each removal, as scores do not add up; otherwise once.
-    The training: (1 - teacher) |out - target|^2 + teacher |out - teacher's|^2, its mean over elements.
+    of the final latents move without it, over samples of the same seeds and labels: see latent_score. Neither decoder
+    nor metric is needed. The training loss is (1 - w) |out - target|^2 + w |out - teacher's|^2, the mean over elements.
+
+    Attributes:
+        share: of the network's trained weights, removed at least, as far as candidates go, in (0, 1).
+        samples: number of latents of a score, at least 2.
+        sampler: how they are sampled.
+        seed: of their noise.
+        sites: patterns of candidates; of nested ones the innermost count.
+        rescore: score what is left after each removal, as scores do not add up; otherwise once.
+        times: density of t.
+        teacher_weight: w, in [0, 1].
+        class_dropout: probability that a condition is replaced by the null one.
     """
 
     share: float = 0.2
@@ -46,63 +57,58 @@ class LDPruner:
     seed: int = 1
     sites: tuple[str, ...] = ("blocks.*",)
     rescore: bool = False
-    times: Any = part("diffusion.times", default=Uniform())
-    teacher: float = 0.5
+    times: Times = part("diffusion.times", default=Uniform())
+    teacher_weight: float = 0.5
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 < self.share < 1 and 0 <= self.teacher <= 1 and 0 <= self.class_dropout <= 1):
-            raise UserError(
-                f"LDPruner: share = {self.share}, teacher = {self.teacher}, class_dropout = {self.class_dropout}; "
-                "allowed: (0, 1), [0, 1], [0, 1]"
-            )
-        if self.samples < 2:
-            raise UserError(f"LDPruner: samples = {self.samples}; a deviation needs at least 2")
+        check_fields(self, share="(0, 1)", samples="[2, inf)", teacher_weight="[0, 1]", class_dropout="[0, 1]")
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
-        """The teacher's run, pruned, from its weights. The scores are in folder/operators.json, and are reused."""
+        """Return the teacher's run, pruned, from its weights; scores are kept in folder/operators.json, and reused."""
         if hasattr(run.model, "unused"):
             raise UserError(
                 f"LDPruner: {teacher} is pruned already; prune the network it came from, with a larger share"
             )
+        training = ("times", "teacher_weight", "class_dropout")
         about = {
-            "parent": checkpoints.read(locate(teacher), verify=False)["sha256"],
-            "settings": {k: v for k, v in spec_of(self).items() if k not in ("times", "teacher", "class_dropout")},
+            "parent": parent_hash(teacher),
+            "settings": {k: v for k, v in spec_of(self).items() if k not in training},
         }
-        place = folder / "operators.json"
-        found = checkpoints.read_json(place) if place.exists() else {}
-        if {k: found.get(k) for k in about} != about:
-            found = {**about, **self.choose(load(teacher), run.model)}
+        file = folder / "operators.json"
+        chosen = checkpoints.read_json(file) if file.exists() else {}
+        if {k: chosen.get(k) for k in about} != about:
+            chosen = {**about, **self.choose_operators(load(teacher), run.model)}
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.write_json(place, found)
-        model = build("models", {"name": "pruned", "inner": spec_of(run.model), "sites": found["removed"]})
+            checkpoints.write_json(file, chosen)
+        model = build("models", {"name": "pruned", "inner": spec_of(run.model), "sites": chosen["removed"]})
         return replace(run, model=model, objective=self, teacher=str(teacher), init=str(teacher), steps=run.steps // 2)
 
-    def choose(self, taught: Pipeline, model: Any) -> dict[str, Any]:
-        """Which operators go, with all scores, the weights of each, and the sites that no identity can replace."""
-        candidates, fixed = operators(taught, self.sites)
+    def choose_operators(self, pipeline: Pipeline, model: Any) -> dict[str, Any]:
+        """Return the operators to remove, all scores, the weights of each, and sites that no identity can replace."""
+        candidates, fixed = find_operators(pipeline, self.sites)
         if not candidates:
             raise UserError(f"LDPruner: no site of this model matches {', '.join(self.sites)} and can be left out")
         weights = {site: _weights(model, site) for site in candidates}
-        net: Any = getattr(taught.denoiser, "net", None)
+        net: Any = getattr(pipeline.denoiser, "net", None)
         budget = self.share * sum(p.numel() for p in net.parameters())
         removed: list[str] = []
         rounds: list[dict[str, float]] = []
         while sum(weights[site] for site in removed) < budget and len(removed) < len(candidates) - 1:
             if self.rescore or not rounds:
                 left = [site for site in candidates if site not in removed]
-                rounds.append(self.scores(taught, left, tuple(removed)))
+                rounds.append(self.scores(pipeline, left, tuple(removed)))
             removed.append(min((s for s in rounds[-1] if s not in removed), key=rounds[-1].__getitem__))
         return {"removed": removed, "scores": rounds, "weights": weights, "not_replaceable": fixed}
 
-    def scores(self, taught: Pipeline, sites: list[str], removed: tuple[str, ...] = ()) -> dict[str, float]:
-        """The score of each site, beside those that are removed already."""
-        whole = self.latents(taught, removed)
-        return {site: score(whole, self.latents(taught, (*removed, site))) for site in sites}
+    def scores(self, pipeline: Pipeline, sites: list[str], removed: tuple[str, ...] = ()) -> dict[str, float]:
+        """Return the score of each site, beside those that are removed already."""
+        reference = self.latents(pipeline, removed)
+        return {site: latent_score(reference, self.latents(pipeline, (*removed, site))) for site in sites}
 
-    def latents(self, taught: Pipeline, sites: tuple[str, ...]) -> Tensor:
-        """Samples without some sites, always of the same seeds and labels: [samples, ...]."""
-        pruned = replace(taught, denoiser=Without(taught.denoiser, sites), sampler=self.sampler)
+    def latents(self, pipeline: Pipeline, sites: tuple[str, ...]) -> Tensor:
+        """Return samples without some sites, always of the same seeds and labels: [samples, ...]."""
+        pruned = replace(pipeline, denoiser=SkippingDenoiser(pipeline.denoiser, sites), sampler=self.sampler)
         return pruned.sample(self.samples, seed=self.seed).x
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
@@ -113,31 +119,36 @@ class LDPruner:
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
         t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
-        data, taught = self.losses(roles, batch, drop_condition(f, batch, self.class_dropout), t)
-        loss = (1 - self.teacher) * data + self.teacher * taught
-        yield "net", loss.mean(), {"data_loss": data.mean(), "teacher_loss": taught.mean()}
+        data, teacher = self.losses(roles, batch, drop_condition(f, batch, self.class_dropout), t)
+        loss = (1 - self.teacher_weight) * data + self.teacher_weight * teacher
+        yield "net", loss.mean(), {"data_loss": data.mean(), "teacher_loss": teacher.mean()}
 
     def losses(self, roles: Roles, batch: Batch, cond: Cond, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Each sample's square error against the data's target and against the teacher, [B] both."""
+        """Return each sample's square error against the data's target and against the teacher, [B] both."""
         f: Denoiser = roles["net"]
         eps = batch.normal("eps")
         x = f.path.mix(batch.x, eps, t)
         with torch.no_grad():
             theirs = output_as(f, roles["teacher"], x, t, cond)
         out, target = f.output(x, t, cond), f.parameterisation.target(f.path, batch.x, eps, t)
-        data, taught = (((out - y).float() ** 2).flatten(1).mean(1) for y in (target, theirs))
-        return data, taught
+        data, teacher = (((out - y).float() ** 2).flatten(1).mean(1) for y in (target, theirs))
+        return data, teacher
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """The data's loss at 8 fixed times."""
+        """Return the data's loss at 8 fixed times."""
         at = self.times.fixed(roles["net"].path).to(batch.x.device)
         losses = [self.losses(roles, batch, batch.cond, t.expand(len(batch.x)))[0].mean() for t in at]
         return torch.stack(losses).mean()
 
 
 @dataclass(frozen=True, eq=False)
-class Without:
-    """A denoiser without the residuals of some sites, named exactly."""
+class SkippingDenoiser:
+    """A denoiser without the residuals of some sites.
+
+    Attributes:
+        inner: the whole denoiser.
+        sites: their names.
+    """
 
     inner: DenoiserLike
     sites: tuple[str, ...]
@@ -156,35 +167,46 @@ class Without:
         return self.inner.null(cond)
 
 
-def score(whole: Tensor, pruned: Tensor) -> float:
-    """|mean - mean'| + |std - std'| of two sets of latents [n, ...] over n, norms over a latent's elements."""
-    mean = (whole.mean(0) - pruned.mean(0)).norm()
-    return float(mean + (whole.std(0) - pruned.std(0)).norm())
+def latent_score(reference: Tensor, pruned: Tensor) -> float:
+    """Return |mean - mean'| + |std - std'| over n latents, norms over a latent's elements.
+
+    Args:
+        reference, pruned: latents of equal seeds, [n, ...].
+    """
+    mean = (reference.mean(0) - pruned.mean(0)).norm()
+    return float(mean + (reference.std(0) - pruned.std(0)).norm())
 
 
 @torch.no_grad()
-def operators(taught: Pipeline, patterns: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The innermost sites that match and can be the identity, in order of the call, and those that cannot.
+def find_operators(pipeline: Pipeline, patterns: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """List the innermost sites that match a pattern, by one evaluation.
 
     Bare modules inside a residual ("....raw") are no residuals themselves.
+
+    Args:
+        pipeline: whose denoiser is evaluated.
+        patterns: as of a shell.
+
+    Returns:
+        The sites that can be the identity, in order of the call, and those that cannot.
     """
-    seen: dict[str, bool] = {}
+    replaceable: dict[str, bool] = {}
 
     def look(site: str, compute: Compute, h: Tensor) -> Tensor:
         out = compute(h)
-        seen[site] = out.shape == h.shape
+        replaceable[site] = out.shape == h.shape
         return out
 
-    x = torch.zeros(1, *taught.shape, device=taught.device)
-    cond = {k: v.to(taught.device) for k, v in taught.condition(1).items()}
-    taught.denoiser(x, torch.tensor(0.5 * taught.denoiser.path.t1, dtype=torch.float64), cond, tap=look)
-    found = [s for s in seen if any(fnmatchcase(s, p) for p in patterns) and not s.endswith(".raw")]
-    inside = [s for s in found if not any(other.startswith(f"{s}.") for other in found)]
-    return [s for s in inside if seen[s]], [s for s in inside if not seen[s]]
+    x = torch.zeros(1, *pipeline.shape, device=pipeline.device)
+    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(1).items()}
+    pipeline.denoiser(x, torch.tensor(0.5 * pipeline.denoiser.path.t1, dtype=torch.float64), cond, tap=look)
+    sites = [s for s in replaceable if any(fnmatchcase(s, p) for p in patterns) and not s.endswith(".raw")]
+    innermost = [s for s in sites if not any(other.startswith(f"{s}.") for other in sites)]
+    return [s for s in innermost if replaceable[s]], [s for s in innermost if not replaceable[s]]
 
 
 def _weights(model: Any, site: str) -> int:
-    """How many trained weights only this site uses."""
+    """The number of trained weights that only this site uses."""
     with torch.device("meta"):
         sizes = {name: p.numel() for name, p in model.build().named_parameters()}
     pruned = build("models", {"name": "pruned", "inner": spec_of(model), "sites": [site]})

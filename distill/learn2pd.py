@@ -32,6 +32,7 @@ from gen.text.contracts import CommitDecision, RowState, StepView
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.lib.masked import check_mask_token
 from gen.training.optim.adamw import AdamW
@@ -44,7 +45,7 @@ HOLDOUT = 0.1  # of the replays, as in the paper
 
 
 @dataclass(frozen=True)
-class Learn2PD:
+class Learn2PD(Distiller):
     """Binary cross-entropy of the filter of the policy `learned`, on a teacher's replays (Bao et al. 2025, 2509.25188).
 
     The network stays as it is. The teacher answers prompts one token at a time. Each answer is decoded again, every
@@ -117,10 +118,6 @@ class Learn2PD:
         correct, masked = batch.cond["correct"].to(logits), batch.cond["masked"]
         losses = nn.functional.binary_cross_entropy_with_logits(logits, correct, reduction="none")
         return torch.where(masked, losses, 0).sum() / masked.sum().clamp(min=1), logits
-
-    def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """Return the loss on held-out replays."""
-        return self.loss(roles, batch)[0]
 
 
 @dataclass(frozen=True)

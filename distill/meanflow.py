@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.spec import part
+from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import Prediction, expand
 from gen.diffusion.times import LogitNormal, Times
@@ -24,6 +24,7 @@ from gen.distillers.lib.velocity import (
     velocity_in_tau,
     velocity_target,
 )
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 from gen.training.run import Run
@@ -32,7 +33,7 @@ __all__ = ["MeanFlow"]
 
 
 @dataclass(frozen=True)
-class MeanFlow:
+class MeanFlow(Distiller):
     """The MeanFlow identity u = v - (t - s) du/dt as a regression, du/dt along the flow (Geng et al. 2025, eq. 11).
 
     u(x, t, s) = (x_t - x_s) / (t - s) is the average of the velocity v, here eps - x0 (see tau_of_t for paths that are
@@ -59,7 +60,7 @@ class MeanFlow:
     times: Times = part("diffusion.times", default=LogitNormal(-0.4, 1.0))
     flow_share: float = 0.75
     velocity: VelocitySource = "data"
-    guide: Any = part("samplers.guides", default=None)
+    guide: Guide | None = part("samplers.guides", default=None)
     omega: float = 1.0
     kappa: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)

@@ -16,6 +16,7 @@ from gen.distillers.distances.huber import Huber
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import guided_teacher, require_teacher
 from gen.distillers.lib.trajectory import euler_chord
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
@@ -24,7 +25,7 @@ __all__ = ["Phased"]
 
 
 @dataclass(frozen=True)
-class Phased:
+class Phased(Distiller):
     """The distance of the student's end of a phase to the teacher's, from any time of it (Wang et al. 2024, sec. 3.4).
 
     From data noised to the phase's first time the teacher takes Euler's steps (DDIM) to its last; one x0 and eps lead
@@ -75,7 +76,3 @@ class Phased:
         t = high - (high - low) * batch.noise.uniform("t").to(high)  # in (low, high]
         pred = f(path.mix(*line, t), t, batch.cond)
         return self.distance(path.mix(*pred, low), path.mix(*line, low))
-
-    def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """Return the mean loss on held-out data."""
-        return self.losses(roles, batch).mean()

@@ -20,6 +20,7 @@ from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import ema_update, frozen_copy
 from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.trajectory import euler_chord
+from gen.training.distillation import Distiller
 from gen.training.ema import Classic
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state
@@ -53,7 +54,7 @@ class StageTeacher(nn.Module):
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(Distiller):
     """The loss weight(t) |net(x_t, t) - target|^2, its target where two DDIM steps lead (Salimans & Ho 2022, alg. 2).
 
     The target is of the one x0 and eps that lead there in one step. The student's number of steps is halved from stage
@@ -154,7 +155,3 @@ class Progressive:
         ended, rest = divmod(int(teacher.updates), self.stage_updates)
         if rest == 0 and ended < self.stages:
             ema_update(teacher.inner, roles["net"].net, 0.0)
-
-    def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """Return the mean loss of the stage on held-out data."""
-        return self.losses(roles, batch).mean()

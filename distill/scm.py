@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.spec import part
+from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.times import LogNormal, Times
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.jvp import Derivative, directional_derivative
 from gen.distillers.lib.velocity import VelocitySource, check_roles, velocity_target
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 from gen.training.objectives.uncertainty import FAR, LogVariance
@@ -26,7 +27,7 @@ __all__ = ["SCM"]
 
 
 @dataclass(frozen=True)
-class SCM:
+class SCM(Distiller):
     """TrigFlow's continuous-time consistency (Lu & Song 2024, algorithm 1), on every path and parameterisation.
 
     In units of the data's deviation, with the angle tan(a) = sigma / (alpha sigma_data), every path is y = cos(a) x0 +
@@ -54,7 +55,7 @@ class SCM:
 
     times: Times = part("diffusion.times", default=LogNormal(-1.0, 1.4))
     velocity: VelocitySource = "teacher"
-    guide: Any = part("samplers.guides", default=None)
+    guide: Guide | None = part("samplers.guides", default=None)
     sigma_data: float = 1.0
     warmup: int = 10_000
     damping: float = 0.1

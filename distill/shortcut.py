@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
+from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import Prediction, expand
 from gen.distillers.lib.fields import check_fields
@@ -24,6 +24,7 @@ from gen.distillers.lib.velocity import (
     velocity_in_tau,
     velocity_target,
 )
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 from gen.training.run import Run
@@ -32,7 +33,7 @@ __all__ = ["Shortcut"]
 
 
 @dataclass(frozen=True)
-class Shortcut:
+class Shortcut(Distiller):
     """Flow matching at the shortest jumps, self-consistency at all longer ones (Frans et al. 2024, algorithm 1).
 
     The shortest of the jumps 1/steps, ..., 1/4, 1/2, 1 of the whole time learns the velocity eps - x0 (see tau_of_t
@@ -55,7 +56,7 @@ class Shortcut:
     bootstrap: float = 0.25
     ema_decay: float = 0.999
     velocity: VelocitySource = "data"
-    guide: Any = part("samplers.guides", default=None)
+    guide: Guide | None = part("samplers.guides", default=None)
     bootstrap_cfg: float = 1.0
     class_dropout: float = 0.1
     clip: float | None = 4.0

@@ -26,6 +26,7 @@ from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import forked_rng, frozen_copy
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.karras import Karras
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import Denoising, drop_condition
 from gen.training.run import Run, Sampler
@@ -69,7 +70,7 @@ class TruncatedConsistency:
 
 
 @dataclass(frozen=True)
-class TCM:
+class TCM(Distiller):
     """ECT's loss above a noise level only, the first stage being the target below (Lee et al. 2024).
 
     The run starts from the weights of a consistency model, by ECT say (Run.init, or the teacher of a distillation);

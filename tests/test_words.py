@@ -22,8 +22,6 @@ FOLDERS = ("gen", "samplers", "distill", "models", "kernels", "eval", "scripts")
 # can only shrink.
 PENDING = (
     # distill
-    "distill",
-    "distill/lib",
     # eval
     "eval/features",
     "eval/parallelbench",

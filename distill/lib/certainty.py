@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +17,8 @@ from gen.distillers.lib.answers import make_answers, text_teacher
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.lora import merge_adapters, with_adapters
 from gen.text.decoding import Decoding
-from gen.training.objectives import Batch, Objective, Roles, Step
+from gen.training.distillation import Distiller
+from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.lib.masked import TokenBatch, check_mask_token, token_batch, token_losses
 from gen.training.run import Run
 
@@ -24,7 +26,7 @@ __all__ = ["CertaintyDistillation", "certainty_terms", "random_block"]
 
 
 @dataclass(frozen=True)
-class CertaintyDistillation(Objective):
+class CertaintyDistillation(Distiller):
     """The loss CE + beta H over the masked positions of each of two views, on the teacher's own answers.
 
     Both views mask parts of one block; what is before it is clean, what is after it is masked in both. See
@@ -66,9 +68,10 @@ class CertaintyDistillation(Objective):
         sampler = self.student_decoding(run.sampler)
         return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=sampler)
 
+    @abstractmethod
     def student_decoding(self, decoding: Decoding) -> Decoding:
         """Return how the student is decoded by default, from the teacher's decoding."""
-        raise NotImplementedError
+        ...
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_mask_token(net, type(self).__name__)
@@ -76,7 +79,7 @@ class CertaintyDistillation(Objective):
             return {"net": net}
         return {"net": net.requires_grad_(False), "lora": with_adapters(net, self.lora_rank, type(self).__name__)}
 
-    def observe(self, roles: Roles, logs: Mapping[str, float]) -> None:
+    def observe(self, roles: Roles, logs: dict[str, float]) -> None:
         """Merge the adapters, if there are any, into the network that is decoded."""
         if self.lora_rank is not None:
             merge_adapters(unwrap(roles["lora"].net), unwrap(roles["net"].net))
@@ -100,9 +103,10 @@ class CertaintyDistillation(Objective):
         logs = {"ce": ce.mean(), "entropy": entropy.mean(), "accuracy": right.mean()}
         return ce.sum() + self.beta * entropy.sum(), {k: v.detach() for k, v in logs.items()}
 
+    @abstractmethod
     def masks(self, net: nn.Module, tokens: TokenBatch, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the positions of the noised block, and which of them the first view masks, bool [B, L] each."""
-        raise NotImplementedError
+        ...
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the loss on fixed blocks and masks."""

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data.pairs import Pairs
-from gen.diffusion.denoiser import Cond, DenoiserLike
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.noise import Noise, derive, sample_seeds
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan, fill_shards, parent_hash
 from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.trajectory import invert
 from gen.pipeline import Pipeline, load
-from gen.training.distillation import teacher_run
+from gen.training.distillation import Distiller, teacher_run
 from gen.training.objectives import Batch
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
@@ -31,7 +31,7 @@ BATCH = 250  # rows of an inversion
 
 
 @dataclass(frozen=True)
-class PairDistillation:
+class PairDistillation(Distiller):
     """The common part of distillers that train on stored pairs of noise and a teacher's sample.
 
     Attributes:
@@ -60,9 +60,6 @@ class PairDistillation:
             data = make_pairs(pipeline, store, self.pairs, self.teacher_sampler)
         sampler = Sampler("euler", steps=1)
         return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=sampler)
-
-    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        return {"net": net}
 
 
 def make_pairs(

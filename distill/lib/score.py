@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.spec import part
-from gen.diffusion.contracts import Grid
+from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.path import NoisePath, expand
@@ -23,7 +22,8 @@ from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import require_teacher
 from gen.samplers.solvers.renoise import Renoise
-from gen.training.objectives import Batch, Roles, Step
+from gen.training.distillation import Distiller
+from gen.training.objectives import Batch, Roles
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
 
@@ -47,7 +47,7 @@ Scale = Literal["error", "kl"]
 
 
 @dataclass(frozen=True)
-class ScoreDistillation:
+class ScoreDistillation(Distiller):
     """The common part of distillers that learn the score of the student's own samples, in the role "fake".
 
     Attributes:
@@ -67,7 +67,7 @@ class ScoreDistillation:
     critic_times: Times = part("diffusion.times", default=Uniform())
     weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
     critic_rate: float = 1.0
-    guide: Any = part("samplers.guides", default=None)
+    guide: Guide | None = part("samplers.guides", default=None)
 
     def __post_init__(self) -> None:
         check_fields(self, steps="[1, inf)", critic_steps="[1, inf)", critic_rate="(0, inf)")
@@ -84,15 +84,9 @@ class ScoreDistillation:
         source = teacher.net if isinstance(teacher, Denoiser) else net
         return {"net": net, "fake": copy.deepcopy(source).train().requires_grad_(True)}
 
-    def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
-        raise NotImplementedError
-
     @property
     def rates(self) -> dict[str, float]:
         return {"fake": self.critic_rate, "disc": self.critic_rate}
-
-    def observe(self, roles: Roles, logs: dict[str, float]) -> None:
-        """Do nothing; for distillers that keep averages."""
 
     def denoising_loss(self, roles: Roles, batch: Batch, y: Tensor, name: str) -> Tensor:
         """Return the fake score's denoising loss on samples y, with the times and noise of that name."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.distillers.lib.teacher import guided_teacher
@@ -23,7 +24,11 @@ VelocitySource = Literal["data", "teacher"]
 
 
 def check_roles(
-    owner: str, net: nn.Module, teacher: DenoiserLike | None, velocity: VelocitySource = "data", guide: Any = None
+    owner: str,
+    net: nn.Module,
+    teacher: DenoiserLike | None,
+    velocity: VelocitySource = "data",
+    guide: Guide | None = None,
 ) -> None:
     """Raise UserError for a network of more than images, and for a velocity, or a guide, of a teacher that is missing.
 
@@ -64,7 +69,14 @@ def flow_map_student(run: Run, teacher: Path, objective: Any) -> Run:
 
 @torch.no_grad()
 def velocity_target(
-    roles: Roles, batch: Batch, x: Tensor, eps: Tensor, t: Tensor, cond: Cond, velocity: VelocitySource, guide: Any
+    roles: Roles,
+    batch: Batch,
+    x: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    cond: Cond,
+    velocity: VelocitySource,
+    guide: Guide | None,
 ) -> Prediction:
     """Return x0 and eps whose velocity alpha' x0 + sigma' eps is the regression target.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
@@ -21,9 +22,12 @@ __all__ = ["Distiller", "distill", "teacher_run"]
 class Distiller(Objective, Protocol):
     """A plug-in of gen.distillers: an objective that also derives the student's run from the teacher's.
 
-    Optional member: the class variable `for_text`, True for a method whose teachers are decoded, not sampled.
+    One that names this class as its base inherits the defaults.
     """
 
+    for_text: ClassVar[bool] = False  # True for a method whose teachers are decoded, not sampled
+
+    @abstractmethod
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """Return the run that trains the student, usually from the teacher's weights (Run.init).
 
@@ -70,7 +74,7 @@ def distill(
     own = {key.removeprefix("objective."): given.pop(key) for key in list(given) if key.startswith("objective.")}
     distiller = override(build("distillers", method), own)
     run = teacher_run(teacher)
-    if isinstance(run.sampler, Decoding) and not getattr(distiller, "for_text", False):
+    if isinstance(run.sampler, Decoding) and not distiller.for_text:
         raise UserError(
             f"{type(distiller).__name__} distils models that are sampled, and {teacher} is a text model: take "
             "dparallel, learn2pd or trajectory"

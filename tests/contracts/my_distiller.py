@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from gen.training.objectives import Objective
+from gen.training.distillation import Distiller
 
 
 @dataclass(frozen=True)
-class MyDistiller(Objective):
+class MyDistiller(Distiller):
     def student(self, run, teacher, folder):
         return replace(run, objective=self, teacher=str(teacher))
 

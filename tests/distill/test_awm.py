@@ -15,8 +15,8 @@ from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import Eps, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.worlds import Gaussian
-from gen.distillers.awm import AWM, extra_variance
-from gen.distillers.lib.rollout import advantages, diversity, grouped
+from gen.distillers.awm import AWM
+from gen.distillers.lib.policy import diversity, group_advantages, group_condition
 from gen.distillers.rewards.quadratic import Quadratic
 from gen.samplers.solvers.ancestral import Ancestral
 from gen.training.objectives import Batch
@@ -59,7 +59,7 @@ def setting(path=None, parameterisation=None, n=64):
 def test_the_minimum_is_the_weighted_mean_of_targets(path, param, beta, trust):
     """v* = (E[A target] + beta reference + trust trusted) / (E[A] + beta + trust), for a net that says one thing."""
     roles, batch, x0, a = setting(path, param)
-    awm = AWM(power=1.0, late=0.0, beta=beta, trust=trust, draws=2)
+    awm = AWM(power=1.0, time_power=0.0, beta=beta, trust=trust, times_per_sample=2)
     # The targets the loss used, read off its own gradient: at output v it is 2 (A (v - target) + pulls) / 2 elements.
     v = roles["net"].net.value
 
@@ -81,7 +81,7 @@ def test_the_minimum_is_the_weighted_mean_of_targets(path, param, beta, trust):
 @pytest.mark.parametrize(("power", "trust", "bounded"), [(1.0, 1.001, True), (0.25, 1e-3, True), (1.0, 0.9, False)])
 def test_where_all_advantages_are_negative_the_pull_keeps_the_minimum(power, trust, bounded):
     roles, batch, x0, _ = setting()
-    awm = AWM(power=power, late=0.0, beta=0.0, trust=2.0)
+    awm = AWM(power=power, time_power=0.0, beta=0.0, trust=2.0)
     object.__setattr__(awm, "trust", trust)  # past the guard
 
     def loss(v):
@@ -112,10 +112,10 @@ def test_what_has_no_minimum_is_refused():
 
 
 def test_the_surrogate_at_power_one_is_the_error_and_at_the_published_power_is_its_root():
-    m, late = f64(0.0, 0.5, 2.0), f64(0.2, 0.6, 1.0)
-    assert torch.allclose(AWM(power=1.0, late=1.0).surrogate(m, late), m * late, rtol=0, atol=1e-15)
-    published = ((m + 1e-10) ** 0.25 - 1e-10**0.25) * late / 0.25
-    assert torch.equal(AWM().surrogate(m, late), published)
+    m, t = f64(0.0, 0.5, 2.0), f64(0.2, 0.6, 1.0)
+    assert torch.allclose(AWM(power=1.0, time_power=1.0).ghuber(m, t), m * t, rtol=0, atol=1e-15)
+    published = ((m + 1e-10) ** 0.25 - 1e-10**0.25) * t / 0.25
+    assert torch.equal(AWM().ghuber(m, t), published)
 
 
 def test_no_gradient_reaches_teacher_or_trusted():
@@ -126,6 +126,16 @@ def test_no_gradient_reaches_teacher_or_trusted():
 
 
 # What it does without: the likelihood of steps
+
+
+def extra_variance(path, t, s):
+    """Return n_t^2 n_s^2 / (n_t^2 - n_s^2) with n = sigma / alpha: the variance that one step's likelihood adds.
+
+    The likelihood of a stochastic step x_t -> x_s (DDPO, Flow-GRPO) is denoising with x_s in place of the data: it has
+    the same minimiser, and a target for x0 whose variance given x_t is larger by this.
+    """
+    n_t, n_s = (path.sigma(t) / path.alpha(t)) ** 2, (path.sigma(s) / path.alpha(s)) ** 2
+    return n_t * n_s / (n_t - n_s)
 
 
 @pytest.mark.parametrize("path", [Flow(), VP(), EDM(8.0), Trig()], ids=repr)
@@ -162,17 +172,17 @@ def test_the_step_s_target_has_the_same_regression_and_the_larger_variance():
 
 def test_advantages_compare_within_groups_and_know_one_scale():
     reward = f64(1, 2, 3, 10, 10, 10.0)
-    a = advantages(reward, 3, 5.0)
+    a = group_advantages(reward, 3, 5.0)
     assert torch.allclose(a, f64(-1, 0, 1, 0, 0, 0) / (reward.std(correction=0) + 1e-4))
-    assert advantages(f64(0, 0, 0, 100.0), 4, 1.5).max() == 1.5
-    assert advantages(torch.ones(4).double(), 4, 5.0).abs().max() == 0
+    assert group_advantages(f64(0, 0, 0, 100.0), 4, 1.5).max() == 1.5
+    assert group_advantages(torch.ones(4).double(), 4, 5.0).abs().max() == 0
 
 
 def test_groups_share_their_condition():
-    cond = grouped({"y": torch.arange(6)}, 6, 3)
+    cond = group_condition({"y": torch.arange(6)}, 6, 3)
     assert cond["y"].tolist() == [0, 0, 0, 3, 3, 3]
-    with pytest.raises(UserError, match="group = 4 does not divide the 6"):
-        grouped({}, 6, 4)
+    with pytest.raises(UserError, match="group_size = 4 does not divide the 6"):
+        group_condition({}, 6, 4)
 
 
 def test_diversity_is_the_mean_distance_inside_groups():
@@ -216,20 +226,21 @@ def test_the_classifier_knows_digits_and_its_kinds_agree():
 
 
 def test_the_reward_of_a_gaussian_policy_rises():
-    awm = AWM(reward=Quadratic(curvature=0.0, slope=1.0), rollout=Sampler("euler", steps=8), group=32, beta=0.01)
+    awm = AWM(reward=Quadratic(curvature=0.0, slope=1.0), rollout=Sampler("euler", steps=8), group_size=32, beta=0.01)
     rewards = fit_policy(awm, steps=20)
     assert rewards[-1] > rewards[0] + 0.5
 
 
 def test_samples_are_the_policy_s_own():
-    awm = AWM(reward=Quadratic(), rollout=Sampler("euler", steps=400), group=8)
+    awm = AWM(reward=Quadratic(), rollout=Sampler("euler", steps=400), group_size=8)
     world = Gaussian(Flow(), f64(1.0, -2.0), f64(0.6, 0.3))
     batch = Batch(torch.zeros(256, 2).double(), {}, training_noise(0, 0, range(256)))
     x0, _ = awm.sample(world, batch)
     assert torch.allclose(x0, world.sample(batch.normal("start")), atol=0.02)
 
 
-OPTIONS = {"objective.group": 4, "objective.draws": 2, "objective.rollout.steps": 2, "steps": 4, "batch_size": 8}
+OPTIONS = {"objective.group_size": 4, "objective.times_per_sample": 2, "objective.rollout.steps": 2}
+OPTIONS |= {"steps": 4, "batch_size": 8}
 
 
 def test_a_student_is_made_from_a_run_folder_and_resumed_to_the_bit(tmp_path):

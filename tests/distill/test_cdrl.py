@@ -15,7 +15,7 @@ from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian, Mixture
-from gen.distillers.cdrl import CDRL, climb, inpaint, log_density, novelty
+from gen.distillers.cdrl import CDRL, forward_diffuse, inpaint, log_density, negative_log_density
 from gen.models.energy import Energy, EnergyNet
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.objectives import Batch
@@ -66,9 +66,10 @@ def test_the_first_guess_is_the_posterior_of_known_data(path):
 
 def test_climbing_is_the_path_s_own_noise():
     path, t, s = VP(), f64(0.6)[0], f64(0.3)[0]
-    one = climb(path, path.mix(f64([1.0]), f64([0.0]), s), f64([0.0]), t, s)
+    one = forward_diffuse(path, path.mix(f64([1.0]), f64([0.0]), s), f64([0.0]), t, s)
     assert torch.allclose(one, path.alpha(t).expand(1, 1))
-    a, b = (climb(path, path.mix(f64([0.0]), f64([p]), s), f64([q]), t, s) for p, q in ((1.0, 0.0), (0.0, 1.0)))
+    noises = (1.0, 0.0), (0.0, 1.0)
+    a, b = (forward_diffuse(path, path.mix(f64([0.0]), f64([p]), s), f64([q]), t, s) for p, q in noises)
     assert float(a**2 + b**2) == pytest.approx(float(path.sigma(t) ** 2))
 
 
@@ -162,7 +163,7 @@ def test_the_density_of_a_gaussian_is_its_own():
     exact = torch.distributions.Normal(0.0, float((0.7**2 * 0.25 + 0.09) ** 0.5)).log_prob(x)[:, 0].double()
     found = log_density(f, x, t)
     assert torch.allclose((found - found[0]).detach(), exact - exact[0], atol=1e-6)
-    strange = novelty(f, x, 0.3)
+    strange = negative_log_density(f, x, 0.3)
     assert strange.argsort().tolist() == [0, 1, 2] and not strange.requires_grad
     with pytest.raises(UserError, match="has no density"):
         log_density(Denoiser(Scaled(1.0), Flow(), Eps()), x, t)
@@ -217,7 +218,7 @@ def test_a_student_is_made_from_a_run_folder(tmp_path):
     logged = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[0])
     assert {"energy_loss", "initialiser_loss", "log_density", "moved", "sample_std"} <= logged.keys()
     f = done.pipeline().denoiser
-    assert novelty(f, made.x, 1 / 3, made.cond).isfinite().all()
+    assert negative_log_density(f, made.x, 1 / 3, made.cond).isfinite().all()
 
 
 def test_wrong_settings_are_one_line():

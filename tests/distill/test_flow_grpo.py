@@ -14,7 +14,7 @@ from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import VP, Flow, Prediction
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.flow_grpo import FlowGRPO
-from gen.distillers.lib.rollout import transition, walk
+from gen.distillers.lib.policy import sde_rollout, sde_transition
 from gen.distillers.rewards.quadratic import Quadratic
 from gen.training.trainer import train
 from tests.distill.policies import MEAN, STD, batch, fit_policy, policy
@@ -31,7 +31,7 @@ def test_a_step_is_the_published_one():
     for t, s, near in ((0.6, 0.5, 0.6), (1.0, 0.9, 0.9)):
         g, dt = 0.7 * (t / (1 - near)) ** 0.5, s - t
         pred = Prediction(x - t * v, x + (1 - t) * v)
-        step = transition(Flow(), x, pred, f64(t)[0], f64(s)[0], 0.7, f64(0.9)[0])
+        step = sde_transition(Flow(), x, pred, f64(t)[0], f64(s)[0], 0.7, f64(0.9)[0])
         mean = x * (1 + g**2 * dt / (2 * t)) + v * (1 + g**2 * (1 - t) / (2 * t)) * dt
         assert torch.allclose(step.mean, mean, rtol=1e-12)
         assert float(step.std) == pytest.approx(g * (-dt) ** 0.5)
@@ -51,7 +51,7 @@ def test_the_sde_keeps_the_marginals_of_a_gaussian(path, tolerance, steps, flow_
 
     def moved(x, t, s):
         x = x.reshape(1, 1)
-        return transition(path, x, world(x, t), t, s, 0.7, times[1])
+        return sde_transition(path, x, world(x, t), t, s, 0.7, times[1])
 
     for t, s in itertools.pairwise(times):
         step, one = moved(mean, t, s), moved(mean + 1, t, s)
@@ -68,11 +68,11 @@ def test_the_sde_keeps_the_marginals_of_a_gaussian(path, tolerance, steps, flow_
 def test_a_rollout_ends_in_the_data_whatever_its_noise():
     world, noise = Gaussian(Flow(), MEAN, STD), Noise(tuple(sample_seeds(0, 2000)))
     times = torch.linspace(1, 0, 41, dtype=torch.float64)
-    points = walk(world, noise.normal("start", (2,)).double(), times, {}, noise, 0.7)
+    points = sde_rollout(world, noise.normal("start", (2,)).double(), times, {}, noise, 0.7)
     assert len(points) == 41
     assert torch.allclose(points[-1].mean(0), MEAN, atol=0.05)
     assert torch.allclose(points[-1].std(0), STD, rtol=0.06)
-    alone = walk(world, points[0][:1], times, {}, Noise(noise.seeds[:1]), 0.7)
+    alone = sde_rollout(world, points[0][:1], times, {}, Noise(noise.seeds[:1]), 0.7)
     assert torch.allclose(alone[-1], points[-1][:1], rtol=1e-12)
 
 
@@ -85,14 +85,14 @@ def moved(offset=0.3):
 
 def parts(grpo, net, old=None):
     roles = {"net": net, "teacher": Gaussian(Flow(), MEAN, STD)} | ({"old": old} if old else {})
-    points, times, cond = grpo.sample(old or net, batch(0, 16))
+    points, times, cond = grpo.rollout(old or net, batch(0, 16))
     a = torch.linspace(-1, 1, 16).double()
     return roles, points, times, cond, a
 
 
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_the_ratio_is_one_before_the_first_update(refresh):
-    grpo = FlowGRPO(reward=Quadratic(), group=8, refresh=refresh)
+    grpo = FlowGRPO(reward=Quadratic(), group_size=8, refresh=refresh)
     f = moved()
     old = Denoiser(grpo.roles(f.net, f)["old"], f.path, f.parameterisation) if refresh > 1 else None
     if old:  # as a run begins: the copy is brought up to date when its first step starts
@@ -105,7 +105,7 @@ def test_the_ratio_is_one_before_the_first_update(refresh):
 
 
 def test_a_ratio_away_from_one_is_clipped_on_the_side_that_pays():
-    grpo = FlowGRPO(reward=Quadratic(), group=8, refresh=4, beta=0.0, clip=1e-3)
+    grpo = FlowGRPO(reward=Quadratic(), group_size=8, refresh=4, beta=0.0, clip_range=1e-3)
     losses, logs = grpo.losses(*parts(grpo, moved(0.2), policy()))
     step = grpo.policy(moved(0.2), *parts(grpo, moved(0.2), policy())[1:4])
     roles, points, times, cond, a = parts(grpo, moved(0.2), policy())
@@ -118,7 +118,7 @@ def test_a_ratio_away_from_one_is_clipped_on_the_side_that_pays():
 
 
 def test_the_pull_is_zero_at_the_reference_and_has_a_gradient_elsewhere():
-    grpo = FlowGRPO(reward=Quadratic(), group=8, beta=1.0)
+    grpo = FlowGRPO(reward=Quadratic(), group_size=8, beta=1.0)
     for f, zero in ((policy(), True), (moved(), False)):
         roles, points, times, cond, a = parts(grpo, f)
         losses, logs = grpo.losses(roles, points, times, cond, 0 * a)  # the pull alone
@@ -135,7 +135,7 @@ def test_the_pull_is_zero_at_the_reference_and_has_a_gradient_elsewhere():
 
 
 def test_the_old_policy_is_renewed_every_so_many_updates():
-    grpo = FlowGRPO(reward=Quadratic(), group=8, refresh=2)
+    grpo = FlowGRPO(reward=Quadratic(), group_size=8, refresh=2)
     f, old = moved(0.4), policy()
     roles = {"net": f, "old": old, "teacher": Gaussian(Flow(), MEAN, STD)}
     next(grpo(roles, replace(batch(1, 16), step=1)))
@@ -146,14 +146,14 @@ def test_the_old_policy_is_renewed_every_so_many_updates():
 
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_the_reward_of_a_gaussian_policy_rises(refresh):
-    grpo = FlowGRPO(reward=Quadratic(curvature=0.0, slope=1.0), steps=6, group=32, refresh=refresh, clip=0.1)
+    grpo = FlowGRPO(reward=Quadratic(curvature=0.0, slope=1.0), steps=6, group_size=32, refresh=refresh, clip_range=0.1)
     rewards = fit_policy(grpo, steps=20, lr=0.03)
     assert rewards[-1] > rewards[0] + 0.3
 
 
 def test_a_student_is_made_from_a_run_folder(tmp_path):
     teacher = train(tiny(), tmp_path / "teacher", quiet=True)
-    changes = {"objective.group": 4, "objective.steps": 3, "objective.refresh": 2, "steps": 3, "batch_size": 8}
+    changes = {"objective.group_size": 4, "objective.steps": 3, "objective.refresh": 2, "steps": 3, "batch_size": 8}
     done = gen.distill("flow_grpo", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
     assert done.pipeline().sample(3).x.shape == (3, 1, 8, 8)
     logged = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
@@ -163,8 +163,8 @@ def test_a_student_is_made_from_a_run_folder(tmp_path):
 
 
 def test_wrong_settings_are_one_line():
-    for wrong, message in (({"steps": 1}, "steps = 1"), ({"noise": 0.0}, "noise = 0"), ({"group": 1}, "group = 1")):
-        with pytest.raises(UserError, match=message):
+    for wrong in ({"steps": 1}, {"noise_level": 0.0}, {"group_size": 1}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} = "):
             FlowGRPO(**wrong)
     with pytest.raises(UserError, match="FlowGRPO needs a teacher"):
         FlowGRPO().roles(tiny().model.build(), None)

@@ -12,7 +12,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import Flow
 from gen.diffusion.tap import Skip
-from gen.distillers.ld_pruner import LDPruner, Without, operators, score
+from gen.distillers.ld_pruner import LDPruner, SkippingDenoiser, find_operators, latent_score
 from gen.pipeline import Pipeline
 from gen.training.run import Sampler
 from gen.training.trainer import train
@@ -55,16 +55,16 @@ def test_scores_of_a_linear_toy_are_its_shifts():
 
 def test_the_same_seeds_make_the_score_of_nothing_zero_and_others_do_not():
     first, again = (PRUNER.latents(toy(), ()) for _ in range(2))
-    assert torch.equal(first, again) and score(first, again) == 0
+    assert torch.equal(first, again) and latent_score(first, again) == 0
     other = LDPruner(samples=64, sampler=Sampler("euler", steps=1), seed=2).latents(toy(), ())
-    assert score(first, other) > 0.1
+    assert latent_score(first, other) > 0.1
     shuffled = first[torch.randperm(64)]
-    assert score(first, shuffled) < 1e-5  # statistics of the whole, whatever its order
+    assert latent_score(first, shuffled) < 1e-5  # statistics of the whole, whatever its order
 
 
 def test_operators_that_no_identity_can_replace_are_told_apart():
-    assert operators(toy(), ("blocks.*",)) == (list(GAINS), ["blocks.4"])
-    assert operators(toy(), ("nothing",)) == ([], [])
+    assert find_operators(toy(), ("blocks.*",)) == (list(GAINS), ["blocks.4"])
+    assert find_operators(toy(), ("nothing",)) == ([], [])
 
 
 def trained_dit(depth=3, seed=0):
@@ -86,7 +86,7 @@ def test_a_block_with_zero_gates_is_the_first_to_go():
         net.blocks[1].mlp.fc2.weight.zero_()
         net.blocks[1].mlp.fc2.bias.zero_()
     f = Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "velocity"))
-    chosen = LDPruner(samples=8, sampler=Sampler("euler", steps=2), share=0.05).choose(
+    chosen = LDPruner(samples=8, sampler=Sampler("euler", steps=2), share=0.05).choose_operators(
         Pipeline(f, (1, 8, 8), 10), net.spec
     )
     assert chosen["scores"][0]["blocks.1.mlp"] == 0
@@ -100,7 +100,8 @@ def test_scoring_again_after_each_removal():
     pipeline = Pipeline(
         Denoiser(net.eval(), Flow(), gen.build("diffusion.parameterisation", "velocity")), (1, 8, 8), 10
     )
-    again = LDPruner(samples=4, sampler=Sampler("euler", steps=1), share=0.3, rescore=True).choose(pipeline, net.spec)
+    pruner = LDPruner(samples=4, sampler=Sampler("euler", steps=1), share=0.3, rescore=True)
+    again = pruner.choose_operators(pipeline, net.spec)
     assert len(again["scores"]) == len(again["removed"]) > 1
     assert again["removed"][0] not in again["scores"][1]
 
@@ -134,7 +135,7 @@ def test_wrong_sites_are_one_line():
 def test_without_is_the_denoiser_with_a_skip():
     f = Denoiser(trained_dit().eval(), Flow(), gen.build("diffusion.parameterisation", "velocity"))
     x, t, cond = torch.randn(2, 1, 8, 8), torch.tensor(0.5).double(), {"y": torch.tensor([1, 2])}
-    tapped = Without(f, ("blocks.1",))
+    tapped = SkippingDenoiser(f, ("blocks.1",))
     assert torch.equal(tapped(x, t, cond).x0, f(x, t, cond, tap=Skip(("blocks.1",))).x0)
     assert tapped.path == f.path and torch.equal(tapped.null(cond)["y"], f.null(cond)["y"])
 
