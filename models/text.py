@@ -1,4 +1,4 @@
-"""Text: the transformer of masked language diffusion, a Predictor (LLaDA, Dream, Fast-dLLM v2, BD3-LM are such)."""
+"""Text: the transformer of masked language diffusion, a Predictor (LLaDA, Dream, Fast-dLLM v2, BD3-LM)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gen.config.errors import UserError
-from gen.config.spec import build, part
+from gen.config.spec import build_parts, part
 from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import BIDIRECTIONAL, BlockCausal, MaskRule
 from gen.models.layers import family
 from gen.models.layers.block import run_block
-from gen.models.layers.text import AttentionContext, TextBlock, angles
-from gen.text.contracts import KvCache, Span
+from gen.models.layers.text import AttentionContext, TextBlock, rope_angles
+from gen.text.contracts import KvCache, Span, Tokenizer
 
 __all__ = ["Text", "TextNet"]
 
@@ -27,13 +27,22 @@ _QWEN_7B = {**_QWEN, "width": 3584, "depth": 28, "heads": 28, "hidden": 18944, "
 
 @dataclass(frozen=True)
 class Text:
-    """A Llama-like transformer that sees both ways: RMS norms, rotary places, SwiGLU, shared keys and values.
+    """A Llama-like transformer with bidirectional attention: RMS norms, rotary embedding, SwiGLU, grouped queries.
 
-    vocab_size: ids, the mask among them. length: of the longest canvas. kv_heads: heads of keys and values, None for as
-    many as `heads`. hidden: of the SwiGLU, None for 8/3 of the width. theta: the base of the rotary angles. qkv_bias,
-    qk_norm: see gen.models.layers.text. tied: the head is the table of tokens. block: attention is block-causal in
-    blocks of so many places from place 0; None: every place sees every other. shift: 1 if a place is predicted by the
-    output at the place before. mask, stops: ids. tokenizer: how its words become ids, None if nobody knows.
+    Attributes:
+        vocab_size: number of ids, the mask's among them.
+        length: tokens of the longest canvas.
+        width, depth, heads: channels, blocks, and attention heads of a block.
+        kv_heads: heads of keys and values; None for as many as `heads`.
+        hidden: channels of the SwiGLU; None for 8/3 of the width.
+        theta: base of the rotary angles.
+        norm_eps: of the RMS norms.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: RMS-normalise queries and keys within each head (Qwen3).
+        tied: the head is the embedding table.
+        block_size, shift: see gen.text.contracts.Predictor.
+        mask_token_id, eos_token_ids: ids of the mask token and of the tokens that end a text.
+        tokenizer: maps strings to ids, if it is known (gen.text.tokenizers).
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -77,11 +86,10 @@ class Text:
     shift: int = 0
     mask_token_id: int = 257
     eos_token_ids: tuple[int, ...] = (256,)
-    tokenizer: Any = part("text.tokenizers", default=None)
+    tokenizer: Tokenizer | None = part("text.tokenizers", default=None)
 
     def __post_init__(self) -> None:
-        if self.tokenizer is not None:
-            object.__setattr__(self, "tokenizer", build("text.tokenizers", self.tokenizer))
+        build_parts(self)
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
         family.at_least(self, vocab_size=2, length=1, width=2, depth=1, heads=1)
         for name in ("kv_heads", "hidden", "block_size"):
@@ -104,31 +112,30 @@ class Text:
 
     @staticmethod
     def preset(name: str, **changes: Any) -> Text:
-        """ "nano", "small", or the size of a published model ("LLaDA-8B"), with fields changed."""
+        """Return "nano", "small", or the size of a published model ("LLaDA-8B"), with fields changed."""
         return family.preset(Text, Text.presets, name, changes)
 
     @property
     def shape(self) -> tuple[int]:
-        """Of one sample: the tokens of a canvas."""
+        """Shape of one sample: the tokens of a canvas."""
         return (self.length,)
 
     @property
     def classes(self) -> int:
-        """Text has no labels."""
+        """Number of classes: text has none."""
         return 0
 
     def build(self) -> TextNet:
-        """The network, freshly initialised: its predictions are nearly uniform."""
+        """Return the network, freshly initialised: its predictions are nearly uniform."""
         return TextNet(self)
 
 
 class TextNet(nn.Module):
-    """net(tokens int64 [B, N]) -> logits [B, N, vocab]; with `at` only those of places [B, W]. See
-    gen.text.contracts.predictor.
+    """The network of a Text; keeps the contract gen.text.contracts.Predictor.
 
-    Sites: what is added, "blocks.3" and inside it "blocks.3.attn" and "blocks.3.mlp"; whole values, "trunk" (embedded
-    tokens [B, F, width] -> after the last block), inside it "hidden.3", and "final" (the states of the wanted places ->
-    their logits). F are the computed places: all N, or a span's.
+    Sites: residuals "blocks.3" and inside it "blocks.3.attn" and "blocks.3.mlp"; whole values "trunk" (embedded tokens
+    [B, F, width] -> after the last block), inside it "hidden.3", and "final" (hidden states of the queried positions ->
+    their logits). F are the computed positions: all N, or a span's.
     """
 
     compute_dtypes = (torch.bfloat16, torch.float64)
@@ -147,10 +154,10 @@ class TextNet(nn.Module):
         )  # fmt: skip
         self.norm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
         self.head = None if spec.tied else nn.Linear(spec.width, spec.vocab_size, bias=False)
-        self._begin()
+        self._init_weights()
 
-    def _begin(self) -> None:
-        """Weights N(0, 0.02^2); what is added to the residual stream is smaller the more blocks add to it (GPT-2)."""
+    def _init_weights(self) -> None:
+        """Draw weights N(0, 0.02^2), smaller where a block's output is added the more blocks there are (GPT-2)."""
         for name, weight in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
@@ -183,9 +190,10 @@ class TextNet(nn.Module):
         return self.embed.weight.device
 
     def init_cache(self, rows: int, length: int) -> KvCache:
-        """An empty memory for canvases [rows, length], in the network's precision."""
-        heads = self.spec.heads if self.spec.kv_heads is None else self.spec.kv_heads
-        shape = (rows, heads, length + 1, self.spec.width // self.spec.heads)
+        """Return an empty KV cache for canvases [rows, length], in the network's precision."""
+        spec = self.spec
+        heads = spec.heads if spec.kv_heads is None else spec.kv_heads
+        shape = (rows, heads, length + 1, spec.width // spec.heads)
         like = self.embed.weight.detach()
         keys, values = ([like.new_zeros(shape) for _ in self.blocks] for _ in range(2))
         return KvCache(keys, values, torch.zeros(rows, length + 1, dtype=torch.bool, device=like.device))
@@ -202,29 +210,32 @@ class TextNet(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, W, vocab] of the tokens at places `at` int64 [B, W], or of all N.
+        """Return the logits [B, W, vocab_size] of the queried positions.
 
-        lengths, memory, span: see gen.text.contracts.predictor. For training, attend: bool [N, N] or [B, N, N], what a
-        place (row) sees (column), in the place of the network's own rule and of lengths. positions: int64 [N] or [B,
-        N], the places that the rotary angles mean. Place i is predicted by the output at i - shift, place 0 always by
-        its own, whatever attend and positions say.
+        Position i is predicted by the output at i - shift, position 0 always by its own.
+
+        Args:
+            tokens, lengths, positions, kv_cache, span: see gen.text.contracts.Predictor.
+            tap: see gen.diffusion.tap.
+            attention_mask: for training, which columns a row attends to, bool [N, N] or [B, N, N], instead of the
+                network's own rule and of `lengths`.
+            position_ids: positions of the rotary embedding, int64 [N] or [B, N]; None for 0 .. N - 1.
         """
         self._check(tokens, lengths, positions, kv_cache, span, attention_mask, position_ids)
         if kv_cache is not None and span is not None and positions is not None:
-            context = self._remembering(tokens, lengths, kv_cache, span)
-            padded = torch.cat([tokens, tokens[:, -1:]], 1)
-            inner = padded.gather(1, span.positions)  # [B, F]
-            wanted: Tensor | None = (positions - self.shift).clamp(min=0) - span.first[:, None]
+            context = self._span_context(tokens, lengths, kv_cache, span)
+            computed = torch.cat([tokens, tokens[:, -1:]], 1).gather(1, span.positions)  # [B, F]
+            columns: Tensor | None = (positions - self.shift).clamp(min=0) - span.first[:, None]
         else:
-            context, inner = self._seeing(tokens, lengths, attention_mask, position_ids), tokens
+            context, computed = self._canvas_context(tokens, lengths, attention_mask, position_ids), tokens
             if positions is None and self.shift:
                 positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-            wanted = positions if positions is None else (positions - self.shift).clamp(min=0)
-        h = self.embed(inner)  # [B, F, width]
+            columns = positions if positions is None else (positions - self.shift).clamp(min=0)
+        h = self.embed(computed)  # [B, F, width]
         h = call_site(tap, "trunk", lambda h: self._trunk(h, context, tap), h)
-        if wanted is not None:
-            columns = wanted.clamp(0, h.shape[1] - 1)
-            h = h.gather(1, columns[..., None].expand(-1, -1, h.shape[-1]))  # [B, W, width]
+        if columns is not None:
+            index = columns.clamp(0, h.shape[1] - 1)[..., None].expand(-1, -1, h.shape[-1])
+            h = h.gather(1, index)  # [B, W, width]
         return call_site(tap, "final", self._logits, h)
 
     def _trunk(self, h: Tensor, context: AttentionContext, tap: Tap | None) -> Tensor:
@@ -235,39 +246,36 @@ class TextNet(nn.Module):
     def _logits(self, h: Tensor) -> Tensor:
         return linear(self.norm(h), self.embed.weight) if self.head is None else self.head(self.norm(h))
 
-    def _seeing(
+    def _canvas_context(
         self, tokens: Tensor, lengths: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None
     ) -> AttentionContext:
-        """Who sees whom when everything is computed; no mask where everything is seen, for the fast kernels."""
-        n = tokens.shape[1]
+        """Return who attends to whom when all is computed; no mask where all is seen, for the fast kernels."""
+        n, block_size = tokens.shape[1], self.block_size
         positions = torch.arange(n, device=tokens.device)
         cos, sin = self._angles(positions if position_ids is None else position_ids)
         if attention_mask is not None:
-            return AttentionContext(cos, sin, seen=attention_mask if attention_mask.ndim == 3 else attention_mask[None])
-        rule: MaskRule = (
-            BIDIRECTIONAL if self.block_size is None or n <= self.block_size else BlockCausal(self.block_size)
-        )
-        seen = None if lengths is None else _needed((positions < lengths[:, None])[:, None])  # [B, 1, N]
+            return AttentionContext(cos, sin, mask=attention_mask if attention_mask.ndim == 3 else attention_mask[None])
+        rule: MaskRule = BIDIRECTIONAL if block_size is None or n <= block_size else BlockCausal(block_size)
+        mask = None if lengths is None else _mask_or_none((positions < lengths[:, None])[:, None])  # [B, 1, N]
         if rule != BIDIRECTIONAL and tokens.device.type == "cpu":  # no tiles are skipped: one mask for all layers
             allowed = rule.allowed(positions[:, None], positions)[None]  # [1, N, N]
-            rule, seen = BIDIRECTIONAL, allowed if seen is None else seen & allowed
-        return AttentionContext(cos, sin, rule, seen)
+            rule, mask = BIDIRECTIONAL, allowed if mask is None else mask & allowed
+        return AttentionContext(cos, sin, rule, mask)
 
-    def _remembering(self, tokens: Tensor, lengths: Tensor | None, kv_cache: KvCache, span: Span) -> AttentionContext:
-        """Who sees whom when a span is computed: all that the memory has seen, the span's own places included."""
-        kv_cache.seen.scatter_(1, span.positions, True)
-        seen = kv_cache.seen[:, None, : span.stop]  # [B, 1, S]
-        keys = torch.arange(span.stop, device=tokens.device)
+    def _span_context(self, tokens: Tensor, lengths: Tensor | None, kv_cache: KvCache, span: Span) -> AttentionContext:
+        """Return who attends to whom when a span is computed: each to all that the cache holds by then."""
+        kv_cache.filled.scatter_(1, span.positions, True)
+        mask = kv_cache.filled[:, None, : span.stop]  # [B, 1, S]
+        keys, block_size = torch.arange(span.stop, device=tokens.device), self.block_size
         if lengths is not None:
-            seen = seen & (keys < lengths[:, None])[:, None]
-        if self.block_size is not None and span.stop > self.block_size:
-            seen = seen & (keys // self.block_size <= (span.positions // self.block_size)[..., None])  # [B, F, S]
+            mask = mask & (keys < lengths[:, None])[:, None]
+        if block_size is not None and span.stop > block_size:
+            mask = mask & (keys // block_size <= (span.positions // block_size)[..., None])  # [B, F, S]
         cos, sin = self._angles(span.positions)
-        return AttentionContext(cos, sin, BIDIRECTIONAL, _needed(seen), kv_cache, span.positions, span.stop)
+        return AttentionContext(cos, sin, BIDIRECTIONAL, _mask_or_none(mask), kv_cache, span.positions, span.stop)
 
     def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [F, d] or [B, F, d]."""
-        return angles(position_ids, self.spec.width // self.spec.heads, self.spec.theta)
+        return rope_angles(position_ids, self.spec.width // self.spec.heads, self.spec.theta)
 
     def _check(
         self,
@@ -281,32 +289,22 @@ class TextNet(nn.Module):
     ) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
             raise UserError(f"tokens are {tokens.dtype} {list(tokens.shape)}; a Text takes torch.int64 [B, N]")
-        b, n = tokens.shape
+        (b, n), mask, cached = tokens.shape, attention_mask, (kv_cache is None, span is None)
         if position_ids is None and n > self.spec.length:
             raise UserError(f"a canvas of {n} tokens; this Text was made for at most {self.spec.length}")
-        if attention_mask is not None and (
-            attention_mask.dtype != torch.bool or attention_mask.shape not in ((n, n), (b, n, n))
-        ):
-            raise UserError(
-                f"attend is {attention_mask.dtype} {list(attention_mask.shape)}; for these tokens: torch.bool {[n, n]}"
-            )
-        if attention_mask is not None and lengths is not None:
-            raise UserError("attend says all of what is seen: give it without lengths")
-        if kv_cache is None and span is None:
+        if mask is not None and (mask.dtype != torch.bool or mask.shape not in ((n, n), (b, n, n))):
+            raise UserError(f"attention_mask is {mask.dtype} {list(mask.shape)}; expected torch.bool {[n, n]}")
+        if mask is not None and lengths is not None:
+            raise UserError("attention_mask says all of what is attended to: give it without lengths")
+        if all(cached):
             return
-        if (
-            kv_cache is None
-            or span is None
-            or positions is None
-            or attention_mask is not None
-            or position_ids is not None
-        ):
-            raise UserError("a memory goes with a span and with places `at`, and without attend and positions")
-        if kv_cache.seen.shape != (b, n + 1):
-            held = kv_cache.seen.shape
-            raise UserError(f"a memory of {held[0]} canvases of {held[1] - 1} tokens, but the tokens are {[b, n]}")
+        if any(cached) or positions is None or mask is not None or position_ids is not None:
+            raise UserError("a kv_cache needs a span and positions, and goes without attention_mask and position_ids")
+        if kv_cache is not None and kv_cache.filled.shape != (b, n + 1):
+            rows, slots = kv_cache.filled.shape
+            raise UserError(f"a KV cache of {rows} canvases of {slots - 1} tokens, but the tokens are {[b, n]}")
 
 
-def _needed(seen: Tensor) -> Tensor | None:
-    """The mask, or None if all is seen; a GPU would have to wait for a look at the numbers, and keeps its mask."""
-    return None if seen.device.type == "cpu" and bool(seen.all()) else seen
+def _mask_or_none(mask: Tensor) -> Tensor | None:
+    """Return the mask, or None if it is all True; a GPU would have to wait for a look at the numbers, and keeps it."""
+    return None if mask.device.type == "cpu" and bool(mask.all()) else mask

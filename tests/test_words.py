@@ -40,9 +40,6 @@ PENDING = (
     "gen/training/optim",
     "gen/training/recipes",
     # models
-    "models",
-    "models/interop/text",
-    "models/layers",
     # samplers
     "samplers",
     "samplers/interop",

@@ -1,4 +1,4 @@
-"""The block of text transformers: Llama's, with attention to whatever places a rule or a memory allows."""
+"""The block of text transformers: Llama's, with attention to whatever a rule, a mask or a KV cache allows."""
 
 from __future__ import annotations
 
@@ -13,40 +13,50 @@ from gen.kernels.rope import norm_rope
 from gen.models.layers.block import SplitSwiGLU
 from gen.text.contracts import KvCache
 
-__all__ = ["AttentionContext", "TextAttention", "TextBlock", "angles"]
+__all__ = ["AttentionContext", "TextAttention", "TextBlock", "rope_angles"]
 
 
-def angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [..., T, dim] of the angles by which positions [..., T] turn the channels of one head.
+def rope_angles(position_ids: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the rotary angles of one head, float32 [..., T, dim] each.
 
-    Channels i and i + dim / 2 turn as a pair (Llama's layout), by position * theta^(-2 i / dim) radians (RoFormer, Su
-    et al. 2021). float32 whatever the network's precision, as the published models were trained with.
+    Channels i and i + dim / 2 are rotated as a pair (Llama's layout), by position * theta^(-2 i / dim) radians
+    (RoFormer, Su et al. 2021). float32 whatever the network's precision, as the published models were trained with.
+
+    Args:
+        position_ids: int64 [..., T].
+        dim: channels of a head.
+        theta: base of the angles.
     """
-    exponents = torch.arange(0, dim, 2, device=positions.device).float() / dim
-    turns = positions[..., None].float() * (1.0 / theta**exponents)
-    both = torch.cat([turns, turns], -1)
+    exponents = torch.arange(0, dim, 2, device=position_ids.device).float() / dim
+    angles = position_ids[..., None].float() * (1.0 / theta**exponents)
+    both = torch.cat([angles, angles], -1)
     return both.cos(), both.sin()
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionContext:
-    """What the attention of every layer shares: angles of the computed places, and what each of them sees.
+    """Inputs that the attention of every layer shares: rotary angles, mask and KV cache.
 
-    cos, sin [F, d] or [B, F, d]. rule, and seen, bool [B or 1, F or 1, S], None for everything: as in
-    gen.kernels.attention.attention. With a memory, new keys and values are written at places [B, F] of it, and its
-    first `upto` places are S.
+    Attributes:
+        cos, sin: angles of the F computed positions, [F, d] or [B, F, d].
+        rule, mask: what a position attends to, mask bool [B or 1, F or 1, S] or None, as in
+            gen.kernels.attention.attention.
+        kv_cache: new keys and values are written into it, and its first `stop` slots are the S that are attended to;
+            None: S = F.
+        positions: indices of the computed positions in the cache, int64 [B, F].
+        stop: see kv_cache.
     """
 
     cos: Tensor
     sin: Tensor
     rule: MaskRule = BIDIRECTIONAL
-    seen: Tensor | None = None
+    mask: Tensor | None = None
     kv_cache: KvCache | None = None
     positions: Tensor | None = None
     stop: int = 0
 
-    def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, S, heads, d] that a layer attends to, when k and v [B, F, heads, d] are the new ones."""
+    def update_cache(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a layer attends to, [B, S, heads, d] each, once k and v [B, F, heads, d] are in the cache."""
         if self.kv_cache is None or self.positions is None:
             return k, v
         index = self.positions[..., None, None].expand_as(k)
@@ -61,7 +71,7 @@ class AttentionContext:
 class TextAttention(nn.Module):
     """Attention whose keys and values have heads of their own, each shared by several of q (GQA, Ainslie et al. 2023).
 
-    bias: of q, k and v. qk_norm: RMS-normalise q and k within each head, before they are turned (Qwen3).
+    bias: of q, k and v. qk_norm: RMS-normalise q and k within each head, before they are rotated (Qwen3).
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int, bias: bool, qk_norm: bool, eps: float):
@@ -76,19 +86,19 @@ class TextAttention(nn.Module):
         self.o = nn.Linear(width, width, bias=False)
 
     def forward(self, h: Tensor, context: AttentionContext, layer: int) -> Tensor:
-        q = self._placed(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, context)  # [B, F, heads, d]
-        k = self._placed(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, context)  # [B, F, kv_heads, d]
-        k, v = context.remember(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
-        return self.o(attention(q, k, v, context.rule, attn_mask=context.seen).flatten(2))  # [B, F, width]
+        q = self._rotated(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, context)  # [B, F, heads, d]
+        k = self._rotated(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, context)  # [B, F, kv_heads, d]
+        k, v = context.update_cache(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
+        return self.o(attention(q, k, v, context.rule, attn_mask=context.mask).flatten(2))  # [B, F, width]
 
-    def _placed(self, h: Tensor, norm: nn.Module, context: AttentionContext) -> Tensor:
-        """Heads h [B, F, heads, d], normed if they are to be, and turned by their places."""
+    def _rotated(self, h: Tensor, norm: nn.Module, context: AttentionContext) -> Tensor:
+        """Return heads [B, F, heads, d], normalised if they are to be, and rotated by their positions."""
         gain = norm.weight if isinstance(norm, nn.RMSNorm) else None
         return norm_rope(h, gain, self.eps, context.cos, context.sin, "split")
 
 
 class TextBlock(nn.Module):
-    """What block `layer` adds to h [B, F, width]: attention, then SwiGLU, each after an RMS norm.
+    """The residuals of block `layer` to h [B, F, width]: attention, then SwiGLU, each after an RMS norm.
 
     Sites: "{site}.attn" and "{site}.mlp", what the two halves add.
     """
@@ -106,6 +116,6 @@ class TextBlock(nn.Module):
     def residuals(
         self, h: Tensor, context: AttentionContext, site: str, tap: Tap | None = None, rope: None = None
     ) -> tuple[Tensor, Tensor]:
-        """What attention adds, and then what the MLP does; see gen.models.layers.block.run_block."""
+        """Return the residual of the attention and that of the MLP; see gen.models.layers.block.run_block."""
         first = call_site(tap, f"{site}.attn", lambda h: self.attn(self.norm1(h), context, self.layer), h)
         return first, call_site(tap, f"{site}.mlp", lambda h: self.mlp(self.norm2(h)), h + first)

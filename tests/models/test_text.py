@@ -230,7 +230,7 @@ def test_a_span_of_everything_is_a_plain_call(block_size, shift, dtype):
     kv_cache, positions = net.init_cache(3, 16), torch.tensor([[0, 4, 2], [1, 8, 0], [4, 3, 0]])
     got = net(tokens, lengths, positions, kv_cache=kv_cache, span=spans([(0, 16), (0, 9), (0, 5)], 16))
     close(got, net(tokens, lengths, positions), 1e-12 if dtype == torch.float64 else 1e-5)
-    assert kv_cache.seen[:, :16].sum(1).tolist() == [16, 9, 5]
+    assert kv_cache.filled[:, :16].sum(1).tolist() == [16, 9, 5]
 
 
 def test_blocks_from_memory_are_exact_at_any_depth():

@@ -21,16 +21,16 @@ class KvCache:
 
     Attributes:
         keys, values: one tensor [B, heads, N + 1, d] for each layer.
-        seen: positions that have been computed, bool [B, N + 1].
+        filled: positions that have been computed, bool [B, N + 1].
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    seen: Tensor
+    filled: Tensor
 
     def take(self, rows: Tensor) -> KvCache:
         """Return the cache of some rows, int64 [R]."""
-        return KvCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.seen[rows])
+        return KvCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.filled[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class Predictor(Protocol):
             lengths: positions from there on are padding and attended to by none, int64 [B]; None: there is no padding.
             positions: queried positions, int64 [B, W]; None for all N. What lies beyond a length is arbitrary.
             kv_cache: given together with `span` and `positions`: the span's keys and values are written into it, and
-                every position attends to all that the cache has seen.
+                every position attends to all that is filled.
             span: the only positions that are computed then; it holds positions - shift (position 0 is predicted by
                 itself). None computes all.
         """

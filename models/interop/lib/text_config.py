@@ -1,4 +1,4 @@
-"""Shared parts of formats of text models: checks of config.json, renaming of tensors, the tokeniser beside them."""
+"""Shared parts of formats of text models: checks of config.json, renaming of tensors, the tokenizer beside them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ __all__ = [
     "checked_config",
     "convert",
     "has_type",
-    "mask_token_id_of",
     "number",
     "rename_tensors",
-    "token_ids",
+    "special_ids",
     "whole_number",
 ]
 
@@ -99,30 +98,32 @@ def whole_number(config: Mapping[str, Any], *keys: str) -> int:
     return int(value)
 
 
-def token_ids(value: Any) -> tuple[int, ...]:
-    """Return the ids of a value such as eos_token_id: one id, several, or none.
+def special_ids(
+    config: Mapping[str, Any],
+    mask_token_id: int | None,
+    eos_token_ids: tuple[int, ...] | None,
+    published_mask: int,
+    end_of_turn: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """Return the fields mask_token_id and eos_token_ids of a Text.
 
     Args:
-        value: an int, a list of them, or None.
+        config: config.json, whose eos_token_id is an id, a list of them or null.
+        mask_token_id, eos_token_ids: as the user says; None for config.json's.
+        published_mask: mask's id where config.json names none.
+        end_of_turn: ids that end a text beside config.json's.
     """
-    if value is None:
-        return ()
-    several = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in several):
-        raise UserError(f"config.json: eos_token_id is {value!r}; expected ids")
-    return tuple(dict.fromkeys(several))
-
-
-def mask_token_id_of(config: Mapping[str, Any], given: int | None, published: int) -> int:
-    """Return the mask's id: as given, or as config.json says, or as published.
-
-    Args:
-        config: config.json.
-        given: by the user, or None.
-        published: of the published models.
-    """
-    says = whole_number(config, "mask_token_id") if config.get("mask_token_id") is not None else published
-    return says if given is None else given
+    eos = config.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"config.json: eos_token_id is {eos!r}; expected ids")
+    if mask_token_id is None:
+        known = config.get("mask_token_id") is not None
+        mask_token_id = whole_number(config, "mask_token_id") if known else published_mask
+    return {
+        "mask_token_id": mask_token_id,
+        "eos_token_ids": tuple(dict.fromkeys([*ids, *end_of_turn])) if eos_token_ids is None else eos_token_ids,
+    }
 
 
 def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner: Names) -> dict[str, Tensor]:
@@ -147,16 +148,16 @@ def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner
 
 
 def convert(
-    weights: Weights, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], preset: str | None, how: Decoding
+    weights: Weights, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], preset: str | None, decoding: Decoding
 ) -> Conversion:
-    """Return the model with its tokeniser and decoding; tables that are computed anew are left out.
+    """Return the model with its tokenizer and decoding; tables that are computed anew are left out.
 
     Args:
         weights: the file's.
         fields: of a Text.
         tensors: by our names.
         preset: published size that the weights must have, or None.
-        how: the decoding.
+        decoding: as the model is decoded by default.
     """
     dropped = {name: "a table that is computed anew" for name in tensors if name.endswith("rotary_emb.inv_freq")}
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
@@ -169,12 +170,12 @@ def convert(
     copied = {} if file is None or not file.is_file() else {TOKENIZER: file}
     tokenizer = _tokenizer(copied[TOKENIZER], fields) if copied else None
     model = build_spec(Text, preset, fields, tokenizer=tokenizer)
-    run = Run(model=model, path=LogLinear(), parameterisation=None, sampler=how, ema=())
+    run = Run(model=model, path=LogLinear(), parameterisation=None, sampler=decoding, ema=())
     return Conversion(run, kept, {}, dropped, () if copied else (NO_TOKENIZER,), copied, keep_dtype=True)
 
 
 def _tokenizer(file: Path, fields: Mapping[str, Any]) -> HuggingFace:
-    """Return the tokeniser of the file as it will lie beside the weights."""
+    """Return the tokenizer of the file as it will lie beside the weights."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return HuggingFace(
         TOKENIZER, fields["mask_token_id"], fields["eos_token_ids"], sha256=digest, size=fields["vocab_size"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gen.config.spec import build
 from gen.models.interop.lib.inferred import Conversion
 from gen.models.interop.lib.qwen import read_qwen
-from gen.models.interop.lib.text_config import convert, has_type, mask_token_id_of, token_ids, whole_number
+from gen.models.interop.lib.text_config import convert, has_type, special_ids, whole_number
 from gen.models.interop.weights import Weights
 from gen.text.decoding import Decoding
 
@@ -16,10 +16,11 @@ __all__ = ["FastDLLMFolder"]
 
 @dataclass(frozen=True)
 class FastDLLMFolder:
-    """Block-causal attention in blocks of bd_size places, 32 as published; shift 1. Decoded with the exact cache.
+    """Block-causal attention in blocks of bd_size tokens, 32 as published; shift 1. Decoded with the exact cache.
 
-    mask_token_id: the id, None for config.json's, or else the published one, 151665. stops: None for config.json's end
-    of text.
+    Attributes:
+        mask_token_id: None for config.json's, or else the published one, 151665.
+        eos_token_ids: None for config.json's end of text.
     """
 
     mask_token_id: int | None = None
@@ -33,9 +34,6 @@ class FastDLLMFolder:
         fields |= {
             "block_size": whole_number({**config, "published": 32}, "bd_size", "published"),
             "shift": 1,
-            "mask_token_id": mask_token_id_of(config, self.mask_token_id, 151665),
-            "eos_token_ids": token_ids(config.get("eos_token_id"))
-            if self.eos_token_ids is None
-            else self.eos_token_ids,
+            **special_ids(config, self.mask_token_id, self.eos_token_ids, 151665),
         }
         return convert(weights, fields, tensors, preset, Decoding(kv_plan=build("samplers.kv_plans", "block")))

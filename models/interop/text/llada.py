@@ -10,10 +10,9 @@ from gen.models.interop.lib.text_config import (
     checked_config,
     convert,
     has_type,
-    mask_token_id_of,
     number,
     rename_tensors,
-    token_ids,
+    special_ids,
     whole_number,
 )
 from gen.models.interop.weights import Weights
@@ -59,9 +58,11 @@ IDS, EOT = 126464, 126348  # the size of the published vocabulary, and its <|eot
 
 @dataclass(frozen=True)
 class LLaDAFolder:
-    """Full attention, no shift. mask: the id, None for config.json's, or else the published one, 126336.
+    """Full attention, no shift.
 
-    eos_token_ids: None for config.json's end of text and, in the published vocabulary, the end of a turn.
+    Attributes:
+        mask_token_id: None for config.json's, or else the published one, 126336.
+        eos_token_ids: None for config.json's end of text and, in the published vocabulary, the end of a turn.
     """
 
     mask_token_id: int | None = None
@@ -74,7 +75,7 @@ class LLaDAFolder:
         config = checked_config(weights, "LLaDA", FIXED)
         width, vocab = whole_number(config, "d_model"), whole_number(config, "embedding_size", "vocab_size")
         wide = config.get("mlp_hidden_size") is not None
-        stops = (*token_ids(config.get("eos_token_id")), *((EOT,) if vocab == IDS else ()))
+        end_of_turn = (EOT,) if vocab == IDS else ()
         fields: dict[str, Any] = {
             "vocab_size": vocab,
             "length": whole_number(config, "max_sequence_length"),
@@ -87,8 +88,7 @@ class LLaDAFolder:
             "norm_eps": number(config, "rms_norm_eps"),
             "qkv_bias": bool(config.get("include_qkv_bias")),
             "tied": bool(config.get("weight_tying")),
-            "mask_token_id": mask_token_id_of(config, self.mask_token_id, 126336),
-            "eos_token_ids": stops if self.eos_token_ids is None else self.eos_token_ids,
+            **special_ids(config, self.mask_token_id, self.eos_token_ids, 126336, end_of_turn),
         }
         tensors = rename_tensors(weights.tensors, "model.transformer.blocks", WHOLE, INNER)
         return convert(weights, fields, tensors, preset, Decoding())
