@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from gen.diffusion.net import members
 from gen.diffusion.tap import Tap
 from gen.models.dit import DiT
 from gen.models.energy import Energy
+from gen.models.layers import family
 from gen.models.layers.wrapper import Wrapper, WrapperSpec
 
 __all__ = ["Cooperative", "CooperativeNet"]
@@ -30,7 +31,7 @@ class Cooperative(WrapperSpec):
         initialiser_lr: factor on the run's learning rate for the initialiser; > 0.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[family.Presets] = {
         **WrapperSpec.presets,
         "digits": {"inner": DiT.preset("digits", width=44)},
     }

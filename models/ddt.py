@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import fold, silu, unfold
@@ -21,9 +21,9 @@ SIZES = {"B": (8, 4, 768, 12), "L": (20, 4, 1024, 16), "XL": (22, 6, 1152, 16)} 
 DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 64, "encoder": 3, "decoder": 1, "heads": 4}
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return DDT-B/2, DDT-L/2, DDT-XL/2, and one for digits."""
-    table: dict[str, dict[str, Any]] = {
+    table = {
         f"DDT-{size}/2": {"encoder": encoder, "decoder": decoder, "width": width, "heads": heads}
         for size, (encoder, decoder, width, heads) in SIZES.items()
     }
@@ -56,7 +56,7 @@ class DDT(family.Family):
         time_convention: what t = 1 means to the network; "data" as published.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 32
     patch: int = 2

@@ -44,7 +44,7 @@ DIGITS = {
 }
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     sizes = {f"DiMSUM-{name}": {"depth": d, "width": w, "patch": p} for name, (d, w, p) in SIZES.items()}
     return {**sizes, "digits": DIGITS}
 
@@ -82,7 +82,7 @@ class DiMSUM(family.Family):
         freq_shift: of the waves of time (gen.models.layers.embed.waves).
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 32
     patch: int = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ PATCHES = (2, 4, 8)
 DIGITS = {"size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 64, "depth": 4, "heads": 4}
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return DiT-S/2 ... DiT-XL/8; the same as SiT, whose t = 1 is the data; and one for digits."""
     sizes = {
         f"{size}/{p}": {"patch": p, "depth": depth, "width": width, "heads": heads}
@@ -59,7 +59,7 @@ class DiT(family.Family):
             base 288, with heads of 72 channels.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 32
     patch: int = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -24,9 +24,9 @@ DIGITS = {"size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 48, "dep
 DIGITS_HEAD = {"head_width": 80, "head_depth": 1, "head_heads": 4}
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return DiTDH-S ... DiTDH-XL, and one for digits."""
-    sizes: dict[str, dict[str, Any]] = {
+    sizes = {
         f"DiTDH-{size}": {"depth": depth, "width": width, "heads": heads}
         for size, (depth, width, heads) in SIZES.items()
     }
@@ -60,7 +60,7 @@ class DiTDH(family.Family):
         time_convention: what t = 1 means to the network; "data" passes it 1 - t.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 16
     patch: int = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
-from gen.models.layers.conv import Resample, resample
+from gen.models.layers.conv import Resample, resample, run_levels
 from gen.models.layers.magnitude import MPConv, MPFourier, mp_add, mp_cat, mp_silu, mp_sum, normalise, normalise_weights
 
 __all__ = ["EDM2", "EDM2Net"]
@@ -24,11 +24,9 @@ WIDTHS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 
 DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 8, "multipliers": (3, 5), "blocks": 1, "attention": (4,)}
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return the published sizes, for latents of 512 x 512 images and ("img64") 64 x 64 pixels, and one for digits."""
-    sizes: dict[str, dict[str, Any]] = {
-        name: {"width": width, "dropout": 0.1 if width >= WIDTHS["M"] else 0.0} for name, width in WIDTHS.items()
-    }
+    sizes = {name: {"width": width, "dropout": 0.1 if width >= WIDTHS["M"] else 0.0} for name, width in WIDTHS.items()}
     latents = {f"EDM2-{name}": fields for name, fields in sizes.items()}
     pixels = {f"EDM2-img64-{name}": {**sizes[name], "channels": 3} for name in ("XS", "S", "M", "L", "XL")}
     return {**latents, **pixels, "digits": {**DIGITS, "head_width": 20, "uncertainty": 0, "lr_scale": 20.0}}
@@ -68,7 +66,7 @@ class EDM2(family.Family):
             networks.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 64
     channels: int = 4
@@ -231,27 +229,10 @@ class Body(nn.Module):
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """Run down, through the middle and up again on h [B, width, H, W] under the condition c [B, emb]."""
-        kept, up, number = [h], list(self.dec.items()), 0
-        for i, block in enumerate(list(self.enc.values())[1:], 1):
-            h = call_site(tap, f"encoder.{i}", partial(_run, [block], c, number, tap), h)
-            kept.append(h)
-            number += 1
-        shape, first = h.shape, number
-
-        def middle(tokens: Tensor) -> Tensor:
-            return _run([block for _, block in up[:2]], c, first, tap, tokens.mT.reshape(shape)).flatten(2).mT
-
-        h = call_site(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
-        number += 2
-        for i, (name, block) in enumerate(up[2:]):
-            side = kept.pop() if "block" in name else None
-            h = call_site(tap, f"decoder.{i}", partial(self._up, block, side, c, number, tap), h)
-            number += 1
-        return h
-
-    def _up(self, block: nn.Module, kept: Tensor | None, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
-        wide = h if kept is None else mp_cat(h, kept, self.spec.concat_balance)
-        return _run([block], c, number, tap, wide)
+        down, names, up = list(self.enc.values())[1:], list(self.dec), list(self.dec.values())
+        joined = [([block], "block" in name) for name, block in zip(names[2:], up[2:], strict=True)]
+        join = partial(mp_cat, t=self.spec.concat_balance)
+        return run_levels(h, c, tap, [[block] for block in down], up[:2], joined, join)
 
     def last(self, h: Tensor) -> Tensor:
         """Return the image [B, C, H, W] of features [B, width, H, W]."""
@@ -266,10 +247,8 @@ class EDM2Net(family.FamilyNet):
 
     Sites of a tap. Residuals: "blocks.3", a block, counted from the input to the output, and inside it "blocks.3.conv"
     and "blocks.3.attn", such that the sum is magnitude preserving; leaving one out (Skip) leaves the block's shortcut.
-    Whole values: "time" (t [B] -> its embedding), "encoder.2" (features before -> after part 2 of the way down, kept
-    for the way up), "middle" (the coarsest features as tokens [B, T, width], before -> after the two blocks between
-    down and up), "decoder.2" (features before -> after part 2 of the way up), "trunk" (all of those but "encoder.0")
-    and "final" (features -> image).
+    Whole values: "time" (t [B] -> its embedding), "encoder.0" (x -> features), "trunk" with the sites of
+    gen.models.layers.conv.run_levels, and "final" (features -> image).
     """
 
     def __init__(self, spec: EDM2):
@@ -299,10 +278,3 @@ class EDM2Net(family.FamilyNet):
     def lr_scales(self) -> dict[str, float]:
         """Return the factor on the run's learning rate, for each parameter."""
         return {name: self.spec.lr_scale for name, _ in self.named_parameters()}
-
-
-def _run(blocks: list[nn.Module], c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
-    """Run blocks, the first of which has this number, on h."""
-    for i, block in enumerate(blocks, number):
-        h = block(h, c, f"blocks.{i}", tap)
-    return h

@@ -6,7 +6,7 @@ Its cost grows with the number of tokens, not with its square: see gen.models.la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ __all__ = ["LightNet", "LightNetNet"]
 SIZES = {"S": (12, 384, 3), "B": (12, 768, 6), "L": (24, 1024, 8), "XL": (28, 1152, 9)}  # depth, width, heads
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return the depths and widths of DiT at patch 2, with heads of 128 channels; and one for digits.
 
     On the 4 x 4 tokens of digits MD-LRPE's angles hardly differ and MD-TPE blurs: FID 3.5 after 1000 steps with both as
@@ -59,7 +59,7 @@ class LightNet(family.Family):
         freq_shift: of the waves of time (gen.models.layers.embed.waves).
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 32
     patch: int = 2

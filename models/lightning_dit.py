@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -26,9 +26,9 @@ LATENTS = {1: {"size": 16, "patch": 1, "channels": 32}, 2: {"size": 32, "patch":
 DIGITS = {"size": 8, "patch": 2, "channels": 1, "classes": 10, "width": 64, "depth": 4, "heads": 4}
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return LightningDiT-B/1 ... LightningDiT-1p6B/2, the plain DiT of RAE's comparison, and one for digits."""
-    table: dict[str, dict[str, Any]] = {
+    table = {
         f"LightningDiT-{size}/{p}": {**latents, "depth": depth, "width": width, "heads": heads}
         for size, (depth, width, heads) in SIZES.items()
         for p, latents in LATENTS.items()
@@ -61,7 +61,7 @@ class LightningDiT(family.Family):
         time_convention: what t = 1 means to the network; "data" as published, "noise" for RAE's weights.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 16
     patch: int = 1

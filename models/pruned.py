@@ -14,6 +14,7 @@ from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import members
 from gen.diffusion.tap import Compute, Skip, Tap
 from gen.models.dit import DiT
+from gen.models.layers import family
 from gen.models.layers.wrapper import Wrapper, WrapperSpec
 
 __all__ = ["Pruned", "PrunedNet"]
@@ -29,7 +30,7 @@ class Pruned(WrapperSpec):
         sites: names as taps see them, "blocks.3.attn" or a whole "blocks.3".
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[family.Presets] = {
         "digits": {"inner": DiT.preset("digits", depth=5), "sites": ("blocks.2",)},
     }
 

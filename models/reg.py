@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from gen.models.layers.patch import unpatchify
 __all__ = ["REG", "REGNet"]
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return REG-B/2, REG-L/2, REG-XL/2, which are DiT's sizes with t = 1 at noise; and one for digits."""
     published = {f"REG-{size}": DiT.presets[f"DiT-{size}"] for size in ("B/2", "L/2", "XL/2")}
     return {**published, "digits": {**DiT.presets["digits"], "cls_dim": 64}}
@@ -38,7 +38,7 @@ class REG(DiT):
         cls_dim: numbers of the class token; 768 for DINOv2-B, as published.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     cls_dim: int = 768
 

@@ -7,7 +7,7 @@ are conditioned as in DiT (adaLN-Zero). The cost grows with the number of tokens
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ PATCHES = (2, 4, 8)
 DIGITS = {"size": 8, "channels": 1, "classes": 10, "width": 64, "depth": 4, "state": 4, "time_scale": 1000.0}
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return SSM-S/2 ... SSM-XL/8, of DiT's depths and widths, and one for digits."""
     sizes = {f"SSM-{s}/{p}": {"patch": p, "depth": d, "width": w} for s, (d, w) in SIZES.items() for p in PATCHES}
     return {**sizes, "digits": DIGITS}
@@ -57,7 +57,7 @@ class SSM(family.Family):
         freq_shift: of the waves of time (gen.models.layers.embed.waves).
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 32
     patch: int = 2

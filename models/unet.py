@@ -15,13 +15,13 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
-from gen.models.layers.conv import PixelAttention, ResBlock, run_res_block, zero_module
+from gen.models.layers.conv import LevelBlock, PixelAttention, ResBlock, run_levels, run_res_block, zero_module
 from gen.models.layers.embed import convert_time, waves
 
 __all__ = ["UNet", "UNetNet"]
 
 
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> family.Presets:
     """Return ADM for ImageNet by resolution, the same for latents of 256 x 256 images, and one for digits."""
     adm: dict[str, Any] = {"channels": 3, "width": 256, "blocks": 2, "learn_sigma": True, "qkv_order": "heads"}
     large = {**adm, "size": 256, "multipliers": (1, 1, 2, 2, 4, 4)}
@@ -74,7 +74,7 @@ class UNet(family.Family):
         freq_shift, max_period: of the waves of time (gen.models.layers.embed.waves).
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = _table()
+    presets: ClassVar[family.Presets] = _table()
 
     size: int = 64
     channels: int = 3
@@ -127,10 +127,9 @@ class UNetNet(family.FamilyNet):
 
     Sites of a tap. Residuals: "blocks.3", a residual block with its attention, counted from the input to the output,
     and inside it "blocks.3.conv" and "blocks.3.attn"; leaving one out (Skip) leaves the block's shortcut. Whole values:
-    "time" (t [B] -> its embedding), "encoder.2" (features before -> after input block 2, kept for the way up), "middle"
-    (the coarsest features as tokens [B, T, width], before -> after the middle), "decoder.2" (features before -> after
-    output block 2), "trunk" (all of those but "encoder.0") and "final" (features -> the image with all its channels,
-    learned sigma included).
+    "time" (t [B] -> its embedding), "encoder.0" (x -> features), "trunk" with the sites of
+    gen.models.layers.conv.run_levels, and "final" (features -> the image with all its channels, learned sigma
+    included).
     """
 
     def __init__(self, spec: UNet):
@@ -197,34 +196,18 @@ class UNetNet(family.FamilyNet):
 
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """Run down, through the middle and up again on h [B, width, H, W] under the condition c [B, 4 width]."""
-        kept, number = [h], 0
-        for i, stage in enumerate(list(self.input_blocks)[1:], 1):
-            h = call_site(tap, f"encoder.{i}", partial(_run, stage, c, number, tap), h)
-            kept.append(h)
-            number += 1
-        shape, first = h.shape, number
-
-        def middle(tokens: Tensor) -> Tensor:
-            return _run(self.middle_block, c, first, tap, tokens.mT.reshape(shape)).flatten(2).mT
-
-        h = call_site(tap, "middle", middle, h.flatten(2).mT).mT.reshape(shape)
-        number += 2
-        for i, stage in enumerate(self.output_blocks):
-            h = call_site(tap, f"decoder.{i}", partial(_run_joined, stage, kept.pop(), c, number, tap), h)
-            number += sum(isinstance(part, ResBlock) for part in stage.children())
-        return h
+        down, up = ([_blocks(stage) for stage in stages] for stages in ([*self.input_blocks][1:], self.output_blocks))
+        up_joined = [(blocks, True) for blocks in up]
+        return run_levels(
+            h, c, tap, down, _blocks(self.middle_block), up_joined, lambda h, kept: torch.cat([h, kept], 1)
+        )
 
 
-def _run(stage: nn.Module, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
-    """Run a stage, whose first residual block has this number, on h."""
-    for block, behind in pairwise([*stage.children(), None]):
-        if isinstance(block, ResBlock):
-            attn = behind if isinstance(behind, PixelAttention) else None
-            h = run_res_block(block, attn, h, c, f"blocks.{number}", tap)
-            number += 1
-    return h
-
-
-def _run_joined(stage: nn.Module, kept: Tensor, c: Tensor, number: int, tap: Tap | None, h: Tensor) -> Tensor:
-    """Run a stage on the way up on h and what was kept on the way down, side by side."""
-    return _run(stage, c, number, tap, torch.cat([h, kept], 1))
+def _blocks(stage: nn.Module) -> list[LevelBlock]:
+    """Return the residual blocks of a stage, each with the attention behind it."""
+    parts = list(pairwise([*stage.children(), None]))
+    return [
+        partial(run_res_block, block, behind if isinstance(behind, PixelAttention) else None)
+        for block, behind in parts
+        if isinstance(block, ResBlock)
+    ]

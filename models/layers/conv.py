@@ -1,20 +1,32 @@
-"""The two parts of a convolutional U-Net: residual blocks that a condition scales and shifts, and attention of pixels.
+"""Parts of a convolutional U-Net: residual blocks that a condition scales and shifts, attention of pixels, levels.
 
 (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", whose public code names the parts so.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention
 
-from gen.diffusion.tap import Tap, call_site
+from gen.diffusion.tap import Compute, Tap, call_site
 from gen.models.layers import init
 
-__all__ = ["PixelAttention", "ResBlock", "Resample", "resample", "run_res_block", "zero_module"]
+__all__ = [
+    "LevelBlock",
+    "PixelAttention",
+    "ResBlock",
+    "Resample",
+    "resample",
+    "run_levels",
+    "run_res_block",
+    "zero_module",
+]
 
+LevelBlock = Callable[[Tensor, Tensor, str, Tap | None], Tensor]  # h, c, site, tap -> h
 Resample = Literal["keep", "down", "up"]
 
 
@@ -107,6 +119,57 @@ def run_res_block(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor,
 
     short = block.shortcut(h)
     return short + call_site(tap, site, both, short)
+
+
+def run_levels(
+    h: Tensor,
+    c: Tensor,
+    tap: Tap | None,
+    down: Sequence[Sequence[LevelBlock]],
+    middle: Sequence[LevelBlock],
+    up: Sequence[tuple[Sequence[LevelBlock], bool]],
+    join: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Run the stages of a U-Net after its first convolution: down, through the middle, and up again.
+
+    Sites of a tap, whole values: "encoder.2" (features before -> after stage 2 of the way down, kept for the way up;
+    the first convolution is stage 0), "middle" (the coarsest features as tokens [B, T, width], before -> after the
+    middle), "decoder.2" (features before -> after stage 2 of the way up). A block is called with the site "blocks.3",
+    counted from the input to the output.
+
+    Args:
+        h: features [B, width, H, W].
+        c: condition [B, emb].
+        tap: the tap, or None.
+        down: blocks of each stage on the way down.
+        middle: blocks at the coarsest level.
+        up: blocks of each stage on the way up, and whether it takes the last kept features.
+        join: from features and kept features to the input of such a stage.
+    """
+    kept, number = [h], 0
+    for i, blocks in enumerate(down, 1):
+        h = call_site(tap, f"encoder.{i}", partial(_run_stage, blocks, number, c, tap), h)
+        kept.append(h)
+        number += len(blocks)
+    shape, run_middle = h.shape, partial(_run_stage, middle, number, c, tap)
+    tokens = call_site(tap, "middle", lambda t: run_middle(t.mT.reshape(shape)).flatten(2).mT, h.flatten(2).mT)
+    h, number = tokens.mT.reshape(shape), number + len(middle)
+    for i, (blocks, joins) in enumerate(up):
+        run = partial(_run_stage, blocks, number, c, tap)
+        h = call_site(tap, f"decoder.{i}", partial(_joined, run, join, kept.pop()) if joins else run, h)
+        number += len(blocks)
+    return h
+
+
+def _run_stage(blocks: Sequence[LevelBlock], number: int, c: Tensor, tap: Tap | None, h: Tensor) -> Tensor:
+    """Run blocks, the first of which has this number, on h."""
+    for i, block in enumerate(blocks, number):
+        h = block(h, c, f"blocks.{i}", tap)
+    return h
+
+
+def _joined(run: Compute, join: Callable[[Tensor, Tensor], Tensor], kept: Tensor, h: Tensor) -> Tensor:
+    return run(join(h, kept))
 
 
 def zero_module(layer: nn.Module) -> nn.Module:

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError, nearest
 from gen.diffusion.denoiser import Cond
+from gen.diffusion.net import NetSpec
 
-__all__ = ["Family", "FamilyNet", "at_least", "check", "divisible", "labels", "preset"]
+__all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels", "preset"]
+
+Presets = Mapping[str, Mapping[str, Any]]  # fields by the preset's name
 
 
 class Family:
@@ -21,7 +24,7 @@ class Family:
     A subclass is a frozen dataclass with the fields size, channels and classes, `presets` and `build`.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    presets: ClassVar[Presets]
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -45,7 +48,7 @@ class FamilyNet(nn.Module):
         return {**cond, "y": torch.full_like(labels(self.spec, cond), self.spec.classes)}
 
 
-def preset(owner: Any, table: Mapping[str, Mapping[str, Any]], name: str, changes: Mapping[str, Any]) -> Any:
+def preset(owner: Any, table: Presets, name: str, changes: Mapping[str, Any]) -> Any:
     """Return the spec of one row of a table of presets, with fields changed.
 
     Args:
@@ -61,7 +64,7 @@ def preset(owner: Any, table: Mapping[str, Mapping[str, Any]], name: str, change
     return replace(owner(**table[full]), **changes)
 
 
-def at_least(spec: Any, **lowest: int) -> None:
+def at_least(spec: object, **lowest: int) -> None:
     """Raise UserError for a field below its lowest value.
 
     Args:
@@ -74,7 +77,7 @@ def at_least(spec: Any, **lowest: int) -> None:
             raise UserError(f"{type(spec).__name__}.{name} is {getattr(spec, name)}{hint}")
 
 
-def divisible(spec: Any, name: str, by: int, meaning: str = "") -> None:
+def divisible(spec: object, name: str, by: int, meaning: str = "") -> None:
     """Raise UserError for a field that is no multiple of a number.
 
     Args:
@@ -88,7 +91,7 @@ def divisible(spec: Any, name: str, by: int, meaning: str = "") -> None:
         raise UserError(f"{type(spec).__name__}.{name} {getattr(spec, name)} must be divisible by {divisor}")
 
 
-def check(spec: Any, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> None:
+def check(spec: NetSpec, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> None:
     """Raise UserError unless the arguments fit; only shapes and kinds, since values would wait for the device.
 
     Args:
@@ -110,7 +113,7 @@ def check(spec: Any, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) 
         labels(spec, cond, len(x))
 
 
-def labels(spec: Any, cond: Cond, rows: int | None = None) -> Tensor:
+def labels(spec: NetSpec, cond: Cond, rows: int | None = None) -> Tensor:
     """Return cond["y"], int64 [B]; UserError without it.
 
     Args:

@@ -27,7 +27,7 @@ class WrapperSpec(family.Family):
         inner: spec of the wrapped network, of another class than the wrapper's own.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"inner": DiT.preset(name)} for name in DiT.presets}
+    presets: ClassVar[family.Presets] = {name: {"inner": DiT.preset(name)} for name in DiT.presets}
 
     inner: Any = part("models", default=DiT())
 
