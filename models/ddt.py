@@ -1,4 +1,4 @@
-"""DDT: an encoder says what the picture is, and a small decoder what to change (Wang et al. 2025, arXiv 2504.05741)."""
+"""DDT: an encoder of what the picture shows, and a small decoder of its change (Wang et al. 2025, arXiv 2504.05741)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _table() -> family.Presets:
 class DDT(family.Family):
     """A decoupled transformer; the defaults are the published DDT-XL/2 for 256 x 256 ImageNet in 32 x 32 x 4 latents.
 
-    The encoder, under time and class, makes of x one vector s for each token; the decoder, on x anew, has s as its
+    The encoder, under time and class, computes one vector s of x for each token; the decoder, on x anew, has s as its
     condition and no other. From step to step s changes little, so the encoder may be run at some steps only
     (gen.samplers.caches.ddt_shared). Each condition passes SiLU once, before it is used. Positions enter by rotated
     queries and keys only. Presets: "DDT-B/2", "DDT-L/2", "DDT-XL/2" and "digits".

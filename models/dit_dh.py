@@ -37,8 +37,8 @@ def _table() -> family.Presets:
 class DiTDH(family.Family):
     """DDT's division with a head of its own width; the defaults are the published DiTDH-XL on DINOv2-B's 16 x 16 x 768.
 
-    The encoder makes of x one vector s for each token; the head has x anew, and s as its condition. Presets: "DiTDH-S"
-    to "DiTDH-XL", and "digits".
+    The encoder computes one vector s of x for each token; the head has x anew, and s as its condition. Presets:
+    "DiTDH-S" to "DiTDH-XL", and "digits".
 
     Attributes:
         size: height and width of x, pixels; 16 for RAE's latents.

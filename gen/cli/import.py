@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="origin",
-        help="a name of `gen list public text`, or a JSON spec that says what the weights do not, such as "
-        '\'{"name": "sit", "heads": 8}\' (default: found out, if only one fits)',
+        help="a name of `gen list public text`, or a JSON spec of what the weights do not show, such as "
+        '\'{"name": "sit", "heads": 8}\' (default: recognised, if only one fits)',
     )
     parser.add_argument("--weights", choices=("ema", "model"), help="which of the weights (default: ema if there)")
     parser.add_argument("--preset", help="a published size that the weights must have, such as XL/2")

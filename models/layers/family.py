@@ -53,7 +53,7 @@ def preset(owner: Any, table: Presets, name: str, changes: Mapping[str, Any]) ->
 
     Args:
         owner: the spec's class.
-        table: fields by the preset's name; "DiT-XL/2" is also found as "XL/2".
+        table: fields by the preset's name; "DiT-XL/2" is also called "XL/2".
         name: full or short name; UserError for others.
         changes: fields to replace.
     """

@@ -59,7 +59,7 @@ def test_state_dict_has_the_published_names_and_shapes():
     assert shapes == expected
 
 
-def test_time_is_told_as_published():
+def test_time_is_embedded_as_published():
     net, (_, t, _) = random_net(), inputs()
     angle = (1 - t)[:, None] * 10.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
     wave = torch.cat([angle.cos(), angle.sin()], 1)
@@ -98,7 +98,7 @@ def test_the_mlp_against_its_definition():
     assert mlp.w1.out_features == int(2 * 4 * 32 / 3)
 
 
-def test_places_are_told_by_turns_alone():
+def test_positions_enter_by_rotations_alone():
     net, angles = random_net(), interleaved_angles(8, 4)
     torch.testing.assert_close(net.rope.freqs_cos[:, ::2], angles.cos().float().double(), rtol=0, atol=0)
     assert angles[-1, 0] == 16 and angles[4, 1] == pytest.approx(16 / 3)  # from 0 to 16, whatever the size

@@ -60,7 +60,7 @@ def test_state_dict_has_the_published_names_and_shapes():
 
 
 @pytest.mark.parametrize("twice", [True, False])
-def test_conditions_pass_silu_where_they_are_made_and_where_they_are_used(twice):
+def test_conditions_pass_silu_where_they_are_computed_and_where_they_are_used(twice):
     net, (x, t, cond) = random_net(dataclasses.replace(SMALL, silu_twice=twice)), inputs()
     record = FeatureRecorder()
     net(x, t, cond, tap=record)

@@ -74,7 +74,7 @@ def test_fresh_net_returns_zero_and_does_not_know_time_or_class():
     assert torch.equal(record.features["trunk"], first)
 
 
-def test_magnitudes_when_freshly_made():
+def test_magnitudes_of_a_fresh_network():
     """Wide enough for the law of large numbers; within 15 per cent of 1 at every stage, attention aside."""
     torch.manual_seed(0)
     spec = EDM2(size=16, channels=4, classes=10, width=64, multipliers=(1, 2), blocks=1, attention=(), head_width=64)

@@ -68,7 +68,7 @@ def test_a_fresh_flow_map_is_its_inner_network_whatever_s_is(inner, tell):
 
 @every_inner
 @pytest.mark.parametrize("tell", ["target", "interval"])
-def test_a_trained_one_hears_s_and_takes_none_for_t(inner, tell):
+def test_a_trained_one_uses_s_and_takes_none_for_t(inner, tell):
     net, (x, t, cond, s) = flow_map(inner, tell=tell), inputs()
     assert torch.equal(net(x, t, cond), net(x, t, cond, s=t))
     assert not torch.equal(net(x, t, cond), net(x, t, cond, s=s))
@@ -79,7 +79,7 @@ def test_a_trained_one_hears_s_and_takes_none_for_t(inner, tell):
 
 
 @every_inner
-def test_s_is_told_in_the_inner_network_s_conventions(inner):
+def test_s_is_embedded_in_the_inner_network_s_conventions(inner):
     net = flow_map(inner)
     told = net.target_embedder
     assert (told.convention, told.scale) == (inner.time_convention, inner.time_scale)

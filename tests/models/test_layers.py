@@ -50,7 +50,7 @@ def turn(h, rope):
 
 
 @pytest.mark.parametrize("angles", [axial_angles, interleaved_angles])
-def test_a_turn_keeps_lengths_and_products_know_the_distance_only(angles):
+def test_a_rotation_keeps_lengths_and_products_know_the_distance_only(angles):
     torch.manual_seed(0)
     side, dim = 5, 12
     rope = Rope(angles(dim, side)).double()
@@ -69,7 +69,7 @@ def test_a_turn_keeps_lengths_and_products_know_the_distance_only(angles):
     assert (product[0, 0, 0, 1] - product[0, 0, 0, 2]).abs() > 1e-3
 
 
-def test_the_two_orders_of_turns():
+def test_the_two_orders_of_angles():
     by_halves, by_pairs = axial_angles(8, 3).reshape(3, 3, 4), interleaved_angles(8, 3, span=2.0).reshape(3, 3, 4)
     w = 10_000.0 ** -torch.tensor([0.0, 0.5]).double()
     torch.testing.assert_close(by_halves[2, 1], torch.cat([2 * w, 1 * w]))  # the row, then the column
@@ -79,7 +79,7 @@ def test_the_two_orders_of_turns():
     assert interleaved_angles(8, 1).abs().max() == 0
 
 
-def test_a_turn_goes_from_the_first_channel_of_a_pair_towards_the_second():
+def test_a_rotation_goes_from_the_first_channel_of_a_pair_towards_the_second():
     rope = Rope(torch.tensor([[torch.pi / 2, 0.0]]))
     h = torch.tensor([[[[1.0, 0.0, 3.0, 4.0]]]])
     torch.testing.assert_close(turn(h, rope), torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))

@@ -52,7 +52,7 @@ def test_the_last_token_of_the_causal_form_has_seen_what_every_token_of_the_whol
 
 
 @pytest.mark.parametrize("dim", [6, 5])
-def test_lrpe_knows_differences_of_place_only(dim):
+def test_lrpe_knows_relative_positions_only(dim):
     side, heads = 4, 3
     angles = lrpe_angles(side, heads, dim)
     g = torch.Generator().manual_seed(1)
@@ -75,7 +75,7 @@ def test_lrpe_layer_has_these_angles_in_blocks_of_the_published_order():
     torch.testing.assert_close(Lrpe(3, 2, 4)(x), torch.cat([x * angles.cos(), x * angles.sin()], -1).float())
 
 
-def test_the_mixer_with_places_is_a_softmax_weighted_by_cosines_of_differences():
+def test_the_mixer_with_positions_is_a_softmax_weighted_by_cosines_of_differences():
     torch.manual_seed(0)
     mixer = LightNetMixer(12, 2, 3, Lrpe(3, 2, 6)).double()
     h = torch.randn(2, 9, 12, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_md_tpe_is_one_along_each_row_plus_one_down_each_column():
     torch.testing.assert_close(tpe(x), (rows + columns).flatten(1, 2))
 
 
-def test_without_places_the_order_of_the_patches_is_not_seen():
+def test_without_positions_the_order_of_the_patches_is_not_seen():
     spec = LightNet.preset("digits", tpe=False, lrpe=False, absolute=False)
     torch.manual_seed(0)
     net = spec.build().double()

@@ -106,7 +106,7 @@ def test_a_block_against_its_definition():
     torch.testing.assert_close(record.features["trunk"], h, rtol=0, atol=1e-7)  # the table of turns is in float32
 
 
-def test_places_count_beyond_the_fixed_table():
+def test_positions_count_beyond_the_fixed_table():
     """Without the table a DiT does not know where its tokens are; here the turns still tell."""
     nets = [random_net(DiT(size=8, patch=2, channels=3, classes=5, width=32, depth=3, heads=4)), random_net()]
     x, t, cond = inputs()

@@ -33,7 +33,7 @@ def test_every_process_has_the_same_samples(ranks):
         torch.testing.assert_close(rank["samples"], rank["samples alone"], rtol=1e-5, atol=1e-5)
 
 
-def test_one_process_is_told_what_is_missing():
+def test_one_process_reports_what_is_missing():
     with pytest.raises(UserError, match="needs processes: start them with torchrun"):
         Sequence().prepare(DiT.preset("digits").build())
 

@@ -144,6 +144,6 @@ def _conventions(weights: Weights, said: Mapping[str, Any]) -> tuple[Any, Any]:
     return DDPM(SCHEDULES[schedule], **table), PREDICTIONS[kind]
 
 
-# What makes of a table of betas another one.
+# Settings that change the table of betas.
 CHANGES = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas")
 TABLE = {"steps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}

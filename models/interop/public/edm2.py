@@ -1,7 +1,7 @@
 """NVlabs/edm2: the state dict of a network, once saved as tensors (Karras et al. 2024).
 
 Their own .pkl files are pickled Python objects with the source code of their classes inside: to read one is to run it.
-Where one trusts it, `torch.save(data["ema"].state_dict(), "edm2.pt")` in their checkout makes of it what is read here.
+Where one trusts it, `torch.save(data["ema"].state_dict(), "edm2.pt")` in their checkout writes what is read here.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_another_grid_and_a_batch_of_one(transformers, tmp_path, kind):
         encoder(x[:, :1])
 
 
-def test_places_on_another_grid():
+def test_positions_on_another_grid():
     table = torch.cat([torch.full((1, 2), 9.0), torch.stack([torch.arange(64.0) // 8, torch.ones(64)], 1)])
     out = resample_positions(table, 4)
     assert out.shape == (17, 2) and torch.equal(out[0], table[0]) and resample_positions(table, 8) is table

@@ -23,7 +23,7 @@ def test_the_digits_encoder_pools_to_the_features_of_the_fid():
     torch.testing.assert_close(features.cls, pooled, rtol=1e-5, atol=1e-5)
 
 
-def test_the_tokens_are_places_row_by_row():
+def test_the_tokens_are_positions_row_by_row():
     encoder, x = build("models.encoders", "digits_cnn").load(), torch.zeros(1, 1, 8, 8)
     moved = x.clone()
     moved[..., 0, 7] = 1.0  # top right

@@ -280,7 +280,7 @@ class Own:
         return net
 
 
-def test_an_engine_of_ones_own_is_told_in_the_record():
+def test_an_engine_of_ones_own_is_named_in_the_record():
     pipeline = Pipeline(Denoiser(digits("dit").build(), Flow(), Velocity()), (1, 8, 8), 10).prepared(Own())
     assert sampler_spec(pipeline, {})["engine"] == {"name": f"{__name__}:Own"}
     assert pipeline.sample(1, steps=1).engine == ""

@@ -99,7 +99,7 @@ def test_those_who_count_from_data_to_noise(tmp_path, origin):
 
 
 @torch.no_grad()
-def test_dit_is_told_the_entry_of_the_table_and_says_the_noise(tmp_path):
+def test_dit_takes_the_entry_of_the_table_and_predicts_the_noise(tmp_path):
     pipeline = imported(tmp_path, "dit")[1]
     f, (x, cond) = pipeline.denoiser, inputs(pipeline)
     f.net.double()
@@ -148,7 +148,7 @@ def test_they_are_guided_as_published(tmp_path, origin, scale, channels, interva
 # what a file may look like ------------------------------------------------------------------------------------------
 
 
-def test_the_average_is_taken_unless_told_otherwise(tmp_path):
+def test_the_average_is_taken_unless_another_is_named(tmp_path):
     content = {"model": published.dit(seed=1), "ema": published.dit(seed=2), "opt": {}, "args": argparse.Namespace(a=1)}
     path = saved(tmp_path, content)
     ema, model = read(path), read(path, "model")
@@ -185,7 +185,7 @@ def test_safetensors_half_precision_views_and_legacy_files_are_read_alike(tmp_pa
         assert all(torch.equal(ours[key], value.float()) for key, value in plain.items())
 
 
-def test_a_table_of_places_that_drifted_in_the_average_is_kept_as_it_is(tmp_path):
+def test_a_table_of_positions_that_drifted_in_the_average_is_kept_as_it_is(tmp_path):
     """The repositories average pos_embed too; in float32 a constant does not survive that unchanged."""
     content, table = published.dit(), published.dit()["pos_embed"]
     drifted = table.clone()

@@ -138,7 +138,7 @@ def test_old_names_bin_files_and_shards_are_read_alike(tmp_path):
     assert all(torch.equal(nets[0][key], other[key]) for other in nets[1:] for key in nets[0])
 
 
-def test_the_scheduler_beside_it_says_the_path(tmp_path):
+def test_the_scheduler_decides_the_path(tmp_path):
     theirs().save_pretrained(tmp_path / "x" / "transformer")
     kind = {
         "prediction_type": "v_prediction",
