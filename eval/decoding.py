@@ -16,8 +16,9 @@ from gen.diffusion.noise import sample_seeds
 from gen.eval.bounds import optimal_front
 from gen.eval.estimate import Estimate
 from gen.eval.provenance import checkpoint, device_of, machine
-from gen.eval.record import check_finite, digest, from_json, read_json
+from gen.eval.record import Values, check_finite, digest, from_json, read_json
 from gen.eval.tables import aligned
+from gen.text.contracts.predictor import Predictor
 from gen.text.decoding import Decoded, Decoding
 from gen.text.loop import decode
 
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 SCHEMA = 2
+Setting = str | float | bool | None
+Model = Any  # a TextPipeline, or a Predictor
+Prompt = Any  # a string, token ids, or a conversation, which has .messages and, as plain text, .text
 
 
 class Task(Protocol):
@@ -54,7 +58,7 @@ class Task(Protocol):
         """Tokens of a reply, at most."""
         ...
 
-    def prompts(self, split: str, n: int | None) -> Sequence[Any]:
+    def prompts(self, split: str, n: int | None) -> Sequence[Prompt]:
         """Return prompts: strings, token ids, or conversations, which have .messages and, as plain text, .text.
 
         Args:
@@ -63,7 +67,7 @@ class Task(Protocol):
         """
         ...
 
-    def score(self, prompt: Any, reply: Any) -> float:
+    def score(self, prompt: Prompt, reply: Any) -> float:
         """Score a reply.
 
         Args:
@@ -108,10 +112,10 @@ class DecodingRecord:
 
     run: str
     task: str
-    protocol: Mapping[str, Any]
+    protocol: Values
     curve: str
     label: str
-    decoding: Mapping[str, Any]
+    decoding: Values
     n: int
     success: Estimate
     tokens_per_forward: Estimate
@@ -124,7 +128,7 @@ class DecodingRecord:
     seed: int | None = None
     batch: int | None = None
     bound: tuple[tuple[float, float], ...] | None = None
-    checkpoint: Mapping[str, Any] | None = None
+    checkpoint: Values | None = None
     device: str | None = None
     date: str | None = None
     command: str | None = None
@@ -145,7 +149,7 @@ class DecodingRecord:
 
 
 def measure_decoding(
-    model: Any,
+    model: Model,
     task: Task,
     settings: Mapping[str, Mapping[str, Decoding]],
     *,
@@ -182,10 +186,9 @@ def measure_decoding(
                         f"{sum(map(len, settings.values()))} settings; each is at least 1")  # fmt: skip
     if hasattr(model, "lengths"):
         model.lengths(ids, longest)
-    net = getattr(model, "net", model)
-    seeds = sample_seeds(seed, len(ids))
+    net, seeds = predictor(model), sample_seeds(seed, len(ids))
     shared = _about(model, task, {"split": split, "n": len(ids), "length": longest})
-    shared |= {"seed": seed, "batch": batch_size, "command": command}
+    shared = {**shared, "seed": seed, "batch": batch_size, "command": command}
     warm, records = min(len(ids), batch_size, 8), list[DecodingRecord]()
     for curve, points in settings.items():
         for label, how in points.items():
@@ -195,13 +198,13 @@ def measure_decoding(
                 decode(net, ids[a : a + batch_size], longest, how, seed=seeds[a : a + batch_size])
                 for a in range(0, len(ids), batch_size)
             ]
-            measured = shared | _measured(model, task, prompts, batches)
+            measured = {**shared, **_measured(model, task, prompts, batches)}
             spec = spec_of(how, named=False)
             records.append(DecodingRecord(curve=curve, label=label, decoding=spec, **measured))
     return records
 
 
-def _about(model: Any, task: Task, protocol: Mapping[str, Any]) -> dict[str, Any]:
+def _about(model: Model, task: Task, protocol: Values) -> Values:
     """Return what all records of one task say: whom and what is measured, how, and on what machine."""
     spec = spec_of(task) if dataclasses.is_dataclass(task) and not isinstance(task, type) else task.label
     if isinstance(spec, dict) and spec.get("source"):
@@ -218,7 +221,7 @@ def _about(model: Any, task: Task, protocol: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _ids(model: Any, prompt: Any) -> list[int]:
+def _ids(model: Model, prompt: Prompt) -> list[int]:
     """Return a prompt's ids; a conversation goes through the tokeniser's chat template, if it has one."""
     tokenizer = getattr(model, "tokenizer", None)
     if hasattr(prompt, "messages"):
@@ -231,15 +234,20 @@ def _ids(model: Any, prompt: Any) -> list[int]:
     return [int(v) for v in tokenizer.encode(prompt)]
 
 
-def _reply(model: Any, prompt: Any, ids: list[int]) -> Any:
+def predictor(model: Model) -> Predictor:
+    """Return a pipeline's network, or the model itself."""
+    return model.net if hasattr(model, "net") else model
+
+
+def _reply(model: Model, prompt: Prompt, ids: list[int]) -> str | list[int]:
     """Return what a task scores: text for text, ids for ids."""
     if isinstance(prompt, str) or hasattr(prompt, "messages"):
         return model.text(ids)
-    stops = getattr(model, "net", model).eos_token_ids
+    stops = predictor(model).eos_token_ids
     return ids[: next((i for i, v in enumerate(ids) if v in stops), len(ids))]
 
 
-def _measured(model: Any, task: Task, prompts: Sequence[Any], batches: Sequence[Decoded]) -> dict[str, Any]:
+def _measured(model: Model, task: Task, prompts: Sequence[Prompt], batches: Sequence[Decoded]) -> Values:
     """Return the numbers of one setting, by the names of a record."""
     replies = [d.text(i).tolist() for d in batches for i in range(len(d.nfe))]
     scores = [float(task.score(p, _reply(model, p, ids))) for p, ids in zip(prompts, replies, strict=True)]
@@ -358,7 +366,7 @@ def undominated(group: Sequence[DecodingRecord]) -> list[DecodingRecord]:
     return front[::-1]
 
 
-def sweep(text: str) -> tuple[str, dict[str, dict[str, Any]]]:
+def sweep(text: str) -> tuple[str, dict[str, dict[str, Setting]]]:
     """Read a sweep of a policy's settings: a curve of points.
 
     "topk:1,2:score=random" is the curve "topk, score random" of policies labelled "topk 1, score random" and so on.
@@ -375,7 +383,7 @@ def sweep(text: str) -> tuple[str, dict[str, dict[str, Any]]]:
     """
     name, *rest = text.split(":")
     fields = [f.name for f in dataclasses.fields(find(name, "samplers.decoding_policies")) if f.init]
-    key, values, fixed = "", [""], dict[str, Any]()
+    key, values, fixed = "", [""], dict[str, Setting]()
     for i, given in enumerate(filter(None, rest)):
         known, equals, setting = given.rpartition("=")
         if not equals and (i or not fields):
@@ -392,7 +400,7 @@ def sweep(text: str) -> tuple[str, dict[str, dict[str, Any]]]:
     return name + tail, {" ".join([name, *map(str, s.values())]) + tail: {"name": name, **fixed, **s} for s in swept}
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> Setting:
     for kind in (int, float):
         try:
             return kind(text)

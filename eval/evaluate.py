@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import NEEDS, Column, Metric
 from gen.eval.pictures import strip
 from gen.eval.provenance import checkpoint, command, device_of, sampler_spec, setting
-from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, ReferenceInfo, write_record
+from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, ReferenceInfo, Values, write_record
 from gen.eval.reference import RealImages, Reference, measure
 from gen.eval.rows import IndexedRows
 from gen.eval.throughput import InterleavedTiming, Throughput
-from gen.pipeline import Samples, load_images
+from gen.pipeline import Pipeline, Samples, load_images
 
 __all__ = ["evaluate"]
 
@@ -31,19 +31,19 @@ STRIP = 10  # samples shown in a row of the leaderboard
 
 
 def evaluate(
-    pipeline: Any,
+    pipeline: Pipeline | str | Path,
     *,
-    metrics: Sequence[Any] | None = None,
-    data: Any = "digits",
+    metrics: Sequence[object] | None = None,
+    data: object = "digits",
     split: str = "test",
     n: int = 1000,
-    solver: Any = None,
+    solver: object = None,
     steps: int | None = None,
-    grid: Any = None,
-    guide: Any = None,
-    cache: Any = None,
+    grid: object = None,
+    guide: object = None,
+    cache: object = None,
     seed: int = 0,
-    extractor: Any = "digits_cnn",
+    extractor: object = "digits_cnn",
     label: str | None = None,
     out: str | Path | None = None,
     batch_size: int = 250,
@@ -76,8 +76,7 @@ def evaluate(
         UserError: if what samples are compared with does not fit them, or an input of a metric cannot be had.
     """
     folder = Path(pipeline) if isinstance(pipeline, (str, Path)) else None
-    if folder is not None:
-        pipeline = load_images(folder)
+    pipeline = load_images(pipeline) if isinstance(pipeline, (str, Path)) else pipeline
     if n < STRIP:
         raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -112,7 +111,7 @@ def evaluate(
     return record
 
 
-def choose(given: Sequence[Any] | None) -> list[Metric]:
+def choose(given: Sequence[object] | None) -> list[Metric]:
     """Build the metrics that were asked for, or all of the folder that need no options; UserError for what is none."""
     if given is not None:
         metrics = [check_metric(build("eval.metrics", one)) for one in given]
@@ -138,7 +137,7 @@ def check_metric(metric: Any) -> Any:
     return metric
 
 
-def check_shape(pipeline: Any, reference: Reference) -> None:
+def check_shape(pipeline: Pipeline, reference: Reference) -> None:
     ours, real = list(pipeline.shape), list(reference.real.images.shape[1:])
     if ours != real:
         raise UserError(f"{pipeline.name} makes images {ours}, {reference.data['name']} holds {real}: not comparable")
@@ -151,11 +150,11 @@ class SampledRows:
     first: the first ten samples, uint8. evaluations: of the network, over all samples.
     """
 
-    def __init__(self, pipeline: Any, reference: Reference, metrics: Sequence[Metric], strict: bool):
+    def __init__(self, pipeline: Pipeline, reference: Reference, metrics: Sequence[Metric], strict: bool):
         self.pipeline, self.reference, self.metrics, self.strict = pipeline, reference, list(metrics), strict
         self.evaluations = 0.0
 
-    def draw(self, how: Mapping[str, Any], n: int, seed: int, batch_size: int) -> None:
+    def draw(self, how: Values, n: int, seed: int, batch_size: int) -> None:
         """Sample n images in batches."""
         for start in range(0, n, batch_size):
             size = min(batch_size, n - start)
@@ -196,7 +195,7 @@ def measurements(metric: Metric, kept: IndexedRows, reference: Reference) -> lis
     return [Measurement(column, spec, estimate, floor) for column, estimate, floor in columns]
 
 
-def timing(pipeline: Any, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> dict[str, Any]:
+def timing(pipeline: Pipeline, how: Values, batch: int, seed: int, seconds: float) -> Values:
     """Return the speed and, if there is a cache, what it saves."""
     timer = Throughput(batch=batch, seconds=seconds)
     speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
@@ -206,7 +205,7 @@ def timing(pipeline: Any, how: Mapping[str, Any], batch: int, seed: int, seconds
     return {"speed": speed, "cache": comparison.measure(pipeline, how, seed)}
 
 
-def protocol(reference: Reference, classes: int) -> dict[str, Any]:
+def protocol(reference: Reference, classes: int) -> Values:
     """Return what two records must share to be compared, beside n."""
     extractor, real = reference.extractor, reference.real
     return {

@@ -30,7 +30,7 @@ LEFT = (1, 2)  # columns of words; the others are numbers
 
 
 def leaderboard(
-    sources: Any, out: str | Path = "leaderboard.html", title: str = "Leaderboard", rank_by: str | None = None
+    sources: object, out: str | Path = "leaderboard.html", title: str = "Leaderboard", rank_by: str | None = None
 ) -> Path:
     """Write the page, with .csv and .md beside it. Rows that are not comparable never share a table.
 
@@ -56,7 +56,7 @@ def leaderboard(
     return out
 
 
-def table(sources: Any, rank_by: str | None = None) -> str:
+def table(sources: object, rank_by: str | None = None) -> str:
     """Return the leaderboard as plain text, for a terminal.
 
     Args:

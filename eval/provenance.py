@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +16,14 @@ from torch import Tensor
 import gen
 from gen.config.spec import spec_of
 from gen.diffusion.net import members
+from gen.eval.record import Values
 from gen.eval.reference import Reference
+from gen.pipeline import Pipeline
 
 __all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting"]
 
 
-def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
+def sampler_spec(pipeline: Pipeline, how: Values) -> Values:
     """Return the sampler that a pipeline uses, defaults filled in, as a spec.
 
     Of a searched grid it also holds the times, of a searched cache the sha256 of its file: a file's name does not say
@@ -45,7 +46,7 @@ def sampler_spec(pipeline: Any, how: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "engine": {**spec_of(engine), **({"about": about} if about else {})}}
 
 
-def checkpoint(pipeline: Any) -> dict[str, Any] | None:
+def checkpoint(pipeline: object) -> Values | None:
     """Return step, role, sha256 and weights of the checkpoint that a pipeline was loaded from, if it was.
 
     Args:
@@ -54,11 +55,16 @@ def checkpoint(pipeline: Any) -> dict[str, Any] | None:
     info = getattr(pipeline, "info", None)
     if info is None:
         return None
-    return {key: info[key] for key in ("step", "role", "sha256") if key in info} | {"weights": pipeline.weights}
+    weights = {"weights": getattr(pipeline, "weights", "raw")}
+    return {key: info[key] for key in ("step", "role", "sha256") if key in info} | weights
 
 
 def command(
-    pipeline: Any, folder: Path | None, reference: Reference, metrics: Sequence[Any] | None, options: Mapping[str, Any]
+    pipeline: Pipeline,
+    folder: Path | None,
+    reference: Reference,
+    metrics: Sequence[object] | None,
+    options: Mapping[str, object],
 ) -> str:
     """Return the command line that repeats an evaluation; for a pipeline that lies in no folder, the Python call.
 
@@ -69,21 +75,22 @@ def command(
         metrics: as they were asked for; None for the default.
         options: names and values of the others; None for a default.
     """
-    words: dict[str, Any] = {key: _short(value) for key, value in options.items() if value is not None}
+    words: dict[str, object] = {key: _short(value) for key, value in options.items() if value is not None}
     words |= {"data": _short(reference.data), "split": reference.split, "extractor": reference.extractor_name}
     specs = None if metrics is None else [_short(metric) for metric in metrics]
+    names = [spec for spec in specs or () if isinstance(spec, str)]
     if folder is None:
         words |= {} if specs is None else {"metrics": specs}
         return f"gen.evaluate(pipeline, {', '.join(f'{key}={value!r}' for key, value in words.items())})"
     if specs is not None:
-        words["metrics"] = ",".join(specs) if all(isinstance(s, str) for s in specs) else json.dumps(specs)
+        words["metrics"] = ",".join(names) if len(names) == len(specs) else json.dumps(specs)
     line = ["gen", "evaluate", str(folder)]
     for key, value in (words | loading_options(pipeline)).items():
         line += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return shlex.join(line)
 
 
-def loading_options(pipeline: Any) -> dict[str, str]:
+def loading_options(pipeline: Pipeline) -> dict[str, str]:
     """Return how a pipeline was loaded, where gen.load by itself does not do so: other weights, an engine, a device.
 
     Args:
@@ -111,7 +118,7 @@ def machine(device: torch.device) -> str:
     return f"{names[0] if names else platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def device_of(pipeline: Any) -> torch.device:
+def device_of(pipeline: object) -> torch.device:
     """Return the device of a pipeline; the CPU for one that does not say.
 
     Args:
@@ -120,7 +127,7 @@ def device_of(pipeline: Any) -> torch.device:
     return torch.device(getattr(pipeline, "device", "cpu"))
 
 
-def setting(pipeline: Any) -> dict[str, Any]:
+def setting(pipeline: Pipeline) -> Values:
     """Return parameters, machine, versions and date, by the names of a record.
 
     Args:
@@ -137,7 +144,7 @@ def setting(pipeline: Any) -> dict[str, Any]:
     }
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> str | int | dict[str, object]:
     """Return a name, a number, or the spec of a thing; its name alone if there is no more to say.
 
     A list is a grid's times.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 from gen.config.errors import UserError, nearest
 from gen.eval.estimate import Estimate
@@ -90,7 +89,7 @@ class Group:
             return None
         return (max if column.column.higher_is_better else min)(values)
 
-    def common(self, name: str) -> Any:
+    def common(self, name: str) -> object:
         """Return an attribute of all records; None if they differ."""
         values = {getattr(row.record, name) for row in self.rows}
         return values.pop() if len(values) == 1 else None
@@ -172,7 +171,7 @@ def equal_time_rival(group: Group, row: Row) -> Row | None:
     """
     steps = row.record.cache and row.record.cache.equal_steps
 
-    def kind(record: Record, **changes: Any) -> tuple[str, dict[str, Any]]:
+    def kind(record: Record, **changes: object) -> tuple[str, dict[str, object]]:
         return record.run, {"cache": None, **record.sampler, **changes}
 
     wanted = kind(row.record, cache=None, steps=steps)

@@ -31,6 +31,7 @@ __all__ = [
     "ReferenceInfo",
     "SiteMap",
     "Speed",
+    "Values",
     "collect",
     "digest",
     "from_json",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 SCHEMA = 2
+Values = Mapping[str, Any]  # JSON values by name
 T = TypeVar("T")
 
 
@@ -57,7 +59,7 @@ class Measurement:
     """
 
     column: Column
-    metric: Mapping[str, Any]
+    metric: Values
     estimate: Estimate
     floor: Estimate | None = None
 
@@ -79,7 +81,7 @@ class ReferenceInfo:
         other: digest of the other split's content.
     """
 
-    data: Mapping[str, Any]
+    data: Values
     split: str
     n: int
     shape: tuple[int, ...]
@@ -269,15 +271,15 @@ class Record:
     rounding: str
     labels: str
     metrics: tuple[Measurement, ...]
-    sampler: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Mapping[str, Any] | None = None
+    sampler: Values = field(default_factory=dict)
+    checkpoint: Values | None = None
     seed: int | None = None
     floor: FloorInfo | None = None
     speed: Speed | None = None
     cache: CacheSaving | None = None
     params: int | None = None
     device: str | None = None
-    versions: Mapping[str, Any] = field(default_factory=dict)
+    versions: Values = field(default_factory=dict)
     date: str | None = None
     command: str | None = None
     strip: str | None = None
@@ -316,7 +318,7 @@ class Record:
         return self.measured(key).estimate
 
 
-def check_finite(record: Any, path: str = "") -> None:
+def check_finite(record: object, path: str = "") -> None:
     """Raise UserError with the path of the first number of a dataclass that is not finite."""
     if dataclasses.is_dataclass(record):
         for f in dataclasses.fields(record):
@@ -328,7 +330,7 @@ def check_finite(record: Any, path: str = "") -> None:
         raise UserError(f"{path} is {record}, expected a finite number")
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """Return the sha256 of a JSON value.
 
     Args:
@@ -337,7 +339,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def to_json(record: Any) -> dict[str, Any]:
+def to_json(record: object) -> Values:
     """Return a record as JSON values, with the sha256 of the others among them.
 
     Args:
@@ -347,7 +349,7 @@ def to_json(record: Any) -> dict[str, Any]:
     return {**body, "sha256": digest(body)}
 
 
-def from_json(value: Any, kind: type[T], source: str) -> T:
+def from_json(value: object, kind: type[T], source: str) -> T:
     """Check a record that `to_json` made, and return it.
 
     Args:
@@ -368,7 +370,7 @@ def from_json(value: Any, kind: type[T], source: str) -> T:
     return _convert(body, kind, source)
 
 
-def _convert(value: Any, kind: type[T], source: str) -> T:
+def _convert(value: object, kind: type[T], source: str) -> T:
     """Return a JSON value as a dataclass; UserError names the source."""
     try:
         return convert(value, kind, kind.__name__)
@@ -408,7 +410,7 @@ def write_record(record: Record, folder: Path) -> Path:
     return path
 
 
-def collect(sources: Any) -> list[Record]:
+def collect(sources: object) -> list[Record]:
     """Read records from anywhere.
 
     Args:
@@ -431,7 +433,7 @@ def collect(sources: Any) -> list[Record]:
     return records
 
 
-def sampler_text(sampler: Mapping[str, Any]) -> str:
+def sampler_text(sampler: Values) -> str:
     """Say a sampler in a few words: "heun, 8 steps, cfg(scale=1.5)". Grids are named unless they are linear.
 
     Args:
@@ -448,15 +450,17 @@ def sampler_text(sampler: Mapping[str, Any]) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _read_all(source: Any, within: tuple[Path, ...] = ()) -> Iterable[Record]:
+def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Record]:
     """Yield the records of a source; `within` are the lists that led to it."""
     if isinstance(source, Record):
         yield source
     elif isinstance(source, Mapping):
         yield from_json(source, Record, f"the record {str(source.get('label', '?'))!r}")
-    elif not isinstance(source, (str, Path)):
+    elif isinstance(source, Iterable) and not isinstance(source, str):
         for one in source:
             yield from _read_all(one, within)
+    elif not isinstance(source, (str, Path)):
+        raise UserError(f"{source!r} is no record, and no path of one")
     elif (path := Path(source)).is_dir():
         files = sorted((path / "eval").glob("*.json"))
         if not files:
@@ -507,7 +511,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _spec_text(spec: Any) -> str:
+def _spec_text(spec: object) -> str:
     if not isinstance(spec, Mapping):
         return "" if spec is None else str(spec)
     hidden = ("name", "times", "sha256") if spec.get("name") == "searched" else ("name",)
@@ -515,7 +519,7 @@ def _spec_text(spec: Any) -> str:
     return f"{spec.get('name')}({rest})" if rest else str(spec.get("name"))
 
 
-def _cache_text(spec: Any) -> str:
+def _cache_text(spec: object) -> str:
     """Return a cache's name and numbers; of its parts the names, and nothing of its coordinate, sites and masks."""
     if not isinstance(spec, Mapping):
         return _spec_text(spec)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gen.config.spec import build, name_of, spec_of
 from gen.eval.features import Classifier, Extractor
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import Estimate, Metric
+from gen.eval.record import Values
 
 __all__ = ["DataSet", "RealImages", "Reference", "SampleRows", "stack"]
 
@@ -95,7 +96,7 @@ class Reference:
         floors: scores of real images that were computed already, by the metric's spec.
     """
 
-    data: dict[str, Any]
+    data: Values
     extractor: Extractor
     split: str
     train: RealImages
@@ -104,7 +105,7 @@ class Reference:
     floors: dict[str, Sequence[Estimate]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, data: Any, split: str = "test", extractor: Any = "digits_cnn") -> Reference:
+    def open(cls, data: object, split: str = "test", extractor: object = "digits_cnn") -> Reference:
         """Open both splits of a data set for an extractor, each given as a name, a spec, or an object."""
         if split not in ("train", "test"):
             raise UserError(f"unknown split {split!r}. {nearest(split, ['train', 'test'])}")

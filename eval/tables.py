@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from html import escape
-from typing import Any
 
 __all__ = ["aligned", "inert", "markdown", "markdown_text", "one_line"]
 
@@ -53,7 +52,7 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\|`*\[\]])", r"\\\1", escape(one_line(text), quote=False))
 
 
-def one_line(text: Any) -> str:
+def one_line(text: object) -> str:
     """Return text on one line, printable characters only.
 
     Args:
@@ -62,7 +61,7 @@ def one_line(text: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
-def inert(cell: Any) -> Any:
+def inert(cell: object) -> object:
     """Return a cell of a csv file, where text that a spreadsheet would run as a formula begins with a quotation mark.
 
     Args:

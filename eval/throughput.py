@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -49,7 +49,7 @@ class Throughput:
             given = f"batch = {self.batch}, blocks = {self.blocks}, warmup = {self.warmup}, within = {self.within}"
             raise UserError(f"{given}, seconds = {self.seconds}: at least 1, 5, 1, and above 0, 0")
 
-    def measure(self, run: Callable[[int], Any], device: str | torch.device = "cpu") -> Speed:
+    def measure(self, run: Callable[[int], object], device: str | torch.device = "cpu") -> Speed:
         """Time run(batch), which returns samples with their counted `nfe`, or anything else."""
         device = torch.device(device)
         if device.type == "cuda":
@@ -102,7 +102,7 @@ class InterleavedTiming:
             given = f"rounds = {self.rounds}, seconds = {self.seconds}"
             raise UserError(f"{given}: at least {MIN_ROUNDS}, and above 0")
 
-    def measure(self, calls: Sequence[Callable[[], Any]], device: str | torch.device = "cpu") -> list[list[float]]:
+    def measure(self, calls: Sequence[Callable[[], object]], device: str | torch.device = "cpu") -> list[list[float]]:
         """Return seconds, [round][call]; an even number of rounds. Make every call once before, to warm up."""
         device, begin = torch.device(device), self.clock()
         seconds: list[list[float]] = []

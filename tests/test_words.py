@@ -22,15 +22,9 @@ FOLDERS = ("gen", "samplers", "distill", "models", "kernels", "eval", "scripts")
 # can only shrink.
 PENDING = (
     # distill
-    # eval
-    "eval/features",
-    "eval/parallelbench",
-    "eval/parallelbench/lib",
     # gen
     "gen",
     "gen/cli",
-    "gen/cli/benches",
-    "gen/cli/benches/lib",
     # gen/diffusion
     "gen/diffusion",
     # gen/text

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gen.config.errors import MissingDependency, UserError
 
-__all__ = ["DigitsCNN", "Extractor", "Net", "train"]
+__all__ = ["DigitsCNN", "DigitsExtractor", "Net", "train"]
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
@@ -24,15 +24,17 @@ WEIGHTS = Path(__file__).with_suffix(".safetensors")
 class DigitsCNN:
     """Three convolutions, 64 features, ten classes, for uint8 images [B, 1, 8, 8].
 
-    sha256: what the weights' file must hash to; anything else is refused.
-    batch: images per call of the network, always: the last call is filled up, so that no caller's batch size matters.
+    Attributes:
+        sha256: of the weights' file; anything else is refused.
+        batch: images per call of the network, always: the last call is filled up, so that no caller's batch size
+            matters.
     """
 
     sha256: str = "4737e51072bc8a507f974303c8e376669b68ad7eeac5e36c7dc347fe47f153fd"
     batch: int = 250
 
-    def load(self, weights: Path = WEIGHTS) -> Extractor:
-        """The extractor. UserError if the file is missing or is not the one that this class was shipped with."""
+    def load(self, weights: Path = WEIGHTS) -> DigitsExtractor:
+        """Return the extractor; UserError if the file is missing or is not the one that this class was shipped with."""
         from safetensors.torch import load
 
         rebuild = "to make it again: python -m gen.eval.features.digits_cnn"
@@ -44,7 +46,7 @@ class DigitsCNN:
             raise UserError(f"{weights} has sha256 {found[:16]}..., expected {self.sha256[:16]}...; {rebuild}")
         net = Net()
         net.load_state_dict(load(content))
-        return Extractor(net.double().eval().requires_grad_(False), found, self.batch)
+        return DigitsExtractor(net.double().eval().requires_grad_(False), found, self.batch)
 
 
 class Net(nn.Module):
@@ -64,8 +66,16 @@ class Net(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Extractor:
-    """uint8 images [B, 1, 8, 8] -> float32 features [B, 64]; computed in float64, then rounded, on the CPU."""
+class DigitsExtractor:
+    """The loaded network; features are computed in float64, then rounded, on the CPU.
+
+    Attributes:
+        net: in float64.
+        sha256: of the weights' file.
+        batch: images per call of the network.
+        name: as records have it.
+        dim: width of the features.
+    """
 
     net: nn.Module
     sha256: str
@@ -80,11 +90,11 @@ class Extractor:
         return torch.cat([self._features(part) for part in torch.split(images.cpu(), self.batch)]).float()
 
     def logits(self, images: Tensor) -> Tensor:
-        """Class scores, float32 [B, 10]."""
+        """Return class scores, float32 [B, 10]."""
         return self.head(self(images))
 
     def head(self, features: Tensor) -> Tensor:
-        """Class scores from features [B, 64] already at hand, float32 [B, 10]."""
+        """Return class scores from features [B, 64], float32 [B, 10]."""
         out: Tensor = self.net.head(features.double())  # type: ignore[operator]
         return out.float()
 
@@ -97,10 +107,17 @@ class Extractor:
 
 
 def train(x: Tensor, y: Tensor, steps: int = 1500, noise: float = 0.25, seed: int = 0) -> Net:
-    """The classifier of uint8 images x [N, 1, 8, 8] and labels y [N]: AdamW, cosine decay, smoothed labels.
+    """Train the classifier: AdamW, cosine decay, smoothed labels.
 
     Each image gets noise of its own strength, up to `noise`: without it the judgement of an image that is slightly off,
     as generated ones are, is a matter of chance, and one class's mean image is misread.
+
+    Args:
+        x: uint8 images [N, 1, 8, 8].
+        y: labels [N].
+        steps: of batches of 128.
+        noise: the most.
+        seed: of weights, batches and noise.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -122,7 +139,7 @@ def train(x: Tensor, y: Tensor, steps: int = 1500, noise: float = 0.25, seed: in
 
 
 def main() -> None:
-    """Trains on the training digits, prints the accuracy on the held-out ones, and writes the file and its sha256."""
+    """Train on the training digits, print the accuracy on the held-out ones, and write the file and its sha256."""
     from safetensors.torch import save
 
     from gen.data.digits import Digits
@@ -137,7 +154,7 @@ def main() -> None:
     digest = hashlib.sha256(content).hexdigest()
     images, labels = stack(Digits().open("test"))
     assert labels is not None
-    extractor = Extractor(net.double().eval(), digest, DigitsCNN.batch)
+    extractor = DigitsExtractor(net.double().eval(), digest, DigitsCNN.batch)
     accuracy = torch.eq(extractor.logits(images).argmax(1), labels).double().mean()
     WEIGHTS.write_bytes(content)
     print(f"{WEIGHTS.name}: {len(content)} bytes, test accuracy {float(accuracy):.4f}\nsha256 {digest}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen.eval.plot import tick_text
+from gen.eval.record import Values
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,7 +33,7 @@ def environment() -> Environment:
     return found
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
+def render(template: str, context: Values) -> str:
     """Fill a template.
 
     Args:

@@ -16,7 +16,7 @@ from gen.eval.parallelbench.lib.sample import Question, ask, choose, seed_of
 
 __all__ = ["LatinSquare"]
 
-ASKED = (
+PROMPT = (
     "Write a Latin square of size {size} with the symbols {symbols}, as lines of symbols with commas between them. "
     "Answer with these lines alone."
 )
@@ -26,9 +26,13 @@ ASKED = (
 class LatinSquare:
     """A square of `size` symbols, drawn as ParallelBench draws it: any of the many right ones is right.
 
-    size 4 is the published set. n: questions. examples: worked ones before each. source: a folder with a copy of
-    ParallelBench, whose prompt is then read; else it is this project's own. strict: no line has a cell too many.
-    length: tokens of a reply, at most.
+    Attributes:
+        size: 4 is the published set.
+        n: questions.
+        examples: worked ones before each.
+        source: a folder with a copy of ParallelBench, whose prompt is then read; else it is this project's own.
+        strict: no line has a cell too many.
+        length: tokens of a reply, at most.
     """
 
     size: int = 4
@@ -65,14 +69,14 @@ class LatinSquare:
 
     @cached_property
     def template(self) -> str:
-        return ASKED if self.source is None else prompt_in(self.source, f"puzzle/latin_square_n{self.size}")
+        return PROMPT if self.source is None else prompt_in(self.source, f"puzzle/latin_square_n{self.size}")
 
     def prompt(self, question: Question) -> str:
-        """A question in words."""
+        """Return a question in words."""
         return self.template.format(size=self.size, symbols=f"[{', '.join(question.items)}]")
 
     def drawn(self, rng: random.Random) -> Iterator[Question]:
-        """Questions without end: symbols, then the rows of the cyclic square shuffled, then its columns."""
+        """Yield questions without end: symbols, then the rows of the cyclic square shuffled, then its columns."""
         while True:
             symbols = rng.sample([*ascii_uppercase, *digits], self.size)
             rows = [symbols[i:] + symbols[:i] for i in range(self.size)]
@@ -83,9 +87,9 @@ class LatinSquare:
             yield Question(tuple(symbols), text)
 
     def prompts(self, split: str = "test", n: int | None = None) -> list[Question]:
-        """n of the questions."""
+        """Return n of the questions."""
         return choose(self.questions, split, n, "LatinSquare")
 
     def score(self, prompt: Question, reply: str) -> float:
-        """1 for a Latin square of the symbols asked for, else 0."""
+        """Return 1 for a Latin square of the symbols asked for, else 0."""
         return float(square(reply, prompt.items, self.strict))

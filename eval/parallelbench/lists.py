@@ -11,7 +11,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.data.lists import Lists
-from gen.text import worlds as oracle
+from gen.text import worlds
 from gen.text.worlds import JointDistribution
 
 __all__ = ["ListTask"]
@@ -21,8 +21,12 @@ __all__ = ["ListTask"]
 class ListTask:
     """One task of the data that a model was trained on, asked with prompts that it was not trained on.
 
-    task: a name of the data's tasks. The replies of an exact model are known, and with them the best that any decoder
-    can make of it (gen/eval/bounds.py).
+    The replies of an exact model are known, and with them the best that any decoder can make of it
+    (gen/eval/bounds.py).
+
+    Attributes:
+        task: a name of the data's tasks.
+        data: that prompts are drawn from.
     """
 
     task: str = "copy"
@@ -41,7 +45,7 @@ class ListTask:
         return self.data.answer
 
     def prompts(self, split: str = "test", n: int | None = None) -> list[str]:
-        """n prompts (100), items 0 .. n - 1 of the split."""
+        """Return n prompts (100), items 0 .. n - 1 of the split."""
         count = 100 if n is None else n
         if count < 1:
             raise UserError(f"ListTask: {count} prompts")
@@ -49,11 +53,11 @@ class ListTask:
         return [" ".join(self.data.make(split, i)[0]) for i in range(count)]
 
     def score(self, prompt: str, reply: str) -> float:
-        """1 for a right answer, else 0."""
+        """Return 1 for a right answer, else 0."""
         return float(self.data.right(prompt.split(), reply.split()))
 
     def joints(self) -> Iterator[tuple[JointDistribution, float]]:
-        """The right replies to a list of each length, all alike likely, the stop token among them; and the share."""
+        """Yield the right replies to a list of each length, all alike likely, with their stop token; and the share."""
         for n in range(self.data.low, self.data.high + 1):
             texts = _replies(self.task, n)
             stop = torch.full((len(texts), 1), n + 1)
@@ -62,11 +66,11 @@ class ListTask:
 
 
 def _replies(task: str, n: int) -> torch.Tensor:
-    """Replies [S, L] for a list 0 .. n - 1 and the new item n."""
+    """Return replies [S, L] for a list 0 .. n - 1 and the new item n."""
     if task == "shuffle":
         return torch.tensor(list(itertools.permutations(range(n)))[1:])  # the first moves nothing
     if task.endswith("_random"):
-        joint: JointDistribution = getattr(oracle, task.partition("_")[0] + "_joint")(n)
+        joint: JointDistribution = getattr(worlds, task.partition("_")[0] + "_joint")(n)
         return joint.support
     length = n + (task == "insert_index") - (task == "remove_index")
     return torch.arange(length)[None]

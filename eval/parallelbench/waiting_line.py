@@ -25,7 +25,7 @@ Task = Literal[
 
 HEAD = "People are waiting in line at a counter, in this order:\n\n{context}\n\n"
 TAIL = " Answer with the resulting list alone.\n"
-ASKED = {
+INSTRUCTIONS = {
     "copy": "Copy the list exactly.",
     "sort": "Put the list into alphabetical order.",
     "reverse": "Turn the order of the list around.",
@@ -43,11 +43,16 @@ ASKED = {
 class WaitingLine:
     """Questions on lists of full names, drawn as ParallelBench draws them (Kang et al. 2025, arXiv 2510.04767).
 
-    task: which of the ten. shortest, longest: names in a list; 15 and 15 for the benchmark's second set. n: questions,
-    as many of each length. examples: worked ones before each question. source: a folder with a copy of ParallelBench,
-    whose names and prompts are then read; the questions are the published ones. Without it names and prompts are this
-    project's own, drawn by the same rule from as many names. strict: the reply is a list in exactly the right form.
-    length: tokens of a reply, at most; the paper's.
+    Attributes:
+        task: one of the ten.
+        shortest, longest: names in a list; 15 and 15 for the benchmark's second set.
+        n: questions, as many of each length.
+        examples: worked ones before each question.
+        source: a folder with a copy of ParallelBench, whose names and prompts are then read; the questions are the
+            published ones. Without it names and prompts are this project's own, drawn by the same rule from as many
+            names.
+        strict: the reply is a list in exactly the right form.
+        length: tokens of a reply, at most; the paper's.
     """
 
     task: Task = "copy"
@@ -99,14 +104,14 @@ class WaitingLine:
     def template(self) -> str:
         if self.source is not None:
             return prompt_in(self.source, f"waiting_line/{self.task}")
-        return HEAD + ASKED[self.task] + TAIL
+        return HEAD + INSTRUCTIONS[self.task] + TAIL
 
     def prompt(self, question: Question) -> str:
-        """A question in words."""
+        """Return a question in words."""
         return self.template.format(context=text_of(question.items), word=question.word, index=question.index)
 
     def drawn(self, rng: random.Random, words: list[str]) -> Iterator[Question]:
-        """Questions without end: length, names, a new name, a place, in this order."""
+        """Yield questions without end: length, names, a new name, a position, in this order."""
         kind = self.task.partition("_")[0]
         while True:
             items = distinct(rng, words, rng.randint(self.shortest, self.longest))
@@ -120,21 +125,21 @@ class WaitingLine:
                 answer = items[:]
                 while answer == items:
                     rng.shuffle(answer)
-            told = index if self.task.endswith("_index") else None
-            yield Question(tuple(items), text_of(answer or []), word, told)
+            shown = index if self.task.endswith("_index") else None
+            yield Question(tuple(items), text_of(answer or []), word, shown)
 
     def prompts(self, split: str = "test", n: int | None = None) -> list[Question]:
-        """n of the questions, spread evenly over all lengths."""
+        """Return n of the questions, spread evenly over all lengths."""
         return choose(self.questions, split, n, "WaitingLine")
 
     def score(self, prompt: Question, reply: str) -> float:
-        """1 for a right answer, else 0."""
+        """Return 1 for a right answer, else 0."""
         items = parse(reply, self.strict)
         return float(items is not None and solves(self.task, prompt.items, items, prompt.word, prompt.index))
 
 
 def distinct(rng: random.Random, words: list[str], length: int) -> list[str]:
-    """So many names, drawn anew until no two share a first or a last name, as in the published questions."""
+    """Return names, drawn anew until no two share a first or a last name, as in the published questions."""
     while True:
         items = rng.sample(words, length)
         if all(len(set(part)) == length for part in zip(*(item.split() for item in items), strict=True)):

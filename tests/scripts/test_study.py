@@ -67,5 +67,5 @@ def test_a_report_is_of_what_is_finished(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     monkeypatch.setattr(study, "leaderboard", lambda *args, **kwargs: None)
     study.main([str(tmp_path / "tiny.toml"), "--report", "--out", str(tmp_path)])
-    assert "| first | 1 | 1 | 2 | 0.50 ± 0.00 | 1.00 |" in capsys.readouterr().out
+    assert "| first | 1 | 1 | 2 | 0.500 | 1.00 |" in capsys.readouterr().out
     assert study.read_json(tmp_path / "tiny.json")["rows"][0]["seeds"] == 1

@@ -1,4 +1,4 @@
-"""What is read from a copy of ParallelBench on this machine: its names and its prompts. None of it is in this project.
+"""Names and prompts of a copy of ParallelBench on this machine. None of it is in this project.
 
 Both are in YAML files of one simple form each, read here without a YAML parser, which may build any object.
 """
@@ -18,7 +18,14 @@ NAMES = "e7eb5a198ee47b860484b20a649e9383c7a5bc4d151b5f4f37cd511a4bf08a32"
 
 
 def names_in(folder: str | Path) -> tuple[list[str], list[str]]:
-    """First and last names, in the order of first_last_names.yaml; UserError if they are not the published ones."""
+    """Return first and last names, in the order of first_last_names.yaml.
+
+    Args:
+        folder: with a copy of ParallelBench.
+
+    Raises:
+        UserError: if they are not the published ones.
+    """
     (path,) = _found(folder, "first_last_names.yaml")[:1]
     first, last = list[str](), list[str]()
     lists, into = [first, last], first
@@ -41,17 +48,29 @@ def names_in(folder: str | Path) -> tuple[list[str], list[str]]:
 
 
 def prompt_in(folder: str | Path, task: str) -> str:
-    """The prompt of a task, such as "waiting_line/copy", with {context}, {word} and {index} to be filled in."""
+    """Return the prompt of a task, with {context}, {word} and {index} to be filled in.
+
+    Args:
+        folder: with a copy of ParallelBench.
+        task: such as "waiting_line/copy".
+
+    Raises:
+        UserError: if there is none.
+    """
     for path in _found(folder, "task_config.yaml"):
         block = re.search(rf"(?m)^{re.escape(task)}:\n((?:  .*\n|\n)*)", path.read_text(encoding="utf-8") + "\n")
-        told = block and re.search(r"(?m)^  prompt: ('(?:[^']|'')*'|[^'\"\n].*(?:\n    .*)*)", block[1])
-        if told:
-            return fold(told[1]).replace("\\n", "\n")
+        prompt = block and re.search(r"(?m)^  prompt: ('(?:[^']|'')*'|[^'\"\n].*(?:\n    .*)*)", block[1])
+        if prompt:
+            return fold(prompt[1]).replace("\\n", "\n")
     raise UserError(f"{folder} has no task_config.yaml with a prompt of {task}")
 
 
 def fold(scalar: str) -> str:
-    """A YAML scalar, plain or in single quotes, over several lines: a line break is a space, an empty line is one."""
+    """Return the text of a YAML scalar over several lines: a line break is a space, an empty line is a line break.
+
+    Args:
+        scalar: plain or in single quotes.
+    """
     quoted = scalar.startswith("'")
     first, *rest = (scalar[1:-1].replace("''", "'") if quoted else scalar.rstrip()).split("\n")
     text, empty = first.rstrip() if rest else first, 0

@@ -1,6 +1,6 @@
 """The names on the waiting lists: as many first and last ones as ParallelBench has, but others.
 
-Two of its last names stand in two places of its list, and as draws depend on that, so do two of these.
+Two of its last names stand twice in its list, and as draws depend on that, so do two of these.
 """
 
 __all__ = ["FIRST", "LAST"]

@@ -1,4 +1,4 @@
-"""Whether a reply solves a list task, by ParallelBench's metrics. Items are anything that compares: names, ids."""
+"""Right answers to list tasks, by ParallelBench's metrics. Items are anything that compares: names, ids."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ TASKS = (
 
 
 def expected(task: str, items: Sequence[Any], word: Any = None, index: int | None = None) -> list[Any] | None:
-    """The one right answer; None for tasks that have several."""
+    """Return the one right answer; None for tasks that have several.
+
+    Args:
+        task: one of TASKS.
+        items: the list.
+        word: what is inserted, or replaces.
+        index: where, counted from 0.
+    """
     given = list(items)
     if task == "sort":
         return sorted(given)
@@ -36,36 +43,49 @@ def expected(task: str, items: Sequence[Any], word: Any = None, index: int | Non
 
 
 def solves(task: str, items: Sequence[Any], reply: Sequence[Any], word: Any = None, index: int | None = None) -> bool:
-    """Whether the reply is a right answer to the task: the right one, or one of several.
+    """Return whether a reply is a right answer to the task: the right one, or one of several.
 
     shuffle: the same items in another order. insert_random: the items with the word somewhere. remove_random: the items
-    without one of them. replace_random: the items with the word in the place of one of them.
+    without one of them. replace_random: the items with the word instead of one of them.
+
+    Args:
+        task: one of TASKS.
+        items: the list.
+        reply: the list that was answered.
+        word: what is inserted, or replaces.
+        index: where, counted from 0.
     """
-    given, told = list(items), list(reply)
+    given, answer = list(items), list(reply)
     right = expected(task, given, word, index)
     if right is not None:
-        return told == right
+        return answer == right
     if task == "shuffle":
-        return told != given and Counter(told) == Counter(given)
+        return answer != given and Counter(answer) == Counter(given)
     if task == "remove_random":
-        gone = [item for item in given if item not in told]
-        return len(told) == len(given) - 1 and len(gone) == 1 and told == [v for v in given if v != gone[0]]
-    if word not in told:
+        gone = [item for item in given if item not in answer]
+        return len(answer) == len(given) - 1 and len(gone) == 1 and answer == [v for v in given if v != gone[0]]
+    if word not in answer:
         return False
-    at = told.index(word)
+    at = answer.index(word)
     rest = given if task == "insert_random" else given[:at] + given[at + 1 :]
-    return told[:at] + told[at + 1 :] == rest and len(told) == len(given) + (task == "insert_random")
+    return answer[:at] + answer[at + 1 :] == rest and len(answer) == len(given) + (task == "insert_random")
 
 
 def text_of(items: Sequence[Any]) -> str:
-    """["Ada Moss", "Bo Lund"]: how lists are written in prompts and answers."""
+    """Write a list as prompts and answers do: ["Ada Moss", "Bo Lund"].
+
+    Args:
+        items: of the list.
+    """
     return '["' + '", "'.join(str(item) for item in items) + '"]'
 
 
 def parse(text: str, strict: bool = False) -> list[str] | None:
-    """The items of the last list in a text, with or without quotes; of the whole text where there are no brackets.
+    """Return the items of the last list in a text, with or without quotes; of the whole text without brackets.
 
-    strict: None unless there are both brackets, every item in double quotes, and exactly ", " between them.
+    Args:
+        text: a reply.
+        strict: None unless there are both brackets, every item in double quotes, and exactly ", " between them.
     """
     _, opened, after = text.rpartition("[")
     inside, closed, _ = after.partition("]")
@@ -77,10 +97,13 @@ def parse(text: str, strict: bool = False) -> list[str] | None:
 
 
 def square(text: str, symbols: Sequence[str], strict: bool = False) -> bool:
-    """Whether the lines of a text that hold all symbols and no others, the first of them, are a Latin square.
+    """Return whether the first lines of a text that hold all symbols and no others are a Latin square.
 
-    strict: each such line holds every symbol once; else, as in the public code, cells beyond the last column are not
-    looked at.
+    Args:
+        text: a reply.
+        symbols: of the square.
+        strict: each such line holds every symbol once; else, as in the public code, cells beyond the last column are
+            not looked at.
     """
     size, wanted = len(symbols), set(symbols)
     rows = [[cell.strip() for cell in line.split(",")] for line in text.split("\n")]

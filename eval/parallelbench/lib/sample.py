@@ -14,8 +14,13 @@ __all__ = ["Question", "ask", "buckets", "choose", "seed_of"]
 
 @dataclass(frozen=True)
 class Question:
-    """items: what it is about, a list of names or of symbols; word and index: what else it says. example: a right
-    answer. messages: the conversation so far, {"role": "user" or "assistant", "content": text}, worked examples first.
+    """A question of a benchmark.
+
+    Attributes:
+        items: what it is about, a list of names or of symbols.
+        example: a right answer.
+        word, index: what else it says.
+        messages: the conversation so far, {"role": "user" or "assistant", "content": text}, worked examples first.
     """
 
     items: tuple[str, ...]
@@ -31,30 +36,47 @@ class Question:
 
 
 def seed_of(name: str) -> int:
-    """The seed of a task, by the name that it was created under: (sha256(name) + 42) mod 65535."""
+    """Return the seed of a task: (sha256(name) + 42) mod 65535.
+
+    Args:
+        name: that it was created under.
+    """
     return (int(hashlib.sha256(name.encode()).hexdigest(), 16) + 42) % 65535
 
 
 def buckets(
     drawn: Iterator[Any], wanted: int, each: int, size: Callable[[Any], int] = lambda q: len(q.items)
 ) -> list[Any]:
-    """`each` of the drawn questions for each of the `wanted` lengths that are full first, the shorter ones first.
+    """Return as many questions of each length, the shorter ones first.
 
-    Drawing stops with the question that fills the last of them; those of a length that is full are thrown away.
+    Drawing stops with the question that fills the last of the wanted lengths; those of a length that is full are thrown
+    away.
+
+    Args:
+        drawn: questions without end.
+        wanted: number of lengths; the ones that are full first.
+        each: questions of a length.
+        size: question -> its length.
     """
-    found: dict[int, list[Any]] = {}
+    kept: dict[int, list[Any]] = {}
     for question in drawn:
-        kept = found.setdefault(size(question), [])
-        if len(kept) < each:
-            kept.append(question)
-        full = sorted(n for n, members in found.items() if len(members) == each)
+        members = kept.setdefault(size(question), [])
+        if len(members) < each:
+            members.append(question)
+        full = sorted(n for n, some in kept.items() if len(some) == each)
         if len(full) == wanted:
-            return [q for n in full for q in found[n]]
+            return [q for n in full for q in kept[n]]
     raise RuntimeError("the questions ran out")
 
 
 def ask(question: Any, prompt: Callable[[Any], str], examples: Sequence[Any]) -> tuple[dict[str, str], ...]:
-    """The messages of a question, after worked examples with their answers."""
+    """Return the messages of a question, after worked examples with their answers.
+
+    Args:
+        question: to be asked.
+        prompt: question -> its words.
+        examples: worked ones.
+    """
     turns: list[dict[str, str]] = []
     for shown in examples:
         turns += [{"role": "user", "content": prompt(shown)}, {"role": "assistant", "content": shown.example}]
@@ -62,7 +84,17 @@ def ask(question: Any, prompt: Callable[[Any], str], examples: Sequence[Any]) ->
 
 
 def choose(questions: Sequence[Question], split: str, n: int | None, what: str) -> list[Question]:
-    """n of a benchmark's questions, spread evenly over them, for they are ordered by length."""
+    """Choose some of a benchmark's questions, spread evenly over them, for they are ordered by length.
+
+    Args:
+        questions: all of them.
+        split: "test".
+        n: how many; None for all.
+        what: the benchmark's name, for messages.
+
+    Raises:
+        UserError: for another split, or more than there are.
+    """
     if split != "test":
         raise UserError(f"{what}: split {split!r}; it has a test split only")
     count = len(questions) if n is None else n

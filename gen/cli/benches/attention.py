@@ -27,10 +27,13 @@ CUDA_ONLY = ("efficient", "cuDNN")
 
 
 def attention(context: BenchContext) -> Iterator[Case]:
-    """Heads of 64, 72 (DiT-XL's) and 128; everyone sees everyone, or under block diffusion's rule.
+    """Yield cases of heads of 64, 72 (DiT-XL's) and 128, bidirectional or under block diffusion's rule.
 
-    Forward alone, and with the gradient of q, k and v. FlexAttention is asked where there is a rule: it is what it is
+    Forward alone, and with the gradient of q, k and v. FlexAttention takes part where there is a rule: it is what it is
     for, and compiling it takes longer than all the rest.
+
+    Args:
+        context: device, dtype and size.
     """
     if context.quick:
         sizes, masks = [(8, 32, 2, 2)], [(16, 8, 8, 2, 2)]

@@ -39,11 +39,15 @@ TINY = Sizes(batch=2, longest=8, length=8, width=64, depth=1, block=8)
 
 
 def decode(context: BenchContext) -> Iterator[Case]:
-    """The same block-causal network writes as many tokens after the same ragged prompts, as many at each evaluation.
+    """Yield the case in which one block-causal network writes after ragged prompts, as many tokens at each evaluation.
 
-    Theirs is told so by its own BlockRefinementScheduler with a threshold that nothing passes, ours by `topk`. Theirs
-    has no cache, and pads prompts on the left. All that is written is compared in float64, where few numbers are nearly
-    alike; theirs there prompt by prompt, since it counts padding among the places and so writes other tokens after it.
+    Their number is set by diffusers' own BlockRefinementScheduler with a threshold that nothing passes, ours by `topk`.
+    Theirs has no cache, and pads prompts on the left. All that is written is compared in float64, where few numbers are
+    nearly alike; theirs there prompt by prompt, since it counts padding among the positions and so writes other tokens
+    after it.
+
+    Args:
+        context: device, dtype and size.
     """
     yield _case(context, TINY if context.quick else Sizes() if context.cuda else SMALL)
 

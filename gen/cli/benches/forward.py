@@ -20,10 +20,13 @@ LARGEST = "compiled with PyTorch's own choice of attention only, but for the lar
 
 
 def forward(context: BenchContext) -> Iterator[Case]:
-    """DiT-S/2 and B/2 on a CPU, XL/2 on a GPU, of latents of 32 x 32, which are 256 tokens.
+    """Yield cases of DiT-S/2 and B/2 on a CPU, XL/2 on a GPU, of latents of 32 x 32, which are 256 tokens.
 
     diffusers' model embeds time and class in every block anew; that is its own, and not counted as work. Its compiled
     form is torch.compile's of the whole model, with CUDA graphs on a GPU and frozen weights on a CPU.
+
+    Args:
+        context: device, dtype and size.
     """
     sizes = ("S/2",) if context.quick else ("XL/2",) if context.cuda else ("S/2", "B/2")
     batches = (2,) if context.quick else (1, 8, 64) if context.cuda else (1, 4)

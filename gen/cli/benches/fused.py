@@ -1,4 +1,4 @@
-"""What stands between the products of a network, where memory is the limit: norms, gates, activations, statistics."""
+"""Operations between the products of a network, where memory is the limit: norms, gates, activations, statistics."""
 
 from __future__ import annotations
 
@@ -40,10 +40,13 @@ class Work:
 
 
 def fused(context: BenchContext) -> Iterator[Case]:
-    """The ops of a DiT's block and of a text model's head, in the shapes of DiT-S/2 on a CPU and of DiT-XL/2 on a GPU.
+    """Yield the ops of a DiT's block and of a text model's head, in shapes of DiT-S/2 on a CPU, XL/2 on a GPU.
 
     Forward, and on a GPU the gradients too where a block trains through them. Peers are PyTorch's own operations one by
     one, and the same compiled.
+
+    Args:
+        context: device, dtype and size.
     """
     b, n, d = (2, 8, 32) if context.quick else (64, 256, 1152) if context.cuda else (4, 256, 384)
     for work in WORKS:

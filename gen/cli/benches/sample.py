@@ -29,12 +29,15 @@ ONE = "compiled for the larger batch only; gen bench forward has the smallest"
 
 
 def sample(context: BenchContext) -> Iterator[Case]:
-    """Latents from noise by DDIM with guidance: two rows of the network for each image, 20 evaluations.
+    """Yield cases of latents from noise by DDIM with guidance: two rows of the network for each image, 20 evaluations.
 
-    Ours is what Pipeline.sample does once it has its noise: it foresees the modulations of the loop, and Euler on
+    Ours is what Pipeline.sample does once it has its noise: it precomputes the modulations of the loop, and Euler on
     DDPM's path is DDIM. Theirs is DiTPipeline itself with DDIMScheduler, and an autoencoder that hands the latents
     through, so that no pictures are decoded. Both evaluate two rows for an image in one call, and start in the same
     noise.
+
+    Args:
+        context: device, dtype and size.
     """
     steps = 4 if context.quick else 20
     for n in (1, 32) if context.cuda and not context.quick else (1,):
@@ -114,7 +117,7 @@ def _walk(net: nn.Module, x: Tensor, labels: list[int], steps: int) -> Tensor:
 
 
 class _Through(nn.Module):
-    """In an autoencoder's place: the latents are the image."""
+    """Stands in for an autoencoder: the latents are the image."""
 
     config = SimpleNamespace(scaling_factor=1.0)
 

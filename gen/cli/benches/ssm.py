@@ -26,10 +26,15 @@ LOW_PRECISION = 8.0  # times the formula's error, for kernels that multiply in l
 
 
 def ssm(context: BenchContext) -> Iterator[Case]:
-    """Forward. "eager" is the formula as it stands, in float32 inside; scans go token by token, like their recurrence.
+    """Yield cases of the forward pass.
+
+    "eager" is the formula as it stands, in float32 inside; scans go token by token, like their recurrence.
 
     Bounds count bytes, and the products of ssd and linear attention; that exponentials take their time as well, which
     for the selective scan is twice as long, no peak of products and copies knows.
+
+    Args:
+        context: device, dtype and size.
     """
     lengths = (16,) if context.quick else (256, 1024) if context.cuda else (256,)
     for length in lengths:

@@ -23,12 +23,15 @@ ROWS = 4  # of the batch at a time in float64, which would not have room for all
 
 
 def train(context: BenchContext) -> Iterator[Case]:
-    """DiT-S/2 on a CPU, XL/2 on a GPU. In bfloat16 that is autocast over weights in float32, as gen.training.trainer
-    has it.
+    """Yield cases of DiT-S/2 on a CPU, XL/2 on a GPU.
 
-    The step is that of a regression on given targets, the same for both sides; optimisers are gen.training.optim's
-    AdamW and, for diffusers' model, PyTorch's, fused on a GPU. The gate looks at the loss and at the gradients of the
-    first layer, the last, and one in between. MFU takes a step as three forwards.
+    In bfloat16 that is autocast over weights in float32, as gen.training.trainer has it. The step is that of a
+    regression on given targets, the same for both sides; optimisers are gen.training.optim's AdamW and, for diffusers'
+    model, PyTorch's, fused on a GPU. The gate looks at the loss and at the gradients of the first layer, the last, and
+    one in between. MFU takes a step as three forwards.
+
+    Args:
+        context: device, dtype and size.
     """
     for size, batch in (("S/2", 2),) if context.quick or not context.cuda else (("XL/2", 64),):
         yield _case(context, size, batch)

@@ -29,13 +29,22 @@ TINY = {"size": 8, "width": 32, "depth": 2, "heads": 2}
 
 
 def specification(size: str, context: BenchContext) -> DiT:
-    """DiT-S/2 ... as diffusers' class can be it, with the learned variances of the published weights."""
+    """Return a DiT as diffusers' class can be it, with the learned variances of the published weights.
+
+    Args:
+        size: "S/2" ...
+        context: `quick` for a tiny one.
+    """
     spec = DiT.preset(size, freq_shift=1, mlp_norm_eps=1e-5, learn_sigma=True)
     return DiT(**{**vars(spec), **TINY}) if context.quick else spec
 
 
 def forward_flops(spec: DiT) -> float:
-    """Of one image, two for each multiplication in a product of matrices; embedders of time and class once."""
+    """Count operations for one image, two for each multiplication of a matrix product; embedders of t and y once.
+
+    Args:
+        spec: of the network.
+    """
     tokens, d = (spec.size // spec.patch) ** 2, spec.width
     patch = spec.patch**2 * spec.channels
     block = tokens * (4 + 2 * spec.mlp_ratio) * d * d + 2 * tokens**2 * d + 6 * d * d
@@ -117,7 +126,15 @@ class Nets:
 
 
 def under_cudnn(model: Callable[..., Any], context: BenchContext) -> Callable[..., Any]:
-    """The same call with cuDNN's attention in place of PyTorch's choice; Unavailable without CUDA."""
+    """Return the same call with cuDNN's attention in place of PyTorch's choice.
+
+    Args:
+        model: network or pipeline.
+        context: of the benchmark.
+
+    Raises:
+        Unavailable: without CUDA.
+    """
     if not context.cuda:
         raise Unavailable(f"cuDNN's attention is for CUDA, and this is {context.device.type}")
 
@@ -129,7 +146,16 @@ def under_cudnn(model: Callable[..., Any], context: BenchContext) -> Callable[..
 
 
 def compiled(model: Callable[..., Any], context: BenchContext, reason: str = "") -> Any:
-    """As torch.compile does best: CUDA graphs on a GPU, frozen weights on a CPU. Unavailable for a given reason."""
+    """Compile a model as torch.compile does best: CUDA graphs on a GPU, frozen weights on a CPU.
+
+    Args:
+        model: network.
+        context: of the benchmark.
+        reason: why it is not compiled here; "" if it is.
+
+    Raises:
+        Unavailable: for the reason, or where nothing can be compiled.
+    """
     if reason:
         raise Unavailable(reason)
     return context.compiled(model, **({"mode": "reduce-overhead"} if context.cuda else {"options": {"freezing": True}}))

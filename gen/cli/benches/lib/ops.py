@@ -1,4 +1,4 @@
-"""What the parts that time ops of gen.kernels share."""
+"""Shared pieces of the parts that time ops of gen.kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ __all__ = ["doubled", "only", "with_gradients"]
 
 
 def only(op: Op[..., Any, Any], backend: str, **fixed: Any) -> Callable[..., Any]:
-    """The op by one of its backends; Unavailable, at the first call, for what that backend refuses."""
+    """Return an op by one of its backends; it raises Unavailable, when called, for what that backend refuses.
+
+    Args:
+        op: of gen.kernels.
+        backend: name.
+        **fixed: keywords of every call.
+    """
     chosen = op.only(backend)
 
     def call(*inputs: Any) -> Any:
@@ -28,7 +34,11 @@ def only(op: Op[..., Any, Any], backend: str, **fixed: Any) -> Callable[..., Any
 
 
 def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same numbers in float64; whole numbers, and what is no tensor, as they are. Leaves again, if they were."""
+    """Return the same numbers in float64; whole numbers, and what is no tensor, as they are.
+
+    Args:
+        inputs: of a call; leaves of the graph stay leaves.
+    """
 
     def wide(v: Any) -> Any:
         if not isinstance(v, Tensor) or not (v.is_floating_point() or v.is_complex()):
@@ -39,8 +49,11 @@ def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def with_gradients(f: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
-    """f and its gradients: call(*inputs, *up), one `up` for each result, returns the results and then the gradients
-    with respect to all inputs that want one."""
+    """Return call(*inputs, *up), one `up` for each result: it returns the results and then the gradients.
+
+    Args:
+        f: a function of tensors; gradients are with respect to all inputs that want one.
+    """
 
     def call(*given: Any) -> tuple[Tensor, ...]:
         leaves = [v for v in given if isinstance(v, Tensor) and v.requires_grad]

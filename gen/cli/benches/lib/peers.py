@@ -11,7 +11,14 @@ __all__ = ["of_diffusers", "on_cuda"]
 
 
 def of_diffusers(name: str) -> Any:
-    """A class of diffusers; Unavailable where it cannot be imported."""
+    """Return a class of diffusers.
+
+    Args:
+        name: of the class.
+
+    Raises:
+        Unavailable: where it cannot be imported.
+    """
     try:
         return getattr(import_module("diffusers"), name)
     except (ImportError, AttributeError, RuntimeError) as error:
@@ -20,7 +27,17 @@ def of_diffusers(name: str) -> Any:
 
 
 def on_cuda(package: str, module: str, name: str, context: BenchContext) -> Any:
-    """The function `name` of a module, of a package whose kernels are for CUDA; Unavailable without either."""
+    """Return a function of a package whose kernels are for CUDA.
+
+    Args:
+        package: its name on the index.
+        module: dotted name.
+        name: of the function.
+        context: of the benchmark.
+
+    Raises:
+        Unavailable: without CUDA, or the package.
+    """
     if not context.cuda:
         raise Unavailable(f"{package}'s kernels are for CUDA, and this is {context.device.type}")
     try:
