@@ -24,7 +24,7 @@ TINY = {
     "set": {"steps": 2, "batch_size": 8, "model": SMALL, "sample_every": 0, "validate_every": 2, "save_every": 0},
     "entries": {
         "first": {"evaluate": [1, 2]},
-        "second": {"method": {"name": "consistency", "nodes": [2, 2]}, "evaluate": [1], "steps": 1},
+        "second": {"method": {"name": "consistency", "grid_steps": [2, 2]}, "evaluate": [1], "steps": 1},
         "other": {"steps": 3},
         "third": {"method": "tcm", "teacher": "second"},
     },
