@@ -15,6 +15,7 @@ from torch import Tensor
 
 import gen
 from gen.config.spec import spec_of
+from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
 from gen.eval.record import Values
 from gen.eval.reference import Reference
@@ -42,7 +43,7 @@ def sampler_spec(pipeline: Pipeline, how: Values) -> Values:
     engine = getattr(pipeline, "engine", None)
     if engine is None:
         return spec
-    about = members(pipeline.denoiser.net).about
+    about = members(pipeline.denoiser.net).about if isinstance(pipeline.denoiser, Denoiser) else ""
     return {**spec, "engine": {**spec_of(engine), **({"about": about} if about else {})}}
 
 
