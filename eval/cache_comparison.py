@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gen.config.spec import Json
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.tap import Compute, Context
 from gen.eval.pictures import heatmap
-from gen.eval.record import CacheSaving, Drift, SiteMap, Values
+from gen.eval.record import CacheSaving, Drift, SiteMap
 from gen.eval.throughput import InterleavedTiming, median_interval
 from gen.pipeline import Pipeline, Samples
 
@@ -32,7 +33,7 @@ class CacheComparison:
     batch: int = 100
     timing: InterleavedTiming = field(default_factory=InterleavedTiming)
 
-    def measure(self, pipeline: Pipeline, how: Values, seed: int = 0) -> CacheSaving:
+    def measure(self, pipeline: Pipeline, how: Mapping[str, Any], seed: int = 0) -> CacheSaving:
         """Measure the cache that the pipeline uses if sampled with `how`, keywords of Pipeline.sample."""
         plain, rest = uncached(pipeline, how)
         keys: dict[str, Any] = {"n": self.batch, "batch_size": self.batch, "seed": seed}
@@ -67,7 +68,7 @@ class CacheComparison:
         )
 
 
-def uncached(pipeline: Pipeline, how: Values) -> tuple[Pipeline, Values]:
+def uncached(pipeline: Pipeline, how: Mapping[str, Any]) -> tuple[Pipeline, Json]:
     """Return a pipeline and keywords of `sample` that use no cache; cache=None would mean the pipeline's own default.
 
     Args:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gen.config.errors import UserError, nearest
-from gen.config.spec import find, spec_of
+from gen.config.spec import Json, find, spec_of
 from gen.diffusion.noise import sample_seeds
 from gen.eval.bounds import optimal_front
 from gen.eval.estimate import Estimate
 from gen.eval.provenance import checkpoint, device_of, machine
-from gen.eval.record import Values, check_finite, digest, from_json, read_json
+from gen.eval.record import check_finite, digest, from_json, read_json
 from gen.eval.tables import aligned
 from gen.text.contracts.predictor import Predictor
 from gen.text.decoding import Decoded, Decoding
@@ -112,10 +112,10 @@ class DecodingRecord:
 
     run: str
     task: str
-    protocol: Values
+    protocol: Json
     curve: str
     label: str
-    decoding: Values
+    decoding: Json
     n: int
     success: Estimate
     tokens_per_forward: Estimate
@@ -128,7 +128,7 @@ class DecodingRecord:
     seed: int | None = None
     batch: int | None = None
     bound: tuple[tuple[float, float], ...] | None = None
-    checkpoint: Values | None = None
+    checkpoint: Json | None = None
     device: str | None = None
     date: str | None = None
     command: str | None = None
@@ -204,7 +204,7 @@ def measure_decoding(
     return records
 
 
-def _about(model: Model, task: Task, protocol: Values) -> Values:
+def _about(model: Model, task: Task, protocol: Json) -> Json:
     """Return what all records of one task say: whom and what is measured, how, and on what machine."""
     spec = spec_of(task) if dataclasses.is_dataclass(task) and not isinstance(task, type) else task.label
     if isinstance(spec, dict) and spec.get("source"):
@@ -247,7 +247,7 @@ def _reply(model: Model, prompt: Prompt, ids: list[int]) -> str | list[int]:
     return ids[: next((i for i, v in enumerate(ids) if v in stops), len(ids))]
 
 
-def _measured(model: Model, task: Task, prompts: Sequence[Prompt], batches: Sequence[Decoded]) -> Values:
+def _measured(model: Model, task: Task, prompts: Sequence[Prompt], batches: Sequence[Decoded]) -> Json:
     """Return the numbers of one setting, by the names of a record."""
     replies = [d.text(i).tolist() for d in batches for i in range(len(d.nfe))]
     scores = [float(task.score(p, _reply(model, p, ids))) for p, ids in zip(prompts, replies, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
-from gen.config.spec import build, find, names, spec_of
+from gen.config.spec import Json, build, find, names, spec_of
 from gen.eval.cache_comparison import CacheComparison
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import NEEDS, Column, Metric
 from gen.eval.pictures import strip
 from gen.eval.provenance import checkpoint, command, device_of, sampler_spec, setting
-from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, ReferenceInfo, Values, write_record
+from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, ReferenceInfo, write_record
 from gen.eval.reference import RealImages, Reference, measure
 from gen.eval.rows import IndexedRows
 from gen.eval.throughput import InterleavedTiming, Throughput
@@ -154,7 +154,7 @@ class SampledRows:
         self.pipeline, self.reference, self.metrics, self.strict = pipeline, reference, list(metrics), strict
         self.evaluations = 0.0
 
-    def draw(self, how: Values, n: int, seed: int, batch_size: int) -> None:
+    def draw(self, how: Mapping[str, Any], n: int, seed: int, batch_size: int) -> None:
         """Sample n images in batches."""
         for start in range(0, n, batch_size):
             size = min(batch_size, n - start)
@@ -195,7 +195,7 @@ def measurements(metric: Metric, kept: IndexedRows, reference: Reference) -> lis
     return [Measurement(column, spec, estimate, floor) for column, estimate, floor in columns]
 
 
-def timing(pipeline: Pipeline, how: Values, batch: int, seed: int, seconds: float) -> Values:
+def timing(pipeline: Pipeline, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> Json:
     """Return the speed and, if there is a cache, what it saves."""
     timer = Throughput(batch=batch, seconds=seconds)
     speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
@@ -205,7 +205,7 @@ def timing(pipeline: Pipeline, how: Values, batch: int, seed: int, seconds: floa
     return {"speed": speed, "cache": comparison.measure(pipeline, how, seed)}
 
 
-def protocol(reference: Reference, classes: int) -> Values:
+def protocol(reference: Reference, classes: int) -> Json:
     """Return what two records must share to be compared, beside n."""
     extractor, real = reference.extractor, reference.real
     return {

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 import gen
-from gen.config.spec import spec_of
+from gen.config.spec import Json, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
-from gen.eval.record import Values
 from gen.eval.reference import Reference
 from gen.pipeline import Pipeline
 
 __all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting"]
 
 
-def sampler_spec(pipeline: Pipeline, how: Values) -> Values:
+def sampler_spec(pipeline: Pipeline, how: Mapping[str, object]) -> Json:
     """Return the sampler that a pipeline uses, defaults filled in, as a spec.
 
     Of a searched grid it also holds the times, of a searched cache the sha256 of its file: a file's name does not say
@@ -47,7 +46,7 @@ def sampler_spec(pipeline: Pipeline, how: Values) -> Values:
     return {**spec, "engine": {**spec_of(engine), **({"about": about} if about else {})}}
 
 
-def checkpoint(pipeline: object) -> Values | None:
+def checkpoint(pipeline: object) -> Json | None:
     """Return step, role, sha256 and weights of the checkpoint that a pipeline was loaded from, if it was.
 
     Args:
@@ -128,7 +127,7 @@ def device_of(pipeline: object) -> torch.device:
     return torch.device(getattr(pipeline, "device", "cpu"))
 
 
-def setting(pipeline: Pipeline) -> Values:
+def setting(pipeline: Pipeline) -> Json:
     """Return parameters, machine, versions and date, by the names of a record.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gen.config.errors import UserError, nearest
-from gen.config.spec import convert, spec_of
+from gen.config.spec import Json, convert, spec_of
 from gen.eval.estimate import Estimate
 from gen.eval.metrics import Column
 
@@ -31,7 +31,6 @@ __all__ = [
     "ReferenceInfo",
     "SiteMap",
     "Speed",
-    "Values",
     "collect",
     "digest",
     "from_json",
@@ -43,7 +42,6 @@ __all__ = [
 ]
 
 SCHEMA = 2
-Values = Mapping[str, Any]  # JSON values by name
 T = TypeVar("T")
 
 
@@ -59,7 +57,7 @@ class Measurement:
     """
 
     column: Column
-    metric: Values
+    metric: Json
     estimate: Estimate
     floor: Estimate | None = None
 
@@ -81,7 +79,7 @@ class ReferenceInfo:
         other: digest of the other split's content.
     """
 
-    data: Values
+    data: Json
     split: str
     n: int
     shape: tuple[int, ...]
@@ -271,15 +269,15 @@ class Record:
     rounding: str
     labels: str
     metrics: tuple[Measurement, ...]
-    sampler: Values = field(default_factory=dict)
-    checkpoint: Values | None = None
+    sampler: Json = field(default_factory=dict)
+    checkpoint: Json | None = None
     seed: int | None = None
     floor: FloorInfo | None = None
     speed: Speed | None = None
     cache: CacheSaving | None = None
     params: int | None = None
     device: str | None = None
-    versions: Values = field(default_factory=dict)
+    versions: Json = field(default_factory=dict)
     date: str | None = None
     command: str | None = None
     strip: str | None = None
@@ -339,7 +337,7 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def to_json(record: object) -> Values:
+def to_json(record: object) -> Json:
     """Return a record as JSON values, with the sha256 of the others among them.
 
     Args:
@@ -433,7 +431,7 @@ def collect(sources: object) -> list[Record]:
     return records
 
 
-def sampler_text(sampler: Values) -> str:
+def sampler_text(sampler: Json) -> str:
     """Say a sampler in a few words: "heun, 8 steps, cfg(scale=1.5)". Grids are named unless they are linear.
 
     Args:

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
-from gen.config.spec import build, name_of, spec_of
+from gen.config.spec import Json, build, name_of, spec_of
 from gen.eval.features import Classifier, Extractor
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import Estimate, Metric
-from gen.eval.record import Values
 
 __all__ = ["DataSet", "RealImages", "Reference", "SampleRows", "stack"]
 
@@ -96,7 +95,7 @@ class Reference:
         floors: scores of real images that were computed already, by the metric's spec.
     """
 
-    data: Values
+    data: Json
     extractor: Extractor
     split: str
     train: RealImages

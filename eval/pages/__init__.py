@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gen.config.spec import Json
 from gen.eval.plot import tick_text
-from gen.eval.record import Values
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,7 +33,7 @@ def environment() -> Environment:
     return found
 
 
-def render(template: str, context: Values) -> str:
+def render(template: str, context: Json) -> str:
     """Fill a template.
 
     Args:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gen.config.spec import Json
 from gen.eval.pages import render
 from gen.eval.plot import Axis
-from gen.eval.record import Values
 
 __all__ = ["bench_page", "bench_table"]
 
-Case = Values  # as gen.eval.bench.Bench.measure returns it
+Case = Json  # as gen.eval.bench.Bench.measure returns it
 
 LEFT, RIGHT, ROW = 330, 800, 17  # of the drawing of bars: its ends, and the height of a line
 
@@ -39,7 +39,7 @@ def bench_table(case: Case) -> str:
     return "\n".join(lines)
 
 
-def bench_page(files: Sequence[Values], title: str = "Benchmarks") -> str:
+def bench_page(files: Sequence[Json], title: str = "Benchmarks") -> str:
     """Return the whole document; every word from the files is escaped, and nothing is loaded.
 
     Args:
@@ -52,7 +52,7 @@ def bench_page(files: Sequence[Values], title: str = "Benchmarks") -> str:
     return render("bench.html", {"title": title, "files": files, "cases": cases, **context})
 
 
-def bar_drawing(file: Values) -> Values:
+def bar_drawing(file: Json) -> Json:
     """Return the bars of all ratios, the peers of a case below its name, and the scale."""
     groups, y = [], 1.0 * ROW
     for case in file["cases"]:
@@ -84,19 +84,19 @@ def versions_text(versions: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
-def ms_text(call: Values) -> str:
+def ms_text(call: Json) -> str:
     return f"{call['ms']:10.4f} ms" if call["ms"] < 1 else f"{call['ms']:10.2f} ms"
 
 
-def roofline_text(call: Values) -> str:
+def roofline_text(call: Json) -> str:
     return "" if call["roofline"] is None else f"{call['roofline']:5.1f} %"
 
 
-def ratio_text(ratio: Values) -> str:
+def ratio_text(ratio: Json) -> str:
     return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
-def rates_text(call: Values) -> str:
+def rates_text(call: Json) -> str:
     """Return every rate to three digits: 61.2 images/s, 34.1 TFLOP/s."""
     rates = call["rates"].items()
     return ", ".join(f"{v:,.3g} {name}" if v < 1000 else f"{v:,.0f} {name}" for name, v in rates)

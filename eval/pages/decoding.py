@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from gen.config.spec import Json
 from gen.eval.decoding import DecodingRecord, curves, group_by_protocol, undominated
 from gen.eval.pages import render
 from gen.eval.plot import Plot, Point, Series
-from gen.eval.record import Values
 
 __all__ = ["decoding_page"]
 
@@ -24,7 +24,7 @@ def decoding_page(records: Sequence[DecodingRecord], title: str = "Decoding") ->
     return render("decoding.html", {"title": title, "count": len(records), "groups": groups})
 
 
-def _context(group: Sequence[DecodingRecord]) -> Values:
+def _context(group: Sequence[DecodingRecord]) -> Json:
     """Return what the template shows of one task."""
     found, several = curves(group), len({r.run for r in group}) > 1
     names = [f"{curve.run}, {curve.name}" if several else curve.name for curve in found]

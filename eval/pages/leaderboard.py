@@ -6,10 +6,11 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
+from gen.config.spec import Json
 from gen.eval.pages import render
 from gen.eval.plot import Plot, Point, Series
 from gen.eval.ranking import Group, equal_time_rival, estimate_in, pareto_front
-from gen.eval.record import Measurement, Record, Values, sampler_text
+from gen.eval.record import Measurement, Record, sampler_text
 
 __all__ = ["leaderboard_page"]
 
@@ -29,7 +30,7 @@ def leaderboard_page(groups: Sequence[Group], title: str) -> str:
     return render("leaderboard.html", {"title": title, "groups": groups, "columns": columns.values(), **context})
 
 
-def plots(group: Group) -> Values:
+def plots(group: Group) -> Json:
     """Return the names of the series, and the ranking metric against NFE and against speed.
 
     Rows of one run and one kind of sampler are joined. Cached rows, whose evaluations are not whole ones, stand only
@@ -83,7 +84,7 @@ def _family(record: Record, group: Group) -> str:
     return name if len(kinds) == 1 else f"{name}, {_kind(record.sampler)}"
 
 
-def _kind(sampler: Values) -> str:
+def _kind(sampler: Json) -> str:
     """Return the kind of sampler: without its number of steps, and of a cache the name alone."""
     cache = sampler.get("cache")
     name = {"name": cache.get("name")} if isinstance(cache, Mapping) else cache
