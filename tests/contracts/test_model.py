@@ -7,6 +7,7 @@ import gen
 from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.diffusion.net import members
+from gen.models.dit import DiT
 from gen.models.engines.lib.prepared import Prepared
 from gen.training.recipes.digits import digits
 from tests.contracts.my_model import MyModel, MyNet
@@ -67,6 +68,15 @@ def test_engines_take_it_in_the_best_dtype_that_it_names(folder, engine, monkeyp
     out = prepared(x, t, cond)
     assert prepared.about.endswith("(fast here), bfloat16") and out.dtype == x.dtype
     assert 0 < (out - exact).norm() / exact.norm() < 0.05
+
+
+def test_its_graphs_may_have_breaks_but_those_of_gen_may_not(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda net, **options: asked.append(options["fullgraph"]) or net)
+    for net in (MyModel().build(), DiT.preset("digits", depth=1).build()):
+        prepared = build("models.engines", {"name": "compiled", "dtype": "float32"}).prepare(net)
+        torch.testing.assert_close(prepared(*inputs()), net(*inputs()), rtol=1e-5, atol=1e-5)
+    assert not asked[0] and len(asked) == 4 and all(asked[1:])  # of ours, the parts of its block too
 
 
 def test_optional_members_have_their_defaults():

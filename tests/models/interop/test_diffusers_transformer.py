@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.diffusion.denoiser import CountingDenoiser
+from gen.diffusion.net import members
 from gen.diffusion.path import DDPM
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import FeatureRecorder, Skip
@@ -109,6 +111,18 @@ def test_solvers_drive_it(solver):
     times = torch.linspace(999, 0, 5, dtype=torch.float64)
     out = integrate(denoiser(theirs()), x, times, build("samplers.solvers", solver), cond=cond)
     assert out.shape == x.shape
+
+
+@torch.no_grad()
+def test_it_keeps_the_contract_of_a_network():
+    net, (x, t, cond) = DiffusersDiT(theirs(torch.float32)), inputs(torch.float32)
+    assert members(net).state_shape == (4, 8, 8) and net.null(net.null(cond))["y"].tolist() == [CLASSES] * 3
+    other = net.spec.build().eval()
+    other.load_state_dict(net.state_dict())
+    exact = net(x, t, cond)
+    assert torch.equal(other(x, t, cond), exact)
+    half = copy.deepcopy(net).bfloat16()(x.bfloat16(), t, cond)
+    assert half.dtype == torch.bfloat16 and (half.float() - exact).norm() < 0.1 * exact.norm()
 
 
 def test_what_it_cannot_do_is_said():
