@@ -49,7 +49,7 @@ class CacheComparison:
         ratio = median_interval([b / a for a, b in rounds])
         (report,) = cached.cache
         fraction = report.fraction
-        leaves = plain.sample(**{**rest, "cache": LeafSites()}, n=1, seed=seed).cache[0]
+        leaves = plain.sample(**{**rest, "cache": LeafSites()}, n=1, seed=seed).cache[0].sites
         sites = [site for site in report.sites if site in leaves and site != "time"]  # of tokens, not of t
         sites = sites or list(report.sites)  # a searched mask has whole blocks only
         return CacheSaving(
@@ -149,5 +149,5 @@ class LeafSitesSession:
         self.open.pop()
         return out
 
-    def report(self) -> tuple[str, ...]:
-        return tuple(site for site, leaf in self.leaf.items() if leaf)
+    def report(self) -> CacheReport:
+        return CacheReport(0, (), tuple(site for site, leaf in self.leaf.items() if leaf), (), ())

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.images import contact_sheet, to_pil, to_uint8
-from gen.config.spec import build, names
+from gen.config.spec import Spec, build, names
+from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
+from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import NetMembers, members
 from gen.diffusion.noise import Noise, sample_seeds
@@ -32,20 +34,26 @@ __all__ = ["Pipeline", "Samples", "latent_scale", "load", "load_images", "locate
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """x float32 [n, C, H, W]; nfe, network evaluations per sample, is counted; cache: the report on each batch.
+    """Samples, and how they were computed.
 
-    engine: what evaluated the network, in words; "" for the network itself.
+    Attributes:
+        x: float32 [n, C, H, W], on the CPU.
+        cond: their condition, tensors [n, ...].
+        nfe: network evaluations per sample, counted.
+        seconds: that the loops took.
+        cache: a cache's report on each batch; () without one.
+        engine: what prepared the network, in words; "" for the network itself.
     """
 
     x: Tensor
     cond: Cond
     nfe: float
     seconds: float
-    cache: Sequence[Any] = ()
+    cache: Sequence[CacheReport] = ()
     engine: str = ""
 
     def uint8(self) -> Tensor:
-        """Pixels 0 .. 255, shaped as x."""
+        """Return pixels 0 .. 255, shaped as x."""
         return to_uint8(self.x)
 
     @property
@@ -53,7 +61,7 @@ class Samples:
         return [to_pil(image) for image in self.uint8()]
 
     def sheet(self, columns: int = 10, zoom: int = 1) -> Image:
-        """All samples as one picture."""
+        """Return all samples as one picture."""
         return contact_sheet(self.uint8(), columns, zoom)
 
     def _repr_png_(self) -> bytes | None:
@@ -62,9 +70,20 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A denoiser with what sampling needs to know: shape (C, H, W), number of classes (0: none), default sampler.
+    """A denoiser, ready to sample.
 
-    engine: what its network was prepared by, see `prepared`.
+    Attributes:
+        denoiser: a trained network, or any other.
+        shape: of one image, (C, H, W).
+        classes: number of labels; 0 for an unconditional model.
+        sampler: the default of `sample`.
+        name: in messages and on pages.
+        params: number of parameters.
+        device: of the network.
+        folder: that it was loaded from; None for none.
+        weights: label of the average that was loaded, or "raw".
+        info: the checkpoint's manifest; None without one.
+        engine: that the network was prepared by, see `prepared`; None for the network itself.
     """
 
     denoiser: DenoiserLike
@@ -85,20 +104,27 @@ class Pipeline:
         n: int = 1,
         cond: Cond | Sequence[int] | int | None = None,
         *,
-        solver: Any = None,
+        solver: Solver | Spec | None = None,
         steps: int | None = None,
-        grid: Any = None,
-        guide: Any = None,
-        cache: Any = None,
+        grid: Grid | Spec | Sequence[float] | None = None,
+        guide: Guide | Spec | None = None,
+        cache: Cache | Spec | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int = 250,
         start: int = 0,
     ) -> Samples:
-        """n samples; what is left None is as the model was trained to be sampled.
+        """Return n samples. Sample i depends on its seed and its index alone, never on batch_size.
 
-        cond: a label, one for each sample, or a mapping of tensors [n, ...]; None gives balanced labels i % classes.
-        solver, grid, guide, cache: a name, a spec, or an object. seed: a number, or one per sample. Sample i depends on
-        its seed and its index alone, never on batch_size; `start` is the index of the first.
+        Args:
+            n: how many.
+            cond: a label, one for each sample, or a mapping of tensors [n, ...]; None for balanced labels i % classes.
+            solver, guide, cache: a name, a spec, or an object; None as the model was trained to be sampled; "none" for
+                no guide or cache.
+            steps: of the solver; None as the model was trained to be sampled.
+            grid: a name, a spec, an object, or the times themselves.
+            seed: a number, or one per sample.
+            batch_size: samples at a time.
+            start: index of the first sample.
         """
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
         for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("start", start, 0)):
@@ -107,25 +133,24 @@ class Pipeline:
         seeds = sample_seeds(seed, n, start)
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
-        net = self.net
-        began, parts, reports, evaluations = time.perf_counter(), [], [], 0
+        net, images, reports, evaluations, began = self.net, [], [], 0, time.perf_counter()
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
             noise = Noise(tuple(seeds[rows]))
             unit = noise.normal("start", self.state_shape).to(self.device)
-            here = {k: v[rows].to(self.device) for k, v in cond.items()}
-            loop = compose(self.denoiser, times, how.solver, how.guide, here, unit)
+            given = {k: v[rows].to(self.device) for k, v in cond.items()}
+            loop = compose(self.denoiser, times, how.solver, how.guide, given, unit)
             session = None if how.cache is None else how.cache.start(len(loop.grid) - 1)
             x = loop.f.path.start(unit, times[0])
-            x = integrate(loop.f, x, loop.grid, how.solver, cond=here, noise=noise, tap=session)
+            x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=noise, tap=session)
             evaluations += loop.rows
             reports += [] if session is None else [session.report()]
-            parts.append(net.image(x).float().cpu())
-        took = time.perf_counter() - began
-        return Samples(torch.cat(parts), cond, evaluations / n, took, reports, net.about)
+            images.append(net.image(x).float().cpu())
+        seconds = time.perf_counter() - began
+        return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, net.about)
 
     def prepared(self, engine: Any = "auto") -> Pipeline:
-        """The same pipeline with its network evaluated by an engine of gen.models.engines: a name, a spec or an object.
+        """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.
 
         Samples are the same within the rounding of the engine's dtype, which `Samples.engine` names.
         """
@@ -139,11 +164,14 @@ class Pipeline:
 
     @torch.no_grad()
     def decoded(self, samples: Samples, autoencoder: Any, batch_size: int = 8) -> Samples:
-        """Latents as images: decode(x / scale + shift), with the scale and shift that the checkpoint was trained with.
+        """Return latents as images: decode(x / scale + shift), scale and shift those that the checkpoint has.
 
-        autoencoder: a name of gen.models.autoencoders, a spec, or the folder of one in diffusers' layout; or what
-        `coder` made of it. batch_size: images at a time, apart from sampling's: a decoder's memory grows faster with it
-        than a denoiser's.
+        Args:
+            samples: of a model of latents.
+            autoencoder: a name of gen.models.autoencoders, a spec, or the folder of one in diffusers' layout; or what
+                `coder` returns for it.
+            batch_size: images at a time, apart from sampling's: a decoder's memory grows faster with it than a
+                denoiser's.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"decoded: batch_size = {batch_size!r}; it must be a whole number, at least 1")
@@ -159,7 +187,7 @@ class Pipeline:
         return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began)
 
     def coder(self, autoencoder: Any) -> Any:
-        """The autoencoder that `decoded` means, loaded; UserError if there is none, or if no latents are sampled."""
+        """Load the autoencoder of `decoded`; UserError if there is none, or if no latents are sampled."""
         latent_scale(self.info)
         if isinstance(autoencoder, (str, Path)):
             given, known = str(autoencoder), names("models.autoencoders")
@@ -169,31 +197,31 @@ class Pipeline:
                 raise UserError(
                     f"the autoencoder {given!r} is no folder; allowed: a folder, or a spec of {', '.join(known)}"
                 )
-        made = build("models.autoencoders", autoencoder)
-        if not hasattr(made, "load"):
+        coder = build("models.autoencoders", autoencoder)
+        if not hasattr(coder, "load"):
             raise UserError(
                 f"autoencoder = {autoencoder!r}; allowed: a folder, a name, a spec, or an object with load()"
             )
-        return made.load(self.device)
+        return coder.load(self.device)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """The shape of one sample while it is made, which may hold more than the image: see gen.models.reg."""
+        """The shape of one state of the loop, which may hold more than the image: see gen.models.reg."""
         return self.net.state_shape or self.shape
 
     @property
     def net(self) -> NetMembers:
-        """What the network says of itself; the defaults where the denoiser has none."""
+        """The network's optional members; their defaults for a denoiser without a network."""
         return members(self.denoiser.net if isinstance(self.denoiser, Denoiser) else nn.Identity())
 
     def plan(self, **changes: Any) -> Sampler:
-        """The default sampler with what is not None replaced; "none" leaves out its guide or its cache."""
+        """Return the default sampler with the changes that are not None; "none" leaves out its guide or its cache."""
         given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
         given |= {k: None for k, v in given.items() if isinstance(v, str) and v == "none"}
         return replace(self.sampler, **given)
 
     def condition(self, n: int, cond: Cond | Sequence[int] | int | None = None, start: int = 0) -> Cond:
-        """The mapping for n samples; UserError for labels that do not exist."""
+        """Return the condition of n samples as tensors [n, ...]; UserError for labels that do not exist."""
         if isinstance(cond, Mapping):
             for key, value in cond.items():
                 if not isinstance(value, Tensor) or not value.ndim:
@@ -207,7 +235,7 @@ class Pipeline:
             return cond
         if not self.classes:
             if cond is not None:
-                raise UserError(f"{self.name} is unconditional: no label {cond!r} can be asked of it")
+                raise UserError(f"{self.name} is unconditional: it takes no label {cond!r}")
             return {}
         if cond is None:
             labels = [i % self.classes for i in range(start, start + n)]
@@ -219,25 +247,30 @@ class Pipeline:
 
 
 def load(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Any:
-    """The model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for what is decoded.
+    """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
-    weights: the label of an average ("ema"), or "raw"; None takes the first average there is. Raises UserError if the
-    folder is none of gen's, or if any byte of it is damaged.
+    Args:
+        folder: of a run, or of one of its checkpoints.
+        weights: the label of an average ("ema"), or "raw"; None for the first average there is.
+        device: to load it on, such as "cuda:1".
+
+    Raises:
+        UserError: if the folder is none of gen's, or if any byte of it is damaged.
     """
-    place = locate(Path(folder))
+    checkpoint = locate(Path(folder))
     _check_device(device)
-    info = checkpoints.read(place, verify=False)
+    info = checkpoints.read(checkpoint, verify=False)
     run = run_from(info["run"])
     labels = [average.label for average in run.ema]
     chosen = (labels[0] if labels else "raw") if weights is None else weights
     if chosen not in [*labels, "raw"]:
-        raise UserError(f"{place} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
+        raise UserError(f"{checkpoint} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
     role = info["role"]
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
     net = run.model.build()
-    net.load_state_dict(checkpoints.read_tensors(place, file, info))
+    net.load_state_dict(checkpoints.read_tensors(checkpoint, file, info))
     net = net.eval().requires_grad_(False).to(device)
-    about: dict[str, Any] = {
+    about: dict[str, Any] = {  # the fields that both kinds of pipeline have
         "name": Path(folder).resolve().name,
         "params": sum(p.numel() for p in net.parameters()),
         "device": device,
@@ -248,35 +281,40 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     if isinstance(run.sampler, Decoding):
         tokenizer = getattr(run.model, "tokenizer", None) or getattr(run.data, "tokenizer", None)
         if tokenizer is not None and hasattr(tokenizer, "with_files_in"):  # its file lies with the weights
-            tokenizer = tokenizer.with_files_in(place)
-        return TextPipeline(net, tokenizer, run.sampler.with_files_in(place), info["shape"][0], run.data, **about)
+            tokenizer = tokenizer.with_files_in(checkpoint)
+        return TextPipeline(net, tokenizer, run.sampler.with_files_in(checkpoint), info["shape"][0], run.data, **about)
     f = Denoiser(net, run.path, run.parameterisation)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
 
 
 def latent_scale(info: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a checkpoint's latents, [C or 1, 1, 1] each: x = (latent - shift) scale.
+    """Return scale and shift of a checkpoint's latents, [C or 1, 1, 1] each: x = (latent - shift) scale.
 
-    UserError for a model that was not made for latents, or whose scale is in a file of its own.
+    Args:
+        info: the checkpoint's manifest; UserError for one of a model of images, or whose scale is in another file.
     """
     info = info or {}
     data = (info.get("run") or {}).get("data") or {}
-    found = info.get("latent") or (data if data.get("name") == "latents" else {})
-    if found.get("scale") is None:
+    latent = info.get("latent") or (data if data.get("name") == "latents" else {})
+    if latent.get("scale") is None:
         raise UserError("this model's samples are images already: there are no latents to decode")
-    if isinstance(found["scale"], str):
-        raise UserError(f"the latents' scale is not known, only where it stands: {found['scale']}; decode .x yourself")
-    pair = (found["scale"], found.get("shift", 0.0))
+    if isinstance(latent["scale"], str):
+        raise UserError(f"the latents' scale is not known, only where it stands: {latent['scale']}; decode .x yourself")
+    pair = (latent["scale"], latent.get("shift", 0.0))
     scale, shift = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1) for v in pair)
     return scale, shift
 
 
 def load_images(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:
-    """The same, for what is sampled; UserError for what is decoded."""
-    made = load(folder, weights, device)
-    if not isinstance(made, Pipeline):
+    """Load a model that is sampled; UserError for a text model.
+
+    Args:
+        folder, weights, device: as of `load`.
+    """
+    pipeline = load(folder, weights, device)
+    if not isinstance(pipeline, Pipeline):
         raise UserError(f"{folder} is a text model, which is decoded, not sampled: see gen decode --help")
-    return made
+    return pipeline
 
 
 def _check_device(device: str) -> None:
@@ -288,13 +326,17 @@ def _check_device(device: str) -> None:
 
 
 def locate(folder: Path) -> Path:
-    """The checkpoint a folder stands for: itself, a run's final/, or else the run's newest complete one."""
+    """Return the checkpoint of a folder: itself, a run's final/, or else the run's newest complete one.
+
+    Args:
+        folder: of a run, or of a checkpoint; UserError for others.
+    """
     if (folder / "manifest.json").exists():
         return folder
     if (folder / "final" / "manifest.json").exists():
         return folder / "final"
-    found = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
-    if found is None:
+    newest = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if newest is None:
         what = "holds no checkpoint" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {what}: give the folder of a run, or one of its checkpoints")
-    return found
+    return newest

@@ -1,6 +1,6 @@
-"""How a denoiser becomes samples.
+"""Samplers: solvers (one step), grids (times), guides (denoiser -> denoiser), feature caches, schedule search.
 
-solvers/ (one step), guides/ (denoiser -> denoiser), grids/ (which times).
+And, for text, decoding policies, block schedules, KV plans, stopping rules.
 """
 
 if __name__ != "gen.samplers":

@@ -23,10 +23,8 @@ FOLDERS = ("gen", "samplers", "distill", "models", "kernels", "eval", "scripts")
 PENDING = (
     # distill
     # gen
-    "gen",
     "gen/cli",
     # gen/diffusion
-    "gen/diffusion",
     # gen/text
     # gen/training
     "gen/training",
@@ -35,10 +33,6 @@ PENDING = (
     "gen/training/recipes",
     # models
     # samplers
-    "samplers",
-    "samplers/interop",
-    "samplers/search",
-    "samplers/search/lib",
 )
 
 # Identifiers that name something by a riddle, and the field's word with the reason for it.

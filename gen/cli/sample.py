@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
-    """What sample and evaluate have in common."""
+    """Add the options of a sampler, which sample, evaluate and search have in common.
+
+    Args:
+        parser: of the verb.
+    """
     parser.add_argument("--solver", help="a name of `gen list samplers.solvers`, or a JSON spec (default: the run's)")
     parser.add_argument("--grid", help="a name of `gen list samplers.grids`, or a JSON spec (default: the run's)")
     parser.add_argument("--guide", help="a name of `gen list samplers.guides`, or a JSON spec (default: the run's)")
@@ -45,7 +49,11 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of add_sampler_options as Pipeline.sample takes them."""
+    """Return the options of add_sampler_options as Pipeline.sample takes them.
+
+    Args:
+        args: the verb's, parsed.
+    """
     if args.guide and args.guidance_scale is not None:
         raise UserError("--guide and --guidance-scale are given; give one")
     guide = {"name": "cfg", "scale": args.guidance_scale} if args.guidance_scale is not None else parse_spec(args.guide)
@@ -59,7 +67,11 @@ def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def loaded(args: argparse.Namespace) -> Pipeline:
-    """The pipeline that these options ask for."""
+    """Load the pipeline of run, weights, device and engine.
+
+    Args:
+        args: the verb's, parsed.
+    """
     from gen.pipeline import load_images
 
     pipeline = load_images(args.run, args.weights, args.device)
@@ -71,13 +83,14 @@ def run(args: argparse.Namespace) -> int:
     pipeline = loaded(args)
     labels = None if args.labels is None else _labels(args.labels)
     coder = None if args.autoencoder is None else pipeline.coder(parse_spec(args.autoencoder))
-    made = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
+    samples = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
     if coder is not None:
-        made = pipeline.decoded(made, coder)
-    _save(made, args.out)
-    whole = f", {sum(r.fraction for r in made.cache) / len(made.cache):.0%} of them in full" if made.cache else ""
-    engine = f" ({made.engine})" if made.engine else ""
-    print(f"{args.out}: {args.n} samples, {made.nfe:g} evaluations each{whole}, {made.seconds:.2f} s{engine}")
+        samples = pipeline.decoded(samples, coder)
+    _save(samples, args.out)
+    reports = samples.cache
+    full = f", {sum(r.fraction for r in reports) / len(reports):.0%} of them in full" if reports else ""
+    engine = f" ({samples.engine})" if samples.engine else ""
+    print(f"{args.out}: {args.n} samples, {samples.nfe:g} evaluations each{full}, {samples.seconds:.2f} s{engine}")
     return 0
 
 
@@ -90,23 +103,23 @@ def _labels(text: str) -> int | list[int]:
 
 
 def _check_out(out: Path) -> None:
-    """Before any work: nothing that exists is overwritten but a file of the same kind."""
+    """Refuse, before any work, to overwrite anything but a file of the same kind."""
     if out.suffix not in (".png", ".npz") and out.exists():
         raise UserError(f"{out} exists: give a new folder, or a .png or .npz file")
     if out.is_dir():
         raise UserError(f"{out} is a folder, expected a file")
 
 
-def _save(made: Samples, out: Path) -> None:
+def _save(samples: Samples, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
-        made.sheet(zoom=max(1, 32 // made.x.shape[-1])).save(out)
+        samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(out)
     elif out.suffix == ".npz":
         import numpy as np
 
-        arrays = [made.uint8().permute(0, 2, 3, 1).numpy(), *(v.numpy() for k, v in made.cond.items() if k == "y")]
-        np.savez(out, *arrays)
+        labels = [value.numpy() for key, value in samples.cond.items() if key == "y"]
+        np.savez(out, samples.uint8().permute(0, 2, 3, 1).numpy(), *labels)
     else:
         out.mkdir()
-        for i, image in enumerate(made.images):
+        for i, image in enumerate(samples.images):
             image.save(out / f"{i:06d}.png")

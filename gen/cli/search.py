@@ -3,7 +3,7 @@
 gen search runs/digits --solver euler --steps 5 --out grid.json
 gen sample runs/digits --solver euler --steps 5 --grid '{"name": "searched", "file": "grid.json"}'
 
-What is found is written as JSON and read by the grid `searched` and, with --keep, by the cache `searched`. Fitness rmse
+The result is written as JSON and read by the grid `searched` and, with --keep, by the cache `searched`. Fitness rmse
 is the distance from where many steps would end from the same noise; fid that of the samples from real images.
 
 Measured (2026-11-22) on the quickstart's teacher: --solver euler --steps 4 --fitness fid --budget 250 --pool 32 found
@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, parse_spec
 from gen.cli.sample import add_sampler_options, loaded, sampler_options
@@ -27,8 +27,10 @@ from gen.config.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gen.diffusion.denoiser import DenoiserLike
     from gen.pipeline import Pipeline
-    from gen.samplers.search.lib.problem import Found, Problem
+    from gen.samplers.search.lib.problem import Fitness, Problem, SearchResult
+    from gen.samplers.search.lib.trajectory import ReferenceTrajectory
     from gen.training.run import Sampler
 
 __all__ = ["add_arguments", "run"]
@@ -70,16 +72,16 @@ def run(args: argparse.Namespace) -> int:
     spec = parse_spec(args.method)
     method = build("samplers.search", {**(spec if isinstance(spec, Mapping) else {"name": spec}), **fields})
     problem, known, sites = _problem(pipeline, how, args)
-    found: Found = method.search(problem)
+    result: SearchResult = method.search(problem)
     about = {"path": spec_of(pipeline.denoiser.path), "solver": spec_of(how.solver), "steps": how.steps}
     about |= {"run": str(args.run), "measure": args.fitness, "method": spec_of(method), "sites": sites or None}
-    found.write(args.out, **about)
-    _tell(problem, known, found, args)
+    result.write(args.out, **about)
+    _print(problem, known, result, args)
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Before anything is loaded: the numbers that would be found wrong only after minutes, or not at all."""
+    """Refuse, before anything is loaded, numbers that would fail only after minutes, or not at all."""
     least = 2 if args.fitness == "fid" else 1  # one sample has no covariance
     if args.n is not None and args.n < least:
         raise UserError(f"-n {args.n}: for --fitness {args.fitness} it must be at least {least}")
@@ -92,7 +94,7 @@ def _check(args: argparse.Namespace) -> None:
 def _problem(
     pipeline: Pipeline, how: Sampler, args: argparse.Namespace
 ) -> tuple[Problem, dict[str, Tensor], list[str]]:
-    """What is searched; the known grids by name; and the sites of the blocks, if they are searched too."""
+    """The problem; the known grids by name; and the sites of the blocks, if they are searched too."""
     import torch
 
     from gen.config.spec import build, name_of
@@ -100,23 +102,26 @@ def _problem(
 
     path = pipeline.denoiser.path
     own = name_of(type(how.grid))
-    makers = {own: how.grid} | {name: build("samplers.grids", name) for name in KNOWN if name != own}
+    grids = {own: how.grid} | {name: build("samplers.grids", name) for name in KNOWN if name != own}
     start = how.grid.times(path, how.steps)[:1]  # all begin in the same noise
-    known = {name: torch.cat([start, maker.times(path, how.steps)[1:]]) for name, maker in makers.items()}
+    known = {name: torch.cat([start, grid.times(path, how.steps)[1:]]) for name, grid in grids.items()}
     known = {name: times for name, times in known.items() if bool((times.diff() < 0).all())}
     fillers = [build("samplers.grids", name).times(path, args.pool) for name in KNOWN]
     sites = [] if args.keep is None else _blocks(pipeline)
     pool = pool_of([*known.values(), *fillers])
-    measure = _reference(pipeline, how, pool, sites, args)
     keep = max(1, math.floor((args.keep or 0) * how.steps * len(sites)))
-    fitness = measure.fitness if args.fitness == "rmse" else _fid(pipeline, how, sites, args)
-    costs = measure.costs if args.fitness == "rmse" else None
+    fitness: Fitness
+    if args.fitness == "rmse":
+        reference = _reference(pipeline, how, pool, sites, args)
+        fitness, costs = reference.fitness, reference.costs
+    else:
+        fitness, costs = _fid(pipeline, how, sites, args), None
     problem = Problem(pool, how.steps, fitness, list(known.values()), costs, len(sites), keep)
     return problem, known, sites
 
 
 def _blocks(pipeline: Pipeline) -> list[str]:
-    """The network's blocks, as its taps name them."""
+    """The sites of the network's blocks."""
     import torch
 
     from gen.diffusion.tap import FeatureRecorder
@@ -132,28 +137,29 @@ def _blocks(pipeline: Pipeline) -> list[str]:
     return sorted(sites, key=lambda site: int(site.partition(".")[2]))
 
 
-def _reference(pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], args: argparse.Namespace) -> Any:
-    """The trajectory that few steps are compared with; for another fitness none is walked."""
+def _reference(
+    pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], args: argparse.Namespace
+) -> ReferenceTrajectory:
+    """The trajectory that few steps are compared with."""
     from gen.diffusion.noise import Noise, sample_seeds
-    from gen.samplers.search.lib.reference import Reference
+    from gen.samplers.search.lib.trajectory import ReferenceTrajectory
 
-    if args.fitness != "rmse":
-        return None
     n = 64 if args.n is None else args.n
     cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(n).items()}
     noise = Noise(tuple(sample_seeds(args.seed, n)))
     x = pipeline.denoiser.path.start(noise.normal("start", pipeline.state_shape).to(pipeline.device), pool[0])
     guide = how.guide
 
-    def walk(times: Tensor) -> Any:
+    def denoiser(times: Tensor) -> DenoiserLike:
         return pipeline.denoiser if guide is None else guide(pipeline.denoiser, times)
 
-    points = Reference.trace(walk, x, pool, cond)
-    return Reference(walk, how.solver, pool, points, cond, noise, sites)
+    points = ReferenceTrajectory.trace(denoiser, x, pool, cond)
+    return ReferenceTrajectory(denoiser, how.solver, pool, points, cond, noise, sites)
 
 
-def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Callable[..., float]:
+def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Fitness:
     """The Frechet distance of n samples from real images."""
+    from gen.diffusion.contracts import Cache
     from gen.eval.metrics.fid import FID, Moments
     from gen.eval.reference import Reference
     from gen.samplers.caches.searched import SkipSession
@@ -162,7 +168,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
     real = Reference.open(parse_spec(args.data), args.split, parse_spec(args.extractor))
     moments = Moments.of_rows(real.real.features.double())
 
-    class Mask:
+    class Mask(Cache):
         def __init__(self, mask: Tensor):
             self.mask = tuple(map(tuple, mask.tolist()))
 
@@ -170,7 +176,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
             return SkipSession(self.mask, tuple(sites))
 
     def fitness(times: Tensor, mask: Tensor | None = None) -> float:
-        made = pipeline.sample(
+        samples = pipeline.sample(
             1000 if args.n is None else args.n,
             solver=how.solver,
             steps=how.steps,
@@ -180,16 +186,16 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
             seed=args.seed,
             batch_size=args.batch_size,
         )
-        return float(FID().against(real.extractor(made.uint8()), moments).value)
+        return float(FID().against(real.extractor(samples.uint8()), moments).value)
 
     return fitness
 
 
-def _tell(problem: Problem, known: Mapping[str, Tensor], found: Found, args: argparse.Namespace) -> None:
-    """The known grids and what was found, all with all blocks computed but the last."""
+def _print(problem: Problem, known: Mapping[str, Tensor], result: SearchResult, args: argparse.Namespace) -> None:
+    """Print the known grids and the result, all with all blocks computed but the last."""
     for name, times in known.items():
         print(f"  {name:<14}{args.fitness} {problem.fitness(times, None):.4g}")
-    share = "" if found.mask is None else f", {sum(map(sum, found.mask))} of {problem.steps * problem.blocks} blocks"
-    print(f"  {'searched':<14}{args.fitness} {found.fitness:.4g}  ({found.evaluations} evaluations{share})")
+    share = "" if result.mask is None else f", {sum(map(sum, result.mask))} of {problem.steps * problem.blocks} blocks"
+    print(f"  {'searched':<14}{args.fitness} {result.fitness:.4g}  ({result.evaluations} evaluations{share})")
     print(f"{args.out}: {problem.steps} steps; use --steps {problem.steps} --grid", end=" ")
     print(f'\'{{"name": "searched", "file": "{args.out}"}}\'')

@@ -23,21 +23,22 @@ __all__ = ["ModulationTable", "Net", "NetMembers", "NetSpec", "members", "unwrap
 
 
 class NetSpec(Protocol):
-    """The configuration of a network: a frozen dataclass of JSON values, saved with every checkpoint.
-
-    Attributes:
-        channels, size: one x is [channels, size, size], unless the spec has a `shape` or the network a `state_shape`.
-        classes: how many labels cond["y"] may have; 0 for an unconditional network.
-    """
+    """The configuration of a network: a frozen dataclass of JSON values, saved with every checkpoint."""
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """One x is [channels, size, size], unless the spec has a `shape` or the network a `state_shape`."""
+        ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Height and width of x."""
+        ...
 
     @property
-    def classes(self) -> int: ...
+    def classes(self) -> int:
+        """Number of labels in cond["y"]; 0 for an unconditional network."""
+        ...
 
     def build(self) -> nn.Module:
         """Return the network, freshly initialised from torch's global generator, float32, on the default device."""
@@ -83,7 +84,11 @@ class Net(Protocol):
         ...
 
     def null(self, cond: Cond) -> Cond:
-        """Return the condition that stands for "no condition", with cond's keys, shapes and devices."""
+        """Return the condition that stands for "no condition".
+
+        Args:
+            cond: tensors [B, ...]; the result has its keys, shapes and devices.
+        """
         ...
 
 
@@ -94,7 +99,12 @@ class ModulationTable(Protocol):
     """
 
     def __call__(self, i: int, cond: Cond) -> Cond:
-        """Return cond with the modulations at time t[i] added, one row per sample."""
+        """Return cond with the modulations of one time added, one row per sample.
+
+        Args:
+            i: index of the time in t.
+            cond: tensors [B, ...] of the batch, labels among those that the table was made for.
+        """
         ...
 
 
@@ -120,7 +130,11 @@ class NetMembers:
 
 
 def members(net: nn.Module) -> NetMembers:
-    """Read a network's optional members, under DistributedDataParallel too."""
+    """Read a network's optional members, under DistributedDataParallel too.
+
+    Args:
+        net: a `Net`.
+    """
     inner = unwrap(net)
     return NetMembers(
         state_shape=_state_shape(inner),
@@ -134,7 +148,11 @@ def members(net: nn.Module) -> NetMembers:
 
 
 def unwrap(net: nn.Module) -> Any:
-    """Return the network itself: DistributedDataParallel hides its attributes one level down."""
+    """Return the network itself: DistributedDataParallel hides its attributes one level down.
+
+    Args:
+        net: a `Net`, or one that DistributedDataParallel wraps.
+    """
     return getattr(net, "module", net)
 
 

@@ -1,6 +1,6 @@
-"""What a sampling loop will need is known before it starts: its times, and so all that depends on time and class alone.
+"""Modulations of all times of a sampling loop, computed before it starts.
 
-A loop with a free denoiser in place of the network shows at which times it will evaluate. An engine's network
+A loop with a recording denoiser in place of the network shows at which times the solver evaluates. An engine's network
 (gen.models.engines) then computes its modulations of all of them in one product, and its weights for those, a third of
 a DiT's, are read once per loop and not once per evaluation.
 """
@@ -8,15 +8,14 @@ a DiT's, are read once per loop and not once per evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gen.diffusion.contracts import Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
-from gen.diffusion.net import members
+from gen.diffusion.net import ModulationTable, members
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.sampling import integrate
@@ -25,17 +24,17 @@ from gen.diffusion.tap import Tap
 __all__ = ["evaluation_times", "precompute_modulations"]
 
 
-class Free:
-    """A denoiser that costs nothing and keeps the times it was asked about."""
+@dataclass
+class RecordingDenoiser:
+    """A denoiser without a network that records the times of its evaluations."""
 
-    def __init__(self, path: NoisePath):
-        self.path = path
-        self.asked: list[float] = []
+    path: NoisePath
+    times: list[float] = field(default_factory=list)
 
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Prediction:
-        self.asked += t.flatten().tolist()
+        self.times += t.flatten().tolist()
         return Prediction(x, torch.zeros_like(x))
 
     def null(self, cond: Cond) -> Cond:
@@ -43,38 +42,46 @@ class Free:
 
 
 def evaluation_times(path: NoisePath, grid: Tensor | Sequence[float], solver: Solver, ndim: int = 2) -> list[float]:
-    """The distinct times at which a loop over an x of so many dimensions evaluates, falling.
+    """Return the distinct times at which a loop evaluates its denoiser, falling.
 
-    Where the data decide, those of a trivial case.
+    Args:
+        path: of the loop.
+        grid: its N + 1 falling times.
+        solver: where its times depend on the data, those of a trivial case are returned.
+        ndim: dimensions of x, the batch among them.
     """
-    free = Free(path)
-    integrate(free, torch.zeros((1,) * ndim), grid, solver, noise=Noise((0,)))
-    return sorted(set(free.asked), reverse=True)
+    recording = RecordingDenoiser(path)
+    integrate(recording, torch.zeros((1,) * ndim), grid, solver, noise=Noise((0,)))
+    return sorted(set(recording.times), reverse=True)
 
 
 @dataclass(frozen=True, eq=False)
 class PrecomputedDenoiser(Denoiser):
-    """A denoiser with its modulations at some times at hand; at others it computes them."""
+    """A denoiser with a table of its modulations at some times; at others it computes them."""
 
-    table: Any
-    places: dict[float, int]
+    table: ModulationTable
+    index: dict[float, int]  # of the table's times
 
     def output(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Tensor:
-        place = self.places.get(float(t)) if t.ndim == 0 and t.device.type == "cpu" else None
-        about = cond if place is None else self.table(place, cond or {})
-        return super().output(x, t, about, s=s, tap=tap)
+        i = self.index.get(float(t)) if t.ndim == 0 and t.device.type == "cpu" else None
+        return super().output(x, t, cond if i is None else self.table(i, cond or {}), s=s, tap=tap)
 
 
 def precompute_modulations(
     f: DenoiserLike, grid: Tensor | Sequence[float], solver: Solver, cond: Cond, like: Tensor
 ) -> DenoiserLike:
-    """f with what it can compute in advance for a loop of this solver; f itself where its network foresees nothing.
+    """Return f with its modulations at all times of a loop; f itself if its network has no table of them.
 
-    At the times that are foreseen no embedding of time is computed, and taps meet no site "time".
+    At these times no embedding of time is computed, and taps meet no site "time".
 
-    cond: the loop's condition, x's mapping of tensors. like: x, for its device and dtype.
+    Args:
+        f: the denoiser of the loop.
+        grid: its N + 1 falling times.
+        solver: decides at which times f is evaluated.
+        cond: tensors [B, ...] of the batch.
+        like: x of the batch, for its device, dtype and dimensions.
     """
     make_table = members(f.net).modulation_table if isinstance(f, Denoiser) else None
     if not isinstance(f, Denoiser) or make_table is None:

@@ -1,4 +1,4 @@
-"""Schedule search: frozen objects with search(problem) -> Found, which choose a grid of times, and masks of blocks.
+"""Schedule search: a grid of times, and a mask of blocks. Contract: gen.samplers.search.lib.problem.SearchMethod.
 
-What is found is data, a JSON file that the grid `searched` reads.
+The result is data, a JSON file that the grid `searched` and the cache `searched` read.
 """

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
-from gen.samplers.search.lib.problem import Candidate, Found, Problem
+from gen.samplers.search.lib.problem import Candidate, Problem, SearchResult
 
 __all__ = ["Evolution"]
 
-TRIES = 20  # at making a candidate that is new
+TRIES = 20  # at a candidate that is new
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,15 @@ class Evolution:
     """AutoDiffusion's evolutionary search (Li et al. 2023, section 3.3), for any fitness.
 
     The first generation is the known grids, mutations of them, and random ones; each later one has `mutations` and
-    `crossovers` of the best `parents` so far, and random ones up to `population`. rate: the chance that a mutation
-    moves a time, half the time to anywhere and half to a near one. No candidate is evaluated twice, and the best always
-    survives: nothing found is worse than a known grid. It ends after `budget` evaluations, or when all were seen.
-    The same seed finds the same. A mask has exactly problem.keep blocks computed; a mutation swaps a few.
+    `crossovers` of the best `parents` so far, and random ones up to `population`. No candidate is evaluated twice, and
+    the best always survives: the result is no worse than a known grid. It ends after `budget` evaluations, or when all
+    were seen. A mask has exactly problem.keep blocks computed; a mutation swaps a few.
+
+    Attributes:
+        budget: evaluations of the fitness.
+        population, parents, mutations, crossovers: of a generation.
+        rate: the chance that a mutation moves a time, half the time to anywhere and half to a near one, in (0, 1].
+        seed: decides the result.
     """
 
     budget: int = 500
@@ -45,9 +50,9 @@ class Evolution:
         if not 0 < self.rate <= 1:
             raise UserError(f"Evolution: rate = {self.rate}; it must be in (0, 1]")
 
-    def search(self, problem: Problem) -> Found:
+    def search(self, problem: Problem) -> SearchResult:
         breeder = Breeder(problem, random.Random(self.seed), self.rate)
-        known = [Candidate(problem.places(times), breeder.random_mask()) for times in problem.known]
+        known = [Candidate(problem.indices(times), breeder.random_mask()) for times in problem.known]
         values: dict[Candidate, float] = {}
         history: list[tuple[int, float]] = []
         generation = self.first(breeder, known)
@@ -59,41 +64,39 @@ class Evolution:
                 break
             best = sorted(values, key=values.__getitem__)[: self.parents]
             generation = self.next(breeder, best, values)
-        return problem.found(values, history)
+        return problem.result(values, history)
 
     def first(self, breeder: Breeder, known: list[Candidate]) -> list[Candidate]:
-        made = dict.fromkeys(known)
+        candidates = dict.fromkeys(known)
         if known:
-            breeder.add(made, lambda: breeder.mutate(breeder.pick(known)), self.mutations)
-        breeder.add(made, breeder.random, self.population - len(made))
-        return list(made)
+            breeder.add(candidates, lambda: breeder.mutate(breeder.pick(known)), self.mutations)
+        breeder.add(candidates, breeder.random, self.population - len(candidates))
+        return list(candidates)
 
     def next(self, breeder: Breeder, best: list[Candidate], values: dict[Candidate, float]) -> list[Candidate]:
-        """A generation of candidates not seen before; empty if there are none left that it can find."""
-        made = dict.fromkeys(values)
-        breeder.add(made, lambda: breeder.mutate(breeder.pick(best)), self.mutations)
-        breeder.add(made, lambda: breeder.cross(breeder.pick(best), breeder.pick(best)), self.crossovers)
-        breeder.add(made, breeder.random, self.population + len(values) - len(made))
-        return list(made)[len(values) :]
+        """Return a generation of new candidates; empty if it finds no more."""
+        candidates = dict.fromkeys(values)
+        breeder.add(candidates, lambda: breeder.mutate(breeder.pick(best)), self.mutations)
+        breeder.add(candidates, lambda: breeder.cross(breeder.pick(best), breeder.pick(best)), self.crossovers)
+        breeder.add(candidates, breeder.random, self.population + len(values) - len(candidates))
+        return list(candidates)[len(values) :]
 
 
 @dataclass(frozen=True, eq=False)
 class Breeder:
-    """Makes candidates of one problem."""
+    """The variation operators of one problem's candidates."""
 
     problem: Problem
     rng: random.Random
     rate: float
 
-    def add(self, made: dict[Candidate, None], make: Callable[[], Candidate], count: int) -> None:
-        """Up to `count` more candidates that are not among those made."""
+    def add(self, candidates: dict[Candidate, None], make: Callable[[], Candidate], count: int) -> None:
+        """Add up to `count` candidates that are new."""
         for _ in range(max(0, count)):
-            fresh = next((c for c in self.several(make) if c not in made), None)
+            tries = (make() for _ in range(TRIES))
+            fresh = next((c for c in tries if c not in candidates), None)
             if fresh is not None:
-                made[fresh] = None
-
-    def several(self, make: Callable[[], Candidate]) -> Iterator[Candidate]:
-        return (make() for _ in range(TRIES))
+                candidates[fresh] = None
 
     def pick(self, among: list[Candidate]) -> Candidate:
         return self.rng.choice(among)
@@ -104,11 +107,11 @@ class Breeder:
     def mutate(self, parent: Candidate) -> Candidate:
         last = len(self.problem.pool) - 1
         inner = set()
-        for place in parent.places[1:-1]:
+        for i in parent.indices[1:-1]:
             if self.rng.random() < self.rate:
-                near = place + self.rng.choice((-3, -2, -1, 1, 2, 3))
-                place = min(max(near, 1), last - 1) if self.rng.random() < 0.5 else self.rng.randrange(1, last)
-            inner.add(place)
+                near = i + self.rng.choice((-3, -2, -1, 1, 2, 3))
+                i = min(max(near, 1), last - 1) if self.rng.random() < 0.5 else self.rng.randrange(1, last)
+            inner.add(i)
         mask = list(parent.mask)
         for _ in range(self.rng.randint(0, 3) if any(mask) and not all(mask) else 0):
             on, off = (self.rng.choice([i for i, m in enumerate(mask) if m == want]) for want in (True, False))
@@ -116,13 +119,13 @@ class Breeder:
         return Candidate(self.with_ends(inner), tuple(mask))
 
     def cross(self, a: Candidate, b: Candidate) -> Candidate:
-        """Each time and each block from either parent."""
-        inner = {self.rng.choice(pair) for pair in zip(a.places[1:-1], b.places[1:-1], strict=True)}
+        """Return a candidate with each time and each block from either parent."""
+        inner = {self.rng.choice(pair) for pair in zip(a.indices[1:-1], b.indices[1:-1], strict=True)}
         mask = [self.rng.choice(pair) for pair in zip(a.mask, b.mask, strict=True)]
         return Candidate(self.with_ends(inner), self.kept(mask))
 
     def with_ends(self, inner: set[int]) -> tuple[int, ...]:
-        """These indices, filled up at random to the number of steps, between the ends of the pool."""
+        """Return the indices, filled up at random to the number of steps, between the ends of the pool."""
         last = len(self.problem.pool) - 1
         free = [i for i in range(1, last) if i not in inner]
         filled = [*inner, *self.rng.sample(free, self.problem.steps - 1 - len(inner))]
@@ -132,7 +135,7 @@ class Breeder:
         return self.kept([True] * self.problem.steps * self.problem.blocks)
 
     def kept(self, mask: list[bool]) -> tuple[bool, ...]:
-        """The mask with entries switched at random until exactly `keep` are on."""
+        """Return the mask with entries switched at random until exactly `keep` are on."""
         while mask and sum(mask) != self.problem.keep:
             wrong = sum(mask) > self.problem.keep
             mask[self.rng.choice([i for i, m in enumerate(mask) if m == wrong])] = not wrong

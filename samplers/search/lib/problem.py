@@ -1,25 +1,30 @@
-"""What a search is given and what it gives back."""
+"""The problem of a schedule search, its candidates and its result."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
 
-__all__ = ["Candidate", "Fitness", "Found", "Problem", "pool_of"]
+__all__ = ["Candidate", "Fitness", "Problem", "SearchMethod", "SearchResult", "pool_of"]
 
 
 class Candidate(NamedTuple):
-    """Indices into the pool of times, both ends included; and which (step, block) pairs compute, row by row."""
+    """A grid, and a mask if blocks are searched.
 
-    places: tuple[int, ...]
+    Attributes:
+        indices: of the grid's times in the pool, both ends included.
+        mask: True for each (step, block) that is computed, row by row.
+    """
+
+    indices: tuple[int, ...]
     mask: tuple[bool, ...] = ()
 
 
@@ -29,10 +34,16 @@ Fitness = Callable[[Tensor, Tensor | None], float]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Choose steps - 1 times between the ends of a pool of falling times, float64 [M]; and, if blocks > 0, a mask.
+    """Choose steps - 1 times between the ends of a pool of times; and, if blocks > 0, a mask.
 
-    fitness: what is minimised. known: grids to begin with, whose times must be in the pool. costs: float64 [M, M] of
-    one step from pool[i] to pool[j], for searches that add costs up. keep: how many of steps * blocks are computed.
+    Attributes:
+        pool: falling times, float64 [M].
+        steps: of the grid.
+        fitness: what is minimised.
+        known: grids to begin with, whose times must be in the pool.
+        costs: float64 [M, M] of one step from pool[i] to pool[j], for searches that add costs up; None for no such.
+        blocks: how many a mask may leave out; 0 for no mask.
+        keep: how many of steps * blocks are computed.
     """
 
     pool: Tensor
@@ -52,31 +63,31 @@ class Problem:
             raise UserError(f"search: keep = {self.keep}; allowed: 1 .. {self.steps} steps x {self.blocks} blocks")
 
     def times(self, candidate: Candidate) -> Tensor:
-        """Its grid, float64 [steps + 1]."""
-        return self.pool[list(candidate.places)]
+        """Return a candidate's grid, float64 [steps + 1]."""
+        return self.pool[list(candidate.indices)]
 
     def mask(self, candidate: Candidate) -> Tensor | None:
-        """Its mask, bool [steps, blocks]; None where no blocks are searched."""
+        """Return a candidate's mask, bool [steps, blocks]; None where no blocks are searched."""
         return torch.tensor(candidate.mask).reshape(self.steps, self.blocks) if self.blocks else None
 
     def value(self, candidate: Candidate) -> float:
-        """Its fitness; what is not a number counts as the worst."""
+        """Return a candidate's fitness; NaN counts as the worst."""
         value = float(self.fitness(self.times(candidate), self.mask(candidate)))
         return value if value == value else float("inf")
 
-    def places(self, times: Tensor) -> tuple[int, ...]:
-        """A grid as indices, its ends moved to those of the pool."""
+    def indices(self, times: Tensor) -> tuple[int, ...]:
+        """Return a grid as indices, its ends moved to those of the pool."""
         inner = [int((self.pool - t).abs().argmin()) for t in times[1:-1]]
-        places = (0, *inner, len(self.pool) - 1)
-        if len(times) != self.steps + 1 or sorted(set(places)) != list(places):
+        indices = (0, *inner, len(self.pool) - 1)
+        if len(times) != self.steps + 1 or sorted(set(indices)) != list(indices):
             raise UserError(f"search: the known grid {times.tolist()} is not {self.steps} steps between pool times")
-        return places
+        return indices
 
-    def found(self, values: Mapping[Candidate, float], history: Sequence[tuple[int, float]]) -> Found:
-        """The best of what was evaluated."""
+    def result(self, values: Mapping[Candidate, float], history: Sequence[tuple[int, float]]) -> SearchResult:
+        """Return the best of the candidates that were evaluated."""
         best = min(values, key=values.__getitem__)
         mask = self.mask(best)
-        return Found(
+        return SearchResult(
             times=tuple(self.times(best).tolist()),
             fitness=values[best],
             mask=None if mask is None else tuple(tuple(row) for row in mask.tolist()),
@@ -86,32 +97,46 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A grid, and a mask if blocks were searched: mask[step][block] says what is computed.
+class SearchResult:
+    """A grid, and a mask if blocks were searched.
 
-    history: (evaluations so far, the best fitness among them), generation by generation.
+    Attributes:
+        times: the grid, falling.
+        fitness: its fitness.
+        mask: mask[step][block] is True for what is computed; None for no mask.
+        history: (evaluations so far, the best fitness among them), generation by generation.
+        evaluations: of the fitness.
     """
 
     times: tuple[float, ...]
     fitness: float
     mask: tuple[tuple[bool, ...], ...] | None = None
     history: tuple[tuple[int, float], ...] = ()
-    evaluations: int = field(default=0)
+    evaluations: int = 0
 
     def write(self, file: str | Path, **about: Any) -> None:
-        """As JSON that the grid `searched` reads; `about` adds what it was found for: path, solver, sites."""
-        found = {
-            "times": self.times,
-            "mask": self.mask,
-            "fitness": self.fitness,
-            "evaluations": self.evaluations,
-            "history": self.history,
-        }
-        Path(file).write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
+        """Write JSON that the grid `searched` reads; `about` adds what was searched for: path, solver, sites."""
+        Path(file).write_text(json.dumps({**about, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+
+class SearchMethod(Protocol):
+    """A way to choose a grid, and a mask, of small fitness: a frozen dataclass."""
+
+    def search(self, problem: Problem) -> SearchResult:
+        """Return the best candidate that it finds; the same one for the same problem.
+
+        Args:
+            problem: pool of times, number of steps, fitness.
+        """
+        ...
 
 
 def pool_of(grids: Sequence[Tensor]) -> Tensor:
-    """All times of some grids, each once, from the first time of the first grid to 0; float64 [M]."""
+    """Return all times of some grids, each once, from the first time of the first grid to 0; float64 [M].
+
+    Args:
+        grids: falling times, [N + 1] each.
+    """
     first = float(grids[0][0])
     times = sorted({float(t) for grid in grids for t in grid if float(t) < first}, reverse=True)
     distinct = [first]

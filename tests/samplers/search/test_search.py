@@ -21,10 +21,10 @@ from gen.samplers.grids.exponential import Exponential
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
 from gen.samplers.grids.searched import Searched
-from gen.samplers.search.dynamic import Dynamic, shortest
+from gen.samplers.search.dynamic import Dynamic, cheapest_path
 from gen.samplers.search.evolution import Breeder, Evolution
 from gen.samplers.search.lib.problem import Candidate, Problem, pool_of
-from gen.samplers.search.lib.reference import Reference
+from gen.samplers.search.lib.trajectory import ReferenceTrajectory
 from gen.samplers.solvers.euler import Euler
 from tests.samplers.caches.toy import Toy, contexts, walk
 
@@ -42,8 +42,8 @@ def reference(path, pool, solver, n, seed=0):
     """Searched with one set of noises, judged with another."""
     noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     f = mixture(path)
-    points = Reference.trace(lambda times: f, path.start(noise, pool[0]), pool, None, fine=2)
-    return Reference(lambda times: f, solver, pool, points)
+    points = ReferenceTrajectory.trace(lambda times: f, path.start(noise, pool[0]), pool, None, fine=2)
+    return ReferenceTrajectory(lambda times: f, solver, pool, points)
 
 
 def usual(path, steps):
@@ -65,10 +65,10 @@ def test_dynamic_programming_is_brute_force(steps, seed):
     costs, m = table(8, seed), 8
     every = [(0, *inner, m - 1) for inner in itertools.combinations(range(1, m - 1), steps - 1)]
 
-    def total(places):
-        return float(sum(costs[i, j] for i, j in itertools.pairwise(places)))
+    def total(indices):
+        return float(sum(costs[i, j] for i, j in itertools.pairwise(indices)))
 
-    found = shortest(costs, steps)
+    found = cheapest_path(costs, steps)
     assert found in every
     assert total(found) == pytest.approx(min(map(total, every)), abs=1e-15)
 
@@ -171,10 +171,10 @@ def test_children_are_always_grids():
     parents = [breeder.random() for _ in range(5)]
     for _ in range(200):
         child = breeder.cross(breeder.mutate(breeder.pick(parents)), breeder.pick(parents))
-        assert child.places[0] == 0
-        assert child.places[-1] == 12
-        assert sorted(set(child.places)) == list(child.places)
-        assert len(child.places) == 7
+        assert child.indices[0] == 0
+        assert child.indices[-1] == 12
+        assert sorted(set(child.indices)) == list(child.indices)
+        assert len(child.indices) == 7
         assert sum(child.mask) == 5
         parents = [child, *parents[:4]]
 
@@ -206,7 +206,7 @@ def test_few_fine_steps_are_a_reference():
     """The end of the traced trajectory is where ten times as many steps end, far within what grids differ by."""
     pool, f = pool_of([*usual(Flow(), 5), *usual(Flow(), 24)]), mixture(Flow())
     world = reference(Flow(), pool, Euler(), 64)
-    fine = Reference.trace(lambda times: f, world.points[0], pool, None, fine=20)[-1]
+    fine = ReferenceTrajectory.trace(lambda times: f, world.points[0], pool, None, fine=20)[-1]
     assert float((world.points[-1] - fine).square().mean().sqrt()) < 0.01
     assert world.fitness(usual(Flow(), 5)[0]) > 0.1
 
@@ -245,11 +245,11 @@ def test_a_mask_is_of_booleans_and_sites_are_names(tmp_path, mask, sites):
 
 
 def test_a_mask_of_sites_that_the_network_lacks_is_refused():
-    net, places = Toy(), contexts(2)
+    net, indices = Toy(), contexts(2)
     x = torch.ones(2, 1, dtype=torch.float64)
     run = SkipSession(((True, False), (True, True)), ("blocks.0", "layers.1"))
     with pytest.raises(UserError, match=r"no site layers\.1; it has trunk, hidden\.0"):
-        walk(net, run, places, x)
+        walk(net, run, indices, x)
     run = SkipSession(((False, False),), ("blocks.0", "layers.1"))
     walk(net, run, contexts(1), x, ("main",))
     with pytest.raises(UserError, match=r"no site layers\.1"):
@@ -296,7 +296,7 @@ def test_a_mask_leaves_blocks_out_where_it_says_and_reports_it():
         (lambda: Problem(line().flip(0), 3, fitness_of(0)), "not a row of falling times"),
         (lambda: Problem(line(4), 4, fitness_of(0)), "4 steps need a pool of at least 5 times"),
         (lambda: Problem(line(), 2, fitness_of(0), blocks=3, keep=7), "allowed: 1 .. 2 steps x 3 blocks"),
-        (lambda: Problem(line(), 4, fitness_of(0)).places(line(4)), "is not 4 steps between pool times"),
+        (lambda: Problem(line(), 4, fitness_of(0)).indices(line(4)), "is not 4 steps between pool times"),
         (lambda: Evolution(budget=0), "budget = 0"),
         (lambda: Evolution(rate=0), "rate = 0"),
         (lambda: Evolution(population=10), "add up to at most population = 10"),
