@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ _QWEN_7B = {**_QWEN, "width": 3584, "depth": 28, "heads": 28, "hidden": 18944, "
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(family.Family):
     """A Llama-like transformer with bidirectional attention: RMS norms, rotary embedding, SwiGLU, grouped queries.
+
+    Presets: "nano", "small" (MDLM's and BD3-LM's size), "LLaDA-8B", "Dream-7B" and "Fast-dLLM-v2-7B".
 
     Attributes:
         vocab_size: number of ids, the mask's among them.
@@ -45,7 +47,7 @@ class Text:
         tokenizer: maps strings to ids, if it is known (gen.text.tokenizers).
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[family.Presets] = {
         "nano": {"length": 128, "width": 64, "depth": 2, "heads": 4},
         "small": {"length": 1024, "width": 768, "depth": 12, "heads": 12},  # the size of MDLM and BD3-LM
         "LLaDA-8B": {
@@ -109,11 +111,6 @@ class Text:
                 f"Text: mask_token_id {self.mask_token_id}, eos_token_ids {list(self.eos_token_ids)}; ids are 0 .. "
                 f"{self.vocab_size - 1}, and the mask ends no text"
             )
-
-    @staticmethod
-    def preset(name: str, **changes: Any) -> Text:
-        """Return "nano", "small", or the size of a published model ("LLaDA-8B"), with fields changed."""
-        return family.preset(Text, Text.presets, name, changes)
 
     @property
     def shape(self) -> tuple[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,15 +12,15 @@ from gen.config.errors import UserError, nearest
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import NetSpec
 
-__all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels", "preset"]
+__all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels"]
 
 Presets = Mapping[str, Mapping[str, Any]]  # fields by the preset's name
 
 
 class Family:
-    """Base of the specs of image denoisers: published sizes by name; see gen.diffusion.net.NetSpec.
+    """Base of the specs of networks: published sizes by name; see gen.diffusion.net.NetSpec.
 
-    A subclass is a frozen dataclass with the fields size, channels and classes, `presets` and `build`.
+    A subclass is a frozen dataclass with `presets` and `build`, and for images with size, channels and classes.
     """
 
     presets: ClassVar[Presets]
@@ -29,7 +28,11 @@ class Family:
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
         """Return the spec of a preset, with fields changed; "DiT-XL/2" is also called "XL/2"."""
-        return preset(cls, cls.presets, name, changes)
+        short = {full.rpartition("-")[2]: full for full in reversed(list(cls.presets))}  # of two alike the first wins
+        full = name if name in cls.presets else short.get(name, name)
+        if full not in cls.presets:
+            raise UserError(f"unknown preset {name!r} of {cls.__name__}. {nearest(full, cls.presets)}")
+        return cls(**{**cls.presets[full], **changes})
 
 
 class FamilyNet(nn.Module):
@@ -46,22 +49,6 @@ class FamilyNet(nn.Module):
         if not self.spec.classes:
             return dict(cond)
         return {**cond, "y": torch.full_like(labels(self.spec, cond), self.spec.classes)}
-
-
-def preset(owner: Any, table: Presets, name: str, changes: Mapping[str, Any]) -> Any:
-    """Return the spec of one row of a table of presets, with fields changed.
-
-    Args:
-        owner: the spec's class.
-        table: fields by the preset's name; "DiT-XL/2" is also called "XL/2".
-        name: full or short name; UserError for others.
-        changes: fields to replace.
-    """
-    short = {full.rpartition("-")[2]: full for full in reversed(list(table))}  # of two alike the first wins
-    full = name if name in table else short.get(name, name)
-    if full not in table:
-        raise UserError(f"unknown preset {name!r} of {owner.__name__}. {nearest(full, table)}")
-    return replace(owner(**table[full]), **changes)
 
 
 def at_least(spec: object, **lowest: int) -> None:
