@@ -24,22 +24,35 @@ if TYPE_CHECKING:
 __all__ = ["Folder", "Pictures", "fit"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+PNG_DEPTH = 24  # offset of the byte that holds a PNG's bits per channel
+TURNS = {  # EXIF orientation -> what sets the picture upright, of PIL.Image.Transpose
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 @dataclass(frozen=True)
 class Folder:
     """Pictures (png, jpg, jpeg, webp, bmp) in class subfolders, in order of name, or all in one folder without labels.
 
-    A picture is decoded when its item is read. Every file is read once at open() for its header and the fingerprint,
-    the sha256 over each file's path in the folder, length and sha256, with split and options (some seconds per GB).
+    A picture is read as viewers show it: turned by its EXIF orientation, transparency over a background; colour
+    profiles are not applied. It is decoded when its item is read.
+    Every file is read once at open() for its header and the fingerprint, the sha256 over each file's path in the
+    folder, length and sha256, with split and options (some seconds per GB).
     Files of other kinds and hidden ones are not looked at; class folders are searched to any depth.
     Raises UserError, in one line, for missing, empty and mixed folders and, by path, for pictures that are unreadable,
-    so large that they may be decompression bombs, or of more than 8 bits a channel.
+    so large that they may be decompression bombs, of more than 8 bits a channel, or animated.
 
     Attributes:
         path: the folder.
         size: height and width in pixels; pictures are scaled by their shorter side and cropped in the middle (`fit`).
         channels: 3 for colour, 1 for grey.
+        background: grey level under transparent pixels, 0 (black) to 255 (white, as in browsers).
         flip: True adds the mirrored pictures to "train", which makes it twice as long.
         holdout: the share held out for "test", in [0, 1); without effect if there is a test_path.
         skip_corrupt: True decodes every picture at open() and leaves out, with a warning that names them, those that
@@ -50,6 +63,7 @@ class Folder:
     path: str
     size: int
     channels: int = 3
+    background: int = 255
     flip: bool = False
     holdout: float = 0.1
     skip_corrupt: bool = False
@@ -61,6 +75,8 @@ class Folder:
             raise UserError(f"Folder.size is {self.size}; it must be at least 1")
         if self.channels not in (1, 3):
             raise UserError(f"Folder.channels is {self.channels}; allowed: 1 (grey), 3 (colour)")
+        if not 0 <= self.background <= 255:
+            raise UserError(f"Folder.background is {self.background}; allowed: 0 (black) to 255 (white)")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,12 +99,13 @@ class Folder:
         else:
             labels = listing.labels if listing.names else None
             rows = hold_out(self.path, split, len(listing.files), self.holdout, labels)
-        options = f"{split} {self.size} {self.channels} {self.flip}"
+        options = f"{split} {self.size} {self.channels} {self.background} {self.flip}"
         return Pictures(
             [listing.root / listing.files[i] for i in rows],
             torch.tensor([listing.labels[i] for i in rows]) if listing.names else None,
             self.size,
             self.channels,
+            self.background,
             self.flip and split == "train",
             content_hash("folder", options, *(f"{listing.labels[i]} {listing.hashes[i]}" for i in rows)),
             listing.skipped,
@@ -130,6 +147,7 @@ class Pictures:
         y: int64 [N] labels; None without classes.
         size: height and width of an item.
         channels: 3 for colour, 1 for grey.
+        background: grey level under transparent pixels.
         flip: whether the mirrored pictures follow the others.
         fingerprint: sha256 (hex) of files and options.
         skipped: files, by path in the folder, that were left out because they cannot be decoded.
@@ -139,6 +157,7 @@ class Pictures:
     y: Tensor | None
     size: int
     channels: int
+    background: int
     flip: bool
     fingerprint: str
     skipped: list[str]
@@ -150,7 +169,7 @@ class Pictures:
         i = range(len(self))[i]  # as a list has it: negative from the end, IndexError past it
         row = i % len(self.paths)
         path = self.paths[row]
-        image = fit(_decode(path, _read(path), self.channels), self.size)
+        image = fit(_decode(path, _read(path), self.channels, self.background), self.size)
         x = torch.from_numpy(np.array(image)).reshape(self.size, self.size, self.channels).permute(2, 0, 1)
         x = (x.float().contiguous() - 127.5) / 127.5
         x = x if i < len(self.paths) else x.flip(2)
@@ -187,7 +206,7 @@ def _scan(root: Path, skip_corrupt: bool) -> Listing:
         try:
             _header(path, data)
             if skip_corrupt:
-                _decode(path, data, 3)
+                _decode(path, data)
         except Unreadable:
             if not skip_corrupt:
                 raise
@@ -239,31 +258,50 @@ class Unreadable(UserError):
 
 
 def _header(path: Path, data: bytes) -> None:
-    """Refuses, before decoding, what is no picture, may be a decompression bomb, or has more than 8 bits a channel."""
+    """Refuse, before decoding, what is no picture, may be a decompression bomb, is deeper than 8 bits, or animated."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data)) as image:
-                mode = image.mode
+                deep = image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[PNG_DEPTH] > 8)
+                animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # MPO: a photo and its preview
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise UserError(f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels: refused") from error
         except Exception as error:  # decoders of broken files raise anything
             raise _unreadable(path, error) from error
-    if mode.startswith(("I", "F")):
-        raise UserError(f"{path} has more than 8 bits a channel (mode {mode}): convert it to 8 bits first")
+    if deep:
+        raise UserError(f"{path} has more than 8 bits a channel: convert it to 8 bits first")
+    if animated:
+        raise UserError(f"{path} is animated: save the frames that are meant as pictures")
 
 
-def _decode(path: Path, data: bytes, channels: int) -> Image:
+def _decode(path: Path, data: bytes, channels: int = 3, background: int = 255) -> Image:
+    """Decode a picture as viewers show it."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            clear = "transparency" in image.info  # of a palette: cannot be dropped in one go
-            return (image.convert("RGBA") if clear else image).convert("RGB" if channels == 3 else "L")
+            image.load()
+            shown = _upright(image)
+            if shown.has_transparency_data:
+                below = Image.new("RGBA", shown.size, (background, background, background, 255))
+                shown = Image.alpha_composite(below, shown.convert("RGBA"))
+            return shown.convert("RGB" if channels == 3 else "L")
     except Exception as error:  # decoders of broken files raise anything
         raise _unreadable(path, error) from error
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ExifTags
+    from PIL.Image import Transpose
+
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data say nothing, in viewers too
+        turn = None
+    return image if turn is None else image.transpose(Transpose[turn])
 
 
 def _unreadable(path: Path, error: Exception) -> Unreadable:

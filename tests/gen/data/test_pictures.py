@@ -1,0 +1,128 @@
+"""Pictures in folders: read as viewers show them, or refused by name; nothing is left out without a count."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen.config.errors import UserError
+from gen.config.images import to_uint8
+from gen.data.folder import Folder
+
+
+def read(root, **fields):
+    """The one picture of a folder as uint8 [H, W, C]."""
+    data = Folder(str(root), **{"size": 8, "holdout": 0.0, **fields}).open("train")
+    assert len(data) == 1
+    return to_uint8(data[0]["x"]).permute(1, 2, 0).numpy()
+
+
+def refusal(root, **fields):
+    with pytest.raises(UserError) as error:
+        read(root, **fields)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def png_bytes(width, height, depth, colour, rows, extra=b""):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+# --- as viewers show them -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_by_its_exif_orientation(orientation, suffix, tmp_path):
+    shown = np.zeros((8, 8), np.uint8)
+    shown[:4, :4], shown[:4, 4:], shown[4:, :4] = 255, 170, 85
+    # EXIF 2.3, tag 0x0112: where row 0 and column 0 of the stored pixels are in the shown picture
+    stored = {
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.T,
+        6: np.rot90(shown),
+        7: shown[::-1, ::-1].T,
+        8: np.rot90(shown, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.ascontiguousarray(stored)).convert("RGB")
+    picture.save(tmp_path / f"a.{suffix}", exif=exif, quality=100)
+    assert abs(read(tmp_path, channels=1)[..., 0].astype(int) - shown).max() < 24
+
+
+def test_orientation_6_puts_the_left_half_on_top(tmp_path):
+    pixels = np.zeros((16, 32), np.uint8)
+    pixels[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    image = read(tmp_path, size=16, channels=1)[..., 0]
+    assert image[:7].min() > 240 and image[9:].max() < 15
+
+
+def test_damaged_exif_data_turn_nothing(tmp_path):
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "a.png", exif=b"Exif\0\0not a TIFF header")
+    assert (read(tmp_path) == 9).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "tRNS"])
+def test_transparent_pixels_show_the_background(kind, channels, tmp_path):
+    path = tmp_path / "a.png"
+    if kind == "RGBA":
+        Image.new("RGBA", (8, 8), (179, 187, 50, 0)).save(path)
+    elif kind == "LA":
+        Image.new("LA", (8, 8), (90, 0)).save(path)
+    elif kind == "palette":
+        Image.new("P", (8, 8)).save(path, transparency=b"\0\x80")
+    else:
+        Image.new("RGB", (8, 8), (179, 187, 50)).save(path, transparency=(179, 187, 50))
+    assert (read(tmp_path, channels=channels) == 255).all()
+    assert (read(tmp_path, channels=channels, background=40) == 40).all()
+
+
+def test_alpha_mixes_and_opaque_pictures_keep_their_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    pixels[:4, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = read(tmp_path, background=100).astype(float)
+    share = pixels[..., 3:] / 255
+    assert (image[:4] == pixels[:4, :, :3]).all()
+    assert abs(image - (share * pixels[..., :3] + (1 - share) * 100)).max() <= 1
+
+
+def test_the_background_is_part_of_the_data_and_is_checked(tmp_path):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
+    prints = {Folder(str(tmp_path), 8, holdout=0.0, background=b).open("train").fingerprint for b in (0, 255)}
+    assert len(prints) == 2
+    assert "Folder.background is 256; allowed: 0 (black) to 255 (white)" in refusal(tmp_path, background=256)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_more_than_8_bits_a_channel_are_refused(colour, channels, tmp_path):
+    rows = (b"\0" + b"\x12\x34" * channels * 8) * 8
+    (tmp_path / "deep.png").write_bytes(png_bytes(8, 8, 16, colour, rows))
+    assert "deep.png has more than 8 bits a channel" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_animated_pictures_are_refused(suffix, tmp_path):
+    frames = [Image.new("RGB", (8, 8), (v, v, v)) for v in (0, 255)]
+    frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:])
+    assert f"moving.{suffix} is animated" in refusal(tmp_path)
