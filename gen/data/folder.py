@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Folder", "Pictures", "fit"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # no other decoder runs, whatever a file's name: EPS would start Ghostscript
 PNG_DEPTH = 24  # offset of the byte that holds a PNG's bits per channel
 TURNS = {  # EXIF orientation -> what sets the picture upright, of PIL.Image.Transpose
     2: "FLIP_LEFT_RIGHT",
@@ -113,11 +114,11 @@ class Folder:
 
     @cached_property
     def _train(self) -> Listing:
-        return _scan(Path(self.path), self.skip_corrupt)
+        return _scan(Path(self.path), self.size, self.skip_corrupt)
 
     @cached_property
     def _test(self) -> Listing:
-        return _scan(Path(self.test_path or self.path), self.skip_corrupt)
+        return _scan(Path(self.test_path or self.path), self.size, self.skip_corrupt)
 
     def _difference(self) -> str:
         missing, extra = (
@@ -196,7 +197,7 @@ def fit(image: Image, size: int) -> Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _scan(root: Path, skip_corrupt: bool) -> Listing:
+def _scan(root: Path, size: int, skip_corrupt: bool) -> Listing:
     """Find, check and hash the pictures of a folder."""
     names, found = _find(root)
     listing = Listing(root, names, [], [], [], [])
@@ -204,7 +205,7 @@ def _scan(root: Path, skip_corrupt: bool) -> Listing:
         file = path.relative_to(root).as_posix()
         data = _read(path)
         try:
-            _header(path, data)
+            _header(path, data, size)
             if skip_corrupt:
                 _decode(path, data)
         except Unreadable:
@@ -257,20 +258,26 @@ class Unreadable(UserError):
     """A picture that cannot be decoded."""
 
 
-def _header(path: Path, data: bytes) -> None:
+def _header(path: Path, data: bytes, size: int) -> None:
     """Refuse, before decoding, what is no picture, may be a decompression bomb, is deeper than 8 bits, or animated."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 deep = image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[PNG_DEPTH] > 8)
+                short, long = sorted(image.size)
                 animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # MPO: a photo and its preview
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise UserError(f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels: refused") from error
         except Exception as error:  # decoders of broken files raise anything
             raise _unreadable(path, error) from error
+    if size * (size * long / short) > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        raise UserError(
+            f"{path} is {long} pixels long and {short} wide: scaled to {size} it has more than "
+            f"{Image.MAX_IMAGE_PIXELS} pixels: refused"
+        )
     if deep:
         raise UserError(f"{path} has more than 8 bits a channel: convert it to 8 bits first")
     if animated:
@@ -282,7 +289,7 @@ def _decode(path: Path, data: bytes, channels: int = 3, background: int = 255) -
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             shown = _upright(image)
             if shown.has_transparency_data:

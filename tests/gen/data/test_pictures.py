@@ -126,3 +126,26 @@ def test_animated_pictures_are_refused(suffix, tmp_path):
     frames = [Image.new("RGB", (8, 8), (v, v, v)) for v in (0, 255)]
     frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:])
     assert f"moving.{suffix} is animated" in refusal(tmp_path)
+
+
+# --- hostile files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PDF", "ICO"])
+def test_only_the_decoders_of_the_promised_kinds_run(kind, suffix, tmp_path, monkeypatch):
+    def run(*args, **kwargs):
+        raise AssertionError(f"a process was started: {args}")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", run)
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a.{suffix}", kind)
+    assert f"a.{suffix} cannot be decoded (no picture of a known format)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1)])
+def test_a_picture_that_scaling_makes_huge_is_refused_before_memory_is_taken(shape, tmp_path):
+    width, height = shape
+    (tmp_path / "long.png").write_bytes(png_bytes(width, height, 8, 0, bytes((width + 1) * height)))
+    line = refusal(tmp_path, size=256)
+    assert "long.png is 100000 pixels long and 1 wide: scaled to 256 it has more than 89478485 pixels" in line
+    assert read(tmp_path, size=8).shape == (8, 8, 3)
