@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.images import contact_sheet, to_pil, to_uint8
-from gen.config.spec import Spec, build, names
+from gen.config.spec import Json, Spec, build, names
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
@@ -95,7 +95,7 @@ class Pipeline:
     device: torch.device | str = "cpu"
     folder: Path | None = None
     weights: str = "raw"
-    info: Mapping[str, Any] | None = None
+    info: Json | None = None
     engine: Any = None
 
     @torch.no_grad()
@@ -149,7 +149,7 @@ class Pipeline:
         seconds = time.perf_counter() - began
         return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, net.about)
 
-    def prepared(self, engine: Any = "auto") -> Pipeline:
+    def prepared(self, engine: object = "auto") -> Pipeline:
         """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.
 
         Samples are the same within the rounding of the engine's dtype, which `Samples.engine` names.
@@ -158,12 +158,12 @@ class Pipeline:
             raise UserError(f"{self.name} is no network, and an engine prepares networks")
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
-        engine = engine_of(engine)
-        net = engine.prepare(self.denoiser.net, self.device)
-        return replace(self, denoiser=replace(self.denoiser, net=net), engine=engine)
+        built = engine_of(engine)
+        net = built.prepare(self.denoiser.net, self.device)
+        return replace(self, denoiser=replace(self.denoiser, net=net), engine=built)
 
     @torch.no_grad()
-    def decoded(self, samples: Samples, autoencoder: Any, batch_size: int = 8) -> Samples:
+    def decoded(self, samples: Samples, autoencoder: object, batch_size: int = 8) -> Samples:
         """Return latents as images: decode(x / scale + shift), scale and shift those that the checkpoint has.
 
         Args:
@@ -180,13 +180,13 @@ class Pipeline:
             raise UserError(
                 f"decoded: samples are {list(samples.x.shape)}, the latents' scale has {len(scale)} channels"
             )
-        coder = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
+        coder: Any = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
         began = time.perf_counter()
         z = (samples.x / scale + shift).to(self.device)
         x = torch.cat([coder.decode(z[i : i + batch_size]).cpu() for i in range(0, len(z), batch_size)])
         return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began)
 
-    def coder(self, autoencoder: Any) -> Any:
+    def coder(self, autoencoder: object) -> Any:
         """Load the autoencoder of `decoded`; UserError if there is none, or if no latents are sampled."""
         latent_scale(self.info)
         if isinstance(autoencoder, (str, Path)):
@@ -214,9 +214,9 @@ class Pipeline:
         """The network's optional members; their defaults for a denoiser without a network."""
         return members(self.denoiser.net if isinstance(self.denoiser, Denoiser) else nn.Identity())
 
-    def plan(self, **changes: Any) -> Sampler:
+    def plan(self, **changes: object) -> Sampler:
         """Return the default sampler with the changes that are not None; "none" leaves out its guide or its cache."""
-        given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+        given: Json = {k: v for k, v in changes.items() if v is not None}
         given |= {k: None for k, v in given.items() if isinstance(v, str) and v == "none"}
         return replace(self.sampler, **given)
 
@@ -270,7 +270,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     net = run.model.build()
     net.load_state_dict(checkpoints.read_tensors(checkpoint, file, info))
     net = net.eval().requires_grad_(False).to(device)
-    about: dict[str, Any] = {  # the fields that both kinds of pipeline have
+    about: Json = {  # the fields that both kinds of pipeline have
         "name": Path(folder).resolve().name,
         "params": sum(p.numel() for p in net.parameters()),
         "device": device,
@@ -287,7 +287,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
 
 
-def latent_scale(info: Mapping[str, Any] | None) -> tuple[Tensor, Tensor]:
+def latent_scale(info: Json | None) -> tuple[Tensor, Tensor]:
     """Return scale and shift of a checkpoint's latents, [C or 1, 1, 1] each: x = (latent - shift) scale.
 
     Args:

@@ -23,7 +23,6 @@ FOLDERS = ("gen", "samplers", "distill", "models", "kernels", "eval", "scripts")
 PENDING = (
     # distill
     # gen
-    "gen/cli",
     # gen/diffusion
     # gen/text
     # gen/training

@@ -1,4 +1,4 @@
-"""Finds the verb, reads its options, and turns errors into one line and an exit code. Contract: gen/cli/__init__.py."""
+"""The dispatch of verbs: options, and errors as one line and an exit code. Contract: gen/cli/__init__.py."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import gen
 import gen.cli
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
+from gen.config.spec import Json
 
 __all__ = ["main", "verbs"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: this process's) and return its exit code; errors become a line on stderr."""
+    """Run one command line and return its exit code; errors become a line on stderr.
+
+    Args:
+        argv: the words after `gen`; None for those of this process.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is first imported
     here = str(Path.cwd())
     if here not in sys.path:
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verbs() -> dict[str, str]:
-    """The verbs and the first line of each one's help, read without importing them."""
+    """Return the first line of each verb's help by verb, read without importing them."""
     lines = {}
     for file in sorted(file for folder in gen.cli.__path__ for file in Path(folder).glob("[!_]*.py")):
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
@@ -78,7 +83,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises its complaints instead of printing a page of usage."""
+    """A parser that raises UserError instead of printing a page of usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See: {self.prog} --help")
@@ -118,7 +123,7 @@ def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Name
 
 
 def _meant(changes: dict[str, str], options: list[str]) -> str:
-    """A hint for a misspelt option, which reads as a change of an unknown key."""
+    """Return a hint for a misspelt option, which reads as a change of an unknown key."""
     for key in changes:
         if close := get_close_matches(f"--{key.replace('_', '-')}", options, n=1, cutoff=0.8):
             return f" Or is it the option {close[0]}?"
@@ -126,7 +131,7 @@ def _meant(changes: dict[str, str], options: list[str]) -> str:
 
 
 def _split(words: list[str], options: list[str], strict: bool, prog: str) -> tuple[list[str], dict[str, str]]:
-    """The words the parser knows, and the others as changes {dotted key: text}. Underscores are as good as hyphens."""
+    """Split words into the parser's and changes {dotted key: text}; underscores are as good as hyphens."""
     known, changes, rest = [], {}, iter(words)
     for word in rest:
         option, has_value, value = word.partition("=")
@@ -152,7 +157,7 @@ def _help(verb: ModuleType, parser: _Parser, words: list[str]) -> int:
     try:
         settings = _parse(verb, parser, words).settings
     except UserError as error:
-        print(f"\nsettings: --KEY VALUE; name all arguments before --help to list the keys ({error})")
+        print(f"\nsettings: --KEY VALUE; give all arguments before --help to list the keys ({error})")
         return 0
     print("\nsettings: --KEY VALUE, with these keys and values now")
     for key, value in _flatten(settings):
@@ -160,21 +165,21 @@ def _help(verb: ModuleType, parser: _Parser, words: list[str]) -> int:
     return 0
 
 
-def _flatten(settings: Any) -> list[tuple[str, str]]:
-    """Dotted keys and their values as one would type them."""
+def _flatten(settings: object) -> list[tuple[str, str]]:
+    """Return dotted keys and their values as one would type them."""
     from gen.config.spec import spec_of
 
-    def walk(spec: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
+    def flat(spec: Json, prefix: str) -> list[tuple[str, str]]:
         rows = []
         for key, value in spec.items():
             if isinstance(value, dict) and "name" in value:
                 rows.append((prefix + key, value["name"]))
-                rows += walk({k: v for k, v in value.items() if k != "name"}, f"{prefix}{key}.")
+                rows += flat({k: v for k, v in value.items() if k != "name"}, f"{prefix}{key}.")
             else:
                 rows.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
         return rows
 
-    return walk(spec_of(settings, named=False), "")
+    return flat(spec_of(settings, named=False), "")
 
 
 def _overview() -> str:
@@ -184,7 +189,7 @@ def _overview() -> str:
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """One line and the exit code."""
+    """Return one line and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, MissingDependency):

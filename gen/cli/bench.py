@@ -1,9 +1,9 @@
-"""Measure how fast this machine runs us and others: attention, fused operations, state spaces, whole networks.
+"""Measure how fast this machine runs gen and its peers: attention, fused operations, state spaces, networks.
 
 gen bench attention fused --device cuda --out runs/bench/mine [--resume]; without a part, all of them.
 
-Every case holds each result to the exact one first, and what is wrong is not timed: then the exit code is 1. The rest
-take turns. A part is one JSON file of the folder, written anew after every case; bench.html shows all of them.
+Every case first compares each result with the exact one; a wrong one is not timed, and the exit code is 1. The others
+are timed in turns. A part is one JSON file of the folder, written anew after every case; bench.html shows all of them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, add_options
 from gen.config.errors import UserError, nearest
+from gen.config.spec import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +35,12 @@ PACKAGES = ("triton", "diffusers", "xformers", "transformers", "mamba-ssm", "fla
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("part", nargs="*", help=f"one or more of: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--dtype", choices=DTYPES, help="(default: float32 on a CPU, bfloat16 elsewhere)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a case's rounds, at most (default: 4)")
-    add_option(parser, "seed", 0, "of the inputs")
+    parser.add_argument("--seconds", type=float, default=4.0, help="longest time for a case (default: 4)")
+    add_option(parser, "seed", 0, "seed of the inputs")
     parser.add_argument("--only", metavar="TEXT", help="cases whose names contain this")
     parser.add_argument("--quick", action="store_true", help="tiny cases, few rounds, nothing compiled: for tests")
     parser.add_argument("--list", action="store_true", help="list the cases, and stop")
-    parser.add_argument("--resume", action="store_true", help="leave out what the folder has of the same settings")
+    parser.add_argument("--resume", action="store_true", help="skip cases that the folder has with the same settings")
     add_option(parser, "out", help="a folder (default: runs/bench/DEVICE-DTYPE)")
     add_options(parser, device="cpu", threads=None)
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             print(part, *(f"  {name}" for name in found[part]), sep="\n")
         return 0
     _check_device(args.device)
-    how: dict[str, Any] = {"rounds": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
+    how: Json = {"rounds": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
     bench = Bench(context.device, seconds=args.seconds, seed=args.seed, **how)
     folder = args.out or Path("runs/bench") / _name(context)
     _check_folder(folder)
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
-    """Measures the cases of a part that are not in its file yet, and writes it after each; the names of wrong ones."""
+    """Measure the cases of a part that its file lacks, writing it after each; return the names of wrong ones."""
     from gen.config.checkpoints import write_json
     from gen.eval.bench import measure_peak
     from gen.eval.pages.bench import bench_table
@@ -93,18 +94,18 @@ def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args:
         key = _key(case, file, bench)
         record = done.get(key) or {"key": key, **bench.measure(case, peak)}
         file["cases"].append(record)
-        write_json(path, {**file, "cases": [*file["cases"], *_later(done, file["cases"])]})
+        write_json(path, {**file, "cases": [*file["cases"], *_pending(done, file["cases"])]})
         print(bench_table(record) if key not in done else f"{case.name}: measured before", flush=True)
     return [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
 
 
 def _products(context: BenchContext) -> tuple[MakeProduct, ...]:
-    """Ways to multiply beside PyTorch's: oneDNN's with weights in its own layout, the faster on many CPUs."""
+    """Return matrix products beside PyTorch's: oneDNN's with weights in its own layout, the faster on many CPUs."""
     import torch
 
     from gen.kernels.linear import linear, pack, unpackable
 
-    def packed(a: Tensor, b: Tensor) -> Callable[[], Any]:
+    def packed(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
         weight = pack(b)
         return lambda: linear(a, weight)
 
@@ -112,9 +113,9 @@ def _products(context: BenchContext) -> tuple[MakeProduct, ...]:
     return (packed,) if able else ()
 
 
-def _later(done: dict[str, Any], now: list[Any]) -> list[Any]:
-    """What was measured before and has not had its turn yet: a killed run must not lose it."""
-    seen = {record["key"] for record in now}
+def _pending(done: dict[str, Json], current: list[Json]) -> list[Json]:
+    """Return the earlier records of cases that are still to come: a killed run must not lose them."""
+    seen = {record["key"] for record in current}
     return [record for key, record in done.items() if key not in seen]
 
 
@@ -147,8 +148,8 @@ def _name(context: BenchContext) -> str:
     return f"{context.device.type}-{str(context.dtype).removeprefix('torch.')}{'-quick' if context.quick else ''}"
 
 
-def _about(part: str, context: BenchContext, args: argparse.Namespace) -> dict[str, Any]:
-    """What was measured, on what, with what and when."""
+def _about(part: str, context: BenchContext, args: argparse.Namespace) -> Json:
+    """Return the part, the machine, the versions and the date of a measurement."""
     import os
     from datetime import UTC, datetime
 
@@ -174,8 +175,8 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> dict[s
     }
 
 
-def _key(case: Case, file: dict[str, Any], bench: Bench) -> str:
-    """What has to be the same for a measurement to stand for another: the case, all versions, the machine and how."""
+def _key(case: Case, file: Json, bench: Bench) -> str:
+    """Return the hash of case, versions, machine and settings; measurements of one key can replace each other."""
     import hashlib
     import json
 
@@ -194,11 +195,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _read(path: Path) -> Any:
-    """What a file of this verb holds; UserError for what is none."""
+def _read(path: Path) -> Json:
+    """Read a file of this verb; UserError for any other."""
     from gen.config.checkpoints import read_json
 
-    file: Any = read_json(path)
+    file: Json = read_json(path)
     cases = file.get("cases") if isinstance(file, dict) and file.get("format") == FORMAT else None
     if not isinstance(cases, list) or not all(
         isinstance(c, dict) and {"key", "gate", "calls"} <= set(c) for c in cases
@@ -208,13 +209,13 @@ def _read(path: Path) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    """Before any work: it can be written, and what it has can be read."""
+    """Check, before any work, that the folder can be written and its files can be read."""
     import os
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder}: no folder can be made of it ({error.strerror})") from None
+        raise UserError(f"--out {folder}: it cannot be created ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"--out {folder}: it cannot be written")
     for path in (folder / f"{part}.json" for part in PARTS):
@@ -223,7 +224,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _page(folder: Path) -> None:
-    """Of all parts that the folder holds."""
+    """Write the page of all parts that the folder holds."""
     from gen.eval.pages.bench import bench_page
     from gen.eval.record import write_text
 
@@ -233,7 +234,7 @@ def _page(folder: Path) -> None:
 
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
-    """So many threads of PyTorch's within, and as many as before afterwards."""
+    """Set torch's thread count; restore it on exit."""
     import torch
 
     before = torch.get_num_threads()
@@ -245,7 +246,7 @@ def _threads(n: int | None) -> Iterator[None]:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command line that repeats this."""
+    """Return the command line that repeats this."""
     words = ["gen", "bench", *args.part, "--device", args.device, "--seconds", f"{args.seconds:g}"]
     single = {"dtype": args.dtype, "threads": args.threads, "seed": args.seed or None, "only": args.only}
     for key, value in {**single, "out": args.out}.items():

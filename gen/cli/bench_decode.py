@@ -13,29 +13,26 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from gen.eval.decoding import Task
     from gen.text.decoding import Decoding
+    from gen.text.pipeline import TextPipeline
 
 __all__ = ["add_arguments", "run"]
+
+POLICIES = ["topk:1,2,4", "threshold:.95,.9,.8,.7", "factor:.5,1,2"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
     parser.add_argument("--tasks", nargs="+", help="(default: all of the run's data)")
-    parser.add_argument(
-        "--policies",
-        nargs="+",
-        default=["topk:1,2,4", "threshold:.95,.9,.8,.7", "factor:.5,1,2"],
-        help="(default: topk:1,2,4 threshold:.95,.9,.8,.7 factor:.5,1,2)",
-    )
-    parser.add_argument(
-        "--kv-plan", nargs="+", help="names of `gen list kv_plans`, JSON specs, or none (default: the run's)"
-    )
+    parser.add_argument("--policies", nargs="+", default=POLICIES, help=f"(default: {' '.join(POLICIES)})")
+    parser.add_argument("--kv-plan", nargs="+", help="names of `gen list kv_plans`, specs or none (default: the run's)")
     add_option(parser, "n", 100, "prompts of each task")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
@@ -43,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
     parser.add_argument("--source", help="a folder with a copy of ParallelBench: its own names and prompts")
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
-    parser.add_argument(
-        "--with", dest="others", nargs="+", type=Path, default=[], help="earlier .json files to show too"
-    )
+    parser.add_argument("--with", dest="others", nargs="+", type=Path, default=[], help="earlier .json files to add")
     add_option(parser, "out", help="the page; .json is written beside it (default: RUN/decode.html)")
 
 
@@ -76,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
-    """The tasks that are named, or all of the run's data."""
+def _tasks(pipeline: TextPipeline, args: argparse.Namespace) -> list[Task]:
+    """Return the tasks that are named, or all of the run's data."""
     from gen.config.spec import build
     from gen.data.lists import Lists
     from gen.eval.parallelbench.lib.rules import TASKS
@@ -88,25 +83,25 @@ def _tasks(pipeline: Any, args: argparse.Namespace) -> list[Any]:
     if not (args.tasks or own):
         raise UserError("the run's data has no tasks: give --tasks, such as waiting_line/copy")
     more = {} if args.source is None else {"source": args.source}
-    made: list[Any] = []
+    tasks: list[Task] = []
     for name in args.tasks or own:
         family, _, task = name.partition("/")
         if name in own:
-            made.append(ListTask(name, data))
+            tasks.append(ListTask(name, data))
         elif family == "waiting_line" and task in ("", *TASKS):
-            made += [build("eval.parallelbench", family, task=one, **more) for one in ([task] if task else TASKS)]
+            tasks += [build("eval.parallelbench", family, task=one, **more) for one in ([task] if task else TASKS)]
         elif family == "latin_square" and not task:
-            made.append(build("eval.parallelbench", family, **more))
+            tasks.append(build("eval.parallelbench", family, **more))
         elif name.lstrip().startswith("{"):
-            made.append(build("eval.parallelbench", parse_spec(name)))
+            tasks.append(build("eval.parallelbench", parse_spec(name)))
         else:
             known = [*own, "waiting_line", *(f"waiting_line/{t}" for t in TASKS), "latin_square"]
             raise UserError(f"unknown task {name!r}. {nearest(name, known)}")
-    return made
+    return tasks
 
 
-def _settings(pipeline: Any, args: argparse.Namespace) -> dict[str, dict[str, Decoding]]:
-    """Every policy with every KV plan: curves of points."""
+def _settings(pipeline: TextPipeline, args: argparse.Namespace) -> dict[str, dict[str, Decoding]]:
+    """Return the settings of every policy with every KV plan, by curve and point."""
     from gen.eval.decoding import sweep
 
     settings: dict[str, dict[str, Decoding]] = {}
@@ -125,15 +120,15 @@ def _settings(pipeline: Any, args: argparse.Namespace) -> dict[str, dict[str, De
     return settings
 
 
-def _name(spec: Any) -> str:
-    """A KV plan in a word, or its keys and values."""
+def _name(spec: object) -> str:
+    """Return a KV plan as a word, or its keys and values."""
     if not isinstance(spec, dict):
         return str(spec)
     return ", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in spec.items())
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command line that repeats this."""
+    """Return the command line that repeats this."""
     words = ["gen", "bench-decode", str(args.run), "--policies", *args.policies, "--n", str(args.n)]
     words += ["--seed", str(args.seed), "--batch-size", str(args.batch_size), "--split", args.split]
     several = {"tasks": args.tasks, "kv-plan": args.kv_plan}

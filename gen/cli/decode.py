@@ -25,17 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
     parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a file with a prompt on every line")
-    parser.add_argument(
-        "--gen-length", type=int, help="tokens of a text, at most (default: 64, or what there is room for)"
-    )
-    parser.add_argument(
-        "--block-length", type=int, help="tokens of a block (default: the run's); a block-causal model keeps to its own"
-    )
+    parser.add_argument("--gen-length", type=int, help="most tokens of a text (default: 64, or as many as fit)")
+    parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
     parser.add_argument("--policy", help="a name of `gen list decoding_policies`, or a JSON spec (default: the run's)")
     parser.add_argument("--threshold", type=float, help="short for --policy.threshold")
-    parser.add_argument(
-        "--block-schedule", help="a name of `gen list block_schedules`, or a JSON spec (default: the run's)"
-    )
+    parser.add_argument("--block-schedule", help="a name of `gen list block_schedules`, or a JSON spec")
     parser.add_argument("--kv-plan", help="a name of `gen list kv_plans`, a JSON spec, or none (default: the run's)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
@@ -45,22 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> Decoding:
-    """The run's way of decoding, with what the options say; keys (--block_schedule.sub 8, --stopping_rules eos) change
-    it further.
-    """
+    """Return the run's decoding, changed by the options; keys such as --block_schedule.sub 8 change it further."""
     from gen.config.checkpoints import read
     from gen.config.spec import override
     from gen.pipeline import locate
     from gen.text.decoding import Decoding
     from gen.training.run import run_from
 
-    place = locate(args.run)
-    how = run_from(read(place, verify=False)["run"]).sampler
+    checkpoint = locate(args.run)
+    how = run_from(read(checkpoint, verify=False)["run"]).sampler
     if not isinstance(how, Decoding):
         raise UserError(f"{args.run} is sampled, not decoded: see gen sample --help")
     parts = {"policy": args.policy, "block_schedule": args.block_schedule, "kv_plan": args.kv_plan}
     how = override(
-        how.with_files_in(place), {key: parse_spec(value) for key, value in parts.items() if value is not None}
+        how.with_files_in(checkpoint), {key: parse_spec(value) for key, value in parts.items() if value is not None}
     )
     short = {"policy.threshold": args.threshold, "block_schedule.length": args.block_length}
     short["sampling.temperature"] = args.temperature
@@ -91,24 +83,22 @@ def run(args: argparse.Namespace) -> int:
         for firm, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed, **how):
             print(pipeline.separator.join("·" if v is None else _word(v, pipeline) for v in firm), flush=True)
         return 0
-    made = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size, **how)
-    for prompt, text in zip(prompts, made.texts, strict=True):
+    texts = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size, **how)
+    for prompt, text in zip(prompts, texts.texts, strict=True):
         print(f"{prompt}{pipeline.separator}{text}")
     if args.trace:
-        _trace(made, pipeline)
-    speed = made.tokens / made.seconds if made.seconds else 0.0
+        _trace(texts, pipeline)
+    speed = texts.tokens / texts.seconds if texts.seconds else 0.0
     engine = f" ({pipeline.net.about})" if args.engine else ""
-    print(
-        f"{made.tokens} tokens, {made.nfe:.1f} evaluations each, {made.tokens_per_forward:.2f} tokens per evaluation, "
-        f"{speed:.0f} tokens/s; ended by {', '.join(sorted(set(made.reasons)))}{engine}",
-        file=sys.stderr,
-    )
+    pace = f"{texts.nfe:.1f} evaluations each, {texts.tokens_per_forward:.2f} tokens per evaluation"
+    reasons = ", ".join(sorted(set(texts.reasons)))
+    print(f"{texts.tokens} tokens, {pace}, {speed:.0f} tokens/s; ended by {reasons}{engine}", file=sys.stderr)
     return 0
 
 
-def _trace(made: GeneratedTexts, pipeline: TextPipeline) -> None:
-    """token@step, in the order of the text."""
-    for d in made.decoded:
+def _trace(texts: GeneratedTexts, pipeline: TextPipeline) -> None:
+    """Print token@step, in the order of the text."""
+    for d in texts.decoded:
         for i in range(len(d.nfe)):
             here = slice(int(d.prompt_end[i]), int(d.text_end[i]))
             pairs = zip(d.tokens[i, here].tolist(), d.commit_step[i, here].tolist(), strict=True)

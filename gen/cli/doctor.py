@@ -1,6 +1,6 @@
-"""Check this machine and installation, and say how to mend what is wrong.
+"""Check this machine and installation, and say how to repair what is wrong.
 
-Every line is the result of really doing it: packages are imported, attention back ends are called and compared with
+Every line is the result of a trial: packages are imported, attention back ends are called and compared with
 the exact answer. ok: it works. warn: it works less well than it could. fail: gen does not work. none: not on this
 machine, and not needed. Exit code 1 if anything fails.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import gen
 
@@ -34,9 +34,16 @@ TORCH_FIX = "pip install -c constraints.txt -e ."
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing, and what to do about it."""
+    """The result of one check.
 
-    what: str
+    Attributes:
+        subject: the package, device or back end that was checked.
+        status: see the module's docstring.
+        detail: versions, sizes or the error, in one line.
+        fix: the remedy; "" if there is nothing to do.
+    """
+
+    subject: str
     status: Literal["ok", "warn", "fail", "none"]
     detail: str
     fix: str = ""
@@ -52,14 +59,14 @@ def run(args: argparse.Namespace) -> int:
         findings.append(finding)
         if not args.json:
             fix = f"  ->  {finding.fix}" if finding.fix else ""
-            print(f"{finding.status:<5} {finding.what:<25} {finding.detail}{fix}", flush=True)
+            print(f"{finding.status:<5} {finding.subject:<25} {finding.detail}{fix}", flush=True)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     return int(any(finding.status == "fail" for finding in findings))
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, in the order in which one thing needs another."""
+    """Yield all findings; what others need comes first."""
     yield _python()
     yield _torch()
     yield _torchvision()
@@ -79,9 +86,9 @@ def examine() -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    found = f"{platform.python_version()} at {sys.executable}; gen {gen.__version__} at {Path(gen.__file__).parent}"
-    wanted = tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 11)
-    return Finding("python", "ok" if wanted else "fail", found, "" if wanted else "gen needs Python 3.11 or newer")
+    version = f"{platform.python_version()} at {sys.executable}; gen {gen.__version__} at {Path(gen.__file__).parent}"
+    recent = tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 11)
+    return Finding("python", "ok" if recent else "fail", version, "" if recent else "gen needs Python 3.11 or newer")
 
 
 def _torch() -> Finding:
@@ -95,7 +102,7 @@ def _torch() -> Finding:
 
 
 def _torchvision() -> Finding:
-    """gen needs none, but a build that does not match torch breaks whatever imports it, torchmetrics first."""
+    """Check torchvision: gen needs none, but a build that does not match torch breaks whatever imports it."""
     version = _version("torchvision")
     if version is None:
         return Finding("torchvision", "none", "not installed, not needed")
@@ -114,7 +121,7 @@ def _package(module: str) -> Finding:
     try:
         importlib.import_module(module)
     except Exception as error:
-        return Finding(name, "fail", _line(error), TORCH_FIX if _version(name) is None else "mend what it imports")
+        return Finding(name, "fail", _line(error), TORCH_FIX if _version(name) is None else "repair what it imports")
     return Finding(name, "ok", _version(name) or "?")
 
 
@@ -150,7 +157,7 @@ def _bf16() -> Finding:
 
 
 def _engine(device: str) -> Finding:
-    """What `--engine auto` makes of a small network here."""
+    """Run a small network under `--engine auto`."""
     import torch
 
     from gen.models.dit import DiT
@@ -160,17 +167,17 @@ def _engine(device: str) -> Finding:
     net = DiT.preset("digits").build().to(device)
     engine = Auto() if device == "cpu" else Fused()  # on a GPU auto compiles, which takes a minute
     try:
-        made: Any = engine.prepare(net, device)
+        prepared = engine.prepare(net, device)
         x, t = torch.zeros(1, 1, 8, 8, device=device), torch.zeros(1, device=device)
         with torch.no_grad():
-            made(x, t, {"y": torch.zeros(1, dtype=torch.int64, device=device)})
+            prepared(x, t, {"y": torch.zeros(1, dtype=torch.int64, device=device)})
     except Exception as error:
         return Finding("engine", "warn", _line(error), "sample without --engine")
-    return Finding("engine", "ok", str(made.about))
+    return Finding("engine", "ok", str(prepared.about))
 
 
 def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
-    """Name and call of every attention back end; q, k, v are [B, H, L, D]."""
+    """Yield name and call of every attention back end; q, k, v are [B, H, L, D]."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -182,7 +189,7 @@ def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tens
             "cudnn": SDPBackend.CUDNN_ATTENTION,
         }[name]
 
-        def sdpa(q: Tensor, k: Tensor, v: Tensor, choice: Any = choice) -> Tensor:
+        def sdpa(q: Tensor, k: Tensor, v: Tensor, choice: SDPBackend = choice) -> Tensor:
             with sdpa_kernel(choice):
                 return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
@@ -203,7 +210,7 @@ def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tens
 
 
 def _backend(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> Finding:
-    """Calls it on a small problem and compares with the exact answer."""
+    """Call a back end on a small problem and compare with the exact answer."""
     import torch
 
     dtype, bound = (torch.bfloat16, 2e-2) if device == "cuda" else (torch.float32, 1e-5)
@@ -256,7 +263,7 @@ def _disk() -> Finding:
 
 
 def _cores() -> int:
-    """The cores this process may use."""
+    """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -268,6 +275,6 @@ def _version(package: str) -> str | None:
 
 
 def _line(error: Exception) -> str:
-    """An error's type and the start of its text."""
+    """Return an error's type and the start of its text."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"

@@ -18,9 +18,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run", help="the folder of a run")
-    parser.add_argument(
-        "--std", type=float, required=True, help="standard deviation over the run's length, 0 to 0.2887"
-    )
+    parser.add_argument("--std", type=float, required=True, help="length of the average, 0 to 0.2887 of the run")
     add_option(parser, "out", help="the checkpoint to write", required=True)
     parser.add_argument("--step", type=int, help="as if training had stopped there (default: the newest checkpoint)")
 
@@ -28,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gen.training.posthoc_ema import reconstruct
 
-    made = reconstruct(args.run, args.std, args.out, step=args.step)
-    source = f"{made.checkpoints} checkpoints with {made.profiles} averages"
-    print(f"{made.folder}: std {made.std:g} at step {made.step} from {source}; weighting off by {made.error:.2%}")
+    done = reconstruct(args.run, args.std, args.out, step=args.step)
+    source = f"{done.checkpoints} checkpoints with {done.profiles} averages"
+    print(f"{done.folder}: std {done.std:g} at step {done.step} from {source}; weighting off by {done.error:.2%}")
     return 0

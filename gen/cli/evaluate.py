@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from gen.cli.lib.options import add_options, parse_spec
 from gen.cli.sample import add_sampler_options, loaded, sampler_options
 from gen.config.errors import UserError
+from gen.config.spec import Json
 
 __all__ = ["add_arguments", "run"]
 
@@ -20,13 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, run=None, n=1000)
     parser.add_argument("--data", default="digits", help="the real images: a name of `gen list data`, or a JSON spec")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
-    parser.add_argument(
-        "--extractor", default="digits_cnn", help="a name of `gen list eval.features` (default: digits_cnn)"
-    )
+    parser.add_argument("--extractor", default="digits_cnn", help="of `gen list eval.features` (default: digits_cnn)")
     parser.add_argument(
         "--metrics",
         help='names of `gen list eval.metrics` or of your own, "fid,my_package.my_module:Mine", or a JSON list of '
-        "specs; the first ranks a leaderboard (default: all whose inputs can be had)",
+        "specs; the first ranks a leaderboard (default: all that can be computed)",
     )
     parser.add_argument("--label", help="what the leaderboard calls the row (default: the run's name)")
     parser.add_argument("--json", action="store_true", help="print the whole record")
@@ -38,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from gen.eval.record import to_json
 
     pipeline = loaded(args)
-    how = sampler_options(args)
     record = evaluate(
         pipeline,
         metrics=_metrics(args.metrics),
@@ -50,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         label=args.label,
         out=args.run / "eval",
         batch_size=args.batch_size,
-        **how,
+        **sampler_options(args),
     )
     if args.json:
         print(json.dumps(to_json(record), indent=2))
@@ -60,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _metrics(text: str | None) -> list[Any] | None:
+def _metrics(text: str | None) -> list[str | Json] | None:
     """Return the names or specs that an option holds."""
     if text is None or not text.lstrip().startswith("["):
         return None if text is None else [name.strip() for name in text.split(",")]

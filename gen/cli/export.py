@@ -16,11 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
     parser.add_argument("--to", required=True, choices=("diffusers",), help="whose folder to write")
     add_option(parser, "weights")
-    parser.add_argument(
-        "--patched",
-        action="store_true",
-        help="also write a model of freq_shift 0, which diffusers cannot be until two lines of the README have run",
-    )
+    parser.add_argument("--patched", action="store_true", help="also write a freq_shift 0 model, see the README")
     add_option(parser, "out", help="a new folder", required=True)
 
 

@@ -11,9 +11,10 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, parse_spec
+from gen.config.spec import Json
 
 if TYPE_CHECKING:
     from gen.models.interop.checkpoints import Imported
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name of `gen list public text`, or a JSON spec of what the weights do not show, such as "
         '\'{"name": "sit", "heads": 8}\' (default: recognised, if only one fits)',
     )
-    parser.add_argument("--weights", choices=("ema", "model"), help="which of the weights (default: ema if there)")
+    parser.add_argument("--weights", choices=("ema", "model"), help="averaged or raw ones (default: ema if there)")
     parser.add_argument("--preset", help="a published size that the weights must have, such as XL/2")
     add_option(parser, "out", help="a new folder, for gen sample, distill, evaluate", required=True)
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(done: Imported, name: str) -> str:
-    """What became of every tensor, and the conventions the folder now carries."""
+    """Return what became of every tensor, and the conventions that the folder now has."""
     from gen.config.spec import spec_of
 
     reasons = sorted(set(done.dropped.values()))
@@ -62,15 +63,15 @@ def _report(done: Imported, name: str) -> str:
 
 
 def _conventions(done: Imported) -> dict[str, str]:
-    """How an image model's output is meant, or how a text model is decoded."""
+    """Return the conventions of an image model's output, or the decoding of a text model, by heading."""
     from gen.config.spec import spec_of
     from gen.text.decoding import Decoding
 
     sampler = done.run.sampler
     if isinstance(sampler, Decoding):
         parts = {"policy": sampler.policy, "block_schedule": sampler.block_schedule, "kv_plan": sampler.kv_plan}
-        said = [f"{name} {_short(spec_of(part))}" for name, part in parts.items() if part is not None]
-        return {"decoded by": "; ".join(said)}
+        described = [f"{name} {_short(spec_of(part))}" for name, part in parts.items() if part is not None]
+        return {"decoded by": "; ".join(described)}
     return {
         "path": _short(spec_of(done.run.path)),
         "output is": _short(spec_of(done.run.parameterisation)),
@@ -79,16 +80,16 @@ def _conventions(done: Imported) -> dict[str, str]:
     }
 
 
-def _image(latent: Mapping[str, Any]) -> str:
-    """How a sample x becomes an image."""
+def _image(latent: Mapping[str, object]) -> str:
+    """Return the formula that turns a sample x into an image."""
     if latent["autoencoder"] is None:
         return "x itself"
     scale, shift = (json.dumps(latent[key]) if not isinstance(latent[key], str) else key for key in ("scale", "shift"))
-    said = "; ".join(f"{key}: {latent[key]}" for key in ("scale", "shift") if isinstance(latent[key], str))
-    return f"decode(x / {scale} + {shift}) of {latent['autoencoder']}{f' ({said})' if said else ''}"
+    described = "; ".join(f"{key}: {latent[key]}" for key in ("scale", "shift") if isinstance(latent[key], str))
+    return f"decode(x / {scale} + {shift}) of {latent['autoencoder']}{f' ({described})' if described else ''}"
 
 
-def _short(given: dict[str, Any]) -> str:
-    """A spec in one line."""
+def _short(given: Json) -> str:
+    """Return a spec in one line."""
     fields = (f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items() if k != "name")
     return f"{given['name']}: {', '.join(fields)}".removesuffix(": ")

@@ -1,17 +1,21 @@
-"""List the plug-ins of every folder, or of those named, with one line on each.
+"""List the plug-ins of all folders or of some, or explain one: gen list, gen list solvers, gen list heun.
 
-A folder is a registry: a new file in it appears here, and its file name is what recipes and options call it.
+A folder is a registry: a new file in it appears here, and its file name is its name in recipes and options.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import json
 import shutil
+import textwrap
+from collections.abc import Callable
 
 from gen.config.errors import UserError, nearest
 
-__all__ = ["FOLDERS", "add_arguments", "run"]
+__all__ = ["FOLDERS", "add_arguments", "explain", "run"]
 
 # The folders and modules whose names a spec may use, in the order one meets them.
 FOLDERS = (
@@ -55,38 +59,59 @@ FOLDERS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="*", help=f"one or more of: {', '.join(FOLDERS)} (default: all)")
-    parser.add_argument("--json", action="store_true", help="print {folder: {name: line}} instead")
+    parser.add_argument("name", nargs="*", help=f"plug-ins, or folders: {', '.join(FOLDERS)} (default: all folders)")
+    parser.add_argument("--json", action="store_true", help="print {folder: {name: text}} instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = [_folder(given) for given in args.folder] or FOLDERS
-    table = {folder: _lines(folder) for folder in chosen}
+    from gen.config.spec import find
+
+    width = shutil.get_terminal_size((120, 24)).columns
+    table: dict[str, dict[str, str]] = {}
+    for folder, plugins, text_of in [choice for given in args.name or FOLDERS for choice in _chosen(given)]:
+        texts = {name: text_of(find(name, folder)) for name in plugins}
+        table.setdefault(folder, {}).update(texts)
+        if args.json or not (texts or args.name):
+            continue
+        if text_of is explain:
+            print(*(f"{folder}.{name}\n{textwrap.indent(text, '  ')}" for name, text in texts.items()), sep="\n")
+            continue
+        column = max(map(len, texts), default=0)
+        lines = (f"  {name:<{column}}  {text}" for name, text in texts.items())
+        print(folder, *(line if len(line) <= width else line[: width - 1] + "…" for line in lines), sep="\n")
     if args.json:
         print(json.dumps(table, indent=2))
-        return 0
-    width = shutil.get_terminal_size((120, 24)).columns
-    for folder, lines in table.items():
-        if not lines and not args.folder:
-            continue
-        print(folder)
-        column = max((len(name) for name in lines), default=0)
-        for name, line in lines.items():
-            text = f"  {name:<{column}}  {line}"
-            print(text if len(text) <= width else text[: width - 1] + "…")
     return 0
 
 
-def _folder(given: str) -> str:
-    """The folder one means: "solvers" and "samplers/solvers" are samplers.solvers."""
-    name = given.strip("/").replace("/", ".").replace("-", "_")
-    ends = [folder for folder in FOLDERS if folder == name or folder.endswith(f".{name}")]
-    if not ends:
-        raise UserError(f"there are no plug-ins in {given!r}. {nearest(name, FOLDERS)}")
-    return ends[0]
+def explain(plugin: object) -> str:
+    """Return the docstring of a plug-in and, for a dataclass, its fields with types and defaults.
+
+    Args:
+        plugin: a class, or a recipe's function.
+    """
+    fields = [field for field in dataclasses.fields(plugin) if field.init] if dataclasses.is_dataclass(plugin) else []
+    rows = [inspect.getdoc(plugin) or "", *(["\nFields:"] if fields else [])]
+    for field in fields:
+        folders = field.metadata.get("folders")
+        kind = f"a name or spec of {' or '.join(folders)}" if folders else field.type
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        rows.append(f"    {field.name}: {kind}" + ("" if default is dataclasses.MISSING else f" = {default!r}"))
+    return "\n".join(rows)
 
 
-def _lines(folder: str) -> dict[str, str]:
-    from gen.config.spec import describe, find, names
+def _chosen(given: str) -> list[tuple[str, list[str], Callable[[object], str]]]:
+    """Return folders, names in them and how to show each: a line for all of a folder, everything for one plug-in.
 
-    return {name: describe(find(name, folder)) for name in names(folder)}
+    A folder goes by its last words: "solvers" and "samplers/solvers" are samplers.solvers.
+    """
+    from gen.config.spec import describe, names
+
+    word = given.strip("/").replace("/", ".").replace("-", "_")
+    if ends := [folder for folder in FOLDERS if f".{folder}".endswith(f".{word}")]:
+        return [(ends[0], names(ends[0]), describe)]
+    head, _, name = word.rpartition(".")
+    owners = [f for f in FOLDERS if f".{f}".endswith(f".{head}" if head else "") and name in names(f)]
+    if not owners:
+        raise UserError(f"there are no plug-ins in {given!r}, and none has this name. {nearest(word, FOLDERS)}")
+    return [(folder, [name], explain) for folder in owners]

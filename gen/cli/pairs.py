@@ -3,7 +3,7 @@
 gen pairs --teacher runs/digits --out runs/digits-pairs -n 8192 --solver heun --steps 16
 gen distill reflow --teacher runs/digits --objective.store runs/digits-pairs --objective.pairs 8192
 
-Shards that are there are kept, so the command can be stopped and run again; --part 0/4 ... 3/4 share the work. A
+Existing shards are kept, so the command can be stopped and run again; --part 0/4 ... 3/4 share the work. A
 student takes them from its store if its objective.teacher_sampler says what --solver, --steps, --grid and --guide said.
 """
 
@@ -26,12 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="the folder of a run")
     add_option(parser, "out", help="the folder of the pairs", required=True)
     add_option(parser, "n", 16_384, "number of pairs")
-    parser.add_argument("--real", action="store_true", help="of the teacher's training data and their noise")
+    parser.add_argument("--real", action="store_true", help="pair the teacher's training data with their noise")
     add_option(parser, "seed", 1, "noise i is that of sample i of this seed")
     parser.add_argument("--shard", type=int, default=4096, help="pairs in a shard (default: 4096)")
-    parser.add_argument(
-        "--part", default="0/1", help="which part of the shards to make, k/m with k from 0 (default: 0/1)"
-    )
+    parser.add_argument("--part", default="0/1", help="the share of the shards to write, k/m, k from 0 (default: 0/1)")
     add_option(parser, "device", "cpu")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 

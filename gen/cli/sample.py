@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError
+from gen.config.spec import Json
 
 if TYPE_CHECKING:
     from gen.pipeline import Pipeline, Samples
@@ -22,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, run=None, n=64)
     parser.add_argument("--labels", help="a class, or a comma-separated class for each sample (default: balanced)")
     add_sampler_options(parser)
-    parser.add_argument(
-        "--autoencoder", help="decode latents: a folder of diffusers' AutoencoderKL or its like, or a JSON spec"
-    )
+    parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
     out = "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs"
     add_option(parser, "out", Path("samples.png"), out)
 
@@ -48,7 +47,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampler_options(args: argparse.Namespace) -> dict[str, Any]:
+def sampler_options(args: argparse.Namespace) -> Json:
     """Return the options of add_sampler_options as Pipeline.sample takes them.
 
     Args:

@@ -1,4 +1,4 @@
-"""Search the times, and if asked the blocks, of a sampler with few steps.
+"""Search the times, and with --keep the blocks, of a sampler with few steps.
 
 gen search runs/digits --solver euler --steps 5 --out grid.json
 gen sample runs/digits --solver euler --steps 5 --grid '{"name": "searched", "file": "grid.json"}'
@@ -43,14 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="evolution", help="a name of `gen list samplers.search`, or a JSON spec")
     parser.add_argument("--budget", type=int, help="evaluations of the fitness (default: the method's)")
     parser.add_argument("--pool", type=int, default=24, help="times to choose from, of each known grid (default: 24)")
-    parser.add_argument(
-        "--keep", type=float, help="also search which blocks to compute, and compute this share of them"
-    )
+    parser.add_argument("--keep", type=float, help="also search which blocks to compute: this share of them")
     parser.add_argument("--fitness", choices=("rmse", "fid"), default="rmse", help="(default: rmse)")
     add_option(parser, "n", help="samples in each evaluation (default: 64 for rmse, 1000 for fid)")
-    parser.add_argument(
-        "--data", default="digits", help="fid: the real images, a name or a JSON spec (default: digits)"
-    )
+    parser.add_argument("--data", default="digits", help="fid: real images, a name or a JSON spec (default: digits)")
     parser.add_argument("--split", default="train", help="fid: train or test; test is for the judging (default: train)")
     parser.add_argument("--extractor", default="digits_cnn", help="fid: a name of `gen list eval.features`")
     add_sampler_options(parser)
@@ -94,7 +90,7 @@ def _check(args: argparse.Namespace) -> None:
 def _problem(
     pipeline: Pipeline, how: Sampler, args: argparse.Namespace
 ) -> tuple[Problem, dict[str, Tensor], list[str]]:
-    """The problem; the known grids by name; and the sites of the blocks, if they are searched too."""
+    """Return the problem; the known grids by name; and the sites of the blocks, if they are searched too."""
     import torch
 
     from gen.config.spec import build, name_of
@@ -121,7 +117,7 @@ def _problem(
 
 
 def _blocks(pipeline: Pipeline) -> list[str]:
-    """The sites of the network's blocks."""
+    """Return the sites of the network's blocks."""
     import torch
 
     from gen.diffusion.tap import FeatureRecorder
@@ -140,7 +136,7 @@ def _blocks(pipeline: Pipeline) -> list[str]:
 def _reference(
     pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], args: argparse.Namespace
 ) -> ReferenceTrajectory:
-    """The trajectory that few steps are compared with."""
+    """Return the trajectory that few steps are compared with."""
     from gen.diffusion.noise import Noise, sample_seeds
     from gen.samplers.search.lib.trajectory import ReferenceTrajectory
 
@@ -158,7 +154,7 @@ def _reference(
 
 
 def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Fitness:
-    """The Frechet distance of n samples from real images."""
+    """Return the Frechet distance of n samples from real images."""
     from gen.diffusion.contracts import Cache
     from gen.eval.metrics.fid import FID, Moments
     from gen.eval.reference import Reference

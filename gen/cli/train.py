@@ -25,16 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """What train and distill have in common."""
+    """Declare the options that train and distill have in common.
+
+    Args:
+        parser: the verb's.
+    """
     add_option(parser, "out", help="the run's folder (default: runs/ and the recipe's name)")
-    help_resume = "auto: go on from the newest checkpoint; never: want a new folder; or a checkpoint (default: auto)"
+    help_resume = "auto: from the newest checkpoint; never: a new folder only; or a checkpoint (default: auto)"
     parser.add_argument("--resume", default="auto", help=help_resume)
     add_option(parser, "threads")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def settings(args: argparse.Namespace) -> Run:
-    """The run before any change."""
+    """Return the run before any change."""
     from gen.config.checkpoints import read, read_json
     from gen.config.spec import find
     from gen.pipeline import locate
@@ -63,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def typed() -> str:
-    """This command line, as it can be typed again."""
+    """Return this command line as it can be typed again."""
     return shlex.join(["gen", *sys.argv[1:]])

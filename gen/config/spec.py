@@ -26,10 +26,7 @@ from gen.config.errors import UserError, nearest
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = [
-    "Json", "Spec", "build", "build_parts", "convert", "describe", "find", "name_of", "names", "override", "part",
-    "spec_of",
-]  # fmt: skip
+__all__ = ["build", "build_parts", "convert", "describe", "find", "name_of", "names", "override", "part", "spec_of"]
 
 Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
 Spec = str | Mapping[str, Any]  # a plug-in's name, or {"name": ..., **fields}
@@ -279,8 +276,8 @@ def _value(owner: Any, field: dataclasses.Field[Any], value: object) -> Any:
     return value if value is None else build(folders, _read(value) if isinstance(value, str) else value)
 
 
-def _classes(module: types.ModuleType) -> dict[str, Any]:
-    """The choices of a plain module by name: the classes of its `__all__` that derive from another one there.
+def _classes(module: types.ModuleType) -> dict[str, type]:
+    """Return the choices of a plain module by name: the classes of its `__all__` that derive from another one there.
 
     A class that ends in its base's name goes by the rest: UniformWeighting(Weighting) is "uniform".
     """

@@ -128,7 +128,7 @@ def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
         (["fused", "--list", "--threads", "0"], "--threads 0, --seconds 4.0: at least 1, and above 0"),
         (["fused", "--seed", "-1"], "--seed -1: it must be in 0 .. 2^63 - 1"),
         (["fused", "ssm", "--only", "swigul"], "--only 'swigul': no case of fused, ssm has this in its name"),
-        (["fused", "--out", "/dev/null"], "--out /dev/null: no folder can be made of it"),
+        (["fused", "--out", "/dev/null"], "--out /dev/null: it cannot be created"),
         (["fused", "--device", "cdua"], "--device cdua"),
         (["fused", "--quikc"], "unknown option '--quikc' of gen bench. Did you mean '--quick'?"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import gen.cli
 from gen.cli import main, verbs
 from gen.cli.doctor import _backend
 from gen.cli.list import FOLDERS
+from gen.samplers.solvers.heun import Heun
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
@@ -226,7 +228,7 @@ def test_help_after_the_recipe_lists_every_key_with_its_value(capsys, toy):
     ]
     code, out, _ = call(capsys, toy, "--help")
     assert code == 0
-    assert "name all arguments before --help to list the keys" in out
+    assert "give all arguments before --help to list the keys" in out
 
 
 def test_a_verb_without_settings_refuses_unknown_options(capsys):
@@ -289,6 +291,33 @@ def test_list_takes_a_folder_by_any_of_its_names(capsys, given):
     assert call(capsys, "list", given)[1].startswith("samplers.solvers\n")
 
 
+@pytest.mark.parametrize("given", ["heun", "solvers/heun", "samplers.solvers.heun"])
+def test_list_explains_one_plug_in_by_its_fields(capsys, monkeypatch, given):
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = call(capsys, "list", given)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "samplers.solvers.heun"
+    assert lines[1] == f"  {inspect.getdoc(Heun).splitlines()[0]}"  # whole, on a narrow terminal too
+    assert lines[-5:] == [
+        "  Fields:",
+        "      churn: float = 0.0",
+        "      s_min: float = 0.0",
+        "      s_max: float | None = None",
+        "      s_noise: float = 1.0",
+    ]
+
+
+def test_list_explains_parts_required_fields_and_every_owner_of_a_name(capsys):
+    assert "      of: a name or spec of data\n" in call(capsys, "list", "answers")[1]
+    assert call(capsys, "list", "training.recipes.digits")[0] == 0
+    both = json.loads(call(capsys, "list", "searched", "--json")[1])
+    assert {folder: list(texts) for folder, texts in both.items()} == {
+        "samplers.grids": ["searched"],
+        "samplers.caches": ["searched"],
+    }
+
+
 def test_list_of_nothing_names_the_nearest(capsys):
     code, _, err = call(capsys, "list", "solvrs")
     assert code == 2
@@ -298,7 +327,7 @@ def test_list_of_nothing_names_the_nearest(capsys):
 def test_every_folder_of_plug_ins_is_listed():
     """A new folder of plug-ins belongs in gen.cli.list.FOLDERS, or here if its files are no choices of a spec."""
     wings = {"cli", "config", "diffusion", "text", "text.contracts", "training", "eval", "kernels", "samplers"}
-    inside = {"cli.benches", "models.interop", "models.layers", "models.layers.ssm", "samplers.interop"}
+    inside = {"cli.benches", "eval.pages", "models.interop", "models.layers", "models.layers.ssm", "samplers.interop"}
     there = set()
     for top in (ROOT / "gen").iterdir():
         for init in top.resolve().rglob("__init__.py"):
@@ -320,7 +349,7 @@ def doctor(*words, **environment):
 
 def test_doctor_examines_this_machine():
     done = doctor("--json")
-    findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
     assert {"python", "torch", "torchvision", "device", "bf16", "threads", "memory", "disk"} <= set(findings)
     assert findings["attention sdpa math"]["status"] == "ok"
     assert findings["torch"]["status"] == "ok"
@@ -342,7 +371,7 @@ def test_doctor_recognises_a_torchvision_that_does_not_match(tmp_path):
         "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.0.1\n", encoding="utf-8"
     )
     done = doctor("--json", PYTHONPATH=str(tmp_path))
-    findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 1
     assert findings["torchvision"]["status"] == "fail"
     assert "0.0.1 does not match torch" in findings["torchvision"]["detail"]
