@@ -1,8 +1,11 @@
 """Quality with its uncertainty and speed as it is really measured.
 
-features/ (image -> vector), metrics/ (vectors -> number), meter.py (their product, in any order and batch size),
-throughput.py (speed), saving.py (what a feature cache saves), evaluate.py (samples -> record), leaderboard.py
-(records -> page).
+Images: features/ (image -> vector) and metrics/ (two sets of vectors -> numbers) are plug-ins, their contracts stand in
+their folders' docstrings; reference (real images), rows (samples, in any order and batch size), evaluate (a pipeline ->
+a record), record (reading, checking, writing), ranking, leaderboard (records -> .html, .csv, .md, text).
+Text: parallelbench/ (tasks), decoding (decoders -> records), bounds (the best that is possible).
+Speed: throughput, cache_comparison (a feature cache against none), bench (ours against peers).
+Shown by: estimate (numbers to digits of their error), tables, plot, pictures, pages/ (templates and their style sheet).
 """
 
 if __name__ != "gen.eval":

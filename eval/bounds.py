@@ -137,7 +137,7 @@ def _conditionals(joint: JointDistribution) -> Tensor:
     return torch.stack(rows)
 
 
-Point = tuple[float, float]  # (forwards, success)
+Outcome = tuple[float, float]  # (forwards, success)
 
 
 def optimal_front(joints: Sequence[tuple[JointDistribution, float]]) -> list[tuple[float, float]]:
@@ -158,11 +158,11 @@ def optimal_front(joints: Sequence[tuple[JointDistribution, float]]) -> list[tup
     tokens = sum(share * joint.support.shape[1] for joint, share in joints) / total
     games = [(_game(joint), share / total) for joint, share in joints]
 
-    def play(price: float) -> Point:
+    def play(price: float) -> Outcome:
         played = [(_play(game, price), share) for game, share in games]
         return sum(share * p[0] for p, share in played), sum(share * p[1] for p, share in played)
 
-    def between(a: Point, b: Point) -> list[Point]:
+    def between(a: Outcome, b: Outcome) -> list[Outcome]:
         if b[0] - a[0] < 1e-9:
             return []
         price = (b[1] - a[1]) / (b[0] - a[0])
@@ -238,7 +238,7 @@ def _renamed(texts: list[tuple[tuple[int, ...], float]]) -> Texts:
     return tuple(sorted((tuple(name[token] for token in text), p / total) for text, p in texts))
 
 
-def _play(game: list[tuple[Move, ...]], price: float) -> Point:
+def _play(game: list[tuple[Move, ...]], price: float) -> Outcome:
     """Return expected forwards and success of the decoder with the most success less price x forwards."""
     forwards, success = [0.0], [1.0]
     for moves in game[1:]:

@@ -10,12 +10,12 @@ from gen.eval.plot import Axis
 
 __all__ = ["bench_page", "bench_table"]
 
-Case = Json  # as gen.eval.bench.Bench.measure returns it
+CaseRecord = Json  # as gen.eval.bench.Bench.measure returns it
 
 LEFT, RIGHT, ROW = 330, 800, 17  # of the drawing of bars: its ends, and the height of a line
 
 
-def bench_table(case: Case) -> str:
+def bench_table(case: CaseRecord) -> str:
     """Return a case as text: ours, each followed by its peers and times as fast as each ours is; then unavailable ones.
 
     Args:
@@ -72,7 +72,7 @@ def bar_drawing(file: Json) -> Json:
     }
 
 
-def case_facts(case: Case) -> str:
+def case_facts(case: CaseRecord) -> str:
     """Return what is known of a case before it is timed, and how it was."""
     facts = [f"{case['flops'] / 1e9:.3g} GFLOP"] if case["flops"] else []
     facts += [f"{case['bytes'] / 1e6:.3g} MB"] if case["bytes"] else []

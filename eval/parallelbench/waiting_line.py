@@ -18,7 +18,7 @@ from gen.eval.parallelbench.lib.sample import Question, ask, buckets, choose, se
 
 __all__ = ["WaitingLine"]
 
-Task = Literal[
+TaskName = Literal[
     "copy", "sort", "reverse", "shuffle", "insert_index", "insert_random", "remove_index", "remove_random",
     "replace_index", "replace_random",
 ]  # fmt: skip
@@ -55,7 +55,7 @@ class WaitingLine:
         length: tokens of a reply, at most; the paper's.
     """
 
-    task: Task = "copy"
+    task: TaskName = "copy"
     shortest: int = 3
     longest: int = 6
     n: int = 100

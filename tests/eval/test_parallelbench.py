@@ -278,8 +278,8 @@ def test_lists_of_letters_score_their_own_answers(task):
     assert all(bench.score(p, a) == 1 for p, a in zip(prompts, answers, strict=True))
     assert bench.score(prompts[0], "") == 0
     for joint, _ in bench.joints():
-        assert float(joint.probs.sum()) == pytest.approx(1)
-        assert len({tuple(text) for text in joint.texts.tolist()}) == len(joint.texts)
+        assert float(joint.probabilities.sum()) == pytest.approx(1)
+        assert len({tuple(text) for text in joint.support.tolist()}) == len(joint.support)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -289,8 +289,8 @@ def test_the_replies_of_an_exact_model_are_the_right_ones(task):
     words = head.get(task, f"{task} e" if task.startswith(("insert", "replace")) else task)
     prompt = f"{words} : a b c d ="
     if task in ("reverse", "replace_index"):  # one answer, whose words do not matter for the bound
-        assert joint.texts.shape == (1, 5)
+        assert joint.support.shape == (1, 5)
         return
-    said = [" ".join("abcde"[v] for v in text[:-1]) for text in joint.texts.tolist()]
+    said = [" ".join("abcde"[v] for v in text[:-1]) for text in joint.support.tolist()]
     assert all(ListTask(task).score(prompt, reply) == 1 for reply in said)
     assert len(said) == {"shuffle": 23, "insert_random": 5, "remove_random": 4, "replace_random": 4}.get(task, 1)
