@@ -52,7 +52,7 @@ PATHS = [
     *(pytest.param(DDPM(kind), id=f"ddpm-{kind}") for kind in ("cosine", "scaled_linear")),
 ]
 SOLVERS = [*every("samplers.solvers"), pytest.param(build("samplers.solvers", MINE + "my_solver:MySolver"), id="mine")]
-GRIDS = every("samplers.grids")
+GRIDS = [*every("samplers.grids"), pytest.param(build("samplers.grids", MINE + "my_grid:MyGrid"), id="mine")]
 GUIDES = [*names("samplers.guides"), MINE + "my_guide:MyGuide"]
 
 

@@ -13,11 +13,11 @@ from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import TwoPredictionGuide, extrapolate
 
-__all__ = ["Auto"]
+__all__ = ["Autoguidance"]
 
 
 @dataclass(frozen=True)
-class Auto(TwoPredictionGuide):
+class Autoguidance(TwoPredictionGuide):
     """Autoguidance, w + scale (d - w): the denoiser d against a weaker w of the same task (Karras et al. 2024, eq. 5).
 
     Attributes:
@@ -35,11 +35,13 @@ class Auto(TwoPredictionGuide):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batched:
-            raise UserError("Auto: batched = True, but its two predictions come from two networks")
+            raise UserError("Autoguidance: batched = True, but its two predictions come from two networks")
 
     def __call__(self, f: DenoiserLike, times: Tensor, *others: DenoiserLike) -> DenoiserLike:
         if self.model.path != f.path:
-            raise UserError(f"Auto: the weak model's path is {self.model.path}, the other's {f.path}; they must agree")
+            raise UserError(
+                f"Autoguidance: the weak model's path is {self.model.path}, the other's {f.path}; they must agree"
+            )
         return super().__call__(f, times, *others)
 
     def combine(self, path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:

@@ -14,7 +14,7 @@ from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath, expand
 from gen.samplers.solvers.lib.exponential import data_prediction
 
-__all__ = ["Adaptive"]
+__all__ = ["AdaptiveSteps"]
 
 
 class Slope(NamedTuple):
@@ -25,7 +25,7 @@ class Slope(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adaptive(Solver):
+class AdaptiveSteps(Solver):
     """Bogacki & Shampine's third-order rule with its embedded second-order one, whose difference sets the step size.
 
     It works in the angle phi = atan(sigma / alpha), dy/dphi = cos(phi) eps - sin(phi) x0 with y = x / |(alpha, sigma)|:
@@ -50,7 +50,7 @@ class Adaptive(Solver):
     def __post_init__(self) -> None:
         if self.rtol < 0 or not self.atol > 0 or not self.level > 0:
             raise UserError(
-                f"Adaptive: rtol = {self.rtol}, atol = {self.atol}, level = {self.level}; "
+                f"AdaptiveSteps: rtol = {self.rtol}, atol = {self.atol}, level = {self.level}; "
                 "it must be rtol >= 0, atol > 0 and level > 0"
             )
 
@@ -87,7 +87,9 @@ class Adaptive(Solver):
             shortened = torch.where(accepted, torch.maximum(h, size * grow), h)  # by the interval's end
             h = torch.where(going & ~(accepted & last), size * grow, shortened)
             if bool((going & (h < 1e-9)).any()):
-                raise NonFinite("Adaptive: no step is small enough for the tolerance; does the network return NaN?")
+                raise NonFinite(
+                    "AdaptiveSteps: no step is small enough for the tolerance; does the network return NaN?"
+                )
             rows = accepted.to(y.device).reshape(accepted.shape + (1,) * ((y.ndim - 1) * accepted.ndim))
             y = torch.where(rows, new_y, y)
             here = Slope(torch.where(rows, new.k, here.k), torch.where(rows, new.extra, here.extra))

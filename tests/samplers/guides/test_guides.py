@@ -23,7 +23,7 @@ from gen.samplers.caches.searched import SkipSession
 from gen.samplers.grids.karras import Karras
 from gen.samplers.grids.linear import Linear
 from gen.samplers.guides.apg import APG
-from gen.samplers.guides.auto import Auto
+from gen.samplers.guides.auto import Autoguidance
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.guides.cfg_zero import CFGZero
 from gen.samplers.guides.cfgpp import CFGpp
@@ -111,8 +111,8 @@ def test_published_dit_guides_three_channels_of_four():
         (lambda: APG(threshold=0.0), "threshold = 0.0"),
         (lambda: CFGZero(zero_steps=-1), "zero_steps = -1"),
         (lambda: CFGZero(zero_steps=10).grid(grid(Flow())), "nothing would move"),
-        (lambda: build("samplers.guides", "auto"), "Auto needs weak"),
-        (lambda: Auto(weak=world(EDM()))(world(Flow()), grid(Flow())), "they must agree"),
+        (lambda: build("samplers.guides", "auto"), "Autoguidance needs weak"),
+        (lambda: Autoguidance(weak=world(EDM()))(world(Flow()), grid(Flow())), "they must agree"),
         (lambda: CFGpp()(world(Flow()), grid(Flow()))(*ask(Flow())[:2]), "CFGpp needs a condition"),
     ],
 )
@@ -185,22 +185,22 @@ def test_the_momentum_is_that_of_one_walk():
 
 def test_autoguidance_is_weak_plus_scale_times_the_difference():
     f, weak, (x, t, cond) = world(Flow()), world(Flow(), 0.3), ask(Flow())
-    got = Auto(3.0, weak=weak)(f, grid(Flow()))(x, t, cond)
+    got = Autoguidance(3.0, weak=weak)(f, grid(Flow()))(x, t, cond)
     strong, poor = f(x, t, cond), weak(x, t, cond)
     same(got, [w + 3 * (d - w) for d, w in zip(strong, poor, strict=True)])
-    same(Auto(0.0, weak=weak)(f, grid(Flow()))(x, t, cond), poor)
-    assert Auto(3.0, weak=weak)(f, grid(Flow()))(x, t).x0.shape == x.shape  # needs no condition
+    same(Autoguidance(0.0, weak=weak)(f, grid(Flow()))(x, t, cond), poor)
+    assert Autoguidance(3.0, weak=weak)(f, grid(Flow()))(x, t).x0.shape == x.shape  # needs no condition
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 def test_guided_by_itself_a_model_stays_what_it_is(scale):
     f, (x, t, cond) = world(Flow()), ask(Flow())
-    same(Auto(scale, weak=f)(f, grid(Flow()))(x, t, cond), f(x, t, cond))
+    same(Autoguidance(scale, weak=f)(f, grid(Flow()))(x, t, cond), f(x, t, cond))
 
 
 def test_evaluations_of_the_weak_network_are_counted():
     x, t, cond = ask(Flow())
-    loop = compose(world(Flow()), grid(Flow()), Euler(), Auto(3.0, weak=world(Flow())), cond, x)
+    loop = compose(world(Flow()), grid(Flow()), Euler(), Autoguidance(3.0, weak=world(Flow())), cond, x)
     loop.f(x, t, cond)
     assert loop.rows == 10 and [counter.calls for counter in loop.counters] == [1, 1]
 
@@ -348,7 +348,12 @@ def test_a_network_that_says_zero_does_no_harm():
 
 @pytest.mark.parametrize(
     ("guide", "name"),
-    [(CFG(3.0), "uncond"), (APG(3.0), "uncond"), (CFGpp(0.5), "uncond"), (Auto(3.0, weak=world(Flow())), "weak")],
+    [
+        (CFG(3.0), "uncond"),
+        (APG(3.0), "uncond"),
+        (CFGpp(0.5), "uncond"),
+        (Autoguidance(3.0, weak=world(Flow())), "weak"),
+    ],
     ids=["cfg", "apg", "cfgpp", "auto"],
 )
 def test_the_second_call_has_its_own_branch(guide, name):
@@ -446,4 +451,4 @@ def test_both_predictions_may_come_from_one_call(name, t_per_sample):
 
 def test_autoguidance_has_two_networks_and_so_two_calls():
     with pytest.raises(UserError, match="its two predictions come from two networks"):
-        Auto(2.0, weak=world(Flow(), 0.3), batched=True)
+        Autoguidance(2.0, weak=world(Flow(), 0.3), batched=True)
