@@ -73,17 +73,17 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
     pipeline = load(args.run, args.weights, args.device)
     assert isinstance(pipeline, TextPipeline)  # or there were no such settings
+    pipeline = dataclasses.replace(pipeline, decoding=args.settings)
     pipeline = pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
-    how = {field.name: getattr(args.settings, field.name) for field in dataclasses.fields(args.settings)}
     if args.stream:
         if len(prompts) > 1:
             raise UserError(f"--stream shows one prompt, and {len(prompts)} are given")
         if args.trace:
             raise UserError("--stream and --trace are given; give one")
-        for firm, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed, **how):
-            print(pipeline.separator.join("·" if v is None else _word(v, pipeline) for v in firm), flush=True)
+        for committed, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed):
+            print(pipeline.separator.join("·" if v is None else _word(v, pipeline) for v in committed), flush=True)
         return 0
-    texts = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size, **how)
+    texts = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size)
     for prompt, text in zip(prompts, texts.texts, strict=True):
         print(f"{prompt}{pipeline.separator}{text}")
     if args.trace:

@@ -18,7 +18,7 @@ __all__ = ["text"]
 
 
 def text() -> Run:
-    """A block-diffusion transformer of 0.9 million parameters on the bytes of pydoc_data.topics, blocks of 16.
+    """Train a block-diffusion transformer of 0.9 million parameters on the bytes of pydoc_data.topics, blocks of 16.
 
     Measured (2026-11-28, one core of a 2.6 GHz AMD EPYC that other work shared, torch 2.13): 5 minutes of that core; a
     bound of 3.36 bits per byte on 184 held-out windows (2.33 nats), and still falling: 3.78 after 250 steps, 3.44 after
