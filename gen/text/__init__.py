@@ -1,69 +1,16 @@
-"""Masked diffusion of text: what this wing offers, with the module that defines it.
+"""Masked diffusion of text, by module.
 
-    A trained model writes         TextPipeline, GeneratedTexts                                            pipeline
-    A decoding is described        Decoding, TokenSampling                                                 decoding
-    The loop and its result        decode, decode_steps; Decoded, DecodingStep                       loop, decoding
-    Contracts of a model           Predictor (KvCache, Span), Tokenizer                                   contracts
-    Contracts of decoding          DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window),
-                                   KvPlan (KvStep -> span), StoppingRule (StepView -> StopDecision)       contracts
-    The forward process            MaskPath (LogLinear, Cosine ...), corrupt                              mask_path
-    Exact distributions            JointDistribution, decoded_distribution -> DecodedDistribution            worlds
-    Predictors around predictors   GuidedPredictor, SuppressedPredictor, WrappedPredictor                  wrappers
-    Tokenizers                     Bytes, Words, HuggingFace                                             tokenizers
+    contracts    what a part has to provide and is given, one file each: Predictor (KvCache, Span), Tokenizer,
+                 DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window), KvPlan (KvStep -> span),
+                 StoppingRule (StepView -> StopDecision)
+    mask_path    the forward process: MaskPath (LogLinear, Cosine, ...), corrupt
+    decoding     Decoding, the spec of how a text is decoded; TokenSampling; Decoded, the result
+    loop         decode, and decode_steps, which yields every step
+    pipeline     TextPipeline, a trained model with its tokenizer; GeneratedTexts
+    worlds       JointDistribution, a predictor that is exact; decoded_distribution, what a policy makes of it
+    tokenizers   Bytes, Words, HuggingFace
 
-Policies, block schedules, KV plans and stopping rules are plug-ins: gen.samplers.{decoding_policies, block_schedules,
-kv_plans, stopping_rules}. Objectives are gen.training.objectives.{mdlm, llada, bd3, fast_dllm}, the network is
-gen.models.text.
+Plug-ins of decoding: gen.samplers.{decoding_policies, block_schedules, kv_plans, stopping_rules}. Objectives:
+gen.training.objectives.{mdlm, llada, bd3, fast_dllm}. The network: gen.models.text. A part of one's own is named
+"my_package.module:Class"; tests/contracts has an example of each.
 """
-
-from gen.text.contracts import (
-    BlockSchedule,
-    CommitDecision,
-    DecodingPolicy,
-    KvCache,
-    KvPlan,
-    KvStep,
-    Predictor,
-    RowState,
-    Span,
-    StepView,
-    StopDecision,
-    StoppingRule,
-    Tokenizer,
-    Window,
-)
-from gen.text.decoding import Decoded, Decoding, DecodingStep, TokenSampling
-from gen.text.loop import decode, decode_steps
-from gen.text.mask_path import MaskPath, corrupt
-from gen.text.pipeline import GeneratedTexts, TextPipeline
-from gen.text.worlds import DecodedDistribution, JointDistribution, decoded_distribution
-
-__all__ = [
-    "BlockSchedule",
-    "CommitDecision",
-    "Decoded",
-    "DecodedDistribution",
-    "Decoding",
-    "DecodingPolicy",
-    "DecodingStep",
-    "GeneratedTexts",
-    "JointDistribution",
-    "KvCache",
-    "KvPlan",
-    "KvStep",
-    "MaskPath",
-    "Predictor",
-    "RowState",
-    "Span",
-    "StepView",
-    "StopDecision",
-    "StoppingRule",
-    "TextPipeline",
-    "TokenSampling",
-    "Tokenizer",
-    "Window",
-    "corrupt",
-    "decode",
-    "decode_steps",
-    "decoded_distribution",
-]

@@ -68,7 +68,8 @@ class Decoding:
         kv_plan: which positions are computed anew (gen.samplers.kv_plans); None for all of them at every step.
         stopping_rules: when a text is finished early (gen.samplers.stopping_rules); one or several, None for none.
         sampling: how tokens are drawn.
-        cfg_scale: classifier-free guidance as in gen.text.wrappers.GuidedPredictor; 0 for none.
+        cfg_scale: classifier-free guidance, logits u + (cfg_scale + 1) (c - u), u those with the prompt masked (LLaDA);
+            0 for none.
         suppress_tokens: ids that are never predicted.
     """
 

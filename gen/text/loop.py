@@ -21,7 +21,6 @@ from gen.config.spec import name_of
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.contracts import CommitDecision, KvPlan, KvStep, Predictor, Span, StepView, Window, positions_between
 from gen.text.decoding import Decoded, Decoding, DecodingStep
-from gen.text.wrappers import GuidedPredictor, SuppressedPredictor, nfe_per_call
 
 __all__ = ["decode", "decode_steps", "lengths_of"]
 
@@ -214,13 +213,13 @@ class _Loop:
     def __init__(
         self, predictor: Predictor, prompts: Prompts, length: int | Sequence[int], decoding: Decoding, seeds: list[int]
     ):
-        ids, suppressed = _checked(predictor, prompts, decoding), decoding.suppress_tokens
+        ids = _checked(predictor, prompts, decoding)
         lengths = lengths_of(length, len(ids))
         if decoding.kv_plan is not None:
             decoding.kv_plan.check(predictor)
         device = getattr(predictor, "device", torch.device("cpu"))
-        self.predictor = SuppressedPredictor(predictor, suppressed) if suppressed else predictor
-        self.decoding, self.mask, self.longest = decoding, predictor.mask_token_id, max(lengths)
+        self.predictor, self.decoding = predictor, decoding
+        self.mask, self.longest = predictor.mask_token_id, max(lengths)
         self.canvas = _Canvas.begin(ids, lengths, self.mask, device)
         self.schedule, self.book = _Schedule.begin(len(ids), device), _Bookkeeping.begin(seeds, device)
         b, n = self.canvas.tokens.shape
@@ -277,40 +276,51 @@ class _Loop:
 
     def evaluate(self, positions: Tensor, masked: Tensor, new_window: Tensor, new_block: Tensor) -> Tensor:
         """Return log-probabilities [R, W, V] by one forward of the rows that have changed."""
-        canvas, schedule, book, f = self.canvas, self.schedule, self.book, self.predictor
+        canvas, schedule, book, block_size = self.canvas, self.schedule, self.book, self.predictor.block_size
         skips, plan = self.decoding.policy.may_skip, self.decoding.kv_plan
-        first, last, logits = torch.zeros_like(canvas.text_end), canvas.text_end, None
+        first, last, called = torch.zeros_like(canvas.text_end), canvas.text_end, True
         if plan is not None:
             span, first, last = self.span(plan, masked, new_window, new_block)
-            logits = f(canvas.tokens, canvas.text_end, positions, kv_cache=self.kv_cache, span=span)
-            keeps = book.done | (f.block_size is None)
+            self.logp = self.predict(canvas.tokens, canvas.text_end, positions, kv_cache=self.kv_cache, span=span)
+            keeps = book.done | (block_size is None)
             schedule.clean_until = torch.where(keeps, schedule.clean_until, schedule.window.block_start)
         else:
-            if f.block_size is not None and positions.shape[1] < self.longest:
+            if block_size is not None and positions.shape[1] < self.longest:
                 last = schedule.window.block_stop  # what comes after a block changes nothing in it
             if not skips or self.logp is None or bool(schedule.changed.all()):
                 n = int(last.max()) if last.device.type == "cpu" else None  # others would wait for the number
-                logits = self.guided()(canvas.tokens[:, :n], last, positions)
-            elif bool(schedule.changed.any()):
-                rows = schedule.changed.nonzero()[:, 0]
-                some = self.guided(rows)(canvas.tokens[rows], canvas.text_end[rows], positions[rows])
-                self.logp = self.logp.index_copy(0, rows, _log_probabilities(some, self.mask))
+                self.logp = self.predict(canvas.tokens[:, :n], last, positions)
+            else:
+                called, rows = False, schedule.changed.nonzero()[:, 0]
+                if len(rows):
+                    some = self.predict(canvas.tokens[rows], canvas.text_end[rows], positions[rows], rows)
+                    self.logp = self.logp.index_copy(0, rows, some)
         ran = schedule.changed & ~book.done if skips else ~book.done
-        if logits is not None:
-            self.logp = _log_probabilities(logits, self.mask)
-        self.out.forwards += int(logits is not None or bool(ran.any()))
-        book.nfe = book.nfe + nfe_per_call(self.guided()) * ran
+        self.out.forwards += int(called or bool(ran.any()))
+        book.nfe = book.nfe + (2 if self.decoding.cfg_scale else 1) * ran
         book.computed = book.computed + (last - first) * ran
         book.nfe_full = book.nfe_full + ((first == 0) & (last >= canvas.text_end) & ran)
-        assert self.logp is not None
         return self.logp
 
-    def guided(self, rows: Tensor | None = None) -> Predictor:
-        """Return the predictor of some rows under the guidance that was asked for."""
-        prompt_end, scale = self.canvas.prompt_end, self.decoding.cfg_scale
-        if not scale:
-            return self.predictor
-        return GuidedPredictor(self.predictor, scale, prompt_end if rows is None else prompt_end[rows])
+    def predict(
+        self, tokens: Tensor, lengths: Tensor, positions: Tensor, rows: Tensor | None = None, **cached: Any
+    ) -> Tensor:
+        """Return log-probabilities [R, W, V] of some rows, float32 at least; -inf for the mask and suppressed tokens.
+
+        Under classifier-free guidance logits are u + (cfg_scale + 1) (c - u), u those with the prompt masked (LLaDA).
+        """
+        f, scale, prompt_end = self.predictor, self.decoding.cfg_scale, self.canvas.prompt_end
+        if scale:
+            prompt_end = prompt_end if rows is None else prompt_end[rows]
+            prompt = torch.arange(tokens.shape[1], device=tokens.device) < prompt_end[:, None]
+            both = (torch.cat([v, v]) for v in (lengths, positions))
+            c, u = f(torch.cat([tokens, tokens.masked_fill(prompt, self.mask)]), *both).chunk(2)
+            logits = torch.where(c == u, c, u + (scale + 1) * (c - u))  # -inf - -inf is no number
+        else:
+            logits = f(tokens, lengths, positions, **cached)
+        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        ids = torch.tensor([self.mask, *self.decoding.suppress_tokens], device=logits.device)
+        return wide.index_fill(-1, ids, -torch.inf).log_softmax(-1)
 
     def span(self, plan: KvPlan, masked: Tensor, new_window: Tensor, new_block: Tensor) -> tuple[Span, Tensor, Tensor]:
         """Return what a step with a KV cache computes, and the bounds of it, [R] each."""
@@ -382,9 +392,7 @@ class _Loop:
         # rules that fill masks come first: an end-of-text token that they write ends the text
         rules = sorted(enumerate(self.decoding.stopping_rules, 1), key=lambda pair: not pair[1].whole_text)
         for k, rule in rules:
-            decision, self.states[k] = rule.check(
-                view, canvas.tokens, canvas.prompt_end, canvas.text_end, self.predictor, self.states[k]
-            )
+            decision, self.states[k] = rule.check(view, canvas.tokens, canvas.text_end, self.predictor, self.states[k])
             if decision.fill is not None:
                 still = canvas.tokens.gather(1, view.positions) == self.mask
                 self.write(view, (view.masked | view.outside_window) & decision.fill[:, None] & still, view.top_token)
@@ -442,10 +450,3 @@ def _checked(predictor: Predictor, prompts: Prompts, decoding: Decoding) -> list
                 f"decode: prompt {i} holds {int(p[unknown][0])}; ids are 0 .. {vocab - 1} without the mask's, {mask}"
             )
     return ids
-
-
-def _log_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Return log-probabilities in float32 at least; the mask token has none."""
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    ids = torch.tensor([mask_token_id], device=logits.device)
-    return wide.index_fill(-1, ids, -torch.inf).log_softmax(-1)

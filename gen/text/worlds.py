@@ -29,7 +29,6 @@ __all__ = [
     "remove_joint",
     "replace_joint",
     "shuffle_joint",
-    "whole_view",
 ]
 
 Text = tuple[int, ...]
@@ -206,7 +205,16 @@ class _Enumeration:
         index = torch.tensor([d.index for d in draws])
         sampled = torch.tensor([d.sampled for d in draws]) if draws[0].sampled is not None else None
         u = torch.tensor([d.u for d in draws], dtype=torch.float64) if draws[0].u is not None else self.rank
-        view = whole_view(self.joint, states[index], logp[index], step, u, sampled)
+
+        def uniform(name: str) -> Tensor:
+            if u is None:
+                raise RuntimeError(f"the distribution of a policy that draws {name!r} is a sum: over_orders = True")
+            return u.expand(len(index), states.shape[1])
+
+        view = StepView.of_block(
+            logp[index], states[index], self.joint.mask_token_id, sampled=sampled, step=step, uniform=uniform,
+            mask_budget=torch.full(index.shape, states.shape[1]),
+        )  # fmt: skip
         state = {key: torch.cat([partials[i].state[key] for i in index.tolist()]) for key in partials[0].state}
         decision, after = self.policy.select(view, state)
         if decision.tokens is not None or (decision.remask is not None and bool(decision.remask.any())):
@@ -270,36 +278,6 @@ def _replaced(values: Any, positions: list[int], new: Any) -> tuple[Any, ...]:
     """Return values with new ones at some positions."""
     changed = dict(zip(positions, new, strict=True))
     return tuple(changed.get(i, value) for i, value in enumerate(values))
-
-
-def whole_view(
-    joint: JointDistribution,
-    states: Tensor,
-    logp: Tensor,
-    step: int = 0,
-    u: Tensor | None = None,
-    sampled: Tensor | None = None,
-) -> StepView:
-    """Return the view of texts that are one window.
-
-    Args:
-        joint: whose mask counts.
-        states: partly masked texts, int64 [B, L].
-        logp: their log-probabilities, [B, L, V].
-        step: index of the step.
-        u: the view's uniform numbers, [B, L] or the same for all; RuntimeError without, if the policy draws some.
-        sampled: proposed tokens, int64 [B, L]; None for the likeliest.
-    """
-
-    def uniform(name: str) -> Tensor:
-        if u is None:
-            raise RuntimeError(f"the distribution of a policy that draws {name!r} is a sum: over_orders = True")
-        return u.expand(states.shape)
-
-    budget = torch.full((len(states),), states.shape[1])
-    return StepView.of_block(
-        logp, states, joint.mask_token_id, sampled=sampled, step=step, uniform=uniform, mask_budget=budget
-    )
 
 
 # The list tasks of ParallelBench: their answers, each with the same probability

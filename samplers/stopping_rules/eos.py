@@ -18,17 +18,11 @@ class EOS(StoppingRule):
     """The text ends with the predictor's first end-of-text token once nothing before it is masked any more."""
 
     def check(
-        self,
-        view: StepView,
-        tokens: Tensor,
-        prompt_end: Tensor,
-        text_end: Tensor,
-        predictor: Predictor,
-        state: RowState,
+        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         n = tokens.shape[1]
         positions = torch.arange(n, device=tokens.device)
-        inside = positions_between(n, prompt_end, text_end)
+        inside = positions_between(n, view.prompt_end, text_end)
         eos = torch.where(is_eos(tokens, predictor) & inside, positions, n).amin(1)
         mask = torch.where((tokens == predictor.mask_token_id) & inside, positions, n).amin(1)
         done = eos < mask

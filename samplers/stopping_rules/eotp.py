@@ -35,13 +35,7 @@ class EoTP(StoppingRule):
             raise UserError(f"EoTP: threshold = {self.threshold}; it must be in [0, 1]")
 
     def check(
-        self,
-        view: StepView,
-        tokens: Tensor,
-        prompt_end: Tensor,
-        text_end: Tensor,
-        predictor: Predictor,
-        state: RowState,
+        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         now = tokens.gather(1, view.positions)  # another token may have been drawn and committed
         ends = open_masks(view) & is_eos(view.top_token, predictor) & (view.confidence >= self.threshold)

@@ -42,13 +42,7 @@ class Prophet(StoppingRule):
             raise UserError(f"Prophet: region = {self.region}; a first position >= 0 and the one after the last")
 
     def check(
-        self,
-        view: StepView,
-        tokens: Tensor,
-        prompt_end: Tensor,
-        text_end: Tensor,
-        predictor: Predictor,
-        state: RowState,
+        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         masks = open_masks(view)
         where = masks
@@ -57,7 +51,7 @@ class Prophet(StoppingRule):
             where = (index >= self.region[0]) & (index < self.region[1]) & ~view.prompt_or_pad
         pair = view.top2[0]
         gap = masked_mean(pair[..., 0] - pair[..., 1], where)
-        committed = 1 - masks.sum(-1) / (text_end - prompt_end)
+        committed = 1 - masks.sum(-1) / (text_end - view.prompt_end)
         needed = torch.where(committed < self.until[0], self.gaps[0], self.gaps[2])
         needed = torch.where((committed >= self.until[0]) & (committed < self.until[1]), self.gaps[1], needed)
         sure = (gap >= needed) & where.any(-1) & masks.any(-1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.text import BlockSchedule, Window
+from gen.text.contracts import BlockSchedule, Window
 
 
 @dataclass(frozen=True)

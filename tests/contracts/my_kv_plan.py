@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.text import KvPlan
+from gen.text.contracts import KvPlan
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gen.text import MaskPath
+from gen.text.mask_path import MaskPath
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Nothing here is registered anywhere. It imports the contract for its defaults; `
 
 from dataclasses import dataclass
 
-from gen.text import CommitDecision, DecodingPolicy
+from gen.text.contracts import CommitDecision, DecodingPolicy
 
 
 @dataclass(frozen=True)

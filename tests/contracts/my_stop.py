@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.text import StopDecision, StoppingRule
+from gen.text.contracts import StopDecision, StoppingRule
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class MyStop(StoppingRule):
 
     tokens: int = 3
 
-    def check(self, view, tokens, prompt_end, text_end, predictor, state):
+    def check(self, view, tokens, text_end, predictor, state):
+        prompt_end = view.prompt_end
         positions = torch.arange(tokens.shape[1])
         wanted = (positions >= prompt_end[:, None]) & (positions < prompt_end[:, None] + self.tokens)
         done = ~(wanted & (tokens == predictor.mask_token_id)).any(1)

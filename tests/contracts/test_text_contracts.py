@@ -15,8 +15,12 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build, override, spec_of
 from gen.models.text import Text
-from gen.text import Decoding, MaskPath, Predictor, TextPipeline, Tokenizer, decode, decode_steps, decoded_distribution
-from gen.text.worlds import shuffle_joint
+from gen.text.contracts import Predictor, Tokenizer
+from gen.text.decoding import Decoding
+from gen.text.loop import decode, decode_steps
+from gen.text.mask_path import MaskPath
+from gen.text.pipeline import TextPipeline
+from gen.text.worlds import decoded_distribution, shuffle_joint
 from gen.training.recipes.lists import lists
 from tests.contracts.my_policy import BarePolicy, MyPolicy
 from tests.contracts.my_predictor import MyPredictor

@@ -55,20 +55,14 @@ class StoppingRule(Protocol):
 
     @abstractmethod
     def check(
-        self,
-        view: StepView,
-        tokens: Tensor,
-        prompt_end: Tensor,
-        text_end: Tensor,
-        predictor: Predictor,
-        state: RowState,
+        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         """Decide after a commit which texts are finished.
 
         Args:
             view: inputs of the policy at this step, from before the commit.
             tokens: ids of the canvas after it, int64 [B, N].
-            prompt_end, text_end: bounds of the generated part, int64 [B].
+            text_end: end of the generated part, int64 [B]; it begins at view.prompt_end.
             predictor: only its `mask_token_id` and `eos_token_ids` are read.
             state: what the last step returned, of the texts that are left.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -24,19 +25,15 @@ def score(view: StepView, by: Score) -> Tensor:
             At temperature > 0 the order of "sample" depends on what was drawn, and one token at a time is then no
             sample of the model's joint distribution (gen.text.worlds measures by how much).
     """
-    if by == "confidence":
-        value = view.confidence
-    elif by == "margin":
-        value = view.margin
-    elif by == "entropy":
-        value = -view.entropy
-    elif by == "random":
-        value = view.uniform("order")
-    elif by == "left_to_right":
-        value = -view.positions.double()
-    else:
-        value = view.sampled_probability
-    return value.masked_fill(~view.masked, -torch.inf)
+    values: dict[Score, Callable[[], Tensor]] = {
+        "confidence": lambda: view.confidence,
+        "margin": lambda: view.margin,
+        "entropy": lambda: -view.entropy,
+        "random": lambda: view.uniform("order"),
+        "left_to_right": lambda: -view.positions.double(),
+        "sample": lambda: view.sampled_probability,
+    }
+    return values[by]().masked_fill(~view.masked, -torch.inf)
 
 
 def top_positions(value: Tensor, count: Tensor | int = 1) -> Tensor:

@@ -23,7 +23,7 @@ from gen.samplers.decoding_policies.rcr import RCR
 from gen.samplers.decoding_policies.remdm import ReMDM
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
-from gen.text.contracts import CommitDecision, DecodingPolicy
+from gen.text.contracts import CommitDecision, DecodingPolicy, StepView
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.worlds import (
@@ -34,7 +34,6 @@ from gen.text.worlds import (
     remove_joint,
     replace_joint,
     shuffle_joint,
-    whole_view,
 )
 
 # Tasks, policies, and what comes out: success, total variation, KL in nats, expected evaluations
@@ -352,7 +351,7 @@ def test_a_factor_of_at_most_one_commits_what_the_joint_holds_for_likeliest(fact
         joint = peaked(seed)
         state = torch.full((1, 5), joint.mask_token_id)
         while bool((state == joint.mask_token_id).any()):
-            seen = whole_view(joint, state, joint(state).log_softmax(-1))
+            seen = StepView.of_block(joint(state).log_softmax(-1), state, joint.mask_token_id)
             places = Factor(factor).select(seen, {})[0].commit[0].nonzero()[:, 0]
             weights = joint.consistent_mass(state)[0]
             groups = {}
@@ -373,7 +372,7 @@ def test_the_bound_of_the_factor_is_tight():
     joint = JointDistribution(texts, p, 2)
     assert float(joint(torch.full((1, n), 2)).softmax(-1)[0, 0, 0]) > 1 - 1.01 / (n + 1)
     state = torch.full((1, n), 2)
-    seen = whole_view(joint, state, joint(state).log_softmax(-1))
+    seen = StepView.of_block(joint(state).log_softmax(-1), state, joint.mask_token_id)
     assert Factor(1.1).select(seen, {})[0].commit.all()
     assert not bool(p.argmax() == n)
     assert Factor(1.0).select(seen, {})[0].commit.sum() < n

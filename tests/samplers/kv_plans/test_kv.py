@@ -1,6 +1,7 @@
 """Plans of keys and values: exact where they promise it, measurably stale where they do not, and counted truly."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from gen.samplers.kv_plans.sub_block import SubBlock
 from gen.samplers.kv_plans.vicinity import Vicinity
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode, decode_steps
-from gen.text.wrappers import WrappedPredictor
 
 MASK = 10
 PROMPTS = [[3, 1, 4, 1, 5], [2, 7], [1, 8, 2, 8, 1, 8, 2]]
@@ -26,16 +26,16 @@ LENGTHS = [11, 14, 6]  # canvases of 16, 16 and 13 tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Watched(WrappedPredictor):
+class Watched:
     """A predictor that notes of each forward what it computes, the first place asked for, and its logits' errors."""
 
+    inner: Any
     spans: list = field(default_factory=list)
     asked: list = field(default_factory=list)
     errors: list = field(default_factory=list)
 
-    @property
-    def device(self):
-        return self.inner.device
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
 
     def __call__(self, tokens, lengths=None, positions=None, *, kv_cache=None, span=None):
         got = self.inner(tokens, lengths, positions, kv_cache=kv_cache, span=span)
