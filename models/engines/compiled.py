@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.models.energy import EnergyNet
 from gen.models.engines.lib.prepared import Dtype, Prepared, choose_dtype
 from gen.models.layers.block import Block
 from gen.models.layers.family import FamilyNet
@@ -23,9 +24,9 @@ __all__ = ["Compiled"]
 class Compiled:
     """One graph for every shape; on a GPU replayed as a CUDA graph, on the CPU with frozen weights.
 
-    Graphs of gen's own networks have no breaks; those of others may. The first evaluation of a shape takes a minute; a
-    CPU needs a C++ compiler. With a cache's tap the graphs are the blocks' attention and MLP, one for all blocks, and
-    the tap stands between them.
+    Graphs of gen's own networks have no breaks but at an energy's gradient; those of others may. The first evaluation
+    of a shape takes a minute; a CPU needs a C++ compiler. With a cache's tap the graphs are the blocks' attention and
+    MLP, one for all blocks, and the tap stands between them.
 
     Attributes:
         dtype: "auto" is bfloat16 where the processor multiplies it fast and the network computes in it, else float32.
@@ -52,7 +53,9 @@ class Compiled:
         options: dict[str, Any] = {"triton.cudagraphs": self.graphs} if cuda else {"freezing": True}
         options |= {"max_autotune": True} if self.autotune else {}
         known = inspect.signature(torch.compile).parameters
-        how: dict[str, Any] = {"fullgraph": isinstance(prepared.inner, FamilyNet | Wrapper), "dynamic": False}
+        ours = isinstance(prepared.inner, FamilyNet | Wrapper)
+        broken = any(isinstance(module, EnergyNet) for module in prepared.modules())  # by its gradient
+        how: dict[str, Any] = {"fullgraph": ours and not broken, "dynamic": False}
         how |= {"recompile_limit": self.shapes} if "recompile_limit" in known else {}
         for module in prepared.modules():
             if isinstance(module, Block):  # parts of one shape share one graph

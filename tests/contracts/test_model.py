@@ -8,6 +8,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.diffusion.net import members
 from gen.models.dit import DiT
+from gen.models.energy import Energy
 from gen.models.engines.lib.prepared import Prepared
 from gen.training.recipes.digits import digits
 from tests.contracts.my_model import MyModel, MyNet
@@ -77,6 +78,9 @@ def test_its_graphs_may_have_breaks_but_those_of_gen_may_not(monkeypatch):
         prepared = build("models.engines", {"name": "compiled", "dtype": "float32"}).prepare(net)
         torch.testing.assert_close(prepared(*inputs()), net(*inputs()), rtol=1e-5, atol=1e-5)
     assert not asked[0] and len(asked) == 4 and all(asked[1:])  # of ours, the parts of its block too
+    asked.clear()
+    build("models.engines", "compiled").prepare(Energy(DiT.preset("digits", depth=1)).build())
+    assert not any(asked)
 
 
 def test_optional_members_have_their_defaults():
