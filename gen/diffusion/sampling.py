@@ -70,8 +70,8 @@ def integrate(
             raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
         return noise.normal(i, x.shape[1:]).to(x)
 
-    calls = _TapCalls(tap) if tap is not None and isinstance(tap, ContextualTap) else None
-    evaluate: DenoiseFn = f if cond is None and tap is None else partial(f, cond=cond, tap=tap)  # type: ignore[arg-type]
+    calls, plain = (_TapCalls(tap), None) if isinstance(tap, ContextualTap) else (None, tap)
+    evaluate: DenoiseFn = f if cond is None and plain is None else partial(f, cond=cond, tap=plain)
     state = solver.init()
     for i, (t, s) in enumerate(itertools.pairwise(points)):
         in_step = evaluate if calls is None else _with_context(f, cond, calls, i, steps)

@@ -151,7 +151,8 @@ class GuidedDenoiser:
         """Return c and u, from one call."""
         null = self.f.null(cond)
         twice = {key: torch.cat([value, null[key]]) for key, value in cond.items()}
-        t, s = (v if v is None or not v.ndim else torch.cat([v, v]) for v in (t, s))  # type: ignore[assignment]
+        t = torch.cat([t, t]) if t.ndim else t
+        s = torch.cat([s, s]) if s is not None and s.ndim else s
         p = self.f(torch.cat([x, x]), t, twice, s=s)
         (x0, x0_null), (eps, eps_null) = p.x0.chunk(2), p.eps.chunk(2)
         return Prediction(x0, eps), Prediction(x0_null, eps_null)
