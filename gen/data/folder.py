@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import unicodedata
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,9 +46,11 @@ class Folder:
     profiles are not applied. It is decoded when its item is read.
     Every file is read once at open() for its header and the fingerprint, the sha256 over each file's path in the
     folder, length and sha256, with split and options (some seconds per GB).
-    Files of other kinds and hidden ones are not looked at; class folders are searched to any depth.
+    Class folders are searched to any depth, links included. Files of other kinds and hidden ones are left out, and a
+    warning says how many.
     Raises UserError, in one line, for missing, empty and mixed folders and, by path, for pictures that are unreadable,
-    so large that they may be decompression bombs, of more than 8 bits a channel, or animated.
+    so large that they may be decompression bombs, of more than 8 bits a channel, or animated, for
+    broken links, and for names that are not UTF-8 or hold control characters.
 
     Attributes:
         path: the folder.
@@ -228,23 +231,48 @@ def _find(root: Path) -> tuple[list[str], list[tuple[Path, int]]]:
     """Return the names of the classes (none if flat) and every picture with its label (0 if flat), by name."""
     if not root.is_dir():
         raise UserError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of pictures")
-    flat = list(_pictures(root.iterdir()))
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    inside = [list(_pictures(folder.rglob("*"))) for folder in folders]
-    if flat and any(inside):
+    paths = _walk(root)
+    shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    pictures = [path for path in shown if path.suffix.lower() in SUFFIXES]
+    for path in pictures:
+        _check_file(path)
+    flat = [path for path in pictures if path.parent == root]
+    if flat and len(flat) < len(pictures):
         raise UserError(f"{root} holds {len(flat)} pictures beside class folders: move them into one, or out")
-    if flat:
-        return [], [(path, 0) for path in flat]
-    if not any(inside):
+    if not pictures:
         raise UserError(f"{root} holds no pictures ({', '.join(SUFFIXES)})")
-    for folder, paths in zip(folders, inside, strict=True):
-        if not paths:
-            raise UserError(f"class folder {folder} holds no pictures ({', '.join(SUFFIXES)}): fill or remove it")
-    return [f.name for f in folders], [(path, label) for label, paths in enumerate(inside) for path in paths]
+    names = [] if flat else [p.name for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    classes = [path.relative_to(root).parts[0] for path in pictures]
+    if empty := sorted(set(names) - set(classes)):
+        raise UserError(f"class folder {root / empty[0]} holds no pictures ({', '.join(SUFFIXES)}): fill or remove it")
+    if left_out := sorted({*paths}.difference(pictures)):
+        counts = f"{len(shown) - len(pictures)} files of other kinds and {len(paths) - len(shown)} hidden ones"
+        first = left_out[0].relative_to(root).as_posix()
+        warnings.warn(f"{root}: left out {counts}, such as {first!a}", stacklevel=2)
+    label = {name: i for i, name in enumerate(names)}
+    return names, [(path, label.get(name, 0)) for path, name in zip(pictures, classes, strict=True)]
 
 
-def _pictures(paths: Iterator[Path]) -> list[Path]:
-    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+def _walk(root: Path) -> list[Path]:
+    """Return every file under a folder, to any depth and through links, in order of name."""
+
+    def stop(error: OSError) -> None:
+        raise UserError(f"{error.filename!a} cannot be read: {error.strerror}") from error
+
+    paths: list[Path] = []
+    for folder, folders, files in os.walk(root, onerror=stop, followlinks=True):
+        for link in (Path(folder, name) for name in folders):
+            if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
+                raise UserError(f"{str(link)!a} links to a folder that it lies in: remove the link")
+        paths += [Path(folder, name) for name in files]
+    return sorted(paths)
+
+
+def _check_file(path: Path) -> None:
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in str(path)):
+        raise UserError(f"{str(path)!a}: the name is not UTF-8 or holds control characters; rename the file or folder")
+    if not path.is_file():
+        raise UserError(f"{path} is {'a broken link' if path.is_symlink() else 'no regular file'}: mend or remove it")
 
 
 def _read(path: Path) -> bytes:

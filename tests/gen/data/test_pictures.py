@@ -1,5 +1,6 @@
 """Pictures in folders: read as viewers show them, or refused by name; nothing is left out without a count."""
 
+import os
 import struct
 import zlib
 
@@ -149,3 +150,69 @@ def test_a_picture_that_scaling_makes_huge_is_refused_before_memory_is_taken(sha
     line = refusal(tmp_path, size=256)
     assert "long.png is 100000 pixels long and 1 wide: scaled to 256 it has more than 89478485 pixels" in line
     assert read(tmp_path, size=8).shape == (8, 8, 3)
+
+
+# --- nothing is left out without a count ----------------------------------------------------------------------------
+
+
+def grey(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), value).save(path, "PNG")
+
+
+def test_files_of_other_kinds_and_hidden_ones_are_counted(tmp_path):
+    grey(tmp_path / "cat" / "a.png")
+    for other in ("readme.txt", "cat/b.gif", "cat/deep/c.tif", ".DS_Store", "cat/.hidden.png", ".git/d.png"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"left out 3 files of other kinds and 3 hidden ones, such as '.DS_Store'$"):
+        read(tmp_path)
+
+
+def test_linked_files_and_folders_are_read_to_any_depth(tmp_path):
+    for i, file in enumerate(("a.png", "deep/b.png", "deep/deeper/c.png")):
+        grey(tmp_path / "store" / file, i)
+    grey(tmp_path / "data" / "cat" / "z.png", 9)
+    (tmp_path / "data" / "cat" / "more").symlink_to(tmp_path / "store")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "store" / "deep")
+    (tmp_path / "data" / "cat" / "one.png").symlink_to(tmp_path / "store" / "a.png")
+    data = Folder(str(tmp_path / "data"), 8, holdout=0.0).open("train")
+    files = ["more/a.png", "more/deep/b.png", "more/deep/deeper/c.png", "one.png", "z.png"]
+    assert [p.relative_to(tmp_path / "data").as_posix() for p in data.paths] == [
+        *(f"cat/{file}" for file in files),
+        "dog/b.png",
+        "dog/deeper/c.png",
+    ]
+    assert data.y.tolist() == [0] * 5 + [1] * 2
+
+
+@pytest.mark.parametrize("skip_corrupt", [False, True])
+def test_what_cannot_be_followed_is_named(skip_corrupt, tmp_path):
+    def line():
+        return refusal(tmp_path, skip_corrupt=skip_corrupt)
+
+    grey(tmp_path / "cat" / "a.png")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert "gone.png is a broken link" in line()
+    (tmp_path / "cat" / "gone.png").unlink()
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    assert "pipe.png is no regular file" in line()
+    (tmp_path / "cat" / "pipe.png").unlink()
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path)
+    assert "loop' links to a folder that it lies in" in line()
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"two\nlines", b"\x1b[31mred"])
+@pytest.mark.parametrize("kind", ["file", "class"])
+def test_names_that_cannot_be_written_are_refused(kind, name, tmp_path):
+    text = os.fsdecode(name)
+    path = tmp_path / text / "a.png" if kind == "class" else tmp_path / "cat" / f"{text}.png"
+    grey(path)
+    line = refusal(tmp_path)
+    assert ascii(str(path)) in line and "rename" in line and line.isprintable()
+
+
+def test_names_of_other_scripts_are_kept(tmp_path):
+    for name in ("é.png", "日本\u3000語.png", "at 3.04\u202fPM.png", "👩\u200d🎨.png"):
+        grey(tmp_path / name)
+    assert len(Folder(str(tmp_path), 8, holdout=0.0).open("train")) == 4
