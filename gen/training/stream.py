@@ -71,4 +71,11 @@ def iterate_steps(
     sampler = StepBatchSampler(run, start, share, rank, micro)
     items = iter(DataLoader(stream, batch_sampler=sampler, num_workers=run.workers))
     for step in range(start, run.steps):
-        yield step, [next(items) for _ in range(share // micro)]
+        try:
+            batches = [next(items) for _ in range(share // micro)]
+        except UserError as error:
+            if not run.workers:
+                raise
+            # a worker's error arrives with its traceback as its text, whose last line is "module.Class: the message"
+            raise type(error)(str(error).rstrip().splitlines()[-1].partition(": ")[2]) from error
+        yield step, batches

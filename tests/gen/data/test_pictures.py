@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from gen.config.errors import UserError
 from gen.config.images import to_uint8
 from gen.data.folder import Folder
+from gen.training.stream import ShuffledStream, iterate_steps
+from tests.gen.tiny import tiny
 
 
 def read(root, **fields):
@@ -216,3 +219,17 @@ def test_names_of_other_scripts_are_kept(tmp_path):
     for name in ("é.png", "日本\u3000語.png", "at 3.04\u202fPM.png", "👩\u200d🎨.png"):
         grey(tmp_path / name)
     assert len(Folder(str(tmp_path), 8, holdout=0.0).open("train")) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_picture_is_one_line_with_workers_too(workers, tmp_path):
+    path = tmp_path / "bad.png"
+    Image.effect_noise((64, 64), 100).save(path)
+    path.write_bytes(path.read_bytes()[:2000])  # the header is good
+    data = Folder(str(tmp_path), 8, holdout=0.0).open("train")
+    run = replace(tiny(), workers=workers)
+    with pytest.raises(UserError) as error:
+        next(iterate_steps(ShuffledStream(data, 0), run, 0, 2, 0, 2))
+    line = str(error.value)
+    assert line.startswith(f"{path} cannot be decoded (") and line.endswith("leaves such pictures out")
+    assert "\n" not in line
