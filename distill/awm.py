@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Times, Uniform
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import ema_update, eval_mode, frozen_copy, output_as
 from gen.distillers.lib.policy import PolicyOptimisation, group_advantages, group_condition
 from gen.training.objectives import Batch, Roles, Step

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, expand
-from gen.distillers.lib.fields import check_fields
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step

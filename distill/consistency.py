@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Cond, DenoiserLike
@@ -23,7 +24,6 @@ from gen.distillers.lib.consistency import (
     heun_step,
     output_stats,
 )
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import ema_update, frozen_copy
 from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.velocity import VelocitySource, check_roles

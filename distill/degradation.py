@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.times import Times, Uniform
 from gen.diffusion.weighting import UniformWeighting, Weighting
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.score import check_same_terms, denoising_losses, draw_times, fold_in, generate
 from gen.distillers.lib.teacher import require_teacher
 from gen.training.distillation import Distiller

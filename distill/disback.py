@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import DenoiserLike
 from gen.distillers.degradation import Degradation
 from gen.distillers.dmd2 import DMD2
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.score import ScoreDistillation
 from gen.distillers.lib.sequence import TeacherSequence, degradation_checkpoints, load_matching
 from gen.training.distillation import Distiller

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.diffusion.times import Times
 from gen.distillers.lib import discriminator
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import requires_grad_frozen
 from gen.distillers.lib.score import (
     Scale,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.distillers.lib.certainty import CertaintyDistillation, random_block
-from gen.distillers.lib.fields import check_fields
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.decoding import Decoding
 from gen.training.objectives import Batch

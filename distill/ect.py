@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath
@@ -20,7 +21,6 @@ from gen.distillers.lib.consistency import (
     output_stats,
     sigma_of_t,
 )
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.coarse import Coarse
 from gen.training.distillation import Distiller

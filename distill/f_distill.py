@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import expand
 from gen.diffusion.times import Times
 from gen.distillers.dmd2 import DMD2
 from gen.distillers.lib.discriminator import generator_losses
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.score import dmd_gradient, sample_stats, surrogate_losses
 from gen.distillers.lib.teacher import guided_teacher
 from gen.training.objectives import Batch, Roles

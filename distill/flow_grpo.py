@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import expand
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import ema_update, eval_mode, frozen_copy
 from gen.distillers.lib.policy import (
     PolicyOptimisation,

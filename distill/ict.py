@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath
 from gen.distillers.lib.consistency import check_boundary, consistency_losses, output_stats, sigma_of_t
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.coarse import Coarse
 from gen.samplers.grids.karras import Karras

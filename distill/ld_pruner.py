@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import build, part, spec_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
 from gen.diffusion.times import Times, Uniform
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import output_as
 from gen.distillers.lib.shards import parent_hash
 from gen.distillers.lib.teacher import require_teacher

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import spec_of
 from gen.data.answers import Answers
 from gen.diffusion.denoiser import DenoiserLike
@@ -23,7 +24,6 @@ from gen.distillers.lib.answers import (
     sequential_decoding,
     text_teacher,
 )
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan
 from gen.pipeline import locate
 from gen.samplers.block_schedules.semi_ar import SemiAR

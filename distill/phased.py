@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.distillers.distances import Distance
 from gen.distillers.distances.huber import Huber
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import guided_teacher, require_teacher
 from gen.distillers.lib.trajectory import euler_chord
 from gen.training.distillation import Distiller

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.diffusion.weighting import UniformWeighting, Weighting
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import ema_update, frozen_copy
 from gen.distillers.lib.teacher import guided_teacher
 from gen.distillers.lib.trajectory import euler_chord

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.times import Times, Uniform
 from gen.distillers.distances import Distance
 from gen.distillers.distances.huber import Huber
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.pairs import PairDistillation, pair_noise
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition

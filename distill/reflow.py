@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import build, part
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
@@ -17,7 +18,6 @@ from gen.diffusion.path import Flow
 from gen.diffusion.times import Times, UShaped
 from gen.distillers.distances import Distance
 from gen.distillers.distances.huber import Huber
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.pairs import PairDistillation, pair_noise
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run

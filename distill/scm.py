@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.times import LogNormal, Times
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.jvp import Derivative, directional_derivative
 from gen.distillers.lib.velocity import VelocitySource, check_roles, velocity_target
 from gen.training.distillation import Distiller

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import Prediction, expand
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import ema_update, frozen_copy
 from gen.distillers.lib.velocity import (
     VelocitySource,

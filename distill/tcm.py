@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap
@@ -22,7 +23,6 @@ from gen.distillers.lib.consistency import (
     sigma_of_t,
     t_of_sigma,
 )
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.networks import forked_rng, frozen_copy
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.karras import Karras

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.distillers.lib.certainty import CertaintyDistillation, random_block
-from gen.distillers.lib.fields import check_fields
 from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.decoding import Decoding

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.distillers.lib.fields import check_fields
+from gen.config.fields import check_fields
 
 __all__ = ["Huber"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from gen.config.errors import MissingDependency, UserError
-from gen.distillers.lib.fields import check_fields
+from gen.config.fields import check_fields
 
 __all__ = ["Lpips"]
 

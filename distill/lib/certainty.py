@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.distillers.lib.answers import make_answers, text_teacher
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.lora import merge_adapters, with_adapters
 from gen.text.decoding import Decoding
 from gen.training.distillation import Distiller

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, Prediction, expand
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import require_teacher
 from gen.distillers.rewards import Reward
 from gen.distillers.rewards.classifier import Classifier

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
@@ -19,7 +20,6 @@ from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Times, Uniform
 from gen.diffusion.weighting import UniformWeighting, Weighting
-from gen.distillers.lib.fields import check_fields
 from gen.distillers.lib.teacher import require_teacher
 from gen.samplers.solvers.renoise import Renoise
 from gen.training.distillation import Distiller

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.images import to_uint8
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond
-from gen.distillers.lib.fields import check_fields
 
 __all__ = ["Classifier"]
 

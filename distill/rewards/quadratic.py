@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
-from gen.distillers.lib.fields import check_fields
 
 __all__ = ["Quadratic"]
 

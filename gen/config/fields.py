@@ -1,4 +1,4 @@
-"""Fields of a distiller: parts built from their specs, words and numbers checked."""
+"""Fields of a dataclass that is written in specs: parts built, words and numbers checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 from gen.config.errors import UserError, nearest
-from gen.config.spec import build
+from gen.config.spec import build_parts
 
 __all__ = ["check_fields"]
 
@@ -25,17 +25,14 @@ def check_fields(thing: Any, **intervals: str) -> None:
     Raises:
         UserError: names the first field that is wrong, and what is allowed.
     """
+    build_parts(thing)
     name, hints = type(thing).__name__, typing.get_type_hints(type(thing))
     for field in dataclasses.fields(thing):
-        folders, value = field.metadata.get("folders"), getattr(thing, field.name)
-        if folders and value is not None:
-            object.__setattr__(thing, field.name, build(folders, value))
-        elif isinstance(value, list):
+        value, words = getattr(thing, field.name), typing.get_args(hints[field.name])
+        if isinstance(value, list):
             object.__setattr__(thing, field.name, tuple(value))
-        elif typing.get_origin(hints[field.name]) is typing.Literal and value not in typing.get_args(hints[field.name]):
-            raise UserError(
-                f"{name}: {field.name} = {value!r}. {nearest(str(value), typing.get_args(hints[field.name]))}"
-            )
+        elif typing.get_origin(hints[field.name]) is typing.Literal and value not in words:
+            raise UserError(f"{name}: {field.name} = {value!r}. {nearest(str(value), words)}")
     for key, interval in intervals.items():
         value = getattr(thing, key)
         if not all(_inside(v, interval) for v in (value if isinstance(value, tuple) else (value,)) if v is not None):
