@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
@@ -23,7 +24,7 @@ __all__ = ["UNet", "UNetNet"]
 
 def _table() -> family.Presets:
     """Return ADM for ImageNet by resolution, the same for latents of 256 x 256 images, and one for digits."""
-    adm: dict[str, Any] = {"channels": 3, "width": 256, "blocks": 2, "learn_sigma": True, "qkv_order": "heads"}
+    adm: Json = {"channels": 3, "width": 256, "blocks": 2, "learn_sigma": True, "qkv_order": "heads"}
     large = {**adm, "size": 256, "multipliers": (1, 1, 2, 2, 4, 4)}
     return {
         "ADM-64": {**adm, "size": 64, "width": 192, "blocks": 3, "dropout": 0.1, "qkv_order": "qkv"},

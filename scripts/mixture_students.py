@@ -28,6 +28,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,14 +41,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from gen.config.spec import build
+from gen.config.spec import Json, build
 from gen.data.mixture import MixturePoints
-from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import members
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow, Prediction
 from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Tap
 from gen.distillers.lib.networks import ema_update
 from gen.distillers.lib.score import energy_distance
 from gen.distillers.lib.sequence import TeacherSequence, load_matching
@@ -118,10 +120,10 @@ class Quick(Noise):
 
     n: int = 1
 
-    def normal(self, name: int | str, shape: Any) -> Tensor:
+    def normal(self, name: int | str, shape: Sequence[int]) -> Tensor:
         return torch.special.ndtri(self.uniform(name, shape)).float()
 
-    def uniform(self, name: int | str, shape: Any = ()) -> Tensor:
+    def uniform(self, name: int | str, shape: Sequence[int] = ()) -> Tensor:
         generator = torch.Generator().manual_seed(derive(self.seeds[0], name))
         return torch.rand(self.n, *shape, generator=generator, dtype=torch.float64).clamp(min=1e-12)
 
@@ -131,7 +133,9 @@ class Points:
 
     path, world = Flow(), DATA.world(Flow())
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Any = None, *, s: Any = None, tap: Any = None) -> Prediction:
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
+    ) -> Prediction:
         return Prediction(*(v.reshape(x.shape).to(x) for v in self.world(x.flatten(1), t)))
 
     def draw(self, n: int, seed: int) -> Tensor:
@@ -145,7 +149,7 @@ class Workshop:
     def __init__(self, seed: int, pairs: int = 20_000):
         self.seed, self.teacher = seed, Points()
         self.noise = Quick((derive("pairs", seed),), pairs).normal("start", DATA.shape)
-        self.ends = walk(self.teacher, self.noise, Sampler("heun", steps=32))
+        self.ends = trajectory_end(self.teacher, self.noise, Sampler("heun", steps=32))
         torch.manual_seed(seed)
         self.begun = self.train(Plan(build("training.objectives", "denoise")), MODEL.build(), "denoiser")
         self.made: dict[str, tuple[nn.Module, float]] = {}
@@ -187,7 +191,7 @@ class Workshop:
         optims = {role: adam(part, plan, role) for role, part in parts.items() if list(part.parameters())}
         sequence, span = TeacherSequence(records[-2::-1], HOLD), getattr(objective, "stage_updates", plan.updates)
         for step in range(plan.updates):
-            logs: dict[str, Any] = {}
+            logs: Json = {}
             given = {**roles, "teacher": sequence.at(step, self.teacher)}
             for role, loss, told in objective(given, self.batch(plan, name, step)):
                 mine = [optims[one] for one in ((role,) if isinstance(role, str) else role)]
@@ -213,13 +217,13 @@ def adam(net: nn.Module, plan: Plan, role: str) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def walk(f: Any, unit: Tensor, sampler: Sampler, noise: Noise | None = None) -> Tensor:
+def trajectory_end(f: DenoiserLike, unit: Tensor, sampler: Sampler, noise: Noise | None = None) -> Tensor:
     """Samples from unit noise [B, 2, 1, 1]."""
     times = sampler.grid.times(f.path, sampler.steps)
     return integrate(f, f.path.start(unit, times[0]), times, sampler.solver, noise=noise, cond={})
 
 
-def scores(x: Tensor, teacher: Points, seed: int) -> dict[str, Any]:
+def scores(x: Tensor, teacher: Points, seed: int) -> Json:
     """Modes that got a quarter of their due within 3 deviations, share of samples within 3 of any, distance to data."""
     x, real = x.flatten(1), teacher.draw(len(x), seed).flatten(1)
     near = (torch.cdist(x.double(), teacher.world.means) / DATA.std).min(1)
@@ -239,12 +243,12 @@ def panel(title: str, below: str, x: Tensor, teacher: Points, dots: int = 2000) 
     draw = ImageDraw.Draw(big, "RGBA")
     for a, b in x.flatten(1)[:dots].tolist():
         u, v = (REACH + a) / (2 * REACH) * side, (REACH - b) / (2 * REACH) * side
-        draw.ellipse((u - radius, v - radius, u + radius, v + radius), load_matching=(190, 40, 30, 120))
+        draw.ellipse((u - radius, v - radius, u + radius, v + radius), fill=(190, 40, 30, 120))
     whole = Image.new("RGB", (CELL + 12, CELL + TITLE + 8), "white")
     whole.paste(big.resize((CELL, CELL), Image.Resampling.LANCZOS), (6, TITLE))
     draw = ImageDraw.Draw(whole)
-    draw.text((6, 4), title, load_matching="black", font=ImageFont.load_default(16))
-    draw.text((6, 25), below, load_matching=(90, 90, 90), font=ImageFont.load_default(13))
+    draw.text((6, 4), title, fill="black", font=ImageFont.load_default(16))
+    draw.text((6, 25), below, fill=(90, 90, 90), font=ImageFont.load_default(13))
     return whole
 
 
@@ -260,8 +264,8 @@ def main() -> None:
     shop, n, panels, rows = Workshop(args.seed), 10_000, [], []
     noise = Quick((derive("test", args.seed),), n)
 
-    def show(name: str, f: Any, how: Sampler, **about: Any) -> None:
-        x, nfe = walk(f, noise.normal("start", DATA.shape), how, noise), how.solver.nfe(how.steps)
+    def show(name: str, f: DenoiserLike, how: Sampler, **about: object) -> None:
+        x, nfe = trajectory_end(f, noise.normal("start", DATA.shape), how, noise), how.solver.nfe(how.steps)
         row = {"name": name, "nfe": nfe, **about, **scores(x, shop.teacher, derive("real", args.seed))}
         below = f"modes covered {row['modes']} of {DATA.modes}, {100 * row['inside']:.1f} % within 3 std"
         panels.append(panel(f"{name}, {nfe} evaluation{'s' * (nfe > 1)}", below, x, shop.teacher))
@@ -278,7 +282,7 @@ def main() -> None:
         save(args, panels, rows)
 
 
-def save(args: Any, panels: list[Image.Image], rows: list[dict[str, Any]]) -> None:
+def save(args: argparse.Namespace, panels: list[Image.Image], rows: list[Json]) -> None:
     """The picture and the table of what there is so far."""
     if out := args.out or (None if args.only else ROOT / "docs/students.png"):
         sheet = Image.new("RGB", (ACROSS * panels[0].width, -(-len(panels) // ACROSS) * panels[0].height), "white")

@@ -101,7 +101,7 @@ def read(folder: Path, verify: bool = True) -> Json:
     return manifest
 
 
-def read_tensors(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str, manifest: Json) -> dict[str, Tensor]:
     """Read the tensors of one file of a checkpoint, verified against its manifest.
 
     Args:
@@ -206,7 +206,7 @@ def write_json(path: Path, value: object) -> None:
     partial.replace(path)
 
 
-def _read_verified(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+def _read_verified(folder: Path, name: str, manifest: Json) -> bytes:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{folder}/manifest.json names {name!r}, which lies outside the checkpoint")
     try:

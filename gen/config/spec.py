@@ -321,7 +321,7 @@ def _literals(hint: object) -> tuple[object, ...]:
     return inner if typing.get_origin(hint) is typing.Literal else tuple(v for h in inner for v in _literals(h))
 
 
-def _first_fit(value: object, hints: Sequence[Any], where: str) -> Any:
+def _first_fit(value: object, hints: Sequence[object], where: str) -> Any:
     if isinstance(value, Mapping):  # the dataclass that has most of the keys gives the best message about the others
         owners = [h for h in hints if dataclasses.is_dataclass(h)]
         if owners:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config import checkpoints
+from gen.config.spec import Json
 from gen.training.distributed import distribute_like, full_tensor
 
 __all__ = ["enable_fused", "optimiser_files", "restore", "trainable_parameters", "weight_files"]
@@ -93,7 +94,7 @@ def _gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return gathered
 
 
-def restore(folder: Path, manifest: Mapping[str, Any], nets: Nets, averages: Averages, optims: Optims) -> None:
+def restore(folder: Path, manifest: Json, nets: Nets, averages: Averages, optims: Optims) -> None:
     """Load weights, averages and optimiser state of a checkpoint, in place.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import build, find, name_of, names
+from gen.config.spec import Json, build, find, name_of, names
 from gen.models.interop.lib.inferred import Conversion, Origin
 from gen.models.interop.weights import Weights, read
 from gen.training.resume import versions
@@ -54,7 +54,7 @@ class Imported:
     numbers: int
     dropped: Mapping[str, str]
     unread: tuple[str, ...]
-    latent: Mapping[str, Any]
+    latent: Json
     notes: tuple[str, ...]
 
 
@@ -146,7 +146,7 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _manifest(conversion: Conversion, name: str, weights: Weights) -> dict[str, Any]:
+def _manifest(conversion: Conversion, name: str, weights: Weights) -> Json:
     """Return the manifest as a training writes it, with what an import cannot know left empty, and the source."""
     model = conversion.run.model
     source = {

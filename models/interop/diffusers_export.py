@@ -10,13 +10,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import spec_of
+from gen.config.spec import Json, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
@@ -91,7 +90,7 @@ def _check_positions(model: DiT, table: Tensor) -> float:
     return worst
 
 
-def _config(model: DiT) -> dict[str, Any]:
+def _config(model: DiT) -> Json:
     return {
         "_class_name": "DiTTransformer2DModel",
         "_diffusers_version": SINCE,
@@ -114,13 +113,13 @@ def _config(model: DiT) -> dict[str, Any]:
     }
 
 
-def _note(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
+def _note(model: DiT, denoiser: Denoiser) -> Json:
     """Return what config.json cannot say, for `gen import` to read back."""
     fields = {key: getattr(model, key) for key in ("time_scale", "time_convention", "freq_shift")}
     return {"model": fields, "path": spec_of(denoiser.path), "parameterisation": spec_of(denoiser.parameterisation)}
 
 
-def _scheduler(model: DiT, denoiser: Denoiser) -> dict[str, Any]:
+def _scheduler(model: DiT, denoiser: Denoiser) -> Json:
     """Return a scheduler whose timesteps and predictions are exactly this model's, if diffusers has one."""
     path, parameterisation, file = denoiser.path, denoiser.parameterisation, "scheduler/scheduler_config.json"
     time = (model.time_scale, model.time_convention)
@@ -162,7 +161,7 @@ def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, schedule
     )
 
 
-def _write(output: Path, files: Mapping[str, Any], readme: str, tensors: Mapping[str, Tensor]) -> None:
+def _write(output: Path, files: Json, readme: str, tensors: Mapping[str, Tensor]) -> None:
     """Write the whole folder, or nothing."""
     from safetensors.torch import save_file
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.parameterisation import Eps, Parameterisation
 from gen.diffusion.path import DDPM, NoisePath
@@ -43,7 +43,7 @@ class DiffusersSpec:
         config: diffusers' configuration of the transformer.
     """
 
-    config: Mapping[str, Any]
+    config: Json
 
     @property
     def size(self) -> int:

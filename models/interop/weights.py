@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gen.config.checkpoints import read_json
 from gen.config.errors import UserError
+from gen.config.spec import Json
 
 __all__ = ["State", "Weights", "read", "read_torch"]
 
@@ -53,7 +54,7 @@ class Weights:
     tensors: State
     chosen: str
     files: Mapping[str, str]
-    config: Mapping[str, Any] | None = None
+    config: Json | None = None
     folder: Path | None = None
     unread: tuple[str, ...] = field(default=())
 
@@ -109,7 +110,7 @@ def _merged(files: list[Path]) -> Any:
     contents = [_safetensors(file) if file.suffix == ".safetensors" else read_torch(file) for file in files]
     if len(contents) == 1:
         return contents[0]
-    whole: dict[str, Any] = {}
+    whole: Json = {}
     for file, content in zip(files, contents, strict=True):
         if not isinstance(content, Mapping) or set(content) & set(whole):
             raise UserError(f"{file} is no shard: it holds what another shard holds too, or no tensors by name")
@@ -127,7 +128,7 @@ def _safetensors(path: Path) -> State:
         raise UserError(f"{path} is damaged, or no safetensors file ({error})") from None
 
 
-def _choose(content: Any, wanted: str | None, path: Path) -> tuple[State, str, tuple[str, ...]]:
+def _choose(content: object, wanted: str | None, path: Path) -> tuple[State, str, tuple[str, ...]]:
     """Return the state dict, its tag, and the tags of what else is there."""
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds {type(content).__name__}, expected tensors by name")
@@ -164,7 +165,7 @@ def _split(state: State, wanted: str | None, path: Path) -> tuple[State, str, tu
     return parts[chosen], chosen, tuple(sorted({key.split(".")[0] for key in state} - {chosen}))
 
 
-def _pick(tagged: Mapping[str, Any], wanted: str | None, path: Path) -> str:
+def _pick(tagged: Json, wanted: str | None, path: Path) -> str:
     allowed = {"ema": AVERAGES, "model": MODELS, None: AVERAGES + MODELS}[wanted]
     for tag in allowed:
         if tag in tagged:
@@ -172,7 +173,7 @@ def _pick(tagged: Mapping[str, Any], wanted: str | None, path: Path) -> str:
     raise UserError(f"{path} has no {wanted} weights; it has {', '.join(tagged)}")
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: object) -> bool:
     pairs = value.items() if isinstance(value, Mapping) else ()
     return bool(pairs) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs)
 
@@ -225,13 +226,13 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _config(path: Path) -> Mapping[str, Any] | None:
+def _config(path: Path) -> Json | None:
     """Return config.json of a folder, or beside a file."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     if not file.exists():
         return None
     config = read_json(file)
-    if not isinstance(config, Mapping):
+    if not isinstance(config, dict):
         raise UserError(f"{file} is no config: it holds {type(config).__name__}")
     return config
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError, nearest
+from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import NetSpec
 
 __all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels"]
 
-Presets = Mapping[str, Mapping[str, Any]]  # fields by the preset's name
+Presets = Mapping[str, Json]  # fields by the preset's name
 
 
 class Family:
@@ -26,7 +27,7 @@ class Family:
     presets: ClassVar[Presets]
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
+    def preset(cls, name: str, **changes: object) -> Self:
         """Return the spec of a preset, with fields changed; "DiT-XL/2" is also called "XL/2"."""
         short = {full.rpartition("-")[2]: full for full in reversed(list(cls.presets))}  # of two alike the first wins
         full = name if name in cls.presets else short.get(name, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class PackedLinear(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         return linear(h, self.weight, self.bias, self.activation)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         raise UserError("packed weights stay on the device and in the dtype they were packed for: prepare anew")
 
 

@@ -53,7 +53,7 @@ class WrapperSpec(family.Family):
         return int(self.inner.classes)
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
+    def preset(cls, name: str, **changes: object) -> Self:
         """Return the spec of a preset; changes that are no fields of the wrapper are the inner network's."""
         own = {f.name: changes.pop(f.name) for f in fields(cls) if f.name in changes}
         spec = super().preset(name, **own)
@@ -109,7 +109,7 @@ class Wrapper(nn.Module):
         return self.inner.inner_weights(given) if isinstance(self.inner, Wrapper) else None
 
 
-def load_inner_only(net: Wrapper, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def load_inner_only(net: Wrapper, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Rename, in a state dict to be loaded, the weights of an inner network alone; see torch's pre-hooks of loading."""
     given = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
     weights = net.inner_weights(given)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen.cli.benches.lib.dit import Nets, compiled, forward_flops, specification, under_cudnn
-from gen.eval.bench import BenchContext, Call, Case
+from gen.eval.bench import BenchContext, Call, Case, Function
 
 __all__ = ["forward"]
 
@@ -48,7 +47,7 @@ def _case(context: BenchContext, size: str, batch: int, whole: str, forced: str)
         rows = [slice(i, i + ROWS) for i in range(0, batch, ROWS)]
         return torch.cat([net(x[some].double(), t[some].double(), {"y": y[some]}) for some in rows])
 
-    def cudnn() -> Callable[..., Any]:
+    def cudnn() -> Function:
         return under_cudnn(nets.theirs, context)
 
     calls = [Call("plain", lambda: _ours(nets.plain), ours=True)]
@@ -83,7 +82,7 @@ def _ours(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, t, y: net(x, t, {"y": y})
 
 
-def _theirs(model: Callable[..., Any]) -> Callable[..., Tensor]:
+def _theirs(model: Function) -> Callable[..., Tensor]:
     def call(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return model(x, timestep=t, class_labels=y, return_dict=False)[0]
 

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, layer_norm, silu
 from torch.nn.functional import linear as product
 
 from gen.cli.benches.lib.ops import doubled, only, with_gradients
-from gen.eval.bench import BenchContext, Call, Case, Unavailable
+from gen.eval.bench import BenchContext, Call, Case, Function, Unavailable
 from gen.kernels.activation import gelu_tanh, rational, swiglu
 from gen.kernels.dispatch import Op
 from gen.kernels.linear import PackedWeight, linear, pack, unpackable
@@ -32,7 +32,7 @@ class Work:
     """
 
     op: Op[..., Any, Any]
-    eager: Callable[..., Any]
+    eager: Function
     draw: Callable[..., tuple[Tensor, ...]]
     wide: float
     forward: float
@@ -82,9 +82,7 @@ def _case(context: BenchContext, work: Work, b: int, n: int, d: int, grad: bool)
     )
 
 
-def _calls(
-    context: BenchContext, op: Op[..., Any, Any], eager: Callable[..., Any], whole: Callable[[Any], Any]
-) -> list[Call]:
+def _calls(context: BenchContext, op: Op[..., Any, Any], eager: Function, whole: Callable[[Any], Any]) -> list[Call]:
     return [
         Call("ours", lambda: whole(op), ours=True),
         Call("eager", lambda: whole(eager)),

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from gen.cli.benches.lib.dit import Nets, compiled, forward_flops, specification, under_cudnn
 from gen.cli.benches.lib.peers import of_diffusers
-from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.parameterisation import Eps
 from gen.diffusion.path import DDPM
 from gen.diffusion.precompute import precompute_modulations
 from gen.diffusion.sampling import integrate
-from gen.eval.bench import BenchContext, Call, Case
+from gen.diffusion.tap import Tap
+from gen.eval.bench import BenchContext, Call, Case, Inputs
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 
@@ -51,7 +52,7 @@ def _case(context: BenchContext, size: str, n: int, steps: int, reason: str) -> 
     spec = specification(size, context)
     nets = Nets(spec, context)
 
-    def inputs(seed: int) -> tuple[Any, ...]:
+    def inputs(seed: int) -> Inputs:
         return seed, [(7 * i + seed) % spec.classes for i in range(n)]
 
     def noise(seed: int) -> Tensor:
@@ -98,12 +99,13 @@ class _InDtype(nn.Module):
         self.net: Any = net
         self.dtype = dtype
 
-    def forward(self, x: Tensor, t: Tensor, cond: Any, *, s: Any = None, tap: Any = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         out: Tensor = self.net(x.to(self.dtype), t, cond, tap=tap)
         return out.to(x.dtype)
 
-    def null(self, cond: Any) -> Any:
-        return self.net.null(cond)
+    def null(self, cond: Cond) -> Cond:
+        null: Cond = self.net.null(cond)
+        return null
 
 
 def _walk(net: nn.Module, x: Tensor, labels: list[int], steps: int) -> Tensor:

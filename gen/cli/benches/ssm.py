@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gen.cli.benches.lib.ops import doubled
 from gen.cli.benches.lib.peers import on_cuda
-from gen.eval.bench import BenchContext, Call, Case
+from gen.eval.bench import BenchContext, Call, Case, Inputs
 from gen.kernels.dispatch import Op
 from gen.kernels.linear_attention import linear_attention
 from gen.kernels.long_convolution import long_convolution
@@ -53,7 +53,7 @@ def _case(
     op: Op[..., Any, Tensor],
     shape: str,
     peers: list[Call],
-    draw: Callable[[Callable[..., Tensor]], tuple[Any, ...]],
+    draw: Callable[[Callable[..., Tensor]], Inputs],
     sizes: tuple[float, ...],
     flops: float = 0.0,
 ) -> Case:
@@ -74,7 +74,7 @@ def _case(
 def _selective_scan(context: BenchContext, t: int) -> Case:
     b, d, n = (2, 8, 4) if context.quick else (16384 // t, 2304, 16) if context.cuda else (2, 192, 16)
 
-    def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    def draw(normal: Callable[..., Tensor]) -> Inputs:
         A = -torch.arange(1.0, n + 1, device=context.device).repeat(d, 1)  # as Mamba starts
         return normal(b, t, d), _positive(normal(b, t, d)), A, normal(b, t, n), normal(b, t, n)
 
@@ -85,7 +85,7 @@ def _selective_scan(context: BenchContext, t: int) -> Case:
 def _ssd(context: BenchContext, t: int) -> Case:
     b, h, p, n = (2, 2, 8, 4) if context.quick else (16384 // t, 24, 64, 64) if context.cuda else (2, 6, 64, 64)
 
-    def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    def draw(normal: Callable[..., Tensor]) -> Inputs:
         A = -torch.linspace(1, 16, h, device=context.device).to(context.dtype)
         return normal(b, t, h, p), _positive(normal(b, t, h)), A, normal(b, t, 1, n), normal(b, t, 1, n)
 
@@ -102,7 +102,7 @@ def _ssd(context: BenchContext, t: int) -> Case:
 def _linear_attention(context: BenchContext, t: int) -> Case:
     b, h, d = (2, 2, 8) if context.quick else (16384 // t, 16, 72) if context.cuda else (4, 6, 64)
 
-    def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    def draw(normal: Callable[..., Tensor]) -> Inputs:
         return normal(b, h, t, d), normal(b, h, t, d), normal(b, h, t, d)
 
     peers = [
@@ -117,7 +117,7 @@ def _s4d_kernel(context: BenchContext, t: int) -> Case:
     """In float32, whatever the dtype: complex numbers have no other."""
     h, n = (4, 8) if context.quick else (1152, 64) if context.cuda else (384, 64)
 
-    def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    def draw(normal: Callable[..., Tensor]) -> Inputs:
         real, imaginary, dt = (normal(*shape).float() for shape in ((h, n // 2), (h, n // 2), (h,)))
         A = torch.complex(
             -0.5 * torch.ones_like(real), torch.pi * torch.arange(n // 2, device=context.device) + 0 * real
@@ -134,7 +134,7 @@ def _s4d_kernel(context: BenchContext, t: int) -> Case:
 def _long_convolution(context: BenchContext, t: int) -> Case:
     b, h = (2, 8) if context.quick else (32768 // t, 1152) if context.cuda else (4, 384)
 
-    def draw(normal: Callable[..., Tensor]) -> tuple[Any, ...]:
+    def draw(normal: Callable[..., Tensor]) -> Inputs:
         decay = torch.linspace(0, -8, t, device=context.device).exp()
         return normal(b, t, h), (normal(h, t) * decay).to(context.dtype)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gen.config.checkpoints import read_json
 from gen.config.errors import MissingDependency, UserError
+from gen.config.spec import Json
 from gen.diffusion.alignment import Features
 
 __all__ = ["IMAGENET", "Vit", "config_of", "pretrained", "resample_positions"]
@@ -20,7 +21,7 @@ __all__ = ["IMAGENET", "Vit", "config_of", "pretrained", "resample_positions"]
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of pixels in [0, 1]
 
 
-def config_of(path: str, *kinds: str) -> dict[str, Any]:
+def config_of(path: str, *kinds: str) -> Json:
     """Return the config.json of a folder, or its part for images.
 
     Args:
@@ -35,7 +36,7 @@ def config_of(path: str, *kinds: str) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config, dict):
         raise UserError(f"{file} is no config: it holds {type(config).__name__}")
-    vision: dict[str, Any] = config.get("vision_config", config)  # where a model has a part for text too
+    vision: Json = config.get("vision_config", config)  # where a model has a part for text too
     if vision.get("model_type") not in kinds:
         raise UserError(f"{file} is of type {vision.get('model_type')!r}; allowed here: {', '.join(kinds)}")
     if "hidden_size" not in vision:
@@ -43,7 +44,7 @@ def config_of(path: str, *kinds: str) -> dict[str, Any]:
     return vision
 
 
-def pretrained(path: str, owner: str, **changes: Any) -> Any:
+def pretrained(path: str, owner: str, **changes: object) -> Any:
     """Load a model of transformers from a folder's safetensors.
 
     Args:

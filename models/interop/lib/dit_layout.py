@@ -32,7 +32,7 @@ def read_dit_layout(
     owner: Any = DiT,
     mlp: str = "fc1",
     front: int = 0,
-    **kept: Any,
+    **kept: object,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the model's spec, with sizes from shapes, and notes; the tensors themselves have our names.
 

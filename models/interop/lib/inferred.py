@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.models.interop.weights import State, Weights
 from gen.models.layers.embed import grid_embedding
 from gen.training.run import Run
@@ -34,7 +35,7 @@ __all__ = [
 DRIFT = 5e-3
 
 # decode(x / scale + shift)
-SD_VAE: Mapping[str, Any] = {"autoencoder": "stabilityai/sd-vae-ft-ema", "scale": 0.18215, "shift": 0.0}
+SD_VAE: Json = {"autoencoder": "stabilityai/sd-vae-ft-ema", "scale": 0.18215, "shift": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Conversion:
 
     run: Run
     tensors: State
-    latent: Mapping[str, Any]
+    latent: Json
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     copied: Mapping[str, Path] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class Reader:
         return self.shape(table, 2)[0] - 1 if table in self.tensors else 0
 
 
-def published_heads(presets: Mapping[str, Mapping[str, Any]], given: int | None, **sizes: Any) -> int:
+def published_heads(presets: Mapping[str, Json], given: int | None, **sizes: object) -> int:
     """Return the number of heads, which shapes do not show; UserError where no published model has these sizes.
 
     Args:
@@ -143,7 +144,7 @@ def published_heads(presets: Mapping[str, Mapping[str, Any]], given: int | None,
     )
 
 
-def build_spec(owner: Any, preset: str | None, fields: Mapping[str, Any], **kept: Any) -> Any:
+def build_spec(owner: Any, preset: str | None, fields: Json, **kept: object) -> Any:
     """Return the spec with these fields; UserError if a preset is named that has other sizes.
 
     Args:
@@ -195,7 +196,7 @@ def check_pos_embed(reader: Reader, width: int, name: str = "pos_embed", front: 
 
 def cfg_spec(
     model: Any, scale: float, channels: int | None = None, interval: Iterable[float] | None = None
-) -> dict[str, Any] | None:
+) -> Json | None:
     """Return classifier-free guidance as a spec; None for a model without classes.
 
     Args:

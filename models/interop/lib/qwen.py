@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.models.interop.lib.text_config import checked_config, number, rename_tensors, whole_number
 from gen.models.interop.weights import Weights
 
@@ -34,7 +32,7 @@ INNER = {
 FIXED = {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False, "rope_scaling": None}
 
 
-def read_qwen(weights: Weights, name: str) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, Any]]:
+def read_qwen(weights: Weights, name: str) -> tuple[Json, dict[str, Tensor], Json]:
     """Return the fields of a Text but for its ids, the tensors under our names, and config.json.
 
     Args:

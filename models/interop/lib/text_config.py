@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.models.interop.lib.inferred import Conversion, build_spec
 from gen.models.interop.weights import Weights
 from gen.models.text import Text
@@ -50,7 +51,7 @@ def has_type(weights: Weights, kind: str, architectures: tuple[str, ...]) -> boo
     return bool(config.get("model_type") == kind)
 
 
-def checked_config(weights: Weights, name: str, fixed: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked_config(weights: Weights, name: str, fixed: Json) -> Json:
     """Return config.json; UserError where it has another value than one that this network fixes.
 
     Args:
@@ -68,7 +69,7 @@ def checked_config(weights: Weights, name: str, fixed: Mapping[str, Any]) -> Map
     return config
 
 
-def number(config: Mapping[str, Any], *keys: str) -> Any:
+def number(config: Json, *keys: str) -> Any:
     """Return the first value that is there and not null; UserError unless it is a number.
 
     Args:
@@ -85,7 +86,7 @@ def number(config: Mapping[str, Any], *keys: str) -> Any:
     raise UserError(f"config.json does not say {' nor '.join(keys)}")
 
 
-def whole_number(config: Mapping[str, Any], *keys: str) -> int:
+def whole_number(config: Json, *keys: str) -> int:
     """Return the first value that is there and not null; UserError unless it is a whole number.
 
     Args:
@@ -99,12 +100,12 @@ def whole_number(config: Mapping[str, Any], *keys: str) -> int:
 
 
 def special_ids(
-    config: Mapping[str, Any],
+    config: Json,
     mask_token_id: int | None,
     eos_token_ids: tuple[int, ...] | None,
     published_mask: int,
     end_of_turn: tuple[int, ...] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Return the fields mask_token_id and eos_token_ids of a Text.
 
     Args:
@@ -148,7 +149,7 @@ def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner
 
 
 def convert(
-    weights: Weights, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], preset: str | None, decoding: Decoding
+    weights: Weights, fields: Json, tensors: Mapping[str, Tensor], preset: str | None, decoding: Decoding
 ) -> Conversion:
     """Return the model with its tokenizer and decoding; tables that are computed anew are left out.
 
@@ -174,7 +175,7 @@ def convert(
     return Conversion(run, kept, {}, dropped, () if copied else (NO_TOKENIZER,), copied, keep_dtype=True)
 
 
-def _tokenizer(file: Path, fields: Mapping[str, Any]) -> HuggingFace:
+def _tokenizer(file: Path, fields: Json) -> HuggingFace:
     """Return the tokenizer of the file as it will lie beside the weights."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return HuggingFace(

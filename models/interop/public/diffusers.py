@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen.config.checkpoints import read_json
 from gen.config.errors import UserError
-from gen.config.spec import build
+from gen.config.spec import Json, build
 from gen.diffusion.parameterisation import X0, Eps, V
 from gen.diffusion.path import DDPM
 from gen.models.dit import DiT
@@ -63,7 +63,7 @@ class DiffusersFolder:
         )
 
 
-def _checked(weights: Weights) -> Mapping[str, Any]:
+def _checked(weights: Weights) -> Json:
     """Return config.json; UserError unless it is of a network that ours can be."""
     config = weights.config
     if config is None:
@@ -79,7 +79,7 @@ def _checked(weights: Weights) -> Mapping[str, Any]:
     return config
 
 
-def _model(config: Mapping[str, Any], weights: Weights, said: Mapping[str, Any]) -> DiT:
+def _model(config: Json, weights: Weights, said: Json) -> DiT:
     channels = config["in_channels"]
     out = config.get("out_channels") or channels
     if out not in (channels, 2 * channels):
@@ -110,14 +110,14 @@ def _tensors(weights: Weights, model: DiT) -> tuple[dict[str, Tensor], tuple[str
     return {**tensors, "pos_embed": table if theirs is None else theirs}, notes
 
 
-def _note(weights: Weights) -> Mapping[str, Any]:
+def _note(weights: Weights) -> Json:
     """Return what `gen export` wrote beside the config: values only, and names of gen's own parts only."""
     file = None if weights.folder is None else weights.folder / NOTE
     if file is None or not file.exists():
         return {}
     said = read_json(file)
     fields = {"time_scale", "time_convention", "freq_shift"}
-    if not isinstance(said, Mapping) or not set(said.get("model", {})) <= fields:
+    if not isinstance(said, dict) or not set(said.get("model", {})) <= fields:
         raise UserError(f"{file} is none that gen export writes")
     for part in ("path", "parameterisation"):
         if not isinstance(said.get(part), Mapping) or ":" in str(said[part].get("name")):
@@ -125,7 +125,7 @@ def _note(weights: Weights) -> Mapping[str, Any]:
     return said
 
 
-def _conventions(weights: Weights, said: Mapping[str, Any]) -> tuple[Any, Any]:
+def _conventions(weights: Weights, said: Json) -> tuple[Any, Any]:
     """Return path and parameterisation: from our own note, or the scheduler's config, or the published DiT's."""
     if said:
         return build("diffusion.path", said["path"]), build("diffusion.parameterisation", said["parameterisation"])

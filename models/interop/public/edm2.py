@@ -7,11 +7,10 @@ Where one trusts it, `torch.save(data["ema"].state_dict(), "edm2.pt")` in their 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
 from gen.models.edm2 import EDM2
@@ -51,11 +50,11 @@ class EDM2Weights:
         model = build_spec(EDM2, preset, fields)
         sampler = Sampler(solver="heun", steps=32, grid="karras")
         run = Run(model=model, path=EDM(), parameterisation=EDMPrecond(), sampler=sampler, ema=())
-        latent: Mapping[str, Any] = LATENT if model.channels == len(MEAN) else {"autoencoder": None}
+        latent: Json = LATENT if model.channels == len(MEAN) else {"autoencoder": None}
         return Conversion(run, tensors, latent)
 
 
-def _levels(tensors: State) -> dict[str, Any]:
+def _levels(tensors: State) -> Json:
     """Sizes, from names such as unet.enc.64x64_block0.conv_res0.weight and their shapes."""
     reader = Reader(tensors, "EDM2")
     sides = {int(m[1]) for name in tensors if (m := re.match(r"unet\.enc\.(\d+)x\1_", name))}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from gen.config.spec import Json
 from gen.models.interop.lib.inferred import Conversion
 from gen.models.interop.lib.text_config import (
     checked_config,
@@ -76,7 +76,7 @@ class LLaDAFolder:
         width, vocab = whole_number(config, "d_model"), whole_number(config, "embedding_size", "vocab_size")
         wide = config.get("mlp_hidden_size") is not None
         end_of_turn = (EOT,) if vocab == IDS else ()
-        fields: dict[str, Any] = {
+        fields: Json = {
             "vocab_size": vocab,
             "length": whole_number(config, "max_sequence_length"),
             "width": width,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.cli.benches.lib.peers import of_diffusers
 from gen.config.spec import build, find, names
-from gen.eval.bench import BenchContext, Unavailable
+from gen.eval.bench import BenchContext, Function, Unavailable
 from gen.models.dit import DiT, DiTNet
 from gen.models.interop.diffusers_export import _config
 from gen.models.interop.diffusers_names import to_diffusers
@@ -125,7 +124,7 @@ class Nets:
         return sum(p.numel() for p in net.parameters()) * torch.finfo(self.context.dtype).bits / 8
 
 
-def under_cudnn(model: Callable[..., Any], context: BenchContext) -> Callable[..., Any]:
+def under_cudnn(model: Function, context: BenchContext) -> Function:
     """Return the same call with cuDNN's attention in place of PyTorch's choice.
 
     Args:
@@ -145,7 +144,7 @@ def under_cudnn(model: Callable[..., Any], context: BenchContext) -> Callable[..
     return call
 
 
-def compiled(model: Callable[..., Any], context: BenchContext, reason: str = "") -> Any:
+def compiled(model: Function, context: BenchContext, reason: str = "") -> Any:
     """Compile a model as torch.compile does best: CUDA graphs on a GPU, frozen weights on a CPU.
 
     Args:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.eval.bench import Unavailable
+from gen.eval.bench import Function, Inputs, Unavailable
 from gen.kernels.dispatch import Op, Refused
 
 __all__ = ["doubled", "only", "with_gradients"]
 
 
-def only(op: Op[..., Any, Any], backend: str, **fixed: Any) -> Callable[..., Any]:
+def only(op: Op[..., Any, Any], backend: str, **fixed: Any) -> Function:
     """Return an op by one of its backends; it raises Unavailable, when called, for what that backend refuses.
 
     Args:
@@ -33,7 +33,7 @@ def only(op: Op[..., Any, Any], backend: str, **fixed: Any) -> Callable[..., Any
     return call
 
 
-def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def doubled(inputs: Inputs) -> Inputs:
     """Return the same numbers in float64; whole numbers, and what is no tensor, as they are.
 
     Args:
@@ -48,7 +48,7 @@ def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(wide(v) for v in inputs)
 
 
-def with_gradients(f: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+def with_gradients(f: Function) -> Callable[..., tuple[Tensor, ...]]:
     """Return call(*inputs, *up), one `up` for each result: it returns the results and then the gradients.
 
     Args:
