@@ -76,7 +76,7 @@ def test_they_go_together(net):
     assert made.decoded[0].nfe.tolist() == [3, 3, 3] and made.reasons == [f"{HERE}.my_stop:MyStop"] * 3
 
 
-@pytest.mark.parametrize("policy", [MyPolicy(), MyPolicy(3), BarePolicy()], ids=repr)
+@pytest.mark.parametrize("policy", [MyPolicy(), MyPolicy(3), BarePolicy()], ids=["mine", "mine-3", "bare"])
 def test_policy_commits_masks_only_and_at_least_one(net, policy):
     before = None
     for step in decode_steps(net, PROMPTS, LENGTHS, Decoding(policy, stopping_rules=())):
