@@ -19,7 +19,7 @@ from gen.distillers.dmd2 import DMD2
 from gen.distillers.lib.score import ScoreDistillation
 from gen.distillers.lib.sequence import TeacherSequence, degradation_checkpoints, load_matching
 from gen.training.distillation import Distiller
-from gen.training.log import Progress
+from gen.training.log import ProgressBar
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
 from gen.training.trainer import train
@@ -63,7 +63,7 @@ class DisBack(Distiller):
             train(stage.student(run, teacher, place), place, command=f"gen.distill('degradation', {str(teacher)!r})")
         last = degradation_checkpoints(place)[-1]
         match = load_matching(run.model.build(), _weights(last))
-        Progress("disback", 1).say(f"{last}: {match}")
+        ProgressBar("disback", 1).say(f"{last}: {match}")
         return replace(student, objective=replace(self, degradation=str(place)))
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:

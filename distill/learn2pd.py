@@ -25,7 +25,6 @@ from gen.distillers.lib.answers import (
     text_teacher,
 )
 from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan
-from gen.pipeline import locate
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.learned import Filter, Learned, window_values
 from gen.text.contracts import CommitDecision, RowState, StepView
@@ -162,10 +161,10 @@ def held_out_rates(folder: str | Path) -> FilterRates:
     Args:
         folder: of the run.
     """
-    place = locate(Path(folder))
+    place = checkpoints.locate(Path(folder))
     info = checkpoints.read(place, verify=False)
     run = run_from(info["run"])
-    if not isinstance(run.objective, Learn2PD):
+    if not isinstance(run.objective, Learn2PD) or not isinstance(run.data, Answers):
         raise UserError(f"{folder} is no run of learn2pd")
     columns = run.data.open("test").columns
     net = Filter.read(place / "filter.safetensors", info["files"]["filter.safetensors"]["sha256"])

@@ -20,7 +20,7 @@ from gen.distillers.lib.velocity import VelocitySource, check_roles, velocity_ta
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
-from gen.training.objectives.uncertainty import FAR, LogVariance
+from gen.training.objectives.uncertainty import MAX_LAM, LogVariance
 from gen.training.run import Run, Sampler
 
 __all__ = ["SCM"]
@@ -89,7 +89,7 @@ class SCM(Distiller):
         if "weight" not in roles:
             yield "net", error.mean(), logs
             return
-        u = roles["weight"].net(f.path.lam(t).clamp(-FAR, FAR).float() / 4).to(error)
+        u = roles["weight"].net(f.path.lam(t).clamp(-MAX_LAM, MAX_LAM).float() / 4).to(error)
         yield ("net", "weight"), (error / u.exp() + u).mean(), {**logs, "error": error.detach().mean()}
 
     def tangent_warmup(self, update: int) -> float:

@@ -29,7 +29,7 @@ from gen.training.run import Sampler, run_from
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pipeline", "Samples", "latent_scale", "load", "load_images", "locate"]
+__all__ = ["Pipeline", "Samples", "latent_scale", "load", "load_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +257,7 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu") ->
     Raises:
         UserError: if the folder is none of gen's, or if any byte of it is damaged.
     """
-    checkpoint = locate(Path(folder))
+    checkpoint = checkpoints.locate(Path(folder))
     _check_device(device)
     info = checkpoints.read(checkpoint, verify=False)
     run = run_from(info["run"])
@@ -323,20 +323,3 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"the device {device!r} cannot be used here ({why}); see: gen doctor") from None
-
-
-def locate(folder: Path) -> Path:
-    """Return the checkpoint of a folder: itself, a run's final/, or else the run's newest complete one.
-
-    Args:
-        folder: of a run, or of a checkpoint; UserError for others.
-    """
-    if (folder / "manifest.json").exists():
-        return folder
-    if (folder / "final" / "manifest.json").exists():
-        return folder / "final"
-    newest = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
-    if newest is None:
-        what = "holds no checkpoint" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {what}: give the folder of a run, or one of its checkpoints")
-    return newest

@@ -26,10 +26,6 @@ PENDING = (
     # gen/diffusion
     # gen/text
     # gen/training
-    "gen/training",
-    "gen/training/objectives",
-    "gen/training/optim",
-    "gen/training/recipes",
     # models
     # samplers
 )

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.pipeline import locate
-from gen.training.log import Progress
+from gen.training.log import ProgressBar
 
 __all__ = ["WHOLE_STORE", "ShardPlan", "fill_shards", "parent_hash"]
 
@@ -61,7 +60,7 @@ def fill_shards(
         raise UserError(f"{name}: n = {n}, shard = {plan.size}, part = {k} of {of}; all positive, parts count from 0")
     shards = -(-n // plan.size)
     about = {**about, "n": n, "shards": shards}
-    progress = Progress(name, n, quiet=plan.quiet)
+    progress = ProgressBar(name, n, quiet=plan.quiet)
     for i in range(k, shards, of):
         shard, count = folder / f"shard-{i:05d}", min(plan.size, n - i * plan.size)
         if shard.exists():
@@ -81,4 +80,4 @@ def parent_hash(folder: Path | None) -> str | None:
     Args:
         folder: of the teacher's run, or None.
     """
-    return checkpoints.read(locate(folder), verify=False)["sha256"] if folder else None
+    return checkpoints.manifest_of(folder)["sha256"] if folder else None

@@ -40,9 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Decoding:
     """Return the run's decoding, changed by the options; keys such as --block_schedule.sub 8 change it further."""
-    from gen.config.checkpoints import read
+    from gen.config.checkpoints import locate, read
     from gen.config.spec import override
-    from gen.pipeline import locate
     from gen.text.decoding import Decoding
     from gen.training.run import run_from
 

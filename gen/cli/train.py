@@ -39,14 +39,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """Return the run before any change."""
-    from gen.config.checkpoints import read, read_json
+    from gen.config.checkpoints import manifest_of, read_json
     from gen.config.spec import find
-    from gen.pipeline import locate
     from gen.training.run import run_from
 
     given = Path(args.recipe)
     if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
-        return run_from(read(locate(given), verify=False)["run"])
+        return run_from(manifest_of(given)["run"])
     if given.suffix == ".json" or given.is_dir():
         found = read_json(given / "run.json" if given.is_dir() else given)
         return run_from(found.get("run", found))  # a run.json, or what --print-config printed

@@ -1,1 +1,28 @@
-"""Specs and the registry of plug-ins, errors, checkpoint files, pictures."""
+"""Configuration and files: what this wing offers, with the module that defines it.
+
+    Plug-ins by name             build, find, names, part; Spec                                             spec
+    Dataclass <-> JSON           spec_of, convert, override; Json                                           spec
+    Errors for the user          UserError, MissingDependency, NonFinite                                  errors
+    Checkpoints, JSON files      write, read, manifest_of, locate, newest, prune; read_json          checkpoints
+    Tensors as pictures          to_uint8, to_pil, contact_sheet                                          images
+
+`checkpoints` and `images` need torch and are not imported here.
+"""
+
+from gen.config.errors import MissingDependency, NonFinite, UserError
+from gen.config.spec import Json, Spec, build, convert, find, names, override, part, spec_of
+
+__all__ = [
+    "Json",
+    "MissingDependency",
+    "NonFinite",
+    "Spec",
+    "UserError",
+    "build",
+    "convert",
+    "find",
+    "names",
+    "override",
+    "part",
+    "spec_of",
+]

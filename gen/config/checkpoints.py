@@ -22,7 +22,10 @@ from torch import Tensor
 from gen.config.errors import NonFinite, UserError
 from gen.config.spec import Json
 
-__all__ = ["FORMAT", "checkpoint_name", "newest", "prune", "read", "read_json", "read_tensors", "write", "write_json"]
+__all__ = [
+    "FORMAT", "checkpoint_name", "locate", "manifest_of", "newest", "prune", "read", "read_json", "read_tensors",
+    "write", "write_json",
+]  # fmt: skip
 
 FORMAT = 1
 _STEP = re.compile(r"step-(\d{7,})")
@@ -101,6 +104,15 @@ def read(folder: Path, verify: bool = True) -> Json:
     return manifest
 
 
+def manifest_of(folder: str | Path) -> Json:
+    """Read the manifest of the checkpoint that a folder stands for, see `locate`; its files are not verified.
+
+    Args:
+        folder: of a run or of a checkpoint.
+    """
+    return read(locate(Path(folder)), verify=False)
+
+
 def read_tensors(folder: Path, name: str, manifest: Json) -> dict[str, Tensor]:
     """Read the tensors of one file of a checkpoint, verified against its manifest.
 
@@ -133,6 +145,25 @@ def newest(folder: Path) -> Path | None:
         except UserError as error:
             warnings.warn(f"passing over a damaged checkpoint: {error}", stacklevel=2)
     return None
+
+
+def locate(folder: Path) -> Path:
+    """Return the checkpoint a folder stands for: itself, a run's final/, or else the run's newest complete one.
+
+    Args:
+        folder: of a run or of a checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for given in (folder, folder / "final"):
+        if (given / "manifest.json").exists():
+            return given
+    last = newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if last is None:
+        problem = "holds no checkpoint" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {problem}: give the folder of a run, or one of its checkpoints")
+    return last
 
 
 def prune(folder: Path, keep: int, spare: Collection[str] = ()) -> None:

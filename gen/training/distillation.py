@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Protocol
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, override
-from gen.pipeline import locate
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
 from gen.training.run import Run, run_from
@@ -90,4 +89,4 @@ def teacher_run(folder: str | Path) -> Run:
     Args:
         folder: of a run, or of one of its checkpoints.
     """
-    return run_from(checkpoints.read(locate(Path(folder)), verify=False)["run"])
+    return run_from(checkpoints.manifest_of(folder)["run"])

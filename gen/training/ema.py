@@ -40,8 +40,9 @@ class EMA:
 
 @dataclass(frozen=True)
 class Classic(EMA):
-    """The exponential average with a warm-up, so that short runs are averaged too: decay min(decay, (1 + n) / (10 +
-    n)).
+    """The exponential average with a warm-up, so that short runs are averaged too.
+
+    decay_n = min(decay, (1 + n) / (10 + n)) after update n.
 
     Attributes:
         label: see EMA.

@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar or plain lines on the terminal, one JSON object per event in metrics.jsonl."""
+"""The record of a run: a progress bar or plain lines on the terminal, one JSON object per event in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsFile", "Progress", "read_metrics"]
+from gen.config.spec import Json
+
+__all__ = ["MetricsFile", "ProgressBar", "read_metrics"]
 
 
 class MetricsFile:
-    """metrics.jsonl: appended and flushed line by line. Opened at a step, it forgets what lies after that step."""
+    """metrics.jsonl, appended and flushed line by line; opened at a step, it drops the lines of later steps."""
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +25,7 @@ class MetricsFile:
             partial.replace(path)
         self._file = path.open("a")
 
-    def write(self, **values: Any) -> None:
+    def write(self, **values: object) -> None:
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -31,8 +33,12 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The events of a metrics.jsonl; a last line that a kill cut short is left out."""
+def read_metrics(path: Path) -> list[Json]:
+    """Read the events of a metrics.jsonl; a last line that a kill cut short is left out.
+
+    Args:
+        path: the file.
+    """
     events = []
     for line in path.read_text().splitlines():
         try:
@@ -42,12 +48,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-class Progress:
+class ProgressBar:
     """A tqdm bar with the time to go on a terminal; elsewhere a plain line every `quiet_seconds`."""
 
     def __init__(self, name: str, total: int, start: int = 0, quiet: bool = False, quiet_seconds: float = 15.0) -> None:
         self._name, self._total, self._done, self._start = name, total, start, start
-        self._began = self._spoke = time.perf_counter()
+        self._began = self._printed = time.perf_counter()
         self._quiet, self._pause = quiet, quiet_seconds
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
@@ -63,15 +69,15 @@ class Progress:
                 self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
             return
         now = time.perf_counter()
-        if not self._quiet and (now - self._spoke > self._pause or self._done == self._total):
-            self._spoke = now
+        if not self._quiet and (now - self._printed > self._pause or self._done == self._total):
+            self._printed = now
             rate = (self._done - self._start) / max(now - self._began, 1e-9)
-            told = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+            shown = " ".join(f"{k} {v:.4g}" for k, v in values.items())
             left = (self._total - self._done) / max(rate, 1e-9)
-            self.say(f"{self._name}: {self._done}/{self._total} {told} {rate:.1f}/s, {left:.0f} s to go")
+            self.say(f"{self._name}: {self._done}/{self._total} {shown} {rate:.1f}/s, {left:.0f} s to go")
 
     def say(self, line: str) -> None:
-        """A line beside the bar."""
+        """Print a line above the bar."""
         if self._quiet:
             return
         if self._bar is not None:

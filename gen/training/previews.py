@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: pictures of the same noise, or texts after the same prompts."""
+"""Previews of a run while it trains: pictures of the same noise, or texts after the same prompts."""
 
 from __future__ import annotations
 
@@ -8,42 +8,52 @@ from typing import Any
 import torch
 from torch import nn
 
+from gen.data import DataSet, DataSource
 from gen.diffusion.denoiser import Denoiser
-from gen.pipeline import Pipeline
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
-from gen.training.run import Run, Sampler
+from gen.training.run import Run
 
 __all__ = ["preview"]
 
-GRID_SAMPLES = 60
+SAMPLES = 60
 PROMPTS = 8
 
 
-def preview(run: Run, net: nn.Module, data: Any, place: Path, device: torch.device) -> None:
-    """Samples at place + ".png", always of the same noise and labels, or at ".txt", after the same items' prompts."""
+def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.device) -> None:
+    """Write pictures of always the same noise and labels, or texts after the prompts of always the same items.
+
+    Args:
+        run: its sampler samples.
+        net: the network, unsharded and in eval mode.
+        data: where prompts come from, and the shape of pictures.
+        file: without the suffix, which is .png or .txt; states that are no pictures are not drawn.
+        device: the network's.
+    """
     if isinstance(run.sampler, Decoding):
-        pipeline = TextPipeline(net, run.data.tokenizer, run.sampler, device=device)
-        _write(pipeline, data, place.with_suffix(".txt"))
-    else:
-        _draw(run, run.sampler, net, data, place.with_suffix(".png"), device)
-
-
-def _draw(run: Run, how: Sampler, net: nn.Module, data: Any, place: Path, device: torch.device) -> None:
-    shape = tuple(data[0]["x"].shape)
-    if shape[0] not in (1, 3):
+        _write_texts(run.sampler, net, run.data, data, file.with_suffix(".txt"), device)
         return
-    pipeline = Pipeline(Denoiser(net, run.path, run.parameterisation), shape, run.data.classes, how, device=device)
-    place.parent.mkdir(exist_ok=True)
-    pipeline.sample(GRID_SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(place)
+    from gen.pipeline import Pipeline
+
+    shape, classes = tuple(data[0]["x"].shape), 0 if run.data is None else run.data.classes
+    if shape[0] in (1, 3):
+        f = Denoiser(net, run.path, run.parameterisation)
+        pipeline = Pipeline(f, shape, classes, run.sampler, device=device)
+        file.parent.mkdir(exist_ok=True)
+        sheet = pipeline.sample(SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1]))
+        sheet.save(file.with_suffix(".png"))
 
 
-def _write(pipeline: TextPipeline, data: Any, place: Path) -> None:
-    """One paragraph for each prompt: what it was, what is written after it, and what the data have there.
+def _write_texts(
+    how: Decoding, net: Any, source: DataSource | None, data: DataSet, file: Path, device: torch.device
+) -> None:
+    """One paragraph per prompt: the prompt, what the model writes after it, and what the data have there.
 
     An item without a prompt begins with the first quarter of itself.
     """
-    assert pipeline.tokenizer is not None  # text data have one
+    tokenizer = getattr(source, "tokenizer", None)
+    assert tokenizer is not None  # text data have one
+    pipeline = TextPipeline(net, tokenizer, how, device=device)
     items = [data[i] for i in range(min(PROMPTS, len(data)))]
     prompts, lengths = [], []
     for item in items:
@@ -52,10 +62,9 @@ def _write(pipeline: TextPipeline, data: Any, place: Path) -> None:
         prompts.append(item["x"][:start])
         lengths.append(max(1, end - start))
     lines = []
-    for item, prompt, length, text in zip(
-        items, prompts, lengths, pipeline.generate(prompts, lengths).texts, strict=True
-    ):
+    texts = pipeline.generate(prompts, lengths).texts
+    for item, prompt, length, text in zip(items, prompts, lengths, texts, strict=True):
         truth = pipeline.text(item["x"][len(prompt) : len(prompt) + length])
-        lines.append(f"> {pipeline.tokenizer.decode(prompt.tolist())}\n{text}\n({truth})\n")
-    place.parent.mkdir(exist_ok=True)
-    place.write_text("\n".join(lines), encoding="utf-8")
+        lines.append(f"> {tokenizer.decode(prompt.tolist())}\n{text}\n({truth})\n")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where a run goes on from, whether it is still the same run, and what computed it."""
+"""Resuming: the checkpoint a run continues from, whether it is of the same run, and what computed it."""
 
 from __future__ import annotations
 
@@ -16,44 +16,50 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.diffusion.denoiser import Denoiser
-from gen.pipeline import Pipeline, load, locate
-from gen.training.run import FREE, Run, run_from, run_spec
+from gen.training.run import RESUMABLE, Run, run_from, run_spec
 
-__all__ = ["begin_from", "denoiser_of", "parent_hash", "resume_from", "versions"]
+__all__ = ["denoiser_of", "load_init", "parent_hash", "resume_from", "versions"]
 
 
 def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from, if any; refuses a folder that holds another run."""
+    """Return the checkpoint from which a run continues, or None for a new run.
+
+    Args:
+        run: the run.
+        folder: its folder.
+        resume: "auto", "never" or a path, as of gen.train.
+
+    Raises:
+        UserError: for a folder or a checkpoint of another run, and if every checkpoint is damaged.
+    """
     if resume not in ("auto", "never"):
-        given = locate(Path(resume))
-        _same_run(run, given)
+        given = checkpoints.locate(Path(resume))
+        _check_same(run, checkpoints.manifest_of(given)["run"], given)
         return given
-    place = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
-    if place is None and any((folder / "checkpoints").glob("step-*")):
+    newest = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if newest is None and any((folder / "checkpoints").glob("step-*")):
         raise UserError(
             f"every checkpoint in {folder / 'checkpoints'} is damaged: mend or remove them, or train elsewhere"
         )
     if resume == "never" and (folder / "run.json").exists():
         raise UserError(f"{folder} already holds a run: choose another folder, or resume it")
-    if place is not None:
-        _same_run(run, place)
+    if newest is not None:
+        _check_same(run, checkpoints.manifest_of(newest)["run"], newest)
     elif (folder / "run.json").exists():
-        _same(run, checkpoints.read_json(folder / "run.json")["run"], folder)
-    return place
+        _check_same(run, checkpoints.read_json(folder / "run.json")["run"], folder)
+    return newest
 
 
-def _same_run(run: Run, place: Path) -> None:
-    _same(run, checkpoints.read(place, verify=False)["run"], place)
-
-
-def _same(run: Run, spec: Mapping[str, Any], place: Path) -> None:
+def _check_same(run: Run, spec: Mapping[str, Any], folder: Path) -> None:
     ours, theirs = run_spec(run), run_spec(run_from(spec))
-    changed = [line for key in ours if key not in FREE for line in _differences(key, ours[key], theirs[key])]
+    changed = [line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key])]
     if changed:
-        raise UserError(f"{place} is of another run: {'; '.join(changed)}. Choose another folder, or the same settings")
+        raise UserError(
+            f"{folder} is of another run: {'; '.join(changed)}. Choose another folder, or the same settings"
+        )
 
 
-def _differences(key: str, ours: Any, theirs: Any) -> list[str]:
+def _differences(key: str, ours: object, theirs: object) -> list[str]:
     """What differs, by dotted key, each in a few words."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
         return [line for k in ours for line in _differences(f"{key}.{k}", ours[k], theirs[k])]
@@ -61,41 +67,56 @@ def _differences(key: str, ours: Any, theirs: Any) -> list[str]:
     return [] if ours == theirs else [f"{key} ({short[0]} there, {short[1]} now)"]
 
 
-def begin_from(run: Run, net: nn.Module) -> None:
-    """Gives a new network the weights in run.init; UserError, in one line, unless they are those of such a network."""
+def load_init(run: Run, net: nn.Module) -> None:
+    """Load the weights of run.init into a new network.
+
+    Args:
+        run: with `init`.
+        net: changed in place.
+
+    Raises:
+        UserError: in one line, for the weights of another network.
+    """
     folder = str(run.init)
-    ours, theirs = (spec_of(spec) for spec in (run.model, run_from(_info(folder)["run"]).model))
+    ours, theirs = (spec_of(spec) for spec in (run.model, run_from(checkpoints.manifest_of(folder)["run"]).model))
     given = denoiser_of(folder)
     try:
         net.load_state_dict(given.net.state_dict())
-    except RuntimeError:  # thousands of words on every tensor
+    except RuntimeError:  # its message has a line for every tensor
         other = f"a {theirs['name']}, not a {ours['name']}"
         why = other if ours["name"] != theirs["name"] else "; ".join(_differences("model", ours, theirs))
         raise UserError(f"init: the weights of {folder} do not fit this model: {why}") from None
 
 
 def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
-    """The network, path and parameterisation (none for tokens) of a run folder or of one checkpoint."""
-    made, nothing = load(folder, device=device), cast(Any, None)
-    if isinstance(made, Pipeline):
-        return cast(Denoiser, made.denoiser)
-    return Denoiser(made.net, run_from(made.info["run"]).path, nothing)
+    """Load the model of a run folder or of one checkpoint as a denoiser; without a parameterisation for text.
+
+    Args:
+        folder: the folder.
+        device: where to put the network.
+    """
+    from gen.pipeline import Pipeline, load
+
+    pipeline = load(folder, device=device)
+    if isinstance(pipeline, Pipeline):
+        return cast(Denoiser, pipeline.denoiser)
+    return Denoiser(pipeline.net, run_from(pipeline.info["run"]).path, cast(Any, None))
 
 
 def parent_hash(run: Run) -> str | None:
-    """The manifest hash of the checkpoint a run learns from, or starts from."""
+    """Return the manifest's sha256 of the checkpoint a run learns or starts from, or None.
+
+    Args:
+        run: with `teacher` or `init`, or with neither.
+    """
     parent = run.teacher or run.init
-    return _info(parent)["sha256"] if parent else None
-
-
-def _info(folder: str) -> dict[str, Any]:
-    return checkpoints.read(locate(Path(folder)), verify=False)
+    return checkpoints.manifest_of(parent)["sha256"] if parent else None
 
 
 def versions() -> dict[str, str]:
-    """What computed this: gen and its commit, Python, torch."""
-    where = Path(__file__).resolve().parent
-    git = ["git", "-C", str(where), "describe", "--always", "--dirty"]
+    """Return the versions of gen (with its commit), Python and torch."""
+    here = str(Path(__file__).resolve().parent)
+    git = ["git", "-C", here, "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""A Run: everything that decides what a training does, as one frozen value. run.json is its spec, and runs again."""
+"""A Run: everything that decides what a training does, as one frozen value; run.json is its spec."""
 
 from __future__ import annotations
 
@@ -10,20 +10,32 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build_parts, convert, part, spec_of
+from gen.config.spec import Json, build_parts, convert, part, spec_of
+from gen.data import DataSource
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.text.decoding import Decoding
-from gen.training.ema import Classic
+from gen.training.ema import EMA, Classic
+from gen.training.objectives import Objective
 from gen.training.optim.adamw import AdamW
-from gen.training.schedules import Constant
+from gen.training.schedules import Constant, Schedule
 
 __all__ = ["Run", "Sampler", "run_from", "run_spec"]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a model wants to be sampled: the default of its pipeline, and of the pictures drawn while it trains."""
+    """The default way to sample a model: that of its pipeline, and of the previews drawn while it trains.
+
+    Each part is a name, a spec or an object; `grid` may also be the times themselves, as a list or tensor.
+
+    Attributes:
+        solver: see gen.samplers.solvers.
+        steps: solver steps, at least 1; EDM's 18 by default.
+        grid: the times, see gen.samplers.grids.
+        guide: see gen.samplers.guides; None for the conditional model alone.
+        cache: see gen.samplers.caches; None to compute every evaluation in full.
+    """
 
     solver: Any = part("samplers.solvers", default="heun")
     steps: int = 18
@@ -39,33 +51,56 @@ class Sampler:
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise UserError(f"Sampler: steps = {self.steps!r}; it must be a whole number, at least 1")
         for name, method in {"solver": "step", "grid": "times", "guide": "__call__", "cache": "start"}.items():
-            part_ = getattr(self, name)
-            optional = part_ is None and name in ("guide", "cache")
-            if not optional and (isinstance(part_, type) or not hasattr(part_, method)):
-                raise UserError(f"Sampler: {name} = {part_!r}; allowed: a name, a spec, or an object with {method}()")
+            value = getattr(self, name)
+            optional = value is None and name in ("guide", "cache")
+            if not optional and (isinstance(value, type) or not hasattr(value, method)):
+                raise UserError(f"Sampler: {name} = {value!r}; allowed: a name, a spec, or an object with {method}()")
 
 
 @dataclass(frozen=True)
 class Run:
-    """model has no default; batch_size is the GLOBAL one, over all processes and micro-batches.
+    """A training: everything that decides what is computed, and how often the trainer records it.
 
-    data, objective: None for a model that was imported and can be sampled; to train it, set them.
-    path: of numbers (gen/diffusion/path.py), or of masks (gen/text/mask_path.py) for tokens, with parameterisation None
-    and a Decoding as sampler. micro_batch_size: samples per process and backward pass; gradients accumulate until the
-    global batch is full. fused: transformer blocks take norms, gates and sums in the fewest passes over memory, which
-    rounds otherwise. shard: of several processes each holds a part of parameters, gradients, averages and optimiser
-    state (FSDP2). clip: the largest gradient norm. *_every: in steps, 0 for never. keep: how many checkpoints stay, at
-    least 2. teacher: the run folder a distiller learns from. init: a run folder whose weights the training starts from.
+    Parts are given as objects, names or specs, and read as objects.
+
+    Attributes:
+        model: the network's spec (gen.diffusion.net.NetSpec), see gen.models.
+        data: what is trained on, see gen.data; None for an imported model that is only sampled.
+        objective: the losses, see gen.training.objectives and gen.distillers; None as for data.
+        path: the forward process: a NoisePath, or for text a MaskPath.
+        parameterisation: the meaning of the network's output; None on a MaskPath.
+        optim: the optimiser, with its peak learning rate.
+        schedule: of the learning rate.
+        ema: averages of the weights, each with its own label; the first is validated, previewed and loaded.
+        sampler: the default way to sample the model; a Decoding for text.
+        steps: number of updates.
+        batch_size: GLOBAL samples per update, over all processes and micro-batches.
+        micro_batch_size: samples per process and backward pass; gradients accumulate until the batch is full. None for
+            a process's whole share.
+        seed: of initialisation, order of the data and noise.
+        precision: "no" is float32, "bf16" and "fp16" autocast.
+        clip: largest gradient norm, positive.
+        compile: whether networks are compiled by torch.compile.
+        fused: whether transformer blocks take norms, gates and sums in the fewest passes over memory, which rounds
+            otherwise.
+        shard: whether each of several processes holds only a part of parameters, gradients, averages and optimiser
+            state (FSDP2).
+        workers: processes that load data; 0 loads in the training process.
+        log_every, sample_every, validate_every, save_every: in steps; 0 for never, but for log_every.
+        keep: how many checkpoints stay, at least 2.
+        trackers: names of accelerate's trackers, such as "tensorboard".
+        teacher: the run folder that a distiller learns from.
+        init: a run folder whose weights the training starts from.
     """
 
     model: Any = part("models")
-    data: Any = part("data", default=None)
-    objective: Any = part("training.objectives", "distillers", default=None)
+    data: DataSource | None = part("data", default=None)
+    objective: Objective | None = part("training.objectives", "distillers", default=None)
     path: Any = part("diffusion.path", "text.mask_path", default=Flow())
     parameterisation: Any = part("diffusion.parameterisation", default=Velocity())
     optim: Any = part("training.optim", default=AdamW())
-    schedule: Any = part("training.schedules", default=Constant())
-    ema: Any = part("training.ema", default=(Classic(),))
+    schedule: Schedule = part("training.schedules", default=Constant())
+    ema: tuple[EMA, ...] = part("training.ema", default=(Classic(),))
     sampler: Sampler | Decoding = dataclasses.field(default_factory=Sampler)
     steps: int = 10_000
     batch_size: int = 256
@@ -104,8 +139,8 @@ class Run:
             raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")
 
 
-# What may differ when a run goes on: it decides how long and how loudly, not what is computed.
-FREE = {
+# Fields that may differ when a run is resumed: they decide how long it runs and what it records, not what it computes.
+RESUMABLE = {
     "steps",
     "sampler",
     "workers",
@@ -120,11 +155,22 @@ FREE = {
 }
 
 
-def run_spec(run: Run) -> dict[str, Any]:
-    """The JSON of a run."""
+def run_spec(run: Run) -> Json:
+    """Return the JSON object of a run, which `run_from` reads.
+
+    Args:
+        run: the run.
+    """
     return spec_of(run, named=False)
 
 
 def run_from(spec: Mapping[str, Any]) -> Run:
-    """The run of a JSON; raises UserError, in one line, for keys and values that are no run's."""
+    """Build the run of a JSON object.
+
+    Args:
+        spec: what `run_spec` returned.
+
+    Raises:
+        UserError: in one line, for unknown keys, names and values.
+    """
     return convert(dict(spec), Run, "run")

@@ -1,4 +1,4 @@
-"""How a run is asked to stop: SIGTERM and Ctrl-C."""
+"""Stopping a run by a signal: SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set a flag that the loop reads between steps; the second one ends the process as usual."""
+    """Make SIGTERM and Ctrl-C set the returned flag, which the loop reads between steps; a second one acts as usual.
+
+    Elsewhere than in the main thread, where signals cannot be handled, the flag is never set.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before: dict[int, Any] = {}
 
-    def ask(number: int, frame: Any) -> None:
+    def handle(number: int, frame: object) -> None:
         stop.set()
         signal.signal(number, before[number])
 
-    for asked in (signal.SIGTERM, signal.SIGINT):
-        before[asked] = signal.signal(asked, ask)
+    for handled in (signal.SIGTERM, signal.SIGINT):
+        before[handled] = signal.signal(handled, handle)
     try:
         yield stop
     finally:

@@ -23,14 +23,13 @@ from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
-from gen.pipeline import load
 from gen.training import distributed, state
 from gen.training.checks import check_data, check_sampler, check_trackers
-from gen.training.log import MetricsFile, Progress
+from gen.training.log import MetricsFile, ProgressBar
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview
-from gen.training.resume import begin_from, denoiser_of, parent_hash, resume_from, versions
+from gen.training.resume import denoiser_of, load_init, parent_hash, resume_from, versions
 from gen.training.run import Run, run_spec
 from gen.training.signals import Interrupted, stop_signals
 from gen.training.stream import ShuffledStream, iterate_steps
@@ -59,6 +58,8 @@ class TrainResult:
 
     def pipeline(self) -> Any:
         """Load the trained model."""
+        from gen.pipeline import load
+
         return load(self.folder)
 
 
@@ -90,9 +91,10 @@ class Trainer:
 
     def __init__(self, run: Run, folder: Path, resume: str, command: str, quiet: bool) -> None:
         self.run, self.folder, self.command = run, folder, command
-        for name in ("data", "objective"):
-            if getattr(run, name) is None:
-                raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
+        if run.data is None or run.objective is None:
+            name = "data" if run.data is None else "objective"
+            raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
+        self.source, self.objective = run.data, run.objective
         checkpoint = resume_from(run, folder, resume)
         check_trackers(run.trackers)
         check_sampler(run)
@@ -102,8 +104,8 @@ class Trainer:
         self.share, self.micro = _batch_sizes(run, self.world)
         self.mesh = distributed.device_mesh(run, self.accelerator)
         self.quiet = quiet or not self.main
-        self.data = run.data.open("train")
-        self.held_out = run.data.open("test") if run.validate_every else ()
+        self.data = self.source.open("train")
+        self.held_out = self.source.open("test") if run.validate_every else None
         torch.manual_seed(derive("init", run.seed))
         self.nets = self._build_networks()
         self.averages = {
@@ -114,7 +116,7 @@ class Trainer:
         if self.mesh is not None:
             self._shard(self.mesh)
         self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
-        self.optims = build_optimisers(run.optim, self.nets, getattr(run.objective, "rates", {}))
+        self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
         self.steps_done = 0
         self.val_loss: float | None = None
@@ -127,14 +129,14 @@ class Trainer:
 
     def _build_networks(self) -> dict[str, nn.Module]:
         run = self.run
-        check_data(run, tuple(self.data[0]["x"].shape))
+        check_data(run.model, self.source, tuple(self.data[0]["x"].shape))
         net = run.model.build()
         if run.init:
-            begin_from(run, net)
+            load_init(run, net)
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
         if run.fused and not state.enable_fused(net):
             raise UserError(f"fused = true, but {type(run.model).__name__} has no blocks that can be: leave it out")
-        roles: dict[str, nn.Module] = run.objective.roles(net, self.teacher)
+        roles = self.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 
     def _shard(self, mesh: DeviceMesh) -> None:
@@ -190,7 +192,7 @@ class Trainer:
             about = {"run": run_spec(run), "command": self.command, "written": written, "versions": versions()}
             checkpoints.write_json(self.folder / "run.json", about)
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
-        self.progress = Progress(self.folder.name, run.steps, self.steps_done, self.quiet)
+        self.progress = ProgressBar(self.folder.name, run.steps, self.steps_done, self.quiet)
         if run.trackers:
             self.accelerator.init_trackers(self.folder.name)
 
@@ -228,7 +230,7 @@ class Trainer:
         """Update every role that the objective yields; nothing is updated unless loss and gradient are finite."""
         torch.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
         lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
-        running = [iter(self.run.objective(self.roles, batch)) for batch in micro_batches]
+        running = [iter(self.objective(self.roles, batch)) for batch in micro_batches]
         logs: dict[str, float] = {"lr": lr}
         while True:
             yielded = [self._backward(losses, last=losses is running[-1]) for losses in running]
@@ -241,8 +243,7 @@ class Trainer:
             logs |= {k: self._mean([values[k] for _, _, values in parts]) for k in names}
         self.steps_done += 1
         self._average()
-        if hasattr(self.run.objective, "observe"):
-            self.run.objective.observe(self.roles, logs)
+        self.objective.observe(self.roles, logs)
         return logs
 
     def _backward(self, losses: Iterator[Step], last: bool) -> Step | None:
@@ -326,11 +327,12 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         """Return the objective's loss on held-out data, on noise that is always the same."""
+        assert self.held_out is not None  # run.validate_every is not 0
         n = min(len(self.held_out), VALIDATION_SAMPLES)
         items = torch.utils.data.default_collate([{**self.held_out[i], "index": i} for i in range(n)])
         batch = self._batch(items, -1)
         roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
-        return float(self.run.objective.validate(roles, batch))
+        return float(self.objective.validate(roles, batch))
 
     def draw_preview(self) -> None:
         """Write samples/step-*.png, or .txt: always from the same noise and labels, or the same held-out prompts."""
@@ -369,7 +371,7 @@ class Trainer:
             "step": self.steps_done,
             "samples_seen": self.steps_done * run.batch_size,
             "shape": list(self.data[0]["x"].shape),
-            "classes": run.data.classes,
+            "classes": self.source.classes,
             "data": self.data.fingerprint,
             "parent": parent_hash(run),
             "scaler": scaler.state_dict() if scaler is not None else {},

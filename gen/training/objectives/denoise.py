@@ -14,22 +14,26 @@ from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import members
 from gen.diffusion.tap import Tap
-from gen.diffusion.times import Uniform
-from gen.diffusion.weighting import UniformWeighting
-from gen.training.objectives import Batch, Roles, Step
+from gen.diffusion.times import Times, Uniform
+from gen.diffusion.weighting import UniformWeighting, Weighting
+from gen.training.objectives import Batch, Objective, Roles, Step
 
 __all__ = ["Denoising", "check_state", "drop_condition"]
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Objective):
     """E weight(t) |net(x_t, t) - target|^2, the mean over elements, on any path and parameterisation.
 
-    class_dropout: the share of samples whose condition is replaced by the null one, for guidance (Ho & Salimans 2022).
+    Attributes:
+        times: the density of t.
+        weighting: the factor on each sample's error.
+        class_dropout: probability that a sample's condition is replaced by the null one, for classifier-free guidance;
+            default that of Ho & Salimans 2022.
     """
 
-    times: Any = part("diffusion.times", default=Uniform())
-    weighting: Any = part("diffusion.weighting", default=UniformWeighting())
+    times: Times = part("diffusion.times", default=Uniform())
+    weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -41,7 +45,7 @@ class Denoising:
         return {"net": net}
 
     def check_net(self, net: nn.Module) -> None:
-        """Raises UserError for a network that this objective cannot train."""
+        """Raise UserError for a network that this objective cannot train."""
         check_state(net, type(self).__name__)
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -50,27 +54,33 @@ class Denoising:
         yield "net", self.losses(f, batch, cond, t).mean(), {}
 
     def draw(self, f: Denoiser, batch: Batch) -> tuple[Tensor, Cond]:
-        """Times [B] and the condition, some of it dropped, that this step trains."""
+        """Draw this step's times [B], and the condition with some rows dropped."""
         t = self.times.at(batch.noise.uniform("t"), f.path)
         return t.to(batch.x.device), drop_condition(f, batch, self.class_dropout)
 
     def losses(self, f: Denoiser, batch: Batch, cond: Cond, t: Tensor, tap: Tap | None = None) -> Tensor:
-        """The weighted loss of each sample, [B], at times t [B]; a tap may look on."""
+        """Return the weighted loss of each sample, [B], at times t [B]; a tap may record features."""
         eps = batch.normal("eps")
         out = f.output(f.path.mix(batch.x, eps, t), t, cond, tap=tap)
         error = (out - f.parameterisation.target(f.path, batch.x, eps, t)).float() ** 2
-        weight: Tensor = self.weighting.weight(f.path, f.parameterisation, t)
+        weight = self.weighting.weight(f.path, f.parameterisation, t)
         return error.flatten(1).mean(1) * weight.to(error)
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """The mean loss at 8 fixed times, the midpoints of 8 equal shares of the training density."""
+        """Return the mean loss at 8 fixed times, the midpoints of 8 equal shares of the training density."""
         f = roles["net"]
-        at = self.times.fixed(f.path).to(batch.x.device)
-        return torch.stack([self.losses(f, batch, batch.cond, t.expand(len(batch.x))).mean() for t in at]).mean()
+        times = self.times.fixed(f.path).to(batch.x.device)
+        return torch.stack([self.losses(f, batch, batch.cond, t.expand(len(batch.x))).mean() for t in times]).mean()
 
 
 def drop_condition(f: DenoiserLike, batch: Batch, share: float) -> Cond:
-    """The batch's condition with a share of its rows replaced by the null one."""
+    """Return the batch's condition with some rows replaced by the null one.
+
+    Args:
+        f: its `null` is taken.
+        batch: condition and random numbers.
+        share: probability of a row, in [0, 1].
+    """
     if not share or not batch.cond:
         return batch.cond
     drop, null = batch.noise.uniform("drop").to(batch.x.device) < share, f.null(batch.cond)
@@ -78,7 +88,15 @@ def drop_condition(f: DenoiserLike, batch: Batch, share: float) -> Cond:
 
 
 def check_state(net: Any, owner: str) -> None:
-    """Raises UserError for a network of no images, or whose state holds more than one, such as gen.models.reg."""
+    """Check that a network's state is an image.
+
+    Args:
+        net: the network.
+        owner: names the objective in the error.
+
+    Raises:
+        UserError: for a network without images, or whose state holds more, such as gen.models.reg.
+    """
     spec = net.spec
     if not hasattr(spec, "channels"):
         raise UserError(f"{owner} trains on images, and a {type(spec).__name__} takes none")

@@ -1,4 +1,4 @@
-"""ERW: the first blocks learn the encoder's view of clean images, before any noise is seen."""
+"""ERW: the first blocks learn the encoder's features of clean images before any denoising."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 from gen.training.objectives.repa import REPA, site_shape
 
-__all__ = ["ERW", "Until"]
+__all__ = ["ERW", "StopAfter"]
 
 
 @dataclass(frozen=True)
 class ERW(REPA):
-    """Embedded representation warm-up (Liu et al. 2025): REPA in two phases, told apart by the step.
+    """Embedded representation warm-up (Liu et al. 2025): REPA in two phases.
 
-    For `warmup` steps clean images at t = 0 go as far as `warm_site` and nothing is trained but the alignment there,
-    warm_weight strong: what comes after that site does not change. Then denoising, with alignment at `site` whose
-    weight halves every `halflife` steps. Published: warm_site after the 4th block, site after the 14th, weight 6 for
-    XL, 3 for L and 1 for smaller ones, one head for both. Optimiser and averages go on from phase to phase; the
-    authors' start anew.
+    In the first, clean images at t = 0 are aligned at `warm_site`, and the blocks after it do not change. In the
+    second, denoising is aligned at `site` with a weight that decays. One head serves both. Optimiser and averages
+    continue from phase to phase; the authors' start anew.
+
+    Attributes:
+        weight: of the alignment at the start of the second phase; published 6 for XL, 3 for L, 1 for smaller ones.
+        warmup: steps of the first phase.
+        warm_site: where clean images are aligned; published after the 4th block, with `site` after the 14th.
+        warm_weight: of the alignment in the first phase.
+        halflife: steps in which the weight of the second phase halves.
     """
 
     weight: float = 1.0
@@ -47,10 +52,10 @@ class ERW(REPA):
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)
-        here, there = (site_shape(net, site) for site in (self.site, self.warm_site))
-        if here != there:
+        shape, warm_shape = (site_shape(net, site) for site in (self.site, self.warm_site))
+        if shape != warm_shape:
             raise UserError(
-                f"ERW: tokens x width is {list(here)} at {self.site} and {list(there)} at {self.warm_site}, "
+                f"ERW: tokens x width is {list(shape)} at {self.site} and {list(warm_shape)} at {self.warm_site}, "
                 "but one head serves both: choose sites of one shape"
             )
         return super().roles(net, teacher)
@@ -58,23 +63,23 @@ class ERW(REPA):
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         after = batch.step - self.warmup
         if after < 0:
-            yield self.warm(roles, batch)
+            yield self.warm_up(roles, batch)
         else:
             weight = self.weight * 2 ** (-after / self.halflife)
             yield from REPA.__call__(replace(self, weight=weight), roles, batch)
 
-    def warm(self, roles: Roles, batch: Batch) -> Step:
-        """A step of the first phase."""
+    def warm_up(self, roles: Roles, batch: Batch) -> Step:
+        """Return the loss of a step of the first phase."""
         f = roles["net"]
-        features, batch = self.look(batch)
+        features, batch = self.encode(batch)
         cond, t = drop_condition(f, batch, self.class_dropout), torch.zeros(len(batch.x), dtype=torch.float64)
         if not f.path.t_to_network(t).isfinite().all():
             raise UserError(
-                f"ERW warms up at t = 0, which {type(f.path).__name__} cannot tell a network: take flow or vp"
+                f"ERW warms up at t = 0, for which {type(f.path).__name__} has no finite time value: take flow or vp"
             )
         if unwrap(f.net) is not f.net:
             raise UserError("ERW's warm-up leaves weights without a gradient: it runs in one process, not in several")
-        tap = Until(self.warm_site)
+        tap = StopAfter(self.warm_site)
         f.output(batch.x, t.to(batch.x.device), cond, tap=tap)
         assert tap.value is not None
         loss = negative_cosine(roles["head"].net(tokens_of(tap.value)), features.tokens)
@@ -82,10 +87,14 @@ class ERW(REPA):
 
 
 @dataclass
-class Until:
-    """Computes as far as a site, and keeps its value; tokens then pass the other blocks unchanged and uncomputed.
+class StopAfter:
+    """A tap that stops after a site: it keeps the site's value, and skips all later blocks.
 
-    What comes after all the same, such as the final layer, no loss depends on.
+    No loss depends on the layers that are computed all the same, such as the final one.
+
+    Attributes:
+        site: the last site to compute.
+        value: its value, once it was computed.
     """
 
     site: str

@@ -25,6 +25,9 @@ class REG(REPA):
     Wu et al. 2025, "Representation Entanglement for Generation". The network is gen.models.reg with the encoder's dim
     as its cls_dim; the class token has the image's times and noise of its own. A trained network is sampled by any
     solver, image and class token as one state.
+
+    Attributes:
+        cls_weight: of the class token's loss; default the paper's.
     """
 
     cls_weight: float = 0.03
@@ -47,9 +50,9 @@ class REG(REPA):
     def check_grid(self, count: int) -> None:
         super().check_grid(count - 1)  # the class token is in front of the patches
 
-    def look(self, batch: Batch) -> tuple[Features, Batch]:
-        """The class token and the patches as tokens, and the batch with x the joint state [B, C H W + dim]."""
-        features, batch = super().look(batch)
+    def encode(self, batch: Batch) -> tuple[Features, Batch]:
+        """Return class token and patches as tokens, and the batch with x the joint state [B, C H W + dim]."""
+        features, batch = super().encode(batch)
         if features.cls is None:
             raise UserError("REG needs a class token, and this encoder has none")
         joint = torch.cat([batch.x.flatten(1), features.cls.to(batch.x)], 1)
@@ -57,12 +60,12 @@ class REG(REPA):
         return Features(tokens, features.cls), replace(batch, x=joint)
 
     def losses(self, f: Denoiser, batch: Batch, cond: Cond, t: Tensor, tap: Tap | None = None) -> Tensor:
-        """The weighted loss of each sample, [B]: of the image's elements, and cls_weight times of the class token's."""
+        """Return the weighted loss of each sample, [B]: the image's plus cls_weight times the class token's."""
         dim, x = self.encoder.dim, batch.x
         sizes = {"eps": x.shape[1] - dim, "eps.cls": dim}
         eps = torch.cat([batch.noise.normal(name, (n,)) for name, n in sizes.items()], 1).to(x)
         out = f.output(f.path.mix(x, eps, t), t, cond, tap=tap)
         error = (out - f.parameterisation.target(f.path, x, eps, t)).float() ** 2
         both = error[:, :-dim].mean(1) + self.cls_weight * error[:, -dim:].mean(1)
-        weight: Tensor = self.weighting.weight(f.path, f.parameterisation, t)
+        weight = self.weighting.weight(f.path, f.parameterisation, t)
         return both * weight.to(both)

@@ -26,10 +26,14 @@ __all__ = ["REPA", "site_shape"]
 class REPA(Denoising):
     """Denoising plus weight times -cos(head(tokens at `site`), encoder(x)), mean over tokens (Yu et al. 2024).
 
-    site: a whole value of the network, "hidden.3" being the tokens after the fourth block; REPA aligns the 4th for B
-    and the 8th for L and XL. Its tokens must lie on the encoder's grid. encoder: see gen.models.encoders; it is given
-    the clean x, has no part in the checkpoint and gets no gradient. The head, hidden numbers wide, is a role of its
-    own, and so a file of its own.
+    The head is a role of its own, and so a file of its own. The encoder is not saved and gets no gradient.
+
+    Attributes:
+        encoder: see gen.models.encoders; it gets the clean x.
+        site: where tokens are taken, on the encoder's grid: "hidden.3" is after the fourth block. REPA aligns the 4th
+            of B and the 8th of L and XL.
+        weight: of the alignment loss; default the paper's.
+        hidden: width of the head; default the paper's.
     """
 
     encoder: Any = part("models.encoders", default="digits_cnn")
@@ -51,7 +55,7 @@ class REPA(Denoising):
         return {"net": net, "head": Projector(width, self.encoder.dim, self.hidden)}
 
     def check_grid(self, count: int) -> None:
-        """Raises UserError unless `count` tokens at the site fit the encoder's."""
+        """Raise UserError unless `count` tokens at the site fit the encoder's grid."""
         grid = self.encoder.grid
         if count != grid**2:
             raise UserError(
@@ -61,20 +65,20 @@ class REPA(Denoising):
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
-        features, batch = self.look(batch)
+        features, batch = self.encode(batch)
         t, cond = self.draw(f, batch)
-        record = FeatureRecorder((self.site,))
-        flow = self.losses(f, batch, cond, t, record).mean()
-        aligned, logs = self.align(roles["head"].net, record.features[self.site], features)
-        yield ("net", "head"), flow + aligned, {"denoising": flow, **logs}
+        recorder = FeatureRecorder((self.site,))
+        denoising = self.losses(f, batch, cond, t, recorder).mean()
+        alignment, logs = self.align(roles["head"].net, recorder.features[self.site], features)
+        yield ("net", "head"), denoising + alignment, {"denoising": denoising, **logs}
 
     def align(self, head: nn.Module, h: Tensor, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted alignment loss of the site's value h, and what to log."""
+        """Return the weighted alignment loss of the site's value h, and the logs."""
         loss = negative_cosine(head(tokens_of(h)), features.tokens)
         return self.weight * loss, {"alignment": loss}
 
-    def look(self, batch: Batch) -> tuple[Features, Batch]:
-        """What the encoder sees of a clean batch, and the batch without what was stored for the encoder alone."""
+    def encode(self, batch: Batch) -> tuple[Features, Batch]:
+        """Return the encoder's features of a clean batch, and the batch without the condition that it reads."""
         encoder, reads = loaded(self.encoder, str(batch.x.device)), getattr(self.encoder, "reads", None)
         with torch.no_grad():
             if reads is None:
@@ -88,25 +92,33 @@ class REPA(Denoising):
             return encoder(batch.cond[reads]), replace(batch, cond=cond)
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """The denoising loss alone, as of Denoising."""
-        return super().validate(roles, self.look(batch)[1])
+        """Return the denoising loss alone, as of Denoising."""
+        return super().validate(roles, self.encode(batch)[1])
 
 
 @functools.cache
 def loaded(encoder: Encoder, device: str) -> nn.Module:
-    """The encoder's weights, read once for each device."""
+    """Load the encoder once for each device."""
     return encoder.load(device)
 
 
 def site_shape(net: Any, site: str) -> tuple[int, int]:
-    """Tokens and width of a network's whole value, found on the meta device. UserError for a site that is not there."""
+    """Return number and width of a network's tokens at a site, found on the meta device.
+
+    Args:
+        net: the network.
+        site: of all tokens, not inside a block.
+
+    Raises:
+        UserError: for a site that is not there.
+    """
     with torch.device("meta"):
         probe = net.spec.build()
         shape = members(probe).state_shape or ()
-        record = FeatureRecorder()
-        probe(torch.zeros(1, *shape), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.int64)}, tap=record)
-    whole = {k: v for k, v in record.features.items() if v.ndim in (3, 4) and not k.startswith("blocks.")}
-    if site not in whole:
-        raise UserError(f"the network has no tokens at {site!r}. {nearest(site, whole)}")
-    _, count, width = tokens_of(whole[site]).shape
+        recorder = FeatureRecorder()
+        probe(torch.zeros(1, *shape), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.int64)}, tap=recorder)
+    sites = {k: v for k, v in recorder.features.items() if v.ndim in (3, 4) and not k.startswith("blocks.")}
+    if site not in sites:
+        raise UserError(f"the network has no tokens at {site!r}. {nearest(site, sites)}")
+    _, count, width = tokens_of(sites[site]).shape
     return count, width

@@ -1,11 +1,10 @@
-"""Denoising with learned weights: a noise level counts by how well it is already known (Kendall et al. 2018; EDM2)."""
+"""Denoising with learned weights: a noise level is weighted by how well it is predicted (Kendall et al. 2018; EDM2)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +13,32 @@ from gen.config.errors import UserError
 from gen.config.spec import part
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.diffusion.net import members
-from gen.diffusion.times import LogNormal
-from gen.diffusion.weighting import EDMWeighting
+from gen.diffusion.times import LogNormal, Times
+from gen.diffusion.weighting import EDMWeighting, Weighting
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import Denoising
 
 __all__ = ["Uncertainty"]
 
-FAR = 20.0  # half log-SNR beyond which all noise levels are alike; it is infinite at t = 0
+MAX_LAM = 20.0  # half log-SNR is clamped here; it is infinite at t = 0
 
 
 @dataclass(frozen=True)
 class Uncertainty(Denoising):
     """E weight(t) |net - target|^2 / e^u(t) + u(t), u trained with the net (Karras et al. 2024, equations 14 to 16).
 
-    At its best u(t) is the logarithm of the weighted loss at t, so every noise level has the same weighted loss, 1, and
-    the minimum is E ln(loss) + 1. A network with a `logvar` (EDM2) brings its own u; any other gets a head with
-    `channels` waves, saved in its own file. The defaults are EDM2's for ImageNet-512; EDM2 drops no condition, as it
-    guides with a separate network. validate: the plain weighted loss, comparable with that of Denoising.
+    The best u(t) is the logarithm of the weighted loss at t, so every noise level has the same loss, 1, and the minimum
+    is E ln(loss) + 1. A network with a `logvar` (EDM2) has its own u; others get a head, saved in its own file.
+    Validation is the plain weighted loss, comparable with that of Denoising.
+
+    Attributes:
+        times, weighting: see Denoising; defaults EDM2's for ImageNet-512.
+        channels: number of Fourier features of the head; EDM2's default.
+        class_dropout: see Denoising; EDM2 has 0, as it guides with a separate network.
     """
 
-    times: Any = part("diffusion.times", default=LogNormal(-0.4, 1.0))
-    weighting: Any = part("diffusion.weighting", default=EDMWeighting())
+    times: Times = part("diffusion.times", default=LogNormal(-0.4, 1.0))
+    weighting: Weighting = part("diffusion.weighting", default=EDMWeighting())
     channels: int = 128
 
     def __post_init__(self) -> None:
@@ -56,16 +59,16 @@ class Uncertainty(Denoising):
         yield role, (losses / u.exp() + u).mean(), {"error": losses.mean(), "logvar": u.mean()}
 
     def logvar(self, roles: Roles, t: Tensor) -> Tensor:
-        """u [B] at times t [B]."""
+        """Return u [B] at times t [B]."""
         f: Denoiser = roles["net"]
         own = members(f.net).logvar
         if own:
             return own(f.path.t_to_network(t).float())
-        return roles["head"].net(f.path.lam(t).clamp(-FAR, FAR).float() / 4)
+        return roles["head"].net(f.path.lam(t).clamp(-MAX_LAM, MAX_LAM).float() / 4)
 
 
 class LogVariance(nn.Module):
-    """u: a quarter of the half log-SNR [B] (EDM: -ln(sigma) / 4) -> [B], in random waves of it; 0 when freshly made."""
+    """u of a quarter of the half log-SNR [B] (EDM: -ln(sigma) / 4), in random Fourier features; 0 when initialised."""
 
     freqs: Tensor
     phases: Tensor

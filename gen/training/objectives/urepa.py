@@ -1,4 +1,4 @@
-"""U-REPA: alignment for U-Nets, whose middle sees fewer places than the encoder does."""
+"""U-REPA: alignment for U-Nets, whose middle has fewer tokens than the encoder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ __all__ = ["UREPA"]
 class UREPA(REPA):
     """REPA in the middle of a U-Net, plus manifold_weight times the manifold loss (Tian et al. 2025).
 
-    The head comes first; then its tokens go bilinearly to the encoder's grid, whose own tokens are never resampled.
-    pairs: what the manifold loss compares, the places within a sample ("intra") or of the whole batch ("all").
+    The head's tokens are resampled bilinearly to the encoder's grid; the encoder's are not.
+
+    Attributes:
+        site: see REPA.
+        manifold_weight: of the manifold loss; default the paper's.
+        pairs: which tokens the manifold loss compares: those of one sample ("intra") or of the whole batch ("all").
     """
 
     site: str = "middle"

@@ -14,15 +14,12 @@ __all__ = ["Optimiser", "build_optimisers", "decouple_weight_decay", "parameter_
 
 
 class Optimiser(Protocol):
-    """A plug-in of this folder: a frozen dataclass of hyperparameters that builds a torch optimiser.
-
-    Attributes:
-        lr: the peak learning rate; before every step the trainer sets each group's "lr" to lr x the schedule's factor x
-            the group's "scale".
-    """
+    """A plug-in of this folder: a frozen dataclass of hyperparameters that builds a torch optimiser."""
 
     @property
-    def lr(self) -> float: ...
+    def lr(self) -> float:
+        """Peak learning rate; before each step a group's "lr" is set to lr x the schedule's factor x its "scale"."""
+        ...
 
     def build(self, parameters: Iterable[Any], /) -> torch.optim.Optimizer:
         """Build the optimiser of one role.

@@ -8,7 +8,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
 from gen.diffusion.tap import Chain, FeatureRecorder
-from gen.training.objectives.erw import ERW, Until
+from gen.training.objectives.erw import ERW, StopAfter
 from gen.training.trainer import train
 from tests.gen.training.objectives.aligned import batch_of, roles_of, run_of
 from tests.gen.training.test_trainer import weights
@@ -50,7 +50,7 @@ def test_the_first_phase_sees_clean_images_at_time_zero():
 
 def test_later_blocks_are_not_computed():
     run = run_of("erw")
-    f, batch, record, tap = roles_of(run)["net"], batch_of(run), FeatureRecorder(), Until("hidden.0")
+    f, batch, record, tap = roles_of(run)["net"], batch_of(run), FeatureRecorder(), StopAfter("hidden.0")
     f.output(batch.x, torch.zeros(8), batch.cond, tap=Chain((tap, record)))
     assert "blocks.0.attn" in record.features and "blocks.1.attn" not in record.features
     assert torch.equal(tap.value, record.features["hidden.0"])
@@ -81,5 +81,5 @@ def test_wrong_wishes_are_one_line():
         ERW(site="hidden.1", warm_site="final").roles(run.model.build(), None)
     roles = roles_of(run)
     roles["net"] = Denoiser(roles["net"].net, EDM(), EDMPrecond())
-    with pytest.raises(UserError, match="t = 0, which EDM cannot tell a network"):
+    with pytest.raises(UserError, match="t = 0, for which EDM has no finite time value"):
         next(run.objective(roles, batch_of(run)))

@@ -84,7 +84,7 @@ def test_without_weight_the_network_learns_what_denoising_teaches_it():
 
 def test_a_head_that_says_what_the_encoder_says_costs_minus_one():
     run = run_of("repa")
-    features = run.objective.look(batch_of(run))[0]
+    features = run.objective.encode(batch_of(run))[0]
     loss, logs = run.objective.align(torch.nn.Identity(), 3 * features.tokens, features)
     assert float(logs["alignment"]) == pytest.approx(-1, abs=1e-6)
     assert float(loss) == pytest.approx(-0.5, abs=1e-6)
@@ -170,7 +170,7 @@ def test_stored_features_never_reach_the_network():
     objective = REPA(encoder={"name": "stored", "dim": 6, "grid": 4}, site="hidden.1")
     run = run_of("repa")
     h = torch.randn(8, 16, 6)
-    features, batch = objective.look(batch_of(run, features=h))
+    features, batch = objective.encode(batch_of(run, features=h))
     assert set(batch.cond) == {"y"} and torch.equal(features.tokens, h) and isinstance(features, Features)
     with pytest.raises(UserError, match=r"reads 'features', which this data does not give beside x; it gives y"):
-        objective.look(batch_of(run))
+        objective.encode(batch_of(run))
