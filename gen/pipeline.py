@@ -186,6 +186,14 @@ class Pipeline:
         x = torch.cat([coder.decode(z[i : i + batch_size]).cpu() for i in range(0, len(z), batch_size)])
         return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began)
 
+    def check_pixels(self) -> None:
+        """Refuse a model whose samples are no pictures: latents, or tensors of another number of channels."""
+        if _latent(self.info) or self.shape[0] not in (1, 3):
+            raise UserError(
+                f"the samples of {self.name} are latents or other tensors {list(self.shape)}, no pictures; "
+                "--autoencoder decodes latents"
+            )
+
     def coder(self, autoencoder: object) -> Any:
         """Load the autoencoder of `decoded`; UserError if there is none, or if no latents are sampled."""
         latent_scale(self.info)
@@ -293,9 +301,7 @@ def latent_scale(info: Json | None) -> tuple[Tensor, Tensor]:
     Args:
         info: the checkpoint's manifest; UserError for one of a model of images, or whose scale is in another file.
     """
-    info = info or {}
-    data = (info.get("run") or {}).get("data") or {}
-    latent = info.get("latent") or (data if data.get("name") == "latents" else {})
+    latent = _latent(info)
     if latent.get("scale") is None:
         raise UserError("this model's samples are images already: there are no latents to decode")
     if isinstance(latent["scale"], str):
@@ -303,6 +309,12 @@ def latent_scale(info: Json | None) -> tuple[Tensor, Tensor]:
     pair = (latent["scale"], latent.get("shift", 0.0))
     scale, shift = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1) for v in pair)
     return scale, shift
+
+
+def _latent(info: Json | None) -> Json:
+    info = info or {}
+    data = (info.get("run") or {}).get("data") or {}
+    return info.get("latent") or (data if data.get("name") == "latents" else {})
 
 
 def load_images(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:

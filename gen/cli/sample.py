@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     pipeline = loaded(args)
     labels = None if args.labels is None else _labels(args.labels)
     coder = None if args.autoencoder is None else pipeline.coder(parse_spec(args.autoencoder))
+    if coder is None:
+        pipeline.check_pixels()
     samples = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
     if coder is not None:
         samples = pipeline.decoded(samples, coder)

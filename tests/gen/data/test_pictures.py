@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.images import to_uint8
 from gen.data.folder import Folder
 from gen.training.stream import ShuffledStream, iterate_steps
+from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 
@@ -233,3 +237,20 @@ def test_a_corrupt_picture_is_one_line_with_workers_too(workers, tmp_path):
     line = str(error.value)
     assert line.startswith(f"{path} cannot be decoded (") and line.endswith("leaves such pictures out")
     assert "\n" not in line
+
+
+# --- and what is no picture is not drawn as one ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_latents_are_refused_before_sampling_for_every_output(channels, tmp_path, capsys, monkeypatch):
+    save_file({"latents": torch.randn(20, channels, 8, 8), "labels": torch.arange(20) % 10}, tmp_path / "a.safetensors")
+    shape = {"size": 8, "patch": 4, "channels": channels, "classes": 10}
+    model = {"name": "dit", "width": 16, "depth": 1, "heads": 2, **shape}
+    data = {"name": "latents", "path": str(tmp_path / "a.safetensors")}
+    train(tiny(model=model, data=data, steps=1), tmp_path / "run", quiet=True)
+    monkeypatch.setattr("gen.pipeline.integrate", lambda *a, **k: pytest.fail("sampled first"))
+    for out in ("s.npz", "s.png", "folder"):
+        assert main(["sample", str(tmp_path / "run"), "-n", "2", "--out", str(tmp_path / out)]) == 2
+        assert "no pictures; --autoencoder decodes latents" in capsys.readouterr().err
+        assert not (tmp_path / out).exists()
