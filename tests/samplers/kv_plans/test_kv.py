@@ -259,9 +259,8 @@ def test_bug_14_two_decodings_of_one_network_at_once(plan):
 PLANS = [None, Prefix(), Prefix(2), Dual(), Dual(3), Vicinity(2, 3), Block(), SubBlock()]
 
 
-@pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("plan", PLANS, ids=repr)
-@pytest.mark.parametrize("sync_every", [1, 3])
+@pytest.mark.parametrize(("shift", "sync_every"), [(0, 1), (1, 3)])
 def test_a_row_alone_is_the_row_of_a_batch(plan, shift, sync_every):
     """Prompts and lengths of all kinds, partial last blocks, rows that leave before others, stop tokens."""
     net = network(block_size=4 if isinstance(plan, Block | SubBlock) else None, shift=shift)

@@ -204,8 +204,9 @@ def test_every_stop_is_accounted_for():
     assert set(STOPS) == set(names("samplers.stopping_rules"))
 
 
-@pytest.mark.parametrize("sync_every", [1, 4])
-@pytest.mark.parametrize("policy", [TopK(1), Threshold(0.5), TopK(3, "random")], ids=repr)
+@pytest.mark.parametrize(
+    ("policy", "sync_every"), [(TopK(1), 1), (Threshold(0.5), 4), (TopK(3, "random"), 4)], ids=repr
+)
 @pytest.mark.parametrize("name", STOPS)
 def test_a_row_stops_by_itself(name, policy, sync_every):
     prompts, lengths, seeds = [[1, 2], [], [3] * 5, [4]], [12, 7, 9, 1], [5, 6, 7, 8]
