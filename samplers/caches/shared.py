@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
@@ -40,10 +41,7 @@ class SharedSteps(CachePreset):
     sites: tuple[str, ...] = ("trunk",)
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or self.rows < 1:
-            raise UserError(
-                f"SharedSteps: keep = {self.keep}, rows = {self.rows}; 0 < keep <= 1 and rows >= 1 are needed"
-            )
+        check_fields(self, keep="(0, 1]", rows="[1, inf)")
         super().__post_init__()
 
     def start(self, steps: int) -> SiteCacheSession:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid
 from gen.diffusion.path import NoisePath
@@ -29,8 +30,7 @@ class Coarse:
     of: int = 40
 
     def __post_init__(self) -> None:
-        if self.of < 1:
-            raise UserError(f"Coarse: of = {self.of}; it must be at least 1")
+        check_fields(self, of="[1, inf)")
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         if steps > self.of:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.path import NoisePath
 
 __all__ = ["Exponential"]
@@ -27,10 +28,7 @@ class Exponential:
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise UserError(
-                f"Exponential: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}; it must be 0 < min < max"
-            )
+        check_fields(self, sigma_min="(0, inf)", sigma_max=f"({self.sigma_min}, inf)")
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.path import NoisePath
 
 __all__ = ["Karras"]
@@ -28,11 +29,7 @@ class Karras:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max or not self.rho > 0:
-            raise UserError(
-                f"Karras: sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}, rho = {self.rho}; "
-                "it must be 0 < min < max and rho > 0"
-            )
+        check_fields(self, sigma_min="(0, inf)", sigma_max=f"({self.sigma_min}, inf)", rho="(0, inf)")
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.path import NoisePath
 
 __all__ = ["Linear"]
@@ -24,8 +24,7 @@ class Linear:
     start: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.start <= 1:
-            raise UserError(f"Linear: start = {self.start}; it must be in (0, 1]")
+        check_fields(self, start="(0, 1]")
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         return torch.linspace(self.start * path.t1, 0, steps + 1, dtype=torch.float64)

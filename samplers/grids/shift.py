@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.path import NoisePath
 
 __all__ = ["Shift"]
@@ -34,13 +34,7 @@ class Shift:
     max_mu: float = 1.15
 
     def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise UserError(f"Shift: shift = {self.shift}; it must be positive")
-        if (self.tokens is not None and self.tokens < 1) or self.base_tokens >= self.max_tokens:
-            raise UserError(
-                f"Shift: tokens = {self.tokens} between {self.base_tokens} and {self.max_tokens}; "
-                "it must be at least 1, and base_tokens < max_tokens"
-            )
+        check_fields(self, shift="(0, inf)", tokens="[1, inf)", max_tokens=f"({self.base_tokens}, inf)")
 
     @property
     def factor(self) -> float:

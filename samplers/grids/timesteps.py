@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.path import NoisePath
 
 __all__ = ["Timesteps"]
@@ -33,8 +34,7 @@ class Timesteps:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if self.total < 2 or not 0 <= self.offset < self.total:
-            raise UserError(f"Timesteps: total = {self.total}, offset = {self.offset}; it must be 0 <= offset < total")
+        check_fields(self, total="[2, inf)", offset=f"[0, {self.total})")
 
     def entries(self, steps: int) -> Tensor:
         """Return the entries k, falling, float64 [steps]."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import Combine, TwoPredictionGuide, dot
@@ -37,10 +37,7 @@ class APG(TwoPredictionGuide):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not -1 < self.momentum < 1:
-            raise UserError(f"APG: momentum = {self.momentum}; it must be in (-1, 1)")
-        if self.threshold is not None and not self.threshold > 0:
-            raise UserError(f"APG: threshold = {self.threshold}; it must be positive, or null for none")
+        check_fields(self, momentum="(-1, 1)", threshold="(0, inf)")
 
     @property
     def loop_options(self) -> tuple[str, ...]:

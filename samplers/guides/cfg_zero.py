@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build_parts, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.parameterisation import Parameterisation, Velocity
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import TwoPredictionGuide, dot
@@ -35,9 +36,7 @@ class CFGZero(TwoPredictionGuide):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        build_parts(self)
-        if self.zero_steps < 0:
-            raise UserError(f"CFGZero: zero_steps = {self.zero_steps}; it must be at least 0")
+        check_fields(self, zero_steps="[0, inf)")
 
     @property
     def loop_options(self) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
-from gen.config.spec import build_parts, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.parameterisation import Parameterisation, V
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import TwoPredictionGuide, dot, extrapolate
@@ -33,9 +33,7 @@ class Rescale(TwoPredictionGuide):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        build_parts(self)
-        if not 0 <= self.phi <= 1:
-            raise UserError(f"Rescale: phi = {self.phi}; it must be in [0, 1]")
+        check_fields(self, phi="[0, 1]")
 
     def combine(self, path: NoisePath, x: Tensor, t: Tensor, c: Prediction, u: Prediction) -> Prediction:
         g = self.space.target(path, *extrapolate(u, c, self.scale), t)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.search.lib.problem import Candidate, Problem, SearchResult
 
 __all__ = ["Evolution"]
@@ -39,16 +40,12 @@ class Evolution:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("budget", "population", "parents"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Evolution: {name} = {getattr(self, name)}; it must be at least 1")
+        check_fields(self, budget="[1, inf)", population="[1, inf)", parents="[1, inf)", rate="(0, 1]")
         if self.mutations < 0 or self.crossovers < 0 or self.mutations + self.crossovers > self.population:
             raise UserError(
                 f"Evolution: mutations = {self.mutations}, crossovers = {self.crossovers}; "
                 f"they must add up to at most population = {self.population}"
             )
-        if not 0 < self.rate <= 1:
-            raise UserError(f"Evolution: rate = {self.rate}; it must be in (0, 1]")
 
     def search(self, problem: Problem) -> SearchResult:
         breeder = Breeder(problem, random.Random(self.seed), self.rate)

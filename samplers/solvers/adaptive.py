@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gen.config.errors import NonFinite, UserError
+from gen.config.errors import NonFinite
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath, expand
 from gen.samplers.solvers.lib.exponential import data_prediction
@@ -48,11 +49,7 @@ class AdaptiveSteps(Solver):
     level: float = 0.002
 
     def __post_init__(self) -> None:
-        if self.rtol < 0 or not self.atol > 0 or not self.level > 0:
-            raise UserError(
-                f"AdaptiveSteps: rtol = {self.rtol}, atol = {self.atol}, level = {self.level}; "
-                "it must be rtol >= 0, atol > 0 and level > 0"
-            )
+        check_fields(self, rtol="[0, inf)", atol="(0, inf)", level="(0, inf)")
 
     def nfe(self, steps: int) -> None:
         return None

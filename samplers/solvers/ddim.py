@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath
 
@@ -29,8 +29,7 @@ class DDIM(Solver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"{type(self).__name__}: eta = {self.eta}; it must be in [0, 1]")
+        check_fields(self, eta="[0, 1]")
 
     @property
     def order(self) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
 from gen.samplers.solvers.dpmpp import DPMpp, correction_weights
@@ -34,8 +34,7 @@ class DPMppSDE(DPMpp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eta < 0 or self.s_noise < 0:
-            raise UserError(f"DPMppSDE: eta = {self.eta}, s_noise = {self.s_noise}; they must not be negative")
+        check_fields(self, eta="[0, inf)", s_noise="[0, inf)")
 
     @property
     def order(self) -> int | None:

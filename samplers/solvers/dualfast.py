@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
-from gen.config.spec import build_parts, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.solvers.ddim import DDIM
@@ -45,9 +45,7 @@ class DualFast(Solver):
     of: Literal["eps", "x0"] = "eps"
 
     def __post_init__(self) -> None:
-        build_parts(self)
-        if self.power < 0:
-            raise UserError(f"DualFast: power = {self.power}; it must not be negative")
+        check_fields(self, power="[0, inf)")
 
     @property
     def order(self) -> int | None:

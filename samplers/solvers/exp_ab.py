@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
 from gen.samplers.solvers.lib.exponential import (
@@ -50,8 +50,7 @@ class ExpAB(Multistep):
     start: Literal["rk4", "low"] = "rk4"
 
     def __post_init__(self) -> None:
-        if self.solver_order < 1:
-            raise UserError(f"ExpAB: solver_order = {self.solver_order}; it must be at least 1")
+        check_fields(self, solver_order="[1, inf)")
 
     @property
     def order(self) -> int | None:

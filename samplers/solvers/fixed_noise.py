@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath
 
@@ -29,8 +29,7 @@ class FixedNoise(Solver):
     method: Literal["euler", "heun"] = "euler"
 
     def __post_init__(self) -> None:
-        if self.method not in ("euler", "heun"):
-            raise UserError(f"FixedNoise: method = {self.method!r}; allowed: euler, heun")
+        check_fields(self)
 
     def nfe(self, steps: int) -> int:
         return 2 * steps - 1 if self.method == "heun" else steps

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.path import NoisePath
 from gen.samplers.solvers.lib.stages import Stage, add_stage
@@ -34,8 +34,7 @@ class FlowSDE(Solver):
     churn: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.churn < 0:
-            raise UserError(f"FlowSDE: churn = {self.churn}; it must not be negative")
+        check_fields(self, churn="[0, inf)")
 
     @property
     def order(self) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
 from gen.samplers.solvers.lib.stages import RungeKutta, Tableau
@@ -40,11 +41,7 @@ class Heun(RungeKutta):
     def __post_init__(self) -> None:
         if not 0 <= self.churn <= math.sqrt(2) - 1 + 1e-9:
             raise UserError(f"Heun: churn = {self.churn}; it is EDM's S_churn / steps, from 0 to sqrt(2) - 1 = 0.4142")
-        if self.s_min < 0 or (self.s_max is not None and self.s_max < self.s_min) or self.s_noise < 0:
-            raise UserError(
-                f"Heun: s_min = {self.s_min}, s_max = {self.s_max}, s_noise = {self.s_noise}; "
-                "it must be 0 <= s_min <= s_max and s_noise >= 0"
-            )
+        check_fields(self, s_min="[0, inf)", s_max=f"[{self.s_min}, inf]", s_noise="[0, inf)")
 
     @property
     def order(self) -> int | None:

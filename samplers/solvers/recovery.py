@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.path import NoisePath, Prediction, expand
@@ -41,10 +41,7 @@ class Recovery(Solver):
     initialiser: Literal["same", "target"] = "same"
 
     def __post_init__(self) -> None:
-        if self.refine < 0 or not 0 < self.step_size < 4:
-            raise UserError(
-                f"Recovery: refine = {self.refine}, step_size = {self.step_size}; allowed: not negative, (0, 4)"
-            )
+        check_fields(self, refine="[0, inf)", step_size="(0, 4)")
 
     def nfe(self, steps: int) -> int:
         return (steps - 1) * (1 + self.refine) + 1

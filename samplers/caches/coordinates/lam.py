@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.config.errors import UserError
-from gen.config.spec import build_parts, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.path import Flow, NoisePath
 from gen.diffusion.tap import Context
 
@@ -28,9 +28,7 @@ class Lam:
     limit: float = 8.0
 
     def __post_init__(self) -> None:
-        build_parts(self)
-        if not self.limit > 0:
-            raise UserError(f"Lam: limit = {self.limit}; it must be positive")
+        check_fields(self, limit="(0, inf)")
 
     def value(self, context: Context) -> float:
         lam = float(self.path.lam(torch.tensor(context.t, dtype=torch.float64)))

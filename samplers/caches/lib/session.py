@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build_parts
+from gen.config.fields import check_fields
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.contracts import Cache
 from gen.diffusion.tap import Compute, Context, Tap
@@ -34,7 +34,7 @@ class CachePreset(Cache):
     """A cache made of parts; parts that do not fit each other are refused when it is built."""
 
     def __post_init__(self) -> None:
-        build_parts(self)
+        check_fields(self)
         self.start(1)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.config.errors import UserError
-from gen.config.spec import build_parts, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.tap import Context
 from gen.samplers.caches.coordinates.step import Step
 from gen.samplers.caches.lib.memory import Memory
@@ -38,9 +38,7 @@ class Gate(CachePolicy):
     probe: str = "hidden.0"
 
     def __post_init__(self) -> None:
-        build_parts(self)
-        if self.threshold < 0:
-            raise UserError(f"gate: threshold = {self.threshold}; it must be at least 0")
+        check_fields(self, threshold="[0, inf)")
 
     def init(self) -> Memory:
         return Memory()

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.parts import CachePolicy, Rows
 from gen.samplers.caches.policies.lib.distance import relative_l1
@@ -44,8 +45,9 @@ class Indicator(CachePolicy):
     probe: str = "blocks.0.attn.raw"
 
     def __post_init__(self) -> None:
-        if self.threshold < 0 or not self.coefficients:
-            raise UserError(f"indicator: threshold = {self.threshold}, coefficients = {self.coefficients}")
+        check_fields(self, threshold="[0, inf)")
+        if not self.coefficients:
+            raise UserError("Indicator: coefficients = (); a polynomial has at least one")
 
     def decide(self, context: Context, state: State | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, State]:
         assert h is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.parts import CachePolicy, Rows
 
@@ -30,8 +30,7 @@ class Interval(CachePolicy):
     warmup: int = 2
 
     def __post_init__(self) -> None:
-        if self.interval < 1 or self.warmup < 0:
-            raise UserError(f"interval = {self.interval}, warmup = {self.warmup}; interval >= 1 and warmup >= 0 only")
+        check_fields(self, interval="[1, inf)", warmup="[0, inf)")
 
     def decide(self, context: Context, state: int | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, int]:
         if state is None or context.step < self.warmup or context.step - state >= self.interval:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.parts import CachePolicy, Rows
 
@@ -41,11 +41,7 @@ class Magnitude(CachePolicy):
     retention: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.longest < 0 or not 0 <= self.retention <= 1 or any(not ratio > 0 for ratio in self.ratios):
-            raise UserError(
-                f"magnitude: longest = {self.longest}, retention = {self.retention}, {len(self.ratios)} ratios; "
-                "longest >= 0, 0 <= retention <= 1 and positive ratios are needed"
-            )
+        check_fields(self, ratios="(0, inf)", longest="[0, inf)", retention="[0, 1]")
 
     def decide(self, context: Context, state: State | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, State]:
         full = [True], State(step=context.step)

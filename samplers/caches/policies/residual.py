@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.memory import select
 from gen.samplers.caches.lib.parts import CachePolicy, Rows
@@ -33,8 +33,7 @@ class Residual(CachePolicy):
     probe: str = "hidden.0"
 
     def __post_init__(self) -> None:
-        if self.threshold < 0:
-            raise UserError(f"residual: threshold = {self.threshold}; it must be at least 0")
+        check_fields(self, threshold="[0, inf)")
 
     def decide(
         self, context: Context, state: Tensor | None, h: Tensor | None, out: Tensor | None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.parts import CachePolicy, Rows
 from gen.samplers.caches.policies.lib.distance import relative_l1
@@ -45,11 +45,7 @@ class Verify(CachePolicy):
     check: str = "hidden.*"
 
     def __post_init__(self) -> None:
-        if self.threshold < 0 or not 0 < self.decay <= 1 or self.floor < 0 or self.longest < 0:
-            raise UserError(
-                f"verify: threshold = {self.threshold}, decay = {self.decay}, floor = {self.floor}, "
-                f"longest = {self.longest}; none may be negative, and 0 < decay <= 1"
-            )
+        check_fields(self, threshold="[0, inf)", decay="(0, 1]", floor="[0, inf)", longest="[0, inf)")
 
     def decide(self, context: Context, state: State | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, State]:
         if state is None or context.step < self.warmup or self.threshold == 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.caches.predictors.lib.differences import Extrapolation
 
 __all__ = ["Chebyshev"]
@@ -29,8 +29,7 @@ class Chebyshev(Extrapolation):
     window: int = 4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.order < self.window:
-            raise UserError(f"Chebyshev: order = {self.order}, window = {self.window}; 0 <= order < window is needed")
+        check_fields(self, order=f"[0, {self.window})")
 
     @property
     def size(self) -> int:

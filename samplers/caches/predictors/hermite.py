@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.caches.predictors.lib.differences import Extrapolation, difference_table
 
 __all__ = ["Hermite"]
@@ -29,8 +29,7 @@ class Hermite(Extrapolation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.scale > 0:
-            raise UserError(f"Hermite: scale = {self.scale}; it must be positive")
+        check_fields(self, scale="(0, inf)")
 
     @property
     def degree(self) -> int:

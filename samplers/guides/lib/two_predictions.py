@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction, expand
@@ -50,6 +51,7 @@ class TwoPredictionGuide(Guide):
     needs_cond: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self, channels="[1, inf)")
         name = type(self).__name__
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise UserError(f"{name}: interval = {self.interval}; it must be 0 <= low < high, as sigma / alpha")
@@ -57,8 +59,6 @@ class TwoPredictionGuide(Guide):
             raise UserError(f"{name}: steps = {self.steps}; it must be 0 <= start < stop <= 1, as parts of the loop")
         if self.interval is not None and self.steps is not None:
             raise UserError(f"{name}: interval = {self.interval} and steps = {self.steps}; give one of the two")
-        if self.channels is not None and self.channels < 1:
-            raise UserError(f"{name}: channels = {self.channels}; it must be at least 1")
 
     def __call__(self, f: DenoiserLike, times: Tensor, *others: DenoiserLike) -> DenoiserLike:
         (other,) = others or self.other_denoisers() or (None,)

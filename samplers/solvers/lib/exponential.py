@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.contracts import Solver
 from gen.diffusion.path import NoisePath, Prediction, expand
 
@@ -63,6 +64,7 @@ class Multistep(Solver):
     orders: ClassVar[Sequence[int]] = (1, 2, 3)  # that the method has
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.solver_order not in self.orders:
             allowed = ", ".join(map(str, self.orders))
             raise UserError(f"{type(self).__name__}: solver_order = {self.solver_order}; allowed: {allowed}")

@@ -82,7 +82,7 @@ def test_fid_is_a_fitness(folder, tmp_path):
         (["-n", "0"], "-n 0: for --fitness rmse it must be at least 1"),
         (["-n", "1", "--fitness", "fid"], "-n 1: for --fitness fid it must be at least 2"),
         (["--pool", "-3"], "--pool -3: it must be at least 2"),
-        (["--budget", "0"], "budget = 0; it must be at least 1"),
+        (["--budget", "0"], "budget = 0; it must be in [1, inf)"),
         (["--out", "no/such/folder/grid.json"], "give a file in a folder that exists"),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_probe_s_skip_runs_nothing_after_it():
 
 WRONG = [
     (lambda: Interval(0), "interval = 0"),
-    (lambda: Magnitude((1.0, 0.0)), "positive ratios"),
+    (lambda: Magnitude((1.0, 0.0)), "it must be in .0, inf"),
     (lambda: Gate(-1.0), "threshold = -1"),
     (lambda: Residual(-0.1), "threshold = -0.1"),
     (lambda: Indicator(coefficients=()), "coefficients"),

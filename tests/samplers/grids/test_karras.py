@@ -40,5 +40,5 @@ def test_a_path_without_that_little_noise_is_refused():
 
 @pytest.mark.parametrize("bad", [{"sigma_min": 0}, {"sigma_min": 3, "sigma_max": 2}, {"rho": 0}])
 def test_wrong_numbers_are_refused(bad):
-    with pytest.raises(UserError, match="0 < min < max and rho > 0"):
+    with pytest.raises(UserError, match="it must be in"):
         Karras(**bad)

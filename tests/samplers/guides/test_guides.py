@@ -105,7 +105,7 @@ def test_published_dit_guides_three_channels_of_four():
         (lambda: CFG(steps=(0.5, 0.5)), "0 <= start < stop <= 1"),
         (lambda: CFG(steps=(0.5, 1.5)), "0 <= start < stop <= 1"),
         (lambda: APG(interval=(0.1, 1.0), steps=(0.0, 0.5)), "give one of the two"),
-        (lambda: Rescale(channels=0), "channels = 0; it must be at least 1"),
+        (lambda: Rescale(channels=0), r"channels = 0; it must be in \[1, inf\)"),
         (lambda: Rescale(phi=1.5), "phi = 1.5"),
         (lambda: APG(momentum=1.0), "momentum = 1.0"),
         (lambda: APG(threshold=0.0), "threshold = 0.0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.caches.lib.parts import FeaturePredictor
 
 __all__ = ["Extrapolation", "difference_table"]
@@ -22,8 +22,7 @@ class Extrapolation(FeaturePredictor):
     order: int = 1
 
     def __post_init__(self) -> None:
-        if self.order < 0:
-            raise UserError(f"{type(self).__name__}: order = {self.order}; it must be at least 0")
+        check_fields(self, order="[0, inf)")
 
     @property
     def size(self) -> int:
