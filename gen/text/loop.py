@@ -127,10 +127,10 @@ class _Canvas:
     confidence: Tensor  # [R, N]
 
     @classmethod
-    def begin(cls, prompts: Sequence[Tensor], lengths: Sequence[int], mask_token_id: int, device: Any) -> _Canvas:
+    def begin(cls, prompts: Sequence[Tensor], lengths: Sequence[int], mask: int, device: torch.device) -> _Canvas:
         prompt_end = torch.tensor([len(p) for p in prompts], device=device)
         text_end = prompt_end + torch.tensor(lengths, device=device)
-        tokens = torch.full((len(prompts), int(text_end.max())), mask_token_id, device=device)
+        tokens = torch.full((len(prompts), int(text_end.max())), mask, device=device)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = prompt.to(device)
         confidence = torch.zeros(tokens.shape, device=device)
@@ -164,7 +164,7 @@ class _Schedule:
     changed: Tensor  # whether the last step wrote anything
 
     @classmethod
-    def begin(cls, rows: int, device: Any) -> _Schedule:
+    def begin(cls, rows: int, device: torch.device) -> _Schedule:
         step, mask_budget, hold, clean_until, changed = _zeros(5, rows, device)
         nowhere = Window(*(v - 1 for v in _zeros(4, rows, device)))
         return cls(nowhere, step, mask_budget, hold > 0, clean_until, changed == 0)
@@ -184,13 +184,13 @@ class _Bookkeeping:
     has_nan: Tensor  # whether logits are NaN
 
     @classmethod
-    def begin(cls, seeds: list[int], device: Any) -> _Bookkeeping:
+    def begin(cls, seeds: list[int], device: torch.device) -> _Bookkeeping:
         nfe, nfe_full, computed, done, reason, has_nan = _zeros(6, len(seeds), device)
         index = torch.arange(len(seeds), device=device)
         return cls(index, seeds, nfe, nfe_full, computed, done > 0, reason, has_nan > 0)
 
 
-def _zeros(count: int, rows: int, device: Any) -> list[Tensor]:
+def _zeros(count: int, rows: int, device: torch.device) -> list[Tensor]:
     """Return so many tensors int64 [rows], each with storage of its own."""
     return [torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(count)]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ __all__ = [
     "shuffle_joint",
 ]
 
+N = TypeVar("N", int, float)
 Text = tuple[int, ...]
 Table = list[list[float]]  # marginals [L][V] of one text
 
@@ -137,7 +138,7 @@ def decoded_distribution(
         max_steps: RuntimeError for a policy that takes more.
     """
     n, p = joint.support.shape[1], joint.probabilities
-    orders: list[Any] = list(itertools.permutations(range(n))) if over_orders else [None]
+    orders: list[Text | None] = list(itertools.permutations(range(n))) if over_orders else [None]
     q, nfe = torch.zeros_like(p), 0.0
     for order in orders:
         rank = None if order is None else (torch.tensor(order, dtype=torch.float64) + 0.5) / n
@@ -225,7 +226,7 @@ class _Enumeration:
         written = decision.commit & view.masked
         if decision.edit is not None:
             written = written | (decision.edit & ~view.masked)
-        merged: dict[Any, _Partial] = {}
+        merged: dict[tuple[object, ...], _Partial] = {}
         for row, d in enumerate(draws):
             old, positions = partials[d.index], written[row].nonzero()[:, 0].tolist()
             own = {key: value[row : row + 1] for key, value in after.items()}
@@ -274,7 +275,7 @@ class _Enumeration:
         return [(new, math.prod(table[i][v] for i, v in zip(positions, new, strict=True))) for new in values]
 
 
-def _replaced(values: Any, positions: list[int], new: Any) -> tuple[Any, ...]:
+def _replaced(values: Sequence[N], positions: list[int], new: Sequence[N]) -> tuple[N, ...]:
     """Return values with new ones at some positions."""
     changed = dict(zip(positions, new, strict=True))
     return tuple(changed.get(i, value) for i, value in enumerate(values))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.net import unwrap
@@ -41,7 +41,7 @@ class BD3(MaskedObjective):
         if not 0 <= low <= high <= 1:
             raise UserError(f"BD3: clip = {self.clip}; 0 <= low <= high <= 1")
 
-    def times(self, net: Any, batch: Batch, stratified: bool) -> Tensor:
+    def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         low, high = self.clip
         return low + (high - low) * block_uniforms(net, batch, stratified)
 
@@ -57,7 +57,7 @@ class BD3(MaskedObjective):
         return torch.where(masked, losses, 0), masked, likeliest
 
 
-def block_size_of(net: Any, length: int) -> int:
+def block_size_of(net: nn.Module, length: int) -> int:
     """Return the number of tokens of a network's block; all where it sees everything.
 
     Args:
@@ -68,7 +68,7 @@ def block_size_of(net: Any, length: int) -> int:
     return length if block_size is None else int(block_size)
 
 
-def block_uniforms(net: Any, batch: Batch, stratified: bool) -> Tensor:
+def block_uniforms(net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
     """Draw a uniform number for each block of each text, [B, blocks].
 
     Args:
@@ -97,7 +97,7 @@ def block_diffusion_mask(length: int, block_size: int) -> Tensor:
     return same | (clean[None] & (mine > theirs))
 
 
-def logits_after_clean_blocks(net: Any, noisy: Tensor, tokens: TokenBatch, block_size: int) -> Tensor:
+def logits_after_clean_blocks(net: nn.Module, noisy: Tensor, tokens: TokenBatch, block_size: int) -> Tensor:
     """Return the logits [B, L, V] of noisy blocks, each of which sees the clean ones before it.
 
     A network with a shift predicts the first token of a block from the last position of the block before it, which is

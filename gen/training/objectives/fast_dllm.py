@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.net import unwrap
@@ -40,10 +39,10 @@ class FastDLLM(MaskedObjective):
         if not 0 <= self.eps < 1:
             raise UserError(f"FastDLLM: eps = {self.eps}; 0 <= eps < 1")
 
-    def times(self, net: Any, batch: Batch, stratified: bool) -> Tensor:
+    def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         return block_uniforms(net, batch, stratified)
 
-    def copies(self, net: Any, tokens: TokenBatch, t: Tensor, u: Tensor) -> Tensor:
+    def copies(self, net: nn.Module, tokens: TokenBatch, t: Tensor, u: Tensor) -> Tensor:
         """Return the noisy copies: [2 B, L], first copies first, or [B, L]; t [B, blocks], u [B, L]."""
         x, mask, block_size = tokens.x, unwrap(net).mask_token_id, block_size_of(net, tokens.x.shape[1])
         p = ((1 - self.eps) * t + self.eps).repeat_interleave(block_size, 1)[:, : x.shape[1]]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.net import unwrap
@@ -50,7 +49,7 @@ class LLaDA(MaskedObjective):
         cut = first + 1 + (batch.noise.uniform("cut.at").to(first.device) * (whole.length - first)).long()
         return torch.where(batch.noise.uniform("cut").to(first.device) < self.random_length, cut, whole.length)
 
-    def times(self, net: Any, batch: Batch, stratified: bool) -> Tensor:
+    def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         u = batch.noise.uniform("t")
         return stratify(u) if stratified else u
 

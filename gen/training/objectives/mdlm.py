@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.net import unwrap
@@ -35,7 +34,7 @@ class MDLM(MaskedObjective):
         if not 0 <= self.eps < 1:
             raise UserError(f"MDLM: eps = {self.eps}; 0 <= eps < 1")
 
-    def times(self, net: Any, batch: Batch, stratified: bool) -> Tensor:
+    def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         u = batch.noise.uniform("t")
         return (1 - self.eps) * (stratify(u) if stratified else u) + self.eps
 

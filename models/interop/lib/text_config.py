@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -69,7 +68,7 @@ def checked_config(weights: Weights, name: str, fixed: Json) -> Json:
     return config
 
 
-def number(config: Json, *keys: str) -> Any:
+def number(config: Json, *keys: str) -> float:
     """Return the first value that is there and not null; UserError unless it is a number.
 
     Args:

@@ -71,7 +71,7 @@ class MaskedObjective(Objective):
         return {"net": net}
 
     @abstractmethod
-    def times(self, net: Any, batch: Batch, stratified: bool) -> Tensor:
+    def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         """Draw a time for each text, [B], or for each of its blocks, [B, blocks]."""
         ...
 
