@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gen.config.spec import Json
 from gen.diffusion.tap import Context
 
 __all__ = ["CacheReport"]
@@ -61,7 +62,7 @@ class CacheReport:
         """Computations saved: sites that were not computed, over all evaluations."""
         return sum(not done for row in self.computed for done in row)
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> Json:
         """Return all of it as JSON values, with the counts that follow from it."""
         counts = ("evaluations", "full", "fraction", "fraction_per_row", "hits")
         return {**asdict(self), **{name: getattr(self, name) for name in counts}}

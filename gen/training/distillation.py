@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import build, override
+from gen.config.spec import Spec, build, override
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
 from gen.training.run import Run, run_from
@@ -42,11 +42,11 @@ class Distiller(Objective, Protocol):
 
 
 def distill(
-    method: str | Mapping[str, Any] | Distiller,
+    method: Spec | Distiller,
     teacher: str | Path,
     out: str | Path,
     *,
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, object] | None = None,
     resume: str = "auto",
     command: str | None = None,
     quiet: bool = False,

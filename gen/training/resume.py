@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from torch import nn
 import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import spec_of
+from gen.config.spec import Json, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 
@@ -50,7 +49,7 @@ def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
     return newest
 
 
-def _check_same(run: Run, spec: Mapping[str, Any], folder: Path) -> None:
+def _check_same(run: Run, spec: Json, folder: Path) -> None:
     ours, theirs = run_spec(run), run_spec(run_from(spec))
     changed = [line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key])]
     if changed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -164,7 +163,7 @@ def run_spec(run: Run) -> Json:
     return spec_of(run, named=False)
 
 
-def run_from(spec: Mapping[str, Any]) -> Run:
+def run_from(spec: Json) -> Run:
     """Build the run of a JSON object.
 
     Args:
@@ -173,4 +172,4 @@ def run_from(spec: Mapping[str, Any]) -> Run:
     Raises:
         UserError: in one line, for unknown keys, names and values.
     """
-    return convert(dict(spec), Run, "run")
+    return convert(spec, Run, "run")

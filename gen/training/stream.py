@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.data import DataSet
 from gen.diffusion.noise import derive
 from gen.training.run import Run
@@ -17,7 +17,7 @@ from gen.training.run import Run
 __all__ = ["ShuffledStream", "StepBatchSampler", "iterate_steps"]
 
 
-class ShuffledStream(Dataset[dict[str, Any]]):
+class ShuffledStream(Dataset[Json]):
     """A map-style view of the endless sequence: [p] is the item at position p, with p as its "index".
 
     Args:
@@ -30,7 +30,7 @@ class ShuffledStream(Dataset[dict[str, Any]]):
             raise UserError("the data set is empty")
         self._data, self._seed, self._epoch = data, seed, -1
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: int) -> Json:
         epoch, offset = divmod(position, len(self._data))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive("order", self._seed, epoch))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
+from gen.config.spec import Json
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import distributed, state
@@ -120,7 +121,7 @@ class Trainer:
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
         self.steps_done = 0
         self.val_loss: float | None = None
-        self.scaler_state: dict[str, Any] = {}
+        self.scaler_state: Json = {}
         if checkpoint is not None:
             self._restore(checkpoint)
         self._prepare()
@@ -258,7 +259,7 @@ class Trainer:
             self.accelerator.backward(scaled)
         return role, loss.detach(), {k: v.detach() for k, v in logs.items()}
 
-    def _no_sync(self, unless: bool) -> AbstractContextManager[Any]:
+    def _no_sync(self, unless: bool) -> AbstractContextManager[object]:
         """Keep gradients local within, where one network is replicated."""
         if unless or self.world == 1 or self.mesh is not None or len(self.denoisers) > 1:
             return nullcontext()
@@ -310,7 +311,7 @@ class Trainer:
         if run.sample_every and (step % run.sample_every == 0 or step == run.steps):
             self.draw_preview()
 
-    def _record(self, values: dict[str, Any]) -> None:
+    def _record(self, values: Json) -> None:
         if self.main:
             self.metrics.write(step=self.steps_done, **values)
         if self.run.trackers:
@@ -362,7 +363,7 @@ class Trainer:
             checkpoints.write(self.folder / "final", files, self._manifest())
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> Json:
         run = self.run
         scaler = self.accelerator.scaler
         return {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
+from gen.config.spec import Json
 from gen.diffusion.net import members
 
 __all__ = ["Optimiser", "build_optimisers", "decouple_weight_decay", "parameter_groups"]
@@ -21,7 +23,7 @@ class Optimiser(Protocol):
         """Peak learning rate; before each step a group's "lr" is set to lr x the schedule's factor x its "scale"."""
         ...
 
-    def build(self, parameters: Iterable[Any], /) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT, /) -> torch.optim.Optimizer:
         """Build the optimiser of one role.
 
         Args:
@@ -45,7 +47,7 @@ def build_optimisers(
     return {role: optim.build(given) for role, given in groups.items() if given}
 
 
-def parameter_groups(net: nn.Module, rate: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(net: nn.Module, rate: float = 1.0) -> list[Json]:
     """Return the trained parameters grouped by learning rate, as {"params": [...], "scale": factor}.
 
     Args:
@@ -60,16 +62,14 @@ def parameter_groups(net: nn.Module, rate: float = 1.0) -> list[dict[str, Any]]:
     return [{"params": parameters, "scale": rate * scale} for scale, parameters in groups.items()]
 
 
-def decouple_weight_decay(parameters: Iterable[Any], weight_decay: float) -> list[Any]:
+def decouple_weight_decay(parameters: ParamsT, weight_decay: float) -> list[Json]:
     """Divide each group's weight decay by its `scale`, so that lr x weight decay is the same for all groups.
 
     This is muP's AdamW (microsoft/mup, MuAdamW): where the rate shrinks with the width, the decay grows.
 
     Args:
-        parameters: parameter groups; bare parameters pass through.
+        parameters: parameter groups or bare parameters.
         weight_decay: that of a group with scale 1.
     """
-    return [
-        {**given, "weight_decay": weight_decay / given.get("scale", 1.0)} if isinstance(given, dict) else given
-        for given in parameters
-    ]
+    groups: list[Json] = [given if isinstance(given, dict) else {"params": given} for given in parameters]
+    return [{**group, "weight_decay": weight_decay / group.get("scale", 1.0)} for group in groups]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from gen.config.errors import UserError
 from gen.training.optim import decouple_weight_decay
@@ -34,7 +33,7 @@ class AdamW:
         if not self.lr > 0:
             raise UserError(f"AdamW: lr = {self.lr}; it must be positive")
 
-    def build(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)
         return torch.optim.AdamW(
             groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, foreach=True

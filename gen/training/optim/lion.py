@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from gen.config.errors import UserError
 from gen.training.optim import decouple_weight_decay
@@ -36,7 +36,7 @@ class Lion:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"Lion: betas = {self.betas}; they must be in [0, 1)")
 
-    def build(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)
         return LionOptimizer(groups, {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay})
 

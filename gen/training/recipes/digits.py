@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from gen.config.spec import Json
 from gen.data.digits import Digits
 from gen.diffusion.times import LogitNormal
 from gen.training.ema import Classic
@@ -52,7 +51,7 @@ def digits() -> Run:
     )
 
 
-def one_step() -> dict[str, Any]:
+def one_step() -> Json:
     """Return the changes by which reflow makes a one-step student of that model: all training at the first step.
 
     Measured as above: under a minute; FID 1.19 +- .12 and accuracy .983 at one evaluation. With 16,384 pairs of eight

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gen.config.spec import build
+from gen.config.spec import Json, build
 from gen.data.lists import Lists
 from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
@@ -30,7 +28,7 @@ def lists() -> Run:
     """
     data = Lists()
     tokenizer = data.tokenizer
-    model: dict[str, Any] = {
+    model: Json = {
         "name": "text",
         **id_fields(tokenizer),
         "length": data.shape[0],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from gen.config.spec import Json
 from gen.data.text import Text
 from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
@@ -26,7 +25,7 @@ def text() -> Run:
     """
     data = Text()
     tokenizer = data.tokenizer
-    model: dict[str, Any] = {
+    model: Json = {
         "name": "text",
         **id_fields(tokenizer),
         "tokenizer": tokenizer,

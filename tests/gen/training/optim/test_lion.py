@@ -56,7 +56,7 @@ def test_the_product_of_rate_and_weight_decay_is_the_same_in_every_group(name):
     optim.step()
     assert all(torch.allclose(g["params"][0], torch.full((2,), 1 - 0.1 * 0.02)) for g in optim.param_groups)
     plain = nn.Parameter(torch.ones(1))
-    assert decouple_weight_decay([plain], 0.1)[0] is plain
+    assert decouple_weight_decay([plain], 0.1) == [{"params": plain, "weight_decay": 0.1}]
 
 
 def test_it_trains_and_resumes_to_the_bit(tmp_path):
