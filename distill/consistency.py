@@ -26,6 +26,7 @@ from gen.distillers.lib.consistency import (
 )
 from gen.distillers.lib.networks import ema_update, frozen_copy
 from gen.distillers.lib.teacher import guided_teacher
+from gen.distillers.lib.times import mean_over
 from gen.distillers.lib.velocity import VelocitySource, check_roles
 from gen.samplers.grids.coarse import Coarse
 from gen.samplers.grids.karras import Karras
@@ -134,5 +135,4 @@ class Consistency(Distiller):
         """Return the mean loss on 8 intervals, evenly chosen, of the last grid, with the network as its own target."""
         n, f = self.steps_at(self.growth_updates), roles["net"]
         at = torch.unique(((torch.arange(8, dtype=torch.float64) + 0.5) / 8 * n).long())
-        each = [self.losses(roles, batch, batch.cond, n, i.expand(len(batch.x)), f)[0].mean() for i in at]
-        return torch.stack(each).mean()
+        return mean_over(at, batch, lambda i: self.losses(roles, batch, batch.cond, n, i, f)[0])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from gen.config.fields import check_fields
@@ -15,8 +14,9 @@ from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.times import Times, Uniform
 from gen.diffusion.weighting import UniformWeighting, Weighting
-from gen.distillers.lib.score import check_same_terms, denoising_losses, draw_times, fold_in, generate
+from gen.distillers.lib.score import check_same_terms, denoising_losses, fold_in, generate
 from gen.distillers.lib.teacher import require_teacher
+from gen.distillers.lib.times import draw_times, mean_at_fixed_times
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
@@ -79,5 +79,4 @@ class Degradation(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the mean loss at 8 fixed times."""
-        at = self.times.fixed(roles["net"].path).to(batch.x.device)
-        return torch.stack([self.losses(roles, batch, t.expand(len(batch.x))).mean() for t in at]).mean()
+        return mean_at_fixed_times(self.times, roles["net"].path, batch, lambda t: self.losses(roles, batch, t))

@@ -23,13 +23,13 @@ from gen.distillers.lib.score import (
     backward_simulate,
     check_same_terms,
     dmd_gradient,
-    draw_times,
     fold_in,
     generate,
     sample_stats,
     surrogate_losses,
 )
 from gen.distillers.lib.teacher import guided_teacher
+from gen.distillers.lib.times import draw_times
 from gen.training.objectives import Batch, Roles, Step
 
 __all__ = ["DMD2"]

@@ -21,6 +21,7 @@ from gen.distillers.lib.consistency import (
     output_stats,
     sigma_of_t,
 )
+from gen.distillers.lib.times import draw_times, mean_at_fixed_times
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.coarse import Coarse
 from gen.training.distillation import Distiller
@@ -81,7 +82,7 @@ class ECT(Distiller):
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f, stage = roles["net"], self.stage(batch.step)
         check_boundary(f.path, f.parameterisation, "ECT")
-        t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
+        t = draw_times(self.times, batch, "t", f.path)
         losses, x0 = self.losses(f, batch, drop_condition(f, batch, self.class_dropout), t, stage)
         ratio = sigma_of_t(f.path, self.next_time(f.path, t, stage)) / sigma_of_t(f.path, t)
         logs = {"stage": torch.tensor(float(stage), device=t.device), "ratio": ratio.mean()}
@@ -101,7 +102,5 @@ class ECT(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the mean loss of the last stage at 8 fixed times."""
-        f, n = roles["net"], len(batch.x)
-        at = self.times.fixed(f.path).to(batch.x.device)
-        each = [self.losses(f, batch, batch.cond, t.expand(n), self.stages - 1)[0].mean() for t in at]
-        return torch.stack(each).mean()
+        f, last = roles["net"], self.stages - 1
+        return mean_at_fixed_times(self.times, f.path, batch, lambda t: self.losses(f, batch, batch.cond, t, last)[0])

@@ -17,6 +17,7 @@ from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath
 from gen.distillers.lib.consistency import check_boundary, consistency_losses, output_stats, sigma_of_t
+from gen.distillers.lib.times import mean_over
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.coarse import Coarse
 from gen.samplers.grids.karras import Karras
@@ -103,5 +104,4 @@ class ICT(Distiller):
         """Return the mean loss on 8 intervals of the last grid, midpoints of equal shares of the training density."""
         f, n = roles["net"], self.grid_steps[1] + 1
         at = self.intervals((torch.arange(8, dtype=torch.float64) + 0.5) / 8, f.path, n)
-        each = [self.losses(f, batch, batch.cond, n, i.expand(len(batch.x)))[0].mean() for i in at]
-        return torch.stack(each).mean()
+        return mean_over(at, batch, lambda i: self.losses(f, batch, batch.cond, n, i)[0])

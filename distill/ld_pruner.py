@@ -22,6 +22,7 @@ from gen.diffusion.times import Times, Uniform
 from gen.distillers.lib.networks import output_as
 from gen.distillers.lib.shards import parent_hash
 from gen.distillers.lib.teacher import require_teacher
+from gen.distillers.lib.times import draw_times, mean_at_fixed_times
 from gen.pipeline import Pipeline, load
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
@@ -90,8 +91,8 @@ class LDPruner(Distiller):
         if not candidates:
             raise UserError(f"LDPruner: no site of this model matches {', '.join(self.sites)} and can be left out")
         weights = {site: _weights(model, site) for site in candidates}
-        net: Any = getattr(pipeline.denoiser, "net", None)
-        budget = self.share * sum(p.numel() for p in net.parameters())
+        assert isinstance(pipeline.denoiser, Denoiser)
+        budget = self.share * sum(p.numel() for p in pipeline.denoiser.net.parameters())
         removed: list[str] = []
         rounds: list[dict[str, float]] = []
         while sum(weights[site] for site in removed) < budget and len(removed) < len(candidates) - 1:
@@ -118,7 +119,7 @@ class LDPruner(Distiller):
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
-        t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
+        t = draw_times(self.times, batch, "t", f.path)
         data, teacher = self.losses(roles, batch, drop_condition(f, batch, self.class_dropout), t)
         loss = (1 - self.teacher_weight) * data + self.teacher_weight * teacher
         yield "net", loss.mean(), {"data_loss": data.mean(), "teacher_loss": teacher.mean()}
@@ -136,9 +137,8 @@ class LDPruner(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the data's loss at 8 fixed times."""
-        at = self.times.fixed(roles["net"].path).to(batch.x.device)
-        losses = [self.losses(roles, batch, batch.cond, t.expand(len(batch.x)))[0].mean() for t in at]
-        return torch.stack(losses).mean()
+        path = roles["net"].path
+        return mean_at_fixed_times(self.times, path, batch, lambda t: self.losses(roles, batch, batch.cond, t)[0])
 
 
 @dataclass(frozen=True, eq=False)

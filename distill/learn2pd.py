@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import spec_of
+from gen.data import DataSource
 from gen.data.answers import Answers
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
@@ -27,7 +28,7 @@ from gen.distillers.lib.answers import (
 from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.learned import Filter, Learned, window_values
-from gen.text.contracts import CommitDecision, RowState, StepView
+from gen.text.contracts import CommitDecision, DecodingPolicy, Predictor, RowState, StepView
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
@@ -176,7 +177,7 @@ def held_out_rates(folder: str | Path) -> FilterRates:
 
 def make_replays(
     teacher: TextPipeline,
-    data: Any,
+    data: DataSource,
     folder: Path,
     n: int,
     decoding: Decoding,
@@ -208,7 +209,7 @@ def make_replays(
 
 
 def replay(
-    f: Any, prompts: list[list[int]], lengths: list[int], answers: Tensor, decoding: Decoding, size: int
+    f: Predictor, prompts: list[list[int]], lengths: list[int], answers: Tensor, decoding: Decoding, size: int
 ) -> dict[str, Tensor]:
     """Decode answers again, committing what is right.
 
@@ -229,14 +230,12 @@ def replay(
 
 
 @dataclass(frozen=True, eq=False)
-class _Replay:
+class _Replay(DecodingPolicy):
     """Commits the tokens that are those of the answers, and where none is, the answer's window; keeps every step."""
 
     answers: Tensor
     size: int
     steps: list[dict[str, Tensor]] = field(default_factory=list)
-    may_skip: ClassVar[bool] = False
-    order_depends_on_samples: ClassVar[bool] = False
 
     def init(self, rows: int, length: int) -> RowState:
         return {"answer": self.answers[:, :length], "row": torch.arange(rows, device=self.answers.device)}

@@ -75,7 +75,7 @@ class MeanFlow(Distiller):
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """Return the teacher's run with a flow map, from its weights, sampled in one jump."""
-        return flow_map_student(run, teacher, self)
+        return flow_map_student(run, teacher, self, self.velocity)
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_roles("MeanFlow", net, teacher, self.velocity, self.guide)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from gen.config.spec import part
 from gen.diffusion.contracts import Grid, Guide
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import unwrap
+from gen.diffusion.tap import Tap
 from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.networks import ema_update, frozen_copy
 from gen.distillers.lib.teacher import guided_teacher
@@ -43,7 +43,7 @@ class StageTeacher(nn.Module):
         self.inner = frozen_copy(net)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Any = None, tap: Any = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         return self.inner(x, t, cond, s=s, tap=tap)
 
     def null(self, cond: Cond) -> Cond:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from gen.config.fields import check_fields
@@ -16,6 +15,7 @@ from gen.diffusion.times import Times, Uniform
 from gen.distillers.distances import Distance
 from gen.distillers.distances.huber import Huber
 from gen.distillers.lib.pairs import PairDistillation, pair_noise
+from gen.distillers.lib.times import draw_times, mean_at_fixed_times
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import drop_condition
 
@@ -48,7 +48,7 @@ class RectifiedDiffusion(PairDistillation):
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
-        t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
+        t = draw_times(self.times, batch, "t", f.path)
         z, cond = pair_noise(batch, "RectifiedDiffusion")
         cond = drop_condition(f, replace(batch, cond=cond), self.class_dropout)
         yield "net", self.losses(f, batch.x, z, cond, t).mean(), {}
@@ -65,5 +65,4 @@ class RectifiedDiffusion(PairDistillation):
         """Return the mean loss at 8 fixed times on held-out pairs."""
         f = roles["net"]
         z, cond = pair_noise(batch, "RectifiedDiffusion")
-        at = self.times.fixed(f.path).to(batch.x.device)
-        return torch.stack([self.losses(f, batch.x, z, cond, t.expand(len(z))).mean() for t in at]).mean()
+        return mean_at_fixed_times(self.times, f.path, batch, lambda t: self.losses(f, batch.x, z, cond, t))

@@ -19,6 +19,7 @@ from gen.diffusion.times import Times, UShaped
 from gen.distillers.distances import Distance
 from gen.distillers.distances.huber import Huber
 from gen.distillers.lib.pairs import PairDistillation, pair_noise
+from gen.distillers.lib.times import draw_times, mean_at_fixed_times
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.run import Run
 
@@ -64,7 +65,7 @@ class Reflow(PairDistillation):
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
-        t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
+        t = draw_times(self.times, batch, "t", f.path)
         terms = self.terms(f, batch, t)
         logs = {name: value.mean() for name, value in terms.items()} if len(terms) > 1 else {}
         yield "net", torch.stack(list(terms.values())).sum(0).mean(), logs
@@ -90,5 +91,4 @@ class Reflow(PairDistillation):
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the mean loss at 8 fixed times on held-out pairs."""
         f = roles["net"]
-        at = self.times.fixed(f.path).to(batch.x.device)
-        return torch.stack([self.losses(f, batch, t.expand(len(batch.x))).mean() for t in at]).mean()
+        return mean_at_fixed_times(self.times, f.path, batch, lambda t: self.losses(f, batch, t))

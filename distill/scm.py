@@ -16,6 +16,7 @@ from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.times import LogNormal, Times
 from gen.distillers.lib.jvp import Derivative, directional_derivative
+from gen.distillers.lib.times import draw_times, mean_at_fixed_times
 from gen.distillers.lib.velocity import VelocitySource, check_roles, velocity_target
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
@@ -78,7 +79,7 @@ class SCM(Distiller):
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f, r = roles["net"], self.tangent_warmup(batch.step)
-        t = self.times.at(batch.noise.uniform("t"), f.path).to(batch.x.device)
+        t = draw_times(self.times, batch, "t", f.path)
         out, g = self.output_and_tangent(roles, batch, drop_condition(f, batch, self.class_dropout), t, r)
         size = g.flatten(1).norm(dim=1)  # [B]
         g = g / expand(size + self.damping / self.sigma_data, g)
@@ -128,6 +129,8 @@ class SCM(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the mean square of the tangent, not normalised, at 8 fixed times: 0 for the teacher's exact map."""
-        at = self.times.fixed(roles["net"].path).to(batch.x.device)
-        tangents = [self.output_and_tangent(roles, batch, batch.cond, t.expand(len(batch.x)), 1.0)[1] for t in at]
-        return torch.stack([g.square().mean() for g in tangents]).mean()
+
+        def losses(t: Tensor) -> Tensor:
+            return self.output_and_tangent(roles, batch, batch.cond, t, 1.0)[1].square()
+
+        return mean_at_fixed_times(self.times, roles["net"].path, batch, losses)

@@ -15,12 +15,12 @@ from gen.distillers.lib.score import (
     ScoreDistillation,
     backward_simulate,
     check_same_terms,
-    draw_times,
     fold_in,
     generate,
     sample_stats,
 )
 from gen.distillers.lib.teacher import guided_teacher
+from gen.distillers.lib.times import draw_times
 from gen.training.objectives import Batch, Roles, Step
 
 __all__ = ["SiD"]

@@ -24,6 +24,7 @@ from gen.distillers.lib.consistency import (
     t_of_sigma,
 )
 from gen.distillers.lib.networks import forked_rng, frozen_copy
+from gen.distillers.lib.times import mean_over
 from gen.distillers.lib.velocity import check_roles
 from gen.samplers.grids.karras import Karras
 from gen.training.distillation import Distiller
@@ -162,7 +163,7 @@ class TCM(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the mean loss at `transition` and at 7 levels above it."""
-        f, n = roles["net"], len(batch.x)
-        above = self.sigma_quantile((torch.arange(7).double() + 0.5) / 7)
-        at = t_of_sigma(f.path, torch.cat([torch.tensor([self.transition]).double(), above])).to(batch.x.device)
-        return torch.stack([self.losses(roles, batch, batch.cond, t.expand(n))[0].mean() for t in at]).mean()
+        sigma = self.sigma_quantile((torch.arange(7).double() + 0.5) / 7)
+        sigma = torch.cat([torch.tensor([self.transition]).double(), sigma])
+        at = t_of_sigma(roles["net"].path, sigma).to(batch.x.device)
+        return mean_over(at, batch, lambda t: self.losses(roles, batch, batch.cond, t)[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
+from gen.data import DataSource
 from gen.data.answers import Answers
 from gen.diffusion.noise import derive, sample_seeds
 from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan, fill_shards, parent_hash
@@ -79,7 +80,7 @@ def sequential_decoding(decoding: Decoding) -> Decoding:
 
 def make_answers(
     teacher: TextPipeline,
-    data: Any,
+    data: DataSource,
     folder: Path,
     n: int,
     *,
@@ -119,7 +120,7 @@ def make_answers(
 
 def make_answer_store(
     teacher: TextPipeline,
-    data: Any,
+    data: DataSource,
     folder: Path,
     n: int,
     about: Mapping[str, Any],

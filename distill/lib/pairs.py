@@ -12,6 +12,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import spec_of
+from gen.data import DataSource
 from gen.data.pairs import Pairs
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.noise import Noise, derive, sample_seeds
@@ -93,7 +94,7 @@ def make_pairs(
 
 def invert_pairs(
     teacher: Pipeline,
-    data: Any,
+    data: DataSource,
     folder: Path,
     sampler: Sampler,
     n: int | None = None,

@@ -21,6 +21,7 @@ from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Times, Uniform
 from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.teacher import require_teacher
+from gen.distillers.lib.times import draw_times
 from gen.samplers.solvers.renoise import Renoise
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles
@@ -34,7 +35,6 @@ __all__ = [
     "check_same_terms",
     "denoising_losses",
     "dmd_gradient",
-    "draw_times",
     "energy_distance",
     "fold_in",
     "generate",
@@ -181,18 +181,6 @@ def sample_student(f: DenoiserLike, batch: Batch, noise: Noise, grid: Tensor) ->
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
-
-
-def draw_times(times: Times, batch: Batch, name: str, path: NoisePath) -> Tensor:
-    """Draw a time for each sample of a batch, [B].
-
-    Args:
-        times: the density.
-        batch: whose noise is drawn from.
-        name: of the draw.
-        path: the noise path.
-    """
-    return times.at(batch.noise.uniform(name), path).to(batch.x.device)
 
 
 def denoising_losses(f: Denoiser, y: Tensor, eps: Tensor, t: Tensor, cond: Cond, weighting: Weighting) -> Tensor:

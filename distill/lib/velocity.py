@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.distillers.lib.teacher import guided_teacher
+from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
@@ -46,7 +47,7 @@ def check_roles(
         raise UserError(f"{owner}: guide acts on a teacher, and velocity = 'data' has none; set velocity = 'teacher'")
 
 
-def flow_map_student(run: Run, teacher: Path, objective: Any) -> Run:
+def flow_map_student(run: Run, teacher: Path, objective: Distiller, velocity: VelocitySource) -> Run:
     """Return the teacher's run with a network that takes the interval t - s as well, from its weights.
 
     One jump samples it.
@@ -54,14 +55,15 @@ def flow_map_student(run: Run, teacher: Path, objective: Any) -> Run:
     Args:
         run: the teacher's.
         teacher: its folder.
-        objective: the distiller; its velocity = "teacher" keeps the teacher for the training.
+        objective: the distiller.
+        velocity: "teacher" keeps the teacher for the training.
     """
     flow_map = {"name": "flow_map", "inner": run.model, "tell": "interval"}
     return replace(
         run,
         model=run.model if hasattr(run.model, "tell") else flow_map,
         objective=objective,
-        teacher=str(teacher) if objective.velocity == "teacher" else None,
+        teacher=str(teacher) if velocity == "teacher" else None,
         init=str(teacher),
         sampler=Sampler("jump", steps=1),
     )
