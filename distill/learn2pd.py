@@ -26,6 +26,7 @@ from gen.distillers.lib.answers import (
     text_teacher,
 )
 from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan
+from gen.distillers.lib.teacher import require_data
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.learned import Filter, Learned, window_values
 from gen.text.contracts import CommitDecision, DecodingPolicy, Predictor, RowState, StepView
@@ -94,7 +95,8 @@ class Learn2PD(Distiller):
             own = _longest_window(pipeline)
             raise UserError(f"Learn2PD: block = {size}, and the teacher's own blocks have {own} tokens")
         store = Path(self.store or folder / "replays")
-        data = make_replays(pipeline, run.data, store, self.prompts, sampler, size, length=self.answer_length)
+        prompts = require_data("Learn2PD", run)
+        data = make_replays(pipeline, prompts, store, self.prompts, sampler, size, length=self.answer_length)
         return replace(
             run, objective=replace(self, block=size), data=data, teacher=None, init=str(teacher), sampler=sampler,
             optim=AdamW(lr=3e-3), schedule=Constant(), ema=(), batch_size=512, steps=2000, sample_every=0,

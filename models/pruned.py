@@ -65,6 +65,8 @@ class PrunedNet(Wrapper):
         self.skip = frozenset(spec.sites)
         if spec.sites:
             _remove(self.inner, spec.unused())
+            # A block whose attention and MLP are both pruned is gone as a whole, and so is its site.
+            self.skip |= {name for name, module in self.inner.named_modules() if isinstance(module, Removed)}
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         def remaining(site: str, compute: Compute, h: Tensor) -> Tensor:

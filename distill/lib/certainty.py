@@ -16,6 +16,7 @@ from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.distillers.lib.answers import make_answers, text_teacher
 from gen.distillers.lib.lora import merge_adapters, with_adapters
+from gen.distillers.lib.teacher import require_data
 from gen.text.decoding import Decoding
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
@@ -61,9 +62,10 @@ class CertaintyDistillation(Distiller):
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """Return the teacher's run on its answers, from its weights."""
         pipeline, store = text_teacher(teacher, type(self).__name__), Path(self.store or folder / "answers")
+        prompts = require_data(type(self).__name__, run)
         assert isinstance(run.sampler, Decoding)
         data = make_answers(
-            pipeline, run.data, store, self.prompts, only_correct=self.only_correct, length=self.answer_length
+            pipeline, prompts, store, self.prompts, only_correct=self.only_correct, length=self.answer_length
         )
         sampler = self.student_decoding(run.sampler)
         return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=sampler)

@@ -17,7 +17,7 @@ from gen.data.pairs import Pairs
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.noise import Noise, derive, sample_seeds
 from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan, fill_shards, parent_hash
-from gen.distillers.lib.teacher import guided_teacher
+from gen.distillers.lib.teacher import guided_teacher, require_data
 from gen.distillers.lib.trajectory import invert
 from gen.pipeline import Pipeline, load
 from gen.training.distillation import Distiller, teacher_run
@@ -25,7 +25,7 @@ from gen.training.objectives import Batch
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
 
-__all__ = ["PairDistillation", "invert_pairs", "make_pairs", "pair_noise", "run_on_real_data"]
+__all__ = ["PairDistillation", "invert_pairs", "make_pairs", "pair_noise", "real_data_of"]
 
 LOWEST = 1e-3  # sigma / alpha of the noise that data get before they are inverted, as rf++ has it
 BATCH = 250  # rows of an inversion
@@ -56,7 +56,7 @@ class PairDistillation(Distiller):
         check_state(run.model.build(), type(self).__name__)
         store, pipeline = Path(self.store or folder / "pairs"), load(teacher)
         if self.real_data:
-            data = invert_pairs(pipeline, run_on_real_data(run).data, store, self.teacher_sampler, self.pairs)
+            data = invert_pairs(pipeline, real_data_of(run), store, self.teacher_sampler, self.pairs)
         else:
             data = make_pairs(pipeline, store, self.pairs, self.teacher_sampler)
         sampler = Sampler("euler", steps=1)
@@ -170,18 +170,18 @@ def pair_noise(batch: Batch, owner: str) -> tuple[Tensor, Cond]:
     return batch.origin.normal("start", batch.x.shape[1:]).to(batch.x), batch.cond
 
 
-def run_on_real_data(run: Run) -> Run:
-    """Return the run itself, or its teacher's, or that one's teacher's: the first that was trained on no pairs.
+def real_data_of(run: Run) -> DataSource:
+    """Return the data of a run, or of its teacher's, or of that one's teacher's: the first that are no pairs.
 
     Args:
         run: of a teacher.
 
     Raises:
-        UserError: for a run on pairs that names no teacher.
+        UserError: for a run on pairs that names no teacher, and for one without data.
     """
     while isinstance(run.data, Pairs):
         parent = run.teacher or run.init
         if parent is None:
             raise UserError(f"real data are asked for, and the run on {run.data.path} names no teacher that had some")
         run = teacher_run(parent)
-    return run
+    return require_data("real_data", run)

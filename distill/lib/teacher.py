@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.data import DataSource
 from gen.diffusion.contracts import Guide
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import NoisePath
+from gen.training.run import Run
 
-__all__ = ["guided_teacher", "require_teacher"]
+__all__ = ["guided_teacher", "require_data", "require_teacher"]
 
 
 def require_teacher(owner: str, teacher: DenoiserLike | None) -> DenoiserLike:
@@ -23,6 +25,18 @@ def require_teacher(owner: str, teacher: DenoiserLike | None) -> DenoiserLike:
     if teacher is None:
         raise UserError(f"{owner} needs a teacher: gen distill METHOD --teacher FOLDER, or the run's teacher")
     return teacher
+
+
+def require_data(owner: str, run: Run) -> DataSource:
+    """Return the data of a teacher's run; raise UserError for an imported model, which has none.
+
+    Args:
+        owner: name of what needs them, for the message.
+        run: the teacher's.
+    """
+    if run.data is None:
+        raise UserError(f"{owner} needs the data of the teacher's run, and it names none: was it imported?")
+    return run.data
 
 
 def guided_teacher(

@@ -46,7 +46,7 @@ def settings(args: argparse.Namespace) -> Sampler:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.distillers.lib.pairs import invert_pairs, make_pairs, run_on_real_data
+    from gen.distillers.lib.pairs import invert_pairs, make_pairs, real_data_of
     from gen.distillers.lib.shards import ShardPlan
     from gen.pipeline import load
     from gen.training.distillation import teacher_run
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--part {args.part}; it is k/m, with k from 0 to m - 1")
     teacher, plan = load(args.teacher, device=args.device), ShardPlan(args.shard, (int(k), int(m)), args.quiet)
     if args.real:
-        data = run_on_real_data(teacher_run(args.teacher)).data
+        data = real_data_of(teacher_run(args.teacher))
         invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, plan)
     else:
         make_pairs(teacher, args.out, args.n, args.settings, args.seed, plan)

@@ -1,8 +1,5 @@
 """AWM: the minimum of its loss in closed form, when there is none, and what a step's likelihood costs instead."""
 
-import json
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -20,10 +17,8 @@ from gen.distillers.lib.policy import diversity, group_advantages, group_conditi
 from gen.distillers.rewards.quadratic import Quadratic
 from gen.samplers.solvers.ancestral import Ancestral
 from gen.training.objectives import Batch
-from gen.training.run import Sampler, run_from
-from gen.training.trainer import Trainer, train
+from gen.training.run import Sampler
 from tests.distill.policies import fit_policy
-from tests.gen.tiny import tiny
 
 
 def f64(*values):
@@ -237,31 +232,3 @@ def test_samples_are_the_policy_s_own():
     batch = Batch(torch.zeros(256, 2).double(), {}, training_noise(0, 0, range(256)))
     x0, _ = awm.sample(world, batch)
     assert torch.allclose(x0, world.sample(batch.normal("start")), atol=0.02)
-
-
-OPTIONS = {"objective.group_size": 4, "objective.times_per_sample": 2, "objective.rollout.steps": 2}
-OPTIONS |= {"steps": 4, "batch_size": 8}
-
-
-def test_a_student_is_made_from_a_run_folder_and_resumed_to_the_bit(tmp_path):
-    teacher = train(tiny(), tmp_path / "teacher", quiet=True)
-    done = gen.distill("awm", teacher.folder, tmp_path / "a", changes={**OPTIONS, "save_every": 2}, quiet=True)
-    made = done.pipeline().sample(5)
-    assert made.x.shape == (5, 1, 8, 8)
-    logged = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"reward", "diversity", "sample_std", "reference_distance", "trust_distance", "match"} <= logged.keys()
-    run = done.pipeline().info["run"]
-    assert run["objective"]["name"] == "awm" and run["teacher"] == str(teacher.folder)
-    half = tmp_path / "a" / "checkpoints" / "step-0000002"
-    again = Trainer(run_from(run), tmp_path / "b", str(half), "test", True)
-    assert again.steps_done == 2
-    resumed = again.fit(threading.Event())
-    for ours, theirs in zip(
-        resumed.pipeline().denoiser.net.parameters(), done.pipeline().denoiser.net.parameters(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-
-
-def test_a_run_without_teacher_is_refused():
-    with pytest.raises(UserError, match="AWM needs a teacher"):
-        AWM().roles(tiny().model.build(), None)

@@ -1,6 +1,5 @@
 """CDRL: the recovery posterior and its Langevin steps on a Gaussian, the energy's gradient, inpainting, novelty."""
 
-import json
 from functools import partial
 
 import pytest
@@ -20,7 +19,6 @@ from gen.models.energy import Energy, EnergyNet
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
-from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
 
@@ -207,18 +205,6 @@ def test_losses_reach_energy_and_initialiser_each_by_its_own():
             assert any(g is not None and g.abs().max() > 0 for g in slopes) == (name == role)
     scales = net.lr_scales()
     assert set(scales.values()) == {0.1} and all(name.startswith("initialiser.") for name in scales)
-
-
-def test_a_student_is_made_from_a_run_folder(tmp_path):
-    teacher = train(tiny(), tmp_path / "teacher", quiet=True)
-    changes = {"objective.sampler.steps": 3, "objective.sampler.solver.refine": 2, "steps": 2, "validate_every": 2}
-    done = gen.distill("cdrl", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
-    made = done.pipeline().sample(3)
-    assert made.x.shape == (3, 1, 8, 8) and made.nfe == 7
-    logged = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"energy_loss", "initialiser_loss", "log_density", "moved", "sample_std"} <= logged.keys()
-    f = done.pipeline().denoiser
-    assert negative_log_density(f, made.x, 1 / 3, made.cond).isfinite().all()
 
 
 def test_wrong_settings_are_one_line():

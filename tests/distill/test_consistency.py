@@ -7,10 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import gen
-from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import build, spec_of
 from gen.data.mixture import MixturePoints
 from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
@@ -32,7 +29,6 @@ from gen.samplers.grids.karras import Karras
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.renoise import Renoise
 from gen.training.objectives import Batch
-from gen.training.trainer import train
 from tests.distill.toys import Exact, Quick, Table, batches, quantile_error, solve
 from tests.gen.tiny import tiny
 
@@ -207,20 +203,6 @@ def test_a_teacher_is_needed_and_on_the_same_path():
     f = Denoiser(Wild(), Flow(), parameterisation.Velocity())
     with pytest.raises(UserError, match="same path"):
         next(Consistency()({"net": f, "target": f, "teacher": mixture(EDM())}, next(batches(mixture(Flow()), 4, 1))))
-    for wrong in (
-        {"grid_steps": (5, 4)},
-        {"grid_steps": (1, 1)},
-        {"ema_decay": 1.0},
-        {"growth_updates": 0},
-        {"class_dropout": 2.0},
-    ):
-        with pytest.raises(UserError, match="Consistency: "):
-            Consistency(**wrong)
-
-
-def test_the_spec_is_read_again():
-    method = Consistency(velocity="data", grid_steps=(2, 150), distance=build("distillers.distances", "huber"))
-    assert build("distillers", spec_of(method)) == method
 
 
 def test_two_steps_of_the_exact_map_sample_the_data():
@@ -259,29 +241,3 @@ def test_the_student_is_the_quantile_map():
 
 
 SMALL = {"steps": 4, "objective.grid_steps": [4, 4], "objective.grid.sigma_min": 0.05}
-
-
-def test_a_student_is_distilled_from_a_run_folder_and_resumed(tmp_path):
-    teacher = train(tiny(steps=2), tmp_path / "teacher", quiet=True)
-    whole = gen.distill("consistency", teacher.folder, tmp_path / "whole", changes=SMALL, quiet=True)
-    gen.distill("consistency", teacher.folder, tmp_path / "parts", changes={**SMALL, "steps": 2}, quiet=True)
-    parts = gen.distill("consistency", teacher.folder, tmp_path / "parts", changes=SMALL, quiet=True)
-    for file in ("net.safetensors", "net-ema.safetensors", "target.safetensors"):
-        a, b = ((done.folder / "final" / file).read_bytes() for done in (whole, parts))
-        assert a == b
-    made = whole.pipeline().sample(3)
-    assert made.nfe == 1 and made.x.shape == (3, 1, 8, 8)
-    assert whole.pipeline().sample(3, steps=2).nfe == 2
-    read = {
-        role: checkpoints.read_tensors(
-            whole.folder / "final", f"{role}.safetensors", checkpoints.read(whole.folder / "final")
-        )
-        for role in ("net", "target")
-    }
-    assert any(not torch.equal(read["net"][k], read["target"][k]) for k in read["net"])
-
-
-def test_it_trains_on_data_alone(tmp_path):
-    method = Consistency(velocity="data", grid_steps=(2, 6), growth_updates=4, ema_decay=0.9)
-    done = train(tiny(objective=method, sampler=method.sampler, steps=3), tmp_path, quiet=True)
-    assert done.step == 3 and math.isfinite(done.val_loss)

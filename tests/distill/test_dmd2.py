@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import gen
 from gen.config.errors import UserError
 from gen.data.mixture import MixturePoints
 from gen.diffusion.denoiser import Denoiser
@@ -133,7 +132,7 @@ def overshoot(ratio, lr=0.03):
     return max(0.0, -lowest)
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [(1, 0.298), (2, 0.067), (4, 0.0), (5, 0.0)])
+@pytest.mark.parametrize(("ratio", "expected"), [(1, 0.298), (2, 0.067), (4, 0.0)])
 def test_a_slow_fake_score_makes_the_student_overshoot(ratio, expected):
     """The oscillation of brightness that DMD2's five critic updates cure: real eigenvalues from four on."""
     assert overshoot(ratio) == pytest.approx(expected, abs=0.02)
@@ -194,10 +193,7 @@ def test_who_gets_gradients():
     )
 
 
-def test_refusals():
-    for wrong in ({"gan_weight": 0.1}, {"critic_steps": 0}, {"steps": 0}, {"critic_rate": 0.0}):
-        with pytest.raises(UserError, match="DMD2"):
-            DMD2(**wrong)
+def test_a_student_in_other_terms_is_refused():
     objective = DMD2()
     roles = nets(objective)
     roles["net"] = Denoiser(roles["net"].net, Flow(), X0())
@@ -287,14 +283,7 @@ def test_two_steps_on_its_own_walk():
     assert found == 2 and inside > 0.85, (found, inside)
 
 
-def test_a_student_is_distilled_from_a_run_folder(tmp_path):
-    teacher = train(tiny(steps=2), tmp_path / "teacher", quiet=True)
-    changes = {"steps": 2, "objective.steps": 2, "objective.grid": Given((1.0, 0.6, 0.0)), "validate_every": 2}
-    changes |= {"objective.gan_weight": 0.003, "objective.disc_weight": 0.01, "objective.critic_steps": 2}
-    done = gen.distill("dmd2", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
-    made = done.pipeline().sample(5)
-    assert made.nfe == 2 and made.x.shape == (5, 1, 8, 8) and done.val_loss is not None
-    sampler = Sampler("euler", steps=2, grid=Given((0.9, 0.5, 0.0)))
-    run = train(tiny(steps=1, parameterisation=Eps(), sampler=sampler), tmp_path / "eps", quiet=True)
+def test_a_prediction_that_says_nothing_of_x0_at_the_start_is_refused(tmp_path):
+    teacher = tiny(parameterisation=Eps(), sampler=Sampler("euler", steps=2, grid=Given((0.9, 0.5, 0.0))))
     with pytest.raises(UserError, match="does not determine x0 at t = 1"):
-        gen.distill("dmd2", run.folder, tmp_path / "other", changes={"steps": 1}, quiet=True)
+        train(DMD2().student(teacher, tmp_path, tmp_path), tmp_path / "student", quiet=True)

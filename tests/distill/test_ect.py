@@ -6,9 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import gen
-from gen.config.errors import UserError
-from gen.config.spec import build, spec_of
 from gen.data.mixture import MixturePoints
 from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
@@ -17,10 +14,8 @@ from gen.diffusion.times import LogNormal
 from gen.distillers.ect import ECT
 from gen.distillers.lib.consistency import sigma_of_t
 from gen.training.objectives import Batch
-from gen.training.trainer import train
 from tests.distill.test_ict import Blind, batch
 from tests.distill.toys import Exact, Quick, quantile_error
-from tests.gen.tiny import tiny
 
 F64 = torch.float64
 SIGMA = torch.tensor([1e-3, 0.1, 1.0, 1.9, 2.0, 10.0, 79.0], dtype=F64)
@@ -163,19 +158,3 @@ def test_noise_beyond_all_data_does_no_harm():
     losses = ECT().losses(f, Batch(torch.ones(2, 4, dtype=F64), {}, Quick(2, 0)), {}, t, 3)[0]
     assert bool(losses.isfinite().all())
     assert float(sigma_of_t(Flow(), t).max()) <= 1e6
-
-
-def test_wrong_numbers_are_named():
-    for wrong in ({"gap": 1.0}, {"sharpness": -1.0}, {"double_every": 0}, {"stages": 0}, {"huber": -1.0}):
-        with pytest.raises(UserError, match="ECT: "):
-            ECT(**wrong)
-    assert build("distillers", spec_of(ECT(stages=3))) == ECT(stages=3)
-
-
-def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):
-    done = train(tiny(objective=ECT(double_every=1), steps=3), tmp_path / "alone", quiet=True)
-    assert math.isfinite(done.val_loss)
-    changes = {"steps": 2, "objective.double_every": 1}
-    student = gen.distill("ect", done.folder, tmp_path / "student", changes=changes, quiet=True)
-    assert student.pipeline().sample(2).nfe == 1
-    assert student.pipeline().sample(2, steps=2).nfe == 2

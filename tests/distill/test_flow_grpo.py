@@ -1,14 +1,11 @@
 """Flow-GRPO: the law of its steps, the ratio before an update, and a pull to the reference that has a gradient."""
 
 import itertools
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-import gen
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import VP, Flow, Prediction
@@ -16,9 +13,7 @@ from gen.diffusion.worlds import Gaussian
 from gen.distillers.flow_grpo import FlowGRPO
 from gen.distillers.lib.policy import sde_rollout, sde_transition
 from gen.distillers.rewards.quadratic import Quadratic
-from gen.training.trainer import train
 from tests.distill.policies import MEAN, STD, batch, fit_policy, policy
-from tests.gen.tiny import tiny
 
 
 def f64(*values):
@@ -149,22 +144,3 @@ def test_the_reward_of_a_gaussian_policy_rises(refresh):
     grpo = FlowGRPO(reward=Quadratic(curvature=0.0, slope=1.0), steps=6, group_size=32, refresh=refresh, clip_range=0.1)
     rewards = fit_policy(grpo, steps=20, lr=0.03)
     assert rewards[-1] > rewards[0] + 0.3
-
-
-def test_a_student_is_made_from_a_run_folder(tmp_path):
-    teacher = train(tiny(), tmp_path / "teacher", quiet=True)
-    changes = {"objective.group_size": 4, "objective.steps": 3, "objective.refresh": 2, "steps": 3, "batch_size": 8}
-    done = gen.distill("flow_grpo", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
-    assert done.pipeline().sample(3).x.shape == (3, 1, 8, 8)
-    logged = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
-    first = next(line for line in logged if line["split"] == "train")
-    assert {"reward", "diversity", "kl", "ratio", "clip_fraction", "advantage_abs"} <= first.keys()
-    assert first["ratio"] == 1
-
-
-def test_wrong_settings_are_one_line():
-    for wrong in ({"steps": 1}, {"noise_level": 0.0}, {"group_size": 1}):
-        with pytest.raises(UserError, match=f"{next(iter(wrong))} = "):
-            FlowGRPO(**wrong)
-    with pytest.raises(UserError, match="FlowGRPO needs a teacher"):
-        FlowGRPO().roles(tiny().model.build(), None)

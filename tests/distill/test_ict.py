@@ -6,18 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-import gen
-from gen.config.errors import UserError
-from gen.config.spec import build, spec_of
 from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.distillers.ict import ICT
 from gen.distillers.lib.consistency import pseudo_huber, sigma_of_t
 from gen.training.objectives import Batch
-from gen.training.trainer import train
 from tests.distill.toys import Quick
-from tests.gen.tiny import tiny
 
 F64 = torch.float64
 
@@ -87,27 +82,3 @@ def test_one_point_of_data_is_learned_without_loss():
     f = Denoiser(Point(), Flow(), parameterisation.Velocity())
     loss = next(ICT(class_dropout=0)({"net": f}, Batch(torch.full((32, 1), 0.7, dtype=F64), {}, noise)))[1]
     assert float(loss) < 1e-8
-
-
-def test_wrong_numbers_are_named():
-    for wrong in (
-        {"grid_steps": (20, 10)},
-        {"double_every": 0},
-        {"std": 0.0},
-        {"huber": -1.0},
-        {"class_dropout": -0.1},
-    ):
-        with pytest.raises(UserError, match="ICT: "):
-            ICT(**wrong)
-    assert build("distillers", spec_of(ICT(grid_steps=(2, 9)))) == ICT(grid_steps=(2, 9))
-
-
-def test_it_trains_on_data_alone_and_from_a_teacher(tmp_path):
-    run = tiny(objective=ICT(grid_steps=(3, 12), double_every=1), steps=3, parameterisation="edm_precond")
-    done = train(run, tmp_path / "alone", quiet=True)
-    assert math.isfinite(done.val_loss)
-    teacher = train(tiny(steps=1), tmp_path / "teacher", quiet=True)
-    changes = {"steps": 2, "objective.grid_steps": [3, 12], "objective.double_every": 1}
-    student = gen.distill("ict", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
-    assert student.pipeline().sample(2).nfe == 1
-    assert student.pipeline().sample(2, steps=3).nfe == 3

@@ -15,8 +15,6 @@ from gen.diffusion.tap import Skip
 from gen.distillers.ld_pruner import LDPruner, SkippingDenoiser, find_operators, latent_score
 from gen.pipeline import Pipeline
 from gen.training.run import Sampler
-from gen.training.trainer import train
-from tests.gen.tiny import tiny
 
 GAINS = {"blocks.0": 0.0, "blocks.1": 0.05, "blocks.2": 0.4, "blocks.3": -0.1}
 
@@ -109,9 +107,10 @@ def test_scoring_again_after_each_removal():
 # The pruned network
 
 
-def test_a_pruned_network_is_the_whole_one_with_its_sites_left_out():
+@pytest.mark.parametrize("block", [("blocks.1",), ("blocks.1.attn", "blocks.1.mlp")])
+def test_a_pruned_network_is_the_whole_one_with_its_sites_left_out(block):
     net = trained_dit().double().eval()
-    sites = ("blocks.0.attn", "blocks.1", "blocks.2.mlp")
+    sites = ("blocks.0.attn", *block, "blocks.2.mlp")
     pruned = gen.build("models", {"name": "pruned", "inner": {**SPEC, "depth": 3}, "sites": list(sites)}).build()
     pruned.double().load_state_dict(net.state_dict())
     x, t, cond = torch.randn(2, 1, 8, 8).double(), torch.rand(2).double(), {"y": torch.tensor([1, 2])}
@@ -140,17 +139,16 @@ def test_without_is_the_denoiser_with_a_skip():
     assert tapped.path == f.path and torch.equal(tapped.null(cond)["y"], f.null(cond)["y"])
 
 
-def test_a_student_is_pruned_and_trained_from_a_run_folder(tmp_path):
-    teacher = train(tiny(model={**SPEC, "depth": 2}), tmp_path / "teacher", quiet=True)
+def test_a_student_is_pruned_and_trained_from_a_run_folder(teacher, tmp_path):
     changes = {"objective.samples": 4, "objective.sampler.steps": 1, "objective.share": 0.1, "steps": 3}
-    done = gen.distill("ld_pruner", teacher.folder, tmp_path / "student", changes=changes, quiet=True)
-    pipeline, whole = done.pipeline(), teacher.pipeline()
+    done = gen.distill("ld_pruner", teacher, tmp_path / "student", changes=changes, quiet=True)
+    pipeline, whole = done.pipeline(), gen.load(teacher)
     assert pipeline.params <= 0.9 * whole.params
     assert pipeline.sample(3).x.isfinite().all()
     told = json.loads((done.folder / "operators.json").read_text())
     assert tuple(told["removed"]) == pipeline.denoiser.net.spec.sites
     stamp = (done.folder / "operators.json").stat().st_mtime_ns
-    more = gen.distill("ld_pruner", teacher.folder, tmp_path / "student", changes={**changes, "steps": 4}, quiet=True)
+    more = gen.distill("ld_pruner", teacher, tmp_path / "student", changes={**changes, "steps": 4}, quiet=True)
     assert more.step == 4 and (done.folder / "operators.json").stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="pruned already"):
         gen.distill("ld_pruner", done.folder, tmp_path / "again", quiet=True)

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, EDMPrecond, V, Velocity
@@ -150,15 +149,3 @@ def test_the_adaptive_weight_divides_by_the_error(power, weight):
     assert float(f.net.out.grad) == pytest.approx(weight, rel=1e-6)
     assert float(loss.detach()) == pytest.approx(0.25 ** (1 - power), rel=1e-6)
     assert float(logs["error"]) == pytest.approx(0.25)
-
-
-def test_wrong_settings_are_named():
-    for wrong in ({"flow_share": 1.5}, {"omega": 0.0}, {"kappa": 1.0}, {"damping": 0.0}, {"power": -1.0}):
-        with pytest.raises(UserError, match=f"MeanFlow: .*{next(iter(wrong))}"):
-            MeanFlow(**wrong)
-    with pytest.raises(UserError, match="needs a teacher"):
-        MEANFLOW.roles(torch.nn.Linear(1, 1), None)
-    mixture = world()
-    roles = {"net": Exact(mixture), "teacher": Taught(world(Trig()))}
-    with pytest.raises(UserError, match="both must be on the same path"):
-        next(MEANFLOW(roles, batch(mixture, 8)))

@@ -12,7 +12,7 @@ from gen.data.pairs import Pairs
 from gen.diffusion.noise import Noise, training_noise
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.worlds import Gaussian
-from gen.distillers.lib.pairs import invert_pairs, make_pairs, pair_noise, run_on_real_data
+from gen.distillers.lib.pairs import invert_pairs, make_pairs, pair_noise, real_data_of
 from gen.distillers.lib.shards import ShardPlan
 from gen.pipeline import Pipeline
 from gen.training.objectives import Batch
@@ -107,8 +107,10 @@ def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
 
 def test_a_run_on_pairs_alone_has_no_real_data(tmp_path):
     with pytest.raises(UserError, match="names no teacher"):
-        run_on_real_data(tiny(data=Pairs(str(tmp_path))))
-    assert run_on_real_data(tiny()).data == tiny().data
+        real_data_of(tiny(data=Pairs(str(tmp_path))))
+    with pytest.raises(UserError, match="names none"):
+        real_data_of(tiny(data=None, objective=None))
+    assert real_data_of(tiny()) == tiny().data
 
 
 def test_data_without_pairs_are_refused():

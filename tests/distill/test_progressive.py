@@ -6,9 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import gen
-from gen.config.checkpoints import read, read_tensors
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
@@ -18,11 +15,8 @@ from gen.distillers.lib.trajectory import euler_chord
 from gen.distillers.progressive import Progressive, StageTeacher
 from gen.samplers.solvers.euler import Euler
 from gen.training.objectives import Batch
-from gen.training.run import Sampler
-from gen.training.trainer import train
 from tests.distill.line import world
 from tests.distill.tables import Affine, Curve, Wide, end_of, gaussian, off, solve, spread
-from tests.gen.tiny import tiny
 
 
 def linear(path, steps):
@@ -143,38 +137,3 @@ def test_stages_halve_and_the_last_goes_on():
         method.observe(roles, {})
         marks.append(float(stage_teacher.inner.bias[0, 0]))
     assert marks[9] == 10 and marks[18] == 10 and marks[19] == 20 and marks[-1] == 20  # never the last stage's own
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"start_steps": 12, "end_steps": 5},
-        {"start_steps": 6, "end_steps": 1},
-        {"first_stride": 1},
-        {"stage_updates": 0},
-    ],
-)
-def test_wrong_fields_are_refused(fields):
-    with pytest.raises(UserError, match="Progressive: "):
-        Progressive(**fields)
-
-
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    return train(tiny(steps=2, validate_every=0), tmp_path_factory.mktemp("run") / "teacher", quiet=True).folder
-
-
-def test_a_resumed_run_is_the_same_to_the_bit(taught, tmp_path):
-    """Stopped in the second stage, whose teacher only the checkpoint remembers."""
-    method = {"name": "progressive", "start_steps": 4, "end_steps": 1, "stage_updates": 2}
-    changes = {"batch_size": 4, "validate_every": 0}
-    whole = gen.distill(method, taught, tmp_path / "whole", changes=changes, quiet=True)
-    gen.distill(method, taught, tmp_path / "parts", changes={**changes, "steps": 3}, quiet=True)
-    parts = gen.distill(method, taught, tmp_path / "parts", changes=changes, quiet=True)
-    assert whole.step == parts.step == 6
-    for name in ("net.safetensors", "net-ema.safetensors", "stage_teacher.safetensors"):
-        a, b = (read_tensors(f.folder / "final", name, read(f.folder / "final")) for f in (whole, parts))
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    made = whole.pipeline().sample(3)
-    assert made.nfe == 1 and whole.pipeline().sampler == Sampler("euler", 1, [1.0, 0.0])
-    assert (whole.folder / "checkpoints" / "step-0000002").exists()  # each stage's student stays

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-import gen
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
@@ -17,7 +15,6 @@ from gen.distillers.phased import Phased
 from gen.distillers.rectified_diffusion import RectifiedDiffusion
 from gen.samplers.solvers.euler import Euler
 from gen.training.objectives import Batch
-from gen.training.trainer import train
 from tests.distill.line import world
 from tests.distill.tables import (
     Curve,
@@ -31,7 +28,6 @@ from tests.distill.tables import (
     solve,
     spread,
 )
-from tests.gen.tiny import tiny
 
 FORMS = [(Flow(), Velocity()), (Trig(), V()), (VP(), Eps()), (EDM(8.0), EDMPrecond()), (Flow(), X0())]
 
@@ -99,23 +95,3 @@ def test_the_implied_noise_of_a_phase_is_the_published_one():
     eps = (y(x_e, low) - y(x_s, high)) / (n(low) - n(high))
     assert torch.allclose(way.eps, eps, atol=1e-12)
     assert torch.allclose(path.mix(*way, mid), path.alpha(mid)[:, None] * (y(x_s, high) + (n(mid) - n(high)) * eps))
-
-
-def test_phases_need_a_teacher():
-    with pytest.raises(UserError, match="Phased needs a teacher"):
-        Phased().roles(Straight(), None)
-    with pytest.raises(UserError, match="phases = 0"):
-        Phased(phases=0)
-
-
-@pytest.mark.parametrize(("method", "nfe"), [("rectified_diffusion", 1), ("knowledge", 1), ("phased", 4)])
-def test_students_of_a_run_folder(method, nfe, tmp_path):
-    run = tiny(path=Trig(), parameterisation=V(), steps=2, validate_every=0)
-    teacher = train(run, tmp_path / "teacher", quiet=True)
-    changes = {"steps": 2, "validate_every": 2, "objective.store": str(tmp_path / "pairs")}
-    changes |= {"objective.pairs": 24, "objective.teacher_sampler.steps": 1}
-    if method == "phased":
-        changes = {"steps": 2, "objective.substeps": 2}
-    student = gen.distill(method, teacher.folder, tmp_path / "student", changes=changes, quiet=True)
-    assert student.pipeline().sample(2).nfe == nfe
-    assert (tmp_path / "pairs").exists() == (method != "phased")

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond, V
 from gen.diffusion.path import EDM, VP, Flow, Trig
@@ -136,11 +135,3 @@ def test_the_learned_weight_is_the_logarithm_of_the_loss():
     optim.step(loss)
     loss()
     assert seen["loss"] == pytest.approx(1 + math.log(seen["error"]), abs=1e-3)
-
-
-def test_wrong_settings_are_named():
-    for wrong in ({"sigma_data": 0.0}, {"damping": 0.0}, {"warmup": -1}, {"class_dropout": 2.0}):
-        with pytest.raises(UserError, match=f"SCM: .*{next(iter(wrong))}"):
-            SCM(**wrong)
-    with pytest.raises(UserError, match="needs a teacher"):
-        SCM().roles(torch.nn.Linear(1, 1), None)

@@ -4,9 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
-from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import EDM, VP, Flow, Prediction, Trig
@@ -95,11 +93,3 @@ def test_the_target_follows_the_net_and_gets_no_gradient():
     method.observe(roles, {})
     for name, weight in nets["target"].named_parameters():
         torch.testing.assert_close(weight, before[name] + 0.25, rtol=0, atol=1e-12)
-
-
-def test_wrong_settings_are_named():
-    for wrong in ({"steps": 12}, {"bootstrap": 1.5}, {"ema_decay": -1.0}, {"clip": 0.0}):
-        with pytest.raises(UserError, match=f"Shortcut: {next(iter(wrong))}"):
-            Shortcut(**wrong)
-    with pytest.raises(UserError, match="needs a teacher"):
-        Shortcut(velocity="teacher").roles(nn.Linear(1, 1), None)

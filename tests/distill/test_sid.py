@@ -3,14 +3,10 @@
 import pytest
 import torch
 
-import gen
-from gen.config.checkpoints import read, read_tensors
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.sid import SiD
-from gen.training.trainer import train
 from tests.distill.gaussians import PATH, at_nodes, student, world
 from tests.distill.test_f_distill import nets, points, scattered
-from tests.gen.tiny import tiny
 
 LEVEL = 0.7
 
@@ -79,15 +75,3 @@ class Blind:
 
     def __call__(self, x, t, cond=None, *, s=None, tap=None):
         return self.inner(x.detach(), t, cond)
-
-
-def test_a_student_resumes_to_the_bit(tmp_path):
-    teacher = train(tiny(steps=3), tmp_path / "teacher", quiet=True)
-    for folder, steps in (("two", 2), ("two", 4), ("one", 4)):
-        gen.distill("sid", teacher.folder, tmp_path / folder, changes={"steps": steps}, quiet=True)
-    ends = [tmp_path / folder / "checkpoints" / "step-0000004" for folder in ("one", "two")]
-    infos = [read(end) for end in ends]
-    for name in infos[0]["files"]:
-        one, two = (read_tensors(end, name, info) for end, info in zip(ends, infos, strict=True))
-        assert all(torch.equal(one[key], two[key]) for key in one), name
-    assert gen.load(tmp_path / "one").sample(3).nfe == 1

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import gen
-from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import build, spec_of
 from gen.data.mixture import MixturePoints
 from gen.diffusion import parameterisation
 from gen.diffusion.denoiser import Denoiser
@@ -17,7 +14,6 @@ from gen.diffusion.path import EDM, Flow
 from gen.distillers.ect import ECT
 from gen.distillers.lib.consistency import consistency_losses, ect_next_time, sigma_of_t
 from gen.distillers.tcm import TCM, TruncatedConsistency
-from gen.training.trainer import train
 from tests.distill.test_ict import batch
 from tests.distill.toys import batches
 from tests.gen.tiny import tiny
@@ -100,37 +96,6 @@ def test_its_sampler_stays_above_the_start():
     assert TCM().sampler.grid.times(EDM(), 2).tolist() == pytest.approx([80, 1, 0])
 
 
-def test_wrong_numbers_are_named():
-    for wrong in (
-        {"transition": 0.0},
-        {"sigma_max": 0.5},
-        {"boundary": 1.0},
-        {"gap": 0.0},
-        {"dof": 0.0},
-        {"boundary_weight": -1.0},
-    ):
-        with pytest.raises(UserError, match="TCM: "):
-            TCM(**wrong)
-    assert build("distillers", spec_of(TCM(transition=2.0))) == TCM(transition=2.0)
-
-
-def test_it_goes_on_from_a_consistency_model_that_stays_as_it_was(tmp_path):
-    first = train(tiny(objective=ECT(double_every=1), steps=2), tmp_path / "first", quiet=True)
-    whole = gen.distill("tcm", first.folder, tmp_path / "whole", changes={"steps": 4}, quiet=True)
-    gen.distill("tcm", first.folder, tmp_path / "parts", changes={"steps": 2}, quiet=True)
-    parts = gen.distill("tcm", first.folder, tmp_path / "parts", changes={"steps": 4}, quiet=True)
-    for file in ("net.safetensors", "first_stage.safetensors"):
-        a, b = ((done.folder / "final" / file).read_bytes() for done in (whole, parts))
-        assert a == b
-    start, end = (
-        checkpoints.read_tensors(done.folder / "final", file, checkpoints.read(done.folder / "final"))
-        for done, file in ((first, "net-ema.safetensors"), (whole, "first_stage.safetensors"))
-    )
-    assert all(torch.equal(start[k], end[k]) for k in end)
-    assert whole.pipeline().sample(2).nfe == 1
-
-
 def test_a_denoiser_is_no_first_stage(tmp_path):
-    denoiser = train(tiny(steps=1), tmp_path / "denoiser", quiet=True)
     with pytest.raises(UserError, match="distil it by ect first"):
-        gen.distill("tcm", denoiser.folder, tmp_path / "student", quiet=True)
+        TCM().student(tiny(), tmp_path, tmp_path)

@@ -17,17 +17,14 @@ from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.text.loop import decode_steps
 from gen.training.objectives.lib.masked import token_batch
-from gen.training.trainer import train
 from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
 
 MASK = 4
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher") / "run"
-    train(tiny_text(), folder, quiet=True)
-    return folder
+@pytest.fixture
+def teacher(text_teacher):
+    return text_teacher
 
 
 def test_the_last_ones_are_masked():
