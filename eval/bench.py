@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.eval.throughput import InterleavedTiming, median_interval, timed
 
 __all__ = ["Bench", "BenchContext", "Call", "Case", "MachinePeak", "Unavailable", "measure_peak"]
@@ -149,7 +150,7 @@ class Case:
     graph: bool = False
     mfu: bool = False
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """Return what identifies a measurement of this case, beside the machine and the way of measuring."""
         names = [call.name for call in self.calls]
         return {"case": self.name, "flops": self.flops, "bytes": self.bytes, "calls": names, "rates": dict(self.rates)}
@@ -231,11 +232,11 @@ class Bench:
     seed: int = 0
     clock: Callable[[], float] = time.perf_counter
 
-    def measure(self, case: Case, peak: MachinePeak) -> dict[str, Any]:
+    def measure(self, case: Case, peak: MachinePeak) -> Json:
         """Return the record of a case, JSON values only; a failure becomes a gate that is not ok, without times."""
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # else the next shape is compiled for any shape
-        record: dict[str, Any] = {
+        record: Json = {
             "case": case.name,
             "dtype": str(case.dtype).removeprefix("torch."),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -256,7 +257,7 @@ class Bench:
             torch.cuda.empty_cache()
         return record
 
-    def _measured(self, case: Case, peak: MachinePeak) -> dict[str, Any]:
+    def _measured(self, case: Case, peak: MachinePeak) -> Json:
         ring = self._ring(case)
         ready, unavailable = run_once(case, ring[0])
         exact = [v.detach() for v in tensors(case.exact(*ring[0]))]
@@ -317,7 +318,7 @@ class Bench:
                 break
         return max(1, min(1000, math.ceil(self.block / max(best, 1e-9) - 1e-6)))
 
-    def _speeds(self, case: Case, took: float, peak: MachinePeak) -> dict[str, Any]:
+    def _speeds(self, case: Case, took: float, peak: MachinePeak) -> Json:
         """Return the rates of a call that took so many seconds."""
         rates = {name: amount / took for name, amount in case.rates.items()}
         rates |= {"TFLOP/s": case.flops / took / 1e12} if case.flops else {}
@@ -355,7 +356,7 @@ def run_once(case: Case, inputs: Inputs) -> tuple[list[tuple[Call, Function, lis
     return ready, unavailable
 
 
-def check_errors(case: Case, outs: Mapping[str, Sequence[Tensor]], exact: Sequence[Tensor]) -> dict[str, Any]:
+def check_errors(case: Case, outs: Mapping[str, Sequence[Tensor]], exact: Sequence[Tensor]) -> Json:
     """Compare results with the exact ones: {"ok", "baseline", "errors": {call: {"error", "bound"}}, "error": in words}.
 
     An error is the root mean square difference relative to the exact result's. Its bound is error_factor times the
@@ -380,7 +381,7 @@ def check_errors(case: Case, outs: Mapping[str, Sequence[Tensor]], exact: Sequen
         errors[name] = {"error": error if math.isfinite(error) else None, "bound": bound}
         if not error <= bound:
             wrong.append(f"{name}: its error is {error:.2g}, and at most {bound:.2g} is allowed")
-    gate: dict[str, Any] = {"ok": not wrong, "baseline": case.baseline if own is not None else None, "errors": errors}
+    gate: Json = {"ok": not wrong, "baseline": case.baseline if own is not None else None, "errors": errors}
     return gate | ({"error": "; ".join(wrong)} if wrong else {})
 
 

@@ -12,14 +12,13 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def load(name: str) -> Any:
+def load(name: str):
     """Read one file of results."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -37,17 +36,17 @@ def source(name: str, about: str) -> Iterator[str]:
     yield f"Source: [{name}.json](../benchmarks/results/{name}.json), {about}."
 
 
-def estimate(value: dict[str, Any], digits: int = 2) -> str:
+def estimate(value: dict, digits: int = 2) -> str:
     """Format a mean with its standard error."""
     return f"{value['value']:.{digits}f} ± {value['se']:.{digits}f}"
 
 
-def mean(value: dict[str, Any], digits: int) -> str:
+def mean(value: dict, digits: int) -> str:
     """Format a mean without its standard error."""
     return f"{value['value']:.{digits}f}"
 
 
-def study_source(name: str, study: dict[str, Any]) -> Iterator[str]:
+def study_source(name: str, study: dict) -> Iterator[str]:
     """Yield the source line of a study, which scripts/study.py wrote."""
     about = f"{study['date']}, {study['samples']} samples a run, torch {study['torch']}, CPU ({study['cpu']})"
     yield from source(name, f"{about}; made by `python scripts/study.py benchmarks/{name}.toml`")
@@ -67,7 +66,7 @@ def teachers() -> Iterator[str]:
 def students() -> Iterator[str]:
     """Yield the table of all students in one and two evaluations; the other columns belong to the fewest."""
     study = load("distillation")
-    by_name: dict[str, dict[float, Any]] = {}
+    by_name: dict = {}
     for row in study["rows"]:
         by_name.setdefault(row["name"], {})[row["nfe"]] = row
     cells = []
@@ -125,7 +124,7 @@ def training() -> Iterator[str]:
 DTYPES = ("float32", "bfloat16")
 
 
-def bench(part: str) -> dict[str, dict[str, Any]]:
+def bench(part: str) -> dict:
     """Read one part of `gen bench` on the CPU in every dtype that was measured."""
     names = {dtype: f"bench/cpu-{dtype}/{part}" for dtype in DTYPES}
     return {dtype: load(name) for dtype, name in names.items() if (RESULTS / f"{name}.json").exists()}
@@ -167,7 +166,7 @@ def operations() -> Iterator[str]:
     """Yield the table of single ops: ours against eager PyTorch and against the fastest other way."""
     cells = []
     for part in ("attention", "fused", "ssm"):
-        ratios: dict[tuple[str, str], list[list[Any]]] = {}
+        ratios: dict = {}
         for dtype, result in bench(part).items():
             for case in result["cases"]:
                 for ours in dict.fromkeys(ratio["ours"] for ratio in case["ratios"]):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.training.log import ProgressBar
 
 __all__ = ["WHOLE_STORE", "ShardPlan", "fill_shards", "parent_hash"]
@@ -38,7 +38,7 @@ def fill_shards(
     folder: Path,
     name: str,
     n: int,
-    about: Mapping[str, Any],
+    about: Json,
     generate: Callable[[int, int], dict[str, Tensor]],
     plan: ShardPlan,
 ) -> None:
