@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build, part
+from gen.config.spec import build_parts, part
 from gen.data.lib.tensors import check_holdout, content_hash, hold_out
+from gen.text.contracts import Tokenizer
 
 __all__ = ["Text"]
 
@@ -24,9 +24,9 @@ Window = tuple[list[int], int]  # tokens, and how many of the first are a prompt
 class Text:
     """Windows of `length` tokens of text files, or prompts and responses of JSONL.
 
-    A text ends with the tokeniser's first stop token, and its last window is padded. A line of JSONL holds "text", or
-    "prompt" and "response": the latter is one window, its prompt is not trained, and a response that does not fit is
-    cut off. The same windows are held out always.
+    A text ends with the tokenizer's first end-of-text token, and its last window is padded. A line of JSONL holds
+    "text", or "prompt" and "response": the latter is one window, its prompt is not trained, and a response that does
+    not fit is cut off. The same windows are held out always.
 
     Attributes:
         path: a file, a glob or a folder (all below it that ends in .txt, .md or .jsonl); None for the 79 pages of
@@ -37,22 +37,22 @@ class Text:
     """
 
     path: str | None = None
-    tokenizer: Any = part("text.tokenizers", default="bytes")
+    tokenizer: Tokenizer = part("text.tokenizers", default="bytes")
     length: int = 128
     holdout: float = 0.05
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", build("text.tokenizers", self.tokenizer))
+        build_parts(self)
         check_holdout(self, self.holdout)
         if self.length < 2:
             raise UserError(f"Text: length = {self.length}; it must be at least 2")
         if not self.tokenizer.eos_token_ids:
-            raise UserError(f"Text: {type(self.tokenizer).__name__} has no stop token to end a text with")
+            raise UserError(f"Text: {type(self.tokenizer).__name__} has no end-of-text token")
 
     @property
     def vocab_size(self) -> int:
         """The number of token ids, stop and mask tokens included."""
-        return int(self.tokenizer.vocab_size)
+        return self.tokenizer.vocab_size
 
     @property
     def shape(self) -> tuple[int]:

@@ -336,5 +336,5 @@ def test_a_run_that_does_not_fit_itself_is_refused_before_any_work(tmp_path, cha
 
 
 def test_numbers_need_a_parameterisation():
-    with pytest.raises(UserError, match="param is none"):
+    with pytest.raises(UserError, match="parameterisation is none"):
         check_sampler(Run(model="dit", parameterisation=None))
