@@ -21,7 +21,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not gpu"
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --run-slow -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --run-slow -m "slow and not gpu" $(SLOW)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -q -m gpu
