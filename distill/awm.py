@@ -27,13 +27,14 @@ TINY = 1e-10
 
 @dataclass(frozen=True)
 class AWM(PolicyOptimisation):
-    """The loss A g(m) + beta |out - reference|^2 + trust |out - trusted|^2 on the policy's samples (Xue et al. 2025).
+    """Advantage weighted matching (Xue et al. 2025): the teacher's training loss, weighted by advantages.
 
-    m is the mean square error of the network's output against the target of a sample noised afresh, A the sample's
-    advantage in its group, |A| <= 1, the squares means over elements. g(m) = ((m + 1e-10)^power - 1e-10^power) / power
-    times (t / t1)^time_power. The gradient is that of the likelihood ratio, which is 1 where each sample serves one
-    update. Samples may come from any sampler, as no likelihood of its steps is needed. reference is the teacher,
-    trusted an average of the student's own weights, the role "trusted".
+    On the policy's own samples the loss is A g(m) + beta |out - reference|^2 + trust |out - trusted|^2. m is the mean
+    square error of the network's output against the target of a sample noised afresh, A the sample's advantage in its
+    group, |A| <= 1, the squares means over elements. g(m) = ((m + 1e-10)^power - 1e-10^power) / power times (t /
+    t1)^time_power. The gradient is that of the likelihood ratio, which is 1 where each sample serves one update.
+    Samples may come from any sampler, as no likelihood of its steps is needed. reference is the teacher, trusted an
+    average of the student's own weights, the role "trusted".
 
     A sample with A < 0 pushes its error up without end. power < 1 needs some pull (beta + trust > 0) against that, and
     power = 1 needs beta + trust > 1, more than |A| can be; else the loss has no minimum, and is refused here.

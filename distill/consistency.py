@@ -40,12 +40,13 @@ __all__ = ["Consistency"]
 
 @dataclass(frozen=True)
 class Consistency(Distiller):
-    """The loss distance(f(x_t, t), f-(x_r, r)) for neighbours t > r of a grid (Song et al. 2023, algorithms 2 and 3).
+    """Consistency distillation, or training on data alone (Song et al. 2023, algorithms 2 and 3).
 
-    f is the x0 of the prediction, with f(x, 0) = x by the parameterisation (gen.distillers.lib.consistency), and f- the
-    role "target": the same network, its weights an exponential average of the student's. The lowest time of the paper
-    is 0.002; here that is followed by 0. The loss grows with N and says nothing of quality. The defaults distil; the
-    paper trains CIFAR-10 on data with grid_steps (2, 150), ema_decay 0.9, and with the distance lpips throughout.
+    The loss is distance(f(x_t, t), f-(x_r, r)) for neighbours t > r of a grid. f is the x0 of the prediction, with f(x,
+    0) = x by the parameterisation (gen.distillers.lib.consistency), and f- the role "target": the same network, its
+    weights an exponential average of the student's. The lowest time of the paper is 0.002; here that is followed by 0.
+    The loss grows with N and says nothing of quality. The defaults distil; the paper trains CIFAR-10 on data with
+    grid_steps (2, 150), ema_decay 0.9, and with the distance lpips throughout.
 
     Attributes:
         velocity: "teacher" is consistency distillation, x_r one Heun step of the teacher from x_t; "data" is

@@ -27,7 +27,7 @@ __all__ = ["Degradation"]
 
 @dataclass(frozen=True)
 class Degradation(Distiller):
-    """Denoising of samples that the frozen teacher generates: DisBack's first stage (Zhang et al. 2024).
+    """The first stage of DisBack (Zhang et al. 2024): denoising of samples that the frozen teacher generates.
 
     The network begins as the teacher and ends as the score of what a student that begins as the teacher generates. Its
     checkpoints are the way back (gen.distillers.disback).

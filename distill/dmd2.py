@@ -37,11 +37,12 @@ __all__ = ["DMD2"]
 
 @dataclass(frozen=True)
 class DMD2(ScoreDistillation):
-    """Reverse KL between student and teacher at all noise levels, by the difference of scores (Yin et al. 2024).
+    """Distribution matching distillation, DMD2 (Yin et al. 2024): reverse KL by the difference of scores.
 
-    Each step is one update of the student and then critic_steps of the fake score, the first of them on the samples
-    that the student was just trained on, as in the authors' loop. The loss is the mean over elements of
-    1/2 (y - stop(y - g))^2, g = (fake - real) / mean|y - real|: it is no signal of quality.
+    Student and teacher are compared at all noise levels. Each step is one update of the student and then critic_steps
+    of the fake score, the first of them on the samples that the student was just trained on, as in the authors' loop.
+    The loss is the mean over elements of 1/2 (y - stop(y - g))^2, g = (fake - real) / mean|y - real|: it is no signal
+    of quality.
 
     Attributes:
         scale: "kl" takes the gradient of KL itself, alpha^2 / sigma^2 (fake - real), in place of g: for data of few

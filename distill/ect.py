@@ -34,17 +34,18 @@ __all__ = ["ECT"]
 
 @dataclass(frozen=True)
 class ECT(Distiller):
-    """The loss |f(x_t, t) - sg f(x_r, r)| / (sigma_t - sigma_r), sigma_r ever closer to sigma_t (Geng et al. 2024).
+    """Easy consistency tuning (Geng et al. 2024).
 
-    f is the x0 of the prediction, both points of the same data, noise and dropout; sigma is the noise level sigma /
-    alpha, EDM's t, so that each path has the published schedule: sigma_r = max(0, 1 - gap^(stage + 1) (1 + sharpness
-    sigmoid(-slope sigma_t))) sigma_t. At first r = 0 up to sigma 1.95, and that is denoising; hence the start from a
-    denoiser, though none is needed. The loss grows from stage to stage and says nothing of quality.
+    The loss is |f(x_t, t) - sg f(x_r, r)| / (sigma_t - sigma_r), sigma_r ever closer to sigma_t. f is the x0 of the
+    prediction, both points of the same data, noise and dropout; sigma is the noise level sigma / alpha, EDM's t, so
+    that each path has the published schedule: sigma_r = max(0, 1 - gap^(stage + 1) (1 + sharpness sigmoid(-slope
+    sigma_t))) sigma_t. At first r = 0 up to sigma 1.95, and that is denoising; hence the start from a denoiser, though
+    none is needed. The loss grows from stage to stage and says nothing of quality.
 
     Attributes:
-        times: density of t; the paper's for CIFAR-10.
-        gap: 1 / q, in (0, 1); the paper's.
-        sharpness, slope: k and b, the first at least 0; the paper's.
+        times: density of t; the code's for CIFAR-10.
+        gap: 1 / q, in (0, 1); the code's.
+        sharpness, slope: k and b, the first at least 0; the code's.
         double_every: updates of a stage.
         stages: how many there are; the last one stays.
         huber: c / sqrt(d) of the pseudo-Huber distance, 0 for the plain norm; the paper's 0.06 for ImageNet-64 is

@@ -50,14 +50,14 @@ class DensityRatios(nn.Module):
 
 @dataclass(frozen=True)
 class FDistill(DMD2):
-    """DMD2's gradient times h(r), r the ratio of data to student at x_t by a discriminator (Xu et al. 2025, eq. 7).
+    """f-distill, distribution matching under any f-divergence (Xu et al. 2025): DMD2's gradient times h(r) (eq. 7).
 
-    r = exp(logit). The discriminator learns at noise levels as `times` has them, where its ratio is used, and with
-    gan_weight = 0 the ratio is still learned. Each micro-batch has its own means. All else is as in DMD2, and the loss
-    is no more a signal of quality than its.
+    r = exp(logit) is the ratio of data to student at x_t, by a discriminator. The discriminator learns at noise levels
+    as `times` has them, where its ratio is used, and with gan_weight = 0 the ratio is still learned. Each micro-batch
+    has its own means. All else is as in DMD2, and the loss is no more a signal of quality than its.
 
     Attributes:
-        gan_weight, disc_weight: see DMD2; disc_weight is positive. 0.001 or 0.003 and 1 in the public code.
+        gan_weight, disc_weight: see DMD2; disc_weight is positive. gan_weight is 0.001 or 0.003 in the paper.
         features: see DMD2; the teacher's in the public code.
         divergence: reverse KL is DMD2 itself; Neyman's is in the public code only, Pearson's our own.
         normalise: "time" divides r by the mean of its bin of times; "batch" divides h by its mean over the batch, so

@@ -29,19 +29,19 @@ __all__ = ["FlowGRPO"]
 
 @dataclass(frozen=True)
 class FlowGRPO(PolicyOptimisation):
-    """The loss max(-A rho, -A clip(rho, 1 +- clip)) + beta KL over a stochastic rollout's steps (Liu et al. 2025).
+    """Flow-GRPO (Liu et al. 2025): clipped policy gradients on the steps of a stochastic rollout.
 
-    A step is drawn from N(mean, std^2), see sde_transition; rho is the ratio of its likelihood, in the mean over
-    dimensions, to that under the weights that drew it. KL is |mean - reference's|^2 / (2 g^2), the mean over
-    dimensions, as published: the exact divergence times the step's length. The last step, to t = 0, draws nothing and
-    is no part of the policy.
+    The loss is max(-A rho, -A clip(rho, 1 +- clip_range)) + beta KL, the mean over drawn steps. A step is drawn from
+    N(mean, std^2), see sde_transition; rho is the ratio of its likelihood, in the mean over dimensions, to that under
+    the weights that drew it. KL is |mean - reference's|^2 / (2 g^2), the mean over dimensions, as published: the exact
+    divergence times the step's length. The last step, to t = 0, draws nothing and is no part of the policy.
 
     Attributes:
-        grid, steps: times of the rollout, steps at least 2; the paper's.
-        noise_level: of the rollout's SDE, positive; the paper's.
+        grid, steps: times of the rollout, steps at least 2; the code's.
+        noise_level: of the rollout's SDE, positive; the code's.
         clip_range: of the ratio, positive; the code's.
         advantage_clip: largest absolute advantage, positive; the code's.
-        beta: weight of the KL, at least 0; the paper's.
+        beta: weight of the KL, at least 0; the code's.
         refresh: updates after which the policy that draws is renewed, at least 1; at 1 the ratio is always 1, and
             clip_range idle. Otherwise it is the role "old".
     """

@@ -31,11 +31,12 @@ __all__ = ["ICT"]
 
 @dataclass(frozen=True)
 class ICT(Distiller):
-    """Pseudo-Huber of f(x_t, t) - sg f(x_r, r), over sigma_t - sigma_r, for neighbours t > r (Song & Dhariwal 2024).
+    """Improved consistency training (Song & Dhariwal 2024).
 
-    f is the x0 of the prediction; both points have the same data, noise, dropout and weights: an average as the target
-    is what the paper removes. sigma is the noise level sigma / alpha, so that each path has EDM's weights. The loss
-    grows with N and says nothing of quality.
+    The loss is the pseudo-Huber distance of f(x_t, t) and sg f(x_r, r) over sigma_t - sigma_r, for neighbours t > r of
+    a grid. f is the x0 of the prediction; both points have the same data, noise, dropout and weights: an average as the
+    target is what the paper removes. sigma is the noise level sigma / alpha, so that each path has EDM's weights. The
+    loss grows with N and says nothing of quality.
 
     Attributes:
         grid: the times t, and 0.

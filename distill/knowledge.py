@@ -22,9 +22,10 @@ __all__ = ["Knowledge"]
 
 @dataclass(frozen=True)
 class Knowledge(PairDistillation):
-    """The loss distance(x0(x_t1), x), x_t1 = sigma(t1) z the sampler's own start, on pairs (Luhman & Luhman 2021).
+    """Knowledge distillation on stored pairs (Luhman & Luhman 2021).
 
-    Only the first step is trained: a one-step student, whatever the path.
+    The loss is distance(x0(x_t1), x), x_t1 = sigma(t1) z the sampler's own start. Only the first step is trained: a
+    one-step student, whatever the path.
 
     Attributes:
         distance: of gen.distillers.distances; square is the published one, lpips that of DMD's regression (Yin et al.

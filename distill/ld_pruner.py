@@ -34,7 +34,7 @@ __all__ = ["LDPruner", "SkippingDenoiser", "find_operators", "latent_score"]
 
 @dataclass(frozen=True)
 class LDPruner(Distiller):
-    """Removes the operators of lowest score, then trains on the data and on the teacher (Castells et al. 2024).
+    """LD-Pruner, pruning by how far the final latents move, and retraining (Castells et al. 2024).
 
     An operator is the residual of a site; removed, it is the identity. Its score is how far the mean and the deviation
     of the final latents move without it, over samples of the same seeds and labels: see latent_score. Neither decoder

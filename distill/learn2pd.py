@@ -47,12 +47,13 @@ HOLDOUT = 0.1  # of the replays, as in the paper
 
 @dataclass(frozen=True)
 class Learn2PD(Distiller):
-    """Binary cross-entropy of the filter of the policy `learned`, on a teacher's replays (Bao et al. 2025, 2509.25188).
+    """Learning to decode in parallel, Learn2PD (Bao et al. 2025, arXiv 2509.25188): trains the filter of a policy.
 
-    The network stays as it is. The teacher answers prompts one token at a time. Each answer is decoded again, every
-    step committing exactly the tokens that are right already, and a step without any the whole window ("extremely
-    greedy parallel"). From the confidences of its window the filter predicts which masked tokens are right. The logs
-    are `filter_rates` at the threshold, and `held_out_rates` are those of prompts that it was not trained on.
+    The loss is the binary cross-entropy of the filter of the policy `learned`, on a teacher's replays. The network
+    stays as it is. The teacher answers prompts one token at a time. Each answer is decoded again, every step committing
+    exactly the tokens that are right already, and a step without any the whole window ("extremely greedy parallel").
+    From the confidences of its window the filter predicts which masked tokens are right. The logs are `filter_rates` at
+    the threshold, and `held_out_rates` are those of prompts that it was not trained on.
 
     The teacher is decoded greedily. The run has the paper's AdamW of rate 3e-3, and no averages; its checkpoints hold
     the teacher's weights with the filter beside them.

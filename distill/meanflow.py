@@ -34,12 +34,12 @@ __all__ = ["MeanFlow"]
 
 @dataclass(frozen=True)
 class MeanFlow(Distiller):
-    """The MeanFlow identity u = v - (t - s) du/dt as a regression, du/dt along the flow (Geng et al. 2025, eq. 11).
+    """MeanFlow (Geng et al. 2025): a flow map by regression on an identity of average velocities.
 
-    u(x, t, s) = (x_t - x_s) / (t - s) is the average of the velocity v, here eps - x0 (see tau_of_t for paths that are
-    not Flow); du/dt is the network's own, without gradient. Loss |error|^2 / (|error|^2 + damping)^power, |.|^2 a sum
-    over elements and the divisor without gradient (eq. 22). The loss says little of the samples: it is a fraction of
-    itself, and its target moves.
+    The identity is u = v - (t - s) du/dt, du/dt along the flow (eq. 11). u(x, t, s) = (x_t - x_s) / (t - s) is the
+    average of the velocity v, here eps - x0 (see tau_of_t for paths that are not Flow); du/dt is the network's own,
+    without gradient. Loss |error|^2 / (|error|^2 + damping)^power, |.|^2 a sum over elements and the divisor without
+    gradient (eq. 22). The loss says little of the samples: it is a fraction of itself, and its target moves.
 
     Guidance inside (eq. 21 and appendix B.1): v is replaced by omega v + kappa u(x, t, t | cond) + (1 - omega - kappa)
     u(x, t, t | null), an effective scale of omega / (1 - kappa); rows whose condition was dropped keep v.
@@ -51,7 +51,7 @@ class MeanFlow(Distiller):
         guide: on the teacher; None for none.
         omega, kappa: of guidance inside, omega > 0, 0 <= kappa < 1; 1 and 0 for none.
         guidance_interval: the t / t1 with guidance inside, both ends included.
-        class_dropout: probability that a condition is replaced by the null one; the paper's.
+        class_dropout: probability that a condition is replaced by the null one; the code's.
         power, damping: p and c of the adaptive weight, at least 0 and positive; the paper's for ImageNet. CIFAR-10
             has 0.75 and 1e-3.
         derivative: see directional_derivative.

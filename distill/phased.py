@@ -26,11 +26,12 @@ __all__ = ["Phased"]
 
 @dataclass(frozen=True)
 class Phased(Distiller):
-    """The distance of the student's end of a phase to the teacher's, from any time of it (Wang et al. 2024, sec. 3.4).
+    """Phased Rectified Diffusion (Wang et al. 2024, section 3.4).
 
-    From data noised to the phase's first time the teacher takes Euler's steps (DDIM) to its last; one x0 and eps lead
-    there straight, x_t lies on that line, and the student is to reach the end from it in one step. Sampled in as many
-    steps as phases. On any path and parameterisation; needs no pairs.
+    The loss is the distance of the student's end of a phase to the teacher's, from any time of the phase. From data
+    noised to the phase's first time the teacher takes Euler's steps (DDIM) to its last; one x0 and eps lead there
+    straight, x_t lies on that line, and the student is to reach the end from it in one step. Sampled in as many steps
+    as phases. On any path and parameterisation; needs no pairs.
 
     Attributes:
         phases: how many, at least 1; the paper's.

@@ -55,10 +55,11 @@ class StageTeacher(nn.Module):
 
 @dataclass(frozen=True)
 class Progressive(Distiller):
-    """The loss weight(t) |net(x_t, t) - target|^2, its target where two DDIM steps lead (Salimans & Ho 2022, alg. 2).
+    """Progressive distillation (Salimans & Ho 2022, algorithm 2), with guidance (Meng et al. 2023).
 
-    The target is of the one x0 and eps that lead there in one step. The student's number of steps is halved from stage
-    to stage, in one run; at the end of each its weights become the teacher's, the role "stage_teacher".
+    The loss is weight(t) |net(x_t, t) - target|^2, the target where two DDIM steps of the teacher lead: that of the one
+    x0 and eps that lead there in one step. The student's number of steps is halved from stage to stage, in one run; at
+    the end of each its weights become the teacher's, the role "stage_teacher".
 
     Attributes:
         start_steps, end_steps: steps of the student in the first and the last stage, a power of 2 apart.

@@ -24,10 +24,11 @@ __all__ = ["RectifiedDiffusion"]
 
 @dataclass(frozen=True)
 class RectifiedDiffusion(PairDistillation):
-    """The loss distance(x0(x_t), x) with x_t = alpha x + sigma z of a pair (x, z), on any path and parameterisation.
+    """Rectified Diffusion (Wang et al. 2024): regression of x0 on pairs, on any path and parameterisation.
 
-    What is straightened is the ODE in x / alpha and sigma / alpha: at the optimum eps is z throughout, so one step of
-    Euler (DDIM) is exact (Wang et al. 2024, section 3). The paper has pairs of a guided teacher at 25 steps.
+    The loss is distance(x0(x_t), x) with x_t = alpha x + sigma z of a pair (x, z). What is straightened is the ODE in x
+    / alpha and sigma / alpha: at the optimum eps is z throughout, so one step of Euler (DDIM) is exact (Wang et al.
+    2024, section 3). The paper has pairs of a guided teacher at 25 steps.
 
     Attributes:
         times: density of t; the paper's.

@@ -30,10 +30,10 @@ MIN_T = 1e-5  # at which 1 / t stops growing, as in rf++'s code
 
 @dataclass(frozen=True)
 class Reflow(PairDistillation):
-    """Regression of the network's output along the straight line between each pair (Liu et al. 2022; rf++, 2024).
+    """Reflow of rectified flows (Liu et al. 2022; rf++, Lee et al. 2024): regression along the line between each pair.
 
-    Loss (sqrt(|error|^2 + c^2) - c) / d with c = huber d, the pseudo-Huber of rf++ (section 4.2), d the number of
-    elements. A teacher on another path becomes a velocity on the flow path, exactly (gen.models.reparameterised).
+    The loss is (sqrt(|error|^2 + c^2) - c) / d with c = huber d, the pseudo-Huber of rf++ (section 4.2), d the number
+    of elements. A teacher on another path becomes a velocity on the flow path, exactly (gen.models.reparameterised).
 
     Attributes:
         times: density of t; rf++'s U-shape trains all steps, Point(1) nothing but the first: a one-step student.

@@ -29,7 +29,7 @@ __all__ = ["SCM"]
 
 @dataclass(frozen=True)
 class SCM(Distiller):
-    """TrigFlow's continuous-time consistency (Lu & Song 2024, algorithm 1), on every path and parameterisation.
+    """Continuous-time consistency models, sCM (Lu & Song 2024, algorithm 1), on every path and parameterisation.
 
     In units of the data's deviation, with the angle tan(a) = sigma / (alpha sigma_data), every path is y = cos(a) x0 +
     sin(a) eps, and a network's prediction is F = cos(a) eps - sin(a) x0; its denoised x0, cos(a) y - sin(a) F, must not
@@ -42,10 +42,10 @@ class SCM(Distiller):
     says nothing of them.
 
     Attributes:
-        times: density of t; the paper's.
+        times: density of t; FastGen's.
         velocity: dy/da of the "teacher" (sCD), or of the pair at hand ("data", sCT).
         guide: on the teacher; None for none.
-        sigma_data: deviation of the data, positive; 0.5 in the paper.
+        sigma_data: deviation of the data, positive.
         warmup: updates over which r rises; 0 for r = 1 throughout. The paper's.
         damping: c of the tangent's normalisation, positive; the paper's.
         prior: exponent of the prior weighting; FastGen has 1.

@@ -34,21 +34,22 @@ __all__ = ["Shortcut"]
 
 @dataclass(frozen=True)
 class Shortcut(Distiller):
-    """Flow matching at the shortest jumps, self-consistency at all longer ones (Frans et al. 2024, algorithm 1).
+    """Shortcut models (Frans et al. 2024, algorithm 1).
 
-    The shortest of the jumps 1/steps, ..., 1/4, 1/2, 1 of the whole time learns the velocity eps - x0 (see tau_of_t
-    for paths that are not Flow). A share of the samples learns, for a random longer jump, where two of half the length
-    lead under the role "target", an average of the weights. All start on the grid of their jump, so sample with "jump"
-    on a linear grid of a power of two steps. The paper and its code hold weight decay 0.1 to be crucial.
+    Flow matching at the shortest jumps, self-consistency at all longer ones. The shortest of the jumps 1/steps, ...,
+    1/4, 1/2, 1 of the whole time learns the velocity eps - x0 (see tau_of_t for paths that are not Flow). A share of
+    the samples learns, for a random longer jump, where two of half the length lead under the role "target", an average
+    of the weights. All start on the grid of their jump, so sample with "jump" on a linear grid of a power of two steps.
+    The paper and its code hold weight decay 0.1 to be crucial.
 
     Attributes:
         steps: number of shortest jumps, a power of two, at least 2; the paper's.
         bootstrap: share of the samples that learn from two half jumps, in [0, 1]; the paper's. Its code has 1/8.
-        ema_decay: of the target's weights, in [0, 1]; the paper's.
+        ema_decay: of the target's weights, in [0, 1].
         velocity: of the pair at hand ("data"), as published, or of the "teacher".
         guide: on the teacher; None for none.
         bootstrap_cfg: guidance scale of the half jumps of the shortest length; 1 for none.
-        class_dropout: probability that a condition is replaced by the null one; the paper's.
+        class_dropout: probability that a condition is replaced by the null one.
         clip: largest number in a middle point and in a target of two jumps; None for any. The code's.
     """
 

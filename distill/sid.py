@@ -28,12 +28,13 @@ __all__ = ["SiD"]
 
 @dataclass(frozen=True)
 class SiD(ScoreDistillation):
-    """E w (real - fake) . ((real - y) - alpha (real - fake)) on samples y, without data (Zhou et al. 2024, eq. 23).
+    """Score identity distillation, SiD (Zhou et al. 2024), which needs no data.
 
-    real and fake are both denoisers' x0 at x_t, and the gradient goes through both to y, as well as through y itself.
-    With an exact fake score the loss is (1 - alpha) E|real - fake|^2, and its gradient, the fake score held fixed, is
-    half the true one of E|real - fake|^2 at alpha = 1/2; every other alpha is biased, unless student and teacher differ
-    in their mean alone. With the paper's best alpha the loss is mostly negative: it is no signal of quality.
+    The loss is E w (real - fake) . ((real - y) - alpha (real - fake)) on samples y (eq. 23). real and fake are both
+    denoisers' x0 at x_t, and the gradient goes through both to y, as well as through y itself. With an exact fake score
+    the loss is (1 - alpha) E|real - fake|^2, and its gradient, the fake score held fixed, is half the true one of
+    E|real - fake|^2 at alpha = 1/2; every other alpha is biased, unless student and teacher differ in their mean alone.
+    With the paper's best alpha the loss is mostly negative: it is no signal of quality.
 
     Each step is critic_steps updates of the fake score, then one of the student; means are over elements where the
     authors sum. Theirs are EDM's times and weighting, the student begins at sigma 2.5 (a grid of {"name": "linear",

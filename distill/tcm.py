@@ -72,20 +72,21 @@ class TruncatedConsistency:
 
 @dataclass(frozen=True)
 class TCM(Distiller):
-    """ECT's loss above a noise level only, the first stage being the target below (Lee et al. 2024).
+    """Truncated consistency models (Lee et al. 2024).
 
-    The run starts from the weights of a consistency model, by ECT say (Run.init, or the teacher of a distillation);
-    their frozen copy is the role "first_stage". A share `boundary` of the samples is put at `transition`, where the
-    first stage is the target and keeps the second from collapsing; the pair of times is ECT's, at one fixed gap. Below
-    `transition` the student is undefined: its sampler stays above. The loss says nothing of quality.
+    ECT's loss above a noise level only, the first stage being the target below. The run starts from the weights of a
+    consistency model, by ECT say (Run.init, or the teacher of a distillation); their frozen copy is the role
+    "first_stage". A share `boundary` of the samples is put at `transition`, where the first stage is the target and
+    keeps the second from collapsing; the pair of times is ECT's, at one fixed gap. Below `transition` the student is
+    undefined: its sampler stays above. The loss says nothing of quality.
 
     Attributes:
-        transition: sigma', the noise level sigma / alpha from which on the student is trained; the paper's.
+        transition: sigma', the noise level sigma / alpha from which on the student is trained; FastGen's.
         sigma_max: the highest noise level.
         dof, mean, std: ln sigma has a Student's t density of so many degrees of freedom about mean with scale std, cut
-            to [ln transition, ln sigma_max]; the paper's.
-        boundary: share of samples at `transition`, in (0, 1); the paper's.
-        boundary_weight: weight of their mean loss beside that of the others; the paper's.
+            to [ln transition, ln sigma_max]; FastGen's.
+        boundary: share of samples at `transition`, in (0, 1); FastGen's.
+        boundary_weight: weight of their mean loss beside that of the others; FastGen's.
         gap, sharpness, slope, huber, class_dropout: see ECT.
     """
 

@@ -21,10 +21,11 @@ __all__ = ["Trajectory"]
 
 @dataclass(frozen=True)
 class Trajectory(CertaintyDistillation):
-    """The loss of gen.distillers.dparallel on states of the teacher's own decoding (Qian et al. 2026, 2601.07568).
+    """Pseudo-trajectory distillation of a text model, d3LLM (Qian et al. 2026, arXiv 2601.07568).
 
-    The first view masks the share of a block that the teacher committed last, the second the rest of it. The student is
-    decoded by the policy `entropy` in `multi` blocks of the last length.
+    The loss of gen.distillers.dparallel on states of the teacher's own decoding. The first view masks the share of a
+    block that the teacher committed last, the second the rest of it. The student is decoded by the policy `entropy` in
+    `multi` blocks of the last length.
 
     Measured as dParallel (5 minutes; --objective.blocks "[4,8]" --objective.ramp_updates 1200 --steps 1500): one token
     a step 100 percent of the answers right, .69 tokens per forward; threshold .97 99.1, 2.71; .9 96.3, 3.24; entropy .1

@@ -23,7 +23,7 @@ class Lpips:
     MissingDependency. Its features were trained on ImageNet's labels, so FID flatters what is trained with it.
 
     Attributes:
-        net: whose features are compared; the paper recommends alex for evaluation, vgg for training.
+        net: whose features are compared.
         size: to which images are enlarged, at least 32; consistency models' code has 224.
         pooling: "average" in place of VGG's maxima, as rf++ has it; "max" is the published one.
     """

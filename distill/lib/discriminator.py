@@ -40,17 +40,17 @@ class DiscriminatorHead(nn.Module):
         self.tokens = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU()) for width in widths
         )
-        self.pooled = nn.ModuleList(
+        self.whole = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)) for _ in widths
         )
-        for net in self.pooled:
+        for net in self.whole:
             last = net.get_submodule("2")
             for p in last.parameters():
                 nn.init.zeros_(p)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        pairs = zip(self.tokens, self.pooled, features, strict=True)
-        return torch.cat([pooled(tokens(h).mean(1)) for tokens, pooled, h in pairs], 1)
+        pairs = zip(self.tokens, self.whole, features, strict=True)
+        return torch.cat([whole(tokens(h).mean(1)) for tokens, whole, h in pairs], 1)
 
 
 def discriminator_head(net: nn.Module, sites: Sequence[str], hidden: int) -> DiscriminatorHead:
