@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.config.spec import build
 from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, Score, V, Velocity
 from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig, expand
 
 PARAMS = [X0(), Eps(), Velocity(), V(), Score(), EDMPrecond()]
-PATHS = [Flow(), Trig(), EDM(), VP(), DDPM(), DDPM("cosine"), DDPM("scaled_linear")]
+PATHS = [Flow(), Trig(), EDM(), VP(), DDPM()]
 
 
 def world(path, n=64):
@@ -22,8 +21,8 @@ def world(path, n=64):
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 @pytest.mark.parametrize("param", PARAMS, ids=repr)
-def test_round_trip(param, path):
-    """target -> solve gives back x0 and eps to 1e-12, relative to how much the net's output is amplified."""
+def test_solve_inverts_target_and_det_carries_output_errors_to_x0_and_eps(param, path):
+    """Back come x0 and eps to 1e-12, relative to how much the net's output is amplified; one time is a batch of it."""
     x0, eps, t = world(path)
     x = path.mix(x0, eps, t)
     pred = param.solve(path, x, param.target(path, x0, eps, t), t)
@@ -31,25 +30,9 @@ def test_round_trip(param, path):
     assert float(((pred.x0 - x0) / scale).abs().max()) < 1e-12
     assert float(((pred.eps - eps) / scale).abs().max()) < 1e-12
     torch.testing.assert_close(path.mix(*pred, t), x, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("param", PARAMS, ids=repr)
-def test_a_single_time_is_a_batch_of_equal_ones(param, path):
-    x0, eps, _ = world(path, 4)
-    t = torch.tensor(0.4 * path.t1, dtype=torch.float64)
-    x = path.mix(x0, eps, t)
     out = param.target(path, x0, eps, t)
-    one, many = param.solve(path, x, out, t), param.solve(path, x, out, t.expand(4))
-    assert torch.equal(one.x0, many.x0)
-    assert torch.equal(one.eps, many.eps)
-
-
-@pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("param", PARAMS, ids=repr)
-def test_det_carries_output_errors_to_x0_and_eps(param, path):
-    x0, eps, t = world(path)
-    x, out = path.mix(x0, eps, t), param.target(path, x0, eps, t)
+    one, many = param.solve(path, x, out, t[9]), param.solve(path, x, out, t[9].expand(len(x)))
+    assert torch.equal(one.x0, many.x0) and torch.equal(one.eps, many.eps)
     wrong = param.solve(path, x, out + 1, t)
     det = param.det(path, t)
     torch.testing.assert_close(wrong.x0 - x0, expand(-path.sigma(t) / det, x).expand_as(x), rtol=1e-7, atol=1e-9)
@@ -105,21 +88,15 @@ def test_at_pure_noise_eps_is_x(param):
     torch.testing.assert_close(pred.x0, x0, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("path", [Flow(), Trig()], ids=repr)
 @pytest.mark.parametrize("param", [Eps(), Score()], ids=repr)
-def test_eps_and_score_say_nothing_of_x0_at_pure_noise(param):
+def test_eps_and_score_do_not_determine_x0_at_pure_noise(param, path):
+    """On Trig too, where cos(pi / 2) is 6e-17 in float64, which is no signal."""
     x = torch.randn(2, 3)
-    with pytest.raises(UserError, match="does not determine x0 at t = 1, where alpha = 0"):
-        param.solve(Flow(), x, x, torch.ones((), dtype=torch.float64))
+    with pytest.raises(UserError, match=r"does not determine x0 at t = .*, where alpha = 0"):
+        param.solve(path, x, x, torch.tensor(path.t1, dtype=torch.float64))
 
 
 def test_edm_refuses_a_spread_of_zero():
     with pytest.raises(UserError, match="sigma_data"):
         EDMPrecond(0)
-
-
-@pytest.mark.parametrize("name", ["eps", "score"])
-def test_noise_predictions_are_refused_where_trig_has_no_data(name):
-    """cos(pi / 2) is 6e-17 in float64, which is no signal."""
-    path, x = Trig(), torch.ones(1, 2)
-    with pytest.raises(UserError, match="does not determine x0"):
-        build("diffusion.parameterisation", name).solve(path, x, x, torch.tensor(path.t1, dtype=torch.float64))

@@ -70,11 +70,15 @@ def test_flow_matching_on_a_gaussian_costs_s2_over_spread2():
     assert loss == pytest.approx(STD**2 / (0.75**2 * STD**2 + 0.25**2), rel=0.03)
 
 
-COMBINATIONS = list(itertools.product(PATHS, names("diffusion.parameterisation"), names("diffusion.weighting")))
+PARAMS, WEIGHTINGS = names("diffusion.parameterisation"), names("diffusion.weighting")
+PAIRS = [  # every path with every parameterisation, and every weighting with each of them somewhere
+    (path, param, WEIGHTINGS[(i + j) % len(WEIGHTINGS)])
+    for (i, path), (j, param) in itertools.product(enumerate(PATHS), enumerate(PARAMS))
+]
 
 
-@pytest.mark.parametrize(("path", "param", "weighting"), COMBINATIONS)
-def test_every_combination_gives_finite_losses_and_gradients(path, param, weighting):
+@pytest.mark.parametrize(("path", "param", "weighting"), PAIRS)
+def test_every_pair_gives_finite_losses_and_gradients(path, param, weighting):
     net = tiny().model.build()
     nn.init.normal_(net.final_layer.linear.weight, std=0.1)
     f = Denoiser(net, path, build("diffusion.parameterisation", param))
