@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def examine() -> Iterator[Finding]:
     """Yield all findings; what others need comes first."""
     yield _python()
-    yield _torch()
+    yield _attempt("torch", _torch, TORCH_FIX)
     yield _torchvision()
     for package in CORE:
         yield _package(package)
@@ -78,9 +78,9 @@ def examine() -> Iterator[Finding]:
         yield from (_memory(), _disk())  # the finding above says what is wrong with torch
         return
     yield _device()
-    yield _bf16()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    yield _engine(device)
+    yield _bf16(device)
+    yield _attempt("engine", lambda: _engine(device), "sample without --engine", "warn")
     yield from (_backend(name, attend, device) for name, attend in _backends(device))
     yield from (_threads(), _memory(), _disk())
 
@@ -91,14 +91,20 @@ def _python() -> Finding:
     return Finding("python", "ok" if recent else "fail", version, "" if recent else "gen needs Python 3.11 or newer")
 
 
-def _torch() -> Finding:
+def _attempt(subject: str, check: Callable[[], str], fix: str, status: Literal["warn", "fail"] = "fail") -> Finding:
+    """Report what a check returns, or the error that it raises."""
     try:
-        import torch
-
-        worked = bool((torch.ones(2, 2) @ torch.ones(2, 2) == 2).all())
+        return Finding(subject, "ok", check())
     except Exception as error:
-        return Finding("torch", "fail", _line(error), TORCH_FIX)
-    return Finding("torch", "ok" if worked else "fail", torch.__version__, "" if worked else TORCH_FIX)
+        return Finding(subject, status, _line(error), fix)
+
+
+def _torch() -> str:
+    import torch
+
+    if not bool((torch.ones(2, 2) @ torch.ones(2, 2) == 2).all()):
+        raise ArithmeticError(f"a product of torch {torch.__version__} is wrong")
+    return torch.__version__
 
 
 def _torchvision() -> Finding:
@@ -109,20 +115,21 @@ def _torchvision() -> Finding:
     try:
         importlib.import_module("torchvision")
     except Exception as error:
+        detail = f"{version} does not match torch {_version('torch')}: {_line(error)}"
         fix = "pip uninstall torchvision, or install the build for this torch from the index torch came from"
-        return Finding(
-            "torchvision", "fail", f"{version} does not match torch {_version('torch')}: {_line(error)}", fix
-        )
+        return Finding("torchvision", "fail", detail, fix)
     return Finding("torchvision", "ok", version)
 
 
 def _package(module: str) -> Finding:
     name = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(module, module)
-    try:
+    fix = TORCH_FIX if _version(name) is None else "repair what it imports"
+
+    def imported() -> str:
         importlib.import_module(module)
-    except Exception as error:
-        return Finding(name, "fail", _line(error), TORCH_FIX if _version(name) is None else "repair what it imports")
-    return Finding(name, "ok", _version(name) or "?")
+        return _version(name) or "?"
+
+    return _attempt(name, imported, fix)
 
 
 def _device() -> Finding:
@@ -133,30 +140,26 @@ def _device() -> Finding:
         if shutil.which("nvidia-smi"):
             return Finding("device", "warn", f"an NVIDIA driver is here, but {built}", "install a CUDA build of torch")
         return Finding("device", "ok", f"CPU, {_cores()} cores ({built})")
-    free, total = torch.cuda.mem_get_info()
-    name = torch.cuda.get_device_name()
-    return Finding(
-        "device", "ok", f"{torch.cuda.device_count()} x {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    )
+    (free, total), count = torch.cuda.mem_get_info(), torch.cuda.device_count()
+    detail = f"{count} x {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return Finding("device", "ok", detail)
 
 
-def _bf16() -> Finding:
+def _bf16(device: str) -> Finding:
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    def product() -> str:
         ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
-        worked = bool((ones @ ones == 16).all())
-    except Exception as error:
-        return Finding("bf16", "warn", _line(error), "train with --precision no")
+        if not bool((ones @ ones == 16).all()):
+            raise ArithmeticError("a bf16 product is wrong")
+        return "a bf16 product is right"
+
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Finding("bf16", "warn", "emulated, slow", "train with --precision fp16 or no")
-    return Finding(
-        "bf16", "ok" if worked else "warn", "a bf16 product is right" if worked else "a bf16 product is wrong"
-    )
+    return _attempt("bf16", product, "train with --precision no", "warn")
 
 
-def _engine(device: str) -> Finding:
+def _engine(device: str) -> str:
     """Run a small network under `--engine auto`."""
     import torch
 
@@ -166,14 +169,11 @@ def _engine(device: str) -> Finding:
 
     net = DiT.preset("digits").build().to(device)
     engine = Auto() if device == "cpu" else Fused()  # on a GPU auto compiles, which takes a minute
-    try:
-        prepared = engine.prepare(net, device)
-        x, t = torch.zeros(1, 1, 8, 8, device=device), torch.zeros(1, device=device)
-        with torch.no_grad():
-            prepared(x, t, {"y": torch.zeros(1, dtype=torch.int64, device=device)})
-    except Exception as error:
-        return Finding("engine", "warn", _line(error), "sample without --engine")
-    return Finding("engine", "ok", str(prepared.about))
+    prepared = engine.prepare(net, device)
+    x, t = torch.zeros(1, 1, 8, 8, device=device), torch.zeros(1, device=device)
+    with torch.no_grad():
+        prepared(x, t, {"y": torch.zeros(1, dtype=torch.int64, device=device)})
+    return str(prepared.about)
 
 
 def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
@@ -181,13 +181,9 @@ def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tens
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    for name in ("math", "flash", "efficient", "cudnn"):
-        choice = {
-            "math": SDPBackend.MATH,
-            "flash": SDPBackend.FLASH_ATTENTION,
-            "efficient": SDPBackend.EFFICIENT_ATTENTION,
-            "cudnn": SDPBackend.CUDNN_ATTENTION,
-        }[name]
+    choices = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}
+    choices |= {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    for name, choice in choices.items():
 
         def sdpa(q: Tensor, k: Tensor, v: Tensor, choice: SDPBackend = choice) -> Tensor:
             with sdpa_kernel(choice):
@@ -239,9 +235,8 @@ def _threads() -> Finding:
     if threads > cores:
         return Finding("threads", "warn", detail, f"export OMP_NUM_THREADS={cores}")
     if wait.lower() != "passive":
-        return Finding(
-            "threads", "warn", detail, "export OMP_WAIT_POLICY=passive: small networks train several times faster"
-        )
+        fix = "export OMP_WAIT_POLICY=passive: small networks train several times faster"
+        return Finding("threads", "warn", detail, fix)
     return Finding("threads", "ok", detail)
 
 

@@ -13,16 +13,6 @@ from gen.config.errors import MissingDependency, NonFinite, UserError
 from gen.config.spec import Json, Spec, build, convert, find, names, override, part, spec_of
 
 __all__ = [
-    "Json",
-    "MissingDependency",
-    "NonFinite",
-    "Spec",
-    "UserError",
-    "build",
-    "convert",
-    "find",
-    "names",
-    "override",
-    "part",
-    "spec_of",
-]
+    "Json", "MissingDependency", "NonFinite", "Spec", "UserError", "build", "convert", "find", "names", "override",
+    "part", "spec_of",
+]  # fmt: skip

@@ -23,22 +23,6 @@ from gen.training.schedules import Schedule, WarmupSchedule
 from gen.training.trainer import Interrupted, Trainer, TrainResult, train
 
 __all__ = [
-    "EMA",
-    "Batch",
-    "Distiller",
-    "Interrupted",
-    "Objective",
-    "Optimiser",
-    "Run",
-    "Sampler",
-    "Schedule",
-    "Step",
-    "TrainResult",
-    "Trainer",
-    "WarmupSchedule",
-    "distill",
-    "reconstruct",
-    "run_from",
-    "run_spec",
-    "train",
-]
+    "EMA", "Batch", "Distiller", "Interrupted", "Objective", "Optimiser", "Run", "Sampler", "Schedule", "Step",
+    "TrainResult", "Trainer", "WarmupSchedule", "distill", "reconstruct", "run_from", "run_spec", "train",
+]  # fmt: skip

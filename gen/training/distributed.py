@@ -28,16 +28,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = [
-    "create_accelerator",
-    "device_mesh",
-    "distribute_like",
-    "full_tensor",
-    "is_main",
-    "meta_copy",
-    "shard",
-    "shutdown",
-    "unshard",
-]
+    "create_accelerator", "device_mesh", "distribute_like", "full_tensor", "is_main", "meta_copy", "shard",
+    "shutdown", "unshard",
+]  # fmt: skip
 
 
 def create_accelerator(run: Run, folder: Path) -> Accelerator:

@@ -16,17 +16,9 @@ from gen.config.errors import UserError
 from gen.training.log import read_metrics
 
 __all__ = [
-    "WSD",
-    "WSDS",
-    "Constant",
-    "Cosine",
-    "InverseSqrt",
-    "Linear",
-    "Refined",
-    "Schedule",
-    "WarmupSchedule",
+    "WSD", "WSDS", "Constant", "Cosine", "InverseSqrt", "Linear", "Refined", "Schedule", "WarmupSchedule",
     "median_filter",
-]
+]  # fmt: skip
 
 
 class Schedule(Protocol):

@@ -168,6 +168,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def fit(self, stop: threading.Event) -> TrainResult:
+        """Train until run.steps, or until `stop` is set; a finished run is left as it is."""
         run = self.run
         if self.steps_done < run.steps or not (self.folder / "final").exists():
             self._open()
