@@ -1,16 +1,41 @@
-"""Masked diffusion of text, by module.
+"""Masked diffusion of text: what this wing offers, with the module that defines it.
 
-    contracts    what a part has to provide and is given, one file each: Predictor (KvCache, Span), Tokenizer,
-                 DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window), KvPlan (KvStep -> span),
-                 StoppingRule (StepView -> StopDecision)
-    mask_path    the forward process: MaskPath (LogLinear, Cosine, ...), corrupt
-    decoding     Decoding, the spec of how a text is decoded; TokenSampling; Decoded, the result
-    loop         decode, and decode_steps, which yields every step
-    pipeline     TextPipeline, a trained model with its tokenizer; GeneratedTexts
-    worlds       JointDistribution, a predictor that is exact; decoded_distribution, what a policy makes of it
-    tokenizers   Bytes, Words, HuggingFace
+    A trained model           TextPipeline, GeneratedTexts                                              pipeline
+    A way to decode           Decoding, TokenSampling; Decoded, the result                              decoding
+    The loop                  decode; decode_steps, which yields every DecodingStep                         loop
+    A model                   the contracts Predictor (KvCache, Span) and Tokenizer                    contracts
+    Parts of decoding         the contracts DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window),
+                              KvPlan (KvStep -> span), StoppingRule (StepView -> StopDecision)         contracts
+    The forward process       MaskPath (LogLinear, Cosine ...), corrupt                                mask_path
+    Exact joints              JointDistribution, decoded_distribution -> DecodedDistribution              worlds
 
-Plug-ins of decoding: gen.samplers.{decoding_policies, block_schedules, kv_plans, stopping_rules}. Objectives:
+Plug-ins: gen.text.tokenizers, gen.samplers.{decoding_policies, block_schedules, kv_plans, stopping_rules}. Objectives:
 gen.training.objectives.{mdlm, llada, bd3, fast_dllm}. The network: gen.models.text. A part of one's own is named
 "my_package.module:Class"; tests/contracts has an example of each.
 """
+
+from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, Predictor, StoppingRule, Tokenizer
+from gen.text.decoding import Decoded, Decoding, TokenSampling
+from gen.text.loop import decode, decode_steps
+from gen.text.mask_path import MaskPath
+from gen.text.pipeline import GeneratedTexts, TextPipeline
+from gen.text.worlds import JointDistribution, decoded_distribution
+
+__all__ = [
+    "BlockSchedule",
+    "Decoded",
+    "Decoding",
+    "DecodingPolicy",
+    "GeneratedTexts",
+    "JointDistribution",
+    "KvPlan",
+    "MaskPath",
+    "Predictor",
+    "StoppingRule",
+    "TextPipeline",
+    "TokenSampling",
+    "Tokenizer",
+    "decode",
+    "decode_steps",
+    "decoded_distribution",
+]

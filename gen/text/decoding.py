@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import build, name_of, part
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
 
@@ -33,9 +33,7 @@ class TokenSampling:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        finite = 0 <= self.temperature < math.inf  # False for nan
-        if not finite or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
-            raise UserError(f"{self}; temperature >= 0 and finite, 0 < top_p <= 1 and top_k >= 1")
+        check_fields(self, temperature="[0, inf)", top_p="(0, 1]", top_k="[1, inf)")
 
     def draw(self, logp: Tensor, u: Tensor | None) -> Tensor:
         """Return token ids [B, W] from logp [B, W, V] by one uniform number each, [B, W], in float64.
@@ -92,8 +90,7 @@ class Decoding:
         }
         for name, value in parts.items():
             object.__setattr__(self, name, value)
-        if not math.isfinite(self.cfg_scale):
-            raise UserError(f"Decoding: cfg_scale = {self.cfg_scale}; it must be finite")
+        check_fields(self, cfg_scale="(-inf, inf)")
         if self.kv_plan is None:
             return
         if self.cfg_scale:

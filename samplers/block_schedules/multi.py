@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.text.contracts import BlockSchedule, Window, positions_between
 
 __all__ = ["Multi"]
@@ -31,8 +31,7 @@ class Multi(BlockSchedule):
     most: int = 4
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.most < 1 or not 0 <= self.add <= 1:
-            raise UserError(f"{self}; length >= 1, most >= 1 and 0 <= add <= 1")
+        check_fields(self, length="[1, inf)", add="[0, 1]", most="[1, inf)")
 
     def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block_size: int | None) -> Window:
         length, anchor = (self.length, prompt_end) if block_size is None else (block_size, torch.zeros_like(prompt_end))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.text.contracts import BlockSchedule, Window
 
 __all__ = ["SemiAR"]
@@ -27,8 +27,7 @@ class SemiAR(BlockSchedule):
     sub: int | None = None
 
     def __post_init__(self) -> None:
-        if self.length < 1 or (self.sub is not None and self.sub < 1):
-            raise UserError(f"SemiAR: length = {self.length}, sub = {self.sub}; both must be at least 1")
+        check_fields(self, length="[1, inf)", sub="[1, inf)")
 
     def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block_size: int | None) -> Window:
         first = masked.to(torch.uint8).argmax(1)  # the first mask; 0 where there is none

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 from gen.text.mask_path import LogLinear, MaskPath
@@ -34,8 +34,7 @@ class Ancestral(DecodingPolicy):
     may_skip: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"Ancestral: steps = {self.steps}; it must be at least 1")
+        check_fields(self, steps="[1, inf)")
 
     def commit_probability(self, step: Tensor) -> Tensor:
         """Return the probability that a masked token is committed at a step, of step's shape, float64."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import name_of, part
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
@@ -36,9 +37,7 @@ class Credit(DecodingPolicy):
     gamma: float = 0.2
 
     def __post_init__(self) -> None:
-        if not self.alpha >= 0 or not 0 <= self.decay < 1 or not self.gamma >= 0:
-            raise UserError(f"Credit: alpha = {self.alpha}, decay = {self.decay}, gamma = {self.gamma}; "
-                            f"alpha >= 0, 0 <= decay < 1 and gamma >= 0")  # fmt: skip
+        check_fields(self, alpha="[0, inf)", decay="[0, 1)", gamma="[0, inf)")
         if self.inner.may_skip:
             raise UserError(f"Credit: counts evaluations, and {name_of(type(self.inner))} may skip some")
 

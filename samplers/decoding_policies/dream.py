@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import Score, score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -36,8 +36,7 @@ class Dream(DecodingPolicy):
     may_skip: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.alg_temp >= 0 or not 0 <= self.eps < 1:
-            raise UserError(f"{self}; steps >= 1, alg_temp >= 0 and 0 <= eps < 1")
+        check_fields(self, steps="[1, inf)", alg_temp="[0, inf)", eps="[0, 1)")
 
     @property
     def order_depends_on_samples(self) -> bool:

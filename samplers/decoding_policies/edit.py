@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import even_share, score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -38,10 +38,7 @@ class Edit(DecodingPolicy):
     order_depends_on_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1 or (self.edit is not None and not 0 <= self.edit <= 1):
-            raise UserError(f"Edit: threshold = {self.threshold}, edit = {self.edit}; both must be in [0, 1]")
-        if self.post < 0 or (self.steps is not None and self.steps < 1):
-            raise UserError(f"Edit: post = {self.post}, steps = {self.steps}; post >= 0 and steps >= 1")
+        check_fields(self, threshold="[0, 1]", edit="[0, 1]", post="[0, inf)", steps="[1, inf)")
 
     def init(self, rows: int, length: int) -> RowState:
         return {"post": torch.zeros(rows, dtype=torch.int64)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -24,8 +24,7 @@ class Entropy(DecodingPolicy):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.threshold >= 0:
-            raise UserError(f"Entropy: threshold = {self.threshold}; it must be at least 0 nats")
+        check_fields(self, threshold="[0, inf]")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         negative_entropy = score(view, "entropy")

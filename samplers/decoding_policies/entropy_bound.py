@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -27,8 +27,7 @@ class EntropyBound(DecodingPolicy):
     bound: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.bound >= 0:
-            raise UserError(f"EntropyBound: bound = {self.bound}; it must be at least 0")
+        check_fields(self, bound="[0, inf]")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         entropy = view.entropy.masked_fill(~view.masked, torch.inf)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -29,8 +29,7 @@ class Factor(DecodingPolicy):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise UserError(f"Factor: factor = {self.factor}; it must be positive")
+        check_fields(self, factor="(0, inf]")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         confidence = score(view, "confidence")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -30,8 +30,7 @@ class Hierarchy(DecodingPolicy):
     low: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.threshold <= 1:
-            raise UserError(f"{self}; 0 <= low <= threshold <= 1")
+        check_fields(self, low="[0, 1]", threshold=f"[{self.low}, 1]")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         confidence = score(view, "confidence")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -79,8 +80,7 @@ class Learned(DecodingPolicy):
     threshold: float = 0.96
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"Learned: threshold = {self.threshold}; it must be in [0, 1]")
+        check_fields(self, threshold="[0, 1]")
 
     @cached_property
     def filter(self) -> Filter:

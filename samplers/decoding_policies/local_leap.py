@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -30,8 +30,7 @@ class LocalLeap(DecodingPolicy):
     radius: int = 4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.near <= self.anchor <= 1 or self.radius < 0:
-            raise UserError(f"{self}; 0 <= near <= anchor <= 1 and radius >= 0")
+        check_fields(self, near="[0, 1]", anchor=f"[{self.near}, 1]", radius="[0, inf)")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         confidence = score(view, "confidence")

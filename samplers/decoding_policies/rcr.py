@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import gather_memory, scatter_memory, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -29,8 +29,7 @@ class RCR(DecodingPolicy):
     order_depends_on_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"RCR: steps = {self.steps}; it must be at least 1")
+        check_fields(self, steps="[1, inf)")
 
     def init(self, rows: int, length: int) -> RowState:
         return {"confidence": torch.zeros(rows, length)}

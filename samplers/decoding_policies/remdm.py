@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import (
     Score,
     even_share,
@@ -46,8 +46,7 @@ class ReMDM(DecodingPolicy):
     order_depends_on_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if (self.steps is not None and self.steps < 1) or self.times < 0 or self.count < 1 or not 0 < self.after <= 1:
-            raise UserError(f"{self}; steps >= 1, times >= 0, count >= 1 and 0 < after <= 1")
+        check_fields(self, steps="[1, inf)", times="[0, inf)", count="[1, inf)", after="(0, 1]")
 
     def init(self, rows: int, length: int) -> RowState:
         return {"confidence": torch.zeros(rows, length)}

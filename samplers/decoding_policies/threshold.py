@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -27,8 +27,7 @@ class Threshold(DecodingPolicy):
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"Threshold: threshold = {self.threshold}; it must be in [0, 1]")
+        check_fields(self, threshold="[0, 1]")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         confidence = score(view, "confidence")

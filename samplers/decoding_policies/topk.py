@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import Score, even_share, score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
 
@@ -29,8 +29,7 @@ class TopK(DecodingPolicy):
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 1 or (self.steps is not None and self.steps < 1):
-            raise UserError(f"TopK: k = {self.k}, steps = {self.steps}; both must be at least 1")
+        check_fields(self, k="[1, inf)", steps="[1, inf)")
 
     @property
     def order_depends_on_samples(self) -> bool:

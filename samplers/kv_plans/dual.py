@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gen.samplers.kv_plans.lib.plan import check_at_least, is_refresh, whole_canvas_where
+from gen.config.fields import check_fields
+from gen.samplers.kv_plans.lib.plan import is_refresh, whole_canvas_where
 from gen.text.contracts import KvPlan, KvStep
 
 __all__ = ["Dual"]
@@ -25,7 +26,7 @@ class Dual(KvPlan):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(self, refresh=1)
+        check_fields(self, refresh="[1, inf)")
 
     def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
         full = is_refresh(step, self.refresh, step.new_block)

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gen.samplers.kv_plans.lib.plan import check_at_least, is_refresh, whole_canvas_where
+from gen.config.fields import check_fields
+from gen.samplers.kv_plans.lib.plan import is_refresh, whole_canvas_where
 from gen.text.contracts import KvPlan, KvStep
 
 __all__ = ["Prefix"]
@@ -28,7 +29,7 @@ class Prefix(KvPlan):
     to_text_end: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_at_least(self, refresh=1)
+        check_fields(self, refresh="[1, inf)")
 
     def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
         full = is_refresh(step, self.refresh, step.new_block)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.samplers.kv_plans.lib.plan import check_at_least, check_block_causal, is_refresh
+from gen.config.fields import check_fields
+from gen.samplers.kv_plans.lib.plan import check_block_causal, is_refresh
 from gen.text.contracts import KvPlan, KvStep, Predictor
 
 __all__ = ["SubBlock"]
@@ -28,7 +29,7 @@ class SubBlock(KvPlan):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(self, refresh=1)
+        check_fields(self, refresh="[1, inf)")
 
     def check(self, predictor: Predictor) -> None:
         check_block_causal(self, predictor)

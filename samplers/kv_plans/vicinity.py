@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.samplers.kv_plans.lib.plan import check_at_least, is_refresh, whole_canvas_where
+from gen.config.fields import check_fields
+from gen.samplers.kv_plans.lib.plan import is_refresh, whole_canvas_where
 from gen.text.contracts import KvPlan, KvStep
 
 __all__ = ["Vicinity"]
@@ -30,7 +31,7 @@ class Vicinity(KvPlan):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(self, near=0, warmup=0, refresh=1)
+        check_fields(self, near="[0, inf)", warmup="[0, inf)", refresh="[1, inf)")
 
     def span(self, step: KvStep) -> tuple[Tensor, Tensor]:
         window = step.window

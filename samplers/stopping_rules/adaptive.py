@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.stopping_rules.lib.masks import masked_mean, open_masks
 from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule
 
@@ -33,8 +33,7 @@ class Adaptive(StoppingRule):
     whole_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.stable < 0 or not self.entropy >= 0:
-            raise UserError(f"Adaptive: stable = {self.stable}, entropy = {self.entropy}; both at least 0")
+        check_fields(self, stable="[0, inf)", entropy="[0, inf]")
 
     def init(self, rows: int, length: int) -> RowState:
         return {"guess": torch.full((rows, length), -1), "same": torch.zeros(rows, dtype=torch.int64)}

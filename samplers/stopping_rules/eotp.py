@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.stopping_rules.lib.masks import is_eos, open_masks
 from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule
 
@@ -31,8 +31,7 @@ class EoTP(StoppingRule):
     whole_text: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"EoTP: threshold = {self.threshold}; it must be in [0, 1]")
+        check_fields(self, threshold="[0, 1]")
 
     def check(
         self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState

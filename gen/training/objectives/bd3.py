@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles
@@ -37,9 +38,9 @@ class BD3(MaskedObjective):
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        low, high = self.clip
-        if not 0 <= low <= high <= 1:
-            raise UserError(f"BD3: clip = {self.clip}; 0 <= low <= high <= 1")
+        check_fields(self, clip="[0, 1]")
+        if self.clip[0] > self.clip[1]:
+            raise UserError(f"BD3: clip = {self.clip}; it must not fall")
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         low, high = self.clip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles
@@ -36,8 +36,7 @@ class FastDLLM(MaskedObjective):
     complementary: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps < 1:
-            raise UserError(f"FastDLLM: eps = {self.eps}; 0 <= eps < 1")
+        check_fields(self, eps="[0, 1)")
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         return block_uniforms(net, batch, stratified)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles
@@ -35,9 +35,7 @@ class LLaDA(MaskedObjective):
     stratified: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps < 1 or not 0 <= self.random_length <= 1:
-            raise UserError(f"LLaDA: eps = {self.eps}, random_length = {self.random_length}; 0 <= eps < 1 and "
-                            "0 <= random_length <= 1")  # fmt: skip
+        check_fields(self, eps="[0, 1)", random_length="[0, 1]")
 
     def tokens(self, batch: Batch) -> TokenBatch:
         return token_batch(batch, self.random_lengths(batch) if self.random_length else None)

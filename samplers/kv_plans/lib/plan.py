@@ -7,20 +7,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.text.contracts import KvStep, Predictor
 
-__all__ = ["check_at_least", "check_block_causal", "is_refresh", "whole_canvas_where"]
-
-
-def check_at_least(plan: object, **lowest: int) -> None:
-    """Raise UserError for a field below its lowest value; None is always allowed.
-
-    Args:
-        plan: a dataclass.
-        lowest: lowest value by the field's name.
-    """
-    for name, low in lowest.items():
-        value = getattr(plan, name)
-        if value is not None and value < low:
-            raise UserError(f"{type(plan).__name__}: {name} = {value}; it must be at least {low}")
+__all__ = ["check_block_causal", "is_refresh", "whole_canvas_where"]
 
 
 def check_block_causal(plan: object, predictor: Predictor) -> None:

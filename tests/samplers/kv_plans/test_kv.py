@@ -306,5 +306,5 @@ def test_every_plan_fits_some_predictor_and_spans_hold_the_window(name):
     [(Prefix, {"refresh": 0}), (Vicinity, {"near": -1}), (Vicinity, {"warmup": -1}), (SubBlock, {"refresh": 0})],
 )
 def test_wrong_fields_are_refused(wrong):
-    with pytest.raises(UserError, match="at least"):
+    with pytest.raises(UserError, match="it must be in"):
         wrong[0](**wrong[1])
