@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parent / "interpreted"
 
 
+@pytest.mark.slow
 def test_all_kernels_interpreted():
     """One process for all of them: starting it is half of the time."""
     command = [

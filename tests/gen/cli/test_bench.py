@@ -24,6 +24,7 @@ def call(capsys, *words):
     return code, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", bench.PARTS)
 def test_every_part_runs_end_to_end(tmp_path, capsys, part):
     threads = torch.get_num_threads()

@@ -347,6 +347,7 @@ def doctor(*words, **environment):
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_doctor_examines_this_machine():
     done = doctor("--json")
     findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}

@@ -242,6 +242,7 @@ def test_a_corrupt_picture_is_one_line_with_workers_too(workers, tmp_path):
 # --- and what is no picture is not drawn as one ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 4])
 def test_latents_are_refused_before_sampling_for_every_output(channels, tmp_path, capsys, monkeypatch):
     save_file({"latents": torch.randn(20, channels, 8, 8), "labels": torch.arange(20) % 10}, tmp_path / "a.safetensors")

@@ -79,6 +79,7 @@ def test_two_processes_train_as_one(one, tmp_path):
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_part_each_go_on_as_one(one, tmp_path):
     folder = tmp_path / "parts"
     shutil.copytree(one / "checkpoints/step-0000003", folder / "checkpoints/step-0000003")

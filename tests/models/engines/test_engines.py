@@ -255,6 +255,7 @@ def test_gradients_of_x_are_the_networks(engine):
     torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside dynamo
 @torch.no_grad()
 def test_more_shapes_are_compiled_than_pytorch_has_patience_for(monkeypatch):
