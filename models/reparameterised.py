@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.parameterisation import EDMPrecond, Velocity
-from gen.diffusion.path import EDM, Flow, expand
+from gen.diffusion.parameterisation import EDMPrecond, Parameterisation, Velocity
+from gen.diffusion.path import EDM, Flow, NoisePath, expand
 from gen.diffusion.tap import Tap
 from gen.models.layers.wrapper import Wrapper, WrapperSpec
 
@@ -36,10 +35,10 @@ class Reparameterised(WrapperSpec):
             one; rf++ clips t to [1e-5, 1 - 1e-5], which is sigma_max = reach = 1e5.
     """
 
-    path: Any = part("diffusion.path", default=EDM())
-    parameterisation: Any = part("diffusion.parameterisation", default=EDMPrecond())
-    to_path: Any = part("diffusion.path", default=Flow())
-    to_parameterisation: Any = part("diffusion.parameterisation", default=Velocity())
+    path: NoisePath = part("diffusion.path", default=EDM())
+    parameterisation: Parameterisation = part("diffusion.parameterisation", default=EDMPrecond())
+    to_path: NoisePath = part("diffusion.path", default=Flow())
+    to_parameterisation: Parameterisation = part("diffusion.parameterisation", default=Velocity())
     reach: float = 1e5
 
     def __post_init__(self) -> None:
