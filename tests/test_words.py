@@ -18,18 +18,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("gen", "samplers", "distill", "models", "kernels", "eval", "scripts")
 
-# Folders, without their sub-folders, that still violate the rules. An entry without violations fails, so the list
-# can only shrink.
-PENDING = (
-    # distill
-    # gen
-    # gen/diffusion
-    # gen/text
-    # gen/training
-    # models
-    # samplers
-)
-
 # Identifiers that name something by a riddle, and the field's word with the reason for it.
 RETIRED = {
     "foresee": "precompute_modulations: the verb says what is computed before the loop",
@@ -250,15 +238,9 @@ def under(path, entry):
 SOURCES = sources()
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if str(path.parent) not in PENDING], ids=str)
+@pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_words_and_docstrings(path):
     assert not violations(path), "\n".join(violations(path))
-
-
-@pytest.mark.parametrize("folder", PENDING)
-def test_a_pending_folder_has_violations(folder):
-    files = [path for path in SOURCES if str(path.parent) == folder]
-    assert any(violations(path) for path in files), f"{folder} has no violations left: take it out of PENDING"
 
 
 GOOD = '''"""One rule."""
