@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gen.config.errors import UserError, nearest
-from gen.config.spec import Json, convert, spec_of
+from gen.config.spec import Json, convert, digest, spec_of
 from gen.eval.estimate import Estimate
 from gen.eval.metrics import Column
 
@@ -32,7 +31,6 @@ __all__ = [
     "SiteMap",
     "Speed",
     "collect",
-    "digest",
     "from_json",
     "read_json",
     "sampler_text",
@@ -326,15 +324,6 @@ def check_finite(record: object, path: str = "") -> None:
             check_finite(value, f"{path}[{i}]")
     elif isinstance(record, float) and not math.isfinite(record):
         raise UserError(f"{path} is {record}, expected a finite number")
-
-
-def digest(value: object) -> str:
-    """Return the sha256 of a JSON value.
-
-    Args:
-        value: strict JSON; the order of keys does not matter.
-    """
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def to_json(record: object) -> Json:

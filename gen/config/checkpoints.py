@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
-from gen.config.spec import Json
+from gen.config.spec import Json, digest
 
 __all__ = [
     "FORMAT", "checkpoint_name", "locate", "manifest_of", "newest", "prune", "read", "read_json", "read_tensors",
@@ -70,7 +70,7 @@ def write(
             _sync(path)
             hashes[name] = {"sha256": _sha256(path.read_bytes()), "bytes": path.stat().st_size}
         body = {"format": FORMAT, **manifest, "files": hashes}
-        _write_synced(partial / "manifest.json", body | {"sha256": _digest(body)})
+        _write_synced(partial / "manifest.json", body | {"sha256": digest(body)})
         for directory in {partial, *(f.parent for f in partial.rglob("*"))}:
             _sync(directory)
         if folder.exists():  # the same step again: the old one steps aside before it goes
@@ -97,7 +97,7 @@ def read(folder: Path, verify: bool = True) -> Json:
         given = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise UserError(f"{folder}: checkpoint format {given!r}; this version reads format {FORMAT}")
     body = {k: v for k, v in manifest.items() if k != "sha256"}
-    if manifest.get("sha256") != _digest(body):
+    if manifest.get("sha256") != digest(body):
         raise UserError(f"{folder}/manifest.json is damaged: its content does not match its own sha256")
     for name in manifest["files"] if verify else ():
         _read_verified(folder, name, manifest)
@@ -249,10 +249,6 @@ def _read_verified(folder: Path, name: str, manifest: Json) -> bytes:
         what = f"has {size} bytes instead of {expected}" if size != expected else "does not match its sha256"
         raise UserError(f"{folder}/{name} is damaged: it {what}")
     return content
-
-
-def _digest(body: Mapping[str, object]) -> str:
-    return _sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode())
 
 
 def _sha256(content: bytes) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import inspect
 import json
@@ -26,7 +27,10 @@ from gen.config.errors import UserError, nearest
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["build", "build_parts", "convert", "describe", "find", "name_of", "names", "override", "part", "spec_of"]
+__all__ = [
+    "Json", "Spec", "build", "build_parts", "convert", "describe", "digest", "find", "name_of", "names",
+    "override", "part", "spec_of",
+]  # fmt: skip
 
 Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
 Spec = str | Mapping[str, Any]  # a plug-in's name, or {"name": ..., **fields}
@@ -187,6 +191,15 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
             raise UserError(f"{head}.{key}: {head} is {old!r} and has no key {key!r}")
         values[head] = override(values[head], rest_of)
     return _construct(type(thing), values)
+
+
+def digest(value: object) -> str:
+    """Return the sha256 of a JSON value.
+
+    Args:
+        value: strict JSON; the order of keys does not matter.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def describe(thing: object) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from gen.cli import main
 from gen.config.errors import UserError
-from gen.config.spec import convert
+from gen.config.spec import convert, digest
 from gen.data.lists import Lists
 from gen.eval.decoding import (
     DecodingRecord,
@@ -27,7 +27,7 @@ from gen.eval.estimate import Estimate
 from gen.eval.pages.decoding import decoding_page
 from gen.eval.parallelbench.lists import ListTask
 from gen.eval.parallelbench.waiting_line import WaitingLine
-from gen.eval.record import digest, from_json, to_json
+from gen.eval.record import from_json, to_json
 from gen.models.text import Text
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK

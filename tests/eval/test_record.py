@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from gen.config.errors import UserError
-from gen.config.spec import convert
+from gen.config.spec import convert, digest
 from gen.eval.estimate import Estimate
 from gen.eval.metrics.accuracy import Accuracy
 from gen.eval.metrics.fid import FID
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
-from gen.eval.record import Measurement, Record, collect, digest, from_json, sampler_text, to_json, write_record
+from gen.eval.record import Measurement, Record, collect, from_json, sampler_text, to_json, write_record
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 

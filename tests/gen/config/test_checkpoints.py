@@ -9,6 +9,7 @@ import torch
 
 from gen.config import checkpoints as m
 from gen.config.errors import NonFinite, UserError
+from gen.config.spec import digest
 
 FILES = {
     "net.safetensors": {"w": torch.arange(6.0).reshape(2, 3)},
@@ -68,7 +69,7 @@ def test_a_file_outside_the_checkpoint_is_refused(saved):
     info = json.loads((saved / "manifest.json").read_text())
     info["files"]["../../secret"] = info["files"]["net.safetensors"]
     body = {k: v for k, v in info.items() if k != "sha256"}
-    (saved / "manifest.json").write_text(json.dumps(body | {"sha256": m._digest(body)}))
+    (saved / "manifest.json").write_text(json.dumps(body | {"sha256": digest(body)}))
     with pytest.raises(UserError, match="outside"):
         m.read(saved)
 
