@@ -94,8 +94,9 @@ def check_trackers(names: tuple[str, ...]) -> None:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+    installed = {tracker.value for tracker in get_available_trackers()}  # members of an Enum that is no str
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(f"unknown tracker {name!r}. {nearest(name, LOGGER_TYPE_TO_CLASS)}")
-        if name not in get_available_trackers():
+        if name not in installed:
             raise MissingDependency(f"the tracker {name!r} needs its package: pip install {name}")

@@ -197,7 +197,6 @@ def test_the_command_makes_a_student(teacher, tmp_path, capsys):
 
 
 def test_adapters_are_merged_into_what_is_saved(teacher, tmp_path):
-    pytest.importorskip("peft")
     lines = {"steps": 6, "objective.prompts": 60, "objective.lora_rank": 2}
     gen.distill("dparallel", teacher, tmp_path / "whole", changes=lines, quiet=True)
     gen.distill("dparallel", teacher, tmp_path / "halves", changes=lines | {"steps": 3}, quiet=True)

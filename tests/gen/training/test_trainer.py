@@ -250,7 +250,6 @@ assert not {{"tensorboard", "wandb", "torch.utils.tensorboard"}} & set(sys.modul
 
 
 def test_tensorboard_is_written_if_asked_for(tmp_path):
-    pytest.importorskip("tensorboard")
     train(tiny(trackers=("tensorboard",)), tmp_path / "run", quiet=True)
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
