@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         label=args.label,
         out=args.run / "eval",
         batch_size=args.batch_size,
-        **sampler_options(args),
+        **sampler_options(args, pipeline),
     )
     if args.json:
         print(json.dumps(to_json(record), indent=2))

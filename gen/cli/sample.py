@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError
-from gen.config.spec import Json
+from gen.config.spec import Json, spec_of
 
 if TYPE_CHECKING:
     from gen.pipeline import Pipeline, Samples
@@ -38,7 +38,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", help="a name of `gen list samplers.grids`, or a JSON spec (default: the run's)")
     parser.add_argument("--guide", help="a name of `gen list samplers.guides`, or a JSON spec (default: the run's)")
     parser.add_argument("--cache", help="a name of `gen list samplers.caches`, or a JSON spec (default: the run's)")
-    parser.add_argument("--guidance-scale", type=float, help='short for --guide \'{"name": "cfg", "scale": ...}\'')
+    parser.add_argument("--guidance-scale", type=float, help="the run's guide at this scale; cfg where it has none")
     add_options(parser, steps=None, seed=0, batch_size=250, weights=None, device="cpu")
     parser.add_argument(
         "--engine",
@@ -47,15 +47,20 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampler_options(args: argparse.Namespace) -> Json:
+def sampler_options(args: argparse.Namespace, pipeline: Pipeline) -> Json:
     """Return the options of add_sampler_options as Pipeline.sample takes them.
 
     Args:
         args: the verb's, parsed.
+        pipeline: whose guide keeps its other fields, such as channels and interval, under --guidance-scale.
     """
     if args.guide and args.guidance_scale is not None:
         raise UserError("--guide and --guidance-scale are given; give one")
-    guide = {"name": "cfg", "scale": args.guidance_scale} if args.guidance_scale is not None else parse_spec(args.guide)
+    guide = parse_spec(args.guide)
+    if args.guidance_scale is not None:
+        own = pipeline.sampler.guide
+        spec = spec_of(own) if hasattr(own, "scale") else {"name": "cfg"}
+        guide = spec | {"scale": args.guidance_scale}
     return {
         "solver": parse_spec(args.solver),
         "steps": args.steps,
@@ -84,7 +89,9 @@ def run(args: argparse.Namespace) -> int:
     coder = None if args.autoencoder is None else pipeline.coder(parse_spec(args.autoencoder))
     if coder is None:
         pipeline.check_pixels()
-    samples = pipeline.sample(args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args))
+    samples = pipeline.sample(
+        args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args, pipeline)
+    )
     if coder is not None:
         samples = pipeline.decoded(samples, coder)
     _save(samples, args.out)

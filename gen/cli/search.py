@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out} cannot be written: give a file in a folder that exists")
     _check(args)
     pipeline = loaded(args)
-    given = sampler_options(args)
+    given = sampler_options(args, pipeline)
     if given.pop("cache", None) is not None:
         raise UserError("--cache: a search is without a cache; --keep searches which blocks to compute")
     how = pipeline.plan(**given)

@@ -23,6 +23,7 @@ from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
 from gen.models.layers.embed import grid_embedding
 from gen.pipeline import load
+from gen.training.run import Sampler
 
 __all__ = ["export"]
 
@@ -60,7 +61,7 @@ def export(run: str | Path, out: str | Path, *, weights: str | None = None, patc
     drift = _check_positions(model, state["pos_embed"])
     files = {
         "transformer/config.json": _config(model),
-        f"transformer/{NOTE}": _note(model, denoiser),
+        f"transformer/{NOTE}": _note(model, denoiser, pipeline.sampler),
         **_scheduler(model, denoiser),
     }
     text = _readme(model, denoiser, pipeline.weights, drift, "scheduler/scheduler_config.json" in files)
@@ -113,10 +114,14 @@ def _config(model: DiT) -> Json:
     }
 
 
-def _note(model: DiT, denoiser: Denoiser) -> Json:
+def _note(model: DiT, denoiser: Denoiser, sampler: Sampler) -> Json:
     """Return what config.json cannot say, for `gen import` to read back."""
-    fields = {key: getattr(model, key) for key in ("time_scale", "time_convention", "freq_shift")}
-    return {"model": fields, "path": spec_of(denoiser.path), "parameterisation": spec_of(denoiser.parameterisation)}
+    return {
+        "model": {key: getattr(model, key) for key in ("time_scale", "time_convention", "freq_shift")},
+        "path": spec_of(denoiser.path),
+        "parameterisation": spec_of(denoiser.parameterisation),
+        "sampler": spec_of(sampler, named=False),
+    }
 
 
 def _scheduler(model: DiT, denoiser: Denoiser) -> Json:

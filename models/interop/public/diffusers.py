@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen.config.checkpoints import read_json
 from gen.config.errors import UserError
-from gen.config.spec import Json, build
+from gen.config.spec import Json, build, convert
 from gen.diffusion.parameterisation import X0, Eps, V
 from gen.diffusion.path import DDPM
 from gen.models.dit import DiT
@@ -39,8 +39,9 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_c
 class DiffusersFolder:
     """A DiT with diffusers' own waves (freq_shift 1) and its norms' eps, on the table of the scheduler beside it.
 
-    Sampled by 250 steps of DDIM, guided by 4 on all channels: DiTPipeline's defaults but for its 50 steps. A folder
-    that `gen export` wrote also says the time convention, and what the output means.
+    Sampled by 250 steps of DDIM at the timesteps that the scheduler's timestep_spacing says, guided by 4 on all
+    channels: DiTPipeline's defaults but for its 50 steps. A folder that `gen export` wrote also says the time
+    convention, what the output means, and how it is sampled.
     """
 
     def claims(self, weights: Weights) -> bool:
@@ -52,14 +53,12 @@ class DiffusersFolder:
         note = _note(weights)
         model = _model(_checked(weights), weights, note.get("model", {}))
         tensors, notes = _tensors(weights, model)
-        path, parameterisation = _conventions(weights, note)
-        grid = {"name": "timesteps", "spacing": "linspace"} if isinstance(path, DDPM) else "linear"
-        sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=cfg_spec(model, 4.0))
+        path, parameterisation, sampler, more = _conventions(weights, note, model)
         return Conversion(
             Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=()),
             tensors,
             SD_VAE,
-            notes=notes,
+            notes=(*notes, *more),
         )
 
 
@@ -119,20 +118,28 @@ def _note(weights: Weights) -> Json:
     fields = {"time_scale", "time_convention", "freq_shift"}
     if not isinstance(said, dict) or not set(said.get("model", {})) <= fields:
         raise UserError(f"{file} is none that gen export writes")
-    for part in ("path", "parameterisation"):
-        if not isinstance(said.get(part), Mapping) or ":" in str(said[part].get("name")):
+    for part in ("path", "parameterisation", "sampler"):
+        if not isinstance(said.get(part), Mapping) or _names_code(said[part]):
             raise UserError(f"{file}: {part} is {said.get(part)!r}; allowed: a spec of gen's own")
     return said
 
 
-def _conventions(weights: Weights, said: Json) -> tuple[Any, Any]:
-    """Return path and parameterisation: from our own note, or the scheduler's config, or the published DiT's."""
+def _names_code(spec: object) -> bool:
+    """Return whether a spec, or a part of it, names a class of another package."""
+    if isinstance(spec, Mapping):
+        return ":" in str(spec.get("name")) or any(_names_code(value) for value in spec.values())
+    return isinstance(spec, list) and any(_names_code(value) for value in spec)
+
+
+def _conventions(weights: Weights, said: Json, model: DiT) -> tuple[Any, Any, Sampler, tuple[str, ...]]:
+    """Return path, parameterisation, sampler and notes: our own note's, the scheduler's, or the DiT's."""
     if said:
-        return build("diffusion.path", said["path"]), build("diffusion.parameterisation", said["parameterisation"])
-    file = None if weights.folder is None else weights.folder.parent / "scheduler" / "scheduler_config.json"
-    if file is None or weights.folder is None or weights.folder.name != "transformer" or not file.exists():
-        return DDPM(), Eps()
-    config = read_json(file)
+        sampler = convert(said["sampler"], Sampler, f"{NOTE}: sampler")
+        parts = build("diffusion.path", said["path"]), build("diffusion.parameterisation", said["parameterisation"])
+        return *parts, sampler, ()
+    folder = weights.folder
+    file = None if folder is None else folder.parent / "scheduler" / "scheduler_config.json"
+    config = read_json(file) if file and folder and folder.name == "transformer" and file.exists() else PUBLISHED
     kind, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule")  # flow's have no betas
     changed = [key for key in CHANGES if config.get(key)]
     if kind not in PREDICTIONS or schedule not in SCHEDULES or changed:
@@ -140,10 +147,33 @@ def _conventions(weights: Weights, said: Json) -> tuple[Any, Any]:
             f"{file}: prediction_type {kind!r}, beta_schedule {schedule!r}{''.join(f', {key}' for key in changed)}; "
             f"allowed: {', '.join(PREDICTIONS)} on {', '.join(SCHEDULES)}, without {', '.join(CHANGES)}"
         )
-    table = {key: config[name] for key, name in TABLE.items() if name in config}
-    return DDPM(SCHEDULES[schedule], **table), PREDICTIONS[kind]
+    path = DDPM(SCHEDULES[schedule], **{key: config[name] for key, name in TABLE.items() if name in config})
+    grid, notes = _grid(config, path.steps)
+    sampler = Sampler(solver="ddim", steps=min(250, path.steps), grid=grid, guide=cfg_spec(model, 4.0))
+    return path, PREDICTIONS[kind], sampler, notes
 
 
+def _grid(config: Json, total: int) -> tuple[Json, tuple[str, ...]]:
+    """Return the timesteps of a scheduler as a grid, and notes of what it does and DDIM here does not."""
+    owner, notes = config.get("_class_name", "DDIMScheduler"), []
+    if owner not in SPACED:
+        notes.append(f"the timesteps are DDIMScheduler's, not those of {owner}")
+    spacing = config.get("timestep_spacing") or ("leading" if owner in SPACED else "linspace")
+    if spacing not in ("leading", "trailing", "linspace"):
+        raise UserError(f"scheduler_config.json: timestep_spacing {spacing!r}; allowed: leading, trailing, linspace")
+    offset = config.get("steps_offset") or 0
+    for key in ("clip_sample", "thresholding"):
+        if config.get(key, key == "clip_sample" and owner in SPACED[:2]):
+            notes.append(f"its {key} is not applied")
+    if not config.get("set_alpha_to_one", True):
+        notes.append("the last step ends in clean data, there at the table's first entry (set_alpha_to_one false)")
+    grid = {"name": "timesteps", "spacing": spacing, "total": total, "offset": offset if spacing == "leading" else 0}
+    return grid, tuple(notes)
+
+
+# Of facebook/DiT-XL-2-256, for a folder without a scheduler.
+PUBLISHED: Json = {"beta_schedule": "linear", "timestep_spacing": "leading", "clip_sample": False}
+SPACED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")  # whose spacing is "leading" where the file says none
 # Settings that change the table of betas.
 CHANGES = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas")
 TABLE = {"steps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}

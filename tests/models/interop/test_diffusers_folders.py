@@ -20,7 +20,7 @@ from gen.models.interop.checkpoints import import_checkpoint
 from gen.models.interop.diffusers_export import export
 from gen.models.interop.diffusers_names import from_diffusers, to_diffusers
 from gen.training.resume import versions
-from gen.training.run import Run, run_spec
+from gen.training.run import Run, Sampler, run_spec
 from tests.models.interop import published
 
 CLASSES = 10
@@ -62,7 +62,7 @@ def inputs():
     return x, torch.tensor([0.0, 17.5, 999.0]), torch.tensor([1, 9, CLASSES])
 
 
-def run_folder(folder, spec, path, param, seed=0):
+def run_folder(folder, spec, path, param, seed=0, **settings):
     """A checkpoint of ours whose every weight matters."""
     torch.manual_seed(seed)
     net = spec.build()
@@ -70,7 +70,7 @@ def run_folder(folder, spec, path, param, seed=0):
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.2)
     about = {"role": "net", "step": 0, "shape": [spec.channels, spec.size, spec.size], "classes": spec.classes}
-    run = run_spec(Run(model=spec, path=path, parameterisation=param, ema=()))
+    run = run_spec(Run(model=spec, path=path, parameterisation=param, ema=(), **settings))
     checkpoints.write(folder, {"net.safetensors": net.state_dict()}, {"run": run, **about, "versions": versions()})
     return net.eval()
 
@@ -149,6 +149,41 @@ def test_the_scheduler_decides_the_path(tmp_path):
     diffusers().DDIMScheduler(**kind).save_pretrained(tmp_path / "x" / "scheduler")
     done = import_checkpoint(tmp_path / "x", out=tmp_path / "a")
     assert (done.run.path, done.run.parameterisation) == (DDPM("scaled_linear", 1000, 8.5e-4, 0.012), V())
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"steps_offset": 1}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "linspace"}]
+)
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "DDPMScheduler"])
+def test_the_timesteps_are_the_schedulers(tmp_path, kind, settings):
+    """.21 off at 50 steps, before timestep_spacing was read."""
+    scheduler = getattr(diffusers(), kind)(clip_sample=False, **settings)
+    theirs().save_pretrained(tmp_path / "x" / "transformer")
+    scheduler.save_pretrained(tmp_path / "x" / "scheduler")
+    done = import_checkpoint(tmp_path / "x", out=tmp_path / "a")
+    scheduler.set_timesteps(50)
+    times = done.run.sampler.grid.times(done.run.path, 50)
+    assert (times[:-1] - 1).tolist() == scheduler.timesteps.tolist()
+    assert not [note for note in done.notes if "clip_sample" in note]
+
+
+def test_what_a_scheduler_does_besides_is_said(tmp_path):
+    theirs().save_pretrained(tmp_path / "x" / "transformer")
+    diffusers().DDIMScheduler(set_alpha_to_one=False).save_pretrained(tmp_path / "x" / "scheduler")
+    notes = "; ".join(import_checkpoint(tmp_path / "x", out=tmp_path / "a").notes)
+    assert "its clip_sample is not applied" in notes and "set_alpha_to_one" in notes
+
+
+def test_the_plan_of_an_exported_model_comes_back(tmp_path):
+    """cfg 1.5 on 3 channels came back as 4.0 on all."""
+    plan = Sampler(solver="euler", steps=7, guide={"name": "cfg", "scale": 1.5, "channels": 3, "interval": [0.1, 2.0]})
+    run_folder(tmp_path / "run", OURS, DDPM(), Eps(), sampler=plan)
+    export(tmp_path / "run", tmp_path / "x")
+    assert import_checkpoint(tmp_path / "x", out=tmp_path / "again").run.sampler == plan
+    note = tmp_path / "x" / "transformer" / "gen.json"
+    note.write_text(note.read_text().replace('"name": "cfg"', '"name": "evil:Guide"'))
+    with pytest.raises(UserError, match=r"sampler is .*allowed: a spec of gen's own"):
+        import_checkpoint(tmp_path / "x", out=tmp_path / "b")
 
 
 @pytest.mark.parametrize(
