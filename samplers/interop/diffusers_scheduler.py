@@ -37,6 +37,9 @@ class Output(NamedTuple):
     pred_original_sample: Tensor
 
 
+PREDICTION_TYPES = {"Eps": "epsilon", "V": "v_prediction", "X0": "sample", "Velocity": "flow_prediction"}
+
+
 class MissingPrediction(Exception):
     """The end of a replay: the evaluation that is needed next."""
 
@@ -67,15 +70,30 @@ def as_scheduler(
     return Scheduler(solver, path, parameterisation, grid, seed, time_scale)
 
 
+class Config(dict[str, Any]):
+    """Settings by key or by attribute, as pipelines read them."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(settings)
+        self.__dict__ = self
+
+
 class Scheduler:
     """A solver with the members that pipelines of diffusers use, from set_timesteps to add_noise.
 
-    `timesteps` lists every evaluation, so a two-stage solver has about twice as many as steps. For a solver that
-    chooses its steps as it goes (adaptive) it is an iterable, each known once the one before has its prediction. What a
-    pipeline changes in a sample between two steps (inpainting) is kept.
-    """
+    `timesteps` lists every evaluation, and `order` is how many of them a step has, so that step k begins at index
+    k * order: 2 for heun. A solver whose first steps have more (exp_ab, flow_adams), or that chooses its steps as it
+    goes (adaptive), has order 1 and a list that is cut by steps: `timesteps[k:]` is that of a loop which begins with
+    step k. What a pipeline changes in a sample between two steps (inpainting) is kept.
 
-    order = 1
+    Attributes:
+        config: num_train_timesteps and prediction_type.
+        timesteps: the network's time at each evaluation; of an adaptive solver those known so far, which grow as it is
+            iterated over.
+        order: evaluations of a step.
+        num_inference_steps: steps of the loop.
+        begin_index: index in timesteps of the first evaluation, as a pipeline set it; None to find it by the timestep.
+    """
 
     def __init__(
         self,
@@ -88,40 +106,64 @@ class Scheduler:
     ):
         self.solver, self.path, self.parameterisation, self.grid = solver, path, parameterisation, grid
         self.seed, self.time_scale = seed, time_scale
-        self.config: dict[str, Any] = {"num_train_timesteps": 1000, "prediction_type": type(parameterisation).__name__}
+        kind = type(parameterisation).__name__
+        self.config = Config(num_train_timesteps=1000, prediction_type=PREDICTION_TYPES.get(kind, kind))
         self.timesteps: Any = None
-        self.times = torch.tensor([path.t1, 0.0], dtype=torch.float64)
+        self.times = torch.linspace(path.t1, 0.0, 5, dtype=torch.float64)  # until set_timesteps gives the grid's
+        self.order = 1 if solver.nfe(4) is None else evaluations_per_step(self.plan()) or 1
+        self.num_inference_steps = 0
+        self.begin_index: int | None = None
+        self.device: torch.device | str | None = None
+        self.pending: MissingPrediction | None = None
 
     @property
     def init_noise_sigma(self) -> float:
         """The standard deviation of the sample that a pipeline starts with."""
         return float(self.path.sigma(self.times[0]))
 
+    @property
+    def step_index(self) -> int | None:
+        """The index in timesteps of the next evaluation; None before the first."""
+        return None if self.pending is None else self.first_step * self.order + len(self.evaluated)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the loop at an index of timesteps; UserError for one inside a step."""
+        if begin_index % self.order or not 0 <= begin_index <= self.order * (len(self.times) - 1):
+            raise UserError(
+                f"begin index {begin_index}: a loop of {len(self.times) - 1} steps of {self.order} evaluations "
+                f"begins at a multiple of {self.order}"
+            )
+        self.begin_index = begin_index
+
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Prepare a loop of so many steps of the solver."""
         self.times = self.grid.times(self.path, num_inference_steps)
-        self.step_index, self.state = 0, self.solver.init()
+        self.num_inference_steps, self.begin_index, self.device = num_inference_steps, None, device
+        self.first_step, self.step_now, self.state = 0, 0, self.solver.init()
         self.x: Tensor | None = None
         self.predictions: list[Prediction] = []
-        self.pending: MissingPrediction | None = None
+        self.pending = None
+        self.evaluated: list[Tensor] = []
         self.drawn: Tensor | None = None
         self.planned: list[tuple[Tensor, Tensor | None]] = []
         if self.solver.nfe(num_inference_steps) is None:
-            self.timesteps = LiveTimesteps(self, device)
-        else:
-            self.planned = self._evaluations()
-            self.timesteps = torch.stack([self._to_network(t, device) for t, _ in self.planned])
+            self.order, self.timesteps = 1, LiveTimesteps(self)
+            return
+        steps = self.plan()
+        self.planned = list(itertools.chain.from_iterable(steps))
+        timesteps, order = self.listed(self.planned), evaluations_per_step(steps)
+        self.order, self.timesteps = (order, timesteps) if order else (1, StepwiseTimesteps.of(timesteps, self))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the network's input for a sample [B, ...]: c_in of EDM times it, otherwise the sample."""
-        t = self.pending.t if self.pending else self.times[0 if timestep is None else self._step_at(timestep)]
+        t = self.pending.t if self.pending else self.times[self._step_at(timestep)]
         return expand(self.parameterisation.scale(self.path, t), sample) * sample
 
     @property
     def target(self) -> Tensor | None:
         """The time `s` that a flow map jumps to at the next evaluation; None for other solvers."""
-        s = self.pending.s if self.pending else self.planned[0][1] if self.planned else None
-        return None if s is None else self._to_network(s, None)
+        s = self.pending.s if self.pending else self.planned[self.begin_index or 0][1] if self.planned else None
+        return None if s is None else self.to_network(s)
 
     def step(
         self,
@@ -136,7 +178,7 @@ class Scheduler:
 
         Raises UserError before set_timesteps, after the last step, and for a timestep that begins no step.
         """
-        if self.timesteps is None or self.step_index >= len(self.times) - 1:
+        if self.timesteps is None or not self.running:
             raise UserError("this loop is over or was never begun: call set_timesteps")
         if self.pending is None:
             self._begin(timestep, sample, generator)
@@ -146,16 +188,53 @@ class Scheduler:
             self.x = sample if pending.x is x else x + (sample - pending.x)
         pred = self.parameterisation.solve(self.path, sample, model_output, pending.t)
         self.predictions.append(pred)
+        self.evaluated.append(pending.t)
         return Output(self._advance(generator), pred.x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return x_t of data [B, ...] at timesteps [B] or 0-d that begin a step."""
-        steps = torch.tensor([self._step_at(t) for t in timesteps.reshape(-1)])
-        return self.path.mix(original_samples, noise, self.times[steps].to(original_samples.device))
+        """Return x_t of data [B, ...] at timesteps [B] or 0-d, each one of those listed."""
+        pending = [] if self.pending is None else [self.pending.t]
+        known = [*self.times[:-1], *(t for t, _ in self.planned), *self.evaluated, *pending]
+        times = torch.cat([t.reshape(-1).to(self.times) for t in known])
+        t = torch.stack([times[self._find(v, times, "is not listed; listed are")] for v in timesteps.reshape(-1)])
+        return self.path.mix(original_samples, noise, t.to(original_samples.device))
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Return `add_noise` under the name and in the order of flow pipelines."""
+        return self.add_noise(sample, noise, timestep)
+
+    @property
+    def running(self) -> bool:
+        """Whether evaluations of this loop are left."""
+        return self.step_now < len(self.times) - 1
+
+    def to_network(self, t: Tensor) -> Tensor:
+        """Return the network's time for t, 0-d or [B]."""
+        exact = torch.float32 if torch.device(self.device or "cpu").type == "mps" else torch.float64
+        return (self.path.t_to_network(t) * self.time_scale).to(device=self.device, dtype=exact)
+
+    def listed(self, evaluations: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Return the network's times of planned evaluations, [n]."""
+        return self.to_network(torch.stack([t for t, _ in evaluations]) if evaluations else self.times[:0])
+
+    def plan(self, first: int = 0) -> list[list[tuple[Tensor, Tensor | None]]]:
+        """Return t and s of every evaluation of each step, recorded in a loop from step `first` without a network."""
+        steps: list[list[tuple[Tensor, Tensor | None]]] = []
+
+        def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+            steps[-1].append((t, s))
+            return Prediction(torch.zeros_like(x), x)
+
+        x, state = torch.ones(1, 1, dtype=torch.float64), self.solver.init()
+        for t, s in itertools.pairwise(self.times[first:]):
+            steps.append([])
+            x, state = self.solver.step(evaluate, self.path, x, t, s, state, x.new_zeros(1, 1).clone)
+        return steps
 
     def _begin(self, timestep: Any, sample: Tensor, generator: torch.Generator | None) -> None:
         """Begin with the first evaluation, which a pipeline makes before any step."""
-        self.step_index, self.x = self._step_at(timestep), sample
+        self.first_step = self.step_now = self._step_at(timestep)
+        self.x = sample
         first = self._advance(generator)
         if not torch.allclose(first, sample, rtol=1e-5, atol=1e-5):  # a change of variables and back may round
             name = type(self.solver).__name__
@@ -163,8 +242,8 @@ class Scheduler:
 
     def _advance(self, generator: torch.Generator | None) -> Tensor:
         """Run on until a prediction is missing; return x of that evaluation, or of the end."""
-        while self.step_index < len(self.times) - 1:
-            x, i = self.x, self.step_index
+        while self.running:
+            x, i = self.x, self.step_now
             assert x is not None
             try:
                 t, s = self.times[i], self.times[i + 1]
@@ -180,7 +259,7 @@ class Scheduler:
             except MissingPrediction as pending:
                 self.pending = pending
                 return pending.x
-            self.step_index, self.predictions, self.drawn = i + 1, [], None
+            self.step_now, self.predictions, self.drawn = i + 1, [], None
         assert self.x is not None
         return self.x
 
@@ -188,49 +267,87 @@ class Scheduler:
         """Return this step's unit noise, the same in every replay of it."""
         if self.drawn is None:
             if generator is None:
-                drawn = Noise(tuple(sample_seeds(self.seed, len(x)))).normal(self.step_index, x.shape[1:])
+                drawn = Noise(tuple(sample_seeds(self.seed, len(x)))).normal(self.step_now, x.shape[1:])
             else:
                 drawn = torch.randn(x.shape, generator=generator, device=generator.device)
             self.drawn = drawn.to(x)
         return self.drawn
 
-    def _to_network(self, t: Tensor, device: torch.device | str | None) -> Tensor:
-        exact = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
-        return (self.path.t_to_network(t) * self.time_scale).to(device=device, dtype=exact)
-
     def _step_at(self, timestep: Any) -> int:
-        """Return the step that begins with a timestep: 0, but for pipelines that start on the way (image to image)."""
-        value = float(timestep)
-        begins = [float(self._to_network(t, None)) for t in self.times[:-1]]
-        for i, own in enumerate(begins):
-            if abs(own - value) <= 1e-6 * max(abs(own), 1e-6):
-                return i
-        raise UserError(f"timestep {value:g} begins no step; those that do: {', '.join(f'{b:g}' for b in begins)}")
+        """Return the step that a loop begins with: that of the begin index, or else the one at a timestep."""
+        if self.begin_index is not None:
+            return self.begin_index // self.order
+        return 0 if timestep is None else self._find(timestep, self.times[:-1], "begins no step; those that do:")
 
-    def _evaluations(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Return t and s of every evaluation, recorded in a loop without a network."""
-        evaluations = []
+    def _find(self, timestep: Any, times: Tensor, otherwise: str) -> int:
+        """Return the index in times [n] of a network's time."""
+        value, own = float(timestep), self.to_network(times).double().cpu()
+        near = (own - value).abs() <= 1e-6 * own.abs().clamp(min=1e-6)
+        if not bool(near.any()):
+            distinct = [f"{v:g}" for v in own.unique().flip(0).tolist()]
+            some = distinct if len(distinct) <= 20 else [*distinct[:10], "...", *distinct[-5:]]
+            raise UserError(f"timestep {value:g} {otherwise} {', '.join(some)}")
+        return int(near.nonzero()[0])
 
-        def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
-            evaluations.append((t, s))
-            return Prediction(torch.zeros_like(x), x)
 
-        x, state = torch.ones(1, 1, dtype=torch.float64), self.solver.init()
-        for t, s in itertools.pairwise(self.times):
-            x, state = self.solver.step(evaluate, self.path, x, t, s, state, x.new_zeros(1, 1).clone)
-        return evaluations
+class StepwiseTimesteps(Tensor):
+    """Timesteps of a solver whose first steps have more evaluations: `[k:]` are those of a loop from step k on."""
+
+    scheduler: Scheduler
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return plain tensors: only the list itself is cut by steps."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def of(cls, timesteps: Tensor, scheduler: Scheduler) -> StepwiseTimesteps:
+        made = timesteps.as_subclass(cls)
+        made.scheduler = scheduler
+        return made
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and index.start and index.stop is None and index.step is None:
+            steps = self.scheduler.plan(index.start)
+            return self.scheduler.listed(list(itertools.chain.from_iterable(steps)))
+        return self.as_subclass(Tensor)[index]
 
 
 class LiveTimesteps:
-    """The timesteps of a solver that decides as it goes, an iterable that is read while `step` is called."""
+    """The timesteps of a solver that decides as it goes: those known so far, which grow while `step` is called.
 
-    def __init__(self, scheduler: Scheduler, device: torch.device | str | None):
-        self.scheduler, self.device = scheduler, device
+    `[k:]`, before the first step, are those of a loop from step k on.
+    """
+
+    def __init__(self, scheduler: Scheduler, first: int = 0):
+        self.scheduler, self.first = scheduler, first
+
+    def known(self) -> list[Tensor]:
+        scheduler = self.scheduler
+        if scheduler.pending is None:
+            return [scheduler.to_network(t) for t in scheduler.times[self.first : -1][:1]]
+        return [scheduler.to_network(t) for t in (*scheduler.evaluated, *[scheduler.pending.t][: scheduler.running])]
+
+    def __len__(self) -> int:
+        return len(self.known())
 
     def __iter__(self) -> Iterator[Tensor]:
-        scheduler = self.scheduler
-        while scheduler.step_index < len(scheduler.times) - 1:
-            yield scheduler._to_network(scheduler.pending.t if scheduler.pending else scheduler.times[0], self.device)
+        for i in itertools.takewhile(lambda i: i < len(self), itertools.count()):
+            yield self.known()[i]
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, int):
+            return self.known()[index]
+        if index.stop is None and index.step is None:
+            return LiveTimesteps(self.scheduler, self.first + (index.start or 0))
+        return torch.stack(self.known()[index])
+
+
+def evaluations_per_step(steps: list[list[Any]]) -> int | None:
+    """Return how many evaluations each step has, the last one that many at most; None if they differ."""
+    most = len(steps[0])
+    return most if all(len(step) == most for step in steps[:-1]) and len(steps[-1]) <= most else None
 
 
 def replay(predictions: list[Prediction]) -> DenoiseFn:

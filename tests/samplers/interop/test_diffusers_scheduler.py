@@ -83,6 +83,90 @@ def test_timesteps_list_every_evaluation_as_the_network_is_told_them():
     assert flow.timesteps.tolist() == [1000, 750, 500, 250]
 
 
+STRENGTHS = [k / 20 for k in range(1, 21)]
+
+
+def image_to_image(scheduler, steps, strength):
+    """The timesteps of an image-to-image pipeline of diffusers, by its own arithmetic."""
+    t_start = max(steps - min(int(steps * strength), steps), 0)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps[t_start * scheduler.order :]
+    scheduler.set_begin_index(t_start * scheduler.order)
+    return timesteps, t_start
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("solver", names("samplers.solvers"))
+def test_index_contract_a_loop_begins_where_the_strength_says(solver):
+    """Against diffusers' own scheduler of that order, and then our loop over the rest of the grid."""
+    import diffusers
+
+    path, grid, steps = DDPM(), Linear(), 20
+    net, x0, noise = Net(path, Eps()), torch.randn(2, 2).double(), torch.randn(2, 2).double()
+    scheduler = as_scheduler(build("samplers.solvers", solver), path, Eps(), grid, seed=3)
+    kind = diffusers.HeunDiscreteScheduler if scheduler.order == 2 else diffusers.EulerDiscreteScheduler
+    theirs = kind(timestep_spacing="trailing")
+    for strength in STRENGTHS:
+        timesteps, t_start = image_to_image(scheduler, steps, strength)
+        assert float(timesteps[0]) == float(image_to_image(theirs, steps, strength)[0][0]), strength
+        assert scheduler.num_inference_steps == steps
+        assert scheduler.step_index is None
+        x = scheduler.add_noise(x0, noise, timesteps[:1].repeat(2))
+        torch.testing.assert_close(x, path.mix(x0, noise, grid.times(path, steps)[t_start]))
+        if strength not in (0.2, 0.65, 1.0):
+            continue
+        times = grid.times(path, steps)[t_start:]
+        pulled = integrate(Denoiser(net, path, Eps()), x, times, scheduler.solver, noise=Shifted(3, 2, t_start))
+        index = t_start * scheduler.order
+        for t in timesteps:
+            pred = net(scheduler.scale_model_input(x, t), t.expand(2), {}, s=scheduler.target)
+            x = scheduler.step(pred, t, x).prev_sample
+            index += 1
+            assert scheduler.step_index == index
+        assert float((x - pulled).abs().max()) <= 1e-12 * float(pulled.abs().max()), strength
+
+
+class Shifted(Noise):
+    """The noise of a loop that began `first` steps earlier."""
+
+    def __init__(self, seed, n, first):
+        super().__init__(tuple(sample_seeds(seed, n)))
+        object.__setattr__(self, "first", first)
+
+    def normal(self, step, shape):
+        return super().normal(step + self.first, shape)
+
+
+@pytest.mark.parametrize(("path", "param", "grid"), CASES)
+@pytest.mark.parametrize("solver", names("samplers.solvers"))
+def test_index_contract_every_listed_timestep_takes_noise(solver, path, param, grid):
+    """As inpainting needs it: at each evaluation the known part is noised to the next one's level, and blended in."""
+    if solver == "adaptive":
+        solver = {"name": "adaptive", "per": "batch"}  # a pipeline keeps one time for all samples
+    net, x0, unit = Net(path, param), torch.randn(2, 2).double(), torch.randn(2, 2).double()
+    scheduler = as_scheduler(build("samplers.solvers", solver), path, param, grid)
+    scheduler.set_timesteps(5)
+    known = torch.tensor([1.0, 0.0]).double()
+    timesteps, x = scheduler.timesteps, unit * scheduler.init_noise_sigma
+    for i, t in enumerate(timesteps):
+        pred = net(scheduler.scale_model_input(x, t), t.expand(2), {}, s=scheduler.target)
+        x = scheduler.step(pred, t, x).prev_sample
+        kept = x0
+        if i < len(timesteps) - 1:
+            kept = scheduler.add_noise(x0, unit, torch.tensor([timesteps[i + 1]]))
+        x = known * kept + (1 - known) * x
+    assert torch.equal(x[:, 0], x0[:, 0])
+    assert bool(x.isfinite().all())
+
+
+def test_index_contract_no_loop_begins_inside_a_step():
+    scheduler = as_scheduler(Heun(), DDPM(), Eps(), Linear())
+    scheduler.set_timesteps(20)
+    scheduler.set_begin_index(4)
+    with pytest.raises(UserError, match="begin index 7: a loop of 20 steps of 2 evaluations begins at a multiple of 2"):
+        scheduler.set_begin_index(7)
+
+
 def test_one_scheduler_serves_walks_of_different_lengths():
     x = torch.randn(2, 2, dtype=torch.float64)
     scheduler = as_scheduler(Heun(), Flow(), Velocity(), Linear())
@@ -173,3 +257,65 @@ def test_a_pipeline_of_diffusers_runs_with_it(solver):
         latents = integrate(f, x, times, solver, cond={"y": torch.tensor([7, 400])}, noise=noise)
         ours = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert float((ours - theirs).abs().max()) < 1e-4
+
+
+def stable_diffusion(kind, scheduler):
+    """A tiny Stable Diffusion pipeline without text encoder, of random weights."""
+    import diffusers
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = diffusers.AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, scaling_factor=1.0)
+    rest = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    pipe = kind(vae=vae.eval(), unet=unet.eval(), scheduler=scheduler, requires_safety_checker=False, **rest)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "rk4", "dpmpp_single", "exp_ab", "adaptive"])
+def test_index_contract_in_pipelines_of_diffusers(solver):
+    """Image to image from the noise level of the strength, against our loop; inpainting keeps what is masked."""
+    import diffusers
+
+    spec = {"name": solver, "per": "batch"} if solver == "adaptive" else solver
+    scheduler = as_scheduler(build("samplers.solvers", spec), DDPM(), Eps(), Linear(0.999))
+    how = {
+        "image": torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(1)),
+        "prompt_embeds": torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(2)),
+        "num_inference_steps": 8,
+        "guidance_scale": 1.0,
+        "output_type": "latent",
+    }
+    begun = []
+    pipe = stable_diffusion(diffusers.StableDiffusionImg2ImgPipeline, scheduler)
+    pipe.unet.register_forward_pre_hook(lambda _, args: begun.append((args[0].clone(), args[1])))
+    theirs = pipe(strength=0.5, generator=torch.Generator().manual_seed(0), **how).images
+    assert float(begun[0][1]) == pytest.approx(float(Linear(0.999).times(DDPM(), 8)[4]) - 1)
+    times, embeds = Linear(0.999).times(DDPM(), 8)[4:], how["prompt_embeds"]
+
+    class Unet(torch.nn.Module):
+        def forward(self, x, t, cond, *, s=None, tap=None):
+            return pipe.unet(x, t[0], encoder_hidden_states=embeds).sample
+
+    with torch.no_grad():
+        ours = integrate(Denoiser(Unet(), DDPM(), Eps()), begun[0][0], times, scheduler.solver)
+    assert float((ours - theirs).abs().max()) < 1e-4 * float(ours.abs().max())
+
+    pipe = stable_diffusion(diffusers.StableDiffusionInpaintPipeline, scheduler)
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1  # to be painted
+    how |= {"mask_image": mask, "height": 4, "width": 4, "strength": 0.65}
+    latents = pipe(generator=torch.Generator().manual_seed(0), **how).images
+    encoded = pipe.vae.encode(2 * how["image"] - 1).latent_dist
+    kept = encoded.sample(torch.Generator().manual_seed(0))
+    assert bool(latents.isfinite().all())
+    torch.testing.assert_close(latents[..., :2], kept[..., :2])
