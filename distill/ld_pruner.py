@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.config.reading import read_json
 from gen.config.spec import build, part, spec_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
@@ -77,7 +78,7 @@ class LDPruner(Distiller):
             "settings": {k: v for k, v in spec_of(self).items() if k not in training},
         }
         file = folder / "operators.json"
-        chosen = checkpoints.read_json(file) if file.exists() else {}
+        chosen = read_json(file) if file.exists() else {}
         if {k: chosen.get(k) for k in about} != about:
             chosen = {**about, **self.choose_operators(load(teacher), run.model)}
             folder.mkdir(parents=True, exist_ok=True)

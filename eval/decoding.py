@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gen.config.errors import UserError, nearest
+from gen.config.reading import read_json
 from gen.config.spec import Json, digest, find, spec_of
 from gen.diffusion.noise import sample_seeds
 from gen.eval.bounds import optimal_front
 from gen.eval.estimate import Estimate
 from gen.eval.provenance import checkpoint, device_of, machine
-from gen.eval.record import check_finite, from_json, read_json
+from gen.eval.record import check_finite, from_json
 from gen.eval.tables import aligned
 from gen.text.contracts.predictor import Predictor
 from gen.text.decoding import Decoded, Decoding

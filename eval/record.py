@@ -7,13 +7,13 @@ import dataclasses
 import json
 import math
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gen.config.errors import UserError, nearest
+from gen.config.reading import read_json, read_toml
 from gen.config.spec import Json, convert, digest, spec_of
 from gen.eval.estimate import Estimate
 from gen.eval.metrics import Column
@@ -32,7 +32,6 @@ __all__ = [
     "Speed",
     "collect",
     "from_json",
-    "read_json",
     "sampler_text",
     "to_json",
     "write_record",
@@ -462,7 +461,7 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Record]
 def _read_list(path: Path, within: tuple[Path, ...]) -> Iterable[Record]:
     if path.resolve() in within:
         raise UserError(f"{path}: this list leads back to itself; a path names records, run folders or other lists")
-    content = read_json(path)
+    content = read_toml(path)
     entries = content.get("entry", [])
     if set(content) - {"entry"} or not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: a list of entries has tables [[entry]] and nothing else, it has {', '.join(content)}")
@@ -478,24 +477,6 @@ class ListEntry:
 
     path: str
     label: str | None = None
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file, or a .toml one as JSON values.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        UserError: in one line that names it, if it is missing or cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except ValueError as error:  # of the decoder, JSON or TOML
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _spec_text(spec: object) -> str:

@@ -22,15 +22,15 @@ import multiprocessing
 import platform
 import statistics
 import time
-import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 
 import torch
 
 import gen
-from gen.config.checkpoints import read_json, write_json
+from gen.config.checkpoints import write_json
 from gen.config.errors import UserError, nearest
+from gen.config.reading import read_json, read_toml
 from gen.config.spec import find, override
 from gen.eval.estimate import Estimate
 from gen.eval.evaluate import evaluate
@@ -182,7 +182,7 @@ def main(given=None):
     parser.add_argument("--report", action="store_true", help="train nothing: the table of what is finished")
     parser.add_argument("--out", type=Path, help="(default: runs/ and the study's name)")
     args = parser.parse_args(given)
-    study = tomllib.loads(args.study.read_text())
+    study = read_toml(args.study)
     chosen = args.only or list(study["entries"])
     for name in chosen:
         if name not in study["entries"]:

@@ -197,7 +197,7 @@ def _version(package: str) -> str | None:
 
 def _read(path: Path) -> Json:
     """Read a file of this verb; UserError for any other."""
-    from gen.config.checkpoints import read_json
+    from gen.config.reading import read_json
 
     file: Json = read_json(path)
     cases = file.get("cases") if isinstance(file, dict) and file.get("format") == FORMAT else None

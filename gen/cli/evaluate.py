@@ -10,7 +10,7 @@ import json
 
 from gen.cli.lib.options import add_options, parse_spec
 from gen.cli.sample import add_sampler_options, loaded, sampler_options
-from gen.config.errors import UserError
+from gen.config.reading import parse_json
 from gen.config.spec import Json
 
 __all__ = ["add_arguments", "run"]
@@ -61,7 +61,4 @@ def _metrics(text: str | None) -> list[str | Json] | None:
     """Return the names or specs that an option holds."""
     if text is None or not text.lstrip().startswith("["):
         return None if text is None else [name.strip() for name in text.split(",")]
-    try:
-        return list(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UserError(f"--metrics {text!r} is no JSON: {error}") from None
+    return list(parse_json(text, f"--metrics {text!r}"))

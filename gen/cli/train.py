@@ -39,7 +39,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """Return the run before any change."""
-    from gen.config.checkpoints import manifest_of, read_json
+    from gen.config.checkpoints import manifest_of
+    from gen.config.reading import read_json
     from gen.config.spec import find
     from gen.training.run import run_from
 

@@ -14,17 +14,17 @@ import shutil
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
+from gen.config.reading import read_json
 from gen.config.spec import Json, digest
 
 __all__ = [
-    "FORMAT", "checkpoint_name", "locate", "manifest_of", "newest", "prune", "read", "read_json", "read_tensors",
-    "write", "write_json",
+    "FORMAT", "checkpoint_name", "locate", "manifest_of", "newest", "prune", "read", "read_tensors", "write",
+    "write_json",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -203,25 +203,6 @@ def checkpoint_name(step: int) -> str:
         step: training steps taken.
     """
     return f"step-{step:07d}"
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UserError: names the file if it is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, expected a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: no JSON ({error})") from None
 
 
 def write_json(path: Path, value: object) -> None:

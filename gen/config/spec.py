@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gen.config.errors import UserError, nearest
+from gen.config.reading import parse_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -321,8 +322,10 @@ def _to_json(value: object, named: bool) -> object:
 
 def _read(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text, repr(text))
+    except UserError:
+        if text.lstrip().startswith(("{", "[")):
+            raise
         if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):  # .9 is no JSON, but a number
             return float(text)
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)

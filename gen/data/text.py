@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.reading import parse_json, read_lines
 from gen.config.spec import build_parts, part
 from gen.data.lib.tensors import check_holdout, content_hash, hold_out
 from gen.text.contracts import Tokenizer
@@ -145,13 +145,10 @@ def _read(file: Path) -> str:
 
 
 def _records(file: Path) -> Iterator[str | tuple[str, str]]:
-    for number, line in enumerate(_read(file).split("\n"), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: no JSON ({error.msg})") from None
+        record = parse_json(line, f"{file}, line {number}")
         if not isinstance(record, dict):
             raise UserError(f'{file}, line {number}: {record!r}; a line is an object with "text" or "prompt"')
         pair = [record.get(key) for key in ("prompt", "response")]

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gen.config.errors import UserError
+from gen.config.reading import parse_json, read_lines
 from gen.config.spec import Json
 
 __all__ = ["MetricsFile", "ProgressBar", "read_metrics"]
@@ -40,10 +42,10 @@ def read_metrics(path: Path) -> list[Json]:
         path: the file.
     """
     events = []
-    for line in path.read_text().splitlines():
+    for line in read_lines(path):
         try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
+            events.append(parse_json(line, path))
+        except UserError:
             break
     return events
 

@@ -13,6 +13,7 @@ from torch import nn
 import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 from gen.config.spec import Json, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
@@ -45,7 +46,7 @@ def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
     if newest is not None:
         _check_same(run, checkpoints.manifest_of(newest)["run"], newest)
     elif (folder / "run.json").exists():
-        _check_same(run, checkpoints.read_json(folder / "run.json")["run"], folder)
+        _check_same(run, read_json(folder / "run.json")["run"], folder)
     return newest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, UserError
+from gen.config.reading import read_json
 
 __all__ = ["Diffusers"]
 
@@ -31,8 +31,8 @@ class Diffusers:
         """Return the autoencoder. UserError for a folder without one, MissingDependency without diffusers."""
         folder = Path(self.folder)
         try:
-            kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        except (OSError, ValueError, KeyError, TypeError):
+            kind = read_json(folder / "config.json", constants=True)["_class_name"]
+        except (UserError, KeyError, TypeError):
             raise UserError(
                 f"{folder} is no autoencoder of diffusers: it holds no config.json with a _class_name"
             ) from None

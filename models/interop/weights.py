@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config.checkpoints import read_json
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 from gen.config.spec import Json
 
 __all__ = ["State", "Weights", "read", "read_torch"]
@@ -231,7 +231,7 @@ def _config(path: Path) -> Json | None:
     file = (path if path.is_dir() else path.parent) / "config.json"
     if not file.exists():
         return None
-    config = read_json(file)
+    config = read_json(file, constants=True)
     if not isinstance(config, dict):
         raise UserError(f"{file} is no config: it holds {type(config).__name__}")
     return config

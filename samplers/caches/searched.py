@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.contracts import Cache
 from gen.diffusion.tap import Chain, Compute, Context, Skip, Tap
@@ -31,10 +31,7 @@ class SearchedMask(Cache):
     file: str
 
     def start(self, steps: int) -> SkipSession:
-        try:
-            content = json.loads(Path(self.file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read a searched mask from {self.file}: {' '.join(str(error).split())}") from error
+        content = read_json(Path(self.file))
         mask, sites = (content.get(key) if isinstance(content, dict) else None for key in ("mask", "sites"))
         if not isinstance(mask, list) or not isinstance(sites, list) or not all(isinstance(row, list) for row in mask):
             raise UserError(f"{self.file} holds no searched mask: it needs sites and mask, as gen search --keep writes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 from gen.config.spec import build, spec_of
 from gen.diffusion.path import NoisePath
 from gen.samplers.grids.given import checked
@@ -37,10 +37,7 @@ class Searched:
 
     def read(self) -> dict[str, Any]:
         """Return the file's content, checked to have a path and a list of numbers."""
-        try:
-            content = json.loads(Path(self.file).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read searched times from {self.file}: {' '.join(str(error).split())}") from error
+        content = read_json(Path(self.file))
         times = content.get("times") if isinstance(content, dict) else None
         if not isinstance(times, list) or not all(type(t) in (int, float) for t in times) or "path" not in content:
             raise UserError(f'{self.file} holds no searched times; it needs {{"path": spec, "times": [...]}}')

@@ -86,7 +86,7 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
     (tmp_path / "back.toml").write_text('[[entry]]\npath = "empty/../there.toml"\n')
     (tmp_path / "empty").mkdir()
     for source, says in (
-        (tmp_path / "bad.json", "bad.json cannot be read"),
+        (tmp_path / "bad.json", "bad.json is no JSON"),
         (tmp_path / "bad.toml", "tables [[entry]] and nothing else"),
         (tmp_path / "entry.toml", "entry.toml: unknown key 'name' of ListEntry. Allowed: label, path."),
         (tmp_path / "flat.toml", "flat.toml: ListEntry: got 1, expected ListEntry"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from gen.config.errors import UserError
+from gen.config.reading import parse_json
 
 __all__ = ["add_option", "add_options", "parse_spec", "set_threads"]
 
@@ -73,10 +72,7 @@ def parse_spec(text: str | None) -> Any:
     """
     if text is None or not text.lstrip().startswith("{"):
         return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{text!r} is no JSON: {error}") from None
+    return parse_json(text, repr(text))
 
 
 def set_threads(threads: int | None) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gen.config.checkpoints import read_json
 from gen.config.errors import MissingDependency, UserError
+from gen.config.reading import read_json
 from gen.config.spec import Json
 from gen.diffusion.alignment import Features
 
@@ -33,7 +33,7 @@ def config_of(path: str, *kinds: str) -> Json:
         raise MissingDependency(
             f"{path!r} holds no config.json: save a model of type {' or '.join(kinds)} there with save_pretrained"
         )
-    config = read_json(file)
+    config = read_json(file, constants=True)
     if not isinstance(config, dict):
         raise UserError(f"{file} is no config: it holds {type(config).__name__}")
     vision: Json = config.get("vision_config", config)  # where a model has a part for text too

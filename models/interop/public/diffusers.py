@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gen.config.checkpoints import read_json
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 from gen.config.spec import Json, build, convert
 from gen.diffusion.parameterisation import X0, Eps, V
 from gen.diffusion.path import DDPM
@@ -114,7 +114,7 @@ def _note(weights: Weights) -> Json:
     file = None if weights.folder is None else weights.folder / NOTE
     if file is None or not file.exists():
         return {}
-    said = read_json(file)
+    said = read_json(file, constants=True)
     fields = {"time_scale", "time_convention", "freq_shift"}
     if not isinstance(said, dict) or not set(said.get("model", {})) <= fields:
         raise UserError(f"{file} is none that gen export writes")
@@ -139,7 +139,11 @@ def _conventions(weights: Weights, said: Json, model: DiT) -> tuple[Any, Any, Sa
         return *parts, sampler, ()
     folder = weights.folder
     file = None if folder is None else folder.parent / "scheduler" / "scheduler_config.json"
-    config = read_json(file) if file and folder and folder.name == "transformer" and file.exists() else PUBLISHED
+    config = (
+        read_json(file, constants=True)
+        if file and folder and folder.name == "transformer" and file.exists()
+        else PUBLISHED
+    )
     kind, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule")  # flow's have no betas
     changed = [key for key in CHANGES if config.get(key)]
     if kind not in PREDICTIONS or schedule not in SCHEDULES or changed:

@@ -123,7 +123,7 @@ CASES = {
     "flipped bit": ("sample {root}/flipped", r"damaged: it does not match its sha256"),
     "truncated weights": ("sample {root}/truncated", r"damaged: it has 100 bytes"),
     "missing weights": ("sample {root}/missing", r"cannot be read"),
-    "broken manifest": ("sample {root}/manifest", r"manifest.json is damaged"),
+    "broken manifest": ("sample {root}/manifest", r"manifest.json is no JSON"),
     "manifest of the future": ("sample {root}/format", r"checkpoint format 99; this version reads format 1"),
     "unknown weights": ("sample {run} --weights emma", r"no weights 'emma'; it has ema, raw"),
     "unknown solver": ("sample {run} --solver hune", r"Did you mean 'heun'"),

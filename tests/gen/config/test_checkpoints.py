@@ -41,7 +41,7 @@ def test_every_flipped_byte_is_found(saved, name):
     content = (saved / name).read_bytes()
     for at in range(0, len(content), max(1, len(content) // 40)):
         (saved / name).write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-        with pytest.raises(UserError, match=r"damaged|format|cannot be read"):
+        with pytest.raises(UserError, match=r"damaged|format|cannot be read|is no JSON|no UTF-8"):
             m.read(saved)
 
 
@@ -49,7 +49,7 @@ def test_every_flipped_byte_is_found(saved, name):
 def test_truncation_and_loss_are_found(saved, name):
     content = (saved / name).read_bytes()
     (saved / name).write_bytes(content[:-7])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"damaged|is no JSON"):
         m.read(saved)
     (saved / name).unlink()
     with pytest.raises(UserError, match=r"cannot be read|does not exist"):
@@ -61,6 +61,19 @@ def test_newest_passes_over_the_damaged_one_by_name(saved):
     m.write(later, FILES, {"step": 4})
     assert m.newest(saved.parent) == later
     (later / "net.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="step-0000004"):
+        assert m.newest(saved.parent) == saved
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[" * 10**5, "9" * 5000, '{"format": NaN}', "[]", "\xff"],
+    ids=["cut", "deep", "long", "nan", "list", "latin"],
+)
+def test_newest_passes_over_a_manifest_that_is_no_json(saved, text):
+    later = saved.with_name("step-0000004")
+    m.write(later, FILES, {"step": 4})
+    (later / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.warns(UserWarning, match="step-0000004"):
         assert m.newest(saved.parent) == saved
 

@@ -100,7 +100,7 @@ def test_prompts_and_responses(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "line 2: no JSON"),
+        ("{", "line 2 is no JSON"),
         ("[1]", "line 2: .*object"),
         ('{"prompt": "a"}', "line 2 has the fields prompt"),
         ('{"prompt": "aaaaaaaaa", "response": "b"}', "no room for its response"),

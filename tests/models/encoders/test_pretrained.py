@@ -122,7 +122,7 @@ def test_without_its_folder_an_encoder_says_so_in_one_line(tmp_path, name):
         with pytest.raises(MissingDependency, match=r"holds no config\.json") as caught:
             use()
         assert "\n" not in str(caught.value)
-    for text, message in {"{": "is damaged: no JSON", "[1]": "is no config: it holds list"}.items():
+    for text, message in {"{": "is no JSON", "[1]": "is no config: it holds list"}.items():
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=message):
             encoder.load()

@@ -90,7 +90,7 @@ def test_searched_times_belong_to_their_path(tmp_path):
 def test_a_file_without_times_is_refused(tmp_path, text):
     file = tmp_path / "grid.json"
     file.write_text(text)
-    with pytest.raises(UserError, match="searched times"):
+    with pytest.raises(UserError, match=r"searched times|is no JSON"):
         Searched(str(file)).times(Flow(), 1)
 
 

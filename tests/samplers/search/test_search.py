@@ -226,11 +226,11 @@ def test_what_is_found_is_read_by_the_grid_and_by_the_cache(tmp_path):
     assert content["fitness"] == found.fitness
     assert content["evaluations"] == 40
     assert content["history"][-1] == [40, found.fitness]
-    for text, message in (("{}", "holds no searched mask"), ("x", "cannot read a searched mask")):
+    for text, message in (("{}", "holds no searched mask"), ("x", "is no JSON")):
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             SearchedMask(str(file)).start(3)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="does not exist"):
         SearchedMask(str(tmp_path / "none.json")).start(3)
 
 
