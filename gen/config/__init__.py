@@ -3,7 +3,7 @@
     Plug-ins by name             build, find, names, part; Spec                                             spec
     Dataclass <-> JSON           spec_of, convert, override; Json                                           spec
     Errors for the user          UserError, MissingDependency, NonFinite                                  errors
-    Checkpoints                  write, read, manifest_of, locate, newest, prune; write_json         checkpoints
+    Checkpoints                  write, read, manifest_of, locate, newest, lineage; write_json       checkpoints
     Files that anybody wrote     read_json, parse_json, read_toml, read_text, read_lines                 reading
     Tensors as pictures          to_uint8, to_pil, contact_sheet                                          images
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,8 +23,8 @@ from gen.config.reading import read_json
 from gen.config.spec import Json, digest
 
 __all__ = [
-    "FORMAT", "checkpoint_name", "locate", "manifest_of", "newest", "prune", "read", "read_tensors", "write",
-    "write_json",
+    "FORMAT", "age", "checkpoint_name", "lineage", "locate", "manifest_of", "newest", "prune", "read", "read_tensors",
+    "remove", "write", "write_json",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -129,7 +129,7 @@ def read_tensors(folder: Path, name: str, manifest: Json) -> dict[str, Tensor]:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the complete checkpoint of the highest step; a warning names each damaged one that is skipped.
+    """Return the newest complete checkpoint of the run's own line; a warning names each damaged one that is skipped.
 
     Args:
         folder: a folder of checkpoints step-*.
@@ -137,18 +137,37 @@ def newest(folder: Path) -> Path | None:
     Returns:
         The checkpoint's folder; None if there is none.
     """
-    steps = {int(m[1]): path for path in folder.glob("step-*") if (m := _STEP.fullmatch(path.name))}
-    for step in sorted(steps, reverse=True):
-        try:
-            read(steps[step])
-            return steps[step]
-        except UserError as error:
-            warnings.warn(f"passing over a damaged checkpoint: {error}", stacklevel=2)
-    return None
+    return _newest(folder.glob("step-*"))
+
+
+def lineage(folder: Path) -> dict[Path, Json]:
+    """Return the checkpoints that led to the newest one, with their manifests, oldest first; files are not read.
+
+    A run that goes back to an earlier step, and on from there, starts a new line. A manifest's "line" lists the steps
+    at which its run went back: none for the first line, [10] after a return to step 10, [10, 5] after a second one.
+    Later lines supersede earlier ones; on one line, later steps do.
+
+    Args:
+        folder: a folder of checkpoints step-*.
+    """
+    known = _whole(folder)
+    end = next(iter(known.values()), None)
+    return {path: manifest for path, manifest in reversed(known.items()) if end and _led_to(manifest, end)}
+
+
+def age(manifest: Json) -> tuple[int, int]:
+    """Return a key that sorts the checkpoints of one run from the oldest to the newest, see `lineage`.
+
+    Args:
+        manifest: of a checkpoint.
+    """
+    return len(manifest.get("line", ())), manifest.get("step", 0)
 
 
 def locate(folder: Path) -> Path:
-    """Return the checkpoint a folder stands for: itself, a run's final/, or else the run's newest complete one.
+    """Return the checkpoint a folder stands for: itself, or the newest complete one of a run's own line.
+
+    That is final/ if the run ended there, and not if it went on, or back, afterwards.
 
     Args:
         folder: of a run or of a checkpoint.
@@ -156,10 +175,11 @@ def locate(folder: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    for given in (folder, folder / "final"):
-        if (given / "manifest.json").exists():
-            return given
-    last = newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if (folder / "manifest.json").exists():
+        return folder
+    last = _newest([folder / "final", *folder.glob("checkpoints/step-*")])
+    if last is None and (folder / "final" / "manifest.json").exists():
+        read(folder / "final")  # says what is damaged
     if last is None:
         problem = "holds no checkpoint" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {problem}: give the folder of a run, or one of its checkpoints")
@@ -167,32 +187,82 @@ def locate(folder: Path) -> Path:
 
 
 def prune(folder: Path, keep: int, spare: Collection[str] = ()) -> None:
-    """Remove all but the newest whole checkpoints, and what killed runs left half written.
+    """Remove all but the newest whole checkpoints of the run's own line, and all that other lines left.
 
     Damaged ones are neither counted nor removed: they may be all that is left of a run.
 
     Args:
         folder: a folder of checkpoints step-*.
         keep: number of checkpoints that stay, at least 1.
-        spare: names of checkpoints that are neither counted nor removed.
+        spare: names of checkpoints of the line that are neither counted nor removed.
     """
-    whole = [
-        p for p in sorted(folder.glob("step-*")) if _STEP.fullmatch(p.name) and p.name not in spare and _is_whole(p)
-    ]
-    for old in whole[:-keep]:
-        aside = old.with_name(f".partial-{old.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        old.rename(aside)  # a half-removed folder must not look like a checkpoint
+    line = lineage(folder)
+    superseded = [path for path in _whole(folder) if path not in line]
+    for old in [*superseded, *[path for path in line if path.name not in spare][:-keep]]:
+        remove(old)
     for stale in folder.glob(".partial-*"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Return whether a manifest and all its files, by size, are there; this reads no file whole."""
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; one that is half removed no longer looks like one.
+
+    Args:
+        checkpoint: its folder.
+    """
+    aside = checkpoint.with_name(f".partial-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _manifests(folders: Iterable[Path]) -> tuple[dict[Path, Json], dict[Path, UserError]]:
+    """Return the checkpoints' manifests, newest first and final/ before others of its age; and what is damaged."""
+    known, damaged = dict[Path, Json](), dict[Path, UserError]()
+    for path in sorted(p for p in folders if _STEP.fullmatch(p.name) or (p / "manifest.json").exists()):
+        try:
+            known[path] = read(path, verify=False)
+        except UserError as error:
+            damaged[path] = error
+    return dict(sorted(known.items(), key=lambda item: age(item[1]), reverse=True)), damaged
+
+
+def _newest(folders: Iterable[Path]) -> Path | None:
+    """Return the newest complete checkpoint; final/ is verified by who reads it."""
+    known, damaged = _manifests(folders)
+    last = None
+    for path, manifest in known.items():
+        try:
+            for name in manifest["files"] if path.name != "final" else ():
+                _read_verified(path, name, manifest)
+            last = path
+            break
+        except UserError as error:
+            damaged[path] = error
+    for path, problem in damaged.items():
+        older = last is not None and path not in known and path.name != "final" and path.name < last.name
+        if not older:  # it would not have been taken anyway
+            warnings.warn(f"passing over a damaged checkpoint: {problem}", stacklevel=3)
+    return last
+
+
+def _whole(folder: Path) -> dict[Path, Json]:
+    """Return the checkpoints step-* of which all files are there, by size, newest first; this reads manifests only."""
+    known, _ = _manifests(folder.glob("step-*"))
+    return {path: manifest for path, manifest in known.items() if _is_whole(path, manifest)}
+
+
+def _led_to(manifest: Json, end: Json) -> bool:
+    """Return whether the run was at one checkpoint on its way to another."""
+    line, whole = manifest.get("line", []), end.get("line", [])
+    return whole[: len(line)] == line and manifest["step"] <= min([*whole[len(line) :], end["step"]])
+
+
+def _is_whole(folder: Path, manifest: Json) -> bool:
+    """Return whether all files are there, by size; this reads no file."""
     try:
-        manifest = read(folder, verify=False)
         return all((folder / name).stat().st_size == about["bytes"] for name, about in manifest["files"].items())
-    except (UserError, OSError):
+    except OSError:
         return False
 
 

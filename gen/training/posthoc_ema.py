@@ -68,8 +68,8 @@ def reconstruct(
     wanted, out = Power(std=std), Path(out)
     if out.exists():
         raise UserError(f"{out} exists already: choose another folder")
-    folders = sorted((Path(run) / "checkpoints").glob("step-*"))
-    manifests = {m["step"]: (folder, m) for folder in folders for m in [checkpoints.read(folder, verify=False)]}
+    line = checkpoints.lineage(Path(run) / "checkpoints")
+    manifests = {manifest["step"]: (folder, manifest) for folder, manifest in line.items()}
     if not manifests:
         raise UserError(f"{run} holds no checkpoints of a training: give the folder of a run")
     last = max(manifests) if step is None else step

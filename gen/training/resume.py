@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +19,28 @@ from gen.config.spec import Json, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 
-__all__ = ["denoiser_of", "load_init", "parent_hash", "resume_from", "versions"]
+__all__ = ["Start", "denoiser_of", "load_init", "parent_hash", "resume_from", "versions"]
+
+WEIGHTS_ONLY = "weights without the optimiser's state"
 
 
-def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
-    """Return the checkpoint from which a run continues, or None for a new run.
+@dataclass(frozen=True)
+class Start:
+    """The state that a run continues from.
+
+    Attributes:
+        checkpoint: the folder; None for a new run.
+        line: the run's line from here on, see gen.config.checkpoints.lineage.
+        moved: whether the run's newest state is another one, until a checkpoint of this line is written.
+    """
+
+    checkpoint: Path | None = None
+    line: tuple[int, ...] = ()
+    moved: bool = False
+
+
+def resume_from(run: Run, folder: Path, resume: str) -> Start:
+    """Return from what a run continues.
 
     Args:
         run: the run.
@@ -30,24 +48,45 @@ def resume_from(run: Run, folder: Path, resume: str) -> Path | None:
         resume: "auto", "never" or a path, as of gen.train.
 
     Raises:
-        UserError: for a folder or a checkpoint of another run, and if every checkpoint is damaged.
+        UserError: for a folder or a checkpoint of another run, and if there is nothing whole to continue from.
     """
+    if (folder / "manifest.json").exists():
+        raise UserError(f"{folder} is itself a checkpoint: choose another folder, and start from this one by --init")
     if resume not in ("auto", "never"):
-        given = checkpoints.locate(Path(resume))
-        _check_same(run, checkpoints.manifest_of(given)["run"], given)
-        return given
-    newest = checkpoints.newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+        return _start_at(run, folder, Path(resume))
+    newest = checkpoints.newest(folder / "checkpoints")
     if newest is None and any((folder / "checkpoints").glob("step-*")):
         raise UserError(
             f"every checkpoint in {folder / 'checkpoints'} is damaged: mend or remove them, or train elsewhere"
         )
     if resume == "never" and (folder / "run.json").exists():
         raise UserError(f"{folder} already holds a run: choose another folder, or resume it")
-    if newest is not None:
-        _check_same(run, checkpoints.manifest_of(newest)["run"], newest)
-    elif (folder / "run.json").exists():
-        _check_same(run, read_json(folder / "run.json")["run"], folder)
-    return newest
+    if newest is None:
+        if (folder / "run.json").exists():
+            _check_same(run, read_json(folder / "run.json")["run"], folder)
+        if (folder / "final").exists():
+            raise UserError(f"{folder} has final/, {WEIGHTS_ONLY}, and no checkpoints: train elsewhere, or remove it")
+        return Start()
+    manifest = checkpoints.read(newest, verify=False)
+    _check_same(run, manifest["run"], newest)
+    return Start(newest, tuple(manifest["line"]))
+
+
+def _start_at(run: Run, folder: Path, given: Path) -> Start:
+    """Return the start at a given checkpoint, or at the newest one of a given run folder."""
+    checkpoint = checkpoints.newest(given / "checkpoints") or checkpoints.locate(given)
+    manifest = checkpoints.read(checkpoint, verify=False)
+    _check_same(run, manifest["run"], checkpoint)
+    if not any(name.startswith("state/") for name in manifest["files"]):
+        raise UserError(f"{checkpoint} has {WEIGHTS_ONLY}: resume from one of a run's checkpoints/")
+    newest = checkpoints.newest(folder / "checkpoints")
+    if newest is not None and checkpoints.read(newest, verify=False)["sha256"] == manifest["sha256"]:
+        return Start(newest, tuple(manifest["line"]))
+    try:
+        line = (*checkpoints.manifest_of(folder)["line"], manifest["step"])
+    except UserError:  # there is no other line here
+        line = tuple(manifest["line"])
+    return Start(checkpoint, line, moved=True)
 
 
 def _check_same(run: Run, spec: Json, folder: Path) -> None:

@@ -73,7 +73,8 @@ def train(
         run: what to train.
         out: the run folder, new or of this run.
         resume: "auto" continues from the newest complete checkpoint in the folder, "never" requires a folder without
-            a run, a path continues from that checkpoint.
+            a run, a path continues from that checkpoint; later ones in the folder, of the line that is left, go when
+            the first new one is complete.
         command: what run.json says started the run; default this call.
         quiet: no progress on the terminal.
 
@@ -96,7 +97,7 @@ class Trainer:
             name = "data" if run.data is None else "objective"
             raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
         self.source, self.objective = run.data, run.objective
-        checkpoint = resume_from(run, folder, resume)
+        self.start = resume_from(run, folder, resume)
         check_trackers(run.trackers)
         check_sampler(run)
         self.accelerator = distributed.create_accelerator(run, folder)
@@ -119,11 +120,11 @@ class Trainer:
         self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
         self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
-        self.steps_done = 0
+        self.steps_done, self.step_saved = 0, 0
         self.val_loss: float | None = None
         self.scaler_state: Json = {}
-        if checkpoint is not None:
-            self._restore(checkpoint)
+        if self.start.checkpoint is not None:
+            self._restore(self.start.checkpoint)
         self._prepare()
 
     # -- setting up ----------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ class Trainer:
     def fit(self, stop: threading.Event) -> TrainResult:
         """Train until run.steps, or until `stop` is set; a finished run is left as it is."""
         run = self.run
-        if self.steps_done < run.steps or not (self.folder / "final").exists():
+        if self.steps_done < run.steps or self.start.moved or not self._is_final():
             self._open()
             try:
                 self._loop(stop)
@@ -189,12 +190,14 @@ class Trainer:
 
     def _open(self) -> None:
         run = self.run
+        self.progress = ProgressBar(self.folder.name, run.steps, self.steps_done, self.quiet)
+        if self.start.moved:
+            self._move()
         if self.main:
             written = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"run": run_spec(run), "command": self.command, "written": written, "versions": versions()}
             checkpoints.write_json(self.folder / "run.json", about)
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
-        self.progress = ProgressBar(self.folder.name, run.steps, self.steps_done, self.quiet)
         if run.trackers:
             self.accelerator.init_trackers(self.folder.name)
 
@@ -203,9 +206,10 @@ class Trainer:
             logs = self.step(micro_batches)
             self._after_step(logs)
             if self._any_stopped(stop):
-                self.save()
+                if self.step_saved != self.steps_done:
+                    self.save()
                 raise Interrupted(f"stopped by a signal at step {self.steps_done}; saved, run again to go on")
-        if not self._saved(self.steps_done):
+        if self.step_saved != self.steps_done:
             self.save()
         self._finish()
 
@@ -344,19 +348,42 @@ class Trainer:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def _saved(self, step: int) -> bool:
-        return (self.folder / "checkpoints" / checkpoints.checkpoint_name(step) / "manifest.json").exists()
-
     def save(self) -> None:
-        """Write a complete checkpoint, then remove old ones; no process goes on before it is there."""
+        """Write a complete checkpoint, then remove older ones and those of other lines."""
+        self._write_checkpoint()
+        if self.main:
+            folder = self.folder / "checkpoints"
+            checkpoints.prune(folder, self.run.keep, set(map(checkpoints.checkpoint_name, self.decay_ends)))
+            if (self.folder / "final").exists():  # of an earlier end, or of another line
+                checkpoints.remove(self.folder / "final")
+
+    def _write_checkpoint(self) -> None:
+        """Write a complete checkpoint; no process goes on before it is there."""
         self.accelerator.wait_for_everyone()
         files = state.weight_files(self.nets, self.averages, self.main)
         files |= state.optimiser_files(self.nets, self.optims, self.main)
         if self.main:
             folder = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
             checkpoints.write(folder, files, self._manifest())
-            checkpoints.prune(folder.parent, self.run.keep, set(map(checkpoints.checkpoint_name, self.decay_ends)))
+        self.step_saved = self.steps_done
         self.accelerator.wait_for_everyone()  # the launcher ends the others, still writing, if one ends here
+
+    def _move(self) -> None:
+        """Make this line the run's own at once: the next call goes on with it, however soon this one is killed."""
+        self._write_checkpoint()
+        folder = self.folder / "checkpoints"
+        superseded = [path.name for path in sorted(folder.glob("step-*")) if path not in checkpoints.lineage(folder)]
+        if superseded:
+            after = f"the next checkpoint removes {', '.join(superseded)} of the line before"
+            self.progress.say(f"{self.folder.name}: back to step {self.steps_done}; {after}")
+
+    def _is_final(self) -> bool:
+        """Return whether final/ is of this line and step."""
+        here = {"line": self.start.line, "step": self.steps_done}
+        try:
+            return checkpoints.age(checkpoints.read(self.folder / "final", verify=False)) == checkpoints.age(here)
+        except UserError:
+            return False
 
     def _finish(self) -> None:
         files = state.weight_files(self.nets, self.averages, self.main)
@@ -370,6 +397,7 @@ class Trainer:
         return {
             "run": run_spec(run),
             "role": self.role,
+            "line": list(self.start.line),
             "step": self.steps_done,
             "samples_seen": self.steps_done * run.batch_size,
             "shape": list(self.data[0]["x"].shape),
@@ -387,7 +415,8 @@ class Trainer:
             theirs, ours = manifest["data"][:12], self.data.fingerprint[:12]
             raise UserError(f"{folder} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
         state.restore(folder, manifest, self.nets, self.averages, self.optims)
-        self.steps_done, self.val_loss, self.scaler_state = manifest["step"], manifest["val_loss"], manifest["scaler"]
+        self.steps_done = self.step_saved = manifest["step"]
+        self.val_loss, self.scaler_state = manifest["val_loss"], manifest["scaler"]
 
 
 def _due(step: int, every: int, total: int) -> bool:
