@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gen.config.checkpoints import manifest_of
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
 from gen.config.spec import Json, build, find, names, spec_of
@@ -34,7 +35,7 @@ def evaluate(
     pipeline: Pipeline | str | Path,
     *,
     metrics: Sequence[object] | None = None,
-    data: object = "digits",
+    data: object = None,
     split: str = "test",
     n: int = 1000,
     solver: object = None,
@@ -43,7 +44,7 @@ def evaluate(
     guide: object = None,
     cache: object = None,
     seed: int = 0,
-    extractor: object = "digits_cnn",
+    extractor: object = None,
     label: str | None = None,
     out: str | Path | None = None,
     batch_size: int = 250,
@@ -57,12 +58,14 @@ def evaluate(
         metrics: names, specs or objects of metrics (see gen.eval.metrics), the one that ranks a leaderboard first; None
             for all of the folder whose inputs can be had.
         data: name, spec or object of a data set, or a Reference already opened with its split and extractor, to share
-            it between evaluations.
-        split: "train" or "test", the images that samples are compared with.
+            it between evaluations; None for what the model was trained on, and the digits for a pipeline that has none.
+            A file or folder named here is used whole, see Reference.open.
+        split: "train" or "test", the images that samples are compared with, or "all".
         n: samples, at least 10.
         solver, steps, grid, guide, cache: as Pipeline.sample takes them.
         seed: sample i depends on it and on i alone.
-        extractor: name, spec or object of gen.eval.features.
+        extractor: name, spec or object of gen.eval.features; None for digits_cnn where images are [1, 8, 8], else
+            pixels.
         label: the row's name on a leaderboard; the run's by default.
         out: folder that the record is written to; RUN/eval for a run folder, else none.
         batch_size: changes nothing but speed and memory.
@@ -82,6 +85,7 @@ def evaluate(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"evaluate: batch_size = {batch_size!r}; it must be a whole number, at least 1")
     chosen = choose(metrics)
+    data = own_data(pipeline) if data is None else data
     reference = data if isinstance(data, Reference) else Reference.open(data, split, extractor)
     check_shape(pipeline, reference)
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
@@ -99,7 +103,7 @@ def evaluate(
         seed=seed,
         **protocol(reference, pipeline.classes),
         metrics=tuple(m for metric in samples.metrics for m in measurements(metric, samples.kept, reference)),
-        floor=FloorInfo(len(reference.other.images), strip(one_of_each(reference.real))),
+        floor=FloorInfo(len(other.images), strip(one_of_each(reference.real))) if (other := reference.other) else None,
         **timing(pipeline, how, min(timed, n), seed, seconds),
         **setting(pipeline),
         command=command(pipeline, folder or pipeline.folder, reference, metrics, options),
@@ -109,6 +113,20 @@ def evaluate(
     if target is not None:
         write_record(record, target)
     return record
+
+
+def own_data(pipeline: Pipeline) -> object:
+    """Return the spec of the real data that a pipeline's model learned; "digits" where there is none.
+
+    A student of a teacher's pairs learned what the teacher did.
+    """
+    run = (getattr(pipeline, "info", None) or {}).get("run") or {}
+    while (run.get("data") or {}).get("name") == "pairs":
+        parent = run.get("teacher") or run.get("init")
+        if not parent:
+            raise UserError(f"{pipeline.name} learned pairs of a teacher that it does not name: give the real data")
+        run = manifest_of(parent)["run"]
+    return run.get("data") or "digits"
 
 
 def choose(given: Sequence[object] | None) -> list[Metric]:
@@ -215,7 +233,7 @@ def protocol(reference: Reference, classes: int) -> Json:
             len(real.images),
             tuple(real.images.shape[1:]),
             real.fingerprint,
-            reference.other.fingerprint,
+            reference.other.fingerprint if reference.other else "",
         ),
         "extractor": ExtractorInfo(extractor.name, extractor.sha256, real.features.shape[1]),
         "rounding": ROUNDING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 import gen
-from gen.config.spec import Json, spec_of
+from gen.config.spec import Json, anchored, name_of, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
 from gen.eval.reference import Reference
@@ -66,7 +67,9 @@ def command(
     metrics: Sequence[object] | None,
     options: Mapping[str, object],
 ) -> str:
-    """Return the command line that repeats an evaluation; for a pipeline that lies in no folder, the Python call.
+    """Return the command line that repeats an evaluation, from any working directory.
+
+    For a pipeline that lies in no folder it is the Python call.
 
     Args:
         pipeline: that was evaluated.
@@ -76,7 +79,7 @@ def command(
         options: names and values of the others; None for a default.
     """
     words: dict[str, object] = {key: _short(value) for key, value in options.items() if value is not None}
-    words |= {"data": _short(reference.data), "split": reference.split, "extractor": reference.extractor_name}
+    words |= {"data": _short(reference.data), "split": reference.split, "extractor": _short(reference.extractor_spec)}
     specs = None if metrics is None else [_short(metric) for metric in metrics]
     names = [spec for spec in specs or () if isinstance(spec, str)]
     if folder is None:
@@ -84,7 +87,7 @@ def command(
         return f"gen.evaluate(pipeline, {', '.join(f'{key}={value!r}' for key, value in words.items())})"
     if specs is not None:
         words["metrics"] = ",".join(names) if len(names) == len(specs) else json.dumps(specs)
-    line = ["gen", "evaluate", str(folder)]
+    line = ["gen", "evaluate", str(folder.absolute())]
     for key, value in (words | loading_options(pipeline)).items():
         line += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return shlex.join(line)
@@ -145,7 +148,7 @@ def setting(pipeline: Pipeline) -> Json:
 
 
 def _short(value: object) -> str | int | dict[str, object]:
-    """Return a name, a number, or the spec of a thing; its name alone if there is no more to say.
+    """Return a name, a number, or the spec of a thing without defaults; its name alone if there is no more to say.
 
     A list is a grid's times.
     """
@@ -153,5 +156,9 @@ def _short(value: object) -> str | int | dict[str, object]:
         return {"name": "given", "values": torch.as_tensor(value).tolist()}
     if isinstance(value, (str, int)):
         return value
-    spec = dict(value) if isinstance(value, Mapping) else spec_of(value)
-    return spec["name"] if set(spec) == {"name"} else spec
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        usual = {f.name for f in dataclasses.fields(value) if f.init and getattr(value, f.name) == f.default}
+        spec = {key: part for key, part in spec_of(value).items() if key not in usual}
+    else:
+        spec = dict(value) if isinstance(value, Mapping) else {"name": name_of(type(value))}
+    return spec["name"] if set(spec) == {"name"} else anchored(spec)

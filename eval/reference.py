@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
-from gen.config.spec import Json, build, name_of, spec_of
+from gen.config.spec import Json, anchored, build, name_of, spec_of
 from gen.eval.features import Classifier, Extractor
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import Estimate, Metric
 
 __all__ = ["DataSet", "RealImages", "Reference", "SampleRows", "stack"]
+
+SPLITS = ("train", "test", "all")
 
 
 class DataSet(Protocol):
@@ -83,47 +86,72 @@ class RealImages:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The split that samples are compared with, and the other one.
+    """The real images that samples are compared with: a split of a data set, or all of it.
 
     Attributes:
         data: spec of the data set.
         extractor: that features come from.
-        split: "train" or "test": the reference proper.
-        train: the images that a model may have memorised.
-        test: held-out images.
-        extractor_name: by which its spec is found.
+        split: "train", "test" or "all": the reference proper.
+        train: the images that a model may have memorised; None if the set is used whole.
+        test: held-out images; None if the set is used whole.
+        extractor_spec: of the extractor.
         floors: scores of real images that were computed already, by the metric's spec.
+        whole: all images, if the set is used whole.
     """
 
     data: Json
     extractor: Extractor
     split: str
-    train: RealImages
-    test: RealImages
-    extractor_name: str
+    train: RealImages | None
+    test: RealImages | None
+    extractor_spec: object
     floors: dict[str, Sequence[Estimate]] = field(default_factory=dict)
+    whole: RealImages | None = None
 
     @classmethod
-    def open(cls, data: object, split: str = "test", extractor: object = "digits_cnn") -> Reference:
-        """Open both splits of a data set for an extractor, each given as a name, a spec, or an object."""
-        if split not in ("train", "test"):
-            raise UserError(f"unknown split {split!r}. {nearest(split, ['train', 'test'])}")
-        source, spec = build("data", data), build("eval.features", extractor)
-        extract = spec.load()
-        opened = {}
-        for name in ("train", "test"):
+    def open(cls, data: object, split: str = "test", extractor: object = None) -> Reference:
+        """Open a data set for an extractor, each given as a name, a spec, or an object.
+
+        A reference that is a file or a folder is used whole: of a source with a `holdout`, the share that a training
+        leaves out, only a spec that states it (as a run's own data do), or an object in which it is not the default,
+        is split. Other sources have the splits that they have.
+
+        Args:
+            data: of gen.data.
+            split: "train" or "test", the images that samples are compared with; "all" uses the set whole.
+            extractor: of gen.eval.features; None for digits_cnn where images are [1, 8, 8], else pixels.
+
+        Raises:
+            UserError: for a split, a data set or an extractor that there is not, and for images that do not go with it.
+        """
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}. {nearest(split, SPLITS)}")
+        spec = None if extractor is None else build("eval.features", extractor)
+        source = build("data", data)
+        if split == "all" and "holdout" not in defaults(source):
+            raise UserError(f"split 'all': {name_of(type(source))} has fixed splits. {nearest('all', SPLITS[:2])}")
+        if split == "all" or used_whole(data, source):
+            source, split = replace(source, holdout=0.0), "all"
+        if spec is None:
+            spec = build("eval.features", "digits_cnn" if tuple(source.shape) == (1, 8, 8) else "pixels")
+        extract, opened = spec.load(), {}
+        for name in ("train",) if split == "all" else ("train", "test"):
             items = source.open(name)
             images, labels = stack(items)
             opened[name] = RealImages(images, labels, extract(images), items.fingerprint)
-        return cls(spec_of(source), extract, split, opened["train"], opened["test"], name_of(type(spec)))
+        train = None if split == "all" else opened["train"]
+        whole = opened["train"] if split == "all" else None
+        return cls(anchored(spec_of(source)), extract, split, train, opened.get("test"), spec, whole=whole)
 
     @property
     def real(self) -> RealImages:
-        return self.train if self.split == "train" else self.test
+        real = {"train": self.train, "test": self.test, "all": self.whole}[self.split]
+        assert real is not None  # as `open` leaves it
+        return real
 
     @property
-    def other(self) -> RealImages:
-        return self.test if self.split == "train" else self.train
+    def other(self) -> RealImages | None:
+        return {"train": self.test, "test": self.train, "all": None}[self.split]
 
     def inputs(self, needs: str, samples: SampleRows) -> tuple[Tensor, Tensor]:
         """Return what a metric of these needs is called with, see gen.eval.metrics."""
@@ -132,7 +160,9 @@ class Reference:
         if needs == "pairs":
             return samples.rows("pixels"), samples.rows("targets")
         name = needs.removeprefix("train_")
-        return samples.rows(name), (self.real if name == needs else self.train).rows(name)
+        real = self.real if name == needs else self.train
+        assert real is not None  # see obstacle
+        return samples.rows(name), real.rows(name)
 
     def obstacle(self, needs: str, kept: Sequence[str]) -> str | None:
         """Return the reason why a metric of these needs cannot be computed from samples with these rows, or None."""
@@ -140,6 +170,8 @@ class Reference:
             return f"the extractor {self.extractor.name} is no classifier"
         if needs == "logits" and "labels" not in kept:
             return "the samples have no labels"
+        if needs.startswith("train_") and self.train is None:
+            return "the data set is used whole as the reference, so no training images stand beside it"
         if needs == "pairs" and "targets" not in kept:
             return 'the samples have no targets, images in cond["target"]'
         return None
@@ -150,12 +182,29 @@ class Reference:
         None where real images have no such score.
         """
         samples = self.other if metric.needs in ("features", "pixels") else self.test
-        if metric.needs == "pairs" or (metric.needs == "logits" and self.test.labels is None):
+        if samples is None or metric.needs == "pairs" or (metric.needs == "logits" and samples.labels is None):
             return [None] * len(metric.columns)
         key = json.dumps(spec_of(metric), sort_keys=True)
         if key not in self.floors:
             self.floors[key] = measure(metric, *self.inputs(metric.needs, samples))
         return self.floors[key]
+
+
+def used_whole(data: object, source: Any) -> bool:
+    """Return whether a data source is used whole: its holdout is 0, or is the default that nobody stated.
+
+    Args:
+        data: name, spec or object, as it was given.
+        source: what was built of it.
+    """
+    if "holdout" not in defaults(source) or getattr(source, "test_path", None) is not None:
+        return False
+    stated = "holdout" in data if isinstance(data, Mapping) else source.holdout != defaults(source)["holdout"]
+    return not (stated and source.holdout)
+
+
+def defaults(source: Any) -> Json:
+    return {f.name: f.default for f in dataclasses.fields(source)}
 
 
 def measure(metric: Metric, samples: Tensor, reference: Tensor) -> Sequence[Estimate]:

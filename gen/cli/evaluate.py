@@ -1,6 +1,6 @@
 """Measure the quality and the speed of a trained run against real images.
 
-gen evaluate runs/digits --steps 8 --solver euler --data digits -n 1000; the record is written to runs/digits/eval/.
+gen evaluate runs/digits --steps 8 --solver euler -n 1000; the record is written to runs/digits/eval/.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, run=None, n=1000)
-    parser.add_argument("--data", default="digits", help="the real images: a name of `gen list data`, or a JSON spec")
-    parser.add_argument("--split", default="test", help="train or test (default: test)")
-    parser.add_argument("--extractor", default="digits_cnn", help="of `gen list eval.features` (default: digits_cnn)")
+    parser.add_argument(
+        "--data", help="the real images: a name of `gen list data`, or a JSON spec (default: the run's own)"
+    )
+    parser.add_argument("--split", default="test", help="train, test, or all of the data (default: test)")
+    parser.add_argument(
+        "--extractor", help="of `gen list eval.features` (default: digits_cnn for images of 8 x 8, else pixels)"
+    )
     parser.add_argument(
         "--metrics",
         help='names of `gen list eval.metrics` or of your own, "fid,my_package.my_module:Mine", or a JSON list of '

@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=float, help="also search which blocks to compute: this share of them")
     parser.add_argument("--fitness", choices=("rmse", "fid"), default="rmse", help="(default: rmse)")
     add_option(parser, "n", help="samples in each evaluation (default: 64 for rmse, 1000 for fid)")
-    parser.add_argument("--data", default="digits", help="fid: real images, a name or a JSON spec (default: digits)")
+    parser.add_argument("--data", help="fid: real images, a name or a JSON spec (default: the run's own)")
     parser.add_argument("--split", default="train", help="fid: train or test; test is for the judging (default: train)")
-    parser.add_argument("--extractor", default="digits_cnn", help="fid: a name of `gen list eval.features`")
+    parser.add_argument("--extractor", help="fid: a name of `gen list eval.features` (default: as of gen evaluate)")
     add_sampler_options(parser)
     add_option(parser, "out", Path("grid.json"), "the file to write")
 
@@ -156,12 +156,13 @@ def _reference(
 def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Fitness:
     """Return the Frechet distance of n samples from real images."""
     from gen.diffusion.contracts import Cache
+    from gen.eval.evaluate import own_data
     from gen.eval.metrics.fid import FID, Moments
     from gen.eval.reference import Reference
     from gen.samplers.caches.searched import SkipSession
     from gen.samplers.grids.given import Given
 
-    real = Reference.open(parse_spec(args.data), args.split, parse_spec(args.extractor))
+    real = Reference.open(parse_spec(args.data) or own_data(pipeline), args.split, parse_spec(args.extractor))
     moments = Moments.of_rows(real.real.features.double())
 
     class Mask(Cache):

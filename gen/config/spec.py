@@ -20,6 +20,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gen.config.errors import UserError, nearest
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "Json", "Spec", "build", "build_parts", "convert", "describe", "digest", "find", "name_of", "names",
+    "Json", "Spec", "anchored", "build", "build_parts", "convert", "describe", "digest", "find", "name_of", "names",
     "override", "part", "spec_of",
 ]  # fmt: skip
 
 Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
 Spec = str | Mapping[str, Any]  # a plug-in's name, or {"name": ..., **fields}
+PATHS = ("path", "test_path", "file", "folder", "teacher", "init")  # fields that name a file or folder, everywhere
 D = TypeVar("D", bound="DataclassInstance")
 
 
@@ -194,6 +196,19 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
     return _construct(type(thing), values)
 
 
+def anchored(spec: Any) -> Any:
+    """Return a spec that means the same from any working directory: the path of what is there is absolute.
+
+    Args:
+        spec: JSON value; text under a key of PATHS is a path.
+    """
+    if isinstance(spec, (list, tuple)):
+        return [anchored(part) for part in spec]
+    if not isinstance(spec, Mapping):
+        return spec
+    return {key: _absolute(value) if key in PATHS else anchored(value) for key, value in spec.items()}
+
+
 def digest(value: object) -> str:
     """Return the sha256 of a JSON value.
 
@@ -273,6 +288,11 @@ def _construct(owner: Any, given: Json) -> Any:
         raise UserError(f"{label} needs {', '.join(missing)}")
     make: Any = owner
     return make(**values)
+
+
+def _absolute(value: Any) -> Any:
+    is_path = isinstance(value, str) and value and Path(value).exists()
+    return str(Path(value).absolute()) if is_path else anchored(value)
 
 
 def _fields(owner: Any) -> set[str]:

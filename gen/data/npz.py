@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ __all__ = ["Npz"]
 class Npz:
     """A file with `arr_0`, uint8 [N, H, W, C], C = 1 or 3, and optionally `arr_1`, integer labels [N]; held in memory.
 
-    Bytes 0..255 become [-1, 1] (x / 127.5 - 1). Nothing is unpickled. Fingerprint: the split's bytes and labels.
+    Bytes 0..255 become [-1, 1] (x / 127.5 - 1). Nothing is unpickled. Other arrays, such as the statistics mu and sigma
+    of ADM's reference files, which hold for ADM's extractor alone, are left out with a warning.
+    Fingerprint: the split's bytes and labels.
     Raises UserError, in one line, for a file that is missing, broken or laid out differently, and for labels outside.
 
     Attributes:
@@ -56,6 +59,8 @@ class Npz:
         rows = hold_out(self.path, split, n, self.holdout, None if y is None else y.tolist())
         with self._file() as arrays:
             x = torch.from_numpy(arrays["arr_0"])[rows]  # [n, H, W, C]
+            if others := ", ".join(sorted({*arrays} - {"arr_0", "arr_1"})):
+                warnings.warn(f"{self.path}: {others} left out: pictures and labels alone are read", stacklevel=2)
         y = None if y is None else y[rows]
         fingerprint = content_hash("npz", x, *([] if y is None else [y]))
         return Tensors(x.permute(0, 3, 1, 2), y, fingerprint, shift=127.5, scale=1 / 127.5)

@@ -15,7 +15,7 @@ import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.reading import read_json
-from gen.config.spec import Json, spec_of
+from gen.config.spec import Json, anchored, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 
@@ -90,7 +90,7 @@ def _start_at(run: Run, folder: Path, given: Path) -> Start:
 
 
 def _check_same(run: Run, spec: Json, folder: Path) -> None:
-    ours, theirs = run_spec(run), run_spec(run_from(spec))
+    ours, theirs = anchored(run_spec(run)), anchored(run_spec(run_from(spec)))
     changed = [line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key])]
     if changed:
         raise UserError(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
-from gen.config.spec import Json
+from gen.config.spec import Json, anchored
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import distributed, state
@@ -195,7 +195,12 @@ class Trainer:
             self._move()
         if self.main:
             written = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {"run": run_spec(run), "command": self.command, "written": written, "versions": versions()}
+            about = {
+                "run": anchored(run_spec(run)),
+                "command": self.command,
+                "written": written,
+                "versions": versions(),
+            }
             checkpoints.write_json(self.folder / "run.json", about)
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
         if run.trackers:
@@ -395,7 +400,7 @@ class Trainer:
         run = self.run
         scaler = self.accelerator.scaler
         return {
-            "run": run_spec(run),
+            "run": anchored(run_spec(run)),
             "role": self.role,
             "line": list(self.start.line),
             "step": self.steps_done,

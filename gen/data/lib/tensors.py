@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,8 @@ def check_labels(where: str, labels: Tensor, classes: int | None) -> int:
 def hold_out(where: str, split: str, n: int, holdout: float, labels: Sequence[int] | None = None) -> list[int]:
     """Return the indices of a split, in ascending order; at least one is held out unless the share is 0.
 
+    A warning names the labels, from 0 to the highest, of which "train" has no item.
+
     Args:
         where: what the items are of, for the message.
         split: "train" or "test".
@@ -94,6 +97,17 @@ def hold_out(where: str, split: str, n: int, holdout: float, labels: Sequence[in
         raise UserError(f"{where}: nothing is held out for testing; set holdout to a share above 0")
     if not rows:
         raise UserError(f"{where}: all of its {n} items are held out for testing; it needs more, or a smaller holdout")
+    if (
+        split == "train"
+        and labels is not None
+        and (bare := sorted({*range(max(labels) + 1)} - {labels[i] for i in rows}))
+    ):
+        shown = ", ".join(map(str, bare[:20])) + (", ..." if len(bare) > 20 else "")
+        warnings.warn(
+            f"{where}: nothing to train the labels {shown} on: they have no item, or all of theirs are held "
+            "out for testing",
+            stacklevel=3,
+        )
     return rows
 
 

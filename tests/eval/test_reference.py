@@ -1,0 +1,167 @@
+"""The real images that samples are compared with: named sets are whole, a run's own are split as it was trained."""
+
+import json
+import shlex
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gen.cli import main
+from gen.config.errors import UserError
+from gen.config.spec import spec_of
+from gen.data.digits import Digits
+from gen.data.npz import Npz
+from gen.eval.evaluate import evaluate
+from gen.eval.record import collect
+from gen.eval.reference import Reference, stack
+from gen.pipeline import load
+from gen.training.run import Run
+from gen.training.trainer import train
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """64 digits with labels, as a file in ADM's layout."""
+    images, labels = stack(Digits().open("test"))
+    file = tmp_path / "ref.npz"
+    np.savez(file, images[:64].permute(0, 2, 3, 1).numpy(), labels[:64].numpy())
+    return file
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Pixels times a factor, an extractor with an option that must be given."""
+
+    factor: int
+    sha256 = ""
+
+    @property
+    def name(self):
+        return f"pixels times {self.factor}"
+
+    def load(self):
+        return self
+
+    def __call__(self, images):
+        return self.factor * images.float().flatten(1)
+
+
+def test_a_named_set_is_used_whole(npz, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(pictures / f"{i:02d}.png")
+    folder = {"name": "folder", "path": str(pictures), "size": 8, "channels": 1}
+    spec = {"name": "npz", "path": str(npz)}
+    for data, split, n in (
+        (spec, "test", 64), (spec, "train", 64), (spec, "all", 64), (Npz(str(npz)), "test", 64), (folder, "test", 20),
+        ({**spec, "holdout": 0}, "test", 64), ({**folder, "holdout": 0.1}, "all", 20),
+    ):  # fmt: skip
+        reference = Reference.open(data, split, "pixels")
+        assert len(reference.real.images) == len(reference.real.features) == n, (data, split)
+        assert reference.split == "all" and reference.train is reference.test is reference.other is None
+    for data, split, n in (
+        ({**spec, "holdout": 0.1}, "test", 6), ({**spec, "holdout": 0.1}, "train", 58),
+        (Npz(str(npz), 0.5), "test", 32),
+        ({**folder, "test_path": str(pictures)}, "test", 20), ("digits", "test", 360),
+        ("digits", "train", 1437),
+    ):  # fmt: skip
+        reference = Reference.open(data, split, "pixels")
+        assert len(reference.real.images) == n and reference.split == split and reference.other is not None
+    with pytest.raises(UserError, match="split 'all': digits has fixed splits"):
+        Reference.open("digits", "all")
+
+
+def test_statistics_beside_the_pictures_are_left_out_with_a_word(npz):
+    with np.load(npz) as arrays:
+        np.savez(npz, **arrays, mu=np.zeros(2048), sigma=np.eye(3))
+    with pytest.warns(UserWarning, match="mu, sigma left out: pictures and labels alone are read"):
+        reference = Reference.open({"name": "npz", "path": str(npz)}, "test", "pixels")
+    assert len(reference.real.images) == 64
+
+
+@pytest.fixture
+def folder(npz, tmp_path):
+    model = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2}
+    run = Run(model=model, data=Npz(str(npz)), objective="denoise", steps=1, batch_size=4, sample_every=0)
+    return train(run, tmp_path / "tiny", quiet=True).folder
+
+
+def test_the_default_is_what_the_run_holds_out_of_its_own_data(folder, npz):
+    record = evaluate(folder, n=12, steps=1, seconds=0.01)
+    own = Npz(str(npz))
+    assert (record.reference.n, record.reference.split) == (6, "test")
+    assert record.reference.fingerprint == own.open("test").fingerprint and record.reference.data == spec_of(own)
+    assert {"fid", "fid_train", "nearest"} <= {m.column.key for m in record.metrics} and record.floor.n == 58
+
+
+def test_a_whole_set_has_no_floor_and_no_training_images(folder, npz, tmp_path):
+    data = {"name": "npz", "path": str(npz)}
+    record = evaluate(folder, data=data, n=12, steps=1, seconds=0.01)
+    assert (record.reference.n, record.reference.split, record.floor) == (64, "all", None)
+    keys = {m.column.key: m.floor for m in record.metrics}
+    assert {"fid", "recall", "accuracy"} <= set(keys) and "fid_train" not in keys and set(keys.values()) == {None}
+    with pytest.raises(UserError, match="fid_train needs train_features, but the data set is used whole"):
+        evaluate(folder, data=data, n=12, metrics=["fid_train"])
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "lb.html")]) == 0
+
+
+def test_a_run_means_the_same_from_any_working_directory(npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2}
+    how = {"model": model, "objective": "denoise", "batch_size": 4, "sample_every": 0, "validate_every": 0}
+    train(Run(data=Npz("ref.npz"), steps=1, **how), "relative", quiet=True)
+    stored = json.loads((tmp_path / "relative" / "run.json").read_text())
+    assert stored["run"]["data"]["path"] == str(npz) == load("relative").info["run"]["data"]["path"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", str(tmp_path / "relative"), "--steps", "2", "--out", str(tmp_path / "relative")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert train(Run(data=Npz("ref.npz"), steps=3, **how), "relative", quiet=True).step == 3
+
+
+def test_the_command_of_a_record_runs_again_as_it_is(folder, npz, tmp_path, monkeypatch):
+    how = {"n": 12, "steps": 1, "seconds": 0.01}
+    module = __name__
+    for options in (
+        {},
+        {"data": {"name": "npz", "path": str(npz)}},
+        {"data": Npz(str(npz), 0.5), "split": "train"},
+        {"extractor": {"name": f"{module}:Scaled", "factor": 3}},
+        {"extractor": Scaled(2), "data": {"name": "npz", "path": "ref.npz"}},
+    ):
+        monkeypatch.chdir(tmp_path)
+        record = evaluate("tiny", **how, **options)
+        for file in (folder / "eval").glob("*.json"):
+            file.unlink()
+        (elsewhere := tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(elsewhere)
+        assert main(shlex.split(record.command)[1:]) == 0
+        (again,) = collect(folder)
+        assert again.metrics == record.metrics and again.command == record.command
+        assert again.comparability == record.comparability and again.identity == record.identity
+
+
+def test_labels_that_nothing_is_trained_on_are_named(tmp_path):
+    images = torch.zeros(20, 8, 8, 1, dtype=torch.uint8).numpy()
+    for labels, says in ((range(20), "labels 9, 19 on"), ([0] * 10 + [3] * 10, "labels 1, 2 on")):
+        file = tmp_path / "few.npz"
+        np.savez(file, images, np.array(labels))
+        with pytest.warns(UserWarning, match=f"few.npz: nothing to train the {says}"):
+            Npz(str(file)).open("train")
+    for i in range(20):
+        (tmp_path / "folder" / f"c{i:02d}").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "folder" / f"c{i:02d}" / "a.png")
+    from gen.data.folder import Folder
+
+    with pytest.warns(UserWarning, match="nothing to train the labels 9, 19 on"):
+        Folder(str(tmp_path / "folder"), 8).open("train")
+
+
+def test_defaults_of_the_command_line_are_the_runs_own(folder, capsys):
+    assert main(["evaluate", str(folder), "-n", "12", "--steps", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reference"]["n"] == 6
+    assert load(folder).info["run"]["data"]["name"] == "npz"
