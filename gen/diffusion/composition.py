@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from gen.config.errors import UserError
 from gen.diffusion.contracts import Guide, Solver
 from gen.diffusion.denoiser import Cond, CountingDenoiser, Denoiser, DenoiserLike
 from gen.diffusion.precompute import precompute_modulations
@@ -55,6 +56,10 @@ def compose(
     for other in others:
         if isinstance(other, Denoiser):
             other.net.to(like.device)  # loaded on the CPU
+    if solver.reads_variance:
+        if not isinstance(f, Denoiser):
+            raise UserError("the solver reads learned variances, which only a network can have")
+        f = replace(f, with_variance=True)
     counters = tuple(CountingDenoiser(precompute_modulations(g, grid, solver, cond, like)) for g in (f, *others))
     guided = counters[0] if guide is None else guide(counters[0], times, *counters[1:])
     return Composition(guided, grid, counters)

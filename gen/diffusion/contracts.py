@@ -66,6 +66,11 @@ class Solver(Protocol):
         """
         return steps
 
+    @property
+    def reads_variance(self) -> bool:
+        """Return whether `step` needs a gen.diffusion.denoiser.LearnedVariance of f; False by default."""
+        return False
+
     def init(self) -> Any:
         """Return the state before the first step: any immutable value; None by default."""
         return None
@@ -101,7 +106,8 @@ class Grid(Protocol):
             steps: steps of the loop, at least 1.
 
         Returns:
-            float64 [steps + 1] on the CPU, strictly falling, from (nearly) path.t1 to exactly 0.
+            float64 [steps + 1] on the CPU, strictly falling, from (nearly) path.t1 to exactly 0, or by an option to the
+            small time at which a published loop ends.
         """
         ...
 

@@ -7,18 +7,19 @@ gen/diffusion/worlds.py answer the same call.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gen.config.errors import UserError
 from gen.diffusion.net import unwrap
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, Prediction, expand
-from gen.diffusion.tap import Tap
+from gen.diffusion.tap import Chain, FeatureRecorder, Tap
 
-__all__ = ["Cond", "CountingDenoiser", "Denoiser", "DenoiserLike"]
+__all__ = ["Cond", "CountingDenoiser", "Denoiser", "DenoiserLike", "LearnedVariance"]
 
 Cond = Mapping[str, Tensor]
 
@@ -61,6 +62,28 @@ class DenoiserLike(Protocol):
         ...
 
 
+class LearnedVariance(Prediction):
+    """A prediction of a network that also learned the variance of a step (Nichol & Dhariwal 2021, eq. 15).
+
+    A kind of its own and no third field: a pair stays what everything else unpacks. Solvers that read it say so
+    (gen.diffusion.contracts.Solver.reads_variance).
+
+    Attributes:
+        interpolation: shaped as x0; -1 is the variance of the posterior q(x_s | x_t, x0), 1 that of the noise from s to
+            t, and between them their logarithms are interpolated.
+    """
+
+    interpolation: Tensor
+
+    def __new__(cls, x0: Tensor, eps: Tensor, interpolation: Tensor) -> LearnedVariance:
+        pair = super().__new__(cls, x0, eps)
+        pair.interpolation = interpolation
+        return pair
+
+    def replace(self, x0: Tensor, eps: Tensor) -> LearnedVariance:
+        return LearnedVariance(x0, eps, self.interpolation)
+
+
 @dataclass(frozen=True, eq=False)
 class Denoiser:
     """A trained network as a denoiser.
@@ -71,16 +94,27 @@ class Denoiser:
         net: a gen.diffusion.net.Net.
         path: that it was trained on.
         parameterisation: what its output means, and how its input is scaled.
+        with_variance: predictions are a LearnedVariance, from the second half of the channels at the network's site
+            "final". So networks and their outputs stay what they are for all who read no variance.
     """
 
     net: nn.Module
     path: NoisePath
     parameterisation: Parameterisation
+    with_variance: bool = field(default=False, kw_only=True)
 
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Prediction:
-        return self.parameterisation.solve(self.path, x, self.output(x, t, cond, s=s, tap=tap), t)
+        if not self.with_variance:
+            return self.parameterisation.solve(self.path, x, self.output(x, t, cond, s=s, tap=tap), t)
+        final = FeatureRecorder(("final",))
+        taps = Chain((final,)) if tap is None else Chain((final, tap))
+        pred = self.parameterisation.solve(self.path, x, self.output(x, t, cond, s=s, tap=taps), t)
+        whole = final.features.get("final")
+        if whole is None or whole.shape[1] != 2 * x.shape[1]:
+            raise UserError("the solver reads learned variances, and this network has none: its spec needs learn_sigma")
+        return LearnedVariance(*pred, whole[:, x.shape[1] :])
 
     def output(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None

@@ -24,6 +24,10 @@ class Prediction(NamedTuple):
     x0: Tensor
     eps: Tensor
 
+    def replace(self, x0: Tensor, eps: Tensor) -> Prediction:
+        """Return other x0 and eps with whatever else this prediction knows."""
+        return Prediction(x0, eps)
+
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
     """Return a coefficient in the dtype of x and with as many dimensions, so that it broadcasts.

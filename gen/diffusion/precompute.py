@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gen.diffusion.contracts import Solver
-from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike, LearnedVariance
 from gen.diffusion.net import ModulationTable, members
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, Prediction
@@ -35,7 +35,7 @@ class RecordingDenoiser:
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
     ) -> Prediction:
         self.times += t.flatten().tolist()
-        return Prediction(x, torch.zeros_like(x))
+        return LearnedVariance(x, torch.zeros_like(x), torch.zeros_like(x))
 
     def null(self, cond: Cond) -> Cond:
         return cond
@@ -91,4 +91,5 @@ def precompute_modulations(
     table = make_table(f.t_to_network(t, like.new_empty(len(times), 1)), cond)
     if table is None:
         return f
-    return PrecomputedDenoiser(f.net, f.path, f.parameterisation, table, {time: i for i, time in enumerate(times)})
+    index = {time: i for i, time in enumerate(times)}
+    return PrecomputedDenoiser(f.net, f.path, f.parameterisation, table, index, with_variance=f.with_variance)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise, Solver
-from gen.diffusion.path import NoisePath
+from gen.diffusion.path import NoisePath, Prediction, expand
 
 __all__ = ["DDIM"]
 
@@ -24,9 +24,11 @@ class DDIM(Solver):
     Attributes:
         eta: 0 is the ODE's first-order step, which is Euler's; 1 draws from the exact posterior q(x_s | x_t, x0), which
             is ancestral sampling of DDPM.
+        clip: x0 is cut to [-1, 1] and eps follows, as ADM samples pixels; not for latents.
     """
 
     eta: float = 0.0
+    clip: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, eta="[0, 1]")
@@ -38,10 +40,23 @@ class DDIM(Solver):
     def step(
         self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: None, noise: DrawNoise
     ) -> tuple[Tensor, None]:
-        pred = f(x, t)
+        pred = self.predict(f, path, x, t)
         if not self.eta or s == 0:
             return path.interpolate(pred, s), None
+        mean, up = self.posterior(path, pred, t, s)
+        return torch.add(mean, noise(), alpha=up), None
+
+    def predict(self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor) -> Prediction:
+        """Return the prediction at x_t, clipped or not."""
+        pred = f(x, t)
+        if not self.clip:
+            return pred
+        x0 = pred.x0.clamp(-1, 1)
+        return pred.replace(x0, pred.eps + expand(path.alpha(t) / path.sigma(t), x) * (pred.x0 - x0))
+
+    def posterior(self, path: NoisePath, pred: Prediction, t: Tensor, s: Tensor) -> tuple[Tensor, float]:
+        """Return mean [B, ...] and deviation u of x_s, s > 0."""
         sigma, h = float(path.sigma(s)), float(path.lam(s) - path.lam(t))
         up = self.eta * sigma * math.sqrt(-math.expm1(-2 * h))
-        out = torch.add(pred.x0 * float(path.alpha(s)), pred.eps, alpha=math.sqrt(max(sigma**2 - up**2, 0.0)))
-        return torch.add(out, noise(), alpha=up), None
+        rest = math.sqrt(max(sigma**2 - up**2, 0.0))
+        return torch.add(pred.x0 * float(path.alpha(s)), pred.eps, alpha=rest), up

@@ -19,6 +19,8 @@ from gen.models.layers.embed import grid_embedding
 from gen.training.run import Run
 
 __all__ = [
+    "LAST_STEP",
+    "SDE",
     "SD_VAE",
     "Conversion",
     "Origin",
@@ -33,6 +35,10 @@ __all__ = [
 # An average keeps even a constant only up to rounding: e <- 0.9999 e + 0.0001 p in float32 ends 1.6e-4 away from p.
 # Another layout of positions differs by 1 and more.
 DRIFT = 5e-3
+
+# Of SiT's descendants: equal steps to t = 0.04, and one to data. So many steps are so many evaluations.
+LAST_STEP: Json = {"name": "linear", "last": 0.04}
+SDE: Json = {"solver": {"name": "sit_sde", "last": "mean"}, "grid": LAST_STEP, "steps": 250}
 
 # decode(x / scale + shift)
 SD_VAE: Json = {"autoencoder": "stabilityai/sd-vae-ft-ema", "scale": 0.18215, "shift": 0.0}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from gen.config.fields import check_fields
 from gen.diffusion.parameterisation import Eps
 from gen.diffusion.path import DDPM
 from gen.models.interop.lib.dit_layout import is_dit_layout, read_dit_layout
@@ -16,15 +18,21 @@ __all__ = ["DiTWeights"]
 
 @dataclass(frozen=True)
 class DiTWeights:
-    """Noise prediction on DDPM's linear table; the learned variances are kept in the weights and not used.
+    """Noise prediction on DDPM's linear table, with learned variances.
 
-    Sampled by 250 steps, guided by 1.5 on the first three channels, as its FID was measured, but by the ODE (DDIM).
+    Sampled in their 250 of the 1000 timesteps, guided by 1.5 on the first three channels, as its FID was measured.
 
     Attributes:
         heads: of attention; None for those of the published sizes.
+        sampler: "ddim" for their ddim_sample_loop, the ODE; "ddpm" for their p_sample_loop, ancestral steps with the
+            learned variances, by which its FID was measured.
     """
 
     heads: int | None = None
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def claims(self, weights: Weights) -> bool:
         return is_dit_layout(weights) and not any(name.startswith("projectors.") for name in weights.tensors)
@@ -32,6 +40,8 @@ class DiTWeights:
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         model, notes = read_dit_layout(weights.tensors, "DiT", self.heads, preset)
         grid = {"name": "timesteps", "spacing": "linspace"}
-        sampler = Sampler(solver="ddim", steps=250, grid=grid, guide=cfg_spec(model, 1.5, channels=3))
+        ancestral = {"name": "ancestral", "variance": "learned" if model.learn_sigma else "beta"}
+        solver = ancestral if self.sampler == "ddpm" else "ddim"
+        sampler = Sampler(solver=solver, steps=250, grid=grid, guide=cfg_spec(model, 1.5, channels=3))
         run = Run(model=model, path=DDPM(), parameterisation=Eps(), sampler=sampler, ema=())
         return Conversion(run, weights.tensors, SD_VAE, notes=notes)

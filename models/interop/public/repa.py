@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
+from gen.config.fields import check_fields
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.interop.lib.dit_layout import is_dit_layout, read_dit_layout
-from gen.models.interop.lib.inferred import SD_VAE, Conversion, Reader, cfg_spec
+from gen.models.interop.lib.inferred import SD_VAE, SDE, Conversion, Reader, cfg_spec
 from gen.models.interop.weights import State, Weights
 from gen.training.run import Run, Sampler
 
@@ -21,13 +23,19 @@ __all__ = ["REPAWeights", "without_projectors"]
 class REPAWeights:
     """The velocity towards noise; t = 1 is the noise. Projectors, which sampling never calls, are left out.
 
-    Sampled by the SDE in 250 steps, guided by 1.8 on all channels for t <= 0.7, as the repository says to.
+    Guided by 1.8 on all channels for t <= 0.7, as the repository says to.
 
     Attributes:
         heads: of attention; None for those of the published sizes.
+        sampler: "sde" as the repository says to, 249 Euler-Maruyama steps to t = 0.04 and one to data; "ode" for its
+            euler_sampler, 250 equal steps.
     """
 
     heads: int | None = None
+    sampler: Literal["sde", "ode"] = "sde"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def claims(self, weights: Weights) -> bool:
         return is_dit_layout(weights) and any(name.startswith("projectors.") for name in weights.tensors)
@@ -36,7 +44,7 @@ class REPAWeights:
         tensors, dropped = without_projectors(_renumbered(weights.tensors))
         model, notes = read_dit_layout(tensors, "REPA", self.heads, preset)
         guided = cfg_spec(model, 1.8, interval=(0.0, 0.7 / 0.3))
-        sampler = Sampler(solver={"name": "flow_sde", "churn": 2.0}, steps=250, guide=guided)
+        sampler = Sampler(**(SDE if self.sampler == "sde" else {"solver": "euler", "steps": 250}), guide=guided)
         run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
         return Conversion(run, tensors, SD_VAE, dropped, notes)
 

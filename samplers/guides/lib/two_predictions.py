@@ -13,7 +13,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.contracts import Guide
-from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike, LearnedVariance
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap, with_branch
 
@@ -26,6 +26,8 @@ Combine = Callable[[NoisePath, Tensor, Tensor, Prediction, Prediction], Predicti
 @dataclass(frozen=True)
 class TwoPredictionGuide(Guide):
     """A guide that combines two predictions, c and u, at some noise levels and leaves c alone at the others.
+
+    A variance that the network learned is c's, as in the published DiT.
 
     A subclass has `combine`, or `combine_in_loop` if it remembers earlier evaluations. interval and steps speak of the
     time of an evaluation: a solver's later stages, such as Heun's second at the end of a step, count by their time.
@@ -137,7 +139,7 @@ class GuidedDenoiser:
         guided = self.combine(self.path, x[:, :k], t, *firsts)
         whole = [torch.cat([g, p[:, k:]], 1) for g, p in zip(guided, c, strict=True)]
         on = active.reshape(active.shape + (1,) * (x.ndim - active.ndim)).to(x.device)
-        return Prediction(*(torch.where(on, g, p) for g, p in zip(whole, c, strict=True)))
+        return c.replace(*(torch.where(on, g, p) for g, p in zip(whole, c, strict=True)))
 
     def predict_other(self, x: Tensor, t: Tensor, cond: Cond | None, s: Tensor | None, tap: Tap | None) -> Prediction:
         """Return u."""
@@ -155,7 +157,8 @@ class GuidedDenoiser:
         s = torch.cat([s, s]) if s is not None and s.ndim else s
         p = self.f(torch.cat([x, x]), t, twice, s=s)
         (x0, x0_null), (eps, eps_null) = p.x0.chunk(2), p.eps.chunk(2)
-        return Prediction(x0, eps), Prediction(x0_null, eps_null)
+        c, u = Prediction(x0, eps), Prediction(x0_null, eps_null)
+        return (LearnedVariance(*c, p.interpolation.chunk(2)[0]) if isinstance(p, LearnedVariance) else c), u
 
     def null(self, cond: Cond) -> Cond:
         return self.f.null(cond)

@@ -10,8 +10,9 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build
+from gen.diffusion.denoiser import LearnedVariance
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.diffusion.path import DDPM, EDM, VP, Flow, Trig
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Trig
 from gen.diffusion.sampling import integrate
 from tests.samplers.solvers.worlds import Curved, f64, log_grid, variance
 
@@ -121,6 +122,42 @@ def test_without_noise_it_is_the_ode_s_solver(name, off, same):
         integrate(Curved(Flow()), x, grid, build("samplers.solvers", n, **k)) for n, k in ((name, off), (same, {}))
     )
     torch.testing.assert_close(ours, ode, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"])
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_the_published_sde_has_the_flow_s_marginals_for_every_form(form, method):
+    for path in (Flow(), Trig()):
+        grid = path.t_from_lambda(torch.linspace(-3.0, 3.0, 513, dtype=torch.float64))
+        exact = float(path.alpha(grid[-1]) ** 2 * STD**2 + path.sigma(grid[-1]) ** 2)
+        solver = build("samplers.solvers", "sit_sde", form=form, method=method)
+        assert variance(solver, path, STD, grid) == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["beta", "learned"])
+def test_the_variance_of_an_ancestral_step(kind):
+    """Nichol & Dhariwal 2021, eq. 15, at 1 the noise of the forward step, at -1 the posterior's."""
+    path, t, s, x = DDPM(), f64(400.0)[0], f64(300.0)[0], torch.randn(3, 2, dtype=torch.float64)
+    beta = 1 - (path.alpha(t) / path.alpha(s)) ** 2
+    small = beta * path.sigma(s) ** 2 / path.sigma(t) ** 2
+    v = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
+    solver, clean, one = build("samplers.solvers", "ancestral", variance=kind), torch.zeros_like(x), torch.ones_like(x)
+    eps = (x - path.alpha(t) * clean) / path.sigma(t)
+
+    def step(z):
+        return solver.step(lambda *_: LearnedVariance(clean, eps, v), path, x, t, s, None, lambda: z * one)[0]
+
+    expected = beta if kind == "beta" else ((v + 1) / 2 * beta.log() + (1 - v) / 2 * small.log()).exp()
+    torch.testing.assert_close(step(1.0) - step(0.0), expected.sqrt().expand_as(x))
+
+
+def test_clipping_cuts_x0_and_eps_follows():
+    path, t, s, x = DDPM(), f64(400.0)[0], f64(300.0)[0], 3 * torch.randn(5, 2, dtype=torch.float64)
+    x0 = 4 * torch.randn(5, 2, dtype=torch.float64)
+    pred = Prediction(x0, (x - path.alpha(t) * x0) / path.sigma(t))
+    got = build("samplers.solvers", "ddim", clip=True).step(lambda *_: pred, path, x, t, s, None, None)[0]
+    cut = x0.clamp(-1, 1)
+    torch.testing.assert_close(got, path.alpha(s) * cut + path.sigma(s) * (x - path.alpha(t) * cut) / path.sigma(t))
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.4])
