@@ -1,6 +1,7 @@
 """List the plug-ins of all folders or of some, or explain one: gen list, gen list solvers, gen list heun.
 
-A folder is a registry: a new file in it appears here, and its file name is its name in recipes and options.
+A folder is a registry: a new file in it appears here, and its file name is its name in recipes and options. Names in
+square brackets are a model's presets, which are names too: --model dit-b/2.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.spec import find
+    from gen.config.spec import find, preset_names
 
     width = shutil.get_terminal_size((120, 24)).columns
     table: dict[str, dict[str, str]] = {}
@@ -77,21 +78,29 @@ def run(args: argparse.Namespace) -> int:
             print(*(f"{folder}.{name}\n{textwrap.indent(text, '  ')}" for name, text in texts.items()), sep="\n")
             continue
         column = max(map(len, texts), default=0)
-        lines = (f"  {name:<{column}}  {text}" for name, text in texts.items())
-        print(folder, *(line if len(line) <= width else line[: width - 1] + "…" for line in lines), sep="\n")
+        presets = {name: ", ".join(preset_names(find(name, folder))) for name in texts}
+        rows = [(name, f"{text} [{presets[name]}]" if presets[name] else text) for name, text in texts.items()]
+        wrapper = textwrap.TextWrapper(max(width, column + 44), break_on_hyphens=False, break_long_words=False)
+        wrapper.subsequent_indent = " " * (column + 4)
+        lines = (wrapper.fill(f"  {name:<{column}}  {text}") for name, text in rows)
+        print(folder, *lines, sep="\n")
     if args.json:
         print(json.dumps(table, indent=2))
     return 0
 
 
 def explain(plugin: object) -> str:
-    """Return the docstring of a plug-in and, for a dataclass, its fields with types and defaults.
+    """Return the docstring of a plug-in, the names of its presets and, for a dataclass, its fields with defaults.
 
     Args:
         plugin: a class, or a recipe's function.
     """
     fields = [field for field in dataclasses.fields(plugin) if field.init] if dataclasses.is_dataclass(plugin) else []
-    rows = [inspect.getdoc(plugin) or "", *(["\nFields:"] if fields else [])]
+    from gen.config.spec import preset_names
+
+    presets = textwrap.wrap(", ".join(preset_names(plugin)), 110, break_on_hyphens=False)
+    rows = [inspect.getdoc(plugin) or "", *(["\nPresets, each a name of its own:"] if presets else [])]
+    rows += [f"    {line}" for line in presets] + (["\nFields:"] if fields else [])
     for field in fields:
         folders = field.metadata.get("folders")
         kind = f"a name or spec of {' or '.join(folders)}" if folders else field.type

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Json", "Spec", "anchored", "build", "build_parts", "convert", "describe", "digest", "find", "name_of", "names",
-    "override", "part", "spec_of",
+    "override", "part", "preset_names", "spec_of",
 ]  # fmt: skip
 
 Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
@@ -78,7 +78,7 @@ def find(name: str, *folders: str) -> Any:
     """
     if ":" in name:
         return _external(name)
-    name = name.replace("-", "_")
+    given, name = name, name.replace("-", "_")
     for folder in folders:
         if name not in names(folder):
             continue
@@ -87,7 +87,7 @@ def find(name: str, *folders: str) -> Any:
             return _classes(module)[name]
         plugin = importlib.import_module(f"gen.{folder}.{name}")
         return getattr(plugin, plugin.__all__[0])
-    raise UserError(f"unknown name {name!r} in {' or '.join(folders)}. {nearest(name, names(*folders))}")
+    raise UserError(f"unknown name {given!r} in {' or '.join(folders)}. {nearest(name, names(*folders))}")
 
 
 def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
@@ -111,7 +111,10 @@ def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
     given = {**spec, **fields}
     if not isinstance(given.get("name"), str):
         raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
-    owner = find(given.pop("name"), *folders)
+    name = given.pop("name")
+    for owner_name, preset in _presets(name, folders):  # "dit-b/2": one of several sizes, by its own name
+        name, given = owner_name, {"preset": preset, **given}
+    owner = find(name, *folders)
     if "preset" in given and hasattr(owner, "preset"):  # {"name": "dit", "preset": "XL/2", "channels": 16}
         base = owner.preset(given.pop("preset"))
         given = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init} | given
@@ -161,11 +164,22 @@ def name_of(owner: type) -> str:
     return next((name for name, choice in choices.items() if choice is owner), owner.__module__.rpartition(".")[2])
 
 
+def preset_names(owner: Any) -> list[str]:
+    """Return the presets of a class that are names of its own: none for one that wraps another, whose presets they are.
+
+    Args:
+        owner: the class.
+    """
+    wraps = dataclasses.is_dataclass(owner) and "inner" in _fields(owner)
+    return [] if wraps else list(getattr(owner, "presets", ()))
+
+
 def override(thing: D, changes: Mapping[str, object]) -> D:
     """Return a copy with dotted keys replaced: {"optim.lr": "2e-4", "model.width": 128}.
 
-    A part named anew ("path": "edm") starts from that plug-in's defaults, and only later keys of it count; all changes
-    of one thing apply at once, so that fields which must agree may change together.
+    A part named anew ("path": "edm"), or by a preset ("model.preset": "B/2"), starts from that plug-in's defaults and
+    takes its own dotted keys, in whichever order they come; all changes of one thing apply at once, so that fields
+    which must agree may change together.
 
     Args:
         thing: a dataclass instance; it stays as it is.
@@ -177,22 +191,21 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
     if not changes:
         return thing
     fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
-    values, inner = {name: getattr(thing, name) for name in fields}, dict[str, Json]()
-    for key, value in changes.items():
-        head, _, rest = key.partition(".")
+    values = {name: getattr(thing, name) for name in fields}
+    own, inner = _by_head(changes)
+    for head in {**own, **inner}:
         if head not in fields:
             raise UserError(f"unknown key {head!r} of {type(thing).__name__}. {nearest(head, fields)}")
-        if rest:
-            inner.setdefault(head, {})[rest] = value
-        else:
-            values[head] = _value(type(thing), fields[head], value)
-            inner.pop(head, None)
-    for head, rest_of in inner.items():
-        old = values[head]
-        if not dataclasses.is_dataclass(old):
-            key = next(iter(rest_of))
-            raise UserError(f"{head}.{key}: {head} is {old!r} and has no key {key!r}")
-        values[head] = override(values[head], rest_of)
+        rest = inner.get(head, {})
+        if head not in own and "preset" in rest and hasattr(values[head], "preset"):
+            own[head] = name_of(type(values[head]))
+        if head in own:
+            spec, rest = _with_keys(own[head], rest) if "folders" in fields[head].metadata else (own[head], rest)
+            values[head] = _value(type(thing), fields[head], spec)
+        if rest and not dataclasses.is_dataclass(values[head]):
+            key = next(iter(rest))
+            raise UserError(f"{head}.{key}: {head} is {values[head]!r} and has no key {key!r}")
+        values[head] = override(values[head], rest) if rest else values[head]
     return _construct(type(thing), values)
 
 
@@ -293,6 +306,42 @@ def _construct(owner: Any, given: Json) -> Any:
 def _absolute(value: Any) -> Any:
     is_path = isinstance(value, str) and value and Path(value).exists()
     return str(Path(value).absolute()) if is_path else anchored(value)
+
+
+def _by_head(changes: Mapping[str, object]) -> tuple[Json, dict[str, Json]]:
+    """Return the changes without a dot, and those with one by what stands before it."""
+    own, inner = Json(), dict[str, Json]()
+    for key, value in changes.items():
+        head, dot, rest = key.partition(".")
+        if dot:
+            inner.setdefault(head, {})[rest] = value
+        else:
+            own[head] = value
+    return own, inner
+
+
+def _with_keys(spec: object, keys: Json) -> tuple[object, Json]:
+    """Return a spec that has taken its dotted keys, and the keys of parts that it does not name itself."""
+    spec = _read(spec) if isinstance(spec, str) else spec
+    if not keys or not isinstance(spec, (str, Mapping)):
+        return spec, keys
+    own, inner = _by_head(keys)
+    given: Json = ({"name": spec} if isinstance(spec, str) else dict(spec)) | own
+    left: Json = {}
+    for head, rest in inner.items():
+        if head in given:
+            given[head], rest = _with_keys(given[head], rest)
+        left |= {f"{head}.{key}": value for key, value in rest.items()}
+    return given, left
+
+
+def _presets(name: str, folders: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the plug-in and the preset that a name such as "dit-b/2" stands for: one pair, or none."""
+    if ":" in name or name.replace("-", "_") in (known := names(*folders)):
+        return []
+    pairs = [(plugin, preset) for plugin in known for preset in preset_names(find(plugin, *folders))]
+    found = [(plugin, preset) for plugin, preset in pairs if preset.lower() == name.lower()]
+    return found if len(found) == 1 else []
 
 
 def _fields(owner: Any) -> set[str]:

@@ -94,7 +94,8 @@ def _check_same(run: Run, spec: Json, folder: Path) -> None:
     changed = [line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key])]
     if changed:
         raise UserError(
-            f"{folder} is of another run: {'; '.join(changed)}. Choose another folder, or the same settings"
+            f"{folder} is of another run: {'; '.join(changed)}. Choose the same settings; or another folder, "
+            f"with --init {folder} to start from these weights"
         )
 
 

@@ -415,3 +415,16 @@ def test_a_cache_is_asked_for_by_name_and_says_what_it_computed(tmp_path, capsys
     words = ["sample", str(tmp_path / "run"), "-n", "4", "--steps", "8", "--cache", "taylorseer_lite"]
     assert main([*words, "--out", str(tmp_path / "a.png")]) == 0
     assert re.search(r"4 samples, 8 evaluations each, \d\d% of them in full", capsys.readouterr().out)
+
+
+def test_list_cuts_no_line_and_names_presets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call(capsys, "list", "models")
+    assert code == 0
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    words = out.split()
+    assert "DiT-B/2," in words
+    code, out, _ = call(capsys, "list", "dit")
+    assert code == 0
+    assert "Presets, each a name of its own:\n      DiT-S/2, DiT-S/4" in out

@@ -14,10 +14,17 @@ import pytest
 
 from gen.config.errors import UserError
 from gen.config.spec import build, convert, describe, find, name_of, names, override, part, spec_of
+from gen.data.digits import Digits
+from gen.data.folder import Folder
 from gen.diffusion.path import DDPM, EDM, Flow
 from gen.diffusion.times import LogitNormal
+from gen.models.dit import DiT
 from gen.samplers.guides.cfg import CFG
+from gen.samplers.solvers.dpmpp import DPMpp
+from gen.samplers.solvers.dualfast import DualFast
 from gen.samplers.solvers.heun import Heun
+from gen.training.recipes.digits import digits
+from gen.training.run import Sampler
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,11 @@ class Pair:
     def __post_init__(self):
         if self.left != self.right:
             raise UserError(f"left = {self.left}, right = {self.right}")
+
+
+@dataclass(frozen=True)
+class Holder:
+    data: Any = part("data", default=Digits())
 
 
 @dataclass(frozen=True)
@@ -231,6 +243,38 @@ def test_fields_that_must_agree_change_together():
     new = override(Pair(), {"left": "2", "right": "2"})
     assert new == Pair(2, 2) and override(Both(), {"pair.left": "2", "pair.right": "2"}) == Both(new)
     assert "left = 2, right = 1" in refused(lambda: override(Pair(), {"left": "2"}))
+
+
+def test_a_part_chosen_by_name_takes_its_dotted_keys_in_any_order():
+    """Also at any depth, and where a key has no default, as path and size of a folder of pictures."""
+    run = digits()
+    folder = Folder(path="own32", size=32)
+    both = {"data": "folder", "data.path": "own32", "data.size": "32"}
+    for keys in (list(both), list(both)[::-1]):
+        data = override(Holder(), {key: both[key] for key in keys}).data
+        assert data == folder
+    deep = {
+        "objective": "reflow",
+        "objective.teacher_sampler.steps": "3",
+        "objective.teacher_sampler.solver": "dpmpp",
+        "objective.teacher_sampler.solver.solver_order": "3",
+    }
+    for keys in (list(deep), list(deep)[::-1]):
+        objective = override(run, {key: deep[key] for key in keys}).objective
+        assert objective.teacher_sampler == Sampler(DPMpp(3), steps=3)
+    spec = {"sampler.solver": '{"name": "dualfast", "c": 1}', "sampler.solver.solver": "dpmpp"}
+    spec["sampler.solver.solver.solver_order"] = "3"
+    assert override(run, spec).sampler.solver == DualFast(DPMpp(3), c=1)
+    assert "unknown key 'pth' of Folder" in refused(lambda: override(Holder(), {**both, "data.pth": "x"}))
+
+
+def test_presets_are_names():
+    wide = DiT.preset("DiT-B/2", size=8, channels=1, classes=10)
+    shape = {"model.size": "8", "model.channels": "1", "model.classes": "10", "model.time_scale": "1"}
+    assert override(digits(), {"model": "dit-b/2", **shape}).model == wide
+    assert override(digits(), {"model.preset": "B/2", **shape}).model == wide
+    assert build("models", {"name": "sit-xl/2", "classes": 3}) == DiT.preset("SiT-XL/2", classes=3)
+    assert "unknown name 'dit-z/2'" in refused(lambda: build("models", "dit-z/2"))
 
 
 def test_override_names_the_nearest():

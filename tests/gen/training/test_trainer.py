@@ -161,7 +161,11 @@ def test_a_finished_run_is_left_alone(tmp_path):
     ("changes", "resume", "message"),
     [
         ({"seed": 1}, "auto", r"another run: seed \(0 there, 1 now\)"),
-        ({"optim": {"name": "adamw", "lr": 0.5}}, "auto", "another run: optim"),
+        (
+            {"optim": {"name": "adamw", "lr": 0.5}},
+            "auto",
+            r"another run: optim.*with --init \S+ to start from",
+        ),
         ({}, "never", "already holds a run"),
         ({}, "nowhere", "nowhere does not exist"),
     ],
