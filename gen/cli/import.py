@@ -23,7 +23,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a file of weights (.pt, .ckpt, .safetensors) or a Hugging Face folder")
+    parser.add_argument("path", type=Path, help="a file of weights (.pt, .ckpt, .pkl, .safetensors) or a folder")
     parser.add_argument(
         "--from",
         dest="origin",
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '\'{"name": "sit", "heads": 8}\' (default: recognised, if only one fits)',
     )
     parser.add_argument("--weights", choices=("ema", "model"), help="averaged or raw ones (default: ema if there)")
+    parser.add_argument("--key", help="the state dict to take, such as ema.0.9999 or state_dict.net (default: found)")
     parser.add_argument("--preset", help="a published size that the weights must have, such as XL/2")
     add_option(parser, "out", help="a new folder, for gen sample, distill, evaluate", required=True)
 
@@ -38,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gen.models.interop.checkpoints import import_checkpoint
 
-    done = import_checkpoint(args.path, parse_spec(args.origin), weights=args.weights, preset=args.preset, out=args.out)
+    chosen = {"weights": args.weights, "key": args.key, "preset": args.preset}
+    done = import_checkpoint(args.path, parse_spec(args.origin), **chosen, out=args.out)
     print(_report(done, args.path.name))
     return 0
 

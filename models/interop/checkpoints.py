@@ -59,7 +59,13 @@ class Imported:
 
 
 def import_checkpoint(
-    path: str | Path, origin: Any = None, *, weights: str | None = None, preset: str | None = None, out: str | Path
+    path: str | Path,
+    origin: Any = None,
+    *,
+    weights: str | None = None,
+    key: str | None = None,
+    preset: str | None = None,
+    out: str | Path,
 ) -> Imported:
     """Convert a published checkpoint to a folder that gen.load, gen.distill and `gen sample` read.
 
@@ -69,14 +75,16 @@ def import_checkpoint(
         path: file of weights, or folder of the Hugging Face kind.
         origin: a name of `gen list models.interop.public models.interop.text`, or a spec of one; None to recognise it.
         weights: "ema", "model", or None for the average if there is one.
+        key: of the state dict to take, such as "ema.0.9999" or "state_dict.net"; None to find it.
         preset: published size that the weights must have, or None.
         out: the new folder.
     """
     path, out = Path(path), Path(out)
     if out.exists():
         raise UserError(f"{out} exists: give a new folder")
-    given = read(path, weights)
-    chosen: Origin = _recognised(given, path) if origin is None else build((FOLDER, TEXT), origin)
+    known: dict[str, Origin] = {name: find(name, FOLDER, TEXT)() for name in names(FOLDER, TEXT)}
+    given = read(path, weights, key, lambda weights: any(origin.claims(weights) for origin in known.values()))
+    chosen: Origin = _recognised(given, path, known) if origin is None else build((FOLDER, TEXT), origin)
     conversion = chosen.read(given, preset)
     tensors, rounded = _convert(conversion)
     name = name_of(type(chosen))
@@ -96,9 +104,8 @@ def import_checkpoint(
     )
 
 
-def _recognised(weights: Weights, path: Path) -> Origin:
+def _recognised(weights: Weights, path: Path, origins: Mapping[str, Origin]) -> Origin:
     """Return the only origin whose names these are; UserError if there are several or none."""
-    origins = {name: find(name, FOLDER, TEXT)() for name in names(FOLDER, TEXT)}
     claims = [name for name, origin in origins.items() if origin.claims(weights)]
     if len(claims) == 1:
         return origins[claims[0]]

@@ -1,41 +1,29 @@
-"""Other people's weight files, read as data: safetensors, or torch files with weights_only=True. No code in them runs.
+"""Other people's weight files, read as data: safetensors, torch files and pickles. No code in them runs.
 
-Their layout is recognised by its tags: a bare state dict; {"model", "ema", "opt"} of a training script; Lightning's
-{"state_dict"} with `denoiser.` and `ema_denoiser.`; a folder of the Hugging Face kind, whole or in shards.
+A file's content is a tree of mappings, and somewhere in it are one or more state dicts: bare; under tags such as
+"model", "ema" or "state_dict"; flat, with a prefix to their names. gen.models.interop.lib.state_dicts finds them. A
+folder is one of the Hugging Face kind, whole or in shards, its copy in the hub's cache, or one that accelerate saved.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json
+from gen.models.interop.lib.pickles import Record, plain
+from gen.models.interop.lib.state_dicts import State, choose, find_states
+from gen.models.interop.lib.torch_file import describe_start, read_torch
 
-__all__ = ["State", "Weights", "read", "read_torch"]
+__all__ = ["State", "Weights", "read"]
 
-State = Mapping[str, Tensor]
-
-AVERAGES = ("ema", "ema_denoiser")  # what trainings call their average
-MODELS = ("model", "denoiser")
-HEADS = ("diffusion_trainer.",)  # beside the denoiser in a Lightning file
-STEMS = ("diffusion_pytorch_model", "model")
-PICKLE, TORCH = b"\x80", b"\x80\x02"  # how pickles begin, and how those of torch's old format do
-TRUSTED = (
-    "reading it could run code, so it was not read; where you trust it, load it with its own project, save its state "
-    "dict with safetensors.torch.save_file, and import that"
-)
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+SETTINGS = ("args", "config", "cfg", "conf", "hparams", "hyper_parameters")  # where trainings say what they did
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +31,14 @@ class Weights:
     """Tensors of a file or folder.
 
     Attributes:
-        tensors: by name, without `module.` and `_orig_mod.`.
-        chosen: their tag, such as "ema", or "bare".
+        tensors: by name, without what wrappers put into names.
+        chosen: their key, such as "ema", or "bare".
         files: sha256 by name of what was read.
         config: config.json beside them, or None.
         folder: where they lie, or None.
-        unread: tags of what else was there.
+        unread: keys of what else was there.
+        settings: of the training, if the file has them, as JSON values.
+        attributes: of a module that was saved whole, by dotted name.
     """
 
     tensors: State
@@ -57,52 +47,68 @@ class Weights:
     config: Json | None = None
     folder: Path | None = None
     unread: tuple[str, ...] = field(default=())
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(path: Path, wanted: str | None = None) -> Weights:
+def read(
+    path: Path,
+    wanted: str | None = None,
+    key: str | None = None,
+    claims: Callable[[Weights], bool] = lambda weights: True,
+) -> Weights:
     """Read a file of weights, or a folder of the Hugging Face kind.
 
     Args:
-        path: file or folder; UserError for what is missing, damaged, or could run code.
+        path: file or folder; UserError for what is missing, damaged, or no weights.
         wanted: "ema", "model", or None for the average if there is one.
+        key: of the state dict to take, such as "ema.0.9999"; None to find it.
+        claims: whether weights could be of some origin.
     """
     if wanted not in (None, "ema", "model"):
         raise UserError(f"weights {wanted!r}; allowed: ema, model")
     if not path.exists():
         raise UserError(f"{path} does not exist: give a file of weights, or a folder that diffusers wrote")
-    folder = _transformer(path)
+    folder = _folder(path, wanted) if path.is_dir() else None
     files = [path] if folder is None else _weight_files(folder)
-    tensors, chosen, unread = _choose(_merged(files), wanted, path)
+    config = _config(folder or path.parent)
+    content = _merged(files)
+    if folder and (others := sorted(folder.glob("custom_checkpoint_*.pkl"))):  # accelerate's, of an average perhaps
+        content = {"model": content, **{other.stem: read_torch(other) for other in others}}
+        files += others
+
+    def fits(state: State) -> bool:
+        return claims(Weights(state, "", {}, config=config))
+
+    found = find_states(content, fits, path)
+    if not found:
+        raise UserError(f"{path} {_contents(content)}")
+    taken = choose(found, wanted, key, path)
+    settings = next((content[name] for name in SETTINGS if isinstance(content, Mapping) and name in content), None)
     return Weights(
-        tensors=_stripped(tensors, path),
-        chosen=chosen,
+        tensors=taken.tensors,
+        chosen=taken.key or "bare",
         files={file.name: _sha256(file) for file in files},
-        config=_config(path if folder is None else folder),
+        config=config,
         folder=folder or path.parent,
-        unread=unread,
+        unread=_unread(content, [candidate.key for candidate in found], taken.key),
+        settings=plain(settings) if isinstance(plain(settings), dict) else {},
+        attributes=taken.attributes,
     )
 
 
-def read_torch(path: Path) -> Any:
-    """Read a torch file of tensors, numbers, text, and containers of them; UserError for anything else.
+def _contents(content: object) -> str:
+    if not isinstance(content, Mapping) or not content:
+        what = f"an object of {content.name}" if isinstance(content, Record) else type(content).__name__
+        return f"holds {what}, expected tensors by name"
+    return f"holds no state dict, but {', '.join(map(str, list(content)[:8]))}"
 
-    Args:
-        path: the file.
-    """
-    with path.open("rb") as file:
-        start = file.read(2)
-    zipped = zipfile.is_zipfile(path)
-    if path.suffix in (".pkl", ".pickle") or (start[:1] == PICKLE and start != TORCH and not zipped):
-        raise UserError(f"{path} is a pickle of Python objects: {TRUSTED}")
-    try:
-        # A Namespace is what training scripts save beside the weights; it holds attributes, and does nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a foreign file may break anything; whatever it broke, the file is at fault
-        text = " ".join(str(error).split())
-    if named := re.search(r"GLOBAL ([\w.]+)", text):
-        raise UserError(f"{path} names {named[1]}: {TRUSTED}")
-    raise UserError(f"{path} is damaged, or no file of weights")
+
+def _unread(content: object, keys: list[str], taken: str) -> tuple[str, ...]:
+    """Return the keys of what was not taken: other state dicts, and other entries at the top."""
+    top = [str(key) for key in content] if isinstance(content, Mapping) and taken else []
+    beside = [key for key in top if not any(f"{name}.".startswith(f"{key}.") for name in keys)]
+    return tuple(key for key in (*keys, *beside) if key not in ("", taken))
 
 
 def _merged(files: list[Path]) -> Any:
@@ -125,92 +131,37 @@ def _safetensors(path: Path) -> State:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged, or no safetensors file ({error})") from None
-
-
-def _choose(content: object, wanted: str | None, path: Path) -> tuple[State, str, tuple[str, ...]]:
-    """Return the state dict, its tag, and the tags of what else is there."""
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path} holds {type(content).__name__}, expected tensors by name")
-    if unnamed := [key for key in content if not isinstance(key, str)]:
-        raise UserError(f"{path} holds tensors by {type(unnamed[0]).__name__}, expected by name")
-    inner = content.get("state_dict")
-    if isinstance(inner, Mapping):  # Lightning's, or a plain one in a wrapper
-        rest = tuple(str(key) for key in content if key != "state_dict")
-        state, chosen, more = _choose(inner, wanted, path)
-        return state, chosen, (*more, *rest)
-    if all(isinstance(value, Tensor) for value in content.values()):
-        return _split(content, wanted, path)
-    tagged = {key: value for key, value in content.items() if key in AVERAGES + MODELS and _is_state(value)}
-    if not tagged:
-        raise UserError(f"{path} holds no state dict, but {', '.join(map(str, list(content)[:8]))}")
-    chosen = _pick(tagged, wanted, path)
-    return tagged[chosen], chosen, tuple(str(key) for key in content if key != chosen)
-
-
-def _split(state: State, wanted: str | None, path: Path) -> tuple[State, str, tuple[str, ...]]:
-    """Return `_choose` of a flat state dict: bare, or a training module's, denoiser and average side by side."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for tag in ("ema_denoiser", "denoiser"):
-        part = {key[len(tag) + 1 :]: value for key, value in state.items() if key.startswith(f"{tag}.")}
-        parts |= {tag: part} if part else {}
-    if not parts:
-        if wanted:
-            raise UserError(f"{path} holds one set of weights and does not say which: leave out --weights {wanted}")
-        return state, "bare", ()
-    known = tuple(f"{tag}." for tag in parts) + HEADS
-    if stray := [key for key in state if not key.startswith(known)]:
-        raise UserError(f"{path}: unexpected beside the denoiser: {', '.join(stray[:5])}")
-    chosen = _pick(parts, wanted, path)
-    return parts[chosen], chosen, tuple(sorted({key.split(".")[0] for key in state} - {chosen}))
-
-
-def _pick(tagged: Json, wanted: str | None, path: Path) -> str:
-    allowed = {"ema": AVERAGES, "model": MODELS, None: AVERAGES + MODELS}[wanted]
-    for tag in allowed:
-        if tag in tagged:
-            return tag
-    raise UserError(f"{path} has no {wanted} weights; it has {', '.join(tagged)}")
-
-
-def _is_state(value: object) -> bool:
-    pairs = value.items() if isinstance(value, Mapping) else ()
-    return bool(pairs) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs)
-
-
-def _stripped(state: State, path: Path) -> State:
-    """Return a state dict without what DistributedDataParallel and torch.compile put before names."""
-    clean: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = ".".join(part for part in key.split(".") if part != "_orig_mod")
-        while name.startswith("module."):
-            name = name.removeprefix("module.")
-        if name in clean:
-            raise UserError(f"{path}: {key} is there twice once module. and _orig_mod. are taken off")
-        clean[name] = value
-    return clean
+        what = describe_start(path)
+        raise UserError(f"{path} is {what or f'damaged, or no safetensors file ({error})'}") from None
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 
-def _transformer(path: Path) -> Path | None:
-    """Return the folder of the transformer's weights, if `path` is a folder; UserError without a config."""
-    if not path.is_dir():
-        return None
-    folder = path / "transformer" if (path / "transformer" / "config.json").exists() else path
-    if not (folder / "config.json").exists():
-        raise UserError(f"{path} has no config.json, nor transformer/config.json: give a file, or a diffusers folder")
-    return folder
+def _folder(path: Path, wanted: str | None) -> Path:
+    """Return the folder in which the weights lie: of a pipeline, of a copy in the hub's cache, or the folder itself."""
+    if (path / "snapshots").is_dir():
+        main = path / "refs" / "main"
+        names = [main.read_text().strip()] if main.is_file() else [p.name for p in (path / "snapshots").iterdir()]
+        if len(names) != 1 or not (path / "snapshots" / names[0]).is_dir():
+            raise UserError(f"{path} is of the hub's cache and holds {len(names)} snapshots: give one of them")
+        path = path / "snapshots" / names[0]
+    parts = ("transformer",) if wanted == "model" else ("transformer_ema", "transformer")
+    return next((path / part for part in parts if (path / part / "config.json").exists()), path)
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of the weights of a folder: those without a variant's name, or else the only variant."""
     for stem in STEMS:
         for suffix in (".safetensors", ".bin"):
-            if (folder / f"{stem}{suffix}").exists():
-                return [folder / f"{stem}{suffix}"]
-            if (index := folder / f"{stem}{suffix}.index.json").exists():
-                return _shards(index)
+            plain_ones = [folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"]
+            variants = [*folder.glob(f"{stem}.*{suffix}"), *folder.glob(f"{stem}{suffix}.index.*.json")]
+            whole = [file for file in variants if "-of-" not in file.name]
+            files = [file for file in plain_ones if file.is_file()] or sorted(whole)
+            if len(files) > 1 and files[0] not in plain_ones:
+                raise UserError(f"{folder} holds {', '.join(file.name for file in files)}: give one of these files")
+            if files:
+                return _shards(files[0]) if files[0].suffix == ".json" else files[:1]
     raise UserError(f"{folder} holds no {STEMS[0]}.safetensors or .bin, nor an index of shards")
 
 
@@ -226,9 +177,9 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _config(path: Path) -> Json | None:
-    """Return config.json of a folder, or beside a file."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
+def _config(folder: Path) -> Json | None:
+    """Return config.json of a folder."""
+    file = folder / "config.json"
     if not file.exists():
         return None
     config = read_json(file, constants=True)

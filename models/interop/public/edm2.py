@@ -1,7 +1,6 @@
-"""NVlabs/edm2: the state dict of a network, once saved as tensors (Karras et al. 2024).
+"""NVlabs/edm2: edm2-img512-xs-2147483-0.135.pkl and its like, or a network's state dict (Karras et al. 2024).
 
-Their own .pkl files are pickled Python objects with the source code of their classes inside: to read one is to run it.
-Where one trusts it, `torch.save(data["ema"].state_dict(), "edm2.pt")` in their checkout writes what is read here.
+Their .pkl files hold Python objects with the source code of their classes; they are read as data, and none of it runs.
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import pickle
 
 import pytest
 import torch
@@ -152,6 +149,7 @@ def test_the_average_is_taken_unless_another_is_named(tmp_path):
     content = {"model": published.dit(seed=1), "ema": published.dit(seed=2), "opt": {}, "args": argparse.Namespace(a=1)}
     path = saved(tmp_path, content)
     ema, model = read(path), read(path, "model")
+    assert ema.settings == {"a": 1}
     assert (ema.chosen, model.chosen, ema.unread) == ("ema", "model", ("model", "opt", "args"))
     for got, seed in ((ema, 2), (model, 1)):
         assert all(torch.equal(got.tensors[name], value) for name, value in published.dit(seed=seed).items())
@@ -256,14 +254,6 @@ def test_published_sizes_are_recognised_by_their_shapes_alone(origin, family, pr
 # what is wrong -------------------------------------------------------------------------------------------------------
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 def refused(capsys, tmp_path, *words):
     """The one line, when nothing is written and the code is 2."""
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -272,20 +262,6 @@ def refused(capsys, tmp_path, *words):
     assert err.startswith("gen: ") and err.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     return err
-
-
-@pytest.mark.parametrize("name", ["evil.pt", "evil.pkl", "evil.bin"])
-@pytest.mark.parametrize("kind", ["torch", "2", "4"])
-def test_code_in_a_file_does_not_run(tmp_path, capsys, name, kind):
-    ran = tmp_path / "ran"
-    content = {"model": published.dit(), "ema": Malicious(str(ran))}
-    if kind == "torch":
-        torch.save(content, tmp_path / name)
-    else:
-        (tmp_path / name).write_bytes(pickle.dumps(Malicious(str(ran)), protocol=int(kind)))
-    err = refused(capsys, tmp_path, tmp_path / name, "--from", "dit")
-    assert "run" in err and "safetensors.torch.save_file" in err
-    assert not ran.exists()
 
 
 def test_each_wrong_file_is_one_line(tmp_path, capsys):
@@ -304,8 +280,8 @@ def test_each_wrong_file_is_one_line(tmp_path, capsys):
         "cut.pt": "is damaged",
         "cut.safetensors": "is damaged",
         "text.pt": "is damaged",
-        "empty.pt": "is damaged",
-        "folder": "has no config.json",
+        "empty.pt": "is empty",
+        "folder": "holds no diffusion_pytorch_model.safetensors or .bin",
         "opt.pt": "holds no state dict, but opt",
         "list.pt": "holds list, expected tensors by name",
         "other.pt": "is of no origin known here",
@@ -340,9 +316,6 @@ def test_each_wrong_content_is_one_line(tmp_path, capsys):
     assert "feat_rope.freqs_cos differs" in said(
         {**published.lightning_dit(), "feat_rope.freqs_cos": torch.zeros(16, 16)}, "--from", "lightning_dit"
     )
-    stray = published.lightning_ckpt()
-    stray["state_dict"]["vae.weight"] = torch.ones(1)
-    assert "unexpected beside the denoiser: vae.weight" in said(stray, "--from", json.dumps(DDT))
     assert "how many of the 4 blocks are the encoder's" in said(
         {k: v[:48, :48] if v.ndim > 1 else v for k, v in published.ddt().items()}, "--from", "ddt"
     )
