@@ -167,7 +167,7 @@ def held_out_rates(folder: str | Path) -> FilterRates:
     """
     place = checkpoints.locate(Path(folder))
     info = checkpoints.read(place, verify=False)
-    run = run_from(info["run"])
+    run = run_from(info["run"], folder)
     if not isinstance(run.objective, Learn2PD) or not isinstance(run.data, Answers):
         raise UserError(f"{folder} is no run of learn2pd")
     columns = run.data.open("test").columns

@@ -50,6 +50,7 @@ def evaluate(
     batch_size: int = 250,
     seconds: float = 2.0,
     timed: int = 100,
+    allow: Sequence[str] = (),
 ) -> Record:
     """Measure quality, with its uncertainty, and speed of n samples of a pipeline, or of the model in a run folder.
 
@@ -71,6 +72,7 @@ def evaluate(
         batch_size: changes nothing but speed and memory.
         seconds: spent on timing.
         timed: samples in a timed batch, at most.
+        allow: packages whose names in the run folder are followed, see gen.load.
 
     Returns:
         The record.
@@ -79,7 +81,7 @@ def evaluate(
         UserError: if what samples are compared with does not fit them, or an input of a metric cannot be had.
     """
     folder = Path(pipeline) if isinstance(pipeline, (str, Path)) else None
-    pipeline = load_images(pipeline) if isinstance(pipeline, (str, Path)) else pipeline
+    pipeline = load_images(pipeline, allow=allow) if isinstance(pipeline, (str, Path)) else pipeline
     if n < STRIP:
         raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
     if not isinstance(batch_size, int) or batch_size < 1:

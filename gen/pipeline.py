@@ -15,6 +15,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import Json, Spec, build, names
+from gen.config.trust import allowing
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
@@ -254,21 +255,24 @@ class Pipeline:
         return {"y": torch.tensor([int(y) for y in labels])}
 
 
-def load(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Any:
+def load(folder: str | Path, weights: str | None = None, device: str = "cpu", allow: Sequence[str] = ()) -> Any:
     """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
     Args:
         folder: of a run, or of one of its checkpoints.
         weights: the label of an average ("ema"), or "raw"; None for the first average there is.
         device: to load it on, such as "cuda:1".
+        allow: packages ("my_pkg"), modules or classes ("my_pkg.mod:Class") that the folder may name: what it names
+            beside gen's own plug-ins is code, which is run only if it is allowed here.
 
     Raises:
-        UserError: if the folder is none of gen's, or if any byte of it is damaged.
+        UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
     """
     checkpoint = checkpoints.locate(Path(folder))
     _check_device(device)
     info = checkpoints.read(checkpoint, verify=False)
-    run = run_from(info["run"])
+    with allowing(allow):
+        run = run_from(info["run"], folder)
     labels = [average.label for average in run.ema]
     chosen = (labels[0] if labels else "raw") if weights is None else weights
     if chosen not in [*labels, "raw"]:
@@ -317,13 +321,15 @@ def _latent(info: Json | None) -> Json:
     return info.get("latent") or (data if data.get("name") == "latents" else {})
 
 
-def load_images(folder: str | Path, weights: str | None = None, device: str = "cpu") -> Pipeline:
+def load_images(
+    folder: str | Path, weights: str | None = None, device: str = "cpu", allow: Sequence[str] = ()
+) -> Pipeline:
     """Load a model that is sampled; UserError for a text model.
 
     Args:
-        folder, weights, device: as of `load`.
+        folder, weights, device, allow: as of `load`.
     """
-    pipeline = load(folder, weights, device)
+    pipeline = load(folder, weights, device, allow)
     if not isinstance(pipeline, Pipeline):
         raise UserError(f"{folder} is a text model, which is decoded, not sampled: see gen decode --help")
     return pipeline

@@ -15,6 +15,9 @@ run(args) finds the changed dataclass in `args.settings` and the changes, as tex
 Values and names are checked by gen.config.spec, as in files: static types cannot express a registry that anyone may add
 to.
 
+Names "my_pkg.mod:Class" are followed where the user types or writes them; where a checkpoint, a run or a record has
+them, only with `--allow my_pkg`, which every verb takes (gen.config.trust).
+
 Verbs import torch, and all that needs it, inside their functions: `gen --help` loads none of it.
 Exit codes: 0 done, 1 a bug or a broken installation, 2 wrong input, 3 something optional is missing, 4 a loss or sample
 became non-finite, 130 interrupted. Errors are one line on stderr; `--debug`, anywhere, adds the traceback.

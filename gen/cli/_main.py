@@ -19,6 +19,7 @@ import gen
 import gen.cli
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.config.spec import Json
+from gen.config.trust import allowing
 
 __all__ = ["main", "verbs"]
 
@@ -30,9 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `gen`; None for those of this process.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is first imported
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # for plug-ins of the user's own, "my_plugin:Class"
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
@@ -79,7 +77,8 @@ def _dispatch(words: list[str]) -> int:
 
         print(json.dumps(spec_of(args.settings, named=False), indent=2))
         return 0
-    return verb.run(args)
+    with allowing(args.allow):
+        return verb.run(args)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,6 +102,8 @@ def _parser(name: str, verb: ModuleType) -> _Parser:
     verb.add_arguments(parser)
     if hasattr(verb, "settings"):
         parser.add_argument("--print-config", action="store_true", help="print the resolved settings as JSON, and stop")
+    about = "follow names of PACKAGE, code that is not gen's, where a checkpoint, run or record has them; repeatable"
+    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help=about)
     parser.add_argument("-h", "--help", action="store_true", help="show this help, and stop")
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     return parser
@@ -116,7 +117,9 @@ def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Name
         from gen.config.spec import override
 
         try:
-            args.settings = override(verb.settings(args), changes)
+            with allowing(args.allow):
+                settings = verb.settings(args)
+            args.settings = override(settings, changes)
         except UserError as error:
             raise UserError(f"{error}{_meant(changes, parser.options())}") from error
     return args

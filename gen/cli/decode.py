@@ -46,7 +46,7 @@ def settings(args: argparse.Namespace) -> Decoding:
     from gen.training.run import run_from
 
     checkpoint = locate(args.run)
-    how = run_from(read(checkpoint, verify=False)["run"]).sampler
+    how = run_from(read(checkpoint, verify=False)["run"], args.run).sampler
     if not isinstance(how, Decoding):
         raise UserError(f"{args.run} is sampled, not decoded: see gen sample --help")
     parts = {"policy": args.policy, "block_schedule": args.block_schedule, "kv_plan": args.kv_plan}

@@ -46,10 +46,11 @@ def settings(args: argparse.Namespace) -> Run:
 
     given = Path(args.recipe)
     if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
-        return run_from(manifest_of(given)["run"])
+        return run_from(manifest_of(given)["run"], given)
     if given.suffix == ".json" or given.is_dir():
         found = read_json(given / "run.json" if given.is_dir() else given)
-        return run_from(found.get("run", found))  # a run.json, or what --print-config printed
+        source = given if given.is_dir() else None  # a file that is given is the user's own
+        return run_from(found.get("run", found), source)  # a run.json, or what --print-config printed
     return find(args.recipe, "training.recipes")()
 
 

@@ -4,6 +4,7 @@
     Dataclass <-> JSON           spec_of, convert, override; Json                                           spec
     Errors for the user          UserError, MissingDependency, NonFinite                                  errors
     Checkpoints                  write, read, manifest_of, locate, newest, lineage; write_json       checkpoints
+    Names that files give        allowing, names_from                                                      trust
     Files that anybody wrote     read_json, parse_json, read_toml, read_text, read_lines                 reading
     Tensors as pictures          to_uint8, to_pil, contact_sheet                                          images
 
@@ -12,8 +13,9 @@
 
 from gen.config.errors import MissingDependency, NonFinite, UserError
 from gen.config.spec import Json, Spec, build, convert, find, names, override, part, spec_of
+from gen.config.trust import allowing
 
 __all__ = [
-    "Json", "MissingDependency", "NonFinite", "Spec", "UserError", "build", "convert", "find", "names", "override",
-    "part", "spec_of",
+    "Json", "MissingDependency", "NonFinite", "Spec", "UserError", "allowing", "build", "convert", "find", "names",
+    "override", "part", "spec_of",
 ]  # fmt: skip

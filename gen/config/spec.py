@@ -17,14 +17,17 @@ import json
 import operator
 import pkgutil
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gen.config.errors import UserError, nearest
 from gen.config.reading import parse_json
+from gen.config.trust import check_trusted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -374,7 +377,14 @@ def _snake(name: str) -> str:
 
 
 def _external(name: str) -> Any:
+    """Return a class by "module:Class"; a module that is not installed may lie in the current folder."""
+    check_trusted(name)
     module, _, attribute = name.partition(":")
+    if not all(map(str.isidentifier, [*module.split("."), attribute])):
+        raise UserError(f"{name!r} is no name of a class, such as my_package.my_module:Class")
+    top, here = module.partition(".")[0], str(Path.cwd())
+    if here not in sys.path and PathFinder.find_spec(top) is None and PathFinder.find_spec(top, [here]) is not None:
+        sys.path.append(here)  # behind all others, and only now: a file there hides no package, nor stands in for one
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Spec, build, override
+from gen.config.trust import allowing
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
 from gen.training.run import Run, run_from
@@ -50,6 +51,7 @@ def distill(
     resume: str = "auto",
     command: str | None = None,
     quiet: bool = False,
+    allow: Sequence[str] = (),
 ) -> TrainResult:
     """Distil the run of a teacher into a student's.
 
@@ -62,6 +64,7 @@ def distill(
         resume: see gen.train.
         command: recorded in run.json; None for this call.
         quiet: whether no progress is shown.
+        allow: packages whose names in the teacher's folder are followed, see gen.load.
 
     Returns:
         The student's folder and how its training ended.
@@ -69,7 +72,14 @@ def distill(
     Raises:
         UserError: for unknown keys, for a teacher of the other kind and for a folder that holds another run.
     """
-    given = dict(changes or {})
+    with allowing(allow):
+        run = _student_run(method, Path(teacher), Path(out), dict(changes or {}))
+        call = f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
+        return train(run, out, resume=resume, command=command or call, quiet=quiet)
+
+
+def _student_run(method: Spec | Distiller, teacher: Path, out: Path, given: dict[str, object]) -> Run:
+    """Return the run that trains the student."""
     own = {key.removeprefix("objective."): given.pop(key) for key in list(given) if key.startswith("objective.")}
     distiller = override(build("distillers", method), own)
     run = teacher_run(teacher)
@@ -78,9 +88,7 @@ def distill(
             f"{type(distiller).__name__} distils models that are sampled, and {teacher} is a text model: take "
             "dparallel, learn2pd or trajectory"
         )
-    run = override(distiller.student(run, Path(teacher), Path(out)), given)
-    call = f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
-    return train(run, out, resume=resume, command=command or call, quiet=quiet)
+    return override(distiller.student(run, teacher, out), given)
 
 
 def teacher_run(folder: str | Path) -> Run:
@@ -89,4 +97,4 @@ def teacher_run(folder: str | Path) -> Run:
     Args:
         folder: of a run, or of one of its checkpoints.
     """
-    return run_from(checkpoints.manifest_of(folder)["run"])
+    return run_from(checkpoints.manifest_of(folder)["run"], folder)

@@ -76,7 +76,7 @@ def reconstruct(
     if last not in manifests:
         raise UserError(f"{run} has no checkpoint of step {last}; it has {', '.join(map(str, manifests))}")
     newest, info = manifests[last]
-    profiles = _profiles(Path(run), run_from(info["run"]).ema, labels)
+    profiles = _profiles(Path(run), run_from(info["run"], run).ema, labels)
     known = [(s, p) for s in sorted(manifests) if s <= last for p in profiles]
     weights, error = coefficients([s for s, _ in known], [p.gamma for _, p in known], last, wanted.gamma)
     if error > limit:
@@ -92,7 +92,7 @@ def reconstruct(
     raw = checkpoints.read_tensors(newest, f"{role}.safetensors", info)
     average = {k: total[k].to(v.dtype) if v.is_floating_point() else v for k, v in raw.items()}
     files = {f"{role}.safetensors": raw, f"{role}-{wanted.label}.safetensors": average}
-    checkpoints.write(out, files, _manifest(info, wanted, known, error))
+    checkpoints.write(out, files, _manifest(info, Path(run), wanted, known, error))
     return Reconstruction(out, last, std, len(known) // len(profiles), len(profiles), error)
 
 
@@ -147,9 +147,9 @@ def _add(total: dict[str, Tensor], weight: float, tensors: dict[str, Tensor]) ->
             total[key] = total.get(key, torch.zeros((), dtype=torch.float64)) + weight * value.double()
 
 
-def _manifest(info: Json, wanted: Power, known: Sequence[tuple[int, Power]], error: float) -> Json:
+def _manifest(info: Json, folder: Path, wanted: Power, known: Sequence[tuple[int, Power]], error: float) -> Json:
     """The manifest: that of the newest checkpoint used, with this average in place of its own."""
-    run = replace(run_from(info["run"]), ema=(wanted,))
+    run = replace(run_from(info["run"], folder), ema=(wanted,))
     rest = {k: v for k, v in info.items() if k not in ("format", "files", "sha256", "val_loss")}
     used = {"steps": sorted({s for s, _ in known}), "averages": sorted({p.label for _, p in known}), "error": error}
     return rest | {"run": run_spec(run), "val_loss": None, "reconstructed": used}

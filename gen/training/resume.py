@@ -90,7 +90,7 @@ def _start_at(run: Run, folder: Path, given: Path) -> Start:
 
 
 def _check_same(run: Run, spec: Json, folder: Path) -> None:
-    ours, theirs = anchored(run_spec(run)), anchored(run_spec(run_from(spec)))
+    ours, theirs = anchored(run_spec(run)), anchored(run_spec(run_from(spec, folder)))
     changed = [line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key])]
     if changed:
         raise UserError(
@@ -118,7 +118,9 @@ def load_init(run: Run, net: nn.Module) -> None:
         UserError: in one line, for the weights of another network.
     """
     folder = str(run.init)
-    ours, theirs = (spec_of(spec) for spec in (run.model, run_from(checkpoints.manifest_of(folder)["run"]).model))
+    ours, theirs = (
+        spec_of(spec) for spec in (run.model, run_from(checkpoints.manifest_of(folder)["run"], folder).model)
+    )
     given = denoiser_of(folder)
     try:
         net.load_state_dict(given.net.state_dict())
@@ -140,7 +142,7 @@ def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
     pipeline = load(folder, device=device)
     if isinstance(pipeline, Pipeline):
         return cast(Denoiser, pipeline.denoiser)
-    return Denoiser(pipeline.net, run_from(pipeline.info["run"]).path, cast(Any, None))
+    return Denoiser(pipeline.net, run_from(pipeline.info["run"], folder).path, cast(Any, None))
 
 
 def parent_hash(run: Run) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import Json, build_parts, convert, part, spec_of
+from gen.config.trust import names_from
 from gen.data import DataSource
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
@@ -163,13 +164,16 @@ def run_spec(run: Run) -> Json:
     return spec_of(run, named=False)
 
 
-def run_from(spec: Json) -> Run:
+def run_from(spec: Json, source: object) -> Run:
     """Build the run of a JSON object.
 
     Args:
         spec: what `run_spec` returned.
+        source: the file or folder that it is from, whose "module:Class" names must be allowed, see gen.config.trust;
+            None for what the user wrote.
 
     Raises:
         UserError: in one line, for unknown keys, names and values.
     """
-    return convert(spec, Run, "run")
+    with names_from(source):
+        return convert(spec, Run, "run")

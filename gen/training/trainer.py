@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
 from gen.config.spec import Json, anchored
+from gen.config.trust import allowing, external_names
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import distributed, state
@@ -51,21 +52,29 @@ class TrainResult:
         folder: the run folder.
         step: number of updates done.
         val_loss: the last validation loss; None if the run has no validation.
+        names: that the run has of other packages, "my_pkg.mod:Class".
     """
 
     folder: Path
     step: int
     val_loss: float | None
+    names: tuple[str, ...] = ()
 
     def pipeline(self) -> Any:
         """Load the trained model."""
         from gen.pipeline import load
 
-        return load(self.folder)
+        return load(self.folder, allow=self.names)
 
 
 def train(
-    run: Run, out: str | Path, *, resume: str = "auto", command: str | None = None, quiet: bool = False
+    run: Run,
+    out: str | Path,
+    *,
+    resume: str = "auto",
+    command: str | None = None,
+    quiet: bool = False,
+    allow: Sequence[str] = (),
 ) -> TrainResult:
     """Train a run until run.steps.
 
@@ -77,15 +86,18 @@ def train(
             the first new one is complete.
         command: what run.json says started the run; default this call.
         quiet: no progress on the terminal.
+        allow: packages whose names in the folders of teacher, init and resume are followed, see gen.load; those that
+            `run` has are, anyway.
 
     Raises:
         UserError: before any work, for a run that does not fit its data or the folder.
         NonFinite: if the loss or a gradient is NaN or infinite; the last checkpoint is left.
         Interrupted: after SIGTERM or Ctrl-C; a checkpoint is saved first.
     """
-    trainer = Trainer(run, Path(out), resume, command or f"gen.train(run, {str(out)!r})", quiet)
-    with stop_signals() as stop:
-        return trainer.fit(stop)
+    with allowing(allow), allowing(external_names(run_spec(run))):
+        trainer = Trainer(run, Path(out), resume, command or f"gen.train(run, {str(out)!r})", quiet)
+        with stop_signals() as stop:
+            return trainer.fit(stop)
 
 
 class Trainer:
@@ -186,7 +198,7 @@ class Trainer:
                 self.progress.close()
                 if run.trackers:
                     self.accelerator.end_training()
-        return TrainResult(self.folder, self.steps_done, self.val_loss)
+        return TrainResult(self.folder, self.steps_done, self.val_loss, tuple(external_names(run_spec(run))))
 
     def _open(self) -> None:
         run = self.run

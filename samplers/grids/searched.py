@@ -11,6 +11,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import build, spec_of
+from gen.config.trust import names_from
 from gen.diffusion.path import NoisePath
 from gen.samplers.grids.given import checked
 
@@ -31,7 +32,9 @@ class Searched:
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         content = self.read()
-        if build("diffusion.path", content["path"]) != path:
+        with names_from(self.file):
+            own = build("diffusion.path", content["path"])
+        if own != path:
             raise UserError(f"{self.file} holds times for the path {content['path']}, not for {spec_of(path)}")
         return checked(tuple(content["times"]), path, steps, self.file)
 

@@ -37,7 +37,7 @@ def inputs():
 
 
 def test_it_trains_samples_and_is_evaluated(folder):
-    pipeline = gen.load(folder)
+    pipeline = gen.load(folder, allow=("tests",))
     assert isinstance(pipeline.denoiser.net, MyNet) and pipeline.denoiser.net.spec == MyModel(width=8)
     out = pipeline.sample(4, solver="heun", steps=2, guide={"name": "cfg", "scale": 2.0}, seed=0)
     assert out.x.shape == (4, 1, 8, 8) and out.x.isfinite().all()
@@ -48,14 +48,14 @@ def test_it_trains_samples_and_is_evaluated(folder):
 @pytest.mark.parametrize("cache", ["taylorseer", "teacache"])
 def test_a_cache_refuses_a_network_without_sites(folder, cache):
     with pytest.raises(UserError, match="the network calls no tap, so a cache can save nothing"):
-        gen.load(folder).sample(2, cache=cache, steps=4)
+        gen.load(folder, allow=("tests",)).sample(2, cache=cache, steps=4)
 
 
 @pytest.mark.parametrize("engine", ["auto", "fused"])
 @torch.no_grad()
 def test_engines_take_it_in_the_best_dtype_that_it_names(folder, engine, monkeypatch):
     monkeypatch.setattr("gen.models.engines.lib.prepared._fast_dtype", lambda device: (torch.bfloat16, "fast here"))
-    pipeline = gen.load(folder)
+    pipeline = gen.load(folder, allow=("tests",))
     fast, (x, t, cond) = pipeline.prepared(engine), inputs()
     net, exact = fast.denoiser.net, pipeline.denoiser.net(x, t, cond)
     assert isinstance(net, Prepared) and net.about.endswith("(MyNet names no other dtype in compute_dtypes), float32")

@@ -33,13 +33,13 @@ def folder(tmp_path_factory):
 
 
 def test_a_pipeline_samples_with_them_and_its_run_remembers_them(folder):
-    pipeline = gen.load(folder)
+    pipeline = gen.load(folder, allow=("tests",))
     samples = pipeline.sample(4, seed=1)
     assert samples.x.isfinite().all()
     assert samples.nfe == 2 * 2 * 6  # two stages, two predictions
     (report,) = samples.cache
     assert report.evaluations == 24 and 0 < report.fraction < 1 and report.hits > 0
-    assert torch.equal(gen.load(folder).sample(4, seed=1, steps=6, **PARTS).x, samples.x)
+    assert torch.equal(gen.load(folder, allow=("tests",)).sample(4, seed=1, steps=6, **PARTS).x, samples.x)
     parts = {name: getattr(pipeline.sampler, name) for name in PARTS}
     for name, part in parts.items():
         assert build(f"samplers.{name}s", json.loads(json.dumps(spec_of(part)))) == part
@@ -48,19 +48,50 @@ def test_a_pipeline_samples_with_them_and_its_run_remembers_them(folder):
 
 def test_they_are_evaluated(folder):
     options = {"n": 20, "batch_size": 20, "seconds": 0.01, "timed": 2, "metrics": ["kid"]}
-    record = gen.evaluate(gen.load(folder), **options)
+    record = gen.evaluate(gen.load(folder, allow=("tests",)), **options)
     assert record.metrics and record.nfe == 24
     assert record.sampler["solver"]["name"] == PARTS["solver"] and record.cache.fraction < 1
 
 
 def test_the_command_line_takes_them(folder, tmp_path, capsys):
     words = [w for name, part in PARTS.items() for w in (f"--{name}", part if name == "solver" else json.dumps(part))]
-    assert main(["sample", str(folder), "-n", "2", "--steps", "6", *words, "--out", str(tmp_path / "a.png")]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                str(folder),
+                "--allow",
+                "tests",
+                "-n",
+                "2",
+                "--steps",
+                "6",
+                *words,
+                "--out",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 0
+    )
     assert "24 evaluations each" in capsys.readouterr().out
     search = ["search", str(folder), "-n", "2", "--steps", "3", "--budget", "5", "--pool", "4", *words[:6]]
-    assert main([*search, "--out", str(tmp_path / "grid.json")]) == 0
+    assert main([*search, "--allow", "tests", "--out", str(tmp_path / "grid.json")]) == 0
     assert json.loads((tmp_path / "grid.json").read_text())["solver"]["name"] == PARTS["solver"]
-    assert main(["sample", str(folder), "--solver", MINE + "my_solver:Mine", "--out", str(tmp_path / "b.png")]) == 2
+    assert (
+        main(
+            [
+                "sample",
+                str(folder),
+                "--allow",
+                "tests",
+                "--solver",
+                MINE + "my_solver:Mine",
+                "--out",
+                str(tmp_path / "b.png"),
+            ]
+        )
+        == 2
+    )
     assert "cannot find 'tests.contracts.my_solver:Mine'" in capsys.readouterr().err
 
 

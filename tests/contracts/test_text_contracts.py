@@ -134,19 +134,24 @@ def test_mask_path_rises_from_none_to_all_and_trains(run):
     assert (m[0], m[-1]) == (0, 1) and bool((m.diff() > 0).all())
     torch.testing.assert_close(torch.autograd.grad(m.sum(), t)[0], path.rate(t.detach()))
     torch.testing.assert_close(path.weight(t.detach()[1:]), 3 / t.detach()[1:])
-    assert gen.load(run).info["run"]["path"]["name"] == f"{HERE}.my_mask_path:MyMaskPath"
+    assert gen.load(run, allow=("tests",)).info["run"]["path"]["name"] == f"{HERE}.my_mask_path:MyMaskPath"
 
 
 def test_generate_and_gen_decode_take_them(run, capsys):
     """The names of the command line are those of Python, and so are the texts."""
     plain = {key: value for key, value in PARTS.items() if key != "kv_plan"}
-    texts = gen.load(run).generate("copy : a b =", 8, **PARTS).texts
-    assert texts == gen.load(run).generate("copy : a b =", 8, **plain | {"kv_plan": {**PARTS["kv_plan"]}}).texts
+    texts = gen.load(run, allow=("tests",)).generate("copy : a b =", 8, **PARTS).texts
+    assert (
+        texts
+        == gen.load(run, allow=("tests",))
+        .generate("copy : a b =", 8, **plain | {"kv_plan": {**PARTS["kv_plan"]}})
+        .texts
+    )
     line = ["decode", str(run), "--prompt", "copy : a b =", "--gen-length", "8", "--stopping-rules",
             f'[{{"name": "{HERE}.my_stop:MyStop", "tokens": 5}}]', "--policy", PARTS["policy"]["name"],
             "--policy.count", "2", "--block-schedule", PARTS["block_schedule"], "--kv-plan",
             PARTS["kv_plan"]["name"], "--kv_plan.full", "2"]  # fmt: skip
-    assert main(line) == 0
+    assert main([*line, "--allow", "tests"]) == 0
     said = capsys.readouterr()
     assert said.out == f"copy : a b = {texts[0]}\n"
     assert "ended by tests.contracts.my_stop:MyStop" in said.err

@@ -41,14 +41,16 @@ def test_a_user_s_parts_train_and_resume_to_the_bit(tmp_path):
     rows = [row for row in read_metrics(tmp_path / "whole/metrics.jsonl") if "loss" in row]
     assert [round(row["lr"], 9) for row in rows] == [0.1, 0.1, 0.1, 0.01, 0.01, 0.01]
     assert all(row["error"] == pytest.approx(row["loss"]) for row in rows)
-    assert gen.load(tmp_path / "whole").sample(4).x.shape == (4, 1, 8, 8)
+    assert gen.load(tmp_path / "whole", allow=("tests",)).sample(4).x.shape == (4, 1, 8, 8)
 
 
 def test_a_user_s_distiller_distils_and_gives_its_teacher_no_gradient(tmp_path):
     teacher = gen.train(own(steps=2), tmp_path / "teacher", quiet=True).folder
     before = files(teacher / "final")
     method = MINE + "my_distiller:MyDistiller"
-    done = gen.distill(method, teacher, tmp_path / "student", changes={"steps": 2, "seed": 1}, quiet=True)
+    done = gen.distill(
+        method, teacher, tmp_path / "student", changes={"steps": 2, "seed": 1}, quiet=True, allow=["tests"]
+    )
     assert done.step == 2 and files(teacher / "final") == before
     assert checkpoints.read(tmp_path / "student/final")["parent"] == checkpoints.read(teacher / "final")["sha256"]
 
@@ -57,9 +59,9 @@ def test_the_command_line_takes_a_user_s_parts(tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps(run_spec(own(steps=2, objective="denoise", optim="adamw"))))
     words = ["--objective", OWN["objective"], "--objective.weight", "2", "--optim", OWN["optim"], "--quiet"]
     assert main(["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "run"), *words]) == 0
-    told = ["--teacher", str(tmp_path / "run"), "--out", str(tmp_path / "student"), "--quiet"]
+    told = ["--teacher", str(tmp_path / "run"), "--out", str(tmp_path / "student"), "--quiet", "--allow", "tests"]
     assert main(["distill", MINE + "my_distiller:MyDistiller", *told]) == 0
-    assert main(["train", str(tmp_path / "run"), "--print-config"]) == 0
+    assert main(["train", str(tmp_path / "run"), "--print-config", "--allow", "tests"]) == 0
     assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["objective"]["weight"] == 2.0
 
 

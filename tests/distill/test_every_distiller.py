@@ -74,7 +74,7 @@ def test_a_student_of_a_run_folder_resumes_to_the_bit(method, teachers, tmp_path
     info = checkpoints.read(whole.folder / "final")
     assert info["parent"] == checkpoints.read(teacher / "final")["sha256"]
     half = whole.folder / "checkpoints" / "step-0000002"
-    parts = train(run_from(info["run"]), tmp_path / "parts", resume=str(half), quiet=True)
+    parts = train(run_from(info["run"], half), tmp_path / "parts", resume=str(half), quiet=True)
     other = checkpoints.read(parts.folder / "final")
     assert parts.step == 3 and other["files"] == info["files"]
     if nfe is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, build, convert
+from gen.config.trust import external_names
 from gen.diffusion.parameterisation import X0, Eps, V
 from gen.diffusion.path import DDPM
 from gen.models.dit import DiT
@@ -119,16 +120,9 @@ def _note(weights: Weights) -> Json:
     if not isinstance(said, dict) or not set(said.get("model", {})) <= fields:
         raise UserError(f"{file} is none that gen export writes")
     for part in ("path", "parameterisation", "sampler"):
-        if not isinstance(said.get(part), Mapping) or _names_code(said[part]):
+        if not isinstance(said.get(part), Mapping) or external_names(said[part]):
             raise UserError(f"{file}: {part} is {said.get(part)!r}; allowed: a spec of gen's own")
     return said
-
-
-def _names_code(spec: object) -> bool:
-    """Return whether a spec, or a part of it, names a class of another package."""
-    if isinstance(spec, Mapping):
-        return ":" in str(spec.get("name")) or any(_names_code(value) for value in spec.values())
-    return isinstance(spec, list) and any(_names_code(value) for value in spec)
 
 
 def _conventions(weights: Weights, said: Json, model: DiT) -> tuple[Any, Any, Sampler, tuple[str, ...]]:

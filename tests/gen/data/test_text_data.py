@@ -234,7 +234,7 @@ def test_a_run_of_text_is_its_json(make):
         and spec["path"]["name"] == "log_linear"
         and spec["sampler"]["policy"]["name"] == "topk"
     )
-    assert run_from(spec) == run
+    assert run_from(spec, None) == run
 
 
 def test_a_decoding_is_overridden_as_a_sampler_is():
@@ -252,7 +252,7 @@ def test_a_decoding_is_overridden_as_a_sampler_is():
 def test_a_sampler_that_is_neither_is_told_what_it_nearly_is(sampler, owner):
     spec = run_spec(lists()) | {"sampler": sampler}
     with pytest.raises(UserError, match=f"unknown key '(blokcs|stpes)' of {owner}"):
-        run_from(spec)
+        run_from(spec, None)
 
 
 def tiny_text(**changes):

@@ -236,7 +236,7 @@ def test_a_run_round_trips_through_json():
     from gen.training.run import run_from
 
     run = replace(tiny(), micro_batch_size=4)
-    assert run_from(json.loads(json.dumps(run_spec(run)))) == run
+    assert run_from(json.loads(json.dumps(run_spec(run))), None) == run
 
 
 def test_trackers_are_asked_for_by_name_or_not_imported(tmp_path):
