@@ -52,7 +52,7 @@ def test_a_user_s_distiller_distils_and_gives_its_teacher_no_gradient(tmp_path):
         method, teacher, tmp_path / "student", changes={"steps": 2, "seed": 1}, quiet=True, allow=["tests"]
     )
     assert done.step == 2 and files(teacher / "final") == before
-    assert checkpoints.read(tmp_path / "student/final")["parent"] == checkpoints.read(teacher / "final")["sha256"]
+    assert checkpoints.read(tmp_path / "student/final")["parent"] == checkpoints.manifest_of(teacher)["sha256"]
 
 
 def test_the_command_line_takes_a_user_s_parts(tmp_path, capsys):
