@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +93,9 @@ class DisBack(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         return self.method.validate(roles, batch)
+
+    def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
+        return self.method.validate_all(roles, batches)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

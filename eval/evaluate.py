@@ -71,7 +71,7 @@ def evaluate(
         out: folder that the record is written to; RUN/eval for a run folder, else none.
         batch_size: changes nothing but speed and memory.
         seconds: spent on timing.
-        timed: samples in a timed batch, at most.
+        timed: samples in a timed batch, at most; no more than batch_size.
         allow: packages whose names in the run folder are followed, see gen.load.
 
     Returns:
@@ -88,7 +88,7 @@ def evaluate(
         raise UserError(f"evaluate: batch_size = {batch_size!r}; it must be a whole number, at least 1")
     chosen = choose(metrics)
     data = own_data(pipeline) if data is None else data
-    reference = data if isinstance(data, Reference) else Reference.open(data, split, extractor)
+    reference = data if isinstance(data, Reference) else Reference.open(data, split, extractor, batch_size)
     check_shape(pipeline, reference)
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
     how = {key: value for key, value in how.items() if value is not None}
@@ -106,7 +106,7 @@ def evaluate(
         **protocol(reference, pipeline.classes),
         metrics=tuple(m for metric in samples.metrics for m in measurements(metric, samples.kept, reference)),
         floor=FloorInfo(len(other.images), strip(one_of_each(reference.real))) if (other := reference.other) else None,
-        **timing(pipeline, how, min(timed, n), seed, seconds),
+        **timing(pipeline, how, min(timed, n, batch_size), seed, seconds),
         **setting(pipeline),
         command=command(pipeline, folder or pipeline.folder, reference, metrics, options),
         strip=strip(samples.first),

@@ -109,7 +109,7 @@ class Reference:
     whole: RealImages | None = None
 
     @classmethod
-    def open(cls, data: object, split: str = "test", extractor: object = None) -> Reference:
+    def open(cls, data: object, split: str = "test", extractor: object = None, batch_size: int = 250) -> Reference:
         """Open a data set for an extractor, each given as a name, a spec, or an object.
 
         A reference that is a file or a folder is used whole: of a source with a `holdout`, the share that a training
@@ -120,6 +120,7 @@ class Reference:
             data: of gen.data.
             split: "train" or "test", the images that samples are compared with; "all" uses the set whole.
             extractor: of gen.eval.features; None for digits_cnn where images are [1, 8, 8], else pixels.
+            batch_size: images at a time, in the extractor.
 
         Raises:
             UserError: for a split, a data set or an extractor that there is not, and for images that do not go with it.
@@ -138,7 +139,8 @@ class Reference:
         for name in ("train",) if split == "all" else ("train", "test"):
             items = source.open(name)
             images, labels = stack(items)
-            opened[name] = RealImages(images, labels, extract(images), items.fingerprint)
+            features = torch.cat([extract(part) for part in images.split(batch_size)])
+            opened[name] = RealImages(images, labels, features, items.fingerprint)
         train = None if split == "all" else opened["train"]
         whole = opened["train"] if split == "all" else None
         return cls(anchored(spec_of(source)), extract, split, train, opened.get("test"), spec, whole=whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +19,7 @@ from gen.distillers.lib.lora import merge_adapters, with_adapters
 from gen.distillers.lib.teacher import require_data
 from gen.text.decoding import Decoding
 from gen.training.distillation import Distiller
-from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives import Batch, Roles, Step, join
 from gen.training.objectives.lib.masked import TokenBatch, check_mask_token, token_batch, token_losses
 from gen.training.run import Run
 
@@ -113,6 +113,9 @@ class CertaintyDistillation(Distiller):
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the loss on fixed blocks and masks."""
         return self.loss(roles["net"].net, batch)[0]
+
+    def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
+        return float(self.validate(roles, join(batches)))  # a mean over masked tokens
 
 
 def certainty_terms(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from gen.distillers.lib.teacher import require_teacher
 from gen.distillers.rewards import Reward
 from gen.distillers.rewards.classifier import Classifier
 from gen.training.distillation import Distiller
-from gen.training.objectives import Batch, Roles
+from gen.training.objectives import Batch, Roles, join
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run
 
@@ -81,6 +82,9 @@ class PolicyOptimisation(Distiller):
         """Return minus the mean reward on fixed noise."""
         x0, cond = self.sample(roles["net"], whole_groups(batch, self.group_size))
         return -self.rewards(x0, cond)[0].mean()
+
+    def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
+        return float(self.validate(roles, join(batches)))  # a mean over whole groups
 
 
 def group_condition(cond: Cond, n: int, group_size: int) -> Cond:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -96,9 +97,16 @@ class ScoreDistillation(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the energy distance between the student's samples and held-out data, on fixed noise."""
+        return energy_distance(self.student_samples(roles, batch), batch.x)
+
+    def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
+        y = torch.cat([self.student_samples(roles, batch) for batch in batches])
+        return float(energy_distance(y, torch.cat([batch.x for batch in batches])))
+
+    def student_samples(self, roles: Roles, batch: Batch) -> Tensor:
+        """Return the student's samples on the batch's noise."""
         f = roles["net"]
-        y = sample_student(f, batch, fold_in(batch.noise, "student"), self.grid.times(f.path, self.steps))
-        return energy_distance(y, batch.x)
+        return sample_student(f, batch, fold_in(batch.noise, "student"), self.grid.times(f.path, self.steps))
 
 
 def check_same_terms(f: Denoiser, teacher: DenoiserLike) -> None:

@@ -162,7 +162,9 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
     from gen.samplers.caches.searched import SkipSession
     from gen.samplers.grids.given import Given
 
-    real = Reference.open(parse_spec(args.data) or own_data(pipeline), args.split, parse_spec(args.extractor))
+    real = Reference.open(
+        parse_spec(args.data) or own_data(pipeline), args.split, parse_spec(args.extractor), args.batch_size
+    )
     moments = Moments.of_rows(real.real.features.double())
 
     class Mask(Cache):

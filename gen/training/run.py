@@ -75,8 +75,8 @@ class Run:
         sampler: the default way to sample the model; a Decoding for text.
         steps: number of updates.
         batch_size: GLOBAL samples per update, over all processes and micro-batches.
-        micro_batch_size: samples per process and backward pass; gradients accumulate until the batch is full. None for
-            a process's whole share.
+        micro_batch_size: samples per process and pass of the network, in training and validation; gradients accumulate
+            until the batch is full. None for a process's whole share.
         seed: of initialisation, order of the data and noise.
         precision: "no" is float32, "bf16" and "fp16" autocast.
         clip: largest gradient norm, positive.

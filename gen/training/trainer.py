@@ -352,10 +352,10 @@ class Trainer:
         """Return the objective's loss on held-out data, on noise that is always the same."""
         assert self.held_out is not None  # run.validate_every is not 0
         n = min(len(self.held_out), VALIDATION_SAMPLES)
-        items = torch.utils.data.default_collate([{**self.held_out[i], "index": i} for i in range(n)])
-        batch = self._batch(items, -1)
+        items = [{**self.held_out[i], "index": i} for i in range(n)]
+        parts = [torch.utils.data.default_collate(items[i : i + self.micro]) for i in range(0, n, self.micro)]
         roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
-        return float(self.objective.validate(roles, batch))
+        return self.objective.validate_all(roles, [self._batch(part, -1) for part in parts])
 
     def draw_preview(self) -> None:
         """Write samples/step-*.png, or .txt: always from the same noise and labels, or the same held-out prompts."""

@@ -56,7 +56,10 @@ def test_every_method_is_here():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_keeps_the_contract(method):
-    made, contract = build("distillers", method), ("student", "roles", "__call__", "validate", "observe")
+    made, contract = (
+        build("distillers", method),
+        ("student", "roles", "__call__", "validate", "validate_all", "observe"),
+    )
     for member in contract:
         ours, theirs = (list(inspect.signature(getattr(c, member)).parameters) for c in (type(made), Distiller))
         assert ours == theirs, member
@@ -104,6 +107,21 @@ def test_no_gradient_reaches_the_teacher_nor_what_is_frozen(method, teachers, tm
     assert all(p.grad is None for p in held) and own
     moving = {"shortcut", "consistency", "awm", "flow_grpo", "progressive"}  # whose target follows the student
     assert method in moving or all(map(torch.equal, held, before))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_validation_follows_the_micro_batch_and_does_not_depend_on_it(method, teachers, tmp_path, monkeypatch):
+    monkeypatch.setattr("gen.training.trainer.VALIDATION_SAMPLES", 20)
+    kind, _, options = METHODS[method]
+    teacher = teachers(kind)
+    distiller = build("distillers", {"name": method, **options})
+    run = dataclasses.replace(
+        distiller.student(teacher_run(teacher), teacher, tmp_path / "s"), batch_size=8, validate_every=1
+    )
+    trainer, losses = Trainer(run, tmp_path / "t", "never", "test", True), {}
+    for trainer.micro in (20, 8, 3):
+        losses[trainer.micro] = trainer.validate()
+    assert losses[8] == pytest.approx(losses[20], rel=1e-5) and losses[3] == pytest.approx(losses[20], rel=1e-5)
 
 
 # What lies outside its range, or goes with nothing.

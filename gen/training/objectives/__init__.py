@@ -13,16 +13,17 @@ This page is the contract; a class of your own is named "my_package.module:Class
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 
-__all__ = ["Batch", "Objective", "Roles", "Step"]
+__all__ = ["Batch", "Objective", "Roles", "Step", "join"]
 
 Roles = Mapping[str, Any]  # Denoiser by role; under "teacher" any DenoiserLike
 Step = tuple[str | tuple[str, ...], Tensor, dict[str, Tensor]]
@@ -49,6 +50,19 @@ class Batch:
     def normal(self, name: str) -> Tensor:
         """Draw unit noise shaped as x; the same name gives the same noise."""
         return self.noise.normal(name, self.x.shape[1:]).to(self.x)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Return micro-batches of one step as one batch.
+
+    Args:
+        batches: at least one.
+    """
+    first = batches[0]
+    noise = Noise(tuple(seed for batch in batches for seed in batch.noise.seeds))
+    seeds = tuple(seed for batch in batches if batch.origin is not None for seed in batch.origin.seeds)
+    cond = {key: torch.cat([batch.cond[key] for batch in batches]) for key in first.cond}
+    return Batch(torch.cat([batch.x for batch in batches]), cond, noise, Noise(seeds) if seeds else None, first.step)
 
 
 class Objective(Protocol):
@@ -102,6 +116,17 @@ class Objective(Protocol):
             batch: held-out data; the noise is the same at every validation, times are best fixed.
         """
         return next(iter(self(roles, batch)))[1]
+
+    def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
+        """Return the validation loss of all micro-batches: by default the mean over their samples.
+
+        Args:
+            roles: as of `validate`.
+            batches: held-out data. What is no mean over samples is computed from all of them (`join`), so that it does
+                not depend on how they are cut.
+        """
+        losses = [float(self.validate(roles, batch).detach()) * len(batch.x) for batch in batches]
+        return sum(losses) / sum(len(batch.x) for batch in batches)
 
     def observe(self, roles: Roles, logs: dict[str, float]) -> None:
         """React to a step that is done, such as by writing into a role's buffers; nothing by default.

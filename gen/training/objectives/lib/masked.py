@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.text.contracts import positions_between
 from gen.text.mask_path import MaskPath
-from gen.training.objectives import Batch, Objective, Roles, Step
+from gen.training.objectives import Batch, Objective, Roles, Step, join
 
 __all__ = [
     "MaskedObjective",
@@ -105,8 +105,15 @@ class MaskedObjective(Objective):
         yield "net", self.reduce(losses, tokens), logs
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        tokens, t = token_batch(batch), self.times(roles["net"].net, batch, True)
-        return self.reduce(self.losses(roles, tokens, t, self.mask_uniforms(batch))[0], tokens)
+        return torch.tensor(self.validate_all(roles, [batch]), dtype=torch.float64)
+
+    def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
+        whole = join(batches)
+        tokens, t, u = token_batch(whole), self.times(roles["net"].net, whole, True), self.mask_uniforms(whole)
+        sizes = [len(batch.x) for batch in batches]
+        parts = zip(map(token_batch, batches), t.split(sizes), u.split(sizes), strict=True)
+        losses = torch.cat([self.losses(roles, *part)[0] for part in parts])  # [N, L]
+        return float(self.reduce(losses.detach(), tokens))
 
 
 def token_batch(batch: Batch, length: Tensor | None = None) -> TokenBatch:
