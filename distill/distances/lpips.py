@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -36,6 +38,12 @@ class Lpips:
         check_fields(self, size="[32, inf)")
         if self.net not in ("vgg", "alex") or self.pooling not in ("average", "max"):
             raise UserError(f"Lpips: net = {self.net!r}, pooling = {self.pooling!r}; vgg or alex, average or max")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weights as torchvision keeps them; () before they are downloaded."""
+        name = {"vgg": "vgg16", "alex": "alexnet"}[self.net]
+        return tuple(sorted(Path(torch.hub.get_dir(), "checkpoints").glob(f"{name}-*.pth")))
 
     @cached_property
     def network(self) -> nn.Module:

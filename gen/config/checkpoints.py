@@ -224,7 +224,8 @@ def _manifests(folders: Iterable[Path]) -> tuple[dict[Path, Json], dict[Path, Us
             known[path] = read(path, verify=False)
         except UserError as error:
             damaged[path] = error
-    return dict(sorted(known.items(), key=lambda item: age(item[1]), reverse=True)), damaged
+    newest_first = sorted(known.items(), key=lambda item: (*age(item[1]), item[0].name == "final"), reverse=True)
+    return dict(newest_first), damaged
 
 
 def _newest(folders: Iterable[Path]) -> Path | None:

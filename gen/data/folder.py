@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.data.lib.tensors import SPLITS, check_holdout, content_hash, hold_out
+from gen.data.lib.tensors import CHANGED, SPLITS, check_holdout, content_hash, hold_out
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,6 +113,7 @@ class Folder:
             self.flip and split == "train",
             content_hash("folder", options, *(f"{listing.labels[i]} {listing.hashes[i]}" for i in rows)),
             listing.skipped,
+            [listing.hashes[i] for i in rows],
         )
 
     @cached_property
@@ -155,6 +156,8 @@ class Pictures:
         flip: whether the mirrored pictures follow the others.
         fingerprint: sha256 (hex) of files and options.
         skipped: files, by path in the folder, that were left out because they cannot be decoded.
+        hashes: path in the folder, length and sha256 of each file when it was opened; a file that is read and has
+            another is a UserError.
     """
 
     paths: list[Path]
@@ -165,6 +168,7 @@ class Pictures:
     flip: bool
     fingerprint: str
     skipped: list[str]
+    hashes: list[str]
 
     def __len__(self) -> int:
         return len(self.paths) * (2 if self.flip else 1)
@@ -173,7 +177,10 @@ class Pictures:
         i = range(len(self))[i]  # as a list has it: negative from the end, IndexError past it
         row = i % len(self.paths)
         path = self.paths[row]
-        image = fit(_decode(path, _read(path), self.channels, self.background), self.size)
+        data = _read(path)
+        if not self.hashes[row].endswith(_content(data)):
+            raise UserError(f"{path} {CHANGED}")
+        image = fit(_decode(path, data, self.channels, self.background), self.size)
         x = torch.from_numpy(np.array(image)).reshape(self.size, self.size, self.channels).permute(2, 0, 1)
         x = (x.float().contiguous() - 127.5) / 127.5
         x = x if i < len(self.paths) else x.flip(2)
@@ -218,7 +225,7 @@ def _scan(root: Path, size: int, skip_corrupt: bool) -> Listing:
             continue
         listing.files.append(file)
         listing.labels.append(label)
-        listing.hashes.append(f"{file} {len(data)} {hashlib.sha256(data).hexdigest()}")
+        listing.hashes.append(f"{file}{_content(data)}")
     if not listing.files:
         raise UserError(f"{root}: none of its {len(listing.skipped)} pictures can be decoded")
     if listing.skipped:
@@ -280,6 +287,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _content(data: bytes) -> str:
+    return f" {len(data)} {hashlib.sha256(data).hexdigest()}"
 
 
 class Unreadable(UserError):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.data.lib.tensors import check_holdout, check_labels, content_hash, hold_out
+from gen.data.lib.tensors import CHANGED, check_holdout, check_labels, content_hash, hold_out
 
 __all__ = ["Latents"]
 
@@ -103,17 +103,27 @@ class Latents:
         for shard in self._shards:
             with Path(shard.path).open("rb") as stream:
                 hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+            shard.check_unchanged()
         return tuple(hashes)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The header of a file: shape [N, C, H, W], whether there are labels, the shape of the features if used."""
+    """The header of a file: shape [N, C, H, W], whether there are labels, the shape of the features if used.
+
+    `stamp` is size, time of change and inode of the file, by which a change is noticed.
+    """
 
     path: str
     shape: tuple[int, ...]
     labelled: bool
     features: tuple[int, ...] = ()
+    stamp: tuple[int, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if the file is no longer the one that was opened; reading a truncated one kills a process."""
+        if _stamp(self.path) != self.stamp:
+            raise UserError(f"{self.path} {CHANGED}")
 
     def describe(self, first: int = 0) -> str:
         """Return the sizes of the tensors from axis `first` on, in words."""
@@ -148,6 +158,7 @@ class LatentSet:
         i = range(len(self))[i]  # as a list has it: negative from the end, IndexError past it
         row = self.rows[i % len(self.rows)]
         k = bisect.bisect_right(self._ends, row)
+        self.shards[k].check_unchanged()
         if k not in self._files:
             self._files[k] = _open(self.shards[k].path)
         start = row - self._ends[k] + self.shards[k].shape[0]
@@ -166,6 +177,14 @@ class LatentSet:
         return {**self.__dict__, "_files": {}}  # open files do not travel to worker processes
 
 
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        about = Path(path).stat()
+    except OSError:
+        return ()
+    return (about.st_size, about.st_mtime_ns, about.st_ino)
+
+
 def _open(path: str) -> Any:
     from safetensors import SafetensorError, safe_open
 
@@ -177,6 +196,7 @@ def _open(path: str) -> Any:
 
 def _inspect(file: Path, flip: bool, features: bool) -> Shard:
     """Read and check the header of one file."""
+    stamp = _stamp(str(file))
     header = _open(str(file))
     found = {key: (header.get_slice(key).get_shape(), header.get_slice(key).get_dtype()) for key in header.keys()}  # noqa: SIM118
     if "latents" not in found:
@@ -200,4 +220,4 @@ def _inspect(file: Path, flip: bool, features: bool) -> Shard:
     sizes = tuple(found["features"][0]) if features else ()
     if features and flip and tuple(found["features_flip"][0]) != sizes:
         raise UserError(f"{file}: features_flip is {found['features_flip'][0]}, but features is {list(sizes)}")
-    return Shard(str(file), tuple(shape), "labels" in found, sizes)
+    return Shard(str(file), tuple(shape), "labels" in found, sizes, stamp)

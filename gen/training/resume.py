@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,7 @@ from gen.config.spec import Json, anchored, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 
-__all__ = ["Start", "denoiser_of", "load_init", "parent_hash", "resume_from", "versions"]
+__all__ = ["Start", "denoiser_of", "load_init", "resume_from", "versions"]
 
 WEIGHTS_ONLY = "weights without the optimiser's state"
 
@@ -39,21 +40,23 @@ class Start:
     moved: bool = False
 
 
-def resume_from(run: Run, folder: Path, resume: str) -> Start:
+def resume_from(run: Run, folder: Path, resume: str, sources: Mapping[str, str]) -> Start:
     """Return from what a run continues.
 
     Args:
         run: the run.
         folder: its folder.
         resume: "auto", "never" or a path, as of gen.train.
+        sources: the run's fingerprints (gen.training.sources).
 
     Raises:
-        UserError: for a folder or a checkpoint of another run, and if there is nothing whole to continue from.
+        UserError: for a folder or a checkpoint of another run or with other sources, and if there is nothing whole to
+            continue from.
     """
     if (folder / "manifest.json").exists():
         raise UserError(f"{folder} is itself a checkpoint: choose another folder, and start from this one by --init")
     if resume not in ("auto", "never"):
-        return _start_at(run, folder, Path(resume))
+        return _start_at(run, folder, Path(resume), sources)
     newest = checkpoints.newest(folder / "checkpoints")
     if newest is None and any((folder / "checkpoints").glob("step-*")):
         raise UserError(
@@ -63,20 +66,20 @@ def resume_from(run: Run, folder: Path, resume: str) -> Start:
         raise UserError(f"{folder} already holds a run: choose another folder, or resume it")
     if newest is None:
         if (folder / "run.json").exists():
-            _check_same(run, read_json(folder / "run.json")["run"], folder)
+            _check_same(run, sources, read_json(folder / "run.json"), folder)
         if (folder / "final").exists():
             raise UserError(f"{folder} has final/, {WEIGHTS_ONLY}, and no checkpoints: train elsewhere, or remove it")
         return Start()
     manifest = checkpoints.read(newest, verify=False)
-    _check_same(run, manifest["run"], newest)
+    _check_same(run, sources, manifest, newest)
     return Start(newest, tuple(manifest["line"]))
 
 
-def _start_at(run: Run, folder: Path, given: Path) -> Start:
+def _start_at(run: Run, folder: Path, given: Path, sources: Mapping[str, str]) -> Start:
     """Return the start at a given checkpoint, or at the newest one of a given run folder."""
     checkpoint = checkpoints.newest(given / "checkpoints") or checkpoints.locate(given)
     manifest = checkpoints.read(checkpoint, verify=False)
-    _check_same(run, manifest["run"], checkpoint)
+    _check_same(run, sources, manifest, checkpoint)
     if not any(name.startswith("state/") for name in manifest["files"]):
         raise UserError(f"{checkpoint} has {WEIGHTS_ONLY}: resume from one of a run's checkpoints/")
     newest = checkpoints.newest(folder / "checkpoints")
@@ -89,22 +92,34 @@ def _start_at(run: Run, folder: Path, given: Path) -> Start:
     return Start(checkpoint, line, moved=True)
 
 
-def _check_same(run: Run, spec: Json, folder: Path) -> None:
-    ours, theirs = anchored(run_spec(run)), anchored(run_spec(run_from(spec, folder)))
-    changed = [line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key])]
+def _check_same(run: Run, sources: Mapping[str, str], info: Json, folder: Path) -> None:
+    """Compare settings; sources that both runs have by their content, for they may have another name now."""
+    ours, theirs = anchored(run_spec(run)), anchored(run_spec(run_from(info["run"], folder)))
+    there = info.get("sources", {})
+    named = sources.keys() & there.keys()
+    differs = [
+        line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key], named)
+    ]
+    changed = {key for key in named if sources[key] != there[key]}
+    if any(line.startswith("data") for line in differs):  # the data's fingerprints follow their settings
+        changed = {key for key in changed if key.partition(".")[0] not in ("data", "validation")}
     if changed:
+        differs.append(f"the content of {', '.join(sorted(changed))} differs")
+    if differs:
         raise UserError(
-            f"{folder} is of another run: {'; '.join(changed)}. Choose the same settings; or another folder, "
-            f"with --init {folder} to start from these weights"
+            f"{folder} is of another run: {'; '.join(differs)}. Choose the same settings and sources; or another "
+            f"folder, with --init {folder} to start from these weights"
         )
 
 
-def _differences(key: str, ours: object, theirs: object) -> list[str]:
-    """What differs, by dotted key, each in a few words."""
+def _differences(key: str, ours: object, theirs: object, named: Collection[str] = ()) -> list[str]:
+    """What differs, by dotted key, each in a few words; keys in `named` are compared by content elsewhere."""
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        return [line for k in ours for line in _differences(f"{key}.{k}", ours[k], theirs[k])]
+        return [line for k in ours for line in _differences(f"{key}.{k}", ours[k], theirs[k], named)]
     short = [text if len(text) <= 60 else text[:57] + "..." for text in (str(theirs), str(ours))]
-    return [] if ours == theirs else [f"{key} ({short[0]} there, {short[1]} now)"]
+    return [] if ours == theirs or key in named else [f"{key} ({short[0]} there, {short[1]} now)"]
 
 
 def load_init(run: Run, net: nn.Module) -> None:
@@ -143,16 +158,6 @@ def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
     if isinstance(pipeline, Pipeline):
         return cast(Denoiser, pipeline.denoiser)
     return Denoiser(pipeline.net, run_from(pipeline.info["run"], folder).path, cast(Any, None))
-
-
-def parent_hash(run: Run) -> str | None:
-    """Return the manifest's sha256 of the checkpoint a run learns or starts from, or None.
-
-    Args:
-        run: with `teacher` or `init`, or with neither.
-    """
-    parent = run.teacher or run.init
-    return checkpoints.manifest_of(parent)["sha256"] if parent else None
 
 
 def versions() -> dict[str, str]:

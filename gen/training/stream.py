@@ -14,7 +14,7 @@ from gen.data import DataSet
 from gen.diffusion.noise import derive
 from gen.training.run import Run
 
-__all__ = ["ShuffledStream", "StepBatchSampler", "iterate_steps"]
+__all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "iterate_steps"]
 
 
 class ShuffledStream(Dataset[Json]):
@@ -57,6 +57,25 @@ class StepBatchSampler(Sampler[list[int]]):
             first = step * self._run.batch_size + self._rank * self._share
             for i in range(first, first + self._share, self._micro):
                 yield list(range(i, i + self._micro))
+
+
+def batch_sizes(run: Run, world: int) -> tuple[int, int]:
+    """Return the samples of a step per process, and of a micro-batch.
+
+    Args:
+        run: with the sizes of a step's batch and of a process's micro-batch.
+        world: number of processes.
+
+    Raises:
+        UserError: for sizes that do not divide.
+    """
+    if run.batch_size % world:
+        raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
+    share = run.batch_size // world
+    micro = run.micro_batch_size or share
+    if share % micro:
+        raise UserError(f"micro_batch_size = {micro} does not divide the {share} samples of each process")
+    return share, micro
 
 
 def iterate_steps(

@@ -31,10 +31,11 @@ from gen.training.log import MetricsFile, ProgressBar
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview
-from gen.training.resume import denoiser_of, load_init, parent_hash, resume_from, versions
+from gen.training.resume import denoiser_of, load_init, resume_from, versions
 from gen.training.run import Run, run_spec
 from gen.training.signals import Interrupted, stop_signals
-from gen.training.stream import ShuffledStream, iterate_steps
+from gen.training.sources import fingerprints, parent_hash
+from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -109,17 +110,18 @@ class Trainer:
             name = "data" if run.data is None else "objective"
             raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
         self.source, self.objective = run.data, run.objective
-        self.start = resume_from(run, folder, resume)
         check_trackers(run.trackers)
         check_sampler(run)
+        self.data = self.source.open("train")
+        self.held_out = self.source.open("test") if run.validate_every else None
+        self.sources, self.parent = fingerprints(run, self.data, self.held_out), parent_hash(run)
+        self.start = resume_from(run, folder, resume, self.sources)
         self.accelerator = distributed.create_accelerator(run, folder)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.world = self.accelerator.num_processes
-        self.share, self.micro = _batch_sizes(run, self.world)
+        self.share, self.micro = batch_sizes(run, self.world)
         self.mesh = distributed.device_mesh(run, self.accelerator)
         self.quiet = quiet or not self.main
-        self.data = self.source.open("train")
-        self.held_out = self.source.open("test") if run.validate_every else None
         torch.manual_seed(derive("init", run.seed))
         self.nets = self._build_networks()
         self.averages = {
@@ -148,6 +150,8 @@ class Trainer:
         if run.init:
             load_init(run, net)
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
+        if parent_hash(run) != self.parent:
+            raise UserError(f"{run.teacher or run.init} changed while it was read: run this again")
         if run.fused and not state.enable_fused(net):
             raise UserError(f"fused = true, but {type(run.model).__name__} has no blocks that can be: leave it out")
         roles = self.objective.roles(net, self.teacher)
@@ -212,6 +216,7 @@ class Trainer:
                 "command": self.command,
                 "written": written,
                 "versions": versions(),
+                "sources": self.sources,
             }
             checkpoints.write_json(self.folder / "run.json", about)
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
@@ -419,8 +424,8 @@ class Trainer:
             "samples_seen": self.steps_done * run.batch_size,
             "shape": list(self.data[0]["x"].shape),
             "classes": self.source.classes,
-            "data": self.data.fingerprint,
-            "parent": parent_hash(run),
+            "sources": self.sources,
+            "parent": self.parent,
             "scaler": scaler.state_dict() if scaler is not None else {},
             "val_loss": self.val_loss,
             "versions": versions(),
@@ -428,9 +433,6 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         manifest = checkpoints.read(folder)
-        if manifest["data"] != self.data.fingerprint:
-            theirs, ours = manifest["data"][:12], self.data.fingerprint[:12]
-            raise UserError(f"{folder} was trained on other data: its fingerprint is {theirs}, this one's {ours}")
         state.restore(folder, manifest, self.nets, self.averages, self.optims)
         self.steps_done = self.step_saved = manifest["step"]
         self.val_loss, self.scaler_state = manifest["val_loss"], manifest["scaler"]
@@ -438,14 +440,3 @@ class Trainer:
 
 def _due(step: int, every: int, total: int) -> bool:
     return bool(every) and (step % every == 0 or step == total)
-
-
-def _batch_sizes(run: Run, world: int) -> tuple[int, int]:
-    """Samples of a step per process, and of a micro-batch."""
-    if run.batch_size % world:
-        raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
-    share = run.batch_size // world
-    micro = run.micro_batch_size or share
-    if share % micro:
-        raise UserError(f"micro_batch_size = {micro} does not divide the {share} samples of each process")
-    return share, micro

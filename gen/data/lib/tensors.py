@@ -13,7 +13,12 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.diffusion.noise import derive
 
-__all__ = ["SPLITS", "Tensors", "check_holdout", "check_labels", "content_hash", "hold_out", "split_indices"]
+__all__ = [
+    "CHANGED", "SPLITS", "Tensors", "check_holdout", "check_labels", "content_hash", "hold_out", "split_indices",
+]  # fmt: skip
+
+CHANGED = "has changed since the data were opened: put it back and resume, or start a new run"
+
 
 SPLITS = ("train", "test")
 

@@ -1,0 +1,106 @@
+"""Sources of a run: fingerprints of everything outside its settings that decides what it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gen.config import checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import Json, digest
+from gen.data import DataSet
+from gen.training.run import Run, run_from
+
+__all__ = ["fingerprints", "parent_hash"]
+
+
+def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> dict[str, str]:
+    """Return a hash (hex) of the content of each source of a run, by dotted key.
+
+    Sources are "data" and "validation", with the fingerprints of the opened splits; the folders of teacher and init,
+    by the sha256 of the weights they are loaded with and by what these predict; and every other file or folder that a
+    text among the settings names, such as an encoder's or a tokeniser's, by the sha256 over all its bytes (of a folder:
+    over its files' relative names and bytes; a manifest.json stands for the files beside it). A part that reads more
+    than its fields name lists it in an attribute `files`. Where data are kept does not matter, so keys below "data"
+    have its fingerprint; the sampler is left out, as it may be changed.
+
+    Args:
+        run: the run.
+        data: its training split, opened.
+        held_out: its test split, if it is validated.
+
+    Raises:
+        UserError: for a teacher, or weights to start from, that cannot be read.
+    """
+    prints = {"data": data.fingerprint} | ({} if held_out is None else {"validation": held_out.fingerprint})
+    for key, text in _texts(run, ""):
+        if key in ("teacher", "init"):
+            prints[key] = _of_weights(Path(text))
+        elif not key.startswith("sampler.") and _is_path(text):
+            prints[key] = data.fingerprint if key.startswith("data.") else _of_path(Path(text))
+    return prints
+
+
+def parent_hash(run: Run) -> str | None:
+    """Return the manifest's sha256 of the checkpoint a run learns or starts from, or None.
+
+    Args:
+        run: with `teacher` or `init`, or with neither.
+    """
+    parent = run.teacher or run.init
+    return checkpoints.manifest_of(parent)["sha256"] if parent else None
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield every text among the settings, by dotted key."""
+    inner: Json = {}
+    if isinstance(value, str):
+        yield key, value
+    elif dataclasses.is_dataclass(value):
+        inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        inner["files"] = list(map(str, getattr(value, "files", ())))
+    elif isinstance(value, Mapping):
+        inner = dict(value)
+    elif isinstance(value, (list, tuple)):
+        inner = dict(enumerate(value))  # type: ignore[arg-type]
+    for name, part in inner.items():
+        yield from _texts(part, f"{key}.{name}" if key else str(name))
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a text names a file or folder that is there; a mere word never does, whatever lies around."""
+    return (os.sep in text or "." in text) and os.path.exists(text)  # noqa: PTH110 - false for what cannot be a path
+
+
+def _of_weights(folder: Path) -> str:
+    manifest = checkpoints.manifest_of(folder)
+    label = next((f"-{average.label}" for average in run_from(manifest["run"], folder).ema), "")
+    weights = manifest["files"].get(f"{manifest['role']}{label}.safetensors")
+    if weights is None:
+        raise UserError(f"{folder} lacks {manifest['role']}{label}.safetensors")
+    meaning = {key: manifest["run"][key] for key in ("path", "parameterisation")}
+    return digest({"weights": weights["sha256"], **meaning})
+
+
+def _of_path(path: Path) -> str:
+    if not path.is_dir():
+        return _of_file(path)
+    files = []
+    for folder, folders, names in os.walk(path, followlinks=True):
+        whole = "manifest.json" in names
+        folders[:] = [] if whole else sorted(name for name in folders if not name.startswith("."))
+        names = ["manifest.json"] if whole else [name for name in names if not name.startswith(".")]
+        files += [Path(folder, name) for name in sorted(names)]
+    return digest([[file.relative_to(path).as_posix(), _of_file(file)] for file in files])
+
+
+def _of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
