@@ -43,6 +43,7 @@ class DiT(family.Family):
         patch: side of a token's square, pixels; 2, 4 or 8 as published.
         channels: of x; 4 for latents of Stable Diffusion's autoencoder.
         classes: number of labels, 0 for none; the label table has one more row, for "no class".
+        null_class: whether it has; without it the model cannot be guided, nor trained with labels left out.
         width: channels of a token; 384 (S), 768 (B), 1024 (L), 1152 (XL).
         depth: number of blocks; 12, 12, 24, 28.
         heads: of attention; 6, 12, 16, 16.
@@ -75,6 +76,7 @@ class DiT(family.Family):
     freq_shift: int = 0
     mlp_norm_eps: float = 1e-6
     qk_norm: bool = False
+    null_class: bool = True
     mup_base: int | None = None
 
     def __post_init__(self) -> None:

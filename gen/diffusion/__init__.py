@@ -1,6 +1,6 @@
 """The mathematics of continuous diffusion: what this wing offers, with the module that defines it.
 
-    The forward process      NoisePath (Flow, VP, DDPM, Trig, EDM), Prediction                              path
+    The forward process      NoisePath (Flow, VP, DDPM, Trig, GVP, EDM), Prediction                         path
     A network's output       Parameterisation (X0, Eps, V, Velocity, Score, EDMPrecond)         parameterisation
     Networks                 the contract Net, of a NetSpec; members, unwrap                                 net
     Denoisers                the contract DenoiserLike; Denoiser, CountingDenoiser                      denoiser

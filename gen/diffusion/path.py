@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 
-__all__ = ["DDPM", "EDM", "VP", "Flow", "NoisePath", "Prediction", "Trig", "expand"]
+__all__ = ["DDPM", "EDM", "GVP", "VP", "Flow", "NoisePath", "Prediction", "Trig", "expand"]
 
 
 class Prediction(NamedTuple):
@@ -123,7 +123,7 @@ class Flow(NoisePath):
 
 @dataclass(frozen=True)
 class Trig(NoisePath):
-    """alpha = cos t, sigma = sin t, t in [0, pi/2] (sCM, Lu & Song 2024; the GVP path of SiT)."""
+    """alpha = cos t, sigma = sin t, t in [0, pi/2] (sCM, Lu & Song 2024)."""
 
     @property
     def t1(self) -> float:
@@ -143,6 +143,29 @@ class Trig(NoisePath):
 
     def t_from_lambda(self, lam: Tensor) -> Tensor:
         return torch.atan(torch.exp(-lam))
+
+
+@dataclass(frozen=True)
+class GVP(NoisePath):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1] (SiT, Ma et al. 2024): Trig in another unit of time.
+
+    The unit matters to networks: a velocity is pi / 2 times that of Trig.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t * (math.pi / 2))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * (-math.pi / 2)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.alpha(t) * (math.pi / 2)
+
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-lam)) * (2 / math.pi)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def export(run: str | Path, out: str | Path, *, weights: str | None = None, patc
 
 def _expressible(model: DiT, patched: bool) -> None:
     """Raise UserError for what DiTTransformer2DModel has no setting for."""
-    for field, value in {"qk_norm": False, "mlp_ratio": 4.0, "mup_base": None}.items():
+    for field, value in {"qk_norm": False, "mlp_ratio": 4.0, "mup_base": None, "null_class": True}.items():
         if getattr(model, field) != value:
             raise UserError(f"diffusers' DiT has {field} {value} built in; this model has {getattr(model, field)}")
     if not model.classes:

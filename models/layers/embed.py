@@ -103,11 +103,11 @@ class GaussianTimeEmbedding(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """One learned row per class and a last one, number `classes`, for "no class": y int64 [B] -> [B, width]."""
+    """One learned row per class and, with `null`, a last one for "no class": y int64 [B] -> [B, width]."""
 
-    def __init__(self, classes: int, width: int):
+    def __init__(self, classes: int, width: int, null: bool = True):
         super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, width)
+        self.embedding_table = nn.Embedding(classes + null, width)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)

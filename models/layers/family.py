@@ -49,6 +49,8 @@ class FamilyNet(nn.Module):
         """Return cond with the label "no class", the one after the last; cond itself without classes."""
         if not self.spec.classes:
             return dict(cond)
+        if not getattr(self.spec, "null_class", True):
+            raise UserError(f"this {type(self.spec).__name__} has no class that means none: it cannot be guided by one")
         return {**cond, "y": torch.full_like(labels(self.spec, cond), self.spec.classes)}
 
 

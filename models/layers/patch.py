@@ -54,7 +54,8 @@ class PatchNet(family.FamilyNet):
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
         self.add_positions()
         self.t_embedder = self.time_embedding()
-        self.y_embedder = ClassEmbedding(spec.classes, spec.width) if spec.classes else None
+        null = getattr(spec, "null_class", True)
+        self.y_embedder = ClassEmbedding(spec.classes, spec.width, null) if spec.classes else None
 
     def add_positions(self) -> None:
         """Add the modules that encode positions; DiT's fixed table."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import Json
+from gen.diffusion.path import Flow, NoisePath
 from gen.models.interop.weights import State, Weights
 from gen.models.layers.embed import grid_embedding
 from gen.training.run import Run
@@ -201,17 +202,34 @@ def check_pos_embed(reader: Reader, width: int, name: str = "pos_embed", front: 
 
 
 def cfg_spec(
-    model: Any, scale: float, channels: int | None = None, interval: Iterable[float] | None = None
+    model: Any,
+    scale: float,
+    channels: int | None = None,
+    until: float | None = None,
+    path: NoisePath | None = None,
 ) -> Json | None:
-    """Return classifier-free guidance as a spec; None for a model without classes.
+    """Return classifier-free guidance as a spec; None for a model without classes, or without "no class".
 
     Args:
         model: the model's spec.
         scale: of the guide.
         channels: number of the first channels that are guided, None for all.
-        interval: of sigma / alpha; on flow, t up to 0.7 are the levels up to 0.7 / 0.3.
+        until: the last time t that is guided, on the path; None for all.
+        path: the model's; None for flow.
     """
-    if not model.classes:
+    if not model.classes or not getattr(model, "null_class", True):
         return None
     few = None if channels is None or model.channels <= channels else channels
-    return {"name": "cfg", "scale": scale, "channels": few, "interval": None if interval is None else list(interval)}
+    interval = None if until is None else [0.0, _level(path or Flow(), until)]
+    return {"name": "cfg", "scale": scale, "channels": few, "interval": interval}
+
+
+def _level(path: NoisePath, t: float) -> float:
+    """Return sigma / alpha at a time, the unit of a guide's interval.
+
+    Args:
+        path: the path.
+        t: the time.
+    """
+    time = torch.tensor(t, dtype=torch.float64)
+    return float(path.sigma(time) / path.alpha(time))

@@ -55,7 +55,7 @@ class DDTWeights:
             "qk_norm": dim is not None,
         }
         model = build_spec(DDT, preset, fields)
-        guide = cfg_spec(model, 3.0 if self.size > 32 else 2.0, interval=(0.0, 0.7 / 0.3))
+        guide = cfg_spec(model, 3.0 if self.size > 32 else 2.0, until=0.7)
         sampler = Sampler(solver="euler", steps=250, grid=LAST_STEP, guide=guide)
         run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
         said = f"size {self.size} and patch {self.patch} are not in the weights: as --from has them"

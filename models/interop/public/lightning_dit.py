@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen.diffusion.parameterisation import Velocity
-from gen.diffusion.path import Flow
 from gen.models.interop.lib.dit_layout import read_dit_layout
 from gen.models.interop.lib.inferred import Conversion, cfg_spec
+from gen.models.interop.lib.settings import transport
 from gen.models.interop.weights import Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
@@ -35,14 +34,15 @@ class LightningDiTWeights:
         return "blocks.0.mlp.w12.weight" in names and "pos_embed" in names and "t_embedder.W" not in names
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
+        path, parameterisation = transport(weights, "data", ("velocity",))
         model, notes = read_dit_layout(
-            weights.tensors, "LightningDiT", None, preset, owner=LightningDiT, mlp="w12", time_convention="data"
+            weights, "LightningDiT", None, preset, owner=LightningDiT, mlp="w12", time_convention="data"
         )
         sampler = Sampler(
             solver="euler",
             steps=249,
             grid={"name": "shift", "shift": 1 / 0.3},
-            guide=cfg_spec(model, 6.7, channels=3, interval=(0.0, 0.875 / 0.125)),
+            guide=cfg_spec(model, 6.7, channels=3, until=0.875, path=path),
         )
-        run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
+        run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
         return Conversion(run, weights.tensors, LATENT, notes=notes)

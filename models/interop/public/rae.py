@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
-from gen.diffusion.parameterisation import Velocity
-from gen.diffusion.path import Flow
 from gen.models.dit_dh import DiTDH
 from gen.models.interop.lib.dit_layout import read_dit_layout
 from gen.models.interop.lib.inferred import Conversion, Reader, build_spec, check_pos_embed
 from gen.models.interop.lib.rope_table import check_rope, head_width
+from gen.models.interop.lib.settings import transport
 from gen.models.interop.weights import State, Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
@@ -44,15 +43,16 @@ class RAEWeights:
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         tensors = weights.tensors
+        path, parameterisation = transport(weights, "noise", ("velocity",))
         if "s_embedder.proj.weight" in tensors:
             model, notes = self._wide(tensors, preset)
         else:
             model, notes = read_dit_layout(
-                tensors, "RAE", None, preset, owner=LightningDiT, mlp="w12", time="gaussian", time_convention="noise"
+                weights, "RAE", None, preset, owner=LightningDiT, mlp="w12", time="gaussian", time_convention="noise"
             )
         shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
         sampler = Sampler(solver="euler", steps=49, grid={"name": "shift", "shift": shift, "stop": 0.001})
-        run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
+        run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
         return Conversion(run, tensors, LATENT, notes=notes)
 
     def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:

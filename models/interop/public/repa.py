@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from gen.config.fields import check_fields
-from gen.diffusion.parameterisation import Velocity
-from gen.diffusion.path import Flow
 from gen.models.interop.lib.dit_layout import is_dit_layout, read_dit_layout
-from gen.models.interop.lib.inferred import SD_VAE, SDE, Conversion, Reader, cfg_spec
+from gen.models.interop.lib.inferred import SDE, Conversion, Reader, cfg_spec
+from gen.models.interop.lib.settings import transport, vae_latent
 from gen.models.interop.weights import State, Weights
 from gen.training.run import Run, Sampler
 
@@ -23,15 +22,19 @@ __all__ = ["REPAWeights", "without_projectors"]
 class REPAWeights:
     """The velocity towards noise; t = 1 is the noise. Projectors, which sampling never calls, are left out.
 
+    The path is linear unless the file's settings say that it is cosine.
+
     Guided by 1.8 on all channels for t <= 0.7, as the repository says to.
 
     Attributes:
-        heads: of attention; None for those of the published sizes.
+        heads: of attention; None for those of the settings or of the published sizes.
+        classes: number of classes; None for the settings' or, where there are none, one less than the table has rows.
         sampler: "sde" as the repository says to, 249 Euler-Maruyama steps to t = 0.04 and one to data; "ode" for its
             euler_sampler, 250 equal steps.
     """
 
     heads: int | None = None
+    classes: int | None = None
     sampler: Literal["sde", "ode"] = "sde"
 
     def __post_init__(self) -> None:
@@ -42,11 +45,13 @@ class REPAWeights:
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         tensors, dropped = without_projectors(_renumbered(weights.tensors))
-        model, notes = read_dit_layout(tensors, "REPA", self.heads, preset)
-        guided = cfg_spec(model, 1.8, interval=(0.0, 0.7 / 0.3))
+        weights = replace(weights, tensors=tensors)
+        path, parameterisation = transport(weights, "noise", ("velocity",))
+        model, notes = read_dit_layout(weights, "REPA", self.heads, preset, classes=self.classes)
+        guided = cfg_spec(model, 1.8, until=0.7, path=path)
         sampler = Sampler(**(SDE if self.sampler == "sde" else {"solver": "euler", "steps": 250}), guide=guided)
-        run = Run(model=model, path=Flow(), parameterisation=Velocity(), sampler=sampler, ema=())
-        return Conversion(run, tensors, SD_VAE, dropped, notes)
+        run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
+        return Conversion(run, tensors, vae_latent(weights), dropped, notes)
 
 
 def without_projectors(tensors: State) -> tuple[dict[str, Tensor], dict[str, str]]:

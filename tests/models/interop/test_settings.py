@@ -1,0 +1,137 @@
+"""What a file says of its own training is heard: path and prediction, the model's name, the number of classes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+import pytest
+import torch
+
+import gen
+from gen.config.errors import UserError
+from gen.config.spec import override
+from gen.diffusion.path import GVP, Flow
+from gen.models.interop.checkpoints import import_checkpoint
+from tests.models.interop import published
+
+
+def imported(tmp_path, state, settings, origin=None, name="args"):
+    torch.save({"ema": state, name: settings}, tmp_path / "a.pt")
+    done = import_checkpoint(tmp_path / "a.pt", origin, out=tmp_path / "out")
+    return done, gen.load(tmp_path / "out")
+
+
+def sit_path(kind, t):
+    """SiT's alpha, sigma and their slopes at its own time t, whose 1 is the data: paths as its transport has them."""
+    if kind == "Linear":
+        return t, 1 - t, 1.0, -1.0
+    if kind == "GVP":
+        c, s = math.cos(math.pi * t / 2), math.sin(math.pi * t / 2)
+        return s, c, math.pi / 2 * c, -math.pi / 2 * s
+    log = -0.25 * (1 - t) ** 2 * 19.9 - 0.5 * (1 - t) * 0.1
+    slope = 0.5 * (1 - t) * 19.9 + 0.05
+    a = math.exp(log)
+    s = math.sqrt(1 - a**2)
+    return a, s, a * slope, -(a**2) * slope / s
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("kind", ["Linear", "GVP", "VP"])
+@torch.no_grad()
+def test_a_sit_of_any_path_and_prediction_predicts_the_data(tmp_path, kind, prediction):
+    """All were imported as linear velocities."""
+    settings = argparse.Namespace(model="SiT-S/2", path_type=kind, prediction=prediction)
+    _, pipeline = imported(tmp_path, published.dit(), settings)
+    f, g = pipeline.denoiser, torch.Generator().manual_seed(0)
+    net = f.net.double()
+    x, cond, t = torch.randn(3, 4, 8, 8, generator=g).double(), {"y": torch.tensor([1, 2, 3])}, 0.7
+    raw = type(net)(override(net.spec, {"time_convention": "noise"})).double()
+    raw.load_state_dict(net.state_dict())
+    out = raw(x, torch.full((3,), t, dtype=torch.float64), cond)
+    a, s, da, ds = sit_path(kind, t)
+    eps = {"velocity": (a * out - da * x) / (a * ds - s * da), "noise": out, "score": -s * out}[prediction]
+    ours = f(x, torch.tensor(1 - t, dtype=torch.float64), cond)
+    torch.testing.assert_close(ours.eps, eps, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.x0, (x - s * eps) / a, rtol=1e-9, atol=1e-9)
+    net.float()
+    assert torch.isfinite(pipeline.sample(2, steps=4).x).all()
+
+
+@pytest.mark.parametrize("make", [published.repa, published.reg], ids=["repa", "reg"])
+def test_a_cosine_path_is_repas(tmp_path, make):
+    settings = argparse.Namespace(model="SiT-XL/2", path_type="cosine", prediction="v")
+    done, pipeline = imported(tmp_path, make(), settings)
+    assert done.run.path == GVP()
+    low = 0.7 if make is published.repa else 0.85
+    assert pipeline.sampler.guide.interval[1] == pytest.approx(math.tan(low * math.pi / 2))
+    assert torch.isfinite(pipeline.sample(2, steps=3).x).all()
+
+
+def test_gvp_is_trig_in_another_unit_of_time():
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    trig, at = gen.build("diffusion.path", "trig"), t * math.pi / 2
+    for name, factor in {"alpha": 1, "sigma": 1, "dalpha": math.pi / 2, "dsigma": math.pi / 2}.items():
+        torch.testing.assert_close(getattr(GVP(), name)(t), factor * getattr(trig, name)(at))
+    torch.testing.assert_close(GVP().t_from_lambda(GVP().lam(t)), t)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "words"),
+    [
+        (published.dit, {"model": "SiT-S/2", "path_type": "Cubic"}, "path_type cubic, prediction velocity; allowed"),
+        (published.dit, {"model": "SiT-S/2", "prediction": "x0"}, "prediction x0; allowed: linear, gvp"),
+        (published.repa, {"path_type": "linear", "prediction": "x"}, "prediction x; allowed: .* with velocity$"),
+        (published.lightning_dit, {"transport": {"prediction": "noise"}}, "prediction noise; allowed"),
+        (published.rae, {"transport": {"prediction": "score"}}, "prediction score; allowed"),
+    ],
+    ids=["path", "sit", "repa", "lightning_dit", "rae"],
+)
+def test_what_is_not_known_is_refused_by_name(tmp_path, make, settings, words):
+    with pytest.raises(UserError, match=words):
+        imported(tmp_path, make(), settings, name="config")
+
+
+def test_sections_of_omegaconf_and_of_lightning_are_heard(tmp_path):
+    config = {"transport": {"path_type": "GVP", "prediction": "velocity"}, "model": {"model_type": "LightningDiT-B/1"}}
+    assert imported(tmp_path, published.lightning_dit(), config, name="config")[0].run.path == GVP()
+
+
+@pytest.mark.parametrize("family", ["DiT", "SiT"])
+def test_the_models_name_tells_dit_from_sit(tmp_path, family):
+    settings = argparse.Namespace(model=f"{family}-XL/2")
+    done, _ = imported(tmp_path, published.dit(), settings)
+    assert done.origin == family.lower()
+    other = {"DiT": "sit", "SiT": "dit"}[family]
+    with pytest.raises(UserError, match=f"settings are of a {family}, not of a .*: give --from {family.lower()}"):
+        import_checkpoint(tmp_path / "a.pt", other, out=tmp_path / "b")
+
+
+def test_heads_and_autoencoder_are_those_of_the_settings(tmp_path):
+    settings = argparse.Namespace(model="DiT-XL/2", num_heads=16, vae="mse")
+    done, _ = imported(tmp_path, published.dit(), settings)
+    assert (done.run.model.heads, done.latent["autoencoder"]) == (16, "stabilityai/sd-vae-ft-mse")
+
+
+def test_ten_classes_without_no_class_are_ten(tmp_path):
+    """They were imported as nine, the last of which was taken for no class."""
+    state = published.dit()
+    state["y_embedder.embedding_table.weight"] = state["y_embedder.embedding_table.weight"][:10]
+    done, pipeline = imported(tmp_path, state, argparse.Namespace(model="DiT-S/2", num_classes=10))
+    assert (done.run.model.classes, done.run.model.null_class, pipeline.sampler.guide) == (10, False, None)
+    assert pipeline.sample(2, [0, 9], steps=2).x.shape == (2, 4, 8, 8)
+    with pytest.raises(UserError, match="no class that means none"):
+        pipeline.sample(2, steps=2, guide="cfg")
+    torch.save(state, tmp_path / "b.pt")
+    with pytest.raises(UserError, match="has 10 rows, and the weights do not show"):
+        import_checkpoint(tmp_path / "b.pt", "dit", out=tmp_path / "b")
+    nine = import_checkpoint(tmp_path / "b.pt", {"name": "dit", "classes": 9}, out=tmp_path / "b").run.model
+    assert (nine.classes, nine.null_class) == (9, True)
+    with pytest.raises(UserError, match="10 rows for 4 classes"):
+        import_checkpoint(tmp_path / "b.pt", {"name": "dit", "classes": 4}, out=tmp_path / "c")
+
+
+def test_settings_that_say_nothing_change_nothing(tmp_path):
+    done, _ = imported(tmp_path, published.dit(), {"lr": 1e-4, "global_batch_size": 256}, "sit", name="hparams")
+    assert done.run.path == Flow() and json.dumps(done.latent)
