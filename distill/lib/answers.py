@@ -141,11 +141,12 @@ def make_answer_store(
     opened = data.open("train")
     generator = torch.Generator().manual_seed(derive("answers", 0))
     order = torch.randperm(len(opened), generator=generator)[:n].tolist()
+    unknown = {"length"} if length is None and "length" not in opened[0] else set()  # as the prompts' data have it
 
     def rows(first: int, count: int) -> dict[str, Tensor]:
         batch = _prompts(teacher, [opened[i] for i in order[first : first + count]], length, first)
         parts = [generate(batch[a : a + BATCH]) for a in range(0, count, BATCH)]
-        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+        return {key: torch.cat([p[key] for p in parts]) for key in parts[0] if key not in unknown}
 
     parent = parent_hash(teacher.folder)
     about = {"parent": parent, "prompts": opened.fingerprint, "shape": [teacher.length], **about}
@@ -156,13 +157,8 @@ def make_answer_store(
 def _prompts(
     teacher: TextPipeline, items: Sequence[Mapping[str, Tensor]], length: int | None, first: int
 ) -> PromptBatch:
-    """The prompts of items; an item without one begins with the first quarter of itself."""
-    prompts, lengths = list[list[int]](), list[int]()
-    for item in items:
-        end = int(item.get("length", torch.tensor(len(item["x"]))))
-        start = int(item.get("prompt", torch.tensor(0))) or end // 4
-        prompts.append(item["x"][:start].tolist())
-        lengths.append(max(1, end - start) if length is None else length)
+    prompts, room = (list(each) for each in zip(*(teacher.prompt_of(item) for item in items), strict=True))
+    lengths = room if length is None else [length] * len(items)
     teacher.lengths(prompts, lengths)
     return PromptBatch(prompts, lengths, sample_seeds(0, len(items), first))
 

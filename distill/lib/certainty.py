@@ -93,7 +93,7 @@ class CertaintyDistillation(Distiller):
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over both views, and logs of their mean."""
-        tokens, mask = token_batch(batch), unwrap(net).mask_token_id
+        tokens, mask = token_batch(batch, net), unwrap(net).mask_token_id
         block, first = self.masks(net, tokens, batch)
         masked = [block & first, block & ~first] if self.complementary else [block & first]
         after = tokens.trained & (block.long().cumsum(1) == block.sum(1, keepdim=True)) & ~block

@@ -23,9 +23,10 @@ class DataSet(Protocol):
 
     Images: {"x": float32 [C, H, W] in [-1, 1]}, with labels also "y": int64 0-d. Every further key is handed to the
     network as a condition of its name, batched, but for "origin": the int64 seed of the noise a pair's x came from.
-    Text: {"x": int64 [L], "prompt": int64 0-d, "length": int64 0-d}: the first `prompt` tokens are given, never masked
-    and never trained; from position `length` on there is padding (the tokeniser's first end-of-text token), which no
-    other token attends to.
+    Text: {"x": int64 [L], "prompt": int64 0-d}: the first `prompt` tokens are given, never masked and never trained; a
+    text that is shorter than L ends with the tokeniser's first end-of-text token, which fills the rest too. Objectives
+    train some of those (gen.training.objectives.lib.masked.window_ends). With "length", int64 0-d, the data decide:
+    from that position on there is padding, which no other token attends to. It must not tell how long a text is.
 
     Attributes:
         fingerprint: a hash (hex) of the content and of every option that changes it; a run resumes on equal ones only.

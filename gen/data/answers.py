@@ -23,7 +23,7 @@ __all__ = ["Answers"]
 class Answers:
     """A folder of texts that gen.distillers.lib.answers wrote, and how they were decoded.
 
-    Items are {"x": int64 [L], "prompt", "length": int64 0-d}, padded from position `length` on, with "commit_step"
+    Items are {"x": int64 [L], "prompt": int64 0-d}, with "length" where the prompts' data have one, with "commit_step"
     int64 [L], the step that committed each token, or with the columns of a replay (gen.distillers.learn2pd).
 
     Attributes:

@@ -24,9 +24,11 @@ Window = tuple[list[int], int]  # tokens, and how many of the first are a prompt
 class Text:
     """Windows of `length` tokens of text files, or prompts and responses of JSONL.
 
-    A text ends with the tokenizer's first end-of-text token, and its last window is padded. A line of JSONL holds
-    "text", or "prompt" and "response": the latter is one window, its prompt is not trained, and a response that does
-    not fit is cut off. The same windows are held out always.
+    A text ends with the tokenizer's first end-of-text token, and more of them fill its last window; how many of those
+    are seen and trained is the objective's business (gen.training.objectives.lib.masked.window_ends), so that nothing
+    tells a model how long a text is. A line of JSONL holds "text", or "prompt" and "response": the latter is one
+    window, its prompt is not trained, and a response that does not fit is cut off. The same windows are held out
+    always.
 
     Attributes:
         path: a file, a glob or a folder (all below it that ends in .txt, .md or .jsonl); None for the 79 pages of
@@ -74,8 +76,8 @@ class Text:
         x = torch.full((len(rows), self.length), self.tokenizer.eos_token_ids[0], dtype=torch.int32)
         for row, i in zip(x, rows, strict=True):
             row[: len(found[i][0])] = torch.tensor(found[i][0], dtype=torch.int32)
-        prompt, length = (torch.tensor(v) for v in zip(*((found[i][1], len(found[i][0])) for i in rows), strict=True))
-        return Windows(x, prompt, length, content_hash("text", x, prompt, length))
+        prompt = torch.tensor([found[i][1] for i in rows])
+        return Windows(x, prompt, content_hash("text", x, prompt))
 
     def texts(self) -> Iterator[str | tuple[str, str]]:
         """Yield whole texts, or pairs of prompt and response."""
@@ -123,18 +125,17 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Items {"x": int64 [L], "prompt": int64 0-d, "length": int64 0-d}; from a length on there are stop tokens."""
+    """Items {"x": int64 [L], "prompt": int64 0-d}; end-of-text tokens fill the rest of a text's last window."""
 
     x: Tensor
     prompt: Tensor
-    length: Tensor
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {"x": self.x[i].long(), "prompt": self.prompt[i], "length": self.length[i]}
+        return {"x": self.x[i].long(), "prompt": self.prompt[i]}
 
 
 def _read(file: Path) -> str:

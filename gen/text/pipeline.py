@@ -18,6 +18,7 @@ from gen.diffusion.noise import sample_seeds
 from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
 from gen.text.loop import decode, decode_steps, lengths_of
+from gen.text.tokenizers import text_end
 
 __all__ = ["GeneratedTexts", "TextPipeline", "engine_of"]
 
@@ -197,6 +198,15 @@ class TextPipeline:
         if not ids:
             raise UserError('generate: no prompts; an empty one is ""')
         return ids
+
+    def prompt_of(self, item: Mapping[str, Tensor]) -> tuple[list[int], int]:
+        """Return the prompt of an item of text data and the number of tokens after it.
+
+        An item without a prompt begins with the first quarter of its text.
+        """
+        x = item["x"]
+        start = int(item.get("prompt", 0)) or int(text_end(x, self.net.eos_token_ids)) // 4
+        return x[:start].tolist(), max(1, int(item.get("length", len(x))) - start)
 
     def encode(self, text: str) -> list[int]:
         """Return a string's ids."""

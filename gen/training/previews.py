@@ -47,24 +47,16 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
 def _write_texts(
     how: Decoding, net: Any, source: DataSource | None, data: DataSet, file: Path, device: torch.device
 ) -> None:
-    """One paragraph per prompt: the prompt, what the model writes after it, and what the data have there.
-
-    An item without a prompt begins with the first quarter of itself.
-    """
+    """One paragraph per prompt: the prompt, what the model writes after it, and what the data have there."""
     tokenizer = getattr(source, "tokenizer", None)
     assert tokenizer is not None  # text data have one
     pipeline = TextPipeline(net, tokenizer, how, device=device)
     items = [data[i] for i in range(min(PROMPTS, len(data)))]
-    prompts, lengths = [], []
-    for item in items:
-        end = int(item.get("length", len(item["x"])))
-        start = int(item.get("prompt", 0)) or end // 4
-        prompts.append(item["x"][:start])
-        lengths.append(max(1, end - start))
+    prompts, lengths = zip(*(pipeline.prompt_of(item) for item in items), strict=True)
     lines = []
     texts = pipeline.generate(prompts, lengths).texts
     for item, prompt, length, text in zip(items, prompts, lengths, texts, strict=True):
         truth = pipeline.text(item["x"][len(prompt) : len(prompt) + length])
-        lines.append(f"> {tokenizer.decode(prompt.tolist())}\n{text}\n({truth})\n")
+        lines.append(f"> {tokenizer.decode(prompt)}\n{text}\n({truth})\n")
     file.parent.mkdir(exist_ok=True)
     file.write_text("\n".join(lines), encoding="utf-8")

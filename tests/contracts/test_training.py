@@ -84,7 +84,7 @@ def test_data_are_what_their_source_says(source):
             assert (
                 item["x"].dtype == torch.int64 and 0 <= int(item["x"].min()) <= int(item["x"].max()) < source.vocab_size
             )
-            assert 0 <= int(item["prompt"]) <= int(item["length"]) <= len(item["x"])
+            assert 0 <= int(item["prompt"]) <= int(item.get("length", len(item["x"]))) <= len(item["x"])
         else:
             assert item["x"].dtype == torch.float32 and ("y" in item) == (source.classes > 0)
             assert "y" not in item or 0 <= int(item["y"]) < source.classes

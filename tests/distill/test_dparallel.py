@@ -1,6 +1,7 @@
 """dParallel: whom its entropy moves, what its views show, what its student is made from, and adapters."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import build, spec_of
 from gen.data.answers import Answers
+from gen.data.pairs import PairSet
+from gen.diffusion.noise import training_noise
 from gen.distillers.dparallel import DParallel
 from gen.distillers.lib.answers import is_correct, make_answers
 from gen.distillers.lib.certainty import certainty_terms, random_block
@@ -19,8 +22,9 @@ from gen.distillers.lib.shards import ShardPlan
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoding
+from gen.training.objectives import Batch
 from gen.training.objectives.lib.masked import token_batch
-from tests.distill.texts import LISTS, Given, roles, texts, tiny_text
+from tests.distill.texts import LISTS, Easy, Given, roles, texts, tiny_text
 
 MASK = 4
 
@@ -76,7 +80,7 @@ def test_the_views_complement_each_other_in_one_block(block):
     x = torch.arange(10).remainder(MASK).expand(40, 10)
     net = Given(torch.zeros(10, MASK + 1, dtype=torch.float64), MASK)
     batch = texts(x, 2, torch.arange(40) % 5 + 5)
-    tokens = token_batch(batch)
+    tokens = token_batch(batch, net)
     DParallel(block=block).loss(net, batch)
     first, second = (view == MASK for view in net.seen[0].chunk(2))
     inside = random_block(net, tokens, block, batch.noise.uniform("block"))
@@ -97,7 +101,7 @@ def test_the_views_complement_each_other_in_one_block(block):
 
 def test_the_blocks_of_a_block_causal_network_are_its_own():
     net = Given(torch.zeros(10, MASK + 1), MASK, block=4)
-    tokens = token_batch(texts(torch.zeros(30, 10, dtype=torch.int64), 3, 9))
+    tokens = token_batch(texts(torch.zeros(30, 10, dtype=torch.int64), 3, 9), net)
     rows = {tuple(row.nonzero()[:, 0].tolist()) for row in random_block(net, tokens, 32, torch.linspace(0, 0.999, 30))}
     assert rows == {(3,), (4, 5, 6, 7), (8,)}
 
@@ -157,6 +161,35 @@ def test_answers_are_the_teacher_s_own_and_right(teacher, tmp_path):
     assert torch.equal(when >= 0, inside)
     stops = x == taught.net.eos_token_ids[0]
     assert bool(stops[~inside & (torch.arange(x.shape[1]) >= rows["length"][:, None])].all())
+
+
+class Open(Easy):
+    """Lists whose items do not say where a window ends."""
+
+    def open(self, split):
+        data = super().open(split)
+        return PairSet({k: torch.stack([data[i][k] for i in range(40)]) for k in ("x", "prompt")}, "open")
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_answers_do_not_tell_how_long_they_are_where_the_data_do_not(teacher, tmp_path, block_size):
+    """A student sees the end-of-text tokens behind its teacher's answers as far as behind the data's own."""
+    source, taught = Open(("copy",), low=2, high=3, items=5, n=400), gen.load(teacher)
+    answers = make_answers(taught, source, tmp_path, 30, only_correct=False, plan=ShardPlan(quiet=True))
+    rows = answers.open("train").columns
+    stop, n = taught.net.eos_token_ids[0], LISTS.shape[0]
+    assert "length" not in rows
+    texts_ = zip(rows["x"], rows["prompt"].tolist(), strict=True)
+    first = [next((i for i in range(p, n) if x[i] == stop), n - 1) for x, p in texts_]
+    assert all(set(x[i + 1 :].tolist()) <= {stop} for x, i in zip(rows["x"], first, strict=True)) and min(first) < n - 4
+    net = SimpleNamespace(block_size=block_size, eos_token_ids=(stop,))
+    found = []
+    for step in range(50):
+        batch = Batch(rows["x"], {"prompt": rows["prompt"]}, training_noise(0, step, range(len(first))), step=step)
+        found.append(token_batch(batch, net).length.tolist())
+    for i, each in zip(first, zip(*found, strict=True), strict=True):
+        assert set(each) == ({min(n, (i // 4 + 1) * 4)} if block_size else set(range(i + 1, n + 1)) & set(each))
+        assert block_size or i > n - 3 or len(set(each)) > 2
 
 
 def test_a_store_is_resumed_and_knows_its_own(teacher, tmp_path):

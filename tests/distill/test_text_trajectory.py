@@ -58,7 +58,7 @@ def test_masks_are_the_states_that_the_teacher_was_in(teacher, tmp_path, length)
         for k in range(7):
             method = Trajectory(blocks=(length,), ratio=(0.0, k / 6), ramp_updates=1)
             batch = texts(x, start, end, step=5, commit_step=item["commit_step"])
-            inside, hit = method.masks(net, token_batch(batch), batch)
+            inside, hit = method.masks(net, token_batch(batch, net), batch)
             n = int(inside.sum())
             assert int(hit.sum()) == round(n * k / 6) and not bool((hit & ~inside).any())
             mine = inside[0, start:end]

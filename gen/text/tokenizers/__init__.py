@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["id_fields"]
+import torch
+from torch import Tensor
+
+__all__ = ["id_fields", "text_end"]
 
 
 def id_fields(owner: Any) -> dict[str, Any]:
@@ -18,3 +22,14 @@ def id_fields(owner: Any) -> dict[str, Any]:
         "mask_token_id": owner.mask_token_id,
         "eos_token_ids": list(owner.eos_token_ids),
     }
+
+
+def text_end(x: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
+    """Return the position after the last token that is no end-of-text token, int64 [...].
+
+    Args:
+        x: ids, int64 [..., L].
+        eos_token_ids: ids that end a text.
+    """
+    text = ~torch.isin(x, torch.tensor(eos_token_ids, dtype=x.dtype, device=x.device))
+    return (text * torch.arange(1, x.shape[-1] + 1, device=x.device)).amax(-1)

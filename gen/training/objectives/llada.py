@@ -37,12 +37,12 @@ class LLaDA(MaskedObjective):
     def __post_init__(self) -> None:
         check_fields(self, eps="[0, 1)", random_length="[0, 1]")
 
-    def tokens(self, batch: Batch) -> TokenBatch:
-        return token_batch(batch, self.random_lengths(batch) if self.random_length else None)
+    def tokens(self, net: nn.Module, batch: Batch) -> TokenBatch:
+        return token_batch(batch, net, self.random_lengths(net, batch) if self.random_length else None)
 
-    def random_lengths(self, batch: Batch) -> Tensor:
+    def random_lengths(self, net: nn.Module, batch: Batch) -> Tensor:
         """Draw the length of each text, [B]: its own or, for some, uniform after the prompt's first token."""
-        whole = token_batch(batch)
+        whole = token_batch(batch, net)
         first = whole.trained.to(torch.uint8).argmax(1)
         cut = first + 1 + (batch.noise.uniform("cut.at").to(first.device) * (whole.length - first)).long()
         return torch.where(batch.noise.uniform("cut").to(first.device) < self.random_length, cut, whole.length)

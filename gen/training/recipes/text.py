@@ -21,7 +21,8 @@ def text() -> Run:
 
     Measured (2026-11-28, one core of a 2.6 GHz AMD EPYC that other work shared, torch 2.13): 5 minutes of that core; a
     bound of 3.36 bits per byte on 184 held-out windows (2.33 nats), and still falling: 3.78 after 250 steps, 3.44 after
-    500. It knows the frequent short words by then; it is here to show the way, not to write.
+    500. It knows the frequent short words by then; it is here to show the way, not to write. `--data.path pairs.jsonl`
+    trains on prompts and responses; tests/gen/training/test_memorised_pairs.py has numbers.
     """
     data = Text()
     tokenizer = data.tokenizer

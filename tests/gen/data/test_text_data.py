@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,14 @@ from gen.config.errors import UserError
 from gen.config.spec import build, override, spec_of
 from gen.data.lists import FIXED, TASKS, Lists
 from gen.data.text import Text
+from gen.diffusion.noise import training_noise
+from gen.text.contracts import positions_between
 from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
 from gen.training.checks import check_sampler
 from gen.training.log import read_metrics
+from gen.training.objectives import Batch
+from gen.training.objectives.lib.masked import TokenBatch, token_batch
 from gen.training.recipes.lists import lists
 from gen.training.recipes.lists_blocks import lists_blocks
 from gen.training.run import Run, Sampler, run_from, run_spec
@@ -29,9 +34,9 @@ from tests.gen.training.test_trainer import same, weights
 
 def words(item, source):
     """Prompt, text and padding of an item, as strings of the tokeniser."""
-    prompt, length = int(item["prompt"]), int(item["length"])
-    parts = item["x"][:prompt], item["x"][prompt:length], item["x"][length:]
-    return [part.tolist() for part in parts], source.tokenizer
+    x, prompt, stop = item["x"].tolist(), int(item["prompt"]), source.tokenizer.eos_token_ids[0]
+    length = int(item["length"]) if "length" in item else min(len(x), x.index(stop) + 1 if stop in x else len(x))
+    return [x[:prompt], x[prompt:length], x[length:]], source.tokenizer
 
 
 def test_windows_put_together_are_the_text(tmp_path):
@@ -126,6 +131,79 @@ def test_what_is_no_text_is_refused(tmp_path):
         Text(length=1)
     with pytest.raises(UserError, match="unknown split"):
         Text().open("dev")
+
+
+# Nothing tells a model how long a text is
+
+
+PAIRS = [("ask: ", "x" * k) for k in (0, 1, 5, 9, 40)]
+
+
+def pair_batch(tmp_path, step=0, length=24):
+    lines = [{"prompt": p, "response": r} for p, r in PAIRS] + [{"text": "short"}, {"text": "long" * 10}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = Text(str(tmp_path / "a.jsonl"), length=length, holdout=0.0).open("train")
+    items = [data[i] for i in range(len(data))]
+    keys = items[0].keys() - {"x"}
+    cond = {key: torch.stack([item[key] for item in items]) for key in keys}
+    return Batch(torch.stack([item["x"] for item in items]), cond, training_noise(0, step, range(len(items))))
+
+
+def text_net(block_size):
+    return build("models", "text", length=24, width=8, depth=1, heads=2, block_size=block_size).build()
+
+
+def ends(tmp_path, block_size, steps=200):
+    """The positions after the last that is trained, of each item [steps, items]; all of them are seen."""
+    found = []
+    for step in range(steps):
+        batch = pair_batch(tmp_path, step)
+        tokens = token_batch(batch, text_net(block_size))
+        assert torch.equal(tokens.trained, positions_between(24, batch.cond["prompt"], tokens.length))
+        found.append(tokens.length)
+    return torch.stack(found)
+
+
+# position of the first end-of-text token of each item; 24 where the window holds none
+STOPS = [5, 6, 10, 14, 24, 5, 24, 16]
+
+
+def test_a_text_and_its_stop_tokens_fill_the_window(tmp_path):
+    x = pair_batch(tmp_path).x
+    assert [row.tolist().index(256) if 256 in row else 24 for row in x] == STOPS
+    assert all(set(row[stop:].tolist()) <= {256} for row, stop in zip(x, STOPS, strict=True))
+
+
+def test_a_network_that_sees_everything_sees_each_text_end_anywhere_behind_its_stop(tmp_path):
+    drawn = ends(tmp_path, None)
+    for end, stop in zip(drawn.T.tolist(), STOPS, strict=True):
+        assert set(end) == set(range(min(stop, 23) + 1, 25))
+
+
+@pytest.mark.parametrize("block_size", [4, 5, 16, 32])
+def test_a_block_causal_network_sees_the_block_of_a_texts_stop_and_no_more(tmp_path, block_size):
+    drawn = ends(tmp_path, block_size, 2)
+    assert drawn.tolist() == [[min(24, (min(stop, 23) // block_size + 1) * block_size) for stop in STOPS]] * 2
+
+
+@pytest.mark.parametrize("objective", ["llada", "mdlm", "bd3", "fast_dllm", "dparallel", "trajectory"])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_every_objective_and_its_validation_train_what_follows_a_text(tmp_path, objective, block_size, monkeypatch):
+    folder = "distillers" if objective in ("dparallel", "trajectory") else "training.objectives"
+    made, net, trained = build(folder, objective), text_net(block_size), []
+
+    def kept(x, where, length):
+        trained.append(where)
+        return TokenBatch(x, where, length)
+
+    monkeypatch.setattr("gen.training.objectives.lib.masked.TokenBatch", kept)
+    batch = pair_batch(tmp_path)
+    batch = dataclasses.replace(batch, cond=batch.cond | {"commit_step": torch.arange(24).expand_as(batch.x)})
+    roles = {"net": SimpleNamespace(net=net, path=LogLinear())}
+    next(iter(made(roles, batch)))
+    made.validate(roles, batch)
+    behind = torch.arange(24) > torch.tensor(STOPS)[:, None]
+    assert len(trained) >= 2 and all(bool((seen & behind)[:4].any()) for seen in trained)
 
 
 # Lists

@@ -15,6 +15,7 @@ from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.text.contracts import positions_between
 from gen.text.mask_path import MaskPath
+from gen.text.tokenizers import text_end
 from gen.training.objectives import Batch, Objective, Roles, Step, join
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "stratify",
     "token_batch",
     "token_losses",
+    "window_ends",
 ]
 
 
@@ -83,9 +85,9 @@ class MaskedObjective(Objective):
         """
         ...
 
-    def tokens(self, batch: Batch) -> TokenBatch:
+    def tokens(self, net: nn.Module, batch: Batch) -> TokenBatch:
         """Return the tokens of a training step."""
-        return token_batch(batch)
+        return token_batch(batch, net)
 
     def mask_uniforms(self, batch: Batch) -> Tensor:
         """Draw the uniform numbers that decide which tokens are masked, [B, L]."""
@@ -96,7 +98,8 @@ class MaskedObjective(Objective):
         return losses.sum() / tokens.trained.sum().clamp(min=1)
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
-        tokens, t = self.tokens(batch), self.times(roles["net"].net, batch, self.stratified)
+        net = roles["net"].net
+        tokens, t = self.tokens(net, batch), self.times(net, batch, self.stratified)
         losses, masked, likeliest = self.losses(roles, tokens, t, self.mask_uniforms(batch))
         logs = {
             "masked": masked.sum() / tokens.trained.sum().clamp(min=1),
@@ -108,27 +111,48 @@ class MaskedObjective(Objective):
         return torch.tensor(self.validate_all(roles, [batch]), dtype=torch.float64)
 
     def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
-        whole = join(batches)
-        tokens, t, u = token_batch(whole), self.times(roles["net"].net, whole, True), self.mask_uniforms(whole)
-        sizes = [len(batch.x) for batch in batches]
-        parts = zip(map(token_batch, batches), t.split(sizes), u.split(sizes), strict=True)
+        net, whole = roles["net"].net, join(batches)
+        tokens, t, u = token_batch(whole, net), self.times(net, whole, True), self.mask_uniforms(whole)
+        sizes, each = [len(batch.x) for batch in batches], (token_batch(batch, net) for batch in batches)
+        parts = zip(each, t.split(sizes), u.split(sizes), strict=True)
         losses = torch.cat([self.losses(roles, *part)[0] for part in parts])  # [N, L]
         return float(self.reduce(losses.detach(), tokens))
 
 
-def token_batch(batch: Batch, length: Tensor | None = None) -> TokenBatch:
+def token_batch(batch: Batch, net: nn.Module, length: Tensor | None = None) -> TokenBatch:
     """Return a batch's tokens: those before cond["prompt"] are given, from cond["length"] on they are padding.
 
     Args:
-        batch: both entries of cond are int64 [B] and may be missing.
+        batch: both entries of cond are int64 [B] and may be missing; without a length see `window_ends`.
+        net: the network, wrapped or not.
         length: texts are cut there, [B]; None for their own length.
     """
     x, cond = batch.x, batch.cond
     b, n = x.shape
     prompt = cond.get("prompt", torch.zeros(b, dtype=torch.int64, device=x.device))
-    end = cond.get("length", torch.full((b,), n, device=x.device))
+    end = cond["length"] if "length" in cond else window_ends(batch, net, prompt)
     end = end if length is None else torch.minimum(end, length.to(end))
     return TokenBatch(x, positions_between(n, prompt, end), end)
+
+
+def window_ends(batch: Batch, net: nn.Module, prompt: Tensor) -> Tensor:
+    """Return the end of what is seen and trained of each text whose window is filled up with end-of-text tokens, [B].
+
+    A text alone would tell a network by its end how long it is, which a decoder does not know. So some of those tokens
+    belong to it. A block-causal network sees them to the end of the block in which the text ends, as Fast-dLLM v2
+    does: there a decoder stops. Others see them up to a random position: LLaDA fills up to the longest text of a batch,
+    but a network that has only seen whole windows fails on the shorter canvas that a decoder gives it.
+
+    Args:
+        batch: windows of texts, and noise, of which "end" is drawn.
+        net: the network, wrapped or not.
+        prompt: length of each prompt, int64 [B].
+    """
+    x, n, block_size = batch.x, batch.x.shape[1], unwrap(net).block_size
+    stop = torch.maximum(text_end(x, unwrap(net).eos_token_ids), prompt).clamp(max=n - 1)
+    if block_size is not None:
+        return ((stop // block_size + 1) * block_size).clamp(max=n)
+    return stop + 1 + (batch.noise.uniform("end").to(x.device) * (n - stop)).long()
 
 
 def check_mask_token(net: nn.Module, owner: str) -> None:

@@ -42,6 +42,7 @@ class Exact:
     block_size: int | None = None
     shift: int = 0
     twice: int = 0
+    eos_token_ids = ()
 
     @property
     def mask_token_id(self):
@@ -182,7 +183,7 @@ def test_two_copies_mask_every_trained_token_once():
     world, objective = joint(length=6), FastDLLM()
     x = world.support[:5]
     batch = text_batch(x, prompt=[0, 1, 2, 3, 0], length=[6, 6, 5, 4, 3])
-    tokens = token_batch(batch)
+    tokens = token_batch(batch, Exact(world, 4))
     noisy = objective.copies(Exact(world, 4), tokens, batch.noise.uniform("t", 2), objective.mask_uniforms(batch))
     hidden = (noisy == world.mask_token_id).view(2, *x.shape).sum(0)
     assert torch.equal(hidden, tokens.trained.long())
@@ -230,7 +231,7 @@ class Attending(nn.Module):
     def __init__(self, length=LENGTH, block=2, shift=0):
         super().__init__()
         torch.manual_seed(0)
-        self.block_size, self.shift = block, shift
+        self.block_size, self.shift, self.eos_token_ids = block, shift, ()
         self.embed = nn.Embedding(WORDS + 1, 8, dtype=torch.float64)
         self.places = nn.Embedding(length, 8, dtype=torch.float64)
         self.layers = nn.ModuleList(nn.Linear(8, 24, dtype=torch.float64) for _ in range(2))
@@ -258,7 +259,7 @@ def test_no_noisy_block_sees_its_own_clean_tokens_or_later_ones(objective, shift
     net = Attending(n, block, shift)
     x = torch.randint(WORDS, (3, n), generator=torch.Generator().manual_seed(0))
     batch = text_batch(x)
-    tokens = token_batch(batch)
+    tokens = token_batch(batch, net)
     seen = []
     for b in range(3):
         u = torch.full((3, 3), 0.7, dtype=torch.float64)
@@ -310,7 +311,7 @@ def test_padding_and_prompts_cost_nothing_and_padding_is_not_seen(objective):
 class Uniform:
     """Knows nothing of three words and a mask."""
 
-    mask_token_id, block_size, shift = 3, None, 0
+    mask_token_id, block_size, shift, eos_token_ids = 3, None, 0, ()
 
     def __call__(self, tokens, lengths=None, positions=None, **how):
         return torch.zeros(*(tokens if positions is None else positions).shape, 4, dtype=torch.float64)
@@ -349,7 +350,7 @@ def test_the_losses_of_blocks_by_hand():
     net.block_size = 2
     x = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
     batch = text_batch(x, prompt=[2, 0], length=[5, 4])
-    trained = token_batch(batch).trained
+    trained = token_batch(batch, net).trained
     (_, loss, logs), *_ = BD3(clip=(0.2, 0.8))(roles(net, path), batch)
     t = 0.2 + 0.6 * stratify(batch.noise.uniform("t", 3))[:, [0, 0, 1, 1, 2]]
     hit = (batch.noise.uniform("mask", 5) < path.masked_fraction(t)) & trained
@@ -377,10 +378,10 @@ def test_a_text_cut_short_keeps_its_prompt_and_a_token():
     objective = LLaDA(random_length=1.0)
     x = torch.zeros(64, 6, dtype=torch.int64)
     batch = text_batch(x, prompt=[2] * 64, length=[5] * 64)
-    cut = objective.random_lengths(batch)
+    cut = objective.random_lengths(Uniform(), batch)
     assert set(cut.tolist()) == {3, 4, 5}
-    assert torch.equal(LLaDA(random_length=0.0).random_lengths(batch), torch.full((64,), 5))
-    share = (LLaDA(random_length=0.5).random_lengths(batch) < 5).double().mean()
+    assert torch.equal(LLaDA(random_length=0.0).random_lengths(Uniform(), batch), torch.full((64,), 5))
+    share = (LLaDA(random_length=0.5).random_lengths(Uniform(), batch) < 5).double().mean()
     assert 0.1 < float(share) < 0.6
 
 
