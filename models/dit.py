@@ -29,7 +29,7 @@ def _table() -> family.Presets:
     }
     dit = {f"DiT-{size}": fields for size, fields in sizes.items()}
     sit = {f"SiT-{size}": {**fields, "time_convention": "data"} for size, fields in sizes.items()}
-    return {**dit, **sit, "digits": {**DIGITS, "time_scale": 1000.0}}
+    return {**dit, **sit, "digits": {**DIGITS, "time_scale": 1000.0, "freq_shift": 1}}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class DiT(family.Family):
             half.
         time_scale: factor on t; 1000 suits t in [0, 1], since the waves were designed for 0 .. 999.
         time_convention: what t = 1 means to the network; "data" passes it 1 - t, for the weights of SiT.
-        freq_shift: of the waves of time (gen.models.layers.embed.waves); 0 as published, 1 in diffusers' port.
+        freq_shift: of the waves of time (gen.models.layers.embed.waves); 0 as published, 1 in diffusers' port, which
+            cannot be exported to exactly from any other.
         mlp_norm_eps: of the norm before the MLP; 1e-6 as published, 1e-5 in diffusers' port.
         qk_norm: RMS-normalise queries and keys (gen.models.layers.attention).
         mup_base: width whose learning rate this width can take over (muP: gen.models.layers.mup), with heads that grow
@@ -86,6 +87,16 @@ class DiT(family.Family):
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", self.heads, "heads")
         family.divisible(self, "width", 4)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks for the start of a training, when they are not too late."""
+        if self.freq_shift == 1:
+            return ()
+        return (
+            f"model.freq_shift is {self.freq_shift}; diffusers' DiT has 1 built in, and gen export --to diffusers will "
+            "write this model with --patched only",
+        )
 
     def wider(self, width: int) -> DiT:
         """Return the spec at another width, with heads of the same size, in muP with this width as its base."""

@@ -59,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from gen.training.trainer import train
 
     set_threads(args.threads)
+    if not args.quiet and is_main():
+        for note in getattr(args.settings.model, "notes", ()):
+            print(f"note: {note}", file=sys.stderr)
     folder = args.out or Path("runs") / Path(args.recipe).stem
     done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
     if is_main():

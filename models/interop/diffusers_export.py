@@ -1,4 +1,6 @@
-"""Export of a DiT to a folder of diffusers: DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer").
+"""Export of a DiT to a folder of diffusers: DiTPipeline.from_pretrained(folder) where it has an autoencoder.
+
+Without one, DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer").
 
 Bit for bit the same weights, and the same output to rounding, or a refusal that says what diffusers' class cannot be.
 """
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 from gen.config.spec import Json, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
@@ -22,7 +25,7 @@ from gen.diffusion.path import DDPM, Flow
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
 from gen.models.layers.embed import grid_embedding
-from gen.pipeline import load
+from gen.pipeline import Pipeline, latent_scale, load
 from gen.training.run import Sampler
 
 __all__ = ["export"]
@@ -31,11 +34,22 @@ SINCE = "0.30.0"  # of diffusers: since when the class has this name
 DRIFT = 5e-3  # of an averaged table of positions; see gen.models.interop.lib.inferred
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {Eps: "epsilon", X0: "sample", V: "v_prediction"}
+CLASS, SCHEDULER = "DiTTransformer2DModel", "scheduler/scheduler_config.json"
+ALONE = 'DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")'
+FIELDS = ("classes", "time_scale", "time_convention", "freq_shift")  # which config.json does not say
+NULL = 1000  # the label that DiTPipeline gives for "no class", whatever the table's size
 WAVES = """for block in transformer.transformer_blocks:
     block.norm1.emb.time_proj.downscale_freq_shift = 0"""
 
 
-def export(run: str | Path, out: str | Path, *, weights: str | None = None, patched: bool = False) -> Path:
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    weights: str | None = None,
+    patched: bool = False,
+    autoencoder: str | Path | None = None,
+) -> Path:
     """Write the model of a run, or of a checkpoint, as a diffusers DiT folder, and return it.
 
     Raises UserError, in one line, for a model that the class cannot be; then, and whenever something fails, nothing is
@@ -47,6 +61,8 @@ def export(run: str | Path, out: str | Path, *, weights: str | None = None, patc
         weights: label of an average, or "raw"; None for the first average.
         patched: also write a model of freq_shift 0, whose waves diffusers' class does not have; the README in the
             folder then has the two lines that add them.
+        autoencoder: folder of the AutoencoderKL of diffusers whose latents these are; then the folder is whole, and
+            DiTPipeline loads it. None for the transformer and its scheduler alone.
     """
     out = Path(out)
     if out.exists():
@@ -55,18 +71,70 @@ def export(run: str | Path, out: str | Path, *, weights: str | None = None, patc
     denoiser = pipeline.denoiser
     model = denoiser.net.spec if isinstance(denoiser, Denoiser) else None
     if not isinstance(denoiser, Denoiser) or not isinstance(model, DiT):
-        raise UserError(f"{run} is a {type(model).__name__}; diffusers' DiTTransformer2DModel can only be a DiT")
+        raise UserError(
+            f"{run} is a {type(model).__name__}; diffusers' DiTTransformer2DModel can only be a DiT. --to with the "
+            "name of its origin (gen list models.interop.public) writes the published format"
+        )
     _expressible(model, patched)
     state = {name: value.detach().cpu() for name, value in denoiser.net.state_dict().items()}
     drift = _check_positions(model, state["pos_embed"])
+    rows = model.classes + 1
     files = {
-        "transformer/config.json": _config(model),
         f"transformer/{NOTE}": _note(model, denoiser, pipeline.sampler),
-        **_scheduler(model, denoiser),
+        **_scheduler(model, denoiser, pipeline.sampler, whole=autoencoder is not None),
     }
-    text = _readme(model, denoiser, pipeline.weights, drift, "scheduler/scheduler_config.json" in files)
-    _write(out, files, text, to_diffusers(state, model.depth))
+    if autoencoder is not None:
+        files |= _pipeline(pipeline, model, Path(autoencoder), files)
+        rows = max(rows, NULL + 1)
+    files["transformer/config.json"] = _config(model, rows - 1)
+    tensors = to_diffusers(_with_rows(state, rows), model.depth)
+    text = _readme(model, denoiser, pipeline, drift, files)
+    _write(out, files, text, tensors, None if autoencoder is None else _weights_of(Path(autoencoder)))
     return out
+
+
+def _pipeline(pipeline: Pipeline, model: DiT, autoencoder: Path, files: Json) -> Json:
+    """Return the files that make a DiTPipeline of a transformer; UserError for what it would sample otherwise."""
+    if SCHEDULER not in files:
+        raise UserError(
+            f"diffusers has no scheduler for {type(pipeline.denoiser.path).__name__} with this parameterisation and "
+            "time: leave out --autoencoder to export the transformer alone"
+        )
+    if model.classes > NULL:
+        raise UserError(f"DiTPipeline's label for no class is {NULL}; this model has {model.classes} classes")
+    (scale, shift), config = latent_scale(pipeline.info), read_json(autoencoder / "config.json")
+    if config.get("_class_name") != "AutoencoderKL":
+        raise UserError(f"{autoencoder} holds a {config.get('_class_name')}; DiTPipeline decodes by an AutoencoderKL")
+    if scale.numel() > 1 or float(shift.abs().max()):
+        raise UserError(
+            f"these latents have scale {scale.flatten().tolist()} and shift {shift.flatten().tolist()}; DiTPipeline "
+            "knows one scale and no shift: leave out --autoencoder to export the transformer alone"
+        )
+    parts = {"scheduler": files[SCHEDULER]["_class_name"], "transformer": CLASS, "vae": "AutoencoderKL"}
+    return {
+        "vae/config.json": {**config, "scaling_factor": float(scale), "shift_factor": None},
+        "model_index.json": {
+            "_class_name": "DiTPipeline",
+            "_diffusers_version": SINCE,
+            "id2label": {str(i): str(i) for i in range(model.classes)},
+            **{name: ["diffusers", owner] for name, owner in parts.items()},
+        },
+    }
+
+
+def _weights_of(autoencoder: Path) -> Path:
+    """Return the file of an autoencoder's weights."""
+    file = autoencoder / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{autoencoder} holds no {file.name}: save the autoencoder there with save_pretrained")
+    return file
+
+
+def _with_rows(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
+    """Return the weights with the label table's last row, "no class", repeated until there are so many rows."""
+    name = "y_embedder.embedding_table.weight"
+    table = state[name]
+    return {**state, name: torch.cat([table, table[-1:].expand(rows - len(table), -1)])}
 
 
 def _expressible(model: DiT, patched: bool) -> None:
@@ -91,9 +159,9 @@ def _check_positions(model: DiT, table: Tensor) -> float:
     return worst
 
 
-def _config(model: DiT) -> Json:
+def _config(model: DiT, classes: int) -> Json:
     return {
-        "_class_name": "DiTTransformer2DModel",
+        "_class_name": CLASS,
         "_diffusers_version": SINCE,
         "activation_fn": "gelu-approximate",
         "attention_bias": True,
@@ -105,7 +173,7 @@ def _config(model: DiT) -> Json:
         "norm_num_groups": 32,
         "norm_type": "ada_norm_zero",
         "num_attention_heads": model.heads,
-        "num_embeds_ada_norm": model.classes,
+        "num_embeds_ada_norm": classes,
         "num_layers": model.depth,
         "out_channels": model.channels * (2 if model.learn_sigma else 1),
         "patch_size": model.patch,
@@ -117,16 +185,20 @@ def _config(model: DiT) -> Json:
 def _note(model: DiT, denoiser: Denoiser, sampler: Sampler) -> Json:
     """Return what config.json cannot say, for `gen import` to read back."""
     return {
-        "model": {key: getattr(model, key) for key in ("time_scale", "time_convention", "freq_shift")},
+        "model": {key: getattr(model, key) for key in FIELDS},
         "path": spec_of(denoiser.path),
         "parameterisation": spec_of(denoiser.parameterisation),
         "sampler": spec_of(sampler, named=False),
     }
 
 
-def _scheduler(model: DiT, denoiser: Denoiser) -> Json:
-    """Return a scheduler whose timesteps and predictions are exactly this model's, if diffusers has one."""
-    path, parameterisation, file = denoiser.path, denoiser.parameterisation, "scheduler/scheduler_config.json"
+def _scheduler(model: DiT, denoiser: Denoiser, how: Sampler, whole: bool) -> Json:
+    """Return a scheduler whose timesteps and predictions are exactly this model's, if diffusers has one.
+
+    Its times are the plan's where it can have them. For a whole pipeline that of flows is the one with which
+    DiTPipeline runs, which calls scale_model_input.
+    """
+    path, parameterisation, grid = denoiser.path, denoiser.parameterisation, spec_of(how.grid)
     time = (model.time_scale, model.time_convention)
     if isinstance(path, DDPM) and type(parameterisation) in PREDICTIONS and time == (1.0, "noise"):
         table = {
@@ -136,14 +208,20 @@ def _scheduler(model: DiT, denoiser: Denoiser) -> Json:
             "beta_end": path.beta_end,
         }
         fixed = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": True}
-        return {file: {**fixed, "prediction_type": PREDICTIONS[type(parameterisation)], **table}}
+        spaced: Json = {"timestep_spacing": "trailing"}  # which even times are, too
+        if grid.get("spacing") == "leading":
+            spaced = {"timestep_spacing": "leading", "steps_offset": grid["offset"]}
+        return {SCHEDULER: {**fixed, "prediction_type": PREDICTIONS[type(parameterisation)], **table, **spaced}}
     if isinstance(path, Flow) and parameterisation == Velocity() and time == (1000.0, "noise"):
-        return {file: {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}}
+        shift = how.grid.factor if grid["name"] == "shift" and not grid["stop"] else 1.0
+        owner = "FlowMapEulerDiscreteScheduler" if whole else "FlowMatchEulerDiscreteScheduler"
+        return {SCHEDULER: {"_class_name": owner, "num_train_timesteps": 1000, "shift": shift}}
     return {}
 
 
-def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, scheduler: bool) -> str:
+def _readme(model: DiT, denoiser: Denoiser, pipeline: Pipeline, drift: float, files: Json) -> str:
     """Return the README: what is in the folder, what is guaranteed, and what is not."""
+    scheduler, whole, weights = files.get(SCHEDULER), "model_index.json" in files, pipeline.weights
     one = "1 - t" if model.time_convention == "data" else "t"
     timestep = f"{model.time_scale:g} ({one})" if model.time_scale != 1 else one
     if isinstance(denoiser.path, DDPM):
@@ -153,7 +231,7 @@ def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, schedule
     return (
         "---\nlibrary_name: diffusers\n---\n\n"
         "A DiT written by gen. Load it with "
-        '`DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")`.\n\n'
+        + (_usage(pipeline, model, scheduler or {}) if whole else f"`{ALONE}`.\n\n")
         + ("" if model.freq_shift else mend)
         + f"- weights: {weights}, unchanged to the bit; "
         + ("the output is gen's to rounding\n" if drift == 0 else f"{exact}\n")
@@ -162,12 +240,34 @@ def _readme(model: DiT, denoiser: Denoiser, weights: str, drift: float, schedule
         + f"- the output's first {model.channels} channels are `{json.dumps(spec_of(denoiser.parameterisation))}` "
         + f"on the path `{json.dumps(spec_of(denoiser.path))}`{', the others unused' if model.learn_sigma else ''}\n"
         + ("- scheduler/ has exactly these conventions\n" if scheduler else "- diffusers has no scheduler of these\n")
-        + "- there is no model_index.json: the autoencoder that a DiTPipeline needs is not gen's\n"
+        + (
+            ""
+            if whole
+            else "- there is no model_index.json: DiTPipeline needs an autoencoder (gen export --autoencoder)\n"
+        )
     )
 
 
-def _write(output: Path, files: Json, readme: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write the whole folder, or nothing."""
+def _usage(pipeline: Pipeline, model: DiT, scheduler: Json) -> str:
+    """Return how to sample the whole folder, there and here, to the same pictures."""
+    how, spacing = pipeline.sampler, scheduler.get("timestep_spacing")
+    grid = {"name": "shift", "shift": scheduler.get("shift")} if spacing is None else {
+        "name": "timesteps", "spacing": spacing, "total": scheduler["num_train_timesteps"],
+        "offset": scheduler.get("steps_offset", 0),
+    }  # fmt: skip
+    scale = getattr(how.guide, "scale", 1.0)
+    there = f"pipe([0, 1], guidance_scale={scale:g}, num_inference_steps={how.steps})"
+    guide = json.dumps({"name": "cfg", "scale": scale}) if scale > 1 else "none"
+    return (
+        f"`pipe = DiTPipeline.from_pretrained(folder)`; `{there}` then gives, for the same noise, the pictures of\n\n"
+        f"```sh\ngen sample {pipeline.name} --autoencoder vae --solver euler --steps {how.steps} "
+        f"--grid '{json.dumps(grid)}' --guide '{guide}'\n```\n\n"
+        f"Labels 0 to {model.classes - 1}, and {NULL} for no class. It guides all channels in all steps.\n\n"
+    )
+
+
+def _write(output: Path, files: Json, readme: str, tensors: Mapping[str, Tensor], decoder: Path | None) -> None:
+    """Write the whole folder, with a copy of the decoder's weights if there is one, or nothing."""
     from safetensors.torch import save_file
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +279,8 @@ def _write(output: Path, files: Json, readme: str, tensors: Mapping[str, Tensor]
         (partial / "README.md").write_text(readme, encoding="utf-8")
         separate = {name: torch.empty_like(value).copy_(value) for name, value in tensors.items()}
         save_file(separate, partial / "transformer" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        if decoder is not None:
+            shutil.copyfile(decoder, partial / "vae" / decoder.name)
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

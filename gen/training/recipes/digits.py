@@ -36,6 +36,7 @@ def digits() -> Run:
             "depth": 4,
             "heads": 4,
             "time_scale": 1000.0,
+            "freq_shift": 1,
         },
         data=Digits(),
         objective=Denoising(times=LogitNormal()),

@@ -7,5 +7,7 @@ It keeps gen.models.interop.lib.inferred.Origin:
     read(weights, preset) -> Conversion   its tensors under our names, and a Run: the model with all its conventions,
                                           path, parameterisation, and sampler; UserError for weights of another origin
 
+    publish(state) -> dict                optional: what a .pt file of the origin holds; the state dict itself if absent
+
 Key names are those of the public repositories that each file names.
 """

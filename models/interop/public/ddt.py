@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.ddt import DDT
 from gen.models.interop.lib.inferred import LAST_STEP, SD_VAE, Conversion, Reader, build_spec, cfg_spec, published_heads
-from gen.models.interop.weights import Weights
+from gen.models.interop.weights import State, Weights
 from gen.training.run import Run, Sampler
 
 __all__ = ["DDTWeights"]
@@ -60,6 +61,10 @@ class DDTWeights:
         run = Run(model=model, path=Flow(), parameterisation=Velocity(toward="data"), sampler=sampler, ema=())
         said = f"size {self.size} and patch {self.patch} are not in the weights: as --from has them"
         return Conversion(run, weights.tensors, SD_VAE, notes=(said, f"encoder of {encoder} blocks"))
+
+    def publish(self, state: State) -> Json:
+        """Return the content of a file of these weights."""
+        return {"state_dict": {f"ema_denoiser.{name}": value for name, value in state.items()}}
 
     def _encoder(self, width: int, depth: int, preset: str | None) -> int:
         if self.encoder is not None:

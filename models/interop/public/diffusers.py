@@ -102,7 +102,9 @@ def _model(config: Json, weights: Weights, said: Json) -> DiT:
 
 def _tensors(weights: Weights, model: DiT) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors under our names, with the table of positions, which theirs computes; and notes."""
-    tensors, table = from_diffusers(weights.tensors), grid_embedding(model.width, model.size // model.patch)[None]
+    tensors, label = from_diffusers(weights.tensors), "y_embedder.embedding_table.weight"
+    tensors[label] = tensors[label][: model.classes + 1]  # the last may be repeated for DiTPipeline
+    table = grid_embedding(model.width, model.size // model.patch)[None]
     theirs = tensors.pop("pos_embed.pos_embed", None)  # some versions wrote it
     if theirs is not None:
         check_table("pos_embed.pos_embed", theirs, table)
@@ -116,7 +118,7 @@ def _note(weights: Weights) -> Json:
     if file is None or not file.exists():
         return {}
     said = read_json(file, constants=True)
-    fields = {"time_scale", "time_convention", "freq_shift"}
+    fields = {"classes", "time_scale", "time_convention", "freq_shift"}
     if not isinstance(said, dict) or not set(said.get("model", {})) <= fields:
         raise UserError(f"{file} is none that gen export writes")
     for part in ("path", "parameterisation", "sampler"):

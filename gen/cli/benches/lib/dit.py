@@ -101,7 +101,7 @@ class Nets:
     def diffusers(self, dtype: torch.dtype) -> Any:
         """A new DiTTransformer2DModel with these weights; Unavailable without diffusers."""
         with torch.device("meta"):
-            model = of_diffusers("DiTTransformer2DModel").from_config(_config(self.spec))
+            model = of_diffusers("DiTTransformer2DModel").from_config(_config(self.spec, self.spec.classes))
         table = model.pos_embed.pos_embed  # is computed, not loaded
         model.pos_embed.pos_embed = self.net.pos_embed.detach().to(table.dtype).clone()
         state = to_diffusers(dict(self.net.state_dict()), self.spec.depth)
