@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config.checkpoints import manifest_of
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
 from gen.config.spec import Json, build, find, names, spec_of
@@ -18,12 +17,12 @@ from gen.eval.cache_comparison import CacheComparison
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import NEEDS, Column, Metric
 from gen.eval.pictures import strip
-from gen.eval.provenance import checkpoint, command, device_of, sampler_spec, setting
+from gen.eval.provenance import checkpoint, command, device_of, sampler_spec, setting, short
 from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, ReferenceInfo, write_record
 from gen.eval.reference import RealImages, Reference, measure
 from gen.eval.rows import IndexedRows
 from gen.eval.throughput import InterleavedTiming, Throughput
-from gen.pipeline import Pipeline, Samples, load_images
+from gen.pipeline import Pipeline, Samples, learned_data, load_images
 
 __all__ = ["evaluate"]
 
@@ -50,6 +49,7 @@ def evaluate(
     batch_size: int = 250,
     seconds: float = 2.0,
     timed: int = 100,
+    autoencoder: object = None,
     allow: Sequence[str] = (),
 ) -> Record:
     """Measure quality, with its uncertainty, and speed of n samples of a pipeline, or of the model in a run folder.
@@ -72,6 +72,7 @@ def evaluate(
         batch_size: changes nothing but speed and memory.
         seconds: spent on timing.
         timed: samples in a timed batch, at most; no more than batch_size.
+        autoencoder: that decodes latents, as Pipeline.decoded takes it; None for a model of pictures.
         allow: packages whose names in the run folder are followed, see gen.load.
 
     Returns:
@@ -87,26 +88,27 @@ def evaluate(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"evaluate: batch_size = {batch_size!r}; it must be a whole number, at least 1")
     chosen = choose(metrics)
+    sampler = Decoder(pipeline, autoencoder)
     data = own_data(pipeline) if data is None else data
     reference = data if isinstance(data, Reference) else Reference.open(data, split, extractor, batch_size)
-    check_shape(pipeline, reference)
+    check_shape(pipeline.name, sampler.shape, reference)
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
     how = {key: value for key, value in how.items() if value is not None}
-    samples = SampledRows(pipeline, reference, chosen, strict=metrics is not None)
+    samples = SampledRows(sampler, reference, chosen, strict=metrics is not None)
     samples.draw(how, n, seed, batch_size)
-    options = {**how, "n": n, "seed": seed, "label": label}
+    options = {**how, "n": n, "seed": seed, "label": label, "autoencoder": sampler.spec}
     record = Record(
         run=pipeline.name,
         label=label or pipeline.name,
         checkpoint=checkpoint(pipeline),
-        sampler=sampler_spec(pipeline, how),
+        sampler=sampler_spec(pipeline, how) | ({} if sampler.spec is None else {"autoencoder": sampler.spec}),
         nfe=samples.evaluations / n,
         n=n,
         seed=seed,
         **protocol(reference, pipeline.classes),
         metrics=tuple(m for metric in samples.metrics for m in measurements(metric, samples.kept, reference)),
         floor=FloorInfo(len(other.images), strip(one_of_each(reference.real))) if (other := reference.other) else None,
-        **timing(pipeline, how, min(timed, n, batch_size), seed, seconds),
+        **timing(sampler, how, min(timed, n, batch_size), seed, seconds),
         **setting(pipeline),
         command=command(pipeline, folder or pipeline.folder, reference, metrics, options),
         strip=strip(samples.first),
@@ -118,17 +120,11 @@ def evaluate(
 
 
 def own_data(pipeline: Pipeline) -> object:
-    """Return the spec of the real data that a pipeline's model learned; "digits" where there is none.
-
-    A student of a teacher's pairs learned what the teacher did.
-    """
-    run = (getattr(pipeline, "info", None) or {}).get("run") or {}
-    while (run.get("data") or {}).get("name") == "pairs":
-        parent = run.get("teacher") or run.get("init")
-        if not parent:
-            raise UserError(f"{pipeline.name} learned pairs of a teacher that it does not name: give the real data")
-        run = manifest_of(parent)["run"]
-    return run.get("data") or "digits"
+    """Return the spec of the real data that a pipeline's model learned; "digits" where there is none."""
+    data = learned_data(getattr(pipeline, "info", None))
+    if data.get("name") == "pairs":
+        raise UserError(f"{pipeline.name} learned pairs of a teacher that is not there: give the real data")
+    return data or "digits"
 
 
 def choose(given: Sequence[object] | None) -> list[Metric]:
@@ -157,10 +153,38 @@ def check_metric(metric: Any) -> Any:
     return metric
 
 
-def check_shape(pipeline: Pipeline, reference: Reference) -> None:
-    ours, real = list(pipeline.shape), list(reference.real.images.shape[1:])
+def check_shape(name: str, shape: Sequence[int], reference: Reference) -> None:
+    ours, real = list(shape), list(reference.real.images.shape[1:])
     if ours != real:
-        raise UserError(f"{pipeline.name} makes images {ours}, {reference.data['name']} holds {real}: not comparable")
+        raise UserError(f"{name} makes images {ours}, {reference.data['name']} holds {real}: not comparable")
+
+
+class Decoder:
+    """A pipeline whose samples are pictures: its own, or latents that an autoencoder decodes.
+
+    Raises UserError, before anything is sampled, for a pipeline whose samples are none.
+
+    Attributes:
+        pipeline: that is sampled.
+        spec: of the autoencoder; None without one.
+        shape: of one picture, (C, H, W).
+    """
+
+    def __init__(self, pipeline: Pipeline, autoencoder: object):
+        self.pipeline, self.coder, self.shape = pipeline, None, tuple(pipeline.shape)
+        folder = isinstance(autoencoder, (str, Path)) and Path(autoencoder).is_dir()
+        autoencoder = {"name": "diffusers", "folder": str(autoencoder)} if folder else autoencoder
+        self.spec = None if autoencoder is None else short(autoencoder)
+        if autoencoder is not None:
+            self.coder = pipeline.coder(autoencoder)
+            latent = torch.zeros(1, *pipeline.shape, device=pipeline.device)
+            self.shape = tuple(pipeline.decoded(Samples(latent.cpu(), {}, 0.0, 0.0), self.coder).x.shape[1:])
+        elif reason := getattr(pipeline, "no_pictures", ""):
+            raise UserError(reason)
+
+    def sample(self, n: int, **how: Any) -> Samples:
+        samples = self.pipeline.sample(n, **how)
+        return samples if self.coder is None else self.pipeline.decoded(samples, self.coder)
 
 
 class SampledRows:
@@ -170,15 +194,15 @@ class SampledRows:
     first: the first ten samples, uint8. evaluations: of the network, over all samples.
     """
 
-    def __init__(self, pipeline: Pipeline, reference: Reference, metrics: Sequence[Metric], strict: bool):
-        self.pipeline, self.reference, self.metrics, self.strict = pipeline, reference, list(metrics), strict
+    def __init__(self, sampler: Decoder, reference: Reference, metrics: Sequence[Metric], strict: bool):
+        self.sampler, self.reference, self.metrics, self.strict = sampler, reference, list(metrics), strict
         self.evaluations = 0.0
 
     def draw(self, how: Mapping[str, Any], n: int, seed: int, batch_size: int) -> None:
         """Sample n images in batches."""
         for start in range(0, n, batch_size):
             size = min(batch_size, n - start)
-            samples = self.pipeline.sample(size, **how, seed=seed, batch_size=size, start=start)
+            samples = self.sampler.sample(size, **how, seed=seed, batch_size=size, start=start)
             images = samples.uint8()
             if start == 0:
                 self._prepare(samples)
@@ -215,10 +239,10 @@ def measurements(metric: Metric, kept: IndexedRows, reference: Reference) -> lis
     return [Measurement(column, spec, estimate, floor) for column, estimate, floor in columns]
 
 
-def timing(pipeline: Pipeline, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> Json:
+def timing(sampler: Decoder, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> Json:
     """Return the speed and, if there is a cache, what it saves."""
-    timer = Throughput(batch=batch, seconds=seconds)
-    speed = timer.measure(lambda b: pipeline.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
+    timer, pipeline = Throughput(batch=batch, seconds=seconds), sampler.pipeline
+    speed = timer.measure(lambda b: sampler.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
     if pipeline.plan(**how).cache is None:
         return {"speed": speed}
     comparison = CacheComparison(batch, InterleavedTiming(seconds=seconds))

@@ -21,7 +21,7 @@ from gen.diffusion.net import members
 from gen.eval.reference import Reference
 from gen.pipeline import Pipeline
 
-__all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting"]
+__all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting", "short"]
 
 
 def sampler_spec(pipeline: Pipeline, how: Mapping[str, object]) -> Json:
@@ -78,9 +78,9 @@ def command(
         metrics: as they were asked for; None for the default.
         options: names and values of the others; None for a default.
     """
-    words: dict[str, object] = {key: _short(value) for key, value in options.items() if value is not None}
-    words |= {"data": _short(reference.data), "split": reference.split, "extractor": _short(reference.extractor_spec)}
-    specs = None if metrics is None else [_short(metric) for metric in metrics]
+    words: dict[str, object] = {key: short(value) for key, value in options.items() if value is not None}
+    words |= {"data": short(reference.data), "split": reference.split, "extractor": short(reference.extractor_spec)}
+    specs = None if metrics is None else [short(metric) for metric in metrics]
     names = [spec for spec in specs or () if isinstance(spec, str)]
     if folder is None:
         words |= {} if specs is None else {"metrics": specs}
@@ -147,10 +147,13 @@ def setting(pipeline: Pipeline) -> Json:
     }
 
 
-def _short(value: object) -> str | int | dict[str, object]:
+def short(value: object) -> str | int | dict[str, object]:
     """Return a name, a number, or the spec of a thing without defaults; its name alone if there is no more to say.
 
     A list is a grid's times.
+
+    Args:
+        value: an option as it was given.
     """
     if isinstance(value, (list, tuple, Tensor)):
         return {"name": "given", "values": torch.as_tensor(value).tolist()}

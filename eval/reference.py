@@ -129,6 +129,9 @@ class Reference:
             raise UserError(f"unknown split {split!r}. {nearest(split, SPLITS)}")
         spec = None if extractor is None else build("eval.features", extractor)
         source = build("data", data)
+        if not getattr(source, "pictures", True) or len(source.shape) != 3 or source.shape[0] not in (1, 3):
+            given = f"{name_of(type(source))} holds {list(source.shape)}"
+            raise UserError(f"{given}, latents or other tensors, no pictures: give the real pictures")
         if split == "all" and "holdout" not in defaults(source):
             raise UserError(f"split 'all': {name_of(type(source))} has fixed splits. {nearest('all', SPLITS[:2])}")
         if split == "all" or used_whole(data, source):

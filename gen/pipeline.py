@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.images import contact_sheet, to_pil, to_uint8
-from gen.config.spec import Json, Spec, build, names
+from gen.config.spec import Json, Spec, build, find, names
 from gen.config.trust import allowing
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
@@ -30,7 +30,7 @@ from gen.training.run import Sampler, run_from
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pipeline", "Samples", "latent_scale", "load", "load_images"]
+__all__ = ["Pipeline", "Samples", "latent_scale", "learned_data", "load", "load_images", "no_pictures"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ class Samples:
         seconds: that the loops took.
         cache: a cache's report on each batch; () without one.
         engine: what prepared the network, in words; "" for the network itself.
+        no_pictures: the reason why x holds no pictures in [-1, 1]; "" if it does.
     """
 
     x: Tensor
@@ -52,9 +53,13 @@ class Samples:
     seconds: float
     cache: Sequence[CacheReport] = ()
     engine: str = ""
+    no_pictures: str = ""
 
     def uint8(self) -> Tensor:
-        """Return pixels 0 .. 255, shaped as x."""
+        """Return pixels 0 .. 255, shaped as x; UserError for latents and other samples that are no pictures."""
+        reason = self.no_pictures or no_pictures(tuple(self.x.shape[1:]))
+        if reason:
+            raise UserError(reason)
         return to_uint8(self.x)
 
     @property
@@ -66,7 +71,7 @@ class Samples:
         return contact_sheet(self.uint8(), columns, zoom)
 
     def _repr_png_(self) -> bytes | None:
-        return self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()
+        return None if self.no_pictures else self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +153,7 @@ class Pipeline:
             reports += [] if session is None else [session.report()]
             images.append(net.image(x).float().cpu())
         seconds = time.perf_counter() - began
-        return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, net.about)
+        return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, net.about, self.no_pictures)
 
     def prepared(self, engine: object = "auto") -> Pipeline:
         """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.
@@ -185,15 +190,17 @@ class Pipeline:
         began = time.perf_counter()
         z = (samples.x / scale + shift).to(self.device)
         x = torch.cat([coder.decode(z[i : i + batch_size]).cpu() for i in range(0, len(z), batch_size)])
-        return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began)
+        return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began, no_pictures="")
+
+    @property
+    def no_pictures(self) -> str:
+        """The reason why samples are no pictures: latents, points, or another number of channels; "" if they are."""
+        return no_pictures(self.shape, learned_data(self.info), bool(_latent(self.info)), self.name)
 
     def check_pixels(self) -> None:
-        """Refuse a model whose samples are no pictures: latents, or tensors of another number of channels."""
-        if _latent(self.info) or self.shape[0] not in (1, 3):
-            raise UserError(
-                f"the samples of {self.name} are latents or other tensors {list(self.shape)}, no pictures; "
-                "--autoencoder decodes latents"
-            )
+        """Refuse a model whose samples are no pictures."""
+        if self.no_pictures:
+            raise UserError(self.no_pictures)
 
     def coder(self, autoencoder: object) -> Any:
         """Load the autoencoder of `decoded`; UserError if there is none, or if no latents are sampled."""
@@ -316,9 +323,43 @@ def latent_scale(info: Json | None) -> tuple[Tensor, Tensor]:
 
 
 def _latent(info: Json | None) -> Json:
-    info = info or {}
-    data = (info.get("run") or {}).get("data") or {}
-    return info.get("latent") or (data if data.get("name") == "latents" else {})
+    data = learned_data(info)
+    return (info or {}).get("latent") or (data if data.get("name") == "latents" else {})
+
+
+def learned_data(info: Json | None) -> Json:
+    """Return the spec of the data that a model learned, {} for none.
+
+    A student of pairs learned what its teacher did; the pairs are returned if the teacher is not there.
+
+    Args:
+        info: the checkpoint's manifest.
+    """
+    run = (info or {}).get("run") or {}
+    while (run.get("data") or {}).get("name") == "pairs" and (parent := run.get("teacher") or run.get("init")):
+        try:
+            run = checkpoints.manifest_of(parent)["run"]
+        except UserError:
+            break
+    return run.get("data") or {}
+
+
+def no_pictures(shape: Sequence[int], data: Json | None = None, latent: bool = False, name: str = "the model") -> str:
+    """Return the reason why samples are no pictures in [-1, 1], or "" if they are.
+
+    Args:
+        shape: of one sample.
+        data: spec of the data that were learned.
+        latent: whether they are latents.
+        name: of the model, for the message.
+    """
+    source = (data or {}).get("name", "")
+    points = source and ":" not in source and not getattr(find(source, "data"), "pictures", True)
+    if not latent and not points and len(shape) == 3 and shape[0] in (1, 3):
+        return ""
+    return (
+        f"the samples of {name} are latents or other tensors {list(shape)}, no pictures: an autoencoder decodes latents"
+    )
 
 
 def load_images(

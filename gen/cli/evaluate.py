@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="what the leaderboard calls the row (default: the run's name)")
     parser.add_argument("--json", action="store_true", help="print the whole record")
     add_sampler_options(parser)
+    parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         label=args.label,
         out=args.run / "eval",
         batch_size=args.batch_size,
+        autoencoder=parse_spec(args.autoencoder),
         **sampler_options(args, pipeline),
     )
     if args.json:

@@ -156,15 +156,17 @@ def _reference(
 def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Fitness:
     """Return the Frechet distance of n samples from real images."""
     from gen.diffusion.contracts import Cache
-    from gen.eval.evaluate import own_data
+    from gen.eval.evaluate import check_shape, own_data
     from gen.eval.metrics.fid import FID, Moments
     from gen.eval.reference import Reference
     from gen.samplers.caches.searched import SkipSession
     from gen.samplers.grids.given import Given
 
+    pipeline.check_pixels()
     real = Reference.open(
         parse_spec(args.data) or own_data(pipeline), args.split, parse_spec(args.extractor), args.batch_size
     )
+    check_shape(pipeline.name, pipeline.shape, real)
     moments = Moments.of_rows(real.real.features.double())
 
     class Mask(Cache):

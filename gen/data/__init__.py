@@ -53,7 +53,8 @@ class DataSet(Protocol):
 class DataSource(Protocol):
     """A plug-in of this folder: a frozen dataclass whose fields say where the data are and how they are read.
 
-    A source of text has `tokenizer` and `vocab_size` too, see gen.text.contracts.tokenizer.
+    A source of text has `tokenizer` and `vocab_size` too, see gen.text.contracts.tokenizer. A source of latents or
+    points has the class attribute `pictures = False`: they are never clamped to [-1, 1] or drawn.
 
     Attributes:
         shape: the shape of one x: (C, H, W), or (L,) for text.

@@ -39,6 +39,8 @@ class Latents:
             tokens for objectives that align with it (gen.models.encoders.stored).
     """
 
+    pictures = False
+
     path: str
     scale: float = 1.0
     shift: float = 0.0

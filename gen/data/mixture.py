@@ -31,6 +31,8 @@ class MixturePoints:
         n: number of points, "train" and "test" together.
     """
 
+    pictures = False
+
     dim: int = 2
     modes: int = 8
     std: float = 0.1

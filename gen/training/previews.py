@@ -12,7 +12,7 @@ from gen.data import DataSet, DataSource
 from gen.diffusion.denoiser import Denoiser
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
-from gen.training.run import Run
+from gen.training.run import Run, run_spec
 
 __all__ = ["preview"]
 
@@ -36,9 +36,9 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
     from gen.pipeline import Pipeline
 
     shape, classes = tuple(data[0]["x"].shape), 0 if run.data is None else run.data.classes
-    if shape[0] in (1, 3):
-        f = Denoiser(net, run.path, run.parameterisation)
-        pipeline = Pipeline(f, shape, classes, run.sampler, device=device)
+    f = Denoiser(net, run.path, run.parameterisation)
+    pipeline = Pipeline(f, shape, classes, run.sampler, device=device, info={"run": run_spec(run)})
+    if not pipeline.no_pictures:
         file.parent.mkdir(exist_ok=True)
         sheet = pipeline.sample(SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1]))
         sheet.save(file.with_suffix(".png"))
