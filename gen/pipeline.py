@@ -187,6 +187,10 @@ class Pipeline:
                 f"decoded: samples are {list(samples.x.shape)}, the latents' scale has {len(scale)} channels"
             )
         coder: Any = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
+        expected = _latent(self.info).get("image_range")
+        own = getattr(coder, "image_range", None)
+        if expected and own and list(own) != list(expected):
+            raise UserError(f"decoded: the autoencoder's image_range is {own}, the latents' {expected}")
         began = time.perf_counter()
         z = (samples.x / scale + shift).to(self.device)
         x = torch.cat([coder.decode(z[i : i + batch_size]).cpu() for i in range(0, len(z), batch_size)])
@@ -218,6 +222,9 @@ class Pipeline:
             raise UserError(
                 f"autoencoder = {autoencoder!r}; allowed: a folder, a name, a spec, or an object with load()"
             )
+        known_range = _latent(self.info).get("image_range")
+        if known_range and getattr(coder, "image_range", known_range) is None:
+            coder = replace(coder, image_range=tuple(known_range))
         return coder.load(self.device)
 
     @property

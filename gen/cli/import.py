@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,13 +81,15 @@ def _conventions(done: Imported) -> dict[str, str]:
     }
 
 
-def _image(latent: Mapping[str, object]) -> str:
+def _image(latent: Json) -> str:
     """Return the formula that turns a sample x into an image."""
     if latent["autoencoder"] is None:
         return "x itself"
     scale, shift = (json.dumps(latent[key]) if not isinstance(latent[key], str) else key for key in ("scale", "shift"))
     described = "; ".join(f"{key}: {latent[key]}" for key in ("scale", "shift") if isinstance(latent[key], str))
-    return f"decode(x / {scale} + {shift}) of {latent['autoencoder']}{f' ({described})' if described else ''}"
+    low, high = latent.get("image_range") or (-1, 1)
+    inside = f", images in [{low:g}, {high:g}]"
+    return f"decode(x / {scale} + {shift}) of {latent['autoencoder']}{inside}{f' ({described})' if described else ''}"
 
 
 def _short(given: Json) -> str:

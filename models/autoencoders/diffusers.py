@@ -1,4 +1,4 @@
-"""Any autoencoder that diffusers saves: AutoencoderKL (Stable Diffusion's), AutoencoderTiny, AutoencoderDC, VQModel."""
+"""Any autoencoder of images or video that diffusers saves: AutoencoderKL, -Tiny, -DC, -RAE, -KLQwenImage, VQModel."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ class Diffusers:
     Attributes:
         folder: path of the folder.
         dtype: of the computation; it takes and returns float32. On a GPU its convolutions are channels last.
+        image_range: lowest and highest value of the images that the network itself takes and gives; None for that of
+            its class, (0, 1) for AutoencoderRAE and (-1, 1) for all others. EDM2 gives Stable Diffusion's (0, 1).
     """
 
     folder: str
     dtype: Literal["float32", "bfloat16"] = "float32"
+    image_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_range is not None and not self.image_range[0] < self.image_range[1]:
+            raise UserError(f"Diffusers: image_range = {self.image_range}; it must be low < high")
 
     def load(self, device: torch.device | str = "cpu") -> Coder:
         """Return the autoencoder. UserError for a folder without one, MissingDependency without diffusers."""
@@ -50,28 +57,53 @@ class Diffusers:
             raise UserError(f"{folder}: diffusers cannot load this {kind} ({' '.join(str(error).split())})") from error
         if info["missing_keys"]:
             raise UserError(f"{folder} has no weights {', '.join(info['missing_keys'])}, which a {kind} needs")
-        return Coder(net.eval().requires_grad_(False).to(device))
+        return Coder(net.eval().requires_grad_(False).to(device), self.image_range or RANGES.get(kind, (-1.0, 1.0)))
+
+
+RANGES = {"AutoencoderRAE": (0.0, 1.0)}  # of the classes whose images are not in [-1, 1]
 
 
 class Coder(nn.Module):
-    """An autoencoder of diffusers between images [B, 3, H, W] in [-1, 1] and latents [B, C, h, w], both float32."""
+    """An autoencoder of diffusers between images [B, 3, H, W] in [-1, 1] and latents [B, C, h, w], both float32.
 
-    def __init__(self, net: Any):
+    A network of video codes each image as a video of one frame.
+    """
+
+    def __init__(self, net: Any, image_range: tuple[float, float]):
         super().__init__()
-        self.net = net
-        if net.device.type == "cuda":
+        self.net, self.image_range = net, image_range
+        convs = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+        dims = [size for module in net.modules() for conv, size in convs.items() if isinstance(module, conv)]
+        if dims[:1] == [1]:
+            raise UserError(f"a {type(net).__name__} codes sound, no images")
+        self.video = dims[:1] == [3]
+        if net.device.type == "cuda" and not self.video:
             self.net.to(memory_format=torch.channels_last)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the latents of images, the mean where there is a distribution."""
-        coded = self.net.encode(x.to(self.net.device, self.net.dtype))
+        low, high = self.image_range
+        coded = self.net.encode(self._given((x + 1) * ((high - low) / 2) + low))
         if hasattr(coded, "latent_dist"):
-            return coded.latent_dist.mode().float()
-        return (coded.latents if hasattr(coded, "latents") else coded.latent).float()
+            return self._image(coded.latent_dist.mode())
+        return self._image(coded.latents if hasattr(coded, "latents") else coded.latent)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the images of latents; UserError for a number of channels that is not the autoencoder's."""
-        channels = getattr(self.net.config, "latent_channels", z.shape[1])
+        config = self.net.config
+        channels = getattr(config, "latent_channels", getattr(config, "z_dim", z.shape[1]))
         if z.shape[1] != channels:
             raise UserError(f"latents are {list(z.shape)}; this autoencoder's have {channels} channels")
-        return self.net.decode(z.to(self.net.device, self.net.dtype)).sample.float()
+        low, high = self.image_range
+        return (self._image(self.net.decode(self._given(z)).sample) - low) * (2 / (high - low)) - 1
+
+    def _given(self, x: Tensor) -> Tensor:
+        """Return x as the network takes it."""
+        x = x.to(self.net.device, self.net.dtype)
+        return x[:, :, None] if self.video else x
+
+    def _image(self, x: Tensor) -> Tensor:
+        """Return what the network gave, [B, C, H, W] in float32."""
+        if self.video and x.shape[2] != 1:
+            raise UserError(f"{type(self.net).__name__} makes {x.shape[2]} frames of one image")
+        return (x[:, :, 0] if self.video else x).float()

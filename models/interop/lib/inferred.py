@@ -52,7 +52,8 @@ class Conversion:
     Attributes:
         run: the model and how it is called.
         tensors: by our names.
-        latent: how samples become images, decode(x / scale + shift), as the manifest will say it.
+        latent: how samples become images, decode(x / scale + shift), as the manifest will say it; image_range is that
+            of the images which the autoencoder takes and gives, [-1, 1] where it is missing.
         dropped: tensors of theirs that are left out, and why.
         notes: for the report.
         copied: files that go with the weights, by the name they get.

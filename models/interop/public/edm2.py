@@ -21,7 +21,12 @@ __all__ = ["EDM2Weights"]
 
 # Their StabilityVAEEncoder: mean 0 and standard deviation .5, from an assumed mean and deviation per channel.
 MEAN, STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
-LATENT = {"autoencoder": "stabilityai/sd-vae-ft-mse", "scale": [0.5 / std for std in STD], "shift": list(MEAN)}
+LATENT = {
+    "autoencoder": "stabilityai/sd-vae-ft-mse",
+    "scale": [0.5 / std for std in STD],
+    "shift": list(MEAN),
+    "image_range": [0.0, 1.0],  # they give it pixels over 255, though it was trained on [-1, 1]
+}
 
 
 @dataclass(frozen=True)

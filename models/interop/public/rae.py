@@ -22,6 +22,7 @@ LATENT = {
     "autoencoder": "nyu-visionx/RAE-collections",
     "scale": "1 / sqrt(var + 1e-5), per channel and position, of stat.pt in the same repository",
     "shift": "mean, per channel and position, of the same file",
+    "image_range": [0.0, 1.0],
 }
 
 

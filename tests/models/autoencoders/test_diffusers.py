@@ -114,3 +114,75 @@ def test_what_does_not_fit_is_said(folder):
     two = pipeline({"latent": {"scale": [1.0, 2.0], "shift": 0.0}})
     with pytest.raises(UserError, match="the latents' scale has 2 channels"):
         two.decoded(two.sample(1, steps=1), folder)
+
+
+# image ranges and kinds ----------------------------------------------------------------------------------------------
+
+
+def rae(folder, **changes):
+    settings = {
+        "encoder_type": "mae", "encoder_hidden_size": 64, "encoder_patch_size": 4, "encoder_num_hidden_layers": 1,
+        "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16, "patch_size": 4, "encoder_input_size": 16, "image_size": 16,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    net = diffusers.AutoencoderRAE(**{**settings, **changes}).eval()
+    net.save_pretrained(folder)
+    return net
+
+
+@torch.no_grad()
+def test_images_of_an_rae_lie_between_0_and_1(tmp_path):
+    """They were given, and taken as, images between -1 and 1: latents off by up to 2.5 deviations."""
+    net = rae(tmp_path)
+    coder = build("models.autoencoders", {"name": "diffusers", "folder": str(tmp_path)}).load()
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = net.encode(x / 2 + 0.5).latent
+    torch.testing.assert_close(coder.encode(x), latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(coder.decode(latents), net.decode(latents).sample * 2 - 1, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_latents_say_the_range_of_their_images(folder):
+    """EDM2 gives Stable Diffusion's autoencoder [0, 1]: a mean pixel of 31.7 there was 126.0 here."""
+    made = pipeline({"latent": {"scale": 1.0, "shift": 0.0, "image_range": [0.0, 1.0]}})
+    latents = made.sample(3, steps=2)
+    theirs = diffusers.AutoencoderKL.from_pretrained(folder).eval().decode(latents.x).sample.clamp(0, 1) * 255
+    spec = {"name": "diffusers", "folder": str(folder)}
+    for given in (folder, spec, build("models.autoencoders", spec)):
+        assert float((made.decoded(latents, given).uint8() - theirs).abs().max()) < 1
+    other = build("models.autoencoders", {"name": "diffusers", "folder": str(folder)}).load()
+    with pytest.raises(UserError, match=r"image_range is \(-1.0, 1.0\), the latents' \[0.0, 1.0\]"):
+        made.decoded(latents, other)
+    with pytest.raises(UserError, match="must be low < high"):
+        build("models.autoencoders", {"name": "diffusers", "folder": str(folder), "image_range": [1, 0]})
+
+
+@torch.no_grad()
+def test_an_autoencoder_of_video_codes_one_frame(tmp_path):
+    torch.manual_seed(0)
+    net = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    ).eval()  # fmt: skip
+    net.save_pretrained(tmp_path)
+    coder = build("models.autoencoders", {"name": "diffusers", "folder": str(tmp_path)}).load()
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = coder.encode(x)
+    torch.testing.assert_close(latents, net.encode(x[:, :, None]).latent_dist.mode()[:, :, 0])
+    torch.testing.assert_close(coder.decode(latents), net.decode(latents[:, :, None]).sample[:, :, 0])
+    with pytest.raises(UserError, match="this autoencoder's have 4 channels"):
+        coder.decode(latents[:, :3])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_autoencoder_of_sound_is_refused(tmp_path):
+    diffusers.AutoencoderOobleck(
+        encoder_hidden_size=8,
+        downsampling_ratios=[2],
+        channel_multiples=[1],
+        decoder_channels=8,
+        decoder_input_channels=4,
+    ).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a AutoencoderOobleck codes sound, no images"):
+        build("models.autoencoders", {"name": "diffusers", "folder": str(tmp_path)}).load()

@@ -71,3 +71,8 @@ def test_latents_of_edm2_have_half_the_deviation_and_no_mean(tmp_path):
     z = torch.randn(7, 4)
     x = z * (0.5 / std) - mean * (0.5 / std)
     torch.testing.assert_close(x / torch.tensor(latent["scale"]) + torch.tensor(latent["shift"]), z)
+
+
+@pytest.mark.parametrize(("origin", "expected"), [("edm2", [0.0, 1.0]), ("rae", [0.0, 1.0]), ("dit", None)])
+def test_the_range_of_images_is_the_origins(tmp_path, origin, expected):
+    assert imported(tmp_path, origin)[1].info["latent"].get("image_range") == expected
