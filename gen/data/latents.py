@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.data.lib.tensors import CHANGED, check_holdout, check_labels, content_hash, hold_out
 
 __all__ = ["Latents"]
@@ -31,7 +32,8 @@ class Latents:
 
     Attributes:
         path: file or folder.
-        scale, shift: 0.18215 and 0 suit the autoencoder of Stable Diffusion.
+        scale, shift: a number, or one for each channel, such as 1 / std and mean of latents that are standardised;
+            0.18215 and 0 suit the autoencoder of Stable Diffusion.
         holdout: the share held out for "test", in [0, 1).
         flip: True adds `latents_flip`, the latents of the mirrored images, to "train", which makes it twice as long.
         num_classes: number of labels; None for the highest label + 1.
@@ -42,14 +44,15 @@ class Latents:
     pictures = False
 
     path: str
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
     holdout: float = 0.1
     flip: bool = False
     num_classes: int | None = None
     features: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, scale="(0, inf)", shift="(-inf, inf)")
         check_holdout(self, self.holdout)
 
     @property
@@ -69,7 +72,17 @@ class Latents:
         options = f"{split} {self.holdout} {self.scale} {self.shift} {self.flip}" + " features" * self.features
         fingerprint = content_hash("latents", options, *self._hashes)
         flip = self.flip and split == "train"
-        return LatentSet(self._shards, rows, y, flip, self.shift, self.scale, fingerprint, self.features)
+        scale, shift = (self._by_channel(name) for name in ("scale", "shift"))
+        return LatentSet(self._shards, rows, y, flip, shift, scale, fingerprint, self.features)
+
+    def _by_channel(self, name: str) -> float | Tensor:
+        """Return the scale or the shift, a number or [C, 1, 1]; UserError for another number of channels."""
+        value, channels = getattr(self, name), self.shape[0]
+        if not isinstance(value, tuple):
+            return float(value)
+        if len(value) != channels:
+            raise UserError(f"Latents: {name} has {len(value)} numbers; {self.path} has {channels} channels")
+        return torch.tensor(value).reshape(-1, 1, 1)
 
     @cached_property
     def _shards(self) -> tuple[Shard, ...]:
@@ -144,8 +157,8 @@ class LatentSet:
     rows: list[int]
     y: Tensor | None
     flip: bool
-    shift: float
-    scale: float
+    shift: float | Tensor
+    scale: float | Tensor
     fingerprint: str
     features: bool = False
     _files: dict[int, Any] = field(default_factory=dict, repr=False)

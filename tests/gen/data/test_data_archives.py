@@ -7,11 +7,14 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+import gen
 from gen.config.errors import UserError
 from gen.config.images import to_uint8
+from gen.config.spec import build, override, spec_of
 from gen.data.latents import Latents
 from gen.data.lib.tensors import split_indices
 from gen.data.npz import Npz
+from gen.training.recipes.digits import digits
 
 
 def write_npz(path, n=20, labels=True, **changes):
@@ -149,6 +152,43 @@ def test_latents_of_mirrored_images_join_train(tmp_path):
     assert len(train) == 2 * n and len(both.open("test")) == len(plain.open("test"))
     assert torch.equal(train[n + 2]["x"], -train[2]["x"]) and train[n + 2]["y"] == train[2]["y"]
     assert both.open("train").fingerprint != plain.open("train").fingerprint
+
+
+def test_latents_are_standardised_by_channel(tmp_path):
+    """LightningDiT's and EDM2's statistics: a list was a TypeError at the first item."""
+    write_shard(tmp_path / "a.safetensors")
+    raw = Latents(str(tmp_path / "a.safetensors")).open("train")
+    scale, shift = [0.5, 1.0, 2.0, 4.0], [1.0, -1.0, 0.0, 3.0]
+    data = Latents(str(tmp_path / "a.safetensors"), scale, shift)
+    assert data == build("data", spec_of(data)) and data.scale == tuple(scale)
+    given = data.open("train")
+    by, off = (torch.tensor(v).reshape(4, 1, 1) for v in (scale, shift))
+    assert all(torch.equal(given[i]["x"], (raw[i]["x"] - off) * by) for i in range(len(raw)))
+    assert len({Latents(data.path, s).open("train").fingerprint for s in (scale, scale[::-1], 0.5)}) == 3
+    with pytest.raises(UserError, match=r"scale has 3 numbers; .* has 4 channels"):
+        Latents(data.path, scale[:3]).open("train")
+    with pytest.raises(UserError, match=r"scale = \(1.0, 0.0\); it must be in \(0, inf\)"):
+        Latents(data.path, (1.0, 0.0))
+
+
+def test_a_model_of_standardised_latents_is_trained_sampled_and_decoded(tmp_path):
+    write_shard(tmp_path / "a.safetensors", n=40)
+    scale, shift = (0.5, 1.0, 2.0, 4.0), (1.0, -1.0, 0.0, 3.0)
+    changes = {
+        "data": {"name": "latents", "path": str(tmp_path / "a.safetensors"), "scale": scale, "shift": shift},
+        "model": {"name": "dit", "preset": "digits", "size": 2, "patch": 1, "channels": 4, "classes": 5, "depth": 1},
+        "steps": 2, "batch_size": 4, "validate_every": 2, "sample_every": 2,
+    }  # fmt: skip
+    gen.train(override(digits(), changes), tmp_path / "run", quiet=True)
+    pipeline = gen.load(tmp_path / "run")
+    samples = pipeline.sample(3, steps=2)
+
+    class Coder:
+        def decode(self, z):
+            return z
+
+    by, off = (torch.tensor(v).reshape(4, 1, 1) for v in (scale, shift))
+    torch.testing.assert_close(pipeline.decoded(samples, Coder()).x, samples.x / by + off)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
