@@ -22,11 +22,13 @@ class CLIP:
         path: a folder with config.json and safetensors, such as a copy of openai/clip-vit-large-patch14.
         grid: patches on a side; images are resized to grid patches of the model's size.
         norm: False for tokens before the last norm, which CLIP itself applies to its class token alone, as in REPA.
+        antialias: how positions are resampled to another grid (resample_positions); the model's own way is False.
     """
 
     path: str
     grid: int = 16
     norm: bool = True
+    antialias: bool = False
 
     @property
     def dim(self) -> int:
@@ -38,7 +40,7 @@ class CLIP:
         config_of(self.path, "clip_vision_model")
         model = pretrained(self.path, "CLIPVisionModel")
         inner = getattr(model, "vision_model", model)  # one level down in transformers before 5
-        positions = resample_positions(inner.embeddings.position_embedding.weight.detach(), self.grid)
+        positions = resample_positions(inner.embeddings.position_embedding.weight.detach(), self.grid, self.antialias)
         inner.embeddings.position_embedding = nn.Embedding(len(positions), positions.shape[1], _weight=positions)
         inner.embeddings.position_ids = torch.arange(len(positions))[None]
 

@@ -22,10 +22,13 @@ class DINOv2:
         path: a folder with config.json and safetensors, such as a copy of facebook/dinov2-base.
         grid: patches on a side; images are resized to grid patches of the model's size. REPA has 16 for images of 256
             pixels, 32 for 512.
+        antialias: how positions are resampled to another grid (resample_positions); True in REPA, and in RAE, whose
+            model has registers.
     """
 
     path: str
     grid: int = 16
+    antialias: bool = True
 
     @property
     def dim(self) -> int:
@@ -37,7 +40,8 @@ class DINOv2:
         config = config_of(self.path, *CLASSES)
         model = pretrained(self.path, CLASSES[config["model_type"]])
         table = model.embeddings.position_embeddings
-        model.embeddings.position_embeddings = nn.Parameter(resample_positions(table.detach()[0], self.grid)[None])
+        positions = resample_positions(table.detach()[0], self.grid, self.antialias)
+        model.embeddings.position_embeddings = nn.Parameter(positions[None])
         before = 1 + config.get("num_register_tokens", 0)
         side = self.grid * model.config.patch_size
         return Vit(model, lambda x: model(x).last_hidden_state, side, before, IMAGENET).to(device)

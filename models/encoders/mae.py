@@ -20,11 +20,13 @@ class MAE:
         path: a folder with config.json and safetensors, such as a copy of facebook/vit-mae-large.
         grid: patches on a side; images are resized to grid patches of the model's size.
         norm: False for tokens before the last norm, as in REPA.
+        antialias: how positions are resampled to another grid (resample_positions); False in RAE, True in REPA.
     """
 
     path: str
     grid: int = 16
     norm: bool = True
+    antialias: bool = False
 
     @property
     def dim(self) -> int:
@@ -36,7 +38,8 @@ class MAE:
         config_of(self.path, "vit_mae")
         model = pretrained(self.path, "ViTMAEModel", mask_ratio=0.0)
         table = model.embeddings.position_embeddings
-        model.embeddings.position_embeddings = nn.Parameter(resample_positions(table.detach()[0], self.grid)[None])
+        positions = resample_positions(table.detach()[0], self.grid, self.antialias)
+        model.embeddings.position_embeddings = nn.Parameter(positions[None])
         if not self.norm:
             model.layernorm = nn.Identity()
 

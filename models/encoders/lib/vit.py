@@ -67,14 +67,15 @@ def pretrained(path: str, owner: str, **changes: object) -> Any:
         raise UserError(f"{path!r} cannot be read as a {owner}: {' '.join(str(error).split())[:300]}") from error
 
 
-def resample_positions(table: Tensor, grid: int) -> Tensor:
+def resample_positions(table: Tensor, grid: int, antialias: bool) -> Tensor:
     """Resample a table of position embeddings to a grid of another side.
 
-    Bicubic and antialiased, as timm does it and with it REPA; a model's own way, which is not, differs when it shrinks.
+    Bicubic, in one of two ways that differ when it grows too, since torch's cubic has another coefficient in each.
 
     Args:
         table: [1 + side^2, D], the class token's first.
         grid: the new side.
+        antialias: True is timm's way, and with it REPA's; False that of most models of transformers.
 
     Returns:
         [1 + grid^2, D].
@@ -84,7 +85,7 @@ def resample_positions(table: Tensor, grid: int) -> Tensor:
     if side == grid:
         return table
     image = positions.T.reshape(1, -1, side, side).float()
-    image = F.interpolate(image, (grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    image = F.interpolate(image, (grid, grid), mode="bicubic", antialias=antialias, align_corners=False)
     return torch.cat([cls, image[0].flatten(1).T.to(table)])
 
 
