@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.spec import Json
 from gen.training.distributed import distribute_like, full_tensor
+from gen.training.optimiser_state import dump, load
 
 __all__ = ["enable_fused", "optimiser_files", "restore", "trainable_parameters", "weight_files"]
 
@@ -64,24 +65,23 @@ def weight_files(nets: Nets, averages: Averages, keep: bool = True) -> Files:
     }
 
 
-def optimiser_files(nets: Nets, optims: Optims, keep: bool = True) -> Files:
+def optimiser_files(nets: Nets, optims: Optims, keep: bool = True) -> tuple[Files, Json]:
     """Collect state/net.safetensors of every role, with keys such as "blocks.0.attn.qkv.weight/exp_avg".
 
     Args:
         nets, optims: see the module.
         keep: as of `weight_files`.
+
+    Returns:
+        Tensors by file name and name; and by role what else the optimisers know, for the manifest.
     """
-    return {
-        f"state/{role}.safetensors": _gather(
-            {
-                f"{name}/{key}": torch.as_tensor(value)
-                for name, parameter in trainable_parameters(nets[role]).items()
-                for key, value in optim.state.get(parameter, {}).items()
-            },
-            keep,
-        )
-        for role, optim in optims.items()
-    }
+    dumped = {role: dump(optim, _names(nets[role])) for role, optim in optims.items()}
+    files = {f"state/{role}.safetensors": _gather(tensors, keep) for role, (_, tensors) in dumped.items()}
+    return files, {role: values for role, (values, _) in dumped.items()}
+
+
+def _names(net: nn.Module) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in trainable_parameters(net).items()}
 
 
 def _gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
@@ -107,11 +107,10 @@ def restore(folder: Path, manifest: Json, nets: Nets, averages: Averages, optims
         if role not in optims:
             continue
         saved = checkpoints.read_tensors(folder, f"state/{role}.safetensors", manifest)
-        for name, parameter in trainable_parameters(net).items():
-            own = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
-            moved = {key: value if key == "step" else value.to(parameter.device) for key, value in own.items()}
-            shaped = {key: parameter for key, value in moved.items() if value.shape == parameter.shape}
-            optims[role].state[parameter] = distribute_like(moved, shaped)
+        parameters = trainable_parameters(net)
+        owners = {key: parameters[key.partition("/")[0]] for key in saved if key.partition("/")[0] in parameters}
+        shaped = {key: owner for key, owner in owners.items() if owner.shape == saved[key].shape}
+        load(optims[role], _names(net), manifest["optim"][role], distribute_like(saved, shaped))
     for (role, label), net in averages.items():
         _load(net, checkpoints.read_tensors(folder, f"{role}-{label}.safetensors", manifest))
 

@@ -136,10 +136,9 @@ class Trainer:
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
         self.steps_done, self.step_saved = 0, 0
         self.val_loss: float | None = None
-        self.scaler_state: Json = {}
-        if self.start.checkpoint is not None:
-            self._restore(self.start.checkpoint)
         self._prepare()
+        if self.start.checkpoint is not None:
+            self._restore(self.start.checkpoint)  # after accelerate, which would cast the optimisers' state
 
     # -- setting up ----------------------------------------------------------------------------------------------------
 
@@ -172,8 +171,6 @@ class Trainer:
         replicated = {role for role in self.nets if self.parameters[role] and self.mesh is None}  # in every process
         wrapped = {role: prepare(net) if role in replicated else net for role, net in self.nets.items()}
         self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
-        if self.accelerator.scaler is not None and self.scaler_state:
-            self.accelerator.scaler.load_state_dict(self.scaler_state)
         self.denoisers = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
         self.roles = self.denoisers if self.teacher is None else {**self.denoisers, "teacher": self.teacher}
 
@@ -383,10 +380,10 @@ class Trainer:
         """Write a complete checkpoint; no process goes on before it is there."""
         self.accelerator.wait_for_everyone()
         files = state.weight_files(self.nets, self.averages, self.main)
-        files |= state.optimiser_files(self.nets, self.optims, self.main)
+        states, optim = state.optimiser_files(self.nets, self.optims, self.main)
         if self.main:
             folder = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
-            checkpoints.write(folder, files, self._manifest())
+            checkpoints.write(folder, files | states, self._manifest() | {"optim": optim})
         self.step_saved = self.steps_done
         self.accelerator.wait_for_everyone()  # the launcher ends the others, still writing, if one ends here
 
@@ -435,7 +432,9 @@ class Trainer:
         manifest = checkpoints.read(folder)
         state.restore(folder, manifest, self.nets, self.averages, self.optims)
         self.steps_done = self.step_saved = manifest["step"]
-        self.val_loss, self.scaler_state = manifest["val_loss"], manifest["scaler"]
+        self.val_loss = manifest["val_loss"]
+        if self.accelerator.scaler is not None and manifest["scaler"]:
+            self.accelerator.scaler.load_state_dict(manifest["scaler"])
 
 
 def _due(step: int, every: int, total: int) -> bool:

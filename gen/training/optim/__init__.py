@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.optim.optimizer import ParamsT
 
+from gen.config.errors import UserError
 from gen.config.spec import Json
 from gen.diffusion.net import members
+from gen.training.optimiser_state import check_resumable
 
 __all__ = ["Optimiser", "build_optimisers", "decouple_weight_decay", "parameter_groups"]
 
@@ -28,7 +30,8 @@ class Optimiser(Protocol):
 
         Args:
             parameters: torch's parameter groups {"params", "scale"}, as of `parameter_groups`, or bare parameters. Its
-                state must be tensors or numbers, which checkpoints hold by name.
+                state, all of it in `state` and `param_groups`, must be tensors, numbers, text and containers of such,
+                which checkpoints hold; an optimiser that would not resume to the bit is refused.
         """
         ...
 
@@ -42,8 +45,16 @@ def build_optimisers(
         optim: the plug-in.
         nets: networks by role.
         rates: factors on the learning rate by role; 1 for those left out.
+
+    Raises:
+        UserError: for an optimiser that cannot be saved and resumed to the bit.
     """
     groups = {role: parameter_groups(net, rates.get(role, 1.0)) for role, net in nets.items()}
+    for given in filter(None, groups.values()):
+        try:
+            check_resumable(optim.build, given, optim.lr)
+        except UserError as error:
+            raise UserError(f"optim: {type(optim).__name__} cannot be resumed: {error}") from error
     return {role: optim.build(given) for role, given in groups.items() if given}
 
 
