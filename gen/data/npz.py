@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +21,10 @@ from gen.config.errors import UserError
 from gen.data.lib.tensors import Tensors, check_holdout, check_labels, content_hash, hold_out
 
 __all__ = ["Npz"]
+
+SINGLE = b"\x93NUMPY"  # how an .npy file begins
+LARGE = 64 * 2**20  # bytes, from which on the density of an entry is looked at
+DENSEST = 200  # packed bytes stand for so many at most; pictures reach 20, zeros 1032
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class Npz:
         with self._file() as arrays:
             if "arr_0" not in arrays:
                 raise UserError(f"{self.path} has no arr_0; it has {', '.join(arrays) or 'nothing'}")
-            shape, dtype = _header(self.path, "arr_0")
+            with zipfile.ZipFile(self.path) as archive:
+                shape, dtype, _ = _header(archive, "arr_0.npy")
         if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
             raise UserError(f"{self.path}: arr_0 is {dtype} {list(shape)}; allowed: uint8 [N, H, W, C], C = 1 or 3")
         return shape
@@ -95,9 +102,11 @@ class Npz:
             raise UserError(f"no such file: {self.path}")
         try:
             with Path(self.path).open("rb") as stream:
-                arrays = np.load(stream, allow_pickle=False)
-                if not isinstance(arrays, np.lib.npyio.NpzFile):
+                if stream.read(len(SINGLE)) == SINGLE:
                     raise UserError(f"{self.path} is a single array, not an .npz file with arr_0")
+                _check_sizes(self.path)
+                stream.seek(0)
+                arrays: np.lib.npyio.NpzFile = np.load(stream, allow_pickle=False)
                 with arrays:
                     yield arrays
         except UserError:
@@ -106,10 +115,31 @@ class Npz:
             raise UserError(f"{self.path} cannot be read as .npz: {' '.join(str(error).split())}") from error
 
 
-def _header(path: str, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of an array in the file, without reading the array."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+def _check_sizes(path: str) -> None:
+    """Refuse, before any array is read, sizes that are not those of the content, or that no memory holds."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            packed = entry.file_size > LARGE and entry.file_size > DENSEST * entry.compress_size
+            if packed or entry.file_size > memory:
+                raise UserError(
+                    f"{path}: {entry.filename} has {entry.file_size:,} bytes, packed in {entry.compress_size:,}; "
+                    f"refused: at most {memory:,} are read, and packed {DENSEST} times"
+                )
+            if entry.filename.endswith(".npy"):
+                shape, dtype, start = _header(archive, entry.filename)
+                expected = start + math.prod(shape) * dtype.itemsize
+                if expected != entry.file_size and not dtype.hasobject:
+                    raise UserError(
+                        f"{path}: {entry.filename} says {dtype} {list(shape)}, which takes {expected:,} bytes, and has "
+                        f"{entry.file_size:,}"
+                    )
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return shape, dtype and the offset of the values of an array in the file, without reading the array."""
+    with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
-    return shape, dtype
+        return shape, dtype, stream.tell()

@@ -1,3 +1,4 @@
+import io
 import re
 import zipfile
 
@@ -86,7 +87,41 @@ def wrong_npz():
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("arr_0.npy", b"\x93NUMPY")
 
+    def stuffed(**headers):
+        """Write arrays by what their headers say; after that come bytes that are not as many."""
+
+        def write(path):
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, about in headers.items():
+                    stream = io.BytesIO()
+                    np.lib.format.write_array_header_1_0(stream, {"fortran_order": False, **about})
+                    archive.writestr(f"{name}.npy", stream.getvalue() + bytes(64))
+
+        return write
+
+    def bomb(path):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("arr_0.npy", "w") as stream:
+            np.lib.format.write_array_header_1_0(
+                stream, {"fortran_order": False, "descr": "|u1", "shape": (2**21, 8, 8, 1)}
+            )
+            for _ in range(2**7):
+                stream.write(bytes(2**20))
+
+    one, many = {"descr": "|u1", "shape": (1, 8, 8, 1)}, {"descr": "|u1", "shape": (10**15, 8, 8, 1)}
     return {
+        "10^15 rows": (stuffed(arr_0=many), {}, "arr_0.npy says uint8 [1000000000000000, 8, 8, 1], which takes 64"),
+        "10^15 labels": (
+            stuffed(arr_0=one, arr_1={"descr": "<i8", "shape": (10**15,)}),
+            {},
+            "arr_1.npy says int64 [1000000000000000], which takes 8,000,000,000,000,128 bytes, and has 192",
+        ),
+        "more bytes": (
+            stuffed(arr_0={"descr": "|u1", "shape": (1, 4, 4, 1)}),
+            {},
+            "which takes 144 bytes, and has 192",
+        ),
+        "another array": (stuffed(arr_0=one, arr_2=many), {}, "arr_2.npy says uint8 [1000000000000000, 8, 8, 1]"),
+        "zip bomb": (bomb, {}, "arr_0.npy has 134,217,856 bytes, packed in 130,"),
         "missing": (lambda path: None, {}, "no such file"),
         "text": (lambda path: path.write_text("hello"), {}, "cannot be read as .npz"),
         "empty file": (lambda path: path.write_bytes(b""), {}, "cannot be read as .npz"),
