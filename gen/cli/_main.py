@@ -17,7 +17,8 @@ from typing import NoReturn
 
 import gen
 import gen.cli
-from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
+from gen.cli.lib.terminal import harmless_output
+from gen.config.errors import MissingDependency, NonFinite, UserError, nearest, printable
 from gen.config.spec import Json
 from gen.config.trust import allowing
 
@@ -34,17 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        code = _dispatch([word for word in words if word != "--debug"])
+        with harmless_output():
+            code = _dispatch([word for word in words if word != "--debug"])
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `gen list | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exception(error)
         message, code = _explain(error)
-        print(f"gen: {message}", file=sys.stderr)
+        trace = "".join(traceback.format_exception(error)) if debug else ""
+        print(f"{printable(trace, keep=chr(10))}gen: {printable(message)}", file=sys.stderr)
         return code
 
 

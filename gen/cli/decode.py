@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, add_options, parse_spec
+from gen.cli.lib.terminal import exact_output
 from gen.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,11 +81,15 @@ def run(args: argparse.Namespace) -> int:
         if args.trace:
             raise UserError("--stream and --trace are given; give one")
         for committed, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed):
-            print(pipeline.separator.join("·" if v is None else _word(v, pipeline) for v in committed), flush=True)
+            print(
+                pipeline.separator.join("·" if v is None else _word(v, pipeline) for v in committed),
+                file=exact_output(),
+                flush=True,
+            )
         return 0
     texts = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size)
     for prompt, text in zip(prompts, texts.texts, strict=True):
-        print(f"{prompt}{pipeline.separator}{text}")
+        print(f"{prompt}{pipeline.separator}{text}", file=exact_output())
     if args.trace:
         _trace(texts, pipeline)
     speed = texts.tokens / texts.seconds if texts.seconds else 0.0
@@ -101,7 +106,7 @@ def _trace(texts: GeneratedTexts, pipeline: TextPipeline) -> None:
         for i in range(len(d.nfe)):
             here = slice(int(d.prompt_end[i]), int(d.text_end[i]))
             pairs = zip(d.tokens[i, here].tolist(), d.commit_step[i, here].tolist(), strict=True)
-            print(" ".join(f"{_word(token, pipeline)}@{step}" for token, step in pairs))
+            print(" ".join(f"{_word(token, pipeline)}@{step}" for token, step in pairs), file=exact_output())
 
 
 def _word(token: int, pipeline: TextPipeline) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["MissingDependency", "NonFinite", "UserError", "nearest"]
+__all__ = ["MissingDependency", "NonFinite", "UserError", "nearest", "printable"]
+
+BIDI = {*"\u200e\u200f\u061c", *map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}  # turn the text about
 
 
 class UserError(ValueError):
-    """A wrong input. `str()` is one line."""
+    """A wrong input. `str()` is one line, and harmless on a terminal whatever a file's name holds."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class MissingDependency(UserError):
@@ -18,6 +24,22 @@ class MissingDependency(UserError):
 
 class NonFinite(RuntimeError):
     """A loss, gradient or sample became NaN or infinite. `str()` says where."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return text with characters that a terminal would obey, and halves of surrogate pairs, as backslash escapes.
+
+    Args:
+        text: any text.
+        keep: control characters that stay, such as line ends.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in BIDI
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
