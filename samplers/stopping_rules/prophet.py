@@ -19,9 +19,10 @@ __all__ = ["Prophet"]
 class Prophet(StoppingRule):
     """Fills all masks with their likeliest tokens once the two likeliest are far enough apart (Li et al. 2025).
 
-    Apart: the mean of log p1 - log p2. Enough: one of `gaps`, by how much of the text is committed. The paper
-    (arXiv 2508.19982) counts steps of a fixed number, which is the same at an even pace, and knows no rule without a
-    region. The fill is one parallel step: tokens that depend on one another may disagree.
+    Apart: the mean of log p1 - log p2. Enough: one of `gaps`, by how much of the text is committed, this step's tokens
+    included. The paper (arXiv 2508.19982) counts steps of a fixed number, the current one included in its code, which
+    is the same at an even pace, and knows no rule without a region. The fill is one parallel step: tokens that depend
+    on one another may disagree.
 
     Attributes:
         gaps: nats needed while the committed share is below until[0], below until[1], and from there on.
@@ -51,7 +52,8 @@ class Prophet(StoppingRule):
             where = (index >= self.region[0]) & (index < self.region[1]) & ~view.prompt_or_pad
         pair = view.top2[0]
         gap = masked_mean(pair[..., 0] - pair[..., 1], where)
-        committed = 1 - masks.sum(-1) / (text_end - view.prompt_end)
+        left = masks & (tokens.gather(1, view.positions) == predictor.mask_token_id)
+        committed = 1 - left.sum(-1) / (text_end - view.prompt_end)
         needed = torch.where(committed < self.until[0], self.gaps[0], self.gaps[2])
         needed = torch.where((committed >= self.until[0]) & (committed < self.until[1]), self.gaps[1], needed)
         sure = (gap >= needed) & where.any(-1) & masks.any(-1)

@@ -117,13 +117,19 @@ def sharp(gap, n, tokens=None):
     return table_of(tokens or [1 + i % 7 for i in range(n)], sure, eos_token_ids=(STOP,))
 
 
-@pytest.mark.parametrize(("gap", "nfe"), [(7.6, 1), (7.4, 5), (5.1, 5), (4.9, 8), (2.6, 8), (2.4, 10)])
+@pytest.mark.parametrize(("gap", "nfe"), [(7.6, 1), (7.4, 4), (5.1, 4), (4.9, 7), (2.6, 7), (2.4, 10)])
 def test_prophet_asks_less_the_further_a_text_is(gap, nfe):
-    """Ten tokens, one a step: 7.5 nats at first, 5 from .33 on (the fifth step, .4), 2.5 from .67 on (the eighth)."""
+    """Ten tokens, one a step: 7.5 nats at first, 5 from .33 on (the fourth step, .4), 2.5 from .67 on (the seventh)."""
     out = run(sharp(gap, 10), 10, None, Prophet())
     assert int(out.nfe[0]) == nfe
     assert out.text(0).tolist() == [1 + i % 7 for i in range(10)]
     assert out.reasons == ["prophet" if nfe < 10 else "full"]
+
+
+@pytest.mark.parametrize(("k", "gap", "nfe"), [(1, 4.9, 22), (1, 7.4, 11), (2, 4.9, 11), (4, 4.9, 6)])
+def test_prophet_counts_the_current_step_as_its_code_does(k, gap, nfe):
+    """32 tokens: the last phase begins at the 22nd step of one token each, for 22 / 32 >= .67 > 21 / 32."""
+    assert int(run(sharp(gap, 32), 32, TopK(k), Prophet()).nfe[0]) == nfe
 
 
 def test_prophet_looks_at_a_region():
