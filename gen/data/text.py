@@ -86,13 +86,13 @@ class Text:
 
             yield from (topics[name] for name in sorted(topics))
             return
-        for file in self.files():
+        for file in self.text_files():
             if file.suffix == ".jsonl":
                 yield from _records(file)
             else:
                 yield _read(file)
 
-    def files(self) -> list[Path]:
+    def text_files(self) -> list[Path]:
         """The files of `path`, sorted; UserError where there are none."""
         given = Path(str(self.path))
         if given.is_dir():

@@ -85,7 +85,7 @@ def test_a_folder_a_glob_and_a_file(tmp_path):
     }
     for path, expected in found.items():
         given = tmp_path if path == "." else tmp_path / path
-        assert [f.name for f in Text(str(given)).files()] == expected
+        assert [f.name for f in Text(str(given)).text_files()] == expected
 
 
 def test_prompts_and_responses(tmp_path):
@@ -333,9 +333,8 @@ def test_a_sampler_that_is_neither_is_told_what_it_nearly_is(sampler, owner):
         run_from(spec, None)
 
 
-def tiny_text(**changes):
-    data = Lists(tasks=("copy",), low=2, high=3, items=5, n=100)
-    model = {
+def tiny_model(data, block_size=None):
+    return {
         "name": "text",
         "vocab_size": data.vocab_size,
         "mask_token_id": data.tokenizer.mask_token_id,
@@ -344,10 +343,14 @@ def tiny_text(**changes):
         "width": 16,
         "depth": 1,
         "heads": 2,
-        "block_size": changes.pop("block_size", None),
+        "block_size": block_size,
     }
+
+
+def tiny_text(**changes):
+    data = Lists(tasks=("copy",), low=2, high=3, items=5, n=100)
     settings = {
-        "model": model,
+        "model": tiny_model(data, changes.pop("block_size", None)),
         "data": data,
         "objective": "llada",
         "path": LogLinear(),
@@ -416,3 +419,12 @@ def test_a_run_that_does_not_fit_itself_is_refused_before_any_work(tmp_path, cha
 def test_numbers_need_a_parameterisation():
     with pytest.raises(UserError, match="parameterisation is none"):
         check_sampler(Run(model="dit", parameterisation=None))
+
+
+@pytest.mark.parametrize("line", [{"text": "abc"}, {"prompt": "a", "response": "bc"}])
+def test_a_run_on_a_file_of_texts_trains_and_goes_on(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line))
+    data = Text(str(tmp_path / "a.jsonl"), length=16, holdout=0.5)
+    run = tiny_text(data=data, model=tiny_model(data), steps=2)
+    train(dataclasses.replace(run, steps=1), tmp_path / "run", quiet=True)
+    assert train(run, tmp_path / "run", quiet=True).step == 2
