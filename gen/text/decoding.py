@@ -14,6 +14,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import build, name_of, part
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
+from gen.text.ties import TIE, descending, likeliest
 
 __all__ = ["Decoded", "Decoding", "DecodingStep", "TokenSampling"]
 
@@ -25,7 +26,7 @@ class TokenSampling:
     Attributes:
         temperature: 0 takes the likeliest token.
         top_p: draws from the fewest likeliest tokens that together hold p, the one that crosses p included.
-        top_k: draws from the k likeliest tokens; None for all.
+        top_k: draws from the k likeliest tokens, and those as likely as the k-th; None for all.
     """
 
     temperature: float = 0.0
@@ -41,13 +42,14 @@ class TokenSampling:
         float32 would truncate the distribution (arXiv 2409.02908).
         """
         if self.temperature == 0 or u is None:
-            return logp.argmax(-1)
+            return likeliest(logp)
         logp = (logp.double() / self.temperature).log_softmax(-1)
         if self.top_k is not None and self.top_k < logp.shape[-1]:
-            logp = logp.masked_fill(logp < logp.topk(self.top_k, -1).values[..., -1:], -torch.inf)
+            logp = logp.masked_fill(logp < logp.topk(self.top_k, -1).values[..., -1:] - TIE, -torch.inf)
         if self.top_p < 1:
-            ordered, index = torch.sort(logp.softmax(-1), dim=-1, descending=True, stable=True)
-            excluded = ordered.cumsum(-1) - ordered >= self.top_p  # what comes before it holds p already
+            index = descending(logp)
+            ordered = logp.softmax(-1).gather(-1, index)
+            excluded = ordered.cumsum(-1) - ordered >= self.top_p - TIE  # what comes before it holds p already
             logp = logp.masked_fill(excluded.gather(-1, index.argsort(-1)), -torch.inf)
         p = logp.softmax(-1)
         sums, ids = p.cumsum(-1), torch.arange(p.shape[-1], device=p.device)

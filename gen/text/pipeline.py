@@ -126,7 +126,7 @@ class TextPipeline:
     ) -> GeneratedTexts:
         """Write a text after each prompt; text i depends on its prompt, its seed and i alone.
 
-        Where two guesses are exactly as good, rounding decides, and rounding depends on the batch.
+        Where two guesses are as good up to rounding, which depends on the batch, the first is taken (gen.text.ties).
 
         Args:
             prompts: one or several, strings or ids.

@@ -10,6 +10,7 @@ from torch import Tensor
 from gen.config.fields import check_fields
 from gen.samplers.decoding_policies.lib.score import score, top_positions
 from gen.text.contracts import CommitDecision, DecodingPolicy, RowState, StepView
+from gen.text.ties import TIE
 
 __all__ = ["Hierarchy"]
 
@@ -44,7 +45,7 @@ def best_of_runs(value: Tensor, masked: Tensor) -> Tensor:
     run = (masked & ~before).long().cumsum(-1)  # 1, 2, ... within runs
     b, w = masked.shape
     most = torch.full((b, w + 1), -torch.inf, dtype=value.dtype, device=value.device)
-    best = masked & (value == most.scatter_reduce(1, run, value, "amax").gather(1, run))
+    best = masked & (value >= most.scatter_reduce(1, run, value, "amax").gather(1, run) - TIE)
     column = torch.where(best, torch.arange(w, device=run.device), w)
     lowest = torch.full((b, w + 1), w, device=run.device).scatter_reduce(1, run, column, "amin")
     return best & (column == lowest.gather(1, run))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.text.ties import likeliest
 
 __all__ = ["CommitDecision", "DecodingPolicy", "RowState", "StepView"]
 
@@ -89,7 +90,7 @@ class StepView:
 
         if mask_budget is None:
             mask_budget = masked.sum(1) if step == 0 else zero + n
-        resample = resample or (lambda logp: logp.argmax(-1))
+        resample = resample or likeliest
         return cls(
             logp=logp,
             tokens=tokens,
@@ -109,8 +110,8 @@ class StepView:
     @cached_property
     def top2(self) -> tuple[Tensor, Tensor]:
         """The two largest log-probabilities and their tokens, [B, W, 2] each; the lowest id first among equals."""
-        first = self.logp.argmax(-1, keepdim=True)  # torch.topk promises no order among equals
-        second = self.logp.scatter(-1, first, -torch.inf).argmax(-1, keepdim=True)
+        first = likeliest(self.logp)[..., None]  # torch.topk promises no order among equals
+        second = likeliest(self.logp.scatter(-1, first, -torch.inf))[..., None]
         tokens = torch.cat([first, second], -1)
         return self.logp.gather(-1, tokens), tokens
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.text.contracts import StepView
+from gen.text.ties import TIE, descending
 
 __all__ = ["Score", "even_share", "gather_memory", "scatter_memory", "score", "top_positions"]
 
@@ -29,7 +30,7 @@ def score(view: StepView, by: Score) -> Tensor:
         "confidence": lambda: view.confidence,
         "margin": lambda: view.margin,
         "entropy": lambda: -view.entropy,
-        "random": lambda: view.uniform("order"),
+        "random": lambda: view.uniform("order") / TIE,  # no two of them count as equal
         "left_to_right": lambda: -view.positions.double(),
         "sample": lambda: view.sampled_probability,
     }
@@ -37,13 +38,13 @@ def score(view: StepView, by: Score) -> Tensor:
 
 
 def top_positions(value: Tensor, count: Tensor | int = 1) -> Tensor:
-    """Return the positions of the largest values as a boolean mask [B, W]; the lowest position first among equals.
+    """Return the positions of the largest values as a boolean mask [B, W]; among equals (gen.text.ties) the first.
 
     Args:
         value: scores [B, W]; positions of -inf are never chosen.
         count: positions of each row, [B] or one number.
     """
-    order = value.argsort(dim=-1, descending=True, stable=True)
+    order = descending(value)
     ranks = torch.arange(value.shape[-1], device=value.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(-1, order, ranks)
     return (rank < (count[:, None] if isinstance(count, Tensor) else count)) & (value > -torch.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.text.worlds import JointDistribution, decoded_distribution, parity_joint, shuffle_joint
-from tests.gen.predictors import Noisy
+from tests.gen.predictors import Fake, Noisy
 from tests.samplers.decoding_policies.views import WORDS, view
 
 POLICIES = names("samplers.decoding_policies")
@@ -141,6 +141,44 @@ def test_a_row_is_the_same_in_any_batch(name, temperature, policy):
         same(together, i, decode(f, PROMPTS[i : i + 1], LENGTHS[i : i + 1], how, seed=seeds[i : i + 1]), 0)
         same(together, i, seldom, i)
         assert not (together.text(i) == f.mask_token_id).any()
+
+
+@dataclass(eq=False)
+class Tied(Fake):
+    """All positions are equally good, and pairs of tokens, but for rounding, which is another in every batch."""
+
+    def logits(self, tokens, lengths, positions):
+        generator = torch.Generator().manual_seed(len(tokens))
+        rounding = torch.rand(len(tokens), positions.shape[1], self.vocab_size, generator=generator).double() - 0.5
+        return torch.tensor([3.0, 3, 2, 2, 2.5, 2.5, 1, 1, 0, 0, 0, 0, 0]) + 2e-6 * rounding
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "top_p": 0.7}])
+@pytest.mark.parametrize("name", POLICIES)
+def test_rounding_does_not_choose_between_equals(name, sampling, policy):
+    """Alone and in a batch the same tokens at the same steps, whatever is tied."""
+    how = Decoding(policy(name, 5), {"name": "semi_ar", "length": 5}, sampling=TokenSampling(**sampling))
+    for seed in range(5):
+        f, seeds = Tied(eos_token_ids=(8,)), [5 * seed + i for i in range(5)]
+        together = decode(f, PROMPTS, LENGTHS, how, seed=seeds)
+        for i in range(len(PROMPTS)):
+            alone = decode(f, PROMPTS[i : i + 1], LENGTHS[i : i + 1], how, seed=seeds[i : i + 1])
+            n = int(alone.text_end[0])
+            assert torch.equal(alone.tokens[0, :n], together.tokens[i, :n])
+            assert torch.equal(alone.commit_step[0, :n], together.commit_step[i, :n])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_an_empty_canvas_of_a_network_is_the_same_in_any_batch(name, policy):
+    """All of its positions are equally good: that they are told apart by rounding is no choice."""
+    torch.manual_seed(0)
+    net = build("models", "text", length=40, width=32, depth=2, heads=4).build().eval()
+    how = Decoding(policy(name, 16), {"name": "semi_ar", "length": 16}, sampling=TokenSampling(1.0))
+    prompts, seeds = [[], [5] * 9, [], [1, 2, 3], []], [3, 4, 5, 6, 7]
+    together = decode(net, prompts, 16, how, seed=seeds)
+    for i in range(len(prompts)):
+        alone = decode(net, prompts[i : i + 1], 16, how, seed=seeds[i : i + 1])
+        assert torch.equal(alone.text(0), together.text(i)), i
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -1,0 +1,37 @@
+"""Order among numbers that rounding alone tells apart: the first of them comes first.
+
+Rounding depends on the batch. Where positions or tokens are equally good, as all positions of an empty canvas are, it
+must not choose between them, or a text would depend on the texts beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["TIE", "descending", "likeliest"]
+
+TIE = 1e-5  # float32 networks give probabilities and entropies to about 1e-6
+
+
+def likeliest(logp: Tensor) -> Tensor:
+    """Return the likeliest token, the lowest id among equals, int64 [...].
+
+    Args:
+        logp: log-probabilities [..., V].
+    """
+    return (logp >= logp.amax(-1, keepdim=True) - TIE).to(torch.uint8).argmax(-1)
+
+
+def descending(value: Tensor) -> Tensor:
+    """Return the indices that sort the last dimension from the largest value down, the lowest index among equals.
+
+    Equal are neighbours in that order that differ by at most TIE.
+
+    Args:
+        value: numbers [..., W]; -inf comes last.
+    """
+    ordered, index = value.sort(dim=-1, descending=True)
+    apart = ordered[..., :-1] - ordered[..., 1:] > TIE  # False between -inf and -inf
+    group = torch.nn.functional.pad(apart.long().cumsum(-1), (1, 0))
+    return index.gather(-1, (group * value.shape[-1] + index).argsort(-1))
