@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,14 +19,17 @@ from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import NEEDS, Column, Metric
 from gen.eval.pictures import strip
 from gen.eval.provenance import checkpoint, command, device_of, sampler_spec, setting, short
-from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, ReferenceInfo, write_record
+from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, ReferenceInfo, Speed, write_record
 from gen.eval.reference import RealImages, Reference, measure
 from gen.eval.rows import IndexedRows
 from gen.eval.throughput import InterleavedTiming, Throughput
 from gen.pipeline import Pipeline, Samples, learned_data, load_images
+from gen.training.distributed import broadcast, gather, is_main, share
+from gen.training.log import ProgressBar
 
 __all__ = ["evaluate"]
 
+T = TypeVar("T")
 ROUNDING = "uint8, clamped, half to even"
 STRIP = 10  # samples shown in a row of the leaderboard
 
@@ -50,6 +54,7 @@ def evaluate(
     seconds: float = 2.0,
     timed: int = 100,
     autoencoder: object = None,
+    quiet: bool = True,
     allow: Sequence[str] = (),
 ) -> Record:
     """Measure quality, with its uncertainty, and speed of n samples of a pipeline, or of the model in a run folder.
@@ -73,20 +78,18 @@ def evaluate(
         seconds: spent on timing.
         timed: samples in a timed batch, at most; no more than batch_size.
         autoencoder: that decodes latents, as Pipeline.decoded takes it; None for a model of pictures.
+        quiet: False shows progress on the terminal.
         allow: packages whose names in the run folder are followed, see gen.load.
 
     Returns:
-        The record.
+        The record; under a launcher of several processes, which share out the samples, the same in all of them.
 
     Raises:
         UserError: if what samples are compared with does not fit them, or an input of a metric cannot be had.
     """
     folder = Path(pipeline) if isinstance(pipeline, (str, Path)) else None
     pipeline = load_images(pipeline, allow=allow) if isinstance(pipeline, (str, Path)) else pipeline
-    if n < STRIP:
-        raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"evaluate: batch_size = {batch_size!r}; it must be a whole number, at least 1")
+    check_numbers(n, batch_size)
     chosen = choose(metrics)
     sampler = Decoder(pipeline, autoencoder)
     data = own_data(pipeline) if data is None else data
@@ -94,8 +97,13 @@ def evaluate(
     check_shape(pipeline.name, sampler.shape, reference)
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
     how = {key: value for key, value in how.items() if value is not None}
+    target = Path(out) if out is not None else folder / "eval" if folder is not None else None
+    if target is not None:
+        target.mkdir(parents=True, exist_ok=True)  # fails before the work, if at all
     samples = SampledRows(sampler, reference, chosen, strict=metrics is not None)
-    samples.draw(how, n, seed, batch_size)
+    samples.draw(how, n, seed, batch_size, quiet)
+    if not samples.gathered():  # another process's work from here on
+        return broadcast(cast(Record, None), sampler.collective)
     options = {**how, "n": n, "seed": seed, "label": label, "autoencoder": sampler.spec}
     record = Record(
         run=pipeline.name,
@@ -106,17 +114,32 @@ def evaluate(
         n=n,
         seed=seed,
         **protocol(reference, pipeline.classes),
-        metrics=tuple(m for metric in samples.metrics for m in measurements(metric, samples.kept, reference)),
-        floor=FloorInfo(len(other.images), strip(one_of_each(reference.real))) if (other := reference.other) else None,
+        metrics=all_measurements(samples.metrics, samples.kept, reference),
+        floor=floor_of(reference),
         **timing(sampler, how, min(timed, n, batch_size), seed, seconds),
         **setting(pipeline),
-        command=command(pipeline, folder or pipeline.folder, reference, metrics, options),
-        strip=strip(samples.first),
+        command=spare("command", lambda: command(pipeline, folder or pipeline.folder, reference, metrics, options)),
+        strip=spare("strip", lambda: strip(samples.first)),
     )
-    target = Path(out) if out is not None else folder / "eval" if folder is not None else None
-    if target is not None:
+    if target is not None and is_main():
         write_record(record, target)
-    return record
+    return broadcast(record, sampler.collective)
+
+
+def check_numbers(n: int, batch_size: int) -> None:
+    if n < STRIP:
+        raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"evaluate: batch_size = {batch_size!r}; it must be a whole number, at least 1")
+
+
+def spare(name: str, make: Callable[[], T]) -> T | None:
+    """Return what is made; None, with a warning, if that fails: no field beside the numbers may lose them."""
+    try:
+        return make()
+    except Exception as error:  # drawings and clocks fail in any way
+        warnings.warn(f"the record's {name} is left out: {' '.join(str(error).split())}", stacklevel=2)
+        return None
 
 
 def own_data(pipeline: Pipeline) -> object:
@@ -168,10 +191,12 @@ class Decoder:
         pipeline: that is sampled.
         spec: of the autoencoder; None without one.
         shape: of one picture, (C, H, W).
+        collective: whether processes compute each sample together.
     """
 
     def __init__(self, pipeline: Pipeline, autoencoder: object):
         self.pipeline, self.coder, self.shape = pipeline, None, tuple(pipeline.shape)
+        self.collective = getattr(getattr(pipeline, "engine", None), "collective", False)
         folder = isinstance(autoencoder, (str, Path)) and Path(autoencoder).is_dir()
         autoencoder = {"name": "diffusers", "folder": str(autoencoder)} if folder else autoencoder
         self.spec = None if autoencoder is None else short(autoencoder)
@@ -198,19 +223,35 @@ class SampledRows:
         self.sampler, self.reference, self.metrics, self.strict = sampler, reference, list(metrics), strict
         self.evaluations = 0.0
 
-    def draw(self, how: Mapping[str, Any], n: int, seed: int, batch_size: int) -> None:
-        """Sample n images in batches."""
-        for start in range(0, n, batch_size):
-            size = min(batch_size, n - start)
+    def draw(self, how: Mapping[str, Any], n: int, seed: int, batch_size: int, quiet: bool) -> None:
+        """Sample this process's share of n images in batches."""
+        rows = share(n, self.sampler.collective)
+        bar = ProgressBar(f"{self.sampler.pipeline.name}, samples", len(rows), quiet=quiet or not is_main())
+        for start in range(rows.start, rows.stop, batch_size):
+            size = min(batch_size, rows.stop - start)
             samples = self.sampler.sample(size, **how, seed=seed, batch_size=size, start=start)
             images = samples.uint8()
-            if start == 0:
+            if start == rows.start:
                 self._prepare(samples)
                 self.first = images[:0]
-            rows = {name: self._view(name, samples, images) for name in self.kept.names}
-            self.kept.update(torch.arange(start, start + size), **rows)
+            views = {name: self._view(name, samples, images) for name in self.kept.names}
+            self.kept.update(torch.arange(start, start + size), **views)
             self.evaluations += samples.nfe * size
             self.first = torch.cat([self.first, images[: STRIP - len(self.first)]])
+            bar.advance(size)
+        bar.close()
+
+    def gathered(self) -> bool:
+        """Take over what all processes drew, in the first of them; return whether this one is that."""
+        names, collective = ("index", *self.kept.names), self.sampler.collective
+        parts = gather(({name: getattr(self.kept, name) for name in names}, self.evaluations, self.first), collective)
+        if not parts:
+            return False
+        for name in names:
+            setattr(self.kept, name, [rows for kept, _, _ in parts for rows in kept[name]])
+        self.evaluations = sum(evaluations for _, evaluations, _ in parts)
+        self.first = torch.cat([first for _, _, first in parts])[:STRIP]
+        return True
 
     def _prepare(self, samples: Samples) -> None:
         """Leave out, or refuse, metrics whose inputs the samples lack, and allocate the rows of the others."""
@@ -231,22 +272,44 @@ class SampledRows:
         return (self.reference.extractor if name == "features" else Pixels())(images)
 
 
+def all_measurements(metrics: Sequence[Metric], kept: IndexedRows, reference: Reference) -> tuple[Measurement, ...]:
+    """Return the numbers of all metrics; one that cannot be computed is left out with a warning.
+
+    UserError gives the reasons if none can.
+    """
+    measured, reasons = [], []
+    for metric in metrics:
+        try:
+            measured += measurements(metric, kept, reference)
+        except (UserError, RuntimeError) as error:
+            reasons.append(" ".join(str(error).split()))
+            warnings.warn(f"{metric.columns[0].key} is left out: {reasons[-1]}", stacklevel=2)
+    if not measured:
+        raise UserError("; ".join(reasons) or "no metric can be computed from these samples")
+    return tuple(measured)
+
+
 def measurements(metric: Metric, kept: IndexedRows, reference: Reference) -> list[Measurement]:
     """Return the numbers of a metric, each with its floor."""
     estimates = measure(metric, *reference.inputs(metric.needs, kept))
+    floors = spare(f"floor of {metric.columns[0].key}", lambda: reference.floor(metric)) or [None] * len(estimates)
     spec = spec_of(metric)
-    columns = zip(metric.columns, estimates, reference.floor(metric), strict=True)
+    columns = zip(metric.columns, estimates, floors, strict=True)
     return [Measurement(column, spec, estimate, floor) for column, estimate, floor in columns]
 
 
 def timing(sampler: Decoder, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> Json:
     """Return the speed and, if there is a cache, what it saves."""
     timer, pipeline = Throughput(batch=batch, seconds=seconds), sampler.pipeline
-    speed = timer.measure(lambda b: sampler.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
-    if pipeline.plan(**how).cache is None:
-        return {"speed": speed}
-    comparison = CacheComparison(batch, InterleavedTiming(seconds=seconds))
-    return {"speed": speed, "cache": comparison.measure(pipeline, how, seed)}
+
+    def speed() -> Speed:
+        return timer.measure(lambda b: sampler.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
+
+    found: Json = {"speed": spare("speed", speed)}
+    if pipeline.plan(**how).cache is not None:
+        comparison = CacheComparison(batch, InterleavedTiming(seconds=seconds))
+        found["cache"] = spare("cache", lambda: comparison.measure(pipeline, how, seed))
+    return found
 
 
 def protocol(reference: Reference, classes: int) -> Json:
@@ -265,6 +328,13 @@ def protocol(reference: Reference, classes: int) -> Json:
         "rounding": ROUNDING,
         "labels": f"balanced, i mod {classes}" if classes else "none",
     }
+
+
+def floor_of(reference: Reference) -> FloorInfo | None:
+    """Return the real images whose scores are the floor; None if the set is used whole."""
+    if reference.other is None:
+        return None
+    return FloorInfo(len(reference.other.images), spare("floor.strip", lambda: strip(one_of_each(reference.real))))
 
 
 def one_of_each(real: RealImages) -> Tensor:

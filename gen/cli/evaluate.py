@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gen import evaluate
     from gen.eval.record import to_json
+    from gen.training.distributed import is_main
 
     pipeline = loaded(args)
     record = evaluate(
@@ -53,8 +54,11 @@ def run(args: argparse.Namespace) -> int:
         out=args.run / "eval",
         batch_size=args.batch_size,
         autoencoder=parse_spec(args.autoencoder),
+        quiet=False,
         **sampler_options(args, pipeline),
     )
+    if not is_main():
+        return 0
     if args.json:
         print(json.dumps(to_json(record), indent=2))
         return 0

@@ -6,8 +6,10 @@ gen sample runs/digits -n 64 --solver heun --steps 18 --guidance-scale 1.5 --see
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError
@@ -78,7 +80,9 @@ def loaded(args: argparse.Namespace) -> Pipeline:
     """
     from gen.pipeline import load_images
 
-    pipeline = load_images(args.run, args.weights, args.device)
+    launched = args.device == "cuda" and "LOCAL_RANK" in os.environ  # one of several on this machine
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if launched else args.device
+    pipeline = load_images(args.run, args.weights, device)
     return pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
 
 
@@ -89,17 +93,43 @@ def run(args: argparse.Namespace) -> int:
     coder = None if args.autoencoder is None else pipeline.coder(parse_spec(args.autoencoder))
     if coder is None:
         pipeline.check_pixels()
-    samples = pipeline.sample(
-        args.n, labels, seed=args.seed, batch_size=args.batch_size, **sampler_options(args, pipeline)
-    )
-    if coder is not None:
-        samples = pipeline.decoded(samples, coder)
+    options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
+    samples = _sample(pipeline, args.n, labels, options, coder)
+    if samples is None:  # another process writes
+        return 0
     _save(samples, args.out)
     reports = samples.cache
     full = f", {sum(r.fraction for r in reports) / len(reports):.0%} of them in full" if reports else ""
     engine = f" ({samples.engine})" if samples.engine else ""
     print(f"{args.out}: {args.n} samples, {samples.nfe:g} evaluations each{full}, {samples.seconds:.2f} s{engine}")
     return 0
+
+
+def _sample(pipeline: Pipeline, n: int, labels: Any, options: Json, coder: Any) -> Samples | None:
+    """Return all samples, of which each process of a launcher makes its share; None in all processes but the first."""
+    import torch
+
+    from gen.training.distributed import gather, is_main, share
+
+    if n < 1:
+        raise UserError(f"-n {n}: it must be at least 1")
+    collective = getattr(pipeline.engine, "collective", False)
+    rows, cond = share(n, collective), pipeline.condition(n, labels)
+    mine = {key: value[rows.start : rows.stop] for key, value in cond.items()}
+    samples = pipeline.sample(len(rows), mine, start=rows.start, **options)
+    parts = gather(samples if coder is None else pipeline.decoded(samples, coder), collective)
+    if not parts or not is_main():
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        x=torch.cat([part.x for part in parts]),
+        cond=cond,
+        nfe=sum(part.nfe * len(part.x) for part in parts) / n,
+        seconds=max(part.seconds for part in parts),
+        cache=[report for part in parts for report in part.cache],
+    )
 
 
 def _labels(text: str) -> int | list[int]:

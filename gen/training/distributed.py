@@ -14,8 +14,9 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.distributed.device_mesh import DeviceMesh
 
+T = TypeVar("T")
+
 __all__ = [
-    "create_accelerator", "device_mesh", "distribute_like", "full_tensor", "is_main", "meta_copy", "shard",
-    "shutdown", "unshard",
+    "broadcast", "create_accelerator", "device_mesh", "distribute_like", "full_tensor", "gather", "is_main",
+    "meta_copy", "shard", "share", "shutdown", "unshard",
 ]  # fmt: skip
 
 
@@ -79,7 +82,66 @@ def shutdown() -> None:
 
 def is_main() -> bool:
     """Return whether this is the first, or the only, of the processes that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
+    return _processes()[0] == 0
+
+
+def share(n: int, collective: bool = False) -> range:
+    """Return the indices, of n, that are this process's to compute; those of all processes in order are range(n).
+
+    Args:
+        n: number of samples; UserError for fewer than processes.
+        collective: True if the processes compute each sample together (the engine "sequence"): all are everyone's.
+    """
+    rank, world = (0, 1) if collective else _processes()
+    if n < world:
+        raise UserError(f"{n} samples for {world} processes: start fewer, or ask for more")
+    return range(n * rank // world, n * (rank + 1) // world)
+
+
+def gather(value: T, collective: bool = False) -> list[T]:
+    """Return the values of all processes in order, on the first one; [] on the others, and [value] for one process.
+
+    Args:
+        value: this process's; all of them have to call.
+        collective: True if it is the same in all of them: each returns its own.
+    """
+    rank, world = (0, 1) if collective else _join()
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    torch.distributed.gather_object(value, values if rank == 0 else None)
+    return values if rank == 0 else []
+
+
+def broadcast(value: T, collective: bool = False) -> T:
+    """Return the first process's value on every process.
+
+    Args:
+        value: the first process's; of the others it is ignored.
+        collective: True if every process has it.
+    """
+    if collective or _join()[1] == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def _processes() -> tuple[int, int]:
+    """This process's rank, and the number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _join() -> tuple[int, int]:
+    """The same, after the processes have met."""
+    rank, world = _processes()
+    if world > 1 and not torch.distributed.is_initialized():
+        # One waits for another as long as that works: a launcher ends them all if one fails.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        atexit.register(shutdown)
+    return rank, world
 
 
 def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:

@@ -39,6 +39,8 @@ class Sequence:
             while it computes.
     """
 
+    collective = True  # so samples are not shared out between the processes
+
     method: Literal["ulysses", "ring"] = "ulysses"
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> SequenceParallelNet:
