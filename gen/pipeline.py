@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
-from gen.diffusion.net import NetMembers, members
+from gen.diffusion.net import NetMembers, empty_network, members
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.sampling import integrate
 from gen.text.decoding import Decoding
@@ -269,7 +269,13 @@ class Pipeline:
         return {"y": torch.tensor([int(y) for y in labels])}
 
 
-def load(folder: str | Path, weights: str | None = None, device: str = "cpu", allow: Sequence[str] = ()) -> Any:
+def load(
+    folder: str | Path,
+    weights: str | None = None,
+    device: str = "cpu",
+    allow: Sequence[str] = (),
+    dtype: torch.dtype | str | None = None,
+) -> Any:
     """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
     Args:
@@ -278,6 +284,8 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu", al
         device: to load it on, such as "cuda:1".
         allow: packages ("my_pkg"), modules or classes ("my_pkg.mod:Class") that the folder may name: what it names
             beside gen's own plug-ins is code, which is run only if it is allowed here.
+        dtype: of the weights and of the computation, such as "bfloat16"; "file" for that of the file; None for the
+            network's own, float32.
 
     Raises:
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
@@ -293,9 +301,10 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu", al
         raise UserError(f"{checkpoint} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
     role = info["role"]
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
-    net = run.model.build()
-    net.load_state_dict(checkpoints.read_tensors(checkpoint, file, info))
+    net = empty_network(run.model)
+    net.load_state_dict(checkpoints.read_tensors(checkpoint, file, info, _converter(net, dtype)), assign=True)
     net = net.eval().requires_grad_(False).to(device)
+    used = _check_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
         "name": Path(folder).resolve().name,
         "params": sum(p.numel() for p in net.parameters()),
@@ -309,8 +318,32 @@ def load(folder: str | Path, weights: str | None = None, device: str = "cpu", al
         if tokenizer is not None and hasattr(tokenizer, "with_files_in"):  # its file lies with the weights
             tokenizer = tokenizer.with_files_in(checkpoint)
         return TextPipeline(net, tokenizer, run.sampler.with_files_in(checkpoint), info["shape"][0], run.data, **about)
-    f = Denoiser(net, run.path, run.parameterisation)
+    f = Denoiser(net, run.path, run.parameterisation, dtype=used)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
+
+
+def _converter(net: nn.Module, dtype: torch.dtype | str | None) -> Callable[[str, Tensor], Tensor]:
+    """Return what casts a file's tensors by name to the dtype that `load` was given."""
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype not in (None, "file") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise UserError(f'dtype = {dtype!r}; allowed: None, "file", or a floating dtype such as "bfloat16"')
+    own = {name: value.dtype for name, value in net.state_dict().items()}
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
+        if dtype == "file" or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(kind or own.get(name, torch.get_default_dtype()))
+
+    return convert
+
+
+def _check_dtype(net: nn.Module) -> torch.dtype | None:
+    """Return the dtype that x has to have, None for float32; UserError for one that the network does not compute in."""
+    used = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    known = (torch.float32, *members(net).compute_dtypes)
+    if used not in known:
+        raise UserError(f"dtype {used}: {type(net).__name__} computes in {', '.join(map(str, known))}")
+    return None if used == torch.float32 else used
 
 
 def latent_scale(info: Json | None) -> tuple[Tensor, Tensor]:

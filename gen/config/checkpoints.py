@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from gen.config.errors import NonFinite, UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, digest
+from gen.config.tensor_files import Damaged, read_file, write_file
 
 __all__ = [
     "FORMAT", "age", "checkpoint_name", "lineage", "locate", "manifest_of", "newest", "prune", "read", "read_tensors",
@@ -49,8 +50,6 @@ def write(
         NonFinite: before anything is written, for weights that are not finite.
         OSError: as the file system does.
     """
-    from safetensors.torch import save_file
-
     for name, tensors in files.items():
         for key, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -64,11 +63,12 @@ def write(
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if name in files:
-                save_file({k: v.detach().contiguous() for k, v in files[name].items()}, path)
+                sha256 = write_file(path, files[name])
             else:
                 path.write_bytes((beside or {})[name])
-            _sync(path)
-            hashes[name] = {"sha256": _sha256(path.read_bytes()), "bytes": path.stat().st_size}
+                _sync(path)
+                sha256 = _sha256(path)
+            hashes[name] = {"sha256": sha256, "bytes": path.stat().st_size}
         body = {"format": FORMAT, **manifest, "files": hashes}
         _write_synced(partial / "manifest.json", body | {"sha256": digest(body)})
         for directory in {partial, *(f.parent for f in partial.rglob("*"))}:
@@ -100,7 +100,7 @@ def read(folder: Path, verify: bool = True) -> Json:
     if manifest.get("sha256") != digest(body):
         raise UserError(f"{folder}/manifest.json is damaged: its content does not match its own sha256")
     for name in manifest["files"] if verify else ():
-        _read_verified(folder, name, manifest)
+        _verify(folder, name, manifest)
     return manifest
 
 
@@ -113,19 +113,26 @@ def manifest_of(folder: str | Path) -> Json:
     return read(locate(Path(folder)), verify=False)
 
 
-def read_tensors(folder: Path, name: str, manifest: Json) -> dict[str, Tensor]:
+def read_tensors(
+    folder: Path, name: str, manifest: Json, convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+) -> dict[str, Tensor]:
     """Read the tensors of one file of a checkpoint, verified against its manifest.
 
     Args:
         folder: the checkpoint's folder.
         name: the file's name relative to the folder.
         manifest: the manifest that `read` returned.
+        convert: what becomes of each tensor as soon as it is read, by name, so that both are in memory one at a time.
     """
-    from safetensors.torch import load
-
     if name not in manifest["files"]:
         raise UserError(f"{folder} has no file {name!r}; it has {', '.join(sorted(manifest['files']))}")
-    return load(_read_verified(folder, name, manifest))
+    path = _inside(folder, name)
+    try:
+        return read_file(path, manifest["files"][name]["sha256"], convert)
+    except Damaged:
+        raise _damage(path, manifest["files"][name]) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def newest(folder: Path) -> Path | None:
@@ -235,7 +242,7 @@ def _newest(folders: Iterable[Path]) -> Path | None:
     for path, manifest in known.items():
         try:
             for name in manifest["files"] if path.name != "final" else ():
-                _read_verified(path, name, manifest)
+                _verify(path, name, manifest)
             last = path
             break
         except UserError as error:
@@ -289,22 +296,31 @@ def write_json(path: Path, value: object) -> None:
     partial.replace(path)
 
 
-def _read_verified(folder: Path, name: str, manifest: Json) -> bytes:
+def _verify(folder: Path, name: str, manifest: Json) -> None:
+    path = _inside(folder, name)
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if found != manifest["files"][name]["sha256"]:
+        raise _damage(path, manifest["files"][name])
+
+
+def _inside(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{folder}/manifest.json names {name!r}, which lies outside the checkpoint")
-    try:
-        content = (folder / name).read_bytes()
-    except OSError as error:
-        raise UserError(f"{folder}/{name} cannot be read: {error.strerror}") from None
-    if _sha256(content) != manifest["files"][name]["sha256"]:
-        size, expected = len(content), manifest["files"][name]["bytes"]
-        what = f"has {size} bytes instead of {expected}" if size != expected else "does not match its sha256"
-        raise UserError(f"{folder}/{name} is damaged: it {what}")
-    return content
+    return folder / name
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _damage(path: Path, about: Json) -> UserError:
+    size, expected = path.stat().st_size, about["bytes"]
+    what = f"has {size} bytes instead of {expected}" if size != expected else "does not match its sha256"
+    return UserError(f"{path} is damaged: it {what}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_synced(path: Path, value: object) -> None:

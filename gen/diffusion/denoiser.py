@@ -96,12 +96,14 @@ class Denoiser:
         parameterisation: what its output means, and how its input is scaled.
         with_variance: predictions are a LearnedVariance, from the second half of the channels at the network's site
             "final". So networks and their outputs stay what they are for all who read no variance.
+        dtype: in which x and the floating conditions enter the network; None for x's own. Outputs are in x's.
     """
 
     net: nn.Module
     path: NoisePath
     parameterisation: Parameterisation
     with_variance: bool = field(default=False, kw_only=True)
+    dtype: torch.dtype | None = field(default=None, kw_only=True)
 
     def __call__(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
@@ -114,7 +116,7 @@ class Denoiser:
         whole = final.features.get("final")
         if whole is None or whole.shape[1] != 2 * x.shape[1]:
             raise UserError("the solver reads learned variances, and this network has none: its spec needs learn_sigma")
-        return LearnedVariance(*pred, whole[:, x.shape[1] :])
+        return LearnedVariance(*pred, whole[:, x.shape[1] :].to(x.dtype))
 
     def output(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
@@ -122,7 +124,10 @@ class Denoiser:
         """Return the network's raw output at x_t, shaped as x, which a training loss compares with its target."""
         scaled = expand(self.parameterisation.scale(self.path, t), x) * x
         target = None if s is None else self.t_to_network(s, x)
-        return self.net(scaled, self.t_to_network(t, x), cond or {}, s=target, tap=tap)
+        if self.dtype is None:
+            return self.net(scaled, self.t_to_network(t, x), cond or {}, s=target, tap=tap)
+        given = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in (cond or {}).items()}
+        return self.net(scaled.to(self.dtype), self.t_to_network(t, x), given, s=target, tap=tap).to(x.dtype)
 
     def null(self, cond: Cond) -> Cond:
         return unwrap(self.net).null(cond)

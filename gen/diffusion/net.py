@@ -19,7 +19,7 @@ from gen.diffusion.tap import Tap
 if TYPE_CHECKING:
     from gen.diffusion.denoiser import Cond
 
-__all__ = ["ModulationTable", "Net", "NetMembers", "NetSpec", "members", "unwrap"]
+__all__ = ["ModulationTable", "Net", "NetMembers", "NetSpec", "empty_network", "members", "unwrap"]
 
 
 class NetSpec(Protocol):
@@ -145,6 +145,33 @@ def members(net: nn.Module) -> NetMembers:
         modulation_table=getattr(inner, "modulation_table", None),
         about=getattr(inner, "about", ""),
     )
+
+
+def empty_network(spec: NetSpec) -> nn.Module:
+    """Return a network whose weights are on the meta device, for load_state_dict(..., assign=True) to put there.
+
+    What a state dict does not hold, such as tables that are computed, is there.
+
+    Args:
+        spec: the network's.
+    """
+    try:
+        with torch.device("meta"):
+            net = spec.build()
+        complete = _only_state(net)
+    except (RuntimeError, NotImplementedError):  # the constructor looks at values
+        complete = False
+    if not complete:
+        net = spec.build()
+        net.load_state_dict({name: value.to("meta") for name, value in net.state_dict().items()}, assign=True)
+    return net
+
+
+def _only_state(net: nn.Module) -> bool:
+    """Return whether a network has no tensors but those of its state dict."""
+    state = set(net.state_dict())
+    loose = any(isinstance(value, Tensor) for module in net.modules() for value in vars(module).values())
+    return not loose and {name for name, _ in net.named_buffers()} <= state
 
 
 def unwrap(net: nn.Module) -> Any:

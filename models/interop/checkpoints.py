@@ -7,7 +7,7 @@ origin, one file each in gen.models.interop.public and gen.models.interop.text, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = ["Imported", "import_checkpoint"]
 
 FOLDER, TEXT = "models.interop.public", "models.interop.text"
 ROLE = "net"
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ def import_checkpoint(
         weights=given.chosen,
         run=conversion.run,
         matched=len(tensors),
-        numbers=sum(value.numel() for value in tensors.values()),
+        numbers=sum(value.numel() for value in conversion.tensors.values()),
         dropped=conversion.dropped,
         unread=given.unread,
         latent=conversion.latent,
@@ -115,10 +116,10 @@ def _recognised(weights: Weights, path: Path, origins: Mapping[str, Origin]) -> 
     raise UserError(f"{path} is of no origin known here ({', '.join(origins)}); its names begin with {first}")
 
 
-def _convert(conversion: Conversion) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _convert(conversion: Conversion) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """Return the tensors of the network, and notes; UserError unless names and shapes are exactly its own.
 
-    They are in its own precision or, with keep_dtype and where the file's is narrower, in that.
+    They are in its own precision or, with keep_dtype and where the file's is half of it, in that.
     """
     with torch.device("meta"):
         wanted = conversion.run.model.build().state_dict()
@@ -135,22 +136,36 @@ def _convert(conversion: Conversion) -> tuple[dict[str, Tensor], tuple[str, ...]
                 f"the weights are not of this {_name(conversion)}: {name} is {list(tensor.shape)}, expected "
                 f"{list(wanted[name].shape)}"
             )
+    kinds = {name: value.dtype for name, value in wanted.items()}
+    if conversion.keep_dtype:
+        kinds |= {name: tensor.dtype for name, tensor in conversion.tensors.items() if tensor.dtype in HALVES}
+    tensors = Converted(conversion.tensors, kinds)
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{name} holds values that are not finite: the file is of a training that failed")
     wide = [name for name, tensor in conversion.tensors.items() if tensor.dtype == torch.float64]
-    notes = (f"{len(wide)} tensors rounded from float64 to float32",) if wide else ()
-    kinds = {name: value.dtype for name, value in wanted.items()}
-    if conversion.keep_dtype:
-        kinds = {
-            name: min(kind, conversion.tensors[name].dtype, key=lambda d: d.itemsize) for name, kind in kinds.items()
-        }
-    return {name: _own(conversion.tensors[name].to(kind)) for name, kind in kinds.items()}, notes
+    return tensors, ((f"{len(wide)} tensors rounded from float64 to float32",) if wide else ())
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """Return a tensor in memory of its own: a file may hold views of one tensor, which safetensors would refuse."""
-    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
+class Converted(Mapping[str, Tensor]):
+    """Tensors in another precision, each converted when it is asked for: two models are never in memory.
+
+    Args:
+        tensors: by name.
+        kinds: dtype of each.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], kinds: Mapping[str, torch.dtype]):
+        self.tensors, self.kinds = tensors, kinds
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].to(self.kinds[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kinds)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
 
 
 def _manifest(conversion: Conversion, name: str, weights: Weights) -> Json:

@@ -218,6 +218,15 @@ def test_bfloat16_weights_stay_as_they_are(tmp_path):
     assert pipeline.net.state_dict()["embed.weight"].equal(net.state_dict()["model.embed_tokens.weight"].float())
 
 
+def test_bfloat16_weights_are_loaded_as_they_are_if_asked(tmp_path):
+    """They became float32 without a choice: 60 GiB for an LLaDA-8B."""
+    _, full = imported(tmp_path, "llada", theirs("llada").bfloat16(), shards=3)
+    kept = gen.load(tmp_path / "run", dtype="file")
+    assert {p.dtype for p in full.net.parameters()} == {torch.float32}
+    assert {p.dtype for p in kept.net.parameters()} == {torch.bfloat16}
+    assert kept.generate(["w1 w2 w3"], 12, block_length=4, stopping_rules=()).tokens == 12
+
+
 def test_published_ids_where_config_json_is_silent(tmp_path):
     """The full vocabularies, with a network of no size."""
     small = {"n_layers": 1, "d_model": 2, "n_heads": 1, "n_kv_heads": 1, "mlp_hidden_size": 1}
