@@ -16,7 +16,17 @@ from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
-from gen.models.layers.conv import LevelBlock, PixelAttention, ResBlock, run_levels, run_res_block, zero_module
+from gen.models.layers.conv import (
+    Downsample,
+    LevelBlock,
+    PixelAttention,
+    Resample,
+    ResBlock,
+    Upsample,
+    run_levels,
+    run_res_block,
+    zero_module,
+)
 from gen.models.layers.embed import convert_time, waves
 
 __all__ = ["UNet", "UNetNet"]
@@ -67,6 +77,9 @@ class UNet(family.Family):
         head_width: channels of a head if heads is 0.
         qkv_order: layout of the rows of q, k and v (gen.models.layers.conv.PixelAttention); "qkv" in the weights of
             ADM-64, "heads" in all others.
+        resampling: between levels, "block" for ADM's residual blocks, "conv" for a convolution, as before ADM (DDPM,
+            improved DDPM).
+        scale_shift: the condition scales and shifts the second norm of a block, as in ADM; False adds it before.
         groups: of the group norms.
         dropout: probability, [0, 1); 0.1 for ADM-64.
         learn_sigma: the last layer has twice the channels; forward returns the first half.
@@ -87,6 +100,8 @@ class UNet(family.Family):
     heads: int = 0
     head_width: int = 64
     qkv_order: Literal["qkv", "heads"] = "qkv"
+    resampling: Literal["block", "conv"] = "block"
+    scale_shift: bool = True
     groups: int = 32
     dropout: float = 0.0
     learn_sigma: bool = False
@@ -116,7 +131,7 @@ class UNet(family.Family):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, the finest first."""
-        return tuple(int(m * self.width) for m in self.multipliers)
+        return tuple(round(m * self.width) for m in self.multipliers)
 
     def build(self) -> UNetNet:
         """Return a fresh network: its output is zero and every residual too."""
@@ -144,16 +159,15 @@ class UNetNet(family.FamilyNet):
         kept = [width]  # channels of what the way down leaves for the way up
         for level, out in enumerate(spec.widths):
             if level:
-                self.input_blocks.append(
-                    nn.ModuleList([ResBlock(width, width, emb, spec.groups, spec.dropout, "down")])
-                )
+                down = Downsample(width) if spec.resampling == "conv" else self._block(width, width, "down")
+                self.input_blocks.append(nn.ModuleList([down]))
                 kept.append(width)
             for _ in range(spec.blocks):
                 self.input_blocks.append(self._stage(width, out, level))
                 width = out
                 kept.append(width)
         coarsest = len(spec.widths) - 1
-        middle = [ResBlock(width, width, emb, spec.groups, spec.dropout) for _ in range(2)]
+        middle = [self._block(width, width) for _ in range(2)]
         self.middle_block = nn.ModuleList([middle[0], self._attention(width), middle[1]])
         self.output_blocks = nn.ModuleList()
         for level in range(coarsest, -1, -1):
@@ -161,17 +175,19 @@ class UNetNet(family.FamilyNet):
                 stage = self._stage(width + kept.pop(), spec.widths[level], level)
                 width = spec.widths[level]
                 if level and i == spec.blocks:
-                    stage.append(ResBlock(width, width, emb, spec.groups, spec.dropout, "up"))
+                    stage.append(Upsample(width) if spec.resampling == "conv" else self._block(width, width, "up"))
                 self.output_blocks.append(stage)
         last = zero_module(nn.Conv2d(width, spec.channels * (2 if spec.learn_sigma else 1), 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(spec.groups, width), nn.SiLU(), last)
 
     def _stage(self, width: int, out: int, level: int) -> nn.ModuleList:
         """Return a residual block, and the attention of its level if there is one."""
+        attends = self.spec.size >> level in self.spec.attention
+        return nn.ModuleList([self._block(width, out), *([self._attention(out)] if attends else [])])
+
+    def _block(self, width: int, out: int, resampling: Resample = "keep") -> ResBlock:
         spec = self.spec
-        block = ResBlock(width, out, 4 * spec.width, spec.groups, spec.dropout)
-        attends = spec.size >> level in spec.attention
-        return nn.ModuleList([block, self._attention(out)] if attends else [block])
+        return ResBlock(width, out, 4 * spec.width, spec.groups, spec.dropout, resampling, spec.scale_shift)
 
     def _attention(self, width: int) -> PixelAttention:
         heads = self.spec.heads or width // self.spec.head_width
@@ -205,10 +221,17 @@ class UNetNet(family.FamilyNet):
 
 
 def _blocks(stage: nn.Module) -> list[LevelBlock]:
-    """Return the residual blocks of a stage, each with the attention behind it."""
+    """Return a stage's blocks: residual ones, each with the attention behind it, and convolutions between levels."""
     parts = list(pairwise([*stage.children(), None]))
     return [
         partial(run_res_block, block, behind if isinstance(behind, PixelAttention) else None)
-        for block, behind in parts
         if isinstance(block, ResBlock)
+        else partial(_run_alone, block)
+        for block, behind in parts
+        if block is not None and not isinstance(block, PixelAttention)
     ]
+
+
+def _run_alone(block: nn.Module, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
+    """Run a block that takes no condition and has no site."""
+    return block(h)

@@ -105,6 +105,9 @@ def _pipeline(pipeline: Pipeline, model: DiT, autoencoder: Path, files: Json) ->
     (scale, shift), config = latent_scale(pipeline.info), read_json(autoencoder / "config.json")
     if config.get("_class_name") != "AutoencoderKL":
         raise UserError(f"{autoencoder} holds a {config.get('_class_name')}; DiTPipeline decodes by an AutoencoderKL")
+    wanted = (pipeline.info or {}).get("latent", {}).get("image_range") or [-1, 1]
+    if list(wanted) != [-1, 1]:
+        raise UserError(f"this autoencoder's images are in {list(wanted)}; DiTPipeline's are in [-1, 1]")
     if scale.numel() > 1 or float(shift.abs().max()):
         raise UserError(
             f"these latents have scale {scale.flatten().tolist()} and shift {shift.flatten().tolist()}; DiTPipeline "

@@ -47,8 +47,9 @@ def export_published(run: str | Path, out: str | Path, origin: str, *, weights: 
     if not isinstance(f, Denoiser):
         raise UserError(f"{run} is no network for images, and only those are published as {', '.join(known)}")
     owner, spec = find(origin, FOLDER), unwrap(f.net).spec
-    unseen = [field.name for field in dataclasses.fields(owner) if hasattr(spec, field.name)]
-    chosen: Any = owner(**{name: getattr(spec, name) for name in unseen})  # what weights do not show
+    unseen = {field.name for field in dataclasses.fields(owner)}  # what weights do not show
+    ours = {**vars(f.path), **vars(spec)}
+    chosen: Any = owner(**{name: value for name, value in ours.items() if name in unseen})
     state = {name: value.detach().cpu().clone() for name, value in f.net.state_dict().items()}
     partial = out.parent / f".partial-{os.getpid()}-{out.name}"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,12 @@ from gen.diffusion.tap import Compute, Tap, call_site
 from gen.models.layers import init
 
 __all__ = [
+    "Downsample",
     "LevelBlock",
     "PixelAttention",
     "ResBlock",
     "Resample",
+    "Upsample",
     "resample",
     "run_levels",
     "run_res_block",
@@ -47,15 +49,23 @@ class ResBlock(nn.Module):
 
     Attributes:
         same: whether the shortcut is h itself.
+        scale_shift: the condition scales and shifts the second norm; False adds it before that norm.
     """
 
     def __init__(
-        self, width: int, out: int, emb: int, groups: int, dropout: float = 0.0, resampling: Resample = "keep"
+        self,
+        width: int,
+        out: int,
+        emb: int,
+        groups: int,
+        dropout: float = 0.0,
+        resampling: Resample = "keep",
+        scale_shift: bool = True,
     ):
         super().__init__()
-        self.resampling, self.same = resampling, resampling == "keep" and width == out
+        self.resampling, self.same, self.scale_shift = resampling, resampling == "keep" and width == out, scale_shift
         self.in_layers = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * out if scale_shift else out))
         last = nn.Conv2d(out, out, 3, padding=1)
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, out), nn.SiLU(), nn.Dropout(dropout), zero_module(last))
         self.skip_connection = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
@@ -67,9 +77,34 @@ class ResBlock(nn.Module):
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         norm, act, conv = self.in_layers
         h = conv(resample(act(norm(h)), self.resampling))  # [B, out, H', W']
-        scale, shift = self.emb_layers(c)[..., None, None].chunk(2, 1)  # each [B, out, 1, 1]
+        c = self.emb_layers(c)[..., None, None]  # [B, 2 out or out, 1, 1]
         norm, act, drop, conv = self.out_layers
+        if not self.scale_shift:
+            return conv(drop(act(norm(h + c))))
+        scale, shift = c.chunk(2, 1)  # each [B, out, 1, 1]
         return conv(drop(act(norm(h) * (1 + scale) + shift)))
+
+
+class Downsample(nn.Module):
+    """A strided convolution: features [B, width, H, W] -> [B, width, H/2, W/2]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.op(h)
+
+
+class Upsample(nn.Module):
+    """A convolution of features whose pixels are repeated: [B, width, H, W] -> [B, width, 2 H, 2 W]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(resample(h, "up"))
 
 
 class PixelAttention(nn.Module):

@@ -188,3 +188,41 @@ def edm2(seed=0):
         **conv("logvar_linear", 1, 8),
     }
     return filled(shapes, seed)
+
+
+def adm(seed=0):
+    """openai/guided-diffusion, guided_diffusion/unet.py: 8 x 8 pixels, two levels of one block, the second attends."""
+    shapes = {**linear("time_embed.0", 128, 32), **linear("time_embed.2", 128, 128), "label_emb.weight": (CLASSES, 128)}
+
+    def conv(name, out, into, side=3):
+        shapes.update({f"{name}.weight": (out, into, side, side), f"{name}.bias": (out,)})
+
+    def norm(name, width):
+        shapes.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
+
+    def block(name, into, out):
+        norm(f"{name}.in_layers.0", into)
+        conv(f"{name}.in_layers.2", out, into)
+        shapes.update(linear(f"{name}.emb_layers.1", 2 * out, 128))
+        norm(f"{name}.out_layers.0", out)
+        conv(f"{name}.out_layers.3", out, out)
+        if into != out:
+            conv(f"{name}.skip_connection", out, into, 1)
+
+    def attention(name, width):
+        norm(f"{name}.norm", width)
+        shapes.update({f"{name}.qkv.weight": (3 * width, width, 1), f"{name}.qkv.bias": (3 * width,)})
+        shapes.update({f"{name}.proj_out.weight": (width, width, 1), f"{name}.proj_out.bias": (width,)})
+
+    conv("input_blocks.0.0", 32, 3)
+    for name, into, out in (("1.0", 32, 32), ("2.0", 32, 32), ("3.0", 32, 64)):
+        block(f"input_blocks.{name}", into, out)
+    block("middle_block.0", 64, 64)
+    block("middle_block.2", 64, 64)
+    for name, into, out in (("0.0", 128, 64), ("1.0", 96, 64), ("1.2", 64, 64), ("2.0", 96, 32), ("3.0", 64, 32)):
+        block(f"output_blocks.{name}", into, out)
+    for name in ("input_blocks.3.1", "middle_block.1", "output_blocks.0.1", "output_blocks.1.1"):
+        attention(name, 64)
+    norm("out.0", 32)
+    conv("out.2", 6, 32)
+    return filled(shapes, seed)

@@ -21,6 +21,7 @@ from tests.models.interop import published
 
 DDT = {"name": "ddt", "size": 8, "encoder": 3}
 EDM2 = {"name": "edm2", "head_width": 16}
+ADM = {"name": "adm", "size": 8, "heads": 2}
 # origin: (spec for --from, what a file of it holds)
 ORIGINS = {
     "dit": ("dit", published.dit),
@@ -31,6 +32,7 @@ ORIGINS = {
     "ddt": (DDT, published.lightning_ckpt),
     "rae": (None, published.rae),
     "edm2": (EDM2, published.edm2),
+    "adm": (ADM, published.adm),
 }
 
 

@@ -95,10 +95,11 @@ def test_it_comes_back_as_it_was(tmp_path, vae, capsys):
     [
         (FLOW, Flow(), Velocity(), {"scale": [1.0, 2.0, 3.0, 4.0], "shift": 0.0}, "knows one scale and no shift"),
         (FLOW, Flow(), Velocity(), {"scale": 1.0, "shift": 0.5}, "knows one scale and no shift"),
+        (FLOW, Flow(), Velocity(), {"scale": 1.0, "shift": 0.0, "image_range": [0, 1]}, r"are in \[0, 1\]"),
         (OURS, VP(), V(), {"scale": 1.0, "shift": 0.0}, "diffusers has no scheduler for VP"),
         (FLOW, Flow(), Velocity(), {}, "images already"),
     ],
-    ids=["channels", "shift", "scheduler", "pixels"],
+    ids=["channels", "shift", "range", "scheduler", "pixels"],
 )
 def test_what_a_dit_pipeline_cannot_be_is_one_line(tmp_path, vae, spec, path, param, latent, said):
     run_folder(tmp_path / "run", spec, path, param, latent, Sampler("euler", 4))
