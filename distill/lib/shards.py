@@ -11,6 +11,7 @@ from torch import Tensor
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
+from gen.data.pairs import check_shard, shard_name
 from gen.training.log import ProgressBar
 
 __all__ = ["WHOLE_STORE", "ShardPlan", "fill_shards", "parent_hash"]
@@ -48,7 +49,7 @@ def fill_shards(
         folder: of the store.
         name: of the tensors' file, and of the progress.
         n: number of rows in all shards.
-        about: the manifest that all shards share, and that shards which are there must have.
+        about: what all shards say of the store, and shards which are there must say.
         generate: generate(first, count) returns the columns of some rows.
         plan: how it is written.
 
@@ -59,17 +60,16 @@ def fill_shards(
     if n < 1 or plan.size < 1 or not 0 <= k < of:
         raise UserError(f"{name}: n = {n}, shard = {plan.size}, part = {k} of {of}; all positive, parts count from 0")
     shards = -(-n // plan.size)
-    about = {**about, "n": n, "shards": shards}
+    store = {**about, "n": n, "shards": shards, "size": plan.size}
     progress = ProgressBar(name, n, quiet=plan.quiet)
     for i in range(k, shards, of):
-        shard, count = folder / f"shard-{i:05d}", min(plan.size, n - i * plan.size)
+        shard, count = folder / shard_name(i), min(plan.size, n - i * plan.size)
         if shard.exists():
-            there = {key: v for key, v in checkpoints.read(shard).items() if key not in ("format", "files", "sha256")}
-            differs = [key for key in {**there, **about} if there.get(key) != about.get(key)]
-            if differs:
-                raise UserError(f"{shard} holds other {name}: {', '.join(differs)} differ. Choose another folder")
+            checkpoints.read_tensors(shard, f"{name}.safetensors", check_shard(shard, store, i))
         else:
-            checkpoints.write(shard, {f"{name}.safetensors": generate(i * plan.size, count)}, about)
+            columns = generate(i * plan.size, count)
+            rows = len(next(iter(columns.values())))
+            checkpoints.write(shard, {f"{name}.safetensors": columns}, {"store": store, "index": i, "rows": rows})
         progress.advance(count)
     progress.close()
 

@@ -7,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json, build, part
 from gen.data.lib.tensors import check_holdout
-from gen.data.pairs import PairSet, read_shards
+from gen.data.pairs import PairSet, read_store
 
 if TYPE_CHECKING:
     from gen.text.contracts.tokenizer import Tokenizer
@@ -42,11 +41,8 @@ class Answers:
 
     @cached_property
     def info(self) -> Json:
-        """The manifest of any shard, for the keys that are the same in all shards."""
-        found = next(Path(self.path).glob("shard-*"), None)
-        if found is None:
-            raise UserError(f"{self.path} holds no answers: make them with gen distill")
-        return checkpoints.read(found, verify=False)
+        """What all shards of the store share."""
+        return read_store(Path(self.path), "answers")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -70,10 +66,7 @@ class Answers:
 
     def open(self, split: str) -> PairSet:
         """Open "train" or "test"."""
-        columns, fingerprint = read_shards(self.path, "answers.safetensors", self.info["shards"])
-        n = len(columns["x"])
-        cut = n - round(n * self.holdout)
-        if not n:
+        answers = PairSet.read(self.path, "answers")
+        if not len(answers):
             raise UserError(f"{self.path}: the teacher gave no right answer to {self.info['n']} prompts")
-        rows = slice(0, cut) if split == "train" else slice(cut, None)
-        return PairSet({k: v[rows] for k, v in columns.items()}, fingerprint)
+        return answers.split(self.path, split, self.holdout)

@@ -119,6 +119,8 @@ class Latents:
             with Path(shard.path).open("rb") as stream:
                 hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
             shard.check_unchanged()
+            if (first := hashes.index(hashes[-1])) < len(hashes) - 1:
+                raise UserError(f"{shard.path} is a copy of {self._shards[first].path}: remove it, or mend it")
         return tuple(hashes)
 
 

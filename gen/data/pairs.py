@@ -12,9 +12,9 @@ from torch import Tensor
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
-from gen.data.lib.tensors import check_holdout
+from gen.data.lib.tensors import SPLITS, check_holdout
 
-__all__ = ["Pairs", "PairSet", "read_shards"]  # noqa: RUF022 - the plug-in comes first
+__all__ = ["Pairs", "PairSet", "check_shard", "read_store", "shard_name"]  # noqa: RUF022 - the plug-in comes first
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,8 @@ class Pairs:
 
     @cached_property
     def info(self) -> Json:
-        """The manifest of any shard, for the keys that are the same in all shards."""
-        found = next(Path(self.path).glob("shard-*"), None)
-        if found is None:
-            raise UserError(f"{self.path} holds no pairs: make them with gen pairs, or gen distill")
-        return checkpoints.read(found, verify=False)
+        """What all shards of the store share."""
+        return read_store(Path(self.path), "pairs")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,10 +49,7 @@ class Pairs:
         return int(self.info["classes"])
 
     def open(self, split: str) -> PairSet:
-        columns, fingerprint = read_shards(self.path, "pairs.safetensors", self.info["shards"])
-        cut = len(columns["x"]) - round(len(columns["x"]) * self.holdout)
-        rows = slice(0, cut) if split == "train" else slice(cut, None)
-        return PairSet({k: v[rows] for k, v in columns.items()}, fingerprint)
+        return PairSet.read(self.path, "pairs").split(self.path, split, self.holdout)
 
 
 @dataclass(frozen=True)
@@ -76,24 +70,97 @@ class PairSet:
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         return {k: v[i] for k, v in self.columns.items()}
 
+    @classmethod
+    def read(cls, folder: str, kind: str) -> PairSet:
+        """Read every shard of a store, and concatenate the columns.
 
-def read_shards(folder: str, file: str, count: int) -> tuple[dict[str, Tensor], str]:
-    """Read a file of every shard of a folder, and concatenate the columns.
+        Args:
+            folder: of the store.
+            kind: "pairs" or "answers", the name of a shard's file of tensors.
+
+        Raises:
+            UserError: if a shard is missing, damaged, a copy of another one, or of another store.
+        """
+        store, shards = read_store(Path(folder), kind), sorted(Path(folder).glob("shard-*"))
+        if len(shards) < store["shards"]:
+            raise UserError(f"{folder} holds {len(shards)} of {store['shards']} shards: run the command again")
+        if len(shards) > store["shards"]:
+            raise UserError(f"{shards[-1]} is too many: the store has {store['shards']} shards")
+        infos = [check_shard(shard, store, i) for i, shard in enumerate(shards)]
+        parts = list[dict[str, Tensor]]()
+        for shard, info in zip(shards, infos, strict=True):
+            part = checkpoints.read_tensors(shard, f"{kind}.safetensors", info)
+            if part.keys() != (parts or [part])[0].keys() or any(len(v) != info["rows"] for v in part.values()):
+                raise UserError(f"{shard}: {', '.join(part)} have other lengths or names than its manifest says")
+            parts.append(part)
+        columns = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        return cls(columns, "+".join(info["sha256"][:16] for info in infos))
+
+    def split(self, where: str, split: str, holdout: float) -> PairSet:
+        """Return the rows of a split: the last ones are "test", at least one of them unless the share is 0.
+
+        Args:
+            where: what they are of, for the message.
+            split: "train" or "test".
+            holdout: the share of "test".
+
+        Raises:
+            UserError: if the split is unknown or has no row.
+        """
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+        cut = len(self) - (max(1, round(len(self) * holdout)) if holdout else 0)
+        rows = slice(0, max(0, cut)) if split == "train" else slice(max(0, cut), None)
+        if not len(self.columns["x"][rows]):
+            raise UserError(f"{where}: {split} has none of its {len(self)} rows at holdout = {holdout}")
+        return PairSet({k: v[rows] for k, v in self.columns.items()}, self.fingerprint)
+
+
+def shard_name(index: int) -> str:
+    """Return the name of a shard's folder, such as shard-00003.
 
     Args:
-        folder: the folder with the shards shard-*.
-        file: the file's name in a shard.
-        count: number of shards there must be.
+        index: of the shard, from 0.
+    """
+    return f"shard-{index:05d}"
 
-    Returns:
-        Tensors [N, ...] by key, and their fingerprint.
+
+def read_store(folder: Path, kind: str) -> Json:
+    """Return what all shards of a store share, from the first that is there.
+
+    Args:
+        folder: of the store.
+        kind: "pairs" or "answers".
 
     Raises:
-        UserError: if a shard is missing or damaged.
+        UserError: if there is none.
     """
-    shards = sorted(Path(folder).glob("shard-*"))[:count]
-    if len(shards) < count:
-        raise UserError(f"{folder} holds {len(shards)} of {count} shards: run the command again")
-    infos = [checkpoints.read(shard) for shard in shards]
-    parts = [checkpoints.read_tensors(s, file, i) for s, i in zip(shards, infos, strict=True)]
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, "+".join(i["sha256"][:16] for i in infos)
+    first = min(folder.glob("shard-*"), default=None)
+    if first is None:
+        raise UserError(f"{folder} holds no {kind}: make them with gen pairs, or gen distill")
+    store = checkpoints.read(first, verify=False).get("store")
+    if not isinstance(store, dict) or not all(isinstance(store.get(key), int) for key in ("n", "shards", "size")):
+        raise UserError(f"{first} is no shard of {kind}")
+    return store
+
+
+def check_shard(shard: Path, store: Json, index: int) -> Json:
+    """Return the manifest of a shard that is this one of this store.
+
+    Args:
+        shard: its folder.
+        store: what the store's shards share.
+        index: of the shard.
+
+    Raises:
+        UserError: for a shard that was copied or renamed, or is of another store.
+    """
+    info = checkpoints.read(shard, verify=False)
+    theirs = info.get("store")
+    if theirs != store:
+        there = theirs if isinstance(theirs, dict) else {}
+        differs = ", ".join(key for key in {**there, **store} if there.get(key) != store.get(key))
+        raise UserError(f"{shard} is of another store: {differs} differ. Choose another folder, or make it again")
+    if (info.get("index"), shard.name) != (index, shard_name(index)):
+        raise UserError(f"{shard} is shard {info.get('index')} of its store, not {index}: was it copied or renamed?")
+    return info

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gen.config.trust import allowing
 from gen.diffusion.parameterisation import V
 from gen.diffusion.path import Trig
 from gen.training.trainer import train
@@ -14,6 +15,13 @@ TEACHERS = {
     "consistency": lambda: tiny(steps=2, validate_every=0, objective={"name": "ect", "double_every": 1}),
     "text": tiny_text,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_names_are_followed():
+    """Text teachers are trained on data of tests.distill.texts, which their folders name."""
+    with allowing(["tests"]):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -202,7 +202,7 @@ def test_a_store_is_resumed_and_knows_its_own(teacher, tmp_path):
     again = make_answers(taught, LISTS, place, 50, plan=ShardPlan(20, quiet=True))
     assert again.open("train").fingerprint == whole.fingerprint
     assert again == build("data", spec_of(again)) and again.shape == LISTS.shape
-    with pytest.raises(UserError, match=r"other answers: right differ\. Choose another folder"):
+    with pytest.raises(UserError, match=r"another store: right differ\. Choose another folder"):
         make_answers(taught, LISTS, place, 50, only_correct=False, plan=ShardPlan(20, quiet=True))
     nested = make_answers(taught, again, tmp_path / "nested", 50, plan=ShardPlan(20, quiet=True))
     assert nested.of == LISTS and nested.open("train").fingerprint == whole.fingerprint

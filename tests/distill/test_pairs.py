@@ -1,5 +1,6 @@
 """The pair store: numbered noise, shards in any order and from any machine, and the noise of real data."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from gen.pipeline import Pipeline
 from gen.training.objectives import Batch
 from gen.training.run import Sampler
 from gen.training.trainer import train
-from tests.gen.tiny import tiny
+from tests.gen.tiny import seal, tiny
 
 MEAN, STD = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.6, 0.3, 1.5])
 ONE = Sampler("jump", steps=1)
@@ -43,7 +44,7 @@ def test_parts_made_apart_are_the_whole(tmp_path):
         assert len(ours) == len(theirs)
         assert all(torch.equal(ours.columns[key], theirs.columns[key]) for key in ("x", "origin"))
         assert ours.fingerprint == theirs.fingerprint
-    with pytest.raises(UserError, match="shards differ"):
+    with pytest.raises(UserError, match="shards, size differ"):
         make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(25, quiet=True))
     with pytest.raises(UserError, match="part = 2 of 2"):
         make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(part=(2, 2)))
@@ -116,3 +117,85 @@ def test_a_run_on_pairs_alone_has_no_real_data(tmp_path):
 def test_data_without_pairs_are_refused():
     with pytest.raises(UserError, match="Knowledge needs pairs"):
         pair_noise(Batch(torch.zeros(2, 3), {}, Noise((0, 1))), "Knowledge")
+
+
+def stores(tmp_path):
+    """Return a store of four shards, and others that differ in one thing."""
+    karras = Sampler("jump", steps=1, grid="karras")
+    makers = {"a": {}, "seed": {"seed": 2}, "sampler": {"sampler": karras}, "n": {"n": 49}}
+    for name, change in makers.items():
+        how = {"n": 50, "sampler": ONE, "seed": 1, "plan": ShardPlan(16, quiet=True)} | change
+        make_pairs(pipeline(), tmp_path / name, **how)
+    make_pairs(pipeline(), tmp_path / "size", 50, ONE, plan=ShardPlan(15, quiet=True))
+    return tmp_path / "a"
+
+
+def copy(source, target):
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+
+
+def take(folder, other, index):
+    """Put another store's shard in place of one's own."""
+    copy(folder.with_name(other) / f"shard-{index:05d}", folder / f"shard-{index:05d}")
+
+
+def swap(one, other):
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+
+
+FAULTS = {
+    "copied": (lambda a: copy(a / "shard-00000", a / "shard-00001"), "shard-00001 is shard 0 of its store, not 1"),
+    "copied the last": (lambda a: copy(a / "shard-00003", a / "shard-00002"), "shard-00002 is shard 3 of its store"),
+    "swapped": (lambda a: swap(a / "shard-00000", a / "shard-00002"), "shard-00000 is shard 2 of its store, not 0"),
+    "renamed": (lambda a: (a / "shard-00003").rename(a / "shard-4"), "shard-4 is shard 3 of its store, not 3: was it"),
+    "another seed": (lambda a: take(a, "seed", 1), "another store: seed differ"),
+    "another sampler": (lambda a: take(a, "sampler", 1), "another store: sampler differ"),
+    "another number": (lambda a: take(a, "n", 1), "another store: n differ"),
+    "another size": (lambda a: take(a, "size", 2), "another store: size differ"),
+    "the first is foreign": (lambda a: take(a, "seed", 0), "another store"),
+    "one more": (lambda a: copy(a / "shard-00003", a / "shard-00004"), "shard-00004 is too many: the store has 4"),
+    "one less": (lambda a: shutil.rmtree(a / "shard-00001"), "holds 3 of 4 shards"),
+    "the tensors of another": (
+        lambda a: shutil.copy(a / "shard-00000/pairs.safetensors", a / "shard-00001/pairs.safetensors"),
+        "does not match its sha256",
+    ),
+    "no store": (lambda a: [shutil.rmtree(s) for s in a.iterdir()], "holds no pairs"),
+    "a checkpoint": (lambda a: seal(a / "shard-00000", store=None), "shard-00000 is no shard of pairs"),
+    "a lie": (lambda a: seal(a / "shard-00001", rows=15), "have other lengths or names than its manifest says"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_shard_says_which_it_is(fault, tmp_path):
+    folder = stores(tmp_path)
+    break_, message = FAULTS[fault]
+    break_(folder)
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=message):
+            Pairs(str(folder)).open(split)
+
+
+def test_making_pairs_does_not_take_over_what_is_another_s(tmp_path):
+    folder = stores(tmp_path)
+    swap(folder / "shard-00000", folder / "shard-00002")
+    with pytest.raises(UserError, match="shard-00000 is shard 2 of its store, not 0"):
+        make_pairs(pipeline(), folder, 50, ONE, plan=ShardPlan(16, quiet=True))
+
+
+SPLITS = [(50, 0.05, (48, 2)), (8, 0.05, (7, 1)), (8, 0.0, (8, None)), (1, 0.5, (None, 1))]
+
+
+@pytest.mark.parametrize(("n", "holdout", "rows"), SPLITS)
+def test_a_split_has_a_row_or_says_so(n, holdout, rows, tmp_path):
+    make_pairs(pipeline(), tmp_path, n, ONE, plan=ShardPlan(quiet=True))
+    for split, count in zip(("train", "test"), rows, strict=True):
+        if count is None:
+            with pytest.raises(UserError, match=f"{split} has none of its {n} rows at holdout = {holdout}"):
+                Pairs(str(tmp_path), holdout).open(split)
+        else:
+            assert len(Pairs(str(tmp_path), holdout).open(split)) == count
+    with pytest.raises(UserError, match="unknown split 'val'"):
+        Pairs(str(tmp_path), holdout).open("val")

@@ -137,7 +137,7 @@ def test_pairs_are_kept_and_other_pairs_refused(tmp_path):
     stamp = (tmp_path / "shard-00000" / "manifest.json").stat().st_mtime_ns
     make_pairs(gaussian_pipeline(), tmp_path, 40, Sampler("jump", steps=1), plan=QUIET)
     assert (tmp_path / "shard-00000" / "manifest.json").stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match="holds other pairs: sampler differ"):
+    with pytest.raises(UserError, match="another store: sampler differ"):
         make_pairs(gaussian_pipeline(), tmp_path, 40, Sampler("euler", steps=2), plan=QUIET)
     with pytest.raises(UserError, match="n differ"):
         make_pairs(gaussian_pipeline(), tmp_path, 41, Sampler("jump", steps=1), plan=QUIET)

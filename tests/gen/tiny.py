@@ -1,5 +1,8 @@
-"""A run of seconds, for tests of the loop."""
+"""A run of seconds, for tests of the loop; and a forged manifest, for tests of what reads it."""
 
+import json
+
+from gen.config.spec import digest
 from gen.training.objectives.denoise import Denoising
 from gen.training.run import Run, Sampler
 
@@ -28,3 +31,10 @@ def tiny(**changes):
         "save_every": 0,
     }
     return Run(**(settings | changes))
+
+
+def seal(folder, **changes):
+    """Write a manifest with changes, and with the digest that it then needs."""
+    info = json.loads((folder / "manifest.json").read_text()) | changes
+    body = {k: v for k, v in info.items() if k != "sha256"}
+    (folder / "manifest.json").write_text(json.dumps(body | {"sha256": digest(body)}))

@@ -12,10 +12,10 @@ import gen
 from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import build, digest, find, names
+from gen.config.spec import build, find, names
 from gen.config.trust import allowing, names_from
 from gen.training.run import run_spec
-from tests.gen.tiny import tiny
+from tests.gen.tiny import seal, tiny
 
 EVIL = '''"""Whoever imports this, leaves a trace."""
 import dataclasses, pathlib
@@ -48,13 +48,6 @@ WHERE = {  # keys of a run, and the value there; loading needs few of them
     "sampler.policy": {"policy": NAME},
     "sampler.stopping_rules": {"stopping_rules": ["eos", NAME]},
 }
-
-
-def seal(folder, **changes):
-    """Write a manifest with changes, and with the digest that it then needs."""
-    info = json.loads((folder / "manifest.json").read_text()) | changes
-    body = {k: v for k, v in info.items() if k != "sha256"}
-    (folder / "manifest.json").write_text(json.dumps(body | {"sha256": digest(body)}))
 
 
 @pytest.fixture(scope="module")

@@ -236,9 +236,9 @@ def test_latents_of_other_precisions_without_labels(tmp_path, dtype):
 
 def test_features_come_with_the_latents_that_want_them(tmp_path):
     tokens = torch.arange(10.0)[:, None, None] + torch.zeros(10, 4, 3)
-    for name in ("a", "b"):
-        path = tmp_path / f"{name}.safetensors"
-        write_shard(path, features=tokens.half(), features_flip=-tokens.half())
+    for first, name in enumerate("ab"):
+        path, own = tmp_path / f"{name}.safetensors", (tokens + 10 * first).half()
+        write_shard(path, first=10 * first, features=own, features_flip=-own)
     source = Latents(str(tmp_path), features=True, flip=True)
     data = source.open("train")
     n = len(data) // 2
@@ -324,3 +324,11 @@ def test_wrong_latents_fail_in_one_line(case, tmp_path):
     with pytest.raises(UserError) as error:
         Latents(str(tmp_path / fields.pop("path", "")), **fields).open("train")
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_shard_of_latents_that_was_copied_over_another_is_refused(tmp_path):
+    for k in range(3):
+        write_shard(tmp_path / f"{k}.safetensors", 6, first=6 * k)
+    (tmp_path / "2.safetensors").write_bytes((tmp_path / "0.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"2\.safetensors is a copy of .*0\.safetensors"):
+        Latents(str(tmp_path)).open("train")
