@@ -13,7 +13,7 @@ from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.sampling import integrate
-from gen.diffusion.times import Times, Uniform
+from gen.diffusion.times import Natural, Times
 from gen.distillers.lib.networks import ema_update, eval_mode, frozen_copy, output_as
 from gen.distillers.lib.policy import PolicyOptimisation, group_advantages, group_condition
 from gen.training.objectives import Batch, Roles, Step
@@ -49,7 +49,7 @@ class AWM(PolicyOptimisation):
     """
 
     rollout: Sampler = field(default_factory=lambda: Sampler("euler", steps=10))
-    times: Times = part("diffusion.times", default=Uniform())
+    times: Times = part("diffusion.times", default=Natural())
     times_per_sample: int = 6
     power: float = 0.25
     time_power: float = 1.0

@@ -12,7 +12,7 @@ from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import DenoiserLike
-from gen.diffusion.times import Times, Uniform
+from gen.diffusion.times import Natural, Times
 from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.score import check_same_terms, denoising_losses, fold_in, generate
 from gen.distillers.lib.teacher import require_teacher
@@ -43,8 +43,8 @@ class Degradation(Distiller):
     records: int = 4
     every: int = 50
     steps: int = 1
-    grid: Grid = part("samplers.grids", default="linear")
-    times: Times = part("diffusion.times", default=Uniform())
+    grid: Grid = part("samplers.grids", default="natural")
+    times: Times = part("diffusion.times", default=Natural())
     weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
     critic_rate: float = 1.0
 

@@ -46,7 +46,7 @@ class FlowGRPO(PolicyOptimisation):
             clip_range idle. Otherwise it is the role "old".
     """
 
-    grid: Grid = part("samplers.grids", default="linear")
+    grid: Grid = part("samplers.grids", default="natural")
     steps: int = 10
     noise_level: float = 0.7
     clip_range: float = 1e-4

@@ -19,7 +19,7 @@ from gen.config.spec import build, part, spec_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
-from gen.diffusion.times import Times, Uniform
+from gen.diffusion.times import Natural, Times
 from gen.distillers.lib.networks import output_as
 from gen.distillers.lib.shards import parent_hash
 from gen.distillers.lib.teacher import require_teacher
@@ -59,7 +59,7 @@ class LDPruner(Distiller):
     seed: int = 1
     sites: tuple[str, ...] = ("blocks.*",)
     rescore: bool = False
-    times: Times = part("diffusion.times", default=Uniform())
+    times: Times = part("diffusion.times", default=Natural())
     teacher_weight: float = 0.5
     class_dropout: float = 0.1
 

@@ -43,7 +43,7 @@ class Phased(Distiller):
 
     phases: int = 4
     substeps: int = 10
-    grid: Grid = part("samplers.grids", default="linear")
+    grid: Grid = part("samplers.grids", default="natural")
     guide: Guide | None = part("samplers.guides", default=None)
     distance: Distance = part("distillers.distances", default=Huber())
 

@@ -78,7 +78,7 @@ class Progressive(Distiller):
     stage_updates: int = 400
     last_stage_updates: int | None = None
     first_stride: int = 2
-    grid: Grid = part("samplers.grids", default="linear")
+    grid: Grid = part("samplers.grids", default="natural")
     guide: Guide | None = part("samplers.guides", default=None)
     weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
 

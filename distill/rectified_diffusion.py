@@ -11,7 +11,7 @@ from torch import Tensor
 from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, Denoiser
-from gen.diffusion.times import Times, Uniform
+from gen.diffusion.times import Natural, Times
 from gen.distillers.distances import Distance
 from gen.distillers.distances.huber import Huber
 from gen.distillers.lib.pairs import PairDistillation, pair_noise
@@ -38,7 +38,7 @@ class RectifiedDiffusion(PairDistillation):
         class_dropout: probability that a condition is replaced by the null one.
     """
 
-    times: Times = part("diffusion.times", default=Uniform())
+    times: Times = part("diffusion.times", default=Natural())
     distance: Distance = part("distillers.distances", default=Huber())
     space: Literal["x0", "output"] = "x0"
     class_dropout: float = 0.1

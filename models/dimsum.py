@@ -45,7 +45,9 @@ DIGITS = {
 
 
 def _table() -> family.Presets:
-    sizes = {f"DiMSUM-{name}": {"depth": d, "width": w, "patch": p} for name, (d, w, p) in SIZES.items()}
+    sizes = {
+        f"DiMSUM-{name}": {"depth": d, "width": w, "patch": p, "time_scale": 1.0} for name, (d, w, p) in SIZES.items()
+    }
     return {**sizes, "digits": DIGITS}
 
 
@@ -82,6 +84,7 @@ class DiMSUM(family.Family):
         freq_shift: of the waves of time (gen.models.layers.embed.waves).
     """
 
+    time_range: ClassVar[float] = 1000.0
     presets: ClassVar[family.Presets] = _table()
 
     size: int = 32

@@ -28,7 +28,7 @@ def _table() -> family.Presets:
         for p in PATCHES
     }
     dit = {f"DiT-{size}": fields for size, fields in sizes.items()}
-    sit = {f"SiT-{size}": {**fields, "time_convention": "data"} for size, fields in sizes.items()}
+    sit = {f"SiT-{size}": {**fields, "time_convention": "data", "time_scale": 1.0} for size, fields in sizes.items()}
     return {**dit, **sit, "digits": {**DIGITS, "time_scale": 1000.0, "freq_shift": 1}}
 
 
@@ -61,6 +61,7 @@ class DiT(family.Family):
             base 288, with heads of 72 channels.
     """
 
+    time_range: ClassVar[float] = 1000.0
     presets: ClassVar[family.Presets] = _table()
 
     size: int = 32

@@ -32,6 +32,7 @@ class MLP(family.Family):
         time_convention: what t = 1 means to the network; "data" passes it 1 - t.
     """
 
+    time_range: ClassVar[float] = 1000.0
     presets: ClassVar[family.Presets] = {
         "digits": {"size": 8, "channels": 1, "classes": 10, "width": 170, "depth": 3},
         "points": {"size": 1, "channels": 2, "classes": 0, "width": 128, "depth": 3},

@@ -57,6 +57,7 @@ class SSM(family.Family):
         freq_shift: of the waves of time (gen.models.layers.embed.waves).
     """
 
+    time_range: ClassVar[float] = 1000.0
     presets: ClassVar[family.Presets] = _table()
 
     size: int = 32

@@ -88,6 +88,7 @@ class UNet(family.Family):
         freq_shift, max_period: of the waves of time (gen.models.layers.embed.waves).
     """
 
+    time_range: ClassVar[float] = 1000.0
     presets: ClassVar[family.Presets] = _table()
 
     size: int = 64

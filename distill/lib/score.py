@@ -19,7 +19,7 @@ from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.noise import Noise, derive
 from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.sampling import integrate
-from gen.diffusion.times import Times, Uniform
+from gen.diffusion.times import Levels, Natural, Times
 from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.distillers.lib.teacher import require_teacher
 from gen.distillers.lib.times import draw_times
@@ -54,7 +54,7 @@ class ScoreDistillation(Distiller):
     Attributes:
         steps: steps of the student's sampler, at least 1; with more than one it is trained on its own trajectories.
         grid: the sampler's times.
-        times: density of the times at which scores are compared; the middle 96 % of EDM's grid in DMD2.
+        times: density of the times at which scores are compared; as in DMD2 the middle 96 % of the noise levels.
         critic_steps: updates of the fake score for each of the student, at least 1.
         critic_times, weighting: of the fake score's denoising loss; EDM's weighting is what is published.
         critic_rate: factor on the learning rate for the fake score and a discriminator, positive.
@@ -62,10 +62,10 @@ class ScoreDistillation(Distiller):
     """
 
     steps: int = 1
-    grid: Grid = part("samplers.grids", default="linear")
-    times: Times = part("diffusion.times", default=Uniform(0.02, 0.98))
+    grid: Grid = part("samplers.grids", default="natural")
+    times: Times = part("diffusion.times", default=Levels(0.02, 0.98))
     critic_steps: int = 5
-    critic_times: Times = part("diffusion.times", default=Uniform())
+    critic_times: Times = part("diffusion.times", default=Natural())
     weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
     critic_rate: float = 1.0
     guide: Guide | None = part("samplers.guides", default=None)

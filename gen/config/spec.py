@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "Json", "Spec", "anchored", "build", "build_parts", "convert", "describe", "digest", "find", "name_of", "names",
-    "override", "part", "preset_names", "spec_of",
+    "Json", "Spec", "anchored", "build", "build_parts", "by_head", "convert", "describe", "digest", "find", "name_of",
+    "names", "override", "owner_of", "part", "preset_names", "spec_of", "with_keys",
 ]  # fmt: skip
 
 Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
@@ -111,17 +111,26 @@ def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
         if fields:
             raise UserError(f"{', '.join(fields)}: given beside a ready {type(spec).__name__}; give its name instead")
         return spec
-    given = {**spec, **fields}
-    if not isinstance(given.get("name"), str):
-        raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
-    name = given.pop("name")
-    for owner_name, preset in _presets(name, folders):  # "dit-b/2": one of several sizes, by its own name
-        name, given = owner_name, {"preset": preset, **given}
-    owner = find(name, *folders)
+    owner, given = owner_of({**spec, **fields}, *folders)
     if "preset" in given and hasattr(owner, "preset"):  # {"name": "dit", "preset": "XL/2", "channels": 16}
         base = owner.preset(given.pop("preset"))
         given = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init} | given
     return _construct(owner, given)
+
+
+def owner_of(spec: Spec, *folders: str) -> tuple[Any, Json]:
+    """Return the class that a spec names, and the fields that it states, with "preset" if it names one.
+
+    Args:
+        spec: a name, such as that of a preset, or a mapping with a name.
+        *folders: where to look.
+    """
+    given: Json = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if not isinstance(name := given.pop("name", None), str):
+        raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
+    for owner_name, preset in _presets(name, folders):  # "dit-b/2": one of several sizes, by its own name
+        name, given = owner_name, {"preset": preset, **given}
+    return find(name, *folders), given
 
 
 def build_parts(thing: Any) -> None:
@@ -193,9 +202,11 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
     """
     if not changes:
         return thing
+    if follow := getattr(type(thing), "follow", None):  # what depends on the changes
+        changes = follow(thing, changes)
     fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
     values = {name: getattr(thing, name) for name in fields}
-    own, inner = _by_head(changes)
+    own, inner = by_head(changes)
     for head in {**own, **inner}:
         if head not in fields:
             raise UserError(f"unknown key {head!r} of {type(thing).__name__}. {nearest(head, fields)}")
@@ -203,7 +214,7 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
         if head not in own and "preset" in rest and hasattr(values[head], "preset"):
             own[head] = name_of(type(values[head]))
         if head in own:
-            spec, rest = _with_keys(own[head], rest) if "folders" in fields[head].metadata else (own[head], rest)
+            spec, rest = with_keys(own[head], rest) if "folders" in fields[head].metadata else (own[head], rest)
             values[head] = _value(type(thing), fields[head], spec)
         if rest and not dataclasses.is_dataclass(values[head]):
             key = next(iter(rest))
@@ -290,6 +301,8 @@ def _construct(owner: Any, given: Json) -> Any:
         raise UserError(f"{owner!r} is no dataclass, and so takes no keys")
     fields = {f.name: f for f in dataclasses.fields(owner) if f.init}
     label = getattr(owner, "__name__", str(owner))
+    if follow := getattr(owner, "follow", None):
+        given = follow(None, given)
     values = {}
     for key, value in given.items():
         if key not in fields:
@@ -311,8 +324,12 @@ def _absolute(value: Any) -> Any:
     return str(Path(value).absolute()) if is_path else anchored(value)
 
 
-def _by_head(changes: Mapping[str, object]) -> tuple[Json, dict[str, Json]]:
-    """Return the changes without a dot, and those with one by what stands before it."""
+def by_head(changes: Mapping[str, object]) -> tuple[Json, dict[str, Json]]:
+    """Return the changes without a dot, and those with one by what stands before it.
+
+    Args:
+        changes: by dotted key.
+    """
     own, inner = Json(), dict[str, Json]()
     for key, value in changes.items():
         head, dot, rest = key.partition(".")
@@ -323,17 +340,22 @@ def _by_head(changes: Mapping[str, object]) -> tuple[Json, dict[str, Json]]:
     return own, inner
 
 
-def _with_keys(spec: object, keys: Json) -> tuple[object, Json]:
-    """Return a spec that has taken its dotted keys, and the keys of parts that it does not name itself."""
+def with_keys(spec: object, keys: Json) -> tuple[object, Json]:
+    """Return a spec that has taken its dotted keys, and the keys of parts that it does not name itself.
+
+    Args:
+        spec: a name, a mapping, or either as JSON text; anything else stays as it is.
+        keys: by dotted key.
+    """
     spec = _read(spec) if isinstance(spec, str) else spec
     if not keys or not isinstance(spec, (str, Mapping)):
         return spec, keys
-    own, inner = _by_head(keys)
+    own, inner = by_head(keys)
     given: Json = ({"name": spec} if isinstance(spec, str) else dict(spec)) | own
     left: Json = {}
     for head, rest in inner.items():
         if head in given:
-            given[head], rest = _with_keys(given[head], rest)
+            given[head], rest = with_keys(given[head], rest)
         left |= {f"{head}.{key}": value for key, value in rest.items()}
     return given, left
 

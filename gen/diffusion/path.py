@@ -6,6 +6,7 @@ Everywhere in gen time runs in this direction. Times are float64 tensors: 0-d in
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -47,6 +48,20 @@ class NoisePath:
     def t1(self) -> float:
         """The time of (nearly) pure noise."""
         return 1.0
+
+    @property
+    def time_unit(self) -> float:
+        """About the largest time that the network gets: 1, or the length of a table."""
+        return 1.0
+
+    @property
+    def natural(self) -> Mapping[str, str]:
+        """Names of what suits the path: the defaults of a run that only says the path.
+
+        parameterisation; times: the density of training times; levels: one even over all noise levels, with a low and a
+        high end; grid: of sampling.
+        """
+        return {"parameterisation": "velocity", "times": "uniform", "levels": "uniform", "grid": "linear"}
 
     def alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -183,6 +198,10 @@ class EDM(NoisePath):
             raise UserError(f"EDM: sigma_max = {self.sigma_max}; it must be positive")
 
     @property
+    def natural(self) -> Mapping[str, str]:
+        return {"parameterisation": "edm_precond", "times": "log_normal", "levels": "karras", "grid": "karras"}
+
+    @property
     def t1(self) -> float:
         return self.sigma_max
 
@@ -208,6 +227,10 @@ class EDM(NoisePath):
 @dataclass(frozen=True)
 class LogAlpha(NoisePath):
     """Variance preserving paths, alpha^2 + sigma^2 = 1, given by L(t) = log alpha(t) and its slope."""
+
+    @property
+    def natural(self) -> Mapping[str, str]:
+        return {**super().natural, "parameterisation": "v"}  # the velocity has no bound at t = 0, eps no x0 at t1
 
     def log_alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -293,6 +316,14 @@ class DDPM(LogAlpha):
     @property
     def t1(self) -> float:
         return float(self.steps)
+
+    @property
+    def time_unit(self) -> float:
+        return float(self.steps)
+
+    @property
+    def natural(self) -> Mapping[str, str]:
+        return {**super().natural, "times": "integers"}
 
     def betas(self) -> Tensor:
         """Return the published table, float64 [steps]."""

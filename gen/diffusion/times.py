@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import part
+from gen.config.spec import find, part
 from gen.diffusion.path import NoisePath
 
-__all__ = ["Integers", "Karras", "LogNormal", "LogitNormal", "Mode", "Point", "Shifted", "Times", "UShaped", "Uniform"]
+__all__ = [
+    "Integers", "Karras", "Levels", "LogNormal", "LogitNormal", "Mode", "Natural", "Point", "Shifted", "Times",
+    "UShaped", "Uniform",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,46 @@ class Uniform(Times):
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return (self.low + (self.high - self.low) * u) * path.t1
+
+
+@dataclass(frozen=True)
+class Natural(Times):
+    """The density that suits training on the path (NoisePath.natural): EDM's own on EDM, uniform on Flow."""
+
+    def on(self, path: NoisePath) -> Times:
+        """Return the path's own density."""
+        return _named(path.natural["times"])
+
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
+        return self.on(path).at(u, path)
+
+
+@dataclass(frozen=True)
+class Levels(Times):
+    """Even over the path's noise levels between two fractions of them: uniform on Flow, along Karras' grid on EDM.
+
+    Attributes:
+        low, high: the fractions, 0 <= low < high <= 1.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        Uniform(self.low, self.high)
+
+    def on(self, path: NoisePath) -> Times:
+        """Return the path's own density."""
+        return _named(path.natural["levels"], self.low, self.high)
+
+    def at(self, u: Tensor, path: NoisePath) -> Tensor:
+        return self.on(path).at(u, path)
+
+
+@functools.cache
+def _named(name: str, *values: float) -> Times:
+    made: Times = find(name, "diffusion.times")(*values)
+    return made
 
 
 @dataclass(frozen=True)

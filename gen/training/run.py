@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import Json, build_parts, convert, part, spec_of
+from gen.config.spec import Json, build, build_parts, convert, part, spec_of
 from gen.config.trust import names_from
 from gen.data import DataSource
-from gen.diffusion.parameterisation import Velocity
-from gen.diffusion.path import Flow
+from gen.diffusion.path import Flow, NoisePath
 from gen.text.decoding import Decoding
+from gen.training.defaults import follow, on_path
 from gen.training.ema import EMA, Classic
 from gen.training.objectives import Objective
 from gen.training.optim.adamw import AdamW
@@ -32,14 +33,14 @@ class Sampler:
     Attributes:
         solver: see gen.samplers.solvers.
         steps: solver steps, at least 1; EDM's 18 by default.
-        grid: the times, see gen.samplers.grids.
+        grid: the times, see gen.samplers.grids; those that suit the path by default.
         guide: see gen.samplers.guides; None for the conditional model alone.
         cache: see gen.samplers.caches; None to compute every evaluation in full.
     """
 
     solver: Any = part("samplers.solvers", default="heun")
     steps: int = 18
-    grid: Any = part("samplers.grids", default="linear")
+    grid: Any = part("samplers.grids", default="natural")
     guide: Any = part("samplers.guides", default=None)
     cache: Any = part("samplers.caches", default=None)
 
@@ -61,14 +62,15 @@ class Sampler:
 class Run:
     """A training: everything that decides what is computed, and how often the trainer records it.
 
-    Parts are given as objects, names or specs, and read as objects.
+    Parts are given as objects, names or specs, and read as objects. Defaults follow the choice that they depend on
+    (gen.training.defaults): parameterisation, times and grid the path, and what a model's spec leaves out the data.
 
     Attributes:
         model: the network's spec (gen.diffusion.net.NetSpec), see gen.models.
         data: what is trained on, see gen.data; None for an imported model that is only sampled.
         objective: the losses, see gen.training.objectives and gen.distillers; None as for data.
         path: the forward process: a NoisePath, or for text a MaskPath.
-        parameterisation: the meaning of the network's output; None on a MaskPath.
+        parameterisation: the meaning of the network's output; by default that of the path, None on a MaskPath.
         optim: the optimiser, with its peak learning rate.
         schedule: of the learning rate.
         ema: averages of the weights, each with its own label; the first is validated, previewed and loaded.
@@ -97,7 +99,7 @@ class Run:
     data: DataSource | None = part("data", default=None)
     objective: Objective | None = part("training.objectives", "distillers", default=None)
     path: Any = part("diffusion.path", "text.mask_path", default=Flow())
-    parameterisation: Any = part("diffusion.parameterisation", default=Velocity())
+    parameterisation: Any = part("diffusion.parameterisation", default=None)
     optim: Any = part("training.optim", default=AdamW())
     schedule: Schedule = part("training.schedules", default=Constant())
     ema: tuple[EMA, ...] = part("training.ema", default=(Classic(),))
@@ -121,8 +123,18 @@ class Run:
     teacher: str | None = None
     init: str | None = None
 
+    follow: ClassVar = staticmethod(follow)
+
     def __post_init__(self) -> None:
+        if isinstance(self.model, (str, Mapping)):
+            given = {"model": self.model, "data": self.data, "path": self.path}
+            object.__setattr__(self, "model", follow(None, given)["model"])
         build_parts(self)
+        if self.parameterisation is None and isinstance(self.path, NoisePath):
+            natural = build("diffusion.parameterisation", self.path.natural["parameterisation"])
+            object.__setattr__(self, "parameterisation", natural)
+        object.__setattr__(self, "objective", on_path(self.objective, self.path))
+        object.__setattr__(self, "sampler", on_path(self.sampler, self.path))
         for name, low in {"steps": 1, "batch_size": 1, "keep": 2, "log_every": 1}.items():
             if getattr(self, name) < low:
                 raise UserError(f"Run: {name} = {getattr(self, name)}; it must be at least {low}")

@@ -22,18 +22,29 @@ class Family:
     """Base of the specs of networks: published sizes by name; see gen.diffusion.net.NetSpec.
 
     A subclass is a frozen dataclass with `presets` and `build`, and for images with size, channels and classes.
+
+    Attributes:
+        presets: published sizes by name.
+        time_range: the largest time that the waves of the time embedding were designed for, so that time_scale becomes
+            this over the largest time of the path.
     """
 
     presets: ClassVar[Presets]
+    time_range: ClassVar[float] = 1.0
 
     @classmethod
     def preset(cls, name: str, **changes: object) -> Self:
         """Return the spec of a preset, with fields changed; "DiT-XL/2" is also called "XL/2"."""
+        return cls(**{**cls.preset_fields(name), **changes})
+
+    @classmethod
+    def preset_fields(cls, name: str) -> Json:
+        """Return the fields that a preset states."""
         short = {full.rpartition("-")[2]: full for full in reversed(list(cls.presets))}  # of two alike the first wins
         full = name if name in cls.presets else short.get(name, name)
         if full not in cls.presets:
             raise UserError(f"unknown preset {name!r} of {cls.__name__}. {nearest(full, cls.presets)}")
-        return cls(**{**cls.presets[full], **changes})
+        return dict(cls.presets[full])
 
 
 class FamilyNet(nn.Module):

@@ -14,7 +14,7 @@ from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import members
 from gen.diffusion.tap import Tap
-from gen.diffusion.times import Times, Uniform
+from gen.diffusion.times import Natural, Times
 from gen.diffusion.weighting import UniformWeighting, Weighting
 from gen.training.objectives import Batch, Objective, Roles, Step
 
@@ -26,13 +26,13 @@ class Denoising(Objective):
     """E weight(t) |net(x_t, t) - target|^2, the mean over elements, on any path and parameterisation.
 
     Attributes:
-        times: the density of t.
+        times: the density of t; that of the path by default.
         weighting: the factor on each sample's error.
         class_dropout: probability that a sample's condition is replaced by the null one, for classifier-free guidance;
             default that of Ho & Salimans 2022.
     """
 
-    times: Times = part("diffusion.times", default=Uniform())
+    times: Times = part("diffusion.times", default=Natural())
     weighting: Weighting = part("diffusion.weighting", default=UniformWeighting())
     class_dropout: float = 0.1
 
