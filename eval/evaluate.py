@@ -14,6 +14,7 @@ from torch import Tensor
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
 from gen.config.spec import Json, build, find, names, spec_of
+from gen.config.trust import allowing, check_trusted, external_names, names_from
 from gen.eval.cache_comparison import CacheComparison
 from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import NEEDS, Column, Metric
@@ -92,7 +93,7 @@ def evaluate(
     check_numbers(n, batch_size)
     chosen = choose(metrics)
     sampler = Decoder(pipeline, autoencoder)
-    data = own_data(pipeline) if data is None else data
+    data = own_data(pipeline, allow) if data is None else data
     reference = data if isinstance(data, Reference) else Reference.open(data, split, extractor, batch_size)
     check_shape(pipeline.name, sampler.shape, reference)
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
@@ -142,11 +143,16 @@ def spare(name: str, make: Callable[[], T]) -> T | None:
         return None
 
 
-def own_data(pipeline: Pipeline) -> object:
+def own_data(pipeline: Pipeline, allow: Sequence[str] = ()) -> object:
     """Return the spec of the real data that a pipeline's model learned; "digits" where there is none."""
-    data = learned_data(getattr(pipeline, "info", None))
+    info = getattr(pipeline, "info", None) or {}
+    data = learned_data(info)
     if data.get("name") == "pairs":
         raise UserError(f"{pipeline.name} learned pairs of a teacher that is not there: give the real data")
+    if data and data != info["run"]["data"]:  # names of the run itself were checked when it was loaded
+        with names_from(f"the teacher of {pipeline.name}"), allowing(allow):
+            for name in external_names(data):
+                check_trusted(name)
     return data or "digits"
 
 

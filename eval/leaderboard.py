@@ -35,7 +35,8 @@ def leaderboard(
     """Write the page, with .csv and .md beside it. Rows that are not comparable never share a table.
 
     Args:
-        sources: records, .json files, run folders (their eval/*.json), a .toml list of entries, or several of these.
+        sources: records, .json files, run folders (their eval/*.json), a .toml list of entries, or several of these,
+            of which those that hold none are passed over with a warning.
         out: the page, or a folder for leaderboard.html.
         title: of the page.
         rank_by: key of the column that ranks the rows, "recall"; by default the first with a direction.
@@ -124,7 +125,7 @@ def as_csv(ranked: Sequence[Group]) -> str:
     heads += [*SPEEDS, "params", "device", "date", "command", *(CACHE_COLUMNS if caches else ())]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(heads)
+    writer.writerow([inert(head) for head in heads])
     for row in (row for group in ranked for row in group.rows):
         r = row.record
         cells: list[Any] = [r.comparability, row.rank, " ".join(map(str, row.ties)), r.label, r.run]

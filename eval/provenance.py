@@ -16,6 +16,7 @@ from torch import Tensor
 
 import gen
 from gen.config.spec import Json, anchored, name_of, spec_of
+from gen.config.trust import external_names
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
 from gen.eval.reference import Reference
@@ -89,12 +90,15 @@ def command(
         words["metrics"] = ",".join(names) if len(names) == len(specs) else json.dumps(specs)
     line = ["gen", "evaluate", str(folder.absolute())]
     for key, value in (words | loading_options(pipeline)).items():
-        line += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
+        for one in value if isinstance(value, list) else [value]:
+            line += [f"--{key}", json.dumps(one) if isinstance(one, dict) else str(one)]
     return shlex.join(line)
 
 
-def loading_options(pipeline: Pipeline) -> dict[str, str]:
-    """Return how a pipeline was loaded, where gen.load by itself does not do so: other weights, an engine, a device.
+def loading_options(pipeline: Pipeline) -> Json:
+    """Return how a pipeline was loaded, where gen.load by itself does not do so.
+
+    Other weights, an engine, a device, and the packages that it was allowed to follow, a list.
 
     Args:
         pipeline: that gen.load returned.
@@ -103,7 +107,9 @@ def loading_options(pipeline: Pipeline) -> dict[str, str]:
     usual = averages[0]["label"] if averages else "raw"
     weights = {} if pipeline.weights == usual else {"weights": pipeline.weights}
     engine = {"engine": json.dumps(spec_of(pipeline.engine))} if getattr(pipeline, "engine", None) is not None else {}
-    return weights | engine | ({} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)})
+    packages = sorted({name.partition(":")[0].partition(".")[0] for name in external_names(pipeline.info)})
+    device = {} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)}
+    return weights | engine | device | ({"allow": packages} if packages else {})
 
 
 def machine(device: torch.device) -> str:

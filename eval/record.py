@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -400,8 +401,9 @@ def collect(sources: object) -> list[Record]:
     """Read records from anywhere.
 
     Args:
-        sources: a record, a .json file, a run folder (its eval/*.json), a .toml list, or several of these. A list is a
-            TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name. A path
+        sources: a record, a .json file, a run folder (its eval/*.json), a .toml list, or several of these, of which
+            each that holds no record, or a damaged one, is passed over with a warning that names it. A list is a TOML
+            file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name. A path
             may be another list, but none that leads back.
 
     Returns:
@@ -443,8 +445,14 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Record]
     elif isinstance(source, Mapping):
         yield from_json(source, Record, f"the record {str(source.get('label', '?'))!r}")
     elif isinstance(source, Iterable) and not isinstance(source, str):
-        for one in source:
-            yield from _read_all(one, within)
+        several = list(source)
+        for one in several:
+            try:
+                yield from list(_read_all(one, within))
+            except (UserError, OSError) as error:
+                if len(several) == 1:
+                    raise
+                warnings.warn(f"passed over: {error}", stacklevel=2)
     elif not isinstance(source, (str, Path)):
         raise UserError(f"{source!r} is no record, and no path of one")
     elif (path := Path(source)).is_dir():

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from html import escape
+from itertools import dropwhile
 
 __all__ = ["aligned", "inert", "markdown", "markdown_text", "one_line"]
+
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also full-width ones
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Collection[int], rule: bool = True) -> list[str]:
@@ -64,7 +67,12 @@ def one_line(text: object) -> str:
 def inert(cell: object) -> object:
     """Return a cell of a csv file, where text that a spreadsheet would run as a formula begins with a quotation mark.
 
+    Spreadsheets skip blanks and what is invisible before it, and take full-width signs too.
+
     Args:
         cell: text or a number.
     """
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    if not isinstance(cell, str):
+        return cell
+    seen = "".join(dropwhile(lambda c: c.isspace() or not c.isprintable(), cell))
+    return f"'{cell}" if seen.startswith(FORMULA) or cell.startswith(("\t", "\r", "\n")) else cell

@@ -108,7 +108,7 @@ class Pipeline:
     def sample(
         self,
         n: int = 1,
-        cond: Cond | Sequence[int] | int | None = None,
+        cond: Cond | Sequence[int | str] | int | str | None = None,
         *,
         solver: Solver | Spec | None = None,
         steps: int | None = None,
@@ -124,6 +124,7 @@ class Pipeline:
         Args:
             n: how many.
             cond: a label, one for each sample, or a mapping of tensors [n, ...]; None for balanced labels i % classes.
+                A label is a number, or the name of a class folder.
             solver, guide, cache: a name, a spec, or an object; None as the model was trained to be sampled; "none" for
                 no guide or cache.
             steps: of the solver; None as the model was trained to be sampled.
@@ -243,7 +244,7 @@ class Pipeline:
         given |= {k: None for k, v in given.items() if isinstance(v, str) and v == "none"}
         return replace(self.sampler, **given)
 
-    def condition(self, n: int, cond: Cond | Sequence[int] | int | None = None, start: int = 0) -> Cond:
+    def condition(self, n: int, cond: Cond | Sequence[int | str] | int | str | None = None, start: int = 0) -> Cond:
         """Return the condition of n samples as tensors [n, ...]; UserError for labels that do not exist."""
         if isinstance(cond, Mapping):
             for key, value in cond.items():
@@ -260,12 +261,14 @@ class Pipeline:
             if cond is not None:
                 raise UserError(f"{self.name} is unconditional: it takes no label {cond!r}")
             return {}
-        if cond is None:
-            labels = [i % self.classes for i in range(start, start + n)]
-        else:
-            labels = list(cond) if isinstance(cond, Iterable) else [cond] * n
+        labels: list[Any] = [i % self.classes for i in range(start, start + n)] if cond is None else [cond] * n
+        if isinstance(cond, Iterable) and not isinstance(cond, str):
+            labels = list(cond)
+        known = (self.info or {}).get("labels") or []
+        labels = [known.index(y) if isinstance(y, str) and y in known else y for y in labels]
         if len(labels) != n or not all(hasattr(y, "__index__") and 0 <= y < self.classes for y in labels):
-            raise UserError(f"labels {labels} for {n} samples; allowed: {n} of 0 .. {self.classes - 1}")
+            named = f" ({', '.join(known[:20])}{', ...' if len(known) > 20 else ''})" if known else ""
+            raise UserError(f"labels {labels} for {n} samples; allowed: {n} of 0 .. {self.classes - 1}{named}")
         return {"y": torch.tensor([int(y) for y in labels])}
 
 

@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gen.eval.leaderboard import leaderboard, table
+    from gen.eval.record import collect
 
-    page = leaderboard(args.sources, out=args.out, rank_by=args.rank_by)
-    print(table(args.sources, args.rank_by))
+    records = collect(args.sources)
+    page = leaderboard(records, out=args.out, rank_by=args.rank_by)
+    print(table(records, args.rank_by))
     print(page)
     return 0

@@ -23,7 +23,9 @@ __all__ = ["add_arguments", "add_sampler_options", "loaded", "run", "sampler_opt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, run=None, n=64)
-    parser.add_argument("--labels", help="a class, or a comma-separated class for each sample (default: balanced)")
+    parser.add_argument(
+        "--labels", help="a class, by number or name, or a comma-separated class for each sample (default: balanced)"
+    )
     add_sampler_options(parser)
     parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
     out = "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs"
@@ -89,7 +91,7 @@ def loaded(args: argparse.Namespace) -> Pipeline:
 def run(args: argparse.Namespace) -> int:
     _check_out(args.out)
     pipeline = loaded(args)
-    labels = None if args.labels is None else _labels(args.labels)
+    labels = None if args.labels is None else _labels(args.labels, pipeline)
     coder = None if args.autoencoder is None else pipeline.coder(parse_spec(args.autoencoder))
     if coder is None:
         pipeline.check_pixels()
@@ -132,11 +134,15 @@ def _sample(pipeline: Pipeline, n: int, labels: Any, options: Json, coder: Any) 
     )
 
 
-def _labels(text: str) -> int | list[int]:
+def _labels(text: str, pipeline: Pipeline) -> Any:
+    """Return numbers, or names that the model's labels have."""
+    words: list[Any] = [word.strip() for word in text.split(",")]
+    known = (pipeline.info or {}).get("labels") or []
     try:
-        labels = [int(word) for word in text.split(",")]
+        labels = [word if word in known else int(word) for word in words]
     except ValueError:
-        raise UserError(f"--labels {text!r}: expected whole numbers, separated by commas") from None
+        names = f", or names: {', '.join(known[:20])}" if known else ""
+        raise UserError(f"--labels {text!r}: expected whole numbers, separated by commas{names}") from None
     return labels[0] if len(labels) == 1 else labels
 
 

@@ -54,7 +54,8 @@ class DataSource(Protocol):
     """A plug-in of this folder: a frozen dataclass whose fields say where the data are and how they are read.
 
     A source of text has `tokenizer` and `vocab_size` too, see gen.text.contracts.tokenizer. A source of latents or
-    points has the class attribute `pictures = False`: they are never clamped to [-1, 1] or drawn.
+    points has the class attribute `pictures = False`: they are never clamped to [-1, 1] or drawn. One
+    whose labels have names has `label_names`, a tuple; they are stored with the model, and are as good as numbers.
 
     Attributes:
         shape: the shape of one x: (C, H, W), or (L,) for text.

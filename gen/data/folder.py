@@ -90,6 +90,11 @@ class Folder:
     def classes(self) -> int:
         return len(self._train.names)
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The class folders' names, by label."""
+        return tuple(self._train.names)
+
     def open(self, split: str) -> Pictures:
         """Open "train" or "test"."""
         listing = self._train

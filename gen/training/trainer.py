@@ -421,6 +421,7 @@ class Trainer:
             "samples_seen": self.steps_done * run.batch_size,
             "shape": list(self.data[0]["x"].shape),
             "classes": self.source.classes,
+            "labels": list(getattr(self.source, "label_names", ())),
             "sources": self.sources,
             "parent": self.parent,
             "scaler": scaler.state_dict() if scaler is not None else {},

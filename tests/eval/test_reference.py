@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from gen.config.spec import spec_of
 from gen.data.digits import Digits
 from gen.data.npz import Npz
 from gen.eval.evaluate import evaluate
+from gen.eval.provenance import command, loading_options
 from gen.eval.record import collect
 from gen.eval.reference import Reference, stack
 from gen.pipeline import load
@@ -165,3 +166,52 @@ def test_defaults_of_the_command_line_are_the_runs_own(folder, capsys):
     assert main(["evaluate", str(folder), "-n", "12", "--steps", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reference"]["n"] == 6
     assert load(folder).info["run"]["data"]["name"] == "npz"
+
+
+def test_labels_have_the_names_of_their_folders(tmp_path, capsys):
+    for name in ("china", "flower"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((8, 8), 50 * i, np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
+    data = {"name": "folder", "path": str(tmp_path / "pictures"), "size": 8, "channels": 1}
+    model = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 2, "width": 16, "depth": 1, "heads": 2}
+    run = Run(model=model, data=data, objective="denoise", steps=1, batch_size=4, sample_every=0, validate_every=0)
+    folder = train(run, tmp_path / "run", quiet=True).folder
+    pipeline = load(folder)
+    for named, number in (("flower", 1), (["china", "flower"], [0, 1]), ([1, "china"], [1, 0])):
+        assert torch.equal(pipeline.sample(2, named, steps=1).x, pipeline.sample(2, number, steps=1).x)
+    (tmp_path / "pictures").rename(tmp_path / "moved")  # the names are stored with the model
+    sample = ["sample", str(folder), "-n", "2", "--steps", "1", "--out", str(tmp_path / "s.npz"), "--labels"]
+    for words, labels in (("china", [0, 0]), ("flower,china", [1, 0]), ("1", [1, 1])):
+        assert main([*sample, words]) == 0
+        with np.load(tmp_path / "s.npz") as made:
+            assert made["arr_1"].tolist() == labels
+    capsys.readouterr()
+    assert main([*sample, "chinas"]) == 2
+    assert "expected whole numbers, separated by commas, or names: china, flower" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"allowed: 2 of 0 .. 1 \(china, flower\)"):
+        pipeline.sample(2, "chinas")
+
+
+def test_what_a_teacher_s_folder_names_is_not_run_by_an_evaluation(folder, tmp_path, monkeypatch):
+    (tmp_path / "evil_data.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.chdir(tmp_path)
+    info = load(folder).info
+    taught = {**info, "run": {**info["run"], "data": {"name": "pairs", "path": "p"}, "teacher": "downloaded"}}
+    evil = {"run": {"data": {"name": "evil_data:Evil"}}}
+    monkeypatch.setattr("gen.pipeline.checkpoints.manifest_of", lambda where: evil)
+    student = replace(load(folder), info=taught)
+    with pytest.raises(UserError, match=r"the teacher of tiny names 'evil_data:Evil'.*--allow evil_data"):
+        evaluate(student, n=12)
+    assert student.sample(2, steps=1).uint8().shape == (2, 1, 8, 8)
+
+
+def test_the_command_allows_what_the_run_names(folder):
+    pipeline = load(folder)
+    model = {"name": "my_pkg.nets:Net", "inner": [{"name": "other:Part"}]}
+    run = {**pipeline.info["run"], "model": model}
+    options = loading_options(replace(pipeline, info={**pipeline.info, "run": run}))
+    assert options == {"allow": ["my_pkg", "other"]} and loading_options(pipeline) == {}
+    reference = Reference.open("digits", "test", "pixels")
+    words = shlex.split(command(replace(pipeline, info={"run": run}), folder, reference, None, {"n": 10}))
+    assert words[-4:] == ["--allow", "my_pkg", "--allow", "other"]
