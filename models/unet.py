@@ -77,10 +77,10 @@ class UNet(family.Family):
         head_width: channels of a head if heads is 0.
         qkv_order: layout of the rows of q, k and v (gen.models.layers.conv.PixelAttention); "qkv" in the weights of
             ADM-64, "heads" in all others.
-        resampling: between levels, "block" for ADM's residual blocks, "conv" for a convolution, as before ADM (DDPM,
-            improved DDPM).
+        resampling: between levels, "block" for ADM's residual blocks, "conv" for a convolution, as in improved DDPM,
+            "conv_same" for one padded at the right and at the bottom alone, as in DDPM.
         scale_shift: the condition scales and shifts the second norm of a block, as in ADM; False adds it before.
-        groups: of the group norms.
+        groups, norm_eps: of the group norms.
         dropout: probability, [0, 1); 0.1 for ADM-64.
         learn_sigma: the last layer has twice the channels; forward returns the first half.
         time_scale: factor on t.
@@ -101,9 +101,10 @@ class UNet(family.Family):
     heads: int = 0
     head_width: int = 64
     qkv_order: Literal["qkv", "heads"] = "qkv"
-    resampling: Literal["block", "conv"] = "block"
+    resampling: Literal["block", "conv", "conv_same"] = "block"
     scale_shift: bool = True
     groups: int = 32
+    norm_eps: float = 1e-5
     dropout: float = 0.0
     learn_sigma: bool = False
     time_scale: float = 1.0
@@ -157,10 +158,11 @@ class UNetNet(family.FamilyNet):
         width = spec.widths[0]
         first = nn.Conv2d(spec.channels, width, 3, padding=1)
         self.input_blocks = nn.ModuleList([nn.Sequential(first)])
+        blocks = spec.resampling == "block"
         kept = [width]  # channels of what the way down leaves for the way up
         for level, out in enumerate(spec.widths):
             if level:
-                down = Downsample(width) if spec.resampling == "conv" else self._block(width, width, "down")
+                down = self._block(width, width, "down") if blocks else Downsample(width, spec.resampling != "conv")
                 self.input_blocks.append(nn.ModuleList([down]))
                 kept.append(width)
             for _ in range(spec.blocks):
@@ -176,10 +178,10 @@ class UNetNet(family.FamilyNet):
                 stage = self._stage(width + kept.pop(), spec.widths[level], level)
                 width = spec.widths[level]
                 if level and i == spec.blocks:
-                    stage.append(Upsample(width) if spec.resampling == "conv" else self._block(width, width, "up"))
+                    stage.append(self._block(width, width, "up") if blocks else Upsample(width))
                 self.output_blocks.append(stage)
         last = zero_module(nn.Conv2d(width, spec.channels * (2 if spec.learn_sigma else 1), 3, padding=1))
-        self.out = nn.Sequential(nn.GroupNorm(spec.groups, width), nn.SiLU(), last)
+        self.out = nn.Sequential(nn.GroupNorm(spec.groups, width, spec.norm_eps), nn.SiLU(), last)
 
     def _stage(self, width: int, out: int, level: int) -> nn.ModuleList:
         """Return a residual block, and the attention of its level if there is one."""
@@ -188,11 +190,13 @@ class UNetNet(family.FamilyNet):
 
     def _block(self, width: int, out: int, resampling: Resample = "keep") -> ResBlock:
         spec = self.spec
-        return ResBlock(width, out, 4 * spec.width, spec.groups, spec.dropout, resampling, spec.scale_shift)
+        return ResBlock(
+            width, out, 4 * spec.width, spec.groups, spec.dropout, resampling, spec.scale_shift, spec.norm_eps
+        )
 
     def _attention(self, width: int) -> PixelAttention:
         heads = self.spec.heads or width // self.spec.head_width
-        return PixelAttention(width, heads, self.spec.groups, self.spec.qkv_order)
+        return PixelAttention(width, heads, self.spec.groups, self.spec.qkv_order, self.spec.norm_eps)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         family.check(self.spec, x, t, cond, s)

@@ -20,6 +20,7 @@ from gen.pipeline import load
 
 __all__ = ["export_published"]
 
+FOLDERS = ("diffusers", "unet2d")  # which are more than a file
 CONVENTIONS = ("path", "parameterisation")
 TRAINING = ("dropout", "lr_scale")  # fields that change nothing once a model is trained
 

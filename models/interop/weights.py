@@ -146,7 +146,7 @@ def _folder(path: Path, wanted: str | None) -> Path:
         if len(names) != 1 or not (path / "snapshots" / names[0]).is_dir():
             raise UserError(f"{path} is of the hub's cache and holds {len(names)} snapshots: give one of them")
         path = path / "snapshots" / names[0]
-    parts = ("transformer",) if wanted == "model" else ("transformer_ema", "transformer")
+    parts = [part + end for part in ("transformer", "unet") for end in ("_ema", "") if wanted != "model" or not end]
     return next((path / part for part in parts if (path / part / "config.json").exists()), path)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention
+from torch.nn.functional import avg_pool2d, interpolate, pad, scaled_dot_product_attention
 
 from gen.diffusion.tap import Compute, Tap, call_site
 from gen.models.layers import init
@@ -61,13 +61,16 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         resampling: Resample = "keep",
         scale_shift: bool = True,
+        eps: float = 1e-5,
     ):
         super().__init__()
         self.resampling, self.same, self.scale_shift = resampling, resampling == "keep" and width == out, scale_shift
-        self.in_layers = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, width, eps), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * out if scale_shift else out))
         last = nn.Conv2d(out, out, 3, padding=1)
-        self.out_layers = nn.Sequential(nn.GroupNorm(groups, out), nn.SiLU(), nn.Dropout(dropout), zero_module(last))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(groups, out, eps), nn.SiLU(), nn.Dropout(dropout), zero_module(last)
+        )
         self.skip_connection = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
     def shortcut(self, h: Tensor) -> Tensor:
@@ -86,14 +89,18 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A strided convolution: features [B, width, H, W] -> [B, width, H/2, W/2]."""
+    """A strided convolution: features [B, width, H, W] -> [B, width, H/2, W/2].
 
-    def __init__(self, width: int):
+    same: padded at the right and at the bottom alone, as TensorFlow's "SAME" is.
+    """
+
+    def __init__(self, width: int, same: bool = False):
         super().__init__()
-        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.same = same
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=0 if same else 1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.op(h)
+        return self.op(pad(h, (0, 1, 0, 1)) if self.same else h)
 
 
 class Upsample(nn.Module):
@@ -113,10 +120,10 @@ class PixelAttention(nn.Module):
     order: layout of the 3 width rows of qkv; "qkv", all of q, then of k, then of v; "heads", q, k and v head by head.
     """
 
-    def __init__(self, width: int, heads: int, groups: int, order: Literal["qkv", "heads"] = "qkv"):
+    def __init__(self, width: int, heads: int, groups: int, order: Literal["qkv", "heads"] = "qkv", eps: float = 1e-5):
         super().__init__()
         self.heads, self.order = heads, order
-        self.norm = nn.GroupNorm(groups, width)
+        self.norm = nn.GroupNorm(groups, width, eps)
         self.qkv = nn.Conv1d(width, 3 * width, 1)
         self.proj_out = zero_module(nn.Conv1d(width, width, 1))
 

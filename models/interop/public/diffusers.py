@@ -12,7 +12,7 @@ from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, build, convert
 from gen.config.trust import external_names
-from gen.diffusion.parameterisation import X0, Eps, V
+from gen.diffusion.parameterisation import X0, Eps, Parameterisation, V
 from gen.diffusion.path import DDPM
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, from_diffusers
@@ -21,7 +21,7 @@ from gen.models.interop.weights import Weights
 from gen.models.layers.embed import grid_embedding
 from gen.training.run import Run, Sampler
 
-__all__ = ["DiffusersFolder"]
+__all__ = ["DiffusersFolder", "read_scheduler"]
 
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
 # What diffusers' code could do otherwise, and this network cannot.
@@ -32,7 +32,7 @@ FIXED = {
     "norm_elementwise_affine": False,
 }
 SIZES = ("sample_size", "patch_size", "in_channels", "num_attention_heads", "attention_head_dim", "num_layers")
-PREDICTIONS = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
+PREDICTIONS: dict[str, Parameterisation] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
@@ -140,6 +140,17 @@ def _conventions(weights: Weights, said: Json, model: DiT) -> tuple[Any, Any, Sa
         if file and folder and folder.name == "transformer" and file.exists()
         else PUBLISHED
     )
+    path, parameterisation, grid, notes = read_scheduler(config, file)
+    return path, parameterisation, Sampler("ddim", min(250, path.steps), grid, cfg_spec(model, 4.0)), notes
+
+
+def read_scheduler(config: Json, file: object) -> tuple[DDPM, Parameterisation, Json, tuple[str, ...]]:
+    """Return the path, the parameterisation, the grid and notes of a scheduler; UserError for one of another kind.
+
+    Args:
+        config: content of scheduler_config.json.
+        file: its name, for errors.
+    """
     kind, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule")  # flow's have no betas
     changed = [key for key in CHANGES if config.get(key)]
     if kind not in PREDICTIONS or schedule not in SCHEDULES or changed:
@@ -149,8 +160,7 @@ def _conventions(weights: Weights, said: Json, model: DiT) -> tuple[Any, Any, Sa
         )
     path = DDPM(SCHEDULES[schedule], **{key: config[name] for key, name in TABLE.items() if name in config})
     grid, notes = _grid(config, path.steps)
-    sampler = Sampler(solver="ddim", steps=min(250, path.steps), grid=grid, guide=cfg_spec(model, 4.0))
-    return path, PREDICTIONS[kind], sampler, notes
+    return path, PREDICTIONS[kind], grid, notes
 
 
 def _grid(config: Json, total: int) -> tuple[Json, tuple[str, ...]]:
