@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError, nearest
+from gen.config.errors import UserError, nearest, shown
+from gen.config.fields import check_arguments
 from gen.config.images import to_uint8
 from gen.config.spec import Json, build, find, names, spec_of
 from gen.config.trust import allowing, check_trusted, external_names, names_from
@@ -35,8 +36,9 @@ ROUNDING = "uint8, clamped, half to even"
 STRIP = 10  # samples shown in a row of the leaderboard
 
 
+@check_arguments(n=f"[{STRIP}, 10000000]", batch_size="[1, inf)", seconds="(0, inf)", timed="[1, inf)")
 def evaluate(
-    pipeline: Pipeline | str | Path,
+    pipeline: Any,
     *,
     metrics: Sequence[object] | None = None,
     data: object = None,
@@ -89,8 +91,7 @@ def evaluate(
         UserError: if what samples are compared with does not fit them, or an input of a metric cannot be had.
     """
     folder = Path(pipeline) if isinstance(pipeline, (str, Path)) else None
-    pipeline = load_images(pipeline, allow=allow) if isinstance(pipeline, (str, Path)) else pipeline
-    check_numbers(n, batch_size)
+    pipeline = load_images(pipeline, allow=allow) if folder is not None else check_pipeline(pipeline)
     chosen = choose(metrics)
     sampler = Decoder(pipeline, autoencoder)
     data = own_data(pipeline, allow) if data is None else data
@@ -127,11 +128,10 @@ def evaluate(
     return broadcast(record, sampler.collective)
 
 
-def check_numbers(n: int, batch_size: int) -> None:
-    if n < STRIP:
-        raise UserError(f"evaluate: n = {n}; it must be at least {STRIP}, and 1000 to mean something")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"evaluate: batch_size = {batch_size!r}; it must be a whole number, at least 1")
+def check_pipeline(pipeline: Any) -> Pipeline:
+    if isinstance(pipeline, type) or not hasattr(pipeline, "sample"):
+        raise UserError(f"evaluate: pipeline: got {shown(pipeline)}, expected a Pipeline or the folder of a run")
+    return cast(Pipeline, pipeline)
 
 
 def spare(name: str, make: Callable[[], T]) -> T | None:

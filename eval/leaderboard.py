@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gen.config.fields import check_arguments
 from gen.eval.pages.leaderboard import leaderboard_page
 from gen.eval.ranking import Group, Row, cell, equal_time_rival, estimate_in, groups, options, pareto_front
 from gen.eval.record import Interval, Measurement, Record, collect, sampler_text, write_text
@@ -29,6 +30,7 @@ CACHE_COLUMNS = {  # of .csv -> path in a CacheSaving
 LEFT = (1, 2)  # columns of words; the others are numbers
 
 
+@check_arguments()
 def leaderboard(
     sources: object, out: str | Path = "leaderboard.html", title: str = "Leaderboard", rank_by: str | None = None
 ) -> Path:

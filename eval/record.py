@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from gen.config.errors import UserError, nearest
+from gen.config.errors import UserError, nearest, shown
 from gen.config.reading import read_json, read_toml
 from gen.config.spec import Json, convert, digest, spec_of
 from gen.eval.estimate import Estimate
@@ -454,7 +454,7 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Record]
                     raise
                 warnings.warn(f"passed over: {error}", stacklevel=2)
     elif not isinstance(source, (str, Path)):
-        raise UserError(f"{source!r} is no record, and no path of one")
+        raise UserError(f"{shown(source)} is no record, and no path of one")
     elif (path := Path(source)).is_dir():
         files = sorted((path / "eval").glob("*.json"))
         if not files:

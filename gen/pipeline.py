@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gen.config import checkpoints
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
+from gen.config.fields import check_arguments
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import Json, Spec, build, find, names
 from gen.config.trust import allowing
@@ -104,6 +105,7 @@ class Pipeline:
     info: Json | None = None
     engine: Any = None
 
+    @check_arguments(n="[1, 10000000]", batch_size="[1, inf)", start="[0, inf)")
     @torch.no_grad()
     def sample(
         self,
@@ -134,9 +136,6 @@ class Pipeline:
             start: index of the first sample.
         """
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
-        for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("start", start, 0)):
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"sample: {name} = {value!r}; it must be a whole number, at least {least}")
         seeds = sample_seeds(seed, n, start)
         cond = self.condition(n, cond, start)
         times = how.grid.times(self.denoiser.path, how.steps)
@@ -169,6 +168,7 @@ class Pipeline:
         net = built.prepare(self.denoiser.net, self.device)
         return replace(self, denoiser=replace(self.denoiser, net=net), engine=built)
 
+    @check_arguments(batch_size="[1, inf)")
     @torch.no_grad()
     def decoded(self, samples: Samples, autoencoder: object, batch_size: int = 8) -> Samples:
         """Return latents as images: decode(x / scale + shift), scale and shift those that the checkpoint has.
@@ -180,8 +180,6 @@ class Pipeline:
             batch_size: images at a time, apart from sampling's: a decoder's memory grows faster with it than a
                 denoiser's.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"decoded: batch_size = {batch_size!r}; it must be a whole number, at least 1")
         scale, shift = latent_scale(self.info)
         if samples.x.ndim != 4 or any(len(v) not in (1, samples.x.shape[1]) for v in (scale, shift)):
             raise UserError(
@@ -266,16 +264,18 @@ class Pipeline:
             labels = list(cond)
         known = (self.info or {}).get("labels") or []
         labels = [known.index(y) if isinstance(y, str) and y in known else y for y in labels]
-        if len(labels) != n or not all(hasattr(y, "__index__") and 0 <= y < self.classes for y in labels):
+        whole = all(hasattr(y, "__index__") and not isinstance(y, type) for y in labels)
+        if len(labels) != n or not whole or not all(0 <= y < self.classes for y in labels):
             named = f" ({', '.join(known[:20])}{', ...' if len(known) > 20 else ''})" if known else ""
-            raise UserError(f"labels {labels} for {n} samples; allowed: {n} of 0 .. {self.classes - 1}{named}")
+            raise UserError(f"labels {shown(labels)} for {n} samples; allowed: {n} of 0 .. {self.classes - 1}{named}")
         return {"y": torch.tensor([int(y) for y in labels])}
 
 
+@check_arguments()
 def load(
     folder: str | Path,
     weights: str | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     allow: Sequence[str] = (),
     dtype: torch.dtype | str | None = None,
 ) -> Any:
@@ -406,7 +406,7 @@ def no_pictures(shape: Sequence[int], data: Json | None = None, latent: bool = F
 
 
 def load_images(
-    folder: str | Path, weights: str | None = None, device: str = "cpu", allow: Sequence[str] = ()
+    folder: str | Path, weights: str | None = None, device: str | torch.device = "cpu", allow: Sequence[str] = ()
 ) -> Pipeline:
     """Load a model that is sampled; UserError for a text model.
 
@@ -419,9 +419,9 @@ def load_images(
     return pipeline
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str | torch.device) -> None:
     try:
         torch.ones(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0]
-        raise UserError(f"the device {device!r} cannot be used here ({why}); see: gen doctor") from None
+        raise UserError(f"the device {str(device)!r} cannot be used here ({why}); see: gen doctor") from None

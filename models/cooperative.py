@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import members
 from gen.diffusion.tap import Tap
@@ -40,11 +41,9 @@ class Cooperative(WrapperSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.inner, Energy) or not self.initialiser_lr > 0:
-            raise UserError(
-                f"Cooperative: inner = {type(self.inner).__name__}, initialiser_lr = {self.initialiser_lr}; give a "
-                "plain denoiser and a positive rate"
-            )
+        check_fields(self, initialiser_lr="(0, inf)")
+        if isinstance(self.inner, Energy):
+            raise UserError(f"Cooperative: inner = {type(self.inner).__name__}; give a plain denoiser")
 
     def build(self) -> CooperativeNet:
         """Return a fresh network."""

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import fold, silu, unfold
 
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
@@ -75,6 +76,7 @@ class DDT(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, encoder=1, decoder=1, heads=1, classes=0)
+        check_fields(self, mlp_ratio="(0, inf)", span="(0, inf)", max_period="(0, inf)")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", 4 * self.heads, "4 * heads")
 

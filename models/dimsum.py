@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer
@@ -118,10 +119,7 @@ class DiMSUM(family.Family):
         side = self.size // self.patch
         if side % 2**self.levels:
             raise UserError(f"DiMSUM.levels {self.levels} needs a grid of tokens divisible by {2**self.levels}: {side}")
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"DiMSUM.drop_path is {self.drop_path}; it must be in [0, 1)")
-        if not self.t_end > 0:
-            raise UserError(f"DiMSUM.t_end is {self.t_end}; it must be positive")
+        check_fields(self, drop_path="[0, 1)", t_end="(0, inf)")
 
     def build(self) -> DiMSUMNet:
         """Return a fresh network: its output is zero."""

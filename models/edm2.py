@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
@@ -88,13 +89,8 @@ class EDM2(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, channels=1, classes=0, width=1, blocks=1, head_width=1, uncertainty=0)
-        for name in ("label", "concat", "residual", "attention"):
-            if not 0 <= getattr(self, f"{name}_balance") <= 1:
-                raise UserError(f"EDM2.{name}_balance is {getattr(self, f'{name}_balance')}; it must be in [0, 1]")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"EDM2.dropout is {self.dropout}; it must be in [0, 1)")
-        if not (self.clip > 0 and self.lr_scale > 0):
-            raise UserError(f"EDM2: clip = {self.clip}, lr_scale = {self.lr_scale}; both must be positive")
+        balances = ("label_balance", "concat_balance", "residual_balance", "attention_balance")
+        check_fields(self, dropout="[0, 1)", clip="(0, inf)", lr_scale="(0, inf)", **dict.fromkeys(balances, "[0, 1]"))
         coarsest = len(self.multipliers) - 1
         if coarsest < 0 or min(self.multipliers) < 1 or self.size % 2**coarsest:
             raise UserError(f"EDM2: size {self.size} cannot be halved once per step of multipliers {self.multipliers}")

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer
 from gen.models.layers.embed import grid_embedding
@@ -81,6 +82,7 @@ class LightNet(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, gate_rank=1, classes=0)
+        check_fields(self, mlp_ratio="(0, inf)", lrpe_base="(0, inf)")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", self.heads, "heads")
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from gen.config.fields import check_fields
 from gen.models.layers import family, init
 from gen.models.layers.block import Block, FinalLayer, SwiGLU
 from gen.models.layers.embed import GaussianTimeEmbedding, TimeEmbedding
@@ -79,6 +80,7 @@ class LightningDiT(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
+        check_fields(self, mlp_ratio="(0, inf)")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", 4 * self.heads, "4 * heads")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.parameterisation import EDMPrecond, Parameterisation, Velocity
@@ -43,16 +44,13 @@ class Reparameterised(WrapperSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fields(self, reach="(1, inf)")
         probe = torch.tensor([0.25, 0.5], dtype=torch.float64, device="cpu")
         scales = self.to_parameterisation.scale(self.to_path, probe)
         if not torch.equal(self.to_path.t_to_network(probe), probe) or not bool((scales == 1).all()):
             raise UserError(
                 f"Reparameterised: to_path = {self.to_path}, to_parameterisation = {self.to_parameterisation}; allowed "
                 "are the paths flow, trig and vp, and every parameterisation but edm"
-            )
-        if not self.reach > 1:
-            raise UserError(
-                f"Reparameterised: reach = {self.reach}; it is the largest and the inverse of the least sigma / alpha"
             )
 
     def build(self) -> ReparameterisedNet:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gen.config.errors import UserError
-from gen.config.spec import build_parts, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import BIDIRECTIONAL, BlockCausal, MaskRule
 from gen.models.layers import family
@@ -91,20 +92,15 @@ class Text(family.Family):
     tokenizer: Tokenizer | None = part("text.tokenizers", default=None)
 
     def __post_init__(self) -> None:
-        build_parts(self)
-        object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
         family.at_least(self, vocab_size=2, length=1, width=2, depth=1, heads=1)
-        for name in ("kv_heads", "hidden", "block_size"):
-            if getattr(self, name) is not None:
-                family.at_least(self, **{name: 1})
+        check_fields(self, kv_heads="[1, inf)", hidden="[1, inf)", block_size="[1, inf)", shift="[0, 1]")
+        check_fields(self, theta="(0, inf)", norm_eps="[0, inf)")
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         if self.width % (2 * self.heads) or self.heads % kv_heads:
             raise UserError(
                 f"Text: width {self.width}, heads {self.heads}, kv_heads {kv_heads}; width / heads must be an even "
                 "number, and heads / kv_heads a whole one"
             )
-        if self.shift not in (0, 1):
-            raise UserError(f"Text.shift is {self.shift}; allowed: 0, 1")
         wrong = [i for i in (self.mask_token_id, *self.eos_token_ids) if not 0 <= i < self.vocab_size]
         if wrong or self.mask_token_id in self.eos_token_ids:
             raise UserError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
@@ -114,8 +115,7 @@ class UNet(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, channels=1, classes=0, width=2, blocks=1, heads=0, head_width=1, groups=1)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"UNet.dropout is {self.dropout}; it must be in [0, 1)")
+        check_fields(self, dropout="[0, 1)", max_period="(0, inf)")
         if self.width % 2:
             raise UserError(f"UNet.width {self.width} must be even: half of the waves are cosines")
         halvings = len(self.multipliers) - 1

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gen.config.errors import MissingDependency, UserError
+from gen.config.fields import check_fields
 
 __all__ = ["DigitsCNN", "DigitsExtractor", "Net", "train"]
 
@@ -32,6 +33,9 @@ class DigitsCNN:
 
     sha256: str = "4737e51072bc8a507f974303c8e376669b68ad7eeac5e36c7dc347fe47f153fd"
     batch: int = 250
+
+    def __post_init__(self) -> None:
+        check_fields(self, batch="[1, inf)")
 
     def load(self, weights: Path = WEIGHTS) -> DigitsExtractor:
         """Return the extractor; UserError if the file is missing or is not the one that this class was shipped with."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, check_rows
 
 __all__ = ["Coverage"]
@@ -41,8 +42,7 @@ class Coverage:
     nearest: int = 5
 
     def __post_init__(self) -> None:
-        if self.nearest < 1:
-            raise UserError(f"Coverage: nearest = {self.nearest}; it must be at least 1")
+        check_fields(self, nearest="[1, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D] and reference rows [M, D], M > nearest."""

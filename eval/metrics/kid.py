@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, check_rows
 
 __all__ = ["KID"]
@@ -41,8 +41,7 @@ class KID:
     block: int = 1024
 
     def __post_init__(self) -> None:
-        if self.degree < 1 or self.block < 1:
-            raise UserError(f"KID: degree = {self.degree}, block = {self.block}; both must be at least 1")
+        check_fields(self, degree="[1, inf)", block="[1, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D] and reference rows [M, D], at least 3 of each."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, check_rows
 
 __all__ = ["Nearest"]
@@ -41,8 +41,7 @@ class Nearest:
     block: int = 256
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise UserError(f"Nearest: block = {self.block}; it must be at least 1")
+        check_fields(self, block="[1, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from pixels [N, D] and those of the training images [M, D]."""

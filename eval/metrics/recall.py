@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, check_rows
 
 __all__ = ["Recall"]
@@ -43,8 +44,7 @@ class Recall:
     groups: int = 20
 
     def __post_init__(self) -> None:
-        if self.nearest < 1 or self.groups < 2:
-            raise UserError(f"Recall: nearest = {self.nearest}, groups = {self.groups}; they must be at least 1 and 2")
+        check_fields(self, nearest="[1, inf)", groups="[2, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D], N >= 2 nearest + 2, and reference rows [M, D]."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import ascii_uppercase, digits
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.eval.parallelbench.lib.copy import prompt_in
 from gen.eval.parallelbench.lib.rules import square
 from gen.eval.parallelbench.lib.sample import Question, ask, choose, seed_of
@@ -43,11 +43,7 @@ class LatinSquare:
     length: int = 32
 
     def __post_init__(self) -> None:
-        if not 2 <= self.size <= 36 or self.n < 1 or self.examples < 0 or self.length < 1:
-            raise UserError(
-                f"LatinSquare: size = {self.size}, n = {self.n}, examples = {self.examples}, length = {self.length}; "
-                "size is 2 to 36, n and length at least 1"
-            )
+        check_fields(self, size="[2, 36]", n="[1, inf)", examples="[0, inf)", length="[1, inf)")
 
     @property
     def label(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.data.lists import Lists
 from gen.text import worlds
 from gen.text.worlds import JointDistribution
@@ -33,6 +34,7 @@ class ListTask:
     data: Lists = field(default_factory=Lists)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "data", dataclasses.replace(self.data, tasks=(self.task,)))
 
     @property

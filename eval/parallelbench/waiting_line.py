@@ -11,9 +11,10 @@ from itertools import product
 from typing import Literal
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.eval.parallelbench.lib.copy import names_in, prompt_in
 from gen.eval.parallelbench.lib.names import FIRST, LAST
-from gen.eval.parallelbench.lib.rules import TASKS, expected, parse, solves, text_of
+from gen.eval.parallelbench.lib.rules import expected, parse, solves, text_of
 from gen.eval.parallelbench.lib.sample import Question, ask, buckets, choose, seed_of
 
 __all__ = ["WaitingLine"]
@@ -65,15 +66,11 @@ class WaitingLine:
     length: int = 32
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"WaitingLine: task {self.task!r}; allowed: {', '.join(TASKS)}")
+        check_fields(self, shortest="[2, inf)", longest="[shortest, inf)", n="[1, inf)", examples="[0, inf)")
+        check_fields(self, length="[1, inf)")
         lengths = self.longest - self.shortest + 1
-        if self.shortest < 2 or lengths < 1 or self.n < 1 or self.n % lengths or self.examples < 0 or self.length < 1:
-            raise UserError(
-                f"WaitingLine: shortest = {self.shortest}, longest = {self.longest}, n = {self.n}, examples = "
-                f"{self.examples}, length = {self.length}; 2 <= shortest <= longest, n a multiple of the number of "
-                "lengths, length at least 1"
-            )
+        if self.n % lengths:
+            raise UserError(f"WaitingLine: n = {self.n}; it must be a multiple of the number of lengths, {lengths}")
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["MissingDependency", "NonFinite", "UserError", "nearest", "printable"]
+__all__ = ["MissingDependency", "NonFinite", "UserError", "nearest", "printable", "shown"]
 
 BIDI = {*"\u200e\u200f\u061c", *map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}  # turn the text about
 
@@ -53,3 +53,17 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Allowed: {', '.join(allowed) or 'nothing'}."
+
+
+def shown(value: object, longest: int = 100) -> str:
+    """Return a value as it stands in an error message: its repr on one line, cut.
+
+    Args:
+        value: any object.
+        longest: characters, at most.
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an int of over 4300 digits has no repr
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

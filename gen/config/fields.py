@@ -1,42 +1,107 @@
-"""Fields of a dataclass that is written in specs: parts built, words and numbers checked."""
+"""Values of dataclasses and arguments that users give: parts built, types and ranges checked, by their annotations."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import re
+import types
 import typing
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
-from gen.config.errors import UserError, nearest
-from gen.config.spec import build_parts
+from gen.config.errors import UserError, shown
+from gen.config.spec import convert, field_value
 
-__all__ = ["check_fields"]
+__all__ = ["check_arguments", "check_fields", "check_range"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_fields(thing: Any, **intervals: str) -> None:
-    """Build parts that are given as specs, and check that words are allowed and numbers lie in their intervals.
+    """Build parts that are given as specs, and check every field against its annotation and its interval.
 
-    To be called in __post_init__, so that JSON, the command line and Python are held to the same.
+    To be called in __post_init__, so that JSON, TOML, the command line and Python are held to the same.
 
     Args:
-        thing: the frozen dataclass.
-        **intervals: "[0, 1)" by field, the end inf for no bound. None is allowed in any; of a tuple all numbers are
-            checked.
+        thing: the frozen dataclass; fields are replaced by what `gen.config.spec.field_value` makes of them.
+        **intervals: "[0, 1)" or "(low, high]" by field: numbers, names of other fields, inf for no bound. None is
+            allowed in any; of a tuple all numbers are checked.
 
     Raises:
         UserError: names the first field that is wrong, and what is allowed.
     """
-    build_parts(thing)
-    name, hints = type(thing).__name__, typing.get_type_hints(type(thing))
     for field in dataclasses.fields(thing):
-        value, words = getattr(thing, field.name), typing.get_args(hints[field.name])
-        if isinstance(value, list):
-            object.__setattr__(thing, field.name, tuple(value))
-        elif typing.get_origin(hints[field.name]) is typing.Literal and value not in words:
-            raise UserError(f"{name}: {field.name} = {value!r}. {nearest(str(value), words)}")
+        if field.init:
+            object.__setattr__(thing, field.name, field_value(type(thing), field, getattr(thing, field.name)))
     for key, interval in intervals.items():
-        value = getattr(thing, key)
-        if not all(_inside(v, interval) for v in (value if isinstance(value, tuple) else (value,)) if v is not None):
-            raise UserError(f"{name}: {key} = {value!r}; it must be in {interval}")
+        others = {name: getattr(thing, name) for name in re.findall(r"[a-z]\w*", interval) if name != "inf"}
+        bounds = interval
+        for name, value in others.items():
+            bounds = re.sub(rf"\b{name}\b", str(value), bounds)
+        note = "".join(f", {name} = {value}" for name, value in others.items())
+        check_range(getattr(thing, key), bounds, f"{type(thing).__name__}: {key}", note)
+
+
+def check_arguments(**intervals: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a public function to check its arguments as `check_fields` does fields.
+
+    Defaults, arguments annotated as sequences, and those whose annotation is only there for type checkers pass as they
+    are.
+
+    Args:
+        **intervals: by argument.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs)
+            for name, value in given.arguments.items():
+                parameter, where = signature.parameters[name], f"{function.__name__}: {name}"
+                if value is parameter.default or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                    continue
+                given.arguments[name] = convert(value, _annotation(function, name), where)
+                if name in intervals:
+                    check_range(given.arguments[name], intervals[name], where)
+            return function(*given.args, **given.kwargs)
+
+        return checked
+
+    return decorate
+
+
+@functools.cache
+def _annotation(function: Callable[..., Any], name: str) -> Any:
+    """Return the evaluated annotation of an argument; Any where it cannot be, or has a sequence in it."""
+    alone = types.SimpleNamespace(__annotations__={name: function.__annotations__.get(name, Any)})
+    try:
+        hint = typing.get_type_hints(alone, function.__globals__)[name]
+    except NameError:
+        return Any
+    return Any if any(typing.get_origin(h) is Sequence for h in (hint, *typing.get_args(hint))) else hint
+
+
+def check_range(value: Any, interval: str, where: str, note: str = "") -> None:
+    """Check that a number, or every number of a tuple, lies in an interval.
+
+    Args:
+        value: of the right type already; what is no number passes.
+        interval: such as "[0, 1)" or "[1, inf)".
+        where: the name of the field or argument, for the error.
+        note: the end of the error's line.
+
+    Raises:
+        UserError: says what is allowed.
+    """
+    numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, (int, float))]
+    if all(_inside(number, interval) for number in numbers):
+        return
+    raise UserError(f"{where} = {shown(value)}; it must be in {interval}{note}")
 
 
 def _inside(number: float, interval: str) -> bool:

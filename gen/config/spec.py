@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import numbers
 import operator
 import pkgutil
 import re
@@ -22,18 +23,18 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from importlib.machinery import PathFinder
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from gen.config.errors import UserError, nearest
-from gen.config.reading import parse_json
+from gen.config.errors import UserError, nearest, shown
 from gen.config.trust import check_trusted
+from gen.config.values import SCALARS, fits, has_member, hints_of, literals, members, parse_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "Json", "Spec", "anchored", "build", "build_parts", "by_head", "convert", "describe", "digest", "find", "name_of",
+    "Json", "Spec", "anchored", "build", "by_head", "convert", "describe", "digest", "field_value", "find", "name_of",
     "names", "override", "owner_of", "part", "preset_names", "spec_of", "with_keys",
 ]  # fmt: skip
 
@@ -43,14 +44,15 @@ PATHS = ("path", "test_path", "file", "folder", "teacher", "init")  # fields tha
 D = TypeVar("D", bound="DataclassInstance")
 
 
-def part(*folders: str, **kwargs: Any) -> Any:
+def part(*folders: str, kinds: tuple[type, ...] = (), **kwargs: Any) -> Any:
     """Declare a dataclass field that holds another spec'd thing.
 
     Args:
         *folders: the plug-in folders and modules whose names the field accepts.
+        kinds: classes and Protocols of which an object must be one, where the annotation is Any.
         **kwargs: the options of dataclasses.field, such as `default`.
     """
-    return dataclasses.field(metadata={"folders": folders}, **kwargs)
+    return dataclasses.field(metadata={"folders": folders, "kinds": kinds}, **kwargs)
 
 
 def names(*folders: str) -> list[str]:
@@ -61,7 +63,7 @@ def names(*folders: str) -> list[str]:
     """
     found: set[str] = set()
     for folder in folders:
-        module = importlib.import_module(f"gen.{folder}")
+        module = _folder(folder)
         if hasattr(module, "__path__"):
             found |= {m.name for m in pkgutil.iter_modules(module.__path__) if not (m.ispkg or m.name.startswith("_"))}
         else:
@@ -85,7 +87,7 @@ def find(name: str, *folders: str) -> Any:
     for folder in folders:
         if name not in names(folder):
             continue
-        module = importlib.import_module(f"gen.{folder}")
+        module = _folder(folder)
         if not hasattr(module, "__path__"):
             return _classes(module)[name]
         plugin = importlib.import_module(f"gen.{folder}.{name}")
@@ -104,7 +106,7 @@ def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
     Raises:
         UserError: for unknown names and keys (with the nearest valid one) and for wrong types, in one line.
     """
-    folders = (folder,) if isinstance(folder, str) else tuple(folder)
+    folders = tuple(folder) if isinstance(folder, (list, tuple)) else (folder,)
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
@@ -131,23 +133,6 @@ def owner_of(spec: Spec, *folders: str) -> tuple[Any, Json]:
     for owner_name, preset in _presets(name, folders):  # "dit-b/2": one of several sizes, by its own name
         name, given = owner_name, {"preset": preset, **given}
     return find(name, *folders), given
-
-
-def build_parts(thing: Any) -> None:
-    """Build the parts of a frozen dataclass that Python code gave as names or specs; for its `__post_init__`.
-
-    Args:
-        thing: a dataclass instance with `part` fields; their values are replaced. A part whose default is a tuple holds
-            several.
-    """
-    for field in dataclasses.fields(thing):
-        value, folders = getattr(thing, field.name), field.metadata.get("folders")
-        if folders and value is not None:
-            several = isinstance(field.default, tuple)
-            if isinstance(value, (list, tuple)) != several:
-                raise UserError(f"{field.name}: got {value!r}, expected {'a list' if several else 'one, not a list'}")
-            built = tuple(build(folders, v) for v in value) if several else build(folders, value)
-            object.__setattr__(thing, field.name, built)
 
 
 def spec_of(thing: Any, named: bool = True) -> Json:
@@ -215,7 +200,7 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
             own[head] = name_of(type(values[head]))
         if head in own:
             spec, rest = with_keys(own[head], rest) if "folders" in fields[head].metadata else (own[head], rest)
-            values[head] = _value(type(thing), fields[head], spec)
+            values[head] = _unchecked(type(thing), fields[head], spec)
         if rest and not dataclasses.is_dataclass(values[head]):
             key = next(iter(rest))
             raise UserError(f"{head}.{key}: {head} is {values[head]!r} and has no key {key!r}")
@@ -256,44 +241,46 @@ def describe(thing: object) -> str:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """Return a JSON value, or text from a command line, as the annotated type.
+    """Return a value from Python, JSON, TOML or a command line as the annotated type.
+
+    bool is no int, an int is a float, NaN and infinity are no floats (JSON has none), ints have 64 bits, None is
+    allowed where the annotation names it, a path is as good as its text, and text is read as JSON where none is wanted.
 
     Args:
         value: the value as given.
-        hint: the annotation, evaluated.
-        where: the name of the field, for the error.
+        hint: the annotation, evaluated; a class must be that of the value, a Protocol's methods must be there.
+        where: the name of the field or argument, for the error.
 
     Raises:
         UserError: if the value is none of the type.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    stays = hint in (str, Any) or (origin in (typing.Union, types.UnionType) and str in args)  # text that is wanted
-    if isinstance(value, str) and not stays and value not in _literals(hint):
-        value = _read(value)
-    if hint is Any or (inspect.isclass(hint) and not origin and isinstance(value, hint) and hint is not int):
-        return value
-    if origin in (typing.Union, types.UnionType):
+    union = origin in (typing.Union, types.UnionType)
+    stays = hint in (str, Any, Path) or (union and (str in args or Path in args))  # text that is wanted
+    if isinstance(value, str) and not stays and value not in literals(hint):
+        value = parse_text(value)
+    if union:
+        if Path in args and isinstance(value, (str, PurePath)) and not SCALARS[Path](value):
+            return _refuse(value, Path, where)
         return _first_fit(value, args, where)
     if origin is typing.Literal:
-        if value not in args:
-            raise UserError(f"{where}: got {value!r}. {nearest(str(value), map(str, args))}")
+        if not any(value == allowed and type(value) is type(allowed) for allowed in args):
+            raise UserError(f"{where}: got {shown(value)}. {nearest(shown(value), map(str, args))}")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
         if len(inner) != len(value):
-            raise UserError(f"{where}: got {len(value)} values {value!r}, expected {len(inner)}")
+            raise UserError(f"{where}: got {len(value)} values {shown(value)}, expected {len(inner)}")
         return tuple(convert(v, h, where) for v, h in zip(value, inner, strict=True))
-    if (origin or hint) in (dict, Mapping) and isinstance(value, Mapping):
-        return dict(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
-        return int(value)
-    if (hint is None or hint is type(None)) and value is None:
-        return None
+    if (origin or hint) in (dict, Mapping):
+        named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+        return dict(value) if named else _refuse(value, hint, where)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return _construct(hint, dict(value))
-    return _refuse(value, hint, where)
+    if hint in SCALARS:
+        read = SCALARS[hint](value)
+        return read[0] if read else _refuse(value, hint, where)
+    return value if fits(value, origin or hint) else _refuse(value, hint, where)
 
 
 def _construct(owner: Any, given: Json) -> Any:
@@ -306,8 +293,8 @@ def _construct(owner: Any, given: Json) -> Any:
     values = {}
     for key, value in given.items():
         if key not in fields:
-            raise UserError(f"unknown key {key!r} of {label}. {nearest(key, fields)}")
-        values[key] = _value(owner, fields[key], value)
+            raise UserError(f"unknown key {shown(key)} of {label}. {nearest(str(key), fields)}")
+        values[key] = _unchecked(owner, fields[key], value)
     missing = [
         f.name
         for f in fields.values()
@@ -347,7 +334,7 @@ def with_keys(spec: object, keys: Json) -> tuple[object, Json]:
         spec: a name, a mapping, or either as JSON text; anything else stays as it is.
         keys: by dotted key.
     """
-    spec = _read(spec) if isinstance(spec, str) else spec
+    spec = parse_text(spec) if isinstance(spec, str) else spec
     if not keys or not isinstance(spec, (str, Mapping)):
         return spec, keys
     own, inner = by_head(keys)
@@ -373,15 +360,65 @@ def _fields(owner: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(owner)}
 
 
-def _value(owner: Any, field: dataclasses.Field[Any], value: object) -> Any:
-    """Return the value of a dataclass field in its annotated type, or as the part that it names."""
+def field_value(owner: Any, field: dataclasses.Field[Any], value: object) -> Any:
+    """Return the value of a dataclass field in its annotated type, or as the part that it names.
+
+    Args:
+        owner: the dataclass.
+        field: of it; a part whose default is a tuple holds several.
+        value: as given.
+
+    Raises:
+        UserError: for a value of another type, or a part that is none of the field's.
+    """
+    hint, where = hints_of(owner)[field.name], f"{getattr(owner, '__name__', owner)}.{field.name}"
+    if "folders" not in field.metadata:
+        return convert(value, hint, where)
+    value = parse_text(value) if isinstance(value, str) else value
+    if not isinstance(field.default, tuple):
+        return _part(field, hint, value, where)
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where}: got {shown(value)}, expected a list")
+    return tuple(_part(field, typing.get_args(hint)[0], v, where) for v in value)
+
+
+def _part(field: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
+    folders, hinted = field.metadata["folders"], typing.get_args(hint) or (hint,)
+    kinds = field.metadata["kinds"] or hinted
+    if value is None and (field.default is None or type(None) in (*hinted, *kinds)):
+        return None
+    no_spec = type(value).__module__ == "builtins" and not isinstance(value, (str, dict))
+    plain = no_spec or isinstance(value, type)
+    built = value if plain else build(folders, value)
+    foreign = not type(built).__module__.startswith(("gen.", "builtins"))  # need not name a class of gen as its base
+    fitting = any(fits(built, kind) or (foreign and not members(kind)) for kind in kinds)
+    if plain or not fitting:
+        lacks = [name for kind in kinds for name in members(kind) if not has_member(built, name)]
+        allowed = " or ".join(f"`gen list {folder}`" for folder in folders)
+        also = f" or an object with {', '.join(lacks)}" if lacks else ""
+        raise UserError(f"{where}: got {shown(value)}, expected a name or a spec of {allowed}{also}")
+    return built
+
+
+def _unchecked(owner: Any, field: dataclasses.Field[Any], value: object) -> Any:
+    """Return the value of a field, parts as built but whether they fit: __post_init__ may take short forms of them."""
     folders = field.metadata.get("folders")
     if not folders:
-        label = getattr(owner, "__name__", str(owner))
-        return convert(value, typing.get_type_hints(owner)[field.name], f"{label}.{field.name}")
+        return field_value(owner, field, value)
+    value = parse_text(value) if isinstance(value, str) else value
     if isinstance(value, (list, tuple)):
-        return tuple(build(folders, v) for v in value)
-    return value if value is None else build(folders, _read(value) if isinstance(value, str) else value)
+        built = [build(folders, v) for v in value]
+        return tuple(built) if isinstance(field.default, tuple) else built
+    return value if value is None or isinstance(field.default, tuple) else build(folders, value)
+
+
+def _folder(name: object) -> types.ModuleType:
+    try:
+        return importlib.import_module(f"gen.{name if isinstance(name, str) else ''}")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("gen"):
+            raise  # a package that a plug-in needs
+        raise UserError(f"{shown(name)} is no folder of plug-ins; see: gen list") from None
 
 
 def _classes(module: types.ModuleType) -> dict[str, type]:
@@ -409,7 +446,7 @@ def _external(name: str) -> Any:
         sys.path.append(here)  # behind all others, and only now: a file there hides no package, nor stands in for one
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing runs code of the user's, which may raise anything
         raise UserError(f"cannot find {name!r}: {error}") from error
 
 
@@ -419,23 +456,6 @@ def _to_json(value: object, named: bool) -> object:
     if isinstance(value, (list, tuple)):
         return [_to_json(v, named) for v in value]
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _read(text: str) -> Any:
-    try:
-        return parse_json(text, repr(text))
-    except UserError:
-        if text.lstrip().startswith(("{", "[")):
-            raise
-        if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):  # .9 is no JSON, but a number
-            return float(text)
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
-def _literals(hint: object) -> tuple[object, ...]:
-    """Return the values that the Literals in a hint allow as they are, "none" and "true" among them."""
-    inner = typing.get_args(hint)
-    return inner if typing.get_origin(hint) is typing.Literal else tuple(v for h in inner for v in _literals(h))
 
 
 def _first_fit(value: object, hints: Sequence[object], where: str) -> Any:
@@ -452,5 +472,9 @@ def _first_fit(value: object, hints: Sequence[object], where: str) -> Any:
 
 
 def _refuse(value: object, hint: object, where: str) -> NoReturn:
-    expected = getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
-    raise UserError(f"{where}: got {value!r}, expected {expected}")
+    finer = {"int": "int of 64 bits", "float": "finite float"}.get(getattr(hint, "__name__", ""))
+    plain = inspect.isclass(hint) and not typing.get_args(hint)
+    expected = getattr(hint, "__name__", "None") if plain else re.sub(r"[\w.]+\.(?=\w)", "", str(hint))
+    raise UserError(
+        f"{where}: got {shown(value)}, expected {(isinstance(value, numbers.Number) and finer) or expected}"
+    )

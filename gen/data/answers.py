@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gen.config.errors import UserError
-from gen.config.spec import Json, build, part
-from gen.data.lib.tensors import check_holdout
+from gen.config.fields import check_fields
+from gen.config.spec import Json, part
 from gen.data.pairs import PairSet, read_store
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ class Answers:
     holdout: float = 0.05
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "of", build("data", self.of))
-        check_holdout(self, self.holdout)
+        check_fields(self, holdout="[0, 1)")
 
     @cached_property
     def info(self) -> Json:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.data.lib.tensors import CHANGED, SPLITS, check_holdout, content_hash, hold_out
+from gen.config.fields import check_fields
+from gen.data.lib.tensors import CHANGED, SPLITS, content_hash, hold_out
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,13 +75,9 @@ class Folder:
     test_path: str | None = None
 
     def __post_init__(self) -> None:
-        check_holdout(self, self.holdout)
-        if self.size < 1:
-            raise UserError(f"Folder.size is {self.size}; it must be at least 1")
+        check_fields(self, size="[1, inf)", background="[0, 255]", holdout="[0, 1)")
         if self.channels not in (1, 3):
-            raise UserError(f"Folder.channels is {self.channels}; allowed: 1 (grey), 3 (colour)")
-        if not 0 <= self.background <= 255:
-            raise UserError(f"Folder.background is {self.background}; allowed: 0 (black) to 255 (white)")
+            raise UserError(f"Folder: channels = {self.channels}; allowed: 1 (grey), 3 (colour)")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.data.lib.tensors import CHANGED, check_holdout, check_labels, content_hash, hold_out
+from gen.data.lib.tensors import CHANGED, check_labels, content_hash, hold_out
 
 __all__ = ["Latents"]
 
@@ -52,8 +52,7 @@ class Latents:
     features: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, scale="(0, inf)", shift="(-inf, inf)")
-        check_holdout(self, self.holdout)
+        check_fields(self, scale="(0, inf)", shift="(-inf, inf)", holdout="[0, 1)", num_classes="[0, inf)")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError, nearest
+from gen.config.fields import check_fields
 from gen.data.lib.tensors import SPLITS, content_hash
 from gen.diffusion.noise import derive
 from gen.text.tokenizers.words import Words
@@ -60,7 +61,7 @@ class Lists:
     n: int = 1_000_000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", tuple(self.tasks))
+        check_fields(self)
         for task in self.tasks:
             if task not in TASKS:
                 raise UserError(f"Lists: no task {task!r}. {nearest(task, TASKS)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gen.config.fields import check_fields
 from gen.data.lib.tensors import Tensors, content_hash, split_indices
 from gen.diffusion.noise import derive
 from gen.diffusion.path import NoisePath
@@ -40,6 +41,9 @@ class MixturePoints:
     uneven: bool = False
     labels: bool = False
     n: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_fields(self, dim="[1, inf)", modes="[1, inf)", std="[0, inf)", n="[2, inf)")
 
     @property
     def shape(self) -> tuple[int, int, int]:

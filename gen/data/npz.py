@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.data.lib.tensors import Tensors, check_holdout, check_labels, content_hash, hold_out
+from gen.config.fields import check_fields
+from gen.data.lib.tensors import Tensors, check_labels, content_hash, hold_out
 
 __all__ = ["Npz"]
 
@@ -47,7 +48,7 @@ class Npz:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        check_holdout(self, self.holdout)
+        check_fields(self, holdout="[0, 1)", num_classes="[0, inf)")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import Json
-from gen.data.lib.tensors import SPLITS, check_holdout
+from gen.data.lib.tensors import SPLITS
 
 __all__ = ["Pairs", "PairSet", "check_shard", "read_store", "shard_name"]  # noqa: RUF022 - the plug-in comes first
 
@@ -33,7 +34,7 @@ class Pairs:
     holdout: float = 0.05
 
     def __post_init__(self) -> None:
-        check_holdout(self, self.holdout)
+        check_fields(self, holdout="[0, 1)")
 
     @cached_property
     def info(self) -> Json:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.reading import parse_json, read_lines
-from gen.config.spec import build_parts, part
-from gen.data.lib.tensors import check_holdout, content_hash, hold_out
+from gen.config.spec import part
+from gen.data.lib.tensors import content_hash, hold_out
 from gen.text.contracts import Tokenizer
 
 __all__ = ["Text"]
@@ -44,10 +45,7 @@ class Text:
     holdout: float = 0.05
 
     def __post_init__(self) -> None:
-        build_parts(self)
-        check_holdout(self, self.holdout)
-        if self.length < 2:
-            raise UserError(f"Text: length = {self.length}; it must be at least 2")
+        check_fields(self, length="[2, inf)", holdout="[0, 1)")
         if not self.tokenizer.eos_token_ids:
             raise UserError(f"Text: {type(self.tokenizer).__name__} has no end-of-text token")
 

@@ -15,7 +15,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
 
 __all__ = ["Noise", "derive", "sample_seeds", "training_noise"]
 
@@ -54,8 +54,10 @@ def _whole(seed: object) -> int:
     """A seed as Python's int: numpy's 0 and torch's 0 are the same seed as 0, though their repr differs."""
     if isinstance(seed, SupportsIndex) and not isinstance(seed, bool):
         with suppress(TypeError):  # a float tensor has __index__, which refuses
-            return operator.index(seed)
-    raise UserError(f"a seed is a whole number, got {seed!r}")
+            whole = operator.index(seed)
+            if abs(whole) < 2**64:
+                return whole
+    raise UserError(f"a seed is a whole number of at most 64 bits, got {shown(seed)}")
 
 
 def training_noise(seed: int, step: int, indices: Iterable[int]) -> Noise:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.path import NoisePath, Prediction, expand
 
 __all__ = ["X0", "EDMPrecond", "Eps", "Parameterisation", "Score", "V", "Velocity"]
@@ -84,6 +85,9 @@ class Velocity(Parameterisation):
 
     toward: Literal["noise", "data"] = "noise"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.toward == "data":
             return -path.dalpha(t), -path.dsigma(t)
@@ -123,8 +127,7 @@ class EDMPrecond(Parameterisation):
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise UserError(f"EDMPrecond: sigma_data = {self.sigma_data}; it must be positive")
+        check_fields(self, sigma_data="(0, inf)")
 
     def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, sd = path.alpha(t), path.sigma(t), self.sigma_data

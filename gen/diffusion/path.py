@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 
 __all__ = ["DDPM", "EDM", "GVP", "VP", "Flow", "NoisePath", "Prediction", "Trig", "expand"]
 
@@ -194,8 +194,7 @@ class EDM(NoisePath):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not self.sigma_max > 0:
-            raise UserError(f"EDM: sigma_max = {self.sigma_max}; it must be positive")
+        check_fields(self, sigma_max="(0, inf)")
 
     @property
     def natural(self) -> Mapping[str, str]:
@@ -272,8 +271,7 @@ class VP(LogAlpha):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max:
-            raise UserError(f"VP: beta_min = {self.beta_min}, beta_max = {self.beta_max}; it must be 0 < min < max")
+        check_fields(self, beta_min="(0, inf)", beta_max="(beta_min, inf)")
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return -(self.beta_max - self.beta_min) * t**2 / 4 - self.beta_min * t / 2
@@ -299,19 +297,13 @@ class DDPM(LogAlpha):
         beta_start, beta_end: first and last beta; not used by "cosine". Defaults DDPM's.
     """
 
-    schedule: str = "linear"
+    schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
     steps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "cosine", "scaled_linear"):
-            raise UserError(f"DDPM: schedule = {self.schedule!r}; allowed: linear, cosine, scaled_linear")
-        if self.steps < 2 or not 0 < self.beta_start < self.beta_end < 1:
-            raise UserError(
-                f"DDPM: steps = {self.steps}, beta_start = {self.beta_start}, beta_end = {self.beta_end}; "
-                "it must be steps >= 2 and 0 < beta_start < beta_end < 1"
-            )
+        check_fields(self, steps="[2, 100000]", beta_start="(0, 1)", beta_end="(beta_start, 1)")
 
     @property
     def t1(self) -> float:

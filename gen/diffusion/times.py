@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import find, part
 from gen.diffusion.path import NoisePath
 
@@ -47,8 +48,7 @@ class Uniform(Times):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high <= 1:
-            raise UserError(f"Uniform: low = {self.low}, high = {self.high}; it must be 0 <= low < high <= 1")
+        check_fields(self, low="[0, 1)", high="(low, 1]")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return (self.low + (self.high - self.low) * u) * path.t1
@@ -78,7 +78,7 @@ class Levels(Times):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        Uniform(self.low, self.high)
+        check_fields(self, low="[0, 1)", high="(low, 1]")
 
     def on(self, path: NoisePath) -> Times:
         """Return the path's own density."""
@@ -113,8 +113,7 @@ class Point(Times):
     where: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.where <= 1:
-            raise UserError(f"Point: where = {self.where}; it must be in (0, 1]")
+        check_fields(self, where="(0, 1]")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return torch.full_like(u, self.where * path.t1)
@@ -132,7 +131,7 @@ class LogitNormal(Times):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("LogitNormal", self.std)
+        check_fields(self, std="(0, inf)")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t1 * torch.sigmoid(self.mean + self.std * _normal(u))
@@ -151,7 +150,7 @@ class LogNormal(Times):
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        _positive("LogNormal", self.std)
+        check_fields(self, std="(0, inf)")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t_from_lambda(-(self.mean + self.std * _normal(u))).clamp(max=path.t1)
@@ -176,13 +175,8 @@ class Karras(Times):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high <= 1:
-            raise UserError(f"Karras: low = {self.low}, high = {self.high}; it must be 0 <= low < high <= 1")
-        if not (0 < self.lowest < self.highest and self.rho > 0):
-            raise UserError(
-                f"Karras: lowest = {self.lowest}, highest = {self.highest}, rho = {self.rho}; "
-                "it must be 0 < lowest < highest and rho > 0"
-            )
+        check_fields(self, low="[0, 1)", high="(low, 1]", lowest="(0, inf)", highest="(lowest, inf)")
+        check_fields(self, rho="(0, inf)")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         ends = self.lowest ** (1 / self.rho), self.highest ** (1 / self.rho)
@@ -203,7 +197,7 @@ class UShaped(Times):
     sharpness: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive("UShaped", self.sharpness)
+        check_fields(self, sharpness="(0, inf)")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t1 * (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness)
@@ -224,8 +218,7 @@ class Mode(Times):
 
     def __post_init__(self) -> None:
         highest = 2 / (math.pi - 2)  # beyond it t would not grow with u
-        if not -1 <= self.scale <= highest:
-            raise UserError(f"Mode: scale = {self.scale}; it must be from -1 to {highest:.6f}")
+        check_fields(self, scale=f"[-1, {highest}]")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t1 * (u - self.scale * (torch.sin(math.pi / 2 * u) ** 2 - u)).clamp(0, 1)
@@ -251,7 +244,7 @@ class Shifted(Times):
     base: int = 4096
 
     def __post_init__(self) -> None:
-        _positive("Shifted", min(self.shift, self.base, 1 if self.dim is None else self.dim))
+        check_fields(self, shift="(0, inf)", dim="[1, inf)", base="[1, inf)")
         if self.dim is not None and self.shift != 1:
             raise UserError(f"Shifted: shift = {self.shift} beside dim = {self.dim}; give one of the two")
 
@@ -269,8 +262,3 @@ class Shifted(Times):
 
 def _normal(u: Tensor) -> Tensor:
     return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
-
-
-def _positive(owner: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"{owner}: {value} is given where only positive numbers are allowed")

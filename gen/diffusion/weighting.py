@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath
 
@@ -66,8 +66,7 @@ class MinSNR(Weighting):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise UserError(f"MinSNR: gamma = {self.gamma}; it must be positive")
+        check_fields(self, gamma="(0, inf)")
 
     def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         x0_error, eps_error = errors(path, parameterisation, t)
@@ -87,6 +86,9 @@ class Sigmoid(Weighting):
 
     bias: float = -1.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         alpha, sigma = path.alpha(t), path.sigma(t)
         density = 2 * (path.dsigma(t) * alpha - path.dalpha(t) * sigma) / (alpha * sigma)
@@ -105,8 +107,7 @@ class EDMWeighting(Weighting):
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise UserError(f"EDMWeighting: sigma_data = {self.sigma_data}; it must be positive")
+        check_fields(self, sigma_data="(0, inf)")
 
     def weight(self, path: NoisePath, parameterisation: Parameterisation, t: Tensor) -> Tensor:
         variance = (path.alpha(t) * self.sigma_data) ** 2 + path.sigma(t) ** 2

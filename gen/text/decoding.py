@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.config.spec import build, name_of, part
+from gen.config.spec import name_of, part
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
 from gen.text.ties import TIE, descending, likeliest
 
@@ -84,15 +84,8 @@ class Decoding:
     def __post_init__(self) -> None:
         rules: Any = self.stopping_rules
         rules = () if rules is None else rules if isinstance(rules, (list, tuple)) else (rules,)
-        parts = {
-            "policy": _part("policy", self.policy, DecodingPolicy),
-            "block_schedule": _part("block_schedule", self.block_schedule, BlockSchedule),
-            "kv_plan": None if self.kv_plan is None else _part("kv_plan", self.kv_plan, KvPlan),
-            "stopping_rules": tuple(_part("stopping_rules", rule, StoppingRule) for rule in rules),
-        }
-        for name, value in parts.items():
-            object.__setattr__(self, name, value)
-        check_fields(self, cfg_scale="(-inf, inf)")
+        object.__setattr__(self, "stopping_rules", rules)
+        check_fields(self)
         if self.kv_plan is None:
             return
         if self.cfg_scale:
@@ -110,24 +103,6 @@ class Decoding:
         """Return the same for the model of a checkpoint, in whose folder a file that the policy reads lies."""
         located = getattr(self.policy, "with_files_in", None)
         return self if located is None else dataclasses.replace(self, policy=located(folder))
-
-
-def _part(name: str, value: Any, contract: type) -> Any:
-    """Return a part from its name, spec or object; UserError for what does not keep the contract."""
-    folder = next(f.metadata["folders"][0] for f in dataclasses.fields(Decoding) if f.name == name)
-    made = build(folder, value)
-    if isinstance(made, type) or not isinstance(made, contract):
-        kind = folder.rpartition(".")[2]
-        lacks = [member for member in sorted(_members(contract)) if not hasattr(made, member)]
-        raise UserError(
-            f"Decoding: {name} = {value!r}; a name of `gen list {kind}`, a spec or an object of the contract "
-            f"{contract.__name__}" + (f", which has {', '.join(lacks)}" if lacks else "")
-        )
-    return made
-
-
-def _members(contract: type) -> set[str]:
-    return {member for member in vars(contract) if not member.startswith("_")}
 
 
 @dataclass(eq=False)

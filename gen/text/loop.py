@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
+from gen.config.fields import check_arguments
 from gen.config.spec import name_of
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.contracts import CommitDecision, KvPlan, KvStep, Predictor, Span, StepView, Window, positions_between
@@ -50,6 +51,7 @@ def decode(
             return end.value
 
 
+@check_arguments(sync_every="[1, inf)")
 @torch.no_grad()
 def decode_steps(
     predictor: Predictor,
@@ -77,8 +79,6 @@ def decode_steps(
     """
     decoding = decoding or Decoding()
     began = time.perf_counter()
-    if not isinstance(sync_every, int) or sync_every < 1:
-        raise UserError(f"decode: sync_every = {sync_every!r}; a whole number, at least 1")
     loop = _Loop(predictor, prompts, length, decoding, sample_seeds(seed, len(prompts)))
     out = loop.out
     # `steps` of a policy are those of one window

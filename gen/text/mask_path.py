@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 
 __all__ = [
     "Cosine",
@@ -74,6 +75,9 @@ class LogLinear(MaskPath):
 
     eps: float = 1e-3
 
+    def __post_init__(self) -> None:
+        check_fields(self, eps="[0, 1)")
+
     def masked_fraction(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * t
 
@@ -91,6 +95,9 @@ class Cosine(MaskPath):
 
     eps: float = 1e-3
 
+    def __post_init__(self) -> None:
+        check_fields(self, eps="[0, 1)")
+
     def masked_fraction(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * (1 - torch.cos(math.pi / 2 * t))
 
@@ -107,6 +114,9 @@ class CosineSquared(MaskPath):
     """
 
     eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_fields(self, eps="[0, 1)")
 
     def masked_fraction(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * torch.sin(math.pi / 2 * t) ** 2
@@ -126,6 +136,9 @@ class Linear(MaskPath):
     low: float = 0.0
     high: float = 10.0
 
+    def __post_init__(self) -> None:
+        check_fields(self, low="[0, inf)", high="(low, inf)")
+
     def masked_fraction(self, t: Tensor) -> Tensor:
         return -torch.expm1(-(self.low + t * (self.high - self.low)))
 
@@ -143,6 +156,9 @@ class Geometric(MaskPath):
 
     low: float = 1e-3
     high: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, low="(0, inf)", high="(low, inf)")
 
     def masked_fraction(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.sigma(t))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
+from gen.config.fields import check_arguments
 from gen.config.spec import build, override
 from gen.diffusion.noise import sample_seeds
 from gen.text.contracts import Tokenizer
@@ -114,6 +115,7 @@ class TextPipeline:
         engine = engine_of(engine)
         return replace(self, net=engine.prepare(self.net, self.device), engine=engine)
 
+    @check_arguments(batch_size="[1, inf)", sync_every="[1, inf)")
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -138,8 +140,6 @@ class TextPipeline:
                 sampling, cfg_scale, suppress_tokens), and in short temperature and block_length; what is left out is as
                 in `decoding`.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"generate: batch_size = {batch_size!r}; a whole number, at least 1")
         ids = self.ids(prompts)
         decoding, seeds = self.plan(**changes), sample_seeds(seed, len(ids))
         lengths = self.lengths(ids, length)
@@ -252,6 +252,6 @@ def engine_of(engine: Any) -> Any:
     built = build("models.engines", engine)
     if isinstance(built, type) or not (is_dataclass(built) and hasattr(built, "prepare")):
         raise UserError(
-            f"engine = {engine!r}; allowed: a name of gen.models.engines, a spec, or a dataclass object with prepare()"
+            f"engine = {shown(engine)}; allowed: a name of gen.models.engines, a spec, or a dataclass with prepare()"
         )
     return built

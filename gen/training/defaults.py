@@ -98,7 +98,7 @@ def _time_unit(path: Any) -> float:
 
 def _shape(data: Any) -> Json:
     """Return the fields that a model of these data has."""
-    if data is None:
+    if not hasattr(data, "shape"):  # none, or no data, which the run will refuse
         return {}
     if (tokenizer := getattr(data, "tokenizer", None)) is not None:
         return {**id_fields(tokenizer), "length": data.shape[0]}

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.fields import check_arguments
 from gen.config.spec import Spec, build, override
 from gen.config.trust import allowing
 from gen.text.decoding import Decoding
@@ -42,6 +43,7 @@ class Distiller(Objective, Protocol):
         ...
 
 
+@check_arguments()
 def distill(
     method: Spec | Distiller,
     teacher: str | Path,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 
 __all__ = ["EMA", "Classic", "Power", "gamma_from_std"]
 
@@ -52,8 +52,7 @@ class Classic(EMA):
     decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise UserError(f"EMA: decay = {self.decay}; it must be in [0, 1)")
+        check_fields(self, decay="[0, 1)")
 
     def decay_at(self, update: int) -> float:
         return min(self.decay, (1 + update) / (10 + update))
@@ -75,8 +74,7 @@ class Power(EMA):
     std: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.std < 12**-0.5:
-            raise UserError(f"Power: std = {self.std}; it must be in (0, {12**-0.5:.4f}), where gamma is positive")
+        check_fields(self, std=f"(0, {12**-0.5})")  # where gamma is positive
         if not self.label:
             object.__setattr__(self, "label", f"power-{self.std:.3f}")
 

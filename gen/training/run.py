@@ -10,14 +10,20 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import Json, build, build_parts, convert, part, spec_of
+from gen.config.fields import check_fields
+from gen.config.spec import Json, build, convert, part, spec_of
 from gen.config.trust import names_from
 from gen.data import DataSource
+from gen.diffusion.contracts import Cache, Grid, Guide, Solver
+from gen.diffusion.net import NetSpec
+from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import Flow, NoisePath
 from gen.text.decoding import Decoding
+from gen.text.mask_path import MaskPath
 from gen.training.defaults import follow, on_path
 from gen.training.ema import EMA, Classic
 from gen.training.objectives import Objective
+from gen.training.optim import Optimiser
 from gen.training.optim.adamw import AdamW
 from gen.training.schedules import Constant, Schedule
 
@@ -38,24 +44,17 @@ class Sampler:
         cache: see gen.samplers.caches; None to compute every evaluation in full.
     """
 
-    solver: Any = part("samplers.solvers", default="heun")
+    solver: Any = part("samplers.solvers", kinds=(Solver,), default="heun")
     steps: int = 18
-    grid: Any = part("samplers.grids", default="natural")
-    guide: Any = part("samplers.guides", default=None)
-    cache: Any = part("samplers.caches", default=None)
+    grid: Any = part("samplers.grids", kinds=(Grid,), default="natural")
+    guide: Any = part("samplers.guides", kinds=(Guide,), default=None)
+    cache: Any = part("samplers.caches", kinds=(Cache,), default=None)
 
     def __post_init__(self) -> None:
         grid = self.grid.tolist() if isinstance(self.grid, Tensor) else self.grid
         if isinstance(grid, (list, tuple)):  # the times themselves
             object.__setattr__(self, "grid", {"name": "given", "values": list(grid)})
-        build_parts(self)
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise UserError(f"Sampler: steps = {self.steps!r}; it must be a whole number, at least 1")
-        for name, method in {"solver": "step", "grid": "times", "guide": "__call__", "cache": "start"}.items():
-            value = getattr(self, name)
-            optional = value is None and name in ("guide", "cache")
-            if not optional and (isinstance(value, type) or not hasattr(value, method)):
-                raise UserError(f"Sampler: {name} = {value!r}; allowed: a name, a spec, or an object with {method}()")
+        check_fields(self, steps="[1, 1000000]")
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,12 @@ class Run:
         init: a run folder whose weights the training starts from.
     """
 
-    model: Any = part("models")
+    model: Any = part("models", kinds=(NetSpec,))
     data: DataSource | None = part("data", default=None)
     objective: Objective | None = part("training.objectives", "distillers", default=None)
-    path: Any = part("diffusion.path", "text.mask_path", default=Flow())
-    parameterisation: Any = part("diffusion.parameterisation", default=None)
-    optim: Any = part("training.optim", default=AdamW())
+    path: Any = part("diffusion.path", "text.mask_path", kinds=(NoisePath, MaskPath), default=Flow())
+    parameterisation: Any = part("diffusion.parameterisation", kinds=(Parameterisation,), default=None)
+    optim: Any = part("training.optim", kinds=(Optimiser,), default=AdamW())
     schedule: Schedule = part("training.schedules", default=Constant())
     ema: tuple[EMA, ...] = part("training.ema", default=(Classic(),))
     sampler: Sampler | Decoding = dataclasses.field(default_factory=Sampler)
@@ -129,22 +128,17 @@ class Run:
         if isinstance(self.model, (str, Mapping)):
             given = {"model": self.model, "data": self.data, "path": self.path}
             object.__setattr__(self, "model", follow(None, given)["model"])
-        build_parts(self)
+        every = dict.fromkeys(("sample_every", "validate_every", "save_every"), "[0, inf)")
+        check_fields(self, steps="[1, 1000000000]", batch_size="[1, inf)", micro_batch_size="[1, inf)", clip="(0, inf)",
+                     workers="[0, 1024]", log_every="[1, inf)", keep="[2, inf)", **every)  # fmt: skip
         if self.parameterisation is None and isinstance(self.path, NoisePath):
             natural = build("diffusion.parameterisation", self.path.natural["parameterisation"])
             object.__setattr__(self, "parameterisation", natural)
         object.__setattr__(self, "objective", on_path(self.objective, self.path))
         object.__setattr__(self, "sampler", on_path(self.sampler, self.path))
-        for name, low in {"steps": 1, "batch_size": 1, "keep": 2, "log_every": 1}.items():
-            if getattr(self, name) < low:
-                raise UserError(f"Run: {name} = {getattr(self, name)}; it must be at least {low}")
-        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"Run: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
-            )
-        if not self.clip > 0:
-            raise UserError(
-                f"Run: clip = {self.clip}; it must be positive (inf for none is not JSON: use a large number)"
             )
         labels = [average.label for average in self.ema]
         if len(set(labels)) != len(labels):

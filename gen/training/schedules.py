@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.training.log import read_metrics
 
 __all__ = [
@@ -48,8 +49,7 @@ class WarmupSchedule:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise UserError(f"{type(self).__name__}: warmup = {self.warmup}; it must not be negative")
+        check_fields(self, warmup="[0, inf)")
 
     def factor(self, update: int, total: int) -> float:
         return (update + 1) / self.warmup if update < self.warmup else self.after_warmup(update, total)
@@ -86,6 +86,9 @@ class Linear(WarmupSchedule):
 
     floor: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_fields(self, warmup="[0, inf)", floor="[0, 1]")
+
     def at_progress(self, progress: float) -> float:
         return 1 - (1 - self.floor) * progress
 
@@ -100,6 +103,9 @@ class Cosine(WarmupSchedule):
     """
 
     floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, warmup="[0, inf)", floor="[0, 1]")
 
     def at_progress(self, progress: float) -> float:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
@@ -120,8 +126,7 @@ class InverseSqrt(WarmupSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.flat < 1:
-            raise UserError(f"InverseSqrt: flat = {self.flat}; it must be at least 1")
+        check_fields(self, flat="[1, inf)")
 
     def factor(self, update: int, total: int) -> float:
         ramp = min((update + 1) / self.warmup, 1.0) if self.warmup else 1.0
@@ -143,8 +148,7 @@ class WSD(WarmupSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.decay <= 1:
-            raise UserError(f"WSD: decay = {self.decay}; it must be in (0, 1]")
+        check_fields(self, decay="(0, 1]", floor="[0, 1]")
 
     def at_progress(self, progress: float) -> float:
         return 1 - (1 - self.floor) * max(0.0, (progress - (1 - self.decay)) / self.decay)
@@ -172,8 +176,7 @@ class WSDS(WarmupSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.decay <= 1:
-            raise UserError(f"WSDS: decay = {self.decay}; it must be in (0, 1]")
+        check_fields(self, decay="(0, 1]")
         if not (0 < self.floor <= 1 or (self.floor == 0 and self.shape == "linear")):
             raise UserError(f"WSDS: floor = {self.floor}; it must be in (0, 1], or 0 for a linear decay")
         if list(self.ends) != sorted({e for e in self.ends if e > self.warmup}):
@@ -209,10 +212,7 @@ class Refined(WarmupSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(0 < norm < math.inf for norm in self.norms):
-            raise UserError("Refined: norms holds a number that is not positive and finite")
-        if not 0 <= self.power < math.inf:
-            raise UserError(f"Refined: power = {self.power}; it must not be negative")
+        check_fields(self, norms="(0, inf)", power="[0, inf)")
 
     @staticmethod
     def from_run(folder: str | Path, power: float = 2.0, warmup: int = 0, window: float = 0.1) -> Refined:

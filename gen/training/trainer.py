@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
+from gen.config.fields import check_arguments
 from gen.config.spec import Json, anchored
 from gen.config.trust import allowing, external_names
 from gen.diffusion.denoiser import Denoiser
@@ -68,6 +69,7 @@ class TrainResult:
         return load(self.folder, allow=self.names)
 
 
+@check_arguments()
 def train(
     run: Run,
     out: str | Path,

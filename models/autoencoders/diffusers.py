@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, UserError
+from gen.config.fields import check_fields
 from gen.config.reading import read_json
 
 __all__ = ["Diffusers"]
@@ -31,6 +32,7 @@ class Diffusers:
     image_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.image_range is not None and not self.image_range[0] < self.image_range[1]:
             raise UserError(f"Diffusers: image_range = {self.image_range}; it must be low < high")
 

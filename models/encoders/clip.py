@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.models.encoders.lib.vit import Vit, config_of, pretrained, resample_positions
 
 __all__ = ["CLIP"]
@@ -29,6 +30,9 @@ class CLIP:
     grid: int = 16
     norm: bool = True
     antialias: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, grid="[1, inf)")
 
     @property
     def dim(self) -> int:

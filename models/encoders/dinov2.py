@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gen.config.fields import check_fields
 from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_positions
 
 __all__ = ["DINOv2"]
@@ -29,6 +30,9 @@ class DINOv2:
     path: str
     grid: int = 16
     antialias: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, grid="[1, inf)")
 
     @property
     def dim(self) -> int:

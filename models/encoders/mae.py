@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gen.config.fields import check_fields
 from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_positions
 
 __all__ = ["MAE"]
@@ -27,6 +28,9 @@ class MAE:
     grid: int = 16
     norm: bool = True
     antialias: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, grid="[1, inf)")
 
     @property
     def dim(self) -> int:

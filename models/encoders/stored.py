@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.alignment import Features
 
 __all__ = ["Stored"]
@@ -33,8 +34,7 @@ class Stored:
     cls: bool = False
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.grid < 1:
-            raise UserError(f"Stored: dim = {self.dim}, grid = {self.grid}; both must be at least 1")
+        check_fields(self, dim="[1, inf)", grid="[1, inf)")
 
     def load(self, device: torch.device | str = "cpu") -> nn.Module:
         """Return the module that splits them."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gen.config.fields import check_fields
 from gen.kernels.linear import unpackable
 from gen.models.engines.compiled import Compiled
 from gen.models.engines.fused import Fused
@@ -25,6 +26,9 @@ class Auto:
     """
 
     dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
         """Return a copy of the network, ready on the device."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.models.energy import EnergyNet
 from gen.models.engines.lib.prepared import Dtype, Prepared, choose_dtype
 from gen.models.layers.block import Block
@@ -42,8 +42,7 @@ class Compiled:
     shapes: int = 256
 
     def __post_init__(self) -> None:
-        if self.shapes < 1:
-            raise UserError(f"Compiled: shapes = {self.shapes}; it must be at least 1")
+        check_fields(self, shapes="[1, inf)")
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> Prepared:
         """Return a copy of the network, ready on the device; it is compiled when it is first called."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gen.config.fields import check_fields
 from gen.models.engines.lib.prepared import Dtype, Prepared, choose_dtype
 
 __all__ = ["Fused"]
@@ -21,6 +22,9 @@ class Fused:
     """
 
     dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> Prepared:
         """Return a copy of the network, ready on the device."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.kernels.linear import unpackable
 from gen.models.engines.lib.prepared import Dtype, Prepared, choose_dtype, dtype_name
 from gen.models.layers.packed import pack_linears
@@ -30,6 +31,9 @@ class Packed:
     """
 
     dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
         """Return a copy of the network, ready on the device."""

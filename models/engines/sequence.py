@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Compute, Tap, call_site
 from gen.kernels.sequence_parallel import Traffic, gather_tokens, local_tokens, ring_attention, ulysses_attention
@@ -42,6 +43,9 @@ class Sequence:
     collective = True  # so samples are not shared out between the processes
 
     method: Literal["ulysses", "ring"] = "ulysses"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> SequenceParallelNet:
         """Return a copy of the network; UserError where it does not divide, and where there is one process."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError, nearest
+from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import NetSpec
@@ -66,16 +67,13 @@ class FamilyNet(nn.Module):
 
 
 def at_least(spec: object, **lowest: int) -> None:
-    """Raise UserError for a field below its lowest value.
+    """Check all fields, see `gen.config.fields.check_fields`, and that some are not below their lowest value.
 
     Args:
         spec: the dataclass.
         **lowest: lowest allowed value by field name.
     """
-    for name, low in lowest.items():
-        if getattr(spec, name) < low:
-            hint = "; give 0 for data without labels" if name == "classes" else f"; it must be at least {low}"
-            raise UserError(f"{type(spec).__name__}.{name} is {getattr(spec, name)}{hint}")
+    check_fields(spec, **{name: f"[{low}, inf)" for name, low in lowest.items()})
 
 
 def divisible(spec: object, name: str, by: int, meaning: str = "") -> None:

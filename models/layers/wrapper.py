@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.config.spec import build, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.net import members
+from gen.diffusion.net import NetSpec, members
 from gen.models.dit import DiT
 from gen.models.layers import family
 
@@ -29,10 +30,10 @@ class WrapperSpec(family.Family):
 
     presets: ClassVar[family.Presets] = {name: {"inner": DiT.preset(name)} for name in DiT.presets}
 
-    inner: Any = part("models", default=DiT())
+    inner: Any = part("models", kinds=(NetSpec,), default=DiT())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", build("models", self.inner))
+        check_fields(self)
         if isinstance(self.inner, type(self)):
             name = type(self).__name__
             raise UserError(f"{name}.inner is of {name} already; give the network that it wraps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gen.config.fields import check_fields
 from gen.samplers.caches.lib.session import CachePreset, SiteCacheSession
 from gen.samplers.caches.policies.gate import Gate
 from gen.samplers.caches.predictors.taylor import Taylor
@@ -30,6 +31,9 @@ class CGTaylor(CachePreset):
     warmup: int = 3
     first: str = "hidden.0"
     sites: tuple[str, ...] = ("trunk",)
+
+    def __post_init__(self) -> None:
+        check_fields(self, threshold="[0, inf)", first_order="[0, inf)", last_order="[0, inf)", warmup="[0, inf)")
 
     def start(self, steps: int) -> SiteCacheSession:
         gate = Gate(self.threshold, self.warmup, Taylor(self.first_order), probe=self.first)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.reading import read_json
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.contracts import Cache
@@ -29,6 +30,9 @@ class SearchedMask(Cache):
     """
 
     file: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def start(self, steps: int) -> SkipSession:
         content = read_json(Path(self.file))

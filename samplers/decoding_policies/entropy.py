@@ -24,7 +24,7 @@ class Entropy(DecodingPolicy):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        check_fields(self, threshold="[0, inf]")
+        check_fields(self, threshold="[0, inf)")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         negative_entropy = score(view, "entropy")

@@ -27,7 +27,7 @@ class EntropyBound(DecodingPolicy):
     bound: float = 0.1
 
     def __post_init__(self) -> None:
-        check_fields(self, bound="[0, inf]")
+        check_fields(self, bound="[0, inf)")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         entropy = view.entropy.masked_fill(~view.masked, torch.inf)

@@ -29,7 +29,7 @@ class Factor(DecodingPolicy):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self, factor="(0, inf]")
+        check_fields(self, factor="(0, inf)")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         confidence = score(view, "confidence")

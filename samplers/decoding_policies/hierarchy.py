@@ -31,7 +31,7 @@ class Hierarchy(DecodingPolicy):
     low: float = 0.4
 
     def __post_init__(self) -> None:
-        check_fields(self, low="[0, 1]", threshold=f"[{self.low}, 1]")
+        check_fields(self, low="[0, 1]", threshold="[low, 1]")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         confidence = score(view, "confidence")

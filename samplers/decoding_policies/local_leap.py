@@ -30,7 +30,7 @@ class LocalLeap(DecodingPolicy):
     radius: int = 4
 
     def __post_init__(self) -> None:
-        check_fields(self, near="[0, 1]", anchor=f"[{self.near}, 1]", radius="[0, inf)")
+        check_fields(self, near="[0, 1]", anchor="[near, 1]", radius="[0, inf)")
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:
         confidence = score(view, "confidence")

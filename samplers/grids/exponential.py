@@ -28,7 +28,7 @@ class Exponential:
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        check_fields(self, sigma_min="(0, inf)", sigma_max=f"({self.sigma_min}, inf)")
+        check_fields(self, sigma_min="(0, inf)", sigma_max="(sigma_min, inf)")
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)

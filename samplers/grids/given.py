@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.path import NoisePath
 
 __all__ = ["Given", "checked"]
@@ -22,6 +23,9 @@ class Given:
     """
 
     values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         return checked(self.values, path, steps, "Given")

@@ -29,7 +29,7 @@ class Karras:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        check_fields(self, sigma_min="(0, inf)", sigma_max=f"({self.sigma_min}, inf)", rho="(0, inf)")
+        check_fields(self, sigma_min="(0, inf)", sigma_max="(sigma_min, inf)", rho="(0, inf)")
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         t1 = torch.tensor(path.t1, dtype=torch.float64)

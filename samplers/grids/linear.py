@@ -27,7 +27,7 @@ class Linear:
     last: float | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, start="(0, 1]", last=f"(0, {self.start})")
+        check_fields(self, start="(0, 1]", last="(0, start)")
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         if self.last is None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.reading import read_json
 from gen.config.spec import build, spec_of
 from gen.config.trust import names_from
@@ -29,6 +30,9 @@ class Searched:
     """
 
     file: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         content = self.read()

@@ -36,7 +36,7 @@ class Shift:
     max_mu: float = 1.15
 
     def __post_init__(self) -> None:
-        check_fields(self, shift="(0, inf)", stop="[0, 1)", tokens="[1, inf)", max_tokens=f"({self.base_tokens}, inf)")
+        check_fields(self, shift="(0, inf)", stop="[0, 1)", tokens="[1, inf)", max_tokens="(base_tokens, inf)")
 
     @property
     def factor(self) -> float:

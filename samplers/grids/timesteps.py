@@ -34,7 +34,7 @@ class Timesteps:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, total="[2, inf)", offset=f"[0, {self.total})")
+        check_fields(self, total="[2, inf)", offset="[0, total)")
 
     def entries(self, steps: int) -> Tensor:
         """Return the entries k, falling, float64 [steps]."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.samplers.guides.lib.two_predictions import TwoPredictionGuide, extrapolate
@@ -34,6 +35,10 @@ class Autoguidance(TwoPredictionGuide):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.weak, (str, Path)) and (isinstance(self.weak, type) or not callable(self.weak)):
+            raise UserError(f"Autoguidance: weak = {shown(self.weak)}; it must be a run folder or a denoiser")
+        if isinstance(self.weak, Path):
+            object.__setattr__(self, "weak", str(self.weak))
         if self.batched:
             raise UserError("Autoguidance: batched = True, but its two predictions come from two networks")
 

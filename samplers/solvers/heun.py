@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.contracts import DenoiseFn, DrawNoise
 from gen.diffusion.path import NoisePath
@@ -39,9 +38,8 @@ class Heun(RungeKutta):
     tableau: ClassVar[Tableau] = Tableau((1.0,), ((1,),), (1, 1))
 
     def __post_init__(self) -> None:
-        if not 0 <= self.churn <= math.sqrt(2) - 1 + 1e-9:
-            raise UserError(f"Heun: churn = {self.churn}; it is EDM's S_churn / steps, from 0 to sqrt(2) - 1 = 0.4142")
-        check_fields(self, s_min="[0, inf)", s_max=f"[{self.s_min}, inf]", s_noise="[0, inf)")
+        highest = math.sqrt(2) - 1 + 1e-9  # of EDM's S_churn / steps
+        check_fields(self, churn=f"[0, {highest}]", s_min="[0, inf)", s_max="[s_min, inf)", s_noise="[0, inf)")
 
     @property
     def order(self) -> int | None:

@@ -33,7 +33,7 @@ class Adaptive(StoppingRule):
     whole_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_fields(self, stable="[0, inf)", entropy="[0, inf]")
+        check_fields(self, stable="[0, inf)", entropy="[0, inf)")
 
     def init(self, rows: int, length: int) -> RowState:
         return {"guess": torch.full((rows, length), -1), "same": torch.zeros(rows, dtype=torch.int64)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.samplers.stopping_rules.lib.masks import masked_mean, open_masks
 from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule
 
@@ -37,6 +38,7 @@ class Prophet(StoppingRule):
     whole_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.until[0] <= self.until[1] <= 1:
             raise UserError(f"Prophet: until = {self.until}; two rising shares in [0, 1]")
         if self.region is not None and not 0 <= self.region[0] < self.region[1]:

@@ -131,5 +131,5 @@ def test_what_a_contract_asks_for_is_needed():
     with pytest.raises(TypeError, match="abstract method"):
         type("Empty", (Solver,), {})()
     for name, thing in (("solver", MyDenoiser(VP())), ("guide", 3), ("cache", MyDenoiser)):
-        with pytest.raises(UserError, match=f"Sampler: {name} = "):
+        with pytest.raises(UserError, match=rf"Sampler\.{name}: got "):
             Sampler(**{name: thing})

@@ -156,7 +156,7 @@ WRONG = {
 def test_wrong_values_are_named(method):
     owner = find(method, "distillers")
     for field, value in WRONG[method].items():
-        with pytest.raises(UserError, match=rf"{owner.__name__}: (.*)?\b{field} = "):
+        with pytest.raises(UserError, match=rf"{owner.__name__}(: (.*)?\b{field} = |\.{field}: got )"):
             owner(**{field: value})
 
 

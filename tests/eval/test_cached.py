@@ -142,7 +142,7 @@ def test_words_of_a_cache_stay_words_and_nonsense_is_refused(tmp_path) -> None:
         ({"map": {**site_map, "sites": [3]}}, "SiteMap.sites: got 3, expected str"),
         ({"map": {**site_map, "steps": "many"}}, "SiteMap.steps: got 'many', expected int"),
         ({"fraction": "all"}, "CacheSaving.fraction: got 'all', expected float"),
-        ({"c": {"value": float("nan"), "low": 0.0, "high": 1.0}}, "cache.c.value is nan"),
+        ({"c": {"value": float("nan"), "low": 0.0, "high": 1.0}}, "Interval.value: got nan, expected finite float"),
     ):
         with pytest.raises(UserError) as error:
             cached(**wrong)

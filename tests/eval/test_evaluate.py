@@ -196,7 +196,7 @@ def test_refuses_what_does_not_fit(copier, reference, tmp_path) -> None:
     colour = Copier(copier.images, copier.labels, shape=(3, 32, 32))
     for call, says in (
         (lambda: evaluate(colour, data=reference), "copier makes images [3, 32, 32], digits holds [1, 8, 8]"),
-        (lambda: evaluate(copier, data=reference, n=9), "n = 9; it must be at least 10"),
+        (lambda: evaluate(copier, data=reference, n=9), "n = 9; it must be in [10, 10000000]"),
         (lambda: evaluate(copier, data=reference, batch_size=0), "batch_size = 0; it must be a whole number"),
         (lambda: evaluate(copier, split="val"), "unknown split 'val'"),
         (lambda: evaluate(copier, extractor="digit_cnn"), "Did you mean 'digits_cnn'?"),

@@ -136,7 +136,7 @@ def test_an_edited_file_is_refused(path, value, tmp_path) -> None:
     [
         (("metrics", 0, "estimate", "value"), "two", "Estimate.value: got 'two', expected float"),
         (("metrics", 0, "estimate", "value"), None, "Estimate.value: got None, expected float"),
-        (("metrics", 0, "estimate", "value"), True, "Estimate.value: got True, expected float"),
+        (("metrics", 0, "estimate", "value"), True, "Estimate.value: got True, expected finite float"),
         (("metrics", 0, "estimate", "mean"), 1.0, "unknown key 'mean' of Estimate"),
         (("metrics", 0, "column", "higher_is_better"), "yes", "higher_is_better: got 'yes'"),
         (("metrics",), [], "at least one measurement, and each once; this one has []"),

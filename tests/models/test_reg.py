@@ -84,7 +84,7 @@ def test_wrong_states_and_fields_are_one_line():
         net(torch.zeros(2, 1, 8, 8), torch.zeros(2), {"y": torch.zeros(2).long()})
     with pytest.raises(UserError, match="learn_sigma"):
         REG(learn_sigma=True)
-    with pytest.raises(UserError, match=r"REG\.cls_dim is 0"):
+    with pytest.raises(UserError, match=r"REG: cls_dim = 0"):
         REG(cls_dim=0)
 
 

@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.diffusion.noise import derive
 
 __all__ = [
-    "CHANGED", "SPLITS", "Tensors", "check_holdout", "check_labels", "content_hash", "hold_out", "split_indices",
+    "CHANGED", "SPLITS", "Tensors", "check_labels", "content_hash", "hold_out", "split_indices",
 ]  # fmt: skip
 
 CHANGED = "has changed since the data were opened: put it back and resume, or start a new run"
@@ -46,20 +46,6 @@ class Tensors:
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         x = (self.x[i].float() - self.shift) * self.scale
         return {"x": x} if self.y is None else {"x": x, "y": self.y[i]}
-
-
-def check_holdout(owner: object, holdout: float) -> None:
-    """Check the share of a data source that is held out.
-
-    Args:
-        owner: the data source, for the message.
-        holdout: its share.
-
-    Raises:
-        UserError: for a share outside [0, 1).
-    """
-    if not 0 <= holdout < 1:
-        raise UserError(f"{type(owner).__name__}.holdout is {holdout}; it is the share held out for testing, in [0, 1)")
 
 
 def check_labels(where: str, labels: Tensor, classes: int | None) -> int:

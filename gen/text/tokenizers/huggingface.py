@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gen.config.errors import MissingDependency, UserError, nearest
+from gen.config.fields import check_fields
 from gen.text.contracts import Tokenizer
 
 __all__ = ["HuggingFace"]
@@ -38,7 +39,7 @@ class HuggingFace(Tokenizer):
     separator: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eos_tokens", tuple(self.eos_tokens))
+        check_fields(self, size="[1, inf)")
 
     def with_files_in(self, folder: Path) -> HuggingFace:
         """Return the same with its file looked for in a folder, unless its path is absolute."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from gen.config.errors import UserError, nearest
+from gen.config.fields import check_fields
 from gen.text.contracts import Tokenizer
 
 __all__ = ["Words"]
@@ -29,7 +30,7 @@ class Words(Tokenizer):
     separator: ClassVar[str] = " "
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "words", tuple(self.words))
+        check_fields(self)
         wrong = [word for word in self.words if word.split() != [word] or self.words.count(word) > 1]
         if wrong or not self.words:
             given = f"{wrong[0]!r}" if wrong else "no word at all"

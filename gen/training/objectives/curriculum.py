@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.path import NoisePath
@@ -51,12 +51,7 @@ class Curriculum(Denoising):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("clusters", "patience", "longest"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"Curriculum: {name} = {value}; it must be at least 1")
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"Curriculum: smoothing = {self.smoothing}; it must be in [0, 1)")
+        check_fields(self, clusters="[1, inf)", patience="[1, inf)", longest="[1, inf)", smoothing="[0, 1)")
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         return {**super().roles(net, teacher), "curriculum": CurriculumState()}

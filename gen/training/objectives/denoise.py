@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import members
@@ -37,8 +38,7 @@ class Denoising(Objective):
     class_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.class_dropout <= 1:
-            raise UserError(f"Denoising: class_dropout = {self.class_dropout}; it must be in [0, 1]")
+        check_fields(self, class_dropout="[0, 1]")
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.alignment import negative_cosine, tokens_of
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
@@ -44,11 +45,7 @@ class ERW(REPA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup < 0 or self.warm_weight < 0 or not self.halflife > 0:
-            raise UserError(
-                f"ERW: warmup = {self.warmup}, warm_weight = {self.warm_weight}, halflife = {self.halflife}; it must "
-                "be warmup >= 0, warm_weight >= 0, halflife > 0"
-            )
+        check_fields(self, warmup="[0, inf)", warm_weight="[0, inf)", halflife="(0, inf)")
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)

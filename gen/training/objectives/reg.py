@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.alignment import Features
 from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.tap import Tap
@@ -34,8 +35,7 @@ class REG(REPA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cls_weight < 0:
-            raise UserError(f"REG: cls_weight = {self.cls_weight}; it must not be negative")
+        check_fields(self, cls_weight="[0, inf)")
         if not getattr(self.encoder, "cls", True):
             raise UserError("REG needs a class token, and encoder.cls is False: store one, as the first of the tokens")
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError, nearest
-from gen.config.spec import build, part
+from gen.config.fields import check_fields
+from gen.config.spec import part
 from gen.diffusion.alignment import Encoder, Features, Projector, negative_cosine, tokens_of
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import members
@@ -43,10 +44,7 @@ class REPA(Denoising):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "encoder", build("models.encoders", self.encoder))
-        if self.weight < 0 or self.hidden < 1:
-            name = type(self).__name__
-            raise UserError(f"{name}: weight = {self.weight}, hidden = {self.hidden}; weight >= 0 and hidden >= 1")
+        check_fields(self, weight="[0, inf)", hidden="[1, inf)")
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)

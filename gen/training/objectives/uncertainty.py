@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Denoiser, DenoiserLike
 from gen.diffusion.net import members
@@ -43,8 +43,7 @@ class Uncertainty(Denoising):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels < 1:
-            raise UserError(f"Uncertainty: channels = {self.channels}; it must be at least 1")
+        check_fields(self, channels="[1, inf)")
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         self.check_net(net)

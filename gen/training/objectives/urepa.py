@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.alignment import Features, manifold, negative_cosine, resample, tokens_of
 from gen.training.objectives.repa import REPA
 
@@ -32,8 +33,7 @@ class UREPA(REPA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.manifold_weight < 0:
-            raise UserError(f"UREPA: manifold_weight = {self.manifold_weight}; it must not be negative")
+        check_fields(self, manifold_weight="[0, inf)")
 
     def check_grid(self, count: int) -> None:
         if round(count**0.5) ** 2 != count:

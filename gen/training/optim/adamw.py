@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim.optimizer import ParamsT
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.training.optim import decouple_weight_decay
 
 __all__ = ["AdamW"]
@@ -30,8 +30,7 @@ class AdamW:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"AdamW: lr = {self.lr}; it must be positive")
+        check_fields(self, lr="(0, inf)", betas="[0, 1)", eps="(0, inf)", weight_decay="[0, inf)")
 
     def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
-from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.training.optim import decouple_weight_decay
 
 __all__ = ["Lion", "LionOptimizer"]
@@ -31,10 +31,7 @@ class Lion:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"Lion: lr = {self.lr}; it must be positive")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"Lion: betas = {self.betas}; they must be in [0, 1)")
+        check_fields(self, lr="(0, inf)", betas="[0, 1)", weight_decay="[0, inf)")
 
     def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
@@ -32,6 +33,9 @@ class DDTWeights:
     size: int = 32
     patch: int = 2
     encoder: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, size="[1, inf)", patch="[1, inf)", encoder="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         names = weights.tensors

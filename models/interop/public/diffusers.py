@@ -158,7 +158,8 @@ def read_scheduler(config: Json, file: object) -> tuple[DDPM, Parameterisation, 
             f"{file}: prediction_type {kind!r}, beta_schedule {schedule!r}{''.join(f', {key}' for key in changed)}; "
             f"allowed: {', '.join(PREDICTIONS)} on {', '.join(SCHEDULES)}, without {', '.join(CHANGES)}"
         )
-    path = DDPM(SCHEDULES[schedule], **{key: config[name] for key, name in TABLE.items() if name in config})
+    table = {key: config[name] for key, name in TABLE.items() if name in config}
+    path = build("diffusion.path", "ddpm", schedule=SCHEDULES[schedule], **table)
     grid, notes = _grid(config, path.steps)
     return path, PREDICTIONS[kind], grid, notes
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.parameterisation import EDMPrecond
 from gen.diffusion.path import EDM
@@ -41,6 +42,9 @@ class EDM2Weights:
     """
 
     head_width: int = 64
+
+    def __post_init__(self) -> None:
+        check_fields(self, head_width="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         return "unet.emb_noise.weight" in weights.tensors

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.models.dit_dh import DiTDH
 from gen.models.interop.lib.dit_layout import read_dit_layout
 from gen.models.interop.lib.inferred import Conversion, Reader, build_spec, check_pos_embed
@@ -38,6 +39,9 @@ class RAEWeights:
     """
 
     head_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, head_depth="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         return "t_embedder.W" in weights.tensors and "pos_embed" in weights.tensors

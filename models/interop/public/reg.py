@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gen.config.fields import check_fields
 from gen.models.interop.lib.dit_layout import read_dit_layout
 from gen.models.interop.lib.inferred import SDE, Conversion, Reader, cfg_spec
 from gen.models.interop.lib.settings import transport, vae_latent
@@ -31,6 +32,9 @@ class REGWeights:
 
     heads: int | None = None
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, heads="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         return "cls_projectors2.weight" in weights.tensors

@@ -38,7 +38,7 @@ class REPAWeights:
     sampler: Literal["sde", "ode"] = "sde"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, heads="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         return is_dit_layout(weights) and any(name.startswith("projectors.") for name in weights.tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.models.interop.lib.inferred import Conversion
 from gen.models.interop.lib.qwen import read_qwen
 from gen.models.interop.lib.text_config import convert, has_type, special_ids
@@ -32,6 +33,9 @@ class DreamFolder:
     eos_token_ids: tuple[int, ...] | None = None
     shift: int = 1
     length: int = 2048
+
+    def __post_init__(self) -> None:
+        check_fields(self, shift="[0, 1]", length="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         return has_type(weights, "Dream", ("DreamModel",))

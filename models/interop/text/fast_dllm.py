@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gen.config.fields import check_fields
 from gen.config.spec import build
 from gen.models.interop.lib.inferred import Conversion
 from gen.models.interop.lib.qwen import read_qwen
@@ -25,6 +26,9 @@ class FastDLLMFolder:
 
     mask_token_id: int | None = None
     eos_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def claims(self, weights: Weights) -> bool:
         return has_type(weights, "Fast_dLLM_Qwen", ("Fast_dLLM_QwenForCausalLM",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.models.interop.lib.inferred import Conversion
 from gen.models.interop.lib.text_config import (
@@ -67,6 +68,9 @@ class LLaDAFolder:
 
     mask_token_id: int | None = None
     eos_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def claims(self, weights: Weights) -> bool:
         return has_type(weights, "llada", ("LLaDAModelLM",))

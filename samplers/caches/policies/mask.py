@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.fields import check_fields
 from gen.diffusion.tap import Context
 from gen.samplers.caches.lib.parts import CachePolicy, Rows
 
@@ -23,6 +24,9 @@ class Mask(CachePolicy):
     """
 
     mask: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def decide(self, context: Context, state: bool | None, h: Tensor | None, out: Tensor | None) -> tuple[Rows, bool]:
         if self.mask and len(self.mask) != context.steps:

@@ -29,7 +29,7 @@ class Chebyshev(Extrapolation):
     window: int = 4
 
     def __post_init__(self) -> None:
-        check_fields(self, order=f"[0, {self.window})")
+        check_fields(self, order="[0, window)")
 
     @property
     def size(self) -> int:

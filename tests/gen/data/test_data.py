@@ -270,9 +270,9 @@ def wrong_folders():
         ),
         "16 bits": (sixteen_bits, {}, "deep.png has more than 8 bits a channel"),
         "one picture": (one, {}, "all of its 1 items are held out"),
-        "holdout": (one, {"holdout": 1.0}, "Folder.holdout is 1.0"),
-        "size": (one, {"size": 0}, "Folder.size is 0"),
-        "channels": (one, {"channels": 4}, "Folder.channels is 4"),
+        "holdout": (one, {"holdout": 1.0}, "Folder: holdout = 1.0"),
+        "size": (one, {"size": 0}, "Folder: size = 0"),
+        "channels": (one, {"channels": 4}, "Folder: channels = 4"),
         "all corrupt": (
             lambda root: (root / "a.png").write_bytes(b"x"),
             {"skip_corrupt": True},

@@ -146,7 +146,7 @@ def wrong_npz():
         "negative label": (lambda path: write_npz(path, arr_1=np.arange(20) - 1), {}, "labels run from -1 to 18"),
         "label too high": (write_npz, {"num_classes": 3}, "labels run from 0 to 3; allowed: 0 to 2"),
         "no labels": (lambda path: write_npz(path, labels=False), {"num_classes": 3}, "has no labels (arr_1)"),
-        "holdout": (write_npz, {"holdout": -0.1}, "Npz.holdout is -0.1"),
+        "holdout": (write_npz, {"holdout": -0.1}, "Npz: holdout = -0.1"),
     }
 
 
@@ -313,7 +313,7 @@ def wrong_latents():
         "no mirrored": (shard(drop=("latents_flip",)), flip, "has no latents_flip, which flip = True needs"),
         "mirrored shape": (shard(latents_flip=torch.zeros(9, 4, 2, 2)), flip, "latents_flip is [9, 4, 2, 2], but"),
         "no rows": (shard(n=0), {}, "N is 0"),
-        "holdout": (shard(), {"holdout": 2.0}, "Latents.holdout is 2.0"),
+        "holdout": (shard(), {"holdout": 2.0}, "Latents: holdout = 2.0"),
     }
 
 

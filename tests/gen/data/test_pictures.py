@@ -119,7 +119,7 @@ def test_the_background_is_part_of_the_data_and_is_checked(tmp_path):
     Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
     prints = {Folder(str(tmp_path), 8, holdout=0.0, background=b).open("train").fingerprint for b in (0, 255)}
     assert len(prints) == 2
-    assert "Folder.background is 256; allowed: 0 (black) to 255 (white)" in refusal(tmp_path, background=256)
+    assert "Folder: background = 256; it must be in [0, 255]" in refusal(tmp_path, background=256)
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])

@@ -123,5 +123,5 @@ def test_a_loss_at_zero_terminal_snr_is_finite(weighting, name):
 
 @pytest.mark.parametrize("bad", [lambda: MinSNR(0), lambda: EDMWeighting(-1)])
 def test_wrong_numbers_are_refused(bad):
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match="must be in"):
         bad()

@@ -547,7 +547,8 @@ def test_what_is_no_such_part_is_refused(part, wrong):
         assert not getattr(Decoding(**{part: None}), part)
         return
     with pytest.raises(
-        UserError, match=r"Decoding: \w+ = .*; a name of `gen list |unknown name 'topk' in samplers.stopping_rules"
+        UserError,
+        match=r"Decoding.\w+: got .*, expected a name or a spec|unknown name 'topk' in samplers",
     ):
         Decoding(**{part: wrong})
 
@@ -558,10 +559,10 @@ def test_one_stop_may_be_given_as_it_is():
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
 def test_temperatures_are_finite(wrong):
-    with pytest.raises(UserError, match=r"temperature = .*; it must be in \[0, inf\)"):
+    with pytest.raises(UserError, match=r"temperature(: got| = )"):
         TokenSampling(wrong)
     if wrong != -1.0:
-        with pytest.raises(UserError, match=r"cfg_scale = .*; it must be in"):
+        with pytest.raises(UserError, match=r"cfg_scale: got .*, expected finite float"):
             Decoding(cfg_scale=wrong)
 
 

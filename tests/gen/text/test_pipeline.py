@@ -143,11 +143,11 @@ def test_a_run_is_loaded_and_decoded(run, capsys):
         (["--prompt", "copy", "--block-schedule", "whole", "--block-length", "4"], "unknown key 'length' of Whole"),
         (
             ["--prompt", "copy", "--block-schedule", "none"],
-            "Decoding: block_schedule = None; a name of `gen list block_schedules`",
+            "Decoding.block_schedule: got None, expected a name or a spec of `gen list samplers.block_schedules`",
         ),
         (
             ["--prompt", "copy", "--stopping-rules", "[3]"],
-            "Decoding: stopping_rules = 3; a name of `gen list stopping_rules`",
+            "Decoding.stopping_rules: got 3, expected a name or a spec of `gen list samplers.stopping_rules`",
         ),
         (["--prompt", "copy", "--batch-size", "0"], "batch_size = 0"),
         (["--prompt", "copy", "--suppress-tokens", "[99]"], "suppress_tokens holds 99"),

@@ -68,5 +68,5 @@ def test_a_prediction_that_says_nothing_of_x0_is_refused_as_by_other_solvers(pat
 
 
 def test_wrong_tolerances_are_refused():
-    with pytest.raises(UserError, match=r"atol = 0; it must be in \(0, inf\)"):
+    with pytest.raises(UserError, match=r"atol = 0\.0; it must be in \(0, inf\)"):
         AdaptiveSteps(atol=0)

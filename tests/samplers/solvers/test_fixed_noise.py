@@ -49,5 +49,5 @@ def test_it_adds_the_noise_of_the_start_on_every_path(path):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(UserError, match=r"method = 'rk4'\. Allowed: euler, heun"):
+    with pytest.raises(UserError, match=r"method: got 'rk4'\. Allowed: euler, heun"):
         FixedNoise("rk4")
