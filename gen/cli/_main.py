@@ -7,16 +7,18 @@ import ast
 import importlib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gen
 import gen.cli
+from gen.cli.lib.options import read_as
 from gen.cli.lib.terminal import harmless_output
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest, printable
 from gen.config.spec import Json
@@ -83,7 +85,12 @@ def _dispatch(words: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises UserError instead of printing a page of usage."""
+    """A parser that raises UserError instead of printing a page of usage, and reads numbers and paths as fields are."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for kind in (int, float, Path):
+            self.register("type", kind, read_as(kind))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See: {self.prog} --help")
@@ -192,10 +199,22 @@ def _overview() -> str:
     return "\n".join([head, "", (gen.__doc__ or "").partition("\n")[0], "", *rows])
 
 
+def _is_torch_memory(error: BaseException) -> bool:
+    """Return whether torch ran out of a device's memory, or of the CPU's."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def _explain(error: BaseException) -> tuple[str, int]:
     """Return one line and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
+        return str(error) or "interrupted", 130
+    if isinstance(error, MemoryError) or _is_torch_memory(error):
+        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        return (
+            f"out of memory{f': {asked[1]} more were asked for' if asked else ''}. When training, a smaller "
+            "--micro-batch-size computes the same in less, and --precision bf16 needs half; elsewhere a smaller "
+            "--batch-size"
+        ), 1
     if isinstance(error, MissingDependency):
         return str(error), 3
     if isinstance(error, NonFinite):

@@ -229,7 +229,7 @@ class Trainer:
             if self._any_stopped(stop):
                 if self.step_saved != self.steps_done:
                     self.save()
-                raise Interrupted(f"stopped by a signal at step {self.steps_done}; saved, run again to go on")
+                raise Interrupted(f"stopped at step {self.steps_done}; saved, run this again to go on: {self.command}")
         if self.step_saved != self.steps_done:
             self.save()
         self._finish()

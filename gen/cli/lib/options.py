@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gen.config.errors import UserError
+from gen.config.fields import check_range
 from gen.config.reading import parse_json
+from gen.config.spec import convert
 
-__all__ = ["add_option", "add_options", "parse_spec", "set_threads"]
+__all__ = ["add_option", "add_options", "parse_spec", "read_as", "set_threads"]
+
+
+def read_as(hint: type, interval: str = "") -> Callable[[str], Any]:
+    """Return the `type` of an argparse option: text is read and checked as a field of this annotation is.
+
+    Args:
+        hint: int, float, Path or str.
+        interval: as of gen.config.fields.check_range; "" for any.
+    """
+
+    def read(text: str) -> Any:
+        try:
+            value = convert(text, hint, "value")
+            if interval:
+                check_range(value, interval, "value")
+        except UserError as error:
+            raise argparse.ArgumentTypeError(re.sub("^value( =|:) ", "", str(error))) from None
+        return value
+
+    return read
+
 
 # name: flags, type, help
-OPTIONS: dict[str, tuple[tuple[str, ...], type, str]] = {
-    "run": (("run",), Path, "the folder of a run, or of one checkpoint"),
-    "out": (("--out",), Path, "the file or folder to write"),
-    "n": (("-n", "--n"), int, "number of samples"),
-    "seed": (("--seed",), int, "sample i depends on the seed and on i alone"),
-    "batch_size": (("--batch-size",), int, "samples at a time; changes nothing but speed and memory"),
-    "steps": (("--steps",), int, "solver steps; the evaluations they take are counted (default: the run's)"),
+OPTIONS: dict[str, tuple[tuple[str, ...], Callable[[str], Any], str]] = {
+    "run": (("run",), read_as(Path), "the folder of a run, or of one checkpoint"),
+    "out": (("--out",), read_as(Path), "the file or folder to write"),
+    "n": (("-n", "--n"), read_as(int, "[1, 10000000]"), "number of samples"),
+    "seed": (("--seed",), read_as(int), "sample i depends on the seed and on i alone"),
+    "batch_size": (
+        ("--batch-size",),
+        read_as(int, "[1, 10000000]"),
+        "samples at a time; changes nothing but speed and memory",
+    ),
+    "steps": (
+        ("--steps",),
+        read_as(int, "[1, 1000000]"),
+        "solver steps; the evaluations they take are counted (default: the run's)",
+    ),
     "weights": (("--weights",), str, "the label of an average, or raw (default: the first average)"),
     "device": (("--device",), str, "cpu, cuda, cuda:1 ..."),
-    "threads": (("--threads",), int, "CPU threads (default: torch's)"),
+    "threads": (("--threads",), read_as(int, "[0, 1024]"), "CPU threads (default: torch's)"),
 }
 
 

@@ -63,7 +63,9 @@ def run(args):
         "nan": NonFinite("loss is NaN at step 3"),
         "os": FileNotFoundError(2, "No such file or directory", "runs/none"),
         "bug": KeyError("a\\nb"),
-        "stop": KeyboardInterrupt(),
+        "stop": KeyboardInterrupt("stopped at step 3; saved, run this again to go on: gen train toy"),
+        "ctrl-c": KeyboardInterrupt(),
+        "memory": MemoryError("CUDA out of memory. Tried to allocate 12 GiB. GPU 0 has"),
         "import": ModuleNotFoundError("No module named 'xformers'", name="xformers"),
     }
     if args.recipe in errors:
@@ -171,7 +173,7 @@ def test_the_exit_code_of_a_verb_is_passed_on(capsys, toy):
         (["r", "--steps"], "--steps needs a value"),
         (["r", "--steps", "--fast"], "--steps needs a value"),
         (["r", "--output-dri", "x"], "Or is it the option --output-dir?"),
-        (["r", "-n", "x"], "argument -n: invalid int value: 'x'"),
+        (["r", "-n", "x"], "argument -n: got 'x', expected int"),
         ([], "the following arguments are required: recipe. See: gen toy --help"),
         (["unknown"], "unknown recipe 'unknown'"),
         (["user"], "steps = -1; it must be positive"),
@@ -192,7 +194,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(capsys, toy, words, message):
         ("missing", 3, "lpips is missing: pip install lpips"),
         ("import", 3, "the package 'xformers' is not installed"),
         ("nan", 4, "loss is NaN at step 3"),
-        ("stop", 130, "interrupted"),
+        ("stop", 130, "stopped at step 3; saved, run this again to go on: gen train toy"),
+        ("ctrl-c", 130, "interrupted"),
+        ("memory", 1, "out of memory: 12 GiB more were asked for. When training, a smaller --micro-batch-size"),
         ("bug", 1, "KeyError: "),
     ],
 )

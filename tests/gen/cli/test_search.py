@@ -79,7 +79,7 @@ def test_fid_is_a_fitness(folder, tmp_path):
     [
         (["--keep", "1.5"], "--keep 1.5: it must be in (0, 1]"),
         (["--method", "evoluton"], "Did you mean 'evolution'?"),
-        (["-n", "0"], "-n 0: for --fitness rmse it must be at least 1"),
+        (["-n", "0"], "argument -n/--n: 0; it must be in [1, 10000000]"),
         (["-n", "1", "--fitness", "fid"], "-n 1: for --fitness fid it must be at least 2"),
         (["--pool", "-3"], "--pool -3: it must be at least 2"),
         (["--budget", "0"], "budget = 0; it must be in [1, inf)"),
