@@ -227,4 +227,6 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("gen"):
         return f"the package {error.name!r} is not installed; see: gen doctor", 3
     text = " ".join(str(error).split())
+    if re.search("gloo|nccl|Connection (closed|reset) by peer", text, re.IGNORECASE):
+        return "another process of this run has ended, whose own message says why; run this again to go on", 1
     return f"{type(error).__name__}: {text} (this should not happen; add --debug for the traceback)", 1

@@ -189,6 +189,12 @@ class LatentSet:
             item["y"] = self.y[row]
         return {**item, "features": read("features")} if self.features else item
 
+    def where(self, i: int) -> str:
+        """Return the file and the row of item i, in words."""
+        row = self.rows[i % len(self.rows)]
+        k = bisect.bisect_right(self._ends, row)
+        return f"row {row - self._ends[k] + self.shards[k].shape[0]} of {self.shards[k].path}"
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": {}}  # open files do not travel to worker processes
 

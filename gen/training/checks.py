@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from gen.config.errors import MissingDependency, UserError, nearest
-from gen.data import DataSource
+from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
+from gen.data import DataSet, DataSource
 from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import id_fields
 from gen.training.run import Run
+from gen.training.stream import ShuffledStream
 
-__all__ = ["check_data", "check_sampler", "check_trackers"]
+__all__ = ["check_data", "check_rate", "check_sampler", "check_trackers", "check_validation", "nonfinite_step"]
 
 
 def check_data(spec: Any, data: DataSource, shape: tuple[int, ...]) -> None:
@@ -100,3 +104,70 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise UserError(f"unknown tracker {name!r}. {nearest(name, LOGGER_TYPE_TO_CLASS)}")
         if name not in installed:
             raise MissingDependency(f"the tracker {name!r} needs its package: pip install {name}")
+
+
+def check_rate(run: Run, before: Run, step: int) -> None:
+    """Warn where a run goes on for another number of steps at more than twice its last learning rate.
+
+    Args:
+        run: as it goes on.
+        before: as it was.
+        step: updates done.
+    """
+    if run.steps == before.steps or not 0 < step < run.steps:
+        return
+    last = before.optim.lr * before.schedule.factor(step - 1, before.steps)
+    rate = run.optim.lr * run.schedule.factor(step, run.steps)
+    if rate > 2 * last:
+        kind = type(run.schedule).__name__
+        warnings.warn(
+            f"step {step}: the learning rate rises from {last:.3g} to {rate:.3g}, since {kind} of {before.steps} steps "
+            f"goes on as {kind} of {run.steps}",
+            stacklevel=2,
+        )
+
+
+def nonfinite_step(run: Run, data: DataSet, step: int, what: str, last: Path | None) -> NonFinite:
+    """Return the error of a step that was not finite, with its cause if that is the data, or else advice.
+
+    Args:
+        run, data: that are trained.
+        step: whose batch is looked at.
+        what: the numbers.
+        last: the newest checkpoint.
+    """
+    stream, first = ShuffledStream(data, run.seed), step * run.batch_size
+    stored = _nonfinite_item(data, map(stream.row, range(first, first + run.batch_size)))
+    advice = stored or "Try a lower lr, a smaller clip, or precision no"
+    good = f"the weights are untouched, last good checkpoint: {last or 'none'}"
+    return NonFinite(f"step {step}: {what}; {good}. {advice}")
+
+
+def check_validation(loss: float, data: DataSet, step: int) -> float:
+    """Return a validation loss; NonFinite if it is none, with the item that is to blame.
+
+    Args:
+        loss: as computed.
+        data: held out.
+        step: updates done.
+    """
+    if not math.isfinite(loss):
+        advice = _nonfinite_item(data, range(len(data))) or "The data are finite: try a lower lr"
+        raise NonFinite(f"step {step}: the validation loss is {loss:g}. {advice}")
+    return loss
+
+
+def _nonfinite_item(data: DataSet, rows: Iterable[int]) -> str | None:
+    """Return which stored item holds NaN or infinity, in words; None if none does.
+
+    Args:
+        data: a data set; its optional `where(i)` names the file and row of item i.
+        rows: the items to look at.
+    """
+    for i in rows:
+        for key, value in data[i].items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                where = getattr(data, "where", None)
+                place = f"item {i} of the data" if where is None else where(i)
+                return f"The data are not finite: {key} of {place} holds NaN or infinity; mend it, or leave it out"
+    return None

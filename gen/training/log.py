@@ -8,11 +8,37 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gen.config.errors import UserError
 from gen.config.reading import parse_json, read_lines
 from gen.config.spec import Json
 
-__all__ = ["MetricsFile", "ProgressBar", "read_metrics"]
+__all__ = ["MetricsFile", "ProgressBar", "SpeedMeter", "read_metrics"]
+
+MEASURED = ("seconds", "images_per_second", "tokens_per_second")  # what two equal runs do not have in common
+
+
+class SpeedMeter:
+    """Images, or tokens of text, per second since the last call, and the seconds since training began.
+
+    Args:
+        step: steps done.
+        batch_size: global samples of a step.
+        x: of one item; integers are text.
+    """
+
+    def __init__(self, step: int, batch_size: int, x: Tensor) -> None:
+        self._began = self._last = time.perf_counter()
+        self._step, text = step, not x.is_floating_point()
+        self._unit, self._each = ("tokens", batch_size * len(x)) if text else ("images", batch_size)
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Return the values by name after so many steps."""
+        now = time.perf_counter()
+        rate = (step - self._step) * self._each / max(now - self._last, 1e-9)
+        self._step, self._last = step, now
+        return {"seconds": round(now - self._began, 3), f"{self._unit}_per_second": float(f"{rate:.4g}")}
 
 
 class MetricsFile:
@@ -21,7 +47,7 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+            kept = [json.dumps(line) + "\n" for line in read_metrics(path, measured=True) if line["step"] <= step]
             partial = path.with_name(f".partial-{path.name}")
             partial.write_text("".join(kept))
             partial.replace(path)
@@ -35,18 +61,20 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[Json]:
+def read_metrics(path: Path, measured: bool = False) -> list[Json]:
     """Read the events of a metrics.jsonl; a last line that a kill cut short is left out.
 
     Args:
         path: the file.
+        measured: True for the clock's values too, see `SpeedMeter`; those of two equal runs differ.
     """
     events = []
     for line in read_lines(path):
         try:
-            events.append(parse_json(line, path))
+            event = parse_json(line, path)
         except UserError:
             break
+        events.append({key: value for key, value in event.items() if measured or key not in MEASURED})
     return events
 
 

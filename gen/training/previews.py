@@ -20,7 +20,7 @@ SAMPLES = 60
 PROMPTS = 8
 
 
-def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.device) -> None:
+def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.device) -> Path | None:
     """Write pictures of always the same noise and labels, or texts after the prompts of always the same items.
 
     Args:
@@ -29,19 +29,24 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
         data: where prompts come from, and the shape of pictures.
         file: without the suffix, which is .png or .txt; states that are no pictures are not drawn.
         device: the network's.
+
+    Returns:
+        The file that was written, or None.
     """
     if isinstance(run.sampler, Decoding):
         _write_texts(run.sampler, net, run.data, data, file.with_suffix(".txt"), device)
-        return
+        return file.with_suffix(".txt")
     from gen.pipeline import Pipeline
 
     shape, classes = tuple(data[0]["x"].shape), 0 if run.data is None else run.data.classes
     f = Denoiser(net, run.path, run.parameterisation)
     pipeline = Pipeline(f, shape, classes, run.sampler, device=device, info={"run": run_spec(run)})
-    if not pipeline.no_pictures:
-        file.parent.mkdir(exist_ok=True)
-        sheet = pipeline.sample(SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1]))
-        sheet.save(file.with_suffix(".png"))
+    if pipeline.no_pictures:
+        return None
+    file.parent.mkdir(exist_ok=True)
+    sheet = pipeline.sample(SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1]))
+    sheet.save(file.with_suffix(".png"))
+    return file.with_suffix(".png")
 
 
 def _write_texts(

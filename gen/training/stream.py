@@ -30,12 +30,16 @@ class ShuffledStream(Dataset[Json]):
             raise UserError("the data set is empty")
         self._data, self._seed, self._epoch = data, seed, -1
 
-    def __getitem__(self, position: int) -> Json:
+    def row(self, position: int) -> int:
+        """Return the data set's index of the item at a position."""
         epoch, offset = divmod(position, len(self._data))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive("order", self._seed, epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self._data), generator=generator).tolist()
-        return {**self._data[self._order[offset]], "index": position}
+        return int(self._order[offset])
+
+    def __getitem__(self, position: int) -> Json:
+        return {**self._data[self.row(position)], "index": position}
 
 
 class StepBatchSampler(Sampler[list[int]]):
@@ -97,4 +101,9 @@ def iterate_steps(
                 raise
             # a worker's error arrives with its traceback as its text, whose last line is "module.Class: the message"
             raise type(error)(str(error).rstrip().splitlines()[-1].partition(": ")[2]) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            why = "the system may lack memory for so many, see --workers and --micro-batch-size"
+            raise UserError(f"a process that loads data was killed before step {step}: {why}") from error
         yield step, batches

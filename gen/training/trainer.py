@@ -20,23 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from gen.config import checkpoints
-from gen.config.errors import NonFinite, UserError
+from gen.config.errors import UserError
 from gen.config.fields import check_arguments
 from gen.config.spec import Json, anchored
 from gen.config.trust import allowing, external_names
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
-from gen.training import distributed, state
-from gen.training.checks import check_data, check_sampler, check_trackers
-from gen.training.log import MetricsFile, ProgressBar
+from gen.training import checks, distributed, state
+from gen.training.log import MetricsFile, ProgressBar, SpeedMeter
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview
 from gen.training.resume import denoiser_of, load_init, resume_from, versions
-from gen.training.run import Run, run_spec
+from gen.training.run import Run, run_from, run_spec
 from gen.training.signals import Interrupted, stop_signals
 from gen.training.sources import fingerprints, parent_hash
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
+from gen.training.trackers import log_sheet, start_trackers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -112,8 +112,8 @@ class Trainer:
             name = "data" if run.data is None else "objective"
             raise UserError(f"the run has no {name}: an imported model needs one to be trained, e.g. --{name} NAME")
         self.source, self.objective = run.data, run.objective
-        check_trackers(run.trackers)
-        check_sampler(run)
+        checks.check_trackers(run.trackers)
+        checks.check_sampler(run)
         self.data = self.source.open("train")
         self.held_out = self.source.open("test") if run.validate_every else None
         self.sources, self.parent = fingerprints(run, self.data, self.held_out), parent_hash(run)
@@ -146,7 +146,7 @@ class Trainer:
 
     def _build_networks(self) -> dict[str, nn.Module]:
         run = self.run
-        check_data(run.model, self.source, tuple(self.data[0]["x"].shape))
+        checks.check_data(run.model, self.source, tuple(self.data[0]["x"].shape))
         net = run.model.build()
         if run.init:
             load_init(run, net)
@@ -220,7 +220,8 @@ class Trainer:
             checkpoints.write_json(self.folder / "run.json", about)
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
         if run.trackers:
-            self.accelerator.init_trackers(self.folder.name)
+            start_trackers(self.accelerator, run, self.folder, self.steps_done)
+        self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"])
 
     def _loop(self, stop: threading.Event) -> None:
         for micro_batches in self._batches():
@@ -303,11 +304,8 @@ class Trainer:
         scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
         if not (math.isfinite(value) and (scaled or math.isfinite(size))):
             last = checkpoints.newest(self.folder / "checkpoints")
-            raise NonFinite(
-                f"step {self.steps_done}: {roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}; the "
-                f"weights are untouched, last good checkpoint: {last or 'none'}. Try a lower lr, a "
-                "smaller clip, or precision no"
-            )
+            what = f"{roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}"
+            raise checks.nonfinite_step(self.run, self.data, self.steps_done, what, last)
         for role in roles:
             for group in self.optims[role].param_groups:
                 group["lr"] = lr * group["scale"]
@@ -328,7 +326,7 @@ class Trainer:
         run, step = self.run, self.steps_done
         self.progress.advance(loss=logs.get("loss", 0.0), lr=logs["lr"])
         if _due(step, run.log_every, run.steps):
-            self._record({"split": "train", **logs})
+            self._record({"split": "train", **logs, **self.speed.measure(step)})
         if _due(step, run.validate_every, run.steps):
             self.val_loss = self.validate()
             self._record({"split": "test", "val_loss": self.val_loss})
@@ -359,13 +357,16 @@ class Trainer:
         items = [{**self.held_out[i], "index": i} for i in range(n)]
         parts = [torch.utils.data.default_collate(items[i : i + self.micro]) for i in range(0, n, self.micro)]
         roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
-        return self.objective.validate_all(roles, [self._batch(part, -1) for part in parts])
+        loss = self.objective.validate_all(roles, [self._batch(part, -1) for part in parts])
+        return checks.check_validation(loss, self.held_out, self.steps_done)
 
     def draw_preview(self) -> None:
         """Write samples/step-*.png, or .txt: always from the same noise and labels, or the same held-out prompts."""
         net, name = self.sampling_net(), checkpoints.checkpoint_name(self.steps_done)
         if self.main:
-            preview(self.run, net, self.held_out or self.data, self.folder / "samples" / name, self.device)
+            file = preview(self.run, net, self.held_out or self.data, self.folder / "samples" / name, self.device)
+            log_sheet(self.accelerator, file, self.steps_done)
+            self.progress.say(f"{self.folder.name}: {file or 'no preview, since the samples are no pictures'}")
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -436,6 +437,7 @@ class Trainer:
         state.restore(folder, manifest, self.nets, self.averages, self.optims)
         self.steps_done = self.step_saved = manifest["step"]
         self.val_loss = manifest["val_loss"]
+        checks.check_rate(self.run, run_from(manifest["run"], folder), self.steps_done)
         if self.accelerator.scaler is not None and manifest["scaler"]:
             self.accelerator.scaler.load_state_dict(manifest["scaler"])
 

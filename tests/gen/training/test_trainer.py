@@ -1,6 +1,8 @@
 """Training that can be trusted: the same bits after any stop, nothing non-finite, nothing lost."""
 
+import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,17 +14,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
 
 import gen
 from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
-from gen.config.spec import spec_of
+from gen.config.spec import names, spec_of
 from gen.pipeline import load
 from gen.training.log import read_metrics
 from gen.training.objectives.denoise import Denoising
 from gen.training.run import Sampler, run_spec
 from gen.training.signals import Interrupted
+from gen.training.stream import ShuffledStream, iterate_steps
 from gen.training.trainer import Trainer, train
 from tests.gen.tiny import tiny
 
@@ -253,9 +258,74 @@ assert not {{"tensorboard", "wandb", "torch.utils.tensorboard"}} & set(sys.modul
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_tensorboard_is_written_if_asked_for(tmp_path):
-    train(tiny(trackers=("tensorboard",)), tmp_path / "run", quiet=True)
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+def test_a_tracker_has_settings_samples_and_speed_and_every_step_once(tmp_path):
+    """The metrics of steps after the checkpoint that a run goes on from are replaced, not written twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    settings = {"trackers": ("tensorboard",), "save_every": 2, "keep": 9, "sample_every": 3}
+    train(tiny(steps=5, **settings), folder, quiet=True)
+    train(tiny(steps=6, **settings), folder, resume=str(folder / "checkpoints/step-0000002"), quiet=True)
+    events = EventAccumulator(str(folder / "gen"), size_guidance={"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Images("samples")] == [3, 6]
+    assert all(event.value > 0 for event in events.Scalars("images_per_second"))
+    settings = yaml.safe_load(next((folder / "gen").rglob("hparams.yml")).read_text())
+    assert settings["optim.lr"] == 1e-3 and settings["model.name"] == "dit" and settings["teacher"] == "null"
+
+
+def test_the_clock_s_values_are_recorded_and_left_out_of_comparisons(tmp_path):
+    train(tiny(), tmp_path / "run", quiet=True)
+    measured, plain = (read_metrics(tmp_path / "run/metrics.jsonl", measured=m) for m in (True, False))
+    trained = [event for event in measured if event["split"] == "train"]
+    assert all(event["images_per_second"] > 0 and event["seconds"] > 0 for event in trained)
+    assert [event["seconds"] for event in trained] == sorted(event["seconds"] for event in trained)
+    assert not any("seconds" in event or "images_per_second" in event for event in plain)
+
+
+SHORT_DECAYS = {"wsd": {"decay": 0.5}, "wsds": {"decay": 0.5}}
+
+
+@pytest.mark.parametrize("name", names("training.schedules"))
+def test_a_run_that_goes_on_longer_says_if_its_rate_jumps(name, tmp_path):
+    schedule = {"name": name, **SHORT_DECAYS.get(name, {})}
+    before, after = (tiny(steps=n, schedule=schedule, validate_every=0) for n in (8, 16))
+    train(before, tmp_path / "run", quiet=True)
+    last, now = (run.optim.lr * run.schedule.factor(s, run.steps) for run, s in ((before, 7), (after, 8)))
+    jumps = pytest.warns(UserWarning, match=rf"step 8: the learning rate rises from {last:.3g} to {now:.3g}")
+    with jumps if now > 2 * last else contextlib.nullcontext():
+        train(after, tmp_path / "run", quiet=True)
+    assert name in ("constant", "inverse_sqrt") or now > 2 * last
+
+
+def test_stored_nan_is_named_with_its_file_and_row(tmp_path):
+    latents = torch.randn(40, 1, 8, 8)
+    latents[13] = math.nan
+    save_file({"latents": latents, "labels": torch.arange(40) % 10}, tmp_path / "a.safetensors")
+    data = {"name": "latents", "path": str(tmp_path / "a.safetensors"), "holdout": 0.0}
+    run = tiny(data=data, validate_every=0, batch_size=40)
+    with pytest.raises(NonFinite, match=r"The data are not finite: x of row 13 of .*a.safetensors holds NaN") as error:
+        train(run, tmp_path / "run", quiet=True)
+    assert "lower lr" not in str(error.value)
+
+
+def test_a_killed_data_worker_is_one_line(tmp_path):
+    class Killed:
+        fingerprint = "0"
+
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, i):
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stream = ShuffledStream(Killed(), 0)
+    with pytest.raises(UserError, match="a process that loads data was killed before step 0: the system may lack"):
+        next(iterate_steps(stream, tiny(workers=1), 0, 8, 0, 8))
 
 
 def test_data_without_a_test_split_can_train_unvalidated(tmp_path):
