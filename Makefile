@@ -18,10 +18,10 @@ demo: $(STAMP)
 install: $(STAMP)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --no-skips -m "not gpu"
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --run-slow -m "slow and not gpu" $(SLOW)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --no-skips --run-slow -m "slow and not gpu" $(SLOW)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -q -m gpu

@@ -1,4 +1,7 @@
-"""One thread and fixed seeds for every test; `slow` tests only with --run-slow, `gpu` tests only where a GPU is."""
+"""One thread and fixed seeds for every test; `slow` tests only with --run-slow, `gpu` tests only where a GPU is.
+
+With --no-skips, as `make test` has it, any other skip is a failure: a test that is skipped where CI runs tests nothing.
+"""
 
 import os
 
@@ -12,6 +15,26 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--no-skips", action="store_true", help="fail what is skipped but for want of a GPU")
+
+
+def _fail_if_skipped(config, report):
+    if report.skipped and config.getoption("--no-skips") and "needs a CUDA device" not in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", f"skipped, and so tests nothing: {report.longrepr[-1]}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    _fail_if_skipped(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    _fail_if_skipped(collector.config, report)
+    return report
 
 
 def pytest_collection_modifyitems(config, items):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -95,7 +96,7 @@ def test_velocity_and_advance_agree_on_a_straight_line(path):
     ("ours", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2"), ("scaled_linear", "scaled_linear")]
 )
 def test_tables_are_those_of_diffusers(ours, theirs):
-    scheduler = pytest.importorskip("diffusers.schedulers.scheduling_ddim").DDIMScheduler
+    scheduler = importlib.import_module("diffusers.schedulers.scheduling_ddim").DDIMScheduler
     ends = {"beta_start": 0.00085, "beta_end": 0.012} if ours == "scaled_linear" else {}
     path = DDPM(ours, **ends)
     bar = scheduler(num_train_timesteps=1000, beta_schedule=theirs, **ends).alphas_cumprod.double()

@@ -1,5 +1,6 @@
 """Latents to images: diffusers' own autoencoders from a folder, scaled as the checkpoint says."""
 
+import importlib
 import json
 import shutil
 
@@ -15,7 +16,7 @@ from gen.diffusion.path import Flow
 from gen.pipeline import Pipeline, latent_scale
 from tests.models.test_families import random_net
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = importlib.import_module("diffusers")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_what_does_not_fit_is_said(folder):
     images = made.decoded(made.sample(1, steps=1), folder)
     with pytest.raises(UserError, match=r"latents are \[1, 3, 16, 16\]; this autoencoder's have 4 channels"):
         made.decoded(images, folder)
-    with pytest.raises(UserError, match="batch_size = 0; it must be a whole number"):
+    with pytest.raises(UserError, match="batch_size = 0; it must be in"):
         made.decoded(images, folder, batch_size=0)
     two = pipeline({"latent": {"scale": [1.0, 2.0], "shift": 0.0}})
     with pytest.raises(UserError, match="the latents' scale has 2 channels"):

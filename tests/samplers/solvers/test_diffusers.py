@@ -17,7 +17,6 @@ from gen.diffusion.sampling import integrate
 from gen.samplers.grids.timesteps import Timesteps
 from tests.samplers.solvers.worlds import mixture
 
-pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{w}Warning") for w in ("Deprecation", "Future")]  # theirs, of numpy
 UNIT = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
