@@ -391,7 +391,8 @@ def _part(field: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> A
     plain = no_spec or isinstance(value, type)
     built = value if plain else build(folders, value)
     foreign = not type(built).__module__.startswith(("gen.", "builtins"))  # need not name a class of gen as its base
-    fitting = any(fits(built, kind) or (foreign and not members(kind)) for kind in kinds)
+    classes = [kind for kind in kinds if kind is not type(None)]
+    fitting = any(fits(built, kind) or (foreign and not members(kind)) for kind in classes)
     if plain or not fitting:
         lacks = [name for kind in kinds for name in members(kind) if not has_member(built, name)]
         allowed = " or ".join(f"`gen list {folder}`" for folder in folders)

@@ -100,7 +100,7 @@ def iterate_steps(
             if not run.workers:
                 raise
             # a worker's error arrives with its traceback as its text, whose last line is "module.Class: the message"
-            raise type(error)(str(error).rstrip().splitlines()[-1].partition(": ")[2]) from error
+            raise type(error)(str(error.args[0]).rstrip().splitlines()[-1].partition(": ")[2]) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

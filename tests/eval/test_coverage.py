@@ -51,5 +51,5 @@ def test_refuses_what_it_cannot_count():
     with pytest.raises(UserError, match="4 samples; it needs at least"):
         Recall()(x[:4], x)
     for wrong in (lambda: Coverage(nearest=0), lambda: Recall(nearest=0), lambda: Recall(groups=1)):
-        with pytest.raises(UserError, match="at least"):
+        with pytest.raises(UserError, match="must be in"):
             wrong()
