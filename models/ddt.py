@@ -76,7 +76,7 @@ class DDT(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, encoder=1, decoder=1, heads=1, classes=0)
-        check_fields(self, mlp_ratio="(0, inf)", span="(0, inf)", max_period="(0, inf)")
+        check_fields(self, mlp_ratio="(0, 1000]", span="(0, inf)", max_period="(0, inf)")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", 4 * self.heads, "4 * heads")
 

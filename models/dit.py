@@ -84,7 +84,7 @@ class DiT(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
-        check_fields(self, mup_base="[1, inf)", mlp_ratio="(0, inf)", mlp_norm_eps="[0, inf)")
+        check_fields(self, mup_base="[1, inf)", mlp_ratio="(0, 1000]", mlp_norm_eps="[0, inf)")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", self.heads, "heads")
         family.divisible(self, "width", 4)

@@ -82,7 +82,7 @@ class DiTDH(family.Family):
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, head_depth=1, head_heads=1)
         family.at_least(self, classes=0)
-        check_fields(self, mlp_ratio="(0, inf)")
+        check_fields(self, mlp_ratio="(0, 1000]")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", 4 * self.heads, "4 * heads")
         family.divisible(self, "head_width", 4 * self.head_heads, "4 * head_heads")

@@ -82,7 +82,7 @@ class LightNet(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, gate_rank=1, classes=0)
-        check_fields(self, mlp_ratio="(0, inf)", lrpe_base="(0, inf)")
+        check_fields(self, mlp_ratio="(0, 1000]", lrpe_base="(0, inf)")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", self.heads, "heads")
 

@@ -78,7 +78,7 @@ class SSM(family.Family):
 
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, state=1, expand=1, classes=0)
-        check_fields(self, mlp_ratio="(0, inf)")
+        check_fields(self, mlp_ratio="(0, 1000]")
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", 4)
         if self.mixer == "s4d" and self.state % 2:

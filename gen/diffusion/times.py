@@ -197,7 +197,7 @@ class UShaped(Times):
     sharpness: float = 4.0
 
     def __post_init__(self) -> None:
-        check_fields(self, sharpness="(0, inf)")
+        check_fields(self, sharpness="(0, 100]")
 
     def at(self, u: Tensor, path: NoisePath) -> Tensor:
         return path.t1 * (0.5 + torch.asinh((2 * u - 1) * math.sinh(self.sharpness / 2)) / self.sharpness)

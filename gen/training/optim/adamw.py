@@ -30,7 +30,7 @@ class AdamW:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self, lr="(0, inf)", betas="[0, 1)", eps="(0, inf)", weight_decay="[0, inf)")
+        check_fields(self, lr="(0, 1000]", betas="[0, 1)", eps="(0, inf)", weight_decay="[0, inf)")
 
     def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)

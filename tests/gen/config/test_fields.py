@@ -5,12 +5,14 @@ Every field of every plug-in in every folder, and of Run, Sampler and Decoding: 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 
 import pytest
 import torch
+from torch import nn
 
 import gen
 from gen.cli.list import FOLDERS
@@ -18,8 +20,11 @@ from gen.config.errors import UserError
 from gen.config.spec import build, convert, find, names, override, spec_of
 from gen.config.values import hints_of
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import Noise
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.diffusion.worlds import Gaussian
 from gen.pipeline import Pipeline
 from gen.text.decoding import Decoding
 from gen.training.run import Sampler
@@ -88,6 +93,57 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_its_field_or_works(thin
         assert outcome(lambda text=text: convert({**spec, field: json.loads(text)}, owner, "it")) == python
         if not takes_text:
             assert outcome(lambda text=text: override(thing, {field: text})) == python
+
+
+# What is built works
+
+
+def use(folder, thing):
+    """Use a plug-in for the least that it is for."""
+    path, grid = Flow(), torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.float64)
+    t, x = grid[1:3], torch.zeros(2, 2, dtype=torch.float64)
+    world = Gaussian(path, x[0], x[0] + 1)
+    uses = {
+        "samplers.solvers": lambda: integrate(world, x, grid, thing, noise=Noise((1, 2))),
+        "samplers.grids": lambda: thing.times(path, 3),
+        "samplers.guides": lambda: thing(world, grid),
+        "samplers.caches": lambda: thing.start(3),
+        "samplers.decoding_policies": lambda: thing.init(2, 8),
+        "diffusion.path": lambda: thing.mix(x, x, t) + thing.lam(t)[:, None],
+        "diffusion.parameterisation": lambda: thing.solve(path, x, x, t),
+        "diffusion.times": lambda: thing.at(torch.rand(4), path),
+        "diffusion.weighting": lambda: thing.weight(path, Velocity(), t),
+        "text.mask_path": lambda: thing.weight(t),
+        "training.schedules": lambda: [thing.factor(i, 10) for i in range(10)],
+        "training.ema": lambda: thing.update(nn.Linear(2, 2), nn.Linear(2, 2), 3),
+        "training.optim": lambda: step(thing),
+        "models": lambda: meta(thing),
+    }
+    uses.get(folder, lambda: None)()
+
+
+def step(optim):
+    weight = nn.Parameter(torch.ones(2))
+    built = optim.build([{"params": [weight], "scale": 1.0}])
+    weight.sum().backward()
+    built.step()
+
+
+def meta(spec):
+    with torch.device("meta"):
+        spec.build()
+
+
+def by_folder(folder):
+    return [param.values for param in plugins() if param.id.rsplit(".", 2)[0] == folder]
+
+
+@pytest.mark.parametrize("folder", [pytest.param(f, marks=pytest.mark.slow) if f == "models" else f for f in FOLDERS])
+def test_what_is_not_refused_works(folder):
+    for thing, field in by_folder(folder):
+        for value in WRONG:
+            with contextlib.suppress(UserError):
+                use(folder, dataclasses.replace(thing, **{field: value}))
 
 
 # The arguments of public functions
