@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError, nearest
+from gen.config.fields import build_with
 from gen.config.images import to_uint8
 from gen.config.spec import Json, anchored, build, name_of, spec_of
 from gen.eval.features import Classifier, Extractor
@@ -127,8 +128,8 @@ class Reference:
         """
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}. {nearest(split, SPLITS)}")
-        spec = None if extractor is None else build("eval.features", extractor)
-        source = build("data", data)
+        spec = None if extractor is None else build_with("eval.features", extractor, "load", "extractor")
+        source = build_with("data", data, "open", "data")
         if not getattr(source, "pictures", True) or len(source.shape) != 3 or source.shape[0] not in (1, 3):
             given = f"{name_of(type(source))} holds {list(source.shape)}"
             raise UserError(f"{given}, latents or other tensors, no pictures: give the real pictures")

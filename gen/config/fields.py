@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from gen.config.errors import UserError, shown
-from gen.config.spec import convert, field_value
+from gen.config.spec import build, convert, field_value
+from gen.config.values import has_member
 
-__all__ = ["check_arguments", "check_fields", "check_range"]
+__all__ = ["build_with", "check_arguments", "check_fields", "check_range"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,6 +74,25 @@ def check_arguments(**intervals: str) -> Callable[[Callable[P, R]], Callable[P, 
         return checked
 
     return decorate
+
+
+def build_with(folder: str, spec: object, method: str, where: str) -> Any:
+    """Build the part that an argument stands for.
+
+    Args:
+        folder: whose names are allowed.
+        spec: a name, a spec or an object.
+        method: what the part must have.
+        where: the name of the argument, for the error.
+
+    Raises:
+        UserError: as `gen.config.spec.build`, and for what lacks the method.
+    """
+    built = build(folder, spec)
+    if isinstance(built, type) or not has_member(built, method):
+        allowed = f"a name or a spec of `gen list {folder}` or an object with {method}"
+        raise UserError(f"{where}: got {shown(spec)}, expected {allowed}")
+    return built
 
 
 @functools.cache

@@ -275,7 +275,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if (origin or hint) in (dict, Mapping):
         named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
         return dict(value) if named else _refuse(value, hint, where)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return _construct(hint, dict(value))
     if hint in SCALARS:
         read = SCALARS[hint](value)
