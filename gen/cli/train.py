@@ -16,7 +16,7 @@ from gen.cli.lib.options import add_option, set_threads
 if TYPE_CHECKING:
     from gen.training.run import Run
 
-__all__ = ["add_arguments", "add_run_options", "run", "settings", "typed"]
+__all__ = ["add_arguments", "add_run_options", "run", "settings", "typed", "warmup_note"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     if not args.quiet and is_main():
-        for note in getattr(args.settings.model, "notes", ()):
+        for note in (*getattr(args.settings.model, "notes", ()), *warmup_note(args.settings)):
             print(f"note: {note}", file=sys.stderr)
     folder = args.out or Path("runs") / Path(args.recipe).stem
     done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
@@ -68,6 +68,19 @@ def run(args: argparse.Namespace) -> int:
         loss = "" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"
         print(f"{done.folder}: step {done.step}{loss}")
     return 0
+
+
+def warmup_note(run: Run) -> list[str]:
+    """Return what to say of a warm-up that does not end before the run does.
+
+    Args:
+        run: the run.
+    """
+    warmup = getattr(run.schedule, "warmup", 0)
+    if warmup < run.steps:
+        return []
+    last = run.optim.lr * run.schedule.factor(run.steps - 1, run.steps)
+    return [f"schedule.warmup is {warmup} of {run.steps} steps: the learning rate ends at {last:.3g}, below optim.lr"]
 
 
 def typed() -> str:

@@ -209,3 +209,11 @@ def test_a_picture_that_is_not_finite_is_not_drawn():
 
     with pytest.raises(NonFinite, match="1 of 4 values"):
         to_uint8(torch.tensor([[0.0, 1.0], [float("nan"), 0.5]]))
+
+
+def test_a_warm_up_that_never_ends_is_said(world, capsys, tmp_path):
+    words = ["train", f"{world}/run.json", "--out", str(tmp_path / "run"), "--schedule.warmup", "1000", "--steps", "5"]
+    assert main(words) == 0
+    assert (
+        "schedule.warmup is 1000 of 5 steps: the learning rate ends at 5e-06, below optim.lr" in capsys.readouterr().err
+    )
