@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config import checkpoints
-from gen.config.errors import UserError, shown
+from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import check_arguments
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import Json, Spec, build, find, names
@@ -238,6 +238,9 @@ class Pipeline:
 
     def plan(self, **changes: object) -> Sampler:
         """Return the default sampler with the changes that are not None; "none" leaves out its guide or its cache."""
+        fields = Sampler.__dataclass_fields__
+        for key in changes.keys() - fields.keys():
+            raise UserError(f"unknown key {key!r} of Sampler. {nearest(key, fields)}")
         given: Json = {k: v for k, v in changes.items() if v is not None}
         given |= {k: None for k, v in given.items() if isinstance(v, str) and v == "none"}
         return replace(self.sampler, **given)

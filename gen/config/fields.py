@@ -49,8 +49,8 @@ def check_fields(thing: Any, **intervals: str) -> None:
 def check_arguments(**intervals: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a public function to check its arguments as `check_fields` does fields.
 
-    Defaults, arguments annotated as sequences, and those whose annotation is only there for type checkers pass as they
-    are.
+    Defaults, arguments that may be one thing or a sequence of them, and those whose annotation is only there for type
+    checkers pass as they are.
 
     Args:
         **intervals: by argument.
@@ -97,13 +97,15 @@ def build_with(folder: str, spec: object, method: str, where: str) -> Any:
 
 @functools.cache
 def _annotation(function: Callable[..., Any], name: str) -> Any:
-    """Return the evaluated annotation of an argument; Any where it cannot be, or has a sequence in it."""
+    """Return an argument's evaluated annotation; Any where it cannot be, or has a sequence beside something else."""
     alone = types.SimpleNamespace(__annotations__={name: function.__annotations__.get(name, Any)})
     try:
         hint = typing.get_type_hints(alone, function.__globals__)[name]
     except NameError:
         return Any
-    return Any if any(typing.get_origin(h) is Sequence for h in (hint, *typing.get_args(hint))) else hint
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    mixed = len(kinds) > 1 and any(typing.get_origin(kind) is Sequence for kind in kinds)
+    return Any if mixed else hint
 
 
 def check_range(value: Any, interval: str, where: str, note: str = "") -> None:

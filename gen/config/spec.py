@@ -272,6 +272,10 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         if len(inner) != len(value):
             raise UserError(f"{where}: got {len(value)} values {shown(value)}, expected {len(inner)}")
         return tuple(convert(v, h, where) for v, h in zip(value, inner, strict=True))
+    if origin is Sequence:
+        if not isinstance(value, (list, tuple, range)):
+            return _refuse(value, hint, where)
+        return tuple(convert(v, args[0], where) for v in value)
     if (origin or hint) in (dict, Mapping):
         named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
         return dict(value) if named else _refuse(value, hint, where)

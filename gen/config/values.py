@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import numbers
 import operator
 import re
-import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -101,8 +101,13 @@ def _int(value: Any) -> tuple[int, ...]:
 
 
 def _float(value: Any) -> tuple[float, ...]:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return (float(value),) if number and abs(value) <= sys.float_info.max else ()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return ()
+    try:
+        number = float(value)
+    except OverflowError:
+        return ()
+    return (number,) if math.isfinite(number) else ()
 
 
 def _path(value: Any) -> tuple[Path, ...]:
