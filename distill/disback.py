@@ -51,8 +51,6 @@ class DisBack(Distiller):
 
     def __post_init__(self) -> None:
         check_fields(self, records="[1, inf)", every="[1, inf)", hold="[1, inf)")
-        if not isinstance(self.method, ScoreDistillation):
-            raise UserError(f"DisBack: method = {type(self.method).__name__} has no fake score that could go back")
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """Return the method's run of the student, after the degradation; report which weights the fake score gets."""

@@ -36,8 +36,6 @@ class Lpips:
 
     def __post_init__(self) -> None:
         check_fields(self, size="[32, inf)")
-        if self.net not in ("vgg", "alex") or self.pooling not in ("average", "max"):
-            raise UserError(f"Lpips: net = {self.net!r}, pooling = {self.pooling!r}; vgg or alex, average or max")
 
     @property
     def files(self) -> tuple[Path, ...]:

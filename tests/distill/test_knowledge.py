@@ -47,7 +47,7 @@ def test_lpips_says_what_is_missing(monkeypatch):
         Lpips()(image, image)
     with pytest.raises(UserError, match="compares images"):
         Lpips()(torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8))
-    with pytest.raises(UserError, match="net = 'squeeze'"):
+    with pytest.raises(UserError, match="net: got 'squeeze'"):
         Lpips(net="squeeze")
 
 

@@ -163,7 +163,7 @@ def test_nonsense_is_refused_even_if_it_is_sealed(path, value, says) -> None:
 def test_numbers_are_finite() -> None:
     with pytest.raises(UserError, match=r"metrics\[0\]\.estimate\.value is nan, expected a finite number"):
         made(fid=float("nan"))
-    with pytest.raises(UserError, match=r"speed\.images_per_second is inf"):
+    with pytest.raises(UserError, match=r"Speed\.images_per_second: got inf, expected finite float"):
         made(speed={"images_per_second": float("inf"), "ms_per_image": 1.0})
 
 
