@@ -416,9 +416,10 @@ def test_a_run_that_does_not_fit_itself_is_refused_before_any_work(tmp_path, cha
     assert not (tmp_path / "run").exists()
 
 
-def test_numbers_need_a_parameterisation():
-    with pytest.raises(UserError, match="parameterisation is none"):
-        check_sampler(Run(model="dit", parameterisation=None))
+def test_numbers_without_a_parameterisation_have_their_path_s_own():
+    run = Run(model="dit", parameterisation=None)
+    check_sampler(run)
+    assert run.parameterisation == build("diffusion.parameterisation", run.path.natural["parameterisation"])
 
 
 @pytest.mark.parametrize("line", [{"text": "abc"}, {"prompt": "a", "response": "bc"}])
