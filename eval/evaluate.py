@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -100,8 +101,7 @@ def evaluate(
     how = {"solver": solver, "steps": steps, "grid": grid, "guide": guide, "cache": cache}
     how = {key: value for key, value in how.items() if value is not None}
     target = Path(out) if out is not None else folder / "eval" if folder is not None else None
-    if target is not None:
-        target.mkdir(parents=True, exist_ok=True)  # fails before the work, if at all
+    spec = recordable(sampler, how, target)
     samples = SampledRows(sampler, reference, chosen, strict=metrics is not None)
     samples.draw(how, n, seed, batch_size, quiet)
     if not samples.gathered():  # another process's work from here on
@@ -111,7 +111,7 @@ def evaluate(
         run=pipeline.name,
         label=label or pipeline.name,
         checkpoint=checkpoint(pipeline),
-        sampler=sampler_spec(pipeline, how) | ({} if sampler.spec is None else {"autoencoder": sampler.spec}),
+        sampler=spec,
         nfe=samples.evaluations / n,
         n=n,
         seed=seed,
@@ -124,7 +124,7 @@ def evaluate(
         strip=spare("strip", lambda: strip(samples.first)),
     )
     if target is not None and is_main():
-        write_record(record, target)
+        spare("file", lambda: write_record(record, target))
     return broadcast(record, sampler.collective)
 
 
@@ -132,6 +132,19 @@ def check_pipeline(pipeline: Any) -> Pipeline:
     if isinstance(pipeline, type) or not hasattr(pipeline, "sample"):
         raise UserError(f"evaluate: pipeline: got {shown(pipeline)}, expected a Pipeline or the folder of a run")
     return cast(Pipeline, pipeline)
+
+
+def recordable(sampler: Decoder, how: Mapping[str, Any], target: Path | None) -> Json:
+    """Return the sampler's spec; UserError or OSError, before the work, if no record could hold it or be written."""
+    if target is not None:
+        target.mkdir(parents=True, exist_ok=True)
+    try:
+        spec = sampler_spec(sampler.pipeline, how)
+        spec |= {} if sampler.spec is None else {"autoencoder": sampler.spec}
+        json.dumps(spec, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"evaluate: the sampler {shown(how)} has no spec to record: {error}") from error
+    return spec
 
 
 def spare(name: str, make: Callable[[], T]) -> T | None:

@@ -292,9 +292,13 @@ class Record:
 
     @property
     def comparability(self) -> str:
-        """The hash that the rows of one table share: reference, extractor, number of samples, rounding, labels."""
-        shared = ("schema", "reference", "extractor", "n", "rounding", "labels")
-        return digest({key: spec_of(self, named=False)[key] for key in shared})[:16]
+        """The hash that the rows of one table share: reference, extractor, number of samples, rounding, labels.
+
+        The reference is known by its fingerprint, which covers content and options, and not by where it lies.
+        """
+        shared = ("schema", "extractor", "n", "rounding", "labels")
+        reference = {key: value for key, value in vars(self.reference).items() if key != "data"}
+        return digest({"reference": reference, **{key: spec_of(self, named=False)[key] for key in shared}})[:16]
 
     @property
     def identity(self) -> str:

@@ -188,7 +188,7 @@ def locate(folder: Path) -> Path:
     if last is None and (folder / "final" / "manifest.json").exists():
         read(folder / "final")  # says what is damaged
     if last is None:
-        problem = "holds no checkpoint" if folder.is_dir() else "does not exist"
+        problem = "holds no checkpoint" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {problem}: give the folder of a run, or one of its checkpoints")
     return last
 

@@ -323,7 +323,7 @@ def by_head(changes: Mapping[str, object]) -> tuple[Json, dict[str, Json]]:
     """
     own, inner = Json(), dict[str, Json]()
     for key, value in changes.items():
-        head, dot, rest = key.partition(".")
+        head, dot, rest = str(key).partition(".")
         if dot:
             inner.setdefault(head, {})[rest] = value
         else:

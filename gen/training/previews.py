@@ -44,8 +44,8 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
     if pipeline.no_pictures:
         return None
     file.parent.mkdir(exist_ok=True)
-    sheet = pipeline.sample(SAMPLES).sheet(columns=10, zoom=max(1, 32 // shape[-1]))
-    sheet.save(file.with_suffix(".png"))
+    samples = pipeline.sample(SAMPLES, batch_size=run.micro_batch_size or run.batch_size)
+    samples.sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(file.with_suffix(".png"))
     return file.with_suffix(".png")
 
 

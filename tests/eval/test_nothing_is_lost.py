@@ -88,3 +88,28 @@ def test_progress_is_shown(copier, reference, capsys):
     assert "copier, samples: 20/20" in capsys.readouterr().err
     evaluate(copier, data=reference, n=20, seconds=0.01)
     assert capsys.readouterr().err == ""
+
+
+class Nameless:
+    """A solver that is no dataclass, and so has no spec."""
+
+    order = 1
+
+    def step(self, *args):
+        raise AssertionError("it was sampled")
+
+
+def test_a_sampler_that_no_record_can_hold_is_refused_before_the_work(copier, reference, monkeypatch):
+    monkeypatch.setattr(Copier, "sample", lambda *args, **how: pytest.fail("it was sampled"))
+    with pytest.raises(UserError, match="has no spec to record"):
+        evaluate(copier, data=reference, n=10, solver=Nameless())
+
+
+def test_a_record_that_cannot_be_written_is_returned(copier, reference, tmp_path, monkeypatch):
+    def full(record, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_record", full)
+    with pytest.warns(UserWarning, match="the record's file is left out: .*No space left"):
+        record = evaluate(copier, data=reference, n=10, seconds=0.01, out=tmp_path)
+    assert record.estimate("fid").n == 10

@@ -173,6 +173,10 @@ def test_comparability_is_the_protocol_and_identity_the_samples() -> None:
     assert same.comparability == record.comparability and same.identity != record.identity
     for changes in ({"n": 999}, {"rounding": "up"}, {"extractor": {"name": "x", "sha256": "", "dim": 1}}):
         assert made(**changes).comparability != record.comparability
+    elsewhere = replace(record.reference, data={"name": "npz", "path": "/elsewhere/ref.npz"})
+    assert replace(record, reference=elsewhere).comparability == record.comparability  # the content is the same
+    other = replace(record.reference, fingerprint="another")
+    assert replace(record, reference=other).comparability != record.comparability
     assert replace(record, metrics=record.metrics[:1], date=None).identity == record.identity
 
 

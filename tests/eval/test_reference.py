@@ -99,6 +99,11 @@ def test_the_default_is_what_the_run_holds_out_of_its_own_data(folder, npz):
     assert {"fid", "fid_train", "nearest"} <= {m.column.key for m in record.metrics} and record.floor.n == 58
 
 
+def test_a_file_of_samples_is_no_run(npz):
+    with pytest.raises(UserError, match=r"ref.npz is a file: give the folder of a run"):
+        evaluate(npz)
+
+
 def test_a_whole_set_has_no_floor_and_no_training_images(folder, npz, tmp_path):
     data = {"name": "npz", "path": str(npz)}
     record = evaluate(folder, data=data, n=12, steps=1, seconds=0.01)
