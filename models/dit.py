@@ -11,6 +11,7 @@ from torch import nn
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.models.layers import family, init, mup
+from gen.models.layers.attention import QKNorm
 from gen.models.layers.block import Block, FinalLayer
 from gen.models.layers.patch import PatchNet
 
@@ -56,7 +57,7 @@ class DiT(family.Family):
         freq_shift: of the waves of time (gen.models.layers.embed.waves); 0 as published, 1 in diffusers' port, which
             cannot be exported to exactly from any other.
         mlp_norm_eps: of the norm before the MLP; 1e-6 as published, 1e-5 in diffusers' port.
-        qk_norm: RMS-normalise queries and keys (gen.models.layers.attention).
+        qk_norm: RMS-normalise queries and keys, or "layer": by layer norms (gen.models.layers.attention).
         mup_base: width whose learning rate this width can take over (muP: gen.models.layers.mup), with heads that grow
             with the width, see `wider`; None for the standard parameterisation. The models of arXiv 2505.15270 have
             base 288, with heads of 72 channels.
@@ -78,7 +79,7 @@ class DiT(family.Family):
     time_convention: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
     mlp_norm_eps: float = 1e-6
-    qk_norm: bool = False
+    qk_norm: QKNorm = False
     null_class: bool = True
     mup_base: int | None = None
 

@@ -56,6 +56,8 @@ class EDM2(family.Family):
         attention: heights at which every block attends, pixels; the middle always does.
         head_width: channels of a head of attention.
         dropout: probability, [0, 1); .1 for M and larger.
+        noise_channels, emb_channels: of the waves of time, and of the embedding of time and class; None for the first
+            level's width, and for the widest level's.
         bandwidth: of the random waves of time (gen.models.layers.magnitude.MPFourier).
         label_balance: weight of the class against the time, [0, 1].
         concat_balance: weight of the shortcut against the main path, [0, 1].
@@ -78,6 +80,8 @@ class EDM2(family.Family):
     attention: tuple[int, ...] = (16, 8)
     head_width: int = 64
     dropout: float = 0.0
+    noise_channels: int | None = None
+    emb_channels: int | None = None
     bandwidth: float = 1.0
     label_balance: float = 0.5
     concat_balance: float = 0.5
@@ -91,6 +95,9 @@ class EDM2(family.Family):
         family.at_least(self, size=1, channels=1, classes=0, width=1, blocks=1, head_width=1, uncertainty=0)
         balances = ("label_balance", "concat_balance", "residual_balance", "attention_balance")
         check_fields(self, dropout="[0, 1)", clip="(0, inf)", lr_scale="(0, inf)", **dict.fromkeys(balances, "[0, 1]"))
+        for name in ("noise_channels", "emb_channels"):
+            if getattr(self, name) is not None:
+                family.at_least(self, **{name: 1})
         coarsest = len(self.multipliers) - 1
         if coarsest < 0 or min(self.multipliers) < 1 or self.size % 2**coarsest:
             raise UserError(f"EDM2: size {self.size} cannot be halved once per step of multipliers {self.multipliers}")
@@ -102,6 +109,11 @@ class EDM2(family.Family):
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, the finest first."""
         return tuple(m * self.width for m in self.multipliers)
+
+    @property
+    def embedding(self) -> int:
+        """Channels of the embedding of time and class."""
+        return self.emb_channels or max(self.widths)
 
     def build(self) -> EDM2Net:
         """Return a fresh network: its output is zero, and time and class change nothing yet."""
@@ -126,7 +138,7 @@ class MPBlock(nn.Module):
         attn: bool = False,
     ):
         super().__init__()
-        emb, self.flavour, self.resampling, self.spec = max(spec.widths), flavour, resampling, spec
+        emb, self.flavour, self.resampling, self.spec = spec.embedding, flavour, resampling, spec
         self.heads = out // spec.head_width if attn else 0
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(out if flavour == "enc" else width, out, 3, 3)
@@ -174,10 +186,11 @@ class Body(nn.Module):
 
     def __init__(self, spec: EDM2):
         super().__init__()
-        self.spec, emb, widths = spec, max(spec.widths), spec.widths
+        self.spec, emb, widths = spec, spec.embedding, spec.widths
+        noise = spec.noise_channels or widths[0]
         self.out_gain = nn.Parameter(torch.zeros([]))
-        self.emb_fourier = MPFourier(widths[0], spec.bandwidth)
-        self.emb_noise = MPConv(widths[0], emb)
+        self.emb_fourier = MPFourier(noise, spec.bandwidth)
+        self.emb_noise = MPConv(noise, emb)
         self.emb_label = MPConv(spec.classes, emb) if spec.classes else None
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         width, kept, coarsest = widths[0], [], len(widths) - 1

@@ -9,7 +9,8 @@ from torch import nn
 
 from gen.config.fields import check_fields
 from gen.models.layers import family, init
-from gen.models.layers.block import Block, FinalLayer, SwiGLU
+from gen.models.layers.attention import QKNorm
+from gen.models.layers.block import Block, FinalLayer, Mlp, SwiGLU
 from gen.models.layers.embed import GaussianTimeEmbedding, TimeEmbedding
 from gen.models.layers.patch import PatchNet
 from gen.models.layers.rope import Rope, axial_angles
@@ -56,7 +57,10 @@ class LightningDiT(family.Family):
         heads: of attention; 12, 16, 16, 24, 28.
         mlp_ratio: the hidden width of the MLP is 2/3 of mlp_ratio * width.
         learn_sigma: the final layer has twice the channels; forward returns the first half.
-        qk_norm: RMS-normalise queries and keys; the remedy where long bfloat16 runs diverge.
+        qk_norm: RMS-normalise queries and keys, or "layer": by layer norms; the remedy where long bfloat16 runs
+            diverge.
+        rms, swiglu: with RMS norms and SwiGLU, as published; False for DiT's layer norms and its MLP, whose hidden
+            width is mlp_ratio * width.
         time: embedding of time, "waves" as in DiT, "gaussian" as in RAE.
         time_scale: factor on t; 1 for t in [0, 1] as published.
         time_convention: what t = 1 means to the network; "data" as published, "noise" for RAE's weights.
@@ -73,7 +77,9 @@ class LightningDiT(family.Family):
     heads: int = 16
     mlp_ratio: float = 4.0
     learn_sigma: bool = False
-    qk_norm: bool = False
+    qk_norm: QKNorm = False
+    rms: bool = True
+    swiglu: bool = True
     time: Literal["waves", "gaussian"] = "waves"
     time_scale: float = 1.0
     time_convention: Literal["noise", "data"] = "data"
@@ -98,11 +104,12 @@ class LightningDiTNet(PatchNet):
         super().__init__(spec)
         width, out = spec.width, spec.channels * (2 if spec.learn_sigma else 1)
         self.feat_rope = Rope(axial_angles(width // spec.heads, spec.size // spec.patch))
-        hidden = 2 * int(spec.mlp_ratio * width) // 3
+        mlp, hidden = (SwiGLU if spec.swiglu else Mlp), int(spec.mlp_ratio * width)
+        hidden = 2 * hidden // 3 if spec.swiglu else hidden
         self.blocks = nn.ModuleList(
-            Block(width, spec.heads, hidden, spec.qk_norm, mlp=SwiGLU, rms=True) for _ in range(spec.depth)
+            Block(width, spec.heads, hidden, spec.qk_norm, mlp=mlp, rms=spec.rms) for _ in range(spec.depth)
         )
-        self.final_layer = FinalLayer(width, spec.patch**2 * out, rms=True)
+        self.final_layer = FinalLayer(width, spec.patch**2 * out, rms=spec.rms)
         self.apply(init.xavier)
         init.adaln_zero(self)
 

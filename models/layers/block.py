@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 
 from gen.diffusion.tap import Tap, call_site
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
-from gen.models.layers.attention import Attention
+from gen.models.layers.attention import Attention, QKNorm
 from gen.models.layers.rope import Rope
 
 __all__ = ["Block", "FinalLayer", "Mlp", "SplitSwiGLU", "SwiGLU", "modulate", "run_block"]
@@ -93,7 +93,7 @@ class Block(nn.Module):
         width: int,
         heads: int,
         hidden: int,
-        qk_norm: bool = False,
+        qk_norm: QKNorm = False,
         mlp_norm_eps: float = 1e-6,
         *,
         mlp: Callable[[int, int], nn.Module] = Mlp,

@@ -12,21 +12,23 @@ from gen.models.interop.lib.rope_table import check_rope, head_width
 from gen.models.interop.lib.settings import model_name, said
 from gen.models.interop.weights import Weights
 
-__all__ = ["MARKS", "is_dit_layout", "read_dit_layout"]
+__all__ = ["MARKS", "grid_side", "is_dit_layout", "read_dit_layout"]
 
 MARKS = ("x_embedder.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
 
+OTHERS = ("cls_projectors2.weight", "feat_rope.freqs_cos", "blocks.0.norm1.weight")  # REG's, LightningDiT's
 
-def is_dit_layout(weights: Weights, model: str | None = None) -> bool:
+
+def is_dit_layout(weights: Weights, model: str) -> bool:
     """Return whether the names are the DiT's, with projectors or without.
 
     Args:
         weights: the file's.
-        model: family, "DiT" or "SiT", that the file's settings must name if they name any.
+        model: family, such as "SiT", that the file's settings must name if they name any.
     """
     named = model_name(weights)
-    own = model is None or named is None or named == model
-    return own and all(mark in weights.tensors for mark in MARKS) and "cls_projectors2.weight" not in weights.tensors
+    own = named is None or named == model
+    return own and all(mark in weights.tensors for mark in MARKS) and not any(m in weights.tensors for m in OTHERS)
 
 
 def read_dit_layout(
@@ -36,9 +38,9 @@ def read_dit_layout(
     preset: str | None,
     *,
     owner: Any = DiT,
-    mlp: str = "fc1",
     front: int = 0,
     classes: int | None = None,
+    size: int | None = None,
     **kept: object,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the model's spec, with sizes from shapes, and notes; the tensors themselves have our names.
@@ -49,25 +51,25 @@ def read_dit_layout(
         heads: of attention; None to find them by the file's settings or the published sizes.
         preset: published size that the weights must have, or None.
         owner: the family.
-        mlp: name of the MLP's first matrix; "w12" is that of two gated halves.
         front: number of tokens without a position that precede the image's.
         classes: number of classes; None for what the settings say, or one less than the table has rows.
+        size: height of x, where no table of positions shows it.
         **kept: fields that the weights do not show.
     """
     tensors = weights.tensors
     reader = Reader(tensors, origin)
     width, channels, patch, _ = reader.shape("x_embedder.proj.weight", 4)
-    depth = reader.count("blocks")
-    side, note = check_pos_embed(reader, width, front=front)
+    depth, swiglu = reader.count("blocks"), "blocks.0.mlp.w12.weight" in tensors
+    side, notes = grid_side(reader, width, front, size and size // patch, "feat_rope")
     out = reader.ratio(reader.shape("final_layer.linear.weight", 2)[0], patch**2, "final_layer.linear.weight")
-    hidden = reader.shape(f"blocks.0.mlp.{mlp}.weight", 2)[0]
+    hidden = reader.shape(f"blocks.0.mlp.{'w12' if swiglu else 'fc1'}.weight", 2)[0]
     if preset is not None and heads is None:
         heads = owner.preset(preset).heads
     heads = heads or said(weights, "num_heads")
-    gain, notes = "blocks.0.attn.q_norm.weight", [note]
+    gain = "blocks.0.attn.q_norm.weight"
     if gain in tensors:
         heads = reader.ratio(width, reader.shape(gain, 1)[0], gain)
-    if mlp == "w12":
+    if "feat_rope.freqs_cos" in tensors:
         dim = head_width(reader, "feat_rope")
         heads = reader.ratio(width, dim, "feat_rope")
         notes.append(check_rope(reader, "feat_rope", dim, side))
@@ -79,11 +81,36 @@ def read_dit_layout(
         "width": width,
         "depth": depth,
         "heads": published_heads(owner.presets, heads, width=width, depth=depth),
-        "mlp_ratio": hidden / width if mlp == "fc1" else 4.0,  # two thirds of it, rounded: the shapes will tell
+        "mlp_ratio": 4.0 if swiglu else hidden / width,  # two thirds of it, rounded: the shapes will tell
         "learn_sigma": reader.ratio(out, channels, "final_layer.linear.weight") == 2,
-        "qk_norm": gain in tensors,
+        "qk_norm": "layer" if "blocks.0.attn.q_norm.bias" in tensors else gain in tensors,
     }
+    if not issubclass(owner, DiT):
+        fields |= {"rms": "blocks.0.norm1.weight" in tensors, "swiglu": swiglu}
     return build_spec(owner, preset, fields, **kept), tuple(notes)
+
+
+def grid_side(reader: Reader, width: int, front: int, side: int | None, rope: str) -> tuple[int, list[str]]:
+    """Return the side of the grid of positions, and notes: by a table of positions, or a rotary one, or as given.
+
+    Args:
+        reader: the tensors.
+        width: columns of the table of positions.
+        front: number of its rows that come first, of other tokens.
+        side: None if it is not given.
+        rope: name of the rotary table's module.
+    """
+    if "pos_embed" in reader.tensors:
+        side, note = check_pos_embed(reader, width, front=front)
+        return side, [note]
+    if f"{rope}.freqs_cos" in reader.tensors:
+        return reader.side(reader.shape(f"{rope}.freqs_cos", 2)[0]), []
+    if side is None:
+        raise UserError(
+            f"the weights of {reader.origin} have no table of positions, and so do not show the size of x: say it, as "
+            'in --from \'{"name": "rae", "size": 16}\''
+        )
+    return side, []
 
 
 def _classes(reader: Reader, classes: Any, owner: Any) -> Json:

@@ -68,7 +68,8 @@ def model_name(weights: Weights) -> str | None:
     """
     name = said(weights, "model_type", "model")
     family = name.partition("-")[0] if isinstance(name, str) else None
-    return family if family in ("DiT", "SiT") else "SiT" if "path_type" in weights.settings else None
+    known = family if family in ("DiT", "SiT", "LightningDiT") else None
+    return known or ("SiT" if "path_type" in weights.settings else None)
 
 
 def check_model(weights: Weights, expected: str) -> None:

@@ -39,10 +39,12 @@ class DDTWeights:
 
     def claims(self, weights: Weights) -> bool:
         names = weights.tensors
-        return "s_embedder.proj.weight" in names and "blocks.0.mlp.w1.weight" in names and "pos_embed" not in names
+        return "x_embedder.proj.weight" in names and "blocks.0.mlp.w1.weight" in names and "pos_embed" not in names
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         reader = Reader(weights.tensors, "DDT")
+        if "s_embedder.proj.weight" not in weights.tensors:
+            raise UserError("these are weights of DDT's plain DiT, without an encoder (no s_embedder): not read here")
         width, numbers = reader.shape("x_embedder.proj.weight", 2)
         depth = reader.count("blocks")
         encoder = self._encoder(width, depth, preset)

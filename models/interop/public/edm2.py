@@ -6,7 +6,9 @@ Their .pkl files hold Python objects with the source code of their classes; they
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
@@ -32,7 +34,7 @@ LATENT = {
 
 @dataclass(frozen=True)
 class EDM2Weights:
-    """EDM's F for data of deviation .5; its time is ln(sigma) / 4.
+    """EDM's F for data of deviation .5; its time is ln(sigma) / 4. A pickle's own attributes decide where it has them.
 
     Sampled by 32 Heun steps from sigma 80 to 0.002, unguided: it was trained with a class always, and the published
     guide is a second network.
@@ -53,11 +55,13 @@ class EDM2Weights:
         tensors = weights.tensors
         fields = {**_levels(tensors), "head_width": self.head_width}
         label, head = "unet.emb_label.weight", "logvar_fourier.freqs"
+        fields |= _attributes(weights.attributes, fields)
         fields["classes"] = tensors[label].shape[1] if label in tensors else 0
         fields["uncertainty"] = len(tensors[head]) if head in tensors else 0
         model = build_spec(EDM2, preset, fields)
         sampler = Sampler(solver="heun", steps=32, grid="karras")
-        run = Run(model=model, path=EDM(), parameterisation=EDMPrecond(), sampler=sampler, ema=())
+        precond = EDMPrecond(weights.attributes.get("sigma_data", 0.5))
+        run = Run(model=model, path=EDM(), parameterisation=precond, sampler=sampler, ema=())
         latent: Json = LATENT if model.channels == len(MEAN) else {"autoencoder": None}
         return Conversion(run, tensors, latent)
 
@@ -74,6 +78,7 @@ def _levels(tensors: State) -> Json:
         reader.shape(f"unet.enc.{side}x{side}_block0.conv_res1.weight", 4)[0] for side in sorted(sides, reverse=True)
     ]
     blocks = {name.split(".")[2] for name in tensors if name.startswith(f"unet.enc.{size}x{size}_block")}
+    emb, noise = reader.shape("unet.emb_noise.weight", 2)
     attending = {int(m[1]) for name in tensors if (m := re.match(r"unet\.enc\.(\d+)x\1_block\d+\.attn_qkv", name))}
     return {
         "size": size,
@@ -81,5 +86,33 @@ def _levels(tensors: State) -> Json:
         "width": width,
         "multipliers": tuple(reader.ratio(each, width, "unet.enc") for each in widths),
         "blocks": len(blocks),
+        "noise_channels": None if noise == widths[0] else noise,  # their channel_mult_noise and channel_mult_emb
+        "emb_channels": None if emb == max(widths) else emb,
         "attention": tuple(sorted(attending, reverse=True)),
     }
+
+
+def _attributes(attributes: Mapping[str, Any], fields: Json) -> Json:
+    """Return the fields of a module that was saved whole, whose blocks must agree; {} for a state dict."""
+    found: Json = {}
+    for theirs, ours in OURS.items():
+        values = {value for name, value in attributes.items() if name.rpartition(".")[2] == theirs}
+        if len(values) > 1:
+            raise UserError(f"the blocks have {theirs} {', '.join(map(str, sorted(values)))}; expected one for all")
+        if values:
+            found[ours] = float(values.pop())
+    for name, heads in attributes.items():
+        if name.endswith(".num_heads") and heads:
+            side = int(name.split(".")[-2].partition("x")[0])
+            level = (fields["size"] // side).bit_length() - 1
+            found["head_width"] = fields["width"] * fields["multipliers"][level] // heads
+    return found
+
+
+OURS = {
+    "label_balance": "label_balance",
+    "concat_balance": "concat_balance",
+    "res_balance": "residual_balance",
+    "attn_balance": "attention_balance",
+    "clip_act": "clip",
+}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gen.models.interop.lib.dit_layout import read_dit_layout
+from gen.config.fields import check_fields
+from gen.models.interop.lib.dit_layout import MARKS, read_dit_layout
 from gen.models.interop.lib.inferred import Conversion, cfg_spec
-from gen.models.interop.lib.settings import transport
+from gen.models.interop.lib.settings import model_name, transport
+from gen.models.interop.lib.variants import with_shifts, with_tables
 from gen.models.interop.weights import Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
@@ -26,18 +28,31 @@ class LightningDiTWeights:
 
     Sampled by 249 Euler steps between their 250 times, shifted to noise (their 0.3 is 1 / 0.3 here), guided by 6.7 on
     the first three channels for t <= 0.875, as the 800 epochs' FID was measured; that of 64 epochs was with 10 and
-    t <= 0.9.
+    t <= 0.9. Variants without RMS norms, SwiGLU, rotary tables or shifts are read too.
+
+    Attributes:
+        heads: of attention, where neither a rotary table nor a published size shows them.
     """
+
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, heads="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         names = weights.tensors
-        return "blocks.0.mlp.w12.weight" in names and "pos_embed" in names and "t_embedder.W" not in names
+        gated = "blocks.0.mlp.w12.weight" in names and "pos_embed" in names
+        plain = "feat_rope.freqs_cos" in names or model_name(weights) == "LightningDiT"
+        marked = gated or (plain and all(mark in names for mark in MARKS))
+        return marked and "t_embedder.W" not in names and "s_embedder.proj.weight" not in names
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         path, parameterisation = transport(weights, "data", ("velocity",))
+        weights = replace(weights, tensors=with_shifts(weights.tensors))
         model, notes = read_dit_layout(
-            weights, "LightningDiT", None, preset, owner=LightningDiT, mlp="w12", time_convention="data"
+            weights, "LightningDiT", self.heads, preset, owner=LightningDiT, time_convention="data"
         )
+        tensors, more = with_tables(weights.tensors, model)
         sampler = Sampler(
             solver="euler",
             steps=249,
@@ -45,4 +60,4 @@ class LightningDiTWeights:
             guide=cfg_spec(model, 6.7, channels=3, until=0.875, path=path),
         )
         run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
-        return Conversion(run, weights.tensors, LATENT, notes=notes)
+        return Conversion(run, tensors, LATENT, notes=(*notes, *more))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.config.spec import Json
 from gen.models.dit_dh import DiTDH
-from gen.models.interop.lib.dit_layout import read_dit_layout
-from gen.models.interop.lib.inferred import Conversion, Reader, build_spec, check_pos_embed
+from gen.models.interop.lib.dit_layout import grid_side, read_dit_layout
+from gen.models.interop.lib.inferred import Conversion, Reader, build_spec, published_heads
 from gen.models.interop.lib.rope_table import check_rope, head_width
 from gen.models.interop.lib.settings import transport
+from gen.models.interop.lib.variants import with_shifts, with_tables
 from gen.models.interop.weights import State, Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
@@ -36,40 +38,50 @@ class RAEWeights:
 
     Attributes:
         head_depth: number of the head's blocks, where it is as wide as the rest; None to read it off the weights.
+        size: height of the latents, where the network has neither pos_embed nor rotary tables.
+        heads, head_heads: of attention, where no rotary table shows them; None for those of the published sizes.
     """
 
     head_depth: int | None = None
+    size: int | None = None
+    heads: int | None = None
+    head_heads: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, head_depth="[1, inf)")
+        check_fields(self, **dict.fromkeys(("head_depth", "size", "heads", "head_heads"), "[1, inf)"))
 
     def claims(self, weights: Weights) -> bool:
-        return "t_embedder.W" in weights.tensors and "pos_embed" in weights.tensors
+        return "t_embedder.W" in weights.tensors and "x_embedder.proj.weight" in weights.tensors
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
-        tensors = weights.tensors
+        weights = replace(weights, tensors=with_shifts(weights.tensors))
         path, parameterisation = transport(weights, "noise", ("velocity",))
-        if "s_embedder.proj.weight" in tensors:
-            model, notes = self._wide(tensors, preset)
+        if "s_embedder.proj.weight" in weights.tensors:
+            model, notes = self._wide(weights.tensors, preset)
         else:
+            conventions: Json = {"time": "gaussian", "time_convention": "noise"}
             model, notes = read_dit_layout(
-                weights, "RAE", None, preset, owner=LightningDiT, mlp="w12", time="gaussian", time_convention="noise"
+                weights, "RAE", self.heads, preset, owner=LightningDiT, size=self.size, **conventions
             )
+        tensors, more = with_tables(weights.tensors, model)
         shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
         sampler = Sampler(solver="euler", steps=49, grid={"name": "shift", "shift": shift, "stop": 0.001})
         run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
-        return Conversion(run, tensors, LATENT, notes=notes)
+        return Conversion(run, tensors, LATENT, notes=(*notes, *more))
 
     def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:
-        """Read DiT^DH: the rotary tables show the heads, and the widths where the head begins."""
+        """Read DiT^DH: rotary tables show the numbers of heads, and widths where the head begins."""
         reader = Reader(tensors, "RAE")
         width, channels, patch, _ = reader.shape("s_embedder.proj.weight", 4)
         head, _, _, _ = reader.shape("x_embedder.proj.weight", 4)
-        side, note = check_pos_embed(reader, width)
+        side, notes = grid_side(reader, width, 0, self.size and self.size // patch, "enc_feat_rope")
         count = reader.count("blocks")
         wide = [i for i in range(count) if reader.shape(f"blocks.{i}.adaLN_modulation.1.weight", 2)[1] == head]
         depth = count - (len(wide) if width != head else self._head_depth(count))
-        dims = {name: head_width(reader, name) for name in ("enc_feat_rope", "dec_feat_rope")}
+        tables = [name for name in ("enc_feat_rope", "dec_feat_rope") if f"{name}.freqs_cos" in tensors]
+        dims = {name: head_width(reader, name) for name in tables}
+        shown = {name: reader.ratio(width if name[0] == "e" else head, dim, name) for name, dim in dims.items()}
+        inner = shown.get("enc_feat_rope", self.heads)
         fields = {
             "size": side * patch,
             "patch": patch,
@@ -77,14 +89,14 @@ class RAEWeights:
             "classes": reader.classes(),
             "width": width,
             "depth": depth,
-            "heads": reader.ratio(width, dims["enc_feat_rope"], "enc_feat_rope"),
+            "heads": published_heads(DiTDH.presets, inner, width=width, depth=depth),
             "head_width": head,
             "head_depth": count - depth,
-            "head_heads": reader.ratio(head, dims["dec_feat_rope"], "dec_feat_rope"),
+            "head_heads": shown.get("dec_feat_rope", self.head_heads) or DiTDH.head_heads,
             "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
         }
-        notes = [check_rope(reader, name, dim, side) for name, dim in dims.items()]
-        return build_spec(DiTDH, preset, fields), (note, *notes)
+        notes += [check_rope(reader, name, dim, side) for name, dim in dims.items()]
+        return build_spec(DiTDH, preset, fields), tuple(notes)
 
     def _head_depth(self, count: int) -> int:
         if self.head_depth is None:

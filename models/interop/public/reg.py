@@ -34,7 +34,7 @@ class REGWeights:
     classes: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, heads="[1, inf)")
+        check_fields(self, heads="[1, inf)", classes="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         return "cls_projectors2.weight" in weights.tensors

@@ -38,10 +38,10 @@ class REPAWeights:
     sampler: Literal["sde", "ode"] = "sde"
 
     def __post_init__(self) -> None:
-        check_fields(self, heads="[1, inf)")
+        check_fields(self, heads="[1, inf)", classes="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
-        return is_dit_layout(weights) and any(name.startswith("projectors.") for name in weights.tensors)
+        return is_dit_layout(weights, "SiT") and any(name.startswith("projectors.") for name in weights.tensors)
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         tensors, dropped = without_projectors(_renumbered(weights.tensors))

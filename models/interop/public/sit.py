@@ -35,7 +35,7 @@ class SiTWeights:
     sampler: Literal["ode", "sde"] = "ode"
 
     def __post_init__(self) -> None:
-        check_fields(self, heads="[1, inf)")
+        check_fields(self, heads="[1, inf)", classes="[1, inf)")
 
     def claims(self, weights: Weights) -> bool:
         return is_dit_layout(weights, "SiT") and not any(name.startswith("projectors.") for name in weights.tensors)

@@ -307,8 +307,6 @@ def test_each_wrong_content_is_one_line(tmp_path, capsys):
     assert "t_embedder.mlp.0.weight is [64, 128], expected [64, 256]" in said(
         {**good, "t_embedder.mlp.0.weight": torch.ones(64, 128)}
     )
-    turned = good["pos_embed"].unflatten(1, (4, 4)).mT.transpose(2, 3).transpose(1, 2).flatten(1, 2)
-    assert "pos_embed differs from this model's by up to" in said({**good, "pos_embed": turned})
     assert "not finite" in said({**good, "final_layer.linear.bias": torch.full((32,), torch.nan)})
     assert "blocks.N are [0, 2, 3]" in said({k: v for k, v in good.items() if not k.startswith("blocks.1.")})
     assert "no x_embedder.proj.weight" in said(published.edm2())

@@ -323,9 +323,15 @@ def test_a_pickle_of_edm2_is_read_exactly(tmp_path, monkeypatch, persistence):
     """Its class's source stays text; each tensor is a file of torch's first format inside the pickle."""
     monkeypatch.chdir(tmp_path)
     state = published.edm2()
-    content = {"ema": module_of(state, sigma_data=0.5), "encoder": Persistent(), "dataset_kwargs": {"path": "x"}}
+    net = module_of(state, sigma_data=0.4)
+    net.unet.label_balance = 0.25
+    net.unet.enc._modules["4x4_block0"].__dict__ |= {"num_heads": 2, "clip_act": 128, "res_balance": 0.5}
+    content = {"ema": net, "encoder": Persistent(), "dataset_kwargs": {"path": "x"}}
     Path("a.pkl").write_bytes(pickle.dumps(content))
-    done = import_checkpoint("a.pkl", {"name": "edm2", "head_width": 16}, out="out")
+    done = import_checkpoint("a.pkl", out="out")
+    model = done.run.model
+    assert (model.head_width, model.label_balance, model.clip, model.residual_balance) == (16, 0.25, 128.0, 0.5)
+    assert done.run.parameterisation.sigma_data == 0.4
     assert (done.weights, done.matched) == ("ema", len(state))
     ours = gen.load("out").denoiser.net.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in state.items())
