@@ -15,17 +15,20 @@ from gen.config import checkpoints
 from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import check_arguments
 from gen.config.images import contact_sheet, to_pil, to_uint8
-from gen.config.spec import Json, Spec, build, find, names
+from gen.config.spec import Json, Spec, build, find, name_of, names
 from gen.config.trust import allowing
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.editing import Edit, batched
 from gen.diffusion.net import NetMembers, empty_network, members
 from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
+from gen.training.log import ProgressBar
 from gen.training.run import Sampler, run_from
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class Samples:
         cache: a cache's report on each batch; () without one.
         engine: what prepared the network, in words; "" for the network itself.
         no_pictures: the reason why x holds no pictures in [-1, 1]; "" if it does.
+        trajectory: x at every time of the loop, [n, steps + 1, C, H, W]; None unless it was asked for.
     """
 
     x: Tensor
@@ -55,6 +59,11 @@ class Samples:
     cache: Sequence[CacheReport] = ()
     engine: str = ""
     no_pictures: str = ""
+    trajectory: Tensor | None = None
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.x.shape[1:]))
+        return f"Samples({len(self.x)} of {shape}, {self.nfe:g} evaluations each, {self.seconds:.2f} s)"
 
     def uint8(self) -> Tensor:
         """Return pixels 0 .. 255, shaped as x; UserError for latents and other samples that are no pictures."""
@@ -73,6 +82,35 @@ class Samples:
 
     def _repr_png_(self) -> bytes | None:
         return None if self.no_pictures else self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()
+
+
+@dataclass(eq=False)
+class _Batch:
+    """The steps of one batch: what is edited, recorded and shown after each."""
+
+    path: NoisePath
+    net: NetMembers
+    unit: Tensor
+    edit: Edit | None
+    callback: Callable[[int, float, Tensor], Tensor | None] | None
+    bar: ProgressBar
+    states: list[Tensor] | None = None
+
+    def begin(self, t: Tensor, trajectory: bool) -> Tensor:
+        """Return x at the first time."""
+        x = self.path.start(self.unit, t) if self.edit is None else self.path.mix(self.edit.image, self.unit, t)
+        self.states = [self.net.image(x).float().cpu()] if trajectory else None
+        return x
+
+    def after(self, i: int, t: Tensor, x: Tensor) -> Tensor:
+        """Return x after a step, edited."""
+        self.bar.advance()
+        x = x if self.edit is None else self.edit.blend(self.path, x, self.unit, t)
+        changed = None if self.callback is None else self.callback(i, float(t), x)
+        x = x if changed is None else changed
+        if self.states is not None:
+            self.states.append(self.net.image(x).float().cpu())
+        return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +143,15 @@ class Pipeline:
     info: Json | None = None
     engine: Any = None
 
+    def __repr__(self) -> str:
+        kind = type(self.denoiser.net if isinstance(self.denoiser, Denoiser) else self.denoiser).__name__
+        shape, how = " x ".join(map(str, self.shape)), self.sampler
+        solver = f"{name_of(type(how.solver))}, {how.steps} step{'s' if how.steps > 1 else ''}"
+        return (
+            f"Pipeline({self.name}: {kind}, {self.params:,} parameters ({self.weights}), {shape}, "
+            f"{self.classes} classes, {solver}, {self.device})"
+        )
+
     @check_arguments(n="[1, 10000000]", batch_size="[1, inf)", start="[0, inf)")
     @torch.no_grad()
     def sample(
@@ -120,8 +167,17 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         batch_size: int = 250,
         start: int = 0,
+        noise: Tensor | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Tensor | None = None,
+        trajectory: bool = False,
+        callback: Callable[[int, float, Tensor], Tensor | None] | None = None,
+        progress: bool = False,
     ) -> Samples:
         """Return n samples. Sample i depends on its seed and its index alone, never on batch_size.
+
+        With an image it edits: image to image, or with a mask inpainting (gen.diffusion.editing.Edit).
 
         Args:
             n: how many.
@@ -134,26 +190,44 @@ class Pipeline:
             seed: a number, or one per sample.
             batch_size: samples at a time.
             start: index of the first sample.
+            noise: unit noise to begin with instead of the seeds', [n, C, H, W], or [C, H, W] for all.
+            image: what is edited, tensors [n, C, H, W] in [-1, 1], one for all, or PIL pictures.
+            strength: share of the steps that is done from the noised image, in (0, 1]; None for 0.8, or 1 with a mask.
+            mask: [n, 1, H, W] or one for all, [H, W]: 1 where it is painted anew, 0 where the image is kept.
+            trajectory: whether the samples have the states of all steps, too.
+            callback: called after every step with its index, its end's time and the batch's x on the device; a tensor
+                that it returns becomes x.
+            progress: whether progress is shown on the terminal.
         """
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
         seeds = sample_seeds(seed, n, start)
         cond = self.condition(n, cond, start)
+        shape = self.state_shape
+        edit = Edit.of(image, mask, strength, n, shape)
+        units = None if noise is None else batched("noise", noise, n, shape, channels=shape[:1])
         times = how.grid.times(self.denoiser.path, how.steps)
-        net, images, reports, evaluations, began = self.net, [], [], 0, time.perf_counter()
+        times = times if edit is None else edit.times(times)
+        net, parts, images, reports, evaluations = self.net, list[_Batch](), [], [], 0
+        began = time.perf_counter()
+        bar = ProgressBar(f"{self.name}, steps", -(-n // batch_size) * (len(times) - 1), quiet=not progress)
         for first in range(0, n, batch_size):
             rows = slice(first, min(first + batch_size, n))
-            noise = Noise(tuple(seeds[rows]))
-            unit = noise.normal("start", self.state_shape).to(self.device)
+            drawn = Noise(tuple(seeds[rows]))
+            unit = (drawn.normal("start", shape) if units is None else units[rows].float()).to(self.device)
             given = {k: v[rows].to(self.device) for k, v in cond.items()}
             loop = compose(self.denoiser, times, how.solver, how.guide, given, unit)
             session = None if how.cache is None else how.cache.start(len(loop.grid) - 1)
-            x = loop.f.path.start(unit, times[0])
-            x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=noise, tap=session)
+            batch = _Batch(loop.f.path, net, unit, None if edit is None else edit.rows(rows, unit), callback, bar)
+            x = batch.begin(times[0], trajectory)
+            x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=session, watch=batch.after)
+            images.append(net.image(x).float().cpu())
+            parts.append(batch)
             evaluations += loop.rows
             reports += [] if session is None else [session.report()]
-            images.append(net.image(x).float().cpu())
+        bar.close()
         seconds = time.perf_counter() - began
-        return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, net.about, self.no_pictures)
+        states = torch.cat([torch.stack(batch.states, 1) for batch in parts if batch.states]) if trajectory else None
+        return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, net.about, self.no_pictures, states)
 
     def prepared(self, engine: object = "auto") -> Pipeline:
         """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.

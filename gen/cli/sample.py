@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampler_options(parser)
     parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     out = "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs"
     add_option(parser, "out", Path("samples.png"), out)
 
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if coder is None:
         pipeline.check_pixels()
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
+    options["progress"] = not args.quiet
     samples = _sample(pipeline, args.n, labels, options, coder)
     if samples is None:  # another process writes
         return 0
@@ -118,6 +120,7 @@ def _sample(pipeline: Pipeline, n: int, labels: Any, options: Json, coder: Any) 
     collective = getattr(pipeline.engine, "collective", False)
     rows, cond = share(n, collective), pipeline.condition(n, labels)
     mine = {key: value[rows.start : rows.stop] for key, value in cond.items()}
+    options["progress"] = options["progress"] and is_main()
     samples = pipeline.sample(len(rows), mine, start=rows.start, **options)
     parts = gather(samples if coder is None else pipeline.decoded(samples, coder), collective)
     if not parts or not is_main():

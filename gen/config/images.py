@@ -12,7 +12,7 @@ from gen.config.errors import NonFinite, UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["contact_sheet", "to_pil", "to_uint8"]
+__all__ = ["contact_sheet", "from_pil", "to_pil", "to_uint8"]
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -43,6 +43,25 @@ def to_pil(image: Tensor) -> Image:
         raise UserError(f"a picture has 1 or 3 channels, this tensor's shape is {list(image.shape)}")
     array = image.cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def from_pil(picture: object, channels: int) -> Tensor:
+    """Convert a PIL picture to a sample, float32 [C, H, W] in [-1, 1].
+
+    Args:
+        picture: the picture.
+        channels: 1 for grey or 3 for colours.
+
+    Raises:
+        UserError: for what is no picture, and for other numbers of channels.
+    """
+    from PIL import Image
+
+    if not isinstance(picture, Image.Image) or channels not in (1, 3):
+        raise UserError(f"{type(picture).__name__}: a picture or a tensor of {channels} channels is needed")
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return values.reshape(picture.height, picture.width, channels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def contact_sheet(images: Tensor, columns: int, zoom: int = 1, gap: int = 1) -> Image:

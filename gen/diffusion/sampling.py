@@ -33,7 +33,7 @@ def integrate(
     cond: Cond | None = None,
     noise: Noise | None = None,
     tap: Tap | ContextualTap | None = None,
-    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    watch: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Integrate from grid[0] to grid[-1].
 
@@ -45,7 +45,7 @@ def integrate(
         cond: tensors [B, ...] for f.
         noise: the batch's randomness; needed by stochastic solvers only.
         tap: passed to every evaluation; a ContextualTap, such as a cache's session, is bound to its context each time.
-        watch: called after every step with its index, its end's time and x.
+        watch: called after every step with its index, its end's time and x; a tensor that it returns becomes x.
 
     Returns:
         x at grid[-1].
@@ -76,8 +76,8 @@ def integrate(
     for i, (t, s) in enumerate(itertools.pairwise(points)):
         in_step = evaluate if calls is None else _with_context(f, cond, calls, i, steps)
         x, state = solver.step(in_step, path, x, t, s, state, draw)
-        if watch is not None:
-            watch(i, s, x)
+        if watch is not None and (changed := watch(i, s, x)) is not None:
+            x = changed
     # One sum is enough unless it overflows: only then every number is checked.
     if not (math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())):
         raise NonFinite(f"{type(solver).__name__} produced NaN or inf in {steps} steps from {values[0]:g}")

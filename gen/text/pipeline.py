@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_arguments
-from gen.config.spec import build, override
+from gen.config.spec import build, name_of, override
 from gen.diffusion.noise import sample_seeds
 from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
@@ -38,6 +38,12 @@ class GeneratedTexts:
 
     texts: list[str]
     decoded: list[Decoded]
+
+    def __repr__(self) -> str:
+        first = f", the first {self.texts[0]:.40}" if self.texts else ""
+        return (
+            f"GeneratedTexts({len(self.texts)} texts of {self.tokens} tokens, {self.nfe:g} evaluations each{first!r})"
+        )
 
     @property
     def tokens(self) -> int:
@@ -101,6 +107,13 @@ class TextPipeline:
     info: Mapping[str, Any] | None = None
     engine: Any = None
 
+    def __repr__(self) -> str:
+        limit = "any length" if self.length is None else f"up to {self.length} tokens"
+        return (
+            f"TextPipeline({self.name}: {type(self.net).__name__}, {self.params:,} parameters ({self.weights}), "
+            f"{limit}, policy {name_of(type(self.decoding.policy))}, {self.device})"
+        )
+
     def prepared(self, engine: Any = "packed") -> TextPipeline:
         """Return the same pipeline with its network evaluated by an engine.
 
@@ -124,6 +137,7 @@ class TextPipeline:
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         sync_every: int = 1,
+        progress: bool = False,
         **changes: Any,
     ) -> GeneratedTexts:
         """Write a text after each prompt; text i depends on its prompt, its seed and i alone.
@@ -136,18 +150,24 @@ class TextPipeline:
             seed: a number, or one for each text.
             batch_size: texts that are decoded together.
             sync_every: see gen.text.loop.decode_steps.
+            progress: whether progress is shown on the terminal.
             changes: fields of Decoding (policy, block_schedule, kv_plan, stopping_rules: names, specs or objects;
                 sampling, cfg_scale, suppress_tokens), and in short temperature and block_length; what is left out is as
                 in `decoding`.
         """
+        from gen.training.log import ProgressBar  # gen.training imports this module
+
         ids = self.ids(prompts)
         decoding, seeds = self.plan(**changes), sample_seeds(seed, len(ids))
         lengths = self.lengths(ids, length)
         batches = [slice(first, first + batch_size) for first in range(0, len(ids), batch_size)]
-        decoded = [
-            decode(self.net, ids[rows], lengths[rows], decoding, seed=seeds[rows], sync_every=sync_every)
-            for rows in batches
-        ]
+        bar, decoded = ProgressBar(f"{self.name}, texts", len(ids), quiet=not progress), []
+        for rows in batches:
+            decoded.append(
+                decode(self.net, ids[rows], lengths[rows], decoding, seed=seeds[rows], sync_every=sync_every)
+            )
+            bar.advance(len(ids[rows]))
+        bar.close()
         return GeneratedTexts([self.text(d.text(i)) for d in decoded for i in range(len(d.nfe))], decoded)
 
     def stream(

@@ -19,7 +19,7 @@ class FixedNoise(Solver):
     """x_s = alpha_s x0(x_t) + sigma_s z with the z of the start: the "new" sampler of rf++ (Lee et al. 2024).
 
     On straight paths, where eps stays z, it is Euler; elsewhere errors of eps do not add up. It follows no ODE, so it
-    has no order. The loop must start in noise, x = sigma z, as Pipeline.sample does.
+    has no order. A loop that begins on the way, from a noised image, takes the noise predicted there.
 
     Attributes:
         method: "heun" also evaluates at the Euler step's end and takes x0 from the mean of both ends' slopes, as the
@@ -37,8 +37,8 @@ class FixedNoise(Solver):
     def step(
         self, f: DenoiseFn, path: NoisePath, x: Tensor, t: Tensor, s: Tensor, state: Tensor | None, noise: DrawNoise
     ) -> tuple[Tensor, Tensor]:
-        z = x / float(path.sigma(t)) if state is None else state
-        here = f(x, t)
+        here, in_noise = f(x, t), float(t) >= 0.99 * path.t1  # x = sigma z
+        z = (x / float(path.sigma(t)) if in_noise else here.eps) if state is None else state
         x0 = here.x0
         if s == 0:
             return x0, z
