@@ -16,7 +16,7 @@ from gen.config.spec import name_of, part
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
 from gen.text.ties import TIE, descending, likeliest
 
-__all__ = ["Decoded", "Decoding", "DecodingStep", "TokenSampling"]
+__all__ = ["Decoded", "Decoding", "DecodingStep", "TokenSampling", "step_counts"]
 
 
 @dataclass(frozen=True)
@@ -154,3 +154,14 @@ class Decoded:
     def text(self, i: int) -> Tensor:
         """Return the ids of text i, without its prompt."""
         return self.tokens[i, self.prompt_end[i] : self.text_end[i]]
+
+
+def step_counts(policy: object) -> int:
+    """Return the sum of the whole numbers among a policy's settings: no window takes more steps beyond its tokens.
+
+    Args:
+        policy: the policy; settings that are dataclasses are counted too.
+    """
+    fields = dataclasses.fields(policy) if dataclasses.is_dataclass(policy) else ()
+    values = [getattr(policy, field.name) for field in fields]
+    return sum(value for value in values if isinstance(value, int)) + sum(map(step_counts, values))

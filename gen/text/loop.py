@@ -21,7 +21,7 @@ from gen.config.fields import check_arguments
 from gen.config.spec import name_of
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.contracts import CommitDecision, KvPlan, KvStep, Predictor, Span, StepView, Window, positions_between
-from gen.text.decoding import Decoded, Decoding, DecodingStep
+from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
 
 __all__ = ["decode", "decode_steps", "lengths_of"]
 
@@ -81,8 +81,7 @@ def decode_steps(
     began = time.perf_counter()
     loop = _Loop(predictor, prompts, length, decoding, sample_seeds(seed, len(prompts)))
     out = loop.out
-    # `steps` of a policy are those of one window
-    limit = 1000 + (64 + int(getattr(decoding.policy, "steps", 0) or 0)) * loop.longest
+    limit = 1000 + (64 + step_counts(decoding.policy)) * loop.longest
     while len(loop.book.index):
         if out.steps > limit:
             policy = name_of(type(decoding.policy))

@@ -36,7 +36,7 @@ def run(call: SelectiveScanCall) -> Tensor:
 
 def _chunk(length: int, per_token: int) -> int:
     """Return the tokens per chunk: what fits the cache, but at least as many as there are chunks."""
-    return min(length, max(math.isqrt(length), AT_ONCE // per_token, 1))
+    return max(1, min(length, max(math.isqrt(length), AT_ONCE // per_token)))
 
 
 def _parts(u: Tensor, A: Tensor, order: Tensor | None, reverse: bool) -> Iterator[tuple[int, slice, slice | Tensor]]:
@@ -96,7 +96,7 @@ def _scan(
 
 
 def _empty_outputs(u: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    cuts = -(-u.shape[1] // _chunk(u.shape[1], A.numel())) - 1
+    cuts = max(0, -(-u.shape[1] // _chunk(u.shape[1], A.numel())) - 1)
     return u.new_empty(u.shape), u.new_empty(cuts, u.shape[0], A.shape[1], A.shape[0])
 
 

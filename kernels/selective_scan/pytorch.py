@@ -132,7 +132,7 @@ def _discretise(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor,
 def _rows(A: Tensor, *batched: Tensor) -> list[tuple[Tensor, ...]]:
     """Return the tensors [b, ...] in parts of as many rows as are worked on at once."""
     count, length = batched[0].shape[:2]
-    rows = max(1, AT_ONCE // (length * A.numel()))
+    rows = max(1, AT_ONCE // max(1, length * A.numel()))
     return [tuple(v[start : start + rows] for v in batched) for start in range(0, max(count, 1), rows)]
 
 

@@ -29,4 +29,4 @@ def selective_scan(call: SelectiveScanCall) -> Tensor:
         h = decay * h + ((delta_[:, t] * u_[:, t])[..., None] * B_[:, t, None])[:, 0]
         outs.append((h * C_[:, t]).sum(-1))
     back = visits.flip(0).argsort() if reverse else visits.argsort()
-    return torch.stack(outs, 1)[:, back].to(u.dtype)
+    return torch.stack(outs, 1)[:, back].to(u.dtype) if outs else u * 1

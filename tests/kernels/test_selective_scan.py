@@ -35,6 +35,16 @@ def test_few_tokens(backend, length, dtype):
     holds(selective_scan, backend, eager.selective_scan, *[scan(length=length, dtype=dtype) for _ in range(3)])
 
 
+@pytest.mark.parametrize("backend", ["chunked", "torch", "reference"])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_no_tokens(backend, ordered):
+    u, delta, A, B, C = scan(length=0)
+    u.requires_grad_()
+    y = selective_scan.only(backend)(u, delta, A, B, C, torch.arange(0) if ordered else None)
+    y.sum().backward()
+    assert y.shape == u.shape == u.grad.shape
+
+
 def test_states_of_many_numbers_are_summed_by_products(monkeypatch):
     monkeypatch.setattr(chunked, "SMALL", 0)
     holds(selective_scan, "chunked", eager.selective_scan, scan())

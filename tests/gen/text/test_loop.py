@@ -12,14 +12,16 @@ import torch
 from gen.config.errors import NonFinite, UserError
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.ancestral import Ancestral
+from gen.samplers.decoding_policies.credit import Credit
 from gen.samplers.decoding_policies.edit import Edit
 from gen.samplers.decoding_policies.factor import Factor
+from gen.samplers.decoding_policies.remdm import ReMDM
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
 from gen.samplers.stopping_rules.eos import EOS
 from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.contracts import CommitDecision, DecodingPolicy
-from gen.text.decoding import Decoding, TokenSampling
+from gen.text.decoding import Decoding, TokenSampling, step_counts
 from gen.text.loop import _Loop, decode, decode_steps, lengths_of
 from gen.text.worlds import JointDistribution, replace_joint
 from tests.gen.predictors import Fake, Noisy, Table, table_of
@@ -43,6 +45,18 @@ def same(one, i, other, j):
     for field in ("nfe", "computed", "nfe_full", "prompt_end"):
         assert int(getattr(one, field)[i]) == int(getattr(other, field)[j]), field
     assert one.reasons[i] == other.reasons[j]
+
+
+def test_the_bound_on_steps_counts_those_that_the_settings_ask_for():
+    for policy in (ReMDM(times=5000), Credit(ReMDM(times=5000)), Edit(post=5000), TopK(1, steps=5000)):
+        assert step_counts(policy) >= 5000, policy
+    assert step_counts(Threshold()) == 0
+
+
+@pytest.mark.slow
+def test_policies_with_many_steps_of_their_own_end():
+    done = decode(table_of([1, 2, 3], [0.9, 0.8, 0.7]), [[1]], 2, plain(ReMDM(times=1500)), seed=0)
+    assert done.reasons == ["full"] and int(done.nfe[0]) > 1500
 
 
 # 1. The mask token
