@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.cli.lib.terminal import exact_output
 from gen.config.errors import UserError
+from gen.config.reading import read_lines
 
 if TYPE_CHECKING:
     from gen.text.decoding import Decoding
@@ -65,10 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     prompts = list(args.prompt or ())
     if args.prompts is not None:
-        try:
-            prompts += args.prompts.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--prompts {args.prompts}: no text in UTF-8 ({error.reason})") from None
+        prompts += read_lines(args.prompts)
     if not prompts:
         raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
     pipeline = load(args.run, args.weights, args.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.config.reading import parse_json, read_lines
+from gen.config.reading import parse_json, read_lines, read_text
 from gen.config.spec import part
 from gen.data.lib.tensors import content_hash, hold_out
 from gen.text.contracts import Tokenizer
@@ -66,7 +67,12 @@ class Text:
 
     def open(self, split: str) -> Windows:
         """Open "train" or "test"."""
-        found = [window for text in self.texts() for window in self.windows(text)]
+        found = list[Window]()
+        for source, text in self.texts():
+            try:
+                found += self.windows(text)
+            except UserError as error:
+                raise UserError(f"{source}: {error}") from None
         where = f"Text({self.path or 'pydoc_data.topics'})"
         if not found:
             raise UserError(f"{where} holds no text")
@@ -77,18 +83,18 @@ class Text:
         prompt = torch.tensor([found[i][1] for i in rows])
         return Windows(x, prompt, content_hash("text", x, prompt))
 
-    def texts(self) -> Iterator[str | tuple[str, str]]:
-        """Yield whole texts, or pairs of prompt and response."""
+    def texts(self) -> Iterator[tuple[str, str | tuple[str, str]]]:
+        """Yield where each text is from, and the whole text or a pair of prompt and response."""
         if self.path is None:
             from pydoc_data.topics import topics
 
-            yield from (topics[name] for name in sorted(topics))
+            yield from ((f"pydoc_data.topics, {name}", topics[name]) for name in sorted(topics))
             return
         for file in self.text_files():
             if file.suffix == ".jsonl":
                 yield from _records(file)
             else:
-                yield _read(file)
+                yield str(file), read_text(file).replace("\r\n", "\n")
 
     def text_files(self) -> list[Path]:
         """The files of `path`, sorted; UserError where there are none."""
@@ -116,8 +122,9 @@ class Text:
             return
         prompt, response = (self.tokenizer.encode(part_) for part_ in text)
         if len(prompt) >= self.length:
-            raise UserError(f"Text: the prompt {text[0][:40]!r} has {len(prompt)} tokens, and leaves no room for its "
-                            f"response in windows of {self.length}")  # fmt: skip
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, and leaves no room for its response in windows of {self.length}"
+            )
         yield [*prompt, *response, stop][: self.length], len(prompt)
 
 
@@ -136,25 +143,20 @@ class Windows:
         return {"x": self.x[i].long(), "prompt": self.prompt[i]}
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def _records(file: Path) -> Iterator[str | tuple[str, str]]:
+def _records(file: Path) -> Iterator[tuple[str, str | tuple[str, str]]]:
+    """Yield every line's place in the file, and its text or pair."""
     for number, line in enumerate(read_lines(file), 1):
+        where = f"{file}, line {number}"
         if not line.strip():
             continue
-        record = parse_json(line, f"{file}, line {number}")
+        record = parse_json(line, where)
         if not isinstance(record, dict):
-            raise UserError(f'{file}, line {number}: {record!r}; a line is an object with "text" or "prompt"')
-        pair = [record.get(key) for key in ("prompt", "response")]
-        if all(isinstance(v, str) for v in pair):
-            yield str(pair[0]), str(pair[1])
-        elif isinstance(record.get("text"), str):
-            yield str(record["text"])
-        else:
-            raise UserError(f'{file}, line {number} has the fields {", ".join(record) or "none"}; it needs "text", or '
-                            '"prompt" and "response"')  # fmt: skip
+            raise UserError(f'{where} is {line:.40}; a line is an object with "text", or "prompt" and "response"')
+        keys = [key for key in ("text", "prompt", "response") if key in record]
+        if keys not in (["text"], ["prompt", "response"]):
+            fields = ", ".join(f'"{key}"' for key in record) or "none"
+            raise UserError(f'{where} has the fields {fields:.200}; it needs "text", or "prompt" and "response"')
+        for key in keys:
+            if not isinstance(record[key], str):
+                raise UserError(f'{where}: "{key}" is {json.dumps(record[key]):.40}; it must be a string')
+        yield where, record["text"] if keys == ["text"] else (record["prompt"], record["response"])

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from gen.config.errors import UserError
+from gen.config.reading import read_text
 
 __all__ = ["NAMES", "fold", "names_in", "prompt_in"]
 
@@ -29,7 +30,7 @@ def names_in(folder: str | Path) -> tuple[list[str], list[str]]:
     (path,) = _found(folder, "first_last_names.yaml")[:1]
     first, last = list[str](), list[str]()
     lists, into = [first, last], first
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         entry = re.fullmatch(r"(- |  )- (\S.*?) *", line)
         if entry is None:
             if line.strip():
@@ -58,7 +59,7 @@ def prompt_in(folder: str | Path, task: str) -> str:
         UserError: if there is none.
     """
     for path in _found(folder, "task_config.yaml"):
-        block = re.search(rf"(?m)^{re.escape(task)}:\n((?:  .*\n|\n)*)", path.read_text(encoding="utf-8") + "\n")
+        block = re.search(rf"(?m)^{re.escape(task)}:\n((?:  .*\n|\n)*)", read_text(path) + "\n")
         prompt = block and re.search(r"(?m)^  prompt: ('(?:[^']|'')*'|[^'\"\n].*(?:\n    .*)*)", block[1])
         if prompt:
             return fold(prompt[1]).replace("\\n", "\n")

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["id_fields", "text_end"]
+from gen.config.errors import UserError
+
+__all__ = ["id_fields", "text_end", "utf8"]
 
 
 def id_fields(owner: Any) -> dict[str, Any]:
@@ -33,3 +35,17 @@ def text_end(x: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
     """
     text = ~torch.isin(x, torch.tensor(eos_token_ids, dtype=x.dtype, device=x.device))
     return (text * torch.arange(1, x.shape[-1] + 1, device=x.device)).amax(-1)
+
+
+def utf8(text: str) -> bytes:
+    """Return a string's bytes in UTF-8.
+
+    Args:
+        text: the string; UserError for one with half a surrogate pair, which has none.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a text has no UTF-8: its character {error.start} is {text[error.start]!a}, half a surrogate pair"
+        ) from None

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gen.config.errors import UserError
 from gen.text.contracts import Tokenizer
+from gen.text.tokenizers import utf8
 
 __all__ = ["Bytes"]
 
@@ -22,7 +23,7 @@ class Bytes(Tokenizer):
     separator: ClassVar[str] = ""
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+        return list(utf8(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the string; bytes that are no UTF-8, as in a text cut short, become U+FFFD."""

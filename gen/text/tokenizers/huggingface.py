@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from gen.config.errors import MissingDependency, UserError, nearest
 from gen.config.fields import check_fields
 from gen.text.contracts import Tokenizer
+from gen.text.tokenizers import utf8
 
 __all__ = ["HuggingFace"]
 
@@ -20,8 +21,9 @@ __all__ = ["HuggingFace"]
 class HuggingFace(Tokenizer):
     """A tokenizer.json file, read when it is first used.
 
-    Text that names a token, such as "<|im_start|>", is read as that token; nothing is put before or after a text.
-    Raises UserError for a file that is missing, damaged or another one, and MissingDependency without the package.
+    Text that names a token, such as "<|im_start|>", is read as that token; nothing is put before or after a text. What
+    a file says of training does not count: truncation, padding and BPE dropout are off. Raises UserError for a file
+    that is missing, damaged or another one, and MissingDependency without the package.
 
     Attributes:
         file: path of the tokenizer.json.
@@ -62,9 +64,14 @@ class HuggingFace(Tokenizer):
                 f"{path} has sha256 {digest[:16]}..., expected {self.sha256[:16]}...: it is another tokenizer"
             )
         try:
-            return tokenizers.Tokenizer.from_str(content.decode())
+            backend = tokenizers.Tokenizer.from_str(content.decode("utf-8-sig"))
         except Exception as error:  # the package raises plain Exception
             raise UserError(f"{path} is damaged, or no tokenizer.json ({' '.join(str(error).split())[:200]})") from None
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None) is not None:
+            backend.model.dropout = None
+        return backend
 
     @cached_property
     def vocab_size(self) -> int:
@@ -83,6 +90,7 @@ class HuggingFace(Tokenizer):
         return tuple(self._id(token) for token in self.eos_tokens)
 
     def encode(self, text: str) -> list[int]:
+        utf8(text)
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:

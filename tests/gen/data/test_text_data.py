@@ -106,15 +106,45 @@ def test_prompts_and_responses(tmp_path):
     ("line", "says"),
     [
         ("{", "line 2 is no JSON"),
-        ("[1]", "line 2: .*object"),
-        ('{"prompt": "a"}', "line 2 has the fields prompt"),
-        ('{"prompt": "aaaaaaaaa", "response": "b"}', "no room for its response"),
+        ("[1]", "line 2 is .*object"),
+        ('{"prompt": "a"}', 'line 2 has the fields "prompt"'),
+        ('{"prompt": "aaaaaaaaa", "response": "b"}', "line 2: .*no room for its response"),
+        ('{"prompt": "a", "response": null}', 'line 2: "response" is null; it must be a string'),
+        ('{"prompt": null, "response": "b"}', 'line 2: "prompt" is null; it must be a string'),
+        ('{"prompt": "a", "response": ["b"]}', r'line 2: "response" is \["b"\]; it must be a string'),
+        ('{"text": null}', 'line 2: "text" is null; it must be a string'),
+        ('{"text": 3, "id": 1}', 'line 2: "text" is 3; it must be a string'),
+        ('{"text": "a", "prompt": "a"}', 'line 2 has the fields "text", "prompt"; it needs'),
+        ('{"text": "a", "prompt": "b", "response": null}', "line 2 has the fields"),
+        ("{}", "line 2 has the fields none"),
+        ('"text"', "line 2 is .*object"),
+        ("null", "line 2 is null; a line is an object"),
+        ('{"text": "a", "text": "b"}', "line 2 is no JSON"),
+        ('{"text": "a", "score": NaN}', "line 2 is no JSON"),
+        (r'{"text": "a\ud83d b"}', "line 2 is no JSON"),
     ],
 )
 def test_records_that_are_none_are_refused(tmp_path, line, says):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
     with pytest.raises(UserError, match=says):
         Text(str(tmp_path / "a.jsonl"), length=8).open("train")
+
+
+CHARACTERS = "caf\u00e9 \u2028 \u0085 \f \v \x1c a\0b 🙂"
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""], ids=["lf", "crlf", "none"])
+def test_files_of_text_are_read_whole_and_split_at_line_feeds_only(tmp_path, end, bom):
+    """A byte order mark is no text, an empty line no record, and no other character ends a line."""
+    line = json.dumps({"text": CHARACTERS}, ensure_ascii=False)
+    lines = end.join([line, "", line]) + end if end else line
+    expected = {"a.jsonl": [CHARACTERS] * (2 if end else 1), "a.txt": [CHARACTERS + end.replace("\r", "")]}
+    for name, content in (("a.jsonl", lines), ("a.txt", CHARACTERS + end)):
+        (tmp_path / name).write_bytes(bom + content.encode())
+        source = Text(str(tmp_path / name), length=64, holdout=0.0)
+        data = source.open("train")
+        assert [source.tokenizer.decode(data[i]["x"].tolist()) for i in range(len(data))] == expected[name]
 
 
 def test_what_is_no_text_is_refused(tmp_path):

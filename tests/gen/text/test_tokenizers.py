@@ -128,3 +128,32 @@ def test_without_the_package(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingDependency, match="pip install tokenizers"):
         huggingface(file).encode("a")
+
+
+# What a file says of training
+
+
+def test_truncation_padding_and_dropout_of_a_file_do_not_count(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE(dropout=0.5))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(["once upon a time there was a time"] * 5, trainer)
+    made.add_special_tokens(SPECIAL)
+    made.enable_truncation(8)
+    made.enable_padding(length=20, pad_token="<|end|>", pad_id=280)
+    made.model.dropout = 0.5
+    made.save(str(tmp_path / "tokenizer.json"))
+    text, tokenizer = "once upon a time " * 40, huggingface(tmp_path / "tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len({tuple(tokenizer.encode(text)) for _ in range(5)}) == 1
+    assert tokenizer.encode("") == []
+
+
+@pytest.mark.parametrize("build_one", ["bytes", "file"])
+def test_half_a_surrogate_pair_is_refused_in_one_line(build_one, file):
+    tokenizer = Bytes() if build_one == "bytes" else huggingface(file)
+    assert r"character 1 is '\ud83d', half a surrogate pair" in one_line(lambda: tokenizer.encode("a\ud83d b"))
