@@ -78,12 +78,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--stream shows one prompt, and {len(prompts)} are given")
         if args.trace:
             raise UserError("--stream and --trace are given; give one")
-        for committed, _ in pipeline.stream(prompts[0], args.gen_length, seed=args.seed):
-            print(
-                pipeline.separator.join("·" if v is None else _word(v, pipeline) for v in committed),
-                file=exact_output(),
-                flush=True,
-            )
+        for step in pipeline.stream(prompts[0], args.gen_length, seed=args.seed):
+            print(step.text, file=exact_output(), flush=True)
         return 0
     texts = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size)
     for prompt, text in zip(prompts, texts.texts, strict=True):
@@ -99,13 +95,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trace(texts: GeneratedTexts, pipeline: TextPipeline) -> None:
-    """Print token@step, in the order of the text."""
+    """Print token@step in the order of the text, several tokens together where they are one character."""
+    from gen.text.detokenize import text_pieces
+
     for d in texts.decoded:
         for i in range(len(d.nfe)):
             here = slice(int(d.prompt_end[i]), int(d.text_end[i]))
-            pairs = zip(d.tokens[i, here].tolist(), d.commit_step[i, here].tolist(), strict=True)
-            print(" ".join(f"{_word(token, pipeline)}@{step}" for token, step in pairs), file=exact_output())
-
-
-def _word(token: int, pipeline: TextPipeline) -> str:
-    return "<end>" if token in pipeline.net.eos_token_ids else pipeline.text([token])
+            tokens, steps = d.tokens[i, here].tolist(), list(map(str, d.commit_step[i, here].tolist()))
+            end, words = pipeline.end(tokens), list[str]()
+            for piece, n in text_pieces(tokens[:end], pipeline.text):
+                words.append(f"{piece.removeprefix(pipeline.separator)}@{','.join(steps[:n])}")
+                del steps[:n]
+            print(" ".join([*words, *(f"<end>@{step}" for step in steps)]), file=exact_output())

@@ -144,7 +144,7 @@ class Windows:
 
 
 def _records(file: Path) -> Iterator[tuple[str, str | tuple[str, str]]]:
-    """Yield every line's place in the file, and its text or pair."""
+    """Yield file and number of every line, and its text or pair."""
     for number, line in enumerate(read_lines(file), 1):
         where = f"{file}, line {number}"
         if not line.strip():

@@ -1,6 +1,6 @@
 """Masked diffusion of text: what this wing offers, with the module that defines it.
 
-    A trained model           TextPipeline, GeneratedTexts                                              pipeline
+    A trained model           TextPipeline, GeneratedTexts, StreamedText                                pipeline
     A way to decode           Decoding, TokenSampling; Decoded, the result                              decoding
     The loop                  decode; decode_steps, which yields every DecodingStep                         loop
     A model                   the contracts Predictor (KvCache, Span) and Tokenizer                    contracts
@@ -18,7 +18,7 @@ from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, Predictor,
 from gen.text.decoding import Decoded, Decoding, TokenSampling
 from gen.text.loop import decode, decode_steps
 from gen.text.mask_path import MaskPath
-from gen.text.pipeline import GeneratedTexts, TextPipeline
+from gen.text.pipeline import GeneratedTexts, StreamedText, TextPipeline
 from gen.text.worlds import JointDistribution, decoded_distribution
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "MaskPath",
     "Predictor",
     "StoppingRule",
+    "StreamedText",
     "TextPipeline",
     "TokenSampling",
     "Tokenizer",

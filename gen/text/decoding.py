@@ -113,11 +113,13 @@ class DecodingStep:
         rows: texts of the batch that were active in it, int64 [R].
         tokens: their canvases, int64 [R, N], masks where nothing is committed.
         guess: the same with proposed tokens instead of the masks that were queried.
+        text_end: end of each text, int64 [R]; what lies behind is none of it.
     """
 
     rows: Tensor
     tokens: Tensor
     guess: Tensor
+    text_end: Tensor
 
 
 @dataclass(eq=False)

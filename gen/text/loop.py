@@ -248,7 +248,8 @@ class _Loop:
         schedule.step = schedule.step + 1
         proposed = torch.where(view.masked | view.outside_window, view.sampled, canvas.tokens.gather(1, positions))
         guess = canvas.tokens.scatter(1, positions, proposed)
-        return DecodingStep(book.index, canvas.tokens, torch.where(canvas.tokens == self.mask, guess, canvas.tokens))
+        guess = torch.where(canvas.tokens == self.mask, guess, canvas.tokens)
+        return DecodingStep(book.index, canvas.tokens, guess, canvas.text_end)
 
     def move(self, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Move to the windows of this step; return whether each window and its block are new, [R]."""

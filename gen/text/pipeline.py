@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from gen.config.spec import build, name_of, override
 from gen.diffusion.noise import sample_seeds
 from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
+from gen.text.detokenize import partial_text
 from gen.text.loop import decode, decode_steps, lengths_of
 from gen.text.tokenizers import text_end
 
-__all__ = ["GeneratedTexts", "TextPipeline", "engine_of"]
+__all__ = ["GeneratedTexts", "StreamedText", "TextPipeline", "engine_of"]
 
 Prompt = str | Sequence[int] | Tensor
 LENGTH = 64  # tokens of a text, where nobody says how many and the canvas has room
@@ -73,6 +74,20 @@ class GeneratedTexts:
     @property
     def _evaluations(self) -> int:
         return sum(int(d.nfe.sum()) for d in self.decoded)
+
+
+class StreamedText(NamedTuple):
+    """A text after one step of decoding.
+
+    Attributes:
+        text: its string, "·" for each mask, up to its first end-of-text token.
+        committed: its ids, None for each mask.
+        guess: its ids as they would be now.
+    """
+
+    text: str
+    committed: list[int | None]
+    guess: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +187,8 @@ class TextPipeline:
 
     def stream(
         self, prompt: Prompt, length: int | None = None, *, seed: int = 0, **changes: Any
-    ) -> Iterator[tuple[list[int | None], list[int]]]:
-        """Yield after every step the committed ids, None where there is none yet, and all ids as they would be now.
+    ) -> Iterator[StreamedText]:
+        """Yield the text after every step; the last one is what `generate` writes.
 
         Args:
             prompt: a string or ids.
@@ -183,10 +198,12 @@ class TextPipeline:
         if len(ids) != 1:
             raise UserError(f"stream writes after one prompt, and {len(ids)} are given")
         lengths, decoding = self.lengths(ids, length), self.plan(**changes)
-        text = slice(len(ids[0]), len(ids[0]) + lengths[0])
         for step in decode_steps(self.net, ids, lengths, decoding, seed=sample_seeds(seed, 1)):
+            text = slice(len(ids[0]), int(step.text_end[0]))
             tokens, guess = step.tokens[0, text].tolist(), step.guess[0, text].tolist()
-            yield [None if token == self.net.mask_token_id else token for token in tokens], guess
+            committed = [None if token == self.net.mask_token_id else token for token in tokens]
+            shown = committed[: self.end(tokens)]
+            yield StreamedText(partial_text(shown, self.text, self.separator, ids[0]), committed, guess)
 
     def plan(self, *, temperature: float | None = None, block_length: int | None = None, **changes: Any) -> Decoding:
         """Return the model's Decoding with some of its fields replaced; see `generate`."""
@@ -245,8 +262,12 @@ class TextPipeline:
     def text(self, ids: Tensor | Sequence[int]) -> str:
         """Return the string of a text's ids, up to its first end-of-text token."""
         given = [int(v) for v in ids]
-        end = next((i for i, v in enumerate(given) if v in self.net.eos_token_ids), len(given))
-        return " ".join(map(str, given[:end])) if self.tokenizer is None else self.tokenizer.decode(given[:end])
+        given = given[: self.end(given)]
+        return " ".join(map(str, given)) if self.tokenizer is None else self.tokenizer.decode(given)
+
+    def end(self, ids: Sequence[int]) -> int:
+        """Return the index of the first end-of-text token, or the number of ids."""
+        return next((i for i, v in enumerate(ids) if v in self.net.eos_token_ids), len(ids))
 
     def lengths(self, ids: Sequence[Sequence[int]], length: int | Sequence[int] | None) -> list[int]:
         """Return the length of each text; UserError where prompt and text are longer than the network's canvas."""

@@ -113,9 +113,11 @@ def test_a_text_that_does_not_fit_is_refused_and_without_a_length_it_fits(pipeli
 
 def test_a_stream_ends_in_what_generate_writes(pipeline):
     steps = list(pipeline.stream("a b", 8, seed=5, stopping_rules=()))
-    assert [sum(v is None for v in firm) for firm, _ in steps] == [6, 4, 2, 0]
-    assert all(v is None or v == g for firm, guess in steps for v, g in zip(firm, guess, strict=True))
-    assert pipeline.text(steps[-1][1]) == pipeline.generate("a b", 8, seed=5, stopping_rules=()).texts[0]
+    assert [sum(v is None for v in step.committed) for step in steps] == [6, 4, 2, 0]
+    assert [step.text.count("·") for step in steps][-1] == 0
+    assert all(v is None or v == g for step in steps for v, g in zip(step.committed, step.guess, strict=True))
+    made = pipeline.generate("a b", 8, seed=5, stopping_rules=()).texts[0]
+    assert steps[-1].text == pipeline.text(steps[-1].guess) == made
 
 
 def test_a_run_is_loaded_and_decoded(run, capsys):
@@ -186,7 +188,12 @@ def test_prompts_in_a_file_are_text(run, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     file.write_bytes(b"\xff\n")
     assert main(["decode", str(run), "--prompts", str(file)]) == 2
-    assert "no text in UTF-8" in capsys.readouterr().err
+    assert "line 1 is no UTF-8 text" in capsys.readouterr().err
+    file.write_bytes("\ufeffcopy : a =\r\ncopy :\fa\u2028=\ncopy : a =".encode())
+    assert main(["decode", str(run), "--prompts", str(file), "--gen-length", "3", "--trace"]) == 0
+    out = capsys.readouterr().out.split("\n")
+    assert [line.partition("=")[0] for line in out[:3]] == ["copy : a ", "copy :\fa\u2028", "copy : a "]
+    assert len({line.partition("=")[2] for line in out[:3]}) == 1 and len(out) == 7
 
 
 def test_pictures_are_not_asked_of_a_text_model(run, tmp_path, capsys):
