@@ -55,7 +55,8 @@ class Consistency(Distiller):
         grid_steps: N, the grid's number of steps, at first and after `growth_updates`: N(k) = ceil(sqrt(k / K ((s1 +
             1)^2 - s0^2) + s0^2) - 1) + 1 if the two differ (appendix C); 40 for distillation in the paper.
         growth_updates: K, at least 1.
-        ema_decay: mu_0 of the target's decay mu(k) = mu_0^(s0 / N(k)), in [0, 1).
+        ema_decay: mu_0 of the target's decay mu(k) = mu_0^(s0 / N(k)), in [0, 1), as the paper has it. Public code
+            divides by N(k) - 1, the steps between N(k) times: .95 here is .9025 there at k = 0, where N = s0 = 2.
         distance: of gen.distillers.distances.
         guide: on the teacher; None for none.
         class_dropout: probability that a condition is replaced by the null one.

@@ -143,9 +143,10 @@ Outcome = tuple[float, float]  # (forwards, success)
 def optimal_front(joints: Sequence[tuple[JointDistribution, float]]) -> list[tuple[float, float]]:
     """Return (tokens per forward, success) that no decoder of exact marginals surpasses, adaptive ones included.
 
-    A decoder may choose the positions of a step by all that is committed, and by chance; a text that is lost costs
-    nothing more, which no decoder can better. For a given price of a forward the best decoder is computed by dynamic
-    programming over all states: exact, and quick up to 8 tokens.
+    A decoder may choose the positions of a step by all that is committed, and by chance, but not by the tokens that are
+    drawn for it: one that sees them before it chooses, or takes some back (order_depends_on_samples), is not bounded.
+    A text that is lost costs nothing more, which no decoder can better. For a given price of a forward the best decoder
+    is computed by dynamic programming over all states: exact, and quick up to 8 tokens.
 
     Args:
         joints: what is to be written, each with its share.

@@ -46,7 +46,7 @@ class Task(Protocol):
     """Questions, and what counts as an answer: those of eval/parallelbench, or anything else of this form.
 
     It may have joints() -> pairs of (gen.text.worlds.JointDistribution, share), the right replies of an exact model
-    with their stop token; then the best that any decoder can make of such a model is drawn too.
+    with their stop token; then the best that a decoder can make of such a model is drawn too (gen.eval.bounds).
     """
 
     @property
@@ -103,7 +103,8 @@ class DecodingRecord:
         ms: for a reply.
         seed: of the replies.
         batch: replies decoded at once.
-        bound: corners (tokens per forward, success) that no decoder of an exact model surpasses.
+        bound: corners (tokens per forward, success) that no decoder of an exact model surpasses whose choice of
+            positions does not depend on the tokens drawn for them.
         checkpoint: step, role, sha256 and weights of what was loaded.
         device: processor, in words.
         date: ISO 8601.

@@ -116,16 +116,23 @@ class Text:
         """Yield a text as windows, or a pair of prompt and response as one."""
         stop = self.tokenizer.eos_token_ids[0]
         if isinstance(text, str):
-            ids = [*self.tokenizer.encode(text), stop] if text else []
+            ids = [*self.encode(text), stop] if text else []
             for i in range(0, len(ids), self.length):
                 yield ids[i : i + self.length], 0
             return
-        prompt, response = (self.tokenizer.encode(part_) for part_ in text)
+        prompt, response = map(self.encode, text)
         if len(prompt) >= self.length:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens, and leaves no room for its response in windows of {self.length}"
             )
         yield [*prompt, *response, stop][: self.length], len(prompt)
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's ids; UserError for one that names the mask token, which no text holds."""
+        ids = self.tokenizer.encode(text)
+        if self.tokenizer.mask_token_id in ids:
+            raise UserError("a text names the mask token, which stands for what is not known yet")
+        return ids
 
 
 @dataclass(frozen=True, eq=False)

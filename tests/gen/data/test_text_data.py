@@ -19,6 +19,7 @@ from gen.diffusion.noise import training_noise
 from gen.text.contracts import positions_between
 from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
+from gen.text.tokenizers.huggingface import HuggingFace
 from gen.training.checks import check_sampler
 from gen.training.log import read_metrics
 from gen.training.objectives import Batch
@@ -128,6 +129,19 @@ def test_records_that_are_none_are_refused(tmp_path, line, says):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
     with pytest.raises(UserError, match=says):
         Text(str(tmp_path / "a.jsonl"), length=8).open("train")
+
+
+def test_a_text_that_names_the_mask_token_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<end>", "<mask>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("a <mask> a")
+    tokenizer = HuggingFace(str(tmp_path / "tokenizer.json"), "<mask>", ("<end>",))
+    with pytest.raises(UserError, match=r"a\.txt: a text names the mask token"):
+        Text(str(tmp_path / "a.txt"), tokenizer).open("train")
 
 
 CHARACTERS = "caf\u00e9 \u2028 \u0085 \f \v \x1c a\0b 🙂"
