@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.config.spec import Json
 from gen.models.interop.lib.dit_layout import MARKS, read_dit_layout
 from gen.models.interop.lib.inferred import Conversion, cfg_spec
 from gen.models.interop.lib.settings import model_name, transport
+from gen.models.interop.lib.torch_file import read_torch
 from gen.models.interop.lib.variants import with_shifts, with_tables
 from gen.models.interop.weights import Weights
 from gen.models.lightning_dit import LightningDiT
@@ -32,9 +40,12 @@ class LightningDiTWeights:
 
     Attributes:
         heads: of attention, where neither a rotary table nor a published size shows them.
+        stats: path of the latents_stats.pt that standardised the latents, so that samples can be decoded; None leaves
+            the manifest to say where it is.
     """
 
     heads: int | None = None
+    stats: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, heads="[1, inf)")
@@ -60,4 +71,20 @@ class LightningDiTWeights:
             guide=cfg_spec(model, 6.7, channels=3, until=0.875, path=path),
         )
         run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
-        return Conversion(run, tensors, LATENT, notes=(*notes, *more))
+        latent = LATENT if self.stats is None else {**LATENT, **_scale(Path(self.stats), model.channels)}
+        return Conversion(run, tensors, latent, notes=(*notes, *more))
+
+
+def _scale(file: Path, channels: int) -> Json:
+    """Return scale and shift of latents_stats.pt, a number for each channel."""
+    if not file.is_file():
+        raise UserError(f"stats: {file} does not exist")
+    content = read_torch(file)
+    given = [content.get(key) for key in ("mean", "std")] if isinstance(content, Mapping) else []
+    values = [value for value in given if isinstance(value, Tensor) and value.numel() == channels]
+    if len(values) != 2:
+        raise UserError(f"stats: {file} does not hold mean and std of {channels} channels each")
+    mean, std = (value.flatten().double() for value in values)
+    if not bool((std > 0).all()) or not bool(torch.isfinite(mean).all()):
+        raise UserError(f"stats: {file} holds a std that is not positive, or a mean that is not finite")
+    return {"scale": (1 / std).tolist(), "shift": mean.tolist()}

@@ -8,10 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+import gen
 from gen.cli.sample import add_sampler_options, sampler_options
+from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.diffusion.path import DDPM, EDM, Flow
+from gen.models.interop.checkpoints import import_checkpoint
 from gen.samplers.guides.cfg import CFG
+from tests.models.interop import published
 from tests.models.interop.test_checkpoints import imported
 
 
@@ -76,3 +80,24 @@ def test_latents_of_edm2_have_half_the_deviation_and_no_mean(tmp_path):
 @pytest.mark.parametrize(("origin", "expected"), [("edm2", [0.0, 1.0]), ("rae", [0.0, 1.0]), ("dit", None)])
 def test_the_range_of_images_is_the_origins(tmp_path, origin, expected):
     assert imported(tmp_path, origin)[1].info["latent"].get("image_range") == expected
+
+
+def test_latents_of_lightning_dit_are_decoded_with_its_statistics(tmp_path):
+    """It decodes samples * std + mean; without the file the manifest can only say where they stand."""
+    torch.save(published.lightning_dit(), tmp_path / "a.pt")
+    mean, std = torch.randn(1, 4, 1, 1), torch.rand(1, 4, 1, 1) + 0.5
+    torch.save({"mean": mean, "std": std}, tmp_path / "stats.pt")
+    spec = {"name": "lightning_dit", "stats": str(tmp_path / "stats.pt")}
+    import_checkpoint(tmp_path / "a.pt", spec, out=tmp_path / "a")
+    pipeline = gen.load(tmp_path / "a")
+    samples = pipeline.sample(2, steps=1)
+
+    class Coder:
+        def decode(self, z):
+            return z
+
+    torch.testing.assert_close(pipeline.decoded(samples, Coder()).x, samples.x * std + mean, rtol=1e-4, atol=1e-4)
+    for content, said in (({"mean": mean}, "mean and std of 4"), ({"mean": mean, "std": 0 * std}, "not positive")):
+        torch.save(content, tmp_path / "stats.pt")
+        with pytest.raises(UserError, match=said):
+            import_checkpoint(tmp_path / "a.pt", spec, out=tmp_path / "b")
