@@ -113,13 +113,14 @@ def _pipeline(pipeline: Pipeline, model: DiT, autoencoder: Path, files: Json) ->
             f"these latents have scale {scale.flatten().tolist()} and shift {shift.flatten().tolist()}; DiTPipeline "
             "knows one scale and no shift: leave out --autoencoder to export the transformer alone"
         )
+    names = (pipeline.info or {}).get("labels") or range(model.classes)
     parts = {"scheduler": files[SCHEDULER]["_class_name"], "transformer": CLASS, "vae": "AutoencoderKL"}
     return {
         "vae/config.json": {**config, "scaling_factor": float(scale), "shift_factor": None},
         "model_index.json": {
             "_class_name": "DiTPipeline",
             "_diffusers_version": SINCE,
-            "id2label": {str(i): str(i) for i in range(model.classes)},
+            "id2label": {str(i): str(name) for i, name in enumerate(names)},
             **{name: ["diffusers", owner] for name, owner in parts.items()},
         },
     }

@@ -36,13 +36,13 @@ def vae(tmp_path_factory):
     return tmp_path_factory.getbasetemp() / "vae0"
 
 
-def run_folder(folder, spec, path, param, latent, sampler):
+def run_folder(folder, spec, path, param, latent, sampler, **more):
     torch.manual_seed(0)
     net = spec.build()
     for weight in net.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.1)
-    about = {"role": "net", "step": 0, "shape": [4, 8, 8], "classes": spec.classes, "latent": latent}
+    about = {"role": "net", "step": 0, "shape": [4, 8, 8], "classes": spec.classes, "latent": latent, **more}
     run = run_spec(Run(model=spec, path=path, parameterisation=param, ema=(), sampler=sampler))
     checkpoints.write(folder, {"net.safetensors": net.state_dict()}, {"run": run, **about})
 
@@ -80,10 +80,14 @@ def test_the_whole_folder_makes_the_same_pictures(tmp_path, monkeypatch, vae, sp
 
 def test_it_comes_back_as_it_was(tmp_path, vae, capsys):
     """The label table, of which DiTPipeline wants 1001 rows, has its own number again."""
-    run_folder(tmp_path / "run", FLOW, Flow(), Velocity(), {"scale": 0.7, "shift": 0.0}, Sampler("euler", 4))
+    names = [f"kind of {i}" for i in range(FLOW.classes)]
+    latent, plan = {"scale": 0.7, "shift": 0.0}, Sampler("euler", 4)
+    run_folder(tmp_path / "run", FLOW, Flow(), Velocity(), latent, plan, labels=names)
     words = ["export", str(tmp_path / "run"), "--to", "diffusers", "--out", str(tmp_path / "x")]
     assert main([*words, "--autoencoder", str(vae)]) == 0
     assert "DiTPipeline.from_pretrained" in capsys.readouterr().out
+    labels = json.loads((tmp_path / "x" / "model_index.json").read_text())["id2label"]
+    assert labels == {str(i): name for i, name in enumerate(names)}
     done = import_checkpoint(tmp_path / "x", out=tmp_path / "again")
     assert done.run.model == FLOW
     net, again = (gen.load(tmp_path / name).denoiser.net.state_dict() for name in ("run", "again"))
