@@ -373,6 +373,8 @@ def load(
     checkpoint = checkpoints.locate(Path(folder))
     _check_device(device)
     info = checkpoints.read(checkpoint, verify=False)
+    if missing := [key for key in ("run", "role", "shape", "classes") if key not in info]:
+        raise UserError(f"{checkpoint} is no checkpoint of a model: it does not say {', '.join(missing)}")
     with allowing(allow):
         run = run_from(info["run"], folder)
     labels = [average.label for average in run.ema]
@@ -381,8 +383,13 @@ def load(
         raise UserError(f"{checkpoint} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
     role = info["role"]
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
-    net = empty_network(run.model)
-    net.load_state_dict(checkpoints.read_tensors(checkpoint, file, info, _converter(net, dtype)), assign=True)
+    net = empty_network(run.model, info["files"].get(file, {"bytes": 0})["bytes"])
+    tensors = checkpoints.read_tensors(checkpoint, file, info, _converter(net, dtype))
+    try:
+        net.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:  # its message has a line for every tensor
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint}/{file} does not hold the weights of its model: {why}") from None
     net = net.eval().requires_grad_(False).to(device)
     used = _check_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
@@ -410,6 +417,8 @@ def _converter(net: nn.Module, dtype: torch.dtype | str | None) -> Callable[[str
     own = {name: value.dtype for name, value in net.state_dict().items()}
 
     def convert(name: str, tensor: Tensor) -> Tensor:
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point:
+            raise UserError(f"{name} is {tensor.dtype}, expected {own[name]}")
         if dtype == "file" or not tensor.is_floating_point():
             return tensor
         return tensor.to(kind or own.get(name, torch.get_default_dtype()))

@@ -46,11 +46,13 @@ def settings(args: argparse.Namespace) -> Run:
 
     given = Path(args.recipe)
     if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
-        return run_from(manifest_of(given)["run"], given)
+        return run_from(manifest_of(given).get("run"), given)
     if given.suffix == ".json" or given.is_dir():
         found = read_json(given / "run.json" if given.is_dir() else given)
         source = given if given.is_dir() else None  # a file that is given is the user's own
-        return run_from(found.get("run", found), source)  # a run.json, or what --print-config printed
+        return run_from(
+            found.get("run", found) if isinstance(found, dict) else found, source
+        )  # a run.json, or what --print-config printed
     return find(args.recipe, "training.recipes")()
 
 

@@ -29,6 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = 1
+TYPES = {"run": dict, "role": str, "step": int, "shape": list, "classes": int, "line": list}  # of a manifest's values
 _STEP = re.compile(r"step-(\d{7,})")
 
 
@@ -99,9 +100,24 @@ def read(folder: Path, verify: bool = True) -> Json:
     body = {k: v for k, v in manifest.items() if k != "sha256"}
     if manifest.get("sha256") != digest(body):
         raise UserError(f"{folder}/manifest.json is damaged: its content does not match its own sha256")
+    _check_types(folder, manifest)
     for name in manifest["files"] if verify else ():
         _verify(folder, name, manifest)
     return manifest
+
+
+def _check_types(folder: Path, manifest: Json) -> None:
+    """Refuse a manifest of which a value is of another type than `write` is given; who forges one may say anything."""
+    files = manifest.get("files")
+    right = isinstance(files, dict) and all(isinstance(about, dict) for about in files.values())
+    wrong = [] if right else ["files"]
+    for about in files.values() if isinstance(files, dict) and right else ():
+        wrong += [key for key, kind in {"sha256": str, "bytes": int}.items() if not isinstance(about.get(key), kind)]
+    wrong += [key for key, kind in TYPES.items() if key in manifest and not isinstance(manifest[key], kind)]
+    lists = [key for key in ("shape", "line") if isinstance(manifest.get(key), list)]
+    wrong += [key for key in lists if not all(type(number) is int and number >= 0 for number in manifest[key])]
+    if wrong:
+        raise UserError(f"{folder}/manifest.json is none that gen writes: {wrong[0]} is of another type")
 
 
 def manifest_of(folder: str | Path) -> Json:
@@ -229,6 +245,9 @@ def _manifests(folders: Iterable[Path]) -> tuple[dict[Path, Json], dict[Path, Us
     for path in sorted(p for p in folders if _STEP.fullmatch(p.name) or (p / "manifest.json").exists()):
         try:
             known[path] = read(path, verify=False)
+            if (named := _STEP.fullmatch(path.name)) and known[path].get("step", int(named[1])) != int(named[1]):
+                step = known.pop(path)["step"]
+                raise UserError(f"{path} is of step {step}: was it copied or renamed?")
         except UserError as error:
             damaged[path] = error
     newest_first = sorted(known.items(), key=lambda item: (*age(item[1]), item[0].name == "final"), reverse=True)

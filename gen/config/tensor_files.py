@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gen.config.errors import UserError
 from gen.config.spec import Json
 
 __all__ = ["Damaged", "read_file", "write_file"]
@@ -95,7 +96,16 @@ def read_file(
                 seen.update(raw)
                 tensors[name], position = convert(name, tensor), end
             seen.update(file.read())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except UserError:
+            raise
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            RuntimeError,
+        ):  # a header may say anything
             raise Damaged from None
     if seen.hexdigest() != sha256:
         raise Damaged

@@ -7,13 +7,16 @@ reads them through `members`, which gives their defaults, and nothing else asks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from gen.config.errors import UserError
 from gen.diffusion.tap import Tap
 
 if TYPE_CHECKING:
@@ -147,24 +150,48 @@ def members(net: nn.Module) -> NetMembers:
     )
 
 
-def empty_network(spec: NetSpec) -> nn.Module:
+def empty_network(spec: NetSpec, size: int) -> nn.Module:
     """Return a network whose weights are on the meta device, for load_state_dict(..., assign=True) to put there.
 
     What a state dict does not hold, such as tables that are computed, is there.
 
     Args:
         spec: the network's.
+        size: bytes of the file of its weights.
+
+    Raises:
+        UserError: for a network that is far too large for that file, before memory is taken for it.
     """
-    try:
-        with torch.device("meta"):
+    with _bounded(size):
+        try:
+            with torch.device("meta"):
+                net = spec.build()
+            complete = _only_state(net)
+        except (RuntimeError, NotImplementedError):  # the constructor looks at values
+            complete = False
+        if not complete:
             net = spec.build()
-        complete = _only_state(net)
-    except (RuntimeError, NotImplementedError):  # the constructor looks at values
-        complete = False
-    if not complete:
-        net = spec.build()
-        net.load_state_dict({name: value.to("meta") for name, value in net.state_dict().items()}, assign=True)
+            net.load_state_dict({name: value.to("meta") for name, value in net.state_dict().items()}, assign=True)
     return net
+
+
+@contextmanager
+def _bounded(size: int) -> Iterator[None]:
+    """Refuse to build, within, a network of far more weights than a file of `size` bytes holds."""
+    tensors, numbers = 0, 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, numbers
+        tensors, numbers = tensors + 1, numbers + (0 if parameter is None else parameter.numel())
+        # some are replaced while it is built, and a pruned network is built whole
+        if tensors > 1000 + size / 16 or numbers > 2**20 + 16 * size:
+            raise UserError(f"the model has more weights than its file of {size:,} bytes can hold")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _only_state(net: nn.Module) -> bool:

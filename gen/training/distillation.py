@@ -99,4 +99,4 @@ def teacher_run(folder: str | Path) -> Run:
     Args:
         folder: of a run, or of one of its checkpoints.
     """
-    return run_from(checkpoints.manifest_of(folder)["run"], folder)
+    return run_from(checkpoints.manifest_of(folder).get("run"), folder)

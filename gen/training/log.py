@@ -62,19 +62,22 @@ class MetricsFile:
 
 
 def read_metrics(path: Path, measured: bool = False) -> list[Json]:
-    """Read the events of a metrics.jsonl; a last line that a kill cut short is left out.
+    """Read the events of a metrics.jsonl; what a kill cut short, or is damaged, ends the list.
 
     Args:
         path: the file.
         measured: True for the clock's values too, see `SpeedMeter`; those of two equal runs differ.
     """
     events = []
-    for line in read_lines(path):
-        try:
+    try:
+        for line in read_lines(path):
             event = parse_json(line, path)
-        except UserError:
-            break
-        events.append({key: value for key, value in event.items() if measured or key not in MEASURED})
+            if not isinstance(event, dict):
+                break
+            events.append({key: value for key, value in event.items() if measured or key not in MEASURED})
+    except UserError:
+        if not path.exists():
+            raise
     return events
 
 

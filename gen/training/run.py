@@ -170,7 +170,7 @@ def run_spec(run: Run) -> Json:
     return spec_of(run, named=False)
 
 
-def run_from(spec: Json, source: object) -> Run:
+def run_from(spec: object, source: object) -> Run:
     """Build the run of a JSON object.
 
     Args:

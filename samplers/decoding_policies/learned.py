@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -50,7 +51,10 @@ class Filter(nn.Module):
         digest = hashlib.sha256(content).hexdigest()
         if sha256 is not None and digest != sha256:
             raise UserError(f"{file} has sha256 {digest[:16]}..., expected {sha256[:16]}...")
-        tensors = load(content)
+        try:
+            tensors = load(content)
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged, or no safetensors file ({error})") from None
         weights = [tensors[f"layers.{i}.weight"] for i in range(len(tensors) // 2) if f"layers.{i}.weight" in tensors]
         if not weights or weights[0].ndim != 2:
             raise UserError(f"{file} holds no filter: its tensors are {', '.join(sorted(tensors)) or 'none'}")

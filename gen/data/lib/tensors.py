@@ -21,6 +21,7 @@ CHANGED = "has changed since the data were opened: put it back and resume, or st
 
 
 SPLITS = ("train", "test")
+MOST_CLASSES = 10**6  # of data that do not say how many they have
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,8 @@ def check_labels(where: str, labels: Tensor, classes: int | None) -> int:
     if classes is not None and classes < 1:
         raise UserError(f"{where}: num_classes is {classes}; it must be at least 1, or None for the highest label + 1")
     low, high = int(labels.min()), int(labels.max())
+    if classes is None and high >= MOST_CLASSES:  # a damaged label: lists of so many classes would fill the memory
+        raise UserError(f"{where}: labels run to {high}; give num_classes if there are more than {MOST_CLASSES:,}")
     if low < 0 or (classes is not None and high >= classes):
         allowed = f"0 to {classes - 1}" if classes else "0 and up"
         raise UserError(f"{where}: labels run from {low} to {high}; allowed: {allowed}")
