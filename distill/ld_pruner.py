@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.reading import read_json
 from gen.config.spec import build, part, spec_of
+from gen.config.writing import write_json
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
@@ -82,7 +82,7 @@ class LDPruner(Distiller):
         if {k: chosen.get(k) for k in about} != about:
             chosen = {**about, **self.choose_operators(load(teacher), run.model)}
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.write_json(file, chosen)
+            write_json(file, chosen)
         model = build("models", {"name": "pruned", "inner": spec_of(run.model), "sites": chosen["removed"]})
         return replace(run, model=model, objective=self, teacher=str(teacher), init=str(teacher), steps=run.steps // 2)
 

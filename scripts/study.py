@@ -28,10 +28,10 @@ from datetime import UTC, datetime
 import torch
 
 import gen
-from gen.config.checkpoints import write_json
 from gen.config.errors import UserError, nearest
 from gen.config.reading import read_json, read_toml
 from gen.config.spec import find, override
+from gen.config.writing import write_json
 from gen.eval.estimate import Estimate
 from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
     """Measure the cases of a part that its file lacks, writing it after each; return the names of wrong ones."""
-    from gen.config.checkpoints import write_json
+    from gen.config.writing import write_json
     from gen.eval.bench import measure_peak
     from gen.eval.pages.bench import bench_table
 

@@ -7,8 +7,6 @@ the folder is renamed and only then are older ones removed. Reading verifies eve
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import shutil
 import warnings
@@ -22,10 +20,11 @@ from gen.config.errors import NonFinite, UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, digest
 from gen.config.tensor_files import Damaged, read_file, write_file
+from gen.config.writing import partial_name, sync, write_json
 
 __all__ = [
     "FORMAT", "age", "checkpoint_name", "lineage", "locate", "manifest_of", "newest", "prune", "read", "read_tensors",
-    "remove", "write", "write_json",
+    "remove", "write",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -55,8 +54,7 @@ def write(
         for key, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NonFinite(f"{folder.name}/{name}: {key} is not finite; not saved")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".partial-{folder.name}-{os.getpid()}"
+    partial, aside = (folder.parent / partial_name(folder.name, kind) for kind in ("partial", "aside"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         hashes = {}
@@ -67,20 +65,26 @@ def write(
                 sha256 = write_file(path, files[name])
             else:
                 path.write_bytes((beside or {})[name])
-                _sync(path)
+                sync(path)
                 sha256 = _sha256(path)
             hashes[name] = {"sha256": sha256, "bytes": path.stat().st_size}
         body = {"format": FORMAT, **manifest, "files": hashes}
-        _write_synced(partial / "manifest.json", body | {"sha256": digest(body)})
+        write_json(partial / "manifest.json", body | {"sha256": digest(body)})
         for directory in {partial, *(f.parent for f in partial.rglob("*"))}:
-            _sync(directory)
+            sync(directory)
         if folder.exists():  # the same step again: the old one steps aside before it goes
-            folder.rename(folder.parent / f".partial-old-{folder.name}-{os.getpid()}")
-        partial.rename(folder)
-        _sync(folder.parent)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if aside.exists():
+                aside.rename(folder)
+            raise
+        sync(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
-        for stale in folder.parent.glob(f".partial-*{folder.name}-{os.getpid()}"):
-            shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read(folder: Path, verify: bool = True) -> Json:
@@ -210,7 +214,7 @@ def locate(folder: Path) -> Path:
 
 
 def prune(folder: Path, keep: int, spare: Collection[str] = ()) -> None:
-    """Remove all but the newest whole checkpoints of the run's own line, and all that other lines left.
+    """Remove all but the newest whole checkpoints of the run's own line, and all of other lines.
 
     Damaged ones are neither counted nor removed: they may be all that is left of a run.
 
@@ -223,8 +227,6 @@ def prune(folder: Path, keep: int, spare: Collection[str] = ()) -> None:
     superseded = [path for path in _whole(folder) if path not in line]
     for old in [*superseded, *[path for path in line if path.name not in spare][:-keep]]:
         remove(old)
-    for stale in folder.glob(".partial-*"):
-        shutil.rmtree(stale, ignore_errors=True)
 
 
 def remove(checkpoint: Path) -> None:
@@ -233,7 +235,7 @@ def remove(checkpoint: Path) -> None:
     Args:
         checkpoint: its folder.
     """
-    aside = checkpoint.with_name(f".partial-{checkpoint.name}")
+    aside = checkpoint.with_name(partial_name(checkpoint.name))
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
@@ -302,19 +304,6 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:07d}"
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write strict JSON, replacing the file in one step.
-
-    Args:
-        path: the file; its folder is created.
-        value: JSON values; NaN and infinity are refused.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}-{os.getpid()}")
-    _write_synced(partial, value)
-    partial.replace(path)
-
-
 def _verify(folder: Path, name: str, manifest: Json) -> None:
     path = _inside(folder, name)
     try:
@@ -340,19 +329,3 @@ def _damage(path: Path, about: Json) -> UserError:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, value: object) -> None:
-    with path.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

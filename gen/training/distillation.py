@@ -11,11 +11,12 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_arguments
 from gen.config.spec import Spec, build, override
-from gen.config.trust import allowing
+from gen.config.trust import allowing, external_names
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
-from gen.training.run import Run, run_from
-from gen.training.trainer import TrainResult, train
+from gen.training.run import Run, run_from, run_spec
+from gen.training.run_folder import lock_of
+from gen.training.trainer import TrainResult, train_locked
 
 __all__ = ["Distiller", "distill", "teacher_run"]
 
@@ -75,9 +76,11 @@ def distill(
         UserError: for unknown keys, for a teacher of the other kind and for a folder that holds another run.
     """
     with allowing(allow):
-        run = _student_run(method, Path(teacher), Path(out), dict(changes or {}))
         call = f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
-        return train(run, out, resume=resume, command=command or call, quiet=quiet)
+        with lock_of(Path(out)) as lock:  # a method may write there before the training does
+            run = _student_run(method, Path(teacher), Path(out), dict(changes or {}))
+            with allowing(external_names(run_spec(run))):
+                return train_locked(run, Path(out), resume, command or call, quiet, lock)
 
 
 def _student_run(method: Spec | Distiller, teacher: Path, out: Path, given: dict[str, object]) -> Run:

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.reading import parse_json, read_lines
+from gen.config.reading import parse_json
 from gen.config.spec import Json
+from gen.config.writing import write_text
 
 __all__ = ["MetricsFile", "ProgressBar", "SpeedMeter", "read_metrics"]
 
@@ -42,16 +43,17 @@ class SpeedMeter:
 
 
 class MetricsFile:
-    """metrics.jsonl, appended and flushed line by line; opened at a step, it drops the lines of later steps."""
+    """metrics.jsonl, appended and flushed line by line; opened at a step, it drops the lines of later steps.
+
+    Attributes:
+        problem: what is to be said of damaged lines, such as one that a kill cut short, which are dropped; else "".
+    """
 
     def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            kept = [json.dumps(line) + "\n" for line in read_metrics(path, measured=True) if line["step"] <= step]
-            partial = path.with_name(f".partial-{path.name}")
-            partial.write_text("".join(kept))
-            partial.replace(path)
-        self._file = path.open("a")
+        events, damaged = _events(path) if path.exists() else ([], 0)
+        self.problem = f"{path}: left out {damaged} damaged lines" if damaged else ""
+        write_text(path, "".join(json.dumps(event) + "\n" for event in events if event["step"] <= step))
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, **values: object) -> None:
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
@@ -62,23 +64,28 @@ class MetricsFile:
 
 
 def read_metrics(path: Path, measured: bool = False) -> list[Json]:
-    """Read the events of a metrics.jsonl; what a kill cut short, or is damaged, ends the list.
+    """Read the events of a metrics.jsonl; lines that a kill cut short or that are damaged are left out.
 
     Args:
         path: the file.
         measured: True for the clock's values too, see `SpeedMeter`; those of two equal runs differ.
     """
-    events = []
-    try:
-        for line in read_lines(path):
-            event = parse_json(line, path)
-            if not isinstance(event, dict):
-                break
-            events.append({key: value for key, value in event.items() if measured or key not in MEASURED})
-    except UserError:
-        if not path.exists():
-            raise
-    return events
+    return [
+        {key: value for key, value in event.items() if measured or key not in MEASURED} for event in _events(path)[0]
+    ]
+
+
+def _events(path: Path) -> tuple[list[Json], int]:
+    """Return the events, and how many lines are none."""
+    events, lines = list[Json](), path.read_bytes().splitlines()
+    for line in lines:
+        try:
+            event = parse_json(line.decode(), path)
+        except (UserError, UnicodeDecodeError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(event)
+    return events, len(lines) - len(events)
 
 
 class ProgressBar:
@@ -110,8 +117,8 @@ class ProgressBar:
             self.say(f"{self._name}: {self._done}/{self._total} {shown} {rate:.1f}/s, {left:.0f} s to go")
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if self._quiet:
+        """Print a line, unless it is empty, above the bar."""
+        if self._quiet or not line:
             return
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)

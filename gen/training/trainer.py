@@ -24,15 +24,17 @@ from gen.config.errors import UserError
 from gen.config.fields import check_arguments
 from gen.config.spec import Json, anchored
 from gen.config.trust import allowing, external_names
+from gen.config.writing import Lock
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
-from gen.training.log import MetricsFile, ProgressBar, SpeedMeter
+from gen.training.log import ProgressBar, SpeedMeter
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview
 from gen.training.resume import denoiser_of, load_init, resume_from, versions
 from gen.training.run import Run, run_from, run_spec
+from gen.training.run_folder import RunFolder, lock_of
 from gen.training.signals import Interrupted, stop_signals
 from gen.training.sources import fingerprints, parent_hash
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
@@ -41,7 +43,7 @@ from gen.training.trackers import log_sheet, start_trackers
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Interrupted", "TrainResult", "Trainer", "train"]
+__all__ = ["Interrupted", "TrainResult", "Trainer", "train", "train_locked"]
 
 VALIDATION_SAMPLES = 512
 
@@ -97,16 +99,28 @@ def train(
         NonFinite: if the loss or a gradient is NaN or infinite; the last checkpoint is left.
         Interrupted: after SIGTERM or Ctrl-C; a checkpoint is saved first.
     """
-    with allowing(allow), allowing(external_names(run_spec(run))):
-        trainer = Trainer(run, Path(out), resume, command or f"gen.train(run, {str(out)!r})", quiet)
-        with stop_signals() as stop:
-            return trainer.fit(stop)
+    with allowing(allow), allowing(external_names(run_spec(run))), lock_of(Path(out)) as lock:
+        return train_locked(run, Path(out), resume, command or f"gen.train(run, {str(out)!r})", quiet, lock)
+
+
+def train_locked(run: Run, out: Path, resume: str, command: str, quiet: bool, lock: Lock | None) -> TrainResult:
+    """Train as `train` does, in a folder whose lock the caller holds.
+
+    Args:
+        run, out, resume, command, quiet: see `train`.
+        lock: of the folder; None in processes that write nothing.
+    """
+    trainer = Trainer(run, out, resume, command, quiet, lock)
+    with stop_signals() as stop:
+        return trainer.fit(stop)
 
 
 class Trainer:
     """The state of one training: networks by role, their averages and optimisers, and the number of steps done."""
 
-    def __init__(self, run: Run, folder: Path, resume: str, command: str, quiet: bool) -> None:
+    def __init__(
+        self, run: Run, folder: Path, resume: str, command: str, quiet: bool, lock: Lock | None = None
+    ) -> None:
         self.run, self.folder, self.command = run, folder, command
         if run.data is None or run.objective is None:
             name = "data" if run.data is None else "objective"
@@ -138,6 +152,10 @@ class Trainer:
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
         self.steps_done, self.step_saved = 0, 0
         self.val_loss: float | None = None
+        written = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"run": anchored(run_spec(run)), "command": command, "written": written, "versions": versions()}
+        spare = set(map(checkpoints.checkpoint_name, self.decay_ends))
+        self.output = RunFolder(folder, about | {"sources": self.sources}, self.start.line, run.keep, spare, lock)
         self._prepare()
         if self.start.checkpoint is not None:
             self._restore(self.start.checkpoint)  # after accelerate, which would cast the optimisers' state
@@ -186,18 +204,16 @@ class Trainer:
     def fit(self, stop: threading.Event) -> TrainResult:
         """Train until run.steps, or until `stop` is set; a finished run is left as it is."""
         run = self.run
-        if self.steps_done < run.steps or self.start.moved or not self._is_final():
+        if self.steps_done < run.steps or self.start.moved or not self.output.is_final(self.steps_done):
             self._open()
             try:
                 self._loop(stop)
             except UserError:
                 if self.main and not self.steps_done:  # the folder is free for the run that it should have been
-                    for name in ("run.json", "metrics.jsonl"):
-                        (self.folder / name).unlink()
+                    self.output.free()
                 raise
             finally:
-                if self.main:
-                    self.metrics.close()
+                self.output.close()
                 self.progress.close()
                 if run.trackers:
                     self.accelerator.end_training()
@@ -207,18 +223,12 @@ class Trainer:
         run = self.run
         self.progress = ProgressBar(self.folder.name, run.steps, self.steps_done, self.quiet)
         if self.start.moved:
-            self._move()
+            self.save(tidy=False)  # this line is the run's own at once, however soon it is killed
         if self.main:
-            written = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {
-                "run": anchored(run_spec(run)),
-                "command": self.command,
-                "written": written,
-                "versions": versions(),
-                "sources": self.sources,
-            }
-            checkpoints.write_json(self.folder / "run.json", about)
-            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.steps_done)
+            if self.start.moved and (left := self.output.superseded()):
+                after = f"the next checkpoint removes {', '.join(left)} of the line before"
+                self.progress.say(f"{self.folder.name}: back to step {self.steps_done}; {after}")
+            self.progress.say(self.output.open(self.steps_done))
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
         self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"])
@@ -337,7 +347,7 @@ class Trainer:
 
     def _record(self, values: Json) -> None:
         if self.main:
-            self.metrics.write(step=self.steps_done, **values)
+            self.output.record(step=self.steps_done, **values)
         if self.run.trackers:
             self.accelerator.log({k: v for k, v in values.items() if k != "split"}, step=self.steps_done)
 
@@ -370,47 +380,20 @@ class Trainer:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write a complete checkpoint, then remove older ones and those of other lines."""
-        self._write_checkpoint()
-        if self.main:
-            folder = self.folder / "checkpoints"
-            checkpoints.prune(folder, self.run.keep, set(map(checkpoints.checkpoint_name, self.decay_ends)))
-            if (self.folder / "final").exists():  # of an earlier end, or of another line
-                checkpoints.remove(self.folder / "final")
-
-    def _write_checkpoint(self) -> None:
-        """Write a complete checkpoint; no process goes on before it is there."""
+    def save(self, tidy: bool = True) -> None:
+        """Write a complete checkpoint; no process goes on before it is there. With `tidy`, then remove others."""
         self.accelerator.wait_for_everyone()
         files = state.weight_files(self.nets, self.averages, self.main)
         states, optim = state.optimiser_files(self.nets, self.optims, self.main)
         if self.main:
-            folder = self.folder / "checkpoints" / checkpoints.checkpoint_name(self.steps_done)
-            checkpoints.write(folder, files | states, self._manifest() | {"optim": optim})
+            self.progress.say(self.output.save(files | states, self._manifest() | {"optim": optim}, tidy))
         self.step_saved = self.steps_done
         self.accelerator.wait_for_everyone()  # the launcher ends the others, still writing, if one ends here
-
-    def _move(self) -> None:
-        """Make this line the run's own at once: the next call goes on with it, however soon this one is killed."""
-        self._write_checkpoint()
-        folder = self.folder / "checkpoints"
-        superseded = [path.name for path in sorted(folder.glob("step-*")) if path not in checkpoints.lineage(folder)]
-        if superseded:
-            after = f"the next checkpoint removes {', '.join(superseded)} of the line before"
-            self.progress.say(f"{self.folder.name}: back to step {self.steps_done}; {after}")
-
-    def _is_final(self) -> bool:
-        """Return whether final/ is of this line and step."""
-        here = {"line": self.start.line, "step": self.steps_done}
-        try:
-            return checkpoints.age(checkpoints.read(self.folder / "final", verify=False)) == checkpoints.age(here)
-        except UserError:
-            return False
 
     def _finish(self) -> None:
         files = state.weight_files(self.nets, self.averages, self.main)
         if self.main:
-            checkpoints.write(self.folder / "final", files, self._manifest())
+            self.output.finish(files, self._manifest())
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
 
     def _manifest(self) -> Json:
@@ -419,7 +402,6 @@ class Trainer:
         return {
             "run": anchored(run_spec(run)),
             "role": self.role,
-            "line": list(self.start.line),
             "step": self.steps_done,
             "samples_seen": self.steps_done * run.batch_size,
             "shape": list(self.data[0]["x"].shape),

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from gen.cli import main
-from gen.config.checkpoints import write_json
+from gen.config.writing import write_json
 from gen.training.run import run_spec
 from gen.training.trainer import train
 from tests.gen.tiny import tiny

@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 def test_a_failed_save_leaves_the_old_one(saved, monkeypatch):
-    monkeypatch.setattr(m, "_sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(m, "sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         m.write(saved, FILES, {"step": 3})
     monkeypatch.undo()
@@ -102,10 +103,34 @@ def test_a_failed_save_leaves_the_old_one(saved, monkeypatch):
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
-def test_prune_keeps_the_newest_and_sweeps_what_was_half_written(tmp_path):
+def test_a_failed_rename_leaves_the_old_one(saved, monkeypatch):
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name.startswith(".partial") and "state" not in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        m.write(saved, FILES, {"step": 4})
+    monkeypatch.undo()
+    assert m.read(saved)["step"] == 3
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_full_disk_is_an_error_of_the_file_system(saved, monkeypatch):
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(m, "write_file", lambda *args: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space left on device"):
+        m.write(saved, FILES, {"step": 4})
+    assert m.read(saved)["step"] == 3
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_prune_keeps_the_newest(tmp_path):
     for step in range(1, 6):
         m.write(tmp_path / m.checkpoint_name(step), FILES, {"step": step})
-    (tmp_path / ".partial-step-0000009-1").mkdir()
     m.prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000004", "step-0000005"]
 

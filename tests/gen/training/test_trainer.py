@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_used(tmp_path):
         for micro in trainer._batches():
             before = {k: v.clone() for k, v in trainer.nets["net"].state_dict().items()}
             trainer._after_step(trainer.step(micro))
-    trainer.metrics.close()
+    trainer.output.close()
     assert all(torch.equal(v, before[k]) for k, v in trainer.nets["net"].state_dict().items())
     assert checkpoints.newest(tmp_path / "run" / "checkpoints").name == "step-0000004"
 

@@ -1,0 +1,209 @@
+"""Writing files that are whole or not there, whenever the process is killed; and one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal
+
+from gen.config.errors import UserError
+
+__all__ = ["Lock", "partial_name", "replacing", "sweep", "sync", "write_json", "write_text"]
+
+_PARTIAL = re.compile(r"\.(partial|aside)-(\d+)-(.+)")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside another to write to; it is synced and takes the other's name when the block ends well.
+
+    Args:
+        path: the file that is to be written; its folder is created. What is yielded has the same suffix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".partial-*-{path.name}"):
+        _sweep_one(left)
+    partial = path.with_name(partial_name(path.name))
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8, replacing it in one step.
+
+    Args:
+        path: the file; its folder is created.
+        text: all of its content.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write strict JSON, replacing the file in one step.
+
+    Args:
+        path: the file; its folder is created.
+        value: JSON values; NaN and infinity are refused.
+    """
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's entries, are on the disk.
+
+    Args:
+        path: the file or folder.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def partial_name(name: str, kind: Literal["partial", "aside"] = "partial") -> str:
+    """Return the name that a file or folder has while this process writes it, or while its successor takes its place.
+
+    Args:
+        name: of the whole.
+        kind: "aside" for what is whole and steps aside.
+    """
+    return f".{kind}-{os.getpid()}-{name}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder, at any depth; put back what they had moved aside.
+
+    Args:
+        folder: the folder; it need not be there.
+    """
+    for left in sorted([*folder.rglob(".partial-*"), *folder.rglob(".aside-*")]):
+        _sweep_one(left)
+
+
+def _sweep_one(left: Path) -> None:
+    named = _PARTIAL.fullmatch(left.name)
+    if named is None or not left.exists() or (int(named[2]) != os.getpid() and _is_alive(int(named[2]))):
+        return
+    if named[1] == "aside" and not left.with_name(named[3]).exists():  # killed between two renames
+        left.rename(left.with_name(named[3]))
+    elif left.is_dir():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+class Lock:
+    """A file that one process holds while it writes somewhere; it says which process, on which host, since when.
+
+    The operating system frees it (flock) when the process ends, however that ends. Where there is no flock, the lock of
+    a process of this host that is dead is taken over.
+
+    Args:
+        file: the lock's own file; it and its folder are created, and removed by `release` if nothing else is there.
+        what: is written, for the message.
+
+    Raises:
+        UserError: if another process, or another thread, holds it; in one line that says who.
+    """
+
+    def __init__(self, file: Path, what: Path) -> None:
+        self._file, self._what = file, what
+        self._made = [folder for folder in (file.parent,) if not folder.exists()]
+        self._owner = os.getpid()
+        self._stream = self._take()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others write."""
+        if os.getpid() == self._owner:
+            if self._holds(self._stream):
+                self._file.unlink(missing_ok=True)
+            self._stream.close()
+            for folder in self._made:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def renew(self) -> bool:
+        """Take the lock again if its file was removed; return whether it was.
+
+        Raises:
+            UserError: if another process took it meanwhile.
+        """
+        if self._holds(self._stream):
+            return False
+        self._stream.close()
+        self._stream = self._take()
+        return True
+
+    def _take(self) -> IO[str]:
+        while True:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            stream = self._file.open("a+", encoding="utf-8")
+            os.register_at_fork(after_in_child=stream.close)  # a child that outlives this process holds nothing
+            stream.seek(0)
+            if not _flocked(stream, stream.read()):
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                stream.close()
+                raise UserError(
+                    f"{self._what} is in use: {holder} is writing it. Wait until it has ended, or choose another"
+                )
+            if self._holds(stream):  # not one that its holder removed between our opening and locking it
+                break
+            stream.close()
+        stream.truncate(0)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},")
+        stream.flush()
+        return stream
+
+    def _holds(self, stream: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(stream.fileno()), self._file.stat())
+        except OSError:
+            return False
+
+
+def _flocked(stream: IO[str], holder: str) -> bool:
+    """Return whether a file could be locked: by flock, or where there is none by what is written in it."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # of a file system without it
+        named = re.match(r"process (\d+) on (\S+), ", holder)
+        if named is None:
+            return True
+        return named[2] == socket.gethostname() and int(named[1]) != os.getpid() and not _is_alive(int(named[1]))

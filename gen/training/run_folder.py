@@ -1,0 +1,131 @@
+"""The folder of a run as its one writer sees it: run.json, metrics.jsonl, checkpoints/ of its own line, final/."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from gen.config import checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import Json
+from gen.config.writing import Lock, sweep, write_json
+from gen.training.distributed import is_main
+from gen.training.log import MetricsFile
+from gen.training.state import Files
+
+__all__ = ["RunFolder", "lock_of"]
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[Lock | None]:
+    """Hold the lock of a run folder, in the process that writes it, and remove what killed ones left half written.
+
+    Args:
+        folder: of the run, new or not.
+
+    Raises:
+        UserError: if another process is writing there.
+    """
+    with Lock(folder / ".lock", folder) if is_main() else nullcontext() as lock:
+        if lock is not None:
+            sweep(folder)
+        yield lock
+
+
+class RunFolder:
+    """The folder of a run, for the process that writes it.
+
+    Args:
+        path: the folder.
+        about: the content of run.json.
+        line: the run's line, see gen.config.checkpoints.lineage.
+        keep: how many checkpoints of the line stay.
+        spare: names of checkpoints that stay beside them.
+        lock: of the folder; None if it is not held.
+    """
+
+    def __init__(
+        self, path: Path, about: Json, line: Sequence[int], keep: int, spare: Collection[str], lock: Lock | None
+    ) -> None:
+        self.path, self._about, self._line, self._keep, self._spare = path, about, list(line), keep, spare
+        self._lock = lock
+
+    def open(self, step: int) -> str:
+        """Write run.json, and open metrics.jsonl after a step; return what is to be said about it, "" for nothing."""
+        with self._explained("run.json and metrics.jsonl"):
+            write_json(self.path / "run.json", self._about)
+            self.metrics = MetricsFile(self.path / "metrics.jsonl", step)
+        return self.metrics.problem
+
+    def record(self, **values: object) -> None:
+        """Write a line of metrics."""
+        with self._explained("metrics.jsonl"):
+            self.metrics.write(**values)
+
+    def close(self) -> None:
+        """Close metrics.jsonl."""
+        if hasattr(self, "metrics"):
+            self.metrics.close()
+
+    def free(self) -> None:
+        """Remove what `open` wrote: the folder is free for the run that it should have been."""
+        for name in ("run.json", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def save(self, files: Files, manifest: Json, tidy: bool = True) -> str:
+        """Write a complete checkpoint; with `tidy`, then remove older ones, those of other lines, and a former final/.
+
+        Returns:
+            What is to be said about it; "" for nothing.
+        """
+        said, step = self._restored(manifest["step"]), manifest["step"]
+        folder = self.path / "checkpoints"
+        with self._explained(f"step {step}"):
+            checkpoints.write(folder / checkpoints.checkpoint_name(step), files, manifest | {"line": self._line})
+        if tidy:
+            checkpoints.prune(folder, self._keep, self._spare)
+            if (self.path / "final").exists():  # of an earlier end, or of another line
+                checkpoints.remove(self.path / "final")
+        return said
+
+    def superseded(self) -> list[str]:
+        """Return the names of checkpoints that are not of the run's own line."""
+        folder = self.path / "checkpoints"
+        line = checkpoints.lineage(folder)
+        return [path.name for path in sorted(folder.glob("step-*")) if path not in line]
+
+    def finish(self, files: Files, manifest: Json) -> None:
+        """Write final/."""
+        self._restored(manifest["step"])
+        with self._explained("final/"):
+            checkpoints.write(self.path / "final", files, manifest | {"line": self._line})
+
+    def is_final(self, step: int) -> bool:
+        """Return whether final/ is of this line and step."""
+        try:
+            end = checkpoints.read(self.path / "final", verify=False)
+        except UserError:
+            return False
+        return checkpoints.age(end) == (len(self._line), step)
+
+    def _restored(self, step: int) -> str:
+        """Write run.json again if the folder was removed meanwhile, and say so."""
+        removed = self._lock is not None and self._lock.renew()
+        if not (removed or not (self.path / "run.json").exists()) or not hasattr(self, "metrics"):
+            return ""
+        self.metrics.close()
+        self.open(step)
+        return f"{self.path} was removed while it was trained: written again, without what it held before step {step}"
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn an error of the file system into one line that says what is safe."""
+        try:
+            yield
+        except OSError as error:
+            last = checkpoints.newest(self.path / "checkpoints")
+            raise UserError(
+                f"{self.path}: {what} could not be written: {error.strerror or error}. Last good checkpoint: "
+                f"{last or 'none'}; make room, or mend the folder, and run this again to go on from there"
+            ) from error
