@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gen.config.fields import check_arguments
+from gen.config.writing import write_text
 from gen.eval.pages.leaderboard import leaderboard_page
 from gen.eval.ranking import Group, Row, cell, equal_time_rival, estimate_in, groups, options, pareto_front
-from gen.eval.record import Interval, Measurement, Record, collect, sampler_text, write_text
+from gen.eval.record import Interval, Measurement, Record, collect, sampler_text
 from gen.eval.tables import aligned, inert, markdown, markdown_text, one_line
 
 __all__ = ["leaderboard", "table"]

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import TypeVar
 from gen.config.errors import UserError, nearest, shown
 from gen.config.reading import read_json, read_toml
 from gen.config.spec import Json, convert, digest, spec_of
+from gen.config.writing import write_text
 from gen.eval.estimate import Estimate
 from gen.eval.metrics import Column
 
@@ -36,7 +36,6 @@ __all__ = [
     "sampler_text",
     "to_json",
     "write_record",
-    "write_text",
 ]
 
 SCHEMA = 2
@@ -367,22 +366,6 @@ def _convert(value: object, kind: type[T], source: str) -> T:
         return convert(value, kind, kind.__name__)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: it is the old one or the new one, whole, whenever the process is killed.
-
-    Args:
-        path: of the file; its folder is created.
-        text: all of its content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}-{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_record(record: Record, folder: Path) -> Path:

@@ -28,6 +28,7 @@ from statistics import median
 import torch
 
 import gen
+from gen.config.writing import write_text
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import Velocity
@@ -172,7 +173,7 @@ def main(given=None):
         results.append(measure(*model, args.batch_size, args.steps, args.interval, 10, 1))
         print(table(results[-1]), flush=True)
     if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(results, indent=2) + "\n")
     return 0
 
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from gen.config.writing import write_text
 from gen.diffusion.path import Flow, Prediction
 from gen.diffusion.sampling import integrate
 from gen.samplers.solvers.euler import Euler
@@ -96,7 +97,7 @@ def main() -> None:
     line = json.dumps({**found, "torch": torch.__version__})
     print(line)
     if args.out:
-        args.out.write_text(line + "\n")
+        write_text(args.out, line + "\n")
 
 
 if __name__ == "__main__":

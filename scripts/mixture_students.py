@@ -42,6 +42,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from gen.config.spec import Json, build
+from gen.config.writing import replacing, write_text
 from gen.data.mixture import MixturePoints
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import members
@@ -288,10 +289,11 @@ def save(args: argparse.Namespace, panels: list[Image.Image], rows: list[Json]) 
         sheet = Image.new("RGB", (ACROSS * panels[0].width, -(-len(panels) // ACROSS) * panels[0].height), "white")
         for i, one in enumerate(panels):
             sheet.paste(one, (i % ACROSS * one.width, i // ACROSS * one.height))
-        sheet.save(out, optimize=True)
+        with replacing(out) as partial:
+            sheet.save(partial, optimize=True)
     if table := args.table or (None if args.only else ROOT / "benchmarks/results/mixture.json"):
         about = {"date": str(datetime.date.today()), "torch": torch.__version__, "cpu": platform.machine()}
-        table.write_text(json.dumps({**about, "threads": 1, "seed": args.seed, "rows": rows}, indent=1))
+        write_text(table, json.dumps({**about, "threads": 1, "seed": args.seed, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
 
 from gen.config.spec import override
+from gen.config.writing import write_text
 from gen.models.dit import DiT
 from gen.training.log import read_metrics
 from gen.training.optim.adamw import AdamW
@@ -57,7 +58,7 @@ def main() -> None:
         print(f"width {width:4d}: {row}   best 2^{best}   ({time.perf_counter() - began:.0f} s)", flush=True)
     if args.out:
         settings = {k: v for k, v in vars(args).items() if k != "json"}
-        args.out.write_text(json.dumps({"settings": settings, "loss": table}, indent=1) + "\n")
+        write_text(args.out, json.dumps({"settings": settings, "loss": table}, indent=1) + "\n")
 
 
 def loss(model: DiT, lr: float, steps: int, last: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
+from gen.config.writing import Lock, sweep
 from gen.data.pairs import check_shard, shard_name
+from gen.training.distributed import is_main
 from gen.training.log import ProgressBar
 
 __all__ = ["WHOLE_STORE", "ShardPlan", "fill_shards", "parent_hash"]
@@ -59,6 +62,20 @@ def fill_shards(
     k, of = plan.part
     if n < 1 or plan.size < 1 or not 0 <= k < of:
         raise UserError(f"{name}: n = {n}, shard = {plan.size}, part = {k} of {of}; all positive, parts count from 0")
+    with Lock(folder / f".lock-{k}-of-{of}", folder) if is_main() else nullcontext():
+        sweep(folder)
+        _fill(folder, name, n, about, generate, plan)
+
+
+def _fill(
+    folder: Path,
+    name: str,
+    n: int,
+    about: Json,
+    generate: Callable[[int, int], dict[str, Tensor]],
+    plan: ShardPlan,
+) -> None:
+    k, of = plan.part
     shards = -(-n // plan.size)
     store = {**about, "n": n, "shards": shards, "size": plan.size}
     progress = ProgressBar(name, n, quiet=plan.quiet)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from gen.config.errors import MissingDependency, UserError
 from gen.config.fields import check_fields
+from gen.config.writing import replacing
 
 __all__ = ["DigitsCNN", "DigitsExtractor", "Net", "train"]
 
@@ -160,7 +161,8 @@ def main() -> None:
     assert labels is not None
     extractor = DigitsExtractor(net.double().eval(), digest, DigitsCNN.batch)
     accuracy = torch.eq(extractor.logits(images).argmax(1), labels).double().mean()
-    WEIGHTS.write_bytes(content)
+    with replacing(WEIGHTS) as partial:
+        partial.write_bytes(content)
     print(f"{WEIGHTS.name}: {len(content)} bytes, test accuracy {float(accuracy):.4f}\nsha256 {digest}")
 
 

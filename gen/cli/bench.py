@@ -225,8 +225,8 @@ def _check_folder(folder: Path) -> None:
 
 def _page(folder: Path) -> None:
     """Write the page of all parts that the folder holds."""
+    from gen.config.writing import write_text
     from gen.eval.pages.bench import bench_page
-    from gen.eval.record import write_text
 
     files = [_read(path) for path in (folder / f"{part}.json" for part in PARTS) if path.exists()]
     write_text(folder / "bench.html", bench_page(files))

@@ -45,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gen.config.writing import write_text
     from gen.eval.decoding import collect_decoding, decoding_table, measure_decoding
     from gen.eval.pages.decoding import decoding_page
-    from gen.eval.record import to_json, write_text
+    from gen.eval.record import to_json
     from gen.pipeline import load
     from gen.text.pipeline import TextPipeline
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gen.cli.lib.options import add_option, add_options, parse_spec
 from gen.config.errors import UserError
 from gen.config.spec import Json, spec_of
+from gen.config.writing import replacing
 
 if TYPE_CHECKING:
     from gen.pipeline import Pipeline, Samples
@@ -158,15 +159,15 @@ def _check_out(out: Path) -> None:
 
 
 def _save(samples: Samples, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
-        samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(out)
-    elif out.suffix == ".npz":
-        import numpy as np
+    with replacing(out) as partial:
+        if out.suffix == ".png":
+            samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(partial)
+        elif out.suffix == ".npz":
+            import numpy as np
 
-        labels = [value.numpy() for key, value in samples.cond.items() if key == "y"]
-        np.savez(out, samples.uint8().permute(0, 2, 3, 1).numpy(), *labels)
-    else:
-        out.mkdir()
-        for i, image in enumerate(samples.images):
-            image.save(out / f"{i:06d}.png")
+            labels = [value.numpy() for key, value in samples.cond.items() if key == "y"]
+            np.savez(partial, samples.uint8().permute(0, 2, 3, 1).numpy(), *labels)
+        else:
+            partial.mkdir()
+            for i, image in enumerate(samples.images):
+                image.save(partial / f"{i:06d}.png")

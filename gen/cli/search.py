@@ -54,11 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.spec import build, spec_of
+    from gen.config.writing import Lock
 
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise UserError(f"{args.out} cannot be written: give a file in a folder that exists")
     _check(args)
+    with Lock(args.out.with_name(f".lock-{args.out.name}"), args.out):
+        return _search(args)
+
+
+def _search(args: argparse.Namespace) -> int:
+    from gen.config.spec import build, spec_of
+
     pipeline = loaded(args)
     given = sampler_options(args, pipeline)
     if given.pop("cache", None) is not None:

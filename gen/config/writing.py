@@ -26,7 +26,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside another to write to; it is synced and takes the other's name when the block ends well.
 
     Args:
-        path: the file that is to be written; its folder is created. What is yielded has the same suffix.
+        path: the file that is to be written, or a new folder; the folder it is in is created. What is yielded has the
+            same suffix, and is not there yet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".partial-*-{path.name}"):
@@ -34,10 +35,11 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(partial_name(path.name))
     try:
         yield partial
-        sync(partial)
+        for written in (partial, *partial.rglob("*")):
+            sync(written)
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,7 +77,7 @@ def sync(path: Path) -> None:
 
 
 def partial_name(name: str, kind: Literal["partial", "aside"] = "partial") -> str:
-    """Return the name that a file or folder has while this process writes it, or while its successor takes its place.
+    """Return the name that a file or folder has while this process writes it, or moves it aside.
 
     Args:
         name: of the whole.
@@ -100,10 +102,15 @@ def _sweep_one(left: Path) -> None:
         return
     if named[1] == "aside" and not left.with_name(named[3]).exists():  # killed between two renames
         left.rename(left.with_name(named[3]))
-    elif left.is_dir():
-        shutil.rmtree(left, ignore_errors=True)
     else:
-        left.unlink(missing_ok=True)
+        _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
+from gen.config.writing import Lock
 from gen.training.ema import EMA, Power
 from gen.training.run import run_from, run_spec
 
@@ -92,7 +93,8 @@ def reconstruct(
     raw = checkpoints.read_tensors(newest, f"{role}.safetensors", info)
     average = {k: total[k].to(v.dtype) if v.is_floating_point() else v for k, v in raw.items()}
     files = {f"{role}.safetensors": raw, f"{role}-{wanted.label}.safetensors": average}
-    checkpoints.write(out, files, _manifest(info, Path(run), wanted, known, error))
+    with Lock(out.with_name(f".lock-{out.name}"), out):
+        checkpoints.write(out, files, _manifest(info, Path(run), wanted, known, error))
     return Reconstruction(out, last, std, len(known) // len(profiles), len(profiles), error)
 
 

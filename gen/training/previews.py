@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gen.config.writing import replacing, write_text
 from gen.data import DataSet, DataSource
 from gen.diffusion.denoiser import Denoiser
 from gen.text.decoding import Decoding
@@ -43,9 +44,9 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
     pipeline = Pipeline(f, shape, classes, run.sampler, device=device, info={"run": run_spec(run)})
     if pipeline.no_pictures:
         return None
-    file.parent.mkdir(exist_ok=True)
     samples = pipeline.sample(SAMPLES, batch_size=run.micro_batch_size or run.batch_size)
-    samples.sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(file.with_suffix(".png"))
+    with replacing(file.with_suffix(".png")) as partial:
+        samples.sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(partial)
     return file.with_suffix(".png")
 
 
@@ -63,5 +64,4 @@ def _write_texts(
     for item, prompt, length, text in zip(items, prompts, lengths, texts, strict=True):
         truth = pipeline.text(item["x"][len(prompt) : len(prompt) + length])
         lines.append(f"> {tokenizer.decode(prompt)}\n{text}\n({truth})\n")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("\n".join(lines), encoding="utf-8")
+    write_text(file, "\n".join(lines))

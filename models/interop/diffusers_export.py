@@ -8,7 +8,6 @@ Bit for bit the same weights, and the same output to rounding, or a refusal that
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, spec_of
+from gen.config.writing import replacing
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
@@ -274,9 +274,7 @@ def _write(output: Path, files: Json, readme: str, tensors: Mapping[str, Tensor]
     """Write the whole folder, with a copy of the decoder's weights if there is one, or nothing."""
     from safetensors.torch import save_file
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.parent / f".partial-{output.name}-{os.getpid()}"
-    try:
+    with replacing(output) as partial:
         for name, content in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -285,6 +283,3 @@ def _write(output: Path, files: Json, readme: str, tensors: Mapping[str, Tensor]
         save_file(separate, partial / "transformer" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
         if decoder is not None:
             shutil.copyfile(decoder, partial / "vae" / decoder.name)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

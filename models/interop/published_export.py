@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import Json, find, name_of, names, spec_of
+from gen.config.writing import replacing
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import unwrap
 from gen.models.interop.checkpoints import FOLDER
@@ -52,9 +52,7 @@ def export_published(run: str | Path, out: str | Path, origin: str, *, weights: 
     ours = {**vars(f.path), **vars(spec)}
     chosen: Any = owner(**{name: value for name, value in ours.items() if name in unseen})
     state = {name: value.detach().cpu().clone() for name, value in f.net.state_dict().items()}
-    partial = out.parent / f".partial-{os.getpid()}-{out.name}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(out) as partial:
         if out.suffix == ".pt":
             torch.save(getattr(chosen, "publish", dict)(state), partial)
         else:
@@ -62,9 +60,6 @@ def export_published(run: str | Path, out: str | Path, origin: str, *, weights: 
 
             save_file(state, partial)
         _check_same(f, state, chosen, partial, run)
-        partial.rename(out)
-    finally:
-        partial.unlink(missing_ok=True)
     return spec_of(chosen)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.writing import write_json
 
 __all__ = ["Candidate", "Fitness", "Problem", "SearchMethod", "SearchResult", "pool_of"]
 
@@ -116,7 +116,7 @@ class SearchResult:
 
     def write(self, file: str | Path, **about: Any) -> None:
         """Write JSON that the grid `searched` reads; `about` adds what was searched for: path, solver, sites."""
-        Path(file).write_text(json.dumps({**about, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(file), {**about, **asdict(self)})
 
 
 class SearchMethod(Protocol):
