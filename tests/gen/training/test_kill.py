@@ -1,4 +1,4 @@
-"""The short version of scripts/kill_test.py: five kills, all survived, the right bits at the end."""
+"""The short version of scripts/kill_test.py: one kill of each writer, all survived, the right bits at the end."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "kill_test.py"
 
 
 def test_five_kills_are_survived():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "5"], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "5"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    assert result["resumable"] == 5 and result["same_bits"] and result["steps"] > 5
+    assert result["resumable"] == 5 and result["same_bits"] and not result["left"]
