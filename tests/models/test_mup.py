@@ -38,7 +38,7 @@ def test_heads_keep_their_size_and_the_base_stays():
     assert build("models", spec_of(digits)) == digits
     with pytest.raises(UserError, match=r"DiT\.width 100 has no whole number of heads of size 72"):
         BASE.wider(100)
-    with pytest.raises(UserError, match="mup_base is 0"):
+    with pytest.raises(UserError, match=r"mup_base = 0; it must be in \[1, inf\)"):
         replace(BASE, mup_base=0)
 
 

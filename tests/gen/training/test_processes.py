@@ -16,7 +16,7 @@ from gen import load
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.distillers.consistency import Consistency
-from gen.training.log import read_metrics
+from gen.training.log import ProgressBar, read_metrics
 from gen.training.run import run_spec
 from gen.training.trainer import Trainer, train
 from tests.gen.tiny import tiny
@@ -131,6 +131,7 @@ def test_every_family_is_cut_in_parts(tmp_path):
 def test_a_checkpoint_is_there_before_any_process_goes_on(tmp_path, monkeypatch):
     """Of one that ended sooner, as after a signal, torchrun would end the others: the first of them is writing."""
     trainer, did, write = Trainer(small(), tmp_path / "run", "never", "", True), [], checkpoints.write
+    trainer.progress = ProgressBar("run", 1, 0, quiet=True)
     monkeypatch.setattr(checkpoints, "write", lambda *args: did.append("write") or write(*args))
     monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: did.append("wait"))
     trainer.save()
