@@ -89,8 +89,9 @@ def mixture() -> Iterator[str]:
     for row in found["rows"]:
         budget = f"{row['updates']} updates, {row['seconds']:.0f} s" if "updates" in row else ""
         cells.append([row["name"], f"{row['nfe']}", budget, f"{row['modes']} of 8", f"{row['inside']:.3f}"])
-        cells[-1].append(f"{row['energy_distance']:.1e}")
-    yield from markdown(["student", "NFE", "training", "modes", "inside the modes", "energy distance"], cells)
+        cells[-1] += [f"{row['energy_distance']:.1e}", f"{row['sliced_wasserstein']:.3f}"]
+    heads = ["student", "NFE", "training", "modes", "inside the modes", "energy distance", "sliced W2"]
+    yield from markdown(heads, cells)
     about = f"{found['date']}, torch {found['torch']}, CPU ({found['cpu']}), {found['threads']} thread, one seed"
     yield from source("mixture", f"{about}; made by `python scripts/mixture_students.py`")
 
