@@ -195,7 +195,7 @@ OTHER = {
     "sigma_data": [0.5], "warmup": [1], "damping": [0.5], "prior": [1.0], "adaptive": [False],
     "derivative": ["difference"], "flow_share": [0.9], "omega": [2.0], "kappa": [0.5], "power": [0.5], "steps": [4],
     "bootstrap": [0.9], "bootstrap_cfg": [2.0], "clip": [0.1], "critic_steps": [3], "critic_times": ["point"],
-    "critic_rate": [3.0], "scale": ["kl"], "gan_weight": [0.5], "disc_weight": [0.5], "r1": [0.5],
+    "critic_rate": [3.0], "scale": ["kl"], "gan_weight": [0.5], "disc_weight": [0.5], "r1": [100.0],
     "features": ["teacher", "fake"], "sites": [("hidden.0", "trunk")], "hidden": [4], "divergence": ["forward_kl"],
     "normalise": ["none"], "bins": [2], "ratio_decay": [0.9], "alpha": [0.5], "weight": ["none"], "records": [4],
     "every": [3], "hold": [2], "method": ["sid"], "reward": ["quadratic"], "group_size": [2], "times_per_sample": [3],
