@@ -253,5 +253,5 @@ def test_latents_are_refused_before_sampling_for_every_output(channels, tmp_path
     monkeypatch.setattr("gen.pipeline.integrate", lambda *a, **k: pytest.fail("sampled first"))
     for out in ("s.npz", "s.png", "folder"):
         assert main(["sample", str(tmp_path / "run"), "-n", "2", "--out", str(tmp_path / out)]) == 2
-        assert "no pictures; --autoencoder decodes latents" in capsys.readouterr().err
+        assert "no pictures: an autoencoder decodes latents" in capsys.readouterr().err
         assert not (tmp_path / out).exists()
