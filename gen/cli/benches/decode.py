@@ -93,7 +93,8 @@ class _Decoders:
                 length=s.length + s.longest, width=s.width, depth=s.depth, heads=s.width // 64, block_size=s.block
             )
             net: nn.Module = spec.build()
-            net.get_submodule("head").weight.data *= 50  # fresh logits are nearly alike, and ties go by position here
+            for weight in net.get_submodule("head").parameters():  # fresh logits are alike, and ties go by position
+                weight.data *= 50
         return net.eval().requires_grad_(False)
 
     def prompts(self, seed: int) -> tuple[Tensor, ...]:
