@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 import shlex
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 import gen
+from gen.config.reading import file_sha256
 from gen.config.spec import Json, anchored, name_of, spec_of
 from gen.config.trust import external_names
 from gen.diffusion.denoiser import Denoiser
@@ -40,7 +40,7 @@ def sampler_spec(pipeline: Pipeline, how: Mapping[str, object]) -> Json:
     if spec["grid"]["name"] == "searched":
         spec["grid"]["times"] = plan.grid.read()["times"]
     if spec["cache"] is not None and spec["cache"]["name"] == "searched":
-        spec["cache"]["sha256"] = hashlib.sha256(Path(plan.cache.file).read_bytes()).hexdigest()
+        spec["cache"]["sha256"] = file_sha256(Path(plan.cache.file))
     engine = getattr(pipeline, "engine", None)
     if engine is None:
         return spec

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from gen.config.errors import UserError, nearest, shown
 from gen.config.reading import read_json, read_toml
-from gen.config.spec import Json, convert, digest, spec_of
+from gen.config.spec import Json, convert, digest, is_sealed, sealed, spec_of
 from gen.config.writing import write_text
 from gen.eval.estimate import Estimate
 from gen.eval.metrics import Column
@@ -336,7 +336,7 @@ def to_json(record: object) -> Json:
         record: a dataclass, such as Record.
     """
     body = json.loads(json.dumps(spec_of(record, named=False), allow_nan=False))
-    return {**body, "sha256": digest(body)}
+    return sealed(body)
 
 
 def from_json(value: object, kind: type[T], source: str) -> T:
@@ -354,10 +354,9 @@ def from_json(value: object, kind: type[T], source: str) -> T:
     if not isinstance(value, Mapping) or value.get("schema") != schema:
         found = value.get("schema") if isinstance(value, Mapping) else type(value).__name__
         raise UserError(f"{source} is no {kind.__name__} of schema {schema}: it is {found!r}")
-    body = {k: v for k, v in value.items() if k != "sha256"}
-    if value.get("sha256") != digest(body):
+    if not is_sealed(value):
         raise UserError(f"{source} does not match its own sha256: it was edited, or is damaged")
-    return _convert(body, kind, source)
+    return _convert({k: v for k, v in value.items() if k != "sha256"}, kind, source)
 
 
 def _convert(value: object, kind: type[T], source: str) -> T:

@@ -6,7 +6,6 @@ the folder is renamed and only then are older ones removed. Reading verifies eve
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import warnings
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
-from gen.config.reading import read_json
-from gen.config.spec import Json, digest
+from gen.config.reading import file_sha256, read_json
+from gen.config.spec import Json, is_sealed, sealed
 from gen.config.tensor_files import Damaged, read_file, write_file
 from gen.config.writing import partial_name, sync, write_json
 
@@ -66,10 +65,10 @@ def write(
             else:
                 path.write_bytes((beside or {})[name])
                 sync(path)
-                sha256 = _sha256(path)
+                sha256 = file_sha256(path)
             hashes[name] = {"sha256": sha256, "bytes": path.stat().st_size}
         body = {"format": FORMAT, **manifest, "files": hashes}
-        write_json(partial / "manifest.json", body | {"sha256": digest(body)})
+        write_json(partial / "manifest.json", sealed(body))
         for directory in {partial, *(f.parent for f in partial.rglob("*"))}:
             sync(directory)
         if folder.exists():  # the same step again: the old one steps aside before it goes
@@ -101,8 +100,7 @@ def read(folder: Path, verify: bool = True) -> Json:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         given = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise UserError(f"{folder}: checkpoint format {given!r}; this version reads format {FORMAT}")
-    body = {k: v for k, v in manifest.items() if k != "sha256"}
-    if manifest.get("sha256") != digest(body):
+    if not is_sealed(manifest):
         raise UserError(f"{folder}/manifest.json is damaged: its content does not match its own sha256")
     _check_types(folder, manifest)
     for name in manifest["files"] if verify else ():
@@ -307,7 +305,7 @@ def checkpoint_name(step: int) -> str:
 def _verify(folder: Path, name: str, manifest: Json) -> None:
     path = _inside(folder, name)
     try:
-        found = _sha256(path)
+        found = file_sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if found != manifest["files"][name]["sha256"]:
@@ -324,8 +322,3 @@ def _damage(path: Path, about: Json) -> UserError:
     size, expected = path.stat().st_size, about["bytes"]
     what = f"has {size} bytes instead of {expected}" if size != expected else "does not match its sha256"
     return UserError(f"{path} is damaged: it {what}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ before it is read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import stat
@@ -17,7 +18,7 @@ from typing import Any
 
 from gen.config.errors import UserError
 
-__all__ = ["parse_json", "read_json", "read_lines", "read_text", "read_toml"]
+__all__ = ["file_sha256", "parse_json", "read_json", "read_lines", "read_text", "read_toml"]
 
 MAX_BYTES = 256 * 2**20  # of a file: a record with pictures has 1 MB
 MAX_LINE = 64 * 2**20
@@ -65,6 +66,16 @@ def read_json(path: Path, constants: bool = False) -> Any:
         UserError: names the file if it is missing, too large, or no strict JSON.
     """
     return parse_json(read_text(path), path, constants)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex.
+
+    Args:
+        path: the file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_toml(path: Path) -> Any:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "Json", "Spec", "anchored", "build", "by_head", "convert", "describe", "digest", "field_value", "find", "name_of",
-    "names", "override", "owner_of", "part", "preset_names", "spec_of", "with_keys",
+    "Json", "Spec", "anchored", "build", "by_head", "convert", "describe", "digest", "field_value", "find", "is_sealed",
+    "name_of", "names", "override", "owner_of", "part", "preset_names", "sealed", "spec_of", "with_keys",
 ]  # fmt: skip
 
 Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
@@ -228,6 +228,24 @@ def digest(value: object) -> str:
         value: strict JSON; the order of keys does not matter.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def sealed(body: Mapping[str, object]) -> Json:
+    """Return a JSON object with the sha256 of the rest of it under "sha256".
+
+    Args:
+        body: the rest; strict JSON.
+    """
+    return {**body, "sha256": digest(body)}
+
+
+def is_sealed(value: Mapping[str, object]) -> bool:
+    """Return whether a JSON object is as `sealed` left it.
+
+    Args:
+        value: the object.
+    """
+    return value.get("sha256") == digest({key: part for key, part in value.items() if key != "sha256"})
 
 
 def describe(thing: object) -> str:

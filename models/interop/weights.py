@@ -7,14 +7,13 @@ folder is one of the Hugging Face kind, whole or in shards, its copy in the hub'
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gen.config.errors import UserError
-from gen.config.reading import read_json
+from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json
 from gen.models.interop.lib.pickles import Record, plain
 from gen.models.interop.lib.state_dicts import State, choose, find_states
@@ -88,7 +87,7 @@ def read(
     return Weights(
         tensors=taken.tensors,
         chosen=taken.key or "bare",
-        files={file.name: _sha256(file) for file in files},
+        files={file.name: file_sha256(file) for file in files},
         config=config,
         folder=folder or path.parent,
         unread=_unread(content, [candidate.key for candidate in found], taken.key),
@@ -186,8 +185,3 @@ def _config(folder: Path) -> Json | None:
     if not isinstance(config, dict):
         raise UserError(f"{file} is no config: it holds {type(config).__name__}")
     return config
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

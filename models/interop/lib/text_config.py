@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.reading import file_sha256
 from gen.config.spec import Json
 from gen.models.interop.lib.inferred import Conversion, build_spec
 from gen.models.interop.weights import Weights
@@ -176,7 +176,6 @@ def convert(
 
 def _tokenizer(file: Path, fields: Json) -> HuggingFace:
     """Return the tokenizer of the file as it will lie beside the weights."""
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return HuggingFace(
-        TOKENIZER, fields["mask_token_id"], fields["eos_token_ids"], sha256=digest, size=fields["vocab_size"]
+        TOKENIZER, fields["mask_token_id"], fields["eos_token_ids"], sha256=file_sha256(file), size=fields["vocab_size"]
     )
