@@ -27,6 +27,8 @@ __all__ = [
     "FloorInfo",
     "Interval",
     "Measurement",
+    "Neighbours",
+    "PerClass",
     "Record",
     "ReferenceInfo",
     "SiteMap",
@@ -230,6 +232,42 @@ class CacheSaving:
     map: SiteMap | None = None
 
 
+@dataclass(frozen=True)
+class PerClass:
+    """A number of each class.
+
+    Attributes:
+        column: its declaration.
+        classes: names of the classes.
+        estimates: the numbers, in the order of the classes; None for a class that has none.
+    """
+
+    column: Column
+    classes: tuple[str, ...]
+    estimates: tuple[Estimate | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.estimates):
+            raise UserError(
+                f"{self.column.key}: {len(self.estimates)} numbers of {len(self.classes)} classes; allowed: one each"
+            )
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Samples beside the training images that are nearest to them.
+
+    Attributes:
+        strip: a PNG in base64: samples above, under each its nearest training image.
+        distances: of the pairs, from the left.
+        space: where they are nearest, in words: "features of digits_cnn".
+    """
+
+    strip: str
+    distances: tuple[float, ...]
+    space: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One evaluation.
@@ -254,6 +292,9 @@ class Record:
         date: ISO 8601.
         command: that repeats the evaluation.
         strip: the first ten samples, a PNG in base64.
+        protocol: name of the published protocol that was followed; None for none.
+        per_class: numbers of each class.
+        neighbours: samples beside their nearest training images.
         schema: of this dataclass.
     """
 
@@ -278,6 +319,9 @@ class Record:
     date: str | None = None
     command: str | None = None
     strip: str | None = None
+    protocol: str | None = None
+    per_class: tuple[PerClass, ...] = ()
+    neighbours: Neighbours | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -285,7 +329,8 @@ class Record:
         if not keys or len(set(keys)) < len(keys):
             raise UserError(f"a record holds at least one measurement, and each once; this one has {keys}")
         check_finite(self)
-        for png in (self.strip, self.floor and self.floor.strip, self.cache and self.cache.map and self.cache.map.png):
+        pictures = (self.strip, self.floor and self.floor.strip, self.cache and self.cache.map and self.cache.map.png)
+        for png in (*pictures, self.neighbours and self.neighbours.strip):
             if png and not _is_png(png):
                 raise UserError("a picture of the record is no PNG in base64")
 

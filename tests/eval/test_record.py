@@ -14,7 +14,17 @@ from gen.eval.metrics.accuracy import Accuracy
 from gen.eval.metrics.fid import FID
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
-from gen.eval.record import Measurement, Record, collect, from_json, sampler_text, to_json, write_record
+from gen.eval.record import (
+    Measurement,
+    Neighbours,
+    PerClass,
+    Record,
+    collect,
+    from_json,
+    sampler_text,
+    to_json,
+    write_record,
+)
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 
@@ -72,6 +82,17 @@ def test_collects_from_every_kind_of_source(tmp_path) -> None:
     assert sorted(names) == ["0", "1", "2", "3"]
     assert sorted(r.label for r in collect(listed)) == ["0", "1", "renamed"]
     assert collect(records[0]) == [records[0]]
+
+
+def test_a_record_holds_classes_and_neighbours() -> None:
+    per_class = PerClass(FID().columns[0], ("cat", "dog"), (Estimate(3.0, 0.1, 50), None))
+    neighbours = Neighbours(PNG, (0.5, 0.25), "features of digits_cnn")
+    record = replace(made(), protocol="adm-imagenet256", per_class=(per_class,), neighbours=neighbours)
+    assert from_json(json.loads(json.dumps(to_json(record))), Record, "made") == record
+    with pytest.raises(UserError, match="fid: 2 numbers of 1 classes"):
+        replace(per_class, classes=("cat",))
+    with pytest.raises(UserError, match="no PNG"):
+        replace(record, neighbours=replace(neighbours, strip="AAAA"))
 
 
 def test_refuses_what_is_no_record(tmp_path) -> None:
