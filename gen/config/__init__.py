@@ -6,9 +6,10 @@
     Checkpoints                  write, read, manifest_of, locate, newest, lineage; write_json       checkpoints
     Names that files give        allowing, names_from                                                      trust
     Files that anybody wrote     read_json, parse_json, read_toml, read_text, read_lines                 reading
+    Files of torch, as data      read_torch                                                        torch_file
     Tensors as pictures          to_uint8, to_pil, contact_sheet                                          images
 
-`checkpoints` and `images` need torch and are not imported here.
+`checkpoints`, `torch_file` and `images` need torch and are not imported here.
 """
 
 from gen.config.errors import MissingDependency, NonFinite, UserError

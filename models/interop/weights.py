@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gen.config.errors import UserError
+from gen.config.pickles import Record, plain
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json
-from gen.models.interop.lib.pickles import Record, plain
+from gen.config.torch_file import describe_start, read_torch
 from gen.models.interop.lib.state_dicts import State, choose, find_states
-from gen.models.interop.lib.torch_file import describe_start, read_torch
 
 __all__ = ["State", "Weights", "read"]
 

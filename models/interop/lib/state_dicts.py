@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.models.interop.lib.pickles import Record, as_tensor, module_attributes, module_state
+from gen.config.pickles import Record, as_tensor, module_attributes, module_state
 
 __all__ = ["Candidate", "State", "choose", "find_states"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
+from gen.config.torch_file import read_torch
 from gen.models.interop.lib.dit_layout import MARKS, read_dit_layout
 from gen.models.interop.lib.inferred import Conversion, cfg_spec
 from gen.models.interop.lib.settings import model_name, transport
-from gen.models.interop.lib.torch_file import read_torch
 from gen.models.interop.lib.variants import with_shifts, with_tables
 from gen.models.interop.weights import Weights
 from gen.models.lightning_dit import LightningDiT

@@ -259,7 +259,7 @@ def _numpy_dtype(given: object) -> Any:
 
 
 def _from_bytes(raw: bytes) -> object:
-    from gen.models.interop.lib.torch_file import read_legacy
+    from gen.config.torch_file import read_legacy
 
     return read_legacy(raw)
 

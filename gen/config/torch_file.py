@@ -1,4 +1,4 @@
-"""Files of torch.save, of both formats, and plain pickles, read as data; see gen.models.interop.lib.pickles."""
+"""Files of torch.save, of both formats, and plain pickles, read as data; see gen.config.pickles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.models.interop.lib.pickles import DTYPES, Global, PickleReader, Storage
+from gen.config.pickles import DTYPES, Global, PickleReader, Storage
 
 __all__ = ["describe_start", "read_legacy", "read_torch"]
 

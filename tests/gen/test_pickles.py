@@ -22,9 +22,9 @@ from torch import nn
 
 import gen
 from gen.config.errors import UserError
+from gen.config.pickles import Record, as_tensor, module_attributes, module_state, plain
+from gen.config.torch_file import read_torch
 from gen.models.interop.checkpoints import import_checkpoint
-from gen.models.interop.lib.pickles import Record, as_tensor, module_attributes, module_state, plain
-from gen.models.interop.lib.torch_file import read_torch
 from tests.models.interop import published
 
 PROTOCOLS = range(6)
@@ -353,7 +353,7 @@ def test_a_state_of_a_training_is_read(tmp_path):
 
 
 def test_bytes_of_a_stream_are_read_as_a_file_is():
-    from gen.models.interop.lib.torch_file import read_legacy
+    from gen.config.torch_file import read_legacy
 
     out = io.BytesIO()
     torch.save(torch.arange(3), out, _use_new_zipfile_serialization=False)
