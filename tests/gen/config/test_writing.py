@@ -97,8 +97,12 @@ import os, sys, time
 from pathlib import Path
 from gen.config.writing import Lock
 lock = Lock(Path(sys.argv[1]), Path(sys.argv[1]))
-if sys.argv[2] == "fork" and os.fork() == 0:
-    time.sleep(60)
+if sys.argv[2] == "fork":
+    there, here = os.pipe()
+    if os.fork() == 0:
+        os.write(here, b".")  # from here on it has closed the lock that it was born with
+        time.sleep(60)
+    os.read(there, 1)
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
