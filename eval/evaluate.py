@@ -18,7 +18,6 @@ from gen.config.images import to_uint8
 from gen.config.spec import Json, build, find, names, spec_of
 from gen.config.trust import allowing, check_trusted, external_names, names_from
 from gen.eval.cache_comparison import CacheComparison
-from gen.eval.features.pixels import Pixels
 from gen.eval.metrics import NEEDS, Column, Metric
 from gen.eval.pictures import strip
 from gen.eval.provenance import checkpoint, command, device_of, sampler_spec, setting, short
@@ -170,7 +169,7 @@ def own_data(pipeline: Pipeline, allow: Sequence[str] = ()) -> object:
 
 
 def choose(given: Sequence[object] | None) -> list[Metric]:
-    """Build the metrics that were asked for, or all of the folder that need no options; UserError for what is none."""
+    """Build the metrics that were asked for, or the default ones of the folder; UserError for what is none."""
     if given is not None:
         metrics = [check_metric(build("eval.metrics", one)) for one in given]
         keys = [column.key for metric in metrics for column in metric.columns]
@@ -180,7 +179,8 @@ def choose(given: Sequence[object] | None) -> list[Metric]:
     owners = [find(name, "eval.metrics") for name in names("eval.metrics")]
     missing = dataclasses.MISSING
     ready = [o for o in owners if all({f.default, f.default_factory} != {missing} for f in dataclasses.fields(o))]
-    return sorted((check_metric(owner()) for owner in ready), key=lambda metric: -metric.columns[0].priority)
+    usual = [check_metric(owner()) for owner in ready if getattr(owner, "default", True)]
+    return sorted(usual, key=lambda metric: -metric.columns[0].priority)
 
 
 def check_metric(metric: Any) -> Any:
@@ -190,6 +190,10 @@ def check_metric(metric: Any) -> Any:
         raise UserError(f"{label} is no metric: it must be a frozen dataclass that can be called")
     if needs not in NEEDS:
         raise UserError(f"{label} is no metric: needs = {needs!r}. {nearest(str(needs), NEEDS)}")
+    if not isinstance(getattr(metric, "default", True), bool) or not isinstance(
+        getattr(metric, "moments", False), bool
+    ):
+        raise UserError(f"{label} is no metric: default and moments are True or False")
     if not isinstance(columns, tuple) or not columns or not all(isinstance(column, Column) for column in columns):
         raise UserError(f"{label} is no metric: columns = {columns!r}, expected a tuple of Column")
     return metric
@@ -281,14 +285,16 @@ class SampledRows:
                 raise UserError(f"{metric.columns[0].key} needs {metric.needs}, but {reason}")
             if reason is not None:
                 self.metrics.remove(metric)
-        self.kept = IndexedRows(tuple(dict.fromkeys(name for m in self.metrics for name in NEEDS[m.needs])))
+        own = [one for m in self.metrics for one in NEEDS[m.needs] if "." not in one]
+        names = ["features" if one == "logits" else one.removesuffix("?") for one in own]
+        self.kept = IndexedRows(tuple(name for name in dict.fromkeys(names) if name in {"features", "images", *there}))
 
     def _view(self, name: str, samples: Samples, images: Tensor) -> Tensor:
         if name == "labels":
             return samples.cond["y"]
         if name == "targets":
-            return Pixels()(to_uint8(samples.cond["target"]))
-        return (self.reference.extractor if name == "features" else Pixels())(images)
+            return to_uint8(samples.cond["target"])
+        return images if name == "images" else self.reference.extractor(images)
 
 
 def all_measurements(metrics: Sequence[Metric], kept: IndexedRows, reference: Reference) -> tuple[Measurement, ...]:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +16,7 @@ from gen.config.fields import build_with
 from gen.config.images import to_uint8
 from gen.config.spec import Json, anchored, build, name_of, spec_of
 from gen.eval.features import Classifier, Extractor
-from gen.eval.features.pixels import Pixels
-from gen.eval.metrics import Estimate, Metric
+from gen.eval.metrics import NEEDS, Estimate, Metric
 
 __all__ = ["DataSet", "RealImages", "Reference", "SampleRows", "stack"]
 
@@ -49,14 +47,14 @@ class DataSet(Protocol):
 class SampleRows(Protocol):
     """Rows of a set of samples under the names of gen.eval.metrics.NEEDS."""
 
-    def rows(self, name: str) -> Tensor:
+    def rows(self, name: str) -> Tensor | None:
         """Return the rows of all samples in order.
 
         Args:
-            name: features, pixels, labels or targets.
+            name: features, images, labels or targets.
 
         Returns:
-            [N, ...], on the CPU.
+            [N, ...], on the CPU; None if there are none.
         """
         ...
 
@@ -77,11 +75,7 @@ class RealImages:
     features: Tensor
     fingerprint: str
 
-    @cached_property
-    def pixels(self) -> Tensor:
-        return Pixels()(self.images)
-
-    def rows(self, name: str) -> Tensor:
+    def rows(self, name: str) -> Tensor | None:
         return getattr(self, name)
 
 
@@ -159,27 +153,36 @@ class Reference:
     def other(self) -> RealImages | None:
         return {"train": self.test, "test": self.train, "all": None}[self.split]
 
-    def inputs(self, needs: str, samples: SampleRows) -> tuple[Tensor, Tensor]:
+    def inputs(self, needs: str, samples: SampleRows) -> list[Tensor | None]:
         """Return what a metric of these needs is called with, see gen.eval.metrics."""
-        if needs == "logits" and isinstance(self.extractor, Classifier):
-            return self.extractor.head(samples.rows("features")), samples.rows("labels")
-        if needs == "pairs":
-            return samples.rows("pixels"), samples.rows("targets")
-        name = needs.removeprefix("train_")
-        real = self.real if name == needs else self.train
+        return [self._argument(one.removesuffix("?"), samples) for one in NEEDS[needs]]
+
+    def _argument(self, name: str, samples: SampleRows) -> Tensor | None:
+        owner, _, rows = name.rpartition(".")
+        if name == "logits":
+            features = samples.rows("features")
+            assert isinstance(self.extractor, Classifier) and features is not None  # see obstacle
+            return self.extractor.head(features)
+        real = {"": samples, "reference": self.real, "train": self.train}[owner]
         assert real is not None  # see obstacle
-        return samples.rows(name), real.rows(name)
+        return real.rows(rows)
 
     def obstacle(self, needs: str, kept: Sequence[str]) -> str | None:
         """Return the reason why a metric of these needs cannot be computed from samples with these rows, or None."""
-        if needs == "logits" and not isinstance(self.extractor, Classifier):
+        arguments = NEEDS[needs]
+        if "logits" in arguments and not isinstance(self.extractor, Classifier):
             return f"the extractor {self.extractor.name} is no classifier"
-        if needs == "logits" and "labels" not in kept:
+        if "labels" in arguments and "labels" not in kept:
             return "the samples have no labels"
-        if needs.startswith("train_") and self.train is None:
+        if "reference.labels" in arguments and self.real.labels is None:
+            return "the reference images have no labels"
+        if "train.features" in arguments and self.train is None:
             return "the data set is used whole as the reference, so no training images stand beside it"
-        if needs == "pairs" and "targets" not in kept:
+        if "targets" in arguments and "targets" not in kept:
             return 'the samples have no targets, images in cond["target"]'
+        for one, method in (("spatial", "spatial"), ("embeddings", "text")):
+            if one in arguments and not hasattr(self.extractor, method):
+                return f"the extractor {self.extractor.name} has no {method}"
         return None
 
     def floor(self, metric: Metric) -> Sequence[Estimate | None]:
@@ -187,8 +190,13 @@ class Reference:
 
         None where real images have no such score.
         """
-        samples = self.other if metric.needs in ("features", "pixels") else self.test
-        if samples is None or metric.needs == "pairs" or (metric.needs == "logits" and samples.labels is None):
+        arguments = NEEDS[metric.needs]
+        held_out = "train.features" in arguments or not any(one.startswith("reference") for one in arguments)
+        samples = self.test if held_out else self.other
+        unknown = {"targets", "prompts", "spatial"} | (
+            {"labels"} if samples is None or samples.labels is None else set()
+        )
+        if samples is None or unknown & {*arguments}:
             return [None] * len(metric.columns)
         key = json.dumps(spec_of(metric), sort_keys=True)
         if key not in self.floors:
@@ -213,9 +221,9 @@ def defaults(source: Any) -> Json:
     return {f.name: f.default for f in dataclasses.fields(source)}
 
 
-def measure(metric: Metric, samples: Tensor, reference: Tensor) -> Sequence[Estimate]:
+def measure(metric: Metric, *arguments: object) -> Sequence[Estimate]:
     """Return a metric's estimates, one for each column; UserError if one is not finite."""
-    result = metric(samples, reference)
+    result = metric(*arguments)
     estimates = [result] if isinstance(result, Estimate) else list(result)
     for column, estimate in zip(metric.columns, estimates, strict=True):
         if not torch.tensor([estimate.value, estimate.se or 0.0]).isfinite().all():

@@ -50,8 +50,10 @@ class IndexedRows(TorchMetric):
         for name, x in ({"index": index} | rows).items():
             getattr(self, name).append(x.cpu())
 
-    def rows(self, name: str) -> Tensor:
-        """Return all rows of a name, [N, ...], by index; UserError if a sample is missing or came twice."""
+    def rows(self, name: str) -> Tensor | None:
+        """Return all rows of a name, [N, ...], by index, None for others; UserError if one is missing or came twice."""
+        if name not in self.names:
+            return None
         parts = getattr(self, name)
         if not len(parts):
             raise UserError("no samples: call update first")
@@ -67,4 +69,5 @@ class IndexedRows(TorchMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the rows of every name."""
-        return {name: self.rows(name) for name in self.names}
+        found = {name: self.rows(name) for name in self.names}
+        return {name: rows for name, rows in found.items() if rows is not None}

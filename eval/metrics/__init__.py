@@ -9,31 +9,44 @@ these declarations, and nothing else names a metric:
         '''The mean absolute difference of neighbouring pixels.'''
 
         columns = (Column("sharpness", "Sharpness", higher_is_better=True),)
-        needs = "pixels"
+        needs = "images"
 
         def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
-            x = (samples[:, 1:] - samples[:, :-1]).abs().mean(1)
+            x = samples.flatten(1).float()
+            x = (x[:, 1:] - x[:, :-1]).abs().mean(1)
             return Estimate(float(x.mean()), float(x.std()) / len(x) ** 0.5, len(x))
 
-A file in this folder (the first name of its `__all__`) is a default metric: it is computed wherever its inputs can be
-had. One from elsewhere is asked for by its name: gen.evaluate(..., metrics=["fid", "my_package.my_module:Sharpness"]),
-`gen evaluate RUN --metrics fid,my_package.my_module:Sharpness`, or as an object.
+A file in this folder (the first name of its `__all__`) is a default metric, unless it says `default = False`: it is
+computed wherever its inputs can be had. One from elsewhere is asked for by its name: gen.evaluate(...,
+metrics=["fid", "my_package.my_module:Sharpness"]), `gen evaluate RUN --metrics fid,my_package.my_module:Sharpness`, or
+as an object.
 
-What `needs` may be, and what the metric is then called with (all on the CPU, rows in the order of the samples'
-indices):
+What `needs` may be, and what the metric is then called with, argument by argument (all on the CPU, rows in the order of
+the samples' indices):
 
-    needs             samples                                   reference
-    features          features [N, D] of the extractor          those of the reference images [M, D]
-    train_features    the same                                  those of the training images [M, D]
-    logits            class scores [N, K] of the extractor      the labels asked for, int64 [N]
-    pixels            pixels [N, C H W] in [0, 1], float32      those of the reference images [M, C H W]
-    train_pixels      the same                                  those of the training images [M, C H W]
-    pairs             the same                                  pixels that sample i should have, [N, C H W]
+    needs              arguments
+    features           features [N, D] of the extractor; those of the reference images [M, D]
+    train_features     features; those of the training images [M, D]
+    split_features     features; those of the reference images; those of the training images
+    labelled_features  features; labels int64 [N]; features of the reference images; their labels int64 [M]
+    spatial            spatial features [N, S] of the extractor; those of the reference images
+    predictions        class scores [N, K] of the extractor, and nothing else
+    logits             class scores [N, K]; the labels asked for, int64 [N]
+    text               embeddings [N, D] of the samples; those of their prompts [N, D]
+    images             images uint8 [N, C, H, W]; those of the reference
+    labelled_images    images uint8 [N, C, H, W]; labels int64 [N], or None where they have none
+    pairs              images uint8 [N, C, H, W]; those that sample i should be, uint8 [N, C, H, W]
 
-`logits` needs an extractor with a classifier's head, and samples with labels; `pairs` needs samples whose
-cond["target"] holds an image each, as restorations have them. A metric whose inputs cannot be had is left out of the
-default, and refused if it was asked for by name. The real images' own score, the floor of a leaderboard, is the same
-metric of the other split: of held-out images where the reference is the training images or a classifier's labels.
+Class scores need an extractor with a classifier's head, spatial features one with `spatial`, embeddings of text one
+with `text`; `pairs` needs samples whose cond["target"] holds an image each, as restorations have them, or
+`--paired TRUTH`. A metric whose inputs cannot be had is left out of the default, and refused if it was asked for by
+name. A metric with `moments = True` takes, in place of the reference's rows, what files of statistics hold: the
+`Moments` of the rows. The real images' own score, the floor of a leaderboard, is the same metric of the other split: of
+held-out images where training images or a classifier's labels are compared with. A metric of `labelled_features` may
+have `by_class(*arguments)`, which returns an estimate for each label: a table of its own in records and on pages.
+
+Rows may be memory-mapped, and 50,000 x 2048 of them: a metric works in blocks (`blocks`, in float64) and copies no set
+as a whole.
 
 The laws, tested for every file here (tests/eval/test_metric_contract.py): identical sets give `Column.perfect`; the
 value depends on the rows alone, never on batches, their order, or the number of processes, to the bit; a metric raises
@@ -42,9 +55,9 @@ UserError for what it cannot compare, and returns no number that is not finite.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gen.config.errors import UserError
 from gen.eval.estimate import Estimate
@@ -52,15 +65,22 @@ from gen.eval.estimate import Estimate
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NEEDS", "Column", "Estimate", "Metric", "check_rows"]
+__all__ = ["NEEDS", "Column", "Estimate", "Metric", "blocks", "check_rows"]
 
-NEEDS = {  # what has to be kept of each sample
-    "features": ("features",),
-    "train_features": ("features",),
-    "logits": ("features", "labels"),
-    "pixels": ("pixels",),
-    "train_pixels": ("pixels",),
-    "pairs": ("pixels", "targets"),
+BLOCK = 4096  # rows in float64 at a time
+
+NEEDS = {  # the arguments of a call: rows of the samples, or of "reference" or "train"; "?": None if there are none
+    "features": ("features", "reference.features"),
+    "train_features": ("features", "train.features"),
+    "split_features": ("features", "reference.features", "train.features"),
+    "labelled_features": ("features", "labels", "reference.features", "reference.labels"),
+    "spatial": ("spatial", "reference.spatial"),
+    "predictions": ("logits",),
+    "logits": ("logits", "labels"),
+    "text": ("embeddings", "prompts"),
+    "images": ("images", "reference.images"),
+    "labelled_images": ("images", "labels?"),
+    "pairs": ("images", "targets"),
 }
 
 
@@ -111,12 +131,11 @@ class Metric(Protocol):
         """Inputs of a call: a key of NEEDS."""
         ...
 
-    def __call__(self, samples: Tensor, reference: Tensor) -> Estimate | Sequence[Estimate]:
+    def __call__(self, *arguments: Any) -> Estimate | Sequence[Estimate]:
         """Compute the metric.
 
         Args:
-            samples: rows of the samples, as `needs` says.
-            reference: rows that they are compared with, as `needs` says.
+            arguments: rows of the samples, and of what they are compared with, as `needs` says.
 
         Returns:
             An estimate, or one for each of several columns.
@@ -127,17 +146,14 @@ class Metric(Protocol):
         ...
 
 
-def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Check two sets of rows, and return them in float64.
+def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> None:
+    """Check that two sets of rows can be compared.
 
     Args:
         name: of the metric, for messages.
         rows: of the samples, [N, D].
         reference: [M, D].
         least: the smallest allowed N and M.
-
-    Returns:
-        Both in float64.
 
     Raises:
         UserError: if widths differ, a set is too small, or values are not finite.
@@ -149,7 +165,17 @@ def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> tu
     for what, x in (("samples", rows), ("reference", reference)):
         if len(x) < least:
             raise UserError(f"{name}: {len(x)} {what}; it needs at least {least}")
-        bad = int((~x.isfinite()).any(1).sum())
+        bad = sum(int((~part.isfinite()).any(1).sum()) for part in x.split(BLOCK))
         if bad:
             raise UserError(f"{name}: {bad} of {len(x)} {what} have features that are not finite")
-    return rows.double(), reference.double()
+
+
+def blocks(rows: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
+    """Yield rows in float64, a block at a time, in order.
+
+    Args:
+        rows: [N, D].
+        size: rows of a block.
+    """
+    for part in rows.split(size):
+        yield part.double()

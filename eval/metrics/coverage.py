@@ -46,7 +46,8 @@ class Coverage:
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D] and reference rows [M, D], M > nearest."""
-        x, y = check_rows("coverage", samples, reference)
+        check_rows("coverage", samples, reference)
+        x, y = samples.double(), reference.double()
         if len(y) <= self.nearest:
             raise UserError(f"coverage: {len(y)} reference; it needs more than nearest = {self.nearest}")
         radius = torch.cdist(y, y).kthvalue(self.nearest + 1, 1).values  # itself is the first

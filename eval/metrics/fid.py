@@ -90,15 +90,13 @@ class FID:
         ),
     )
     needs: ClassVar = "features"
+    moments: ClassVar = True
 
-    def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
-        """Compute it from rows [N, D] and reference rows [M, D]."""
-        samples, reference = check_rows("fid", samples, reference)
-        return self.against(samples, Moments.of_rows(reference))
-
-    def against(self, rows: Tensor, reference: Moments) -> Estimate:
-        """Compute it from rows [N, D] and known moments."""
-        rows, _ = check_rows("fid", rows, reference.mean.expand(2, -1))
+    def __call__(self, samples: Tensor, reference: Tensor | Moments) -> Estimate:
+        """Compute it from rows [N, D] and reference rows [M, D], or their moments."""
+        check_rows("fid", samples, reference.mean.expand(2, -1) if isinstance(reference, Moments) else reference)
+        rows = samples.double()
+        reference = reference if isinstance(reference, Moments) else Moments.of_rows(reference.double())
         ours = Moments.of_rows(rows)
         value, rotation, singular = distance(ours, reference)
         assert ours.basis is not None

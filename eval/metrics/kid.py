@@ -45,7 +45,8 @@ class KID:
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D] and reference rows [M, D], at least 3 of each."""
-        x, y = check_rows("kid", samples, reference, least=3)
+        check_rows("kid", samples, reference, least=3)
+        x, y = samples.double(), reference.double()
         n, m = len(x), len(y)
         within = self._sums(x, x, skip_self=True) / (n - 1)  # [N], mean kernel with the other samples
         across = self._sums(x, y) / m  # [N], mean kernel with the reference

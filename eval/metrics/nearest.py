@@ -32,11 +32,11 @@ class Nearest:
             "nearest",
             "Nearest",
             higher_is_better=None,
-            note="median pixel distance to the nearest training image; far below that of real images, a model copies",
+            note="median distance of features to the nearest training image; far below that of real images, a model copies",
             priority=50,
         ),
     )
-    needs: ClassVar = "train_pixels"
+    needs: ClassVar = "train_features"
 
     block: int = 256
 
@@ -44,8 +44,9 @@ class Nearest:
         check_fields(self, block="[1, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
-        """Compute it from pixels [N, D] and those of the training images [M, D]."""
-        x, y = check_rows("nearest", samples, reference, least=1)
+        """Compute it from features [N, D] and those of the training images [M, D]."""
+        check_rows("nearest", samples, reference, least=1)
+        x, y = samples.double(), reference.double()
         n = len(x)
         exact = "donot_use_mm_for_euclid_dist"
         distances = torch.cat(

@@ -48,7 +48,8 @@ class Recall:
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D], N >= 2 nearest + 2, and reference rows [M, D]."""
-        x, y = check_rows("recall", samples, reference, least=1)
+        check_rows("recall", samples, reference, least=1)
+        x, y = samples.double(), reference.double()
         n, groups = len(x), min(self.groups, len(x))
         if n - -(-n // groups) <= self.nearest:
             raise UserError(f"recall: {n} samples; it needs at least {2 * self.nearest + 2}")

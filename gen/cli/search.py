@@ -194,7 +194,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
             seed=args.seed,
             batch_size=args.batch_size,
         )
-        return float(FID().against(real.extractor(samples.uint8()), moments).value)
+        return float(FID()(real.extractor(samples.uint8()), moments).value)
 
     return fitness
 

@@ -101,7 +101,7 @@ def test_standard_error_is_the_spread_of_repeated_draws() -> None:
     exact = float((mean**2).sum() + ((scale - 1) ** 2).sum())
     generator = torch.Generator().manual_seed(0)
     found = [
-        FID().against(mean + scale * torch.randn(n, d, generator=generator, dtype=torch.float64), reference)
+        FID()(mean + scale * torch.randn(n, d, generator=generator, dtype=torch.float64), reference)
         for _ in range(draws)
     ]
     values = torch.tensor([e.value for e in found], dtype=torch.float64)
@@ -118,9 +118,9 @@ def test_influence_is_the_derivative() -> None:
     reference = Moments.of_rows(y)
     n = len(x)
     copies = [torch.cat([x.repeat(50, 1), x[i : i + 1]]) for i in range(n)]
-    base = FID().against(x.repeat(50, 1), reference).value
-    slopes = torch.tensor([(FID().against(c, reference).value - base) * (50 * n + 1) for c in copies])
-    assert FID().against(x, reference).se == pytest.approx(float(slopes.std()) / n**0.5, rel=0.05)
+    base = FID()(x.repeat(50, 1), reference).value
+    slopes = torch.tensor([(FID()(c, reference).value - base) * (50 * n + 1) for c in copies])
+    assert FID()(x, reference).se == pytest.approx(float(slopes.std()) / n**0.5, rel=0.05)
 
 
 def test_singular_covariance_takes_the_eigenvalues() -> None:
