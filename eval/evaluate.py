@@ -190,9 +190,7 @@ def check_metric(metric: Any) -> Any:
         raise UserError(f"{label} is no metric: it must be a frozen dataclass that can be called")
     if needs not in NEEDS:
         raise UserError(f"{label} is no metric: needs = {needs!r}. {nearest(str(needs), NEEDS)}")
-    if not isinstance(getattr(metric, "default", True), bool) or not isinstance(
-        getattr(metric, "moments", False), bool
-    ):
+    if {getattr(metric, "default", True), getattr(metric, "moments", False)} - {True, False}:
         raise UserError(f"{label} is no metric: default and moments are True or False")
     if not isinstance(columns, tuple) or not columns or not all(isinstance(column, Column) for column in columns):
         raise UserError(f"{label} is no metric: columns = {columns!r}, expected a tuple of Column")

@@ -21,6 +21,7 @@ from gen.eval.metrics import NEEDS, Estimate, Metric
 __all__ = ["DataSet", "RealImages", "Reference", "SampleRows", "stack"]
 
 SPLITS = ("train", "test", "all")
+ROWS = ("labels", "spatial", "embeddings", "prompts", "targets")  # that not every set has
 
 
 class DataSet(Protocol):
@@ -76,7 +77,7 @@ class RealImages:
     fingerprint: str
 
     def rows(self, name: str) -> Tensor | None:
-        return getattr(self, name)
+        return getattr(self, name, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +194,7 @@ class Reference:
         arguments = NEEDS[metric.needs]
         held_out = "train.features" in arguments or not any(one.startswith("reference") for one in arguments)
         samples = self.test if held_out else self.other
-        unknown = {"targets", "prompts", "spatial"} | (
-            {"labels"} if samples is None or samples.labels is None else set()
-        )
-        if samples is None or unknown & {*arguments}:
+        if samples is None or any(samples.rows(one) is None for one in arguments if one in ROWS):
             return [None] * len(metric.columns)
         key = json.dumps(spec_of(metric), sort_keys=True)
         if key not in self.floors:

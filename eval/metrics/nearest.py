@@ -32,7 +32,7 @@ class Nearest:
             "nearest",
             "Nearest",
             higher_is_better=None,
-            note="median distance of features to the nearest training image; far below that of real images, a model copies",
+            note="median distance to the nearest training image in features; copies are far below real images",
             priority=50,
         ),
     )
