@@ -17,11 +17,19 @@ An extractor's spec is a frozen dataclass with `load()`, which reads weights, ch
             return images.cpu().float().flatten(1).mean(1, keepdim=True) / 255
 
 A file in this folder is found by its name ({"name": "digits_cnn"}); one from elsewhere is named
-"my_package.my_module:Grey". A `Classifier` also has a head, which metrics that need logits ask for.
+"my_package.my_module:Grey". Shared pieces lie in gen.eval.features.lib: files of weights, resize rules, batches of one
+size. What an extractor may have besides, and metrics that need it ask for:
+
+    head(features) -> [B, K]     class scores (`Classifier`): accuracy, Inception score
+    spatial(images) -> [B, S]    features that keep positions: sFID
+    outputs(images) -> {"features": [B, D], "spatial": [B, S]}    both in one pass of the network
+    text(prompts) -> [B, E]      embeddings of texts, unit length: CLIP score
+    embed(images) -> [B, E]      embeddings of images in the space of texts, where they are not the features
 
 The laws: each row is a function of its image alone, to the bit, whatever else is in the batch; two extractors whose
 features may differ, be it by network, weights, layer, resize rule or dtype, differ in (name, sha256), for these decide
-which records share a leaderboard; nothing is downloaded, and weights with another sha256 are refused.
+which records share a leaderboard; nothing is downloaded, and weights with another sha256 than a pinned one are refused.
+A network runs where the images are; grey pictures are repeated to three channels where it needs them, alpha is refused.
 """
 
 from __future__ import annotations
@@ -44,7 +52,7 @@ class Extractor(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Digest of the weights' file; "" for an extractor without weights."""
+        """Digest of the weights, or of their file where there is only one; "" for an extractor without weights."""
         ...
 
     def __call__(self, images: Tensor) -> Tensor:

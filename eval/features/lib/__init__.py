@@ -1,0 +1,1 @@
+"""Shared pieces of extractors: files of weights, resize rules, folded convolutions, batches of one size, LPIPS."""

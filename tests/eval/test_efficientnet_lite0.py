@@ -1,0 +1,61 @@
+"""EfficientNet-Lite0 from its package: the published file, its classes, and rows that are functions of their image."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+
+from gen.config.errors import MissingDependency, UserError
+from gen.config.spec import build, spec_of
+from gen.eval.features.efficientnet_lite0 import FILE, PACKAGE, EfficientNetLite0
+from gen.eval.features.lib.weights import package_file
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return EfficientNetLite0().load()
+
+
+def test_names_what_photographs_show(extractor) -> None:
+    # PIL's bicubic filter on the middle square: palace, bell cote, monastery; daisy
+    china, flower = (torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for p in load_sample_images().images)
+    china, flower = (extractor.head(extractor(picture[None])).softmax(1)[0] for picture in (china, flower))
+    assert china.topk(3).indices.tolist() == [698, 442, 663] and int(flower.argmax()) == 985
+    torch.testing.assert_close(china[[698, 442, 663]], torch.tensor([0.3011, 0.2218, 0.1034]), atol=2e-4, rtol=0)
+    assert float(flower[985]) == pytest.approx(0.2275, abs=2e-4)
+
+
+def test_a_row_is_a_function_of_its_image(extractor) -> None:
+    images = torch.randint(0, 256, (19, 3, 20, 24), dtype=torch.uint8)
+    rows = extractor(images)
+    assert rows.shape == (19, 1280) and rows.dtype == torch.float32 and float(rows.std(0).max()) > 0.01
+    order = torch.randperm(19)
+    assert torch.equal(extractor(images[order]), rows[order])
+    assert torch.equal(torch.cat([extractor(part) for part in images.split(5)]), rows)
+    grey = images[:2, :1]
+    assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
+
+
+def test_the_file_is_the_published_one(tmp_path, extractor) -> None:
+    content = bytearray(package_file(PACKAGE, FILE, "").read_bytes())
+    assert hashlib.sha256(content).hexdigest() == extractor.sha256 and extractor.sha256.startswith("57934424")
+    assert extractor.name == "efficientnet_lite0" == spec_of(build("eval.features", "efficientnet_lite0"))["name"]
+    content[-5000] ^= 1
+    for name, says in (("b.pth", "has sha256 .* expected 579344"), ("a-57934424.pth", "its name says 57934424")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=says):
+            EfficientNetLite0(path=str(tmp_path / name)).load()
+    with pytest.raises(MissingDependency, match=r"pip install 'gen\[vision\]'"):
+        EfficientNetLite0(path=str(tmp_path / "c.pth")).load()
+    with pytest.raises(MissingDependency, match="of the package no_such_package is not there: pip install it"):
+        package_file("no_such_package", "a.pth", "pip install it")
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 4, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 8, 8)])
+def test_refuses_other_images(extractor, images: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"efficientnet_lite0 takes uint8 images \[B, 1 or 3, H, W\]"):
+        extractor(images)
+    with pytest.raises(UserError, match="no images"):
+        extractor(torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
