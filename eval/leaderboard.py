@@ -85,7 +85,7 @@ def text_cells(group: Group) -> list[tuple[str, ...]]:
     for row in group.rows:
         r = row.record
         lines.append((
-            str(row.rank), one_line(r.label), one_line(sampler_text(r.sampler)), f"{r.nfe:g}",
+            str(row.rank), one_line(r.label), one_line(sampler_text(r.sampler)), "" if r.nfe is None else f"{r.nfe:g}",
             *(m.column.text(estimate_in(r, m)) for m in group.columns),
             f"{r.speed.images_per_second:,.0f}" if r.speed else "", "" if r.params is None else f"{r.params:,.0f}",
             row.tied("#"), *(cache_cells(group, row) if group.cached else ()),

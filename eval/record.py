@@ -21,6 +21,7 @@ from gen.eval.metrics import Column
 
 __all__ = [
     "SCHEMA",
+    "UNKNOWN",
     "CacheSaving",
     "Drift",
     "ExtractorInfo",
@@ -31,6 +32,7 @@ __all__ = [
     "PerClass",
     "Record",
     "ReferenceInfo",
+    "SamplesInfo",
     "SiteMap",
     "Speed",
     "collect",
@@ -40,7 +42,8 @@ __all__ = [
     "write_record",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
+UNKNOWN = "unknown"  # rounding and labels of samples that another tool drew
 T = TypeVar("T")
 
 
@@ -70,20 +73,41 @@ class ReferenceInfo:
     """The real images that samples were compared with.
 
     Attributes:
-        data: spec of the data set.
-        split: "train" or "test".
-        n: number of images.
-        shape: of one, (C, H, W).
+        data: spec of the data set, or {"name": file, "path": ...} of what else they are.
+        split: "train", "test" or "all"; "statistics" where means and covariances alone are known.
+        n: number of images; None if the statistics do not say.
+        shape: of one, (C, H, W); None if the statistics do not say.
         fingerprint: digest of the split's content.
-        other: digest of the other split's content.
+        other: digest of the training images, or of the other split's content; "" without them.
+        assumed: what was assumed where the statistics do not say with which extractor they were computed; "" else.
     """
 
     data: Json
     split: str
-    n: int
-    shape: tuple[int, ...]
+    n: int | None
+    shape: tuple[int, ...] | None
     fingerprint: str
     other: str = ""
+    assumed: str = ""
+
+
+@dataclass(frozen=True)
+class SamplesInfo:
+    """The samples as they were given.
+
+    Attributes:
+        kind: "run", "pipeline", "folder", "zip", "npz", "npy", "safetensors", "tensor" or "data".
+        format: of the pictures: "png", "jpeg (lossy)", "uint8 array"; "" for those that were drawn.
+        available: number there were, of which n were chosen at random with the record's seed; None if all were taken.
+        fingerprint: digest of what was taken, in order; "" for those that were drawn.
+        counts: number of samples with each label, from 0; () without labels.
+    """
+
+    kind: str
+    format: str = ""
+    available: int | None = None
+    fingerprint: str = ""
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -273,15 +297,16 @@ class Record:
     """One evaluation.
 
     Attributes:
-        run: name of the run or of the pipeline.
+        run: name of the run, of the pipeline, or of the file or folder of samples.
         label: the row's name on a leaderboard.
-        nfe: network evaluations per sample, counted.
+        nfe: network evaluations per sample, counted; None for samples of another tool.
         n: samples.
         reference, extractor: what they were compared with, and in which features.
-        rounding: rule by which samples became uint8.
-        labels: rule by which labels were asked for.
+        rounding: rule by which samples became uint8; UNKNOWN for samples of another tool.
+        labels: rule by which labels were asked for; UNKNOWN likewise.
         metrics: the numbers, in the order of their columns.
-        sampler: spec of solver, steps, grid, guide, cache and engine, defaults filled in.
+        samples: what was given.
+        sampler: spec of solver, steps, grid, guide, cache and engine, defaults filled in; {} for other tools' samples.
         checkpoint: step, role, sha256 and weights of what was loaded.
         seed: of the samples.
         floor: the real images that the measurements' floors are of.
@@ -300,13 +325,14 @@ class Record:
 
     run: str
     label: str
-    nfe: float
+    nfe: float | None
     n: int
     reference: ReferenceInfo
     extractor: ExtractorInfo
     rounding: str
     labels: str
     metrics: tuple[Measurement, ...]
+    samples: SamplesInfo | None = None
     sampler: Json = field(default_factory=dict)
     checkpoint: Json | None = None
     seed: int | None = None
@@ -336,11 +362,12 @@ class Record:
 
     @property
     def comparability(self) -> str:
-        """The hash that the rows of one table share: reference, extractor, number of samples, rounding, labels.
+        """The hash that the rows of one table share: reference, extractor, number of samples.
 
-        The reference is known by its fingerprint, which covers content and options, and not by where it lies.
+        The reference is known by its fingerprint, which covers content and options, and not by where it lies. Rounding
+        and labels, which nobody knows of another tool's samples, are shown beside a row instead.
         """
-        shared = ("schema", "extractor", "n", "rounding", "labels")
+        shared = ("schema", "extractor", "n")
         reference = {key: value for key, value in vars(self.reference).items() if key != "data"}
         return digest({"reference": reference, **{key: spec_of(self, named=False)[key] for key in shared}})[:16]
 
@@ -348,7 +375,9 @@ class Record:
     def identity(self) -> str:
         """The hash of what the samples were: repeating an evaluation gives the same one."""
         kept = ("run", "label", "checkpoint", "sampler", "seed")
-        return digest({key: getattr(self, key) for key in kept} | {"comparability": self.comparability})[:16]
+        samples = self.samples.fingerprint if self.samples else ""
+        shared = {"comparability": self.comparability, "samples": samples}
+        return digest({key: getattr(self, key) for key in kept} | shared)[:16]
 
     def measured(self, key: str) -> Measurement:
         """Return a measurement by the key of its column; UserError lists what there is."""

@@ -45,7 +45,7 @@ def plots(group: Group) -> Json:
     direction = {None: "", True: ", higher is better", False: ", lower is better"}[column.higher_is_better]
     front = [row.record for row in pareto_front(group)] if group.cached else []
     axes = (
-        ("NFE", "network evaluations per image", lambda r: 0 if r.cache else r.nfe),
+        ("NFE", "network evaluations per image", lambda r: 0 if r.cache else r.nfe or 0),
         ("images per second", "images per second", lambda r: r.speed.images_per_second if r.speed else 0),
     )
     drawn = []

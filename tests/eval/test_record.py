@@ -10,11 +10,15 @@ import pytest
 from gen.config.errors import UserError
 from gen.config.spec import convert, digest
 from gen.eval.estimate import Estimate
+from gen.eval.leaderboard import table
 from gen.eval.metrics.accuracy import Accuracy
 from gen.eval.metrics.fid import FID
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
+from gen.eval.pages.leaderboard import leaderboard_page
+from gen.eval.ranking import groups
 from gen.eval.record import (
+    UNKNOWN,
     Measurement,
     Neighbours,
     PerClass,
@@ -118,8 +122,8 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
         (tmp_path / "empty", "holds no evaluations; first: gen evaluate"),
         (tmp_path / "none.json", "none.json does not exist"),
         ([], "no evaluation records"),
-        ({"schema": 1}, "the record '?' is no Record of schema 2: it is 1"),
-        ({"schema": 2}, "does not match its own sha256"),
+        ({"schema": 1}, "the record '?' is no Record of schema 3: it is 1"),
+        ({"schema": 3}, "does not match its own sha256"),
     ):
         with pytest.raises(UserError) as error:
             collect(source)
@@ -192,7 +196,7 @@ def test_comparability_is_the_protocol_and_identity_the_samples() -> None:
     record = made()
     same = replace(record, label="other", seed=1, sampler={}, metrics=record.metrics[:1])
     assert same.comparability == record.comparability and same.identity != record.identity
-    for changes in ({"n": 999}, {"rounding": "up"}, {"extractor": {"name": "x", "sha256": "", "dim": 1}}):
+    for changes in ({"n": 999}, {"extractor": {"name": "x", "sha256": "", "dim": 1}}):
         assert made(**changes).comparability != record.comparability
     elsewhere = replace(record.reference, data={"name": "npz", "path": "/elsewhere/ref.npz"})
     assert replace(record, reference=elsewhere).comparability == record.comparability  # the content is the same
@@ -228,3 +232,13 @@ def test_says_the_sampler_in_a_few_words() -> None:
     cache = {"name": "searched", "file": "g.json", "sha256": "ab"}
     sampler = {"solver": {"name": "euler"}, "steps": 2, "grid": grid, "cache": cache}
     assert sampler_text(sampler) == "euler, 2 steps, searched(file=g.json) grid, searched(file=g.json)"
+
+
+def test_samples_of_another_tool_share_a_table_with_ours() -> None:
+    shared = {"rounding": UNKNOWN, "labels": UNKNOWN, "sampler": {}, "speed": None, "params": None}
+    info = {"kind": "folder", "format": "png", "available": 5000, "fingerprint": "cd", "counts": [500, 500]}
+    theirs = replace(made("theirs", **shared, samples=info), nfe=None)
+    assert theirs.comparability == made().comparability and theirs.identity != made("theirs", **shared).identity
+    assert from_json(json.loads(json.dumps(to_json(theirs))), Record, "theirs") == theirs
+    page = leaderboard_page(groups([theirs, made(fid=3.0)]), "Both")
+    assert "labels unknown" in page and "rounding unknown" in page and "theirs" in table([theirs, made()])
