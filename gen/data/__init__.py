@@ -1,10 +1,10 @@
 """Data: one file per source, a frozen dataclass that opens a map-style data set.
 
-    digits   8 x 8 digits in scikit-learn's wheel        lists    lists of letters with ten tasks (text)
-    folder   pictures in class folders                   text     text files as windows of tokens (text)
-    npz      ADM's .npz of images                        answers  a teacher's decoded answers (text)
-    latents  safetensors shards of latents               pairs    noise and what a teacher generated from it
-    mixture  points of a mixture of Gaussians
+    digits       8 x 8 digits in scikit-learn's wheel        lists    lists of letters with ten tasks (text)
+    photographs  colour crops of nine photographs            text     text files as windows of tokens (text)
+    folder       pictures in class folders                   answers  a teacher's decoded answers (text)
+    npz          ADM's .npz of images                        pairs    noise and what a teacher generated from it
+    latents      safetensors shards of latents               mixture  points of a mixture of Gaussians
 
 This page is the contract; a class of your own is named "my_package.module:Class".
 """

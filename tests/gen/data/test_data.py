@@ -17,6 +17,7 @@ from gen.data.folder import Folder, fit
 from gen.data.latents import Latents
 from gen.data.lib.tensors import split_indices
 from gen.data.npz import Npz
+from gen.data.photographs import Photographs
 
 
 def png(path, width=12, height=10, seed=0, mode="RGB"):
@@ -49,10 +50,11 @@ def sources(root):
         "folder": Folder(str(root / "pets"), size=8),
         "npz": Npz(str(root / "a.npz")),
         "latents": Latents(str(root / "a.safetensors")),
+        "photographs": Photographs(),
     }
 
 
-@pytest.mark.parametrize("name", ["digits", "folder", "npz", "latents"])
+@pytest.mark.parametrize("name", ["digits", "folder", "npz", "latents", "photographs"])
 def test_every_source_keeps_the_contract(name, tmp_path):
     assert name in names("data")
     source = sources(tmp_path)[name]
@@ -97,6 +99,17 @@ def test_digits_are_always_the_same():
     assert train.fingerprint == "36dbc64357593fe00c52295418b07d076c8b98535b9920d3cbb54287540fc149"
     assert test.fingerprint == "c02a65abecdb74ae79d8c20aa69fea9ea8a1231c64598fa2aa8feafdbd6bd10e"
     assert test.y.bincount().tolist() == [35, 37, 35, 37, 36, 36, 37, 36, 34, 37]
+
+
+def test_no_pixel_of_a_photograph_is_in_crops_of_both_splits(tmp_path):
+    at = np.indices((200, 250)).transpose(1, 2, 0)  # every pixel's colour says where it is
+    Image.fromarray(np.concatenate([at, at[..., :1] * 0], 2).astype(np.uint8)).save(tmp_path / "a.png")
+    source = Photographs(size=8, side=200, tile=20, stride=3)
+    train, test = ({tuple(p) for p in source._crops(tmp_path / "a.png", s).permute(0, 2, 3, 1).reshape(-1, 3).tolist()}
+                   for s in ("train", "test"))  # fmt: skip
+    assert not train & test and len(test) > 0.15 * 200 * 250 and len(train) > 0.7 * 200 * 250
+    with pytest.raises(UserError, match="Photographs: tile = 20; allowed: from size = 32 to side = 192"):
+        Photographs(tile=20)
 
 
 def test_digits_are_scikit_learns_pixels_in_order():
