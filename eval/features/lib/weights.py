@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,9 @@ from gen.config.reading import file_sha256
 from gen.config.torch_file import describe_start, read_torch
 
 __all__ = ["check_shapes", "check_suffix", "package_file", "read_state", "tensors_sha256"]
+
+
+DEPTH = 8  # of mappings within mappings
 
 
 def check_suffix(path: Path) -> str:
@@ -40,7 +43,7 @@ def read_state(path: str | Path, wanted: str) -> tuple[dict[str, Tensor], str]:
         wanted: what it should hold and where that comes from, for errors.
 
     Returns:
-        Tensors by name, and the file's sha256.
+        Tensors by name, dotted where mappings are nested, and the file's sha256.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -58,11 +61,19 @@ def read_state(path: str | Path, wanted: str) -> tuple[dict[str, Tensor], str]:
     content = read_torch(path)
     while isinstance(content, Mapping) and isinstance(inner := content.get("state_dict"), Mapping):
         content = inner
-    items = content.items() if isinstance(content, Mapping) else ()
-    state = {str(name): tensor for name, item in items if (tensor := as_tensor(item)) is not None}
+    state = dict(_tensors(content))
     if not state:
         raise UserError(f"{path} holds no tensors by name; expected {wanted}")
     return state, sha256
+
+
+def _tensors(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested mappings with their dotted names."""
+    for name, item in content.items() if isinstance(content, Mapping) else ():
+        if (tensor := as_tensor(item)) is not None:
+            yield f"{prefix}{name}", tensor
+        elif prefix.count(".") < DEPTH:
+            yield from _tensors(item, f"{prefix}{name}.")
 
 
 def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
