@@ -164,7 +164,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
     """Return the Frechet distance of n samples from real images."""
     from gen.diffusion.contracts import Cache
     from gen.eval.evaluate import check_shape, own_data
-    from gen.eval.metrics.fid import FID, Moments
+    from gen.eval.metrics.lib.moments import Moments, distance
     from gen.eval.reference import Reference
     from gen.samplers.caches.searched import SkipSession
     from gen.samplers.grids.given import Given
@@ -174,7 +174,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
         parse_spec(args.data) or own_data(pipeline), args.split, parse_spec(args.extractor), args.batch_size
     )
     check_shape(pipeline.name, pipeline.shape, real)
-    moments = Moments.of_rows(real.real.features.double())
+    moments = Moments.of_rows(real.real.features)
 
     class Mask(Cache):
         def __init__(self, mask: Tensor):
@@ -194,7 +194,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
             seed=args.seed,
             batch_size=args.batch_size,
         )
-        return float(FID()(real.extractor(samples.uint8()), moments).value)
+        return distance(Moments.of_rows(real.extractor(samples.uint8())), moments)
 
     return fitness
 

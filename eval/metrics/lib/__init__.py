@@ -1,0 +1,1 @@
+"""Pieces that metrics share: moments, blocks of rows, neighbours."""
