@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.eval.metrics import Column, Estimate
+from gen.eval.metrics.lib.shares import share
 
 __all__ = ["Accuracy"]
 
@@ -39,6 +40,4 @@ class Accuracy:
             raise UserError(f"accuracy: scores {list(samples.shape)} against labels {list(reference.shape)}")
         if int(reference.min()) < 0 or int(reference.max()) >= samples.shape[1]:
             raise UserError(f"accuracy: label {int(reference.max())}; the classifier knows 0 to {samples.shape[1] - 1}")
-        n, right = len(samples), int((samples.argmax(1) == reference).sum())
-        p = (right + 2) / (n + 4)
-        return Estimate(right / n, (p * (1 - p) / (n + 4)) ** 0.5, n)
+        return share(int((samples.argmax(1) == reference).sum()), len(samples))

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, check_rows
+from gen.eval.metrics.lib.neighbours import ball_radii, nearest
 
 __all__ = ["Coverage"]
 
@@ -47,12 +47,11 @@ class Coverage:
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D] and reference rows [M, D], M > nearest."""
         check_rows("coverage", samples, reference)
-        x, y = samples.double(), reference.double()
-        if len(y) <= self.nearest:
-            raise UserError(f"coverage: {len(y)} reference; it needs more than nearest = {self.nearest}")
-        radius = torch.cdist(y, y).kthvalue(self.nearest + 1, 1).values  # itself is the first
-        inside = torch.cdist(x, y) < radius  # [N, M]
-        hits, n = inside.sum(0), len(x)
-        without = (hits > 0).double().mean() - (inside & (hits == 1)).double().mean(1)  # [N], without sample i
+        radii, n = ball_radii("coverage", reference, self.nearest), len(samples)
+        close, index = nearest(reference, samples, 2)
+        inside = close < radii[:, None]  # the first and the second sample, [M, 2]
+        value = inside[:, 0].double().mean()
+        alone = inside[:, 0] & ~inside[:, 1]  # balls that lose their only sample with it
+        without = value - torch.bincount(index[alone, 0], minlength=n) / len(reference)  # [N], without sample i
         se = ((n - 1) / n * ((without - without.mean()) ** 2).sum()).sqrt()
-        return Estimate(float((hits > 0).double().mean()), float(se), n)
+        return Estimate(float(value), float(se), n)

@@ -9,22 +9,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, check_rows
+from gen.eval.metrics.lib.neighbours import nearest
 
 __all__ = ["Nearest"]
+
+CANDIDATES = 4  # neighbours by the expanded square, of which the nearest by differences is taken
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The median over samples of the L2 distance to the nearest row of the training set.
+    """The median over samples of the L2 distance of features to the nearest training image.
 
-    Read it beside the same number for held-out real images: far below it, the model copies. The differences are taken
-    one by one (no expanded square), so a copy is at exactly 0. The standard error is half the width of the median's
-    68 % interval from order statistics.
-
-    Attributes:
-        block: samples compared at once.
+    Read it beside the same number for held-out real images: far below it, the model copies. Distances are taken from
+    differences, so a copy is at exactly 0. The standard error is half the width of the median's 68 % interval from
+    order statistics.
     """
 
     columns: ClassVar = (
@@ -32,27 +31,32 @@ class Nearest:
             "nearest",
             "Nearest",
             higher_is_better=None,
-            note="median distance to the nearest training image in features; copies are far below real images",
+            note="median distance of features to the nearest training image; if it copies, far below real images",
             priority=50,
         ),
     )
     needs: ClassVar = "train_features"
 
-    block: int = 256
-
-    def __post_init__(self) -> None:
-        check_fields(self, block="[1, inf)")
-
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from features [N, D] and those of the training images [M, D]."""
-        check_rows("nearest", samples, reference, least=1)
-        x, y = samples.double(), reference.double()
-        n = len(x)
-        exact = "donot_use_mm_for_euclid_dist"
-        distances = torch.cat(
-            [torch.cdist(part, y, compute_mode=exact).min(1).values for part in torch.split(x, self.block)]
-        )
-        ordered = distances.sort().values
+        ordered, n = self.pairs(samples, reference)[0].sort().values, len(samples)
         half = math.sqrt(n) / 2
         low, high = max(math.floor((n - 1) / 2 - half), 0), min(math.ceil((n - 1) / 2 + half), n - 1)
-        return Estimate(float(distances.quantile(0.5)), float(ordered[high] - ordered[low]) / 2, n)
+        median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+        return Estimate(float(median), float(ordered[high] - ordered[low]) / 2, n)
+
+    def pairs(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each sample's distance to its nearest training image, float64 [N], and its index, int64 [N].
+
+        Args:
+            samples: features [N, D].
+            reference: features of the training images [M, D].
+
+        Raises:
+            UserError: for sets that cannot be compared.
+        """
+        check_rows("nearest", samples, reference, least=1)
+        index = nearest(samples, reference, min(CANDIDATES, len(reference)))[1]
+        distances = torch.stack([(samples.double() - reference[i].double()).norm(dim=1) for i in index.T], 1)
+        closest, which = distances.min(1)
+        return closest, index.gather(1, which[:, None])[:, 0]

@@ -74,7 +74,7 @@ def test_record_is_strict_json_and_complete(record) -> None:
     assert record.reference.n == 360 and record.reference.fingerprint == Digits().open("test").fingerprint
     assert len(record.extractor.sha256) == 64 and record.rounding and record.labels == "balanced, i mod 10"
     keys = [m.column.key for m in record.metrics]
-    assert keys == ["fid", "kid", "recall", "coverage", "accuracy", "nearest", "fid_train"]
+    assert keys == ["fid", "kid", "precision", "recall", "coverage", "accuracy", "nearest", "fid_train"]
     assert all(m.floor.n in (360, 1437) and m.estimate.n == 60 for m in record.metrics)
     assert record.speed.nfe == 3.0 and record.speed.images_per_second > 0
     assert record.versions["torch"] == torch.__version__ and record.date.endswith("+00:00")

@@ -11,7 +11,8 @@ def test_is_the_median_of_the_smallest_distances() -> None:
     train = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     samples = torch.tensor([[3.0, 4.0], [10.0, 1.0], [-2.0, 0.0]])  # at 5, 1 and 2
     assert Nearest()(samples, train).value == 2.0
-    assert Nearest(block=1)(samples, train) == Nearest()(samples, train)
+    distances, index = Nearest().pairs(samples, train)
+    assert distances.tolist() == [5.0, 1.0, 2.0] and index.tolist() == [0, 1, 0]
 
 
 def test_a_copy_is_at_exactly_zero() -> None:
@@ -31,5 +32,3 @@ def test_standard_error_is_the_spread_of_repeated_draws() -> None:
 def test_refuses_what_it_cannot_compare() -> None:
     with pytest.raises(UserError, match=r"\[4, 3\] against \[4, 2\]"):
         Nearest()(torch.zeros(4, 3), torch.zeros(4, 2))
-    with pytest.raises(UserError, match="block = 0"):
-        Nearest(block=0)

@@ -44,7 +44,7 @@ def test_what_is_beside_the_numbers_may_fail(copier, reference, tmp_path, monkey
         record = evaluate(copier, data=reference, n=20, cache={"name": "fora", "interval": 2}, out=tmp_path)
     left_out = {str(w.message).partition(" is left out")[0].removeprefix("the record's ") for w in warned}
     assert left_out == {"strip", "floor.strip", "command", "speed", "cache"}
-    assert collect(sorted(tmp_path.glob("*.json"))) == [record] and len(record.metrics) == 7
+    assert collect(sorted(tmp_path.glob("*.json"))) == [record] and len(record.metrics) == 8
     assert main(["leaderboard", *map(str, tmp_path.glob("*.json")), "--out", str(tmp_path / "lb.html")]) == 0
 
 
