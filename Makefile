@@ -10,7 +10,7 @@ CODE := gen samplers distill models kernels eval scripts tests
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo install test test-slow test-gpu bench bench-gpu lint format clean
+.PHONY: demo install test test-slow test-gpu test-browser bench bench-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
@@ -25,6 +25,13 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -q -m gpu
+
+# The pages, driven in Chromium.
+test-browser: $(STAMP)
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	{ echo "make test-browser needs Chromium, and chromium is not on the PATH (Debian: apt-get install chromium)" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --no-skips --run-browser -m browser
 
 # Minutes, each. A run that was stopped goes on where it was: make bench-gpu again, of the same commit.
 PARTS := attention fused ssm forward sample train decode

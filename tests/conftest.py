@@ -1,4 +1,5 @@
-"""One thread and fixed seeds for every test; `slow` tests only with --run-slow, `gpu` tests only where a GPU is.
+"""One thread and fixed seeds for every test; `slow` tests only with --run-slow, `gpu` tests only where a GPU is, and
+`browser` tests only with --run-browser.
 
 With --no-skips, as `make test` has it, any other skip is a failure: a test that is skipped where CI runs tests nothing.
 """
@@ -15,6 +16,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--run-browser", action="store_true", help="also run the tests that drive Chromium")
     parser.addoption("--no-skips", action="store_true", help="fail what is skipped but for want of a GPU")
 
 
@@ -38,10 +40,10 @@ def pytest_make_collect_report(collector):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--run-slow"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    for mark in ("slow", "browser"):
+        if not config.getoption(f"--run-{mark}"):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -331,7 +331,15 @@ def test_list_of_nothing_names_the_nearest(capsys):
 def test_every_folder_of_plug_ins_is_listed():
     """A new folder of plug-ins belongs in gen.cli.list.FOLDERS, or here if its files are no choices of a spec."""
     wings = {"cli", "config", "diffusion", "text", "text.contracts", "training", "eval", "kernels", "samplers"}
-    inside = {"cli.benches", "eval.pages", "models.interop", "models.layers", "models.layers.ssm", "samplers.interop"}
+    inside = {
+        "cli.benches",
+        "eval.arena",
+        "eval.pages",
+        "models.interop",
+        "models.layers",
+        "models.layers.ssm",
+        "samplers.interop",
+    }
     there = set()
     for top in (ROOT / "gen").iterdir():
         for init in top.resolve().rglob("__init__.py"):

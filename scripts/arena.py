@@ -1,0 +1,6 @@
+"""`gen arena` from a checkout: python scripts/arena.py --help."""
+
+if __name__ == "__main__":
+    from _run import main
+
+    main(__file__)
