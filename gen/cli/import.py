@@ -2,6 +2,8 @@
 
 gen import DiT-XL-2-256x256.pt --from dit --out runs/dit; gen.load("runs/dit").sample(4).x are then latents.
 gen import LLaDA-8B-Instruct --out runs/llada reads a folder of LLaDA, Dream or Fast-dLLM v2, and its tokenizer.json.
+gen import pt_inception-2015-12-05-6726825d.pth --from inception --out inception.safetensors is FID's network, for
+gen evaluate --extractor.
 Nothing in the file is run, and nothing is written unless every tensor has a match.
 """
 
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="origin",
         help="a name of `gen list public text`, or a JSON spec of what the weights do not show, such as "
-        '\'{"name": "sit", "heads": 8}\' (default: recognised, if only one fits)',
+        '\'{"name": "sit", "heads": 8}\' (default: recognised, if only one fits); or inception, the network of FID',
     )
     parser.add_argument("--weights", choices=("ema", "model"), help="averaged or raw ones (default: ema if there)")
     parser.add_argument("--key", help="the state dict to take, such as ema.0.9999 or state_dict.net (default: found)")
@@ -38,9 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gen.models.interop.checkpoints import import_checkpoint
 
+    if args.origin == "inception":
+        return _import_inception(args)
     chosen = {"weights": args.weights, "key": args.key, "preset": args.preset}
     done = import_checkpoint(args.path, parse_spec(args.origin), **chosen, out=args.out)
     print(_report(done, args.path.name))
+    return 0
+
+
+def _import_inception(args: argparse.Namespace) -> int:
+    """Convert the weights of FID's network, of either family of names."""
+    from gen.config.errors import UserError
+    from gen.eval.features.inception import convert
+    from gen.eval.features.lib.inception_net import claims
+    from gen.models.interop.weights import read
+
+    if args.preset or not args.path.is_file():
+        raise UserError(f"--from inception takes a file, and no --preset; got {args.path}, {args.preset}")
+    given = read(args.path, args.weights, args.key, lambda weights: claims(weights.tensors))
+    out = convert(given.tensors, args.path, args.out)
+    print(f"{out}: the FID Inception of {args.path.name}, weights {given.chosen}, 472 tensors")
+    print(f"gen evaluate SAMPLES --extractor '{json.dumps({'name': 'inception', 'path': str(out)})}'")
     return 0
 
 
