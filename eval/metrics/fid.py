@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
-from gen.eval.metrics import Column, Estimate, blocks, check_rows
-from gen.eval.metrics.lib.moments import Moments, value_of
+from gen.eval.metrics import Column, Estimate, blocks
+from gen.eval.metrics.lib.moments import Moments, reference_moments, value_of
 
 __all__ = ["FID"]
 
@@ -43,14 +42,7 @@ class FID:
 
     def __call__(self, samples: Tensor, reference: Tensor | Moments) -> Estimate:
         """Compute it from rows [N, D] and reference rows [M, D], or their moments."""
-        name = self.columns[0].key
-        if isinstance(reference, Moments):
-            if samples.ndim != 2 or samples.shape[1] != len(reference.mean):
-                raise UserError(f"{name}: features {list(samples.shape)} against moments of {len(reference.mean)}")
-            check_rows(name, samples, reference.mean.expand(2, -1))
-        else:
-            check_rows(name, samples, reference)
-            reference = Moments.of_rows(reference)
+        reference = reference_moments(self.columns[0].key, samples, reference)
         ours, n = Moments.of_rows(samples), len(samples)
         left, singular, _ = torch.linalg.svd(ours.factor @ reference.factor.T, full_matrices=False)
         spread = influence(samples, ours, left * singular.sqrt(), ours.mean - reference.mean).std()

@@ -201,7 +201,7 @@ def test_refuses_what_does_not_fit(copier, reference, tmp_path) -> None:
         (lambda: evaluate(copier, split="val"), "unknown split 'val'"),
         (lambda: evaluate(copier, extractor="digit_cnn"), "Did you mean 'digits_cnn'?"),
         (lambda: evaluate(copier, data="digit"), "Did you mean 'digits'?"),
-        (lambda: evaluate(copier, metrics=["fdi"]), "Did you mean 'fid'?"),
+        (lambda: evaluate(copier, metrics=["fidd"]), "Did you mean 'fid'?"),
         (lambda: evaluate(copier, metrics=["fid", "fid"]), "each column once; these have ['fid', 'fid']"),
         (lambda: evaluate(copier, metrics=[]), "at least one"),
         (lambda: evaluate(tmp_path / "none"), "does not exist"),

@@ -29,12 +29,13 @@ def expected_kernel(m1: float, v1: float, m2: float, v2: float, d: int) -> float
     return (a + 1) ** 3 + 3 * (a + 1) * s + c
 
 
-def test_is_its_definition_whatever_the_block() -> None:
+def test_is_its_definition_whatever_the_block(monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = draw(17, 5, 0.3, 1.0, generator), draw(23, 5, 0.0, 1.5, generator)
     exact = by_definition(x, y)
-    for block in (1, 4, 1024):
-        assert KID(block=block)(x, y).value == pytest.approx(exact, rel=1e-12)
+    for side in (1, 4, 1024):
+        monkeypatch.setattr("gen.eval.metrics.lib.kernels.SIDE", side)
+        assert KID()(x, y).value == pytest.approx(exact, rel=1e-12)
 
 
 def test_jackknife_is_leaving_one_out() -> None:
@@ -71,5 +72,5 @@ def test_refuses_what_it_cannot_compare() -> None:
         with pytest.raises(UserError) as error:
             KID()(samples, x)
         assert says in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(UserError, match="block = 0"):
-        KID(block=0)
+    with pytest.raises(UserError, match="degree = 0"):
+        KID(degree=0)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.eval.metrics import blocks
+from gen.eval.metrics import blocks, check_rows
 
-__all__ = ["Moments", "distance"]
+__all__ = ["Moments", "distance", "reference_moments", "value_of"]
 
 PANEL = 256  # columns of a covariance that are computed at once: what lies below the diagonal is left out
 
@@ -110,6 +110,31 @@ def distance(a: Moments, b: Moments) -> float:
 
 
 def value_of(a: Moments, b: Moments, singular: Tensor) -> float:
-    """Return the squared distance, given the singular values [R] of a.factor b.factor^T."""
+    """Return the squared distance for known singular values.
+
+    Args:
+        a, b: moments, of the same D.
+        singular: values of a.factor b.factor^T, [R].
+    """
     traces = (a.factor**2).sum() + (b.factor**2).sum() - 2 * singular.sum()
     return max(float(((a.mean - b.mean) ** 2).sum() + traces), 0.0)
+
+
+def reference_moments(name: str, samples: Tensor, reference: Tensor | Moments) -> Moments:
+    """Return the moments of a reference, after a check that samples can be compared with it.
+
+    Args:
+        name: of the metric, for messages.
+        samples: rows [N, D].
+        reference: rows [M, D], or their moments, as files of statistics hold them.
+
+    Raises:
+        UserError: if they cannot be compared.
+    """
+    if isinstance(reference, Tensor):
+        check_rows(name, samples, reference)
+        return Moments.of_rows(reference)
+    if samples.ndim != 2 or samples.shape[1] != len(reference.mean):
+        raise UserError(f"{name}: features {list(samples.shape)} against moments of {len(reference.mean)}")
+    check_rows(name, samples, reference.mean.expand(2, -1))
+    return reference

@@ -1,0 +1,45 @@
+"""Scores of single images beside those that they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.eval.estimate import Estimate
+
+__all__ = ["check_pairs", "mean_over_images"]
+
+IMAGES = 64  # at once
+
+
+def check_pairs(name: str, samples: Tensor, targets: Tensor) -> None:
+    """Check that samples and targets are images of one shape.
+
+    Args:
+        name: of the metric, for messages.
+        samples: uint8 [N, C, H, W], N >= 1.
+        targets: uint8, of the same shape.
+
+    Raises:
+        UserError: if they are not.
+    """
+    if samples.ndim != 4 or samples.shape != targets.shape or not len(samples):
+        raise UserError(f"{name}: images {list(samples.shape)} and {list(targets.shape)}; allowed: [N, C, H, W] of one")
+    if (samples.dtype, targets.dtype) != (torch.uint8, torch.uint8):
+        raise UserError(f"{name}: images of {samples.dtype} and {targets.dtype}; allowed: uint8")
+
+
+def mean_over_images(score: Callable[[Tensor, Tensor], Tensor], samples: Tensor, targets: Tensor) -> Estimate:
+    """Return the mean of a score over images, with its standard error; None of a single image.
+
+    Args:
+        score: of images and targets [B, C, H, W], [B].
+        samples: [N, C, H, W].
+        targets: [N, C, H, W].
+    """
+    pairs = zip(samples.split(IMAGES), targets.split(IMAGES), strict=True)
+    scores, n = torch.cat([score(a, b).double() for a, b in pairs]), len(samples)
+    return Estimate(float(scores.mean()), float(scores.std()) / n**0.5 if n > 1 else None, n)
