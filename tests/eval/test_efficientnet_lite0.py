@@ -15,7 +15,7 @@ from gen.eval.features.lib.weights import package_file
 
 @pytest.fixture(scope="module")
 def extractor():
-    return EfficientNetLite0().load()
+    return EfficientNetLite0(batch=4).load()
 
 
 def test_names_what_photographs_show(extractor) -> None:
@@ -28,12 +28,12 @@ def test_names_what_photographs_show(extractor) -> None:
 
 
 def test_a_row_is_a_function_of_its_image(extractor) -> None:
-    images = torch.randint(0, 256, (19, 3, 20, 24), dtype=torch.uint8)
+    images = torch.randint(0, 256, (7, 3, 20, 24), dtype=torch.uint8)
     rows = extractor(images)
-    assert rows.shape == (19, 1280) and rows.dtype == torch.float32 and float(rows.std(0).max()) > 0.01
-    order = torch.randperm(19)
+    assert rows.shape == (7, 1280) and rows.dtype == torch.float32 and float(rows.std(0).max()) > 0.01
+    order = torch.randperm(7)
     assert torch.equal(extractor(images[order]), rows[order])
-    assert torch.equal(torch.cat([extractor(part) for part in images.split(5)]), rows)
+    assert torch.equal(torch.cat([extractor(part) for part in images.split(3)]), rows)
     grey = images[:2, :1]
     assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
 

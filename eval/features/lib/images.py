@@ -56,23 +56,29 @@ def in_batches(images: Tensor, batch: int, compute: Callable[[Tensor], Mapping[s
     if not len(images):
         raise UserError("an extractor was given no images")
     parts: list[Mapping[str, Tensor]] = []
-    for part in images.split(batch):
-        full = F.pad(part, (0, 0) * (part.ndim - 1) + (0, batch - len(part)))
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-            rows = compute(full)
-        parts.append({name: value[: len(part)].float().cpu() for name, value in rows.items()})
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # features of one name have one precision
+    try:
+        for part in images.split(batch):
+            full = F.pad(part, (0, 0) * (part.ndim - 1) + (0, batch - len(part)))
+            off = torch.autocast(images.device.type, enabled=False)
+            with torch.no_grad(), off, torch.backends.cudnn.flags(allow_tf32=False):
+                rows = compute(full)
+            parts.append({name: value[: len(part)].float().cpu() for name, value in rows.items()})
+    finally:
+        torch.set_float32_matmul_precision(precision)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def centre_square(images: Tensor) -> Tensor:
-    """Return the square of the shorter side in the middle of pictures, as torchvision's CenterCrop cuts it.
+    """Return the square of the shorter side in the middle of pictures; an odd pixel more is left after it.
 
     Args:
         images: [B, C, H, W].
     """
     height, width = images.shape[2:]
     side = min(height, width)
-    top, left = round((height - side) / 2), round((width - side) / 2)
+    top, left = (height - side) // 2, (width - side) // 2
     return images[:, :, top : top + side, left : left + side]
 
 
