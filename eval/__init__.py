@@ -2,7 +2,8 @@
 
 Images: features/ (image -> vector) and metrics/ (two sets of vectors -> numbers) are plug-ins, their contracts stand in
 their folders' docstrings; reference (real images), rows (samples, in any order and batch size), evaluate (a pipeline ->
-a record), record (reading, checking, writing), ranking, leaderboard (records -> .html, .csv, .md, text).
+a record), record (reading, checking, writing), sources (records from files, folders and lists), published (numbers of
+others), ranking, leaderboard (records -> .html, .csv, .md, text).
 People: arena/ (votes on pictures -> a ranking).
 Text: parallelbench/ (tasks), decoding (decoders -> records), bounds (the best that is possible).
 Speed: throughput, cache_comparison (a feature cache against none), bench (ours against peers).

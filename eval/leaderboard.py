@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from gen.config.fields import check_arguments
+from gen.config.spec import Json
 from gen.config.writing import write_text
+from gen.eval.arena.board import Standing, standing_cells
 from gen.eval.pages.leaderboard import leaderboard_page
-from gen.eval.ranking import Group, Row, cell, equal_time_rival, estimate_in, groups, options, pareto_front
-from gen.eval.record import Interval, Measurement, Record, collect, sampler_text
+from gen.eval.published import Published
+from gen.eval.ranking import (
+    Group,
+    Ranking,
+    Row,
+    cell,
+    claimed,
+    equal_time_rival,
+    estimate_in,
+    options,
+    pareto_front,
+    ranking,
+)
+from gen.eval.record import Interval, Measurement, Record, sampler_text
+from gen.eval.sources import collect_all
 from gen.eval.tables import aligned, inert, markdown, markdown_text, one_line
 
 __all__ = ["leaderboard", "table"]
@@ -38,8 +53,9 @@ def leaderboard(
     """Write the page, with .csv and .md beside it. Rows that are not comparable never share a table.
 
     Args:
-        sources: records, .json files, run folders (their eval/*.json), a .toml list of entries, or several of these,
-            of which those that hold none are passed over with a warning.
+        sources: records, .json files, folders of runs or samples (their eval/*.json), .jsonl files of an arena's votes,
+            .toml lists of entries and published rows, or several of these, of which those that hold none are passed
+            over with a warning.
         out: the page, or a folder for leaderboard.html.
         title: of the page.
         rank_by: key of the column that ranks the rows, "recall"; by default the first with a direction.
@@ -50,13 +66,13 @@ def leaderboard(
     Raises:
         UserError: naming the source, for what is no record, or was altered.
     """
-    ranked = groups(collect(sources), rank_by)
+    shown = ranking(collect_all(sources), rank_by)
     out = Path(out)
     if out.suffix != ".html":
         out = out / "leaderboard.html"
-    write_text(out.with_suffix(".csv"), as_csv(ranked))
-    write_text(out.with_suffix(".md"), as_markdown(ranked, title))
-    write_text(out, leaderboard_page(ranked, title))
+    write_text(out.with_suffix(".csv"), as_csv(shown))
+    write_text(out.with_suffix(".md"), as_markdown(shown, title))
+    write_text(out, leaderboard_page(shown, title))
     return out
 
 
@@ -68,10 +84,13 @@ def table(sources: object, rank_by: str | None = None) -> str:
         rank_by: key of the column that ranks the rows.
     """
     parts = []
-    for group in groups(collect(sources), rank_by):
+    shown = ranking(collect_all(sources), rank_by)
+    for group in shown.groups:
         lines = text_cells(group)
         ends = range(len(lines[0]) - 1 - len(CACHE_HEADS) * group.cached, len(lines[0]))
-        parts.append("\n".join([caption(group.first), *aligned(lines, (*LEFT, *ends))]))
+        parts.append("\n".join([one_line(caption(group.first)), *aligned(lines, (*LEFT, *ends))]))
+    for words, lines, left in other_tables(shown):
+        parts.append("\n".join([one_line(words), *aligned(lines, left)]))
     return "\n\n".join(parts)
 
 
@@ -85,12 +104,47 @@ def text_cells(group: Group) -> list[tuple[str, ...]]:
     for row in group.rows:
         r = row.record
         lines.append((
-            str(row.rank), one_line(r.label), one_line(sampler_text(r.sampler)), "" if r.nfe is None else f"{r.nfe:g}",
+            str(row.rank), one_line(r.label), one_line(sampler_text(r.sampler)), _number(r.nfe),
             *(m.column.text(estimate_in(r, m)) for m in group.columns),
-            f"{r.speed.images_per_second:,.0f}" if r.speed else "", "" if r.params is None else f"{r.params:,.0f}",
+            f"{r.speed.images_per_second:,.0f}" if r.speed else "", _count(r.params),
             row.tied("#"), *(cache_cells(group, row) if group.cached else ()),
         ))  # fmt: skip
+    for claim in group.published:
+        values = [m.column.text(claimed(claim, m)) for m in group.columns]
+        cells = ("", one_line(claim.label), one_line(f"published: {claim.source}"), _number(claim.nfe), *values, "")
+        cells = (*cells, _count(claim.params))
+        lines.append((*cells, *[""] * (len(lines[0]) - len(cells))))
     return lines
+
+
+def other_tables(shown: Ranking) -> list[tuple[str, list[tuple[str, ...]], Collection[int]]]:
+    """Return caption, heads with rows, and left columns of each table of published rows alone, and of each arena."""
+    tables: list[tuple[str, list[tuple[str, ...]], Collection[int]]] = []
+    for claims in shown.claims:
+        heads = ("method", "published", "NFE", *map(shown.heading, claims.columns), "params")
+        rows = [
+            (
+                r.label,
+                r.source,
+                _number(r.nfe),
+                *(_number(r.values.get(key)) for key in claims.columns),
+                _count(r.params),
+            )
+            for r in claims.rows
+        ]
+        lines = [tuple(map(one_line, row)) for row in (heads, *rows)]
+        tables.append((f"published, not measured here: {claims.protocol or 'unknown protocol'}", lines, (0, 1)))
+    for arena in shown.preferences:
+        tables.append((f"arena {arena.name}: {arena.votes} votes", standing_cells(arena.standings), (1, 5)))
+    return tables
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
 
 
 def cache_cells(group: Group, row: Row) -> tuple[str, ...]:
@@ -104,42 +158,67 @@ def cache_cells(group: Group, row: Row) -> tuple[str, ...]:
     return f"{cache.fraction:.0%}", _interval(cache.c)[:4], _interval(cache.speedup), drift, equal, front
 
 
-def as_markdown(ranked: Sequence[Group], title: str) -> str:
+def as_markdown(shown: Ranking, title: str) -> str:
     """Return one table per group, and the commands."""
     parts = [f"# {markdown_text(title)}"]
-    for group in ranked:
+    for group in shown.groups:
         lines = markdown(text_cells(group), LEFT)
         commands = [(r.rank, one_line(r.record.command).replace("`", "")) for r in group.rows if r.record.command]
         parts += [markdown_text(caption(group.first)), "\n".join(lines)]
         parts += ["\n".join(f"{rank}. `{command}`" for rank, command in commands)]
+    for words, cells, left in other_tables(shown):
+        parts += [markdown_text(words), "\n".join(markdown(cells, left))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def as_csv(ranked: Sequence[Group]) -> str:
-    """Return one line per row, every number in full."""
+def as_csv(shown: Ranking) -> str:
+    """Return one line per row, every number in full; `kind` says whether it was measured, published, or voted for."""
     columns: dict[str, Measurement] = {}
-    for m in (m for group in ranked for m in group.columns):
+    for m in (m for group in shown.groups for m in group.columns):
         same = columns.setdefault(m.column.key, m).same_column(m)
         if not same:
             columns[f"{m.column.key}({options(m)})"] = m
-    caches = any(group.cached for group in ranked)
-    heads = ["comparability", "rank", "ties", "label", "run", "sampler", "nfe", "n", "seed"]
+    lines = [_measured(row, columns) for group in shown.groups for row in group.rows]
+    lines += [_published(row, group.first.comparability) for group in shown.groups for row in group.published]
+    lines += [_published(row, "") for claims in shown.claims for row in claims.rows]
+    lines += [_voted(standing) for arena in shown.preferences for standing in arena.standings]
+    heads = ["kind", "comparability", "rank", "ties", "label", "run", "sampler", "nfe", "n", "seed"]
     heads += [key + end for key in columns for end in ("", "_se", "_floor")]
-    heads += [*SPEEDS, "params", "device", "date", "command", *(CACHE_COLUMNS if caches else ())]
+    last = [*SPEEDS, "params", "device", "date", "command", *CACHE_COLUMNS]
+    more = [key for key in dict.fromkeys(key for line in lines for key in line) if key not in (*heads, *last)]
+    if not any(group.cached for group in shown.groups):
+        last = last[: -len(CACHE_COLUMNS)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([inert(head) for head in heads])
-    for row in (row for group in ranked for row in group.rows):
-        r = row.record
-        cells: list[Any] = [r.comparability, row.rank, " ".join(map(str, row.ties)), r.label, r.run]
-        cells += [sampler_text(r.sampler), r.nfe, r.n, r.seed]
-        for measured in (cell(r, column) for column in columns.values()):
-            cells += [_at(measured, path) for path in ("estimate.value", "estimate.se", "floor.value")]
-        cells += [_at(r.speed, name) for name in SPEEDS]
-        cells += [r.params, r.device, r.date, r.command]
-        cells += [_at(r.cache, path) for path in CACHE_COLUMNS.values()] if caches else []
-        writer.writerow([inert(c) for c in cells])
+    writer.writerow([inert(head) for head in (*heads, *more, *last)])
+    writer.writerows([inert(line.get(head)) for head in (*heads, *more, *last)] for line in lines)
     return file.getvalue()
+
+
+def _measured(row: Row, columns: Mapping[str, Measurement]) -> Json:
+    r = row.record
+    line: Json = {"kind": "measured", "comparability": r.comparability, "rank": row.rank}
+    line |= {"ties": " ".join(map(str, row.ties)), "sampler": sampler_text(r.sampler)}
+    line |= {
+        key: getattr(r, key) for key in ("label", "run", "nfe", "n", "seed", "params", "device", "date", "command")
+    }
+    for key, column in columns.items():
+        found = cell(r, column)
+        ends = (("", "estimate.value"), ("_se", "estimate.se"), ("_floor", "floor.value"))
+        line |= {key + end: _at(found, path) for end, path in ends}
+    line |= {name: _at(r.speed, name) for name in SPEEDS}
+    return line | {name: _at(r.cache, path) for name, path in CACHE_COLUMNS.items()}
+
+
+def _published(row: Published, comparability: str) -> Json:
+    fields = {key: getattr(row, key) for key in ("label", "nfe", "params", "protocol", "source", "about")}
+    return {**row.values, "kind": "published", "comparability": comparability, "rank": "", "ties": "", **fields}
+
+
+def _voted(row: Standing) -> Json:
+    rating = {"arena_score": row.rating.score, "arena_mu": row.rating.mu, "arena_sigma": row.rating.sigma}
+    ties = " ".join(map(str, row.ties))
+    return {"kind": "voted", "rank": row.rank, "ties": ties, "label": row.model, "n": row.votes, **rating}
 
 
 def caption(record: Record) -> str:

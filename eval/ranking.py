@@ -1,4 +1,4 @@
-"""Leaderboards as data: the records that share a table, their order, and the ties among them."""
+"""Leaderboards as data: the records that share a table, their order, the ties among them, and what others claim."""
 
 from __future__ import annotations
 
@@ -7,10 +7,31 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from gen.config.errors import UserError, nearest
+from gen.eval.arena.board import Board, Standing
+from gen.eval.arena.votes import VoteList
 from gen.eval.estimate import Estimate
+from gen.eval.published import COLUMN_ORDER, Published
 from gen.eval.record import Measurement, Record
+from gen.eval.sources import Entry
 
-__all__ = ["Group", "Row", "cell", "equal_time_rival", "estimate_in", "groups", "options", "pareto_front"]
+__all__ = [
+    "Claims",
+    "Group",
+    "Preferences",
+    "Ranking",
+    "Row",
+    "cell",
+    "claimed",
+    "equal_time_rival",
+    "estimate_in",
+    "groups",
+    "options",
+    "pareto_front",
+    "ranking",
+]
+
+
+HEADINGS = {"fid": "FID", "sfid": "sFID", "kid": "KID", "inception_score": "IS", "fld": "FLD", "cmmd": "CMMD"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +65,13 @@ class Group:
         columns: one measurement for each column, in the order of the records.
         ranked_by: the column that ranks the rows; None if no column has a direction.
         rows: the ranked records.
+        published: rows that others claim, in the order in which they were given; they rank nothing.
     """
 
     columns: tuple[Measurement, ...]
     ranked_by: Measurement | None
     rows: tuple[Row, ...]
+    published: tuple[Published, ...] = ()
 
     @property
     def first(self) -> Record:
@@ -95,6 +118,56 @@ class Group:
         return values.pop() if len(values) == 1 else None
 
 
+@dataclass(frozen=True)
+class Claims:
+    """Published rows of a protocol that nothing here was measured by.
+
+    Attributes:
+        protocol: as the sources claim it.
+        columns: keys, in the protocol's order.
+        rows: in the order in which they were given.
+    """
+
+    protocol: str
+    columns: tuple[str, ...]
+    rows: tuple[Published, ...]
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """The ranking that an arena's votes make.
+
+    Attributes:
+        name: of the arena.
+        votes: their number.
+        standings: best first.
+    """
+
+    name: str
+    votes: int
+    standings: tuple[Standing, ...]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All tables of a leaderboard.
+
+    Attributes:
+        groups: of measured rows.
+        claims: of published rows alone.
+        preferences: of arenas.
+    """
+
+    groups: tuple[Group, ...] = ()
+    claims: tuple[Claims, ...] = ()
+    preferences: tuple[Preferences, ...] = ()
+
+    def heading(self, key: str) -> str:
+        """Return the heading of a published column: that of the measured one with this key, else the key in words."""
+        known = {m.column.key: m.column.heading for group in self.groups for m in group.columns}
+        return known.get(key) or HEADINGS.get(key) or key.replace("_", " ").capitalize()
+
+
 def cell(record: Record, column: Measurement) -> Measurement | None:
     """Return a record's measurement in a column.
 
@@ -116,6 +189,17 @@ def estimate_in(record: Record, column: Measurement | None) -> Estimate | None:
     return found.estimate if found else None
 
 
+def claimed(row: Published, column: Measurement) -> Estimate | None:
+    """Return a published number in a measured column.
+
+    Args:
+        row: what was published.
+        column: any measurement of that column.
+    """
+    value = row.values.get(column.column.key)
+    return None if value is None else Estimate(value, None, 0)
+
+
 def options(measurement: Measurement) -> str:
     """Return the options of a metric in words: "nearest=3, groups=20".
 
@@ -125,10 +209,44 @@ def options(measurement: Measurement) -> str:
     return ", ".join(f"{key}={value}" for key, value in measurement.metric.items() if key != "name")
 
 
+def ranking(entries: Sequence[Entry], rank_by: str | None = None) -> Ranking:
+    """Return the tables of everything that a leaderboard shows.
+
+    A published row stands beside the records of the table that it names, or else of every table whose records follow
+    its protocol; the others make tables of their own, one for each protocol.
+
+    Args:
+        entries: as gen.eval.sources.collect_all returns them.
+        rank_by: as of `groups`.
+
+    Raises:
+        UserError: as of `groups`; for a published row that names a table which is not there.
+    """
+    measured = groups([entry for entry in entries if isinstance(entry, Record)], rank_by)
+    keys, alone = {group.first.comparability for group in measured}, dict[str, list[Published]]()
+    beside: dict[str, list[Published]] = {key: [] for key in keys}
+    for row in (entry for entry in entries if isinstance(entry, Published)):
+        if row.table and row.table not in keys:
+            raise UserError(f"{row.label}: there is no table {row.table!r}. {nearest(row.table, keys)}")
+        followed = {g.first.comparability for g in measured if row.protocol and g.common("protocol") == row.protocol}
+        homes = {row.table} if row.table else followed
+        for home in homes:
+            beside[home].append(row)
+        if not homes:
+            alone.setdefault(row.protocol, []).append(row)
+    return Ranking(
+        groups=tuple(replace(group, published=tuple(beside[group.first.comparability])) for group in measured),
+        claims=tuple(_claims(protocol, rows) for protocol, rows in alone.items()),
+        preferences=tuple(_preferences(entry) for entry in entries if isinstance(entry, VoteList)),
+    )
+
+
 def groups(records: Sequence[Record], rank_by: str | None = None) -> list[Group]:
     """Group records by comparability, in the order in which each group first appears, and rank them inside it.
 
     Records of the same samples share a row if they measure different things.
+
+    Columns stand in the order of the protocol that all records of a table followed, else in that of the records.
 
     Args:
         records: to be ranked.
@@ -188,11 +306,31 @@ def _add(records: list[Record], record: Record) -> None:
     records.append(record)
 
 
+def _in_order(columns: list[Measurement], records: Sequence[Record]) -> list[Measurement]:
+    """Return columns in the order of the protocol that all records followed; others come after, in their own order."""
+    followed = {record.protocol for record in records}
+    order = COLUMN_ORDER.get(followed.pop() or "", ()) if len(followed) == 1 else ()
+    return sorted(columns, key=lambda c: order.index(c.column.key) if c.column.key in order else len(order))
+
+
+def _claims(protocol: str, rows: Sequence[Published]) -> Claims:
+    keys = dict.fromkeys(key for row in rows for key in row.values)
+    order = COLUMN_ORDER.get(protocol, ())
+    return Claims(
+        protocol, tuple(sorted(keys, key=lambda k: order.index(k) if k in order else len(order))), tuple(rows)
+    )
+
+
+def _preferences(votes: VoteList) -> Preferences:
+    return Preferences(votes.name, len(votes.votes), tuple(Board.of(votes.votes).standings()))
+
+
 def _ranked(records: Sequence[Record], rank_by: str | None) -> Group:
     columns: list[Measurement] = []
     for measurement in (m for record in records for m in record.metrics):
         if not any(measurement.same_column(c) for c in columns):
             columns.append(measurement)
+    columns = _in_order(columns, records)
     directed = [c for c in columns if c.column.higher_is_better is not None and rank_by in (None, c.column.key)]
     shared = [c for c in directed if all(cell(record, c) for record in records)]
     ranked_by = next(iter(shared or directed), None)

@@ -6,14 +6,12 @@ import base64
 import dataclasses
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from gen.config.errors import UserError, nearest, shown
-from gen.config.reading import read_json, read_toml
+from gen.config.errors import UserError, nearest
 from gen.config.spec import Json, convert, digest, is_sealed, sealed, spec_of
 from gen.config.writing import write_text
 from gen.eval.estimate import Estimate
@@ -35,8 +33,8 @@ __all__ = [
     "SamplesInfo",
     "SiteMap",
     "Speed",
-    "collect",
     "from_json",
+    "read_as",
     "sampler_text",
     "to_json",
     "write_record",
@@ -430,11 +428,17 @@ def from_json(value: object, kind: type[T], source: str) -> T:
         raise UserError(f"{source} is no {kind.__name__} of schema {schema}: it is {found!r}")
     if not is_sealed(value):
         raise UserError(f"{source} does not match its own sha256: it was edited, or is damaged")
-    return _convert({k: v for k, v in value.items() if k != "sha256"}, kind, source)
+    return read_as({k: v for k, v in value.items() if k != "sha256"}, kind, source)
 
 
-def _convert(value: object, kind: type[T], source: str) -> T:
-    """Return a JSON value as a dataclass; UserError names the source."""
+def read_as(value: object, kind: type[T], source: str) -> T:
+    """Return a JSON value as a dataclass.
+
+    Args:
+        value: JSON value.
+        kind: the dataclass.
+        source: its name in messages, such as a path.
+    """
     try:
         return convert(value, kind, kind.__name__)
     except UserError as error:
@@ -457,30 +461,6 @@ def write_record(record: Record, folder: Path) -> Path:
     return path
 
 
-def collect(sources: object) -> list[Record]:
-    """Read records from anywhere.
-
-    Args:
-        sources: a record, a .json file, a run folder (its eval/*.json), a .toml list, or several of these, of which
-            each that holds no record, or a damaged one, is passed over with a warning that names it. A list is a TOML
-            file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name. A path
-            may be another list, but none that leads back.
-
-    Returns:
-        The records; the same one twice counts once.
-
-    Raises:
-        UserError: naming the source, for what is none of these.
-    """
-    records: list[Record] = []
-    for record in _read_all(sources):
-        if record not in records:
-            records.append(record)
-    if not records:
-        raise UserError("no evaluation records: give run folders that were evaluated, or the records themselves")
-    return records
-
-
 def sampler_text(sampler: Json) -> str:
     """Say a sampler in a few words: "heun, 8 steps, cfg(scale=1.5)". Grids are named unless they are linear.
 
@@ -496,55 +476,6 @@ def sampler_text(sampler: Json) -> str:
     engine = sampler.get("engine")
     words += [str(engine["about"]) if isinstance(engine, Mapping) and "about" in engine else _spec_text(engine)]
     return ", ".join(word for word in words if word)
-
-
-def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Record]:
-    """Yield the records of a source; `within` are the lists that led to it."""
-    if isinstance(source, Record):
-        yield source
-    elif isinstance(source, Mapping):
-        yield from_json(source, Record, f"the record {str(source.get('label', '?'))!r}")
-    elif isinstance(source, Iterable) and not isinstance(source, str):
-        several = list(source)
-        for one in several:
-            try:
-                yield from list(_read_all(one, within))
-            except (UserError, OSError) as error:
-                if len(several) == 1:
-                    raise
-                warnings.warn(f"passed over: {error}", stacklevel=2)
-    elif not isinstance(source, (str, Path)):
-        raise UserError(f"{shown(source)} is no record, and no path of one")
-    elif (path := Path(source)).is_dir():
-        files = sorted((path / "eval").glob("*.json"))
-        if not files:
-            raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
-        yield from _read_all(files)
-    elif path.suffix == ".toml":
-        yield from _read_list(path, within)
-    else:
-        yield from_json(read_json(path), Record, str(path))
-
-
-def _read_list(path: Path, within: tuple[Path, ...]) -> Iterable[Record]:
-    if path.resolve() in within:
-        raise UserError(f"{path}: this list leads back to itself; a path names records, run folders or other lists")
-    content = read_toml(path)
-    entries = content.get("entry", [])
-    if set(content) - {"entry"} or not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: a list of entries has tables [[entry]] and nothing else, it has {', '.join(content)}")
-    for given in entries:
-        entry = _convert(given, ListEntry, str(path))
-        for record in _read_all(path.parent / entry.path, (*within, path.resolve())):
-            yield record if entry.label is None else replace(record, label=entry.label)
-
-
-@dataclass(frozen=True)
-class ListEntry:
-    """A table [[entry]] of a list."""
-
-    path: str
-    label: str | None = None
 
 
 def _spec_text(spec: object) -> str:

@@ -42,7 +42,8 @@ from gen.data.answers import Answers
 from gen.data.latents import Latents
 from gen.data.pairs import Pairs
 from gen.distillers.lib.shards import ShardPlan, fill_shards
-from gen.eval.record import collect, to_json
+from gen.eval.record import to_json
+from gen.eval.sources import collect
 from gen.text.tokenizers.huggingface import HuggingFace
 from gen.training.recipes.lists import lists
 from gen.training.run import Run, Sampler

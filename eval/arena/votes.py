@@ -15,7 +15,7 @@ from gen.config.reading import parse_json, read_text
 from gen.config.spec import convert
 from gen.config.writing import Lock
 
-__all__ = ["Vote", "VoteFile", "read_votes"]
+__all__ = ["Vote", "VoteFile", "VoteList", "read_votes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,24 @@ def check_ranks(ranks: Sequence[int | None], k: int) -> None:
             f"ranks {shown(list(ranks))} of {k} pictures; allowed: 1 for the best, then 2 ..., equal ones for ties "
             "(1, 2, 2, 4), None for the rest"
         )
+
+
+@dataclass(frozen=True)
+class VoteList:
+    """The votes of an arena, as a leaderboard takes them.
+
+    Attributes:
+        name: of the arena; its file's.
+        votes: in their order.
+    """
+
+    name: str
+    votes: tuple[Vote, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> VoteList:
+        """Return the votes of a file."""
+        return cls(path.stem, tuple(read_votes(path)))
 
 
 class VoteFile:

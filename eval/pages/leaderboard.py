@@ -9,7 +9,7 @@ from itertools import groupby
 from gen.config.spec import Json
 from gen.eval.pages import render
 from gen.eval.plot import Plot, Point, Series
-from gen.eval.ranking import Group, equal_time_rival, estimate_in, pareto_front
+from gen.eval.ranking import Group, Ranking, claimed, equal_time_rival, estimate_in, pareto_front
 from gen.eval.record import Measurement, Record, sampler_text
 
 __all__ = ["leaderboard_page"]
@@ -17,17 +17,19 @@ __all__ = ["leaderboard_page"]
 MANY_SITES = 24  # of more, only the blocks are named
 
 
-def leaderboard_page(groups: Sequence[Group], title: str) -> str:
+def leaderboard_page(shown: Ranking, title: str) -> str:
     """Return the whole document; every word that comes from a record is escaped, and nothing is loaded.
 
+    Its script sorts, filters and hides columns; without it every table is whole.
+
     Args:
-        groups: ranked records.
+        shown: ranked records, published rows and arenas.
         title: of the page.
     """
-    columns = {m.column.key: m.column for group in groups for m in group.columns}
-    functions = (estimate_in, equal_time_rival, label_rows, pareto_front, plots, png_width, sampler_text)
-    context = {f.__name__: f for f in functions}
-    return render("leaderboard.html", {"title": title, "groups": groups, "columns": columns.values(), **context})
+    columns = {m.column.key: m.column for group in shown.groups for m in group.columns}
+    functions = (claimed, equal_time_rival, estimate_in, label_rows, pareto_front, plots, png_width, sampler_text)
+    context = {"title": title, "shown": shown, "groups": shown.groups, "columns": columns.values()}
+    return render("leaderboard.html", context | {f.__name__: f for f in functions}, script="leaderboard.js")
 
 
 def plots(group: Group) -> Json:

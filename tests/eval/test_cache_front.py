@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gen.config.errors import UserError
-from gen.eval.record import collect
+from gen.eval.sources import collect
 from gen.training.run import Run
 from gen.training.trainer import train
 

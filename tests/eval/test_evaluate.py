@@ -17,8 +17,9 @@ from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard
 from gen.eval.pictures import strip
 from gen.eval.provenance import loading_options, machine
-from gen.eval.record import Record, collect, from_json, to_json
+from gen.eval.record import Record, from_json, to_json
 from gen.eval.reference import Reference, stack
+from gen.eval.sources import collect
 from gen.pipeline import Samples, load
 from gen.training.run import Sampler
 

@@ -10,7 +10,8 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.eval.leaderboard import leaderboard
 from gen.eval.metrics import Column
-from gen.eval.record import Estimate, Measurement, collect, to_json, write_record
+from gen.eval.record import Estimate, Measurement, to_json, write_record
+from gen.eval.sources import collect
 from gen.eval.tables import inert
 from tests.eval.test_leaderboard import made
 
@@ -49,7 +50,7 @@ def test_heads_are_inert_too(tmp_path):
     rows = list(csv.reader(io.StringIO(page.with_suffix(".csv").read_text())))
     assert not [cell for row in rows for cell in row if cell.lstrip().startswith(("=", "+", "@"))]
     assert "'=cmd()" in rows[0] and "'=1" in rows[1]
-    assert "<script" not in page.read_text() and "<u>" not in page.read_text()
+    assert page.read_text().count("<script") == 1 and "<u>" not in page.read_text()
 
 
 def test_a_leaderboard_goes_on_without_what_holds_no_record(tmp_path, capsys):

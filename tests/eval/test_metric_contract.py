@@ -20,9 +20,9 @@ from gen.eval.evaluate import choose, evaluate
 from gen.eval.features.digits_cnn import DigitsCNN
 from gen.eval.leaderboard import leaderboard, table
 from gen.eval.metrics import NEEDS, Column
-from gen.eval.record import collect
 from gen.eval.reference import RealImages, Reference, measure
 from gen.eval.rows import IndexedRows
+from gen.eval.sources import collect
 from tests.eval.test_evaluate import Copier
 from tests.eval.test_leaderboard import Page
 from tests.eval.test_lpips import random_trunk

@@ -10,8 +10,8 @@ from gen.config.errors import UserError
 from gen.data.digits import Digits
 from gen.eval import evaluate as module
 from gen.eval.evaluate import evaluate, one_of_each
-from gen.eval.record import collect
 from gen.eval.reference import RealImages, Reference, stack
+from gen.eval.sources import collect
 from tests.eval.test_evaluate import Copier
 
 

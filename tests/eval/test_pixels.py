@@ -15,8 +15,8 @@ from gen.data.latents import Latents
 from gen.data.mixture import MixturePoints
 from gen.data.npz import Npz
 from gen.eval.evaluate import evaluate
-from gen.eval.record import collect
 from gen.eval.reference import Reference
+from gen.eval.sources import collect
 from gen.pipeline import Pipeline, Samples, load
 from gen.training.trainer import train
 from tests.gen.tiny import tiny

@@ -16,19 +16,19 @@ from gen.eval.metrics.fid import FID
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.nearest import Nearest
 from gen.eval.pages.leaderboard import leaderboard_page
-from gen.eval.ranking import groups
+from gen.eval.ranking import ranking
 from gen.eval.record import (
     UNKNOWN,
     Measurement,
     Neighbours,
     PerClass,
     Record,
-    collect,
     from_json,
     sampler_text,
     to_json,
     write_record,
 )
+from gen.eval.sources import collect
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 
@@ -112,7 +112,7 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     for source, says in (
         (tmp_path / "bad.json", "bad.json is no JSON"),
-        (tmp_path / "bad.toml", "tables [[entry]] and nothing else"),
+        (tmp_path / "bad.toml", "tables [[entry]] and [[published]] and nothing else"),
         (tmp_path / "entry.toml", "entry.toml: unknown key 'name' of ListEntry. Allowed: label, path."),
         (tmp_path / "flat.toml", "flat.toml: ListEntry: got 1, expected ListEntry"),
         (tmp_path / "path.toml", "path.toml: ListEntry.path: got 5, expected str"),
@@ -240,5 +240,5 @@ def test_samples_of_another_tool_share_a_table_with_ours() -> None:
     theirs = replace(made("theirs", **shared, samples=info), nfe=None)
     assert theirs.comparability == made().comparability and theirs.identity != made("theirs", **shared).identity
     assert from_json(json.loads(json.dumps(to_json(theirs))), Record, "theirs") == theirs
-    page = leaderboard_page(groups([theirs, made(fid=3.0)]), "Both")
+    page = leaderboard_page(ranking([theirs, made(fid=3.0)]), "Both")
     assert "labels unknown" in page and "rounding unknown" in page and "theirs" in table([theirs, made()])

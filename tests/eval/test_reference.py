@@ -16,8 +16,8 @@ from gen.data.digits import Digits
 from gen.data.npz import Npz
 from gen.eval.evaluate import evaluate
 from gen.eval.provenance import command, loading_options
-from gen.eval.record import collect
 from gen.eval.reference import Reference, stack
+from gen.eval.sources import collect
 from gen.pipeline import load
 from gen.training.run import Run
 from gen.training.trainer import train

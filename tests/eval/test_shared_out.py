@@ -10,7 +10,7 @@ import torch
 from gen.cli import main
 from gen.config.errors import UserError
 from gen.eval.evaluate import evaluate
-from gen.eval.record import collect
+from gen.eval.sources import collect
 from gen.training.distributed import broadcast, gather, share
 from gen.training.trainer import train
 from tests.gen.tiny import tiny

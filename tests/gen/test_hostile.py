@@ -27,7 +27,7 @@ from gen.data.latents import Latents
 from gen.data.npz import Npz
 from gen.data.pairs import Pairs
 from gen.data.text import Text
-from gen.eval.record import collect
+from gen.eval.sources import collect
 from gen.models.interop.checkpoints import import_checkpoint
 from gen.samplers.decoding_policies.learned import Filter
 from gen.text.tokenizers.huggingface import HuggingFace

@@ -1,0 +1,52 @@
+"""Published numbers: rows of a leaderboard that somebody claims, and nobody measured here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from gen.config.errors import UserError, shown
+
+__all__ = ["COLUMN_ORDER", "Published"]
+
+ADM = ("fid", "sfid", "inception_score", "precision", "recall")
+DGM = ("fid", "fd_infinity", "kid", "precision", "recall", "density", "coverage", "fld", "auth_pct", "vendi")
+COLUMN_ORDER = {  # keys of columns in the order in which papers that follow a protocol print them
+    "adm-imagenet256": ADM,
+    "adm-imagenet512": ADM,
+    "edm-cifar10": ("fid", "inception_score"),
+    "edm-imagenet64": ("fid", "inception_score", "precision", "recall"),
+    "dgm-eval": DGM,
+    "clean-fid": ("fid", "kid"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A row that was published: shown apart from measured rows, without a rank, and never tied with one.
+
+    Attributes:
+        label: of the method.
+        source: where it was published, in words, or an https:// address.
+        values: number of each column by its key, "fid".
+        protocol: how they were measured, as the source claims; a name such as "adm-imagenet256" where there is one.
+        table: key of the measured table beside which it stands; by default those whose records follow its protocol.
+        about: what else the source says, such as epochs and guidance.
+        nfe: network evaluations per sample.
+        params: of the network.
+    """
+
+    label: str
+    source: str
+    values: dict[str, float] = field(default_factory=dict)
+    protocol: str = ""
+    table: str = ""
+    about: str = ""
+    nfe: float | None = None
+    params: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.label or not self.source or not self.values:
+            raise UserError(f"a published row has a label, a source and values; this one is {shown(self.label)}")
+        if not all(math.isfinite(value) for value in self.values.values()):
+            raise UserError(f"{self.label}: values {shown(self.values)}; allowed: finite numbers")
