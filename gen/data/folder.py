@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.data.lib.checksums import SUMS, check_sums
 from gen.data.lib.tensors import CHANGED, SPLITS, content_hash, hold_out
 
 if TYPE_CHECKING:
@@ -212,10 +213,11 @@ def fit(image: Image, size: int) -> Image:
 def _scan(root: Path, size: int, skip_corrupt: bool) -> Listing:
     """Find, check and hash the pictures of a folder."""
     names, found = _find(root)
-    listing = Listing(root, names, [], [], [], [])
+    listing, sums = Listing(root, names, [], [], [], []), dict[Path, str | None]()
     for path, label in found:
         file = path.relative_to(root).as_posix()
         data = _read(path)
+        sums[path] = _content(data).split()[-1]
         try:
             _header(path, data, size)
             if skip_corrupt:
@@ -228,6 +230,7 @@ def _scan(root: Path, size: int, skip_corrupt: bool) -> Listing:
         listing.files.append(file)
         listing.labels.append(label)
         listing.hashes.append(f"{file}{_content(data)}")
+    check_sums(root, sums)
     if not listing.files:
         raise UserError(f"{root}: none of its {len(listing.skipped)} pictures can be decoded")
     if listing.skipped:
@@ -254,8 +257,9 @@ def _find(root: Path) -> tuple[list[str], list[tuple[Path, int]]]:
     classes = [path.relative_to(root).parts[0] for path in pictures]
     if empty := sorted(set(names) - set(classes)):
         raise UserError(f"class folder {root / empty[0]} holds no pictures ({', '.join(SUFFIXES)}): fill or remove it")
-    if left_out := sorted({*paths}.difference(pictures)):
-        counts = f"{len(shown) - len(pictures)} files of other kinds and {len(paths) - len(shown)} hidden ones"
+    if left_out := sorted({*paths}.difference(pictures, [root / SUMS])):
+        hidden = len(paths) - len(shown)
+        counts = f"{len(left_out) - hidden} files of other kinds and {hidden} hidden ones"
         first = left_out[0].relative_to(root).as_posix()
         warnings.warn(f"{root}: left out {counts}, such as {first!a}", stacklevel=2)
     label = {name: i for i, name in enumerate(names)}

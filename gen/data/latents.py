@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.config.reading import file_sha256
+from gen.data.lib.checksums import check_sums
 from gen.data.lib.tensors import CHANGED, check_labels, content_hash, hold_out
 
 __all__ = ["Latents"]
@@ -28,7 +29,9 @@ class Latents:
 
     Items are (latent - shift) * scale as float32. Labels are int64 or int32. A row is read when its item is; each
     shard is opened once per process. Fingerprint: the bytes of every shard, in order of file name, with split, holdout,
-    scale, shift and flip. Raises UserError, in one line, for files that are missing, broken or laid out differently.
+    scale, shift and flip. Safetensors have no checksums: where the folder has a SHA256SUMS (`sha256sum *.safetensors >
+    SHA256SUMS`), every shard is compared with it when it is opened, in the one reading that the fingerprint takes
+    anyway. Raises UserError, in one line, for files that are missing, damaged or laid out differently.
 
     Attributes:
         path: file or folder.
@@ -115,11 +118,12 @@ class Latents:
     def _hashes(self) -> tuple[str, ...]:
         hashes = []
         for shard in self._shards:
-            with Path(shard.path).open("rb") as stream:
-                hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+            hashes.append(file_sha256(Path(shard.path)))
             shard.check_unchanged()
             if (first := hashes.index(hashes[-1])) < len(hashes) - 1:
                 raise UserError(f"{shard.path} is a copy of {self._shards[first].path}: remove it, or mend it")
+        files = (Path(shard.path) for shard in self._shards)
+        check_sums(Path(self.path), dict(zip(files, hashes, strict=True)))
         return tuple(hashes)
 
 

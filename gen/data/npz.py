@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.data.lib.checksums import check_sums
 from gen.data.lib.tensors import Tensors, check_labels, content_hash, hold_out
 
 __all__ = ["Npz"]
@@ -34,7 +35,7 @@ class Npz:
 
     Bytes 0..255 become [-1, 1] (x / 127.5 - 1). Nothing is unpickled. Other arrays, such as the statistics mu and sigma
     of ADM's reference files, which hold for ADM's extractor alone, are left out with a warning.
-    Fingerprint: the split's bytes and labels.
+    Fingerprint: the split's bytes and labels. A SHA256SUMS beside the file that lists it is compared.
     Raises UserError, in one line, for a file that is missing, broken or laid out differently, and for labels outside.
 
     Attributes:
@@ -61,6 +62,7 @@ class Npz:
 
     def open(self, split: str) -> Tensors:
         """Open "train" or "test"."""
+        check_sums(Path(self.path), {Path(self.path): None})
         n = self._layout[0]
         y = None if self.classes == 0 else self._labels
         rows = hold_out(self.path, split, n, self.holdout, None if y is None else y.tolist())

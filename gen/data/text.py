@@ -14,6 +14,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.reading import parse_json, read_lines, read_text
 from gen.config.spec import part
+from gen.data.lib.checksums import check_sums
 from gen.data.lib.tensors import content_hash, hold_out
 from gen.text.contracts import Tokenizer
 
@@ -108,6 +109,7 @@ class Text:
                 else list(Path(given.anchor or ".").glob(str(given.relative_to(given.anchor))))
             )
         found = sorted(f for f in found if f.is_file())
+        check_sums(given, dict.fromkeys(found))
         if not found:
             raise UserError(f"Text: no file at {given}; give a file, a glob or a folder of .txt, .md and .jsonl files")
         return found

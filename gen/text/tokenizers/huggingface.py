@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from gen.config.errors import MissingDependency, UserError, nearest
 from gen.config.fields import check_fields
+from gen.config.reading import file_sha256
 from gen.text.contracts import Tokenizer
 from gen.text.tokenizers import utf8
 
@@ -29,7 +30,8 @@ class HuggingFace(Tokenizer):
         file: path of the tokenizer.json.
         mask_token: the mask's text ("<|mask|>") or its id.
         eos_tokens: texts ("<|im_end|>") or ids of the tokens that end a text.
-        sha256: hash of the file, checked when it is read; None for any.
+        sha256: hash of the file, checked when it is read; None for that of the file as it is now, so that a run and its
+            checkpoints know which one they were trained with.
         size: number of ids of the model, where it has more than the file names; None for those of the file.
     """
 
@@ -42,6 +44,8 @@ class HuggingFace(Tokenizer):
 
     def __post_init__(self) -> None:
         check_fields(self, size="[1, inf)")
+        if self.sha256 is None and Path(self.file).is_file():
+            object.__setattr__(self, "sha256", file_sha256(Path(self.file)))
 
     def with_files_in(self, folder: Path) -> HuggingFace:
         """Return the same with its file looked for in a folder, unless its path is absolute."""

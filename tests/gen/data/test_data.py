@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 import struct
 import zlib
@@ -18,6 +19,7 @@ from gen.data.latents import Latents
 from gen.data.lib.tensors import split_indices
 from gen.data.npz import Npz
 from gen.data.photographs import Photographs
+from gen.data.text import Text
 
 
 def png(path, width=12, height=10, seed=0, mode="RGB"):
@@ -77,6 +79,58 @@ def test_every_source_keeps_the_contract(name, tmp_path):
     assert batch["x"].shape == (3, *source.shape) and batch["y"].shape == (3,)
     with pytest.raises(UserError, match=r"unknown split 'val'. Allowed: train, test."):
         source.open("val")
+
+
+SUMMED = {
+    "latents": ("l", lambda root: Latents(str(root / "l"))),
+    "pictures": ("pets", lambda root: Folder(str(root / "pets"), size=8)),
+    "npz": ("n", lambda root: Npz(str(root / "n/a.npz"))),
+    "text": ("t", lambda root: Text(str(root / "t"), length=8)),
+}
+
+
+def flip(path, bit=3):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", SUMMED)
+def test_one_bit_that_changed_is_noticed_where_there_are_checksums(kind, tmp_path):
+    """As `sha256sum` writes them, which no format here has of its own; the one line names the file."""
+    sources(tmp_path)
+    for folder in "lnt":
+        (tmp_path / folder).mkdir()
+    for k in range(2):
+        latents = {"latents": torch.randn(10, 4, 2, 2), "labels": torch.arange(10) % 5}
+        save_file(latents, tmp_path / "l" / f"{k}.safetensors")
+        (tmp_path / "t" / f"{k}.txt").write_text(f"{k} once upon a time there was a text" * 9)
+    (tmp_path / "a.npz").rename(tmp_path / "n/a.npz")
+    name, source = SUMMED[kind]
+    folder = tmp_path / name
+    files = sorted(file for file in folder.rglob("*.*"))
+    print_of = source(tmp_path).open("train").fingerprint
+    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  ./{file.relative_to(folder)}\n" for file in files]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    assert source(tmp_path).open("train").fingerprint == print_of
+
+    def refusal():
+        with pytest.raises(UserError) as caught:
+            source(tmp_path).open("train")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    flip(files[-1])
+    assert refusal() == f"{files[-1]} is damaged or was changed: its sha256 is not the one in {folder}/SHA256SUMS"
+    flip(files[-1])
+    if kind != "npz":
+        (folder / "SHA256SUMS").write_text("".join(sums[:-1]))
+        assert f"{files[-1]} is not listed in" in refusal()
+        files[-1].unlink()
+        (folder / "SHA256SUMS").write_text("".join(sums))
+        assert f"{files[-1]} is not there, and" in refusal()
+    (folder / "SHA256SUMS").write_text("oh")
+    assert "SHA256SUMS, line 1: expected a sha256" in refusal()
 
 
 def test_split_is_exact_stratified_and_pinned():

@@ -111,6 +111,16 @@ def test_the_size_of_a_padded_vocabulary(file):
     one_line(lambda: huggingface(file, size=made.vocab_size - 1).vocab_size)
 
 
+def test_a_file_that_changes_after_it_was_named_is_another_one(file, tmp_path):
+    """What a run and its checkpoints say of a tokenizer without a given sha256 holds the file to what it was."""
+    own = tmp_path / "tokenizer.json"
+    own.write_bytes(file.read_bytes())
+    spec = spec_of(huggingface(own))
+    assert spec["sha256"] == hashlib.sha256(own.read_bytes()).hexdigest()
+    own.write_bytes(own.read_bytes().replace(b"once", b"onec"))
+    assert f"{own} has sha256" in one_line(lambda: build("text.tokenizers", spec).encode("once"))
+
+
 def test_the_file_is_the_one_that_was_meant(file, tmp_path):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     made = huggingface("tokenizer.json", sha256=digest)
