@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gen.cli.lib.options import add_option, parse_spec
 from gen.cli.sample import add_sampler_options, loaded, sampler_options
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fitness", choices=("rmse", "fid"), default="rmse", help="(default: rmse)")
     add_option(parser, "n", help="samples in each evaluation (default: 64 for rmse, 1000 for fid)")
     parser.add_argument("--data", help="fid: real images, a name or a JSON spec (default: the run's own)")
-    parser.add_argument("--split", default="train", help="fid: train or test; test is for the judging (default: train)")
+    parser.add_argument("--split", help="fid: train or test; test is for the judging (default: train)")
     parser.add_argument("--extractor", help="fid: a name of `gen list eval.features` (default: as of gen evaluate)")
     add_sampler_options(parser)
     add_option(parser, "out", Path("grid.json"), "the file to write")
@@ -88,6 +88,8 @@ def _check(args: argparse.Namespace) -> None:
     least = 2 if args.fitness == "fid" else 1  # one sample has no covariance
     if args.n is not None and args.n < least:
         raise UserError(f"-n {args.n}: for --fitness {args.fitness} it must be at least {least}")
+    if others := [f"--{key}" for key in ("data", "split", "extractor") if args.fitness != "fid" and getattr(args, key)]:
+        raise UserError(f"{', '.join(others)}: for --fitness fid; --fitness {args.fitness} looks at no real images")
     if args.pool < 2:
         raise UserError(f"--pool {args.pool}: it must be at least 2, times of each known grid")
     if args.keep is not None and not 0 < args.keep <= 1:
@@ -115,8 +117,7 @@ def _problem(
     keep = max(1, math.floor((args.keep or 0) * how.steps * len(sites)))
     fitness: Fitness
     if args.fitness == "rmse":
-        reference = _reference(pipeline, how, pool, sites, args)
-        fitness, costs = reference.fitness, reference.costs
+        fitness, costs = _rmse(pipeline, how, pool, sites, args)
     else:
         fitness, costs = _fid(pipeline, how, sites, args), None
     problem = Problem(pool, how.steps, fitness, list(known.values()), costs, len(sites), keep)
@@ -140,16 +141,40 @@ def _blocks(pipeline: Pipeline) -> list[str]:
     return sorted(sites, key=lambda site: int(site.partition(".")[2]))
 
 
-def _reference(
+def _rmse(
     pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], args: argparse.Namespace
+) -> tuple[Fitness, Callable[[], Tensor]]:
+    """Return the distance of few steps' ends from those of many, and the costs of single steps, batch by batch."""
+    n = 64 if args.n is None else args.n
+    starts = range(0, n, args.batch_size)
+    sizes = [min(args.batch_size, n - start) for start in starts]
+    seed = args.seed
+    parts = [_reference(pipeline, how, pool, sites, seed, i, k) for i, k in zip(starts, sizes, strict=True)]
+
+    def mean(values: Sequence[Any]) -> Any:
+        """Return the root mean square over all samples of the batches' own."""
+        squares = [size * value**2 for size, value in zip(sizes, values, strict=True)]
+        return values[0] if len(values) == 1 else (sum(squares) / n) ** 0.5
+
+    def fitness(times: Tensor, mask: Tensor | None = None) -> float:
+        return float(mean([part.fitness(times, mask) for part in parts]))
+
+    def costs() -> Tensor:
+        total: Tensor = mean([part.costs() for part in parts])
+        return total
+
+    return fitness, costs
+
+
+def _reference(
+    pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], seed: int, start: int, n: int
 ) -> ReferenceTrajectory:
-    """Return the trajectory that few steps are compared with."""
+    """Return the trajectory of samples start .. start + n - 1 that few steps are compared with."""
     from gen.diffusion.noise import Noise, sample_seeds
     from gen.samplers.search.lib.trajectory import ReferenceTrajectory
 
-    n = 64 if args.n is None else args.n
-    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(n).items()}
-    noise = Noise(tuple(sample_seeds(args.seed, n)))
+    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(n, start=start).items()}
+    noise = Noise(tuple(sample_seeds(seed, n, start)))
     x = pipeline.denoiser.path.start(noise.normal("start", pipeline.state_shape).to(pipeline.device), pool[0])
     guide = how.guide
 
@@ -171,7 +196,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
 
     pipeline.check_pixels()
     real = Reference.open(
-        parse_spec(args.data) or own_data(pipeline), args.split, parse_spec(args.extractor), args.batch_size
+        parse_spec(args.data) or own_data(pipeline), args.split or "train", parse_spec(args.extractor), args.batch_size
     )
     check_shape(pipeline.name, pipeline.shape, real)
     moments = Moments.of_rows(real.real.features)

@@ -6,7 +6,9 @@ import argparse
 import json
 
 import pytest
+import torch
 
+import gen
 from gen.cli import main, search
 from gen.config.spec import build
 from gen.diffusion.denoiser import Denoiser
@@ -59,10 +61,26 @@ def test_blocks_are_searched_too_and_by_dynamic_programming_times_only(folder, t
 def test_a_state_may_be_more_than_the_image(tmp_path):
     net = build("models", {"name": "reg", "preset": "digits"}).build().eval()
     pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("euler", steps=2))
-    args = argparse.Namespace(fitness="rmse", n=2, seed=0, pool=4, keep=0.5)
+    args = argparse.Namespace(fitness="rmse", n=2, seed=0, pool=4, keep=0.5, batch_size=2)
     problem, known, sites = search._problem(pipeline, pipeline.sampler, args)
     assert sites[0] == "blocks.0" and pipeline.state_shape == net.state_shape
     assert problem.fitness(known["linear"], None) >= 0
+
+
+def test_the_batch_size_bounds_the_rows_and_changes_nothing(folder):
+    pipeline, seen = gen.load(folder), []
+    args = argparse.Namespace(fitness="rmse", n=5, seed=0, pool=4, keep=None)
+    pipeline.denoiser.net.register_forward_pre_hook(lambda net, given: seen.append(len(given[0])))
+    values, costs = [], []
+    for batch_size in (5, 2):
+        problem, known, _ = search._problem(
+            pipeline, pipeline.sampler, argparse.Namespace(**args, batch_size=batch_size)
+        )
+        values.append(problem.fitness(known["linear"], None))
+        costs.append(problem.costs())
+    assert seen[-1] == 1 and set(seen) == {5, 2, 1}
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    torch.testing.assert_close(*costs, rtol=1e-4, atol=1e-7)
 
 
 def test_fid_is_a_fitness(folder, tmp_path):
@@ -82,6 +100,10 @@ def test_fid_is_a_fitness(folder, tmp_path):
         (["-n", "0"], "argument -n/--n: 0; it must be in [1, 10000000]"),
         (["-n", "1", "--fitness", "fid"], "-n 1: for --fitness fid it must be at least 2"),
         (["--pool", "-3"], "--pool -3: it must be at least 2"),
+        (
+            ["--data", "digits", "--split", "test"],
+            "--data, --split: for --fitness fid; --fitness rmse",
+        ),
         (["--budget", "0"], "budget = 0; it must be in [1, inf)"),
         (["--out", "no/such/folder/grid.json"], "give a file in a folder that exists"),
     ],
