@@ -63,21 +63,27 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path, measured: bool = False) -> list[Json]:
+def read_metrics(path: str | Path, measured: bool = False) -> list[Json]:
     """Read the events of a metrics.jsonl; lines that a kill cut short or that are damaged are left out.
 
     Args:
         path: the file.
         measured: True for the clock's values too, see `SpeedMeter`; those of two equal runs differ.
+
+    Raises:
+        UserError: if there is no such file, or it cannot be read.
     """
     return [
         {key: value for key, value in event.items() if measured or key not in MEASURED} for event in _events(path)[0]
     ]
 
 
-def _events(path: Path) -> tuple[list[Json], int]:
+def _events(path: str | Path) -> tuple[list[Json], int]:
     """Return the events, and how many lines are none."""
-    events, lines = list[Json](), path.read_bytes().splitlines()
+    try:
+        events, lines = list[Json](), Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give the metrics.jsonl of a run folder") from None
     for line in lines:
         try:
             event = parse_json(line.decode(), path)

@@ -15,24 +15,41 @@ from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
 from gen.training.run import Run, run_spec
 
-__all__ = ["preview"]
+__all__ = ["preview", "why_none"]
 
 SAMPLES = 60
 PROMPTS = 8
 
 
-def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.device) -> Path | None:
+def why_none(run: Run, data: DataSet, folder: Path) -> str:
+    """Return the reason why a run that asks for previews gets none, and what shows its samples; "" if it gets them.
+
+    Args:
+        run: its sampler and its data decide.
+        data: whose items have the shape of its samples.
+        folder: of the run.
+    """
+    from gen.pipeline import learned_data, no_pictures
+
+    if not run.sample_every or isinstance(run.sampler, Decoding):
+        return ""
+    reason = no_pictures(tuple(data[0]["x"].shape), learned_data({"run": run_spec(run)}), name=folder.name)
+    hint = f"; gen sample {folder} --autoencoder FOLDER draws them, --sample_every 0 asks for none"
+    return f"no previews: {reason}{hint}" if reason else ""
+
+
+def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.device) -> Path:
     """Write pictures of always the same noise and labels, or texts after the prompts of always the same items.
 
     Args:
         run: its sampler samples.
         net: the network, unsharded and in eval mode.
         data: where prompts come from, and the shape of pictures.
-        file: without the suffix, which is .png or .txt; states that are no pictures are not drawn.
+        file: without the suffix, which is .png or .txt.
         device: the network's.
 
     Returns:
-        The file that was written, or None.
+        The file that was written.
     """
     if isinstance(run.sampler, Decoding):
         _write_texts(run.sampler, net, run.data, data, file.with_suffix(".txt"), device)
@@ -42,8 +59,6 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
     shape, classes = tuple(data[0]["x"].shape), 0 if run.data is None else run.data.classes
     f = Denoiser(net, run.path, run.parameterisation)
     pipeline = Pipeline(f, shape, classes, run.sampler, device=device, info={"run": run_spec(run)})
-    if pipeline.no_pictures:
-        return None
     samples = pipeline.sample(SAMPLES, batch_size=run.micro_batch_size or run.batch_size)
     with replacing(file.with_suffix(".png")) as partial:
         samples.sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(partial)

@@ -224,11 +224,9 @@ class Refined(WarmupSchedule):
             window: width of the median filter as a share of the run.
 
         Raises:
-            UserError: if the folder has no metrics.jsonl with the norm of every step.
+            UserError: if the folder has no metrics.jsonl, or one without the norm of every step.
         """
         file = Path(folder) / "metrics.jsonl"
-        if not file.exists():
-            raise UserError(f"{file} does not exist: give the folder of a run")
         norms = {e["step"]: e["grad_norm"] for e in read_metrics(file) if "grad_norm" in e}
         if not norms or len(norms) != max(norms):
             raise UserError(

@@ -49,7 +49,7 @@ def dotted(spec: Json, prefix: str = "") -> dict[str, bool | int | float | str]:
     return flat
 
 
-def log_sheet(accelerator: Accelerator, file: Path | None, step: int) -> None:
+def log_sheet(accelerator: Accelerator, file: Path, step: int) -> None:
     """Log a sheet of samples to every tracker that takes pictures.
 
     Args:
@@ -57,7 +57,7 @@ def log_sheet(accelerator: Accelerator, file: Path | None, step: int) -> None:
         file: a .png; anything else is no sheet.
         step: updates done.
     """
-    if file is None or file.suffix != ".png" or not accelerator.trackers:
+    if file.suffix != ".png" or not accelerator.trackers:
         return
     import numpy as np
     from PIL import Image

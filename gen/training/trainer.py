@@ -31,7 +31,7 @@ from gen.training import checks, distributed, state
 from gen.training.log import ProgressBar, SpeedMeter
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
-from gen.training.previews import preview
+from gen.training.previews import preview, why_none
 from gen.training.resume import denoiser_of, load_init, resume_from, versions
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import RunFolder, lock_of
@@ -222,6 +222,8 @@ class Trainer:
     def _open(self) -> None:
         run = self.run
         self.progress = ProgressBar(self.folder.name, run.steps, self.steps_done, self.quiet)
+        no_previews = why_none(run, self.data, self.folder)
+        self.draws = bool(run.sample_every) and not no_previews
         if self.start.moved:
             self.save(tidy=False)  # this line is the run's own at once, however soon it is killed
         if self.main:
@@ -229,6 +231,7 @@ class Trainer:
                 after = f"the next checkpoint removes {', '.join(left)} of the line before"
                 self.progress.say(f"{self.folder.name}: back to step {self.steps_done}; {after}")
             self.progress.say(self.output.open(self.steps_done))
+            self.progress.say(no_previews)
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
         self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"])
@@ -342,7 +345,7 @@ class Trainer:
             self._record({"split": "test", "val_loss": self.val_loss})
         if (run.save_every and step % run.save_every == 0) or step in self.decay_ends:
             self.save()
-        if run.sample_every and (step % run.sample_every == 0 or step == run.steps):
+        if self.draws and (step % run.sample_every == 0 or step == run.steps):
             self.draw_preview()
 
     def _record(self, values: Json) -> None:
@@ -376,7 +379,7 @@ class Trainer:
         if self.main:
             file = preview(self.run, net, self.held_out or self.data, self.folder / "samples" / name, self.device)
             log_sheet(self.accelerator, file, self.steps_done)
-            self.progress.say(f"{self.folder.name}: {file or 'no preview, since the samples are no pictures'}")
+            self.progress.say(f"{self.folder.name}: {file}")
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""Checksums of files that no format protects: a SHA256SUMS beside them, as `sha256sum * > SHA256SUMS` writes it."""
+"""Checksums of files that no format protects: a SHA256SUMS beside them, as `sha256sum * > SHA256SUMS` writes it.
+
+Taking the sums of what is not read anyway costs a second for 1.6 GiB (one core of 2.5 GHz, 2026-11-30).
+"""
 
 from __future__ import annotations
 

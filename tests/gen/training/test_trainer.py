@@ -114,6 +114,23 @@ def test_the_folder_says_what_happened(tmp_path):
     assert load(folder).sample(3).x.shape == (3, 1, 8, 8)
 
 
+def test_previews_of_latents_are_refused_in_one_line_and_not_sampled(tmp_path, capsys, monkeypatch):
+    save_file({"latents": torch.randn(40, 1, 8, 8), "labels": torch.arange(40) % 10}, tmp_path / "a.safetensors")
+    monkeypatch.setattr("gen.training.trainer.preview", lambda *given: pytest.fail("sampled"))
+    data = {"name": "latents", "path": str(tmp_path / "a.safetensors")}
+    train(tiny(data=data, sample_every=1, steps=2), tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no previews" in line]
+    assert len(lines) == 1 and lines[0].startswith("no previews: the samples of run are latents or other tensors")
+    assert f"gen sample {tmp_path / 'run'} --autoencoder FOLDER draws them" in lines[0]
+
+
+def test_metrics_that_are_not_there_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^\S+/gone.jsonl cannot be read: No such file or directory; give the metrics"):
+        read_metrics(tmp_path / "gone.jsonl")
+    with pytest.raises(UserError, match=r"Is a directory; give the metrics.jsonl of a run folder$"):
+        read_metrics(tmp_path)
+
+
 @dataclass(frozen=True)
 class Breaks(Denoising):
     """Denoising whose loss is no number from a given step on."""
