@@ -17,6 +17,7 @@ from gen.config.fields import check_arguments
 from gen.config.images import to_uint8
 from gen.config.spec import Json, build, find, names, spec_of
 from gen.config.trust import allowing, check_trusted, external_names, names_from
+from gen.data.lib.learned import learned_data
 from gen.eval.cache_comparison import CacheComparison
 from gen.eval.metrics import NEEDS, Column, Metric
 from gen.eval.pictures import strip
@@ -25,7 +26,7 @@ from gen.eval.record import ExtractorInfo, FloorInfo, Measurement, Record, Refer
 from gen.eval.reference import RealImages, Reference, measure
 from gen.eval.rows import IndexedRows
 from gen.eval.throughput import InterleavedTiming, Throughput
-from gen.pipeline import Pipeline, Samples, learned_data, load_images
+from gen.pipeline import Pipeline, Samples, load_images
 from gen.training.distributed import broadcast, gather, is_main, share
 from gen.training.log import ProgressBar
 

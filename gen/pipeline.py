@@ -15,8 +15,9 @@ from gen.config import checkpoints
 from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import check_arguments
 from gen.config.images import contact_sheet, to_pil, to_uint8
-from gen.config.spec import Json, Spec, build, find, name_of, names
+from gen.config.spec import Json, Spec, build, name_of, names
 from gen.config.trust import allowing
+from gen.data.lib.learned import latent_of, latent_scale, learned_data, no_pictures
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
@@ -34,7 +35,7 @@ from gen.training.run import Sampler, run_from
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pipeline", "Samples", "latent_scale", "learned_data", "load", "load_images", "no_pictures"]
+__all__ = ["Pipeline", "Samples", "load", "load_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +261,7 @@ class Pipeline:
                 f"decoded: samples are {list(samples.x.shape)}, the latents' scale has {len(scale)} channels"
             )
         coder: Any = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
-        expected = _latent(self.info).get("image_range")
+        expected = latent_of(self.info).get("image_range")
         own = getattr(coder, "image_range", None)
         if expected and own and list(own) != list(expected):
             raise UserError(f"decoded: the autoencoder's image_range is {own}, the latents' {expected}")
@@ -272,7 +273,7 @@ class Pipeline:
     @property
     def no_pictures(self) -> str:
         """The reason why samples are no pictures: latents, points, or another number of channels; "" if they are."""
-        return no_pictures(self.shape, learned_data(self.info), bool(_latent(self.info)), self.name)
+        return no_pictures(self.shape, learned_data(self.info), bool(latent_of(self.info)), self.name)
 
     def check_pixels(self) -> None:
         """Refuse a model whose samples are no pictures."""
@@ -295,7 +296,7 @@ class Pipeline:
             raise UserError(
                 f"autoencoder = {autoencoder!r}; allowed: a folder, a name, a spec, or an object with load()"
             )
-        known_range = _latent(self.info).get("image_range")
+        known_range = latent_of(self.info).get("image_range")
         if known_range and getattr(coder, "image_range", known_range) is None:
             coder = replace(coder, image_range=tuple(known_range))
         return coder.load(self.device)
@@ -355,6 +356,7 @@ def load(
     device: str | torch.device = "cpu",
     allow: Sequence[str] = (),
     dtype: torch.dtype | str | None = None,
+    model: object = None,
 ) -> Any:
     """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
@@ -366,6 +368,8 @@ def load(
             beside gen's own plug-ins is code, which is run only if it is allowed here.
         dtype: of the weights and of the computation, such as "bfloat16"; "file" for that of the file; None for the
             network's own, float32.
+        model: the network of a run that was given it as an object (gen.models.given): a module, or the name
+            "my_pkg.mod:MyNet" of a class that takes no arguments.
 
     Raises:
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
@@ -377,6 +381,10 @@ def load(
         raise UserError(f"{checkpoint} is no checkpoint of a model: it does not say {', '.join(missing)}")
     with allowing(allow):
         run = run_from(info["run"], folder)
+        if hasattr(run.model, "found"):
+            run = replace(run, model=run.model.found(model, folder))
+        elif model is not None:
+            raise UserError(f"model: {folder} says itself how its network is built, and takes none")
     labels = [average.label for average in run.ema]
     chosen = (labels[0] if labels else "raw") if weights is None else weights
     if chosen not in [*labels, "raw"]:
@@ -433,62 +441,6 @@ def _check_dtype(net: nn.Module) -> torch.dtype | None:
     if used not in known:
         raise UserError(f"dtype {used}: {type(net).__name__} computes in {', '.join(map(str, known))}")
     return None if used == torch.float32 else used
-
-
-def latent_scale(info: Json | None) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a checkpoint's latents, [C or 1, 1, 1] each: x = (latent - shift) scale.
-
-    Args:
-        info: the checkpoint's manifest; UserError for one of a model of images, or whose scale is in another file.
-    """
-    latent = _latent(info)
-    if latent.get("scale") is None:
-        raise UserError("this model's samples are images already: there are no latents to decode")
-    if isinstance(latent["scale"], str):
-        raise UserError(f"the latents' scale is not known, only where it stands: {latent['scale']}; decode .x yourself")
-    pair = (latent["scale"], latent.get("shift", 0.0))
-    scale, shift = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1) for v in pair)
-    return scale, shift
-
-
-def _latent(info: Json | None) -> Json:
-    data = learned_data(info)
-    return (info or {}).get("latent") or (data if data.get("name") == "latents" else {})
-
-
-def learned_data(info: Json | None) -> Json:
-    """Return the spec of the data that a model learned, {} for none.
-
-    A student of pairs learned what its teacher did; the pairs are returned if the teacher is not there.
-
-    Args:
-        info: the checkpoint's manifest.
-    """
-    run = (info or {}).get("run") or {}
-    while (run.get("data") or {}).get("name") == "pairs" and (parent := run.get("teacher") or run.get("init")):
-        try:
-            run = checkpoints.manifest_of(parent)["run"]
-        except UserError:
-            break
-    return run.get("data") or {}
-
-
-def no_pictures(shape: Sequence[int], data: Json | None = None, latent: bool = False, name: str = "the model") -> str:
-    """Return the reason why samples are no pictures in [-1, 1], or "" if they are.
-
-    Args:
-        shape: of one sample.
-        data: spec of the data that were learned.
-        latent: whether they are latents.
-        name: of the model, for the message.
-    """
-    source = (data or {}).get("name", "")
-    points = source and ":" not in source and not getattr(find(source, "data"), "pictures", True)
-    if not latent and not points and len(shape) == 3 and shape[0] in (1, 3):
-        return ""
-    return (
-        f"the samples of {name} are latents or other tensors {list(shape)}, no pictures: an autoencoder decodes latents"
-    )
 
 
 def load_images(

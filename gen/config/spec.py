@@ -138,13 +138,16 @@ def owner_of(spec: Spec, *folders: str) -> tuple[Any, Json]:
 def spec_of(thing: Any, named: bool = True) -> Json:
     """Return the dict that builds an equal thing: JSON values only, nested parts as nested specs.
 
+    A field whose metadata has "saved": False is left out: it holds an object that no spec can stand for, None when the
+    spec is built.
+
     Args:
         thing: a dataclass instance.
         named: False for a dataclass of which there is one kind only, such as a Run, and so no name.
     """
     spec: Json = {"name": name_of(type(thing))} if named else {}
     for f in dataclasses.fields(thing):
-        if f.init:
+        if f.init and f.metadata.get("saved", True):
             spec[f.name] = _to_json(getattr(thing, f.name), "folders" in f.metadata)
     return spec
 
@@ -307,12 +310,12 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def _construct(owner: Any, given: Json) -> Any:
     if not dataclasses.is_dataclass(owner):
-        raise UserError(f"{owner!r} is no dataclass, and so takes no keys")
+        return _called(owner, given)
     fields = {f.name: f for f in dataclasses.fields(owner) if f.init}
     label = getattr(owner, "__name__", str(owner))
     if follow := getattr(owner, "follow", None):
         given = follow(None, given)
-    values = {}
+    values: Json = {f.name: None for f in fields.values() if not f.metadata.get("saved", True)}
     for key, value in given.items():
         if key not in fields:
             raise UserError(f"unknown key {shown(key)} of {label}. {nearest(str(key), fields)}")
@@ -326,6 +329,18 @@ def _construct(owner: Any, given: Json) -> Any:
         raise UserError(f"{label} needs {', '.join(missing)}")
     make: Any = owner
     return make(**values)
+
+
+def _called(owner: Any, given: Json) -> Any:
+    """Return the object of a class that is no dataclass, which takes no keys."""
+    if given or not inspect.isclass(owner):
+        raise UserError(f"{owner!r} is no dataclass, and so takes no keys")
+    try:
+        return owner()
+    except TypeError as error:
+        raise UserError(
+            f"{name_of(owner)} is not built without arguments ({error}): give an object in Python"
+        ) from None
 
 
 def _absolute(value: Any) -> Any:

@@ -5,6 +5,7 @@
     folder       pictures in class folders                   answers  a teacher's decoded answers (text)
     npz          ADM's .npz of images                        pairs    noise and what a teacher generated from it
     latents      safetensors shards of latents               mixture  points of a mixture of Gaussians
+    given        a torch Dataset of your own
 
 This page is the contract; a class of your own is named "my_package.module:Class".
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.data import DataSet, DataSource
@@ -18,7 +19,10 @@ from gen.text.tokenizers import id_fields
 from gen.training.run import Run
 from gen.training.stream import ShuffledStream
 
-__all__ = ["check_data", "check_rate", "check_sampler", "check_trackers", "check_validation", "nonfinite_step"]
+__all__ = [
+    "check_data", "check_network", "check_rate", "check_sampler", "check_trackers", "check_validation",
+    "nonfinite_step",
+]  # fmt: skip
 
 
 def check_data(spec: Any, data: DataSource, shape: tuple[int, ...]) -> None:
@@ -60,6 +64,22 @@ def _check_tokens(spec: Any, tokenizer: Any, shape: tuple[int, ...]) -> None:
 
 def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def check_network(spec: Any, net: nn.Module, item: Mapping[str, Tensor]) -> None:
+    """Let a network that was given as an object (gen.models.given) compute one item of the data.
+
+    Args:
+        spec: of the network; that of any other has no `check`.
+        net: built.
+        item: of the data.
+
+    Raises:
+        UserError: if it fails, or returns another shape.
+    """
+    if hasattr(spec, "check"):
+        one = {key: value[None] for key, value in item.items()}
+        spec.check(net, one.pop("x"), {key: value for key, value in one.items() if key != "origin"})
 
 
 def check_sampler(run: Run) -> None:

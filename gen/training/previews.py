@@ -10,6 +10,7 @@ from torch import nn
 
 from gen.config.writing import replacing, write_text
 from gen.data import DataSet, DataSource
+from gen.data.lib.learned import learned_data, no_pictures
 from gen.diffusion.denoiser import Denoiser
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
@@ -29,8 +30,6 @@ def why_none(run: Run, data: DataSet, folder: Path) -> str:
         data: whose items have the shape of its samples.
         folder: of the run.
     """
-    from gen.pipeline import learned_data, no_pictures
-
     if not run.sample_every or isinstance(run.sampler, Decoding):
         return ""
     reason = no_pictures(tuple(data[0]["x"].shape), learned_data({"run": run_spec(run)}), name=folder.name)

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.config.spec import Json, build, convert, part, spec_of
+from gen.config.spec import Json, build, convert, find, part, spec_of
 from gen.config.trust import names_from
 from gen.data import DataSource
+from gen.data.given import GivenData
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.net import NetSpec
 from gen.diffusion.parameterisation import Parameterisation
@@ -65,8 +67,10 @@ class Run:
     (gen.training.defaults): parameterisation, times and grid the path, and what a model's spec leaves out the data.
 
     Attributes:
-        model: the network's spec (gen.diffusion.net.NetSpec), see gen.models.
-        data: what is trained on, see gen.data; None for an imported model that is only sampled.
+        model: the network's spec (gen.diffusion.net.NetSpec), see gen.models; or a torch.nn.Module of one's own, see
+            gen.models.given.
+        data: what is trained on, see gen.data; or a map-style torch Dataset of one's own, see gen.data.given; None for
+            an imported model that is only sampled.
         objective: the losses, see gen.training.objectives and gen.distillers; None as for data.
         path: the forward process: a NoisePath, or for text a MaskPath.
         parameterisation: the meaning of the network's output; by default that of the path, None on a MaskPath.
@@ -125,6 +129,8 @@ class Run:
     follow: ClassVar = staticmethod(follow)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _data_of(self.data))
+        object.__setattr__(self, "model", _model_of(self.model, self.data))
         if isinstance(self.model, (str, Mapping)):
             given = {"model": self.model, "data": self.data, "path": self.path}
             object.__setattr__(self, "model", follow(None, given)["model"])
@@ -143,6 +149,23 @@ class Run:
         labels = [average.label for average in self.ema]
         if len(set(labels)) != len(labels):
             raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")
+
+
+def _data_of(data: Any) -> Any:
+    """Return a map-style data set as a source; anything else as it is."""
+    if hasattr(data, "open") or isinstance(data, (str, bytes, Mapping, list, tuple, type)):
+        return data
+    return GivenData(data) if hasattr(data, "__len__") or isinstance(data, Dataset) else data
+
+
+def _model_of(model: Any, data: Any) -> Any:
+    """Return a module as the spec that holds it; anything else as it is."""
+    if not isinstance(model, nn.Module):
+        return model
+    data = build("data", data) if isinstance(data, (str, Mapping)) else data
+    if not hasattr(data, "shape"):
+        raise UserError(f"Run: the model, a {type(model).__name__}, is an object, and needs data to fit")
+    return find("given", "models")(model, shape=data.shape, classes=data.classes)
 
 
 # Fields that may differ when a run is resumed: they decide how long it runs and what it records, not what it computes.

@@ -61,7 +61,11 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield key, value
     elif dataclasses.is_dataclass(value):
-        inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        inner = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if f.init and f.metadata.get("saved", True)
+        }
         inner["files"] = list(map(str, getattr(value, "files", ())))
     elif isinstance(value, Mapping):
         inner = dict(value)

@@ -57,18 +57,20 @@ class TrainResult:
         step: number of updates done.
         val_loss: the last validation loss; None if the run has no validation.
         names: that the run has of other packages, "my_pkg.mod:Class".
+        model: the module that the run was given; None for a spec.
     """
 
     folder: Path
     step: int
     val_loss: float | None
     names: tuple[str, ...] = ()
+    model: nn.Module | None = None
 
     def pipeline(self) -> Any:
         """Load the trained model."""
         from gen.pipeline import load
 
-        return load(self.folder, allow=self.names)
+        return load(self.folder, allow=self.names, model=self.model)
 
 
 @check_arguments()
@@ -166,6 +168,7 @@ class Trainer:
         run = self.run
         checks.check_data(run.model, self.source, tuple(self.data[0]["x"].shape))
         net = run.model.build()
+        checks.check_network(run.model, net, self.data[0])
         if run.init:
             load_init(run, net)
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
@@ -217,7 +220,8 @@ class Trainer:
                 self.progress.close()
                 if run.trackers:
                     self.accelerator.end_training()
-        return TrainResult(self.folder, self.steps_done, self.val_loss, tuple(external_names(run_spec(run))))
+        names, module = tuple(external_names(run_spec(run))), getattr(run.model, "module", None)
+        return TrainResult(self.folder, self.steps_done, self.val_loss, names, module)
 
     def _open(self) -> None:
         run = self.run

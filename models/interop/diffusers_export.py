@@ -19,13 +19,14 @@ from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, spec_of
 from gen.config.writing import replacing
+from gen.data.lib.learned import latent_scale
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
 from gen.models.layers.embed import grid_embedding
-from gen.pipeline import Pipeline, latent_scale, load
+from gen.pipeline import Pipeline, load
 from gen.training.run import Sampler
 
 __all__ = ["export"]

@@ -98,7 +98,7 @@ def check_state(net: Any, owner: str) -> None:
         UserError: for a network without images, or whose state holds more, such as gen.models.reg.
     """
     spec = net.spec
-    if not hasattr(spec, "channels"):
+    if hasattr(spec, "vocab_size"):
         raise UserError(f"{owner} trains on images, and a {type(spec).__name__} takes none")
     if len(members(net).state_shape or ()) != 3:
         raise UserError(

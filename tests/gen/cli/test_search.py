@@ -72,10 +72,8 @@ def test_the_batch_size_bounds_the_rows_and_changes_nothing(folder):
     args = argparse.Namespace(fitness="rmse", n=5, seed=0, pool=4, keep=None)
     pipeline.denoiser.net.register_forward_pre_hook(lambda net, given: seen.append(len(given[0])))
     values, costs = [], []
-    for batch_size in (5, 2):
-        problem, known, _ = search._problem(
-            pipeline, pipeline.sampler, argparse.Namespace(**args, batch_size=batch_size)
-        )
+    for args.batch_size in (5, 2):
+        problem, known, _ = search._problem(pipeline, pipeline.sampler, args)
         values.append(problem.fitness(known["linear"], None))
         costs.append(problem.costs())
     assert seen[-1] == 1 and set(seen) == {5, 2, 1}

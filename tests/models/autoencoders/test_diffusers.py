@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from gen.config.errors import UserError
 from gen.config.spec import build
+from gen.data.lib.learned import latent_scale
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
-from gen.pipeline import Pipeline, latent_scale
+from gen.pipeline import Pipeline
 from tests.models.test_families import random_net
 
 diffusers = importlib.import_module("diffusers")
