@@ -6,7 +6,7 @@ a record), record (reading, checking, writing), sources (records from files, fol
 others), ranking, leaderboard (records -> .html, .csv, .md, text).
 People: arena/ (votes on pictures -> a ranking).
 Text: parallelbench/ (tasks), decoding (decoders -> records), bounds (the best that is possible).
-Speed: throughput, cache_comparison (a feature cache against none), bench (ours against peers).
+Speed: throughput, speed_table (several batch sizes), cache_comparison (a cache against none), bench (ours and peers).
 Shown by: estimate (numbers to digits of their error), tables, plot, pictures, pages/ (templates and their style sheet).
 """
 

@@ -1,0 +1,6 @@
+"""`gen throughput` from a checkout: python scripts/throughput.py --help."""
+
+if __name__ == "__main__":
+    from _run import main
+
+    main(__file__)
