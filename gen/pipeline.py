@@ -412,7 +412,9 @@ def load(
         tokenizer = getattr(run.model, "tokenizer", None) or getattr(run.data, "tokenizer", None)
         if tokenizer is not None and hasattr(tokenizer, "with_files_in"):  # its file lies with the weights
             tokenizer = tokenizer.with_files_in(checkpoint)
-        return TextPipeline(net, tokenizer, run.sampler.with_files_in(checkpoint), info["shape"][0], run.data, **about)
+        return TextPipeline(
+            net, tokenizer, run.sampler.with_files_in(checkpoint), info["shape"][0], run.data, path=run.path, **about
+        )
     f = Denoiser(net, run.path, run.parameterisation, dtype=used)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 
 import pytest
 import torch
@@ -19,11 +20,13 @@ from gen.diffusion.composition import compose
 from gen.diffusion.denoiser import CountingDenoiser, Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import V
-from gen.diffusion.path import DDPM, EDM, Flow, Trig
+from gen.diffusion.path import DDPM, EDM, GVP, Flow, NoisePath, Trig
 from gen.diffusion.sampling import integrate
+from gen.diffusion.times import Integers
 from gen.diffusion.worlds import Gaussian, Mixture
 from gen.samplers.caches.custom import Custom
 from gen.samplers.solvers.euler import Euler
+from gen.text.mask_path import MaskPath
 from tests.ode import measured_order, runge_kutta
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
@@ -100,6 +103,81 @@ def test_every_name_is_described_in_a_sentence(folder):
         line = describe(find(name, folder))
         assert len(line) >= 10, f"{folder}/{name} has no docstring"
         assert not line.startswith(f"{find(name, folder).__name__}("), f"{folder}/{name} has only dataclass's docstring"
+
+
+# A piece that assumes a path is wrong on every other one, without a word
+
+
+OWN_PATHS = {"reparameterised": "a network of one path as one of another; it is told both"}
+
+
+@pytest.mark.parametrize(("folder", "name"), BUILT_BY_DEFAULT)
+def test_no_plug_in_has_a_path_of_its_own_by_default(folder, name):
+    """It takes the path in use: of the denoiser, of the context, or of the run."""
+    thing = build(folder, name)
+    if folder in ("diffusion.path", "text.mask_path") or name in OWN_PATHS:
+        return
+    values = {field.name: getattr(thing, field.name, None) for field in dataclasses.fields(thing)}
+    assert not [key for key, value in values.items() if isinstance(value, (NoisePath, MaskPath))]
+
+
+UNIT = math.pi / 2  # of Trig's time, in which GVP is the same path
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_does_not_depend_on_the_unit_of_time(solver):
+    x, grid, cond, noise = begin(GVP())
+    got, same = (
+        integrate(mixture(path), x, grid * unit, solver, cond=cond, noise=noise)
+        for path, unit in ((GVP(), 1), (Trig(), UNIT))
+    )
+    torch.testing.assert_close(got, same, rtol=1e-6, atol=1e-6)  # some find times by bisection
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_does_not_depend_on_the_unit_of_time(grid):
+    torch.testing.assert_close(grid.times(GVP(), 9) * UNIT, grid.times(Trig(), 9), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("times", every("diffusion.times"))
+def test_training_times_do_not_depend_on_the_unit_of_time(times):
+    u = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    if not isinstance(times, Integers):  # of a table, whose entries are the unit
+        torch.testing.assert_close(times.at(u, GVP()) * UNIT, times.at(u, Trig()), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guide_does_not_depend_on_the_unit_of_time(guide):
+    (f, _, batch), (same, _, again) = guided(guide, GVP(), scale=3.0), guided(guide, Trig(), scale=3.0)
+    torch.testing.assert_close(f(*batch), same(*again), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("coordinate", every("samplers.caches.coordinates"))
+def test_a_coordinate_is_that_of_the_path_in_use(coordinate):
+    """Up to a factor, which no predictor sees, on one path in two units of time; log-SNR differs on another path."""
+    along = []
+    for path in (GVP(), Trig(), Flow()):
+        seen, grid = Seen(), torch.linspace(path.t1, 0, 5, dtype=torch.float64)
+        integrate(Denoiser(seen, path, V()), torch.ones(2, 1, dtype=torch.float64), grid, Euler(), tap=seen)
+        along.append(f64(*map(coordinate.value, seen.contexts)))
+    same, other = along[1] * (along[0][1] / along[1][1]), along[2]
+    torch.testing.assert_close(along[0], same)
+    assert torch.allclose(along[0], other) == (name_of(type(coordinate)) != "lam")
+
+
+class Seen(torch.nn.Module):
+    """A network that calls its tap, and a tap that keeps the contexts."""
+
+    def __init__(self):
+        super().__init__()
+        self.contexts = []
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        return tap("trunk", lambda h: h / 2, x)
+
+    def bind(self, context):
+        self.contexts.append(context)
+        return lambda site, compute, h: compute(h)
 
 
 # Solvers

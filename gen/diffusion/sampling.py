@@ -103,7 +103,8 @@ def _with_context(f: DenoiserLike, cond: Cond | None, tap: _TapCalls, step: int,
     def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
         if t.ndim:
             raise UserError("a cache needs one time for the whole batch, and this solver gives each sample its own")
-        pred = f(x, t, cond, s=s, tap=BoundTap(tap, Context(step, steps, next(stages), float(t))))
+        context = Context(step, steps, next(stages), float(t), lam=float(f.path.lam(t)))
+        pred = f(x, t, cond, s=s, tap=BoundTap(tap, context))
         if not tap.called:
             raise UserError("the network calls no tap, so a cache can save nothing: leave the cache out, or let each "
                             "block call its tap (gen.diffusion.tap)")  # fmt: skip

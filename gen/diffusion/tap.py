@@ -7,6 +7,7 @@ each evaluation's context, and it never counts calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -64,6 +65,7 @@ class Context:
         stage: index of the evaluation within the solver's step.
         t: time of the evaluation.
         branch: "main", or the name of a guide's further evaluation, such as "uncond".
+        lam: half log-SNR of x at t, on the path in use; NaN where a loop does not say it.
     """
 
     step: int
@@ -71,6 +73,7 @@ class Context:
     stage: int
     t: float
     branch: str = "main"
+    lam: float = math.nan
 
 
 @runtime_checkable

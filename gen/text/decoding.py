@@ -14,6 +14,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import name_of, part
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
+from gen.text.mask_path import MaskPath
 from gen.text.ties import TIE, descending, likeliest
 
 __all__ = ["Decoded", "Decoding", "DecodingStep", "TokenSampling", "step_counts"]
@@ -98,6 +99,11 @@ class Decoding:
                     f"Decoding: {name_of(type(rule))} looks at the whole text, and the kv_plan "
                     f"{name_of(type(self.kv_plan))} does not compute it"
                 )
+
+    def on(self, path: MaskPath | None) -> Decoding:
+        """Return the same for a model that was trained on a path, which the policy may follow; None: not known."""
+        follow = getattr(self.policy, "on", None)
+        return self if path is None or follow is None else dataclasses.replace(self, policy=follow(path))
 
     def with_files_in(self, folder: Path) -> Decoding:
         """Return the same for the model of a checkpoint, in whose folder a file that the policy reads lies."""

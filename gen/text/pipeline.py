@@ -20,6 +20,7 @@ from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
 from gen.text.detokenize import partial_text
 from gen.text.loop import decode, decode_steps, lengths_of
+from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import text_end
 
 __all__ = ["GeneratedTexts", "StreamedText", "TextPipeline", "engine_of"]
@@ -107,6 +108,7 @@ class TextPipeline:
         weights: "raw", or the label of an average.
         info: the checkpoint's manifest.
         engine: what the network was prepared by, see `prepared`.
+        path: that the network was trained on, for policies that follow it; None if it is not known.
     """
 
     net: Any
@@ -121,6 +123,7 @@ class TextPipeline:
     weights: str = "raw"
     info: Mapping[str, Any] | None = None
     engine: Any = None
+    path: MaskPath | None = None
 
     def __repr__(self) -> str:
         limit = "any length" if self.length is None else f"up to {self.length} tokens"
@@ -219,7 +222,7 @@ class TextPipeline:
                 kind = type(decoding.block_schedule).__name__
                 raise UserError(f"block_length = {block_length}, and {kind} has no blocks of a length")
             decoding = override(decoding, {"block_schedule.length": block_length})
-        return decoding
+        return decoding.on(self.path)
 
     def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
         """Return every prompt's ids; UserError for none at all, and for what are neither strings nor ids."""

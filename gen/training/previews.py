@@ -51,7 +51,7 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
         The file that was written.
     """
     if isinstance(run.sampler, Decoding):
-        _write_texts(run.sampler, net, run.data, data, file.with_suffix(".txt"), device)
+        _write_texts(run.sampler.on(run.path), net, run.data, data, file.with_suffix(".txt"), device)
         return file.with_suffix(".txt")
     from gen.pipeline import Pipeline
 

@@ -13,7 +13,7 @@ __all__ = ["TaylorSeerLite"]
 class TaylorSeerLite(TaylorSeer):
     """The last block's output alone is extrapolated between full steps: a skipped step runs no block at all.
 
-    One feature in memory instead of two for each block. Along {"name": "lam", "path": the model's} it drifts less than
+    One feature in memory instead of two for each block. Along the coordinate "lam" it drifts less than
     along the step.
 
     Attributes:

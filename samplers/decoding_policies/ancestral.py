@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -26,21 +26,27 @@ class Ancestral(DecodingPolicy):
 
     Attributes:
         steps: even steps of t from 1 to 0.
-        path: masked fraction as a function of t.
+        path: masked fraction as a function of t; None for that of the model, and MDLM's where a predictor comes without
+            one, as an exact joint distribution does.
     """
 
     steps: int = 128
-    path: MaskPath = part("text.mask_path", default=LogLinear())
+    path: MaskPath | None = part("text.mask_path", default=None)
     may_skip: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, steps="[1, inf)")
 
+    def on(self, path: MaskPath) -> Ancestral:
+        """Return the policy for a model of a path, unless it has its own."""
+        return self if self.path is not None else replace(self, path=path)
+
     def commit_probability(self, step: Tensor) -> Tensor:
         """Return the probability that a masked token is committed at a step, of step's shape, float64."""
         t = ((self.steps - step).clamp(min=1).double()) / self.steps
         s = t - 1 / self.steps
-        p = 1 - self.path.masked_fraction(s) / self.path.masked_fraction(t)
+        path = self.path or LogLinear()
+        p = 1 - path.masked_fraction(s) / path.masked_fraction(t)
         return torch.where(step >= self.steps - 1, 1.0, p)
 
     def select(self, view: StepView, state: RowState) -> tuple[CommitDecision, RowState]:

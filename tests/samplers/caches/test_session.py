@@ -202,10 +202,13 @@ def test_uneven_steps_are_even_along_another_coordinate(coordinate):
 
 
 def test_lam_is_finite_and_falls_from_end_to_end():
-    values = [Lam().value(Context(0, 1, 0, t)) for t in (0.0, 1e-6, 0.01, 0.5, 0.99, 1.0)]
+    lams = [float(Flow().lam(torch.tensor(t, dtype=torch.float64))) for t in (0.0, 1e-6, 0.01, 0.5, 0.99, 1.0)]
+    values = [Lam().value(Context(0, 1, 0, 0.5, lam=lam)) for lam in lams]
     assert values == sorted(values, reverse=True)
     assert len(set(values)) == 6
     assert (values[0], values[3], values[-1]) == (8.0, 0.0, -8.0)
+    with pytest.raises(UserError, match="does not say the log-SNR"):
+        Lam().value(Context(0, 1, 0, 0.5))
 
 
 def test_block_outputs_and_gated_modules_are_sites_too():

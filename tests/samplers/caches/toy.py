@@ -5,6 +5,7 @@ from collections import Counter
 import torch
 from torch import nn
 
+from gen.diffusion.path import Flow
 from gen.diffusion.tap import BoundTap, Context, with_branch
 from gen.models.dit import DiT
 
@@ -62,7 +63,8 @@ class Toy(nn.Module):
 def contexts(steps, times=None):
     """The contexts of a loop of one-stage steps, on an even grid or a given one."""
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist() if times is None else times
-    return [Context(i, steps, 0, times[i]) for i in range(steps)]
+    lams = Flow().lam(torch.tensor(times, dtype=torch.float64)).tolist()
+    return [Context(i, steps, 0, times[i], lam=lams[i]) for i in range(steps)]
 
 
 def walk(net, run, places, x, branches=("main", "uncond")):

@@ -24,6 +24,9 @@ from gen.samplers.decoding_policies.rcr import RCR
 from gen.samplers.decoding_policies.remdm import ReMDM
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
+from gen.text.decoding import Decoding
+from gen.text.mask_path import Cosine
+from gen.text.pipeline import TextPipeline
 from tests.samplers.decoding_policies.views import WORDS, chosen, rows, view
 
 
@@ -126,6 +129,15 @@ def test_ancestral_follows_its_schedule():
         )
         == 1
     )
+
+
+def test_ancestral_follows_the_model_s_path_unless_it_has_its_own():
+    steps, named = torch.arange(5), build("samplers.decoding_policies", "ancestral", steps=5, path="geometric")
+    own = Decoding(Ancestral(5)).on(Cosine()).policy
+    assert torch.equal(own.commit_probability(steps), Ancestral(5, Cosine()).commit_probability(steps))
+    assert Decoding(named).on(Cosine()).policy == named
+    assert Decoding("topk").on(Cosine()) == Decoding("topk")
+    assert TextPipeline(torch.nn.Identity(), None, path=Cosine()).plan(policy="ancestral").policy.path == Cosine()
 
 
 def test_dream_s_quota_is_each_row_s_own():
