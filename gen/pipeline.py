@@ -328,10 +328,10 @@ class Pipeline:
                     raise UserError(f"cond[{key!r}] = {value!r}; it must be a tensor with {n} rows")
                 if len(value) != n:
                     raise UserError(f"cond[{key!r}] has {len(value)} rows for {n} samples")
-            if self.classes and "y" in cond and not bool(((cond["y"] >= 0) & (cond["y"] <= self.classes)).all()):
-                raise UserError(
-                    f"cond['y'] = {cond['y'].tolist()}; allowed: 0 .. {self.classes}, the last for no class"
-                )
+            last = self.classes - (not self.net.null_class)
+            if self.classes and "y" in cond and not bool(((cond["y"] >= 0) & (cond["y"] <= last)).all()):
+                said = ", the last for no class" if self.net.null_class else "; this model has no label for no class"
+                raise UserError(f"cond['y'] = {shown(cond['y'].tolist())}; allowed: 0 .. {last}{said}")
             return cond
         if not self.classes:
             if cond is not None:

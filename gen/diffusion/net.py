@@ -59,6 +59,7 @@ class Net(Protocol):
         state_shape: shape of one x; (spec.channels, spec.size, spec.size).
         image(x): the image [B, C, H, W] in a state x; x itself.
         lr_scales(): parameter name -> factor on the learning rate; {}, a factor of 1 for all.
+        spec.null_class: whether the label spec.classes stands for "no class"; True.
         logvar(t): log variance of the loss at t [B], learned with the weights (EDM2), [B]; none.
         compute_dtypes: dtypes besides float32 that `forward` also computes in, once the module was moved to them with
             `.to(dtype)`; (). An engine then passes x and floating conditions in that dtype and t, s as they are.
@@ -118,6 +119,7 @@ class NetMembers:
     Attributes:
         state_shape: None where neither the network nor its spec says.
         image, lr_scales: callables, always there.
+        null_class: whether there is a label for "no class".
         logvar, modulation_table: None where the network has none.
         compute_dtypes: dtypes besides float32.
         about: "" for a network that no engine prepared.
@@ -126,6 +128,7 @@ class NetMembers:
     state_shape: tuple[int, ...] | None
     image: Callable[[Tensor], Tensor]
     lr_scales: Callable[[], Mapping[str, float]]
+    null_class: bool
     logvar: Callable[[Tensor], Tensor] | None
     compute_dtypes: tuple[torch.dtype, ...]
     modulation_table: Callable[[Tensor, Cond], ModulationTable | None] | None
@@ -143,6 +146,7 @@ def members(net: nn.Module) -> NetMembers:
         state_shape=_state_shape(inner),
         image=getattr(inner, "image", lambda x: x),
         lr_scales=getattr(inner, "lr_scales", dict),
+        null_class=getattr(getattr(inner, "spec", None), "null_class", True),
         logvar=getattr(inner, "logvar", None),
         compute_dtypes=tuple(getattr(inner, "compute_dtypes", ())),
         modulation_table=getattr(inner, "modulation_table", None),

@@ -49,6 +49,11 @@ class WrapperSpec(family.Family):
         return int(self.inner.channels)
 
     @property
+    def null_class(self) -> bool:
+        """Whether the inner model has a label for "no class"."""
+        return bool(getattr(self.inner, "null_class", True))
+
+    @property
     def classes(self) -> int:
         """Number of labels of the inner network."""
         return int(self.inner.classes)

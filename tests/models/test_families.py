@@ -17,6 +17,7 @@ from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.dit import DiT
 from gen.models.layers.wrapper import WrapperSpec
+from gen.pipeline import Pipeline
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
 PRESETS = [(name, preset) for name in FAMILIES for preset in find(name, "models").presets]
@@ -104,6 +105,27 @@ def test_time_and_label_matter_and_null_is_another_label(name):
     unlabelled = random_net(digits(name, classes=0))
     assert unlabelled.null({}) == {}
     assert unlabelled(x, t, {}).isfinite().all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("null_class", [True, False])
+def test_a_pipeline_takes_the_labels_that_the_model_has_and_refuses_all_others(name, null_class):
+    spec = digits(name)
+    if not null_class:
+        inner = getattr(spec, "inner", spec)
+        if not hasattr(inner, "null_class"):
+            return
+        inner = replace(inner, null_class=False)
+        spec = replace(spec, inner=inner) if hasattr(spec, "inner") else inner
+    net = spec.build().eval()
+    pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10)
+    for y in (0, 9, 10):
+        if y < 10 + null_class:
+            assert pipeline.sample(1, {"y": torch.tensor([y])}, solver="euler", steps=1).x.isfinite().all()
+    wrong = [torch.tensor([11 - (not null_class)]), torch.tensor([-1]), torch.tensor([0.5]), torch.tensor([[1]])]
+    for y in wrong:
+        with pytest.raises(UserError, match=r"cond\['y'\]"):
+            pipeline.sample(1, {"y": y}, solver="euler", steps=1)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
