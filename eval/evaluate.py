@@ -221,9 +221,9 @@ class Decoder:
         self.collective = getattr(getattr(pipeline, "engine", None), "collective", False)
         folder = isinstance(autoencoder, (str, Path)) and Path(autoencoder).is_dir()
         autoencoder = {"name": "diffusers", "folder": str(autoencoder)} if folder else autoencoder
-        self.spec = None if autoencoder is None else short(autoencoder)
+        self.spec = None
         if autoencoder is not None:
-            self.coder = pipeline.coder(autoencoder)
+            self.coder, self.spec = pipeline.coder(autoencoder), short(autoencoder)
             latent = torch.zeros(1, *pipeline.shape, device=pipeline.device)
             self.shape = tuple(pipeline.decoded(Samples(latent.cpu(), {}, 0.0, 0.0), self.coder).x.shape[1:])
         elif reason := getattr(pipeline, "no_pictures", ""):

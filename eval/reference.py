@@ -124,7 +124,7 @@ class Reference:
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}. {nearest(split, SPLITS)}")
         spec = None if extractor is None else build_with("eval.features", extractor, "load", "extractor")
-        source = build_with("data", data, "open", "data")
+        source = build_with("data", data, "shape open", "data")
         if not getattr(source, "pictures", True) or len(source.shape) != 3 or source.shape[0] not in (1, 3):
             given = f"{name_of(type(source))} holds {list(source.shape)}"
             raise UserError(f"{given}, latents or other tensors, no pictures: give the real pictures")

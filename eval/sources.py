@@ -67,7 +67,7 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Entry]:
         yield source
     elif isinstance(source, Mapping):
         yield from_json(source, Record, f"the record {str(source.get('label', '?'))!r}")
-    elif isinstance(source, Iterable) and not isinstance(source, str):
+    elif isinstance(source, Iterable) and not isinstance(source, str) and getattr(source, "ndim", None) != 0:
         several = list(source)
         for one in several:
             try:

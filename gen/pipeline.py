@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import UserError, nearest, shown
-from gen.config.fields import check_arguments
+from gen.config.fields import check_arguments, check_fields
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import Json, Spec, build, name_of, names
 from gen.config.trust import allowing
@@ -143,6 +143,10 @@ class Pipeline:
     weights: str = "raw"
     info: Json | None = None
     engine: Any = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, classes="[0, inf)", params="[0, inf)")
+        _check_device(self.device)
 
     def __repr__(self) -> str:
         kind = type(self.denoiser.net if isinstance(self.denoiser, Denoiser) else self.denoiser).__name__

@@ -76,35 +76,36 @@ def check_arguments(**intervals: str) -> Callable[[Callable[P, R]], Callable[P, 
     return decorate
 
 
-def build_with(folder: str, spec: object, method: str, where: str) -> Any:
+def build_with(folder: str, spec: object, needed: str, where: str) -> Any:
     """Build the part that an argument stands for.
 
     Args:
         folder: whose names are allowed.
         spec: a name, a spec or an object.
-        method: what the part must have.
+        needed: members that the part must have, "shape open".
         where: the name of the argument, for the error.
 
     Raises:
-        UserError: as `gen.config.spec.build`, and for what lacks the method.
+        UserError: as `gen.config.spec.build`, and for what lacks a member.
     """
     built = build(folder, spec)
-    if isinstance(built, type) or not has_member(built, method):
-        allowed = f"a name or a spec of `gen list {folder}` or an object with {method}"
+    if isinstance(built, type) or not all(has_member(built, name) for name in needed.split()):
+        allowed = f"a name or a spec of `gen list {folder}` or an object with {' and '.join(needed.split())}"
         raise UserError(f"{where}: got {shown(spec)}, expected {allowed}")
     return built
 
 
 @functools.cache
 def _annotation(function: Callable[..., Any], name: str) -> Any:
-    """Return an argument's evaluated annotation; Any where it cannot be, or has a sequence beside something else."""
+    """Return an argument's evaluated annotation; Any where it cannot be, or has a sequence or a part beside others."""
     alone = types.SimpleNamespace(__annotations__={name: function.__annotations__.get(name, Any)})
     try:
-        hint = typing.get_type_hints(alone, function.__globals__)[name]
+        hint = typing.get_type_hints(alone, inspect.unwrap(function).__globals__)[name]
     except NameError:
         return Any
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    mixed = len(kinds) > 1 and any(typing.get_origin(kind) is Sequence for kind in kinds)
+    own = (typing.get_origin(kind) is Sequence or getattr(kind, "_is_protocol", False) for kind in kinds)
+    mixed = len(kinds) > 1 and any(own)
     return Any if mixed else hint
 
 

@@ -64,7 +64,7 @@ class Edit:
             if not bool(((mask >= 0) & (mask <= 1)).all()):
                 raise UserError("sample: mask has values outside [0, 1]; 1 is painted anew, 0 is kept")
         if not isinstance(image, Tensor):
-            pictures = image if isinstance(image, (list, tuple)) else [image]
+            pictures = image if isinstance(image, (list, tuple)) and image else [image]
             image = torch.stack([from_pil(picture, shape[0]) for picture in pictures])
         return cls(batched("image", image, n, shape, channels=(shape[0],)), mask, float(strength))
 

@@ -11,24 +11,28 @@ import operator
 import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gen.config.errors import NonFinite, UserError
+from gen.config.errors import NonFinite, UserError, shown
 from gen.config.fields import check_arguments
 from gen.config.spec import name_of
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.text.contracts import CommitDecision, KvPlan, KvStep, Predictor, Span, StepView, Window, positions_between
+from gen.text.contracts import CommitDecision, KvPlan, KvStep, Span, StepView, Window, positions_between
 from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
+
+if TYPE_CHECKING:
+    from gen.text.contracts import Predictor
 
 __all__ = ["decode", "decode_steps", "lengths_of"]
 
-Prompts = Sequence[Sequence[int] | Tensor]
+Prompts = Sequence[Sequence[int] | Tensor] | Tensor
 T = TypeVar("T")
 
 
+@check_arguments(sync_every="[1, inf)")
 def decode(
     predictor: Predictor,
     prompts: Prompts,
@@ -77,9 +81,10 @@ def decode_steps(
         UserError: for ids outside the vocabulary, the mask's among them, and for parts that do not fit.
         NonFinite: if logits are NaN.
     """
-    decoding = decoding or Decoding()
+    decoding = Decoding() if decoding is None else decoding
     began = time.perf_counter()
-    loop = _Loop(predictor, prompts, length, decoding, sample_seeds(seed, len(prompts)))
+    ids = _checked(predictor, prompts, decoding)
+    loop = _Loop(predictor, ids, length, decoding, sample_seeds(seed, len(ids)))
     out = loop.out
     limit = 1000 + (64 + step_counts(decoding.policy)) * loop.longest
     while len(loop.book.index):
@@ -210,9 +215,8 @@ class _Loop:
     """One run of the loop: the texts that are not finished, the policy's and the rules' states, and the result."""
 
     def __init__(
-        self, predictor: Predictor, prompts: Prompts, length: int | Sequence[int], decoding: Decoding, seeds: list[int]
+        self, predictor: Predictor, ids: list[Tensor], length: int | Sequence[int], decoding: Decoding, seeds: list[int]
     ):
-        ids = _checked(predictor, prompts, decoding)
         lengths = lengths_of(length, len(ids))
         if decoding.kv_plan is not None:
             decoding.kv_plan.check(predictor)
@@ -435,12 +439,17 @@ _RESULTS = {
 
 def _checked(predictor: Predictor, prompts: Prompts, decoding: Decoding) -> list[Tensor]:
     """Return each prompt's ids, int64; UserError for ids that do not exist, and for no prompts."""
+    if not (callable(predictor) and hasattr(predictor, "mask_token_id")):
+        raise UserError(f"decode: predictor = {shown(predictor)}; a network or an exact joint distribution of tokens")
     vocab, mask, suppressed = predictor.vocab_size, predictor.mask_token_id, decoding.suppress_tokens
     wrong = [token for token in suppressed if not 0 <= token < vocab]
     if wrong or len({*suppressed, mask}) >= vocab:
         what = f"suppress_tokens holds {wrong[0]}" if wrong else "suppress_tokens holds them all"
         raise UserError(f"decode: {what}; ids are 0 .. {vocab - 1}, and one has to be left")
-    ids = [torch.as_tensor(p, dtype=torch.int64).flatten() for p in prompts]
+    try:
+        ids = [torch.tensor([operator.index(v) for v in p], dtype=torch.int64) for p in prompts]
+    except TypeError:
+        raise UserError(f"decode: prompts = {shown(prompts)}; the ids of each, such as [[3, 1, 4]]") from None
     if not ids:
         raise UserError("decode: no prompts")
     for i, p in enumerate(ids):

@@ -9,8 +9,8 @@ from typing import ClassVar, Protocol
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.fields import check_arguments
-from gen.config.spec import Spec, build, override
+from gen.config.fields import build_with, check_arguments
+from gen.config.spec import Spec, override
 from gen.config.trust import allowing, external_names
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
@@ -86,7 +86,7 @@ def distill(
 def _student_run(method: Spec | Distiller, teacher: Path, out: Path, given: dict[str, object]) -> Run:
     """Return the run that trains the student."""
     own = {key.removeprefix("objective."): given.pop(key) for key in list(given) if key.startswith("objective.")}
-    distiller = override(build("distillers", method), own)
+    distiller = override(build_with("distillers", method, "student", "distill: method"), own)
     run = teacher_run(teacher)
     if isinstance(run.sampler, Decoding) and not distiller.for_text:
         raise UserError(
