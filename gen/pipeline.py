@@ -334,7 +334,7 @@ class Pipeline:
                     raise UserError(f"cond[{key!r}] has {len(value)} rows for {n} samples")
             last = self.classes - (not self.net.null_class)
             if self.classes and "y" in cond and not bool(((cond["y"] >= 0) & (cond["y"] <= last)).all()):
-                said = ", the last for no class" if self.net.null_class else "; this model has no label for no class"
+                said = ", the last for no class" if self.net.null_class else ", none of them for no class"
                 raise UserError(f"cond['y'] = {shown(cond['y'].tolist())}; allowed: 0 .. {last}{said}")
             return cond
         if not self.classes:
@@ -416,9 +416,8 @@ def load(
         tokenizer = getattr(run.model, "tokenizer", None) or getattr(run.data, "tokenizer", None)
         if tokenizer is not None and hasattr(tokenizer, "with_files_in"):  # its file lies with the weights
             tokenizer = tokenizer.with_files_in(checkpoint)
-        return TextPipeline(
-            net, tokenizer, run.sampler.with_files_in(checkpoint), info["shape"][0], run.data, path=run.path, **about
-        )
+        how, about["path"] = run.sampler.with_files_in(checkpoint), run.path
+        return TextPipeline(net, tokenizer, how, info["shape"][0], run.data, **about)
     f = Denoiser(net, run.path, run.parameterisation, dtype=used)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
 
