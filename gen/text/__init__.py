@@ -3,6 +3,7 @@
     A trained model           TextPipeline, GeneratedTexts, StreamedText                                pipeline
     A way to decode           Decoding, TokenSampling; Decoded, the result                              decoding
     The loop                  decode; decode_steps, which yields every DecodingStep                         loop
+    Its arguments             prompt_ids, lengths_of                                                     prompts
     A model                   the contracts Predictor (KvCache, Span) and Tokenizer                    contracts
     Parts of decoding         the contracts DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window),
                               KvPlan (KvStep -> span), StoppingRule (StepView -> StopDecision)         contracts

@@ -7,28 +7,27 @@ that is not finished: canvas, schedule and bookkeeping. TextPipeline.generate (g
 from __future__ import annotations
 
 import dataclasses
-import operator
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gen.config.errors import NonFinite, UserError, shown
+from gen.config.errors import NonFinite
 from gen.config.fields import check_arguments
 from gen.config.spec import name_of
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.contracts import CommitDecision, KvPlan, KvStep, Span, StepView, Window, positions_between
 from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
+from gen.text.prompts import Prompts, lengths_of, prompt_ids
 
 if TYPE_CHECKING:
     from gen.text.contracts import Predictor
 
-__all__ = ["decode", "decode_steps", "lengths_of"]
+__all__ = ["decode", "decode_steps"]
 
-Prompts = Sequence[Sequence[int] | Tensor] | Tensor
 T = TypeVar("T")
 
 
@@ -83,7 +82,7 @@ def decode_steps(
     """
     decoding = Decoding() if decoding is None else decoding
     began = time.perf_counter()
-    ids = _checked(predictor, prompts, decoding)
+    ids = prompt_ids(predictor, prompts, decoding)
     loop = _Loop(predictor, ids, length, decoding, sample_seeds(seed, len(ids)))
     out = loop.out
     limit = 1000 + (64 + step_counts(decoding.policy)) * loop.longest
@@ -97,24 +96,6 @@ def decode_steps(
             loop.retire()
     out.seconds = time.perf_counter() - began
     return out
-
-
-def lengths_of(length: int | Sequence[int], n: int) -> list[int]:
-    """Return the lengths of n texts.
-
-    Args:
-        length: one number for all, or one for each; UserError for anything else, and for numbers below 1.
-        n: number of texts.
-    """
-    several = isinstance(length, Iterable) and getattr(length, "ndim", 1) > 0
-    given: Any = length if several else [length] * n
-    try:
-        lengths = [operator.index(v) for v in given]
-    except TypeError:
-        raise UserError(f"decode: length = {length!r}; a whole number, or one for each prompt") from None
-    if len(lengths) != n or any(v < 1 for v in lengths):
-        raise UserError(f"decode: length = {length} for {n} prompts; one number or one each, at least 1")
-    return lengths
 
 
 # -- the loop's state: R texts that are not finished, on canvases of N tokens; no two tensors share storage ------------
@@ -435,27 +416,3 @@ class _Loop:
 _RESULTS = {
     "tokens", "prompt_end", "text_end", "commit_step", "confidence", "nfe", "nfe_full", "computed",
 }  # fmt: skip
-
-
-def _checked(predictor: Predictor, prompts: Prompts, decoding: Decoding) -> list[Tensor]:
-    """Return each prompt's ids, int64; UserError for ids that do not exist, and for no prompts."""
-    if not (callable(predictor) and hasattr(predictor, "mask_token_id")):
-        raise UserError(f"decode: predictor = {shown(predictor)}; a network or an exact joint distribution of tokens")
-    vocab, mask, suppressed = predictor.vocab_size, predictor.mask_token_id, decoding.suppress_tokens
-    wrong = [token for token in suppressed if not 0 <= token < vocab]
-    if wrong or len({*suppressed, mask}) >= vocab:
-        what = f"suppress_tokens holds {wrong[0]}" if wrong else "suppress_tokens holds them all"
-        raise UserError(f"decode: {what}; ids are 0 .. {vocab - 1}, and one has to be left")
-    try:
-        ids = [torch.tensor([operator.index(v) for v in p], dtype=torch.int64) for p in prompts]
-    except TypeError:
-        raise UserError(f"decode: prompts = {shown(prompts)}; the ids of each, such as [[3, 1, 4]]") from None
-    if not ids:
-        raise UserError("decode: no prompts")
-    for i, p in enumerate(ids):
-        unknown = (p < 0) | (p >= vocab) | (p == mask)
-        if bool(unknown.any()):
-            raise UserError(
-                f"decode: prompt {i} holds {int(p[unknown][0])}; ids are 0 .. {vocab - 1} without the mask's, {mask}"
-            )
-    return ids

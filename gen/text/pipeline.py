@@ -19,8 +19,9 @@ from gen.diffusion.noise import sample_seeds
 from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
 from gen.text.detokenize import partial_text
-from gen.text.loop import decode, decode_steps, lengths_of
+from gen.text.loop import decode, decode_steps
 from gen.text.mask_path import MaskPath
+from gen.text.prompts import lengths_of
 from gen.text.tokenizers import text_end
 
 __all__ = ["GeneratedTexts", "StreamedText", "TextPipeline", "engine_of"]

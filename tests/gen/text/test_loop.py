@@ -22,7 +22,8 @@ from gen.samplers.stopping_rules.eos import EOS
 from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.contracts import CommitDecision, DecodingPolicy
 from gen.text.decoding import Decoding, TokenSampling, step_counts
-from gen.text.loop import _Loop, decode, decode_steps, lengths_of
+from gen.text.loop import _Loop, decode, decode_steps
+from gen.text.prompts import lengths_of
 from gen.text.worlds import JointDistribution, replace_joint
 from tests.gen.predictors import Fake, Noisy, Table, table_of
 
@@ -130,7 +131,7 @@ def test_a_row_is_the_same_in_any_batch(policy, blocks, stops):
 
 
 def test_tensors_of_the_state_share_no_storage():
-    loop = _Loop(Noisy(), PROMPTS, LENGTHS, plain(Edit(0.3, 0.2), 1.0), SEEDS)
+    loop = _Loop(Noisy(), [torch.tensor(p) for p in PROMPTS], LENGTHS, plain(Edit(0.3, 0.2), 1.0), SEEDS)
     for _ in range(4):
         groups = (loop.canvas, loop.schedule, loop.schedule.window, loop.book, loop.out)
         tensors = [v for group in groups for v in vars(group).values() if isinstance(v, torch.Tensor)]
