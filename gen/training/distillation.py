@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
@@ -76,17 +76,18 @@ def distill(
         UserError: for unknown keys, for a teacher of the other kind and for a folder that holds another run.
     """
     with allowing(allow):
+        distiller = build_with("distillers", method, "student", "distill: method")
         call = f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
         with lock_of(Path(out)) as lock:  # a method may write there before the training does
-            run = _student_run(method, Path(teacher), Path(out), dict(changes or {}))
+            run = _student_run(distiller, Path(teacher), Path(out), dict(changes or {}))
             with allowing(external_names(run_spec(run))):
                 return train_locked(run, Path(out), resume, command or call, quiet, lock)
 
 
-def _student_run(method: Spec | Distiller, teacher: Path, out: Path, given: dict[str, object]) -> Run:
+def _student_run(distiller: Any, teacher: Path, out: Path, given: dict[str, object]) -> Run:
     """Return the run that trains the student."""
     own = {key.removeprefix("objective."): given.pop(key) for key in list(given) if key.startswith("objective.")}
-    distiller = override(build_with("distillers", method, "student", "distill: method"), own)
+    distiller = override(distiller, own)
     run = teacher_run(teacher)
     if isinstance(run.sampler, Decoding) and not distiller.for_text:
         raise UserError(
