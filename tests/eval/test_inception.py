@@ -17,16 +17,23 @@ from gen.config.reading import file_sha256
 from gen.config.spec import build
 from gen.eval.features import Classifier
 from gen.eval.features.inception import Inception, InceptionClassifier, InceptionExtractor
-from gen.eval.features.lib.inception_net import InceptionNet, canonical, shapes
+from gen.eval.features.lib.images import resized_like_tf1
+from gen.eval.features.lib.inception_net import InceptionNet, canonical, seeded_weights, shapes
 from gen.eval.features.lib.weights import tensors_sha256
-from tests.eval.vectors import inception_state, pictures
+
+
+def pictures():
+    """Samples and references, uint8 [48, 3, 32, 32]: random blocks of 4 x 4 pixels."""
+    first, second = (np.random.default_rng(seed).integers(0, 256, (48, 8, 8, 3), np.uint8) for seed in (1, 2))
+    return [torch.from_numpy(x.repeat(4, 1).repeat(4, 2)).permute(0, 3, 1, 2) for x in (first, second // 2 + 64)]
+
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 
 
 @pytest.fixture(scope="module")
 def state():
-    return inception_state()
+    return seeded_weights()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +110,7 @@ def test_features_by_every_layer_and_rule(net) -> None:
 def test_single_precision_is_near_double_precision(state, net) -> None:
     picture = pictures()[0][:1]
     double = InceptionNet({name: value.double() for name, value in state.items()}).double()
-    x = torch.randn(1, 3, 299, 299).clamp(-1, 1)
+    x = (resized_like_tf1(picture, 299) - 128) / 128
     wanted = ("64", "192", "768", "2048", "spatial")
     single, exact = net(x, wanted), double(x.double(), wanted)
     assert {name: tuple(value.shape) for name, value in single.items()} == {

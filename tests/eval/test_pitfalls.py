@@ -7,8 +7,7 @@ import torch
 
 from gen.eval.features.dinov2 import DINOv2Net
 from gen.eval.features.inception import InceptionClassifier
-from gen.eval.features.lib.inception_net import InceptionNet
-from tests.eval.vectors import inception_state, pictures
+from gen.eval.features.lib.inception_net import InceptionNet, seeded_weights
 
 
 def draw(n: int, d: int, seed: int) -> torch.Tensor:
@@ -16,7 +15,7 @@ def draw(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def test_3_pictures_resized_by_another_rule() -> None:
-    picture = pictures()[0][:1]
+    picture = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     net = SimpleNamespace(to=lambda device: lambda x, wanted: {"2048": x.mean((2, 3))}, fc=None)
     names = "tf1", "clean", "torchmetrics", "pytorch-fid"
     rules = [InceptionClassifier(net, "digest", name, "2048", 1) for name in names]
@@ -26,7 +25,7 @@ def test_3_pictures_resized_by_another_rule() -> None:
 
 
 def test_5_spatial_features_of_another_layer() -> None:
-    net, x = InceptionNet(inception_state()), torch.randn(1, 3, 299, 299)
+    net, x = InceptionNet(seeded_weights()), torch.randn(1, 3, 299, 299)
     inputs = {}
     for name, block in net.blocks.items():
         block.register_forward_hook(lambda block, args, out, name=name: inputs.update({name: args[0]}))
@@ -52,7 +51,7 @@ def test_8_positions_of_dinov2_resampled_to_a_size() -> None:
 
 
 def test_9_average_pools_that_count_their_padding() -> None:
-    net, x = InceptionNet(inception_state()), {"Mixed_5b": (192, 32), "Mixed_6b": (768, 192), "Mixed_7b": (1280, 192)}
+    net, x = InceptionNet(seeded_weights()), {"Mixed_5b": (192, 32), "Mixed_6b": (768, 192), "Mixed_7b": (1280, 192)}
     for name, (width, pooled) in x.items():
         out = net.blocks[name](torch.ones(1, width, 6, 6))[:, -pooled:]
         torch.testing.assert_close(out, out[:, :, :1, :1].expand_as(out))  # the border is as the middle

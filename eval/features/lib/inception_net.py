@@ -6,9 +6,11 @@ published): average pools inside the blocks leave the padding out of the count, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from gen.eval.features.lib.convolution import FoldedConv, fold_norm
 from gen.eval.features.lib.weights import check_shapes
 
-__all__ = ["CLASSES", "LAYERS", "SPATIAL", "InceptionNet", "canonical", "claims", "shapes"]
+__all__ = ["CLASSES", "LAYERS", "SPATIAL", "InceptionNet", "canonical", "claims", "seeded_weights", "shapes"]
 
 EPS = 1e-3  # of every batch norm
 CLASSES = 1008
@@ -200,6 +202,25 @@ def canonical(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
     return {name: state[name].float().contiguous() for name in sorted(state)}
 
 
+def seeded_weights() -> dict[str, Tensor]:
+    """Return random weights from numpy's default_rng(0), with which public tools can be compared without trained ones.
+
+    Names in the order of their bytes: convolutions are normal with variance 2 / fan-in, gammas 1, biases and means
+    normal with deviation .1, variances uniform in [.5, 1.5), the last layer's weights normal with deviation .05.
+    """
+    generator, state = np.random.default_rng(0), dict[str, Tensor]()
+    for name, shape in sorted(shapes().items()):
+        if name.endswith("bn.weight"):
+            value = np.ones(shape)
+        elif name.endswith("running_var"):
+            value = 0.5 + generator.random(shape)
+        else:
+            scale = (2 / math.prod(shape[1:])) ** 0.5 if len(shape) == 4 else 0.05 if name == "fc.weight" else 0.1
+            value = scale * generator.standard_normal(shape)
+        state[name] = torch.from_numpy(value.astype(np.float32))
+    return state
+
+
 # -- the network -------------------------------------------------------------------------------------------------------
 
 
@@ -268,9 +289,10 @@ class InceptionBlock(nn.Module):
         return torch.cat([out for branch in self.block for out in self._branch(branch, x)], 1)
 
     def _branch(self, branch: Branch, x: Tensor) -> Sequence[Tensor]:
-        if branch.pool == "average":
-            x = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        elif branch.pool:
+        if branch.pool == "average":  # a mean of linear maps is the map of the mean, and the map leaves fewer channels
+            x = self.convs[branch.name](x)
+            return [F.avg_pool2d(x, 3, 1, 1, count_include_pad=False).relu_()]
+        if branch.pool:
             x = F.max_pool2d(x, 3, 1, 1) if branch.pool == "max" else F.max_pool2d(x, 3, 2)
         outs = [x]
         for name, _, _, step in branch.convs():
@@ -290,4 +312,6 @@ def _names(block: Block) -> list[str]:
 def _folded(state: Mapping[str, Tensor], name: str, conv: Conv) -> FoldedConv:
     norm = [state[f"{name}.bn.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
     weight, bias = fold_norm(state[f"{name}.conv.weight"], norm, EPS)
-    return FoldedConv(weight, bias, conv.stride, conv.padding)
+    block, _, inner = name.partition(".")
+    averaged = any(branch.name == inner and branch.pool == "average" for branch in BLOCKS.get(block, ()))
+    return FoldedConv(weight, bias, conv.stride, conv.padding, activation="none" if averaged else "relu")
