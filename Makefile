@@ -28,10 +28,10 @@ test-gpu: $(STAMP)
 
 # The pages, driven in Chromium.
 test-browser: $(STAMP)
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
 	{ echo "make test-browser needs Chromium, and chromium is not on the PATH (Debian: apt-get install chromium)" >&2; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --no-skips --run-browser -m browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --no-skips --run-browser -m browser tests/eval
 
 # Minutes, each. A run that was stopped goes on where it was: make bench-gpu again, of the same commit.
 PARTS := attention fused ssm forward sample train decode

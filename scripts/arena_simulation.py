@@ -32,7 +32,7 @@ def ranking(shown, flips, rng):
 class KSort:
     """K models at a time, chosen by the board or at random."""
 
-    def __init__(self, models, rng, flips, k=4, rule="trueskill", alpha=1.0, explore=True):
+    def __init__(self, models, rng, flips, k=4, rule="trueskill", alpha=3.0, explore=True):
         self.rng, self.flips, self.k, self.explore = rng, flips, k, explore
         self.board = Board(range(models), RULES[rule], alpha)
 
@@ -83,9 +83,9 @@ def main():
     args = parser.parse_args()
     ways = {
         "K = 4, trueskill": (KSort, {}, 1),
-        "K = 4, trueskill, alpha = 3": (KSort, {"alpha": 3.0}, 1),
-        "K = 4, all-pairs": (KSort, {"rule": "all-pairs"}, 1),
-        "K = 2, trueskill": (KSort, {"k": 2}, 1),
+        "K = 4, trueskill, alpha = 1": (KSort, {"alpha": 1.0}, 1),
+        "K = 4, all-pairs, alpha = 1": (KSort, {"rule": "all-pairs", "alpha": 1.0}, 1),
+        "K = 2, trueskill, alpha = 1": (KSort, {"k": 2, "alpha": 1.0}, 1),
         "K = 4, trueskill, at random": (KSort, {"explore": False}, 1),
         "Elo, pairs at random": (Elo, {}, 20),
     }

@@ -18,7 +18,7 @@ from gen.eval.plot import tick_text
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["environment", "policy", "render"]
+__all__ = ["compact", "environment", "policy", "render"]
 
 FOLDER = Path(__file__).parent
 
@@ -36,9 +36,22 @@ def environment() -> Environment:
         "px": "{:.1f}".format,
         "tick": tick_text,
         "number": "{:,.0f}".format,
+        "compact": compact,
         "minus": lambda text: str(text).replace("-", "−"),
     }
     return found
+
+
+def compact(count: float) -> str:
+    """Return a large number to three digits, as papers print parameters: 675M.
+
+    Args:
+        count: at least 0.
+    """
+    for unit, word in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if float(f"{count:.2e}") >= unit:
+            return f"{float(f'{count / unit:.3g}'):g}{word}"
+    return f"{count:.0f}"
 
 
 def policy(script: str | None = None, allowed: str = "img-src data:") -> str:

@@ -105,7 +105,7 @@ def test_page_is_complete_and_loads_nothing(records, tmp_path) -> None:
     ]
     heads = ["NFE", "FID↓", "KID↓", "Accuracy↑", "Nearest", "Images/s", "Params"]
     assert first[0][3:] == heads
-    shown = ["8", "2.00±0.10tie with 2", "1.000±0.050", "98.0±1.0%", "1.100±0.010", "1,000", "317,700"]
+    shown = ["8", "2.00±0.10tie with 2", "1.000±0.050", "98.0±1.0%", "1.100±0.010", "1,000", "318K"]
     assert first[2][3:] == shown
     assert first[1][4:] == ["0.500±0.060", "−0.100±0.030", "–", "1.040±0.010", "–", "–"]
     assert first[3] == ["", "gen evaluate runs/teacher --steps 4"]

@@ -14,6 +14,7 @@ from gen.eval.estimate import Estimate
 from gen.eval.leaderboard import leaderboard, table
 from gen.eval.metrics import Column
 from gen.eval.metrics.fid import FID
+from gen.eval.pages import compact
 from gen.eval.published import COLUMN_ORDER, Published
 from gen.eval.ranking import ranking
 from gen.eval.record import Measurement, Neighbours, PerClass, write_record
@@ -71,13 +72,21 @@ def test_a_published_row_stands_beside_its_protocol_and_ties_with_nothing(listed
     assert group.best(group.columns[0]) == 1.9  # of those that were measured
 
 
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1K"), (317_700, "318K"), (999_600, "1M"), (675e6, "675M"), (7.24e9, "7.24B")],
+)
+def test_parameters_are_printed_as_papers_do(count, text) -> None:
+    assert compact(count) == text
+
+
 def test_every_format_has_every_published_row(listed, tmp_path) -> None:
     page = leaderboard(listed, tmp_path / "out")
     first, second = Page(page.read_text()).tables
     row = next(row for row in first if len(row) > 2 and "EDM" in row[2])
     assert row[0] == "" and row[2].startswith("EDMarXiv 2206.00364; minimum of three seeds; protocol edm-cifar10")
     assert row[3:6] == ["35", "1.97", "–"] and "tie" not in "".join(row)
-    assert second[1][1:] == ["–", "2.27", "4.6", "0.57", "675,000,000"]
+    assert second[1][1:] == ["–", "2.27", "4.6", "0.57", "675M"]
     assert '<a href="https://arxiv.org/abs/2212.09748" rel="noreferrer">' in page.read_text()
     rows = list(csv.DictReader(io.StringIO(page.with_suffix(".csv").read_text())))
     assert [row["kind"] for row in rows] == ["measured", "measured", "published", "published"]

@@ -15,7 +15,9 @@ from gen.eval.arena.board import Board
 from gen.eval.arena.contestants import contestants
 from gen.eval.arena.server import Arena, application, bound
 from gen.eval.arena.votes import VoteFile, read_votes
+from gen.training.trainer import train
 from tests.eval.arena.test_contestants import folder
+from tests.gen.tiny import tiny
 
 
 @pytest.fixture
@@ -137,3 +139,19 @@ def test_the_command_prints_the_ranking_and_names_what_is_wrong(tmp_path, capsys
     ):
         assert main(["arena", *words]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_run_is_sampled_once(tmp_path, monkeypatch, capsys) -> None:
+    shown = []
+    monkeypatch.setattr("gen.eval.arena.server.serve", lambda arena, listening, hosts: shown.append((arena, hosts)))
+    train(tiny(steps=1), tmp_path / "run", quiet=True)
+    other = folder(tmp_path / "other", "000000.png", "000001.png", "2.png")
+    words = ["arena", str(tmp_path / "run"), str(other), "--port", "0", "--votes", str(tmp_path / "votes.jsonl")]
+    for _ in range(2):
+        assert main([*words, "-n", "3", "--steps", "1"]) == 0
+    arena, hosts = shown[1]
+    assert list(arena.models) == ["run", "other"] and arena.pictures == ["000000", "000001"]
+    assert len(list((tmp_path / "run" / "arena").iterdir())) == 1 and "127.0.0.1" in hosts
+    assert capsys.readouterr().out.count("3 samples, 1 evaluations each") == 1
+    assert main([*words, "-n", "2", "--steps", "1"]) == 0
+    assert len(list((tmp_path / "run" / "arena").iterdir())) == 2
