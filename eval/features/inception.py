@@ -24,7 +24,8 @@ Resize = Literal["tf1", "clean", "torchmetrics", "pytorch-fid"]
 Layer = Literal["64", "192", "768", "2048", "logits_unbiased", "logits"]
 FETCH = (
     "the FID Inception's weights: fetch pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases (fid_weights), "
-    "or NVIDIA's or OpenAI's state dict, and give it as path, or what `gen import FILE --from inception` makes of it"
+    "or inception-2015-12-05.pt of NVIDIA or OpenAI, and give it, or what `gen import FILE --from inception` makes of "
+    "it, as path"
 )
 
 

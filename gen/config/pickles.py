@@ -304,12 +304,14 @@ def _attributes(value: object) -> Mapping[object, object] | None:
 
 
 def module_state(value: object, prefix: str = "") -> dict[str, Tensor] | None:
-    """Return the state dict of a torch module that was saved whole; None for anything else.
+    """Return the state dict of a torch or TorchScript module that was saved whole; None for anything else.
 
     Args:
         value: of a file that was read.
         prefix: of the names.
     """
+    if isinstance(value, Record) and value.name.startswith("__torch__.") and isinstance(value.state, Mapping):
+        return _script_state(value.state, prefix)
     attributes = _attributes(value)
     if attributes is None:
         return None
@@ -323,6 +325,15 @@ def module_state(value: object, prefix: str = "") -> dict[str, Tensor] | None:
                 state[f"{prefix}{name}"] = tensor
     for name, inner in _modules(attributes):
         state |= module_state(inner, f"{prefix}{name}.") or {}
+    return state
+
+
+def _script_state(attributes: Mapping[object, object], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a TorchScript module, whose parts are attributes like others."""
+    state: dict[str, Tensor] = {}
+    for name, item in attributes.items():
+        tensor = as_tensor(item)
+        state |= {f"{prefix}{name}": tensor} if tensor is not None else module_state(item, f"{prefix}{name}.") or {}
     return state
 
 

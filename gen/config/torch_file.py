@@ -71,12 +71,11 @@ def read_torch(path: Path) -> Any:
 
 
 def _zipped(path: Path, file: IO[bytes], mapped: mmap.mmap) -> Any:
-    """Read an archive of torch.save; its tensors lie in the mapped file."""
+    """Read an archive of torch.save, or of TorchScript, whose code stays unread; its tensors lie in the mapped file."""
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-        if "data.pkl" not in entries or any(name.startswith("code/") for name in entries):
-            what = "a TorchScript archive: save the state dict of its module" if "data.pkl" in entries else "an archive"
-            raise UserError(f"{path} is {what}, no file of torch.save")
+        if "data.pkl" not in entries:
+            raise UserError(f"{path} is an archive, no file of torch.save")
         _check_sums(path, archive)
     if "byteorder" in entries and bytes(_entry(mapped, entries["byteorder"]).numpy()) != b"little":
         raise UserError(f"{path} was written on a big-endian machine, which is not read here")

@@ -195,7 +195,8 @@ def canonical(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
         leaves = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
         for name, other, _, _ in _convolutions():
             renamed |= {f"layers.{other}.{leaf}": f"{name}.{ours}" for leaf, ours in leaves.items()}
-        state = {renamed.get(name, name): value for name, value in state.items()}
+        parts = "layers.", "output."  # what else NVIDIA's module holds is of its resizing
+        state = {renamed.get(name, name): value for name, value in state.items() if name.startswith(parts)}
         ones = {f"{name}.bn.weight": torch.ones(conv.out) for name, _, conv, _ in _convolutions()}
         state = {**ones, **state}
     check_shapes(state, shapes(), source)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import MissingDependency, UserError
-from gen.config.pickles import as_tensor
+from gen.config.pickles import as_tensor, module_state
 from gen.config.reading import file_sha256
 from gen.config.torch_file import describe_start, read_torch
 
@@ -36,7 +36,7 @@ def check_suffix(path: Path) -> str:
 
 
 def read_state(path: str | Path, wanted: str) -> tuple[dict[str, Tensor], str]:
-    """Read a state dict from safetensors, or from a file of torch.save, of which nothing is run.
+    """Read a state dict from safetensors, torch.save or TorchScript; nothing in the file is run.
 
     Args:
         path: the file; MissingDependency if it is not there.
@@ -59,6 +59,7 @@ def read_state(path: str | Path, wanted: str) -> tuple[dict[str, Tensor], str]:
             what = describe_start(path) or f"damaged, or no safetensors file ({error})"
             raise UserError(f"{path} is {what}; expected {wanted}") from None
     content = read_torch(path)
+    content = module_state(content) or content
     while isinstance(content, Mapping) and isinstance(inner := content.get("state_dict"), Mapping):
         content = inner
     state = dict(_tensors(content))
