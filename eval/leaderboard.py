@@ -23,10 +23,11 @@ from gen.eval.ranking import (
     equal_time_rival,
     estimate_in,
     options,
+    origin,
     pareto_front,
     ranking,
 )
-from gen.eval.record import Interval, Measurement, Record, sampler_text
+from gen.eval.record import Interval, Measurement, Record
 from gen.eval.sources import collect_all
 from gen.eval.tables import aligned, inert, markdown, markdown_text, one_line
 
@@ -104,7 +105,7 @@ def text_cells(group: Group) -> list[tuple[str, ...]]:
     for row in group.rows:
         r = row.record
         lines.append((
-            str(row.rank), one_line(r.label), one_line(sampler_text(r.sampler)), _number(r.nfe),
+            str(row.rank), one_line(r.label), one_line(origin(r)), _number(r.nfe),
             *(m.column.text(estimate_in(r, m)) for m in group.columns),
             f"{r.speed.images_per_second:,.0f}" if r.speed else "", _count(r.params),
             row.tied("#"), *(cache_cells(group, row) if group.cached else ()),
@@ -198,7 +199,7 @@ def as_csv(shown: Ranking) -> str:
 def _measured(row: Row, columns: Mapping[str, Measurement]) -> Json:
     r = row.record
     line: Json = {"kind": "measured", "comparability": r.comparability, "rank": row.rank}
-    line |= {"ties": " ".join(map(str, row.ties)), "sampler": sampler_text(r.sampler)}
+    line |= {"ties": " ".join(map(str, row.ties)), "sampler": origin(r)}
     line |= {
         key: getattr(r, key) for key in ("label", "run", "nfe", "n", "seed", "params", "device", "date", "command")
     }

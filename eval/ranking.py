@@ -11,7 +11,7 @@ from gen.eval.arena.board import Board, Standing
 from gen.eval.arena.votes import VoteList
 from gen.eval.estimate import Estimate
 from gen.eval.published import COLUMN_ORDER, Published
-from gen.eval.record import Measurement, Record
+from gen.eval.record import Measurement, Record, sampler_text
 from gen.eval.sources import Entry
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "estimate_in",
     "groups",
     "options",
+    "origin",
     "pareto_front",
     "ranking",
 ]
@@ -187,6 +188,19 @@ def estimate_in(record: Record, column: Measurement | None) -> Estimate | None:
     """
     found = column and cell(record, column)
     return found.estimate if found else None
+
+
+def origin(record: Record) -> str:
+    """Say in a few words how samples came about: by which sampler, or from which files.
+
+    Args:
+        record: a row.
+    """
+    given = record.samples
+    if record.sampler or given is None:
+        return sampler_text(record.sampler)
+    words = f"{given.kind} of {given.format}" if given.format else given.kind
+    return words if given.available is None else f"{words}, {record.n:,} of {given.available:,}"
 
 
 def claimed(row: Published, column: Measurement) -> Estimate | None:

@@ -104,6 +104,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
     const key = event.key;
+    if (key === "Enter" && event.target.closest(".actions, a")) return; // of the button that has the focus
     if (/^[1-9]$/.test(key)) choose(Number(key) - 1);
     else if (key === "=" || key === "t") toggle();
     else if (key === "Backspace") undo();

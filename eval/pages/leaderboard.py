@@ -9,7 +9,7 @@ from itertools import groupby
 from gen.config.spec import Json
 from gen.eval.pages import render
 from gen.eval.plot import Plot, Point, Series
-from gen.eval.ranking import Group, Ranking, claimed, equal_time_rival, estimate_in, pareto_front
+from gen.eval.ranking import Group, Ranking, claimed, equal_time_rival, estimate_in, origin, pareto_front
 from gen.eval.record import Measurement, Record, sampler_text
 
 __all__ = ["leaderboard_page"]
@@ -27,7 +27,7 @@ def leaderboard_page(shown: Ranking, title: str) -> str:
         title: of the page.
     """
     columns = {m.column.key: m.column for group in shown.groups for m in group.columns}
-    functions = (claimed, equal_time_rival, estimate_in, label_rows, pareto_front, plots, png_width, sampler_text)
+    functions = (claimed, equal_time_rival, estimate_in, label_rows, origin, pareto_front, plots, png_width)
     context = {"title": title, "shown": shown, "groups": shown.groups, "columns": columns.values()}
     return render("leaderboard.html", context | {f.__name__: f for f in functions}, script="leaderboard.js")
 
@@ -72,7 +72,7 @@ def _points(records: Sequence[Record], measured: Measurement, x: Callable[[Recor
     for record in records:
         estimate = estimate_in(record, measured)
         if estimate is not None and x(record) > 0:
-            note = f"{sampler_text(record.sampler)}, {column.heading} {column.text(estimate)}"
+            note = f"{origin(record)}, {column.heading} {column.text(estimate)}"
             y, se = column.scale * estimate.value, column.scale * (estimate.se or 0.0)
             points.append(Point(x(record), y, se, note))
     return points

@@ -241,4 +241,5 @@ def test_samples_of_another_tool_share_a_table_with_ours() -> None:
     assert theirs.comparability == made().comparability and theirs.identity != made("theirs", **shared).identity
     assert from_json(json.loads(json.dumps(to_json(theirs))), Record, "theirs") == theirs
     page = leaderboard_page(ranking([theirs, made(fid=3.0)]), "Both")
+    assert "<b>theirs</b><small>folder of png, 1,000 of 5,000</small>" in page
     assert "labels unknown" in page and "rounding unknown" in page and "theirs" in table([theirs, made()])

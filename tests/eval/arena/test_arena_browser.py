@@ -74,6 +74,10 @@ def test_votes_with_keys_and_with_the_mouse(page, arena, tmp_path) -> None:
     pictures.nth(1).click()
     page.click("#send")
     says(page, "2 votes so far")
+    page.keyboard.press("1")
+    page.focus("#undo")
+    page.keyboard.press("Enter")  # undoes, and sends nothing
+    assert badges(page) == [""] * 4
     page.keyboard.press("s")
     models(page)
     first, second = read_votes(tmp_path / "votes.jsonl")
