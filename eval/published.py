@@ -10,7 +10,7 @@ from gen.config.errors import UserError, shown
 __all__ = ["COLUMN_ORDER", "Published"]
 
 ADM = ("fid", "sfid", "inception_score", "precision", "recall")
-DGM = ("fid", "fd_infinity", "kid", "precision", "recall", "density", "coverage", "fld", "auth_pct", "vendi")
+DGM = ("fid", "fd_infinity", "kid", "precision", "recall", "density", "coverage", "fld", "authpct", "vendi")
 COLUMN_ORDER = {  # keys of columns in the order in which papers that follow a protocol print them
     "adm-imagenet256": ADM,
     "adm-imagenet512": ADM,
