@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
+from gen.config.values import parse_text
 from gen.data.lib.checksums import SUMS, check_sums
 from gen.data.lib.tensors import CHANGED, SPLITS, content_hash, hold_out
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Folder", "Pictures", "fit"]
+__all__ = ["Folder", "Pictures", "fit", "read_picture"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # no other decoder runs, whatever a file's name: EPS would start Ghostscript
@@ -56,7 +59,8 @@ class Folder:
 
     Attributes:
         path: the folder.
-        size: height and width in pixels; pictures are scaled by their shorter side and cropped in the middle (`fit`).
+        size: height and width in pixels; one number for squares, else [32, 48] or "32x48" for 32 rows of 48. Pictures
+            are scaled until they cover it and cropped in the middle (`fit`).
         channels: 3 for colour, 1 for grey.
         background: grey level under transparent pixels, 0 (black) to 255 (white, as in browsers).
         flip: True adds the mirrored pictures to "train", which makes it twice as long.
@@ -67,7 +71,7 @@ class Folder:
     """
 
     path: str
-    size: int
+    size: int | tuple[int, int] | str
     channels: int = 3
     background: int = 255
     flip: bool = False
@@ -76,13 +80,19 @@ class Folder:
     test_path: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, size="[1, inf)", background="[0, 255]", holdout="[0, 1)")
+        object.__setattr__(self, "size", _size_of(self.size))
+        check_fields(self, size="[1, 1000000]", background="[0, 255]", holdout="[0, 1)")
         if self.channels not in (1, 3):
             raise UserError(f"Folder: channels = {self.channels}; allowed: 1 (grey), 3 (colour)")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return (self.channels, self.size, self.size)
+        return (self.channels, *self._pixels)
+
+    @property
+    def _pixels(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.size if isinstance(self.size, tuple) else (int(self.size), int(self.size))
 
     @property
     def classes(self) -> int:
@@ -110,7 +120,7 @@ class Folder:
         return Pictures(
             [listing.root / listing.files[i] for i in rows],
             torch.tensor([listing.labels[i] for i in rows]) if listing.names else None,
-            self.size,
+            self._pixels,
             self.channels,
             self.background,
             self.flip and split == "train",
@@ -121,11 +131,11 @@ class Folder:
 
     @cached_property
     def _train(self) -> Listing:
-        return _scan(Path(self.path), self.size, self.skip_corrupt)
+        return _scan(Path(self.path), self._pixels, self.skip_corrupt)
 
     @cached_property
     def _test(self) -> Listing:
-        return _scan(Path(self.test_path or self.path), self.size, self.skip_corrupt)
+        return _scan(Path(self.test_path or self.path), self._pixels, self.skip_corrupt)
 
     def _difference(self) -> str:
         missing, extra = (
@@ -148,7 +158,7 @@ class Listing:
 
 @dataclass(eq=False)
 class Pictures:
-    """Items {"x": float32 [C, size, size] in [-1, 1], "y": int64 0-d}; with flip, all pictures again, mirrored.
+    """Items {"x": float32 [C, *size] in [-1, 1], "y": int64 0-d}; with flip, all pictures again, mirrored.
 
     Attributes:
         paths: the files, without mirrored repeats.
@@ -165,7 +175,7 @@ class Pictures:
 
     paths: list[Path]
     y: Tensor | None
-    size: int
+    size: tuple[int, int]
     channels: int
     background: int
     flip: bool
@@ -183,34 +193,67 @@ class Pictures:
         data = _read(path)
         if not self.hashes[row].endswith(_content(data)):
             raise UserError(f"{path} {CHANGED}")
-        image = fit(_decode(path, data, self.channels, self.background), self.size)
-        x = torch.from_numpy(np.array(image)).reshape(self.size, self.size, self.channels).permute(2, 0, 1)
-        x = (x.float().contiguous() - 127.5) / 127.5
+        x = _sample_of(_decode(path, data, self.channels, self.background), self.size)
         x = x if i < len(self.paths) else x.flip(2)
         return {"x": x} if self.y is None else {"x": x, "y": self.y[row]}
 
 
-def fit(image: Image, size: int) -> Image:
-    """Scale a picture by its shorter side and crop the middle square.
+def read_picture(path: Path, shape: Sequence[int], background: int = 255) -> Tensor:
+    """Read one picture as `Folder` does: float32 [C, H, W] in [-1, 1].
+
+    Args:
+        path: the file.
+        shape: (C, H, W), C 1 for grey and 3 for colour.
+        background: grey level under transparent pixels.
+
+    Raises:
+        UserError: in one line, for what a Folder refuses.
+    """
+    data, size = _read(path), (shape[1], shape[2])
+    _header(path, data, size)
+    return _sample_of(_decode(path, data, shape[0], background), size)
+
+
+def _sample_of(image: Image, size: tuple[int, int]) -> Tensor:
+    """Return a picture as a sample of a size, in [-1, 1]."""
+    x = torch.from_numpy(np.array(fit(image, size))).reshape(*size, -1).permute(2, 0, 1)
+    return (x.float().contiguous() - 127.5) / 127.5
+
+
+def fit(image: Image, size: tuple[int, int]) -> Image:
+    """Scale a picture, sides in proportion, until it just covers a size, and crop the middle.
 
     Halves by a box filter while possible and scales the rest bicubically: the preprocessing of the ADM reference
     statistics (Dhariwal & Nichol 2021), up to its rounding of the crop.
 
     Args:
         image: the picture.
-        size: height and width of the result in pixels.
+        size: height and width of the result, in pixels.
     """
     from PIL.Image import Resampling
 
-    while min(image.size) >= 2 * size:
+    height, width = size
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def _scan(root: Path, size: int, skip_corrupt: bool) -> Listing:
+def _size_of(size: object) -> object:
+    """Return a size as a number for squares, else as height and width; what is none as it is."""
+    if isinstance(size, str):
+        numbers = re.fullmatch(r"\s*(\d{1,6})(?:\s*x\s*(\d{1,6}))?\s*", size)
+        size = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else parse_text(size)
+        if isinstance(size, str):
+            raise UserError(f"Folder: size = {shown(size)}; allowed: 32, [32, 48] or 32x48, height and width")
+    if isinstance(size, (list, tuple)) and len(size) == 2 and type(size[0]) is int and size[0] == size[1]:
+        return size[0]
+    return size
+
+
+def _scan(root: Path, size: tuple[int, int], skip_corrupt: bool) -> Listing:
     """Find, check and hash the pictures of a folder."""
     names, found = _find(root)
     listing, sums = Listing(root, names, [], [], [], []), dict[Path, str | None]()
@@ -303,7 +346,7 @@ class Unreadable(UserError):
     """A picture that cannot be decoded."""
 
 
-def _header(path: Path, data: bytes, size: int) -> None:
+def _header(path: Path, data: bytes, size: tuple[int, int]) -> None:
     """Refuse, before decoding, what is no picture, may be a decompression bomb, is deeper than 8 bits, or animated."""
     from PIL import Image
 
@@ -318,9 +361,10 @@ def _header(path: Path, data: bytes, size: int) -> None:
             raise UserError(f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels: refused") from error
         except Exception as error:  # decoders of broken files raise anything
             raise _unreadable(path, error) from error
-    if size * (size * long / short) > (Image.MAX_IMAGE_PIXELS or float("inf")):
+    side = max(size)  # whichever way it is turned
+    if side * (side * long / short) > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise UserError(
-            f"{path} is {long} pixels long and {short} wide: scaled to {size} it has more than "
+            f"{path} is {long} pixels long and {short} wide: scaled to {side} it has more than "
             f"{Image.MAX_IMAGE_PIXELS} pixels: refused"
         )
     if deep:

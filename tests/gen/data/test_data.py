@@ -214,7 +214,7 @@ def test_a_picture_of_the_right_size_comes_through_unchanged(tmp_path):
 @pytest.mark.parametrize(("width", "height"), [(8, 8), (9, 31), (64, 33), (7, 5), (100, 8)])
 def test_fit_scales_the_shorter_side_and_keeps_the_middle(width, height):
     ramp = np.tile(np.linspace(0, 255, width, dtype=np.float32), (height, 1)).astype(np.uint8)
-    image = np.array(fit(Image.fromarray(ramp), 8))
+    image = np.array(fit(Image.fromarray(ramp), (8, 8)))
     assert image.shape == (8, 8)
     slope = 255 / (width - 1) * min(width, height) / 8  # grey levels from one pixel to the next
     middle = image[4].astype(float)
@@ -370,3 +370,36 @@ def test_a_picture_that_vanishes_is_named(pets):
     data.paths[0].unlink()
     with pytest.raises(UserError, match=r"png cannot be read: No such file"):
         data[0]
+
+
+@pytest.mark.parametrize("size", ["6x8", "[6, 8]", (6, 8), [6, 8]])
+def test_pictures_may_be_higher_than_wide(size, pets):
+    """Scaled until they cover the size, and the middle of that."""
+    source = build("data", {"name": "folder", "path": str(pets), "size": size})
+    item = source.open("train")[0]
+    assert source.shape == item["x"].shape == (3, 6, 8) and spec_of(source)["size"] in ((6, 8), [6, 8])
+    assert build("data", spec_of(source)) == source and source != Folder(str(pets), size=8)
+    assert source.open("train").fingerprint != Folder(str(pets), size=(8, 6)).open("train").fingerprint
+    assert Folder(str(pets), size="8x8") == Folder(str(pets), size=8) == Folder(str(pets), size="8")
+
+
+@pytest.mark.parametrize(("width", "height"), [(48, 32), (96, 64), (50, 200), (7, 300), (48, 33)])
+def test_fit_covers_any_size_and_keeps_the_middle(width, height):
+    ramp = np.tile(np.linspace(0, 255, height, dtype=np.float32)[:, None], (1, width)).astype(np.uint8)
+    image = np.array(fit(Image.fromarray(ramp), (32, 48)))
+    assert image.shape == (32, 48)
+    scale = max(32 / height, 48 / width)
+    slope = 255 / (height - 1) / scale
+    assert (
+        abs(image.mean() - 127.5) < 0.6 * slope + 2 and abs(float(image[24, 5]) - float(image[8, 5]) - 16 * slope) < 4
+    )
+
+
+def test_a_size_that_is_none_is_one_line(pets):
+    for size, message in [
+        ("32x", "size = '32x'; allowed: 32, [32, 48] or 32x48"),
+        ((4, 0), "it must be in [1, 1000000]"),
+    ]:
+        with pytest.raises(UserError) as error:
+            Folder(str(pets), size=size)
+        assert message in str(error.value)
