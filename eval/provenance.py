@@ -41,6 +41,8 @@ def sampler_spec(pipeline: Pipeline, how: Mapping[str, object]) -> Json:
         spec["grid"]["times"] = plan.grid.read()["times"]
     if spec["cache"] is not None and spec["cache"]["name"] == "searched":
         spec["cache"]["sha256"] = file_sha256(Path(plan.cache.file))
+    if dtype := _dtype(pipeline):
+        spec["dtype"] = dtype
     engine = getattr(pipeline, "engine", None)
     if engine is None:
         return spec
@@ -98,7 +100,7 @@ def command(
 def loading_options(pipeline: Pipeline) -> Json:
     """Return how a pipeline was loaded, where gen.load by itself does not do so.
 
-    Other weights, an engine, a device, and the packages that it was allowed to follow, a list.
+    Other weights, an engine, a dtype, a device, and the packages that it was allowed to follow, a list.
 
     Args:
         pipeline: that gen.load returned.
@@ -109,7 +111,14 @@ def loading_options(pipeline: Pipeline) -> Json:
     engine = {"engine": json.dumps(spec_of(pipeline.engine))} if getattr(pipeline, "engine", None) is not None else {}
     packages = sorted({name.partition(":")[0].partition(".")[0] for name in external_names(pipeline.info)})
     device = {} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)}
-    return weights | engine | device | ({"allow": packages} if packages else {})
+    dtype = {"dtype": short} if (short := _dtype(pipeline)) else {}
+    return weights | engine | dtype | device | ({"allow": packages} if packages else {})
+
+
+def _dtype(pipeline: object) -> str:
+    """Return the dtype that a pipeline was loaded in, "" for float32."""
+    dtype = getattr(getattr(pipeline, "denoiser", None), "dtype", None)
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else ""
 
 
 def machine(device: torch.device) -> str:

@@ -304,7 +304,7 @@ class Record:
         labels: rule by which labels were asked for; UNKNOWN likewise.
         metrics: the numbers, in the order of their columns.
         samples: what was given.
-        sampler: spec of solver, steps, grid, guide, cache and engine, defaults filled in; {} for other tools' samples.
+        sampler: spec of solver, steps, grid, guide, cache, engine and dtype, defaults filled in; {} for other tools'.
         checkpoint: step, role, sha256 and weights of what was loaded.
         seed: of the samples.
         floor: the real images that the measurements' floors are of.
@@ -474,6 +474,7 @@ def sampler_text(sampler: Json) -> str:
     words += [f"{grid} grid" if grid and not grid.startswith("linear") else ""]
     words += [_spec_text(sampler.get("guide")), _cache_text(sampler.get("cache"))]
     engine = sampler.get("engine")
+    words += [str(sampler.get("dtype") or "")]
     words += [str(engine["about"]) if isinstance(engine, Mapping) and "about" in engine else _spec_text(engine)]
     return ", ".join(word for word in words if word)
 

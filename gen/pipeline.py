@@ -448,15 +448,13 @@ def _check_dtype(net: nn.Module) -> torch.dtype | None:
     return None if used == torch.float32 else used
 
 
-def load_images(
-    folder: str | Path, weights: str | None = None, device: str | torch.device = "cpu", allow: Sequence[str] = ()
-) -> Pipeline:
+def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:
     """Load a model that is sampled; UserError for a text model.
 
     Args:
-        folder, weights, device, allow: as of `load`.
+        folder, *given, **options: as of `load`.
     """
-    pipeline = load(folder, weights, device, allow)
+    pipeline = load(folder, *given, **options)
     if not isinstance(pipeline, Pipeline):
         raise UserError(f"{folder} is a text model, which is decoded, not sampled: see gen decode --help")
     return pipeline

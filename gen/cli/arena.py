@@ -106,8 +106,10 @@ def _sampled(args: argparse.Namespace, model: Path) -> Path:
         "steps",
         "seed",
         "engine",
+        "dtype",
     )
-    given = argparse.Namespace(**{**vars(args), "run": model, "quiet": False})
+    edit = dict.fromkeys(("image", "strength", "mask", "trajectory"))
+    given = argparse.Namespace(**{**vars(args), **edit, "run": model, "quiet": False})
     pipeline = sample.loaded(given)
     how = {name: getattr(args, name) for name in names} | {"weights": pipeline.weights, "model": pipeline.info}
     given.out = model / "arena" / digest(how)[:16]

@@ -1,6 +1,9 @@
 """Sample from a trained run.
 
 gen sample runs/digits -n 64 --solver heun --steps 18 --guidance-scale 1.5 --seed 0 --out grid.png
+gen sample runs/digits -n 10 --image seven.png --strength 0.6; with --mask mask.png only its white is painted anew
+
+Pictures to edit are scaled and cropped to the model's size.
 """
 
 from __future__ import annotations
@@ -17,18 +20,26 @@ from gen.config.spec import Json, spec_of
 from gen.config.writing import replacing
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gen.pipeline import Pipeline, Samples
 
 __all__ = ["add_arguments", "add_sampler_options", "loaded", "run", "sampler_options"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, run=None, n=64)
+    add_options(parser, run=None, n=None)
     parser.add_argument(
         "--labels", help="a class, by number or name, or a comma-separated class for each sample (default: balanced)"
     )
     add_sampler_options(parser)
     parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
+    parser.add_argument("--image", type=Path, help="a picture to edit, or a folder with one for each sample")
+    parser.add_argument("--strength", type=float, help="of the editing, (0, 1] (default: 0.8, or 1 with a mask)")
+    parser.add_argument(
+        "--mask", type=Path, help="a picture, white where the image is painted anew, black where it stays"
+    )
+    parser.add_argument("--trajectory", type=Path, help="a new folder for a sheet of all samples after every step")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     out = "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs"
     add_option(parser, "out", Path("samples.png"), out)
@@ -46,6 +57,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", help="a name of `gen list samplers.caches`, or a JSON spec (default: the run's)")
     parser.add_argument("--guidance-scale", type=float, help="the run's guide at this scale; cfg where it has none")
     add_options(parser, steps=None, seed=0, batch_size=250, weights=None, device="cpu")
+    parser.add_argument("--dtype", help="of weights and computation, such as bfloat16; file: the file's own")
     parser.add_argument(
         "--engine",
         help="a name of `gen list models.engines`, or a JSON spec: faster, and rounded otherwise, in bfloat16 where "
@@ -77,7 +89,7 @@ def sampler_options(args: argparse.Namespace, pipeline: Pipeline) -> Json:
 
 
 def loaded(args: argparse.Namespace) -> Pipeline:
-    """Load the pipeline of run, weights, device and engine.
+    """Load the pipeline of run, weights, device, dtype and engine.
 
     Args:
         args: the verb's, parsed.
@@ -86,27 +98,34 @@ def loaded(args: argparse.Namespace) -> Pipeline:
 
     launched = args.device == "cuda" and "LOCAL_RANK" in os.environ  # one of several on this machine
     device = f"cuda:{os.environ['LOCAL_RANK']}" if launched else args.device
-    pipeline = load_images(args.run, args.weights, device)
+    if args.dtype is not None and args.engine is not None:
+        raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
+    pipeline = load_images(args.run, args.weights, device, dtype=args.dtype)
     return pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
 
 
 def run(args: argparse.Namespace) -> int:
     _check_out(args.out)
+    if args.trajectory is not None and args.trajectory.exists():
+        raise UserError(f"{args.trajectory} exists: give a new folder for the trajectory")
     pipeline = loaded(args)
     labels = None if args.labels is None else _labels(args.labels, pipeline)
     coder = None if args.autoencoder is None else pipeline.coder(parse_spec(args.autoencoder))
     if coder is None:
         pipeline.check_pixels()
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
-    options["progress"] = not args.quiet
-    samples = _sample(pipeline, args.n, labels, options, coder)
+    options |= {"progress": not args.quiet, "trajectory": args.trajectory is not None, **_edit(args, pipeline)}
+    n = args.n or len(options.get("image", ())) or 64
+    samples = _sample(pipeline, n, labels, options, coder)
     if samples is None:  # another process writes
         return 0
     _save(samples, args.out)
+    if samples.trajectory is not None:
+        _save_trajectory(samples.trajectory, args.trajectory)
     reports = samples.cache
     full = f", {sum(r.fraction for r in reports) / len(reports):.0%} of them in full" if reports else ""
     engine = f" ({samples.engine})" if samples.engine else ""
-    print(f"{args.out}: {args.n} samples, {samples.nfe:g} evaluations each{full}, {samples.seconds:.2f} s{engine}")
+    print(f"{args.out}: {n} samples, {samples.nfe:g} evaluations each{full}, {samples.seconds:.2f} s{engine}")
     return 0
 
 
@@ -116,12 +135,14 @@ def _sample(pipeline: Pipeline, n: int, labels: Any, options: Json, coder: Any) 
 
     from gen.training.distributed import gather, is_main, share
 
-    if n < 1:
-        raise UserError(f"-n {n}: it must be at least 1")
     collective = getattr(pipeline.engine, "collective", False)
     rows, cond = share(n, collective), pipeline.condition(n, labels)
     mine = {key: value[rows.start : rows.stop] for key, value in cond.items()}
     options["progress"] = options["progress"] and is_main()
+    if len(images := options.get("image", ())) not in (0, 1, n):
+        raise UserError(f"-n {n}, and --image holds {len(images)} pictures: give one, or one for each sample")
+    if len(images) == n:
+        options["image"] = images[rows.start : rows.stop]
     samples = pipeline.sample(len(rows), mine, start=rows.start, **options)
     parts = gather(samples if coder is None else pipeline.decoded(samples, coder), collective)
     if not parts or not is_main():
@@ -134,8 +155,35 @@ def _sample(pipeline: Pipeline, n: int, labels: Any, options: Json, coder: Any) 
         cond=cond,
         nfe=sum(part.nfe * len(part.x) for part in parts) / n,
         seconds=max(part.seconds for part in parts),
+        trajectory=None
+        if not options["trajectory"]
+        else torch.cat([p.trajectory for p in parts if p.trajectory is not None]),
         cache=[report for part in parts for report in part.cache],
     )
+
+
+def _edit(args: argparse.Namespace, pipeline: Pipeline) -> Json:
+    """Return what the options of editing say, as Pipeline.sample takes it; images [k, C, H, W]."""
+    import torch
+
+    from gen.data.folder import Folder, read_picture
+
+    for option, given in {"mask": args.mask, "strength": args.strength}.items():
+        if given is not None and args.image is None:
+            raise UserError(f"--{option} is given without --image")
+    drawn = args.image is not None or args.trajectory is not None
+    if drawn and pipeline.no_pictures:
+        raise UserError(f"--image, --trajectory: {pipeline.no_pictures}; Pipeline.sample in Python takes latents too")
+    if args.image is None:
+        return {}
+    channels, height, width = pipeline.shape
+    if args.image.is_dir():
+        pictures = Folder(str(args.image), (height, width), channels, holdout=0.0).open("train")
+        images = torch.stack([pictures[i]["x"] for i in range(len(pictures))])
+    else:
+        images = read_picture(args.image, pipeline.shape)[None]
+    mask = None if args.mask is None else (read_picture(args.mask, (1, height, width)) + 1) / 2
+    return {"image": images, "mask": mask, "strength": args.strength}
 
 
 def _labels(text: str, pipeline: Pipeline) -> Any:
@@ -171,3 +219,14 @@ def _save(samples: Samples, out: Path) -> None:
             partial.mkdir()
             for i, image in enumerate(samples.images):
                 image.save(partial / f"{i:06d}.png")
+
+
+def _save_trajectory(states: Tensor, folder: Path) -> None:
+    """Write step-000.png, step-001.png, ...: a sheet of all samples [n, steps + 1, C, H, W] at each time."""
+    from gen.config.images import contact_sheet, to_uint8
+
+    with replacing(folder) as partial:
+        partial.mkdir()
+        for step in range(states.shape[1]):
+            sheet = contact_sheet(to_uint8(states[:, step]), 10, max(1, 32 // states.shape[-1]))
+            sheet.save(partial / f"step-{step:03d}.png")

@@ -1,0 +1,89 @@
+"""The options of gen sample that edit: what they write is what Pipeline.sample returns; and those that do not fit."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gen
+from gen.cli import main
+from gen.config.images import to_uint8
+from gen.data.folder import read_picture
+from gen.eval.sources import collect
+from gen.training.trainer import train
+from tests.gen.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("sample")
+    train(tiny(steps=2, validate_every=0, optim={"name": "adamw", "lr": 0.1}), where / "run", quiet=True)
+    (where / "two").mkdir()
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(where / "two" / f"{i}.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(mask).save(where / "mask.png")
+    return where
+
+
+def sampled(folder, tmp_path, *words):
+    out = tmp_path / "s.npz"
+    assert main(["sample", str(folder / "run"), "--steps", "4", "--quiet", "--out", str(out), *map(str, words)]) == 0
+    return torch.from_numpy(np.load(out)["arr_0"]).permute(0, 3, 1, 2)
+
+
+def test_a_picture_or_a_folder_is_edited(folder, tmp_path):
+    pipeline, one = gen.load(folder / "run"), folder / "two/1.png"
+    images = torch.stack([read_picture(folder / f"two/{i}.png", (1, 8, 8)) for i in range(2)])
+    found = sampled(folder, tmp_path, "--image", one, "--strength", "0.5", "-n", "3")
+    assert torch.equal(found, pipeline.sample(3, image=images[1], strength=0.5, steps=4).uint8())
+    found = sampled(folder, tmp_path, "--image", folder / "two")
+    assert torch.equal(found, pipeline.sample(2, image=images, steps=4).uint8())
+    found = sampled(folder, tmp_path, "--image", one, "--mask", folder / "mask.png", "-n", "2")
+    assert torch.equal(found[..., :4], to_uint8(images[1]).expand(2, 1, 8, 8)[..., :4])
+    assert not torch.equal(found[..., 4:], to_uint8(images[1]).expand(2, 1, 8, 8)[..., 4:])
+
+
+def test_a_trajectory_is_a_sheet_for_every_time(folder, tmp_path):
+    sampled(folder, tmp_path, "-n", "3", "--trajectory", tmp_path / "steps")
+    names = sorted(file.name for file in (tmp_path / "steps").iterdir())
+    assert names == [f"step-{i:03d}.png" for i in range(5)]
+    zoomed = gen.load(folder / "run").sample(3, steps=4, trajectory=True).trajectory[:, 2, 0].clamp(-1, 1)
+    with Image.open(tmp_path / "steps/step-002.png") as sheet:
+        assert np.array_equal(np.array(sheet)[:32:4, :32:4], to_uint8(zoomed[0]).numpy())
+
+
+def test_the_dtype_is_that_of_the_loaded_weights(folder, tmp_path):
+    half = gen.load(folder / "run", dtype="bfloat16").sample(2, steps=4).uint8()
+    assert torch.equal(sampled(folder, tmp_path, "-n", "2", "--dtype", "bfloat16"), half)
+    assert not torch.equal(sampled(folder, tmp_path, "-n", "2"), half)
+
+
+def test_an_evaluation_says_its_dtype_and_how_to_repeat_it(folder, capsys):
+    words = ["--steps", "1", "-n", "20", "--metrics", "kid", "--dtype", "bfloat16"]
+    assert main(["evaluate", str(folder / "run"), *words]) == 0
+    (record,) = collect([folder / "run"])
+    assert record.sampler["dtype"] == "bfloat16" and "--dtype bfloat16" in record.command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--strength", "0.5"], "--strength is given without --image"),
+        (["--mask", "{0}/mask.png"], "--mask is given without --image"),
+        (["--image", "{0}/two", "-n", "5"], "-n 5, and --image holds 2 pictures: give one, or one for each sample"),
+        (["--image", "{0}/gone.png"], "gone.png cannot be read: No such file or directory"),
+        (["--image", "{0}/run/run.json"], "run.json cannot be decoded (no picture of a known format)"),
+        (["--image", "{0}/two", "--strength", "3"], "strength = 3.0; it must be in (0, 1]"),
+        (["--trajectory", "{0}/two"], "two exists: give a new folder for the trajectory"),
+        (["--dtype", "float9"], "dtype = 'float9'; allowed: None, \"file\", or a floating dtype"),
+        (["--dtype", "bfloat16", "--engine", "auto"], "--dtype and --engine are given; give one"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(folder, tmp_path, capsys, words, message):
+    words = [word.format(folder) for word in words]
+    assert main(["sample", str(folder / "run"), "--quiet", "--out", str(tmp_path / "a.png"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
