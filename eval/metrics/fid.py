@@ -8,10 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gen.eval.metrics import Column, Estimate, blocks
-from gen.eval.metrics.lib.moments import Moments, reference_moments, value_of
+from gen.eval.metrics import Column, Estimate
+from gen.eval.metrics.lib.moments import Moments, centred, reference_moments, value_of
+from gen.eval.metrics.lib.rows import subset
 
 __all__ = ["FID"]
+
+INFLUENCES = 20_000  # samples from which the standard error is computed, drawn at random if there are more
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class FID:
     The standard error is that of the delta method: sd(IF) / sqrt(N) with the influence of a sample x
     IF(x) = 2 (m - m_r)^T (x - m) + (x - m)^T (I - T) (x - m), T the optimal transport map from N(m, S) to N(m_r, S_r).
     With F F_r^T = U s V^T for the factors F of S and F_r of S_r, T = F^-1 U s U^T F^-T: one triangular solve, and one
-    product of each block of rows. It says nothing of the bias, which falls as 1/N; with N <= D it is only an
-    indication.
+    product of each block of rows. From more than 20,000 samples as many are drawn for it (a percent or two). It says
+    nothing of the bias, which falls as 1/N; with N <= D it is only an indication.
     """
 
     columns: ClassVar = (
@@ -45,7 +48,8 @@ class FID:
         reference = reference_moments(self.columns[0].key, samples, reference)
         ours, n = Moments.of_rows(samples), len(samples)
         left, singular, _ = torch.linalg.svd(ours.factor @ reference.factor.T, full_matrices=False)
-        spread = influence(samples, ours, left * singular.sqrt(), ours.mean - reference.mean).std()
+        rows = samples if n <= max(INFLUENCES, samples.shape[1]) else samples[subset(n, INFLUENCES, 0)]
+        spread = influence(rows, ours, left * singular.sqrt(), ours.mean - reference.mean).std()
         return Estimate(value_of(ours, reference, singular), float(spread) / n**0.5, n)
 
 
@@ -61,10 +65,10 @@ def influence(samples: Tensor, ours: Moments, weights: Tensor, shift: Tensor) ->
     n, d = samples.shape
     transport = ours.whitened(weights) if n > d else None
     parts = []
-    for part in blocks(samples):
-        centred = part - ours.mean
-        parts.append(2 * centred @ shift + (centred**2).sum(1))
+    for part in centred(samples, ours.mean):
+        parts.append(2 * part @ shift + torch.linalg.vecdot(part, part))
         if transport is not None:
-            parts[-1] -= ((centred @ transport) ** 2).sum(1)
+            moved = part @ transport
+            parts[-1] -= torch.linalg.vecdot(moved, moved)
     # of rows that are the factor themselves, x - m = z F has z = sqrt(N - 1) times a unit vector
     return torch.cat(parts) - (0 if transport is not None else (n - 1) * (weights**2).sum(1))

@@ -12,6 +12,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, check_rows
+from gen.eval.metrics.kid import KID
 
 __all__ = ["KIDSubsets"]
 
@@ -48,7 +49,7 @@ class KIDSubsets:
     seed: int = 2020
 
     def __post_init__(self) -> None:
-        check_fields(self, subsets="[1, inf)", size="[2, inf)", seed="[0, inf)")
+        check_fields(self, subsets="[1, inf)", size="[3, inf)", seed="[0, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> tuple[Estimate, Estimate]:
         """Compute it from rows [N, D] and reference rows [M, D], at least `size` of each."""
@@ -58,19 +59,8 @@ class KIDSubsets:
                 raise UserError(f"kid_subsets: {len(rows)} {what}; it needs at least size = {self.size}")
         random, values = np.random.RandomState(self.seed), []
         for _ in range(self.subsets):
-            x, y = (rows[random.choice(len(rows), self.size, replace=False)].double() for rows in (samples, reference))
-            within = sum(float(kernel(a, a).sum() - kernel(a, a).trace()) for a in (x, y))
-            values.append(within / (self.size * (self.size - 1)) - 2 * float(kernel(x, y).mean()))
+            x, y = (rows[random.choice(len(rows), self.size, replace=False)] for rows in (samples, reference))
+            values.append(KID()(x, y).value)
         drawn = torch.tensor(values, dtype=torch.float64)
         spread = float(drawn.std(correction=0))
         return Estimate(float(drawn.mean()), None, len(samples)), Estimate(spread, None, len(samples))
-
-
-def kernel(x: Tensor, y: Tensor) -> Tensor:
-    """Return the cubic kernel (x.y / D + 1)^3 of all pairs.
-
-    Args:
-        x: rows [N, D].
-        y: rows [M, D].
-    """
-    return (x @ y.T / x.shape[1] + 1) ** 3

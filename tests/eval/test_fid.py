@@ -124,6 +124,15 @@ def test_influence_is_the_derivative() -> None:
     assert FID()(x, reference).se == pytest.approx(float(slopes.std()) / n**0.5, rel=0.05)
 
 
+def test_standard_error_of_many_samples_is_that_of_some(monkeypatch) -> None:
+    x, y = rows(9000, seed=1), rows(500, seed=2)
+    whole = FID()(x, y)
+    monkeypatch.setattr("gen.eval.metrics.fid.INFLUENCES", 4000)
+    some = FID()(x, y)
+    assert some.value == whole.value and some.se == pytest.approx(whole.se, rel=0.03) and some.se != whole.se
+    assert FID()(x, y) == some
+
+
 def test_singular_covariance_takes_the_eigenvalues() -> None:
     x = torch.cat([rows(50, 3), torch.zeros(50, 2, dtype=torch.float64)], 1)
     cov = torch.cov(x.T)

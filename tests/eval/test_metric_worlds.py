@@ -14,6 +14,7 @@ from gen.eval.metrics.fid import FID
 from gen.eval.metrics.fld import FLD, Mixture
 from gen.eval.metrics.inception_score import InceptionScore
 from gen.eval.metrics.kid import KID
+from gen.eval.metrics.lib.as_torchmetric import AsTorchMetric
 from gen.eval.metrics.lib.moments import Moments
 from gen.eval.metrics.lpips_diversity import LPIPSDiversity
 from gen.eval.metrics.sliced_wasserstein import SlicedWasserstein
@@ -176,3 +177,53 @@ def test_restored_images_by_hand_and_as_torchmetrics_has_them() -> None:
 def test_clip_score_is_a_cosine() -> None:
     image, text = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
     assert build("eval.metrics", "clip_score")(image, text).value == pytest.approx(50)  # 100 and -60, which counts 0
+
+
+def test_classes_of_torchmetrics_are_metrics() -> None:
+    from torchmetrics.image import PeakSignalNoiseRatio
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randint(0, 256, (2, 70, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    spec = {"name": "torchmetrics", "metric": "torchmetrics.image.PeakSignalNoiseRatio", "options": {"data_range": 1.0}}
+    metric, theirs = build("eval.metrics", spec), PeakSignalNoiseRatio(data_range=1.0)
+    theirs.update(a.float() / 255, b.float() / 255)
+    assert metric(a, b).value == pytest.approx(float(theirs.compute()), rel=1e-6) and metric.needs == "pairs"
+    assert metric.columns[0].key == "torchmetrics_peaksignalnoiseratio" and metric.columns[0].higher_is_better
+    frechet = build(
+        "eval.metrics", {"name": "torchmetrics", "metric": "torchmetrics.image.fid.FrechetInceptionDistance"}
+    )
+    assert frechet.needs == "images"
+    for wrong in (
+        "os.path.join",
+        "torchmetrics.image.Nothing",
+        "torchmetrics.functional.image.peak_signal_noise_ratio",
+    ):
+        with pytest.raises(UserError, match="torchmetrics"):
+            _ = build("eval.metrics", {"name": "torchmetrics", "metric": wrong}).columns
+    with pytest.raises(UserError, match=r"PeakSignalNoiseRatio.__init__\(\) missing"):
+        build("eval.metrics", {**spec, "options": {"data_rage": 1.0}})(a, b)
+
+
+def test_metrics_are_classes_of_torchmetrics() -> None:
+    x, y = draw(80, 6), draw(70, 6, 1, 1.2)
+    ours = AsTorchMetric(FID(), extract=lambda images: images * 2)
+    for part in x.split(30):
+        ours.update(part)
+    ours.update(y, real=True)
+    assert float(ours.compute()) == FID()(2 * x, 2 * y).value
+    assert ours.estimates() == (FID()(2 * x, 2 * y),)
+    pair = AsTorchMetric(build("eval.metrics", "accuracy"))
+    pair.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+    assert float(pair(torch.eye(4), torch.arange(4))) == 1.0 and float(pair.compute()) == 7 / 8
+    two = AsTorchMetric(build("eval.metrics", {"name": "kid_subsets", "size": 20}))
+    two.update(x)
+    two.update(y, real=True)
+    assert two.compute().shape == (2,)
+    with pytest.raises(UserError, match="too many sets"):
+        AsTorchMetric(ClassFID())
+    with pytest.raises(UserError, match="call update"):
+        alone = AsTorchMetric(FID())
+        alone.update(x)
+        alone.compute()
+    with pytest.raises(UserError, match="other arguments"):
+        ours.update(x, y)

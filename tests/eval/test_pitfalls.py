@@ -1,13 +1,24 @@
 """What has gone wrong in evaluations elsewhere, one function each."""
 
 import itertools
+import warnings
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 
+from gen.config.images import to_uint8
+from gen.config.spec import build
 from gen.eval.features.dinov2 import DINOv2Net
 from gen.eval.features.inception import InceptionClassifier
 from gen.eval.features.lib.inception_net import InceptionNet, seeded_weights
+from gen.eval.metrics.cmmd import CMMD
+from gen.eval.metrics.fid import FID
+from gen.eval.metrics.inception_score import InceptionScore
+from gen.eval.metrics.kid_subsets import KIDSubsets
+from gen.eval.metrics.lib.moments import Moments, distance
+from gen.eval.metrics.recall import Recall
 
 
 def draw(n: int, d: int, seed: int) -> torch.Tensor:
@@ -24,6 +35,17 @@ def test_3_pictures_resized_by_another_rule() -> None:
     assert min(float((a - b).abs().max()) for a, b in itertools.combinations(rows, 2)) > 1e-5
 
 
+def test_4_the_inception_score_of_logits_with_the_bias() -> None:
+    net = SimpleNamespace(fc=torch.nn.Linear(2048, 12))
+    features = draw(40, 2048, 0).float().relu()
+    with torch.no_grad():
+        scores = InceptionClassifier(net, "", "tf1", "2048", 1).head(features)
+        torch.testing.assert_close(scores, features @ net.fc.weight.T, rtol=1e-4, atol=1e-4)
+        net.fc.bias += torch.linspace(-1, 1, 12)
+        assert torch.equal(InceptionClassifier(net, "", "tf1", "2048", 1).head(features), scores)
+        assert abs(InceptionScore()(scores).value - InceptionScore()(scores + net.fc.bias).value) > 1e-3
+
+
 def test_5_spatial_features_of_another_layer() -> None:
     net, x = InceptionNet(seeded_weights()), torch.randn(1, 3, 299, 299)
     inputs = {}
@@ -34,6 +56,33 @@ def test_5_spatial_features_of_another_layer() -> None:
     right, wrong = (layer.permute(0, 2, 3, 1).flatten(1) for layer in layers.values())
     assert torch.equal(spatial, right) and spatial.shape == (1, 17 * 17 * 7) and float((right - wrong).norm()) > 1
     assert float(spatial[0, 7 * (3 * 17 + 5) + 2]) == float(layers["Mixed_6d"][0, 2, 3, 5])  # positions first
+
+
+def test_6_blocks_of_a_file_that_is_sorted_by_class() -> None:
+    scores = 8 * torch.eye(10).repeat_interleave(60, 0) + draw(600, 10, 0)
+    with pytest.warns(UserWarning, match="they hold different classes"):
+        wrong = InceptionScore(block=100)(scores).value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = InceptionScore(block=100, shuffle=2020)(scores).value
+        mixed = InceptionScore(block=100)(scores[torch.arange(600).view(10, 60).T.flatten()]).value
+    assert wrong < 3 < 7 < right and right == pytest.approx(mixed, rel=0.1)
+
+
+def test_7_cmmd_in_float32() -> None:
+    rows = [torch.nn.functional.normalize(3 + draw(400, 64, seed)) for seed in (0, 1)]
+    x, y = (part.float().numpy() for part in rows)
+
+    def kernel(a, b):
+        squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+        return np.exp(-squares / 200).mean()
+
+    single = 1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y))
+    x, y = (part.numpy() for part in rows)
+    exact = 1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y))
+    assert abs(single - exact) > 1e-3 * exact  # what published code loses
+    assert CMMD()(*rows).value == pytest.approx(exact, rel=1e-9)
+    assert CMMD()(*(part.float() for part in rows)).value == pytest.approx(exact, rel=1e-5)
 
 
 def test_8_positions_of_dinov2_resampled_to_a_size() -> None:
@@ -59,3 +108,45 @@ def test_9_average_pools_that_count_their_padding() -> None:
     last = net.blocks["Mixed_7c"](rising)[:, -192:]
     by_maximum = net.blocks["Mixed_7c"].convs["branch_pool"](torch.nn.functional.max_pool2d(rising, 3, 1, 1))
     torch.testing.assert_close(last, by_maximum)
+
+
+@pytest.mark.parametrize("name", ["fd_infinity", "kid_subsets", "recall", "sliced_wasserstein"])
+def test_10_the_global_random_state(name) -> None:
+    metric = build("eval.metrics", {"name": name, **({"size": 30} if name == "kid_subsets" else {})})
+    x, y = draw(60, 5, 0), draw(50, 5, 1)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first = metric(x, y)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    assert metric(x, y) == first
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
+def test_12_truncation_for_rounding() -> None:
+    x = torch.rand(100_000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    levels = (x + 1) / 2 * 255
+    rounded = to_uint8(x[None, None, None])[0, 0, 0].float()
+    assert abs(float((rounded - levels).mean())) < 0.01
+    assert float((levels.byte().float() - levels).mean()) == pytest.approx(-0.5, abs=0.01)  # what truncation does
+
+
+def test_13_recall_of_few_samples_beside_that_of_many() -> None:
+    real = torch.linspace(0, 1.25, 26, dtype=torch.float64)[:, None]
+    few, many = (torch.linspace(0, 1, n, dtype=torch.float64)[:, None] for n in (11, 51))  # of one distribution
+    a, b = Recall(groups=5)(few, real), Recall(groups=5)(many, real)  # the last ball reaches to 1.3, or to 1.06
+    assert (a.value, b.value) == (1, 22 / 26) and (a.n, b.n) == (11, 51)  # n belongs to the number
+
+
+def test_14_fewer_rows_than_dimensions() -> None:
+    x, y = draw(20, 64, 0), 1.2 * draw(25, 64, 1)
+    gram = np.linalg.svd((x - x.mean(0)).numpy() @ (y - y.mean(0)).numpy().T / (19 * 24) ** 0.5, compute_uv=False)
+    traces = [float(torch.cov(rows.T).trace()) for rows in (x, y)]
+    exact = float(((x.mean(0) - y.mean(0)) ** 2).sum()) + sum(traces) - 2 * float(gram.sum())
+    assert FID()(x, y).value == pytest.approx(exact, rel=1e-12)
+    assert distance(Moments.of_rows(x), Moments.of_rows(x)) < 1e-12
+    covariances = [Moments.of_covariance(rows.mean(0), torch.cov(rows.T)) for rows in (x, y)]
+    assert distance(*covariances) == pytest.approx(exact, rel=1e-6)  # nothing is added to the diagonal
+    assert distance(covariances[0], covariances[0]) < 1e-9
+    assert KIDSubsets(subsets=3, size=20)(x, y)[0].n == 20

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.eval.metrics import blocks, check_rows
+from gen.eval.metrics import BLOCK, check_rows
 
-__all__ = ["Moments", "distance", "reference_moments", "value_of"]
+__all__ = ["Moments", "centred", "distance", "reference_moments", "value_of"]
 
-PANEL = 256  # columns of a covariance that are computed at once: what lies below the diagonal is left out
+SUMMED = 1024  # rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +43,14 @@ class Moments:
         Of N <= D rows the covariance is singular: they are the factor themselves, which is exact.
         """
         n, d = x.shape
-        mean = torch.stack([part.sum(0) for part in blocks(x)]).sum(0) / n
+        mean = torch.stack([part.sum(0, dtype=torch.float64) for part in x.split(SUMMED)]).sum(0) / n
         if n <= d:
             return cls(mean, (x.double() - mean) / (n - 1) ** 0.5)
-        upper = torch.zeros(d, d, dtype=torch.float64)
-        for part in blocks(x):
-            part = part - mean
-            for j in range(0, d, PANEL):
-                upper[j : j + PANEL, j:].addmm_(part[:, j : j + PANEL].T, part[:, j:])
-        upper = upper.triu() / (n - 1)
-        return cls(mean, factored(upper + upper.triu(1).T))
+        products, of_block = np.zeros((d, d)), np.empty((d, d))
+        for part in centred(x, mean):
+            rows = part.numpy()
+            products += np.matmul(rows.T, rows, out=of_block)  # numpy sees the symmetry, which halves the work
+        return cls(mean, factored(torch.from_numpy(products) / (n - 1)))
 
     @classmethod
     def of_covariance(cls, mean: Tensor, covariance: Tensor) -> Moments:
@@ -80,6 +80,18 @@ class Moments:
         if self.factor.shape[0] == self.factor.shape[1] and not bool(self.factor.tril(-1).any()):
             return torch.linalg.solve_triangular(self.factor, weights, upper=True)
         return self.factor.T @ (weights / (self.factor**2).sum(1, keepdim=True))  # rows of the factor are orthogonal
+
+
+def centred(x: Tensor, mean: Tensor) -> Iterator[Tensor]:
+    """Iterate over blocks of rows less a mean, in float64, in one buffer: to be used before the next.
+
+    Args:
+        x: rows [N, D].
+        mean: [D], float64.
+    """
+    buffer = torch.empty(min(BLOCK, len(x)), x.shape[1], dtype=torch.float64)
+    for part in x.split(BLOCK):
+        yield torch.sub(part, mean, out=buffer[: len(part)])
 
 
 def factored(covariance: Tensor) -> Tensor:
