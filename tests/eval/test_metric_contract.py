@@ -82,7 +82,7 @@ def test_a_users_metric_is_computed_ranked_and_drawn(mine, copier, reference, tm
     sys.modules.pop("my_metrics")  # from here on records alone are read: no code of a metric is needed, or run
     page = leaderboard(records, tmp_path)
     (rows,) = Page(page.read_text()).tables
-    assert rows[0][4:6] == ["Sharpness <b>", "FID"]
+    assert [head.rstrip("↑↓") for head in rows[0][4:6]] == ["Sharpness <b>", "FID"]
     assert [row[2][:5] for row in rows if len(row) > 5][2:] == ["noisy", "clean"]
     text = page.read_text()
     assert "Sharpness &lt;b&gt; against NFE on digits" in text and "a difference of pixels; higher is better" in text

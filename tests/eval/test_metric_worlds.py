@@ -84,6 +84,8 @@ def test_points_at_one_distance() -> None:
     r2 = 2 - 2 * math.cos(0.3)
     assert CMMD()(x, y).value == pytest.approx(1000 * (2 - 2 * math.exp(-r2 / 200)), rel=1e-6)
     assert CMMD()(3 * x, 8 * y).value == pytest.approx(CMMD()(x, y).value, rel=1e-6) and CMMD()(x, x).value == 0
+    with pytest.raises(UserError, match="1 of 3 rows are 0"):
+        CMMD()(torch.diag(torch.tensor([1.0, 1.0, 0.0])), x[:, :3])
     found = spread_and_error(CMMD(), [(draw(200, 6, seed, shift=0.5), draw(300, 6, 99)) for seed in range(100)])
     assert found[1] == pytest.approx(found[0], rel=0.2)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gen.config.errors import UserError
+
 __all__ = ["subset", "unit"]
 
 
@@ -26,5 +28,12 @@ def unit(x: Tensor) -> Tensor:
 
     Args:
         x: [B, D].
+
+    Raises:
+        UserError: for rows of length 0, which have no direction.
     """
-    return torch.nn.functional.normalize(x.double(), dim=1)
+    rows = x.double()
+    lengths = rows.norm(dim=1, keepdim=True)
+    if not bool((lengths > 0).all()):
+        raise UserError(f"{int((lengths == 0).sum())} of {len(x)} rows are 0: they have no direction to compare")
+    return rows / lengths
