@@ -20,20 +20,23 @@ INK, PAPER = (62, 124, 196, 255), (128, 132, 138, 44)  # of a heat map's 1 and 0
 CELL, GAP = 24, 2  # pixels of a heat map, which is shown at half its size; smaller where there are many
 
 
-def strip(images: Tensor) -> str:
-    """Draw images side by side with clear gaps; large ones smaller.
+def strip(images: Tensor, rows: int = 1) -> str:
+    """Draw images side by side with clear gaps; large ones smaller; of a film its first picture.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W], or [N, C, T, H, W].
+        rows: pictures that stand above each other in an image.
 
     Returns:
         A PNG in base64.
     """
     from PIL import Image
 
+    images = images if images.ndim == 4 else images[:, :, 0]
     n, c, h, w = images.shape
-    high = min(h * max(1, 32 // h), MAX_HEIGHT)
-    wide, gap = max(1, w * high // h), max(1, high // 8)
+    one = h // rows
+    high = rows * min(one * max(1, 32 // one), MAX_HEIGHT)
+    wide, gap = max(1, w * high // h), max(1, high // rows // 8)
     sheet = Image.new("LA" if c == 1 else "RGBA", (n * (wide + gap) - gap, high))
     for i, image in enumerate(images):
         picture = to_pil(image).resize((wide, high), Image.Resampling.BOX if h > high else Image.Resampling.NEAREST)

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,12 @@ from gen.config.spec import Json, anchored, name_of, spec_of
 from gen.config.trust import external_names
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
-from gen.eval.reference import Reference
 from gen.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from gen.eval.reference import Reference
+
+OPTIONS = ("training", "paired", "prompts", "class_wise", "protocol", "allow_lossy", "reference_extractor")
 
 __all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting", "short"]
 
@@ -64,37 +69,48 @@ def checkpoint(pipeline: object) -> Json | None:
 
 
 def command(
-    pipeline: Pipeline,
-    folder: Path | None,
-    reference: Reference,
-    metrics: Sequence[object] | None,
-    options: Mapping[str, object],
+    pipeline: Pipeline | None, reference: Reference, given: Mapping[str, Any], n: int, autoencoder: object = None
 ) -> str:
     """Return the command line that repeats an evaluation, from any working directory.
 
-    For a pipeline that lies in no folder it is the Python call.
+    For a pipeline that lies in no folder, and for a tensor, it is the Python call.
 
     Args:
-        pipeline: that was evaluated.
-        folder: its run's.
-        reference: that it was compared with.
-        metrics: as they were asked for; None for the default.
-        options: names and values of the others; None for a default.
+        pipeline: that drew the samples; None for samples that were there.
+        reference: that they were compared with.
+        given: arguments of gen.evaluate.
+        n: number of samples.
+        autoencoder: spec of the one that decoded them.
     """
-    words: dict[str, object] = {key: short(value) for key, value in options.items() if value is not None}
-    words |= {"data": short(reference.data), "split": reference.split, "extractor": short(reference.extractor_spec)}
-    specs = None if metrics is None else [short(metric) for metric in metrics]
-    names = [spec for spec in specs or () if isinstance(spec, str)]
+    samples = given["samples"]
+    folder = samples if isinstance(samples, (str, Path)) else None if pipeline is None else pipeline.folder
+    words = {key: given[key] for key in ("solver", "steps", "grid", "guide", "cache")}
+    words |= {"n": n, "seed": given["seed"], "label": given["label"], "autoencoder": autoencoder}
+    words |= {"against": reference.word, "split": reference.split if reference.has_splits else None}
+    words |= {"extractor": reference.extractor_spec}
+    words |= {key: given[key] or None for key in OPTIONS}
+    words = {key: _placed(value) for key, value in words.items() if value is not None}
+    specs = None if given["metrics"] is None else [short(metric) for metric in given["metrics"]]
     if folder is None:
         words |= {} if specs is None else {"metrics": specs}
-        return f"gen.evaluate(pipeline, {', '.join(f'{key}={value!r}' for key, value in words.items())})"
+        name = "samples" if pipeline is None else "pipeline"
+        return f"gen.evaluate({name}, {', '.join(f'{key}={value!r}' for key, value in words.items())})"
     if specs is not None:
-        words["metrics"] = ",".join(names) if len(names) == len(specs) else json.dumps(specs)
-    line = ["gen", "evaluate", str(folder.absolute())]
-    for key, value in (words | loading_options(pipeline)).items():
+        plain = all(isinstance(spec, str) for spec in specs)
+        words["metrics"] = ",".join(map(str, specs)) if plain else json.dumps(specs)
+    line = ["gen", "evaluate", str(Path(folder).absolute())]
+    for key, value in (words | ({} if pipeline is None else loading_options(pipeline))).items():
         for one in value if isinstance(value, list) else [value]:
-            line += [f"--{key}", json.dumps(one) if isinstance(one, dict) else str(one)]
+            line.append(f"--{key.replace('_', '-')}")
+            line += [] if one is True else [json.dumps(one) if isinstance(one, dict) else str(one)]
     return shlex.join(line)
+
+
+def _placed(value: object) -> object:
+    """Return an option as it is written on a command line; a path as what it is from any working directory."""
+    if isinstance(value, (str, Path)) and Path(value).exists():
+        return str(Path(value).absolute())
+    return value if isinstance(value, (bool, Path)) else short(value)
 
 
 def loading_options(pipeline: Pipeline) -> Json:
@@ -145,18 +161,16 @@ def device_of(pipeline: object) -> torch.device:
     return torch.device(getattr(pipeline, "device", "cpu"))
 
 
-def setting(pipeline: Pipeline) -> Json:
+def setting(pipeline: Pipeline | None) -> Json:
     """Return parameters, machine, versions and date, by the names of a record.
 
     Args:
-        pipeline: that was evaluated.
+        pipeline: that was evaluated; None for samples of another tool, whose machine nobody knows.
     """
-    import torchmetrics
-
-    versions = {"gen": gen.__version__, "torch": torch.__version__, "torchmetrics": torchmetrics.__version__}
+    versions = {"gen": gen.__version__, "torch": torch.__version__}
     return {
-        "params": pipeline.params,
-        "device": machine(device_of(pipeline)),
+        "params": None if pipeline is None else pipeline.params,
+        "device": None if pipeline is None else machine(device_of(pipeline)),
         "versions": versions | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +36,14 @@ __all__ = [
     "Speed",
     "from_json",
     "read_as",
+    "record_folder",
     "sampler_text",
     "to_json",
     "write_record",
 ]
 
 SCHEMA = 3
+RUN_MARKS = ("run.json", "manifest.json", "checkpoints", "final")  # of which a run's folder has one
 UNKNOWN = "unknown"  # rounding and labels of samples that another tool drew
 T = TypeVar("T")
 
@@ -459,6 +462,17 @@ def write_record(record: Record, folder: Path) -> Path:
     path = folder / f"{record.identity}-{metrics}.json"
     write_text(path, json.dumps(to_json(record), indent=1) + "\n")
     return path
+
+
+def record_folder(samples: Path) -> Path:
+    """Return the folder that the records of samples are written to by default: RUN/eval, and SAMPLES.eval of others.
+
+    Args:
+        samples: folder of a run or of a checkpoint, or a folder or a file of pictures.
+    """
+    is_run = any((samples / mark).exists() for mark in RUN_MARKS)
+    whole = Path(os.path.abspath(samples))  # noqa: PTH100 - "." has a name then, and no link is followed
+    return samples / "eval" if is_run else whole.parent / f"{whole.name}.eval"
 
 
 def sampler_text(sampler: Json) -> str:

@@ -1,4 +1,4 @@
-"""Real images: both splits of a data set as metrics see them, and how far they are from each other."""
+"""References: pictures of a data set, a folder or a file, or their statistics alone."""
 
 from __future__ import annotations
 
@@ -6,117 +6,82 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.fields import build_with
-from gen.config.images import to_uint8
-from gen.config.spec import Json, anchored, build, name_of, spec_of
-from gen.eval.features import Classifier, Extractor
+from gen.config.spec import Json, anchored, build, name_of, names, spec_of
+from gen.eval.extraction import Extraction, Rows, capabilities
+from gen.eval.features import Extractor
+from gen.eval.image_sets import DataImages, Images, open_images
 from gen.eval.metrics import NEEDS, Estimate, Metric
+from gen.eval.metrics.lib.moments import Moments
+from gen.eval.record import ReferenceInfo
+from gen.eval.statistics import Statistics, is_statistics, read_statistics
 
-__all__ = ["DataSet", "RealImages", "Reference", "SampleRows", "stack"]
+__all__ = ["Reference", "is_data", "measure", "stack", "stored"]
 
 SPLITS = ("train", "test", "all")
-ROWS = ("labels", "spatial", "embeddings", "prompts", "targets")  # that not every set has
-
-
-class DataSet(Protocol):
-    """A data set as gen/data plug-ins open it: items {"x": float32 [C, H, W] in [-1, 1], "y": int64 0-d or absent}."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the content."""
-        ...
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        ...
-
-    def __getitem__(self, i: int) -> Mapping[str, Tensor]:
-        """Return item i.
-
-        Args:
-            i: 0 .. len - 1.
-        """
-        ...
-
-
-class SampleRows(Protocol):
-    """Rows of a set of samples under the names of gen.eval.metrics.NEEDS."""
-
-    def rows(self, name: str) -> Tensor | None:
-        """Return the rows of all samples in order.
-
-        Args:
-            name: features, images, labels or targets.
-
-        Returns:
-            [N, ...], on the CPU; None if there are none.
-        """
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class RealImages:
-    """A split of real images.
-
-    Attributes:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N]; None if they have none.
-        features: float32 [N, D].
-        fingerprint: digest of the data set's content.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    features: Tensor
-    fingerprint: str
-
-    def rows(self, name: str) -> Tensor | None:
-        return getattr(self, name, None)
+MANY = 200_000  # training images from which on their features are computed only if they are asked for
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The real images that samples are compared with: a split of a data set, or all of it.
+    """A reference: a split of a data set, all of a set of pictures, or statistics.
 
     Attributes:
-        data: spec of the data set.
+        data: spec of the data set, or the name and path of what else it is.
         extractor: that features come from.
-        split: "train", "test" or "all": the reference proper.
-        train: the images that a model may have memorised; None if the set is used whole.
-        test: held-out images; None if the set is used whole.
+        split: "train", "test" or "all": the reference proper; "statistics".
+        train: the images that a model may have memorised; None if there are none.
+        test: held-out images; None without splits.
         extractor_spec: of the extractor.
         floors: scores of real images that were computed already, by the metric's spec.
-        whole: all images, if the set is used whole.
+        whole: all images, if the set is used whole, or those beside the statistics.
+        statistics: means and covariances; None without.
+        assumed: of these, see gen.eval.record.ReferenceInfo.
     """
 
     data: Json
     extractor: Extractor
     split: str
-    train: RealImages | None
-    test: RealImages | None
+    train: Rows | None
+    test: Rows | None
     extractor_spec: object
     floors: dict[str, Sequence[Estimate]] = field(default_factory=dict)
-    whole: RealImages | None = None
+    whole: Rows | None = None
+    statistics: Statistics | None = None
+    assumed: str = ""
 
     @classmethod
-    def open(cls, data: object, split: str = "test", extractor: object = None, batch_size: int = 250) -> Reference:
-        """Open a data set for an extractor, each given as a name, a spec, or an object.
+    def open(
+        cls,
+        data: object,
+        split: str = "test",
+        extractor: object = None,
+        how: Extraction | None = None,
+        *,
+        training: object = None,
+        computed_by: str | None = None,
+    ) -> Reference:
+        """Open what samples are compared with; features are computed when they are needed.
 
         A reference that is a file or a folder is used whole: of a source with a `holdout`, the share that a training
         leaves out, only a spec that states it (as a run's own data do), or an object in which it is not the default,
         is split. Other sources have the splits that they have.
 
         Args:
-            data: of gen.data.
+            data: of gen.data, a name, a spec or an object; a folder or a file of pictures, or of statistics; a uint8
+                tensor; or gen.eval.image_sets.Images.
             split: "train" or "test", the images that samples are compared with; "all" uses the set whole.
             extractor: of gen.eval.features; None for digits_cnn where images are [1, 8, 8], else pixels.
-            batch_size: images at a time, in the extractor.
+            how: where features are kept, and by whom they are computed.
+            training: images that a model may have memorised, as `data`; None for the split "train".
+            computed_by: name of the extractor by which statistics were computed that do not say it themselves.
 
         Raises:
             UserError: for a split, a data set or an extractor that there is not, and for images that do not go with it.
@@ -124,82 +89,206 @@ class Reference:
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}. {nearest(split, SPLITS)}")
         spec = None if extractor is None else build_with("eval.features", extractor, "load", "extractor")
-        source = build_with("data", data, "shape open", "data")
-        if not getattr(source, "pictures", True) or len(source.shape) != 3 or source.shape[0] not in (1, 3):
-            given = f"{name_of(type(source))} holds {list(source.shape)}"
-            raise UserError(f"{given}, latents or other tensors, no pictures: give the real pictures")
-        if split == "all" and "holdout" not in defaults(source):
-            raise UserError(f"split 'all': {name_of(type(source))} has fixed splits. {nearest('all', SPLITS[:2])}")
-        if split == "all" or used_whole(data, source):
-            source, split = replace(source, holdout=0.0), "all"
-        if spec is None:
-            spec = build("eval.features", "digits_cnn" if tuple(source.shape) == (1, 8, 8) else "pixels")
-        extract, opened = spec.load(), {}
-        for name in ("train",) if split == "all" else ("train", "test"):
-            items = source.open(name)
-            images, labels = stack(items)
-            features = torch.cat([extract(part) for part in images.split(batch_size)])
-            opened[name] = RealImages(images, labels, features, items.fingerprint)
-        train = None if split == "all" else opened["train"]
-        whole = opened["train"] if split == "all" else None
-        return cls(anchored(spec_of(source)), extract, split, train, opened.get("test"), spec, whole=whole)
+        statistics = None
+        if isinstance(data, (str, Path)) and not is_data(data) and is_statistics(Path(data)):
+            if spec is None:
+                raise UserError(f"{data} holds statistics: name their extractor, --extractor inception ...")
+            loaded = spec.load()
+            statistics = read_statistics(Path(data), loaded.name)
+            sets: dict[str, Images] = {} if statistics.images is None else {"whole": statistics.images}
+            about, split = _about(data), "statistics"
+            assumed = statistics.assumed(loaded.name, loaded.sha256, computed_by)
+        else:
+            about, split, sets = open_sets(data, split)
+            first = next(iter(sets.values()))
+            usual = "digits_cnn" if first.shape == (1, 8, 8) else "pixels"
+            spec = build("eval.features", usual) if spec is None else spec
+            loaded, assumed = spec.load(), ""
+        if training is not None:
+            _, kind, learned = open_sets(training, "train")
+            sets["train"] = learned["whole" if kind == "all" else "train"]
+        rows = {name: Rows(images, loaded, spec, how or Extraction()) for name, images in sets.items()}
+        found = cls(about, loaded, split, rows.get("train"), rows.get("test"), spec, whole=rows.get("whole"))
+        return replace(found, statistics=statistics, assumed=assumed)
 
     @property
-    def real(self) -> RealImages:
-        real = {"train": self.train, "test": self.test, "all": self.whole}[self.split]
-        assert real is not None  # as `open` leaves it
-        return real
+    def real(self) -> Rows | None:
+        """The reference images; None where statistics alone are known."""
+        return {"train": self.train, "test": self.test}.get(self.split, self.whole)
 
     @property
-    def other(self) -> RealImages | None:
-        return {"train": self.test, "test": self.train, "all": None}[self.split]
+    def has_splits(self) -> bool:
+        """Whether the reference is one of the splits of a data set, or all of one that has some."""
+        return is_data(self.data)
 
-    def inputs(self, needs: str, samples: SampleRows) -> list[Tensor | None]:
-        """Return what a metric of these needs is called with, see gen.eval.metrics."""
-        return [self._argument(one.removesuffix("?"), samples) for one in NEEDS[needs]]
+    @property
+    def word(self) -> object:
+        """The reference as `open` takes it: the spec of a data set, or a path."""
+        return self.data if is_data(self.data) else self.data.get("path", self.data["name"])
 
-    def _argument(self, name: str, samples: SampleRows) -> Tensor | None:
-        owner, _, rows = name.rpartition(".")
-        if name == "logits":
-            features = samples.rows("features")
-            assert isinstance(self.extractor, Classifier) and features is not None  # see obstacle
-            return self.extractor.head(features)
-        real = {"": samples, "reference": self.real, "train": self.train}[owner]
-        assert real is not None  # see obstacle
-        return real.rows(rows)
+    @property
+    def other(self) -> Rows | None:
+        """The images of the other split, whose score is the floor."""
+        return {"train": self.test, "test": self.train}.get(self.split) if self.test is not None else None
 
-    def obstacle(self, needs: str, kept: Sequence[str]) -> str | None:
-        """Return the reason why a metric of these needs cannot be computed from samples with these rows, or None."""
-        arguments = NEEDS[needs]
-        if "logits" in arguments and not isinstance(self.extractor, Classifier):
-            return f"the extractor {self.extractor.name} is no classifier"
-        if "labels" in arguments and "labels" not in kept:
-            return "the samples have no labels"
-        if "reference.labels" in arguments and self.real.labels is None:
-            return "the reference images have no labels"
-        if "train.features" in arguments and self.train is None:
-            return "the data set is used whole as the reference, so no training images stand beside it"
-        if "targets" in arguments and "targets" not in kept:
-            return 'the samples have no targets, images in cond["target"]'
-        for one, method in (("spatial", "spatial"), ("embeddings", "text")):
-            if one in arguments and not hasattr(self.extractor, method):
-                return f"the extractor {self.extractor.name} has no {method}"
+    @property
+    def info(self) -> ReferenceInfo:
+        """The reference, as records have it."""
+        real, other = self.real, self.train if self.split != "train" else self.test
+        about = self.statistics.about if self.statistics else {}
+        shape = real.images.shape if real else tuple(about["shape"]) if about.get("shape") else None
+        digest = self.statistics.fingerprint if self.statistics else real.fingerprint if real else ""
+        n = about.get("n") if self.statistics else len(real) if real else None
+        return ReferenceInfo(
+            self.data, self.split, n, shape, digest, other.fingerprint if other else "", assumed=self.assumed
+        )
+
+    @property
+    def width(self) -> int | None:
+        """The dimensions of the features; None until they are known."""
+        if self.statistics is not None and self.statistics.width is not None:
+            return self.statistics.width
+        found = self.real.rows("features") if self.real else None
+        return None if found is None else found.shape[1]
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and covariance of the features; UserError where they are not known."""
+        if self.statistics is not None and "features" in self.statistics.moments:
+            return self.statistics.moments["features"]
+        if self.real is None:
+            raise UserError(f"{self.data['name']} holds no mu and sigma")
+        return Moments.of_rows(self.real.features)
+
+    def fill(self, metrics: Sequence[Metric]) -> None:
+        """Compute the rows that metrics need; all processes of a launcher have to call."""
+        names = [(one.rpartition("."), metric) for metric in metrics for one in NEEDS[metric.needs]]
+        for owner, rows in (("reference", self.real), ("train", self.train)):
+            own = [name for (of, _, name), metric in names if of == owner and not self._known(of, name, metric)]
+            if rows is not None and own:
+                rows.fill(stored(own))
+        floors = {metric.needs: self._floor_rows(metric) for metric in metrics}
+        for needs, rows in floors.items():
+            if rows is not None:
+                rows.fill(stored([one.removesuffix("?") for one in NEEDS[needs] if "." not in one]))
+
+    def inputs(self, metric: Metric, samples: Rows) -> list[Tensor | Moments | None]:
+        """Return what a metric is called with, see gen.eval.metrics."""
+        return [self._argument(one.removesuffix("?"), metric, samples) for one in NEEDS[metric.needs]]
+
+    def _argument(self, name: str, metric: Metric, samples: Rows) -> Tensor | Moments | None:
+        owner, _, kind = name.rpartition(".")
+        if (known := self._known(owner, kind, metric)) is not None:
+            return known
+        rows = {"": samples, "reference": self.real, "train": self.train}[owner]
+        assert rows is not None  # see obstacle
+        return rows.rows(kind)
+
+    def _known(self, owner: str, kind: str, metric: Metric) -> Tensor | Moments | None:
+        """Return what statistics hold of the reference, each for what it is for."""
+        if owner != "reference" or self.statistics is None:
+            return None
+        if getattr(metric, "moments", False) and kind in self.statistics.moments:
+            return self.statistics.moments[kind]
+        return self.statistics.features if kind == "features" else None
+
+    def obstacle(self, metric: Metric, samples: Rows) -> str | None:
+        """Return the reason why a metric cannot be computed of these samples, or None."""
+        for one in NEEDS[metric.needs]:
+            owner, _, kind = one.rpartition(".")
+            rows = {"": samples, "reference": self.real, "train": self.train}[owner]
+            if self._known(owner, kind, metric) is not None or kind.endswith("?"):
+                continue
+            if owner == "train" and rows is None:
+                return "there are no training images beside the reference, see --training"
+            if owner == "reference" and rows is None:
+                return f"the statistics {self.data.get('path')} hold no {kind} of single images"
+            if rows is None or not rows.has(kind):
+                return self._lack(kind, owner)
         return None
+
+    def costs_much(self, metric: Metric) -> bool:
+        """Return whether a metric needs the features of so many training images that it is no default one."""
+        return self.train is not None and len(self.train) > MANY and "train.features" in NEEDS[metric.needs]
+
+    def _lack(self, kind: str, owner: str) -> str:
+        whose = {"": "samples", "reference": "reference images", "train": "training images"}[owner]
+        no = {"logits": "is no classifier", "spatial": "has no spatial features", "embeddings": "reads no text"}
+        if kind in no and kind not in capabilities(self.extractor):
+            return f"the extractor {self.extractor.name} {no[kind]}"
+        hints = {"targets": ', images in cond["target"] or --paired', "prompts": ", see --prompts"}
+        return f"the {whose} have no {kind}{hints.get(kind, '')}"
+
+    def _floor_rows(self, metric: Metric) -> Rows | None:
+        """Return the real images that stand for samples: of the other split; held-out ones where learned ones count.
+
+        None where real images have no such score.
+        """
+        arguments = NEEDS[metric.needs]
+        if self.train is not None and len(self.train) > MANY:
+            return None
+        held_out = "train.features" in arguments or not any(one.startswith("reference") for one in arguments)
+        rows = self.test if held_out else self.other
+        own = [one for one in arguments if "." not in one and not one.endswith("?")]
+        return rows if rows is not None and all(rows.has(one) for one in own) else None
 
     def floor(self, metric: Metric) -> Sequence[Estimate | None]:
         """Return a metric of real images: of the other split, or of held-out ones against what was learned.
 
         None where real images have no such score.
         """
-        arguments = NEEDS[metric.needs]
-        held_out = "train.features" in arguments or not any(one.startswith("reference") for one in arguments)
-        samples = self.test if held_out else self.other
-        if samples is None or any(samples.rows(one) is None for one in arguments if one in ROWS):
+        rows = self._floor_rows(metric)
+        if rows is None:
             return [None] * len(metric.columns)
         key = json.dumps(spec_of(metric), sort_keys=True)
         if key not in self.floors:
-            self.floors[key] = measure(metric, *self.inputs(metric.needs, samples))
+            self.floors[key] = measure(metric, *self.inputs(metric, rows))
         return self.floors[key]
+
+
+def is_data(given: object) -> bool:
+    """Return whether a reference is a data set of gen.data: a name, a spec or an object of one.
+
+    Args:
+        given: as Reference.open takes it.
+    """
+    if isinstance(given, (str, Path)):
+        return str(given) in names("data") or (":" in str(given) and not Path(given).exists())
+    if isinstance(given, Mapping):
+        name = str(given.get("name"))
+        return name in names("data") or ":" in name
+    return hasattr(given, "open") and not isinstance(given, Images)
+
+
+def open_sets(given: object, split: str) -> tuple[Json, str, dict[str, Images]]:
+    """Open pictures, with their splits.
+
+    Args:
+        given: as Reference.open takes it.
+        split: that is wanted.
+
+    Returns:
+        Their spec, the split that they have, "all" where they are used whole, and the sets "train" and "test", or
+        "whole".
+    """
+    if isinstance(given, Images):
+        return {"name": given.name}, "all", {"whole": given}
+    if isinstance(given, (str, Path)) and not is_data(given) and not Path(given).exists():
+        raise UserError(f"{given} is no file, no folder and no data set. {nearest(str(given), names('data'))}")
+    if not is_data(given):
+        return _about(given), "all", {"whole": open_images(given)}
+    source = build_with("data", given, "shape open", "data")
+    if not getattr(source, "pictures", True) or len(source.shape) != 3 or source.shape[0] not in (1, 3):
+        shape = f"{name_of(type(source))} holds {list(source.shape)}"
+        raise UserError(f"{shape}, latents or other tensors, no pictures: give the real pictures")
+    if split == "all" and "holdout" not in defaults(source):
+        raise UserError(f"split 'all': {name_of(type(source))} has fixed splits. {nearest('all', SPLITS[:2])}")
+    if split == "all" or used_whole(given, source):
+        source = replace(source, holdout=0.0)
+        spec = anchored(spec_of(source))
+        return spec, "all", {"whole": DataImages(source.open("train"), spec["name"])}
+    spec = anchored(spec_of(source))
+    return spec, split, {name: DataImages(source.open(name), f"{spec['name']} {name}") for name in SPLITS[:2]}
 
 
 def used_whole(data: object, source: Any) -> bool:
@@ -220,7 +309,12 @@ def defaults(source: Any) -> Json:
 
 
 def measure(metric: Metric, *arguments: object) -> Sequence[Estimate]:
-    """Return a metric's estimates, one for each column; UserError if one is not finite."""
+    """Return a metric's estimates, one for each column; UserError if one is not finite.
+
+    Args:
+        metric: any.
+        arguments: that it is called with.
+    """
     result = metric(*arguments)
     estimates = [result] if isinstance(result, Estimate) else list(result)
     for column, estimate in zip(metric.columns, estimates, strict=True):
@@ -229,7 +323,7 @@ def measure(metric: Metric, *arguments: object) -> Sequence[Estimate]:
     return estimates
 
 
-def stack(data: DataSet) -> tuple[Tensor, Tensor | None]:
+def stack(data: Any) -> tuple[Tensor, Tensor | None]:
     """Stack a whole data set.
 
     Args:
@@ -238,6 +332,22 @@ def stack(data: DataSet) -> tuple[Tensor, Tensor | None]:
     Returns:
         Images uint8 [N, C, H, W], rounded as samples are, and labels int64 [N], None without them.
     """
-    items = [data[i] for i in range(len(data))]
-    images = torch.stack([to_uint8(item["x"]) for item in items])
-    return images, torch.stack([item["y"] for item in items]) if "y" in items[0] else None
+    found = DataImages(data, "").read(range(len(data)))
+    return found["images"], found.get("labels")
+
+
+def _about(given: object) -> Json:
+    """Return the name and the path of what is no data set."""
+    if not isinstance(given, (str, Path)):
+        return {"name": "tensor"}
+    path = Path(given)
+    return {"name": path.name or str(path), "path": str(path.absolute())}
+
+
+def stored(names: Sequence[str]) -> list[str]:
+    """Return the rows that have to be computed of pictures for these: features always, and class scores from them.
+
+    Args:
+        names: of a metric's arguments.
+    """
+    return ["features", *(name for name in names if name in ("spatial", "embeddings", "images"))]

@@ -11,7 +11,7 @@ from gen.config.errors import UserError, shown
 from gen.config.reading import read_json, read_toml
 from gen.eval.arena.votes import VoteList
 from gen.eval.published import Published
-from gen.eval.record import Record, from_json, read_as
+from gen.eval.record import Record, from_json, read_as, record_folder
 
 __all__ = ["Entry", "collect", "collect_all"]
 
@@ -40,11 +40,12 @@ def collect_all(sources: object) -> list[Entry]:
     """Read all that a leaderboard shows from anywhere: records, published rows, and an arena's votes.
 
     Args:
-        sources: a record, a .json file, a folder (of a run or of samples, whose records are its eval/*.json), a
-            .jsonl file of votes, a .toml list, an object of these kinds, or several of all these, of which each that
-            holds nothing, or is damaged, is passed over with a warning that names it. A list is a TOML file of tables
-            [[entry]] with `path`, relative to the list, and optionally `label`, a new name; and of tables [[published]]
-            with the fields of `Published`. A path may be another list, but none that leads back.
+        sources: a record, a .json file, a folder of a run (its eval/*.json), a folder or a file of samples
+            (SAMPLES.eval/*.json), a .jsonl file of votes, a .toml list, an object of these kinds, or several of all
+            these, of which each that holds nothing, or is damaged, is passed over with a warning that names it. A list
+            is a TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name;
+            and of tables [[published]] with the fields of `Published`. A path may be another list, but none that leads
+            back.
 
     Returns:
         All of them; the same one twice counts once.
@@ -78,8 +79,8 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Entry]:
                 warnings.warn(f"passed over: {error}", stacklevel=2)
     elif not isinstance(source, (str, Path)):
         raise UserError(f"{shown(source)} is no record, and no path of one")
-    elif (path := Path(source)).is_dir():
-        files = sorted((path / "eval").glob("*.json"))
+    elif (path := Path(source)).is_dir() or record_folder(path).is_dir():
+        files = sorted((path / "eval").glob("*.json")) or sorted(record_folder(path).glob("*.json"))
         if not files:
             raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
         yield from _read_all(files)

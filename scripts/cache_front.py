@@ -60,7 +60,7 @@ class Front:
         args = self.args
         began, how = time.perf_counter(), {"solver": args.solver, "steps": args.steps, **how}
         timing = {"seconds": args.seconds, "timed": args.timed}
-        record = evaluate(self.pipeline, data=self.reference, n=args.n, seed=args.seed, label=label, **timing, **how)
+        record = evaluate(self.pipeline, self.reference, n=args.n, seed=args.seed, label=label, **timing, **how)
         self.entries.append((record, how))
         fid, took = record.estimate("fid"), time.perf_counter() - began
         print(f"{label}: FID {fid.text()} ({took:.0f} s)", file=sys.stderr, flush=True)

@@ -2,12 +2,14 @@
 
 python scripts/kill_test.py --kills 200
 
-Five writers take turns: training of images, of text, distillation by DMD2 (several roles), a store of pairs, and the
-result of a search. Each is forked and killed after a random time. Trainings save after every step: then the newest
+Six writers take turns: training of images, of text, distillation by DMD2 (several roles), a store of pairs, the result
+of a search, and evaluations, of a file of samples and of a run in turn. `--only evaluate` takes one of them. Each is
+forked and killed after a random time. Trainings save after every step: then the newest
 checkpoint must be whole, not behind the one before, and what gen.load takes; at the end the run goes on for a few steps
 and its weights must equal, bit for bit, those of a run that nothing disturbed. Of a store, whole shards must not become
-fewer, and all of it must be that of an undisturbed one; the result of a search must always be whole. At last nothing
-half written may lie around. Prints a JSON line; exit 1 if anything is wrong.
+fewer, and all of it must be that of an undisturbed one; the result of a search must always be whole. Of evaluations,
+finished chunks of features must not become fewer, and all records and features must be, bit for bit, those of
+undisturbed ones. At last nothing half written may lie around. Prints a JSON line; exit 1 if anything is wrong.
 
 Measured (2026-11-29, 2 shared cores, a folder in memory, Python 3.11, torch 2.13): 200 kills, 40 of each writer, in 5
 minutes: 200 resumable, the same bits after 70 steps of images, 62 of text, 14 of DMD2 and 60 shards, nothing left over.
@@ -25,21 +27,27 @@ import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
 import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 from gen.config.spec import Json
+from gen.data.digits import Digits
 from gen.data.lists import Lists
 from gen.distillers.lib.pairs import make_pairs
 from gen.distillers.lib.shards import ShardPlan
+from gen.eval.record import Record, from_json
+from gen.eval.reference import stack
+from gen.eval.store import RowFile
 from gen.pipeline import load, load_images
 from gen.samplers.search.lib.problem import SearchResult
 from gen.text.decoding import Decoding
@@ -167,6 +175,54 @@ class Result(Writer):
         result.write(self.folder / "grid.json", path="flow")
 
 
+class Evaluations(Writer):
+    """Evaluations without end, of a file of samples and of a run in turn, each with another seed."""
+
+    def __init__(self, folder: Path, teacher: Path) -> None:
+        super().__init__(folder)
+        images, _ = stack(Digits().open("train"))
+        self._samples = folder / "samples.npz"
+        folder.mkdir()
+        np.savez(self._samples, images.movedim(1, -1).numpy())
+        self._sources: tuple[Any, ...] = (self._samples, load_images(teacher))
+        self._evaluate("warm", 0)
+        self._evaluate("warm", 1)
+
+    def write(self) -> None:
+        for seed in range(len(self._records("killed")), ENDLESS):
+            self._evaluate("killed", seed)
+
+    def progress(self) -> float:
+        self._records("killed")
+        return sum(self._chunks(file) for file in (self.folder / "killed").rglob("features.json"))
+
+    def same(self) -> bool:
+        done = len(self._records("killed")) + 1  # the one that was killed goes on
+        for name in ("killed", "whole"):
+            for seed in range(done):
+                self._evaluate(name, seed)
+        pairs = zip(self._records("killed"), self._records("whole"), strict=True)
+        files = [file.relative_to(self.folder / "whole") for file in (self.folder / "whole").rglob("*.rows")]
+        equal = all(
+            (self.folder / "killed" / f).read_bytes() == (self.folder / "whole" / f).read_bytes() for f in files
+        )
+        return equal and all(a.metrics == b.metrics and a.identity == b.identity for a, b in pairs)
+
+    def _evaluate(self, name: str, seed: int) -> None:
+        out, source = self.folder / name, self._sources[seed % 2]
+        how: Json = {"n": 1200 if seed % 2 == 0 else 200, "extractor": "pixels", "metrics": ["kid"], "seconds": 1e-3}
+        gen.evaluate(source, "digits", **how, timed=1, seed=seed, out=out / "eval", features=out / "features")
+
+    def _records(self, name: str) -> list[Record]:
+        files = (self.folder / name / "eval").glob("[!.]*.json")
+        return sorted((from_json(read_json(file), Record, str(file)) for file in files), key=lambda r: r.seed or 0)
+
+    def _chunks(self, file: Path) -> int:
+        about = read_json(file)
+        rows = RowFile(file.parent, "features", about["shape"][0], about["chunk"])
+        return rows.chunks - len(rows.missing())
+
+
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     info = checkpoints.read(folder)
     return {f"{n}/{k}": v for n in info["files"] for k, v in checkpoints.read_tensors(folder, n, info).items()}
@@ -190,7 +246,7 @@ def kill_once(writer: Writer, seconds: float) -> None:
 
 
 def writers(folder: Path) -> dict[str, Writer]:
-    """The five writers; they have written something, so that no child need import what they need."""
+    """The six writers; they have written something, so that no child need import what they need."""
     teacher = folder / "teacher"
     train(images(2), teacher, quiet=True)
 
@@ -205,12 +261,13 @@ def writers(folder: Path) -> dict[str, Writer]:
     for name, begin in trainings.items():
         begin(1, folder / name / "warm")
     made: dict[str, Writer] = {name: Training(folder / name, begin) for name, begin in trainings.items()}
-    return made | {"pairs": Store(folder / "pairs", teacher), "search": Result(folder / "search")}
+    made |= {"pairs": Store(folder / "pairs", teacher), "search": Result(folder / "search")}
+    return made | {"evaluate": Evaluations(folder / "evaluate", teacher)}
 
 
-def torture(folder: Path, kills: int, seed: int) -> Json:
+def torture(folder: Path, kills: int, seed: int, only: Sequence[str] = ()) -> Json:
     random.seed(seed)
-    made = writers(folder)
+    made = {name: writer for name, writer in writers(folder).items() if name in only or not only}
     reached, resumable = dict.fromkeys(made, 0.0), 0
     for i in range(kills):
         name = list(made)[i % len(made)]
@@ -226,10 +283,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=(), help="train, text, dmd2, pairs, search or evaluate")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
     with tempfile.TemporaryDirectory() as temporary:
-        result = torture(Path(temporary), args.kills, args.seed)
+        result = torture(Path(temporary), args.kills, args.seed, args.only)
     print(json.dumps(result))
     sys.exit(not (result["resumable"] == args.kills and result["same_bits"] and not result["left"]))

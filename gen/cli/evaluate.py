@@ -1,70 +1,141 @@
-"""Measure the quality and the speed of a trained run against real images.
+"""Measure the quality of samples against real images: of a trained run, whose speed is measured too, or of any tool.
 
 gen evaluate runs/digits --steps 8 --solver euler -n 1000; the record is written to runs/digits/eval/.
+gen evaluate samples.npz --against VIRTUAL_imagenet256_labeled.npz --protocol adm-imagenet256 --extractor '{"name":
+"inception", "path": "pt_inception-2015-12-05-6726825d.pth"}'; the record is written to samples.npz.eval/.
+
+Features are kept (--features): what was killed goes on where it was, and another metric needs no second pass. Several
+processes share out the work: torchrun --nproc-per-node 4 -m gen evaluate ..., or the same command with --part 1/4 to
+--part 4/4, and then without.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+from pathlib import Path
 
-from gen.cli.lib.options import add_options, parse_spec
-from gen.cli.sample import add_sampler_options, loaded, sampler_options
+from gen.cli.lib.options import add_option, parse_spec
+from gen.cli.sample import add_sampler_options, loaded, own_device, sampler_options
+from gen.config.errors import UserError
 from gen.config.reading import parse_json
 from gen.config.spec import Json
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "add_feature_options", "features_folder", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, run=None, n=1000)
+    run = "a run or a checkpoint; or samples: a folder or a zip of pictures, .npz (ADM), .npy or .safetensors"
+    add_option(parser, "run", help=run)
+    add_option(parser, "n", help="number of samples (default: 1000 of a run; all there are)")
     parser.add_argument(
-        "--data", help="the real images: a name of `gen list data`, or a JSON spec (default: the run's own)"
+        "--against",
+        help="the real images: a name of `gen list data` or a JSON spec, pictures as samples are given, or statistics "
+        "(mu, sigma) (default: the run's own data)",
     )
     parser.add_argument("--split", default="test", help="train, test, or all of the data (default: test)")
-    parser.add_argument(
-        "--extractor", help="of `gen list eval.features` (default: digits_cnn for images of 8 x 8, else pixels)"
-    )
+    add_feature_options(parser)
+    parser.add_argument("--reference-extractor", help="by which statistics were computed that do not say it themselves")
     parser.add_argument(
         "--metrics",
         help='names of `gen list eval.metrics` or of your own, "fid,my_package.my_module:Mine", or a JSON list of '
         "specs; the first ranks a leaderboard (default: all that can be computed)",
     )
+    parser.add_argument("--protocol", help="a published one, which sets extractor, n and metrics: adm-imagenet256 ...")
+    parser.add_argument("--class-wise", action="store_true", help="metrics of single classes too")
+    parser.add_argument(
+        "--training", help="images that the model may have memorised, as --against (default: the run's)"
+    )
+    parser.add_argument("--paired", help="pictures that sample i should be, for PSNR, SSIM and LPIPS")
+    parser.add_argument("--prompts", help="a text file, a line for each sample, for the CLIP score")
+    parser.add_argument("--allow-lossy", action="store_true", help="take JPEG and lossy WebP samples")
     parser.add_argument("--label", help="what the leaderboard calls the row (default: the run's name)")
+    parser.add_argument("--part", help="k/n: compute the features of part k of n, and no more")
     parser.add_argument("--json", action="store_true", help="print the whole record")
+    add_option(parser, "out", help="folder of the record (default: RUN/eval, SAMPLES.eval)")
     add_sampler_options(parser)
     parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
 
 
+def add_feature_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of features, which evaluate and statistics have in common.
+
+    Args:
+        parser: of the verb.
+    """
+    parser.add_argument(
+        "--extractor", help="of `gen list eval.features` (default: digits_cnn for images of 8 x 8, else pixels)"
+    )
+    parser.add_argument(
+        "--features", type=Path, help="folder that features are kept in (default: ~/.cache/gen/features)"
+    )
+
+
+def features_folder(given: Path | None) -> Path:
+    """Return the folder that features are kept in, under the user's cache by default.
+
+    Args:
+        given: by --features.
+    """
+    return given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen" / "features"
+
+
 def run(args: argparse.Namespace) -> int:
     from gen import evaluate
-    from gen.eval.record import to_json
+    from gen.eval.evaluate import extract_part
+    from gen.eval.image_sets import is_run
+    from gen.eval.record import record_folder, to_json
     from gen.training.distributed import is_main
 
-    pipeline = loaded(args)
-    record = evaluate(
-        pipeline,
-        metrics=_metrics(args.metrics),
-        data=parse_spec(args.data),
-        split=args.split,
-        n=args.n,
-        seed=args.seed,
-        extractor=parse_spec(args.extractor),
-        label=args.label,
-        out=args.run / "eval",
-        batch_size=args.batch_size,
-        autoencoder=parse_spec(args.autoencoder),
-        quiet=False,
-        **sampler_options(args, pipeline),
-    )
+    drawn = is_run(args.run)
+    samples = loaded(args) if drawn else args.run
+    sampler = sampler_options(args, samples) if drawn else _no_sampler(args)
+    options: Json = {
+        "metrics": _metrics(args.metrics),
+        "against": parse_spec(args.against),
+        "extractor": parse_spec(args.extractor),
+        "training": parse_spec(args.training),
+        "autoencoder": parse_spec(args.autoencoder),
+        "out": args.out or record_folder(args.run),
+        "features": features_folder(args.features),
+        "device": None if drawn else own_device(args.device),
+        "quiet": False,
+        **{key: getattr(args, key) for key in ("split", "n", "seed", "label", "batch_size", "protocol", "paired")},
+        **{key: getattr(args, key) for key in ("class_wise", "prompts", "allow_lossy", "reference_extractor")},
+        **sampler,
+    }
+    if args.part is not None:
+        extract_part(_part(args.part), samples=samples, **options)
+        print(f"part {args.part} is done; when all are: the same command without --part")
+        return 0
+    record = evaluate(samples, **options)
     if not is_main():
         return 0
     if args.json:
         print(json.dumps(to_json(record), indent=2))
         return 0
     numbers = "; ".join(f"{m.column.heading} {m.column.text(m.estimate)}" for m in record.metrics)
-    print(f"{record.label}: {record.nfe:g} evaluations per sample; {numbers}")
+    how = f"{record.n} samples" if record.nfe is None else f"{record.nfe:g} evaluations per sample"
+    print(f"{record.label}: {how}; {numbers}")
+    if record.reference.assumed:
+        print(f"{record.reference.data['name']}: {record.reference.assumed}")
     return 0
+
+
+def _no_sampler(args: argparse.Namespace) -> Json:
+    """Return the sampler's options for samples that are there: none may be given."""
+    names = ("solver", "steps", "grid", "guide", "cache", "guidance_scale", "weights", "engine", "dtype", "autoencoder")
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
+        raise UserError(f"{args.run} is no run, its samples are there: leave out {', '.join(given)}")
+    return {}
+
+
+def _part(text: str) -> tuple[int, int]:
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)):
+        raise UserError(f"--part {text!r}: expected k/n, such as 1/4")
+    return int(found[1]), int(found[2])
 
 
 def _metrics(text: str | None) -> list[str | Json] | None:

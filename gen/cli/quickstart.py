@@ -53,9 +53,9 @@ def quickstart(folder: Path, samples: int = 1000) -> tuple[Path, str]:
     print(f"3/4 evaluation: {samples} samples a row", flush=True)
     reference = Reference.open("digits", "test", "digits_cnn")
     records = [
-        evaluate(teacher.folder, data=reference, n=samples, steps=steps, label=f"teacher, Euler {steps}")
+        evaluate(teacher.folder, against=reference, n=samples, steps=steps, label=f"teacher, Euler {steps}")
         for steps in (1, 2, 4, 8, 20)
     ]
-    records.append(evaluate(student.folder, data=reference, n=samples, label="student, one step"))
+    records.append(evaluate(student.folder, against=reference, n=samples, label="student, one step"))
     print("4/4 leaderboard", flush=True)
     return leaderboard(records, out=folder / "leaderboard.html"), table(records)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from gen.pipeline import Pipeline, Samples
 
-__all__ = ["add_arguments", "add_sampler_options", "loaded", "run", "sampler_options"]
+__all__ = ["add_arguments", "add_sampler_options", "loaded", "own_device", "run", "sampler_options"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +88,15 @@ def sampler_options(args: argparse.Namespace, pipeline: Pipeline) -> Json:
     }
 
 
+def own_device(device: str) -> str:
+    """Return the device of this process: of several that a launcher started on a machine each has its own GPU.
+
+    Args:
+        device: of --device; "cuda" stands for any.
+    """
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
 def loaded(args: argparse.Namespace) -> Pipeline:
     """Load the pipeline of run, weights, device, dtype and engine.
 
@@ -96,11 +105,9 @@ def loaded(args: argparse.Namespace) -> Pipeline:
     """
     from gen.pipeline import load_images
 
-    launched = args.device == "cuda" and "LOCAL_RANK" in os.environ  # one of several on this machine
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if launched else args.device
     if args.dtype is not None and args.engine is not None:
         raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
-    pipeline = load_images(args.run, args.weights, device, dtype=args.dtype)
+    pipeline = load_images(args.run, args.weights, own_device(args.device), dtype=args.dtype)
     return pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
 
 

@@ -188,18 +188,22 @@ def _reference(
 def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Fitness:
     """Return the Frechet distance of n samples from real images."""
     from gen.diffusion.contracts import Cache
-    from gen.eval.evaluate import check_shape, own_data
+    from gen.eval.extraction import Extraction
     from gen.eval.metrics.lib.moments import Moments, distance
+    from gen.eval.opening import check_shape, own_data
     from gen.eval.reference import Reference
     from gen.samplers.caches.searched import SkipSession
     from gen.samplers.grids.given import Given
 
     pipeline.check_pixels()
     real = Reference.open(
-        parse_spec(args.data) or own_data(pipeline), args.split or "train", parse_spec(args.extractor), args.batch_size
+        parse_spec(args.data) or own_data(pipeline),
+        args.split or "train",
+        parse_spec(args.extractor),
+        Extraction(batch_size=args.batch_size),
     )
     check_shape(pipeline.name, pipeline.shape, real)
-    moments = Moments.of_rows(real.real.features)
+    moments = real.moments
 
     class Mask(Cache):
         def __init__(self, mask: Tensor):

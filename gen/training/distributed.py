@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 __all__ = [
     "broadcast", "create_accelerator", "device_mesh", "distribute_like", "full_tensor", "gather", "is_main",
-    "meta_copy", "shard", "share", "shutdown", "unshard",
+    "meta_copy", "processes", "shard", "share", "shutdown", "unshard",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def shutdown() -> None:
 
 def is_main() -> bool:
     """Return whether this is the first, or the only, of the processes that a launcher started."""
-    return _processes()[0] == 0
+    return processes()[0] == 0
 
 
 def share(n: int, collective: bool = False) -> range:
@@ -92,7 +92,7 @@ def share(n: int, collective: bool = False) -> range:
         n: number of samples; UserError for fewer than processes.
         collective: True if the processes compute each sample together (the engine "sequence"): all are everyone's.
     """
-    rank, world = (0, 1) if collective else _processes()
+    rank, world = (0, 1) if collective else processes()
     if n < world:
         raise UserError(f"{n} samples for {world} processes: start fewer, or ask for more")
     return range(n * rank // world, n * (rank + 1) // world)
@@ -127,8 +127,8 @@ def broadcast(value: T, collective: bool = False) -> T:
     return values[0]
 
 
-def _processes() -> tuple[int, int]:
-    """This process's rank, and the number of processes."""
+def processes() -> tuple[int, int]:
+    """Return this process's rank, and the number of processes that a launcher started."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -136,7 +136,7 @@ def _processes() -> tuple[int, int]:
 
 def _join() -> tuple[int, int]:
     """The same, after the processes have met."""
-    rank, world = _processes()
+    rank, world = processes()
     if world > 1 and not torch.distributed.is_initialized():
         # One waits for another as long as that works: a launcher ends them all if one fails.
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))

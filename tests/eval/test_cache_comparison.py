@@ -186,7 +186,7 @@ def test_rounds_are_bounded() -> None:
 
 def test_evaluate_says_what_its_cache_does(pipeline) -> None:
     reference = Reference.open("digits", extractor="pixels")
-    how = {"data": reference, "n": 12, "steps": 4, "timed": 3, "seconds": 1e-9}
+    how = {"against": reference, "n": 12, "steps": 4, "timed": 3, "seconds": 1e-9}
     record = evaluate(pipeline, cache={"name": "taylorseer_lite", "interval": 2}, **how)
     assert from_json(json.loads(json.dumps(to_json(record))), Record, "it") == record
     assert record.cache.full == 3 and record.cache.batch == record.cache.drift.n == 3

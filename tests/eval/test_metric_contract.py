@@ -16,12 +16,14 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build, find, names, spec_of
 from gen.eval.estimate import Estimate
-from gen.eval.evaluate import choose, evaluate
+from gen.eval.evaluate import evaluate
+from gen.eval.extraction import Extraction, Rows
 from gen.eval.features.digits_cnn import DigitsCNN
+from gen.eval.image_sets import TensorImages
 from gen.eval.leaderboard import leaderboard, table
+from gen.eval.measuring import choose
 from gen.eval.metrics import NEEDS, Column
-from gen.eval.reference import RealImages, Reference, measure
-from gen.eval.rows import IndexedRows
+from gen.eval.reference import Reference, measure
 from gen.eval.sources import collect
 from tests.eval.test_evaluate import Copier
 from tests.eval.test_leaderboard import Page
@@ -54,7 +56,7 @@ def reference() -> Reference:
 
 @pytest.fixture(scope="module")
 def copier(reference) -> Copier:
-    return Copier(reference.train.images, reference.train.labels)
+    return Copier(reference.train.rows("images"), reference.train.labels)
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def mine(tmp_path, monkeypatch) -> str:
 def test_a_users_metric_is_computed_ranked_and_drawn(mine, copier, reference, tmp_path) -> None:
     noisy = Copier(copier.images, copier.labels, noise=1.0)
     records = [
-        evaluate(p, data=reference, n=40, seconds=0.01, metrics=[mine, "fid"], label=label)
+        evaluate(p, against=reference, n=40, seconds=0.01, metrics=[mine, "fid"], label=label)
         for label, p in (("clean", copier), ("noisy", noisy))
     ]
     sharp = records[0].measured("sharpness")
@@ -96,6 +98,7 @@ def test_a_users_metric_is_computed_ranked_and_drawn(mine, copier, reference, tm
 def test_the_command_line_takes_it_too(mine, tmp_path, monkeypatch, capsys, copier) -> None:
     monkeypatch.setattr("gen.cli.evaluate.loaded", lambda args: replace(copier, folder=tmp_path))
     monkeypatch.setattr("gen.eval.provenance.loading_options", lambda pipeline: {})
+    (tmp_path / "run.json").touch()  # as a run has it
     run = ["evaluate", str(tmp_path), "-n", "12", "--metrics"]
     assert main([*run, f"{mine},recall"]) == 0
     assert "Sharpness <b> " in capsys.readouterr().out
@@ -108,7 +111,7 @@ def test_the_command_line_takes_it_too(mine, tmp_path, monkeypatch, capsys, copi
 
 
 def test_a_file_in_the_folder_is_a_default_metric(copier, reference, monkeypatch) -> None:
-    import gen.eval.evaluate as module
+    import gen.eval.measuring as module
 
     @dataclass(frozen=True)
     class Dropped:
@@ -125,7 +128,7 @@ def test_a_file_in_the_folder_is_a_default_metric(copier, reference, monkeypatch
     monkeypatch.setattr(module, "names", lambda folder: [*names(folder), "dropped", "demanding"])
     ours = {"dropped": Dropped, "demanding": Demanding}
     monkeypatch.setattr(module, "find", lambda name, folder: ours.get(name) or find(name, folder))
-    record = evaluate(copier, data=reference, n=12, seconds=0.01)
+    record = evaluate(copier, against=reference, n=12, seconds=0.01)
     assert [m.column.key for m in record.metrics][:3] == ["fid", "dropped", "kid"]
     assert record.estimate("dropped").se is None
 
@@ -146,12 +149,12 @@ def test_pairs_compare_each_sample_with_its_own_target(reference) -> None:
             samples = super().sample(n, **how)
             return replace(samples, cond={**samples.cond, "target": samples.x.round()})
 
-    pair = reference.train.images, reference.train.labels
-    record = evaluate(Restorer(*pair), data=reference, n=30, seconds=0.01, metrics=[PSNR()], batch_size=7)
+    pair = reference.train.rows("images"), reference.train.labels
+    record = evaluate(Restorer(*pair), against=reference, n=30, seconds=0.01, metrics=[PSNR()], batch_size=7)
     assert [m.column.key for m in record.metrics] == ["mse", "worst"] and record.metrics[0].floor is None
     assert 0 < record.estimate("mse").value < record.estimate("worst").value
-    with pytest.raises(UserError, match=r"mse needs pairs, but the samples have no targets"):
-        evaluate(Copier(*pair), data=reference, n=30, metrics=[PSNR()])
+    with pytest.raises(UserError, match=r"the samples have no targets: cond\[.target.\] is not there"):
+        evaluate(Copier(*pair), against=reference, n=30, metrics=[PSNR()])
 
 
 @pytest.mark.parametrize(
@@ -218,8 +221,7 @@ def weights(tmp_path_factory) -> str:
 def small() -> Reference:
     """Digits, few of them, as both splits."""
     whole = Reference.open("digits")
-    images, labels = whole.train.images[:120], whole.train.labels[:120]
-    split = RealImages(images, labels, whole.extractor(images), "few")
+    split = filled(whole.train.rows("images")[:120], whole.train.labels[:120])
     return replace(whole, train=split, test=split, floors={})
 
 
@@ -239,12 +241,11 @@ def inputs(metric, rows, small) -> list[torch.Tensor]:
 SAME = {"spatial": "features", "embeddings": "features", "prompts": "target_features"}
 
 
-def filled(images, labels, order, sizes, targets=None) -> IndexedRows:
-    extract, rows = DigitsCNN().load(), IndexedRows(("features", "labels", "images", "targets", "target_features"))
+def filled(images, labels, targets=None, **how) -> Rows:
+    """Rows of pictures, with those that each should be: itself, if nothing else is given."""
+    rows = Rows(TensorImages(images, labels), DigitsCNN().load(), DigitsCNN(), Extraction(**how))
     targets = images if targets is None else targets
-    for part in order.split(sizes):
-        x, y = images[part], targets[part]
-        rows.update(part, features=extract(x), labels=labels[part], images=x, targets=y, target_features=extract(y))
+    rows.given |= {"targets": targets, "target_features": rows.extractor(targets)}
     return rows
 
 
@@ -266,7 +267,7 @@ def test_no_two_metrics_have_a_key_or_a_priority_in_common() -> None:
 @pytest.mark.parametrize("metric", METRICS, indirect=True)
 def test_identical_sets_give_the_perfect_value(metric, small) -> None:
     train = small.train
-    arguments = inputs(metric, filled(train.images, train.labels, torch.arange(120), [120]), small)
+    arguments = inputs(metric, filled(train.rows("images"), train.labels), small)
     if metric.needs == "logits":  # scores that say the labels
         arguments[0] = torch.nn.functional.one_hot(arguments[1], 10).float()
     for column, estimate in zip(metric.columns, measure(metric, *arguments), strict=True):
@@ -280,24 +281,21 @@ def test_identical_sets_give_the_perfect_value(metric, small) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS, indirect=True)
-def test_value_depends_on_the_rows_alone_to_the_bit(metric, small, reference) -> None:
-    images, labels = reference.train.images[200:320], reference.train.labels[200:320]
-    straight, shuffled = torch.arange(120), torch.randperm(120, generator=torch.Generator().manual_seed(1))
-    whole = measure(metric, *inputs(metric, filled(images, labels, straight, [120]), small))
-    halves = filled(images, labels, shuffled[:50], [50]), filled(images, labels, shuffled[50:], [33, 37])
-    halves[1].merge_state(halves[0])  # as two processes do
-    batches = filled(images, labels, straight, [7] * 17 + [1]), filled(images, labels, shuffled, [40] * 3)
-    for rows in (*batches, halves[1]):
-        assert measure(metric, *inputs(metric, rows, small)) == whole
+def test_value_depends_on_the_rows_alone_to_the_bit(metric, small, reference, tmp_path) -> None:
+    images, labels = reference.train.rows("images")[200:320], reference.train.labels[200:320]
+    whole = measure(metric, *inputs(metric, filled(images, labels), small))
+    for part in ((2, 2), (1, 2)):  # as two processes do, which do not meet
+        filled(images, labels, root=tmp_path, part=part).fill(["features", "images"])
+    for how in ({"batch_size": 7}, {"root": tmp_path}):
+        assert measure(metric, *inputs(metric, filled(images, labels, **how), small)) == whole
 
 
 @pytest.mark.parametrize("metric", METRICS, indirect=True)
 def test_worse_samples_are_worse(metric, small, reference) -> None:
     generator = torch.Generator().manual_seed(0)
-    images, labels = reference.train.images[200:320], reference.train.labels[200:320]
+    images, labels = reference.train.rows("images")[200:320], reference.train.labels[200:320]
     noise = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
-    order = torch.arange(120)
-    sets = (filled(x, labels, order, [120], images ^ 1) for x in (images, noise))
+    sets = (filled(x, labels, images ^ 1) for x in (images, noise))
     good, bad = (measure(metric, *inputs(metric, rows, small)) for rows in sets)
     for column, a, b in zip(metric.columns, good, bad, strict=True):
         if column.higher_is_better is not None and column.key not in NO_ORDER:

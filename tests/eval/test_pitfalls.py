@@ -1,18 +1,26 @@
 """What has gone wrong in evaluations elsewhere, one function each."""
 
+import io
 import itertools
 import warnings
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from gen.config.errors import UserError
 from gen.config.images import to_uint8
 from gen.config.spec import build
+from gen.eval.evaluate import evaluate
+from gen.eval.extraction import Extraction, Rows
 from gen.eval.features.dinov2 import DINOv2Net
 from gen.eval.features.inception import InceptionClassifier
 from gen.eval.features.lib.inception_net import InceptionNet, seeded_weights
+from gen.eval.features.pixels import Pixels
+from gen.eval.image_sets import TensorImages, chosen, open_images
 from gen.eval.metrics.cmmd import CMMD
 from gen.eval.metrics.fid import FID
 from gen.eval.metrics.inception_score import InceptionScore
@@ -150,3 +158,92 @@ def test_14_fewer_rows_than_dimensions() -> None:
     assert distance(*covariances) == pytest.approx(exact, rel=1e-6)  # nothing is added to the diagonal
     assert distance(covariances[0], covariances[0]) < 1e-9
     assert KIDSubsets(subsets=3, size=20)(x, y)[0].n == 20
+
+
+def test_1_a_tenth_of_the_reference(tmp_path) -> None:
+    images = (draw(64, 64, 1).abs() * 90).clamp(0, 255).to(torch.uint8).reshape(64, 8, 8, 1)
+    np.savez(tmp_path / "ref.npz", images.numpy())
+    for given in (str(tmp_path / "ref.npz"), {"name": "npz", "path": str(tmp_path / "ref.npz")}):
+        assert evaluate(images.movedim(-1, 1), given, extractor="pixels", metrics=["fid"]).reference.n == 64
+
+
+def test_2_mu_and_sigma_ignored_where_arr_0_is_there(tmp_path) -> None:
+    images = (draw(40, 64, 2).abs() * 90).clamp(0, 255).to(torch.uint8).reshape(40, 1, 8, 8)
+    moments = Moments.of_rows(Pixels()(images) + 1)  # of other pictures than arr_0, as ADM's are
+    pair = {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy()}
+    np.savez(tmp_path / "ref.npz", **pair, arr_0=images[:20].movedim(1, -1).numpy())
+    record = evaluate(images, tmp_path / "ref.npz", extractor="pixels", metrics=["fid", "recall"])
+    assert record.estimate("fid").value == pytest.approx(64, rel=1e-4)  # of mu and sigma: shifted by 1 in 64 pixels
+    assert record.estimate("recall").value == 1.0  # of arr_0, which samples hold
+
+
+def test_11_a_subset_of_a_zip_in_hash_order(tmp_path) -> None:
+    for name, order in (("a.zip", range(30)), ("b.zip", reversed(range(30)))):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for i in order:
+                file = io.BytesIO()
+                Image.new("L", (4, 4), i).save(file, "PNG")
+                archive.writestr(f"{i}.png", file.getvalue())
+    a, b = (chosen(open_images(tmp_path / name), 7, seed=3) for name in ("a.zip", "b.zip"))
+    assert torch.equal(a.read(range(7))["images"], b.read(range(7))["images"]) and a.fingerprint == b.fingerprint
+    whole = open_images(tmp_path / "a.zip").read(range(30))["images"][:, 0, 0, 0].tolist()
+    assert whole == sorted(range(30), key=str)
+
+
+def test_15_a_stale_cache_by_name(tmp_path) -> None:
+    file, kept = tmp_path / "ref.npz", tmp_path / "kept"
+    pictures = [torch.full((12, 1, 8, 8), level, dtype=torch.uint8) for level in (10, 200)]
+    found = []
+    for images in pictures:
+        np.savez(file, images.movedim(1, -1).numpy())
+        how = {"extractor": "pixels", "metrics": ["fid"], "features": kept}
+        found.append(evaluate(pictures[0], file, **how).estimate("fid").value)
+    assert found[0] == 0 < found[1]
+    for rows in kept.rglob("features.rows"):
+        rows.write_bytes(bytes(rows.stat().st_size))  # damaged since: computed again, not read
+    assert evaluate(pictures[0], file, **how).estimate("fid").value == found[1]
+
+
+def test_16_formats_and_sizes_mixed_in_a_folder(tmp_path) -> None:
+    grey = Image.new("L", (8, 8), 7)
+    grey.save(tmp_path / "a.png")
+    grey.save(tmp_path / "b.jpg")
+    with pytest.raises(UserError, match=r"b.jpg is jpeg, whose loss changes every distance"):
+        evaluate(tmp_path, "digits")
+    assert open_images(tmp_path).format == "jpeg (lossy): 1, png: 1"
+    Image.new("L", (9, 8), 7).save(tmp_path / "c.png")
+    with pytest.raises(UserError, match=r"a.png is 8 x 8 and c.png is 9 x 8, pictures of one size are needed"):
+        evaluate(tmp_path, "digits", allow_lossy=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "says"),
+    [
+        ("RGBA", "a.png", "has an alpha channel"),
+        ("LA", "a.png", "has an alpha channel"),
+        ("I;16", "a.png", "has more than 8 bits a channel"),
+        ("CMYK", "a.jpg", "is CMYK; allowed: grey and RGB"),
+    ],
+)
+def test_17_alpha_depth_and_colour_spaces(mode, name, says, tmp_path) -> None:
+    Image.new(mode, (8, 8)).save(tmp_path / name)
+    with pytest.raises(UserError, match=says):
+        open_images(tmp_path)
+    palette = Image.new("RGB", (8, 8), (9, 120, 33)).quantize(4)
+    palette.save(tmp_path / "palette.png")
+    (tmp_path / name).unlink()
+    assert open_images(tmp_path).read([0])["images"][0, :, 0, 0].tolist() == [9, 120, 33]  # as it shows
+
+
+def test_18_two_processes_doing_the_same_work(tmp_path) -> None:
+    images, seen = TensorImages(torch.zeros(100, 1, 4, 4, dtype=torch.uint8)), list[int]()
+
+    class Counting(Pixels):
+        def __call__(self, x):
+            seen.append(len(x))
+            return super().__call__(x)
+
+    for k in (1, 2, 3):
+        Rows(images, Counting(), Pixels(), Extraction(tmp_path, part=(k, 3))).fill()
+    assert len(seen) == 7 and Rows(images, Counting(), Pixels(), Extraction(tmp_path)).features.shape == (100, 16)
+    assert len(seen) == 7  # chunks of 16: each was computed once

@@ -59,7 +59,7 @@ def test_nothing_is_sampled_in_vain(latents, tmp_path, never, capsys):
     search = ["search", str(latents), "--fitness", "fid", "--steps", "2", "--out", str(tmp_path / "g.json")]
     for words in (
         ["sample", str(latents), "--out", str(tmp_path / "s.npz")],
-        ["evaluate", str(latents), "--data", data],
+        ["evaluate", str(latents), "--against", data],
         ["evaluate", str(latents)],
         [*search, "--data", data],
     ):
@@ -90,7 +90,7 @@ def test_an_autoencoder_makes_pictures_of_latents(tmp_path, monkeypatch):
     ).save_pretrained(vae)  # fmt: skip
     np.savez(npz, np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
-    how = {"data": {"name": "npz", "path": "ref.npz"}, "n": 12, "steps": 1, "seconds": 0.01, "metrics": ["kid"]}
+    how = {"against": {"name": "npz", "path": "ref.npz"}, "n": 12, "steps": 1, "seconds": 0.01, "metrics": ["kid"]}
     record = evaluate("run", **how, autoencoder="vae")
     assert record.reference.shape == (3, 16, 16) and record.sampler["autoencoder"]["name"] == "diffusers"
     pipeline = load("run")

@@ -1,5 +1,6 @@
 """The real images that samples are compared with: named sets are whole, a run's own are split as it was trained."""
 
+import inspect
 import json
 import shlex
 from dataclasses import dataclass, replace
@@ -99,19 +100,19 @@ def test_the_default_is_what_the_run_holds_out_of_its_own_data(folder, npz):
     assert {"fid", "fid_train", "nearest"} <= {m.column.key for m in record.metrics} and record.floor.n == 58
 
 
-def test_a_file_of_samples_is_no_run(npz):
-    with pytest.raises(UserError, match=r"ref.npz is a file: give the folder of a run"):
+def test_a_file_of_samples_has_no_data_of_its_own(npz):
+    with pytest.raises(UserError, match="samples of another tool: say against what, --against REFERENCE"):
         evaluate(npz)
 
 
 def test_a_whole_set_has_no_floor_and_no_training_images(folder, npz, tmp_path):
     data = {"name": "npz", "path": str(npz)}
-    record = evaluate(folder, data=data, n=12, steps=1, seconds=0.01)
+    record = evaluate(folder, against=data, n=12, steps=1, seconds=0.01)
     assert (record.reference.n, record.reference.split, record.floor) == (64, "all", None)
     keys = {m.column.key: m.floor for m in record.metrics}
     assert {"fid", "recall", "accuracy"} <= set(keys) and "fid_train" not in keys and set(keys.values()) == {None}
-    with pytest.raises(UserError, match="fid_train needs train_features, but the data set is used whole"):
-        evaluate(folder, data=data, n=12, metrics=["fid_train"])
+    with pytest.raises(UserError, match="fid_train needs train_features, but there are no training images"):
+        evaluate(folder, against=data, n=12, metrics=["fid_train"])
     assert main(["leaderboard", str(folder), "--out", str(tmp_path / "lb.html")]) == 0
 
 
@@ -134,10 +135,10 @@ def test_the_command_of_a_record_runs_again_as_it_is(folder, npz, tmp_path, monk
     module = __name__
     for options in (
         {},
-        {"data": {"name": "npz", "path": str(npz)}},
-        {"data": Npz(str(npz), 0.5), "split": "train"},
+        {"against": {"name": "npz", "path": str(npz)}},
+        {"against": Npz(str(npz), 0.5), "split": "train"},
         {"extractor": {"name": f"{module}:Scaled", "factor": 3}},
-        {"extractor": Scaled(2), "data": {"name": "npz", "path": "ref.npz"}},
+        {"extractor": Scaled(2), "against": {"name": "npz", "path": "ref.npz"}},
     ):
         monkeypatch.chdir(tmp_path)
         record = evaluate("tiny", **how, **options)
@@ -218,5 +219,16 @@ def test_the_command_allows_what_the_run_names(folder):
     options = loading_options(replace(pipeline, info={**pipeline.info, "run": run}))
     assert options == {"allow": ["my_pkg", "other"]} and loading_options(pipeline) == {}
     reference = Reference.open("digits", "test", "pixels")
-    words = shlex.split(command(replace(pipeline, info={"run": run}), folder, reference, None, {"n": 10}))
+    given = {name: parameter.default for name, parameter in inspect.signature(evaluate).parameters.items()}
+    words = shlex.split(command(replace(pipeline, info={"run": run}), reference, {**given, "samples": folder}, 10))
     assert words[-4:] == ["--allow", "my_pkg", "--allow", "other"]
+
+
+def test_so_many_training_images_are_looked_at_only_if_they_are_asked_for(folder, monkeypatch):
+    monkeypatch.setattr("gen.eval.reference.MANY", 50)
+    how = {"n": 12, "steps": 1, "seconds": 0.01}
+    record = evaluate(folder, **how)
+    keys = {m.column.key for m in record.metrics}
+    assert "fid" in keys and not {"nearest", "fid_train"} & keys and all(m.floor is None for m in record.metrics)
+    assert record.neighbours is None
+    assert evaluate(folder, metrics=["nearest"], **how).estimate("nearest").value > 0

@@ -34,6 +34,10 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
     ],
     "sample": ["sample runs/model -n 2 --steps 2", "sample runs/model/checkpoints/step-0000001 -n 2 --out a.npz"],
     "evaluate": ["evaluate runs/model -n 20 --steps 1 --metrics kid,fid"],
+    "statistics": [
+        "statistics digits --out ref.npz --features kept",
+        "evaluate runs/model --against ref.npz --extractor digits_cnn --features kept -n 20 --steps 1",
+    ],
     "leaderboard": ["leaderboard runs/model"],
     "decode": ["decode runs/text --prompt 'copy : a b =' --gen-length 4"],
     "search": ["search runs/model --steps 2 --budget 2 --pool 3 -n 2"],

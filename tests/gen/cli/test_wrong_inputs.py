@@ -145,7 +145,7 @@ CASES = {
     "unknown method": ("distill reflwo --teacher {run}", r"Did you mean 'reflow'"),
     "teacher that is not there": ("distill reflow --teacher {root}/gone", r"gone does not exist"),
     "unknown key of a method": ("distill reflow --teacher {run} --objective.pears 3", r"Did you mean 'pairs'"),
-    "unknown data": ("evaluate {run} --data digtis", r"Did you mean 'digits'"),
+    "unknown data": ("evaluate {run} --against digtis", r"Did you mean 'digits'"),
     "unknown extractor": ("evaluate {run} --extractor inception", r"unknown name 'inception'"),
     "too few samples": ("evaluate {run} -n 3", r"n = 3; it must be in \[10, 10000000\]"),
     "leaderboard of nothing": ("leaderboard {root}/gone", r"gone"),

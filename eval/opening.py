@@ -1,0 +1,188 @@
+"""The inputs of an evaluation, opened and checked before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError, shown
+from gen.config.reading import read_lines
+from gen.config.spec import Json
+from gen.config.trust import allowing, check_trusted, external_names, names_from
+from gen.data.lib.learned import learned_data
+from gen.eval.drawn import Decoder, DrawnImages
+from gen.eval.extraction import Extraction, Rows
+from gen.eval.image_sets import Images, chosen, chosen_rows, is_run, open_images
+from gen.eval.metrics import Metric
+from gen.eval.provenance import sampler_spec
+from gen.eval.record import SamplesInfo
+from gen.eval.reference import Reference
+from gen.pipeline import Pipeline, load_images
+
+__all__ = ["SAMPLER", "asked", "check_shape", "drawer", "give", "opened", "own_data", "recordable", "reference_of"]
+
+DRAWN = 1000  # samples that are drawn if nobody says how many
+SAMPLER = ("solver", "steps", "grid", "guide", "cache", "autoencoder")  # options of samples that are drawn here
+
+
+def asked(given: Mapping[str, Any]) -> set[str]:
+    """Return the needs of metrics that options ask for.
+
+    Args:
+        given: arguments of gen.evaluate, here and below.
+    """
+    wanted = {"labelled_features": given["class_wise"]}
+    wanted |= {"pairs": given["paired"] is not None, "text": given["prompts"] is not None}
+    wanted |= dict.fromkeys(("train_features", "split_features"), given["training"] is not None)
+    return {needs for needs, is_wanted in wanted.items() if is_wanted}
+
+
+def drawer(given: Mapping[str, Any]) -> Decoder | None:
+    """Return what draws the samples; None for samples that are there.
+
+    Args:
+        given: arguments of gen.evaluate.
+    """
+    samples, allow = given["samples"], given["allow"]
+    if isinstance(samples, (str, Path)):
+        if not is_run(Path(samples)):
+            if options := [key for key in SAMPLER if given[key] is not None]:
+                raise UserError(f"{samples} is no run, its samples are there: leave out {', '.join(options)}")
+            return None
+        samples = load_images(samples, allow=allow)
+    elif isinstance(samples, (Tensor, Images)):
+        return None
+    if isinstance(samples, type) or not hasattr(samples, "sample"):
+        allowed = "a Pipeline, the folder of a run, a folder or a file of pictures, or a uint8 tensor"
+        raise UserError(f"evaluate: samples: got {shown(samples)}, expected {allowed}")
+    return Decoder(samples, given["autoencoder"])
+
+
+def opened(
+    given: Mapping[str, Any], sampler: Decoder | None, how: Json, metrics: Sequence[Metric]
+) -> tuple[Images, SamplesInfo]:
+    """Return the samples as a set of pictures, and as records have them.
+
+    Args:
+        given: arguments of gen.evaluate.
+        sampler: that draws them; None for samples that are there.
+        how: keywords of its `sample`.
+        metrics: that are wanted.
+    """
+    n, seed = given["n"], given["seed"]
+    if sampler is not None:
+        pairs = given["metrics"] is not None and given["paired"] is None and any(m.needs == "pairs" for m in metrics)
+        known = given["features"] is not None
+        images: Images = DrawnImages(sampler, how, n or DRAWN, seed, given["batch_size"], pairs, known)
+        return images, SamplesInfo("run" if sampler.pipeline.folder is not None else "pipeline")
+    whole = given["samples"]
+    whole = whole if isinstance(whole, Images) else open_images(whole, given["allow_lossy"], given["quiet"])
+    images = chosen(whole, n, seed)
+    available = None if len(images) == len(whole) else len(whole)
+    return images, SamplesInfo(whole.kind, whole.format, available, images.fingerprint)
+
+
+def reference_of(given: Mapping[str, Any], sampler: Decoder | None, extraction: Extraction) -> Reference:
+    """Return what samples are compared with.
+
+    Args:
+        given: arguments of gen.evaluate.
+        sampler: that draws the samples; None for samples that are there.
+        extraction: how features are computed.
+    """
+    against = given["against"]
+    if isinstance(against, Reference):
+        return against
+    if against is None and sampler is None:
+        raise UserError("evaluate: samples of another tool: say against what, --against REFERENCE (against=...)")
+    against = own_data(sampler.pipeline, given["allow"]) if against is None and sampler is not None else against
+    if isinstance(against, Pipeline) or (isinstance(against, (str, Path)) and is_run(Path(against))):
+        pipeline = against if isinstance(against, Pipeline) else load_images(against, allow=given["allow"])
+        n = given["n"] or DRAWN  # of other noise than the samples
+        against = DrawnImages(Decoder(pipeline, None), {}, n, given["seed"] + 1, given["batch_size"])
+    return Reference.open(
+        against, given["split"], given["extractor"], extraction,
+        training=given["training"], computed_by=given["reference_extractor"],
+    )  # fmt: skip
+
+
+def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction) -> None:
+    """Add the rows that do not come from the samples: pictures that they should be, and embeddings of prompts.
+
+    Args:
+        rows: of the samples.
+        given: arguments of gen.evaluate.
+        extraction: how they are computed.
+    """
+    n, seed = len(rows), given["seed"]
+    if given["paired"] is not None:
+        whole = open_images(given["paired"])
+        truth = Rows(chosen(whole, n, seed), rows.extractor, None, extraction)
+        if truth.images.shape != rows.images.shape:
+            raise UserError(f"paired: {whole.name} holds {list(whole.shape)}, the samples {list(rows.images.shape)}")
+        truth.fill(("images",))
+        targets = truth.rows("images")
+        assert targets is not None
+        rows.given["targets"] = targets
+    if given["prompts"] is not None:
+        if not hasattr(rows.extractor, "text"):
+            raise UserError(f"prompts: the extractor {rows.extractor.name} reads no text; clip does")
+        lines = list(read_lines(Path(given["prompts"])))
+        if len(lines) < n:
+            raise UserError(f"{given['prompts']} has {len(lines)} lines for {n} samples")
+        texts = [lines[i] for i in chosen_rows(len(lines), n, seed).tolist()]
+        parts = [cast(Any, rows.extractor).text(texts[i : i + 250]) for i in range(0, n, 250)]
+        rows.given["prompts"] = torch.cat(parts)
+
+
+def recordable(sampler: Decoder, how: Mapping[str, Any]) -> Json:
+    """Return the sampler's spec; UserError, before the work, if no record could hold it.
+
+    Args:
+        sampler: that draws the samples.
+        how: keywords of its `sample`.
+    """
+    try:
+        spec = sampler_spec(sampler.pipeline, how)
+        spec |= {} if sampler.spec is None else {"autoencoder": sampler.spec}
+        json.dumps(spec, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"evaluate: the sampler {shown(how)} has no spec to record: {error}") from error
+    return spec
+
+
+def own_data(pipeline: Pipeline, allow: Sequence[str] = ()) -> object:
+    """Return the spec of the real data that a pipeline's model learned; "digits" where there is none.
+
+    Args:
+        pipeline: that draws the samples.
+        allow: packages whose names in its teacher's folder are followed.
+    """
+    info = getattr(pipeline, "info", None) or {}
+    data = learned_data(info)
+    if data.get("name") == "pairs":
+        raise UserError(f"{pipeline.name} learned pairs of a teacher that is not there: give the real data")
+    if data and data != info["run"]["data"]:  # names of the run itself were checked when it was loaded
+        with names_from(f"the teacher of {pipeline.name}"), allowing(allow):
+            for name in external_names(data):
+                check_trusted(name)
+    return data or "digits"
+
+
+def check_shape(name: str, shape: Sequence[int], reference: Reference) -> None:
+    """Refuse samples that are no pictures like those of the reference.
+
+    Args:
+        name: of the samples.
+        shape: of one.
+        reference: what they are compared with.
+    """
+    real = reference.info.shape
+    if real is not None and tuple(shape) != tuple(real):
+        here = reference.data["name"]
+        raise UserError(f"{name} has images {list(shape)}, {here} holds {list(real)}: not comparable")
