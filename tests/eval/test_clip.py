@@ -15,9 +15,8 @@ from gen.eval.features.clip import CLIP, END, MEAN, START, STD
 WORDS = ["a", "photo", "of", "cat", "dog", START, END]
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A small model, and the folder that it was saved to."""
+def small_clip(folder):
+    """Save a small model with a tokenizer, and return it."""
     torch.manual_seed(0)
     part = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
     vision = {**part, "image_size": 42, "patch_size": 14}
@@ -28,13 +27,18 @@ def clip(tmp_path_factory):
     )
     for value in model.parameters():
         value.add_(0.05 * torch.randn(value.shape))
-    folder = tmp_path_factory.mktemp("clip")
     model.save_pretrained(folder)
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    return model, folder
+    return model
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    return small_clip(folder), folder
 
 
 def test_pictures_by_the_rule_of_cmmd(clip) -> None:

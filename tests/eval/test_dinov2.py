@@ -10,9 +10,8 @@ from gen.eval.features.dinov2 import MEAN, STD, DINOv2
 from gen.eval.features.lib.images import normalised, resized, resized_by_pil
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small network, and the folder that it was saved to."""
+def small_dinov2(folder):
+    """Save a small network, and return it."""
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=518, patch_size=14)
     model = Dinov2Model(config).eval().requires_grad_(False)
@@ -20,9 +19,14 @@ def model(tmp_path_factory):
         value.add_(
             0.3 * torch.randn(value.shape) if "position" in name or "cls" in name else 0.02 * torch.randn(value.shape)
         )
-    folder = tmp_path_factory.mktemp("dinov2")
     model.save_pretrained(folder)
-    return model, folder
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dinov2")
+    return small_dinov2(folder), folder
 
 
 def with_hub_positions(model: Dinov2Model) -> Dinov2Model:

@@ -123,14 +123,6 @@ def test_single_precision_is_near_double_precision(state, net) -> None:
     assert torch.equal(extractor(net, layer="64")(grey), extractor(net, layer="64")(grey.repeat(1, 3, 1, 1)))
 
 
-def test_a_row_is_a_function_of_its_image(net) -> None:
-    images, early = pictures()[0][:5], extractor(net, layer="192", batch=2)
-    rows = early(images)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    assert torch.equal(early(images[order]), rows[order])
-    assert torch.equal(torch.cat([early(images[:1]), early(images[1:])]), rows)
-
-
 def test_both_families_of_names_are_one_network(state) -> None:
     other = other_names(state)
     assert len(other) == 94 * 4 + 2

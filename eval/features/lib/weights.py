@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,8 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().float().contiguous()
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
+        raw: Any = tensor.reshape(-1).numpy()
+        digest.update(raw)
     return digest.hexdigest()
 
 
