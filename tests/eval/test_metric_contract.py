@@ -8,6 +8,7 @@ import io
 import json
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -258,6 +259,12 @@ def test_declarations_are_complete(metric) -> None:
     assert build("eval.metrics", spec_of(metric)) == metric and hash(metric) is not None
 
 
+def test_the_page_of_metrics_names_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("|")]
+    assert {*names("eval.metrics")} <= {name.strip(" *") for cell in first_cells for name in cell.split(",")}
+
+
 def test_no_two_metrics_have_a_key_or_a_priority_in_common() -> None:
     owners = [find(name, "eval.metrics") for name in names("eval.metrics") if name != "torchmetrics"]
     columns = [column for owner in owners for column in owner.columns]
@@ -266,8 +273,7 @@ def test_no_two_metrics_have_a_key_or_a_priority_in_common() -> None:
 
 @pytest.mark.parametrize("metric", METRICS, indirect=True)
 def test_identical_sets_give_the_perfect_value(metric, small) -> None:
-    train = small.train
-    arguments = inputs(metric, filled(train.rows("images"), train.labels), small)
+    arguments = inputs(metric, small.train, small)
     if metric.needs == "logits":  # scores that say the labels
         arguments[0] = torch.nn.functional.one_hot(arguments[1], 10).float()
     for column, estimate in zip(metric.columns, measure(metric, *arguments), strict=True):
@@ -280,23 +286,33 @@ def test_identical_sets_give_the_perfect_value(metric, small) -> None:
             assert estimate.value == pytest.approx(column.perfect, abs=1e-5 if "density" in column.key else 1e-9)
 
 
-@pytest.mark.parametrize("metric", METRICS, indirect=True)
-def test_value_depends_on_the_rows_alone_to_the_bit(metric, small, reference, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def fillings(reference, tmp_path_factory) -> list[Rows]:
+    """The same 120 images: in one batch, in small ones, and as two processes fill them, which do not meet."""
     images, labels = reference.train.rows("images")[200:320], reference.train.labels[200:320]
-    whole = measure(metric, *inputs(metric, filled(images, labels), small))
-    for part in ((2, 2), (1, 2)):  # as two processes do, which do not meet
-        filled(images, labels, root=tmp_path, part=part).fill(["features", "images"])
-    for how in ({"batch_size": 7}, {"root": tmp_path}):
-        assert measure(metric, *inputs(metric, filled(images, labels, **how), small)) == whole
+    root = tmp_path_factory.mktemp("rows")
+    for part in ((2, 2), (1, 2)):
+        filled(images, labels, root=root, part=part).fill(["features", "images"])
+    return [filled(images, labels, **how) for how in ({}, {"batch_size": 7}, {"root": root})]
 
 
 @pytest.mark.parametrize("metric", METRICS, indirect=True)
-def test_worse_samples_are_worse(metric, small, reference) -> None:
-    generator = torch.Generator().manual_seed(0)
+def test_value_depends_on_the_rows_alone_to_the_bit(metric, small, fillings) -> None:
+    first, *others = (measure(metric, *inputs(metric, rows, small)) for rows in fillings)
+    assert others == [first] * 2
+
+
+@pytest.fixture(scope="module")
+def good_and_bad(reference) -> list[Rows]:
+    """Images and noise, both beside what the images should be."""
     images, labels = reference.train.rows("images")[200:320], reference.train.labels[200:320]
-    noise = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
-    sets = (filled(x, labels, images ^ 1) for x in (images, noise))
-    good, bad = (measure(metric, *inputs(metric, rows, small)) for rows in sets)
+    noise = torch.randint(0, 256, images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return [filled(x, labels, images ^ 1) for x in (images, noise)]
+
+
+@pytest.mark.parametrize("metric", METRICS, indirect=True)
+def test_worse_samples_are_worse(metric, small, good_and_bad) -> None:
+    good, bad = (measure(metric, *inputs(metric, rows, small)) for rows in good_and_bad)
     for column, a, b in zip(metric.columns, good, bad, strict=True):
         if column.higher_is_better is not None and column.key not in NO_ORDER:
             assert (a.value > b.value) is column.higher_is_better and a.differs(b)
