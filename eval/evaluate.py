@@ -16,7 +16,8 @@ from gen.config.fields import check_arguments
 from gen.config.spec import Json
 from gen.eval.drawn import Decoder
 from gen.eval.extraction import FIRST, Extraction, Rows
-from gen.eval.image_sets import label_counts
+from gen.eval.features import Extractor
+from gen.eval.image_sets import Images, label_counts
 from gen.eval.measuring import all_measurements, choose, floor_of, neighbours, pictures, spare, timing
 from gen.eval.metrics import NEEDS, Metric
 from gen.eval.opening import SAMPLER, asked, check_shape, drawer, give, opened, recordable, reference_of
@@ -128,6 +129,13 @@ def extract_part(part: tuple[int, int], **options: Any) -> None:
     Evaluation.open({**usual, **options, "part": part}).fill()
 
 
+def knows_classes(extractor: Extractor, images: Images, sampler: Decoder | None) -> bool:
+    """Return whether the samples' labels can be an extractor's classes: there are as many, or it does not say."""
+    labels = images.labels
+    classes = sampler.pipeline.classes if sampler else 0 if labels is None else int(labels.max()) + 1
+    return getattr(extractor, "classes", classes) == classes
+
+
 @dataclass(eq=False)
 class Evaluation:
     """Samples, what they are compared with, and the metrics of both.
@@ -179,11 +187,13 @@ class Evaluation:
         rows = Rows(images, reference.extractor, reference.extractor_spec, extraction)
         give(rows, given, extraction)
         strict, kept = given["metrics"] is not None, list[Metric]()
+        judged = knows_classes(reference.extractor, images, sampler)
         for metric in metrics:
             reason = reference.obstacle(metric, rows)
             if reason is not None and strict:
                 raise UserError(f"{metric.columns[0].key} needs {metric.needs}, but {reason}")
-            wanted = strict or given["training"] is not None or not reference.costs_much(metric)
+            affordable = given["training"] is not None or not reference.costs_much(metric)
+            wanted = strict or (affordable and (judged or metric.needs != "logits"))
             kept += [metric] if reason is None and wanted else []
         return cls(rows, reference, kept, sampler, how, spec, info, protocol, target)
 

@@ -74,6 +74,11 @@ class Extractor(Protocol):
 class Classifier(Extractor, Protocol):
     """A loaded extractor with a classifier's head."""
 
+    @property
+    def classes(self) -> int:
+        """Number of classes; samples with as many labels are judged by it without being asked."""
+        ...
+
     def head(self, features: Tensor) -> Tensor:
         """Compute class scores.
 

@@ -80,6 +80,7 @@ class DigitsExtractor:
         batch: images per call of the network.
         name: as records have it.
         dim: width of the features.
+        classes: of the head.
     """
 
     net: nn.Module
@@ -87,6 +88,7 @@ class DigitsExtractor:
     batch: int
     name: str = "digits_cnn"
     dim: int = 64
+    classes: int = 10
 
     def __call__(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.shape[1:] != (1, 8, 8):

@@ -63,12 +63,14 @@ class EfficientNetLite0Extractor:
         sha256: of the weights' file.
         batch: images per call of the network.
         name: as records have it.
+        classes: of the head.
     """
 
     net: Net
     sha256: str
     batch: int
     name: str = "efficientnet_lite0"
+    classes: int = 1000
 
     def __call__(self, images: Tensor) -> Tensor:
         net = self.net.to(images.device)

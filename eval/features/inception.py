@@ -13,7 +13,7 @@ from gen.config.errors import MissingDependency, UserError
 from gen.config.fields import check_fields
 from gen.config.writing import replacing
 from gen.eval.features.lib.images import in_batches, resized, resized_by_pil, resized_like_tf1, to_colour
-from gen.eval.features.lib.inception_net import LAYERS, InceptionNet, canonical
+from gen.eval.features.lib.inception_net import CLASSES, LAYERS, InceptionNet, canonical
 from gen.eval.features.lib.weights import check_suffix, read_state, tensors_sha256
 
 __all__ = ["Inception", "InceptionClassifier", "InceptionExtractor", "convert"]
@@ -125,6 +125,8 @@ class InceptionExtractor:
 
 class InceptionClassifier(InceptionExtractor):
     """The same at pool3 or at the scores themselves, with which the 1008 classes' scores can be had."""
+
+    classes = CLASSES
 
     def head(self, features: Tensor) -> Tensor:
         """Return the scores of the Inception score: without the bias, as the published ones are.

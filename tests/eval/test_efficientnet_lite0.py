@@ -9,6 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import build, spec_of
+from gen.eval.evaluate import evaluate
 from gen.eval.features.efficientnet_lite0 import FILE, PACKAGE, EfficientNetLite0
 from gen.eval.features.lib.weights import package_file
 
@@ -45,3 +46,15 @@ def test_the_file_is_the_published_one(tmp_path, extractor) -> None:
 def test_refuses_an_empty_batch(extractor) -> None:
     with pytest.raises(UserError, match="no images"):
         extractor(torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_labels_that_are_not_its_classes_are_judged_only_if_asked(extractor, tmp_path) -> None:
+    images = torch.randint(0, 256, (12, 16, 16, 3), dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "samples.npz", images, np.arange(12) % 3)
+    spec = {"name": "efficientnet_lite0", "batch": 4}
+    against, how = torch.from_numpy(images).movedim(3, 1).flip(0), {"extractor": spec, "n": 12}
+    found = evaluate(tmp_path / "samples.npz", against, **how)
+    keys = [measurement.column.key for measurement in found.metrics]
+    assert "fid" in keys and "accuracy" not in keys and found.extractor.name == "efficientnet_lite0"
+    (asked,) = evaluate(tmp_path / "samples.npz", against, **how, metrics=["accuracy"]).metrics
+    assert asked.column.key == "accuracy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,8 +61,9 @@ def in_batches(images: Tensor, batch: int, compute: Callable[[Tensor], Mapping[s
     try:
         for part in images.split(batch):
             full = F.pad(part, (0, 0) * (part.ndim - 1) + (0, batch - len(part)))
-            off = torch.autocast(images.device.type, enabled=False)
-            with torch.no_grad(), off, torch.backends.cudnn.flags(allow_tf32=False):
+            cudnn: Any = torch.backends.cudnn  # "flags" sets what it is not given too
+            exact = cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision=None)
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False), exact:
                 rows = compute(full)
             parts.append({name: value[: len(part)].float().cpu() for name, value in rows.items()})
     finally:
