@@ -17,6 +17,7 @@ __all__ = ["Candidate", "State", "choose", "find_states"]
 State = Mapping[str, Tensor]
 
 AVERAGES = {"ema", "emas", "ewma", "swa", "average", "averaged", "avg", "shadow", "polyak"}
+COUNTERS = {"decay", "num_updates"}  # of averages, beside the weights
 WRAPPERS = {"module", "_orig_mod"}  # what DistributedDataParallel and torch.compile put into names
 DEPTH = 5  # of mappings within mappings, and of a network's prefix
 
@@ -52,11 +53,13 @@ def find_states(content: object, fits: Callable[[State], bool], path: Path) -> l
         fits: whether a state dict could be of some origin, by its names.
         path: of the file, for errors.
     """
-    return [
+    found = [
         candidate
         for key, tensors, attributes in _mappings(content, "", 0)
         for candidate in _parts(key, _unwrapped(tensors, path), fits, attributes, DEPTH)
     ]
+    raw = [candidate for candidate in found if candidate.fits and not candidate.averaged]
+    return [_named(one, raw[0]) if len(raw) == 1 and one.averaged and not one.fits else one for one in found]
 
 
 def choose(found: list[Candidate], wanted: str | None, key: str | None, path: Path) -> Candidate:
@@ -94,6 +97,44 @@ def choose(found: list[Candidate], wanted: str | None, key: str | None, path: Pa
     if len(first) > 1:
         raise UserError(f"{path} holds several sets of weights: say which with --key, one of {_keys(left)}")
     return left[0]
+
+
+def _named(average: Candidate, raw: Candidate) -> Candidate:
+    """Return an average without names, or without their dots, under the names of the weights beside it.
+
+    Weights that no average was kept of, such as fixed tables, are those of the latter. The average itself is returned
+    where it is not clear which tensor is which.
+    """
+    own = {name: tensor for name, tensor in average.tensors.items() if name not in COUNTERS}
+    numbered = all(name.isdigit() for name in own)
+    names = _in_order(own, raw.tensors) if numbered else _without_dots(own, raw)
+    if names is None or 2 * len(own) < len(raw.tensors) or any(own[o].shape != raw.tensors[n].shape for n, o in names):
+        return average
+    return Candidate(average.key, {**raw.tensors, **{name: own[o] for name, o in names}}, True, raw.attributes)
+
+
+def _in_order(numbered: State, raw: State) -> list[tuple[str, str]] | None:
+    """Return (name, number) for tensors in the order of the parameters (torch_ema, diffusers), if shapes allow one."""
+
+    def matched(numbers: list[str], items: list[tuple[str, Tensor]]) -> list[str]:
+        rest = iter(items)
+        firsts = (next((n for n, t in rest if t.shape == numbered[i].shape), "") for i in numbers)
+        return list(firsts)
+
+    numbers, items = sorted(numbered, key=int), list(raw.items())
+    names = matched(numbers, items)
+    unclear = "" in names or names != matched(numbers[::-1], items[::-1])[::-1]
+    return None if unclear else list(zip(names, numbers, strict=True))
+
+
+def _without_dots(own: State, raw: Candidate) -> list[tuple[str, str]] | None:
+    """Return (name, name without dots) of an average as latent-diffusion's LitEma keeps it; None for other names."""
+    parts = raw.key.split(".")
+    for first in range(len(parts) + 1):
+        joined = {".".join((*parts[first:], name)).replace(".", ""): name for name in raw.tensors}
+        if own.keys() <= joined.keys() and len(joined) == len(raw.tensors):
+            return [(joined[name], name) for name in own]
+    return None
 
 
 def _keys(candidates: list[Candidate]) -> str:

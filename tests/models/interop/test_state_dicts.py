@@ -105,12 +105,42 @@ def test_a_key_on_the_command_line(tmp_path, capsys):
     assert "dit, weights second" in capsys.readouterr().out
 
 
+def dotless(prefix, state):
+    """As latent-diffusion's LitEma keeps an average of a part: without dots, with its counters."""
+    counters = {"decay": torch.tensor(0.9999), "num_updates": torch.tensor(7)}
+    return prefixed(
+        "model_ema.", {f"{prefix}{name}".replace(".", ""): value for name, value in state.items()} | counters
+    )
+
+
+def nameless():
+    """Averages without names, or without the dots in them, beside weights that have them."""
+    trained = [value for name, value in AVERAGE.items() if name != "pos_embed"]
+    flat = prefixed("model.diffusion_model.", RAW)
+    return {
+        "torch_ema": {"model": RAW, "ema": {"decay": 0.9, "num_updates": 3, "shadow_params": list(AVERAGE.values())}},
+        "torch_ema, of what is trained": {"model": RAW, "ema": {"decay": 0.9, "shadow_params": trained}},
+        "LitEma": {"state_dict": flat | dotless("diffusion_model.", AVERAGE)},
+        "LitEma, of the network": prefixed("model.", RAW) | dotless("", AVERAGE),
+    }
+
+
+@pytest.mark.parametrize("kind", nameless())
+def test_an_average_without_names_has_those_of_the_weights_beside_it(tmp_path, kind):
+    content = nameless()[kind]
+    if "trained" in kind:
+        content["model"] = RAW | {"pos_embed": AVERAGE["pos_embed"]}
+    assert imported(tmp_path, content)[0] == "average"
+    (tmp_path / "b").mkdir()
+    if "trained" not in kind:
+        assert imported(tmp_path / "b", content, weights="model")[0] == "raw"
+
+
 def unnamed():
     """Averages that are there and cannot be read as the network's weights."""
+    fewer = [value for value in AVERAGE.values() if value.ndim == 2][:4]
     return {
-        "numbers in a row": {"model": RAW, "ema": {"decay": 0.9, "shadow_params": list(AVERAGE.values())}},
-        "names without dots": prefixed("model.", RAW)
-        | {f"model_ema.{name.replace('.', '')}": value for name, value in AVERAGE.items()},
+        "numbers in a row, not all": {"model": RAW, "ema": {"decay": 0.9, "shadow_params": fewer}},
         "other names": {"model": RAW, "ema": {f"x_{i}": value for i, value in enumerate(AVERAGE.values())}},
     }
 
