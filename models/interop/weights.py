@@ -18,11 +18,13 @@ from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json
 from gen.config.torch_file import describe_start, read_torch
 from gen.models.interop.lib.state_dicts import State, choose, find_states
+from gen.models.interop.lib.yaml_file import read_yaml
 
 __all__ = ["State", "Weights", "read"]
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SETTINGS = ("args", "config", "cfg", "conf", "hparams", "hyper_parameters")  # where trainings say what they did
+SETTING_FILES = ("args.json", "config.yaml", "config.yml", "hparams.yaml")  # and where they do beside the weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Weights:
         config: config.json beside them, or None.
         folder: where they lie, or None.
         unread: keys of what else was there.
-        settings: of the training, if the file has them, as JSON values.
+        settings: of the training, in the file or beside it, as JSON values.
         attributes: of a module that was saved whole, by dotted name.
     """
 
@@ -84,6 +86,9 @@ def read(
         raise UserError(f"{path} {_contents(content)}")
     taken = choose(found, wanted, key, path)
     settings = next((content[name] for name in SETTINGS if isinstance(content, Mapping) and name in content), None)
+    if not isinstance(plain(settings), dict) and (beside := _settings_file(folder or path)):
+        settings = read_json(beside, constants=True) if beside.suffix == ".json" else read_yaml(beside)
+        files.append(beside)
     return Weights(
         tensors=taken.tensors,
         chosen=taken.key or "bare",
@@ -94,6 +99,13 @@ def read(
         settings=plain(settings) if isinstance(plain(settings), dict) else {},
         attributes=taken.attributes,
     )
+
+
+def _settings_file(path: Path) -> Path | None:
+    """Return the file of a training's settings beside its weights, or above their folder of checkpoints."""
+    folder = path if path.is_dir() else path.parent
+    above = [folder.resolve().parent] if folder.resolve().name in ("checkpoints", "ckpt", "ckpts") else []
+    return next((at / name for at in (folder, *above) for name in SETTING_FILES if (at / name).is_file()), None)
 
 
 def _contents(content: object) -> str:

@@ -9,7 +9,7 @@ from gen.config.spec import Json
 from gen.models.dit import DiT
 from gen.models.interop.lib.inferred import Reader, build_spec, check_pos_embed, published_heads
 from gen.models.interop.lib.rope_table import check_rope, head_width
-from gen.models.interop.lib.settings import model_name, said
+from gen.models.interop.lib.settings import model_name, said_number
 from gen.models.interop.weights import Weights
 
 __all__ = ["MARKS", "grid_side", "is_dit_layout", "read_dit_layout"]
@@ -65,7 +65,7 @@ def read_dit_layout(
     hidden = reader.shape(f"blocks.0.mlp.{'w12' if swiglu else 'fc1'}.weight", 2)[0]
     if preset is not None and heads is None:
         heads = owner.preset(preset).heads
-    heads = heads or said(weights, "num_heads")
+    heads = heads or said_number(weights, "num_heads")
     gain = "blocks.0.attn.q_norm.weight"
     if gain in tensors:
         heads = reader.ratio(width, reader.shape(gain, 1)[0], gain)
@@ -77,7 +77,7 @@ def read_dit_layout(
         "size": side * patch,
         "patch": patch,
         "channels": channels,
-        **_classes(reader, classes or said(weights, "num_classes"), owner),
+        **_classes(reader, classes or said_number(weights, "num_classes"), owner),
         "width": width,
         "depth": depth,
         "heads": published_heads(owner.presets, heads, width=width, depth=depth),

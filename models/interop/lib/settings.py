@@ -12,22 +12,35 @@ from gen.diffusion.path import GVP, VP, Flow, NoisePath
 from gen.models.interop.lib.inferred import SD_VAE
 from gen.models.interop.weights import Weights
 
-__all__ = ["check_model", "grid_spec", "model_name", "said", "transport", "vae_latent"]
+__all__ = ["check_model", "grid_spec", "model_name", "said", "said_number", "transport", "vae_latent"]
 
 PATHS: Mapping[str, NoisePath] = {"linear": Flow(), "gvp": GVP(), "cosine": GVP(), "vp": VP()}
 PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score": "score"}
 
 
 def said(weights: Weights, *keys: str) -> Any:
-    """Return the first of some settings that is there, at the top or in a section; None without any.
+    """Return the first of some settings that is there, in the section nearest to the top; None without any.
 
     Args:
         weights: the file's.
         *keys: names of the setting.
     """
-    sections = [weights.settings, *(value for value in weights.settings.values() if isinstance(value, Mapping))]
+    sections: list[Mapping[str, Any]] = [weights.settings]
+    for section in sections:  # which grows
+        sections += [value for value in section.values() if isinstance(value, Mapping)]
     found = [section[key] for key in keys for section in sections if section.get(key) is not None]
     return found[0] if found else None
+
+
+def said_number(weights: Weights, key: str) -> int | None:
+    """Return a setting that is a whole number; None without one, or for a list of several.
+
+    Args:
+        weights: the file's.
+        key: name of the setting.
+    """
+    found = said(weights, key)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def transport(weights: Weights, toward: Any, allowed: tuple[str, ...]) -> tuple[NoisePath, Parameterisation]:

@@ -11,6 +11,7 @@ from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.models.ddt import DDT
 from gen.models.interop.lib.inferred import LAST_STEP, SD_VAE, Conversion, Reader, build_spec, cfg_spec, published_heads
+from gen.models.interop.lib.settings import said_number
 from gen.models.interop.weights import State, Weights
 from gen.training.run import Run, Sampler
 
@@ -27,7 +28,7 @@ class DDTWeights:
     Attributes:
         size: of the latents, which the weights do not show: 32 for 256 pixels, 64 for 512.
         patch: side of a patch, which the weights do not show.
-        encoder: number of the encoder's blocks; None for that of the published depths.
+        encoder: number of the encoder's blocks; None for that of the settings or of the published depths.
     """
 
     size: int = 32
@@ -47,7 +48,7 @@ class DDTWeights:
             raise UserError("these are weights of DDT's plain DiT, without an encoder (no s_embedder): not read here")
         width, numbers = reader.shape("x_embedder.proj.weight", 2)
         depth = reader.count("blocks")
-        encoder = self._encoder(width, depth, preset)
+        encoder = self._encoder(width, depth, preset, said_number(weights, "num_encoder_blocks"))
         gain = "blocks.0.attn.q_norm.weight"
         dim = reader.shape(gain, 1)[0] if gain in weights.tensors else None
         fields = {
@@ -72,9 +73,11 @@ class DDTWeights:
         """Return the content of a file of these weights."""
         return {"state_dict": {f"ema_denoiser.{name}": value for name, value in state.items()}}
 
-    def _encoder(self, width: int, depth: int, preset: str | None) -> int:
+    def _encoder(self, width: int, depth: int, preset: str | None, given: int | None) -> int:
         if self.encoder is not None:
             return self.encoder
+        if given is not None and 0 < given < depth:
+            return given
         if preset is not None:
             return DDT.preset(preset).encoder
         rows = DDT.presets.values()

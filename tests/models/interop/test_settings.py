@@ -135,3 +135,70 @@ def test_ten_classes_without_no_class_are_ten(tmp_path):
 def test_settings_that_say_nothing_change_nothing(tmp_path):
     done, _ = imported(tmp_path, published.dit(), {"lr": 1e-4, "global_batch_size": 256}, "sit", name="hparams")
     assert done.run.path == Flow() and json.dumps(done.latent)
+
+
+LIGHTNING = """
+ckpt_path: 'path'
+model: {model_type: LightningDiT-S/1, use_qknorm: false}
+transport:
+  path_type: GVP
+  prediction: velocity
+optimizer: {lr: 0.0002, beta2: 0.95}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "make", "path"),
+    [
+        ("args.json", json.dumps({"model": "SiT-S/2", "path_type": "cosine", "prediction": "v"}), "repa", GVP()),
+        ("config.yaml", LIGHTNING, "lightning_dit", GVP()),
+        ("hparams.yaml", "transport: {path_type: Linear}\nmodel: {num_heads: [16, 16]}\n", "lightning_dit", Flow()),
+    ],
+)
+@pytest.mark.parametrize("above", [False, True])
+def test_settings_beside_the_weights_are_read_as_those_inside(tmp_path, name, text, make, path, above):
+    folder = tmp_path / "exp" / "checkpoints" if above else tmp_path / "exp"
+    folder.mkdir(parents=True)
+    (tmp_path / "exp" / name).write_text(text)
+    torch.save({"ema": getattr(published, make)()}, folder / "0400000.pt")
+    done = import_checkpoint(folder / "0400000.pt", out=tmp_path / "out")
+    assert done.run.path == path
+    info = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert name in info["source"]["files"]
+
+
+def test_the_settings_in_the_file_come_before_those_beside_it(tmp_path):
+    (tmp_path / "args.json").write_text(json.dumps({"path_type": "cosine"}))
+    settings = argparse.Namespace(model="SiT-XL/2", path_type="linear", prediction="v")
+    assert imported(tmp_path, published.repa(), settings)[0].run.path == Flow()
+
+
+def test_a_ddt_s_settings_say_where_its_encoder_ends(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "model:\n  denoiser:\n    init_args: {num_encoder_blocks: 1, num_blocks: 2}\n"
+    )
+    torch.save(published.ddt(), tmp_path / "a.pt")
+    done = import_checkpoint(tmp_path / "a.pt", {"name": "ddt", "size": 8}, out=tmp_path / "out")
+    assert done.run.model.encoder == 1
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "refers to other parts"),
+        ("[" * 40 + "]" * 40, "nested deeper"),
+        ("a: 1\na: 2\n", "'a' twice"),
+        ("a: !!python/object/apply:os.system [true]\n", "no YAML of settings"),
+        ("a: [", "no YAML of settings"),
+        ("x" * (2**20 + 1), "at most"),
+    ],
+)
+def test_settings_that_are_no_plain_yaml_are_refused_in_one_line(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    torch.save({"model": published.dit()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        import_checkpoint(tmp_path / "a.pt", "dit", out=tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
