@@ -73,6 +73,18 @@ def grid_spec(grid: Json, path: NoisePath, parameterisation: Parameterisation) -
     return grid | ({"start": 0.999} if late else {})
 
 
+def ode_plan(path: NoisePath, parameterisation: Parameterisation) -> Json:
+    """Return a sampler's spec for the ODE that SiT integrates: to the data, or to 0.001 where it ends there.
+
+    Args:
+        path, parameterisation: the model's.
+    """
+    if isinstance(parameterisation, Velocity) and not isinstance(path, VP):
+        return {"solver": "rk4", "steps": 62, "grid": {"name": "linear"}}
+    adaptive: Json = {"name": "adaptive", "rtol": 1e-4, "atol": 1e-5}
+    return {"solver": adaptive, "steps": 1, "grid": {"name": "linear", "stop": 0.001}}
+
+
 def model_name(weights: Weights) -> str | None:
     """Return the family that the settings name, such as "SiT" of "SiT-XL/2"; None if they name none.
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gen.config.fields import check_fields
-from gen.config.spec import Json
 from gen.models.interop.lib.dit_layout import is_dit_layout, read_dit_layout
 from gen.models.interop.lib.inferred import SDE, Conversion, cfg_spec
-from gen.models.interop.lib.settings import check_model, grid_spec, transport, vae_latent
+from gen.models.interop.lib.settings import check_model, grid_spec, ode_plan, transport, vae_latent
 from gen.models.interop.weights import Weights
 from gen.training.run import Run, Sampler
 
@@ -27,7 +26,8 @@ class SiTWeights:
         heads: of attention; None for those of the settings or of the published sizes.
         classes: number of classes; None for the settings' or, where there are none, one less than the table has rows.
         sampler: "ode" for the solution that their adaptive dopri5 approximates, here by 62 steps of the classical rule,
-            within its tolerance; "sde" for their Euler-Maruyama of w = sigma, 249 steps to t = 0.04 and one to data.
+            within its tolerance; on VP and for noise and score, where it is stiff and theirs ends at t = 0.001, by
+            adaptive steps. "sde" for their Euler-Maruyama of w = sigma, 249 steps to t = 0.04 and one to data.
     """
 
     heads: int | None = None
@@ -44,7 +44,7 @@ class SiTWeights:
         check_model(weights, "SiT")
         path, parameterisation = transport(weights, "data", ("velocity", "noise", "score"))
         model, notes = read_dit_layout(weights, "SiT", self.heads, preset, classes=self.classes, time_convention="data")
-        plan: Json = SDE if self.sampler == "sde" else {"solver": "rk4", "steps": 62, "grid": {"name": "linear"}}
+        plan = SDE if self.sampler == "sde" else ode_plan(path, parameterisation)
         plan = plan | {"grid": grid_spec(plan["grid"], path, parameterisation)}
         sampler = Sampler(**plan, guide=cfg_spec(model, 1.5, channels=3))
         run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 
@@ -13,6 +14,7 @@ import gen
 from gen.config.errors import UserError
 from gen.config.spec import override
 from gen.diffusion.path import GVP, Flow
+from gen.diffusion.sampling import integrate
 from gen.models.interop.checkpoints import import_checkpoint
 from tests.models.interop import published
 
@@ -57,6 +59,42 @@ def test_a_sit_of_any_path_and_prediction_predicts_the_data(tmp_path, kind, pred
     torch.testing.assert_close(ours.x0, (x - s * eps) / a, rtol=1e-9, atol=1e-9)
     net.float()
     assert torch.isfinite(pipeline.sample(2, steps=4).x).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "prediction"),
+    [
+        ("Linear", "noise"),
+        pytest.param("GVP", "score", marks=pytest.mark.slow),
+        pytest.param("VP", "velocity", marks=pytest.mark.slow),
+    ],
+)
+@torch.no_grad()
+def test_a_sit_s_ode_begins_and_ends_where_theirs_does(tmp_path, kind, prediction):
+    """Noise and score from 0.001 to 0.999 in their time, VP from 0: their drift, here by a fine classical rule."""
+    settings = argparse.Namespace(model="SiT-S/2", path_type=kind, prediction=prediction)
+    _, pipeline = imported(tmp_path, published.dit(), settings)
+    how, f, labels = pipeline.plan(guide="none"), pipeline.denoiser, {"y": torch.tensor([1, 4])}
+    net, unit = f.net.double(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+
+    def drift(x, t):
+        a, s, da, ds = sit_path(kind, t)
+        out = net(x, torch.full((2,), 1 - t, dtype=torch.float64), labels)
+        score = out if prediction == "score" else out / -s
+        return out if prediction == "velocity" else da / a * x + (da / a * s**2 - s * ds) * score
+
+    begin = 0.0 if kind == "VP" else 1e-3
+    lams = torch.linspace(*f.path.lam(torch.tensor([1 - begin, 1e-3]).double()), 301, dtype=torch.float64)
+    times = (1 - f.path.t_from_lambda(lams)).tolist()
+    x = unit
+    for t, s in itertools.pairwise([begin, *times[1:-1], 1 - 1e-3]):
+        h = s - t
+        k = drift(x, t)
+        k2 = drift(x + h / 2 * k, t + h / 2)
+        k3 = drift(x + h / 2 * k2, t + h / 2)
+        x = x + h / 6 * (k + 2 * k2 + 2 * k3 + drift(x + h * k3, s))
+    ours = integrate(f, unit, how.grid.times(f.path, how.steps), how.solver, cond=labels)
+    assert float((ours - x).norm() / x.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("make", [published.repa, published.reg], ids=["repa", "reg"])
