@@ -22,8 +22,8 @@ __all__ = ["REG", "REGNet"]
 
 
 def _table() -> family.Presets:
-    """Return REG-B/2, REG-L/2, REG-XL/2, which are DiT's sizes with t = 1 at noise; and one for digits."""
-    published = {f"REG-{size}": DiT.presets[f"DiT-{size}"] for size in ("B/2", "L/2", "XL/2")}
+    """Return REG-B/2, REG-L/2, REG-XL/2, which are DiT's sizes with t in [0, 1], 1 at noise; and one for digits."""
+    published = {f"REG-{size}": {**DiT.presets[f"DiT-{size}"], "time_scale": 1.0} for size in ("B/2", "L/2", "XL/2")}
     return {**published, "digits": {**DiT.presets["digits"], "cls_dim": 64}}
 
 

@@ -18,6 +18,7 @@ from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.dit import DiT
 from gen.models.layers.wrapper import WrapperSpec
 from gen.pipeline import Pipeline
+from gen.training.run import Run
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
 PRESETS = [(name, preset) for name in FAMILIES for preset in find(name, "models").presets]
@@ -265,6 +266,25 @@ def test_dry_run(name, path, param):
         Denoiser(net, path, param), path.start(x, grid[0]), grid, build("samplers.solvers", "euler"), cond=cond
     )
     assert out.shape == x.shape and out.isfinite().all()
+
+
+PUBLISHED_ON = {
+    "DiT": "ddpm", "ADM": "ddpm", "SiT": "flow", "REG": "flow", "DDT": "flow", "LightningDiT": "flow",
+    "RAE-DiT": "flow", "DiTDH": "flow", "DiMSUM": "trig", "EDM2": "edm",
+}  # fmt: skip
+BY_NAME = [
+    (name, preset, PUBLISHED_ON[prefix])
+    for name, preset in PRESETS
+    for prefix in PUBLISHED_ON
+    if preset.startswith(f"{prefix}-") and name not in WRAPPERS
+]
+
+
+@pytest.mark.parametrize(("name", "preset", "path"), BY_NAME)
+def test_a_published_preset_keeps_its_conventions_when_it_is_built_by_name(name, preset, path):
+    """REG's networks get t in [0, 1] as it is; by name they got 1000 t."""
+    model = preset.lower() if name == "dit" else {"name": name, "preset": preset}
+    assert Run(model=model, path=path).model == find(name, "models").preset(preset)
 
 
 def test_a_preset_with_changes_and_an_unknown_one():
