@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
+from gen.config.spec import name_of
 from gen.diffusion.contracts import DenoiseFn, Grid, Solver
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import Parameterisation
-from gen.diffusion.path import NoisePath, Prediction, expand
+from gen.diffusion.path import Flow, NoisePath, Prediction, expand
 
 __all__ = ["Output", "Scheduler", "as_scheduler"]
 
@@ -56,6 +57,7 @@ def as_scheduler(
     *,
     seed: int = 0,
     time_scale: float = 1.0,
+    use_dynamic_shifting: bool = False,
 ) -> Scheduler:
     """Return a scheduler for a pipeline of diffusers: `pipe.scheduler = as_scheduler(solver, DDPM(), Eps(), grid)`.
 
@@ -66,8 +68,10 @@ def as_scheduler(
         seed: of the noise of stochastic solvers, unless the pipeline passes a generator to `step`.
         time_scale: the network's time is path.t_to_network(t) times this, which is 1000 for diffusers' flow
             transformers and 1 for those of DDPM.
+        use_dynamic_shifting: whether the times are shifted by the mu that pipelines of flow models pass, as diffusers'
+            option of that name does; otherwise a mu is not used.
     """
-    return Scheduler(solver, path, parameterisation, grid, seed, time_scale)
+    return Scheduler(solver, path, parameterisation, grid, seed, time_scale, use_dynamic_shifting)
 
 
 class Config(dict[str, Any]):
@@ -87,7 +91,7 @@ class Scheduler:
     step k. What a pipeline changes in a sample between two steps (inpainting) is kept.
 
     Attributes:
-        config: num_train_timesteps and prediction_type.
+        config: num_train_timesteps, prediction_type and use_dynamic_shifting.
         timesteps: the network's time at each evaluation; of an adaptive solver those known so far, which grow as it is
             iterated over.
         order: evaluations of a step.
@@ -103,11 +107,16 @@ class Scheduler:
         grid: Grid,
         seed: int = 0,
         time_scale: float = 1.0,
+        use_dynamic_shifting: bool = False,
     ):
         self.solver, self.path, self.parameterisation, self.grid = solver, path, parameterisation, grid
         self.seed, self.time_scale = seed, time_scale
         kind = type(parameterisation).__name__
-        self.config = Config(num_train_timesteps=1000, prediction_type=PREDICTION_TYPES.get(kind, kind))
+        self.config = Config(
+            num_train_timesteps=1000,
+            prediction_type=PREDICTION_TYPES.get(kind, kind),
+            use_dynamic_shifting=use_dynamic_shifting,
+        )
         self.timesteps: Any = None
         self.times = torch.linspace(path.t1, 0.0, 5, dtype=torch.float64)  # until set_timesteps gives the grid's
         self.order = 1 if solver.nfe(4) is None else evaluations_per_step(self.plan()) or 1
@@ -135,10 +144,39 @@ class Scheduler:
             )
         self.begin_index = begin_index
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Prepare a loop of so many steps of the solver."""
-        self.times = self.grid.times(self.path, num_inference_steps)
-        self.num_inference_steps, self.begin_index, self.device = num_inference_steps, None, device
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Prepare a loop of so many steps of the solver, or from given time to given time, the last being 0.
+
+        Args:
+            num_inference_steps: steps of the grid; may be left out beside timesteps or sigmas.
+            device: of `timesteps`.
+            timesteps: the network's times at the begin of each step, falling.
+            sigmas: instead of these, noise levels: sigma on a flow path, sigma / alpha on others; falling, 0 at the end
+                or not. A grid's shift is applied to them.
+            mu: logarithm of the factor that shifts all times, under use_dynamic_shifting.
+        """
+        given = [name for name, value in {"timesteps": timesteps, "sigmas": sigmas}.items() if value is not None]
+        if len(given) == 2 or (num_inference_steps is None and not given):
+            raise UserError("set_timesteps: give one of num_inference_steps, timesteps and sigmas")
+        if given:
+            self.times = self.times_of(given[0], sigmas if timesteps is None else timesteps)
+        else:
+            self.times = self.grid.times(self.path, num_inference_steps or 0)
+        steps = len(self.times) - 1
+        if num_inference_steps not in (None, steps):
+            raise UserError(f"set_timesteps: num_inference_steps = {num_inference_steps} beside {steps} {given[0]}")
+        if self.config["use_dynamic_shifting"]:
+            if mu is None:
+                raise UserError("set_timesteps: use_dynamic_shifting needs mu, which pipelines of flow models pass")
+            self.times = self.path.t_from_lambda(self.path.lam(self.times) - mu).clamp(0, self.path.t1)
+        self.num_inference_steps, self.begin_index, self.device = steps, None, device
         self.first_step, self.step_now, self.state = 0, 0, self.solver.init()
         self.x: Tensor | None = None
         self.predictions: list[Prediction] = []
@@ -146,13 +184,45 @@ class Scheduler:
         self.evaluated: list[Tensor] = []
         self.drawn: Tensor | None = None
         self.planned: list[tuple[Tensor, Tensor | None]] = []
-        if self.solver.nfe(num_inference_steps) is None:
+        if self.solver.nfe(steps) is None:
             self.order, self.timesteps = 1, LiveTimesteps(self)
             return
-        steps = self.plan()
-        self.planned = list(itertools.chain.from_iterable(steps))
-        timesteps, order = self.listed(self.planned), evaluations_per_step(steps)
-        self.order, self.timesteps = (order, timesteps) if order else (1, StepwiseTimesteps.of(timesteps, self))
+        plan = self.plan()
+        self.planned = list(itertools.chain.from_iterable(plan))
+        listed, order = self.listed(self.planned), evaluations_per_step(plan)
+        self.order, self.timesteps = (order, listed) if order else (1, StepwiseTimesteps.of(listed, self))
+
+    def times_of(self, name: str, values: Sequence[float] | Tensor | None) -> Tensor:
+        """Return the times of a loop, float64 [n + 1], of what set_timesteps was given: "timesteps" or "sigmas"."""
+        given = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
+        path, grid = self.path, name_of(type(self.grid))
+        if name == "timesteps":
+            times = self.from_network(given)
+        elif grid not in ("linear", "shift"):
+            raise UserError(f"set_timesteps: sigmas beside the grid {grid}, which has its own; allowed: linear, shift")
+        else:
+            given = given[:-1] if len(given) > 1 and given[-1] == 0 else given
+            times = given if isinstance(path, Flow) else path.t_from_lambda(-given.log()).clamp(max=path.t1)
+            factor = float(getattr(self.grid, "factor", 1.0))
+            times = path.t1 * (factor * times / (factor * times + (path.t1 - times))) if factor != 1 else times
+        falls = bool(len(times)) and bool((times.diff() < 0).all()) and float(times[-1]) > 0
+        if not falls or float(times[0]) > path.t1:
+            raise UserError(
+                f"set_timesteps: {name} = {shown(given.tolist())}; they fall from at most "
+                f"{float(self.to_network(torch.tensor(path.t1).double())) if name == 'timesteps' else path.t1:g} and "
+                "stay above the clean data's"
+            )
+        return torch.cat([times, times.new_zeros(1)])
+
+    def from_network(self, values: Tensor) -> Tensor:
+        """Return the times t at which the network gets some values, float64 [n]; inverse of `to_network`."""
+        low, high = torch.full_like(values, 1e-9 * self.path.t1), torch.full_like(values, 1.0001 * self.path.t1)
+        for _ in range(80):  # it grows with t on every path
+            middle = (low + high) / 2
+            above = self.path.t_to_network(middle) * self.time_scale > values
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        exact = high.round()  # entries of a table are whole numbers
+        return torch.where((exact - high).abs() < 1e-9 * self.path.t1, exact, high)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the network's input for a sample [B, ...]: c_in of EDM times it, otherwise the sample."""

@@ -169,6 +169,62 @@ def test_index_contract_no_loop_begins_inside_a_step():
         scheduler.set_begin_index(7)
 
 
+@pytest.mark.parametrize("given", ["steps", "sigmas", "timesteps", "mu", "sigmas and mu", "shift and sigmas"])
+def test_custom_times_are_those_of_diffusers(given):
+    """Its flow scheduler's contract, through the call by which its pipelines choose times."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
+
+    dynamic, shift = "mu" in given, 3.0 if "shift" in given else 1.0
+    sigmas, how = [1.0, 0.7, 0.4, 0.05], {}
+    how |= {"sigmas": sigmas} if "sigmas" in given else {}
+    how |= {"timesteps": [1000.0, 600.0, 30.0]} if given == "timesteps" else {}
+    how |= {"mu": 0.8} if dynamic else {}
+    n = None if {"sigmas", "timesteps"} & how.keys() else 5
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic)
+    grid = build("samplers.grids", {"name": "shift", "shift": shift}) if shift != 1 else Linear()
+    ours = as_scheduler(Euler(), Flow(), Velocity(), grid, time_scale=1000.0, use_dynamic_shifting=dynamic)
+    if n is not None:  # ours ends in equal steps, theirs at its sigma_min
+        how, n = {**how, "sigmas": torch.linspace(1, 1 / n, n).tolist()}, None
+    expected, count = retrieve_timesteps(theirs, n, "cpu", **how)
+    got, steps = retrieve_timesteps(ours, n, "cpu", **how)
+    assert steps == count
+    torch.testing.assert_close(got, expected.double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("path", "param", "grid"), CASES)
+def test_given_timesteps_are_the_times_they_are_listed_at(path, param, grid):
+    scheduler = as_scheduler(Euler(), path, param, Linear())
+    scheduler.set_timesteps(6)
+    listed, times = scheduler.timesteps, scheduler.times
+    scheduler.set_timesteps(timesteps=listed)
+    torch.testing.assert_close(scheduler.times, times, rtol=1e-9, atol=1e-9)
+    levels = path.sigma(times) if path == Flow() else path.sigma(times) / path.alpha(times)
+    scheduler.set_timesteps(sigmas=levels[1:])
+    torch.testing.assert_close(scheduler.times, times[1:], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "give one of"),
+        ({"sigmas": [1.0, 0.5], "timesteps": [1.0, 0.5]}, "give one of"),
+        ({"sigmas": [0.5, 1.0]}, "they fall from at most 1"),
+        ({"sigmas": [1.5, 1.0]}, "they fall from at most 1"),
+        ({"timesteps": []}, "they fall"),
+        ({"sigmas": [1.0, 0.5], "num_inference_steps": 3}, "num_inference_steps = 3 beside 2 sigmas"),
+    ],
+)
+def test_custom_times_that_are_none_are_one_line(how, message):
+    scheduler = as_scheduler(Euler(), Flow(), Velocity(), Linear())
+    with pytest.raises(UserError, match=message):
+        scheduler.set_timesteps(**how)
+    with pytest.raises(UserError, match="needs mu"):
+        as_scheduler(Euler(), Flow(), Velocity(), Linear(), use_dynamic_shifting=True).set_timesteps(4)
+    with pytest.raises(UserError, match="beside the grid karras"):
+        as_scheduler(Euler(), EDM(), EDMPrecond(), Karras()).set_timesteps(sigmas=[1.0, 0.5])
+
+
 def test_one_scheduler_serves_walks_of_different_lengths():
     x = torch.randn(2, 2, dtype=torch.float64)
     scheduler = as_scheduler(Heun(), Flow(), Velocity(), Linear())
