@@ -226,3 +226,41 @@ def adm(seed=0):
     norm("out.0", 32)
     conv("out.2", 6, 32)
     return filled(shapes, seed)
+
+
+def dimsum(seed=0, condition=False):
+    """VinAIResearch/DiMSUM, dimsum/models_dim.py: two Mambas on half of the channels each; a block shared by all."""
+    half, state = W // 2, 4
+    inner, rank = 2 * half, half // 16
+
+    def mamba(name):
+        mixer = {
+            "A_log": (inner, state), "D": (inner,), "in_proj.weight": (2 * inner, half), "conv1d.weight": (inner, 1, 4),
+            "conv1d.bias": (inner,), "x_proj.weight": (rank + 2 * state, inner), "out_proj.weight": (half, inner),
+            **linear("dt_proj", inner, rank), **(linear("cond_proj", inner, W) if condition else {}),
+        }  # fmt: skip
+        named = {f"{name}.mixer.{key}": shape for key, shape in mixer.items()}
+        return {**named, **linear(f"{name}.adaLN_modulation.1", 3 * half, W)}
+
+    def geglu(name):
+        return {**linear(f"{name}.w12", 8 * W, W), **linear(f"{name}.w3", W, 4 * W)}
+
+    def layer(name):
+        fusion = [linear(f"{name}.proj.qkv{k}", 3 * half, half) for k in (1, 2)]
+        parts = [
+            mamba(f"{name}.spatial_mamba"),
+            mamba(f"{name}.freq_mamba"),
+            *fusion,
+            linear(f"{name}.proj.proj", W, W),
+        ]
+        parts += [linear(f"{name}.{key}", out, W) for key, out in (("proj.proj", W), ("adaLN_modulation.1", 3 * W))]
+        parts += [geglu(f"{name}.mlp")]
+        shapes = {f"{name}.norm.weight": (W,), f"{name}.norm_2.weight": (W,)}
+        return shapes | {key: shape for part in parts for key, shape in part.items()}
+
+    shared = {**linear("attn_block.attn.qkv", 3 * W, W), **linear("attn_block.attn.proj", W, W)}
+    shared |= {**geglu("attn_block.mlp"), **linear("attn_block.adaLN_modulation.1", 6 * W, W)}
+    blocks = {key: shape for i in range(DEPTH) for key, shape in layer(f"blocks.{i}").items()}
+    shapes = {**patches("x_embedder", W), **embedders(), **blocks, **shared, **final(W, PATCH**2 * CHANNELS)}
+    content = {"pos_embed": places(W, SIDE), **filled(shapes, seed)}
+    return {name: value - 2.0 if name.endswith("A_log") else value for name, value in content.items()}

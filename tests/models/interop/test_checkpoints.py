@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, find, names
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import EDMPrecond, Eps
-from gen.diffusion.path import DDPM, EDM, Flow
+from gen.diffusion.path import DDPM, EDM, GVP, Flow
 from gen.models.interop.checkpoints import FOLDER, import_checkpoint
 from gen.models.interop.weights import Weights, read
 from tests.models.interop import published
@@ -23,6 +23,7 @@ DDT = {"name": "ddt", "size": 8, "encoder": 3}
 EDM2 = {"name": "edm2", "head_width": 16}
 ADM = {"name": "adm", "size": 8, "heads": 2}
 # origin: (spec for --from, what a file of it holds)
+DIMSUM = {"name": "dimsum", "heads": 4, "fusion_heads": 4, "levels": 1, "shared_every": 2}
 ORIGINS = {
     "dit": ("dit", published.dit),
     "sit": ("sit", published.dit),
@@ -33,6 +34,7 @@ ORIGINS = {
     "rae": (None, published.rae),
     "edm2": (EDM2, published.edm2),
     "adm": (ADM, published.adm),
+    "dimsum": (DIMSUM, published.dimsum),
 }
 
 
@@ -95,6 +97,31 @@ def test_those_who_count_from_data_to_noise(tmp_path, origin):
     net, t = f.net.double(), torch.tensor(0.3, dtype=torch.float64)
     velocity = Flow().velocity(Denoiser(net, f.path, f.parameterisation)(x, t, cond), t)
     torch.testing.assert_close(velocity, net(x, t.expand(3), cond), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_dimsum_s_time_is_that_of_gvp_and_a_condition_that_is_never_read_goes(tmp_path):
+    state = published.dimsum(condition=True)
+    done = import_checkpoint(saved(tmp_path, {"model": state, "ema": state}), DIMSUM, out=tmp_path / "out")
+    assert {name.split(".")[-2] for name in done.dropped} == {"cond_proj"} and done.weights == "ema"
+    f, (x, cond) = (pipeline := gen.load(tmp_path / "out")).denoiser, inputs(pipeline)
+    net, told = f.net.double(), torch.full((3,), 0.7, dtype=torch.float64)
+    raw = type(net)(gen.config.spec.override(net.spec, {"time_convention": "noise"})).double().eval()
+    raw.load_state_dict(net.state_dict())
+    t = torch.tensor(0.3, dtype=torch.float64)
+    assert f.path == GVP() and pipeline.sampler.guide.scale == 4.0
+    torch.testing.assert_close(f.path.velocity(f(x, t, cond), t), -raw(x, told, cond), rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_table_of_one_label_is_part_of_the_time_embedding(tmp_path):
+    state, table = published.dimsum(), "y_embedder.embedding_table.weight"
+    whole = import_checkpoint(saved(tmp_path, state), DIMSUM, out=tmp_path / "whole")
+    one = import_checkpoint(saved(tmp_path, {**state, table: state[table][3:4]}, "b.pt"), DIMSUM, out=tmp_path / "one")
+    assert one.run.model.classes == 0 and list(one.dropped) == [table] and one.run.sampler.guide is None
+    (x, _), a, b = inputs(gen.load(whole.folder)), gen.load(whole.folder).denoiser, gen.load(one.folder).denoiser
+    t, y = torch.tensor(0.4, dtype=torch.float64), torch.full((3,), 3)
+    torch.testing.assert_close(b(x.float(), t).x0, a(x.float(), t, {"y": y}).x0, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
