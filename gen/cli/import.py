@@ -1,4 +1,4 @@
-"""Import published weights: DiT, SiT, REPA, REG, LightningDiT, DDT, RAE, EDM2, ADM, a DiT folder of diffusers, or text.
+"""Import published weights: those of a DiT, a SiT, and many others, a DiT folder of diffusers, or text.
 
 gen import DiT-XL-2-256x256.pt --from dit --out runs/dit; gen.load("runs/dit").sample(4).x are then latents.
 gen import LLaDA-8B-Instruct --out runs/llada reads a folder of LLaDA, Dream or Fast-dLLM v2, and its tokenizer.json.
