@@ -16,7 +16,7 @@ from gen.cli.lib.options import add_option, set_threads
 if TYPE_CHECKING:
     from gen.training.run import Run
 
-__all__ = ["add_arguments", "add_run_options", "run", "settings", "typed", "warmup_note"]
+__all__ = ["add_arguments", "add_run_options", "labels_note", "run", "settings", "typed", "warmup_note"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     if not args.quiet and is_main():
-        for note in (*getattr(args.settings.model, "notes", ()), *warmup_note(args.settings)):
+        run = args.settings
+        for note in (*getattr(run.model, "notes", ()), *warmup_note(run), *labels_note(run)):
             print(f"note: {note}", file=sys.stderr)
     folder = args.out or Path("runs") / Path(args.recipe).stem
     done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
@@ -83,6 +84,25 @@ def warmup_note(run: Run) -> list[str]:
         return []
     last = run.optim.lr * run.schedule.factor(run.steps - 1, run.steps)
     return [f"schedule.warmup is {warmup} of {run.steps} steps: the learning rate ends at {last:.3g}, below optim.lr"]
+
+
+def labels_note(run: Run) -> list[str]:
+    """Return what to say of a network with labels that predicts the noise, on a path that has a better prediction.
+
+    Args:
+        run: the run.
+    """
+    from gen.config.spec import name_of
+    from gen.diffusion.path import NoisePath
+
+    predicts = name_of(type(run.parameterisation))
+    if predicts not in ("eps", "score") or not isinstance(run.path, NoisePath) or not getattr(run.data, "classes", 0):
+        return []
+    return [
+        f"parameterisation {predicts}: a label says alpha / sigma as much of the noise as of the data, so labels are "
+        "learned late. Digits on vp: label accuracy 0.13, 0.47, 0.85 after 600, 1600, 2500 steps, by v 0.84 and 0.97 "
+        f"after 600 and 1600. The path's own is {run.path.natural['parameterisation']}; else train longer"
+    ]
 
 
 def typed() -> str:

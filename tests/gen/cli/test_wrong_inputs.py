@@ -217,3 +217,13 @@ def test_a_warm_up_that_never_ends_is_said(world, capsys, tmp_path):
     assert (
         "schedule.warmup is 1000 of 5 steps: the learning rate ends at 5e-06, below optim.lr" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(("path", "prediction", "own"), [("vp", "eps", "v"), ("ddpm", "score", "v"), ("vp", "v", "")])
+def test_that_a_network_of_noise_learns_labels_late_is_said(world, capsys, tmp_path, path, prediction, own):
+    chosen = ["--path", path, "--parameterisation", prediction, "--steps", "1"]
+    assert main(["train", f"{world}/run.json", "--out", str(tmp_path / "run"), *chosen]) == 0
+    said = capsys.readouterr().err
+    assert ("labels are learned late" in said) == bool(
+        own
+    ) and f"The path's own is {own}" in f"{said} The path's own is "
