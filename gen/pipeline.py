@@ -259,11 +259,10 @@ class Pipeline:
             batch_size: images at a time, apart from sampling's: a decoder's memory grows faster with it than a
                 denoiser's.
         """
-        scale, shift = latent_scale(self.info)
-        if samples.x.ndim != 4 or any(len(v) not in (1, samples.x.shape[1]) for v in (scale, shift)):
-            raise UserError(
-                f"decoded: samples are {list(samples.x.shape)}, the latents' scale has {len(scale)} channels"
-            )
+        scale, shift = latent_scale(self.info, self.folder)
+        x, sizes = samples.x, [(n, 1) for n in samples.x.shape[1:]]
+        if x.ndim != 4 or any(n not in of for v in (scale, shift) for n, of in zip(v.shape, sizes, strict=True)):
+            raise UserError(f"decoded: samples are {list(x.shape)}, the latents' scale is {list(scale.shape)}")
         coder: Any = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
         expected = latent_of(self.info).get("image_range")
         own = getattr(coder, "image_range", None)
@@ -286,7 +285,7 @@ class Pipeline:
 
     def coder(self, autoencoder: object) -> Any:
         """Load the autoencoder of `decoded`; UserError if there is none, or if no latents are sampled."""
-        latent_scale(self.info)
+        latent_scale(self.info, self.folder)
         if isinstance(autoencoder, (str, Path)):
             given, known = str(autoencoder), names("models.autoencoders")
             if autoencoder and Path(autoencoder).is_dir():

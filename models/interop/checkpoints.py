@@ -27,6 +27,7 @@ __all__ = ["Imported", "import_checkpoint"]
 
 FOLDER, TEXT = "models.interop.public", "models.interop.text"
 ROLE = "net"
+STATISTICS = "latents.safetensors"
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -90,7 +91,8 @@ def import_checkpoint(
     tensors, rounded = _convert(conversion)
     name = name_of(type(chosen))
     copied = {name: path.read_bytes() for name, path in conversion.copied.items()}
-    checkpoints.write(out, {f"{ROLE}.safetensors": tensors}, _manifest(conversion, name, given), copied)
+    files = {f"{ROLE}.safetensors": tensors, **({STATISTICS: conversion.statistics} if conversion.statistics else {})}
+    checkpoints.write(out, files, _manifest(conversion, name, given), copied)
     return Imported(
         folder=out,
         origin=name,
@@ -189,7 +191,7 @@ def _manifest(conversion: Conversion, name: str, weights: Weights) -> Json:
         "scaler": {},
         "val_loss": None,
         "versions": versions(),
-        "latent": dict(conversion.latent),
+        "latent": {**conversion.latent, **({"file": STATISTICS} if conversion.statistics else {})},
         "source": source,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,15 +15,19 @@ from gen.config.spec import Json, find
 __all__ = ["latent_of", "latent_scale", "learned_data", "no_pictures"]
 
 
-def latent_scale(info: Json | None) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a checkpoint's latents, [C or 1, 1, 1] each: x = (latent - shift) scale.
+def latent_scale(info: Json | None, folder: Path | None = None) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a checkpoint's latents, [C or 1, 1, 1] or [C, H, W] each: x = (latent - shift) scale.
 
     Args:
         info: the checkpoint's manifest; UserError for one of a model of images, or whose scale is in another file.
+        folder: of the run or the checkpoint, where statistics of every position lie.
     """
     latent = latent_of(info)
     if latent.get("scale") is None:
         raise UserError("this model's samples are images already: there are no latents to decode")
+    if latent.get("file") and folder is not None and info is not None:
+        tensors = checkpoints.read_tensors(checkpoints.locate(folder), str(latent["file"]), info)
+        return tensors["scale"], tensors["shift"]
     if isinstance(latent["scale"], str):
         raise UserError(f"the latents' scale is not known, only where it stands: {latent['scale']}; decode .x yourself")
     pair = (latent["scale"], latent.get("shift", 0.0))

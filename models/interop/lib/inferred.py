@@ -54,6 +54,7 @@ class Conversion:
         tensors: by our names.
         latent: how samples become images, decode(x / scale + shift), as the manifest will say it; image_range is that
             of the images which the autoencoder takes and gives, [-1, 1] where it is missing.
+        statistics: scale and shift of every position, [C, H, W], which are then a file of the checkpoint.
         dropped: tensors of theirs that are left out, and why.
         notes: for the report.
         copied: files that go with the weights, by the name they get.
@@ -67,6 +68,7 @@ class Conversion:
     notes: tuple[str, ...] = ()
     copied: Mapping[str, Path] = field(default_factory=dict)
     keep_dtype: bool = False
+    statistics: State = field(default_factory=dict)
 
 
 class Origin(Protocol):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
+from gen.config.torch_file import read_torch
 from gen.models.dit_dh import DiTDH
 from gen.models.interop.lib.dit_layout import grid_side, read_dit_layout
 from gen.models.interop.lib.inferred import Conversion, Reader, build_spec, published_heads
@@ -40,12 +46,15 @@ class RAEWeights:
         head_depth: number of the head's blocks, where it is as wide as the rest; None to read it off the weights.
         size: height of the latents, where the network has neither pos_embed nor rotary tables.
         heads, head_heads: of attention, where no rotary table shows them; None for those of the published sizes.
+        stats: path of the stat.pt that normalised the latents, so that samples can be decoded by an autoencoder without
+            statistics of its own; None leaves the manifest to say where it is.
     """
 
     head_depth: int | None = None
     size: int | None = None
     heads: int | None = None
     head_heads: int | None = None
+    stats: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, **dict.fromkeys(("head_depth", "size", "heads", "head_heads"), "[1, inf)"))
@@ -67,7 +76,9 @@ class RAEWeights:
         shift = max(1.0, math.sqrt(model.channels * model.size**2 / BASE))  # they never shift towards data
         sampler = Sampler(solver="euler", steps=49, grid={"name": "shift", "shift": shift, "stop": 0.001})
         run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
-        return Conversion(run, tensors, LATENT, notes=(*notes, *more))
+        shape = (model.channels, model.size, model.size)
+        statistics = {} if self.stats is None else _statistics(Path(self.stats), shape)
+        return Conversion(run, tensors, LATENT, notes=(*notes, *more), statistics=statistics)
 
     def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:
         """Read DiT^DH: rotary tables show the numbers of heads, and widths where the head begins."""
@@ -105,3 +116,18 @@ class RAEWeights:
                 'say it, as in --from \'{"name": "rae", "head_depth": 2}\''
             )
         return self.head_depth
+
+
+def _statistics(file: Path, shape: tuple[int, ...]) -> State:
+    """Return scale and shift of a file of mean and var, [C, H, W] each: x = (latent - mean) / sqrt(var + 1e-5)."""
+    if not file.is_file():
+        raise UserError(f"stats: {file} does not exist")
+    content = read_torch(file)
+    given = [content.get(key) for key in ("mean", "var")] if isinstance(content, Mapping) else []
+    values = [value.double() for value in given if isinstance(value, Tensor) and tuple(value.shape) == shape]
+    if len(values) != 2:
+        raise UserError(f"stats: {file} does not hold mean and var of {list(shape)}")
+    mean, var = values
+    if not bool((var >= 0).all()) or not bool(torch.isfinite(mean).all()):
+        raise UserError(f"stats: {file} holds a var below 0, or a mean that is not finite")
+    return {"scale": (var + 1e-5).rsqrt().float(), "shift": mean.float()}

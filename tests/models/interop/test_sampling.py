@@ -101,3 +101,33 @@ def test_latents_of_lightning_dit_are_decoded_with_its_statistics(tmp_path):
         torch.save(content, tmp_path / "stats.pt")
         with pytest.raises(UserError, match=said):
             import_checkpoint(tmp_path / "a.pt", spec, out=tmp_path / "b")
+
+
+class Identity:
+    """An autoencoder of latents that are their own pictures."""
+
+    image_range = None
+
+    def decode(self, z):
+        return z
+
+
+def test_statistics_of_every_position_are_read_and_decode_rae_s_latents(tmp_path):
+    """They were only named in the manifest, since it has one number for a channel at most."""
+    torch.save(published.rae(), tmp_path / "a.pt")
+    shape = gen.load(import_checkpoint(tmp_path / "a.pt", out=tmp_path / "plain").folder).shape
+    g = torch.Generator().manual_seed(0)
+    mean, var = torch.randn(shape, generator=g), torch.rand(shape, generator=g)
+    torch.save({"mean": mean, "var": var}, tmp_path / "stat.pt")
+    spec = {"name": "rae", "stats": str(tmp_path / "stat.pt")}
+    pipeline = gen.load(import_checkpoint(tmp_path / "a.pt", spec, out=tmp_path / "out").folder)
+    samples = pipeline.sample(2, steps=2)
+    decoded = pipeline.decoded(samples, Identity())
+    torch.testing.assert_close(decoded.x, samples.x * (var + 1e-5).sqrt() + mean)
+    with pytest.raises(UserError, match="not known, only where it stands"):
+        gen.load(tmp_path / "plain").decoded(samples, Identity())
+    for wrong in ({"mean": mean}, {"mean": mean, "var": -var - 1}, {"mean": mean[:1], "var": var[:1]}):
+        torch.save(wrong, tmp_path / "stat.pt")
+        with pytest.raises(UserError, match=r"stats: .*holds? "):
+            import_checkpoint(tmp_path / "a.pt", spec, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
