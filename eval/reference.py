@@ -144,14 +144,6 @@ class Reference:
         )
 
     @property
-    def width(self) -> int | None:
-        """The dimensions of the features; None until they are known."""
-        if self.statistics is not None and self.statistics.width is not None:
-            return self.statistics.width
-        found = self.real.rows("features") if self.real else None
-        return None if found is None else found.shape[1]
-
-    @property
     def moments(self) -> Moments:
         """Mean and covariance of the features; UserError where they are not known."""
         if self.statistics is not None and "features" in self.statistics.moments:

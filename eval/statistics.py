@@ -63,12 +63,6 @@ class Statistics:
     about: Json = field(default_factory=dict)
     fingerprint: str = ""
 
-    @property
-    def width(self) -> int | None:
-        """The dimensions of the features; None if the file has none."""
-        known = self.moments.get("features")
-        return len(known.mean) if known else None if self.features is None else self.features.shape[1]
-
     def assumed(self, extractor: str, sha256: str, stated: str | None = None) -> str:
         """Return what is assumed of the extractor of these statistics, "" if the file says it.
 
