@@ -172,8 +172,6 @@ class Evaluation:
         how = {key: given[key] for key in SAMPLER[:-1] if given[key] is not None}
         out, run = given["out"], isinstance(given["samples"], (str, Path)) and sampler is not None
         target = Path(out) if out is not None else Path(given["samples"]) / "eval" if run else None
-        if target is not None:
-            target.mkdir(parents=True, exist_ok=True)
         spec = {} if sampler is None else recordable(sampler, how)
         images, info = opened(given, sampler, how, metrics)
         device = given["device"] or ("cpu" if sampler is None else device_of(sampler.pipeline))
@@ -185,6 +183,8 @@ class Evaluation:
         reference = reference_of(given, sampler, extraction)
         check_shape(images.name, images.shape, reference)
         rows = Rows(images, reference.extractor, reference.extractor_spec, extraction)
+        if target is not None:
+            target.mkdir(parents=True, exist_ok=True)
         give(rows, given, extraction)
         strict, kept = given["metrics"] is not None, list[Metric]()
         judged = knows_classes(reference.extractor, images, sampler)

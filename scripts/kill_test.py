@@ -13,6 +13,8 @@ undisturbed ones. At last nothing half written may lie around. Prints a JSON lin
 
 Measured (2026-11-29, 2 shared cores, a folder in memory, Python 3.11, torch 2.13): 200 kills, 40 of each writer, in 5
 minutes: 200 resumable, the same bits after 70 steps of images, 62 of text, 14 of DMD2 and 60 shards, nothing left over.
+Of evaluations alone (2026-11-30, the same machine at load 16): 200 kills in 5 minutes, 200 resumable, 10,383 chunks of
+features and all records with the same bits, nothing left over.
 """
 
 from __future__ import annotations

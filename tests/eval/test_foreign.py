@@ -93,6 +93,7 @@ def test_options_of_sampling_are_refused_and_options_of_the_set_are_not(npz, cap
         (lambda: evaluate(npz, "digits", n=61), "samples.npz holds 60 pictures, 61 were asked for"),
         (lambda: evaluate(npz, "digit"), "digit is no file, no folder and no data set. Did you mean 'digits'?"),
         (lambda: evaluate(npz, tmp_path / "none.npz"), "none.npz is no file, no folder and no data set"),
+        (lambda: evaluate(tmp_path / "no", "digits", out=tmp_path / "no.eval"), "no does not exist: give a run"),
         (lambda: evaluate(torch.zeros(3, 1, 8, 8), "digits"), "a tensor of pictures is uint8"),
         (lambda: evaluate(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), "digits"), "not comparable"),
         (lambda: evaluate(3, "digits"), "expected a Pipeline, the folder of a run"),
@@ -107,6 +108,7 @@ def test_options_of_sampling_are_refused_and_options_of_the_set_are_not(npz, cap
         with pytest.raises(UserError) as error:
             call()
         assert says in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "no.eval").exists()
 
 
 def test_pairs_classes_training_images_and_any_reference(npz, drawn, copier, reference, tmp_path) -> None:
