@@ -12,7 +12,6 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.eval.metrics import Column, Estimate, blocks, check_rows
-from gen.eval.metrics.lib.neighbours import nearest
 from gen.eval.metrics.lib.rows import subset
 
 __all__ = ["FLD"]
@@ -72,44 +71,66 @@ class FLD:
         mean = torch.stack([part.sum(0) for part in blocks(reference)]).sum(0) / len(reference)
         squares = torch.stack([((part - mean) ** 2).sum(0) for part in blocks(reference)]).sum(0)
         scale = torch.where(squares > 0, squares / (len(reference) - 1), 1.0).sqrt()
-
-        def standard(rows: Tensor) -> Tensor:
-            return ((rows - mean) / scale).float()
-
-        test, real = standard(reference), standard(train)
-        centres = standard(samples[subset(len(samples), self.centres, self.seed)])
-        ours = Mixture(centres)
-        self._fit(ours, real)
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(self.seed))
-        half = min(self.centres, len(centres), len(real) // 2)
-        baseline = Mixture(real[order[:half]])
-        self._fit(baseline, real[order[half:]])
-        nll, of_train, floor = ours.nll(test), ours.nll(real), baseline.nll(test)
+        ours, test, real = (Standardised(rows, mean, scale) for rows in (samples, reference, train))
+        mixture = Mixture(ours.take(subset(len(samples), self.centres, self.seed)))
+        self._fit(mixture, real, torch.arange(len(train)))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+        half = min(self.centres, len(mixture.centres), len(train) // 2)
+        baseline = Mixture(real.take(order[:half]))
+        self._fit(baseline, real, order[half:])
+        nll, of_train, floor = mixture.nll(test), mixture.nll(real), baseline.nll(test)
         n = len(samples)
         return Estimate(100 * (nll - floor), None, n), Estimate(100 * (of_train - nll), None, n)
 
-    def _fit(self, mixture: Mixture, x: Tensor) -> None:
-        """Fit the variances to rows [T, D], from the nearest row's distance on."""
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed + 1))]
-        mixture.log_variance.data = ((nearest(mixture.centres, x, 1)[0][:, 0].float() + 1e-3) / x.shape[1]).log()
+    def _fit(self, mixture: Mixture, x: Standardised, chosen: Tensor) -> None:
+        """Fit the variances to the chosen rows, int64 [T], from the nearest row's distance on."""
+        chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(self.seed + 1))]
+        n, dim = len(chosen), mixture.centres.shape[1]
+        closest, total_row = torch.full((len(mixture.centres),), torch.inf), torch.zeros(dim)
+        for part in map(x.take, chosen.split(ROWS)):
+            closest = torch.minimum(closest, torch.cdist(mixture.centres, part).amin(1) ** 2)
+            total_row += part.sum(0)
+        mixture.log_variance.data = ((closest + 1e-3) / dim).log()
         background = torch.zeros((), requires_grad=True)
-        mean, losses = x.mean(0, keepdim=True), list[float]()
+        mean, losses = total_row / n, list[float]()
         optimiser = torch.optim.Adam([mixture.log_variance, background], lr=self.lr)
         for epoch in range(self.epochs):
             total = 0.0
-            for batch in x.split(BATCH):
+            for batch in chosen.split(BATCH):
                 optimiser.zero_grad()
-                for part in batch.split(ROWS):
-                    far = log_normal(BACKGROUND * ((part - mean) ** 2).sum(1, keepdim=True), background, x.shape[1])
+                for part in map(x.take, batch.split(ROWS)):
+                    far = log_normal(BACKGROUND * ((part - mean) ** 2).sum(1, keepdim=True), background, dim)
                     likelihood = torch.cat([mixture.terms(part), far], 1).logsumexp(1)
-                    loss = -likelihood.sum() / (len(batch) * x.shape[1])
+                    loss = -likelihood.sum() / (len(batch) * dim)
                     loss.backward()
-                    total += float(loss.detach()) * len(batch) / len(x)
+                    total += float(loss.detach()) * len(batch) / n
                 optimiser.step()
                 mixture.log_variance.data.clamp_(-LOG_BOUND, LOG_BOUND)
             losses.append(total)
             if epoch > PATIENCE and max(losses[-PATIENCE:]) - min(losses[-PATIENCE:]) < TOLERANCE:
                 return
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised:
+    """Rows less a mean and divided by standard deviations, of which a block is computed when it is used.
+
+    Attributes:
+        rows: [N, D].
+        mean, scale: [D], float64.
+    """
+
+    rows: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return some of the rows, float32 [B, D].
+
+        Args:
+            indices: int64 [B].
+        """
+        return ((self.rows[indices] - self.mean) / self.scale).float()
 
 
 class Mixture:
@@ -133,15 +154,16 @@ class Mixture:
         squares = torch.cdist(x, self.centres) ** 2
         return log_normal(squares, self.log_variance, x.shape[1]) - math.log(len(self.centres))
 
-    def nll(self, x: Tensor) -> float:
+    def nll(self, x: Standardised) -> float:
         """Return the mean negative log likelihood per dimension.
 
         Args:
             x: rows [N, D].
         """
+        parts = map(x.take, torch.arange(len(x.rows)).split(ROWS))
         with torch.no_grad():
-            likelihoods = torch.cat([self.terms(part).logsumexp(1) for part in x.split(ROWS)])
-        return -float(likelihoods.double().mean()) / x.shape[1]
+            likelihoods = torch.cat([self.terms(part).logsumexp(1) for part in parts])
+        return -float(likelihoods.double().mean()) / self.centres.shape[1]
 
 
 def log_normal(squares: Tensor, log_variance: Tensor, dim: int) -> Tensor:

@@ -12,7 +12,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.eval.features.lib.lpips import Lpips
 from gen.eval.metrics import Column, Estimate
-from gen.eval.metrics.lib.pairs import mean_over_images
+from gen.eval.metrics.lib.pairs import images_at_once, mean_over_images
 
 __all__ = ["LPIPSDiversity"]
 
@@ -56,7 +56,9 @@ class LPIPSDiversity:
                 f"lpips_diversity: images {list(samples.shape)}, labels {given}; allowed: [N, C, H, W], [N]"
             )
         first, second = self.choose(torch.zeros(len(samples), dtype=torch.int64) if labels is None else labels)
-        estimate = mean_over_images(self.distance.load(), samples[first], samples[second])
+        distance = self.distance.load()
+        size = images_at_once(samples)
+        estimate = mean_over_images(lambda i, j: distance(samples[i], samples[j]), first, second, size)
         return Estimate(estimate.value, estimate.se, len(samples))
 
     def choose(self, labels: Tensor) -> tuple[Tensor, Tensor]:

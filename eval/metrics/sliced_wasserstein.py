@@ -50,7 +50,7 @@ class SlicedWasserstein:
         """Compute it from rows [N, D] and reference rows [M, D]."""
         check_rows("sw2", samples, reference)
         n, d = min(len(samples), len(reference)), samples.shape[1]
-        x, y = (rows[subset(len(rows), n, self.seed)] for rows in (samples, reference))
+        x, y = (rows if len(rows) == n else rows[subset(len(rows), n, self.seed)] for rows in (samples, reference))
         generator = torch.Generator().manual_seed(self.seed)
         t = torch.randn(self.directions, d, generator=generator, dtype=torch.float64)
         t /= t.norm(dim=1, keepdim=True)

@@ -11,7 +11,7 @@ from gen.eval.metrics.class_fid import ClassFID
 from gen.eval.metrics.cmmd import CMMD
 from gen.eval.metrics.fd_infinity import FDInfinity
 from gen.eval.metrics.fid import FID
-from gen.eval.metrics.fld import FLD, Mixture
+from gen.eval.metrics.fld import FLD, Mixture, Standardised
 from gen.eval.metrics.inception_score import InceptionScore
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.lib.as_torchmetric import AsTorchMetric
@@ -138,7 +138,7 @@ def test_likelihood_is_that_of_the_mixture_and_copies_are_noticed() -> None:
     components = zip(mixture.centres, mixture.log_variance.exp(), strict=True)
     parts = [normal(mean, variance * torch.eye(3)).log_prob(x) for mean, variance in components]
     exact = -float((torch.stack(parts).detach().exp().mean(0)).log().mean()) / 3
-    assert mixture.nll(x) == pytest.approx(exact, rel=1e-5)
+    assert mixture.nll(Standardised(x, torch.zeros(3), torch.ones(3))) == pytest.approx(exact, rel=1e-5)
     train, test = draw(200, 8, 2), draw(200, 8, 3)
     fresh, poor, copied = (FLD()(rows, test, train) for rows in (draw(200, 8, 4), draw(200, 8, 5, 2.0), train))
     assert abs(fresh[0].value) < 20 < poor[0].value and fresh[0].value < copied[0].value

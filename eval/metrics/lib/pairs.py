@@ -10,9 +10,10 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.eval.estimate import Estimate
 
-__all__ = ["check_pairs", "mean_over_images"]
+__all__ = ["check_pairs", "images_at_once", "mean_over_images"]
 
-IMAGES = 64  # at once
+BATCH = 16  # of networks that compare images: no call of theirs is half empty
+NUMBERS = 2**22  # in the images that are compared at once
 
 
 def check_pairs(name: str, samples: Tensor, targets: Tensor) -> None:
@@ -32,14 +33,28 @@ def check_pairs(name: str, samples: Tensor, targets: Tensor) -> None:
         raise UserError(f"{name}: images of {samples.dtype} and {targets.dtype}; allowed: uint8")
 
 
-def mean_over_images(score: Callable[[Tensor, Tensor], Tensor], samples: Tensor, targets: Tensor) -> Estimate:
+def images_at_once(images: Tensor) -> int:
+    """Return how many images to compare at once, so that memory does not grow with their size.
+
+    Args:
+        images: [N, C, H, W].
+    """
+    size = max(1, NUMBERS // images[0].numel())
+    return size if size < BATCH else size - size % BATCH
+
+
+def mean_over_images(
+    score: Callable[[Tensor, Tensor], Tensor], samples: Tensor, targets: Tensor, size: int | None = None
+) -> Estimate:
     """Return the mean of a score over images, with its standard error; None of a single image.
 
     Args:
-        score: of images and targets [B, C, H, W], [B].
-        samples: [N, C, H, W].
-        targets: [N, C, H, W].
+        score: of images and targets [B, ...], [B].
+        samples: [N, ...], images or what stands for them.
+        targets: [N, ...].
+        size: B; None for that of images.
     """
-    pairs = zip(samples.split(IMAGES), targets.split(IMAGES), strict=True)
+    size = images_at_once(samples) if size is None else size
+    pairs = zip(samples.split(size), targets.split(size), strict=True)
     scores, n = torch.cat([score(a, b).double() for a, b in pairs]), len(samples)
     return Estimate(float(scores.mean()), float(scores.std()) / n**0.5 if n > 1 else None, n)
