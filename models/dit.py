@@ -41,7 +41,7 @@ class DiT(family.Family):
     Presets: "DiT-S/2" to "DiT-XL/8", "SiT-S/2" to "SiT-XL/8", and "digits".
 
     Attributes:
-        size: height and width of x, pixels.
+        size: height and width of x, pixels: one number for squares, else both.
         patch: side of a token's square, pixels; 2, 4 or 8 as published.
         channels: of x; 4 for latents of Stable Diffusion's autoencoder.
         classes: number of labels, 0 for none; the label table has one more row, for "no class".
@@ -66,7 +66,7 @@ class DiT(family.Family):
     time_range: ClassVar[float] = 1000.0
     presets: ClassVar[family.Presets] = _table()
 
-    size: int = 32
+    size: int | tuple[int, int] = 32
     patch: int = 2
     channels: int = 4
     classes: int = 1000
@@ -86,6 +86,7 @@ class DiT(family.Family):
     def __post_init__(self) -> None:
         family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
         check_fields(self, mup_base="[1, inf)", mlp_ratio="(0, 1000]", mlp_norm_eps="[0, inf)")
+        family.one_number_for_squares(self)
         family.divisible(self, "size", self.patch, "patch")
         family.divisible(self, "width", self.heads, "heads")
         family.divisible(self, "width", 4)

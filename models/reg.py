@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond
+from gen.diffusion.net import sides
 from gen.models.dit import DiT, DiTNet
 from gen.models.layers import family
 from gen.models.layers.block import modulate
@@ -82,17 +83,18 @@ class REGNet(DiTNet):
     @property
     def pixels(self) -> int:
         """Numbers in the image: where the class token begins."""
-        return self.spec.channels * self.spec.size**2
+        height, width = sides(self.spec)
+        return self.spec.channels * height * width
 
     def image(self, x: Tensor) -> Tensor:
         """Return the image [B, C, H, W] in a state x [B, C H W + cls_dim]."""
-        return x[:, : self.pixels].reshape(-1, self.spec.channels, self.spec.size, self.spec.size)
+        return x[:, : self.pixels].reshape(-1, self.spec.channels, *sides(self.spec))
 
     def check(self, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None) -> None:
         """Raise UserError unless the arguments fit."""
         if tuple(x.shape[1:]) != self.state_shape:
-            spec, (n,) = self.spec, self.state_shape
-            parts = f"{spec.channels} x {spec.size} x {spec.size} and {spec.cls_dim} of cls"
+            spec, (n,), (height, width) = self.spec, self.state_shape, sides(self.spec)
+            parts = f"{spec.channels} x {height} x {width} and {spec.cls_dim} of cls"
             raise UserError(f"x has shape {list(x.shape)}; this REG takes [B, {n}]: {parts}")
         super().check(self.image(x), t, cond, s)
 
@@ -105,7 +107,8 @@ class REGNet(DiTNet):
     def head(self, h: Tensor, c: Tensor) -> Tensor:
         """Return the state [B, C H W + cls_dim] of the last tokens h [B, 1 + T, width] under c [B, width]."""
         patches, cls = self.final_layer(h, c)
-        return torch.cat([unpatchify(patches, self.spec.patch).flatten(1), cls], 1)
+        patch = self.spec.patch
+        return torch.cat([unpatchify(patches, patch, sides(self.spec)[0] // patch).flatten(1), cls], 1)
 
 
 class JointFinal(nn.Module):

@@ -15,6 +15,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
+from gen.diffusion.net import sides
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
 from gen.models.layers.conv import (
@@ -67,13 +68,14 @@ class UNet(family.Family):
     latents, and "digits".
 
     Attributes:
-        size: height and width of x, pixels.
+        size: height and width of x, pixels: one number for squares, else both.
         channels: of x.
         classes: number of labels, 0 for none; "no class" adds nothing, so it has no row in the label table.
         width: channels that `multipliers` count in; 192 (ADM-64) and 256.
         multipliers: channels of each level over width, the finest first; each level is half as high as the one before.
         blocks: residual blocks per level on the way down; one more on the way up.
-        attention: heights at which every block is followed by attention, pixels; the middle always has one.
+        attention: lengths of the shorter side at which every block is followed by attention, pixels; the middle always
+            has one.
         heads: of attention, 0 for one per head_width channels.
         head_width: channels of a head if heads is 0.
         qkv_order: layout of the rows of q, k and v (gen.models.layers.conv.PixelAttention); "qkv" in the weights of
@@ -92,7 +94,7 @@ class UNet(family.Family):
     time_range: ClassVar[float] = 1000.0
     presets: ClassVar[family.Presets] = _table()
 
-    size: int = 64
+    size: int | tuple[int, int] = 64
     channels: int = 3
     classes: int = 1000
     width: int = 192
@@ -116,19 +118,24 @@ class UNet(family.Family):
     def __post_init__(self) -> None:
         family.at_least(self, size=1, channels=1, classes=0, width=2, blocks=1, heads=0, head_width=1, groups=1)
         check_fields(self, dropout="[0, 1)", max_period="(0, inf)")
+        family.one_number_for_squares(self)
         if self.width % 2:
             raise UserError(f"UNet.width {self.width} must be even: half of the waves are cosines")
         halvings = len(self.multipliers) - 1
-        if halvings < 0 or self.size % 2**halvings:
+        if halvings < 0 or any(side % 2**halvings for side in sides(self)):
             raise UserError(f"UNet: size {self.size} cannot be halved once per step of multipliers {self.multipliers}")
         for level, channels in enumerate(self.widths):
-            attends = self.size >> level in self.attention or level == len(self.widths) - 1
+            attends = self.attends(level) or level == len(self.widths) - 1
             unit = self.heads or self.head_width
             if channels < 1 or channels % self.groups or (attends and channels % unit):
                 raise UserError(
                     f"UNet: level {level} has {channels} channels, not divisible by groups {self.groups}"
                     + (f" and by {'heads' if self.heads else 'head_width'} {unit}" if attends else "")
                 )
+
+    def attends(self, level: int) -> bool:
+        """Return whether a level attends, by its shorter side."""
+        return min(sides(self)) >> level in self.attention
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -185,7 +192,7 @@ class UNetNet(family.FamilyNet):
 
     def _stage(self, width: int, out: int, level: int) -> nn.ModuleList:
         """Return a residual block, and the attention of its level if there is one."""
-        attends = self.spec.size >> level in self.spec.attention
+        attends = self.spec.attends(level)
         return nn.ModuleList([self._block(width, out), *([self._attention(out)] if attends else [])])
 
     def _block(self, width: int, out: int, resampling: Resample = "keep") -> ResBlock:

@@ -22,7 +22,7 @@ from gen.diffusion.tap import Tap
 if TYPE_CHECKING:
     from gen.diffusion.denoiser import Cond
 
-__all__ = ["ModulationTable", "Net", "NetMembers", "NetSpec", "empty_network", "members", "unwrap"]
+__all__ = ["ModulationTable", "Net", "NetMembers", "NetSpec", "empty_network", "members", "shape_of", "sides", "unwrap"]
 
 
 class NetSpec(Protocol):
@@ -30,12 +30,12 @@ class NetSpec(Protocol):
 
     @property
     def channels(self) -> int:
-        """One x is [channels, size, size], unless the spec has a `shape` or the network a `state_shape`."""
+        """One x is [channels, height, width], unless the spec has a `shape` or the network a `state_shape`."""
         ...
 
     @property
-    def size(self) -> int:
-        """Height and width of x."""
+    def size(self) -> int | tuple[int, int]:
+        """Height and width of x: one number for squares, else both."""
         ...
 
     @property
@@ -214,9 +214,27 @@ def unwrap(net: nn.Module) -> Any:
     return getattr(net, "module", net)
 
 
-def _state_shape(net: Any) -> tuple[int, ...] | None:
-    spec: Any = getattr(net, "spec", None)
-    own = getattr(net, "state_shape", None) or getattr(spec, "shape", None)
+def sides(spec: Any) -> tuple[int, int]:
+    """Return height and width of a network's x.
+
+    Args:
+        spec: the network's, whose `size` is one number for squares, else both.
+    """
+    return tuple(spec.size) if isinstance(spec.size, (tuple, list)) else (spec.size, spec.size)
+
+
+def shape_of(spec: Any) -> tuple[int, ...] | None:
+    """Return the shape of one x of a network; None where its spec does not say.
+
+    Args:
+        spec: the network's.
+    """
+    own = getattr(spec, "shape", None)
     if own is None and hasattr(spec, "channels"):
-        own = (spec.channels, spec.size, spec.size)
+        own = (spec.channels, *sides(spec))
     return None if own is None else tuple(own)
+
+
+def _state_shape(net: Any) -> tuple[int, ...] | None:
+    own = getattr(net, "state_shape", None)
+    return tuple(own) if own is not None else shape_of(getattr(net, "spec", None))

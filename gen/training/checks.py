@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.data import DataSet, DataSource
+from gen.diffusion.net import shape_of
 from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import id_fields
@@ -40,8 +41,13 @@ def check_data(spec: Any, data: DataSource, shape: tuple[int, ...]) -> None:
     if tokenizer is not None:
         _check_tokens(spec, tokenizer, shape)
         return
-    wants = getattr(spec, "shape", None) or (spec.channels, spec.size, spec.size)
-    if shape != tuple(wants) or spec.classes != data.classes:
+    wants = shape_of(spec) or ()
+    if len(shape) == len(wants) == 3 and shape[1] != shape[2] and wants[1] == wants[2]:
+        raise UserError(
+            f"the data's x is {list(shape)}, and this {type(spec).__name__} takes {list(wants)}: dit, reg and unet may "
+            "be higher or wider than square (model.size), all others need square data"
+        )
+    if shape != wants or spec.classes != data.classes:
         raise UserError(
             f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(shape)} and "
             f"{data.classes}: set model.channels, model.size and model.classes to fit"

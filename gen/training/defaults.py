@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gen.config.spec import Json, build, by_head, name_of, override, owner_of, with_keys
+from gen.config.values import hints_of
 from gen.diffusion.path import Flow, NoisePath
 from gen.text.tokenizers import id_fields
 
@@ -103,8 +104,15 @@ def _shape(data: Any) -> Json:
     if (tokenizer := getattr(data, "tokenizer", None)) is not None:
         return {**id_fields(tokenizer), "length": data.shape[0]}
     shape = data.shape
-    size = {"size": shape[1]} if shape[1] == shape[2] else {}
-    return {**size, "channels": shape[0], "classes": data.classes}
+    size = shape[1] if shape[1] == shape[2] else shape[1:]
+    return {"size": size, "channels": shape[0], "classes": data.classes}
+
+
+def _fitting(owner: Any, shape: Json) -> Json:
+    """Return the fields of data's shape that a model has; its size only if it can be that."""
+    fields = {f.name for f in dataclasses.fields(owner) if f.init} if dataclasses.is_dataclass(owner) else set()
+    square = "size" in fields and hints_of(owner)["size"] is int and isinstance(shape.get("size"), tuple)
+    return {name: value for name, value in shape.items() if name in fields and not (square and name == "size")}
 
 
 def _fit_spec(spec: str | Mapping[str, Any], data: Any, path: Any) -> Json:
@@ -130,7 +138,7 @@ def _fit_spec(spec: str | Mapping[str, Any], data: Any, path: Any) -> Json:
             given[name] = designed / _time_unit(path)
     missing = {"size", "channels", "classes", "vocab_size"} & fields.keys() - given.keys()
     if missing:
-        given |= {name: value for name, value in _shape(data()).items() if name in fields and name not in given}
+        given |= {name: value for name, value in _fitting(owner, _shape(data())).items() if name not in given}
     return given
 
 
@@ -140,7 +148,7 @@ def _fit_object(model: Any, shape: Json, ratio: float, stated: Mapping[str, Any]
     if "inner" in fields:
         inner = by_head(stated)[1].get("inner", {})
         return dataclasses.replace(model, inner=_fit_object(model.inner, shape, ratio, inner))
-    new = {name: value for name, value in shape.items() if name in fields}
+    new = _fitting(type(model), shape)
     new |= {name: getattr(model, name) * ratio for name in TIME_SCALES if name in fields and ratio != 1}
     if "length" in new:
         new["length"] = max(new["length"], model.length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
+from gen.diffusion.net import sides
 from gen.diffusion.tap import Compute, Tap, call_site
 from gen.kernels.sequence_parallel import Traffic, gather_tokens, local_tokens, ring_attention, ulysses_attention
 from gen.models.dit import DiTNet
@@ -55,7 +57,7 @@ class Sequence:
         if not dist.is_initialized():
             raise UserError("the engine 'sequence' needs processes: start them with torchrun and init_process_group")
         spec: Any = net.spec
-        count, tokens = dist.get_world_size(), (spec.size // spec.patch) ** 2
+        count, tokens = dist.get_world_size(), math.prod(side // spec.patch for side in sides(spec))
         if tokens % count:
             raise UserError(f"the engine 'sequence': {tokens} tokens do not divide over {count} processes")
         if self.method == "ulysses" and spec.heads % count:

@@ -21,6 +21,7 @@ from gen.config.spec import Json, spec_of
 from gen.config.writing import replacing
 from gen.data.lib.learned import latent_scale
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.net import sides
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
 from gen.models.dit import DiT
@@ -147,6 +148,8 @@ def _expressible(model: DiT, patched: bool) -> None:
     for field, value in {"qk_norm": False, "mlp_ratio": 4.0, "mup_base": None, "null_class": True}.items():
         if getattr(model, field) != value:
             raise UserError(f"diffusers' DiT has {field} {value} built in; this model has {getattr(model, field)}")
+    if not isinstance(model.size, int):
+        raise UserError(f"diffusers' DiT takes squares only; this model's x is {model.size[0]} x {model.size[1]}")
     if not model.classes:
         raise UserError("diffusers' DiT always embeds a class; this model has none")
     if model.freq_shift not in (0, 1) or (model.freq_shift == 0 and not patched):
@@ -158,7 +161,9 @@ def _expressible(model: DiT, patched: bool) -> None:
 
 def _check_positions(model: DiT, table: Tensor) -> float:
     """Return how far the table of positions is from the one diffusers will compute; UserError for another table."""
-    worst = float((table - grid_embedding(model.width, model.size // model.patch)[None]).abs().max())
+    worst = float(
+        (table - grid_embedding(model.width, *(side // model.patch for side in sides(model)))[None]).abs().max()
+    )
     if worst > DRIFT:
         raise UserError(f"diffusers computes pos_embed; this model's differs from it by up to {worst:.3g}")
     return worst

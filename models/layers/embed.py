@@ -38,22 +38,23 @@ def convert_time(t: Tensor, scale: float, convention: str) -> Tensor:
     return scale * (1 - t if convention == "data" else t)
 
 
-def grid_embedding(width: int, side: int) -> Tensor:
-    """Return the fixed 2-D embedding of a square grid's cells, row by row, float32 [side^2, width].
+def grid_embedding(width: int, rows: int, columns: int | None = None) -> Tensor:
+    """Return the fixed 2-D embedding of a grid's cells, row by row, float32 [rows * columns, width].
 
     The first half of the channels encodes the column and the second half the row, as in the published models' weights;
     each half is sin then cos of position / 10000^(i / (width/4)). (MAE, He et al. 2021; DiT, Peebles & Xie 2022.)
 
     Args:
         width: divisible by 4.
-        side: cells on a side.
+        rows, columns: cells of the grid; None for a square.
     """
     quarter = width // 4
     w = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    angle = torch.arange(side, dtype=torch.float64)[:, None] * w
-    axis = torch.cat([angle.sin(), angle.cos()], 1)  # [side, width / 2]
-    column, row = axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)
-    return torch.cat([column, row], 2).reshape(side * side, width).float()
+    columns = rows if columns is None else columns
+    angle = torch.arange(max(rows, columns), dtype=torch.float64)[:, None] * w
+    axis = torch.cat([angle.sin(), angle.cos()], 1)  # [longer side, width / 2]
+    column, row = axis[None, :columns].expand(rows, -1, -1), axis[:rows, None].expand(-1, columns, -1)
+    return torch.cat([column, row], 2).reshape(rows * columns, width).float()
 
 
 class TimeEmbedding(nn.Module):

@@ -12,9 +12,9 @@ from gen.config.errors import UserError, nearest
 from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.net import NetSpec
+from gen.diffusion.net import NetSpec, sides
 
-__all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels"]
+__all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels", "one_number_for_squares"]
 
 Presets = Mapping[str, Json]  # fields by the preset's name
 
@@ -76,6 +76,17 @@ def at_least(spec: object, **lowest: int) -> None:
     check_fields(spec, **{name: f"[{low}, inf)" for name, low in lowest.items()})
 
 
+def one_number_for_squares(spec: Any) -> None:
+    """Set a size of two equal sides to one number, so that a square has one spec.
+
+    Args:
+        spec: the dataclass, whose size is checked.
+    """
+    height, width = sides(spec)
+    if height == width:
+        object.__setattr__(spec, "size", height)
+
+
 def divisible(spec: object, name: str, by: int, meaning: str = "") -> None:
     """Raise UserError for a field that is no multiple of a number.
 
@@ -85,7 +96,8 @@ def divisible(spec: object, name: str, by: int, meaning: str = "") -> None:
         by: the divisor.
         meaning: where the divisor comes from, such as "4 * heads".
     """
-    if getattr(spec, name) % by:
+    values = getattr(spec, name)
+    if any(value % by for value in (values if isinstance(values, tuple) else (values,))):
         divisor = f"{meaning}, {by}" if meaning else by
         raise UserError(f"{type(spec).__name__}.{name} {getattr(spec, name)} must be divisible by {divisor}")
 
@@ -95,13 +107,13 @@ def check(spec: NetSpec, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = No
 
     Args:
         spec: the network's spec.
-        x: must be [B, channels, size, size].
+        x: must be [B, channels, height, width].
         t: must be [B].
         cond: must have "y" if there are classes.
         s: must be None: the network takes no target time.
     """
     family = type(spec).__name__
-    expected = (spec.channels, spec.size, spec.size)
+    expected = (spec.channels, *sides(spec))
     if tuple(x.shape[1:]) != expected:
         raise UserError(f"x has shape {list(x.shape)}; this {family} takes [B, {', '.join(map(str, expected))}]")
     if t.shape != x.shape[:1]:

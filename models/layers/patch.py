@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gen.diffusion.denoiser import Cond
+from gen.diffusion.net import sides
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
 from gen.models.layers.block import run_block
@@ -18,15 +19,16 @@ __all__ = ["MODULATION", "PatchNet", "unpatchify"]
 MODULATION = "modulation"  # a key of cond: see PatchNet.conditioning
 
 
-def unpatchify(tokens: Tensor, patch: int) -> Tensor:
-    """Return the square image [B, C, H, W] of its tokens.
+def unpatchify(tokens: Tensor, patch: int, rows: int | None = None) -> Tensor:
+    """Return the image [B, C, H, W] of its tokens.
 
     Args:
         tokens: [B, T, patch * patch * C], row by row, channel fastest.
         patch: side of a token's square, pixels.
+        rows: of tokens; None for a square.
     """
-    side = round(tokens.shape[1] ** 0.5)
-    image = tokens.reshape(len(tokens), side, side, patch, patch, -1)  # [B, row, column, y, x, C]
+    rows = round(tokens.shape[1] ** 0.5) if rows is None else rows
+    image = tokens.reshape(len(tokens), rows, tokens.shape[1] // rows, patch, patch, -1)  # [B, row, column, y, x, C]
     return image.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
@@ -59,7 +61,7 @@ class PatchNet(family.FamilyNet):
 
     def add_positions(self) -> None:
         """Add the modules that encode positions; DiT's fixed table."""
-        table = grid_embedding(self.spec.width, self.spec.size // self.spec.patch)
+        table = grid_embedding(self.spec.width, *(side // self.spec.patch for side in sides(self.spec)))
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
 
     def time_embedding(self) -> nn.Module:
@@ -109,4 +111,4 @@ class PatchNet(family.FamilyNet):
 
     def head(self, h: Tensor, c: Tensor) -> Tensor:
         """Return the image [B, C or 2C, H, W] of the last tokens h [B, T, width] under c [B, width]."""
-        return unpatchify(self.final_layer(h, c), self.spec.patch)
+        return unpatchify(self.final_layer(h, c), self.spec.patch, sides(self.spec)[0] // self.spec.patch)

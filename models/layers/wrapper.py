@@ -13,7 +13,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.net import NetSpec, members
+from gen.diffusion.net import NetSpec, members, sides
 from gen.models.dit import DiT
 from gen.models.layers import family
 
@@ -39,9 +39,10 @@ class WrapperSpec(family.Family):
             raise UserError(f"{name}.inner is of {name} already; give the network that it wraps")
 
     @property
-    def size(self) -> int:
-        """Height and width of the inner network's x, pixels."""
-        return int(self.inner.size)
+    def size(self) -> int | tuple[int, int]:
+        """Height and width of the inner network's x, pixels: one number for squares."""
+        height, width = sides(self.inner)
+        return height if height == width else (height, width)
 
     @property
     def channels(self) -> int:

@@ -6,9 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gen.config.errors import UserError
-from gen.config.spec import build, find, names, spec_of
+from gen.config.spec import build, find, names, override, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
 from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
@@ -16,9 +17,12 @@ from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.dit import DiT
+from gen.models.layers.patch import unpatchify
 from gen.models.layers.wrapper import WrapperSpec
-from gen.pipeline import Pipeline
+from gen.models.unet import UNet
+from gen.pipeline import Pipeline, load
 from gen.training.run import Run
+from gen.training.trainer import train
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
 PRESETS = [(name, preset) for name in FAMILIES for preset in find(name, "models").presets]
@@ -293,3 +297,53 @@ def test_a_preset_with_changes_and_an_unknown_one():
     )
     with pytest.raises(UserError, match="unknown preset 'XL/3' of DiT"):
         build("models", {"name": "dit", "preset": "XL/3"})
+
+
+OBLONG = [name for name in FAMILIES if isinstance(getattr(digits(name), "inner", digits(name)), (DiT, UNet))]
+
+
+@pytest.mark.parametrize("name", OBLONG)
+@torch.no_grad()
+def test_pictures_may_be_higher_or_wider_than_square(name):
+    """A row sees its own row of positions: the left square of a wide picture is a square picture to a local network."""
+    wide = override(digits(name), {"inner.size" if name in WRAPPERS else "size": [8, 16]})
+    spec = json.loads(json.dumps(spec_of(wide)))
+    assert build("models", spec) == wide
+    net = random_net(wide)
+    x, t, cond = inputs(net)
+    state = (1, 8, 16) if name != "reg" else (8 * 16 + 64,)
+    assert members(net).state_shape == state == tuple(x.shape[1:])
+    out = net(x, t, cond)
+    assert out.shape == x.shape and out.isfinite().all()
+    for i in range(len(x)):
+        alone = net(x[i : i + 1], t[i : i + 1], {"y": cond["y"][i : i + 1]})
+        torch.testing.assert_close(alone[0], out[i], rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_positions_of_an_oblong_are_those_of_the_square_around_it():
+    """Tokens of the left half, alone in a tall network, have the positions that they have in the square."""
+    square, tall = (random_net(digits("dit", size=size)) for size in (8, (8, 4)))
+    grid = square.pos_embed.reshape(4, 4, -1)
+    assert torch.equal(tall.pos_embed, grid[:, :2].reshape(1, 8, -1))
+    image = torch.arange(32.0).reshape(1, 1, 8, 4)
+    patches = image.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 4, 5, 1).reshape(1, 8, 4)
+    assert torch.equal(unpatchify(patches, 2, 4), image)
+    assert digits("dit", size=(8, 8)) == digits("dit")
+
+
+def test_a_network_of_squares_refuses_other_pictures_before_any_work(tmp_path):
+    oblong = {"name": "latents", "path": str(tmp_path / "x.safetensors")}
+    save_file({"latents": torch.randn(20, 1, 8, 16)}, tmp_path / "x.safetensors")
+    run = Run(
+        model={"name": "lightning_dit", "preset": "digits", "classes": 0}, data=oblong, objective="denoise", steps=1
+    )
+    with pytest.raises(UserError, match=r"takes \[1, 8, 8\]: dit, reg and unet may be higher"):
+        train(run, tmp_path / "run", quiet=True)
+    changes = {"sample_every": 0, "validate_every": 0, "batch_size": 4, "sampler": {"steps": 2}}
+    for model in ("dit", "unet"):
+        given = {"name": model, **{k: v for k, v in vars(digits(model)).items() if k not in ("size", "classes")}}
+        run = override(Run(model=given, data=oblong, objective="denoise", steps=1), changes)
+        assert run.model.size == (8, 16)
+        train(run, tmp_path / model, quiet=True)
+        assert load(tmp_path / model).sample(2).x.shape == (2, 1, 8, 16)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gen.cli.benches.lib.dit import Nets, compiled, forward_flops, specification, under_cudnn
 from gen.cli.benches.lib.peers import of_diffusers
 from gen.diffusion.denoiser import Cond, Denoiser
+from gen.diffusion.net import sides
 from gen.diffusion.parameterisation import Eps
 from gen.diffusion.path import DDPM
 from gen.diffusion.precompute import precompute_modulations
@@ -57,7 +58,7 @@ def _case(context: BenchContext, size: str, n: int, steps: int, reason: str) -> 
 
     def noise(seed: int) -> Tensor:
         """As DiTPipeline draws it."""
-        shape = (n, spec.channels, spec.size, spec.size)
+        shape = (n, spec.channels, *sides(spec))
         generator = torch.Generator(context.device).manual_seed(seed)
         return torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype)
 

@@ -140,7 +140,7 @@ def _published(shown: Json, attending: tuple[int, ...], preset: str | None) -> A
         alike = all(
             getattr(row, key) == shown[key] for key in ("channels", "width", "blocks", "scale_shift", "resampling")
         )
-        levels = tuple(level for level in range(len(row.multipliers)) if row.size >> level in row.attention)
+        levels = tuple(level for level in range(len(row.multipliers)) if row.attends(level))
         if alike and tuple(map(float, row.multipliers)) == shown["multipliers"] and levels == attending:
             return row
     return None

@@ -12,6 +12,7 @@ from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, build, convert
 from gen.config.trust import external_names
+from gen.diffusion.net import sides
 from gen.diffusion.parameterisation import X0, Eps, Parameterisation, V
 from gen.diffusion.path import DDPM
 from gen.models.dit import DiT
@@ -104,7 +105,7 @@ def _tensors(weights: Weights, model: DiT) -> tuple[dict[str, Tensor], tuple[str
     """Return the tensors under our names, with the table of positions, which theirs computes; and notes."""
     tensors, label = from_diffusers(weights.tensors), "y_embedder.embedding_table.weight"
     tensors[label] = tensors[label][: model.classes + 1]  # the last may be repeated for DiTPipeline
-    table = grid_embedding(model.width, model.size // model.patch)[None]
+    table = grid_embedding(model.width, *(side // model.patch for side in sides(model)))[None]
     theirs = tensors.pop("pos_embed.pos_embed", None)  # some versions wrote it
     if theirs is not None:
         check_table("pos_embed.pos_embed", theirs, table)

@@ -181,8 +181,7 @@ def _placed(stem: str, model: UNet) -> tuple[str, str, str]:
     if kind == "downsampler":
         return f"input_blocks.{(level + 1) * per}.0", kind, "op" if inner == "conv" else inner
     if kind == "upsampler":
-        attends = model.size >> (depth - 1 - level) in model.attention
-        return f"output_blocks.{level * per + model.blocks}.{1 + attends}", kind, inner
+        return f"output_blocks.{level * per + model.blocks}.{1 + model.attends(depth - 1 - level)}", kind, inner
     place = f"input_blocks.{1 + level * per + j}" if way == "down" else f"output_blocks.{level * per + j}"
     return f"{place}.{0 if kind == 'resnet' else 1}", kind, inner
 

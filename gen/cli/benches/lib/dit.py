@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gen.cli.benches.lib.peers import of_diffusers
 from gen.config.spec import build, find, names
+from gen.diffusion.net import sides
 from gen.eval.bench import BenchContext, Function, Unavailable
 from gen.models.dit import DiT, DiTNet
 from gen.models.interop.diffusers_export import _config
@@ -44,7 +46,7 @@ def forward_flops(spec: DiT) -> float:
     Args:
         spec: of the network.
     """
-    tokens, d = (spec.size // spec.patch) ** 2, spec.width
+    tokens, d = math.prod(side // spec.patch for side in sides(spec)), spec.width
     patch = spec.patch**2 * spec.channels
     block = tokens * (4 + 2 * spec.mlp_ratio) * d * d + 2 * tokens**2 * d + 6 * d * d
     ends = tokens * d * patch * (1 + 1 + spec.learn_sigma) + 2 * d * d + 256 * d + d * d
