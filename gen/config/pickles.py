@@ -18,7 +18,17 @@ from torch import Tensor
 
 from gen.config.spec import Json
 
-__all__ = ["Global", "PickleReader", "Record", "Storage", "as_tensor", "module_attributes", "module_state", "plain"]
+__all__ = [
+    "Global",
+    "PickleReader",
+    "Record",
+    "Storage",
+    "as_tensor",
+    "module_attributes",
+    "module_state",
+    "object_state",
+    "plain",
+]
 
 
 @dataclass(frozen=True)
@@ -293,6 +303,16 @@ def as_tensor(value: object) -> Tensor | None:
 
 def _attributes(value: object) -> Mapping[object, object] | None:
     """Return the attributes of a torch module, also of a class that EDM saves with its source; None for others."""
+    state = object_state(value)
+    return state if state is not None and {"_parameters", "_modules"} <= state.keys() else None
+
+
+def object_state(value: object) -> Mapping[object, object] | None:
+    """Return the attributes of an object, also of a class that EDM saves with its source; None for what has none.
+
+    Args:
+        value: of a file that was read.
+    """
     if not isinstance(value, Record):
         return None
     state = value.state
@@ -300,7 +320,7 @@ def _attributes(value: object) -> Mapping[object, object] | None:
         (meta, *_) = value.args
         meta = meta.items if isinstance(meta, Record) else meta
         state = meta.get("state") if isinstance(meta, Mapping) else None
-    return state if isinstance(state, Mapping) and {"_parameters", "_modules"} <= state.keys() else None
+    return state if isinstance(state, Mapping) else None
 
 
 def module_state(value: object, prefix: str = "") -> dict[str, Tensor] | None:

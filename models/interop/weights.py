@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.config.errors import UserError
-from gen.config.pickles import Record, plain
+from gen.config.pickles import Record, as_tensor, object_state, plain
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json
 from gen.config.torch_file import describe_start, read_torch
@@ -39,7 +39,7 @@ class Weights:
         folder: where they lie, or None.
         unread: keys of what else was there.
         settings: of the training, in the file or beside it, as JSON values.
-        attributes: of a module that was saved whole, by dotted name.
+        attributes: of a module that was saved whole, by dotted name, and of an "encoder" beside it.
     """
 
     tensors: State
@@ -97,8 +97,18 @@ def read(
         folder=folder or path.parent,
         unread=_unread(content, [candidate.key for candidate in found], taken.key),
         settings=plain(settings) if isinstance(plain(settings), dict) else {},
-        attributes=taken.attributes,
+        attributes={**taken.attributes, **_encoder(content)},
     )
+
+
+def _encoder(content: object) -> Json:
+    """Return the numbers and texts of the encoder that EDM2 saves beside its network, as "encoder.scale"."""
+    state = object_state(content.get("encoder")) if isinstance(content, Mapping) else None
+    kept: Json = {}
+    for key, value in (state or {}).items():
+        array = as_tensor(value)
+        kept[f"encoder.{key}"] = plain(value) if array is None else array.flatten().tolist()
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def _settings_file(path: Path) -> Path | None:

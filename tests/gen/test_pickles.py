@@ -350,6 +350,22 @@ def test_a_pickle_of_edm2_is_read_exactly(tmp_path, monkeypatch, persistence):
     assert not Path("ran").exists()
 
 
+def test_the_standardisation_of_edm2_s_encoder_is_that_of_its_record(tmp_path, monkeypatch, persistence):
+    monkeypatch.chdir(tmp_path)
+    scale, bias = np.array([0.1, 0.2, 0.3, 0.4], np.float32), np.array([1, -1, 0.5, 0], np.float32)
+    encoder = Persistent()
+    encoder.__dict__ |= {"scale": scale, "bias": bias, "vae_name": "somebody/vae", "_vae": None}
+    Path("a.pkl").write_bytes(pickle.dumps({"ema": module_of(published.edm2()), "encoder": encoder}))
+    latent = import_checkpoint("a.pkl", {"name": "edm2", "head_width": 16}, out="out").latent
+    assert (latent["autoencoder"], latent["image_range"]) == ("somebody/vae", [0.0, 1.0])
+    assert latent["scale"] == pytest.approx(scale.tolist())
+    assert latent["shift"] == pytest.approx((-bias / scale).tolist())
+    encoder.__dict__ |= {"scale": scale[:2]}
+    Path("b.pkl").write_bytes(pickle.dumps({"ema": module_of(published.edm2()), "encoder": encoder}))
+    with pytest.raises(UserError, match="expected 4 numbers"):
+        import_checkpoint("b.pkl", {"name": "edm2", "head_width": 16}, out="other")
+
+
 def test_an_unknown_object_is_named(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(Calls(os.mkdir, str(tmp_path / "ran"))))
     with pytest.raises(UserError, match=r"holds an object of posix.mkdir, expected tensors by name"):

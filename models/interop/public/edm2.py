@@ -62,8 +62,22 @@ class EDM2Weights:
         sampler = Sampler(solver="heun", steps=32, grid="karras")
         precond = EDMPrecond(weights.attributes.get("sigma_data", 0.5))
         run = Run(model=model, path=EDM(), parameterisation=precond, sampler=sampler, ema=())
-        latent: Json = LATENT if model.channels == len(MEAN) else {"autoencoder": None}
+        latent: Json = _latent(weights.attributes) if model.channels == len(MEAN) else {"autoencoder": None}
         return Conversion(run, tensors, latent)
+
+
+def _latent(attributes: Mapping[str, Any]) -> Json:
+    """Return how latents become images: as the file's encoder says, x = scale latent + bias, or as published."""
+    scale, bias = (attributes.get(f"encoder.{key}") for key in ("scale", "bias"))
+    if scale is None or bias is None:
+        return LATENT
+    if len(scale) != len(MEAN) or len(bias) != len(MEAN) or not all(scale):
+        raise UserError(
+            f"the file's encoder has scale {scale} and bias {bias}; expected {len(MEAN)} numbers that are not 0"
+        )
+    shift = [-b / s for b, s in zip(bias, scale, strict=True)]
+    name = attributes.get("encoder.vae_name", LATENT["autoencoder"])
+    return {**LATENT, "autoencoder": name, "scale": list(scale), "shift": shift}
 
 
 def _levels(tensors: State) -> Json:
