@@ -136,7 +136,13 @@ def other_tables(shown: Ranking) -> list[tuple[str, list[tuple[str, ...]], Colle
         lines = [tuple(map(one_line, row)) for row in (heads, *rows)]
         tables.append((f"published, not measured here: {claims.protocol or 'unknown protocol'}", lines, (0, 1)))
     for arena in shown.preferences:
-        tables.append((f"arena {arena.name}: {arena.votes} votes", standing_cells(arena.standings), (1, 5)))
+        tables.append(
+            (
+                f"arena {arena.name}: {arena.votes:,} vote{'s' if arena.votes != 1 else ''}",
+                standing_cells(arena.standings),
+                (1, 5),
+            )
+        )
     return tables
 
 
@@ -225,8 +231,9 @@ def _voted(row: Standing) -> Json:
 def caption(record: Record) -> str:
     """Return what the rows of a table share, on one line."""
     reference, extractor = record.reference, record.extractor
+    split = "" if reference.split == "all" else f", {reference.split} split"
     return one_line(
-        f"{reference.data.get('name', '?')}, {reference.split} split ({reference.n} images); {record.n} samples; "
+        f"{reference.data.get('name', '?')}{split} ({reference.n} images); {record.n} samples; "
         f"features {extractor.name}; comparability {record.comparability}"
     )
 

@@ -6,18 +6,14 @@ import math
 from dataclasses import dataclass, field
 
 from gen.config.errors import UserError, shown
+from gen.eval.protocols import PROTOCOLS, protocol_of
 
 __all__ = ["COLUMN_ORDER", "Published"]
 
-ADM = ("fid", "sfid", "inception_score", "precision", "recall")
-DGM = ("fid", "fd_infinity", "kid", "precision", "recall", "density", "coverage", "fld", "authpct", "vendi")
 COLUMN_ORDER = {  # keys of columns in the order in which papers that follow a protocol print them
-    "adm-imagenet256": ADM,
-    "adm-imagenet512": ADM,
-    "edm-cifar10": ("fid", "inception_score"),
+    "adm-imagenet512": protocol_of("adm-imagenet256").columns,
     "edm-imagenet64": ("fid", "inception_score", "precision", "recall"),
-    "dgm-eval": DGM,
-    "clean-fid": ("fid", "kid"),
+    **{protocol.name: protocol.columns for protocol in PROTOCOLS},
 }
 
 

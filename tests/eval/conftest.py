@@ -18,7 +18,7 @@ def chromium():
     except ImportError:
         pytest.fail("browser tests need playwright: pip install 'gen[browser]'")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=120_000)
         yield browser
         browser.close()
 
@@ -27,6 +27,7 @@ def chromium():
 def page(chromium):
     """A page in a context of its own; what its scripts or its policy complain about fails the test."""
     context = chromium.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(120_000)  # a busy machine is no fault of the page's
     page, complaints = context.new_page(), []
     page.on(
         "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None

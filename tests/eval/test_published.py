@@ -140,7 +140,12 @@ def test_votes_make_a_table_of_their_own(listed, tmp_path, capsys) -> None:
     assert [(row["label"], row["rank"], row["n"]) for row in voted] == [("a", "1", "3"), ("b", "2", "3")]
     assert float(voted[0]["arena_score"]) == float(voted[0]["arena_mu"]) - 3 * float(voted[0]["arena_sigma"])
     assert "Votes of people: votes" in (tmp_path / "lb.html").read_text()
+    votes.write_text(votes.read_text().splitlines()[0] + "\n")
     assert main(["leaderboard", str(votes), "--out", str(tmp_path / "alone.html")]) == 0
+    assert (
+        "arena votes: 1 vote\n" in capsys.readouterr().out
+        and "1 vote of people" in (tmp_path / "alone.html").read_text()
+    )
 
 
 def test_a_row_shows_its_classes_and_neighbours(tmp_path) -> None:

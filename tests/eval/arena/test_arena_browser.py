@@ -51,7 +51,7 @@ def badges(page):
 
 
 def says(page, text):
-    page.get_by_role("status").filter(has_text=text).wait_for(timeout=5000)
+    page.get_by_role("status").filter(has_text=text).wait_for()
 
 
 def test_votes_with_keys_and_with_the_mouse(page, arena, tmp_path) -> None:
