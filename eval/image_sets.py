@@ -45,6 +45,7 @@ class Images(ABC):
         shape: of one, (C, H, W), or (C, T, H, W) of a film.
         fingerprint: digest of content and order; "" for what nobody could draw again.
         labels: int64 [N]; None without, or where `read` alone knows them.
+        label_names: of the labels, from 0; () where they have none.
         extras: what `read` returns beside the images.
         drawn: whether they are drawn when they are read: each chunk by itself then, lest rounding depend on others,
             and none while others are computed with.
@@ -57,6 +58,7 @@ class Images(ABC):
     shape: tuple[int, ...]
     fingerprint: str
     labels: Tensor | None = None
+    label_names: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     drawn: bool = False
     least: int = 16
@@ -112,11 +114,13 @@ class DataImages(Images):
     Args:
         items: of gen.data, opened.
         name: of the data set.
+        label_names: of its classes.
     """
 
     kind, format = "data", ""
 
-    def __init__(self, items: Any, name: str):
+    def __init__(self, items: Any, name: str, label_names: Sequence[str] = ()):
+        self.label_names = tuple(label_names)
         self._items, self.name, self.fingerprint = items, name, items.fingerprint
         first = items[0]
         self.shape = tuple(first["x"].shape)
@@ -144,6 +148,7 @@ class Subset(Images):
         self._images, self._rows = images, rows
         self.name, self.kind, self.format, self.shape = images.name, images.kind, images.format, images.shape
         self.fingerprint, self.extras = digest([images.fingerprint, rows.tolist()]), images.extras
+        self.label_names = images.label_names
         self.labels = None if images.labels is None else images.labels[rows]
 
     def __len__(self) -> int:

@@ -115,8 +115,10 @@ def by_class(metric: Any, samples: Rows, reference: Reference) -> list[PerClass]
     if not hasattr(metric, "by_class"):
         return []
     found = metric.by_class(*reference.inputs(metric, samples))
-    known = sorted(found)
-    return [PerClass(metric.columns[0], tuple(map(str, known)), tuple(found[label] for label in known))]
+    known, names = sorted(found), samples.images.label_names
+    names = reference.real.images.label_names if reference.real is not None else names
+    words = tuple(names[label] if label < len(names) else str(label) for label in known)
+    return [PerClass(metric.columns[0], words, tuple(found[label] for label in known))]
 
 
 def timing(sampler: Decoder, how: Mapping[str, Any], batch: int, seed: int, seconds: float) -> Json:

@@ -177,8 +177,9 @@ class PictureFiles(Images):
         folders = [name.split("/")[0] for name in self._files if "/" in name]
         if len(folders) < len(self._files) or all(map(EDM_FOLDER.fullmatch, folders)) or len(set(folders)) < 2:
             return None
-        names = sorted(set(folders))
-        return torch.tensor([names.index(folder) for folder in folders])
+        self.label_names = tuple(sorted(set(folders)))
+        number = {name: i for i, name in enumerate(self.label_names)}
+        return torch.tensor([number[folder] for folder in folders])
 
     def _decode(self, i: int) -> Tensor:
         from PIL import Image

@@ -197,6 +197,9 @@ class Reference:
                 return f"the statistics {self.data.get('path')} hold no {kind} of single images"
             if rows is None or not rows.has(kind):
                 return self._lack(kind, owner)
+            ours, theirs = samples.images.label_names, rows.images.label_names
+            if kind == "labels" and ours and theirs and ours != theirs:
+                return f"labels are {', '.join(ours[:3])} ... of the samples and {', '.join(theirs[:3])} ... here"
         return None
 
     def costs_much(self, metric: Metric) -> bool:
@@ -275,12 +278,13 @@ def open_sets(given: object, split: str) -> tuple[Json, str, dict[str, Images]]:
         raise UserError(f"{shape}, latents or other tensors, no pictures: give the real pictures")
     if split == "all" and "holdout" not in defaults(source):
         raise UserError(f"split 'all': {name_of(type(source))} has fixed splits. {nearest('all', SPLITS[:2])}")
+    named = getattr(source, "label_names", ())
     if split == "all" or used_whole(given, source):
         source = replace(source, holdout=0.0)
         spec = anchored(spec_of(source))
-        return spec, "all", {"whole": DataImages(source.open("train"), spec["name"])}
+        return spec, "all", {"whole": DataImages(source.open("train"), spec["name"], named)}
     spec = anchored(spec_of(source))
-    return spec, split, {name: DataImages(source.open(name), f"{spec['name']} {name}") for name in SPLITS[:2]}
+    return spec, split, {name: DataImages(source.open(name), f"{spec['name']} {name}", named) for name in SPLITS[:2]}
 
 
 def used_whole(data: object, source: Any) -> bool:

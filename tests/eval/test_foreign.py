@@ -121,6 +121,14 @@ def test_pairs_classes_training_images_and_any_reference(npz, drawn, copier, ref
     wise = evaluate(npz, tmp_path / "real.npz", class_wise=True, metrics=[{"name": "class_fid", "least": 5}])
     (table,) = wise.per_class
     assert table.classes == tuple("0123456789") and all(e.value > 0 for e in table.estimates)
+    for name, classes in (("a", "xy"), ("b", "yz")):
+        for i, image in enumerate(drawn[0][:20]):
+            (tmp_path / name / classes[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(tmp_path / name / classes[i % 2] / f"{i}.png")
+    with pytest.raises(UserError, match=r"but labels are x, y ... of the samples and y, z ... here"):
+        evaluate(tmp_path / "a", tmp_path / "b", metrics=["class_fid"])
+    named = evaluate(tmp_path / "a", tmp_path / "a", metrics=["class_fid"])
+    assert named.per_class[0].classes == ("x", "y")
     known = evaluate(npz, tmp_path / "real.npz", training="digits", metrics=["nearest", "authpct", "fld"])
     assert known.estimate("nearest") == evaluate(npz, reference, metrics=["nearest"]).estimate("nearest")
     assert known.reference.split == "all" and len(known.reference.other) == 64 and known.neighbours is not None

@@ -69,7 +69,7 @@ def test_pictures_are_the_same_of_every_kind(tmp_path) -> None:
         assert (images.labels.tolist() == LABELS.tolist()) if labelled else images.labels is None
         assert images.fingerprint == open_images(tmp_path / name).fingerprint
     classes = open_images(tmp_path / "classes")
-    assert classes.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and classes.format == "png"
+    assert classes.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and classes.label_names == ("a", "b", "c")
     assert open_images(tmp_path / "flat").fingerprint != classes.fingerprint
     tensor = TensorImages(EXPECTED)
     assert torch.equal(tensor.read([1, 5])["images"], EXPECTED[[1, 5]]) and tensor.format == "uint8 array"
