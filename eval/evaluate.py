@@ -70,7 +70,7 @@ def evaluate(
 
     Args:
         samples: a Pipeline or the path of a run; or samples that are there: a folder or a zip of pictures, an .npz
-            (ADM), .npy or safetensors file, or a tensor uint8 [N, C, H, W].
+            (ADM), .npy or safetensors file, a tensor uint8 [N, C, H, W], or what Pipeline.sample returned.
         against: name, spec or object of a data set; pictures as `samples` are given, used whole; a file of statistics
             (ADM, pytorch-fid, clean-fid, EDM, EDM2, CMMD, gen statistics); or a Reference already opened, to share it
             between evaluations. None for what a run's model was trained on, and the digits for a pipeline without.

@@ -17,12 +17,12 @@ from gen.config.trust import allowing, check_trusted, external_names, names_from
 from gen.data.lib.learned import learned_data
 from gen.eval.drawn import Decoder, DrawnImages
 from gen.eval.extraction import Extraction, Rows
-from gen.eval.image_sets import Images, chosen, chosen_rows, is_run, open_images
+from gen.eval.image_sets import Images, TensorImages, chosen, chosen_rows, is_run, open_images
 from gen.eval.metrics import Metric
 from gen.eval.provenance import sampler_spec
 from gen.eval.record import SamplesInfo
 from gen.eval.reference import Reference
-from gen.pipeline import Pipeline, load_images
+from gen.pipeline import Pipeline, Samples, load_images
 
 __all__ = ["SAMPLER", "asked", "check_shape", "drawer", "give", "opened", "own_data", "recordable", "reference_of"]
 
@@ -55,7 +55,7 @@ def drawer(given: Mapping[str, Any]) -> Decoder | None:
                 raise UserError(f"{samples} is no run, its samples are there: leave out {', '.join(options)}")
             return None
         samples = load_images(samples, allow=allow)
-    elif isinstance(samples, (Tensor, Images)):
+    elif isinstance(samples, (Tensor, Images, Samples)):
         return None
     if isinstance(samples, type) or not hasattr(samples, "sample"):
         allowed = "a Pipeline, the folder of a run, a folder or a file of pictures, or a uint8 tensor"
@@ -81,6 +81,7 @@ def opened(
         images: Images = DrawnImages(sampler, how, n or DRAWN, seed, given["batch_size"], pairs, known)
         return images, SamplesInfo("run" if sampler.pipeline.folder is not None else "pipeline")
     whole = given["samples"]
+    whole = TensorImages(whole.uint8(), whole.cond.get("y"), "samples") if isinstance(whole, Samples) else whole
     whole = whole if isinstance(whole, Images) else open_images(whole, given["allow_lossy"], given["quiet"])
     images = chosen(whole, n, seed)
     available = None if len(images) == len(whole) else len(whole)
