@@ -135,7 +135,7 @@ def test_a_record_with_little_of_a_cache_is_shown(tmp_path) -> None:
 
 def test_words_of_a_cache_stay_words_and_nonsense_is_refused(tmp_path) -> None:
     page = Page(leaderboard(cached(sites=(HOSTILE,)), tmp_path).read_text())
-    assert "script" not in page.tags and all(v.startswith("data:") for v in page.loads)
+    assert page.tags.count("script") == 1 and all(v.startswith("data:") for v in page.loads)
     site_map = {"png": heatmap(torch.ones(1, 3)), "sites": ["a"], "steps": 3}
     for wrong, says in (
         ({"map": {"png": "x", "sites": [], "steps": 3}}, "no PNG"),
