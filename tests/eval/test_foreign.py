@@ -18,6 +18,7 @@ from gen.eval.image_sets import open_images
 from gen.eval.record import UNKNOWN, Record, from_json, record_folder, to_json
 from gen.eval.reference import Reference, stack
 from gen.eval.sources import collect
+from gen.training.distributed import processes
 from tests.eval.test_evaluate import Copier
 from tests.ranks import spread
 
@@ -187,7 +188,7 @@ def test_parts_leave_nothing_to_the_last_call(npz, tmp_path, monkeypatch, capsys
 def in_a_launcher():
     """Run in each process: an evaluation of a folder that the environment names, of pictures in small chunks."""
     root = os.environ["FOREIGN"]
-    how = {"extractor": Reader(), "metrics": ["fid", "kid"], "features": f"{root}/kept{os.environ['WORLD_SIZE']}"}
+    how = {"extractor": Reader(), "metrics": ["fid", "kid"], "features": f"{root}/kept{processes()[1]}"}
     record = evaluate(f"{root}/a.npz", f"{root}/b.npz", **how)
     return {"fid": torch.tensor([record.estimate("fid").value, record.estimate("fid").se], dtype=torch.float64)}
 
