@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     numbers = "; ".join(f"{m.column.heading} {m.column.text(m.estimate)}" for m in record.metrics)
     how = f"{record.n} samples" if record.nfe is None else f"{record.nfe:g} evaluations per sample"
-    print(f"{record.label}: {how}; {numbers}")
+    print(f"{record.label}: {how}, features {record.extractor.name}; {numbers}")
     if record.reference.assumed:
         print(f"{record.reference.data['name']}: {record.reference.assumed}")
     return 0

@@ -73,7 +73,7 @@ def test_the_same_samples_have_the_same_numbers_whoever_gives_them(drawn, copier
 def test_the_verb_writes_beside_the_samples_and_its_command_runs_again(npz, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "samples.npz", "--against", "digits", "--metrics", "fid,kid", "-n", "40"]) == 0
-    assert "samples.npz: 40 samples; FID" in capsys.readouterr().out
+    assert "samples.npz: 40 samples, features digits_cnn; FID" in capsys.readouterr().out
     (record,) = collect("samples.npz")
     assert record.samples.available == N and record.n == 40 and record.seed == 0
     assert record_folder(npz) == tmp_path / "samples.npz.eval" and len(list(record_folder(npz).iterdir())) == 1
