@@ -98,6 +98,8 @@ def reference_of(given: Mapping[str, Any], sampler: Decoder | None, extraction: 
     """
     against = given["against"]
     if isinstance(against, Reference):
+        if own := [key for key in ("extractor", "training", "reference_extractor") if given[key] is not None]:
+            raise UserError(f"evaluate: the Reference was opened with these already: leave out {', '.join(own)}")
         return against
     if against is None and sampler is None:
         raise UserError("evaluate: samples of another tool: say against what, --against REFERENCE (against=...)")

@@ -99,6 +99,8 @@ class Reference:
             about, split = _about(data), "statistics"
             assumed = statistics.assumed(loaded.name, loaded.sha256, computed_by)
         else:
+            if computed_by is not None:
+                raise UserError(f"reference_extractor = {computed_by!r}: of statistics alone, {data} holds pictures")
             about, split, sets = open_sets(data, split)
             first = next(iter(sets.values()))
             usual = "digits_cnn" if first.shape == (1, 8, 8) else "pixels"

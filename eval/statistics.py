@@ -75,8 +75,10 @@ class Statistics:
             UserError: if it is another one.
         """
         own = self.about.get("extractor", {})
-        known = (own.get("name"), own.get("sha256")) if own else (stated, sha256)
-        if known[0] is not None and known != (extractor, sha256):
+        known = (own.get("name"), own.get("sha256")) if own else (stated or extractor, sha256)
+        if stated and not own and extractor.startswith(f"{stated} "):  # of which the first word is the plug-in's
+            known = (extractor, sha256)
+        if known != (extractor, sha256):
             raise UserError(
                 f"{self.path} was computed by {known[0]} {str(known[1])[:8]}, the samples' features are of {extractor} "
                 f"{sha256[:8]}: not comparable"

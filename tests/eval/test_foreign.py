@@ -99,6 +99,7 @@ def test_options_of_sampling_are_refused_and_options_of_the_set_are_not(npz, cap
         (lambda: evaluate(torch.zeros(3, 1, 8, 8), "digits"), "a tensor of pictures is uint8"),
         (lambda: evaluate(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), "digits"), "not comparable"),
         (lambda: evaluate(3, "digits"), "expected a Pipeline, the folder of a run"),
+        (lambda: evaluate(npz, Reference.open("digits"), extractor="pixels"), "these already: leave out extractor"),
         (lambda: evaluate(npz, "digits", metrics=["psnr"]), "psnr needs pairs, but the samples have no targets"),
         (lambda: evaluate(npz, "digits", metrics=["clip_score"]), "the extractor digits_cnn reads no text"),
         (lambda: evaluate(npz, "digits", metrics=["sfid"]), "the extractor digits_cnn has no spatial features"),

@@ -113,6 +113,12 @@ def test_what_a_file_does_not_say_is_assumed_aloud(digits_npz, copier, tmp_path,
     assert record.reference.n is None and {"fid"} <= {m.column.key for m in record.metrics}
     stated = evaluate(copier, tmp_path / "plain.npz", reference_extractor="digits_cnn", **how)
     assert stated.reference.assumed == "computed by digits_cnn, as was stated"
+    plain = read_statistics(tmp_path / "plain.npz")
+    assert plain.assumed("inception 2048 tf1", "ab", "inception") == "computed by inception, as was stated"
+    with pytest.raises(UserError, match="was computed by inception 2048 clean"):
+        plain.assumed("inception 2048 tf1", "ab", "inception 2048 clean")
+    with pytest.raises(UserError, match="reference_extractor = 'pixels': of statistics alone, digits holds pictures"):
+        evaluate(copier, "digits", reference_extractor="pixels", **how)
     with pytest.raises(UserError, match="was computed by inception"):
         evaluate(copier, tmp_path / "plain.npz", reference_extractor="inception", **how)
     np.savez(tmp_path / "samples.npz", copier.images[:40].movedim(1, -1).numpy())
