@@ -2,9 +2,13 @@
 `browser` tests only with --run-browser.
 
 With --no-skips, as `make test` has it, any other skip is a failure: a test that is skipped where CI runs tests nothing.
+
+Left out, but for processes that tests start, is what changes nothing that they say: to write through to the disk,
+which is for loss of power, and to validate on more than 20 items.
 """
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow small nets several times
 
@@ -12,6 +16,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda file: None  # 8 ms each, thousands of times
 
 
 def pytest_addoption(parser):
@@ -59,3 +64,9 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _few_are_validated(monkeypatch):
+    if "gen.training.trainer" in sys.modules:
+        monkeypatch.setattr("gen.training.trainer.VALIDATION_SAMPLES", 20)

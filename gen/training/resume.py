@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
@@ -162,11 +163,15 @@ def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
 
 def versions() -> dict[str, str]:
     """Return the versions of gen (with its commit), Python and torch."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"gen": gen.__version__, "commit": _commit(), "python": python, "torch": torch.__version__}
+
+
+@functools.cache  # of the code that runs, whatever becomes of the files meanwhile
+def _commit() -> str:
     here = str(Path(__file__).resolve().parent)
     git = ["git", "-C", here, "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"gen": gen.__version__, "commit": commit, "python": python, "torch": torch.__version__}
+        return ""

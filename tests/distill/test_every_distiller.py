@@ -110,8 +110,7 @@ def test_no_gradient_reaches_the_teacher_nor_what_is_frozen(method, teachers, tm
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_validation_follows_the_micro_batch_and_does_not_depend_on_it(method, teachers, tmp_path, monkeypatch):
-    monkeypatch.setattr("gen.training.trainer.VALIDATION_SAMPLES", 20)
+def test_validation_follows_the_micro_batch_and_does_not_depend_on_it(method, teachers, tmp_path):
     kind, _, options = METHODS[method]
     teacher = teachers(kind)
     distiller = build("distillers", {"name": method, **options})

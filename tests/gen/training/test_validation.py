@@ -22,7 +22,8 @@ def seen_rows(trainer):
 
 
 @pytest.mark.parametrize(("batch", "micro"), [(8, None), (8, 2), (64, 16), (512, None)])
-def test_the_network_sees_no_more_than_a_micro_batch(tmp_path, batch, micro):
+def test_the_network_sees_no_more_than_a_micro_batch(tmp_path, batch, micro, monkeypatch):
+    monkeypatch.setattr("gen.training.trainer.VALIDATION_SAMPLES", 512)
     run = tiny(batch_size=batch, micro_batch_size=micro, steps=1)
     trainer = Trainer(run, tmp_path / "run", "never", "test", True)
     loss, rows = seen_rows(trainer)
@@ -32,8 +33,7 @@ def test_the_network_sees_no_more_than_a_micro_batch(tmp_path, batch, micro):
 
 
 @pytest.mark.parametrize("objective", ["mdlm", "llada", "bd3", "fast_dllm"])
-def test_text_too(tmp_path, objective, monkeypatch):
-    monkeypatch.setattr("gen.training.trainer.VALIDATION_SAMPLES", 20)
+def test_text_too(tmp_path, objective):
     run = replace(lists(), objective=objective, steps=1, batch_size=12, sample_every=0)
     trainer = Trainer(run, tmp_path / "run", "never", "test", True)
     values = []

@@ -158,7 +158,7 @@ class Tied(Fake):
 def test_rounding_does_not_choose_between_equals(name, sampling, policy):
     """Alone and in a batch the same tokens at the same steps, whatever is tied."""
     how = Decoding(policy(name, 5), {"name": "semi_ar", "length": 5}, sampling=TokenSampling(**sampling))
-    for seed in range(5):
+    for seed in range(2):
         f, seeds = Tied(eos_token_ids=(8,)), [5 * seed + i for i in range(5)]
         together = decode(f, PROMPTS, LENGTHS, how, seed=seeds)
         for i in range(len(PROMPTS)):
