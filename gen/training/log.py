@@ -17,7 +17,7 @@ from gen.config.writing import write_text
 
 __all__ = ["MetricsFile", "ProgressBar", "SpeedMeter", "read_metrics"]
 
-MEASURED = ("seconds", "images_per_second", "tokens_per_second")  # what two equal runs do not have in common
+MEASURED = ("seconds", "images_per_second", "tokens_per_second", "mfu")  # what two equal runs do not have in common
 
 
 class SpeedMeter:
@@ -27,9 +27,16 @@ class SpeedMeter:
         step: steps done.
         batch_size: global samples of a step.
         x: of one item; integers are text.
+        peak_tflops: of one device; None if it is not known, and then there is no MFU.
+
+    Attributes:
+        flops: of a step, of one process, once they are counted; None before.
     """
 
-    def __init__(self, step: int, batch_size: int, x: Tensor) -> None:
+    flops: int | None = None
+
+    def __init__(self, step: int, batch_size: int, x: Tensor, peak_tflops: float | None = None) -> None:
+        self._peak = peak_tflops
         self._began = self._last = time.perf_counter()
         self._step, text = step, not x.is_floating_point()
         self._unit, self._each = ("tokens", batch_size * len(x)) if text else ("images", batch_size)
@@ -37,9 +44,12 @@ class SpeedMeter:
     def measure(self, step: int) -> dict[str, float]:
         """Return the values by name after so many steps."""
         now = time.perf_counter()
-        rate = (step - self._step) * self._each / max(now - self._last, 1e-9)
+        pace = (step - self._step) / max(now - self._last, 1e-9)
         self._step, self._last = step, now
-        return {"seconds": round(now - self._began, 3), f"{self._unit}_per_second": float(f"{rate:.4g}")}
+        values = {"seconds": now - self._began, f"{self._unit}_per_second": pace * self._each}
+        if self._peak is not None and self.flops is not None:
+            values["mfu"] = pace * self.flops / (self._peak * 1e12)
+        return {name: round(value, 3) if name == "seconds" else float(f"{value:.4g}") for name, value in values.items()}
 
 
 class MetricsFile:

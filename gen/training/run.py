@@ -93,7 +93,10 @@ class Run:
         workers: processes that load data; 0 loads in the training process.
         log_every, sample_every, validate_every, save_every: in steps; 0 for never, but for log_every.
         keep: how many checkpoints stay, at least 2.
-        trackers: names of accelerate's trackers, such as "tensorboard".
+        trackers: names of accelerate's trackers, such as "tensorboard" and "wandb".
+        peak_tflops: peak of one device in the run's precision, such as 989 for an H100 in bf16; with it metrics.jsonl
+            has "mfu", the share of it that is used: operations of matrix products, convolutions and attention, counted
+            in the first step (custom kernels are not), over the time. None for no MFU: no peak is assumed.
         teacher: the run folder that a distiller learns from.
         init: a run folder whose weights the training starts from.
     """
@@ -123,6 +126,7 @@ class Run:
     save_every: int = 500
     keep: int = 2
     trackers: tuple[str, ...] = ()
+    peak_tflops: float | None = None
     teacher: str | None = None
     init: str | None = None
 
@@ -136,7 +140,8 @@ class Run:
             object.__setattr__(self, "model", follow(None, given)["model"])
         every = dict.fromkeys(("sample_every", "validate_every", "save_every"), "[0, inf)")
         check_fields(self, steps="[1, 1000000000]", batch_size="[1, inf)", micro_batch_size="[1, inf)", clip="(0, inf)",
-                     workers="[0, 1024]", log_every="[1, inf)", keep="[2, inf)", **every)  # fmt: skip
+                     workers="[0, 1024]", log_every="[1, inf)", keep="[2, inf)",
+                     peak_tflops="(0, inf)", **every)  # fmt: skip
         if self.parameterisation is None and isinstance(self.path, NoisePath):
             natural = build("diffusion.parameterisation", self.path.natural["parameterisation"])
             object.__setattr__(self, "parameterisation", natural)
@@ -179,6 +184,7 @@ RESUMABLE = {
     "save_every",
     "keep",
     "trackers",
+    "peak_tflops",
     "micro_batch_size",
     "shard",
 }

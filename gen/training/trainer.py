@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
@@ -238,12 +239,11 @@ class Trainer:
             self.progress.say(no_previews)
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
-        self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"])
+        self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], run.peak_tflops)
 
     def _loop(self, stop: threading.Event) -> None:
         for micro_batches in self._batches():
-            logs = self.step(micro_batches)
-            self._after_step(logs)
+            self._after_step(self._counted(micro_batches))
             if self._any_stopped(stop):
                 if self.step_saved != self.steps_done:
                     self.save()
@@ -270,6 +270,15 @@ class Trainer:
         origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
         noise = training_noise(self.run.seed, draw, item["index"].tolist())
         return Batch(item["x"].to(self.device), cond, noise, origin, self.steps_done)
+
+    def _counted(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """Make a step; of the first one count the operations, if MFU is asked for."""
+        if self.run.peak_tflops is None or self.speed.flops is not None:
+            return self.step(micro_batches)
+        with FlopCounterMode(display=False) as counter:
+            logs = self.step(micro_batches)
+        self.speed.flops = counter.get_total_flops()
+        return logs
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """Update every role that the objective yields; nothing is updated unless loss and gradient are finite."""

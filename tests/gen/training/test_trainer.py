@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.utils import LoggerType
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import gen
 from gen.cli import main
@@ -299,6 +301,57 @@ def test_the_clock_s_values_are_recorded_and_left_out_of_comparisons(tmp_path):
     assert all(event["images_per_second"] > 0 and event["seconds"] > 0 for event in trained)
     assert [event["seconds"] for event in trained] == sorted(event["seconds"] for event in trained)
     assert not any("seconds" in event or "images_per_second" in event for event in plain)
+
+
+def test_mfu_is_what_was_counted_over_the_peak_that_is_given(tmp_path):
+    run = tiny(peak_tflops=1e-3, validate_every=0, steps=4)
+    train(run, tmp_path / "run", quiet=True)
+    events = read_metrics(tmp_path / "run/metrics.jsonl", measured=True)
+    net, x = run.model.build(), torch.randn(8, 1, 8, 8)
+    with FlopCounterMode(display=False) as counter:
+        net(x, torch.rand(8), {"y": torch.zeros(8, dtype=torch.int64)}).sum().backward()
+    for event in events:
+        flops = event["mfu"] * 1e9 / event["images_per_second"] * 8
+        assert flops == pytest.approx(counter.get_total_flops(), rel=2e-3)
+    train(replace(run, peak_tflops=None, steps=5), tmp_path / "run", quiet=True)
+    assert "mfu" not in read_metrics(tmp_path / "run/metrics.jsonl", measured=True)[-1]
+
+
+WANDB = """
+class Run:
+    said = []
+    def log(self, values, step=None):
+        self.said.append((step, values))
+    def finish(self):
+        self.said.append("finished")
+class Config(dict):
+    def update(self, values, allow_val_change):
+        super().update(values)
+def init(**given):
+    started.append(given)
+    return Run()
+def Image(pixels):
+    return pixels.shape
+started, config = [], Config()
+"""
+
+
+def test_wandb_has_one_project_all_settings_samples_and_speed(tmp_path, monkeypatch):
+    """Through accelerate, with a package that keeps what it is told; the real one wrote the same offline, by hand."""
+    (tmp_path / "wandb-1.dist-info").mkdir()
+    (tmp_path / "wandb-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 1\n")
+    (tmp_path / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
+    for name in ("first", "second"):
+        train(tiny(steps=3, sample_every=3, trackers=("wandb",)), tmp_path / name, quiet=True)
+    wandb = sys.modules.pop("wandb")
+    assert [(given["project"], given["name"]) for given in wandb.started] == [("gen", "first"), ("gen", "second")]
+    assert wandb.config["optim.lr"] == 1e-3 and wandb.config["model.name"] == "dit"
+    said = [said for said in wandb.Run.said if said != "finished"]
+    assert [step for step, values in said if "loss" in values] == [1, 2, 3] * 2 and len(wandb.Run.said) == len(said) + 2
+    assert [(step, values["samples"][0][2]) for step, values in said if "samples" in values] == [(3, 3)] * 2
+    assert all(values["images_per_second"] > 0 for _, values in said if "loss" in values)
 
 
 SHORT_DECAYS = {"wsd": {"decay": 0.5}, "wsds": {"decay": 0.5}}
