@@ -8,9 +8,11 @@ value edited in JSON) is done to a copy, which is then read. It is refused in on
 harmless (what is read is the same), or, where no format can tell by itself, known: see KNOWN. All else is silent, or a
 crash. Prints a JSON line by kind of file; exit 1 if anything was silent or crashed.
 
-Measured (2026-11-29, 2 shared cores, Python 3.11, torch 2.13; 214 faults of each kind, of records and the
-tokenizer 20): of 1110 faults 0 were silent, 569 refused, 104 passed over with a warning, 304 harmless, 132 known (110
-in latents, 22 gone), and one a crash, a label of 2^40 in latents, which is refused now.
+Latents lie beside a SHA256SUMS, and the tokenizer is named before it is damaged: without, only a run that is resumed
+would compare the latents' fingerprint. With --out a campaign that was stopped goes on at the next kind of file.
+
+Measured (2026-11-30, 2 shared cores, Python 3.11, torch 2.13; 214 faults of each of 7 kinds, seed 0): of 1498 faults 0
+were silent and 0 a crash; 887 refused, 206 passed over with a warning, 340 harmless, 65 known (gone).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,7 +39,9 @@ from torch import Tensor
 import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.reading import file_sha256
 from gen.config.spec import Json
+from gen.config.writing import write_json
 from gen.data.answers import Answers
 from gen.data.latents import Latents
 from gen.data.pairs import Pairs
@@ -48,10 +52,7 @@ from gen.text.tokenizers.huggingface import HuggingFace
 from gen.training.recipes.lists import lists
 from gen.training.run import Run, Sampler
 
-KNOWN = {
-    "latents": "bytes of other people's shards have no checksum: a run that is resumed compares their fingerprint",
-    "gone": "a whole record or checkpoint that was deleted or renamed leaves no trace: one fewer is read",
-}
+KNOWN = {"gone": "a whole record or checkpoint that was deleted or renamed leaves no trace: one fewer is read"}
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,10 @@ class Kind:
     Attributes:
         folder: that holds one, undamaged.
         read: reads all of one; what it returns is equal for equal contents.
-        fingerprint: reads what a run compares when it is resumed; None where `read` needs no help.
     """
 
     folder: Path
     read: Callable[[Path], str]
-    fingerprint: Callable[[Path], str] | None = None
 
 
 def digest(*parts: object) -> str:
@@ -125,6 +124,8 @@ def write_latents(folder: Path) -> None:
     for k in range(3):
         latents = torch.randn(8, 2, 2, 2, generator=torch.Generator().manual_seed(k))
         save_file({"latents": latents, "labels": torch.arange(8) % 3}, folder / f"{k}.safetensors")
+    sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def write_tokenizer(folder: Path) -> HuggingFace:
@@ -134,8 +135,8 @@ def write_tokenizer(folder: Path) -> HuggingFace:
     folder.mkdir()
     words = {word: i for i, word in enumerate(["?", "mask", "end", "a", "b", "c"])}
     Tokenizer(WordLevel(words, "?")).save(str(folder / "tokenizer.json"))
-    sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    return HuggingFace("tokenizer.json", "mask", ("end",), sha256)
+    named = HuggingFace(str(folder / "tokenizer.json"), "mask", ("end",))
+    return replace(named, file="tokenizer.json")
 
 
 def kinds(root: Path) -> dict[str, Kind]:
@@ -157,11 +158,7 @@ def kinds(root: Path) -> dict[str, Kind]:
         "unfinished": Kind(root / "unfinished", read_run),
         "pairs": Kind(root / "pairs", lambda f: read_set(Pairs(str(f)))),
         "answers": Kind(root / "answers", lambda f: read_set(Answers(str(f), of))),
-        "latents": Kind(
-            root / "latents",
-            lambda f: read_set(Latents(str(f))),
-            lambda f: digest(*(Latents(str(f)).open(split).fingerprint for split in ("train", "test"))),
-        ),
+        "latents": Kind(root / "latents", lambda f: read_set(Latents(str(f)))),
         "records": Kind(root / "records", lambda f: digest(sorted(map(repr, map(to_json, collect(f)))))),
         "tokenizer": Kind(root / "tokenizer", read_words),
     }
@@ -244,7 +241,7 @@ def break_one(folder: Path, foreign: Path, rng: random.Random) -> str:
     return f"{name} {path.relative_to(folder)}"
 
 
-def outcome(kind: Kind, folder: Path, expected: str, marks: str | None) -> tuple[str, str]:
+def outcome(kind: Kind, folder: Path, expected: str) -> tuple[str, str]:
     """Return what became of a damaged folder, and the message."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -258,15 +255,12 @@ def outcome(kind: Kind, folder: Path, expected: str, marks: str | None) -> tuple
         return "harmless", ""
     if caught:
         return "warned", str(caught[0].message)
-    if kind.fingerprint is not None and kind.fingerprint(folder) != marks:
-        return "known: latents", ""
     return "silent", ""
 
 
 def test(name: str, kind: Kind, faults: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Count outcomes of so many faults, and list those that no one noticed."""
     expected = kind.read(kind.folder)
-    marks = kind.fingerprint(kind.folder) if kind.fingerprint else None
     counts, wrong = Counter[str](), list[str]()
     for i in range(faults):
         rng = random.Random(f"{seed} {name} {i}")
@@ -274,7 +268,7 @@ def test(name: str, kind: Kind, faults: int, seed: int) -> tuple[Counter[str], l
             folder = Path(place) / kind.folder.name
             shutil.copytree(kind.folder, folder)
             fault = break_one(folder, kind.folder.with_name(f"{name}1"), rng)
-            what, message = outcome(kind, folder, expected, marks)
+            what, message = outcome(kind, folder, expected)
             removed = fault.split()[0] in ("delete", "rename", "copy") and name in ("records", "unfinished", "run")
             if what == "silent" and removed and is_gone(kind.folder, folder):
                 what = "known: gone"
@@ -295,15 +289,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=1500, help="over all kinds (default: 1500)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--out", type=Path, help="a JSON file of what is done, from which a stopped campaign goes on")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    wrong = list[str]()
+    done: Json = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         stored = kinds(Path(place))
         for name, kind in stored.items():
-            counts, bad = test(name, kind, args.faults // len(stored), args.seed)
-            wrong += bad
-            print(json.dumps({name: dict(sorted(counts.items()))}), flush=True)
+            key = f"{name}, {args.faults // len(stored)} faults, seed {args.seed}"
+            if key not in done:
+                counts, wrong = test(name, kind, args.faults // len(stored), args.seed)
+                done[key] = {"counts": dict(sorted(counts.items())), "wrong": wrong}
+                if args.out:
+                    write_json(args.out, done)
+            print(json.dumps({name: done[key]["counts"]}), flush=True)
+    wrong = [line for about in done.values() for line in about["wrong"]]
     print("\n".join(wrong))
     return 1 if wrong else 0
 
