@@ -87,3 +87,28 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, capsys, words, message)
     assert main(["sample", str(folder / "run"), "--quiet", "--out", str(tmp_path / "a.png"), *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_pictures_that_are_wider_than_high_are_trained_on_sampled_and_edited(folder, tmp_path):
+    """From the command line: --data.size 8x12."""
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 256, (10, 15, 3), dtype=np.uint8)
+        (tmp_path / "pets" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "pets" / "ab"[i % 2] / f"{i}.png")
+    words = ["train", "digits", "--data", "folder", "--data.path", tmp_path / "pets", "--data.size", "8x12"]
+    words += ["--model", "dit", "--model.patch", 4, "--model.width", 16, "--model.depth", 1, "--model.heads", 2]
+    words += ["--steps", 2, "--batch-size", 4, "--validate-every", 0, "--sample-every", 2, "--quiet"]
+    assert main([*map(str, words), "--out", str(tmp_path / "run")]) == 0
+    with Image.open(tmp_path / "run/samples/step-0000002.png") as sheet:
+        assert sheet.size == (10 * (2 * 12 + 1) - 1, 6 * (2 * 8 + 1) - 1)
+    words = [
+        "--image",
+        tmp_path / "pets/a/0.png",
+        "--mask",
+        folder / "mask.png",
+        "-n",
+        2,
+        "--trajectory",
+        tmp_path / "t",
+    ]
+    assert sampled(tmp_path, tmp_path, *words).shape == (2, 3, 8, 12)
