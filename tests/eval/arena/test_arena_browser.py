@@ -91,11 +91,11 @@ def test_nothing_is_lost_when_the_server_is_away(page, arena) -> None:
     page.goto(arena)
     models(page)
     page.keyboard.press("1")
-    page.evaluate("window.real = window.fetch; window.fetch = () => Promise.reject(new Error('away'))")
+    page.evaluate("() => { window.real = fetch; window.fetch = () => Promise.reject(new Error('away')); }")
     page.keyboard.press("Enter")
     says(page, "away. Nothing was lost")
     assert badges(page)[0] == "1" and not page.is_disabled("#send")
-    page.evaluate("window.fetch = window.real")
+    page.evaluate("() => { window.fetch = window.real; }")
     page.keyboard.press("Enter")
     says(page, "1 vote so far")
 
