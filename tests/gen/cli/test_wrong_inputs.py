@@ -146,7 +146,7 @@ CASES = {
     "teacher that is not there": ("distill reflow --teacher {root}/gone", r"gone does not exist"),
     "unknown key of a method": ("distill reflow --teacher {run} --objective.pears 3", r"Did you mean 'pairs'"),
     "unknown data": ("evaluate {run} --against digtis", r"Did you mean 'digits'"),
-    "unknown extractor": ("evaluate {run} --extractor inception", r"unknown name 'inception'"),
+    "unknown extractor": ("evaluate {run} --extractor inceptoin", r"Did you mean 'inception'"),
     "too few samples": ("evaluate {run} -n 3", r"n = 3; it must be in \[10, 10000000\]"),
     "leaderboard of nothing": ("leaderboard {root}/gone", r"gone"),
     "leaderboard without records": ("leaderboard {root}/empty", r"empty"),
