@@ -44,13 +44,17 @@ class Classifier:
         judge = self.classifier.load()
         if not hasattr(judge, "head"):
             name = type(self.classifier).__name__
-            raise UserError(f"Classifier: the extractor {name} has features but no classes; allowed: digits_cnn")
+            raise UserError(
+                f"Classifier: the extractor {name} has features but no classes; allowed: one with a head, such as digits_cnn"
+            )
         return judge
 
     def __call__(self, x: Tensor, cond: Cond) -> Tensor:
         if "y" not in cond:
             raise UserError("the reward classifier judges labels, and these samples have none")
         logits = self.judge.head(self.features(x)).double()
+        if (most := int(cond["y"].max())) >= logits.shape[1]:
+            raise UserError(f"the reward classifier knows {logits.shape[1]} classes, and a sample has the label {most}")
         scores = logits if self.kind == "logit" else logits.log_softmax(1)
         scores = scores.exp() if self.kind == "probability" else scores
         out = scores.gather(1, cond["y"].cpu()[:, None])[:, 0]

@@ -215,6 +215,8 @@ def test_the_classifier_knows_digits_and_its_kinds_agree():
     assert build("distillers.rewards", spec_of(capped)) == capped
     with pytest.raises(UserError, match="these samples have none"):
         reward(items["x"], {})
+    with pytest.raises(UserError, match="knows 10 classes, and a sample has the label 10"):
+        reward(items["x"], {"y": items["y"] + 1})
 
 
 # Learning
