@@ -38,7 +38,9 @@ def asked(given: Mapping[str, Any]) -> set[str]:
     """
     wanted = {"labelled_features": given["class_wise"]}
     wanted |= {"pairs": given["paired"] is not None, "text": given["prompts"] is not None}
-    wanted |= dict.fromkeys(("train_features", "split_features"), given["training"] is not None)
+    opened_with = against.options if isinstance(against := given["against"], Reference) else {}
+    trained = given["training"] is not None or "training" in opened_with
+    wanted |= dict.fromkeys(("train_features", "split_features"), trained)
     return {needs for needs, is_wanted in wanted.items() if is_wanted}
 
 

@@ -88,7 +88,7 @@ def command(
     words |= {"n": n, "seed": given["seed"], "label": given["label"], "autoencoder": autoencoder}
     words |= {"against": reference.word, "split": reference.split if reference.has_splits else None}
     words |= {"extractor": reference.extractor_spec}
-    words |= {key: given[key] or None for key in OPTIONS}
+    words |= {key: given[key] or reference.options.get(key) for key in OPTIONS}
     words = {key: _placed(value) for key, value in words.items() if value is not None}
     specs = None if given["metrics"] is None else [short(metric) for metric in given["metrics"]]
     if folder is None:

@@ -44,6 +44,7 @@ class Reference:
         whole: all images, if the set is used whole, or those beside the statistics.
         statistics: means and covariances; None without.
         assumed: of these, see gen.eval.record.ReferenceInfo.
+        options: of gen.evaluate that it was opened with, as a command line has them.
     """
 
     data: Json
@@ -56,6 +57,7 @@ class Reference:
     whole: Rows | None = None
     statistics: Statistics | None = None
     assumed: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -106,12 +108,14 @@ class Reference:
             usual = "digits_cnn" if first.shape == (1, 8, 8) else "pixels"
             spec = build("eval.features", usual) if spec is None else spec
             loaded, assumed = spec.load(), ""
+        options: dict[str, object] = {} if computed_by is None else {"reference_extractor": computed_by}
         if training is not None:
-            _, kind, learned = open_sets(training, "train")
+            learned_about, kind, learned = open_sets(training, "train")
             sets["train"] = learned["whole" if kind == "all" else "train"]
+            options["training"] = _word(learned_about)
         rows = {name: Rows(images, loaded, spec, how or Extraction()) for name, images in sets.items()}
         found = cls(about, loaded, split, rows.get("train"), rows.get("test"), spec, whole=rows.get("whole"))
-        return replace(found, statistics=statistics, assumed=assumed)
+        return replace(found, statistics=statistics, assumed=assumed, options=options)
 
     @property
     def real(self) -> Rows | None:
@@ -126,7 +130,7 @@ class Reference:
     @property
     def word(self) -> object:
         """The reference as `open` takes it: the spec of a data set, or a path."""
-        return self.data if is_data(self.data) else self.data.get("path", self.data["name"])
+        return _word(self.data)
 
     @property
     def other(self) -> Rows | None:
@@ -349,3 +353,8 @@ def stored(names: Sequence[str]) -> list[str]:
         names: of a metric's arguments.
     """
     return ["features", *(name for name in names if name in ("spatial", "embeddings", "images"))]
+
+
+def _word(about: Json) -> object:
+    """Return what `open` takes for a spec, or for the name and path of something else."""
+    return about if is_data(about) else about.get("path", about["name"])

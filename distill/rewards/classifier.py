@@ -44,9 +44,7 @@ class Classifier:
         judge = self.classifier.load()
         if not hasattr(judge, "head"):
             name = type(self.classifier).__name__
-            raise UserError(
-                f"Classifier: the extractor {name} has features but no classes; allowed: one with a head, such as digits_cnn"
-            )
+            raise UserError(f"Classifier: the extractor {name} has no classes; allowed: one with a head, as digits_cnn")
         return judge
 
     def __call__(self, x: Tensor, cond: Cond) -> Tensor:

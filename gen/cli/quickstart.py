@@ -116,12 +116,19 @@ def photographs_quickstart(folder: Path, samples: int = 500) -> tuple[Path, str]
 
 
 def remembered(folder: Path, n: int) -> Path:
-    """Write n training crops, evenly spread, as PNGs into a folder, and return it."""
+    """Write n training crops, chosen at random, into a folder as PNGs with their labels, and return it."""
+    import torch
+
     from gen.config.images import to_pil
+    from gen.config.writing import write_json
     from gen.data.photographs import Photographs
 
-    crops = Photographs(stride=REMEMBERED).open("train").x
+    crops = Photographs(stride=REMEMBERED).open("train")
+    order = torch.randperm(len(crops), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [order[i % len(order)] for i in range(n)]
     folder.mkdir(exist_ok=True)
-    for i in range(n):
-        to_pil(crops[i * len(crops) // n]).save(folder / f"{i:06d}.png")
+    for i, row in enumerate(rows):
+        to_pil(crops.x[row]).save(folder / f"{i:06d}.png")
+    labels = [[f"{i:06d}.png", int(crops[row]["y"])] for i, row in enumerate(rows)]
+    write_json(folder / "dataset.json", {"labels": labels})
     return folder

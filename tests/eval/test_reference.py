@@ -139,6 +139,7 @@ def test_the_command_of_a_record_runs_again_as_it_is(folder, npz, tmp_path, monk
         {"against": Npz(str(npz), 0.5), "split": "train"},
         {"extractor": {"name": f"{module}:Scaled", "factor": 3}},
         {"extractor": Scaled(2), "against": {"name": "npz", "path": "ref.npz"}},
+        {"against": Reference.open("digits", training=str(npz))},
     ):
         monkeypatch.chdir(tmp_path)
         record = evaluate("tiny", **how, **options)
