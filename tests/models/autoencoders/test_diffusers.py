@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_said(folder):
     with pytest.raises(UserError, match="batch_size = 0; it must be in"):
         made.decoded(images, folder, batch_size=0)
     two = pipeline({"latent": {"scale": [1.0, 2.0], "shift": 0.0}})
-    with pytest.raises(UserError, match="the latents' scale has 2 channels"):
+    with pytest.raises(UserError, match=r"samples are \[1, 4, 8, 8\], the latents' scale is \[2, 1, 1\]"):
         two.decoded(two.sample(1, steps=1), folder)
 
 
