@@ -35,7 +35,7 @@ __all__ = ["PictureFiles"]
 MODES = {"1": 1, "L": 1, "P": 3, "RGB": 3}  # of PIL -> channels; others are refused
 EDM_FOLDER = re.compile(r"\d{5}")  # of EDM's zips: no class
 MAX_BYTES = 2**28  # of one picture's file
-LABELS_FILE = "dataset.json"  # of EDM's zips: {"labels": [[name, label], ...]}
+LABELS_FILE = "dataset.json"  # of EDM's folders and zips: {"labels": [[name, label], ...]}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PictureFiles(Images):
     """Pictures, PNG, BMP, WebP or JPEG, of a folder to any depth or of a zip, by path.
 
     They are used as they are: nothing is scaled, turned, cropped or put on a background. A folder for each class, or
-    the dataset.json of EDM's zips, gives labels. Every file is read once when the set is opened, for its header and its
+    EDM's dataset.json, gives labels. Every file is read once when the set is opened, for its header and its
     digest; a picture is decoded when it is read, several at a time, and must not have changed meanwhile.
 
     Args:
@@ -164,7 +164,8 @@ class PictureFiles(Images):
 
     def _labels(self) -> Tensor | None:
         """Return what EDM's list says, or class folders in order of name; None without either."""
-        if self._zip is not None and LABELS_FILE in self._zip.namelist():
+        zipped = None if self._zip is None else self._zip.namelist()
+        if LABELS_FILE in zipped if zipped is not None else (self.path / LABELS_FILE).is_file():
             listed = parse_json(self._bytes(LABELS_FILE).decode(), f"{self.path}: {LABELS_FILE}").get("labels")
             known = {} if listed is None else dict(listed)
             if not known:

@@ -46,6 +46,7 @@ def all_kinds(root):
             archive.writestr(f"00000/img{i:08d}.png", png(PICTURES[i]))
         labels = [[f"00000/img{i:08d}.png", int(LABELS[i])] for i in range(N)]
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    zipfile.ZipFile(root / "edm.zip").extractall(root / "edm")
     folder_of(root / "flat")
     folder_of(root / "classes", [f"{'abc'[i % 3]}/{i}.png" for i in range(N)])
     return {
@@ -55,6 +56,7 @@ def all_kinds(root):
         "first.npy": 0,
         "a.safetensors": 1,
         "edm.zip": 1,
+        "edm": 1,
         "flat": 0,
     }
 
