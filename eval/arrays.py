@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.reading import file_sha256
+from gen.data.lib.tensors import check_labels
 from gen.eval.image_sets import Images
 
 __all__ = ["ArrayImages", "NpyRows", "array_names", "open_array"]
@@ -135,6 +136,8 @@ class ArrayImages(Images):
         self.shape = shape[1:] if self._first else (shape[-1], *shape[1:-1])
         if labels is not None and labels.shape != shape[:1]:
             raise UserError(f"{path}: {len(labels)} labels for {shape[0]} pictures")
+        if labels is not None:
+            check_labels(str(path), labels, None)
         self.fingerprint = file_sha256(path)
 
     def __len__(self) -> int:

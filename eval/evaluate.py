@@ -190,7 +190,7 @@ class Evaluation:
         judged = knows_classes(reference.extractor, images, sampler)
         for metric in metrics:
             reason = reference.obstacle(metric, rows)
-            if reason is not None and strict:
+            if reason is not None and (strict or (given["class_wise"] and metric.needs == "labelled_features")):
                 raise UserError(f"{metric.columns[0].key} needs {metric.needs}, but {reason}")
             affordable = given["training"] is not None or not reference.costs_much(metric)
             wanted = strict or (affordable and (judged or metric.needs != "logits"))

@@ -68,7 +68,7 @@ class Rows:
     """
 
     def __init__(self, images: Images, extractor: Extractor, spec: object, how: Extraction) -> None:
-        self.images, self.extractor, self._spec, self._how = images, extractor, spec, how
+        self.images, self.extractor, self.spec, self._how = images, extractor, spec, how
         batch = getattr(extractor, "batch", images.least)
         self.chunk = batch * -(-images.least // batch)
         self.given: dict[str, Tensor] = {}  # rows that do not come from the pictures: prompts, targets
@@ -218,7 +218,7 @@ class Rows:
             "pictures": self.fingerprint,
             "n": len(self),
             "shape": list(self.images.shape),
-            "extractor": {"name": self.extractor.name, "sha256": self.extractor.sha256, "spec": spec_of(self._spec)},
+            "extractor": {"name": self.extractor.name, "sha256": self.extractor.sha256, "spec": spec_of(self.spec)},
             "chunk": self.chunk,
             "batch": min(self._how.batch_size, self.chunk) if self.images.drawn else None,
             "code": code_digest(),

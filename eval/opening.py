@@ -127,7 +127,7 @@ def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction) -> None:
     n, seed = len(rows), given["seed"]
     if given["paired"] is not None:
         whole = open_images(given["paired"])
-        truth = Rows(chosen(whole, n, seed), rows.extractor, None, extraction)
+        truth = Rows(chosen(whole, n, seed), rows.extractor, rows.spec, extraction)
         if truth.images.shape != rows.images.shape:
             raise UserError(f"paired: {whole.name} holds {list(whole.shape)}, the samples {list(rows.images.shape)}")
         truth.fill(("images",))

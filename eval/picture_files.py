@@ -23,7 +23,7 @@ from torch import Tensor
 from gen.config.errors import UserError, nearest
 from gen.config.reading import parse_json
 from gen.data.folder import FORMATS, SUFFIXES
-from gen.data.lib.tensors import CHANGED, content_hash
+from gen.data.lib.tensors import CHANGED, check_labels, content_hash
 from gen.eval.image_sets import Images
 from gen.training.log import ProgressBar
 
@@ -174,7 +174,9 @@ class PictureFiles(Images):
                 raise UserError(
                     f"{self.path}: {LABELS_FILE} has no label of {missing[0]}. {nearest(missing[0], known)}"
                 )
-            return torch.tensor([known[name] for name in self._files])
+            labels = torch.tensor([known[name] for name in self._files])
+            check_labels(f"{self.path}: {LABELS_FILE}", labels, None)
+            return labels
         folders = [name.split("/")[0] for name in self._files if "/" in name]
         if len(folders) < len(self._files) or all(map(EDM_FOLDER.fullmatch, folders)) or len(set(folders)) < 2:
             return None

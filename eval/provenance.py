@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import gen
+from gen.config.errors import UserError
 from gen.config.reading import file_sha256
 from gen.config.spec import Json, anchored, name_of, spec_of
 from gen.config.trust import external_names
@@ -85,11 +86,14 @@ def command(
     samples = given["samples"]
     folder = samples if isinstance(samples, (str, Path)) else None if pipeline is None else pipeline.folder
     words = {key: given[key] for key in ("solver", "steps", "grid", "guide", "cache")}
-    words |= {"n": n, "seed": given["seed"], "label": given["label"], "autoencoder": autoencoder}
+    words |= {"n": n, "seed": given["seed"], "autoencoder": autoencoder}
     words |= {"against": reference.word, "split": reference.split if reference.has_splits else None}
     words |= {"extractor": reference.extractor_spec}
+    if tensors := [key for key in OPTIONS if isinstance(given[key], Tensor)]:
+        raise UserError(f"{tensors[0]} is a tensor, which no command line can name")
     words |= {key: given[key] or reference.options.get(key) for key in OPTIONS}
     words = {key: _placed(value) for key, value in words.items() if value is not None}
+    words |= {} if given["label"] is None else {"label": given["label"]}
     specs = None if given["metrics"] is None else [short(metric) for metric in given["metrics"]]
     if folder is None:
         words |= {} if specs is None else {"metrics": specs}
@@ -101,8 +105,8 @@ def command(
     line = ["gen", "evaluate", str(Path(folder).absolute())]
     for key, value in (words | ({} if pipeline is None else loading_options(pipeline))).items():
         for one in value if isinstance(value, list) else [value]:
-            line.append(f"--{key.replace('_', '-')}")
-            line += [] if one is True else [json.dumps(one) if isinstance(one, dict) else str(one)]
+            option, text = f"--{key.replace('_', '-')}", json.dumps(one) if isinstance(one, dict) else str(one)
+            line += [option] if one is True else [f"{option}={text}"] if text.startswith("-") else [option, text]
     return shlex.join(line)
 
 

@@ -44,5 +44,6 @@ class Published:
     def __post_init__(self) -> None:
         if not self.label or not self.source or not self.values:
             raise UserError(f"a published row has a label, a source and values; this one is {shown(self.label)}")
-        if not all(math.isfinite(value) for value in self.values.values()):
+        numbers = [v for v in self.values.values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        if len(numbers) < len(self.values) or not all(map(math.isfinite, numbers)):
             raise UserError(f"{self.label}: values {shown(self.values)}; allowed: finite numbers")

@@ -111,7 +111,13 @@ class Reference:
         options: dict[str, object] = {} if computed_by is None else {"reference_extractor": computed_by}
         if training is not None:
             learned_about, kind, learned = open_sets(training, "train")
-            sets["train"] = learned["whole" if kind == "all" else "train"]
+            learned_images = learned["whole" if kind == "all" else "train"]
+            for images in [images for images in sets.values() if images.shape != learned_images.shape][:1]:
+                raise UserError(
+                    f"training: {learned_images.name} holds {list(learned_images.shape)}, {images.name} "
+                    f"{list(images.shape)}: not comparable"
+                )
+            sets["train"] = learned_images
             options["training"] = _word(learned_about)
         rows = {name: Rows(images, loaded, spec, how or Extraction()) for name, images in sets.items()}
         found = cls(about, loaded, split, rows.get("train"), rows.get("test"), spec, whole=rows.get("whole"))

@@ -62,6 +62,9 @@ def collect_all(sources: object) -> list[Entry]:
     return entries
 
 
+RECORDS = f"{'?' * 16}-{'?' * 8}.json"  # as write_record names them
+
+
 def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Entry]:
     """Yield the entries of a source; `within` are the lists that led to it."""
     if isinstance(source, (Record, Published, VoteList)):
@@ -81,6 +84,7 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Entry]:
         raise UserError(f"{shown(source)} is no record, and no path of one")
     elif (path := Path(source)).is_dir() or record_folder(path).is_dir():
         files = sorted((path / "eval").glob("*.json")) or sorted(record_folder(path).glob("*.json"))
+        files = files or sorted(path.glob(RECORDS))  # a folder given as --out
         if not files:
             raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
         yield from _read_all(files)

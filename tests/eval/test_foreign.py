@@ -166,6 +166,38 @@ class Reader:
         return torch.nn.functional.normalize(torch.tensor([[1.0, len(text)] for text in texts]), dim=1)
 
 
+def test_what_a_newcomer_tried(npz, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with np.load(npz) as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    np.savez("truth.npz", images ^ 1)
+    words = ["evaluate", "samples.npz", "--against", "digits", "--features", "kept", "--out", "records", "--label"]
+    assert main([*words, "-here"]) == 2  # argparse's own rule
+    assert main([*words[:-1], "--label=-here", "--paired", "truth.npz", "--metrics", "psnr,fid"]) == 0
+    (record,) = collect("records")  # a folder that --out named
+    assert record.label == "-here" and abs(record.estimate("psnr").value - 48.1308) < 1e-3  # 20 log10 255
+    assert main([*shlex.split(record.command)[1:], "--out", "again"]) == 0 and collect("again")[0].label == "-here"
+    assert main([*words, "here"]) == 0
+    assert any(one.command.endswith("--label here") for one in collect("records"))  # and not the folder of that name
+    np.savez("negative.npz", images, labels - 5)
+    np.savez("huge.npz", images, labels + 2**40)
+    np.savez("bare.npz", images)
+    np.savez("colour.npz", np.repeat(images, 3, axis=3))
+    for call, says in (
+        (lambda: evaluate("negative.npz", "digits"), "labels run from -5 to 4; allowed: 0 and up"),
+        (lambda: evaluate("samples.npz", "negative.npz"), "labels run from -5 to 4; allowed: 0 and up"),
+        (lambda: evaluate("huge.npz", "digits"), "give num_classes if there are more than"),
+        (lambda: evaluate("bare.npz", "digits", class_wise=True), "class_fid needs labelled_features, but"),
+        (lambda: evaluate("bare.npz", "digits", training="colour.npz"), "training: colour.npz holds"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            call()
+    (tmp_path / "list.toml").write_text('[[published]]\nlabel = "a"\nsource = "b"\nvalues = {fid = "2.27"}\n')
+    assert main(["leaderboard", "list.toml"]) == 2
+    assert "expected" in (error := capsys.readouterr().err) or "allowed: finite numbers" in error
+
+
 def test_prompts_are_read_line_by_line(npz, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"{'x' * i}\n" for i in range(N)))
     record = evaluate(npz, "digits", prompts=tmp_path / "prompts.txt", extractor=Reader(), metrics=["clip_score"])
