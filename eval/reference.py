@@ -93,8 +93,7 @@ class Reference:
         spec = None if extractor is None else build_with("eval.features", extractor, "load", "extractor")
         statistics = None
         if isinstance(data, (str, Path)) and not is_data(data) and is_statistics(Path(data)):
-            if spec is None:
-                raise UserError(f"{data} holds statistics: name their extractor, --extractor inception ...")
+            spec = _own_extractor(Path(data)) if spec is None else spec
             loaded = spec.load()
             statistics = read_statistics(Path(data), loaded.name)
             sets: dict[str, Images] = {} if statistics.images is None else {"whole": statistics.images}
@@ -364,3 +363,11 @@ def stored(names: Sequence[str]) -> list[str]:
 def _word(about: Json) -> object:
     """Return what `open` takes for a spec, or for the name and path of something else."""
     return about if is_data(about) else about.get("path", about["name"])
+
+
+def _own_extractor(path: Path) -> Any:
+    """Return the extractor that a file of statistics names; UserError where it names none."""
+    name = str(read_statistics(path).about.get("extractor", {}).get("name", "")).partition(" ")[0]
+    if name not in names("eval.features"):
+        raise UserError(f"{path} holds statistics: name their extractor, --extractor inception ...")
+    return build("eval.features", name)

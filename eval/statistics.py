@@ -79,9 +79,9 @@ class Statistics:
         if stated and not own and extractor.startswith(f"{stated} "):  # of which the first word is the plug-in's
             known = (extractor, sha256)
         if known != (extractor, sha256):
+            theirs, ours = (f"{name} {str(digest)[:8]}".rstrip() for name, digest in (known, (extractor, sha256)))
             raise UserError(
-                f"{self.path} was computed by {known[0]} {str(known[1])[:8]}, the samples' features are of {extractor} "
-                f"{sha256[:8]}: not comparable"
+                f"{self.path} was computed by {theirs}, the samples' features are of {ours}: not comparable"
             )
         if own or stated:
             return "" if own else f"computed by {stated}, as was stated"

@@ -83,7 +83,7 @@ def test_nothing_of_a_file_runs_and_wrong_ones_are_refused(tmp_path) -> None:
         assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_ours_is_read_by_other_tools_and_gives_the_same_distance(digits_npz, copier) -> None:
+def test_ours_is_read_by_other_tools_and_gives_the_same_distance(digits_npz, copier, tmp_path) -> None:
     with np.load(digits_npz) as file:  # as pytorch-fid and clean-fid read it, pickles refused
         mu, sigma, about = file["mu"], file["sigma"], json.loads(str(file["gen"]))
     features = Reference.open("digits").test.features.double()
@@ -96,12 +96,15 @@ def test_ours_is_read_by_other_tools_and_gives_the_same_distance(digits_npz, cop
     assert ours.estimate("fid").se == pytest.approx(theirs.estimate("fid").se, rel=1e-6)
     assert (ours.reference.split, ours.reference.n, ours.reference.assumed) == ("statistics", 360, "")
     assert f"--against {digits_npz}" not in ours.command and str(digits_npz) in ours.command
-    with pytest.raises(UserError, match=r"was computed by digits_cnn .*, the samples' features are of pixels : not"):
+    with pytest.raises(UserError, match=r"was computed by digits_cnn .*, the samples' features are of pixels: not"):
         evaluate(copier, digits_npz, **{**how, "extractor": "pixels"})
     with pytest.raises(UserError, match=r"kid needs features, but the statistics .* hold no features of single images"):
         evaluate(copier, digits_npz, **{**how, "metrics": ["kid"]})
+    own = evaluate(copier, digits_npz, **{**how, "extractor": None})  # our file names its extractor
+    assert own.metrics == ours.metrics and own.comparability == ours.comparability
+    np.savez(tmp_path / "other.npz", mu=mu, sigma=sigma)
     with pytest.raises(UserError, match="holds statistics: name their extractor"):
-        evaluate(copier, digits_npz, n=40)
+        evaluate(copier, tmp_path / "other.npz", n=40)
 
 
 def test_what_a_file_does_not_say_is_assumed_aloud(digits_npz, copier, tmp_path, capsys) -> None:
