@@ -26,6 +26,7 @@ from gen.eval.protocols import EvaluationProtocol, protocol_of
 from gen.eval.provenance import checkpoint, command, device_of, setting
 from gen.eval.record import UNKNOWN, ExtractorInfo, Record, SamplesInfo, write_record
 from gen.eval.reference import Reference
+from gen.pipeline import check_device
 from gen.training.distributed import broadcast, is_main
 
 __all__ = ["evaluate", "extract_part"]
@@ -175,6 +176,8 @@ class Evaluation:
         spec = {} if sampler is None else recordable(sampler, how)
         images, info = opened(given, sampler, how, metrics)
         device = given["device"] or ("cpu" if sampler is None else device_of(sampler.pipeline))
+        if given["device"] is not None:
+            check_device(device)
         root, collective = given["features"], sampler is not None and sampler.collective
         extraction = Extraction(
             None if root is None else Path(root), given["batch_size"], device, given.get("part"), collective,

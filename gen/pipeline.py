@@ -35,7 +35,7 @@ from gen.training.run import Sampler, run_from
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pipeline", "Samples", "load", "load_images"]
+__all__ = ["Pipeline", "Samples", "check_device", "load", "load_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         check_fields(self, classes="[0, inf)", params="[0, inf)")
-        _check_device(self.device)
+        check_device(self.device)
 
     def __repr__(self) -> str:
         kind = type(self.denoiser.net if isinstance(self.denoiser, Denoiser) else self.denoiser).__name__
@@ -378,7 +378,7 @@ def load(
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
     """
     checkpoint = checkpoints.locate(Path(folder))
-    _check_device(device)
+    check_device(device)
     info = checkpoints.read(checkpoint, verify=False)
     if missing := [key for key in ("run", "role", "shape", "classes") if key not in info]:
         raise UserError(f"{checkpoint} is no checkpoint of a model: it does not say {', '.join(missing)}")
@@ -459,7 +459,12 @@ def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:
     return pipeline
 
 
-def _check_device(device: str | torch.device) -> None:
+def check_device(device: str | torch.device) -> None:
+    """Raise UserError for a device that cannot be used here.
+
+    Args:
+        device: such as "cuda:1".
+    """
     try:
         torch.ones(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gen.eval.bench import Bench, BenchContext
-    from gen.pipeline import _check_device
+    from gen.pipeline import check_device
 
     parts = list(dict.fromkeys(_part(given) for given in args.part)) or PARTS
     context = _context(args, BenchContext)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         for part in parts:
             print(part, *(f"  {name}" for name in found[part]), sep="\n")
         return 0
-    _check_device(args.device)
+    check_device(args.device)
     how: Json = {"rounds": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
     bench = Bench(context.device, seconds=args.seconds, seed=args.seed, **how)
     folder = args.out or Path("runs/bench") / _name(context)

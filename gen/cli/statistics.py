@@ -32,10 +32,12 @@ def run(args: argparse.Namespace) -> int:
     from gen.eval.metrics.lib.moments import Moments
     from gen.eval.reference import Reference
     from gen.eval.statistics import write_statistics
+    from gen.pipeline import check_device
     from gen.training.distributed import is_main
 
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out}: expected a file .npz")
+    check_device(args.device)
     how = Extraction(features_folder(args.features), args.batch_size, own_device(args.device), quiet=False)
     reference = Reference.open(parse_spec(args.data), args.split, parse_spec(args.extractor), how)
     real = reference.real

@@ -37,7 +37,7 @@ def calls(tmp_path_factory):
         "decode": (gen.decode, lambda: {"predictor": net, "prompts": [[1, 2]], "length": 4}),
         "load": (gen.load, lambda: {"folder": folder / "run"}),
         "leaderboard": (gen.leaderboard, lambda: {"sources": [record], "out": next(out)}),
-        "evaluate": (gen.evaluate, lambda: {"pipeline": pipeline, **measured}),
+        "evaluate": (gen.evaluate, lambda: {"samples": pipeline, **measured}),
         "train": (gen.train, lambda: {"run": run, "out": next(out), "quiet": True}),
         "distill": (
             gen.distill,

@@ -18,6 +18,7 @@ def test_photographs(tmp_path, monkeypatch):
     small = {**other["model"], "width": 16, "depth": 1, "heads": 2}
     monkeypatch.setattr(recipes, "transformer", lambda: {"model": small})
     monkeypatch.setattr(quickstart, "METRICS", ["fid", "coverage"])  # LPIPS needs a package of its own
+    monkeypatch.setattr(quickstart, "REMEMBERED", 32)  # pixels: few crops to see
     page, text = quickstart.photographs_quickstart(tmp_path, samples=12)
     rows = [line for line in text.splitlines() if line[:1].isdigit()]
     assert len(rows) == 5 and page.is_file()
