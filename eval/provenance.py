@@ -86,14 +86,13 @@ def command(
     samples = given["samples"]
     folder = samples if isinstance(samples, (str, Path)) else None if pipeline is None else pipeline.folder
     words = {key: given[key] for key in ("solver", "steps", "grid", "guide", "cache")}
-    words |= {"n": n, "seed": given["seed"], "autoencoder": autoencoder}
+    words |= {"n": n, "seed": given["seed"], "label": given["label"], "autoencoder": autoencoder}
     words |= {"against": reference.word, "split": reference.split if reference.has_splits else None}
     words |= {"extractor": reference.extractor_spec}
     if tensors := [key for key in OPTIONS if isinstance(given[key], Tensor)]:
         raise UserError(f"{tensors[0]} is a tensor, which no command line can name")
     words |= {key: given[key] or reference.options.get(key) for key in OPTIONS}
-    words = {key: _placed(value) for key, value in words.items() if value is not None}
-    words |= {} if given["label"] is None else {"label": given["label"]}
+    words = {k: v if k == "label" else _placed(v) for k, v in words.items() if v is not None}  # a label is no path
     specs = None if given["metrics"] is None else [short(metric) for metric in given["metrics"]]
     if folder is None:
         words |= {} if specs is None else {"metrics": specs}
