@@ -64,7 +64,8 @@ def project(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "runs/model")
     (tmp_path / "runs/model/evilmod.py").write_text(EVIL)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path[:])
+    others = [folder for folder in sys.path if not Path(folder, "runs").is_dir()]  # such as a checkout with a demo
+    monkeypatch.setattr(sys, "path", others)
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "runs"]:
         del sys.modules[name]
