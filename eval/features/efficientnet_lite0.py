@@ -12,7 +12,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.eval.features.lib.convolution import Activation, FoldedConv, fold_norm
 from gen.eval.features.lib.images import centre_square, in_batches, resized_by_pil, to_colour
-from gen.eval.features.lib.weights import package_file, read_state
+from gen.eval.features.lib.weights import read_state, required_file
 
 __all__ = ["EfficientNetLite0", "EfficientNetLite0Extractor"]
 
@@ -46,7 +46,7 @@ class EfficientNetLite0:
 
     def load(self) -> EfficientNetLite0Extractor:
         """Return the extractor; MissingDependency without the file, UserError for another one."""
-        file = self.path or package_file(PACKAGE, FILE, INSTALL)
+        file = self.path or required_file(PACKAGE, FILE, INSTALL)
         state, found = read_state(file, f"EfficientNet-Lite0's weights: {INSTALL}")
         if found != self.sha256:
             raise UserError(f"{file} has sha256 {found[:16]}..., expected {self.sha256[:16]}...")

@@ -8,6 +8,7 @@ before it is read.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import stat
@@ -18,7 +19,7 @@ from typing import Any
 
 from gen.config.errors import UserError
 
-__all__ = ["file_sha256", "parse_json", "read_json", "read_lines", "read_text", "read_toml"]
+__all__ = ["file_sha256", "package_file", "parse_json", "read_json", "read_lines", "read_text", "read_toml"]
 
 MAX_BYTES = 256 * 2**20  # of a file: a record with pictures has 1 MB
 MAX_LINE = 64 * 2**20
@@ -76,6 +77,18 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_file(package: str, inner: str) -> Path | None:
+    """Return the path of a file within an installed package, which is not imported; None if it is not there.
+
+    Args:
+        package: its import name.
+        inner: path within it.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    return next((file for folder in folders if (file := Path(folder, inner)).is_file()), None)
 
 
 def read_toml(path: Path) -> Any:

@@ -22,7 +22,7 @@ from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
 from gen.config.values import parse_text
 from gen.data.lib.checksums import SUMS, check_sums
-from gen.data.lib.tensors import CHANGED, SPLITS, content_hash, hold_out
+from gen.data.lib.tensors import CHANGED, check_split, content_hash, hold_out
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,8 +107,7 @@ class Folder:
         """Open "train" or "test"."""
         listing = self._train
         if self.test_path is not None:
-            if split not in SPLITS:
-                raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+            check_split(split)
             listing = self._train if split == "train" else self._test
             if self._test.names != self._train.names:
                 raise UserError(f"{self.test_path} has other classes than {self.path}: {self._difference()}")

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
 from gen.config.spec import name_of
-from gen.data.lib.tensors import SPLITS, content_hash, hold_out
+from gen.data.lib.tensors import check_split, content_hash, hold_out
 
 __all__ = ["GivenData"]
 
@@ -76,8 +76,7 @@ class GivenData:
 
     def open(self, split: str) -> GivenItems:
         """Open "train" or "test"."""
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+        check_split(split)
         if self.data is None:
             raise UserError(f"the data were given as an object of {self.kind}: give it again, Run(data=...)")
         data = self.test if split == "test" and self.test is not None else self.data

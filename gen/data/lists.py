@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.fields import check_fields
-from gen.data.lib.tensors import SPLITS, content_hash
+from gen.data.lib.tensors import check_split, content_hash
 from gen.diffusion.noise import derive
 from gen.text.tokenizers.words import Words
 
@@ -104,8 +104,7 @@ class Lists:
 
     def open(self, split: str) -> ListItems:
         """Open "train" or "test"."""
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+        check_split(split)
         return ListItems(self, split)
 
     def make(self, split: str, i: int) -> tuple[list[str], list[str], int]:

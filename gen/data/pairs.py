@@ -13,7 +13,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
-from gen.data.lib.tensors import SPLITS
+from gen.data.lib.tensors import check_split
 
 __all__ = ["Pairs", "PairSet", "check_shard", "read_store", "shard_name"]  # noqa: RUF022 - the plug-in comes first
 
@@ -108,8 +108,7 @@ class PairSet:
         Raises:
             UserError: if the split is unknown or has no row.
         """
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+        check_split(split)
         cut = len(self) - (max(1, round(len(self) * holdout)) if holdout else 0)
         rows = slice(0, max(0, cut)) if split == "train" else slice(max(0, cut), None)
         if not len(self.columns["x"][rows]):

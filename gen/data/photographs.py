@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +12,8 @@ from torch.nn.functional import avg_pool2d
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.data.lib.tensors import SPLITS, Tensors, content_hash
+from gen.config.reading import package_file
+from gen.data.lib.tensors import Tensors, check_split, content_hash
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,8 +70,7 @@ class Photographs:
 
     def open(self, split: str) -> Tensors:
         """Open "train" or "test"; UserError names the package that is missing."""
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+        check_split(split)
         crops = [self._crops(path, split) for path in paths()]
         x = torch.cat(crops)
         y = torch.arange(len(crops)).repeat_interleave(torch.tensor([len(some) for some in crops]))
@@ -105,12 +104,11 @@ class Photographs:
 
 def paths() -> list[Path]:
     """Return the files of all photographs."""
-    return [folder(package) / file for package, file in FILES.values()]
+    return [_path(package, file) for package, file in FILES.values()]
 
 
-def folder(package: str) -> Path:
-    """Return the folder of an installed package, without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
+def _path(package: str, file: str) -> Path:
+    path = package_file(package, file)
+    if path is None:
         raise UserError(f'the data "photographs" lie in {package}, which is not installed: pip install "gen[vision]"')
-    return Path(spec.origin).parent
+    return path

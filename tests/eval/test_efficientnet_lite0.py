@@ -11,7 +11,7 @@ from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import build, spec_of
 from gen.eval.evaluate import evaluate
 from gen.eval.features.efficientnet_lite0 import FILE, PACKAGE, EfficientNetLite0
-from gen.eval.features.lib.weights import package_file
+from gen.eval.features.lib.weights import required_file
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_names_what_photographs_show(extractor) -> None:
 
 
 def test_the_file_is_the_published_one(tmp_path, extractor) -> None:
-    content = bytearray(package_file(PACKAGE, FILE, "").read_bytes())
+    content = bytearray(required_file(PACKAGE, FILE, "").read_bytes())
     assert hashlib.sha256(content).hexdigest() == extractor.sha256 and extractor.sha256.startswith("57934424")
     assert extractor.name == "efficientnet_lite0" == spec_of(build("eval.features", "efficientnet_lite0"))["name"]
     content[-5000] ^= 1
@@ -40,7 +40,7 @@ def test_the_file_is_the_published_one(tmp_path, extractor) -> None:
     with pytest.raises(MissingDependency, match=r"pip install 'gen\[vision\]'"):
         EfficientNetLite0(path=str(tmp_path / "c.pth")).load()
     with pytest.raises(MissingDependency, match="of the package no_such_package is not there: pip install it"):
-        package_file("no_such_package", "a.pth", "pip install it")
+        required_file("no_such_package", "a.pth", "pip install it")
 
 
 def test_refuses_an_empty_batch(extractor) -> None:

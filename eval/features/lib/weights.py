@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from gen.config.errors import MissingDependency, UserError
 from gen.config.pickles import as_tensor, module_state
-from gen.config.reading import file_sha256
+from gen.config.reading import file_sha256, package_file
 from gen.config.torch_file import describe_start, read_torch
 
-__all__ = ["check_shapes", "check_suffix", "package_file", "read_state", "tensors_sha256"]
+__all__ = ["check_shapes", "check_suffix", "read_state", "required_file", "tensors_sha256"]
 
 
 DEPTH = 8  # of mappings within mappings
@@ -112,7 +111,7 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def package_file(package: str, inner: str, install: str) -> Path:
+def required_file(package: str, inner: str, install: str) -> Path:
     """Return the path of a file within an installed package, which is not imported.
 
     Args:
@@ -120,9 +119,7 @@ def package_file(package: str, inner: str, install: str) -> Path:
         inner: path within it.
         install: how to install it, for MissingDependency.
     """
-    spec = importlib.util.find_spec(package)
-    folders = (spec.submodule_search_locations or ()) if spec else ()
-    files = [file for folder in folders if (file := Path(folder, inner)).is_file()]
-    if not files:
+    file = package_file(package, inner)
+    if file is None:
         raise MissingDependency(f"{inner} of the package {package} is not there: {install}")
-    return files[0]
+    return file

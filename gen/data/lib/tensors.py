@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.diffusion.noise import derive
 
 __all__ = [
-    "CHANGED", "SPLITS", "Tensors", "check_labels", "content_hash", "hold_out", "split_indices",
+    "CHANGED", "SPLITS", "Tensors", "check_labels", "check_split", "content_hash", "hold_out", "split_indices",
 ]  # fmt: skip
 
 CHANGED = "has changed since the data were opened: put it back and resume, or start a new run"
@@ -71,6 +71,16 @@ def check_labels(where: str, labels: Tensor, classes: int | None) -> int:
     return classes or high + 1
 
 
+def check_split(split: str) -> None:
+    """Raise UserError for what is neither "train" nor "test".
+
+    Args:
+        split: as it was given.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+
+
 def hold_out(where: str, split: str, n: int, holdout: float, labels: Sequence[int] | None = None) -> list[int]:
     """Return the indices of a split, in ascending order; at least one is held out unless the share is 0.
 
@@ -120,8 +130,7 @@ def split_indices(split: str, n: int, held_out: int, labels: Sequence[int] | Non
     Raises:
         UserError: if the split is unknown.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}. Allowed: {', '.join(SPLITS)}.")
+    check_split(split)
     labels = [0] * n if labels is None else labels
     order = sorted(range(n), key=lambda i: (labels[i], derive("holdout", i)))
     test = {i for k, i in enumerate(order) if (k + 1) * held_out // n > k * held_out // n}

@@ -7,6 +7,7 @@ import pytest
 from gen.config import reading
 from gen.config.errors import UserError
 from gen.config.reading import parse_json, read_json, read_lines, read_toml
+from gen.data.photographs import Photographs
 
 BAD = {
     "nothing": "",
@@ -87,3 +88,11 @@ def test_what_is_no_toml_is_refused_in_one_line(text, tmp_path):
     with pytest.raises(UserError, match=r"a\.toml is no TOML") as caught:
         read_toml(tmp_path / "a.toml")
     assert len(str(caught.value)) < 400
+
+
+def test_a_file_of_an_installed_package_is_found_without_importing_it(monkeypatch):
+    assert reading.package_file("json", "decoder.py").is_file()
+    assert reading.package_file("json", "none.py") is None and reading.package_file("no_such_package", "a") is None
+    monkeypatch.setattr("gen.data.photographs.package_file", lambda package, file: None)
+    with pytest.raises(UserError, match="lie in sklearn, which is not installed: pip install"):
+        Photographs().open("train")
