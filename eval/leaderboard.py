@@ -87,7 +87,7 @@ def table(sources: object, rank_by: str | None = None) -> str:
     parts = []
     shown = ranking(collect_all(sources), rank_by)
     for group in shown.groups:
-        lines = text_cells(group)
+        lines = text_cells(shown, group)
         ends = range(len(lines[0]) - 1 - len(CACHE_HEADS) * group.cached, len(lines[0]))
         parts.append("\n".join([one_line(caption(group.first)), *aligned(lines, (*LEFT, *ends))]))
     for words, lines, left in other_tables(shown):
@@ -95,7 +95,7 @@ def table(sources: object, rank_by: str | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def text_cells(group: Group) -> list[tuple[str, ...]]:
+def text_cells(shown: Ranking, group: Group) -> list[tuple[str, ...]]:
     """Return the heads, the floor row and every row, as text; with more columns if there are cached rows."""
     heads = ("#", "method", "sampler", "NFE", *map(one_line, group.headings()), "images/s", "params", "tie with")
     lines = [heads + (CACHE_HEADS if group.cached else ())]
@@ -112,7 +112,8 @@ def text_cells(group: Group) -> list[tuple[str, ...]]:
         ))  # fmt: skip
     for claim in group.published:
         values = [m.column.text(claimed(claim, m)) for m in group.columns]
-        cells = ("", one_line(claim.label), one_line(f"published: {claim.source}"), _number(claim.nfe), *values, "")
+        words = "; ".join(filter(None, (f"published: {claim.source}", shown.beside(claim, group.columns))))
+        cells = ("", one_line(claim.label), one_line(words), _number(claim.nfe), *values, "")
         cells = (*cells, _count(claim.params))
         lines.append((*cells, *[""] * (len(lines[0]) - len(cells))))
     return lines
@@ -128,7 +129,7 @@ def other_tables(shown: Ranking) -> list[tuple[str, list[tuple[str, ...]], Colle
                 r.label,
                 r.source,
                 _number(r.nfe),
-                *(_number(r.values.get(key)) for key in claims.columns),
+                *(_number(r.numbers.get(key)) for key in claims.columns),
                 _count(r.params),
             )
             for r in claims.rows
@@ -169,7 +170,7 @@ def as_markdown(shown: Ranking, title: str) -> str:
     """Return one table per group, and the commands."""
     parts = [f"# {markdown_text(title)}"]
     for group in shown.groups:
-        lines = markdown(text_cells(group), LEFT)
+        lines = markdown(text_cells(shown, group), LEFT)
         commands = [(r.rank, one_line(r.record.command).replace("`", "")) for r in group.rows if r.record.command]
         parts += [markdown_text(caption(group.first)), "\n".join(lines)]
         parts += ["\n".join(f"{rank}. `{command}`" for rank, command in commands)]
@@ -218,8 +219,9 @@ def _measured(row: Row, columns: Mapping[str, Measurement]) -> Json:
 
 
 def _published(row: Published, comparability: str) -> Json:
-    fields = {key: getattr(row, key) for key in ("label", "nfe", "params", "protocol", "source", "about")}
-    return {**row.values, "kind": "published", "comparability": comparability, "rank": "", "ties": "", **fields}
+    fields = {key: getattr(row, key) for key in ("label", "nfe", "params", "source", "about")}
+    fields["protocol"] = row.claim
+    return {**row.numbers, "kind": "published", "comparability": comparability, "rank": "", "ties": "", **fields}
 
 
 def _voted(row: Standing) -> Json:

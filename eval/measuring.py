@@ -23,7 +23,17 @@ from gen.eval.record import FloorInfo, Measurement, Neighbours, PerClass, Speed
 from gen.eval.reference import Reference, measure
 from gen.eval.throughput import InterleavedTiming, Throughput
 
-__all__ = ["all_measurements", "choose", "floor_of", "neighbours", "one_of_each", "pictures", "spare", "timing"]
+__all__ = [
+    "all_measurements",
+    "choose",
+    "floor_of",
+    "neighbours",
+    "one_of_each",
+    "pictures",
+    "plain_metrics",
+    "spare",
+    "timing",
+]
 
 T = TypeVar("T")
 
@@ -55,11 +65,16 @@ def choose(given: Sequence[object] | None, needs: Collection[str] = ()) -> list[
         if not keys or len(set(keys)) < len(keys):
             raise UserError(f"metrics = {list(given)!r}: at least one, and each column once; these have {keys}")
         return metrics
+    usual = [metric for metric in plain_metrics() if getattr(metric, "default", True) or metric.needs in needs]
+    return sorted(usual, key=lambda metric: -metric.columns[0].priority)
+
+
+def plain_metrics() -> list[Metric]:
+    """Return every metric of gen that has no option without a default, with its defaults."""
     owners = [find(name, "eval.metrics") for name in names("eval.metrics")]
     missing = dataclasses.MISSING
     ready = [o for o in owners if all({f.default, f.default_factory} != {missing} for f in dataclasses.fields(o))]
-    usual = [check_metric(owner()) for owner in ready if getattr(owner, "default", True) or owner.needs in needs]
-    return sorted(usual, key=lambda metric: -metric.columns[0].priority)
+    return [check_metric(owner()) for owner in ready]
 
 
 def check_metric(metric: Any) -> Any:

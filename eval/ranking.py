@@ -10,7 +10,7 @@ from gen.config.errors import UserError, nearest
 from gen.eval.arena.board import Board, Standing
 from gen.eval.arena.votes import VoteList
 from gen.eval.estimate import Estimate
-from gen.eval.published import COLUMN_ORDER, Published
+from gen.eval.published import COLUMN_ORDER, Published, known_columns
 from gen.eval.record import Measurement, Record, sampler_text
 from gen.eval.sources import Entry
 
@@ -30,9 +30,6 @@ __all__ = [
     "pareto_front",
     "ranking",
 ]
-
-
-HEADINGS = {"fid": "FID", "sfid": "sFID", "kid": "KID", "inception_score": "IS", "fld": "FLD", "cmmd": "CMMD"}
 
 
 @dataclass(frozen=True)
@@ -164,9 +161,19 @@ class Ranking:
     preferences: tuple[Preferences, ...] = ()
 
     def heading(self, key: str) -> str:
-        """Return the heading of a published column: that of the measured one with this key, else the key in words."""
-        known = {m.column.key: m.column.heading for group in self.groups for m in group.columns}
-        return known.get(key) or HEADINGS.get(key) or key.replace("_", " ").capitalize()
+        """Return the heading of a published column: that of the measured or of gen's with this key, else the key."""
+        known = known_columns() | {m.column.key: m.column for group in self.groups for m in group.columns}
+        return known[key].heading if key in known else key
+
+    def beside(self, row: Published, columns: Sequence[Measurement] = ()) -> str:
+        """Return the published numbers that have no column among these in words: "IS 9.84, rFID 0.6".
+
+        Args:
+            row: what was published.
+            columns: of the table that it stands in.
+        """
+        keys = {m.column.key for m in columns}
+        return ", ".join(f"{self.heading(key)} {value:g}" for key, value in row.numbers.items() if key not in keys)
 
 
 def cell(record: Record, column: Measurement) -> Measurement | None:
@@ -210,7 +217,7 @@ def claimed(row: Published, column: Measurement) -> Estimate | None:
         row: what was published.
         column: any measurement of that column.
     """
-    value = row.values.get(column.column.key)
+    value = row.numbers.get(column.column.key)
     return None if value is None else Estimate(value, None, 0)
 
 
@@ -247,7 +254,7 @@ def ranking(entries: Sequence[Entry], rank_by: str | None = None) -> Ranking:
         for home in homes:
             beside[home].append(row)
         if not homes:
-            alone.setdefault(row.protocol, []).append(row)
+            alone.setdefault(row.claim, []).append(row)
     return Ranking(
         groups=tuple(replace(group, published=tuple(beside[group.first.comparability])) for group in measured),
         claims=tuple(_claims(protocol, rows) for protocol, rows in alone.items()),
@@ -328,7 +335,7 @@ def _in_order(columns: list[Measurement], records: Sequence[Record]) -> list[Mea
 
 
 def _claims(protocol: str, rows: Sequence[Published]) -> Claims:
-    keys = dict.fromkeys(key for row in rows for key in row.values)
+    keys = dict.fromkeys(key for row in rows for key in row.numbers)
     order = COLUMN_ORDER.get(protocol, ())
     return Claims(
         protocol, tuple(sorted(keys, key=lambda k: order.index(k) if k in order else len(order))), tuple(rows)

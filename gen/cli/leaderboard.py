@@ -4,7 +4,7 @@ gen leaderboard runs/* samples/of-others published.toml votes.jsonl --out leader
 
 Sources are folders of runs and of samples that were evaluated (their eval/*.json), records, votes of `gen arena`, and
 lists: TOML files of tables [[entry]] with a path, and perhaps a label, and of tables [[published]] with label, source,
-values = {fid = 2.27}, and perhaps protocol, table (the key of one), about, nfe, params.
+values = {fid = 2.27}, and perhaps other_values, protocol, other_protocol, table (the key of one), about, nfe, params.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ path = "run"
 [[published]]
 label = "EDM"
 source = "arXiv 2206.00364"
-values = {fid = 1.97, is = 9.84}
+values = {fid = 1.97, inception_score = 9.84}
+other_values = {rFID = 0.5}
 protocol = "edm-cifar10"
 nfe = 35
 about = "minimum of three seeds"
@@ -67,7 +68,7 @@ def test_a_published_row_stands_beside_its_protocol_and_ties_with_nothing(listed
     (group,), (claims,) = shown.groups, shown.claims
     assert [row.ties for row in group.rows] == [(2,), (1,)] and [p.label for p in group.published] == ["EDM"]
     assert claims.protocol == "adm-imagenet256" and claims.columns == ("fid", "sfid", "recall")
-    assert [shown.heading(key) for key in (*claims.columns, "own_score")] == ["FID", "sFID", "Recall", "Own score"]
+    assert [shown.heading(key) for key in (*claims.columns, "own score")] == ["FID", "sFID", "Recall", "own score"]
     assert len(collect(listed)) == 2
     assert group.best(group.columns[0]) == 1.9  # of those that were measured
 
@@ -84,15 +85,18 @@ def test_every_format_has_every_published_row(listed, tmp_path) -> None:
     page = leaderboard(listed, tmp_path / "out")
     first, second = Page(page.read_text()).tables
     row = next(row for row in first if len(row) > 2 and "EDM" in row[2])
-    assert row[0] == "" and row[2].startswith("EDMarXiv 2206.00364; minimum of three seeds; protocol edm-cifar10")
+    assert row[0] == "" and row[2].startswith(
+        "EDMarXiv 2206.00364; minimum of three seeds; IS 9.84, rFID 0.5; protocol"
+    )
     assert row[3:6] == ["35", "1.97", "–"] and "tie" not in "".join(row)
     assert second[1][1:] == ["–", "2.27", "4.6", "0.57", "675M"]
     assert '<a href="https://arxiv.org/abs/2212.09748" rel="noreferrer">' in page.read_text()
     rows = list(csv.DictReader(io.StringIO(page.with_suffix(".csv").read_text())))
     assert [row["kind"] for row in rows] == ["measured", "measured", "published", "published"]
-    assert (rows[2]["fid"], rows[2]["is"], rows[2]["comparability"]) == ("1.97", "9.84", rows[0]["comparability"])
+    assert (rows[2]["fid"], rows[2]["inception_score"], rows[2]["rFID"]) == ("1.97", "9.84", "0.5")
+    assert rows[2]["comparability"] == rows[0]["comparability"]
     assert (rows[3]["sfid"], rows[3]["source"], rows[3]["rank"]) == ("4.6", "https://arxiv.org/abs/2212.09748", "")
-    assert "| EDM | published: arXiv 2206.00364 | 35 | 1.97 |" in page.with_suffix(".md").read_text()
+    assert "| EDM | published: arXiv 2206.00364; IS 9.84, rFID 0.5 | 35 | 1.97 |" in page.with_suffix(".md").read_text()
     assert "published, not measured here: adm-imagenet256" in table(listed)
 
 
@@ -103,9 +107,34 @@ def test_a_row_can_name_its_table_and_one_that_is_not_there_is_refused() -> None
     assert [c.protocol for c in ranking([record, claim()]).claims] == ["edm-cifar10"]  # the record followed none
     with pytest.raises(UserError, match="EDM: there is no table 'abc'"):
         ranking([record, claim(table="abc")])
-    for wrong, says in (({"values": {}}, "a source and values"), ({"values": {"fid": float("nan")}}, "finite numbers")):
-        with pytest.raises(UserError, match=says):
-            claim(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"values": {}}, "a source and values"),
+        ({"values": {"fid": float("nan")}}, "finite numbers"),
+        ({"values": {"IS": 9.8}}, "no column 'IS'. Did you mean 'inception_score'. Allowed: accuracy, .*other_values"),
+        ({"values": {"FIDs": 9.8}}, "no column 'FIDs'. Did you mean 'fid'"),
+        ({"values": {"accuracy": 98}}, "accuracy = 98; allowed: a share, from 0 to 1"),
+        ({"other_values": {"fid": 1.0}}, "other_values has fid, which has a place of its own"),
+        ({"other_values": {"params": 1.0}}, "other_values has params"),
+        (
+            {"protocol": "edm_cifar10"},
+            "no protocol 'edm_cifar10'. Did you mean 'edm-cifar10'. Allowed: adm-.*other_protocol",
+        ),
+        ({"other_protocol": "GenEval"}, "protocol, or other_protocol"),
+    ],
+)
+def test_a_published_name_that_nobody_knows_is_refused_with_the_nearest(wrong, says) -> None:
+    with pytest.raises(UserError, match=says):
+        claim(**wrong)
+
+
+def test_what_gen_does_not_know_is_given_as_such() -> None:
+    row = claim(protocol="", other_protocol="GenEval, 553 prompts", values={}, other_values={"GenEval": 0.8})
+    (claims,) = ranking([row]).claims
+    assert claims.protocol == "GenEval, 553 prompts" and claims.columns == ("GenEval",)
 
 
 def test_columns_stand_in_the_order_of_the_protocol() -> None:
@@ -120,7 +149,14 @@ def test_columns_stand_in_the_order_of_the_protocol() -> None:
 
 
 def test_published_words_stay_words(tmp_path) -> None:
-    row = claim(HOSTILE, source="javascript:alert(1)" + HOSTILE, about=HOSTILE, protocol=HOSTILE, values={"=1": 2.0})
+    row = claim(
+        HOSTILE,
+        source="javascript:alert(1)" + HOSTILE,
+        about=HOSTILE,
+        protocol="",
+        other_protocol=HOSTILE,
+        other_values={"=1": 2.0},
+    )
     page = leaderboard([made(), row, VoteList(HOSTILE, (vote("x", HOSTILE, "b"),))], tmp_path)
     parsed = Page(page.read_text())
     assert parsed.tags.count("script") == 1 and "a" not in parsed.tags and parsed.tags.count("img") == 2
