@@ -21,8 +21,8 @@ from gen.config.spec import Json, spec_of
 from gen.data.lib.tensors import content_hash
 from gen.eval.features import Extractor
 from gen.eval.image_sets import Images
-from gen.eval.store import RowFile, open_store, wait_for_lock
-from gen.training.distributed import broadcast, is_main, processes
+from gen.eval.store import RowFile, open_store, share_chunks, wait_for_lock
+from gen.training.distributed import broadcast, is_main
 from gen.training.log import ProgressBar
 
 __all__ = ["Extraction", "Rows", "capabilities", "code_digest"]
@@ -135,15 +135,9 @@ class Rows:
         missing = {name: self._files[name].missing() for name in new}
         todo = sorted({chunk for chunks in missing.values() for chunk in chunks})
         together = self._how.part is None and not self._how.collective
-        k, world = (processes()[0] + 1, processes()[1]) if together else self._how.part or (1, 1)
-        if together:
-            todo = broadcast(todo)
-            mine = todo[len(todo) * (k - 1) // world : len(todo) * k // world]
-        else:
-            chunks = -(-len(self) // self.chunk)
-            mine = [i for i in todo if chunks * (k - 1) // world <= i < chunks * k // world]
+        mine, part = share_chunks(todo, -(-len(self) // self.chunk), None if together else self._how.part or (1, 1))
         if mine:
-            with wait_for_lock(folder, f"{k}-of-{world}", lambda line: self._bar(0).say(line)):
+            with wait_for_lock(folder, part, lambda line: self._bar(0).say(line)):
                 missing = {name: self._files[name].missing() for name in new}  # others may have been here meanwhile
                 self._compute(sorted({*mine} & {i for chunks in missing.values() for i in chunks}), missing)
         if together:

@@ -23,8 +23,9 @@ from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, digest
 from gen.config.writing import Lock, sweep, write_json
+from gen.training.distributed import broadcast, processes
 
-__all__ = ["RowFile", "open_store", "wait_for_lock"]
+__all__ = ["RowFile", "open_store", "share_chunks", "wait_for_lock"]
 
 LOCK, PAUSE = ".lock-", 0.2  # beginning of a lock's name; seconds between two looks at one
 DIGEST = 32  # bytes of a sha256
@@ -72,6 +73,22 @@ def wait_for_lock(folder: Path, part: str, say: Callable[[str], None]) -> Lock:
                 say(f"{str(error).partition('. Wait')[0]}: waiting")
             waiting = True
             time.sleep(PAUSE)
+
+
+def share_chunks(missing: list[int], chunks: int, part: tuple[int, int] | None) -> tuple[list[int], str]:
+    """Return which chunks this process has to compute, and the name of its part; every process has to call.
+
+    Args:
+        missing: chunks that are not there.
+        chunks: number of all.
+        part: (k, n), from 1, for the k-th n-th of all chunks, whoever computes the others; None for a share of what is
+            missing, by the processes that a launcher started.
+    """
+    if part is not None:
+        k, n = part
+        return [i for i in missing if chunks * (k - 1) // n <= i < chunks * k // n], f"{k}-of-{n}"
+    (rank, n), todo = processes(), broadcast(missing)
+    return todo[len(todo) * rank // n : len(todo) * (rank + 1) // n], f"{rank + 1}-of-{n}"
 
 
 class RowFile:

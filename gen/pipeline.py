@@ -157,13 +157,15 @@ class Pipeline:
             f"{self.classes} classes, {solver}, {self.device})"
         )
 
-    @check_arguments(n="[1, 10000000]", batch_size="[1, inf)", start="[0, inf)")
+    @check_arguments(n="[1, 10000000]", batch_size="[1, inf)", start="[0, inf)", images_per_condition="[1, inf)")
     @torch.no_grad()
     def sample(
         self,
-        n: int = 1,
+        n: int | None = None,
         cond: Cond | Sequence[int | str] | int | str | None = None,
         *,
+        images_per_condition: int = 1,
+        negative: Cond | Sequence[int | str] | int | str | None = None,
         solver: Solver | Spec | None = None,
         steps: int | None = None,
         grid: Grid | Spec | Sequence[float] | None = None,
@@ -185,9 +187,11 @@ class Pipeline:
         With an image it edits: image to image, or with a mask inpainting (gen.diffusion.editing.Edit).
 
         Args:
-            n: how many.
+            n: how many; None for images_per_condition of each condition.
             cond: a label, one for each sample, or a mapping of tensors [n, ...]; None for balanced labels i % classes.
                 A label is a number, or the name of a class folder.
+            images_per_condition: consecutive samples that share a condition; then cond has n / images_per_condition.
+            negative: what a guide moves away from, in place of no condition: a label, or as cond.
             solver, guide, cache: a name, a spec, or an object; None as the model was trained to be sampled; "none" for
                 no guide or cache.
             steps: of the solver; None as the model was trained to be sampled.
@@ -205,8 +209,10 @@ class Pipeline:
             progress: whether progress is shown on the terminal.
         """
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
+        n = self._count(n, cond, images_per_condition)
         seeds = sample_seeds(seed, n, start)
-        cond = self.condition(n, cond, start)
+        cond = self.condition(n, cond, start, images_per_condition)
+        against = None if negative is None else self.condition(n, negative, start, images_per_condition)
         shape = self.state_shape
         edit = Edit.of(image, mask, strength, n, shape)
         units = None if noise is None else batched("noise", noise, n, shape, channels=shape[:1])
@@ -220,7 +226,8 @@ class Pipeline:
             drawn = Noise(tuple(seeds[rows]))
             unit = (drawn.normal("start", shape) if units is None else units[rows].float()).to(self.device)
             given = {k: v[rows].to(self.device) for k, v in cond.items()}
-            loop = compose(self.denoiser, times, how.solver, how.guide, given, unit)
+            away = None if against is None else {k: v[rows].to(self.device) for k, v in against.items()}
+            loop = compose(self.denoiser, times, how.solver, how.guide, given, unit, away)
             session = None if how.cache is None else how.cache.start(len(loop.grid) - 1)
             batch = _Batch(loop.f.path, net, unit, None if edit is None else edit.rows(rows, unit), callback, bar)
             x = batch.begin(times[0], trajectory)
@@ -323,8 +330,29 @@ class Pipeline:
         given |= {k: None for k, v in given.items() if isinstance(v, str) and v == "none"}
         return replace(self.sampler, **given)
 
-    def condition(self, n: int, cond: Cond | Sequence[int | str] | int | str | None = None, start: int = 0) -> Cond:
-        """Return the condition of n samples as tensors [n, ...]; UserError for labels that do not exist."""
+    def _count(self, n: int | None, cond: object, each: int) -> int:
+        """Return the number of samples: n, or `each` for every condition."""
+        many = isinstance(cond, (Mapping, Iterable)) and not isinstance(cond, str)
+        rows = next(iter(cond.values()), [None]) if isinstance(cond, Mapping) else cond
+        known = len(rows) if many and hasattr(rows, "__len__") else 1
+        n = known * each if n is None else n
+        if n % each:
+            raise UserError(f"n = {n} and images_per_condition = {each}: n must be a multiple")
+        return n
+
+    def condition(
+        self, n: int, cond: Cond | Sequence[int | str] | int | str | None = None, start: int = 0, each: int = 1
+    ) -> Cond:
+        """Return the condition of n samples as tensors [n, ...], each row `each` times in turn, from sample `start` on.
+
+        Raises:
+            UserError: for labels that do not exist, and for another number of rows than n / each.
+        """
+        if each > 1:
+            if start % each:
+                raise UserError(f"start = {start} and images_per_condition = {each}: start must be a multiple")
+            few = self.condition(n // each, cond, start // each)
+            return {key: value.repeat_interleave(each, 0) for key, value in few.items()}
         if isinstance(cond, Mapping):
             for key, value in cond.items():
                 if not isinstance(value, Tensor) or not value.ndim:

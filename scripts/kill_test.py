@@ -2,14 +2,15 @@
 
 python scripts/kill_test.py --kills 200
 
-Six writers take turns: training of images, of text, distillation by DMD2 (several roles), a store of pairs, the result
-of a search, and evaluations, of a file of samples and of a run in turn. `--only evaluate` takes one of them. Each is
-forked and killed after a random time. Trainings save after every step: then the newest
-checkpoint must be whole, not behind the one before, and what gen.load takes; at the end the run goes on for a few steps
-and its weights must equal, bit for bit, those of a run that nothing disturbed. Of a store, whole shards must not become
-fewer, and all of it must be that of an undisturbed one; the result of a search must always be whole. Of evaluations,
-finished chunks of features must not become fewer, and all records and features must be, bit for bit, those of
-undisturbed ones. At last nothing half written may lie around. Prints a JSON line; exit 1 if anything is wrong.
+Seven writers take turns: training of images, of text, distillation by DMD2 (several roles), a store of pairs, the
+result of a search, evaluations, of a file of samples and of a run in turn, and files of samples (`gen sample`). `--only
+evaluate` takes one of them. Each is forked and killed after a random time. Trainings save after every step: then the
+newest checkpoint must be whole, not behind the one before, and what gen.load takes; at the end the run goes on for a
+few steps and its weights must equal, bit for bit, those of a run that nothing disturbed. Of a store, whole shards must
+not become fewer, and all of it must be that of an undisturbed one; the result of a search must always be whole. Of
+evaluations, finished chunks of features must not become fewer, and all records and features must be, bit for bit, those
+of undisturbed ones. Files of samples must have the bytes of undisturbed ones. At last nothing half written may lie
+around. Prints a JSON line; exit 1 if anything is wrong.
 
 Measured (2026-11-29, 2 shared cores, a folder in memory, Python 3.11, torch 2.13): 200 kills, 40 of each writer, in 5
 minutes: 200 resumable, the same bits after 70 steps of images, 62 of text, 14 of DMD2 and 60 shards, nothing left over.
@@ -20,6 +21,7 @@ features and all records with the same bits, nothing left over.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -30,6 +32,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ import numpy as np
 import torch
 
 import gen
+from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.reading import read_json
@@ -60,7 +64,7 @@ from gen.training.objectives.llada import LLaDA
 from gen.training.run import Run, Sampler
 from gen.training.trainer import train
 
-ENDLESS, SHARDS = 10**6, 60
+ENDLESS, SHARDS, DRAWN = 10**6, 60, 400
 QUIET: Json = {"batch_size": 4, "sample_every": 0, "validate_every": 0}
 DIT: Json = {"name": "dit", "size": 8, "patch": 4, "channels": 1, "classes": 10, "width": 16, "depth": 1, "heads": 2}
 
@@ -225,6 +229,39 @@ class Evaluations(Writer):
         return rows.chunks - len(rows.missing())
 
 
+class SampleFiles(Writer):
+    """Files of samples without end, in chunks of two, each with another seed."""
+
+    def __init__(self, folder: Path, teacher: Path) -> None:
+        super().__init__(folder)
+        self._teacher = teacher
+        self._sample("warm", 0)
+
+    def write(self) -> None:
+        for seed in range(int(self.progress()), ENDLESS):
+            self._sample("killed", seed)
+
+    def progress(self) -> float:
+        files = list((self.folder / "killed").glob("[!.]*.npz"))
+        return sum(len(np.load(file)["arr_0"]) == DRAWN for file in files)
+
+    def same(self) -> bool:
+        done = int(self.progress()) + 1  # the one that was killed goes on
+        self._sample("killed", done - 1)
+        for seed in range(done):
+            self._sample("whole", seed)
+        files = [[(self.folder / name / f"{i}.npz").read_bytes() for i in range(done)] for name in ("killed", "whole")]
+        return files[0] == files[1]
+
+    def _sample(self, name: str, seed: int) -> None:
+        out = self.folder / name / f"{seed}.npz"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        words = ["sample", self._teacher, "-n", DRAWN, "--batch-size", 2, "--seed", seed, "--out", out, "--quiet"]
+        with redirect_stdout(io.StringIO()):
+            if main(list(map(str, words))) != 0:
+                raise UserError(f"gen {' '.join(map(str, words))} failed")
+
+
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     info = checkpoints.read(folder)
     return {f"{n}/{k}": v for n in info["files"] for k, v in checkpoints.read_tensors(folder, n, info).items()}
@@ -248,7 +285,7 @@ def kill_once(writer: Writer, seconds: float) -> None:
 
 
 def writers(folder: Path) -> dict[str, Writer]:
-    """The six writers; they have written something, so that no child need import what they need."""
+    """The seven writers; they have written something, so that no child need import what they need."""
     teacher = folder / "teacher"
     train(images(2), teacher, quiet=True)
 
@@ -264,7 +301,8 @@ def writers(folder: Path) -> dict[str, Writer]:
         begin(1, folder / name / "warm")
     made: dict[str, Writer] = {name: Training(folder / name, begin) for name, begin in trainings.items()}
     made |= {"pairs": Store(folder / "pairs", teacher), "search": Result(folder / "search")}
-    return made | {"evaluate": Evaluations(folder / "evaluate", teacher)}
+    made |= {"evaluate": Evaluations(folder / "evaluate", teacher)}
+    return made | {"sample": SampleFiles(folder / "sample", teacher)}
 
 
 def torture(folder: Path, kills: int, seed: int, only: Sequence[str] = ()) -> Json:
@@ -285,7 +323,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", default=(), help="train, text, dmd2, pairs, search or evaluate")
+    parser.add_argument("--only", nargs="+", default=(), help="train, text, dmd2, pairs, search, evaluate or sample")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)

@@ -26,12 +26,12 @@ class ShardPlan:
 
     Attributes:
         size: rows of a shard, at least 1.
-        part: (k, m) writes every m-th shard from the k-th on, for m machines that share the folder.
+        part: (k, m), k from 1, writes every m-th shard from the k-th on, for m machines that share the folder.
         quiet: whether no progress is shown.
     """
 
     size: int = 4096
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, int] = (1, 1)
     quiet: bool = False
 
 
@@ -60,8 +60,8 @@ def fill_shards(
         UserError: if a shard of another store is there.
     """
     k, of = plan.part
-    if n < 1 or plan.size < 1 or not 0 <= k < of:
-        raise UserError(f"{name}: n = {n}, shard = {plan.size}, part = {k} of {of}; all positive, parts count from 0")
+    if n < 1 or plan.size < 1 or not 1 <= k <= of:
+        raise UserError(f"{name}: n = {n}, shard = {plan.size}, part = {k} of {of}; all positive, part 1 to {of}")
     with Lock(folder / f".lock-{k}-of-{of}", folder) if is_main() else nullcontext():
         sweep(folder)
         _fill(folder, name, n, about, generate, plan)
@@ -79,7 +79,7 @@ def _fill(
     shards = -(-n // plan.size)
     store = {**about, "n": n, "shards": shards, "size": plan.size}
     progress = ProgressBar(name, n, quiet=plan.quiet)
-    for i in range(k, shards, of):
+    for i in range(k - 1, shards, of):
         shard, count = folder / shard_name(i), min(plan.size, n - i * plan.size)
         if shard.exists():
             checkpoints.read_tensors(shard, f"{name}.safetensors", check_shard(shard, store, i))

@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from pathlib import Path
 
-from gen.cli.lib.options import add_option, parse_spec
+from gen.cli.lib.options import add_option, parse_part, parse_spec
 from gen.cli.sample import add_sampler_options, loaded, own_device, sampler_options
 from gen.config.errors import UserError
 from gen.config.reading import parse_json
@@ -107,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         **sampler,
     }
     if args.part is not None:
-        extract_part(_part(args.part), samples=samples, **options)
+        extract_part(parse_part(args.part), samples=samples, **options)
         print(f"part {args.part} is done; when all are: the same command without --part")
         return 0
     record = evaluate(samples, **options)
@@ -130,12 +129,6 @@ def _no_sampler(args: argparse.Namespace) -> Json:
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
         raise UserError(f"{args.run} is no run, its samples are there: leave out {', '.join(given)}")
     return {}
-
-
-def _part(text: str) -> tuple[int, int]:
-    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)):
-        raise UserError(f"--part {text!r}: expected k/n, such as 1/4")
-    return int(found[1]), int(found[2])
 
 
 def _metrics(text: str | None) -> list[str | Json] | None:

@@ -3,7 +3,7 @@
 gen pairs --teacher runs/digits --out runs/digits-pairs -n 8192 --solver heun --steps 16
 gen distill reflow --teacher runs/digits --objective.store runs/digits-pairs --objective.pairs 8192
 
-Existing shards are kept, so the command can be stopped and run again; --part 0/4 ... 3/4 share the work. A
+Existing shards are kept, so the command can be stopped and run again; --part 1/4 ... 4/4 share the work. A
 student takes them from its store if its objective.teacher_sampler says what --solver, --steps, --grid and --guide said.
 """
 
@@ -13,8 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gen.cli.lib.options import add_option
-from gen.config.errors import UserError
+from gen.cli.lib.options import add_option, parse_part
 
 if TYPE_CHECKING:
     from gen.training.run import Sampler
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", action="store_true", help="pair the teacher's training data with their noise")
     add_option(parser, "seed", 1, "noise i is that of sample i of this seed")
     parser.add_argument("--shard", type=int, default=4096, help="pairs in a shard (default: 4096)")
-    parser.add_argument("--part", default="0/1", help="the share of the shards to write, k/m, k from 0 (default: 0/1)")
+    parser.add_argument("--part", default="1/1", help="k/n: write part k of n of the shards (default: 1/1)")
     add_option(parser, "device", "cpu")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -51,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
     from gen.pipeline import load
     from gen.training.distillation import teacher_run
 
-    k, _, m = args.part.partition("/")
-    if not (k.isdigit() and m.isdigit() and int(k) < int(m)):
-        raise UserError(f"--part {args.part}; it is k/m, with k from 0 to m - 1")
-    teacher, plan = load(args.teacher, device=args.device), ShardPlan(args.shard, (int(k), int(m)), args.quiet)
+    plan = ShardPlan(args.shard, parse_part(args.part), args.quiet)
+    teacher = load(args.teacher, device=args.device)
     if args.real:
         data = real_data_of(teacher_run(args.teacher))
         invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, plan)

@@ -3,18 +3,21 @@
 gen sample runs/digits -n 64 --solver heun --steps 18 --guidance-scale 1.5 --seed 0 --out grid.png
 gen sample runs/digits -n 10 --image seven.png --strength 0.6; with --mask mask.png only its white is painted anew
 
-Pictures to edit are scaled and cropped to the model's size.
+Pictures to edit are scaled and cropped to the model's size. A file.npz and a folder are filled in chunks of the batch
+size, with little memory: the same command goes on where it was stopped, and several processes share out the work:
+torchrun --nproc-per-node 4 -m gen sample ..., or the same command with --part 1/4 to --part 4/4.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.lib.options import add_option, add_options, parse_spec
+from gen.cli.lib.options import add_option, add_options, parse_part, parse_spec, read_as
 from gen.config.errors import UserError
 from gen.config.spec import Json, spec_of
 from gen.config.writing import replacing
@@ -22,7 +25,11 @@ from gen.config.writing import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gen.diffusion.denoiser import Cond
+    from gen.eval.drawn import Decoder
     from gen.pipeline import Pipeline, Samples
+
+WATCHED, COLUMNS = 8, 12  # samples and states of the picture that is drawn while sampling
 
 __all__ = ["add_arguments", "add_sampler_options", "loaded", "own_device", "run", "sampler_options"]
 
@@ -32,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", help="a class, by number or name, or a comma-separated class for each sample (default: balanced)"
     )
+    parser.add_argument(
+        "--images-per-label", type=read_as(int, "[1, inf)"), default=1, help="samples of each label (default: 1)"
+    )
+    parser.add_argument("--negative", help="a class, or classes as of --labels, that the guide moves away from")
     add_sampler_options(parser)
+    parser.add_argument("--part", help="k/n: draw part k of n; the last part writes the file")
     parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
     parser.add_argument("--image", type=Path, help="a picture to edit, or a folder with one for each sample")
     parser.add_argument("--strength", type=float, help="of the editing, (0, 1] (default: 0.8, or 1 with a mask)")
@@ -40,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask", type=Path, help="a picture, white where the image is painted anew, black where it stays"
     )
     parser.add_argument("--trajectory", type=Path, help="a new folder for a sheet of all samples after every step")
+    parser.add_argument(
+        "--watch",
+        type=Path,
+        help=f"a .png, drawn anew after every step: the first {WATCHED} samples, step by step",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     out = "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs"
     add_option(parser, "out", Path("samples.png"), out)
@@ -116,57 +133,157 @@ def run(args: argparse.Namespace) -> int:
     if args.trajectory is not None and args.trajectory.exists():
         raise UserError(f"{args.trajectory} exists: give a new folder for the trajectory")
     pipeline = loaded(args)
-    labels = None if args.labels is None else _labels(args.labels, pipeline)
-    coder = None if args.autoencoder is None else pipeline.coder(parse_spec(args.autoencoder))
-    if coder is None:
-        pipeline.check_pixels()
-    options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
-    options |= {"progress": not args.quiet, "trajectory": args.trajectory is not None, **_edit(args, pipeline)}
-    n = args.n or len(options.get("image", ())) or 64
-    samples = _sample(pipeline, n, labels, options, coder)
-    if samples is None:  # another process writes
+    drawing = _drawing(args, pipeline)
+    if args.out.suffix == ".png" or args.trajectory is not None:
+        if args.part is not None:
+            raise UserError("--part needs --out file.npz or a folder, and no --trajectory: their parts are kept")
+        done = _draw_at_once(drawing, args)
+    else:
+        done = _draw_in_chunks(drawing, args)
+    if done is None:  # another process writes
         return 0
-    _save(samples, args.out)
-    if samples.trajectory is not None:
-        _save_trajectory(samples.trajectory, args.trajectory)
-    reports = samples.cache
-    full = f", {sum(r.fraction for r in reports) / len(reports):.0%} of them in full" if reports else ""
-    engine = f" ({samples.engine})" if samples.engine else ""
-    print(f"{args.out}: {n} samples, {samples.nfe:g} evaluations each{full}, {samples.seconds:.2f} s{engine}")
+    if done.get("there", drawing.n) < drawing.n:
+        print(f"{args.out}: {done['there']} of {drawing.n} samples are there; the last part writes the file")
+        return 0
+    full = f", {done['full']:.0%} of them in full" if drawing.options["cache"] not in (None, "none") else ""
+    engine = f" ({pipeline.net.about})" if pipeline.net.about else ""
+    print(f"{args.out}: {drawing.n} samples, {done['nfe']:g} evaluations each{full}, {done['seconds']:.2f} s{engine}")
     return 0
 
 
-def _sample(pipeline: Pipeline, n: int, labels: Any, options: Json, coder: Any) -> Samples | None:
-    """Return all samples, of which each process of a launcher makes its share; None in all processes but the first."""
+@dataclass
+class _Drawing:
+    """What is drawn: n samples of a pipeline, decoded if they are latents, each as its index says.
+
+    Attributes:
+        decoder: a gen.eval.drawn.Decoder.
+        n: number of samples.
+        cond, negative: tensors [n, ...]; None for no negative one.
+        images: to edit, [n, C, H, W], [1, C, H, W] for one for all, or None.
+        options: of Pipeline.sample for all of them.
+    """
+
+    decoder: Decoder
+    n: int
+    cond: Cond
+    negative: Cond | None
+    images: Tensor | None
+    options: Json
+
+    def __call__(self, rows: range) -> Samples:
+        part, changes = slice(rows.start, rows.stop), dict[str, Any]()
+        if self.negative is not None:
+            changes["negative"] = {key: value[part] for key, value in self.negative.items()}
+        if self.images is not None:
+            changes["image"] = self.images if len(self.images) == 1 else self.images[part]
+        cond = {key: value[part] for key, value in self.cond.items()} or None
+        return self.decoder.sample(len(rows), cond=cond, start=rows.start, **self.options, **changes)
+
+
+def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
+    from gen.eval.drawn import Decoder
+
+    labels = None if args.labels is None else _labels(args.labels, pipeline)
+    negative = None if args.negative is None else _labels(args.negative, pipeline, "--negative")
+    decoder, each = Decoder(pipeline, parse_spec(args.autoencoder)), args.images_per_label
+    options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
+    edit = _edit(args, pipeline)
+    images = edit.pop("image", None)
+    n = args.n or len(() if images is None else images) or (len(labels) * each if isinstance(labels, list) else 64)
+    if images is not None and len(images) not in (1, n):
+        raise UserError(f"-n {n}, and --image holds {len(images)} pictures: give one, or one for each sample")
+    if n % each:
+        raise UserError(f"-n {n}, and --images-per-label {each}: give a multiple")
+    cond = pipeline.condition(n, labels, 0, each)
+    away = None if negative is None else pipeline.condition(n, negative, 0, each)
+    return _Drawing(decoder, n, cond, away, images, options | edit)
+
+
+def _draw_at_once(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
+    """Draw a sheet, and the trajectory: each process draws its share, the first one writes; None in the others."""
     import torch
 
     from gen.training.distributed import gather, is_main, share
 
-    collective = getattr(pipeline.engine, "collective", False)
-    rows, cond = share(n, collective), pipeline.condition(n, labels)
-    mine = {key: value[rows.start : rows.stop] for key, value in cond.items()}
-    options["progress"] = options["progress"] and is_main()
-    if len(images := options.get("image", ())) not in (0, 1, n):
-        raise UserError(f"-n {n}, and --image holds {len(images)} pictures: give one, or one for each sample")
-    if len(images) == n:
-        options["image"] = images[rows.start : rows.stop]
-    samples = pipeline.sample(len(rows), mine, start=rows.start, **options)
-    parts = gather(samples if coder is None else pipeline.decoded(samples, coder), collective)
+    keep = args.trajectory is not None
+    drawing.options |= {"progress": not args.quiet and is_main(), "trajectory": keep}
+    rows = share(drawing.n, drawing.decoder.collective)
+    _watch(drawing, args)
+    parts = gather(drawing(rows), drawing.decoder.collective)
     if not parts or not is_main():
         return None
-    if len(parts) == 1:
-        return parts[0]
-    return replace(
-        parts[0],
-        x=torch.cat([part.x for part in parts]),
-        cond=cond,
-        nfe=sum(part.nfe * len(part.x) for part in parts) / n,
-        seconds=max(part.seconds for part in parts),
-        trajectory=None
-        if not options["trajectory"]
-        else torch.cat([p.trajectory for p in parts if p.trajectory is not None]),
-        cache=[report for part in parts for report in part.cache],
-    )
+    whole = replace(parts[0], x=torch.cat([part.x for part in parts]), cond=drawing.cond)
+    _save(whole, args.out)
+    if keep:
+        _save_trajectory(torch.cat([p.trajectory for p in parts if p.trajectory is not None]), args.trajectory)
+    reports = [report for part in parts for report in part.cache]
+    return {
+        "nfe": sum(part.nfe * len(part.x) for part in parts) / drawing.n,
+        "full": sum(r.fraction for r in reports) / max(len(reports), 1),
+        "seconds": max(part.seconds for part in parts),
+    }
+
+
+def _draw_in_chunks(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
+    """Draw a file of any number of samples, see gen.eval.sample_files; None in processes that do not write."""
+    from gen.data.lib.tensors import content_hash
+    from gen.eval.drawn import DrawnImages
+    from gen.eval.sample_files import FileOfSamples
+
+    began, decoder, options = time.perf_counter(), drawing.decoder, drawing.options
+    edit = {key: options[key] for key in ("mask", "strength") if key in options}
+    how = {key: value for key, value in options.items() if key not in ("seed", "batch_size", *edit)}
+    known = DrawnImages(decoder, how, drawing.n, args.seed, args.batch_size).fingerprint
+    tensors = {"images": drawing.images, "mask": edit.get("mask"), **drawing.cond}
+    tensors |= {f"negative {key}": value for key, value in (drawing.negative or {}).items()}
+    given = [part for key, value in sorted(tensors.items()) if value is not None for part in (key, value)]
+    identity = {"samples": known, "given": content_hash(*given), "strength": edit.get("strength")}
+    part = None if args.part is None else parse_part(args.part)
+    name, labels = decoder.pipeline.name, drawing.cond.get("y")
+    file = FileOfSamples(args.out, drawing.n, args.batch_size, identity, part, decoder.collective, name, args.quiet)
+    _watch(drawing, args)
+    done = file.draw(drawing, labels)
+    return None if done is None else {**done, "seconds": time.perf_counter() - began}
+
+
+def _watch(drawing: _Drawing, args: argparse.Namespace) -> None:
+    """Have the first samples drawn after every step, if that is asked for."""
+    from gen.training.distributed import is_main
+
+    if args.watch is not None and is_main():
+        drawing.options["callback"] = _Strip(args.watch, drawing.decoder.pipeline).draw
+
+
+@dataclass
+class _Strip:
+    """A picture of the first samples of a loop: a row for each, from left to right as the steps went by.
+
+    Attributes:
+        file: drawn anew after every step of the first batch.
+        pipeline: that is sampled.
+        states: so far, uint8 [k, C, H, W] each.
+        done: whether the first batch is done.
+    """
+
+    file: Path
+    pipeline: Pipeline
+    states: list[Tensor] = field(default_factory=list)
+    done: bool = False
+
+    def draw(self, i: int, t: float, x: Tensor) -> None:
+        import torch
+
+        from gen.config.images import contact_sheet, to_uint8
+
+        self.done = self.done or (i == 0 and bool(self.states))  # the next batch
+        if self.done:
+            return
+        self.states.append(to_uint8(self.pipeline.net.image(x[:WATCHED]).float().cpu()))
+        last = len(self.states) - 1
+        shown = sorted({round(last * k / (COLUMNS - 1)) for k in range(COLUMNS)})
+        images = torch.stack([self.states[k] for k in shown], 1).flatten(0, 1)
+        with replacing(self.file) as partial:
+            contact_sheet(images, len(shown), max(1, 32 // images.shape[-1])).save(partial)
 
 
 def _edit(args: argparse.Namespace, pipeline: Pipeline) -> Json:
@@ -178,9 +295,9 @@ def _edit(args: argparse.Namespace, pipeline: Pipeline) -> Json:
     for option, given in {"mask": args.mask, "strength": args.strength}.items():
         if given is not None and args.image is None:
             raise UserError(f"--{option} is given without --image")
-    drawn = args.image is not None or args.trajectory is not None
+    drawn = any(given is not None for given in (args.image, args.trajectory, args.watch))
     if drawn and pipeline.no_pictures:
-        raise UserError(f"--image, --trajectory: {pipeline.no_pictures}; Pipeline.sample in Python takes latents too")
+        raise UserError(f"--image, --trajectory, --watch: {pipeline.no_pictures}; Pipeline.sample takes latents too")
     if args.image is None:
         return {}
     channels, height, width = pipeline.shape
@@ -193,7 +310,7 @@ def _edit(args: argparse.Namespace, pipeline: Pipeline) -> Json:
     return {"image": images, "mask": mask, "strength": args.strength}
 
 
-def _labels(text: str, pipeline: Pipeline) -> Any:
+def _labels(text: str, pipeline: Pipeline, option: str = "--labels") -> Any:
     """Return numbers, or names that the model's labels have."""
     words: list[Any] = [word.strip() for word in text.split(",")]
     known = (pipeline.info or {}).get("labels") or []
@@ -201,7 +318,7 @@ def _labels(text: str, pipeline: Pipeline) -> Any:
         labels = [word if word in known else int(word) for word in words]
     except ValueError:
         names = f", or names: {', '.join(known[:20])}" if known else ""
-        raise UserError(f"--labels {text!r}: expected whole numbers, separated by commas{names}") from None
+        raise UserError(f"{option} {text!r}: expected whole numbers, separated by commas{names}") from None
     return labels[0] if len(labels) == 1 else labels
 
 
@@ -214,14 +331,13 @@ def _check_out(out: Path) -> None:
 
 
 def _save(samples: Samples, out: Path) -> None:
+    from gen.eval.sample_files import write_npz
+
     with replacing(out) as partial:
         if out.suffix == ".png":
             samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(partial)
         elif out.suffix == ".npz":
-            import numpy as np
-
-            labels = [value.numpy() for key, value in samples.cond.items() if key == "y"]
-            np.savez(partial, samples.uint8().permute(0, 2, 3, 1).numpy(), *labels)
+            write_npz(partial, samples.uint8(), samples.cond.get("y"))
         else:
             partial.mkdir()
             for i, image in enumerate(samples.images):

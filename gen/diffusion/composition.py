@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.spec import name_of
 from gen.diffusion.contracts import Guide, Solver
 from gen.diffusion.denoiser import Cond, CountingDenoiser, Denoiser, DenoiserLike
+from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.precompute import precompute_modulations
+from gen.diffusion.tap import Tap
 
 __all__ = ["Composition", "compose"]
 
@@ -34,8 +37,39 @@ class Composition:
         return sum(counter.rows for counter in self.counters)
 
 
+@dataclass(eq=False)
+class NegativeDenoiser:
+    """A denoiser whose "no condition" is a condition, which a guide then moves away from.
+
+    Attributes:
+        inner: the denoiser that is called.
+        negative: tensors [B, ...], which `null` returns.
+    """
+
+    inner: DenoiserLike
+    negative: Cond
+
+    @property
+    def path(self) -> NoisePath:
+        return self.inner.path
+
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
+    ) -> Prediction:
+        return self.inner(x, t, cond, s=s, tap=tap)
+
+    def null(self, cond: Cond) -> Cond:
+        return self.negative
+
+
 def compose(
-    f: DenoiserLike, times: Tensor, solver: Solver, guide: Guide | None, cond: Cond, like: Tensor
+    f: DenoiserLike,
+    times: Tensor,
+    solver: Solver,
+    guide: Guide | None,
+    cond: Cond,
+    like: Tensor,
+    negative: Cond | None = None,
 ) -> Composition:
     """Put the denoiser of one loop together; here alone the order is decided.
 
@@ -49,6 +83,10 @@ def compose(
         guide: None for f as it is.
         cond: tensors [B, ...] of the batch.
         like: x of the batch, for its device, dtype and dimensions.
+        negative: condition [B, ...] that the guide moves away from, in place of none.
+
+    Raises:
+        UserError: if a negative condition is given and no prediction would be made of it.
     """
     grid = times if guide is None else guide.grid(times)
 
@@ -61,5 +99,16 @@ def compose(
             raise UserError("the solver reads learned variances, which only a network can have")
         f = replace(f, with_variance=True)
     counters = tuple(CountingDenoiser(precompute_modulations(g, grid, solver, cond, like)) for g in (f, *others))
-    guided = counters[0] if guide is None else guide(counters[0], times, *counters[1:])
+    first = counters[0] if negative is None else _with_negative(counters[0], guide, others, negative)
+    guided = first if guide is None else guide(first, times, *counters[1:])
     return Composition(guided, grid, counters)
+
+
+def _with_negative(
+    f: DenoiserLike, guide: Guide | None, others: tuple[DenoiserLike, ...], negative: Cond
+) -> NegativeDenoiser:
+    if guide is None or others or getattr(guide, "scale", 0.0) == getattr(guide, "scale_of_cond", None):
+        how = "without a guide" if guide is None else f"under {name_of(type(guide))}"
+        why = " at this scale" if guide is not None and not others else ""
+        raise UserError(f"negative: {how}{why} no prediction is made without the condition; cfg at scale 1.5 makes one")
+    return NegativeDenoiser(f, negative)

@@ -92,4 +92,4 @@ def precompute_modulations(
     if table is None:
         return f
     index = {time: i for i, time in enumerate(times)}
-    return PrecomputedDenoiser(f.net, f.path, f.parameterisation, table, index, with_variance=f.with_variance)
+    return PrecomputedDenoiser(**vars(f), table=table, index=index)

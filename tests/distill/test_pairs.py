@@ -31,8 +31,8 @@ def pipeline(path=None):
 
 def test_parts_made_apart_are_the_whole(tmp_path):
     whole = make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(16, quiet=True))
-    for k in (1, 0):
-        if k == 0:
+    for k in (2, 1):
+        if k == 1:
             with pytest.raises(UserError, match="holds 2 of 4 shards: run the command again"):
                 Pairs(str(tmp_path / "parts")).open("train")
         parts = make_pairs(pipeline(), tmp_path / "parts", 50, ONE, plan=ShardPlan(16, (k, 2), quiet=True))
@@ -46,8 +46,8 @@ def test_parts_made_apart_are_the_whole(tmp_path):
         assert ours.fingerprint == theirs.fingerprint
     with pytest.raises(UserError, match="shards, size differ"):
         make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(25, quiet=True))
-    with pytest.raises(UserError, match="part = 2 of 2"):
-        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(part=(2, 2)))
+    with pytest.raises(UserError, match="part = 3 of 2"):
+        make_pairs(pipeline(), tmp_path / "whole", 50, ONE, plan=ShardPlan(part=(3, 2)))
 
 
 class Points:
@@ -87,8 +87,8 @@ def test_pairs_from_the_command_line_serve_several_students(tmp_path, capsys):
     run = tiny(steps=2, validate_every=0, path=EDM(8.0), parameterisation={"name": "edm_precond"})
     taught = train(run, tmp_path / "teacher", quiet=True).folder
     words = ["pairs", "--teacher", str(taught), "--out", str(tmp_path / "pairs"), "-n", "40", "--quiet"]
-    assert main([*words, "--steps", "1", "--shard", "32", "--part", "2/2"]) == 2
-    for part in ("0/2", "1/2"):
+    assert main([*words, "--steps", "1", "--shard", "32", "--part", "0/2"]) == 2
+    for part in ("1/2", "2/2"):
         assert main([*words, "--steps", "1", "--shard", "4096", "--part", part]) == 0
     assert "1 shards" in capsys.readouterr().out
     store = {"objective.store": str(tmp_path / "pairs"), "objective.pairs": 40, "objective.teacher_sampler.steps": 1}

@@ -42,7 +42,7 @@ def both_verbs():
 def test_two_processes_give_what_one_gives(tmp_path):
     train(tiny(steps=2, validate_every=0), tmp_path / "run", quiet=True)
     ranks = spread("tests.eval.test_shared_out:both_verbs", 2, tmp_path / "ranks", SHARED_OUT=str(tmp_path))
-    assert [int(rank["sampled"]) for rank in ranks] == [16, 17]  # each did its share, and no more
+    assert [int(rank["sampled"]) for rank in ranks] == [14, 19]  # each drew two or three of five chunks
     assert main(["sample", str(tmp_path / "run"), *WORDS, "--out", str(tmp_path / "one.npz")]) == 0
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
         assert sorted(one) == sorted(two) and all(np.array_equal(one[key], two[key]) for key in one)

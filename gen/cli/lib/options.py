@@ -13,7 +13,7 @@ from gen.config.fields import check_range
 from gen.config.reading import parse_json
 from gen.config.spec import convert
 
-__all__ = ["add_option", "add_options", "parse_spec", "read_as", "set_threads"]
+__all__ = ["add_option", "add_options", "parse_part", "parse_spec", "read_as", "set_threads"]
 
 
 def read_as(hint: type, interval: str = "") -> Callable[[str], Any]:
@@ -107,6 +107,25 @@ def parse_spec(text: str | None) -> Any:
     if text is None or not text.lstrip().startswith("{"):
         return text
     return parse_json(text, repr(text))
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Parse the value of --part.
+
+    Args:
+        text: "k/n", such as "1/4".
+
+    Returns:
+        k and n, 1 <= k <= n.
+
+    Raises:
+        UserError: for anything else.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    k, n = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= k <= n:
+        raise UserError(f"--part {text!r}: expected k/n, 1/4 to 4/4 for four parts")
+    return k, n
 
 
 def set_threads(threads: int | None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "kill_test.py"
 
 
-def test_six_kills_are_survived():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "6"], capture_output=True, text=True, timeout=300)
+def test_seven_kills_are_survived():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "7"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    assert result["resumable"] == 6 and result["same_bits"] and not result["left"]
+    assert result["resumable"] == 7 and result["same_bits"] and not result["left"]
