@@ -243,7 +243,7 @@ class SampleFiles(Writer):
 
     def progress(self) -> float:
         files = list((self.folder / "killed").glob("[!.]*.npz"))
-        return sum(len(np.load(file)["arr_0"]) == DRAWN for file in files)
+        return sum(len(np.load(file, allow_pickle=False)["arr_0"]) == DRAWN for file in files)
 
     def same(self) -> bool:
         done = int(self.progress()) + 1  # the one that was killed goes on
