@@ -15,12 +15,12 @@ from gen.config.spec import Json, build, find, names, spec_of
 from gen.eval.cache_comparison import CacheComparison
 from gen.eval.drawn import Decoder
 from gen.eval.extraction import FIRST, Rows
-from gen.eval.metrics import NEEDS, Column, Metric
+from gen.eval.metrics import NEEDS, Column, Estimate, Metric
 from gen.eval.metrics.lib.neighbours import nearest as nearest_rows
 from gen.eval.pictures import strip
 from gen.eval.provenance import device_of
 from gen.eval.record import FloorInfo, Measurement, Neighbours, PerClass, Speed
-from gen.eval.reference import Reference, measure
+from gen.eval.reference import Reference, measure, measure_together
 from gen.eval.throughput import InterleavedTiming, Throughput
 
 __all__ = [
@@ -104,9 +104,11 @@ def all_measurements(
         reference: what they are compared with.
     """
     measured, per_class, reasons = list[Measurement](), list[PerClass](), []
+    shared = {id(metric): found for metric, found in measure_together(metrics, lambda m: reference.inputs(m, samples))}
+    spare("floors", lambda: reference.share_floors(metrics))
     for metric in metrics:
         try:
-            measured += measurements(metric, samples, reference)
+            measured += measurements(metric, samples, reference, shared.get(id(metric)))
             per_class += by_class(metric, samples, reference)
         except (UserError, RuntimeError) as error:
             reasons.append(" ".join(str(error).split()))
@@ -116,9 +118,12 @@ def all_measurements(
     return tuple(measured), tuple(per_class)
 
 
-def measurements(metric: Metric, samples: Rows, reference: Reference) -> list[Measurement]:
-    """Return the numbers of a metric, each with its floor."""
-    estimates = measure(metric, *reference.inputs(metric, samples))
+def measurements(
+    metric: Metric, samples: Rows, reference: Reference, estimates: Sequence[Estimate] | None
+) -> list[Measurement]:
+    """Return the numbers of a metric, each with its floor; of estimates that are there, or else computed."""
+    if estimates is None:
+        estimates = measure(metric, *reference.inputs(metric, samples))
     floors = spare(f"floor of {metric.columns[0].key}", lambda: reference.floor(metric)) or [None] * len(estimates)
     spec = spec_of(metric)
     columns = zip(metric.columns, estimates, floors, strict=True)

@@ -77,7 +77,11 @@ def _spec(given: object) -> Json:
     return dict(given) if isinstance(given, Mapping) else {"name": name_of(type(given)), **vars(given)}
 
 
-NEIGHBOURS_OF_FIVE = tuple({"name": name, "nearest": 5, "strict": True} for name in ("precision", "recall"))
+OF_TEN_THOUSAND = {"nearest": 5, "reduced_n": 10_000}  # dgm-eval's --nearest_k and --reduced_n
+NEIGHBOURS = (
+    *({"name": name, "strict": True, **OF_TEN_THOUSAND} for name in ("precision", "recall")),
+    *({"name": name, **OF_TEN_THOUSAND} for name in ("density", "coverage")),
+)
 PROTOCOLS = (
     EvaluationProtocol(
         name="adm-imagenet256",
@@ -102,14 +106,14 @@ PROTOCOLS = (
         extractor={"name": "dinov2", "resize": "pil"},
         n=50_000,
         metrics=(
-            {"name": "fid"}, {"name": "fd_infinity"}, {"name": "kid_subsets"}, *NEIGHBOURS_OF_FIVE,
-            {"name": "density"}, {"name": "coverage"}, {"name": "authpct"}, {"name": "vendi"},
+            {"name": "fid"}, {"name": "fd_infinity"}, {"name": "kid_subsets"}, *NEIGHBOURS,
+            {"name": "authpct"}, {"name": "vendi"},
         ),
         columns=(
             "fid", "fd_infinity", "kid_subsets", "precision", "recall", "density", "coverage", "authpct", "vendi",
         ),
         reference="the training images, with --training the same",
-        source="Stein et al. 2023; layer6ai-labs/dgm-eval. Neighbours are those of 10,000 there, of all 50,000 here",
+        source="Stein et al. 2023; layer6ai-labs/dgm-eval. The subsets of 10,000 are drawn without a seed there",
     ),
     EvaluationProtocol(
         name="clean-fid",

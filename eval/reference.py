@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gen.eval.metrics.lib.moments import Moments
 from gen.eval.record import ReferenceInfo
 from gen.eval.statistics import Statistics, is_statistics, read_statistics
 
-__all__ = ["Reference", "is_data", "measure", "stack", "stored"]
+__all__ = ["Reference", "is_data", "measure", "measure_together", "stack", "stored"]
 
 SPLITS = ("train", "test", "all")
 MANY = 200_000  # training images from which on their features are computed only if they are asked for
@@ -246,10 +247,21 @@ class Reference:
         rows = self._floor_rows(metric)
         if rows is None:
             return [None] * len(metric.columns)
-        key = json.dumps(spec_of(metric), sort_keys=True)
+        key = floor_key(metric)
         if key not in self.floors:
             self.floors[key] = measure(metric, *self.inputs(metric, rows))
         return self.floors[key]
+
+    def share_floors(self, metrics: Sequence[Metric]) -> None:
+        """Compute the floors of metrics that share their work, for `floor` to return.
+
+        Args:
+            metrics: all that are computed.
+        """
+        rows = {metric.needs: found for metric in metrics if (found := self._floor_rows(metric)) is not None}
+        new = [metric for metric in metrics if metric.needs in rows and floor_key(metric) not in self.floors]
+        for metric, estimates in measure_together(new, lambda metric: self.inputs(metric, rows[metric.needs])):
+            self.floors[floor_key(metric)] = estimates
 
 
 def is_data(given: object) -> bool:
@@ -322,7 +334,40 @@ def measure(metric: Metric, *arguments: object) -> Sequence[Estimate]:
         metric: any.
         arguments: that it is called with.
     """
-    result = metric(*arguments)
+    return checked(metric, metric(*arguments))
+
+
+def measure_together(
+    metrics: Sequence[Metric], inputs: Callable[[Metric], Sequence[object]]
+) -> list[tuple[Metric, Sequence[Estimate]]]:
+    """Return the estimates of metrics that share their work, see gen.eval.metrics.
+
+    Those that share none are left out, and those of which one cannot be computed: each alone says why.
+
+    Args:
+        metrics: any.
+        inputs: returns the arguments of a metric.
+    """
+    groups: dict[tuple[Any, str], list[Metric]] = {}
+    for metric in metrics:
+        if (together := getattr(metric, "together", None)) is not None:
+            groups.setdefault((together, metric.needs), []).append(metric)
+    found: list[tuple[Metric, Sequence[Estimate]]] = []
+    for (together, _), group in groups.items():
+        if len(group) > 1:
+            with contextlib.suppress(UserError, RuntimeError):
+                results = together(group, *inputs(group[0]))
+                found += [(metric, checked(metric, result)) for metric, result in zip(group, results, strict=True)]
+    return found
+
+
+def floor_key(metric: Metric) -> str:
+    """Return the key of a metric among floors."""
+    return json.dumps(spec_of(metric), sort_keys=True)
+
+
+def checked(metric: Metric, result: Estimate | Sequence[Estimate]) -> Sequence[Estimate]:
+    """Return what a metric returned, one estimate for each column; UserError if one is not finite."""
     estimates = [result] if isinstance(result, Estimate) else list(result)
     for column, estimate in zip(metric.columns, estimates, strict=True):
         if not torch.tensor([estimate.value, estimate.se or 0.0]).isfinite().all():

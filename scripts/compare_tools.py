@@ -42,6 +42,7 @@ from torch import Tensor
 from gen.config.spec import build
 from gen.config.writing import write_text
 from gen.eval.features.lib.inception_net import seeded_weights
+from gen.eval.metrics.lib.balls import share_distances
 
 PACKAGES = {  # by the module that is imported
     "torch_fidelity": "torch-fidelity==0.4.0",
@@ -194,7 +195,8 @@ def neighbour_lines(x: Tensor, y: Tensor, rounds: int) -> Iterator[Line]:
     from torch_fidelity.metric_prc import calculate_precision_recall_full
 
     def together(a: Tensor, b: Tensor, *specs: object) -> Values:
-        return lambda: [value for spec in specs for value in ours(spec, a, b)()]
+        metrics = [build("eval.metrics", spec) for spec in specs]
+        return lambda: [estimate.value for estimate in share_distances(metrics, a, b)]
 
     names = ["precision, k 3", "recall, k 3"]
     own = together(x, y, "precision", "recall")

@@ -44,6 +44,8 @@ name. A metric with `moments = True` takes, in place of the reference's rows, wh
 `Moments` of the rows. The real images' own score, the floor of a leaderboard, is the same metric of the other split: of
 held-out images where training images or a classifier's labels are compared with. A metric of `labelled_features` may
 have `by_class(*arguments)`, which returns an estimate for each label: a table of its own in records and on pages.
+Metrics that share work, such as distances, have `together = staticmethod(f)` with one f for all of them: an evaluation
+calls f(metrics, *arguments) once, which returns what each of them would.
 
 Rows may be memory-mapped, and 50,000 x 2048 of them: a metric works in blocks (`blocks`, in float64) and copies no set
 as a whole.

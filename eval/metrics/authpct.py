@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.eval.metrics import Column, Estimate, check_rows
-from gen.eval.metrics.lib.neighbours import nearest
+from gen.eval.metrics.lib.neighbours import OwnNeighbours, nearest
 from gen.eval.metrics.lib.shares import share
 
 __all__ = ["AuthPct"]
@@ -42,6 +41,6 @@ class AuthPct:
         check_rows("authpct", samples, reference, least=1)
         if len(reference) < 2:
             raise UserError(f"authpct: {len(reference)} reference; it needs at least 2")
-        apart = nearest(reference, reference, 1, own=torch.arange(len(reference)))[0][:, 0]
+        apart = OwnNeighbours(reference).radii(1)
         distances, index = nearest(samples, reference, 1)
         return share(int((apart[index[:, 0]] < distances[:, 0]).sum()), len(samples))

@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from gen.config.fields import check_fields
-from gen.eval.metrics import Column, Estimate, check_rows
-from gen.eval.metrics.lib.neighbours import ball_counts, ball_radii
+from gen.eval.metrics import Column, Estimate
+from gen.eval.metrics.lib.balls import BallCounts, check_centres, share_distances
+from gen.eval.metrics.lib.neighbours import OwnNeighbours
 from gen.eval.metrics.lib.shares import share
 
 __all__ = ["Precision"]
@@ -26,6 +27,7 @@ class Precision:
     Attributes:
         nearest: the neighbour that sets a ball's radius; 3 as published.
         strict: whether a ball's surface is outside, as in the package prdc.
+        reduced_n: samples and real images that are drawn of each set at random, at most; None for all.
     """
 
     columns: ClassVar = (
@@ -39,15 +41,32 @@ class Precision:
         ),
     )
     needs: ClassVar = "features"
+    together: ClassVar = staticmethod(share_distances)
 
     nearest: int = 3
     strict: bool = False
+    reduced_n: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, nearest="[1, inf)")
+        check_fields(self, nearest="[1, inf)", reduced_n="[1, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D] and reference rows [M, D], M > nearest."""
-        check_rows("precision", samples, reference, least=1)
-        radii = ball_radii("precision", reference, self.nearest)
-        return share(int((ball_counts(samples, reference, radii, self.strict) > 0).sum()), len(samples))
+        return share_distances([self], samples, reference)[0]
+
+    def neighbours(self, n: int, m: int) -> tuple[int, int]:
+        """Return the neighbours that it needs within each set, see gen.eval.metrics.lib.balls."""
+        check_centres("precision", m, self.nearest)
+        return 0, self.nearest
+
+    def tally(self, samples: OwnNeighbours, reference: OwnNeighbours) -> CoveredSamples:
+        """Return a tally of two sets."""
+        return CoveredSamples(len(samples), reference.radii(self.nearest), self.strict)
+
+
+class CoveredSamples(BallCounts):
+    """Samples inside a ball."""
+
+    def estimate(self) -> Estimate:
+        """Return their share."""
+        return share(int((self.counts > 0).sum()), len(self.counts))

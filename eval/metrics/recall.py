@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +11,14 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.eval.metrics import Column, Estimate, check_rows
-from gen.eval.metrics.lib.neighbours import nearest, squared_distances
+from gen.eval.metrics import Column, Estimate
+from gen.eval.metrics.lib.balls import share_distances
+from gen.eval.metrics.lib.neighbours import OwnNeighbours
 
 __all__ = ["Recall"]
+
+PAIRS = 2**17  # of a sample and a real image at once
+SPARE = 48  # bits: neighbours beyond the nearest so that those of one group, drawn at random, are not all of them
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Recall:
         nearest: the neighbour that sets a ball's radius; 3 as published.
         strict: whether a ball's surface is outside, as in the package prdc.
         groups: groups of samples that the jackknife leaves out in turn.
+        reduced_n: samples and real images that are drawn of each set at random, at most; None for all.
     """
 
     columns: ClassVar = (
@@ -42,38 +48,83 @@ class Recall:
         ),
     )
     needs: ClassVar = "features"
+    together: ClassVar = staticmethod(share_distances)
 
     nearest: int = 3
     strict: bool = False
     groups: int = 20
+    reduced_n: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, nearest="[1, inf)", groups="[2, inf)")
+        check_fields(self, nearest="[1, inf)", groups="[2, inf)", reduced_n="[1, inf)")
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from rows [N, D], N >= 2 nearest + 2, and reference rows [M, D]."""
-        check_rows("recall", samples, reference, least=1)
-        n, groups = len(samples), min(self.groups, len(samples))
-        if n - -(-n // groups) <= self.nearest:
+        return share_distances([self], samples, reference)[0]
+
+    def neighbours(self, n: int, m: int) -> tuple[int, int]:
+        """Return the neighbours that it needs within each set, see gen.eval.metrics.lib.balls."""
+        groups = min(self.groups, n)
+        size = -(-n // groups)
+        if n - size <= self.nearest:
             raise UserError(f"recall: {n} samples; it needs at least {2 * self.nearest + 2}")
+        return self.nearest + min(size - 1, math.ceil(SPARE / math.log2(groups))), 0
+
+    def tally(self, samples: OwnNeighbours, reference: OwnNeighbours) -> CoveredReal:
+        """Return a tally of two sets."""
+        n, groups = len(samples), min(self.groups, len(samples))
         group = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % groups
-        radii = self._radii(samples, group, groups)  # [N, groups + 1]
-        inside = torch.lt if self.strict else torch.le
-        hits = torch.zeros(len(reference), groups + 1, dtype=torch.int32)
-        for rows, cols, distances in squared_distances(reference, samples, columns=1024):
-            i, j = inside(distances, radii[cols].amax(1)).nonzero(as_tuple=True)  # few pairs are close
-            within = inside(distances[i, j][:, None], radii[cols][j])
-            within &= group[cols][j][:, None] != torch.arange(groups + 1)
-            hits[rows].index_add_(0, i, within.int())
-        *without, value = (hits > 0).double().mean(0).tolist()
+        radii = radii_without(samples, self.neighbours(n, len(reference))[0], self.nearest, group, groups)
+        return CoveredReal(len(reference), radii, group, self.strict)
+
+
+def radii_without(samples: OwnNeighbours, most: int, k: int, group: Tensor, groups: int) -> Tensor:
+    """Return squared radii without the samples of each group, and last those with all of them, [N, groups + 1].
+
+    Args:
+        samples: the set.
+        most: neighbours to begin with; twice as many where those of one group are among them so often that k others
+            are not.
+        k: the neighbour that sets a radius.
+        group: of each sample, int64 [N], below `groups`.
+        groups: number of them.
+    """
+    values, indices = samples.nearest(most)
+    of_group = group[indices]
+    left = [values.masked_fill(of_group == g, torch.inf).kthvalue(k, 1).values for g in range(groups)]
+    radii = torch.stack([*left, values[:, k - 1]], 1)
+    enough = most >= len(samples) or bool(radii.isfinite().all())
+    return radii if enough else radii_without(samples, 2 * most, k, group, groups)
+
+
+class CoveredReal:
+    """Real images inside the ball of a sample, with all samples and without each group of them.
+
+    Args:
+        m: real images.
+        radii: of the balls, squared, without each group, and last with all, [N, groups + 1].
+        group: of each sample, int64 [N].
+        strict: whether a ball's surface is outside.
+    """
+
+    def __init__(self, m: int, radii: Tensor, group: Tensor, strict: bool) -> None:
+        self._radii, self._group, self._inside = radii, group, torch.lt if strict else torch.le
+        self._largest = radii.amax(1)
+        self.hits = torch.zeros(m, radii.shape[1], dtype=torch.int32)
+
+    def add(self, rows: slice, cols: slice, distances: Tensor) -> None:
+        """Count a block of pairs, see Tally."""
+        pairs = self._inside(distances, self._largest[rows, None]).nonzero()  # few are close
+        columns = torch.arange(self.hits.shape[1])
+        for i, j in (part.T for part in pairs.split(PAIRS)):
+            within = self._inside(distances[i, j][:, None], self._radii[rows][i])
+            within &= self._group[rows][i][:, None] != columns
+            self.hits[cols].index_add_(0, j, within.int())
+
+    def estimate(self) -> Estimate:
+        """Return their share, and its jackknife over groups."""
+        groups = self.hits.shape[1] - 1
+        *without, value = (self.hits > 0).double().mean(0).tolist()
         left = torch.tensor(without, dtype=torch.float64)
         se = ((groups - 1) / groups * ((left - left.mean()) ** 2).sum()).sqrt()
-        return Estimate(value, float(se), n)
-
-    def _radii(self, x: Tensor, group: Tensor, groups: int) -> Tensor:
-        """Return squared radii without the samples of each group, and last those with all of them, [N, groups + 1]."""
-        members = [(group == g).nonzero()[:, 0] for g in range(groups)]
-        close = torch.stack([nearest(x, x[own], self.nearest, own)[0] for own in members], 1)  # [N, groups, nearest]
-        others = torch.arange(groups)
-        kept = [close[:, others != g].flatten(1) for g in range(groups)]
-        return torch.stack([distances.kthvalue(self.nearest, 1).values for distances in (*kept, close.flatten(1))], 1)
+        return Estimate(value, float(se), len(self._group))
