@@ -88,7 +88,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing of y against x, x on a log scale, with error bars of two standard errors.
+    """A drawing of y against x, with error bars of two standard errors.
 
     y is on a log scale if the values are positive and differ more than eightfold, unless `linear`.
 
@@ -101,6 +101,8 @@ class Plot:
         powers: whether ticks of x are powers of two.
         front: points of a Pareto front, joined by a broad band behind everything.
         linear: whether y stays linear.
+        log_x: whether x is on a log scale.
+        marks: whether points have marks; without, a line through them is all that is drawn.
     """
 
     title: str
@@ -112,6 +114,8 @@ class Plot:
     powers: bool = False
     front: Sequence[Point] = ()
     linear: bool = False
+    log_x: bool = True
+    marks: bool = True
 
     @property
     def points(self) -> list[Point]:
@@ -119,7 +123,7 @@ class Plot:
 
     @cached_property
     def across(self) -> Axis:
-        return Axis.around([p.x for p in self.points], LEFT + 14, RIGHT - 10, True)
+        return Axis.around([p.x for p in self.points], LEFT + 14, RIGHT - 10, self.log_x)
 
     @cached_property
     def up(self) -> Axis:

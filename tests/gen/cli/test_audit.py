@@ -38,6 +38,7 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
         "statistics digits --out ref.npz --features kept",
         "evaluate runs/model --against ref.npz --extractor digits_cnn --features kept -n 20 --steps 1",
     ],
+    "watch": ["watch runs"],
     "leaderboard": ["leaderboard runs/model"],
     "throughput": ["throughput runs/model --steps 1 --batch-sizes 1,2 --seconds 0.01"],
     "arena": [],  # serves a page until it is stopped

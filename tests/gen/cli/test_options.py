@@ -27,6 +27,7 @@ COMMANDS = {  # a mode of a verb, and the options that say nothing there
     "decode": ("decode {text} --prompt 'sort : b a =' --gen-length 4", ()),
     "decode stream": ("decode {text} --prompt 'sort : b a =' --gen-length 4 --stream", ("batch_size",)),  # one prompt
     "list": ("list solvers", ()),
+    "watch": ("watch {run} --out {out}/watch.html", ("every",)),
     "leaderboard": ("leaderboard {run} --out {out}/board.html", ()),
 }
 

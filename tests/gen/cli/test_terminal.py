@@ -41,6 +41,7 @@ LINES = {
     "unknown key": ["train", "digits", f"--{EVIL}", "1"],
     "import": ["import", EVIL, "--out", "x"],
     "import within": ["import", f"f{EVIL}", "--out", "x"],
+    "watch": ["watch", EVIL],
     "leaderboard": ["leaderboard", EVIL],
     "debug": ["sample", EVIL, "--debug"],
     "a spec": ["sample", "run", "--solver", json.dumps({"name": EVIL})],

@@ -148,6 +148,7 @@ CASES = {
     "unknown data": ("evaluate {run} --against digtis", r"Did you mean 'digits'"),
     "unknown extractor": ("evaluate {run} --extractor inceptoin", r"Did you mean 'inception'"),
     "too few samples": ("evaluate {run} -n 3", r"n = 3; it must be in \[10, 10000000\]"),
+    "watching nothing": ("watch {root}/empty", r"empty is no run and holds none"),
     "leaderboard of nothing": ("leaderboard {root}/gone", r"gone"),
     "leaderboard without records": ("leaderboard {root}/empty", r"empty"),
     "threads that no machine has": ("train {root}/run.json --threads 99999999", r"99999999; it must be in \[0, 1024\]"),

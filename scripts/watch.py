@@ -1,0 +1,6 @@
+"""`gen watch` from a checkout: python scripts/watch.py --help."""
+
+if __name__ == "__main__":
+    from _run import main
+
+    main(__file__)
