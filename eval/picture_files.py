@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.reading import parse_json
-from gen.data.folder import FORMATS, SUFFIXES
+from gen.data.lib.decoding import FORMATS, SUFFIXES
 from gen.data.lib.tensors import CHANGED, check_labels, content_hash
 from gen.eval.image_sets import Images
 from gen.training.log import ProgressBar

@@ -290,7 +290,8 @@ def _edit(args: argparse.Namespace, pipeline: Pipeline) -> Json:
     """Return what the options of editing say, as Pipeline.sample takes it; images [k, C, H, W]."""
     import torch
 
-    from gen.data.folder import Folder, read_picture
+    from gen.data.folder import Folder
+    from gen.data.lib.pictures import read_picture
 
     for option, given in {"mask": args.mask, "strength": args.strength}.items():
         if given is not None and args.image is None:

@@ -1,11 +1,12 @@
 """Data: one file per source, a frozen dataclass that opens a map-style data set.
 
-    digits       8 x 8 digits in scikit-learn's wheel        lists    lists of letters with ten tasks (text)
-    photographs  colour crops of nine photographs            text     text files as windows of tokens (text)
-    folder       pictures in class folders                   answers  a teacher's decoded answers (text)
-    npz          ADM's .npz of images                        pairs    noise and what a teacher generated from it
-    latents      safetensors shards of latents               mixture  points of a mixture of Gaussians
-    given        a torch Dataset of your own
+    folder       pictures in class folders                   lists    lists of letters with ten tasks (text)
+    zip          a zip of pictures, EDM2's or any            text     text files as windows of tokens (text)
+    webdataset   tar shards of pictures                      answers  a teacher's decoded answers (text)
+    table        a .csv, .tsv or .jsonl of picture files     pairs    noise and what a teacher generated from it
+    npz          ADM's .npz of images                        mixture  points of a mixture of Gaussians
+    latents      safetensors shards of latents               digits   8 x 8 digits in scikit-learn's wheel
+    given        a torch Dataset of your own                 photographs  colour crops of nine photographs
 
 This page is the contract; a class of your own is named "my_package.module:Class".
 """
@@ -28,6 +29,10 @@ class DataSet(Protocol):
     text that is shorter than L ends with the tokeniser's first end-of-text token, which fills the rest too. Objectives
     train some of those (gen.training.objectives.lib.masked.window_ends). With "length", int64 0-d, the data decide:
     from that position on there is padding, which no other token attends to. It must not tell how long a text is.
+
+    Further methods may be there: `draw(i, key)`, item i under the random choices (crop, mirroring) of a key, by which
+    training reads then, with a key of (seed, epoch, i); `where(i)`, the file and row of item i, for messages; and
+    `caption(i)`, its text, which `gen encode` may embed.
 
     Attributes:
         fingerprint: a hash (hex) of the content and of every option that changes it; a run resumes on equal ones only.

@@ -20,6 +20,8 @@ __all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "iterate_steps"]
 class ShuffledStream(Dataset[Json]):
     """A map-style view of the endless sequence: [p] is the item at position p, with p as its "index".
 
+    Data with random crops and the like are drawn by a key of (seed, epoch, index), see gen.data.DataSet.
+
     Args:
         data: the data set, not empty.
         seed: the run's; epoch k has the permutation of derive("order", seed, k).
@@ -39,7 +41,10 @@ class ShuffledStream(Dataset[Json]):
         return int(self._order[offset])
 
     def __getitem__(self, position: int) -> Json:
-        return {**self._data[self.row(position)], "index": position}
+        row = self.row(position)
+        draw = getattr(self._data, "draw", None)
+        item = self._data[row] if draw is None else draw(row, derive("draw", self._seed, self._epoch, row))
+        return {**item, "index": position}
 
 
 class StepBatchSampler(Sampler[list[int]]):

@@ -8,7 +8,7 @@ from PIL import Image
 import gen
 from gen.cli import main
 from gen.config.images import to_uint8
-from gen.data.folder import read_picture
+from gen.data.lib.pictures import read_picture
 from gen.eval.sources import collect
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
