@@ -16,7 +16,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.reading import file_sha256
 from gen.data.lib.tensors import check_labels
-from gen.eval.image_sets import Images
+from gen.eval.image_sets import FLOATS, Images, no_pictures
 
 __all__ = ["ArrayImages", "NpyRows", "array_names", "open_array"]
 
@@ -132,7 +132,8 @@ class ArrayImages(Images):
         self._first = first and (kind == "safetensors" or (kind == "npy" and not last))
         if str(rows.dtype) not in ("uint8", "U8") or not (self._first or last) or 0 in shape:
             layouts = "uint8 [N, H, W, C]" + ("" if kind == "npz" else " or [N, C, H, W]")
-            raise UserError(f"{path}: pictures are {rows.dtype} {list(shape)}; allowed: {layouts}, C = 1 or 3")
+            hint = f". {FLOATS}" if str(rows.dtype).lower().startswith(("f", "bf")) else ""
+            raise UserError(f"{path}: pictures are {rows.dtype} {list(shape)}; allowed: {layouts}, C = 1 or 3{hint}")
         self.shape = shape[1:] if self._first else (shape[-1], *shape[1:-1])
         if labels is not None and labels.shape != shape[:1]:
             raise UserError(f"{path}: {len(labels)} labels for {shape[0]} pictures")
@@ -160,6 +161,8 @@ def open_array(path: Path, labelled: bool = True) -> ArrayImages:
         UserError: for what is none of these, or holds no pictures.
     """
     kind = path.suffix.removeprefix(".")
+    if not path.stat().st_size:
+        raise no_pictures(path)
     if kind == "npy":
         return ArrayImages(kind, path, NpyRows(path), None)
     if kind == "safetensors":
@@ -178,12 +181,14 @@ def array_names(path: Path) -> list[str]:
     """Return the names of the arrays of an .npz file.
 
     Args:
-        path: the file; UserError if it is none.
+        path: the file; UserError says what it is if it is none.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (zipfile.BadZipFile, OSError) as error:
+    except zipfile.BadZipFile as error:
+        raise no_pictures(path) from error
+    except OSError as error:
         raise UserError(f"{path} cannot be read as .npz: {error}") from error
 
 
@@ -238,13 +243,21 @@ def _safetensors(path: Path, labelled: bool) -> ArrayImages:
 
     try:
         with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            label = next((name for name in LABELS if name in names), None) if labelled else None
-            labels = None if label is None else file.get_tensor(label).long()
+            parts = {name: file.get_slice(name) for name in list(file.keys())}
+            shapes = {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+            known = [name for name in LABELS if name in shapes and len(shapes[name][1]) == 1] if labelled else []
+            labels = {name: file.get_tensor(name) for name in known}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
-    others = [name for name in names if name not in LABELS]
-    name = next((name for name in PICTURES if name in others), others[0] if len(others) == 1 else None)
+    several = [name for name, (dtype, shape) in shapes.items() if dtype == "U8" and len(shape) in (4, 5)]
+    for kind, found in (("pictures", several), ("labels", known)):
+        if len(found) > 1:
+            raise UserError(f"{path} holds {' and '.join(found)}, each of which may be its {kind}: save it with one")
+    others = [name for name in shapes if name not in known]
+    name = next((name for name in (*several, *PICTURES) if name in others), others[0] if len(others) == 1 else None)
     if name is None:
-        raise UserError(f"{path} holds {', '.join(names) or 'nothing'}; pictures are named {', '.join(PICTURES)}")
-    return ArrayImages("safetensors", path, _Slices(path, name), labels)
+        raise UserError(f"{path} holds {', '.join(shapes) or 'nothing'}; pictures are named {', '.join(PICTURES)}")
+    for label, values in labels.items():
+        if values.is_floating_point() or values.is_complex():
+            raise UserError(f"{path}: {label} is {shapes[label][0]}; allowed: integers [N]")
+    return ArrayImages("safetensors", path, _Slices(path, name), labels[known[0]].long() if known else None)

@@ -46,6 +46,8 @@ class Estimate:
             decimals = digits - 1 - _exponent(value, digits)
             return (_fixed(value, decimals) if abs(decimals) <= MAX_DECIMALS + digits else f"{value:.{digits}g}"), ""
         decimals = 1 - _exponent(se, 2)
+        if decimals > MAX_DECIMALS and not value:
+            return "0", f"{se:.1e}"
         if decimals > MAX_DECIMALS:
             return f"{value:.{max(0, decimals + _exponent(value, 2))}e}", f"{se:.1e}"
         return _fixed(value, decimals), _fixed(se, decimals)

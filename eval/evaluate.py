@@ -15,12 +15,12 @@ from gen.config.errors import UserError
 from gen.config.fields import check_arguments
 from gen.config.spec import Json
 from gen.eval.drawn import Decoder
-from gen.eval.extraction import FIRST, Extraction, Rows
+from gen.eval.extraction import Extraction, Rows
 from gen.eval.features import Extractor
 from gen.eval.image_sets import Images, label_counts
 from gen.eval.measuring import all_measurements, choose, floor_of, neighbours, pictures, spare, timing
 from gen.eval.metrics import NEEDS, Metric
-from gen.eval.opening import SAMPLER, asked, check_shape, drawer, give, opened, recordable, reference_of
+from gen.eval.opening import SAMPLER, asked, check_paths, check_shape, drawer, give, opened, recordable, reference_of
 from gen.eval.pictures import strip
 from gen.eval.protocols import EvaluationProtocol, protocol_of
 from gen.eval.provenance import checkpoint, command, device_of, setting
@@ -34,14 +34,14 @@ __all__ = ["evaluate", "extract_part"]
 ROUNDING = "uint8, clamped, half to even"
 
 
-@check_arguments(n=f"[{FIRST}, 10000000]", batch_size="[1, inf)", seconds="(0, inf)", timed="[1, inf)")
+@check_arguments(n="[1, 10000000]", batch_size="[1, inf)", seconds="(0, inf)", timed="[1, inf)")
 def evaluate(
     samples: Any,
     against: object = None,
     *,
     metrics: Sequence[object] | None = None,
     extractor: object = None,
-    split: str = "test",
+    split: str | None = None,
     n: int | None = None,
     training: object = None,
     paired: object = None,
@@ -79,11 +79,12 @@ def evaluate(
             for the protocol's, or the default ones whose inputs can be had.
         extractor: name, spec or object of gen.eval.features; None for digits_cnn where images are [1, 8, 8], else
             pixels.
-        split: "train" or "test", the images that samples are compared with, or "all".
-        n: number of samples, at least 10; None for 1000 that are drawn, and for all that are there. Of more, n are
-            chosen at random with the seed.
+        split: of a data set that has some, "train" or "test", the images that samples are compared with, or "all";
+            None for "test". What is used whole has none.
+        n: number of samples; None for 1000 that are drawn, and for all that are there. Of more, n are chosen at random
+            with the seed.
         training: images that the model may have memorised, as `against`; None for the split "train", if there is one.
-        paired: pictures that sample i should be, as `samples`, for metrics of pairs.
+        paired: pictures that sample i should be, as `samples` and as many, for metrics of pairs.
         prompts: text file with a line for each sample, for metrics of texts.
         class_wise: whether metrics of single classes are computed.
         protocol: name of gen.eval.protocols, which sets extractor, n and metrics.
@@ -168,6 +169,7 @@ class Evaluation:
         """Open everything and refuse what does not fit; nothing is computed yet."""
         protocol = None if given["protocol"] is None else protocol_of(given["protocol"])
         given = given if protocol is None else protocol.applied(given)
+        check_paths(given)
         metrics = choose(given["metrics"], asked(given))
         sampler = drawer(given)
         how = {key: given[key] for key in SAMPLER[:-1] if given[key] is not None}
@@ -188,16 +190,19 @@ class Evaluation:
         rows = Rows(images, reference.extractor, reference.extractor_spec, extraction)
         if target is not None:
             target.mkdir(parents=True, exist_ok=True)
-        give(rows, given, extraction)
-        strict, kept = given["metrics"] is not None, list[Metric]()
+        give(rows, given, extraction, info.available or len(rows))
+        strict, kept, reasons = given["metrics"] is not None, list[Metric](), []
         judged = knows_classes(reference.extractor, images, sampler)
         for metric in metrics:
             reason = reference.obstacle(metric, rows)
+            reasons += [] if reason is None or reason in reasons else [reason]
             if reason is not None and (strict or (given["class_wise"] and metric.needs == "labelled_features")):
                 raise UserError(f"{metric.columns[0].key} needs {metric.needs}, but {reason}")
             affordable = given["training"] is not None or not reference.costs_much(metric)
             wanted = strict or (affordable and (judged or metric.needs != "logits"))
             kept += [metric] if reason is None and wanted else []
+        if not kept:
+            raise UserError(f"no metric can be computed: {'; '.join(reasons)}")
         return cls(rows, reference, kept, sampler, how, spec, info, protocol, target)
 
     def fill(self) -> None:
@@ -222,6 +227,7 @@ class Evaluation:
     def _record(self, given: Mapping[str, Any]) -> Record:
         samples, sampler, reference = self.samples, self.sampler, self.reference
         pipeline, autoencoder = (None, None) if sampler is None else (sampler.pipeline, sampler.spec)
+        reference.check_width(samples.features.shape[1])
         measured, per_class = all_measurements(self.metrics, samples, reference)
         first, n, seed = pictures(samples), len(samples), given["seed"]
         found: Json = {"rounding": UNKNOWN, "labels": UNKNOWN, "nfe": None, **setting(pipeline)}

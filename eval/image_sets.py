@@ -19,10 +19,12 @@ from gen.config import checkpoints
 from gen.config.errors import UserError, shown
 from gen.config.images import to_uint8
 from gen.config.spec import digest
+from gen.config.torch_file import describe_start
 from gen.data.lib.tensors import content_hash
 from gen.eval.record import RUN_MARKS
 
 __all__ = [
+    "FLOATS",
     "DataImages",
     "Images",
     "Subset",
@@ -31,8 +33,13 @@ __all__ = [
     "chosen_rows",
     "is_run",
     "label_counts",
+    "no_pictures",
     "open_images",
 ]
+
+FLOATS = "Round floats first: gen.config.images.to_uint8(x) of values from -1 to 1, (2 * x - 1) of those from 0 to 1"
+ALLOWED = "a folder or a zip of pictures, .npz, .npy or .safetensors"
+TORCH = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of torch.save
 
 
 class Images(ABC):
@@ -94,7 +101,8 @@ class TensorImages(Images):
     def __init__(self, images: Tensor, labels: Tensor | None = None, name: str = "", fingerprint: str | None = None):
         if images.dtype != torch.uint8 or images.ndim not in (4, 5) or not len(images):
             given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-            raise UserError(f"a tensor of pictures is uint8 [N, C, H, W], this is {given}; gen.to_uint8 rounds samples")
+            hint = f". {FLOATS}" if images.is_floating_point() else ""
+            raise UserError(f"a tensor of pictures is uint8 [N, C, H, W], this is {given}{hint}")
         self._images, self.labels, self.name = images.cpu(), labels, name or "tensor"
         self.shape = tuple(images.shape[1:])
         parts = [self._images] + ([] if labels is None else [labels])
@@ -228,12 +236,30 @@ def open_images(given: object, lossy: bool = True, quiet: bool = True) -> Images
     if path.is_dir():
         if is_run(path):
             checkpoints.locate(path)
+            raise UserError(f"{path} is a run, pictures are needed: gen sample {path} --out FOLDER draws some")
         return PictureFiles(path, lossy, quiet)
     if not path.exists():
         raise UserError(f"{path} does not exist: give a run, or a folder or a file of pictures")
     if path.suffix in (".npz", ".npy", ".safetensors"):
         return open_array(path)
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(path) and path.suffix not in TORCH:
         return PictureFiles(path, lossy, quiet)
-    allowed = "a folder or a zip of pictures, .npz, .npy or .safetensors"
-    raise UserError(f"{path} is no file of pictures; allowed: {allowed}")
+    raise no_pictures(path)
+
+
+def no_pictures(path: Path) -> UserError:
+    """Return the error for a file that is no set of pictures: it says what the file is, by its name and beginning.
+
+    Args:
+        path: the file.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    what = describe_start(path) or "no file of pictures"
+    if path.suffix in TORCH:
+        what = "a file of torch.save, which is not read: save the samples as .npz, .npy or .safetensors"
+    elif start.startswith(b"PK"):
+        what = "a zip that was cut short, or is damaged: fetch or write it again"
+    elif start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")):
+        what = "one picture: give the folder that it is in"
+    return UserError(f"{path} is {what}; allowed: {ALLOWED}")

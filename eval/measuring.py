@@ -111,10 +111,12 @@ def all_measurements(
             measured += measurements(metric, samples, reference, shared.get(id(metric)))
             per_class += by_class(metric, samples, reference)
         except (UserError, RuntimeError) as error:
-            reasons.append(" ".join(str(error).split()))
-            warnings.warn(f"{metric.columns[0].key} is left out: {reasons[-1]}", stacklevel=2)
+            key = metric.columns[0].key
+            reasons.append(f"{key}: {' '.join(str(error).split()).removeprefix(f'{key}: ')}")
     if not measured:
-        raise UserError("; ".join(reasons) or "no metric can be computed from these samples")
+        raise UserError("; ".join(reasons))
+    for reason in reasons:
+        warnings.warn(reason.replace(": ", " is left out: ", 1), stacklevel=2)
     return tuple(measured), tuple(per_class)
 
 

@@ -24,7 +24,18 @@ from gen.eval.record import SamplesInfo
 from gen.eval.reference import Reference
 from gen.pipeline import Pipeline, Samples, load_images
 
-__all__ = ["SAMPLER", "asked", "check_shape", "drawer", "give", "opened", "own_data", "recordable", "reference_of"]
+__all__ = [
+    "SAMPLER",
+    "asked",
+    "check_paths",
+    "check_shape",
+    "drawer",
+    "give",
+    "opened",
+    "own_data",
+    "recordable",
+    "reference_of",
+]
 
 DRAWN = 1000  # samples that are drawn if nobody says how many
 SAMPLER = ("solver", "steps", "grid", "guide", "cache", "autoencoder")  # options of samples that are drawn here
@@ -42,6 +53,23 @@ def asked(given: Mapping[str, Any]) -> set[str]:
     trained = given["training"] is not None or "training" in opened_with
     wanted |= dict.fromkeys(("train_features", "split_features"), trained)
     return {needs for needs, is_wanted in wanted.items() if is_wanted}
+
+
+def check_paths(given: Mapping[str, Any]) -> None:
+    """Refuse, before anything is read, paths that are not there, and files in place of folders.
+
+    Args:
+        given: arguments of gen.evaluate.
+    """
+    for key in ("samples", "paired", "prompts"):
+        path = given[key]
+        if isinstance(path, (str, Path)) and not Path(path).exists():
+            allowed = "a text file" if key == "prompts" else "a run, or a folder or a file of pictures"
+            raise UserError(f"{path} does not exist: give {allowed}")
+    for key in ("out", "features"):
+        path = given[key]
+        if path is not None and Path(path).exists() and not Path(path).is_dir():
+            raise UserError(f"{key}: {path} is a file, a folder is needed")
 
 
 def drawer(given: Mapping[str, Any]) -> Decoder | None:
@@ -84,7 +112,11 @@ def opened(
         return images, SamplesInfo("run" if sampler.pipeline.folder is not None else "pipeline")
     whole = given["samples"]
     whole = TensorImages(whole.uint8(), whole.cond.get("y"), "samples") if isinstance(whole, Samples) else whole
+    if given["against"] is None:
+        raise UserError("evaluate: samples of another tool: say against what, --against REFERENCE (against=...)")
     whole = whole if isinstance(whole, Images) else open_images(whole, given["allow_lossy"], given["quiet"])
+    if n is not None and n > len(whole) and given["protocol"] is not None:
+        raise UserError(f"{whole.name} holds {len(whole)} pictures, --protocol {given['protocol']} takes {n:,}")
     images = chosen(whole, n, seed)
     available = None if len(images) == len(whole) else len(whole)
     return images, SamplesInfo(whole.kind, whole.format, available, images.fingerprint)
@@ -103,8 +135,6 @@ def reference_of(given: Mapping[str, Any], sampler: Decoder | None, extraction: 
         if own := [key for key in ("extractor", "training", "reference_extractor") if given[key] is not None]:
             raise UserError(f"evaluate: the Reference was opened with these already: leave out {', '.join(own)}")
         return against
-    if against is None and sampler is None:
-        raise UserError("evaluate: samples of another tool: say against what, --against REFERENCE (against=...)")
     against = own_data(sampler.pipeline, given["allow"]) if against is None and sampler is not None else against
     if isinstance(against, Pipeline) or (isinstance(against, (str, Path)) and is_run(Path(against))):
         pipeline = against if isinstance(against, Pipeline) else load_images(against, allow=given["allow"])
@@ -116,17 +146,20 @@ def reference_of(given: Mapping[str, Any], sampler: Decoder | None, extraction: 
     )  # fmt: skip
 
 
-def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction) -> None:
+def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction, available: int) -> None:
     """Add the rows that do not come from the samples: pictures that they should be, and embeddings of prompts.
 
     Args:
         rows: of the samples.
         given: arguments of gen.evaluate.
         extraction: how they are computed.
+        available: samples of which the rows were chosen: there is one picture and one prompt for each.
     """
     n, seed = len(rows), given["seed"]
     if given["paired"] is not None:
         whole = open_images(given["paired"])
+        if len(whole) != available:
+            raise UserError(f"paired: {whole.name} holds {len(whole)} pictures for {available} samples: one for each")
         truth = Rows(chosen(whole, n, seed), rows.extractor, rows.spec, extraction)
         if truth.images.shape != rows.images.shape:
             raise UserError(f"paired: {whole.name} holds {list(whole.shape)}, the samples {list(rows.images.shape)}")
@@ -138,8 +171,8 @@ def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction) -> None:
         if not hasattr(rows.extractor, "text"):
             raise UserError(f"prompts: the extractor {rows.extractor.name} reads no text; clip does")
         lines = list(read_lines(Path(given["prompts"])))
-        if len(lines) < n:
-            raise UserError(f"{given['prompts']} has {len(lines)} lines for {n} samples")
+        if len(lines) != available:
+            raise UserError(f"{given['prompts']} has {len(lines)} lines for {available} samples: one for each")
         texts = [lines[i] for i in chosen_rows(len(lines), n, seed).tolist()]
         parts = [cast(Any, rows.extractor).text(texts[i : i + 250]) for i in range(0, n, 250)]
         rows.given["prompts"] = torch.cat(parts)

@@ -101,8 +101,11 @@ class PictureFiles(Images):
         names = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
         pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
         others = [name for name in names if name not in {*pictures, LABELS_FILE}]
+        if runs := [name for name in others if Path(name).name == "run.json"]:
+            raise UserError(f"{self.path} holds the run {Path(runs[0]).parent}: give that, or pictures alone")
         if not pictures:
-            raise UserError(f"{self.path} holds no checkpoint of a run, and no pictures ({', '.join(SUFFIXES)})")
+            run = "no checkpoint of a run, and " if self._zip is None else ""
+            raise UserError(f"{self.path} holds {run}no pictures ({', '.join(SUFFIXES)})")
         if others:
             words = f"{len(others)} files of other kinds, such as {others[0]!a}"
             warnings.warn(f"{self.path}: left out {words}", stacklevel=4)
@@ -128,7 +131,7 @@ class PictureFiles(Images):
         return headers
 
     def _header(self, name: str) -> Header:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         data = self._bytes(name)
         where = f"{self.path}: {name}"
@@ -143,6 +146,8 @@ class PictureFiles(Images):
                     return Header(image.size, MODES[image.mode], kind, lossy, profile, sha256)
             except UserError:
                 raise
+            except UnidentifiedImageError as error:
+                raise UserError(f"{where} is no picture, whatever its name says ({', '.join(SUFFIXES)})") from error
             except Exception as error:  # decoders of broken files raise anything
                 raise UserError(f"{where} cannot be read: {' '.join(str(error).split())}") from error
 

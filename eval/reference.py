@@ -64,7 +64,7 @@ class Reference:
     def open(
         cls,
         data: object,
-        split: str = "test",
+        split: str | None = None,
         extractor: object = None,
         how: Extraction | None = None,
         *,
@@ -80,7 +80,8 @@ class Reference:
         Args:
             data: of gen.data, a name, a spec or an object; a folder or a file of pictures, or of statistics; a uint8
                 tensor; or gen.eval.image_sets.Images.
-            split: "train" or "test", the images that samples are compared with; "all" uses the set whole.
+            split: "train" or "test", the images that samples are compared with; "all" uses the set whole; None for
+                "test" where there are splits.
             extractor: of gen.eval.features; None for digits_cnn where images are [1, 8, 8], else pixels.
             how: where features are kept, and by whom they are computed.
             training: images that a model may have memorised, as `data`; None for the split "train".
@@ -89,8 +90,9 @@ class Reference:
         Raises:
             UserError: for a split, a data set or an extractor that there is not, and for images that do not go with it.
         """
-        if split not in SPLITS:
+        if split not in (None, *SPLITS):
             raise UserError(f"unknown split {split!r}. {nearest(split, SPLITS)}")
+        wanted = split
         spec = None if extractor is None else build_with("eval.features", extractor, "load", "extractor")
         statistics = None
         if isinstance(data, (str, Path)) and not is_data(data) and is_statistics(Path(data)):
@@ -103,11 +105,14 @@ class Reference:
         else:
             if computed_by is not None:
                 raise UserError(f"reference_extractor = {computed_by!r}: of statistics alone, {data} holds pictures")
-            about, split, sets = open_sets(data, split)
+            about, split, sets = open_sets(data, split or "test")
             first = next(iter(sets.values()))
             usual = "digits_cnn" if first.shape == (1, 8, 8) else "pixels"
             spec = build("eval.features", usual) if spec is None else spec
             loaded, assumed = spec.load(), ""
+        if wanted in SPLITS[:2] and split != wanted:
+            hint = ", or state a holdout in its spec" if is_data(about) else ""
+            raise UserError(f"split {wanted!r}: {about['name']} is used whole, it has no splits: leave it out{hint}")
         options: dict[str, object] = {} if computed_by is None else {"reference_extractor": computed_by}
         if training is not None:
             learned_about, kind, learned = open_sets(training, "train")
@@ -163,6 +168,19 @@ class Reference:
         if self.real is None:
             raise UserError(f"{self.data['name']} holds no mu and sigma")
         return Moments.of_rows(self.real.features)
+
+    def check_width(self, width: int) -> None:
+        """Raise UserError for samples with another number of features than the statistics, if there are any.
+
+        Args:
+            width: number of the samples' features.
+        """
+        moments = self.statistics.moments.get("features") if self.statistics is not None else None
+        if moments is not None and len(moments.mean) != width:
+            raise UserError(
+                f"{self.data['name']} holds statistics of {len(moments.mean)} features, {self.extractor.name} has "
+                f"{width}: name the extractor that they were computed by"
+            )
 
     def fill(self, metrics: Sequence[Metric]) -> None:
         """Compute the rows that metrics need; all processes of a launcher have to call."""

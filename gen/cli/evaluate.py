@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the real images: a name of `gen list data` or a JSON spec, pictures as samples are given, or statistics "
         "(mu, sigma) (default: the run's own data)",
     )
-    parser.add_argument("--split", default="test", help="train, test, or all of the data (default: test)")
+    parser.add_argument("--split", help="of a data set: train, test, or all of it (default: test)")
     add_feature_options(parser)
     parser.add_argument("--reference-extractor", help="by which statistics were computed that do not say it themselves")
     parser.add_argument(
@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     numbers = "; ".join(f"{m.column.heading} {m.column.text(m.estimate)}" for m in record.metrics)
     how = f"{record.n} samples" if record.nfe is None else f"{record.nfe:g} evaluations per sample"
     print(f"{record.label}: {how}, features {record.extractor.name}; {numbers}")
+    print(f"recorded in {options['out']}")
     if record.reference.assumed:
         print(f"{record.reference.data['name']}: {record.reference.assumed}")
     return 0
@@ -125,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _no_sampler(args: argparse.Namespace) -> Json:
     """Return the sampler's options for samples that are there: none may be given."""
+    if not args.run.exists():
+        raise UserError(f"{args.run} does not exist: give a run, or a folder or a file of pictures")
     names = ("solver", "steps", "grid", "guide", "cache", "guidance_scale", "weights", "engine", "dtype", "autoencoder")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
         raise UserError(f"{args.run} is no run, its samples are there: leave out {', '.join(given)}")

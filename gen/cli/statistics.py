@@ -20,7 +20,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="a name of `gen list data` or a JSON spec, or a folder, zip or file of pictures")
-    parser.add_argument("--split", default="train", help="train, test, or all of a data set (default: train)")
+    parser.add_argument("--split", help="of a data set: train, test, or all of it (default: train)")
     add_feature_options(parser)
     add_option(parser, "batch_size", 250)
     add_option(parser, "device", "cpu")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gen.eval.extraction import Extraction, capabilities
     from gen.eval.metrics.lib.moments import Moments
-    from gen.eval.reference import Reference
+    from gen.eval.reference import Reference, is_data
     from gen.eval.statistics import write_statistics
     from gen.pipeline import check_device
     from gen.training.distributed import is_main
@@ -39,10 +39,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out {args.out}: expected a file .npz")
     check_device(args.device)
     how = Extraction(features_folder(args.features), args.batch_size, own_device(args.device), quiet=False)
-    reference = Reference.open(parse_spec(args.data), args.split, parse_spec(args.extractor), how)
+    data = parse_spec(args.data)
+    split = args.split or ("train" if is_data(data) else None)
+    reference = Reference.open(data, split, parse_spec(args.extractor), how)
     real = reference.real
     if real is None:
         raise UserError(f"{args.data} holds statistics already")
+    if len(real) < 2:
+        raise UserError(f"{args.data} holds one picture, which has no covariance")
     kinds = [name for name in ("features", "spatial") if name in capabilities(reference.extractor)]
     real.fill(kinds)
     if not is_main():

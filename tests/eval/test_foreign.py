@@ -103,7 +103,11 @@ def test_options_of_sampling_are_refused_and_options_of_the_set_are_not(npz, cap
         (lambda: evaluate(npz, "digits", metrics=["psnr"]), "psnr needs pairs, but the samples have no targets"),
         (lambda: evaluate(npz, "digits", metrics=["clip_score"]), "the extractor digits_cnn reads no text"),
         (lambda: evaluate(npz, "digits", metrics=["sfid"]), "the extractor digits_cnn has no spatial features"),
-        (lambda: evaluate(npz, "digits", prompts="p.txt"), "prompts: the extractor digits_cnn reads no text"),
+        (lambda: evaluate(npz, "digits", prompts=__file__), "prompts: the extractor digits_cnn reads no text"),
+        (lambda: evaluate(npz, "digits", prompts="p.txt"), "p.txt does not exist: give a text file"),
+        (lambda: evaluate(npz, "digits", out=npz), "out: " + str(npz) + " is a file, a folder is needed"),
+        (lambda: evaluate(npz, npz, split="test"), "split 'test': samples.npz is used whole, it has no splits"),
+        (lambda: evaluate(npz), "samples of another tool: say against what"),
         (lambda: evaluate(npz, "digits", paired=npz.parent), "holds no checkpoint of a run, and no pictures"),
         (lambda: extract_part((1, 2), samples=npz, against="digits"), "part 1/2: give features"),
         (lambda: extract_part((3, 2), samples=npz, against="digits", features="f"), "allowed are 1/2 to 2/2"),
@@ -120,6 +124,9 @@ def test_pairs_classes_training_images_and_any_reference(npz, drawn, copier, ref
     assert record.estimate("psnr").value == pytest.approx(10 * np.log10(255.0**2))
     few = evaluate(npz, "digits", paired=tmp_path / "truth.npz", metrics=["psnr"], n=20)  # of the same rows of both
     assert few.estimate("psnr").value == record.estimate("psnr").value and few.samples.available == N
+    np.savez(tmp_path / "more.npz", np.concatenate([drawn[0].movedim(1, -1).numpy()] * 2))
+    with pytest.raises(UserError, match=f"paired: more.npz holds {2 * N} pictures for {N} samples: one for each"):
+        evaluate(npz, "digits", paired=tmp_path / "more.npz", metrics=["psnr"], n=20)
     np.savez(tmp_path / "real.npz", IMAGES[:300].movedim(1, -1).numpy(), LABELS[:300].numpy())
     wise = evaluate(npz, tmp_path / "real.npz", class_wise=True, metrics=[{"name": "class_fid", "least": 5}])
     (table,) = wise.per_class

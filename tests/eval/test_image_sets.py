@@ -120,7 +120,7 @@ def hostile(root):
     Image.fromarray(colour).convert("CMYK").save(cmyk, "JPEG")
     yield folder_of(root / "cmyk", ["a.jpg"], [cmyk.getvalue()]), "a.jpg is CMYK; allowed: grey and RGB"
     yield folder_of(root / "broken", ["a.png"], [png(colour)[:60]]), "a.png"
-    yield folder_of(root / "text", ["a.png"], [b"hello"]), "a.png cannot be read"
+    yield folder_of(root / "text", ["a.png"], [b"hello"]), "a.png is no picture, whatever its name says"
     moving = io.BytesIO()
     Image.fromarray(colour).save(moving, "WEBP", save_all=True, append_images=[Image.fromarray(255 - colour)])
     yield folder_of(root / "moving", ["a.webp"], [moving.getvalue()]), "a.webp is animated"
@@ -132,7 +132,7 @@ def hostile(root):
     np.savez(root / "alpha.npz", np.zeros((3, 8, 8, 4), np.uint8))
     yield root / "alpha.npz", r"pictures are uint8 [3, 8, 8, 4]; allowed: uint8 [N, H, W, C], C = 1 or 3"
     np.savez(root / "floats.npz", np.zeros((3, 8, 8, 3), np.float32))
-    yield root / "floats.npz", "pictures are float32"
+    yield root / "floats.npz", "C = 1 or 3. Round floats first: gen.config.images.to_uint8(x) of values from -1 to 1"
     np.savez(root / "labels.npz", PICTURES, np.arange(4))
     yield root / "labels.npz", "4 labels for 9 pictures"
     (root / "object.npy").write_bytes(object_array())
@@ -140,8 +140,30 @@ def hostile(root):
     np.save(root / "cut.npy", PICTURES)
     (root / "cut.npy").write_bytes((root / "cut.npy").read_bytes()[:-5])
     yield root / "cut.npy", "bytes, "
-    (root / "no.npz").write_bytes(b"PK\3\4 no zip")
-    yield root / "no.npz", "no.npz cannot be read as .npz"
+    for name in ("cut.npz", "cut.zip"):
+        np.savez(root / "whole.npz", PICTURES)
+        (root / name).write_bytes((root / "whole.npz").read_bytes()[:500])
+        yield root / name, f"{name} is a zip that was cut short, or is damaged"
+    for name in ("no.npz", "no.npy", "no.zip", "no.safetensors"):
+        (root / name).write_bytes(b"")
+        yield root / name, f"{name} is empty; allowed: a folder or a zip of pictures"
+    torch.save(torch.zeros(3), root / "a.pt")
+    yield root / "a.pt", "a.pt is a file of torch.save, which is not read: save the samples as .npz"
+    (root / "one.png").write_bytes(png(colour))
+    yield root / "one.png", "one.png is one picture: give the folder"
+    uint8, y = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3)
+    for tensors, says in (
+        ({"samples": uint8, "images": uint8.clone()}, "images and samples, each of which may be its pictures"),
+        ({"x": uint8, "y": uint8.clone()}, "x and y, each of which may be its pictures"),
+        ({"x": uint8, "y": y, "labels": y.clone()}, "labels and y, each of which may be its labels"),
+        ({"x": uint8, "y": torch.zeros(3)}, "y is F32; allowed: integers [N]"),
+        ({"x": uint8.float()}, "Round floats first"),
+    ):
+        save_file(tensors, root / "several.safetensors")
+        yield root / "several.safetensors", says
+    yield folder_of(root / "runs", ["tiny/a.png", "tiny/run.json"], [png(colour), b"{}"]), "holds the run tiny: give"
+    (root / "run.json").write_text("{}")
+    yield root, "no checkpoint"
     (root / "no.safetensors").write_bytes(b"12345678{}")
     yield root / "no.safetensors", "cannot be read as safetensors"
     (root / "a.exe").write_bytes(b"MZ")

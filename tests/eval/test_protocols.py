@@ -54,5 +54,5 @@ def test_a_record_names_its_protocol(monkeypatch, tmp_path) -> None:
     assert record.protocol == "mine" and record.n == 40 and [m.column.key for m in record.metrics] == ["fid"]
     assert "protocol='mine'" in record.command
     np.savez(tmp_path / "few.npz", images[:30].movedim(1, -1).numpy())
-    with pytest.raises(UserError, match=r"few.npz holds 30 pictures, 40 were asked for"):
+    with pytest.raises(UserError, match=r"few.npz holds 30 pictures, --protocol mine takes 40"):
         evaluate(tmp_path / "few.npz", tmp_path / "ref.npz", **how)

@@ -211,6 +211,12 @@ def test_numbers_are_found_by_their_key() -> None:
         made().estimate("fdi")
 
 
+def test_numbers_are_shown_to_two_digits_of_their_error() -> None:
+    shown = {(1.19231, 0.1234): "1.19 ± 0.12", (0.0, 2.8e-14): "0 ± 2.8e-14", (1.5e-9, 3e-9): "1.5e-09 ± 3.0e-09"}
+    for (value, se), text in shown.items():
+        assert Estimate(value, se, 50).text() == text
+
+
 def test_records_are_frozen() -> None:
     with pytest.raises(AttributeError):
         made().n = 3  # type: ignore[misc]

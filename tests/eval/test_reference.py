@@ -59,8 +59,8 @@ def test_a_named_set_is_used_whole(npz, tmp_path):
     folder = {"name": "folder", "path": str(pictures), "size": 8, "channels": 1}
     spec = {"name": "npz", "path": str(npz)}
     for data, split, n in (
-        (spec, "test", 64), (spec, "train", 64), (spec, "all", 64), (Npz(str(npz)), "test", 64), (folder, "test", 20),
-        ({**spec, "holdout": 0}, "test", 64), ({**folder, "holdout": 0.1}, "all", 20),
+        (spec, None, 64), (spec, "all", 64), (Npz(str(npz)), None, 64), (folder, None, 20),
+        ({**spec, "holdout": 0}, None, 64), ({**folder, "holdout": 0.1}, "all", 20),
     ):  # fmt: skip
         reference = Reference.open(data, split, "pixels")
         assert len(reference.real.images) == len(reference.real.features) == n, (data, split)
@@ -75,13 +75,16 @@ def test_a_named_set_is_used_whole(npz, tmp_path):
         assert len(reference.real.images) == n and reference.split == split and reference.other is not None
     with pytest.raises(UserError, match="split 'all': digits has fixed splits"):
         Reference.open("digits", "all")
+    for data in (spec, Npz(str(npz)), folder, str(npz), str(pictures)):
+        with pytest.raises(UserError, match=r"split 'train': .* is used whole, it has no splits: leave it out"):
+            Reference.open(data, "train", "pixels")
 
 
 def test_statistics_beside_the_pictures_are_left_out_with_a_word(npz):
     with np.load(npz) as arrays:
         np.savez(npz, **arrays, mu=np.zeros(2048), sigma=np.eye(3))
     with pytest.warns(UserWarning, match="mu, sigma left out: pictures and labels alone are read"):
-        reference = Reference.open({"name": "npz", "path": str(npz)}, "test", "pixels")
+        reference = Reference.open({"name": "npz", "path": str(npz)}, extractor="pixels")
     assert len(reference.real.images) == 64
 
 

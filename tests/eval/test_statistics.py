@@ -39,6 +39,18 @@ def close(a: Moments) -> bool:
     return distance(a, Moments.of_covariance(torch.from_numpy(MU), torch.from_numpy(SIGMA))) < 1e-9
 
 
+def test_statistics_that_do_not_fit_say_why(tmp_path, copier, capsys) -> None:
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(70), sigma=np.eye(70))
+    with pytest.raises(UserError, match=r"wide.npz holds statistics of 70 features, pixels has 64: name the extractor"):
+        evaluate(copier, tmp_path / "wide.npz", extractor="pixels", n=12, seconds=0.01)
+    np.savez(tmp_path / "half.npz", mu=np.zeros(64))
+    with pytest.raises(UserError, match=r"no metric can be computed: .*half.npz hold no features"):
+        evaluate(copier, tmp_path / "half.npz", extractor="pixels", n=12, seconds=0.01)
+    np.savez(tmp_path / "one.npz", np.zeros((1, 8, 8, 1), np.uint8))
+    words = ["statistics", str(tmp_path / "one.npz"), "--features", str(tmp_path), "--out", str(tmp_path / "ref.npz")]
+    assert main(words) == 2 and "one.npz holds one picture, which has no covariance" in capsys.readouterr().err
+
+
 def test_every_tools_file_is_read(tmp_path) -> None:
     pair = {"mu": MU, "sigma": SIGMA}
     np.savez(tmp_path / "pytorch_fid.npz", **pair)
