@@ -222,7 +222,7 @@ def test_parts_leave_nothing_to_the_last_call(npz, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("gen.eval.extraction.Rows._outputs", lambda *args: pytest.fail("it was computed again"))
     assert main(words) == 0
     assert main([*words, "--part", "1:2"]) == 2
-    assert "expected k/n, such as 1/4" in capsys.readouterr().err
+    assert "expected k/n, 1/4 to 4/4" in capsys.readouterr().err
 
 
 def in_a_launcher():
