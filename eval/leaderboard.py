@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from gen.config.errors import UserError
 from gen.config.fields import check_arguments
 from gen.config.spec import Json
 from gen.config.writing import write_text
@@ -67,10 +68,12 @@ def leaderboard(
     Raises:
         UserError: naming the source, for what is no record, or was altered.
     """
-    shown = ranking(collect_all(sources), rank_by)
     out = Path(out)
+    if out.suffix not in ("", ".html") and not out.is_dir():
+        raise UserError(f"out: {out}; give a page .html, .csv and .md are written beside it, or a folder")
     if out.suffix != ".html":
         out = out / "leaderboard.html"
+    shown = ranking(collect_all(sources), rank_by)
     write_text(out.with_suffix(".csv"), as_csv(shown))
     write_text(out.with_suffix(".md"), as_markdown(shown, title))
     write_text(out, leaderboard_page(shown, title))

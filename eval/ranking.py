@@ -11,7 +11,8 @@ from gen.eval.arena.board import Board, Standing
 from gen.eval.arena.votes import VoteList
 from gen.eval.estimate import Estimate
 from gen.eval.published import COLUMN_ORDER, Published, known_columns
-from gen.eval.record import Measurement, Record, sampler_text
+from gen.eval.record import Measurement, Record
+from gen.eval.sampler_text import sampler_text
 from gen.eval.sources import Entry
 
 __all__ = [

@@ -37,7 +37,6 @@ __all__ = [
     "from_json",
     "read_as",
     "record_folder",
-    "sampler_text",
     "to_json",
     "write_record",
 ]
@@ -473,42 +472,6 @@ def record_folder(samples: Path) -> Path:
     is_run = any((samples / mark).exists() for mark in RUN_MARKS)
     whole = Path(os.path.abspath(samples))  # noqa: PTH100 - "." has a name then, and no link is followed
     return samples / "eval" if is_run else whole.parent / f"{whole.name}.eval"
-
-
-def sampler_text(sampler: Json) -> str:
-    """Say a sampler in a few words: "heun, 8 steps, cfg(scale=1.5)". Grids are named unless they are linear.
-
-    Args:
-        sampler: spec, as a record has it.
-    """
-    words = [_spec_text(sampler.get("solver"))]
-    if sampler.get("steps") is not None:
-        words.append(f"{sampler['steps']} step{'' if sampler['steps'] == 1 else 's'}")
-    grid = _spec_text(sampler.get("grid"))
-    words += [f"{grid} grid" if grid and not grid.startswith("linear") else ""]
-    words += [_spec_text(sampler.get("guide")), _cache_text(sampler.get("cache"))]
-    engine = sampler.get("engine")
-    words += [str(sampler.get("dtype") or "")]
-    words += [str(engine["about"]) if isinstance(engine, Mapping) and "about" in engine else _spec_text(engine)]
-    return ", ".join(word for word in words if word)
-
-
-def _spec_text(spec: object) -> str:
-    if not isinstance(spec, Mapping):
-        return "" if spec is None else str(spec)
-    hidden = ("name", "times", "sha256") if spec.get("name") == "searched" else ("name",)
-    rest = ", ".join(f"{key}={value}" for key, value in spec.items() if key not in hidden and value is not None)
-    return f"{spec.get('name')}({rest})" if rest else str(spec.get("name"))
-
-
-def _cache_text(spec: object) -> str:
-    """Return a cache's name and numbers; of its parts the names, and nothing of its coordinate, sites and masks."""
-    if not isinstance(spec, Mapping):
-        return _spec_text(spec)
-    short = {key: value.get("name") if isinstance(value, Mapping) else value for key, value in spec.items()}
-    return _spec_text(
-        {k: v for k, v in short.items() if k != "coordinate" and v != "" and not isinstance(v, (list, tuple))}
-    )
 
 
 def _is_png(text: str) -> bool:

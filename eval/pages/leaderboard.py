@@ -10,7 +10,8 @@ from gen.config.spec import Json
 from gen.eval.pages import render
 from gen.eval.plot import Plot, Point, Series
 from gen.eval.ranking import Group, Ranking, claimed, equal_time_rival, estimate_in, origin, pareto_front
-from gen.eval.record import Measurement, Record, sampler_text
+from gen.eval.record import Measurement, Record
+from gen.eval.sampler_text import sampler_text
 
 __all__ = ["leaderboard_page"]
 

@@ -56,6 +56,8 @@ def _print(args: argparse.Namespace, rule: RatingRule) -> int:
     from gen.eval.arena.votes import read_votes
     from gen.eval.tables import aligned
 
+    if not args.votes.exists():
+        raise UserError(f"{args.votes} does not exist: give models to vote on, gen arena A B, or --votes FILE")
     board = Board.of(read_votes(args.votes), rule)
     if args.json:
         print(json.dumps([spec_of(row, named=False) for row in board.standings()], indent=2))

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gen.cli.lib.options import add_option, parse_part, parse_spec
@@ -22,7 +24,7 @@ from gen.config.errors import UserError
 from gen.config.reading import parse_json
 from gen.config.spec import Json
 
-__all__ = ["add_arguments", "add_feature_options", "features_folder", "run"]
+__all__ = ["add_arguments", "add_feature_options", "features_folder", "resumable", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +83,26 @@ def features_folder(given: Path | None) -> Path:
     return given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen" / "features"
 
 
+@contextmanager
+def resumable(features: Path) -> Iterator[None]:
+    """Say, when the user interrupts, that the features computed so far are kept.
+
+    Args:
+        features: folder of them.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        words = f"interrupted; the features computed so far are kept in {features}: the same command goes on"
+        raise KeyboardInterrupt(words) from error
+
+
 def run(args: argparse.Namespace) -> int:
+    with resumable(features_folder(args.features)):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from gen import evaluate
     from gen.eval.evaluate import extract_part
     from gen.eval.image_sets import is_run

@@ -19,7 +19,7 @@ from gen.config.errors import NonFinite, UserError
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json, is_sealed, sealed
 from gen.config.tensor_files import Damaged, read_file, write_file
-from gen.config.writing import partial_name, sync, write_json
+from gen.config.writing import name_whole, partial_name, sync, write_json
 
 __all__ = [
     "FORMAT", "age", "checkpoint_name", "lineage", "locate", "manifest_of", "newest", "prune", "read", "read_tensors",
@@ -82,6 +82,9 @@ def write(
             raise
         sync(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        name_whole(error, folder, partial)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

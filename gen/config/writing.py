@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import IO, Literal
 
 from gen.config.errors import UserError
 
-__all__ = ["Lock", "partial_name", "replacing", "sweep", "sync", "write_json", "write_text"]
+__all__ = ["Lock", "name_whole", "partial_name", "replacing", "sweep", "sync", "write_json", "write_text"]
 
 _PARTIAL = re.compile(r"\.(partial|aside)-(\d+)-(.+)")
 
@@ -29,7 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
         path: the file that is to be written, or a new folder; the folder it is in is created. What is yielded has the
             same suffix, and is not there yet.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{error.filename} is a file: {path} cannot be written") from None
     for left in path.parent.glob(f".partial-*-{path.name}"):
         _sweep_one(left)
     partial = path.with_name(partial_name(path.name))
@@ -38,8 +41,24 @@ def replacing(path: Path) -> Iterator[Path]:
         for written in (partial, *partial.rglob("*")):
             sync(written)
         partial.replace(path)
+    except OSError as error:
+        name_whole(error, path, partial)
+        raise
     finally:
         _remove(partial)
+
+
+def name_whole(error: OSError, path: Path, partial: Path) -> None:
+    """Let an error of the file system name what was to be written: a user knows no other name.
+
+    Args:
+        error: raised while it was written.
+        path: the whole.
+        partial: the same while it is written.
+    """
+    for attribute in ("filename", "filename2"):
+        if isinstance(given := getattr(error, attribute), (str, Path)):
+            setattr(error, attribute, str(given).replace(partial.name, path.name))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,10 +126,11 @@ def _sweep_one(left: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # the error that leads here says more
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _is_alive(pid: int) -> bool:

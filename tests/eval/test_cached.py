@@ -12,7 +12,7 @@ from gen.config.errors import UserError
 from gen.eval.leaderboard import CACHE_COLUMNS, leaderboard, table
 from gen.eval.pictures import heatmap
 from gen.eval.ranking import equal_time_rival, groups, pareto_front
-from gen.eval.record import sampler_text
+from gen.eval.sampler_text import sampler_text
 from tests.eval.test_leaderboard import HOSTILE, Page
 from tests.eval.test_record import made
 

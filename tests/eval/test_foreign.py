@@ -14,6 +14,7 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.data.digits import Digits
 from gen.eval.evaluate import evaluate, extract_part
+from gen.eval.extraction import Rows
 from gen.eval.image_sets import open_images
 from gen.eval.record import UNKNOWN, Record, from_json, record_folder, to_json
 from gen.eval.reference import Reference, stack
@@ -219,7 +220,15 @@ def test_parts_leave_nothing_to_the_last_call(npz, tmp_path, monkeypatch, capsys
     assert main([*words, "--part", "2/2"]) == 0
     assert "part 2/2 is done" in capsys.readouterr().out
     assert main([*words, "--part", "1/2"]) == 0
-    monkeypatch.setattr("gen.eval.extraction.Rows._outputs", lambda *args: pytest.fail("it was computed again"))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Rows, "_outputs", interrupted)
+    assert main([*words[:-1], str(tmp_path / "new")]) == 130
+    says = f"interrupted; the features computed so far are kept in {tmp_path / 'new'}: the same command goes on"
+    assert says in capsys.readouterr().err
+    monkeypatch.setattr(Rows, "_outputs", lambda *args: pytest.fail("it was computed again"))
     assert main(words) == 0
     assert main([*words, "--part", "1:2"]) == 2
     assert "expected k/n, 1/4 to 4/4" in capsys.readouterr().err

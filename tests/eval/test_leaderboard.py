@@ -202,6 +202,15 @@ def test_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_page_of_another_kind_is_refused_and_no_folder_made(records, tmp_path) -> None:
+    for name in ("board.csv", "board.htm", "v1.2"):
+        with pytest.raises(UserError, match=rf"{name}; give a page .html, .csv and .md .* or a folder"):
+            leaderboard(records, tmp_path / name)
+    (tmp_path / "v1.2").mkdir()
+    assert leaderboard(records, tmp_path / "v1.2") == tmp_path / "v1.2/leaderboard.html"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["v1.2"]
+
+
 def test_writing_again_leaves_three_files(records, tmp_path) -> None:
     for _ in range(2):
         assert leaderboard(records, tmp_path) == tmp_path / "leaderboard.html"

@@ -24,10 +24,10 @@ from gen.eval.record import (
     PerClass,
     Record,
     from_json,
-    sampler_text,
     to_json,
     write_record,
 )
+from gen.eval.sampler_text import sampler_text
 from gen.eval.sources import collect
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
@@ -226,7 +226,22 @@ def test_says_the_sampler_in_a_few_words() -> None:
     assert sampler_text(made().sampler) == "heun, 4 steps"
     guide = {"name": "cfg", "scale": 1.5, "interval": None}
     sampler = {"solver": {"name": "euler"}, "steps": 1, "grid": {"name": "karras", "rho": 7.0}, "guide": guide}
-    assert sampler_text(sampler) == "euler, 1 step, karras(rho=7.0) grid, cfg(scale=1.5)"
+    assert sampler_text(sampler) == "euler, 1 step, karras grid, cfg(scale=1.5)"
+    heun = {"name": "heun", "churn": 0.0, "s_min": 0.0, "s_max": None, "s_noise": 1.0}
+    for solver, grid, text in (
+        (heun, {"name": "linear", "start": 1.0, "last": None, "stop": 0.0}, "heun"),
+        (
+            {**heun, "churn": 40.0},
+            {"name": "linear", "start": 0.9, "last": None, "stop": 0.0},
+            "heun(churn=40.0), linear(start=0.9) grid",
+        ),
+        (
+            {"name": "mine:Solver", "a": 1},
+            {"name": "coarse", "inner": {"name": "karras", "rho": 5.0}, "of": 40},
+            "mine:Solver(a=1), coarse(inner=karras(rho=5.0)) grid",
+        ),
+    ):
+        assert sampler_text({"solver": solver, "grid": grid}) == text
     assert sampler_text({}) == ""
     for engine, text in (
         ({"name": "fused", "about": "fused, bf16"}, "fused, bf16"),

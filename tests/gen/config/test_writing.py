@@ -191,3 +191,14 @@ def test_two_searches_do_not_write_one_file(tmp_path, capsys):
         assert main(["search", str(tmp_path / "run"), "--out", str(out)]) == 2
     assert "grid.json is in use: process" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_errors_name_the_file_that_was_to_be_written(tmp_path):
+    for path, says in (
+        (tmp_path / ("a" * 250 + ".json"), "a" * 250),
+        (tmp_path / "file" / "a.json", "file is a file: .*a.json cannot be written"),
+    ):
+        (tmp_path / "file").touch()
+        with pytest.raises((OSError, UserError), match=says) as caught:
+            write_text(path, "x")
+        assert ".partial" not in str(caught.value)
