@@ -110,8 +110,10 @@ def _sampled(args: argparse.Namespace, model: Path) -> Path:
         "engine",
         "dtype",
     )
-    edit = dict.fromkeys(("image", "strength", "mask", "trajectory"))
-    given = argparse.Namespace(**{**vars(args), **edit, "run": model, "quiet": False})
+    verb = argparse.ArgumentParser()
+    sample.add_arguments(verb)
+    usual = vars(verb.parse_args([str(model)]))  # whatever options gen sample has besides
+    given = argparse.Namespace(**{**usual, **{key: value for key, value in vars(args).items() if key in usual}})
     pipeline = sample.loaded(given)
     how = {name: getattr(args, name) for name in names} | {"weights": pipeline.weights, "model": pipeline.info}
     given.out = model / "arena" / digest(how)[:16]
