@@ -50,6 +50,7 @@ PARAMETERS = {
         "XL": 1_119_283_749,
         "XXL": 1_523_164_773,
     },
+    "song_unet": {"DDPM++-CIFAR10": 55_733_891 - 9 * 128},  # without the input of augmentation
     "dimsum": {"B/2": 198_547_216, "L/2": 459_916_304, "L/4": 459_818_048, "XL/2": 854_831_248},
 }
 SIGMA = {"learn_sigma": True}
@@ -102,6 +103,10 @@ WRONG = [  # family, fields of its smallest preset changed, part of the message
     ("unet", {"heads": 3}, "heads 3"),
     ("unet", {"dropout": 1.0}, "dropout = 1.0"),
     ("unet", {"blocks": 0}, "blocks = 0"),
+    ("song_unet", {"multipliers": (1, 2, 3, 4, 5)}, "size 8 cannot be halved"),
+    ("song_unet", {"width": 30}, "width 30 must be a multiple of 4"),
+    ("song_unet", {"width": 132}, "of 32 from 128 channels on"),
+    ("song_unet", {"filter": (1.0, 2.0, 1.0)}, "an even number of taps"),
     ("edm2", {"multipliers": ()}, "multipliers"),
     ("edm2", {"multipliers": (1, 2, 3, 4, 5)}, "size 8 cannot be halved"),
     ("edm2", {"head_width": 24}, "40 channels, which attend"),

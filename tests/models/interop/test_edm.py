@@ -1,10 +1,10 @@
-"""EDM's DhariwalUNet, in small: its own forward, written out from the paper and its names, against the imported one."""
+"""EDM's networks, in small: their own forward, written out from the paper and its names, against the imported ones."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import avg_pool2d, conv2d, group_norm, interpolate, linear, silu
+from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, group_norm, interpolate, linear, silu
 
 import gen
 from gen.config.errors import UserError
@@ -123,8 +123,147 @@ def test_the_stochastic_plan_is_that_of_the_readme(tmp_path):
     assert (sampler.steps, sampler.solver.churn, sampler.solver.s_noise) == (256, 40 / 256, 1.003)
 
 
-def test_song_s_network_is_refused_by_its_name(tmp_path):
-    state = {name: value for name, value in filled(shapes()).items() if not name.startswith("out_")}
-    with pytest.raises(UserError, match="SongUNet"):
+# SongUNet: DDPM++ and NCSN++ ------------------------------------------------------------------------------------------
+
+SONG, NOISE = 16, {"ddpmpp": 16, "ncsnpp": 32}
+TAPS = {"ddpmpp": (1.0, 1.0), "ncsnpp": (1.0, 3.0, 3.0, 1.0)}
+DOWN, UP = ("8x8_block0", "4x4_down", "4x4_block0"), ("4x4_in0", "4x4_in1", "4x4_block0", "4x4_block1", "8x8_up")
+
+
+def song_shapes(kind):
+    """Two levels of one block, 8 and 4 pixels of 16 and 32 channels, the second attends."""
+    weights = {}
+
+    def conv(name, out, into, side, resampled=False):
+        weights.update({f"{name}.weight": (out, into, side, side), f"{name}.bias": (out,)})
+        if resampled:
+            weights.update({f"{name}.resample_filter": (1, 1, len(TAPS[kind]), len(TAPS[kind]))})
+
+    def norm(name, width):
+        weights.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
+
+    def block(name, into, out, attention=False, resampled=False):
+        norm(f"{name}.norm0", into)
+        norm(f"{name}.norm1", out)
+        conv(f"{name}.conv0", out, into, 3, resampled)
+        conv(f"{name}.conv1", out, out, 3)
+        weights.update({f"{name}.affine.weight": (out, 4 * SONG), f"{name}.affine.bias": (out,)})
+        if into != out or resampled:
+            conv(f"{name}.skip", out, into, 1, resampled)
+        if attention:
+            norm(f"{name}.norm2", out)
+            conv(f"{name}.qkv", 3 * out, out, 1)
+            conv(f"{name}.proj", out, out, 1)
+
+    for name, into in (("map_layer0", NOISE[kind]), ("map_layer1", 4 * SONG)):
+        weights.update({f"{name}.weight": (4 * SONG, into), f"{name}.bias": (4 * SONG,)})
+    weights.update({"map_label.weight": (NOISE[kind], CLASSES), "map_label.bias": (NOISE[kind],)})
+    weights.update({"map_augment.weight": (NOISE[kind], 9)})
+    conv("enc.8x8_conv", SONG, 3, 3)
+    block("enc.8x8_block0", SONG, SONG)
+    block("enc.4x4_down", SONG, SONG, resampled=True)
+    if kind == "ncsnpp":
+        weights.update({"map_noise.freqs": (NOISE[kind] // 2,)})
+        conv("enc.4x4_aux_residual", SONG, 3, 3, resampled=True)
+    block("enc.4x4_block0", SONG, 2 * SONG, attention=True)
+    block("dec.4x4_in0", 2 * SONG, 2 * SONG, attention=True)
+    block("dec.4x4_in1", 2 * SONG, 2 * SONG)
+    block("dec.4x4_block0", 4 * SONG, 2 * SONG)
+    block("dec.4x4_block1", 3 * SONG, 2 * SONG, attention=True)
+    block("dec.8x8_up", 2 * SONG, 2 * SONG, resampled=True)
+    block("dec.8x8_block0", 3 * SONG, SONG)
+    block("dec.8x8_block1", 2 * SONG, SONG)
+    norm("dec.8x8_aux_norm", SONG)
+    conv("dec.8x8_aux_conv", 3, SONG, 3)
+    return weights
+
+
+def song_state(kind):
+    state = {name: value / 4 for name, value in filled(song_shapes(kind)).items()}
+    line = torch.tensor(TAPS[kind])
+    plane = torch.outer(line, line)[None, None] / line.sum() ** 2
+    return state | {name: plane for name in state if name.endswith("resample_filter")}
+
+
+def song(p, kind, x, noise, y):
+    """F of their network at c_noise for labels y; CLASSES stands for none."""
+    plane = next(value for name, value in p.items() if name.endswith("resample_filter"))
+
+    def halved(h, pad):
+        return conv2d(h, plane.tile(h.shape[1], 1, 1, 1), groups=h.shape[1], stride=2, padding=pad)
+
+    def doubled(h):
+        pad = (plane.shape[-1] - 1) // 2
+        return conv_transpose2d(h, 4 * plane.tile(h.shape[1], 1, 1, 1), groups=h.shape[1], stride=2, padding=pad)
+
+    if kind == "ncsnpp":
+        angle = noise[:, None] * 2 * torch.pi * p["map_noise.freqs"]
+    else:
+        half = NOISE[kind] // 2
+        angle = noise[:, None] * (1 / 10000) ** (torch.arange(half).double() / (half - 1))
+    one = (y[:, None] == torch.arange(CLASSES)).double() * CLASSES**0.5
+    emb = torch.cat([angle.sin(), angle.cos()], 1) + linear(one, p["map_label.weight"], p["map_label.bias"])
+    for name in ("map_layer0", "map_layer1"):
+        emb = silu(linear(emb, p[f"{name}.weight"], p[f"{name}.bias"]))
+
+    def norm(name, h):
+        return group_norm(h, min(32, h.shape[1] // 4), p[f"{name}.weight"], p[f"{name}.bias"], 1e-6)
+
+    def conv(name, h):
+        w = p[f"{name}.weight"]
+        return conv2d(h, w, p[f"{name}.bias"], padding=w.shape[-1] // 2)
+
+    def block(name, h):
+        def moved(h):
+            down = name.endswith("_down")
+            return halved(h, (plane.shape[-1] - 1) // 2) if down else doubled(h) if name.endswith("_up") else h
+
+        out = conv(f"{name}.conv0", moved(silu(norm(f"{name}.norm0", h))))
+        shift = linear(emb, p[f"{name}.affine.weight"], p[f"{name}.affine.bias"])[..., None, None]
+        out = conv(f"{name}.conv1", silu(norm(f"{name}.norm1", out + shift)))
+        out = (out + (conv(f"{name}.skip", moved(h)) if f"{name}.skip.weight" in p else h)) * 0.5**0.5
+        if f"{name}.qkv.weight" not in p:
+            return out
+        q, k, v = conv(f"{name}.qkv", norm(f"{name}.norm2", out)).reshape(len(out), out.shape[1], 3, -1).unbind(2)
+        w = torch.einsum("ncq,nck->nqk", q, k / out.shape[1] ** 0.5).softmax(2)
+        return (out + conv(f"{name}.proj", torch.einsum("nqk,nck->ncq", w, v).reshape(out.shape))) * 0.5**0.5
+
+    h = conv("enc.8x8_conv", x)
+    kept = [h]
+    for name in DOWN:
+        h = block(f"enc.{name}", h)
+        if kind == "ncsnpp" and name.endswith("_down"):
+            w = p["enc.4x4_aux_residual.weight"]
+            branch = halved(conv2d(x, w, padding=2), 0) + p["enc.4x4_aux_residual.bias"][:, None, None]
+            h = (h + branch) * 0.5**0.5
+        kept.append(h)
+    for name in (*UP, "8x8_block0", "8x8_block1"):
+        h = torch.cat([h, kept.pop()], 1) if "block" in name else h
+        h = block(f"dec.{name}", h)
+    return conv("dec.8x8_aux_conv", silu(norm("dec.8x8_aux_norm", h)))
+
+
+@pytest.mark.parametrize("kind", TAPS)
+@torch.no_grad()
+def test_the_imported_song_unet_is_theirs(tmp_path, kind):
+    state = song_state(kind)
+    done = import_checkpoint(saved(tmp_path, state), out=tmp_path / "out")
+    assert done.origin == "edm" and set(done.dropped.values()) == {"a fixed filter", "of augmentation in training"}
+    pipeline = gen.load(tmp_path / "out")
+    spec = pipeline.denoiser.net.spec
+    assert (spec.filter, spec.residual, spec.attention) == (TAPS[kind], kind == "ncsnpp", (4,))
+    net, g = pipeline.denoiser.net.double(), torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, 3, 8, 8, generator=g).double(), torch.tensor([1, CLASSES])
+    t = torch.tensor([0.3, 2.0]).double()
+    expected = song({name: value.double() for name, value in state.items()}, kind, x, t.log() / 4, y)
+    found = net(x, EDM().t_to_network(t), {"y": y})
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert float(expected.std()) > 0.01 and pipeline.sampler.steps == 18
+    assert bool(torch.isfinite(gen.load(tmp_path / "out").sample(2, steps=2).x).all())
+
+
+def test_shortcuts_of_the_picture_are_refused_by_name(tmp_path):
+    state = song_state("ddpmpp") | {"enc.4x4_aux_skip.weight": torch.zeros(16, 3, 1, 1)}
+    with pytest.raises(UserError, match="SongUNet with shortcuts of the picture"):
         import_checkpoint(saved(tmp_path, state), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
