@@ -160,15 +160,15 @@ def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> No
     Raises:
         UserError: if widths differ, a set is too small, or values are not finite.
     """
-    if rows.ndim != 2 or reference.ndim != 2 or rows.shape[1] != reference.shape[1]:
+    if rows.ndim != 2 or reference.ndim != 2 or rows.shape[1] != reference.shape[1] or not rows.shape[1]:
         raise UserError(
             f"{name}: features {list(rows.shape)} against {list(reference.shape)}; allowed: [N, D] and [M, D]"
         )
     for what, x in (("samples", rows), ("reference", reference)):
         if len(x) < least:
             raise UserError(f"{name}: {len(x)} {what}; it needs at least {least}")
-        bad = sum(int((~part.isfinite()).any(1).sum()) for part in x.split(BLOCK))
-        if bad:
+        if not all(bool(end.isfinite()) for part in x.split(BLOCK) for end in part.aminmax()):  # faster than each
+            bad = sum(int((~part.isfinite()).any(1).sum()) for part in x.split(BLOCK))
             raise UserError(f"{name}: {bad} of {len(x)} {what} have features that are not finite")
 
 
