@@ -127,7 +127,7 @@ def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Name
         try:
             with allowing(args.allow):
                 settings = verb.settings(args)
-            args.settings = override(settings, changes)
+            args.settings = override(settings, args.overrides)
         except UserError as error:
             raise UserError(f"{error}{_meant(changes, parser.options())}") from error
     return args

@@ -1,6 +1,7 @@
 """Train a model: a recipe, or the run.json of an earlier run.
 
 gen train digits --out runs/digits --optim.lr 2e-4 --steps 3000
+gen train own --data ./photos --size 32: pictures of your own, as docs/data.md says; --size is short for --data.size
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING
 from gen.cli.lib.options import add_option, set_threads
 
 if TYPE_CHECKING:
+    from gen.config.spec import Json
     from gen.training.run import Run
 
-__all__ = ["add_arguments", "add_run_options", "labels_note", "run", "settings", "typed", "warmup_note"]
+__all__ = ["add_arguments", "add_run_options", "labels_note", "run", "settings", "typed", "warmup_note", "with_size"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,7 @@ def settings(args: argparse.Namespace) -> Run:
     from gen.config.spec import find
     from gen.training.run import run_from
 
+    args.overrides = with_size(args.overrides)
     given = Path(args.recipe)
     if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
         return run_from(manifest_of(given).get("run"), given)
@@ -54,6 +57,15 @@ def settings(args: argparse.Namespace) -> Run:
             found.get("run", found) if isinstance(found, dict) else found, source
         )  # a run.json, or what --print-config printed
     return find(args.recipe, "training.recipes")()
+
+
+def with_size(changes: Json) -> Json:
+    """Return the changes of a run with --size as what it is short for: the size to which data are brought.
+
+    Args:
+        changes: by dotted key.
+    """
+    return {"data.size" if key == "size" else key: value for key, value in changes.items()}
 
 
 def run(args: argparse.Namespace) -> int:

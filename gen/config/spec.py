@@ -3,7 +3,8 @@
 The registry is the tree of files. In a plug-in folder such as samplers/solvers the spec {"name": "heun"} means the
 first name in `__all__` of gen.samplers.solvers.heun; files that start with _ and sub-folders are no plug-ins. In a
 plain module such as gen/diffusion/times.py {"name": "logit_normal"} means the class LogitNormal. Things from elsewhere
-are named "my_package.module:Class". {"name": "dit", "preset": "XL/2"} starts from a class's preset.
+are named "my_package.module:Class". {"name": "dit", "preset": "XL/2"} starts from a class's preset. Where a folder has
+a function `spec_at`, as gen.data has, a name may also be a path, which that turns into a spec.
 """
 
 from __future__ import annotations
@@ -132,6 +133,9 @@ def owner_of(spec: Spec, *folders: str) -> tuple[Any, Json]:
         raise UserError(f"a spec of {' or '.join(folders)} needs a name. Allowed: {', '.join(names(*folders))}.")
     for owner_name, preset in _presets(name, folders):  # "dit-b/2": one of several sizes, by its own name
         name, given = owner_name, {"preset": preset, **given}
+    for read in [spec_at for folder in folders if (spec_at := getattr(_folder(folder), "spec_at", None))]:
+        if ":" not in name and name.replace("-", "_") not in names(*folders) and (there := read(name)):
+            name, given = there.pop("name"), {**there, **given}
     return find(name, *folders), given
 
 

@@ -8,7 +8,8 @@
     latents      safetensors shards of latents               digits   8 x 8 digits in scikit-learn's wheel
     given        a torch Dataset of your own                 photographs  colour crops of nine photographs
 
-This page is the contract; a class of your own is named "my_package.module:Class".
+A path is as good as a spec: "./photos" is the kind of data that lies there (spec_at). This page is the contract; a
+class of your own is named "my_package.module:Class".
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["DataSet", "DataSource"]
+from gen.data.lib.kinds import spec_at
+
+__all__ = ["DataSet", "DataSource", "spec_at"]
 
 
 class DataSet(Protocol):
