@@ -278,9 +278,9 @@ class SongUNetNet(family.FamilyNet):
 
     def time(self, t: Tensor) -> Tensor:
         """Return the waves of times t [B], sines first, [B, noise]."""
-        t, n = convert_time(t, self.spec.time_scale, "noise"), self.map_layer0.in_features
+        t, n = convert_time(t, self.spec.time_scale, "noise"), self.spec.noise_multiplier * self.spec.width
         wave = waves(t, n, freq_shift=1) if self.map_noise is None else self.map_noise(t)
-        return wave.roll(n // 2, 1).to(self.map_layer0.weight.dtype)
+        return wave.roll(n // 2, 1).to(next(self.parameters()).dtype)
 
     def condition(self, wave: Tensor, cond: Cond) -> Tensor:
         """Return the embedding [B, 4 width] of waves of time [B, noise] and of labels; one past the last is none."""
