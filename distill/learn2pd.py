@@ -16,6 +16,7 @@ from gen.config.fields import check_fields
 from gen.config.spec import spec_of
 from gen.data import DataSource
 from gen.data.answers import Answers
+from gen.data.lib.shards import WHOLE_STORE, ShardPlan
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.distillers.lib.answers import (
@@ -25,7 +26,6 @@ from gen.distillers.lib.answers import (
     sequential_decoding,
     text_teacher,
 )
-from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan
 from gen.distillers.lib.teacher import require_data
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.learned import Filter, Learned, window_values

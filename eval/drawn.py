@@ -12,6 +12,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.images import to_uint8
 from gen.config.spec import Json, digest, spec_of
+from gen.data.lib.autoencoders import autoencoder_spec
 from gen.data.lib.tensors import content_hash
 from gen.diffusion.denoiser import Denoiser
 from gen.eval.extraction import code_digest
@@ -37,8 +38,7 @@ class Decoder:
     def __init__(self, pipeline: Pipeline, autoencoder: object):
         self.pipeline, self.coder, self.shape = pipeline, None, tuple(pipeline.shape)
         self.collective = getattr(getattr(pipeline, "engine", None), "collective", False)
-        folder = isinstance(autoencoder, (str, Path)) and Path(autoencoder).is_dir()
-        autoencoder = {"name": "diffusers", "folder": str(autoencoder)} if folder else autoencoder
+        autoencoder = autoencoder_spec(autoencoder)
         self.spec: object = None
         if autoencoder is not None:
             self.coder, self.spec = pipeline.coder(autoencoder), short(autoencoder)

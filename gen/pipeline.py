@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from gen.config import checkpoints
 from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import check_arguments, check_fields
 from gen.config.images import contact_sheet, to_pil, to_uint8
-from gen.config.spec import Json, Spec, build, name_of, names
+from gen.config.spec import Json, Spec, name_of
 from gen.config.trust import allowing
+from gen.data.lib.autoencoders import build_autoencoder
 from gen.data.lib.learned import latent_of, latent_scale, learned_data, no_pictures
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
@@ -293,22 +295,15 @@ class Pipeline:
     def coder(self, autoencoder: object) -> Any:
         """Load the autoencoder of `decoded`; UserError if there is none, or if no latents are sampled."""
         latent_scale(self.info, self.folder)
-        if isinstance(autoencoder, (str, Path)):
-            given, known = str(autoencoder), names("models.autoencoders")
-            if autoencoder and Path(autoencoder).is_dir():
-                autoencoder = {"name": "diffusers", "folder": given}
-            elif given not in known:
-                raise UserError(
-                    f"the autoencoder {given!r} is no folder; allowed: a folder, or a spec of {', '.join(known)}"
-                )
-        coder = build("models.autoencoders", autoencoder)
-        if not hasattr(coder, "load"):
-            raise UserError(
-                f"autoencoder = {autoencoder!r}; allowed: a folder, a name, a spec, or an object with load()"
-            )
+        coder = build_autoencoder(autoencoder)
         known_range = latent_of(self.info).get("image_range")
         if known_range and getattr(coder, "image_range", known_range) is None:
             coder = replace(coder, image_range=tuple(known_range))
+        encoded = latent_of(self.info).get("autoencoder")
+        if isinstance(encoded, dict) and hasattr(coder, "identity") and coder.identity()["sha256"] != encoded["sha256"]:
+            warnings.warn(
+                f"{self.name}: its latents are of an autoencoder with other weights than {coder}", stacklevel=3
+            )
         return coder.load(self.device)
 
     @property

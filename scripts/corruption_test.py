@@ -44,8 +44,9 @@ from gen.config.spec import Json
 from gen.config.writing import write_json
 from gen.data.answers import Answers
 from gen.data.latents import Latents
+from gen.data.lib.shards import ShardPlan
 from gen.data.pairs import Pairs
-from gen.distillers.lib.shards import ShardPlan, fill_shards
+from gen.distillers.lib.shards import fill_shards
 from gen.eval.record import to_json
 from gen.eval.sources import collect
 from gen.text.tokenizers.huggingface import HuggingFace

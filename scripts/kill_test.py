@@ -48,9 +48,9 @@ from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json
 from gen.data.digits import Digits
+from gen.data.lib.shards import ShardPlan
 from gen.data.lists import Lists
 from gen.distillers.lib.pairs import make_pairs
-from gen.distillers.lib.shards import ShardPlan
 from gen.eval.record import Record, from_json
 from gen.eval.reference import stack
 from gen.eval.store import RowFile

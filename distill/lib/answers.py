@@ -14,8 +14,9 @@ from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.data import DataSource
 from gen.data.answers import Answers
+from gen.data.lib.shards import WHOLE_STORE, ShardPlan
 from gen.diffusion.noise import derive, sample_seeds
-from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan, fill_shards, parent_hash
+from gen.distillers.lib.shards import fill_shards, parent_hash
 from gen.pipeline import load
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoded, Decoding

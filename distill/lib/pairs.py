@@ -13,10 +13,11 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import spec_of
 from gen.data import DataSource
+from gen.data.lib.shards import WHOLE_STORE, ShardPlan
 from gen.data.pairs import Pairs
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.noise import Noise, derive, sample_seeds
-from gen.distillers.lib.shards import WHOLE_STORE, ShardPlan, fill_shards, parent_hash
+from gen.distillers.lib.shards import fill_shards, parent_hash
 from gen.distillers.lib.teacher import guided_teacher, require_data
 from gen.distillers.lib.trajectory import invert
 from gen.pipeline import Pipeline, load

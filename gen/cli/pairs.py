@@ -3,8 +3,11 @@
 gen pairs --teacher runs/digits --out runs/digits-pairs -n 8192 --solver heun --steps 16
 gen distill reflow --teacher runs/digits --objective.store runs/digits-pairs --objective.pairs 8192
 
-Existing shards are kept, so the command can be stopped and run again; --part 1/4 ... 4/4 share the work. A
-student takes them from its store if its objective.teacher_sampler says what --solver, --steps, --grid and --guide said.
+Existing shards are kept, so the command can be stopped and run again; --part 1/4 ... 4/4 share the work, and so do
+the processes of torchrun --nproc-per-node 4 -m gen pairs ....
+
+A student takes them from its store if its objective.teacher_sampler says what --solver, --steps, --grid and --guide
+said.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, parse_part
+from gen.cli.sample import own_device
 
 if TYPE_CHECKING:
     from gen.training.run import Sampler
@@ -45,13 +49,14 @@ def settings(args: argparse.Namespace) -> Sampler:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gen.data.lib.shards import ShardPlan, own_part
     from gen.distillers.lib.pairs import invert_pairs, make_pairs, real_data_of
-    from gen.distillers.lib.shards import ShardPlan
     from gen.pipeline import load
     from gen.training.distillation import teacher_run
+    from gen.training.distributed import processes
 
-    plan = ShardPlan(args.shard, parse_part(args.part), args.quiet)
-    teacher = load(args.teacher, device=args.device)
+    part = own_part(parse_part(args.part), processes())
+    teacher, plan = load(args.teacher, device=own_device(args.device)), ShardPlan(args.shard, part, args.quiet)
     if args.real:
         data = real_data_of(teacher_run(args.teacher))
         invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, plan)

@@ -5,7 +5,7 @@
     webdataset   tar shards of pictures                      answers  a teacher's decoded answers (text)
     table        a .csv, .tsv or .jsonl of picture files     pairs    noise and what a teacher generated from it
     npz          ADM's .npz of images                        mixture  points of a mixture of Gaussians
-    latents      safetensors shards of latents               digits   8 x 8 digits in scikit-learn's wheel
+    latents      what gen encode wrote, or others' latents   digits   8 x 8 digits in scikit-learn's wheel
     given        a torch Dataset of your own                 photographs  colour crops of nine photographs
 
 A path is as good as a spec: "./photos" is the kind of data that lies there (spec_at). This page is the contract; a
@@ -33,9 +33,9 @@ class DataSet(Protocol):
     train some of those (gen.training.objectives.lib.masked.window_ends). With "length", int64 0-d, the data decide:
     from that position on there is padding, which no other token attends to. It must not tell how long a text is.
 
-    Further methods may be there: `draw(i, key)`, item i under the random choices (crop, mirroring) of a key, by which
-    training reads then, with a key of (seed, epoch, i); `where(i)`, the file and row of item i, for messages; and
-    `caption(i)`, its text, which `gen encode` may embed.
+    Further methods may be there: `draw(i, key)`, item i under the random choices (crop, mirroring, draw of a latent)
+    of a key, by which training reads then, with a key of (seed, epoch, i); `where(i)`, the file and row of item i, for
+    messages; and `caption(i)`, its text.
 
     Attributes:
         fingerprint: a hash (hex) of the content and of every option that changes it; a run resumes on equal ones only.
@@ -63,7 +63,8 @@ class DataSource(Protocol):
     """A plug-in of this folder: a frozen dataclass whose fields say where the data are and how they are read.
 
     A source of text has `tokenizer` and `vocab_size` too, see gen.text.contracts.tokenizer. A source of latents or
-    points has the class attribute `pictures = False`: they are never clamped to [-1, 1] or drawn. One
+    points has the class attribute `pictures = False`: they are never clamped to [-1, 1] or drawn. One of latents has
+    `latent`, what a checkpoint says of them (gen.data.lib.learned), and tensors that go with it. One
     whose labels have names has `label_names`, a tuple; they are stored with the model, and are as good as numbers.
 
     Attributes:

@@ -30,6 +30,8 @@ class Pairs:
         holdout: the share, at the end, that "test" opens; in [0, 1).
     """
 
+    generated = True  # by a teacher, whose latents' scale is theirs
+
     path: str
     holdout: float = 0.05
 

@@ -14,7 +14,7 @@ from gen.data import DataSet
 from gen.diffusion.noise import derive
 from gen.training.run import Run
 
-__all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "iterate_steps"]
+__all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "in_one_line", "iterate_steps"]
 
 
 class ShuffledStream(Dataset[Json]):
@@ -104,11 +104,20 @@ def iterate_steps(
         except UserError as error:
             if not run.workers:
                 raise
-            # a worker's error arrives with its traceback as its text, whose last line is "module.Class: the message"
-            raise type(error)(str(error.args[0]).rstrip().splitlines()[-1].partition(": ")[2]) from error
+            raise in_one_line(error) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             why = "the system may lack memory for so many, see --workers and --micro-batch-size"
             raise UserError(f"a process that loads data was killed before step {step}: {why}") from error
         yield step, batches
+
+
+def in_one_line(error: UserError) -> UserError:
+    """Return the error of a process that loads data as it was raised there: it arrives with its traceback as its text.
+
+    Args:
+        error: as a DataLoader raises it.
+    """
+    last = str(error.args[0]).rstrip().splitlines()[-1]  # "module.Class: the message"
+    return type(error)(last.partition(": ")[2])

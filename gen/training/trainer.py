@@ -26,6 +26,7 @@ from gen.config.fields import check_arguments
 from gen.config.spec import Json, anchored
 from gen.config.trust import allowing, external_names
 from gen.config.writing import Lock
+from gen.data.lib.learned import latent_parts
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
@@ -134,6 +135,7 @@ class Trainer:
         self.data = self.source.open("train")
         self.held_out = self.source.open("test") if run.validate_every else None
         self.sources, self.parent = fingerprints(run, self.data, self.held_out), parent_hash(run)
+        self.latent, self.latent_files = latent_parts(self.source, run.teacher or run.init)
         self.start = resume_from(run, folder, resume, self.sources)
         self.accelerator = distributed.create_accelerator(run, folder)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
@@ -399,7 +401,7 @@ class Trainer:
     def save(self, tidy: bool = True) -> None:
         """Write a complete checkpoint; no process goes on before it is there. With `tidy`, then remove others."""
         self.accelerator.wait_for_everyone()
-        files = state.weight_files(self.nets, self.averages, self.main)
+        files = state.weight_files(self.nets, self.averages, self.main) | self.latent_files
         states, optim = state.optimiser_files(self.nets, self.optims, self.main)
         if self.main:
             self.progress.say(self.output.save(files | states, self._manifest() | {"optim": optim}, tidy))
@@ -409,7 +411,7 @@ class Trainer:
     def _finish(self) -> None:
         files = state.weight_files(self.nets, self.averages, self.main)
         if self.main:
-            self.output.finish(files, self._manifest())
+            self.output.finish(files | self.latent_files, self._manifest())
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
 
     def _manifest(self) -> Json:
@@ -423,6 +425,7 @@ class Trainer:
             "shape": list(self.data[0]["x"].shape),
             "classes": self.source.classes,
             "labels": list(getattr(self.source, "label_names", ())),
+            **({"latent": self.latent} if self.latent else {}),
             "sources": self.sources,
             "parent": self.parent,
             "scaler": scaler.state_dict() if scaler is not None else {},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, UserError
 from gen.config.fields import check_fields
-from gen.config.reading import read_json
+from gen.config.reading import file_sha256, read_json
+from gen.config.spec import Json, digest
 
 __all__ = ["Diffusers"]
 
@@ -36,15 +39,25 @@ class Diffusers:
         if self.image_range is not None and not self.image_range[0] < self.image_range[1]:
             raise UserError(f"Diffusers: image_range = {self.image_range}; it must be low < high")
 
+    def identity(self) -> Json:
+        """Return class, config and sha256 of the weights; the computation's dtype and the images' range."""
+        folder = Path(self.folder)
+        config = {k: v for k, v in self._config().items() if k not in VOLATILE}
+        files = sorted(file for file in folder.glob("*.safetensors") if WEIGHTS.fullmatch(file.name))
+        if not files:
+            raise UserError(f"{folder} holds no diffusion_pytorch_model.safetensors")
+        hashes = [file_sha256(file) for file in files]
+        return {
+            "class": config.pop("_class_name"),
+            "config": config,
+            "sha256": hashes[0] if len(hashes) == 1 else digest(hashes),
+            "dtype": self.dtype,
+            "image_range": list(self.image_range or RANGES.get(str(self._config()["_class_name"]), (-1.0, 1.0))),
+        }
+
     def load(self, device: torch.device | str = "cpu") -> Coder:
         """Return the autoencoder. UserError for a folder without one, MissingDependency without diffusers."""
-        folder = Path(self.folder)
-        try:
-            kind = read_json(folder / "config.json", constants=True)["_class_name"]
-        except (UserError, KeyError, TypeError):
-            raise UserError(
-                f"{folder} is no autoencoder of diffusers: it holds no config.json with a _class_name"
-            ) from None
+        folder, kind = Path(self.folder), self._config()["_class_name"]
         try:
             import diffusers
         except ImportError as error:
@@ -61,7 +74,17 @@ class Diffusers:
             raise UserError(f"{folder} has no weights {', '.join(info['missing_keys'])}, which a {kind} needs")
         return Coder(net.eval().requires_grad_(False).to(device), self.image_range or RANGES.get(kind, (-1.0, 1.0)))
 
+    def _config(self) -> Json:
+        config = None
+        with suppress(UserError):
+            config = read_json(Path(self.folder) / "config.json", constants=True)
+        if not isinstance(config, dict) or "_class_name" not in config:
+            raise UserError(f"{self.folder} is no autoencoder of diffusers: it holds no config.json with a _class_name")
+        return config
 
+
+VOLATILE = ("_diffusers_version", "_name_or_path")  # of a config: what says nothing of the network
+WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 RANGES = {"AutoencoderRAE": (0.0, 1.0)}  # of the classes whose images are not in [-1, 1]
 
 
@@ -84,11 +107,22 @@ class Coder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the latents of images, the mean where there is a distribution."""
+        moments = self.moments(x)
+        return moments["mean"] if "mean" in moments else moments["latents"]
+
+    def moments(self, x: Tensor) -> dict[str, Tensor]:
+        """Return {"mean", "logvar"} of the latents' normal distribution; {"latents"} where there is none."""
+        channels = getattr(self.net.config, "in_channels", 3)
+        if x.shape[1] != channels:
+            raise UserError(f"this autoencoder takes pictures of {channels} channels, these are {list(x.shape)}")
         low, high = self.image_range
         coded = self.net.encode(self._given((x + 1) * ((high - low) / 2) + low))
         if hasattr(coded, "latent_dist"):
-            return self._image(coded.latent_dist.mode())
-        return self._image(coded.latents if hasattr(coded, "latents") else coded.latent)
+            normal = coded.latent_dist
+            if hasattr(normal, "logvar") and not normal.deterministic:
+                return {"mean": self._image(normal.mean), "logvar": self._image(normal.logvar)}
+            return {"latents": self._image(normal.mode())}
+        return {"latents": self._image(coded.latents if hasattr(coded, "latents") else coded.latent)}
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the images of latents; UserError for a number of channels that is not the autoencoder's."""

@@ -12,13 +12,13 @@ from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import build, spec_of
 from gen.data.answers import Answers
+from gen.data.lib.shards import ShardPlan
 from gen.data.pairs import PairSet
 from gen.diffusion.noise import training_noise
 from gen.distillers.dparallel import DParallel
 from gen.distillers.lib.answers import is_correct, make_answers
 from gen.distillers.lib.certainty import certainty_terms, random_block
 from gen.distillers.lib.lora import with_adapters
-from gen.distillers.lib.shards import ShardPlan
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoding

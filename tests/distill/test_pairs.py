@@ -9,12 +9,12 @@ import torch
 import gen
 from gen.cli import main
 from gen.config.errors import UserError
+from gen.data.lib.shards import ShardPlan
 from gen.data.pairs import Pairs
 from gen.diffusion.noise import Noise, training_noise
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.lib.pairs import invert_pairs, make_pairs, pair_noise, real_data_of
-from gen.distillers.lib.shards import ShardPlan
 from gen.pipeline import Pipeline
 from gen.training.objectives import Batch
 from gen.training.run import Sampler

@@ -8,6 +8,7 @@ from torch import nn
 
 import gen
 from gen.config.errors import UserError
+from gen.data.lib.shards import ShardPlan
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds, training_noise
 from gen.diffusion.parameterisation import Velocity
@@ -16,7 +17,6 @@ from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Times
 from gen.diffusion.worlds import Gaussian
 from gen.distillers.lib.pairs import make_pairs
-from gen.distillers.lib.shards import ShardPlan
 from gen.distillers.reflow import Reflow
 from gen.pipeline import Pipeline
 from gen.samplers.solvers.euler import Euler

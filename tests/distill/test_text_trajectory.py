@@ -9,9 +9,9 @@ import gen
 from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
+from gen.data.lib.shards import ShardPlan
 from gen.distillers.dparallel import DParallel
 from gen.distillers.lib.answers import make_answers, sequential_decoding
-from gen.distillers.lib.shards import ShardPlan
 from gen.distillers.trajectory import Trajectory, last_committed
 from gen.samplers.block_schedules.multi import Multi
 from gen.samplers.decoding_policies.entropy import Entropy

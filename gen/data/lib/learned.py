@@ -12,7 +12,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json, find
 
-__all__ = ["latent_of", "latent_scale", "learned_data", "no_pictures"]
+__all__ = ["latent_of", "latent_parts", "latent_scale", "learned_data", "no_pictures"]
 
 
 def latent_scale(info: Json | None, folder: Path | None = None) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,26 @@ def latent_of(info: Json | None) -> Json:
     """
     data = learned_data(info)
     return (info or {}).get("latent") or (data if data.get("name") == "latents" else {})
+
+
+def latent_parts(source: object, parent: str | None) -> tuple[Json, dict[str, dict[str, Tensor]]]:
+    """Return what the checkpoints of a run say of its latents, and the files of tensors that go with it; {} for none.
+
+    Args:
+        source: the run's data; those that are a teacher's own samples are as its latents.
+        parent: folder of the teacher, or of the weights that the run starts from; None for none.
+    """
+    own: tuple[Json, dict[str, Tensor]] | None = getattr(source, "latent", None)
+    if own is not None:
+        about, tensors = own
+    elif parent is None or not getattr(source, "generated", False):
+        return {}, {}
+    else:
+        folder = checkpoints.locate(Path(parent))
+        info = checkpoints.read(folder, verify=False)
+        about = latent_of(info)
+        tensors = checkpoints.read_tensors(folder, str(about["file"]), info) if about.get("file") else {}
+    return about, {str(about["file"]): tensors} if tensors else {}
 
 
 def learned_data(info: Json | None) -> Json:

@@ -2,6 +2,7 @@
 socket.
 """
 
+import importlib
 import json
 import shlex
 import subprocess
@@ -45,6 +46,7 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
     "decode": ["decode runs/text --prompt 'copy : a b =' --gen-length 4"],
     "search": ["search runs/model --steps 2 --budget 2 --pool 3 -n 2"],
     "pairs": ["pairs --teacher runs/model --out runs/other -n 4 --steps 2 --quiet"],
+    "encode": ["encode digits --autoencoder vae --out latents --quiet"],
     "ema": ["ema runs/model --std 0.08 --out average"],
     "export": ["export runs/model --to diffusers --out exported --patched"],
     "import": ["import exported --out imported", "import weights.pt --from dit --out other"],
@@ -100,6 +102,9 @@ def test_no_verb_runs_anything_but_installed_code(tmp_path):
     for name in ("torch", "safetensors", "xformers", "lpips", "usercustomize", "tokenizers", "triton", "gen", "eval"):
         (tmp_path / f"{name}.py").write_text(trap)
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "weights.pt")
+    diffusers = importlib.import_module("diffusers")
+    kinds = {"block_out_channels": (4,), "norm_num_groups": 2, "latent_channels": 1}
+    diffusers.AutoencoderKL(in_channels=1, out_channels=1, **kinds).save_pretrained(tmp_path / "vae")
     lines = [[POWERS if w == "{POWERS}" else w for w in shlex.split(line)] for own in LINES.values() for line in own]
     (tmp_path / "audited.py").write_text(AUDITED)
     root = str(Path(gen.__file__).parents[1])

@@ -64,5 +64,16 @@ def test_every_option_is_looked_at_in_every_mode(mode, world, tmp_path, monkeypa
 
 def test_every_verb_is_here_or_has_tests_of_its_own():
     here = {command.partition(" ")[0] for command, _ in COMMANDS.values()}
-    others = {"arena", "bench", "bench-decode", "doctor", "export", "import", "quickstart", "statistics", "throughput"}
+    others = {
+        "arena",
+        "bench",
+        "bench-decode",
+        "doctor",
+        "encode",
+        "export",
+        "import",
+        "quickstart",
+        "statistics",
+        "throughput",
+    }
     assert here | others >= set(verbs()) and not here & others

@@ -1,0 +1,87 @@
+"""Encode pictures to the latents of an autoencoder, kept in shards that the data set `latents` trains on.
+
+gen encode photos/ --size 256 --autoencoder sd-vae-ft-mse --out latents
+gen train own --data latents --data.path latents --data.standardise channel
+
+Mean and log variance of each latent are kept, and a latent is drawn anew each time that it is trained on. Shards that
+are there are kept, so the command can be stopped and run again; --part 1/4 ... 4/4 share the work, and so do the
+processes of torchrun --nproc-per-node 4 -m gen encode .... The files are the same in each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gen.cli.lib.options import add_option, parse_part, parse_spec, read_as, set_threads
+from gen.cli.sample import own_device
+from gen.config.errors import UserError
+
+__all__ = ["add_arguments", "run"]
+
+KINDS = {".zip": "zip", ".tar": "webdataset", ".csv": "table", ".tsv": "table", ".jsonl": "table", ".npz": "npz"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", help="a folder, zip, tar or table of pictures, an .npz, or a JSON spec of gen list data"
+    )
+    size = "of the pictures: 256, or 256x384 for height and width (default: the size that all have)"
+    parser.add_argument("--size", help=size)
+    parser.add_argument("--autoencoder", required=True, help="a folder in diffusers' layout, or a JSON spec")
+    add_option(parser, "out", help="the folder of the latents", required=True)
+    parser.add_argument(
+        "--split", choices=("all", "train", "test"), help="rows to encode (default: all)", default="all"
+    )
+    parser.add_argument("--flip", action="store_true", help="encode the mirrored pictures too")
+    parser.add_argument("--features", help="keep an encoder's features too: a JSON spec of `gen list models.encoders`")
+    kinds = ("float16", "bfloat16", "float32")
+    parser.add_argument("--dtype", choices=kinds, default="float16", help="of what is kept (default: float16)")
+    parser.add_argument("--shard", type=read_as(int, "[1, inf)"), default=4096, help="rows of a shard (default: 4096)")
+    parser.add_argument("--part", default="1/1", help="k/n: write part k of n of the shards (default: 1/1)")
+    help_batch = "pictures at a time, always the same ones: part of what the bits depend on"
+    add_option(parser, "batch_size", 32, help_batch)
+    parser.add_argument("--workers", type=read_as(int, "[0, 1024]"), default=0, help="processes that read pictures")
+    add_option(parser, "device", "cpu")
+    add_option(parser, "threads")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gen.config.spec import build
+    from gen.data.lib.autoencoders import build_autoencoder
+    from gen.data.lib.encoding import Encoding, encode
+    from gen.data.lib.shards import ShardPlan
+    from gen.pipeline import check_device
+    from gen.training.distributed import is_main
+
+    set_threads(args.threads)
+    device = own_device(args.device)
+    check_device(device)
+    how = Encoding(
+        build_autoencoder(parse_spec(args.autoencoder)),
+        parse_spec(args.features),
+        args.split,
+        args.flip,
+        args.dtype,
+        args.batch_size,
+        args.workers,
+        device,
+    )
+    plan = ShardPlan(args.shard, parse_part(args.part), args.quiet or not is_main())
+    missing = encode(build("data", _data(args.data, args.size)), args.out, how, plan)
+    if is_main():
+        print(f"{args.out}: {f'{missing} shards are still missing, of other parts' if missing else 'done'}")
+    return 0
+
+
+def _data(text: str, size: str | None) -> Any:
+    """Return the spec of the data; of files of pictures, in colour."""
+    path = Path(text)
+    name = "folder" if path.is_dir() else KINDS.get(path.suffix, "") if path.is_file() else ""
+    if name not in ("", "npz"):
+        return {"name": name, "path": text, "channels": 3, **({} if size is None else {"size": size})}
+    if size is not None:
+        raise UserError(f"--size is for a folder or archive of pictures, and {text!r} is none: say it in the JSON spec")
+    return {"name": name, "path": text} if name else parse_spec(text)

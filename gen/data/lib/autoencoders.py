@@ -1,0 +1,42 @@
+"""The autoencoder that a folder, a name or a spec stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gen.config.errors import UserError
+from gen.config.spec import build, names
+
+__all__ = ["autoencoder_spec", "build_autoencoder"]
+
+
+def autoencoder_spec(given: object) -> object:
+    """Return a spec, or whatever else was given, with a folder as the spec of what diffusers saved there.
+
+    Args:
+        given: a folder, a name, a spec or an object.
+    """
+    folder = isinstance(given, (str, Path)) and str(given) and Path(given).is_dir()
+    return {"name": "diffusers", "folder": str(given)} if folder else given
+
+
+def build_autoencoder(given: object) -> Any:
+    """Return the dataclass that loads an autoencoder.
+
+    Args:
+        given: the folder of one in diffusers' layout, a name of gen.models.autoencoders, a spec, or an object with
+            load().
+
+    Raises:
+        UserError: for anything else.
+    """
+    known = names("models.autoencoders")
+    if isinstance(spec := autoencoder_spec(given), (str, Path)) and str(spec) not in known and ":" not in str(spec):
+        raise UserError(
+            f"the autoencoder {str(spec)!r} is no folder; allowed: a folder, or a spec of {', '.join(known)}"
+        )
+    coder = build("models.autoencoders", spec)
+    if not hasattr(coder, "load"):
+        raise UserError(f"autoencoder = {given!r}; allowed: a folder, a name, a spec, or an object with load()")
+    return coder

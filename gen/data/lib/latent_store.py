@@ -1,0 +1,144 @@
+"""A folder of encoded latents: its shards, what it says of itself, and which shards are whole.
+
+manifest.json          written when all shards are there: identity, splits, shards with their sha256, statistics
+latents-00000.safetensors ...   rows of the data set, in its order; or the files of another layout
+statistics/            mean and variance of every position
+records/               the identity, and for each shard that is whole a record with the sha256 of its files and
+                       its sums, from which statistics are computed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gen.config import checkpoints
+from gen.config.errors import UserError
+from gen.config.reading import file_sha256, read_json
+from gen.config.spec import Json, is_sealed, sealed
+from gen.config.tensor_files import write_file
+from gen.config.writing import replacing, write_json
+from gen.data.lib.latent_statistics import LatentSums
+
+__all__ = ["LatentStore", "read_manifest"]
+
+FORMAT, MANIFEST, RECORDS, IDENTITY = 1, "manifest.json", "records", "identity.json"
+SUMS, STATISTICS = "sums.safetensors", "statistics/position.safetensors"
+
+
+@dataclass(frozen=True)
+class LatentStore:
+    """A folder that is written, shard by shard.
+
+    Attributes:
+        folder: of the latents.
+        identity: all that decides the bytes of the shards, JSON values.
+    """
+
+    folder: Path
+    identity: Json
+
+    def open(self) -> None:
+        """Create the folder; UserError if it holds other files, or latents of another identity."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / RECORDS / IDENTITY
+        if file.exists():
+            self._compare(read_json(file))
+        elif any(not path.name.startswith((".", RECORDS)) for path in self.folder.iterdir()):
+            raise UserError(f"{self.folder} holds files that gen encode did not write: choose another folder")
+        else:
+            write_json(file, self.identity)
+
+    def is_whole(self, index: int) -> bool:
+        """Return whether a shard is there with all its bytes; UserError for the record of another store."""
+        record = self._record(index)
+        if not (record / "manifest.json").exists():
+            return False
+        info = checkpoints.read(record)
+        if info.get("identity") != sealed(self.identity)["sha256"] or info.get("index") != index:
+            raise UserError(f"{record} is of another shard or store: remove it")
+        files = {self.folder / name: sha256 for name, sha256 in info["shard"].items()}
+        return all(file.is_file() and file_sha256(file) == sha256 for file, sha256 in files.items())
+
+    def add(self, index: int, files: Mapping[str, str], sums: LatentSums) -> None:
+        """Record that a shard is whole.
+
+        Args:
+            index: of the shard.
+            files: sha256 of its files, by their names in the folder.
+            sums: of its latents.
+        """
+        about = {"identity": sealed(self.identity)["sha256"], "index": index, "shard": dict(files)}
+        checkpoints.write(self._record(index), {SUMS: sums.tensors()}, about)
+
+    def missing(self, shards: int) -> int:
+        """Return how many of so many shards have no record."""
+        return sum(not (self._record(i) / "manifest.json").exists() for i in range(shards))
+
+    def sums(self, shards: int) -> LatentSums:
+        """Return the sums over all shards."""
+        folders = [self._record(i) for i in range(shards)]
+        return LatentSums.total(
+            LatentSums.from_tensors(checkpoints.read_tensors(folder, SUMS, checkpoints.read(folder)))
+            for folder in folders
+        )
+
+    def finish(self, shards: int, about: Json) -> None:
+        """Write statistics and manifest of a store of which all shards are there.
+
+        Args:
+            shards: their number.
+            about: what else the manifest says.
+        """
+        total = self.sums(shards)
+        with replacing(self.folder / STATISTICS) as partial:
+            sha256 = write_file(partial, {"mean": total.mean, "var": total.position_var})
+        infos = [checkpoints.read(self._record(i), verify=False) for i in range(shards)]
+        statistics = {
+            "count": total.count,
+            "channel": {"mean": total.channel_mean.tolist(), "var": total.channel_var.tolist()},
+            "position": {"file": STATISTICS, "sha256": sha256},
+        }
+        files = [{"file": name, "sha256": value} for info in infos for name, value in info["shard"].items()]
+        body = {"format": FORMAT, "kind": "latents", **self.identity, **about}
+        write_json(self.folder / MANIFEST, sealed({**body, "statistics": statistics, "files": files}))
+
+    def _record(self, index: int) -> Path:
+        return self.folder / RECORDS / f"{index:05d}"
+
+    def _compare(self, other: object) -> None:
+        theirs = other if isinstance(other, dict) else {}
+        differ = [key for key in {**self.identity, **theirs} if self.identity.get(key) != theirs.get(key)]
+        if differ:
+            ours, there = ({key: values.get(key) for key in differ} for values in (self.identity, theirs))
+            said = ", ".join(f"{key} {_short(there[key])} there, {_short(ours[key])} here" for key in differ)
+            raise UserError(f"{self.folder} holds other latents ({said}): choose another folder")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_manifest(folder: Path) -> Json | None:
+    """Return the manifest of a folder of latents that gen wrote; None for other folders and files.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        UserError: for a folder that is not finished, and for a manifest that is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        if (folder / RECORDS / IDENTITY).is_file():
+            raise UserError(f"{folder} is not finished: run its gen encode again")
+        return None
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("kind") != "latents":
+        return None
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder}: latents of format {manifest.get('format')!r}; this version reads format {FORMAT}")
+    if not is_sealed(manifest):
+        raise UserError(f"{folder / MANIFEST} is damaged: its content does not match its own sha256")
+    return manifest

@@ -1,0 +1,6 @@
+"""`gen encode` from a checkout: python scripts/encode.py --help."""
+
+if __name__ == "__main__":
+    from _run import main
+
+    main(__file__)
