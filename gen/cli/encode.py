@@ -11,7 +11,6 @@ processes of torchrun --nproc-per-node 4 -m gen encode .... The files are the sa
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from gen.cli.lib.options import add_option, parse_part, parse_spec, read_as, set_threads
@@ -19,8 +18,6 @@ from gen.cli.sample import own_device
 from gen.config.errors import UserError
 
 __all__ = ["add_arguments", "run"]
-
-KINDS = {".zip": "zip", ".tar": "webdataset", ".csv": "table", ".tsv": "table", ".jsonl": "table", ".npz": "npz"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", help="keep an encoder's features too: a JSON spec of `gen list models.encoders`")
     kinds = ("float16", "bfloat16", "float32")
     parser.add_argument("--dtype", choices=kinds, default="float16", help="of what is kept (default: float16)")
+    layouts = ("gen", "dit", "edm2", "lightningdit", "mar", "repa")
+    parser.add_argument("--layout", choices=layouts, default="gen", help="of the files (default: gen)")
     parser.add_argument("--shard", type=read_as(int, "[1, inf)"), default=4096, help="rows of a shard (default: 4096)")
     parser.add_argument("--part", default="1/1", help="k/n: write part k of n of the shards (default: 1/1)")
     help_batch = "pictures at a time, always the same ones: part of what the bits depend on"
@@ -49,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.spec import build
     from gen.data.lib.autoencoders import build_autoencoder
     from gen.data.lib.encoding import Encoding, encode
     from gen.data.lib.shards import ShardPlan
@@ -65,23 +63,28 @@ def run(args: argparse.Namespace) -> int:
         args.split,
         args.flip,
         args.dtype,
+        args.layout,
         args.batch_size,
         args.workers,
         device,
     )
     plan = ShardPlan(args.shard, parse_part(args.part), args.quiet or not is_main())
-    missing = encode(build("data", _data(args.data, args.size)), args.out, how, plan)
+    missing = encode(_data(args.data, args.size), args.out, how, plan)
     if is_main():
         print(f"{args.out}: {f'{missing} shards are still missing, of other parts' if missing else 'done'}")
     return 0
 
 
 def _data(text: str, size: str | None) -> Any:
-    """Return the spec of the data; of files of pictures, in colour."""
-    path = Path(text)
-    name = "folder" if path.is_dir() else KINDS.get(path.suffix, "") if path.is_file() else ""
-    if name not in ("", "npz"):
-        return {"name": name, "path": text, "channels": 3, **({} if size is None else {"size": size})}
-    if size is not None:
-        raise UserError(f"--size is for a folder or archive of pictures, and {text!r} is none: say it in the JSON spec")
-    return {"name": name, "path": text} if name else parse_spec(text)
+    """Return the data; files of pictures are read in colour, and brought to a size."""
+    from gen.config.spec import build, owner_of
+    from gen.data import spec_at
+
+    spec = parse_spec(text)
+    spec = (spec_at(text) or text) if isinstance(spec, str) else spec
+    fields = owner_of(spec, "data")[0].__dataclass_fields__
+    if size is not None and "size" not in fields:
+        raise UserError(f"--size is for files of pictures, and {text!r} are none")
+    given: Any = {"name": spec} if isinstance(spec, str) else dict(spec)
+    given |= {} if size is None else {"size": size}
+    return build("data", {"channels": 3, **given} if "channels" in fields else given)

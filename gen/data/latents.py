@@ -151,15 +151,20 @@ class Latents:
         path = Path(self.path)
         if not path.exists():
             raise UserError(f"no such file or folder: {path}")
+        layout = (self._manifest or {}).get("layout")
         rows: LatentRows | None = None
-        if self._manifest is None and (rows := open_files(path, self.flip, self.features)) is not None:
-            if rows.image_range is None and self.image_range is None:
+        if layout not in ("gen", "lightningdit"):
+            rows = open_files(path, self.flip, self.features)
+        if rows is None:
+            rows = open_shards(path, self.flip, self.features, self._manifest)
+        elif rows.image_range is None:
+            encoded = (self._manifest or {}).get("autoencoder", {}).get("image_range") or self.image_range
+            if encoded is None:
                 raise UserError(
                     f"{path}: REPA encodes images in [-1, 1], EDM2 in [0, 1], and their files look alike: say which, "
                     "image_range = [-1, 1] or [0, 1]"
                 )
-        else:
-            rows = open_shards(path, self.flip, self.features, self._manifest)
+            rows.image_range = (encoded[0], encoded[1])
         if rows.image_range and self.image_range and rows.image_range != self.image_range:
             raise UserError(f"{path}: image_range is {list(rows.image_range)} there, {list(self.image_range)} here")
         return rows

@@ -21,7 +21,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json, anchored, name_of, part, spec_of
 from gen.data import DataSet, DataSource
-from gen.data.lib.latent_layouts import GenLayout, Layout
+from gen.data.lib.latent_layouts import LAYOUTS, GenLayout, check_layout
 from gen.data.lib.latent_statistics import LatentSums
 from gen.data.lib.latent_store import LatentStore
 from gen.data.lib.shards import WHOLE_STORE, ShardPlan, own_part, write_missing
@@ -43,7 +43,8 @@ class Encoding:
         encoder: see gen.models.encoders, whose features are kept too; None for none.
         split: "train", "test", or "all", the rows of "train" and then those of "test", which `latents` keeps apart.
         flip: whether the mirrored pictures are encoded too. (To mirror latents is not the same.)
-        dtype: of what is kept but labels.
+        dtype: of what is kept but labels; other layouts than gen's are float32 of it.
+        layout: of the files: gen's, or those that the code of another repository reads.
         batch_size: pictures that go through the networks together.
         workers: processes that read pictures; 0 reads in this one.
         device: of the networks.
@@ -54,6 +55,7 @@ class Encoding:
     split: Literal["all", "train", "test"] = "all"
     flip: bool = False
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    layout: Literal["gen", "dit", "edm2", "lightningdit", "mar", "repa"] = "gen"
     batch_size: int = 32
     workers: int = 0
     device: str = "cpu"
@@ -67,9 +69,7 @@ class Encoding:
         return SPLITS if self.split == "all" else (self.split,)
 
 
-def encode(
-    source: DataSource, folder: Path, how: Encoding, plan: ShardPlan = WHOLE_STORE, layout: Layout | None = None
-) -> int:
+def encode(source: DataSource, folder: Path, how: Encoding, plan: ShardPlan = WHOLE_STORE) -> int:
     """Encode a data set, or what is missing of it; return how many shards still are, for other parts to write.
 
     Args:
@@ -77,7 +77,6 @@ def encode(
         folder: to write; new, or of the same encoding.
         how: what is encoded.
         plan: the shards, and which of them are this call's.
-        layout: of the files; gen's by default.
 
     Raises:
         UserError: for data that are no pictures or whose items are random, for an autoencoder that does not suit them,
@@ -89,7 +88,7 @@ def encode(
         raise UserError("the data have flip = double: leave it out, gen encode --flip keeps them beside the others")
     sets = [source.open(split) for split in how.splits]
     plan = replace(plan, part=own_part(plan.part, processes()))
-    writer = _Writer(source, sets, folder, how, plan, layout or GenLayout())
+    writer = _Writer(source, sets, folder, how, plan)
     writer.store.open()
     write_missing(folder, "encode", writer.n, plan, writer.store.is_whole, writer.write)
     broadcast(None)  # of the processes of one launcher: nobody counts before all have written
@@ -104,9 +103,11 @@ class _Writer:
     """One encoding of opened data."""
 
     def __init__(
-        self, source: DataSource, sets: Sequence[DataSet], folder: Path, how: Encoding, plan: ShardPlan, layout: Layout
+        self, source: DataSource, sets: Sequence[DataSet], folder: Path, how: Encoding, plan: ShardPlan
     ) -> None:
-        self.source, self.how, self.plan, self.layout = source, how, plan, layout
+        self.source, self.how, self.plan = source, how, plan
+        self.layout: GenLayout = LAYOUTS[how.layout]()
+        self.label_names: tuple[str, ...] = tuple(getattr(source, "label_names", ()))
         self.data: ConcatDataset[dict[str, Tensor]] = ConcatDataset(sets)  # type: ignore[arg-type] # has what it needs
         self.n, self.sizes = len(self.data), [len(one) for one in sets]
         first = self.data[0]
@@ -118,6 +119,9 @@ class _Writer:
         self.encoder: nn.Module | None = None if how.encoder is None else how.encoder.load(how.device)
         self.dtype: torch.dtype = getattr(torch, how.dtype)
         self.store = LatentStore(folder, self._identity(sets, first))
+        if how.layout != "gen":
+            columns = self._columns({name: value[None] for name, value in first.items()})
+            check_layout(self.layout, len(sets), columns, getattr(self.coder, "image_range", (-1.0, 1.0)))
 
     def _identity(self, sets: Sequence[DataSet], first: dict[str, Tensor]) -> Json:
         encoder = None if self.how.encoder is None else identity_of(self.how.encoder, self.encoder)
@@ -128,12 +132,12 @@ class _Writer:
             "picture": list(first["x"].shape),
             "splits": dict(zip(self.how.splits, self.sizes, strict=True)),
             "classes": self.source.classes,
-            "labels": list(getattr(self.source, "label_names", ())),
+            "labels": list(self.label_names),
             "flip": self.how.flip,
             "dtype": self.how.dtype,
             "batch_size": self.how.batch_size,
             "shard": self.plan.size,
-            "layout": name_of(type(self.layout)).rpartition(":")[2],
+            "layout": self.how.layout,
             "device": torch.device(self.how.device).type,
             "versions": {name: _version(name) for name in PACKAGES},
         }
@@ -148,13 +152,14 @@ class _Writer:
             if values.is_floating_point() and not bool(values.isfinite().all()):
                 bad = rows[int((~values.isfinite()).flatten(1).any(1).nonzero()[0])]
                 raise UserError(f"{name} of row {bad} are not finite in {self.how.dtype}: try float32")
-        files = self.layout.write(self.store.folder, index, rows, columns)
+        files = self.layout.write(self.store.folder, index, rows, columns, self.label_names)
         trained = len(rows) if self.how.split != "all" else max(0, min(self.sizes[0] - rows.start, len(rows)))
-        self.store.add(index, files, self._sums(columns, trained))
+        self.store.add(index, files, self._sums(columns, trained), columns.get("labels"))
 
     def finish(self, shards: int) -> None:
         """Write what stands beside the shards."""
         source = anchored(spec_of(self.source))
+        self.layout.finish(self.store.folder, self.store.labels(shards), self.store.sums(shards))
         self.store.finish(shards, {"rows": self.n, "source": source})
 
     def _read(self, rows: range) -> Iterator[dict[str, Tensor]]:
@@ -175,6 +180,7 @@ class _Writer:
         count, size = len(x), self.how.batch_size
         x = torch.cat([x, x[-1:].expand(size - count, *x.shape[1:])]).to(self.how.device)  # of one shape always
         columns = {"labels": items["y"].long()} if "y" in items else {}
+        columns |= {"pictures": items["x"]} if self.layout.pictures else {}
         for suffix, images in {"": x, **({"_flip": x.flip(3)} if self.how.flip else {})}.items():
             found = moments(self.coder, images)
             if self.encoder is not None:
@@ -222,7 +228,9 @@ def identity_of(spec: Any, net: nn.Module | None) -> Json:
     state = {} if net is None else net.state_dict()
     settings = {key: value for key, value in spec_of(spec).items() if key not in ("path", "folder")}
     parts = [value for name, tensor in state.items() for value in (name, tensor.cpu().reshape(-1))]
-    return {"class": settings.pop("name"), "config": settings, "sha256": content_hash(*parts)}
+    about = {"class": settings.pop("name"), "config": settings, "sha256": content_hash(*parts)}
+    known_range = getattr(net, "image_range", None)
+    return about if known_range is None else {**about, "image_range": list(known_range)}
 
 
 def _version(package: str) -> str:

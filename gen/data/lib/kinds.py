@@ -48,6 +48,8 @@ def spec_at(text: str) -> Json | None:
 
 
 def _of_folder(path: Path) -> str:
+    if (path / "latents-00000.safetensors").is_file():  # beside the folders of their statistics
+        return "latents"
     with os.scandir(path) as entries:
         suffixes = {os.path.splitext(entry.name)[1].lower() for entry in islice(entries, LOOKED_AT)}  # noqa: PTH122
     kinds = {kind for suffix, kind in KINDS.items() if suffix in suffixes} & {"webdataset", "latents", "text"}

@@ -214,6 +214,7 @@ def _is_pair(pair: object) -> bool:
 
 
 def _mar(path: Path) -> FileRows | None:
+    path = path / "moments" if (path / "moments").is_dir() else path
     names = tuple(sorted(folder.name for folder in path.iterdir() if folder.is_dir() and any(folder.glob("*.npz"))))
     files = [f"{name}/{file.name}" for name in names for file in sorted((path / name).glob("*.npz"))]
     if not files:

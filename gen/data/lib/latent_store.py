@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.reading import file_sha256, read_json
@@ -61,16 +63,19 @@ class LatentStore:
         files = {self.folder / name: sha256 for name, sha256 in info["shard"].items()}
         return all(file.is_file() and file_sha256(file) == sha256 for file, sha256 in files.items())
 
-    def add(self, index: int, files: Mapping[str, str], sums: LatentSums) -> None:
+    def add(self, index: int, files: Mapping[str, str], sums: LatentSums, labels: Tensor | None) -> None:
         """Record that a shard is whole.
 
         Args:
             index: of the shard.
             files: sha256 of its files, by their names in the folder.
             sums: of its latents.
+            labels: of its rows, or None.
         """
         about = {"identity": sealed(self.identity)["sha256"], "index": index, "shard": dict(files)}
-        checkpoints.write(self._record(index), {SUMS: sums.tensors()}, about)
+        checkpoints.write(
+            self._record(index), {SUMS: sums.tensors() | ({} if labels is None else {"labels": labels})}, about
+        )
 
     def missing(self, shards: int) -> int:
         """Return how many of so many shards have no record."""
@@ -78,11 +83,12 @@ class LatentStore:
 
     def sums(self, shards: int) -> LatentSums:
         """Return the sums over all shards."""
-        folders = [self._record(i) for i in range(shards)]
-        return LatentSums.total(
-            LatentSums.from_tensors(checkpoints.read_tensors(folder, SUMS, checkpoints.read(folder)))
-            for folder in folders
-        )
+        return LatentSums.total(LatentSums.from_tensors(self._tensors(i)) for i in range(shards))
+
+    def labels(self, shards: int) -> list[int] | None:
+        """Return the labels of all rows; None without."""
+        found = [self._tensors(i).get("labels") for i in range(shards)]
+        return [label for some in found if some is not None for label in some.tolist()] or None
 
     def finish(self, shards: int, about: Json) -> None:
         """Write statistics and manifest of a store of which all shards are there.
@@ -103,6 +109,9 @@ class LatentStore:
         files = [{"file": name, "sha256": value} for info in infos for name, value in info["shard"].items()]
         body = {"format": FORMAT, "kind": "latents", **self.identity, **about}
         write_json(self.folder / MANIFEST, sealed({**body, "statistics": statistics, "files": files}))
+
+    def _tensors(self, index: int) -> dict[str, Tensor]:
+        return checkpoints.read_tensors(self._record(index), SUMS, checkpoints.read(self._record(index), verify=False))
 
     def _record(self, index: int) -> Path:
         return self.folder / RECORDS / f"{index:05d}"

@@ -34,6 +34,7 @@ class Halves:
 
     seconds: float = 0.0
     noisy: bool = True
+    low: float = -1.0
 
     def load(self, device="cpu"):
         return Halver(self)
@@ -43,6 +44,7 @@ class Halver(nn.Module):
     def __init__(self, spec):
         super().__init__()
         self.spec, self.weight = spec, nn.Parameter(torch.tensor(0.5))
+        self.image_range = (spec.low, 1.0)
 
     def moments(self, x):
         time.sleep(self.spec.seconds)
@@ -283,7 +285,7 @@ def test_a_folder_of_other_files_and_data_that_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "--size", "8"], "--size is for a folder or archive of pictures"),
+        (["nowhere", "--size", "8"], "unknown name 'nowhere'"),
         (["{root}", "--size", "8"], "holds no pictures"),
         (["digits", "--autoencoder", "nowhere"], "the autoencoder 'nowhere' is no folder"),
         (["digits", "--part", "0/2"], "--part '0/2': expected k/n"),
