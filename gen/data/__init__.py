@@ -4,6 +4,7 @@
     zip          a zip of pictures, EDM2's or any            text     text files as windows of tokens (text)
     webdataset   tar shards of pictures                      answers  a teacher's decoded answers (text)
     table        a .csv, .tsv or .jsonl of picture files     pairs    noise and what a teacher generated from it
+    huggingface  a data set that `datasets` loads
     npz          ADM's .npz of images                        mixture  points of a mixture of Gaussians
     latents      what gen encode wrote, or others' latents   digits   8 x 8 digits in scikit-learn's wheel
     given        a torch Dataset of your own                 photographs  colour crops of nine photographs

@@ -14,8 +14,10 @@ from gen.data.lib.decoding import SUFFIXES
 __all__ = ["spec_at"]
 
 KINDS = {
+    ".arrow": "huggingface",
     ".csv": "table",
     ".npz": "npz",
+    ".parquet": "huggingface",
     ".safetensors": "latents",
     ".tar": "webdataset",
     ".tsv": "table",
@@ -52,6 +54,9 @@ def _of_folder(path: Path) -> str:
         return "latents"
     with os.scandir(path) as entries:
         suffixes = {os.path.splitext(entry.name)[1].lower() for entry in islice(entries, LOOKED_AT)}  # noqa: PTH122
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))  # by datasets' save_to_disk
+    if saved or suffixes & {".arrow", ".parquet"}:
+        return "huggingface"
     kinds = {kind for suffix, kind in KINDS.items() if suffix in suffixes} & {"webdataset", "latents", "text"}
     return "folder" if len(kinds) != 1 or suffixes & {"", *SUFFIXES} else kinds.pop()
 

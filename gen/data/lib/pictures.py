@@ -113,11 +113,16 @@ class PictureSource:
         """The classes' names, by label."""
         return self._train.contents.names
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The paths of "train" and of "test", or the one of both."""
+        return (self.path,) if self.test_path is None else (self.path, self.test_path)
+
     def contents(self, path: Path) -> Contents:
         """List the pictures at a path, without reading any.
 
         Args:
-            path: `path` or `test_path`.
+            path: one of `sources`.
         """
         raise NotImplementedError(f"{type(self).__name__} lists no pictures")
 
@@ -129,9 +134,8 @@ class PictureSource:
         """
         check_split(split)
         listing = self._listings[-1 if split == "test" else 0]
-        if self.test_path is None:
-            labels = listing.labels
-            chosen = hold_out(self.path, split, len(listing.rows), self.holdout, labels)
+        if len(self._listings) == 1:
+            chosen = hold_out(self.path, split, len(listing.rows), self.holdout, listing.labels)
         else:
             self._check_classes()
             chosen = list(range(len(listing.rows)))
@@ -153,12 +157,12 @@ class PictureSource:
 
     @cached_property
     def _train(self) -> Listing:
-        return self._listing(self.path)
+        return self._listing(self.sources[0])
 
     @cached_property
     def _listings(self) -> tuple[Listing, ...]:
         """The pictures of "train" and of "test", which may be the same."""
-        return (self._train,) if self.test_path is None else (self._train, self._listing(self.test_path))
+        return (self._train, *(self._listing(path) for path in self.sources[1:]))
 
     def _listing(self, path: str) -> Listing:
         """List, check and hash the pictures at a path."""
@@ -195,13 +199,13 @@ class PictureSource:
     def _check_classes(self) -> None:
         train, test = (listing.contents for listing in self._listings)
         if test.names != train.names or (test.labels is None) != (train.labels is None):
-            lacks, more = set(train.names) - set(test.names), set(test.names) - set(train.names)
+            lacks, more = sorted(set(train.names) - {*test.names}), sorted(set(test.names) - {*train.names})
             raise UserError(
-                f"{self.test_path} has other classes than {self.path}: without {', '.join(sorted(lacks)) or 'none'}, "
-                f"with {', '.join(sorted(more)) or 'none'} more"
+                f"{self.sources[-1]} has other classes than {self.sources[0]}: without {', '.join(lacks) or 'none'}, "
+                f"with {', '.join(more) or 'none'} more"
             )
         if test.labels is not None:
-            check_labels(str(self.test_path), torch.tensor(test.labels), self.classes)
+            check_labels(self.sources[-1], torch.tensor(test.labels), self.classes)
 
 
 @dataclass(frozen=True)

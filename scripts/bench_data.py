@@ -1,0 +1,179 @@
+"""Cost of reading pictures: items of a folder against a bare PIL decode and crop, workers, and opening many files.
+
+python scripts/bench_data.py [--pictures 64] [--size 256] [--rounds 9] [--files 20000] [--folder FOLDER]
+
+Pictures are crops of scikit-image's photographs, 500 x 375 JPEG of quality 92 (about 90 kB), as ImageNet's are. Three
+measurements, each the median over rounds, with the lowest and the highest:
+- items: CPU seconds of reading a file, decoding it by PIL, ADM's crop and numpy's array, over those of a folder's item,
+  which also compares the file's sha256 and ends as a float tensor in [-1, 1]; the two take turns on one thread;
+- workers: pictures per second of the training's loader with two workers over one, in batches of 16, wall time; beside
+  it the same of plain processes that read items and hand over nothing, which is what the machine has to give;
+- opening: seconds per million files of the first opening (every file is read) and of the next ones, CPU and wall time.
+One line of JSON at the end; docs/data.md has the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import Process
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gen.data.folder import Folder
+from gen.data.lib.crops import fit
+from gen.data.lib.pictures import PictureSet
+from gen.data.photographs import paths
+
+SHAPE = (500, 375)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("pictures", 64), ("size", 256), ("rounds", 9), ("files", 20_000)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", help="where pictures and index are written (default: a temporary folder)")
+    args = parser.parse_args()
+    with TemporaryDirectory(dir=args.folder) as made:
+        os.environ["XDG_CACHE_HOME"] = f"{made}/cache"
+        result = {"items": items(Path(made) / "a", args.pictures, args.size, args.rounds)}
+        result["workers"] = workers(Path(made) / "a", args.size, args.rounds)
+        result |= opening(Path(made) / "b", args.files, args.size)
+    print(json.dumps(result))
+
+
+def write(folder: Path, n: int) -> None:
+    """Write n pictures in ten class folders; from the 65th on they repeat, but for bytes behind the end."""
+    generator = np.random.default_rng(0)
+    drawn = list[bytes]()
+    sources = [Image.open(path).convert("RGB") for path in paths()]
+    sources = [image.resize((image.width * 2, image.height * 2)) for image in sources]
+    (folder / "x.jpg").parent.mkdir(parents=True)
+    for i in range(n):
+        if i < 64:
+            image = sources[i % len(sources)]
+            left, top = (int(generator.integers(0, side - s)) for side, s in zip(image.size, SHAPE, strict=True))
+            image.crop((left, top, left + SHAPE[0], top + SHAPE[1])).save(folder / "x.jpg", quality=92)
+            drawn.append((folder / "x.jpg").read_bytes())
+        path = folder / f"class{i % 10}" / f"{i:08}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(drawn[i % 64] + i.to_bytes(4, "little"))
+    (folder / "x.jpg").unlink()
+
+
+def spent(work: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
+    """Return the seconds of a call."""
+    began = clock()
+    work()
+    return clock() - began
+
+
+def said(name: str, values: list[float]) -> list[float]:
+    """Print and return the median, the lowest and the highest."""
+    row = [round(v, 3) for v in (statistics.median(values), min(values), max(values))]
+    print(f"{name}: {row[0]} ({row[1]} to {row[2]})")
+    return row
+
+
+def items(folder: Path, n: int, size: int, rounds: int) -> list[float]:
+    """Return the bare cost over ours."""
+    write(folder, n)
+    data = Folder(str(folder), size, holdout=0.0).open("train")
+    files = [data.where(i) for i in range(n)]
+
+    def bare() -> None:
+        for file in files:
+            with Image.open(file) as image:
+                np.asarray(fit(image.convert("RGB"), (size, size)))
+
+    def ours() -> None:
+        for i in range(n):
+            data[i]
+
+    ratios, costs = list[float](), list[float]()
+    for k in range(rounds + 1):
+        a, b, c, d = (spent(work) for work in (bare, ours, ours, bare))
+        if k:  # the first round warms up
+            ratios.append((a + d) / (b + c))
+            costs.append((b + c) / 2 / n * 1000)
+    said("milliseconds an item", costs)
+    return said("bare PIL over an item", ratios)
+
+
+def workers(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
+    """Return the pictures per second of two workers over those of one, and of two plain processes over one."""
+    from dataclasses import replace
+
+    from gen.training.recipes.own import own
+    from gen.training.stream import ShuffledStream, iterate_steps
+
+    data = Folder(str(folder), size, holdout=0.0).open("train")
+    run = replace(own(), data=None, batch_size=16, steps=40)
+
+    def rate(count: int) -> float:
+        steps = iterate_steps(ShuffledStream(data, 0), replace(run, workers=count), 0, 16, 0, 16)
+        for _ in range(2 * count):  # the workers have begun, and what they fetch ahead is taken
+            next(steps)
+        began, done = time.perf_counter(), 0
+        for _ in steps:
+            done += 16
+        return done / (time.perf_counter() - began)
+
+    def plain(count: int) -> float:
+        began = time.perf_counter()
+        started = [Process(target=reads, args=(data, 600 // count)) for _ in range(count)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        return 600 / (time.perf_counter() - began)
+
+    ratios: dict[str, list[float]] = {"loader": [], "plain": []}
+    rates = list[float]()
+    for _ in range(rounds):
+        for name, of in (("loader", rate), ("plain", plain)):
+            a, b, c, d = of(1), of(2), of(2), of(1)
+            ratios[name].append((b + c) / (a + d))
+            rates += [b, c] if name == "loader" else []
+    said("pictures per second, two workers", rates)
+    return {name: said(f"two workers over one, {name}", values) for name, values in ratios.items()}
+
+
+def reads(data: PictureSet, n: int) -> None:
+    """Read n items."""
+    for i in range(n):
+        data[i % len(data)]
+
+
+def opening(folder: Path, n: int, size: int) -> dict[str, list[float]]:
+    """Return the seconds per million files of the first opening and of the next, [CPU, wall]."""
+    write(folder, n)
+
+    def opened() -> None:
+        source = Folder(str(folder), size)
+        source.open("train"), source.open("test")
+
+    result = {}
+    for name in ("first", "again", "again", "again"):
+        wall, cpu = time.perf_counter(), spent(opened)
+        seconds = [round(s / n * 1e6, 1) for s in (cpu, time.perf_counter() - wall)]
+        result[name] = min(seconds, result.get(name, seconds))
+        print(f"opening {n} files, {name}: {seconds[0]} CPU seconds per million, {seconds[1]} of the clock")
+    return result
+
+
+if __name__ == "__main__":
+    main()
