@@ -236,9 +236,8 @@ def _voted(row: Standing) -> Json:
 def caption(record: Record) -> str:
     """Return what the rows of a table share, on one line."""
     reference, extractor = record.reference, record.extractor
-    split = "" if reference.split == "all" else f", {reference.split} split"
     return one_line(
-        f"{reference.data.get('name', '?')}{split} ({reference.n} images); {record.n} samples; "
+        f"{reference.data.get('name', '?')}{reference.part} ({reference.n} images); {record.n} samples; "
         f"features {extractor.name}; comparability {record.comparability}"
     )
 

@@ -11,7 +11,7 @@ from gen.eval.arena.board import Board, Standing
 from gen.eval.arena.votes import VoteList
 from gen.eval.estimate import Estimate
 from gen.eval.published import COLUMN_ORDER, Published, known_columns
-from gen.eval.record import Measurement, Record
+from gen.eval.record import UNKNOWN, Measurement, Record
 from gen.eval.sampler_text import sampler_text
 from gen.eval.sources import Entry
 
@@ -115,6 +115,11 @@ class Group:
         """Return an attribute of all records; None if they differ."""
         values = {getattr(row.record, name) for row in self.rows}
         return values.pop() if len(values) == 1 else None
+
+    def known(self, name: str) -> object:
+        """Return an attribute of all records in which it is known, UNKNOWN if it is in none; None if they differ."""
+        values = {getattr(row.record, name) for row in self.rows} - {None, UNKNOWN}
+        return values.pop() if len(values) == 1 else None if values else self.common(name)
 
 
 @dataclass(frozen=True)
@@ -266,7 +271,7 @@ def ranking(entries: Sequence[Entry], rank_by: str | None = None) -> Ranking:
 def groups(records: Sequence[Record], rank_by: str | None = None) -> list[Group]:
     """Group records by comparability, in the order in which each group first appears, and rank them inside it.
 
-    Records of the same samples share a row if they measure different things.
+    Records of the same samples share a row, unless they have different numbers of the same thing.
 
     Columns stand in the order of the protocol that all records of a table followed, else in that of the records.
 
@@ -319,11 +324,15 @@ def equal_time_rival(group: Group, row: Row) -> Row | None:
 
 
 def _add(records: list[Record], record: Record) -> None:
-    """Add a record, or its metrics to a record of the same samples that has none of them."""
-    names = {m.column.key for m in record.metrics}
+    """Add a record, or what it has more to a record of the same samples whose numbers are no others."""
     for i, other in enumerate(records):
-        if other.identity == record.identity and not names & {m.column.key for m in other.metrics}:
-            records[i] = replace(other, metrics=other.metrics + record.metrics)
+        known = {m.column.key: m for m in other.metrics}
+        if other.identity == record.identity and all(known.get(m.column.key, m) == m for m in record.metrics):
+            new = tuple(m for m in record.metrics if m.column.key not in known)
+            classes = tuple(table for table in record.per_class if table not in other.per_class)
+            beside = other.neighbours or record.neighbours
+            metrics, per_class = other.metrics + new, other.per_class + classes
+            records[i] = replace(other, metrics=metrics, per_class=per_class, neighbours=beside)
             return
     records.append(record)
 

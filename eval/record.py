@@ -90,6 +90,11 @@ class ReferenceInfo:
     other: str = ""
     assumed: str = ""
 
+    @property
+    def part(self) -> str:
+        """What of the data it is, to stand behind their name: ", test split"; "" for all of it."""
+        return {"all": "", "statistics": ", statistics"}.get(self.split, f", {self.split} split")
+
 
 @dataclass(frozen=True)
 class SamplesInfo:

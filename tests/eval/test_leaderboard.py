@@ -176,10 +176,11 @@ def test_any_column_with_a_direction_ranks(records, tmp_path) -> None:
 def test_records_of_the_same_samples_share_a_row() -> None:
     first = made(metrics=[measured(FID(), 2.0)])
     second = made(metrics=[measured(Recall(), 0.5)])
+    more = made(metrics=[measured(Accuracy(), 0.8), measured(FID(), 2.0)])  # the same samples, the same number
     again, other = made(metrics=[measured(FID(), 3.0)]), made("other", metrics=[measured(Accuracy(), 0.9)])
-    (group,) = groups([first, second, again, other])
+    (group,) = groups([first, second, more, again, other])
     keys = [[m.column.key for m in row.record.metrics] for row in group.rows]
-    assert keys == [["fid", "recall"], ["fid"], ["accuracy"]]
+    assert keys == [["fid", "recall", "accuracy"], ["fid"], ["accuracy"]]
     assert group.rows[2].ties == ()  # it has no FID to be compared
 
 

@@ -88,3 +88,6 @@ def test_whole_without_scripts_and_on_paper(chromium, board) -> None:
     context.close()
     board.emulate_media(media="print")
     assert board.locator(".tools").is_hidden() and board.locator("td.name b").nth(1).is_visible()
+    style = "element => [getComputedStyle(element).display, getComputedStyle(element).position]"
+    assert board.locator("thead button").first.evaluate(style)[0] == "contents"  # buttons are on the first sheet alone
+    assert board.locator("td.name").first.evaluate(style)[1] == "static"
