@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.spec import Json
-from gen.data.lib.shards import ShardPlan, write_missing
+from gen.data.lib.shards import ShardPlan, own_part, write_missing
 from gen.data.pairs import check_shard, shard_name
-from gen.training.distributed import is_main
+from gen.training.distributed import is_main, processes
 
 __all__ = ["fill_shards", "parent_hash"]
+
+PAUSE = 0.2  # seconds between two looks for the shards of other processes
 
 
 def fill_shards(
@@ -24,7 +28,9 @@ def fill_shards(
     generate: Callable[[int, int], dict[str, Tensor]],
     plan: ShardPlan,
 ) -> None:
-    """Write every shard of n numbered rows that is not there yet.
+    """Write every shard of n numbered rows that is not there yet; a launcher's processes share them out.
+
+    Each of them returns when all shards of their part are there.
 
     Args:
         folder: of the store.
@@ -50,7 +56,11 @@ def fill_shards(
         manifest = {"store": store, "index": i, "rows": len(next(iter(columns.values())))}
         checkpoints.write(folder / shard_name(i), {f"{name}.safetensors": columns}, manifest)
 
-    write_missing(folder, name, n, plan, is_there, write, locked=is_main())
+    own = replace(plan, part=own_part(plan.part, processes()), quiet=plan.quiet or not is_main())
+    write_missing(folder, name, n, own, is_there, write)
+    k, of = plan.part
+    while not all((folder / shard_name(i)).exists() for i in range(k - 1, plan.count(n), of)):
+        time.sleep(PAUSE)  # the launcher ends all processes if one fails
 
 
 def parent_hash(folder: Path | None) -> str | None:

@@ -49,18 +49,19 @@ def settings(args: argparse.Namespace) -> Sampler:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.data.lib.shards import ShardPlan, own_part
+    from gen.data.lib.shards import ShardPlan
     from gen.distillers.lib.pairs import invert_pairs, make_pairs, real_data_of
     from gen.pipeline import load
     from gen.training.distillation import teacher_run
-    from gen.training.distributed import processes
+    from gen.training.distributed import is_main
 
-    part = own_part(parse_part(args.part), processes())
-    teacher, plan = load(args.teacher, device=own_device(args.device)), ShardPlan(args.shard, part, args.quiet)
+    plan = ShardPlan(args.shard, parse_part(args.part), args.quiet)
+    teacher = load(args.teacher, device=own_device(args.device))
     if args.real:
         data = real_data_of(teacher_run(args.teacher))
         invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, plan)
     else:
         make_pairs(teacher, args.out, args.n, args.settings, args.seed, plan)
-    print(f"{args.out}: {len(list(args.out.glob('shard-*')))} shards")
+    if is_main():
+        print(f"{args.out}: {len(list(args.out.glob('shard-*')))} shards")
     return 0

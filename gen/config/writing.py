@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -18,7 +20,9 @@ from gen.config.errors import UserError
 
 __all__ = ["Lock", "name_whole", "partial_name", "replacing", "sweep", "sync", "write_json", "write_text"]
 
-_PARTIAL = re.compile(r"\.(partial|aside)-(\d+)-(.+)")
+_PARTIAL = re.compile(r"\.(partial|aside)-(\d+)@(\w+)-(.+)")
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_STALE = 3600.0  # seconds after which what another host left half written counts as left behind
 
 
 @contextmanager
@@ -95,14 +99,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def partial_name(name: str, kind: Literal["partial", "aside"] = "partial") -> str:
-    """Return the name that a file or folder has while this process writes it, or moves it aside.
+def partial_name(name: str, kind: Literal["partial", "aside"] = "partial", pid: int | None = None) -> str:
+    """Return the name that a file or folder has while this process, of this host, writes it, or moves it aside.
 
     Args:
         name: of the whole.
         kind: "aside" for what is whole and steps aside.
+        pid: of another process of this host; None for this one.
     """
-    return f".{kind}-{os.getpid()}-{name}"
+    return f".{kind}-{os.getpid() if pid is None else pid}@{_HOST}-{name}"
 
 
 def sweep(folder: Path) -> None:
@@ -117,12 +122,19 @@ def sweep(folder: Path) -> None:
 
 def _sweep_one(left: Path) -> None:
     named = _PARTIAL.fullmatch(left.name)
-    if named is None or not left.exists() or (int(named[2]) != os.getpid() and _is_alive(int(named[2]))):
+    if named is None or not left.exists() or _in_use(left, int(named[2]), named[3]):
         return
-    if named[1] == "aside" and not left.with_name(named[3]).exists():  # killed between two renames
-        left.rename(left.with_name(named[3]))
+    if named[1] == "aside" and not left.with_name(named[4]).exists():  # killed between two renames
+        left.rename(left.with_name(named[4]))
     else:
         _remove(left)
+
+
+def _in_use(left: Path, pid: int, host: str) -> bool:
+    """Return whether the process that writes it may still do so; one of another host only if it was written lately."""
+    if host != _HOST:
+        return time.time() - left.stat().st_mtime < _STALE
+    return pid != os.getpid() and _is_alive(pid)
 
 
 def _remove(path: Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 __all__ = [
-    "broadcast", "create_accelerator", "device_mesh", "distribute_like", "full_tensor", "gather", "is_main",
+    "broadcast", "create_accelerator", "device_mesh", "distribute_like", "exchange", "full_tensor", "gather", "is_main",
     "meta_copy", "processes", "shard", "share", "shutdown", "unshard",
 ]  # fmt: skip
 
@@ -125,6 +125,20 @@ def broadcast(value: T, collective: bool = False) -> T:
     values = [value]
     torch.distributed.broadcast_object_list(values)
     return values[0]
+
+
+def exchange(mine: Mapping[int, T]) -> list[T]:
+    """Return the values of all processes in the order of their numbers, on every one of them; all have to call.
+
+    Args:
+        mine: this process's values, by numbers that no other process has.
+    """
+    world = _join()[1]
+    parts: list[Any] = [mine] * world
+    if world > 1:
+        torch.distributed.all_gather_object(parts, dict(mine))
+    whole = {number: value for part in parts for number, value in part.items()}
+    return [whole[number] for number in sorted(whole)]
 
 
 def processes() -> tuple[int, int]:

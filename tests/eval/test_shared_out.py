@@ -1,5 +1,6 @@
 """Several processes share out the samples of gen sample and gen evaluate: one file, the bits of one process."""
 
+import json
 import os
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def both_verbs():
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     train(tiny(steps=2, validate_every=0), tmp_path / "run", quiet=True)
-    ranks = spread("tests.eval.test_shared_out:both_verbs", 2, tmp_path / "ranks", SHARED_OUT=str(tmp_path))
+    ranks = spread(
+        "tests.eval.test_shared_out:both_verbs", 2, tmp_path / "ranks", timeout=600, SHARED_OUT=str(tmp_path)
+    )
     assert [int(rank["sampled"]) for rank in ranks] == [14, 19]  # each drew two or three of five chunks
     assert main(["sample", str(tmp_path / "run"), *WORDS, "--out", str(tmp_path / "one.npz")]) == 0
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
@@ -51,6 +54,49 @@ def test_two_processes_give_what_one_gives(tmp_path):
     for key in ("metrics", "strip", "nfe", "identity", "comparability", "floor"):
         assert getattr(shared, key) == getattr(alone, key), key
     assert all(float(rank["fid"]) == alone.estimate("fid").value for rank in ranks)
+
+
+PAIRS = ["-n", "22", "--shard", "4", "--steps", "2", "--quiet"]
+SEARCH = ["-n", "10", "--batch-size", "3", "--steps", "2", "--solver", "euler", "--budget", "4", "--pool", "4"]
+
+
+def pairs_and_searches():
+    """Run in each process: gen pairs and gen search, in the folder that the environment names."""
+    import gen.config.checkpoints
+
+    folder, shards = Path(os.environ["SHARED_OUT"]), []
+    write = gen.config.checkpoints.write
+
+    def counted(shard, *args, **how):
+        shards.append(shard)
+        return write(shard, *args, **how)
+
+    gen.config.checkpoints.write = counted
+    run = str(folder / "run")
+    assert main(["pairs", "--teacher", run, "--out", str(folder / "two"), *PAIRS]) == 0
+    for fitness in ("rmse", "fid"):
+        out = str(folder / f"two-{fitness}.json")
+        assert main(["search", run, "--fitness", fitness, "--out", out, *SEARCH]) == 0
+    return {"shards": torch.tensor(len(shards))}
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_pairs_and_find_the_grid_of_one(tmp_path):
+    train(tiny(steps=2, validate_every=0), tmp_path / "run", quiet=True)
+    ranks = spread(
+        "tests.eval.test_shared_out:pairs_and_searches", 2, tmp_path / "ranks", timeout=600, SHARED_OUT=str(tmp_path)
+    )
+    assert [int(rank["shards"]) for rank in ranks] == [3, 3]
+    run = str(tmp_path / "run")
+    assert main(["pairs", "--teacher", run, "--out", str(tmp_path / "one"), *PAIRS]) == 0
+    names = sorted(str(file.relative_to(tmp_path / "one")) for file in (tmp_path / "one").rglob("*.safetensors"))
+    assert len(names) == 6
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    for fitness in ("rmse", "fid"):
+        out = tmp_path / f"one-{fitness}.json"
+        assert main(["search", run, "--fitness", fitness, "--out", str(out), *SEARCH]) == 0
+        assert json.loads(out.read_text()) == json.loads((tmp_path / f"two-{fitness}.json").read_text())
 
 
 @pytest.mark.parametrize(("n", "world"), [(10, 1), (10, 3), (7, 7), (1000, 8)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +62,6 @@ def write_missing(
     plan: ShardPlan,
     is_there: Callable[[int], bool],
     write: Callable[[int, range], None],
-    locked: bool = True,
 ) -> None:
     """Write every shard of a part that is not there yet.
 
@@ -74,7 +72,6 @@ def write_missing(
         plan: how it is written.
         is_there: is_there(i) tells whether shard i is whole; UserError if it is another store's.
         write: write(i, rows) writes shard i, all of it or nothing.
-        locked: False for a process that another one has the lock for.
 
     Raises:
         UserError: for no rows, and while another process writes the same part.
@@ -82,7 +79,7 @@ def write_missing(
     k, of = plan.part
     if n < 1:
         raise UserError(f"{name}: n = {n}; it is positive")
-    with Lock(folder / f".lock-{k}-of-{of}", folder) if locked else nullcontext():
+    with Lock(folder / f".lock-{k}-of-{of}", folder):
         sweep(folder)
         progress = ProgressBar(name, n, quiet=plan.quiet)
         for i in range(k - 1, plan.count(n), of):

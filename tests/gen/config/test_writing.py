@@ -15,7 +15,7 @@ import pytest
 from gen.cli import main
 from gen.config import writing
 from gen.config.errors import UserError
-from gen.config.writing import Lock, replacing, sweep, write_json, write_text
+from gen.config.writing import Lock, partial_name, replacing, sweep, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -38,22 +38,34 @@ def test_a_file_that_could_not_be_written_is_the_old_one(tmp_path, monkeypatch):
 
 def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
     gone, alive = dead_pid(), os.getppid()
-    for name in (f".partial-{gone}-a.txt", f".partial-{gone}-b", f".partial-{alive}-a.txt", ".partial-x", "c/d.txt"):
+    a, b, living = (partial_name(name, pid=pid) for name, pid in (("a.txt", gone), ("b", gone), ("a.txt", alive)))
+    for name in (a, b, living, ".partial-x", "c/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("half")
-    (tmp_path / "c" / f".partial-{gone}-step-0000001" / "state").mkdir(parents=True)
+    (tmp_path / "c" / partial_name("step-0000001", pid=gone) / "state").mkdir(parents=True)
     write_text(tmp_path / "a.txt", "whole")
-    assert not (tmp_path / f".partial-{gone}-a.txt").exists() and (tmp_path / f".partial-{gone}-b").exists()
+    assert not (tmp_path / a).exists() and (tmp_path / b).exists()
     sweep(tmp_path)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == [f".partial-{alive}-a.txt", ".partial-x", "a.txt", "c/d.txt"]
+    assert left == [living, ".partial-x", "a.txt", "c/d.txt"]
     sweep(tmp_path / "nowhere")
+
+
+def test_what_another_host_writes_is_left_until_it_is_old(tmp_path):
+    """A process of this host has the same number, or none has it: neither says anything about the other's."""
+    left = tmp_path / partial_name("a.txt", pid=dead_pid()).replace("@", "@0")
+    left.write_text("half")
+    sweep(tmp_path)
+    assert left.exists()
+    os.utime(left, (time.time() - 4000,) * 2)
+    sweep(tmp_path)
+    assert not left.exists()
 
 
 def test_what_stepped_aside_comes_back_if_its_successor_never_came(tmp_path):
     gone = dead_pid()
     for name in ("one", "two"):
-        (tmp_path / f".aside-{gone}-{name}").mkdir()
+        (tmp_path / partial_name(name, "aside", gone)).mkdir()
     (tmp_path / "two").mkdir()
     sweep(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]

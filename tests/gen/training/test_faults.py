@@ -13,6 +13,7 @@ import pytest
 import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.writing import partial_name
 from gen.pipeline import load
 from gen.training.log import read_metrics
 from gen.training.trainer import Trainer, train
@@ -114,10 +115,12 @@ def test_what_a_kill_left_is_removed_by_the_next_start(tmp_path):
     folder = tmp_path / "run"
     train(tiny(steps=2), folder, quiet=True)
     gone = dead_pid()
-    shutil.copytree(folder / "checkpoints/step-0000002", folder / f"checkpoints/.partial-{gone}-step-0000003")
-    shutil.copytree(folder / "final", folder / f".partial-{gone}-final")
-    (folder / f".partial-{gone}-run.json").touch()
-    (folder / "checkpoints/step-0000002").rename(folder / f"checkpoints/.aside-{gone}-step-0000002")
+    shutil.copytree(
+        folder / "checkpoints/step-0000002", folder / "checkpoints" / partial_name("step-0000003", pid=gone)
+    )
+    shutil.copytree(folder / "final", folder / partial_name("final", pid=gone))
+    (folder / partial_name("run.json", pid=gone)).touch()
+    (folder / "checkpoints/step-0000002").rename(folder / "checkpoints" / partial_name("step-0000002", "aside", gone))
     assert train(tiny(steps=3), folder, quiet=True).step == 3
     assert not list(folder.rglob(".*"))
     train(tiny(steps=3), tmp_path / "whole", quiet=True)
