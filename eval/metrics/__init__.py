@@ -67,9 +67,9 @@ from gen.eval.estimate import Estimate
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NEEDS", "Column", "Estimate", "Metric", "blocks", "check_rows"]
+__all__ = ["NEEDS", "Column", "Estimate", "Metric", "blocks", "check_rows", "pieces"]
 
-BLOCK = 4096  # rows in float64 at a time
+BLOCK, WIDE = 4096, 2048  # rows in float64 at a time, of so many dimensions; a quarter of more
 
 NEEDS = {  # the arguments of a call: rows of the samples, or of "reference" or "train"; "?": None if there are none
     "features": ("features", "reference.features"),
@@ -172,12 +172,26 @@ def check_rows(name: str, rows: Tensor, reference: Tensor, least: int = 2) -> No
             raise UserError(f"{name}: {bad} of {len(x)} {what} have features that are not finite")
 
 
-def blocks(rows: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
+def pieces(rows: Tensor, chosen: Tensor | None = None, size: int | None = None) -> Iterator[Tensor]:
+    """Yield rows, a block at a time, in order.
+
+    Args:
+        rows: [N, D].
+        chosen: int64 [K], the indices of those that are yielded, which are copied block by block; None for all.
+        size: rows of a block; None for 4096, and a quarter of that for more than 2048 dimensions.
+    """
+    size = size or (BLOCK if rows.shape[1] <= WIDE else BLOCK // 4)
+    if chosen is None:
+        yield from rows.split(size)
+    else:
+        yield from (rows.index_select(0, indices) for indices in chosen.split(size))
+
+
+def blocks(rows: Tensor, chosen: Tensor | None = None) -> Iterator[Tensor]:
     """Yield rows in float64, a block at a time, in order.
 
     Args:
         rows: [N, D].
-        size: rows of a block.
+        chosen: int64 [K], the indices of those that are yielded; None for all.
     """
-    for part in rows.split(size):
-        yield part.double()
+    yield from (part.double() for part in pieces(rows, chosen))

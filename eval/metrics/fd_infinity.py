@@ -60,6 +60,6 @@ class FDInfinity:
         values = []
         for size in sizes.tolist():
             chosen = torch.from_numpy(np.sort(random.choice(n, size, replace=False)))
-            values.append(distance(Moments.of_rows(samples[chosen]), real))
+            values.append(distance(Moments.of_rows(samples, chosen), real))
         _, intercept = np.polyfit(1 / sizes, values, 1)
         return Estimate(float(intercept), None, n)

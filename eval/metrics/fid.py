@@ -47,28 +47,48 @@ class FID:
         """Compute it from rows [N, D] and reference rows [M, D], or their moments."""
         reference = reference_moments(self.columns[0].key, samples, reference)
         ours, n = Moments.of_rows(samples), len(samples)
-        left, singular, _ = torch.linalg.svd(ours.factor @ reference.factor.T, full_matrices=False)
-        rows = samples if n <= max(INFLUENCES, samples.shape[1]) else samples[subset(n, INFLUENCES, 0)]
-        spread = influence(rows, ours, left * singular.sqrt(), ours.mean - reference.mean).std()
-        return Estimate(value_of(ours, reference, singular), float(spread) / n**0.5, n)
+        product = ours.factor @ reference.factor.T
+        value, shift = value_of(ours, reference, torch.linalg.svdvals(product)), ours.mean - reference.mean
+        squares = product @ product.T
+        del reference, product  # each is a third of all that follows
+        weights = fourth_root(squares)
+        del squares
+        chosen = None if n <= max(INFLUENCES, samples.shape[1]) else subset(n, INFLUENCES, 0)
+        spread = influence(samples, chosen, ours, weights, shift).std()
+        return Estimate(value, float(spread) / n**0.5, n)
 
 
-def influence(samples: Tensor, ours: Moments, weights: Tensor, shift: Tensor) -> Tensor:
+def fourth_root(squares: Tensor) -> Tensor:
+    """Return U s^(1/2) for U s^2 U^T = squares, [K, K], with 0 for what is rounding alone.
+
+    Args:
+        squares: product product^T, [K, K]. Its eigenvectors take half the time and memory of a decomposition of the
+            product with both sides' vectors.
+    """
+    values, left = torch.linalg.eigh(squares)
+    limit = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return left.mul_(torch.where(values > limit, values, 0.0) ** 0.25)
+
+
+def influence(samples: Tensor, chosen: Tensor | None, ours: Moments, weights: Tensor, shift: Tensor) -> Tensor:
     """Return the influence of each sample on the distance, less a constant, [N].
 
     Args:
         samples: [N, D].
-        ours: their moments.
+        chosen: those that it is computed for; None for all.
+        ours: moments of all samples.
         weights: U s^(1/2), [K, R].
         shift: m - m_r, [D].
     """
     n, d = samples.shape
     transport = ours.whitened(weights) if n > d else None
-    parts = []
-    for part in centred(samples, ours.mean):
-        parts.append(2 * part @ shift + torch.linalg.vecdot(part, part))
+    influences, first = torch.empty(n if chosen is None else len(chosen), dtype=torch.float64), 0
+    for part in centred(samples, ours.mean, chosen):
+        of_part = influences[first : first + len(part)]
+        of_part[:] = 2 * (part @ shift) + torch.linalg.vecdot(part, part)
         if transport is not None:
             moved = part @ transport
-            parts[-1] -= torch.linalg.vecdot(moved, moved)
+            of_part -= torch.linalg.vecdot(moved, moved)
+        first += len(part)
     # of rows that are the factor themselves, x - m = z F has z = sqrt(N - 1) times a unit vector
-    return torch.cat(parts) - (0 if transport is not None else (n - 1) * (weights**2).sum(1))
+    return influences - (0 if transport is not None else (n - 1) * (weights**2).sum(1))

@@ -14,6 +14,7 @@ from gen.eval.metrics.lib.neighbours import nearest
 
 __all__ = ["Nearest"]
 
+ROWS = 256  # at a time
 CANDIDATES = 4  # neighbours by the expanded square, of which the nearest by differences is taken
 
 
@@ -57,6 +58,9 @@ class Nearest:
         """
         check_rows("nearest", samples, reference, least=1)
         index = nearest(samples, reference, min(CANDIDATES, len(reference)))[1]
-        distances = torch.stack([(samples.double() - reference[i].double()).norm(dim=1) for i in index.T], 1)
+        distances = torch.empty(index.shape, dtype=torch.float64)
+        for rows in torch.arange(len(samples)).split(ROWS):
+            differences = samples[rows].double()[:, None] - reference[index[rows]].double()
+            distances[rows] = differences.norm(dim=2)
         closest, which = distances.min(1)
         return closest, index.gather(1, which[:, None])[:, 0]

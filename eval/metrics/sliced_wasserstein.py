@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -50,14 +51,14 @@ class SlicedWasserstein:
         """Compute it from rows [N, D] and reference rows [M, D]."""
         check_rows("sw2", samples, reference)
         n, d = min(len(samples), len(reference)), samples.shape[1]
-        x, y = (rows if len(rows) == n else rows[subset(len(rows), n, self.seed)] for rows in (samples, reference))
+        sets = [(rows, None if len(rows) == n else subset(len(rows), n, self.seed)) for rows in (samples, reference)]
         generator = torch.Generator().manual_seed(self.seed)
         t = torch.randn(self.directions, d, generator=generator, dtype=torch.float64)
         t /= t.norm(dim=1, keepdim=True)
         distances, lower, upper = [], [], []
         potential = torch.zeros(n, dtype=torch.float64)
         for part in t.split(AT_ONCE):
-            a, b = (torch.cat([block @ part.T for block in blocks(rows)]) for rows in (x, y))  # [n, directions]
+            a, b = (torch.cat([block @ part.T for block in blocks(*rows)]) for rows in sets)  # [n, directions]
             lower.append((a.mean(0) - b.mean(0)) ** 2)
             upper.append(lower[-1] + a.var(0, correction=0) + b.var(0, correction=0))
             ordered, which = a.sort(0)
@@ -66,24 +67,24 @@ class SlicedWasserstein:
             steps = (ordered[1:] - ordered[:-1]) * (gaps[1:] + gaps[:-1])  # of the potential, whose slope is 2 gaps
             heights = torch.cat([torch.zeros(1, steps.shape[1], dtype=torch.float64), steps.cumsum(0)])
             potential += torch.zeros_like(a).scatter_(0, which, heights).sum(1) / self.directions
-        shift, spreads = squared_shift_and_spread(x, y)
+        shift, spreads = squared_shift_and_spread(sets, n)
         forms = {"lower": [(torch.cat(lower), shift / d)], "upper": [(torch.cat(upper), (shift + spreads) / d)]}
         forms |= {"none": [], "both": forms["lower"] + forms["upper"]}
         value, of_directions = controlled(torch.cat(distances), forms[self.control])
         return Estimate(value, (of_directions**2 + float(potential.var()) / n) ** 0.5, len(samples))
 
 
-def squared_shift_and_spread(x: Tensor, y: Tensor) -> tuple[float, float]:
+def squared_shift_and_spread(sets: Sequence[tuple[Tensor, Tensor | None]], n: int) -> tuple[float, float]:
     """Return |m|^2 of the difference of means, and tr S + tr S_r with 1 / n.
 
     Args:
-        x: rows [n, D].
-        y: rows [n, D].
+        sets: rows of each set [N, D], and the indices of those that count, int64 [n]; None for all.
+        n: rows that count of each set.
     """
-    means = [torch.stack([block.sum(0) for block in blocks(rows)]).sum(0) / len(rows) for rows in (x, y)]
+    means = [torch.stack([block.sum(0) for block in blocks(*rows)]).sum(0) / n for rows in sets]
     spreads = [
-        sum(float(((block - mean) ** 2).sum()) for block in blocks(rows)) / len(rows)
-        for rows, mean in zip((x, y), means, strict=True)
+        sum(float(((block - mean) ** 2).sum()) for block in blocks(*rows)) / n
+        for rows, mean in zip(sets, means, strict=True)
     ]
     return float(((means[0] - means[1]) ** 2).sum()), sum(spreads)
 

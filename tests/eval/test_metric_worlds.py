@@ -7,6 +7,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build
+from gen.eval.metrics import pieces
 from gen.eval.metrics.class_fid import ClassFID
 from gen.eval.metrics.cmmd import CMMD
 from gen.eval.metrics.fd_infinity import FDInfinity
@@ -16,6 +17,7 @@ from gen.eval.metrics.inception_score import InceptionScore
 from gen.eval.metrics.kid import KID
 from gen.eval.metrics.lib.as_torchmetric import AsTorchMetric
 from gen.eval.metrics.lib.moments import Moments
+from gen.eval.metrics.lib.rows import subset
 from gen.eval.metrics.lpips_diversity import LPIPSDiversity
 from gen.eval.metrics.sliced_wasserstein import SlicedWasserstein
 from gen.eval.metrics.vendi import Vendi
@@ -55,6 +57,20 @@ def test_moments_of_a_singular_covariance_have_an_error_too() -> None:
     assert FID()(x @ lift, given).value == pytest.approx(flat.value, rel=1e-7)
     with pytest.raises(UserError, match=r"features \[200, 3\] against moments of 7"):
         FID()(x, given)
+
+
+def test_rows_that_are_chosen_are_read_block_by_block(monkeypatch) -> None:
+    x, y, chosen = draw(300, 5, 1, 1.3).float(), draw(200, 5, 2).float(), subset(300, 110, 0)
+    picked, copied = Moments.of_rows(x, chosen), Moments.of_rows(x[chosen])
+    assert torch.equal(picked.mean, copied.mean) and torch.equal(picked.factor, copied.factor)
+    metrics = FID(), SlicedWasserstein(directions=20), FDInfinity(smallest=40)
+    whole = [metric(x, y) for metric in metrics]
+    monkeypatch.setattr("gen.eval.metrics.BLOCK", 64)
+    assert all(torch.equal(*pair) for pair in zip(pieces(x, chosen), x[chosen].split(64), strict=True))
+    for metric, before in zip(metrics, whole, strict=True):
+        assert metric(x, y).value == pytest.approx(before.value, rel=1e-12)
+    monkeypatch.setattr("gen.eval.metrics.fid.INFLUENCES", 200)
+    assert FID()(x, y).se == pytest.approx(whole[0].se, rel=0.1)
 
 
 def test_infinitely_many_samples_have_no_bias() -> None:
@@ -119,7 +135,8 @@ def test_each_class_has_its_own_distance() -> None:
     x, labels = draw(90, 3), torch.arange(90) % 3
     y = x + labels[:, None]  # at 0, 3 and 12
     found, each = ClassFID()(x, labels, y, labels), ClassFID().by_class(x, labels, y, labels)
-    assert found[0].value == pytest.approx(5, rel=1e-9) and found[0].se == pytest.approx(39**0.5 / 3**0.5, rel=1e-9)
+    errors = torch.tensor([e.se for e in each.values()])
+    assert found[0].value == pytest.approx(5, rel=1e-9) and found[0].se == pytest.approx(float(errors.norm()) / 3)
     assert [*each] == [0, 1, 2] and [e.value for e in each.values()] == pytest.approx([0, 3, 12], abs=1e-9)
     assert 0 < found[1].value < found[0].value
     many = ClassFID()(x, labels, torch.cat([y, y]), torch.cat([labels, labels]))  # half of each label is drawn
@@ -128,6 +145,25 @@ def test_each_class_has_its_own_distance() -> None:
         ClassFID(least=31)(x, labels, y, labels)
     with pytest.raises(UserError, match="labels"):
         ClassFID()(x, labels[:5], y, labels)
+
+
+def test_errors_of_class_distances_are_the_spread_of_samples_and_of_their_own_draw() -> None:
+    generator, d = torch.Generator().manual_seed(0), 6
+
+    def normal(n: int, shift: float, scale: float = 1.0) -> torch.Tensor:
+        return shift + scale * torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+    labels, real = torch.arange(80) % 2, torch.arange(400) % 2  # of 200 real images of a label 40 are drawn
+    for shift, low, high in ((1.5, 0.85, 1.15), (0.0, 1.0, 1.45)):  # far above the floor, and at it
+        reference = normal(400, 0.0) + 3 * real[:, None]
+        sets = [(normal(80, shift) + 3 * labels[:, None], labels, reference, real) for _ in range(100)]
+        found = [ClassFID(seed=seed)(*arguments) for seed, arguments in enumerate(sets)]
+        for column, (least, most) in enumerate([(low, high), (0.8, 1.2)]):
+            spread = float(torch.tensor([e[column].value for e in found]).std())
+            error = sum(e[column].se for e in found) / 100
+            assert least * spread < error < most * spread, (shift, column, spread, error)
+    alone = ClassFID()(normal(40, 1.5), torch.zeros(40).long(), normal(40, 0.0), torch.zeros(40).long())
+    assert alone[0].se > 0  # one label has an error, too
 
 
 def test_likelihood_is_that_of_the_mixture_and_copies_are_noticed() -> None:

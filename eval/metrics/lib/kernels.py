@@ -35,12 +35,13 @@ def kernel_sums(x: Tensor, y: Tensor, kernel: Kernel, prepare: Prepare = product
         kernel: of inner products, element by element.
         prepare: of a block of rows, before the products.
     """
-    sums = []
-    for part in x.split(SIDE):
-        rows = prepare(part)
-        blocks = [kernel(rows @ prepare(other).T).sum(1, dtype=torch.float64) for other in y.split(SIDE)]
-        sums.append(torch.stack(blocks).sum(0))
-    return torch.cat(sums)
+    sums = torch.empty(len(x), dtype=torch.float64)
+    for part, of_part in zip(x.split(SIDE), sums.split(SIDE), strict=True):
+        rows, of_blocks = prepare(part), torch.empty(-(-len(y) // SIDE), len(part), dtype=torch.float64)
+        for j, other in enumerate(y.split(SIDE)):
+            of_blocks[j] = kernel(rows @ prepare(other).T).sum(1, dtype=torch.float64)
+        torch.sum(of_blocks, 0, out=of_part)
+    return sums
 
 
 def own_kernel_sums(x: Tensor, kernel: Kernel, prepare: Prepare = product_rows) -> Tensor:
@@ -51,12 +52,13 @@ def own_kernel_sums(x: Tensor, kernel: Kernel, prepare: Prepare = product_rows) 
         kernel: of inner products, element by element.
         prepare: of a block of rows, before the products.
     """
-    sums = [torch.zeros(len(part), dtype=torch.float64) for part in x.split(SIDE)]
+    whole = torch.zeros(len(x), dtype=torch.float64)
+    sums = whole.split(SIDE)
     for i, part in enumerate(x.split(SIDE)):
         rows = prepare(part)
         for j, other in enumerate(x.split(SIDE)[i:], i):
             values = kernel(rows @ prepare(other).T)
-            sums[i] += values.sum(1, dtype=torch.float64)
+            sums[i].add_(values.sum(1, dtype=torch.float64))
             if j > i:
-                sums[j] += values.sum(0, dtype=torch.float64)
-    return torch.cat(sums)
+                sums[j].add_(values.sum(0, dtype=torch.float64))
+    return whole

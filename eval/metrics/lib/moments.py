@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.eval.metrics import BLOCK, check_rows
+from gen.eval.metrics import check_rows, pieces
 
 __all__ = ["Moments", "centred", "distance", "reference_moments", "value_of"]
 
@@ -36,21 +36,21 @@ class Moments:
         return self.factor.T @ self.factor
 
     @classmethod
-    def of_rows(cls, x: Tensor) -> Moments:
-        """Compute the moments of rows [N, D], N >= 2; the covariance is the unbiased one (N - 1).
+    def of_rows(cls, x: Tensor, chosen: Tensor | None = None) -> Moments:
+        """Compute the moments of rows [N, D], N >= 2, or of those chosen; the covariance is the unbiased one (N - 1).
 
         Two passes over blocks of rows in a fixed order: the mean first, then centred products, which cancel nothing.
         Of N <= D rows the covariance is singular: they are the factor themselves, which is exact.
         """
-        n, d = x.shape
-        mean = torch.stack([part.sum(0, dtype=torch.float64) for part in x.split(SUMMED)]).sum(0) / n
+        n, d = len(x if chosen is None else chosen), x.shape[1]
+        sums = torch.empty(-(-n // SUMMED), d, dtype=torch.float64)
+        for i, part in enumerate(pieces(x, chosen, SUMMED)):
+            sums[i] = part.sum(0, dtype=torch.float64)
+        mean = sums.sum(0) / n
         if n <= d:
-            return cls(mean, (x.double() - mean) / (n - 1) ** 0.5)
-        products, of_block = np.zeros((d, d)), np.empty((d, d))
-        for part in centred(x, mean):
-            rows = part.numpy()
-            products += np.matmul(rows.T, rows, out=of_block)  # numpy sees the symmetry, which halves the work
-        return cls(mean, factored(torch.from_numpy(products) / (n - 1)))
+            rows = torch.cat([part - mean for part in pieces(x, chosen)])
+            return cls(mean, rows.div_((n - 1) ** 0.5))
+        return cls(mean, factored(torch.from_numpy(centred_products(x, mean, chosen)).div_(n - 1)))
 
     @classmethod
     def of_covariance(cls, mean: Tensor, covariance: Tensor) -> Moments:
@@ -82,15 +82,26 @@ class Moments:
         return self.factor.T @ (weights / (self.factor**2).sum(1, keepdim=True))  # rows of the factor are orthogonal
 
 
-def centred(x: Tensor, mean: Tensor) -> Iterator[Tensor]:
+def centred_products(x: Tensor, mean: Tensor, chosen: Tensor | None) -> np.ndarray:
+    """Return the sum of the outer products of rows less their mean, float64 [D, D]."""
+    products, of_block = (np.zeros((x.shape[1], x.shape[1])) for _ in range(2))  # of which one is returned
+    for part in centred(x, mean, chosen):
+        rows = part.numpy()
+        products += np.matmul(rows.T, rows, out=of_block)  # numpy sees the symmetry, which halves the work
+    return products
+
+
+def centred(x: Tensor, mean: Tensor, chosen: Tensor | None = None) -> Iterator[Tensor]:
     """Iterate over blocks of rows less a mean, in float64, in one buffer: to be used before the next.
 
     Args:
         x: rows [N, D].
         mean: [D], float64.
+        chosen: int64 [K], indices of rows; None for all.
     """
-    buffer = torch.empty(min(BLOCK, len(x)), x.shape[1], dtype=torch.float64)
-    for part in x.split(BLOCK):
+    buffer = torch.empty(0, dtype=torch.float64)
+    for part in pieces(x, chosen):  # the first is the largest
+        buffer = buffer if buffer.numel() else torch.empty(part.shape, dtype=torch.float64)
         yield torch.sub(part, mean, out=buffer[: len(part)])
 
 

@@ -68,7 +68,10 @@ def slices(n: int, size: int) -> list[slice]:
 
 def squared_lengths(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return |x|^2 of each row, [N]."""
-    return torch.cat([(part.to(dtype) ** 2).sum(1) for part in x.split(COLUMNS)])
+    squares = torch.empty(len(x), dtype=dtype)
+    for rows in slices(len(x), SIDE):
+        squares[rows] = (x[rows].to(dtype) ** 2).sum(1)
+    return squares
 
 
 def expanded(x: Tensor, y: Tensor, x_squares: Tensor, y_squares: Tensor) -> Tensor:
