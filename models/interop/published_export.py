@@ -50,7 +50,12 @@ def export_published(run: str | Path, out: str | Path, origin: str, *, weights: 
     owner, spec = find(origin, FOLDER), unwrap(f.net).spec
     unseen = {field.name for field in dataclasses.fields(owner)}  # what weights do not show
     ours = {**vars(f.path), **vars(spec)}
-    chosen: Any = owner(**{name: value for name, value in ours.items() if name in unseen})
+    try:
+        chosen: Any = owner(**{name: value for name, value in ours.items() if name in unseen})
+    except UserError as error:
+        unlabelled = "classes" in unseen and not ours.get("classes", 1)
+        reason = "it has no labels, and models there always take one" if unlabelled else error
+        raise UserError(f"{run}, a {type(spec).__name__}, cannot be a file of {origin}: {reason}") from None
     state = {name: value.detach().cpu().clone() for name, value in f.net.state_dict().items()}
     with replacing(out) as partial:
         if out.suffix == ".pt":

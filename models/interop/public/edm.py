@@ -123,6 +123,8 @@ def _song(weights: Weights, preset: str | None) -> tuple[SongUNet, State, dict[s
     """Return SongUNet's spec, its tensors, which have our names, and those that are left out, with the reason."""
     names, reader = weights.tensors, Reader(weights.tensors, "EDM's SongUNet")
     sides = _sides(names)
+    if not sides:
+        raise UserError(f"these are no weights of EDM: no enc.32x32_conv; they begin with {next(iter(names))}")
     if any("_aux_skip" in name or "_aux_up" in name for name in names):
         raise UserError("EDM's SongUNet with shortcuts of the picture (skip): none here; allowed: standard, residual")
     first = f"enc.{sides[0]}x{sides[0]}"

@@ -10,7 +10,7 @@ import torch
 import gen
 from gen.cli import main
 from gen.config.errors import UserError
-from gen.config.spec import override
+from gen.config.spec import names, override
 from gen.diffusion.parameterisation import Eps, Velocity
 from gen.diffusion.path import DDPM, Flow
 from gen.models.interop.checkpoints import import_checkpoint
@@ -47,6 +47,7 @@ def test_out_and_in_again_is_the_same_model_to_the_bit(tmp_path, capsys, origin,
         ({"freq_shift": 0}, Flow(), Velocity("data"), "sit", "does not say time_convention 'noise'"),
         ({"freq_shift": 0}, Flow(), Velocity(), "dit", r"does not say path .*'flow'.*ddpm"),
         ({}, DDPM(), Eps(), "edm2", "a DiT, cannot be a file of edm2: "),
+        *(({"classes": 0}, DDPM(), Eps(), name, f"file of {name}: it has no labels") for name in ("dit", "sit")),
         ({}, DDPM(), Eps(), "diffuzers", "no file of 'diffuzers' can be written; allowed: diffusers, "),
     ],
 )
@@ -55,6 +56,13 @@ def test_what_a_format_cannot_say_is_one_line(tmp_path, spec, path, param, origi
     with pytest.raises(UserError, match=said):
         export_published(tmp_path / "run", tmp_path / "x.pt", origin)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_model_of_another_kind_is_refused_by_every_origin(tmp_path):
+    run_folder(tmp_path / "run", OURS, DDPM(), Eps())
+    for origin in (name for name in names("models.interop.public") if name != "dit"):
+        with pytest.raises(UserError):
+            export_published(tmp_path / "run", tmp_path / "x.pt", origin)
 
 
 def test_files_that_exist_and_options_of_diffusers_are_refused(tmp_path, capsys):
