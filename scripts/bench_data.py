@@ -7,7 +7,9 @@ measurements, each the median over rounds, with the lowest and the highest:
 - items: CPU seconds of reading a file, decoding it by PIL, ADM's crop and numpy's array, over those of a folder's item,
   which also compares the file's sha256 and ends as a float tensor in [-1, 1]; the two take turns on one thread;
 - workers: pictures per second of the training's loader with two workers over one, in batches of 16, wall time; beside
-  it the same of plain processes that read items and hand over nothing, which is what the machine has to give;
+  it the same of plain processes that read items and hand over nothing, which is what the machine has to give, and
+  what two free cores would give by CPU time: 2 w1 / (w2 + m), for w1 and w2 seconds of a picture in one worker and in
+  two, m in the process that takes them;
 - opening: seconds per million files of the first opening (every file is read) and of the next ones, CPU and wall time.
 One line of JSON at the end; docs/data.md has the results.
 """
@@ -15,14 +17,17 @@ One line of JSON at the end; docs/data.md has the results.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import Process
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from tempfile import TemporaryDirectory
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch
@@ -36,6 +41,8 @@ from gen.data.folder import Folder
 from gen.data.lib.crops import fit
 from gen.data.lib.pictures import PictureSet
 from gen.data.photographs import paths
+from gen.training.recipes.own import own
+from gen.training.stream import ShuffledStream, iterate_steps, keep_memory
 
 SHAPE = (500, 375)
 
@@ -49,7 +56,8 @@ def main() -> None:
     args = parser.parse_args()
     with TemporaryDirectory(dir=args.folder) as made:
         os.environ["XDG_CACHE_HOME"] = f"{made}/cache"
-        result = {"items": items(Path(made) / "a", args.pictures, args.size, args.rounds)}
+        keep_memory()  # as the loader's workers do
+        result: dict[str, object] = {"items": items(Path(made) / "a", args.pictures, args.size, args.rounds)}
         result["workers"] = workers(Path(made) / "a", args.size, args.rounds)
         result |= opening(Path(made) / "b", args.files, args.size)
     print(json.dumps(result))
@@ -115,11 +123,6 @@ def items(folder: Path, n: int, size: int, rounds: int) -> list[float]:
 
 def workers(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
     """Return the pictures per second of two workers over those of one, and of two plain processes over one."""
-    from dataclasses import replace
-
-    from gen.training.recipes.own import own
-    from gen.training.stream import ShuffledStream, iterate_steps
-
     data = Folder(str(folder), size, holdout=0.0).open("train")
     run = replace(own(), data=None, batch_size=16, steps=40)
 
@@ -132,6 +135,19 @@ def workers(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
             done += 16
         return done / (time.perf_counter() - began)
 
+    def cost(count: int) -> tuple[float, float]:
+        """Return the CPU seconds of 480 pictures in the workers and in this process: of 40 steps less those of 10."""
+        spent = []
+        for length in (10, 40):
+            own_time, theirs = time.process_time(), getrusage(RUSAGE_CHILDREN)
+            for _ in iterate_steps(ShuffledStream(data, 0), replace(run, workers=count, steps=length), 0, 16, 0, 16):
+                pass
+            gc.collect()  # the workers have ended
+            after = getrusage(RUSAGE_CHILDREN)
+            workers_time = after.ru_utime + after.ru_stime - theirs.ru_utime - theirs.ru_stime
+            spent.append((workers_time, time.process_time() - own_time))
+        return spent[1][0] - spent[0][0], spent[1][1] - spent[0][1]
+
     def plain(count: int) -> float:
         began = time.perf_counter()
         started = [Process(target=reads, args=(data, 600 // count)) for _ in range(count)]
@@ -141,13 +157,15 @@ def workers(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
             process.join()
         return 600 / (time.perf_counter() - began)
 
-    ratios: dict[str, list[float]] = {"loader": [], "plain": []}
+    ratios: dict[str, list[float]] = {"loader": [], "plain": [], "by CPU time": []}
     rates = list[float]()
     for _ in range(rounds):
         for name, of in (("loader", rate), ("plain", plain)):
             a, b, c, d = of(1), of(2), of(2), of(1)
             ratios[name].append((b + c) / (a + d))
             rates += [b, c] if name == "loader" else []
+        one, (two, taken) = cost(1)[0], cost(2)
+        ratios["by CPU time"].append(2 * one / (two + taken))
     said("pictures per second, two workers", rates)
     return {name: said(f"two workers over one, {name}", values) for name, values in ratios.items()}
 

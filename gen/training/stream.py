@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,7 +16,10 @@ from gen.data import DataSet
 from gen.diffusion.noise import derive
 from gen.training.run import Run
 
-__all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "in_one_line", "iterate_steps"]
+__all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "in_one_line", "iterate_steps", "keep_memory"]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+KEPT = 2**30  # bytes
 
 
 class ShuffledStream(Dataset[Json]):
@@ -68,6 +73,17 @@ class StepBatchSampler(Sampler[list[int]]):
                 yield list(range(i, i + self._micro))
 
 
+def keep_memory(_worker: int = 0) -> None:
+    """Keep a worker's freed memory for its next batch; else each item pays for its pages anew, 4 % of reading it.
+
+    Only glibc has such a choice.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for threshold in M_TRIM_THRESHOLD, M_MMAP_THRESHOLD:
+            mallopt(threshold, KEPT)
+
+
 def batch_sizes(run: Run, world: int) -> tuple[int, int]:
     """Return the samples of a step per process, and of a micro-batch.
 
@@ -97,7 +113,8 @@ def iterate_steps(
         run, start, share, rank, micro: as of StepBatchSampler.
     """
     sampler = StepBatchSampler(run, start, share, rank, micro)
-    items = iter(DataLoader(stream, batch_sampler=sampler, num_workers=run.workers))
+    init = keep_memory if run.workers else None
+    items = iter(DataLoader(stream, batch_sampler=sampler, num_workers=run.workers, worker_init_fn=init))
     for step in range(start, run.steps):
         try:
             batches = [next(items) for _ in range(share // micro)]
