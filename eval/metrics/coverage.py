@@ -89,6 +89,6 @@ class CoveredBalls:
         n, m = self._n, len(self.counts)
         value = (self.counts > 0).double().mean()
         lost = torch.bincount(self._last[self.counts == 1], minlength=n)  # balls that lose their only sample with it
-        without = value - lost / m  # [N], without sample i
+        without = value - lost.double() / m  # [N], without sample i
         se = ((n - 1) / n * ((without - without.mean()) ** 2).sum()).sqrt()
         return Estimate(float(value), float(se), n)

@@ -118,17 +118,30 @@ def test_9_average_pools_that_count_their_padding() -> None:
     torch.testing.assert_close(last, by_maximum)
 
 
-@pytest.mark.parametrize("name", ["fd_infinity", "kid_subsets", "recall", "sliced_wasserstein"])
+DRAWING = {  # metrics that draw, with options for few rows
+    "class_fid": {},
+    "coverage": {"reduced_n": 30},
+    "fd_infinity": {},
+    "fld": {"epochs": 3},
+    "kid_subsets": {"size": 30},
+    "recall": {},
+    "sliced_wasserstein": {},
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
 def test_10_the_global_random_state(name) -> None:
-    metric = build("eval.metrics", {"name": name, **({"size": 30} if name == "kid_subsets" else {})})
+    metric = build("eval.metrics", {"name": name, **DRAWING[name]})
     x, y = draw(60, 5, 0), draw(50, 5, 1)
+    arguments = {"labelled_features": (x, torch.arange(60) % 2, y, torch.arange(50) % 2), "split_features": (x, y, y)}
+    given = arguments.get(metric.needs, (x, y))
     torch.manual_seed(1)
     np.random.seed(1)
-    first = metric(x, y)
+    first = metric(*given)
     torch.manual_seed(2)
     np.random.seed(2)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    assert metric(x, y) == first
+    assert metric(*given) == first
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
 
 
@@ -233,6 +246,9 @@ def test_17_alpha_depth_and_colour_spaces(mode, name, says, tmp_path) -> None:
     palette.save(tmp_path / "palette.png")
     (tmp_path / name).unlink()
     assert open_images(tmp_path).read([0])["images"][0, :, 0, 0].tolist() == [9, 120, 33]  # as it shows
+    palette.convert("RGB").save(tmp_path / "palette.png", icc_profile=b"x" * 200)
+    with pytest.warns(UserWarning, match="colour profiles in the files are not applied"):
+        open_images(tmp_path)
 
 
 def test_18_two_processes_doing_the_same_work(tmp_path) -> None:
