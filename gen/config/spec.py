@@ -194,14 +194,15 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
     """
     if not changes:
         return thing
+    fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
+    for head in (str(key).partition(".")[0] for key in changes):
+        if head not in fields:
+            raise UserError(f"unknown key {head!r} of {type(thing).__name__}. {nearest(head, fields)}")
     if follow := getattr(type(thing), "follow", None):  # what depends on the changes
         changes = follow(thing, changes)
-    fields = {f.name: f for f in dataclasses.fields(thing) if f.init}
     values = {name: getattr(thing, name) for name in fields}
     own, inner = by_head(changes)
     for head in {**own, **inner}:
-        if head not in fields:
-            raise UserError(f"unknown key {head!r} of {type(thing).__name__}. {nearest(head, fields)}")
         rest = inner.get(head, {})
         if head not in own and "preset" in rest and hasattr(values[head], "preset"):
             own[head] = name_of(type(values[head]))

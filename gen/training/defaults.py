@@ -7,6 +7,7 @@ channels and classes, or its ids. What is stated beside the choice stays as stat
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ def follow(run: Any, changes: Mapping[str, Any]) -> Json:
     own, inner = by_head(changes)
     changed = own.keys() | inner.keys()
     path = _chosen(run, "path", own, inner) or Flow()
+    data = functools.cache(lambda: _chosen(run, "data", own, inner))
     followed: Json = {}
     if run is not None and isinstance(path, NoisePath) and type(path) is not type(run.path):
         followed = {key: value for key, value in _path_defaults(run, path).items() if not _stated(key, changes)}
@@ -43,14 +45,17 @@ def follow(run: Any, changes: Mapping[str, Any]) -> Json:
         name = own.get("model", None if run is None else name_of(type(run.model)))
         model, left = with_keys(name, keys)
         if isinstance(model, (str, Mapping)):
-            model = _fit_spec(model, lambda: _chosen(run, "data", own, inner), path)
+            model = _fit_spec(model, data, path)
             followed |= {"model": model, **{f"model.{key}": value for key, value in left.items()}}
             changes = {key: value for key, value in changes.items() if key.partition(".")[0] != "model"}
     elif run is not None and changed & {"data", "path"}:
         ratio = _time_unit(run.path) / _time_unit(path)
-        data = _chosen(run, "data", own, inner) if "data" in changed else None
-        if (model := _fit_object(run.model, _shape(data), ratio, keys)) != run.model:
+        shape = _shape(data()) if "data" in changed else {}
+        if (model := _fit_object(run.model, shape, ratio, keys)) != run.model:
             followed["model"] = model
+    if "data" in changed and data.cache_info().currsize:  # as looked at: a million files are listed once
+        followed["data"] = data()
+        changes = {key: value for key, value in changes.items() if key.partition(".")[0] != "data"}
     return {**followed, **changes}
 
 

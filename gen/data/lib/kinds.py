@@ -43,7 +43,7 @@ def spec_at(text: str) -> Json | None:
     if text.endswith(".tar") and "{" in text:
         return {"name": "webdataset", "path": text}
     if not path.exists():
-        if os.sep in text or path.suffix in (*KINDS, ".jsonl"):
+        if os.sep in text or "." in text:
             raise UserError(f"data: {text} is not there; give a file or a folder, or a name of `gen list data`")
         return None
     return {"name": _of_folder(path) if path.is_dir() else _of_file(path), "path": text}

@@ -14,6 +14,7 @@ from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build, override
 from gen.data import spec_at
+from gen.data.folder import Folder
 from gen.training.recipes.own import own
 
 SMALL = ["--model.width", "16", "--model.groups", "4", "--steps", "1", "--batch_size", "2", "--sample_every", "0"]
@@ -48,6 +49,17 @@ def test_a_path_is_trained_on_and_sampled_by_name(photos, tmp_path, capsys):
     assert "the run has no data" in capsys.readouterr().err
     assert main(["train", "own", "--data", "photos", "--quiet", *SMALL, "--out", "x"]) == 2
     assert "pictures of several sizes need a size (--size 32" in capsys.readouterr().err
+
+
+def test_a_folder_is_listed_once_for_a_run(photos, monkeypatch):
+    listed, contents = [], Folder.contents
+    monkeypatch.setattr(Folder, "contents", lambda self, path: listed.append(path) or contents(self, path))
+    run = override(own(), {"data": "photos", "data.size": "8", "model": "unet"})
+    run.data.open("train"), run.data.open("test")
+    assert len(listed) == 1
+    with pytest.raises(UserError, match="unknown key 'sizes'"):
+        override(own(), {"data": "photos", "sizes": "8"})
+    assert len(listed) == 1
 
 
 def test_the_model_follows_the_data_whichever_is_chosen(photos):
@@ -85,6 +97,7 @@ def test_a_path_is_data_of_its_kind(photos, tmp_path):
     for text, words in {
         "./nowhere": "data: ./nowhere is not there; give a file or a folder",
         "photos/cat/0.jpg": "data: photos/cat/0.jpg is of no kind that is known",
+        "nowhere.zp": "data: nowhere.zp is not there",
         "nowhere": "unknown name 'nowhere' in data.",
     }.items():
         with pytest.raises(UserError) as error:
