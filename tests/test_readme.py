@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import gen
 from gen.cli import _main as cli
@@ -63,6 +64,10 @@ def trained(tmp_path_factory):
         (folder / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(folder / "photos" / name / "0.png")
     shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
+    (folder / "latents").mkdir()
+    zeros = torch.zeros(4, 4, 8, 8)
+    latents = {"latents": zeros, "latents_flip": zeros.clone(), "labels": torch.arange(4) % 2}
+    save_file(latents, folder / "latents" / "latents-00000.safetensors")
     return folder
 
 

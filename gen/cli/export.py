@@ -42,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
     from gen.models.interop.diffusers_export import export
 
     folder = export(args.run, args.out, weights=args.weights, patched=args.patched, autoencoder=args.autoencoder)
+    if (folder / "config.json").is_file():
+        print(f"{folder}: AutoencoderKL.from_pretrained({str(folder)!r})")
+        return 0
     alone = f"DiTTransformer2DModel.from_pretrained({str(folder)!r}, subfolder='transformer')"
     print(f"{folder}: {alone if args.autoencoder is None else f'DiTPipeline.from_pretrained({str(folder)!r})'}")
     return 0

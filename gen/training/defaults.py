@@ -18,6 +18,7 @@ from gen.text.tokenizers import id_fields
 
 __all__ = ["follow", "on_path"]
 
+MODELS = ("models", "models.autoencoders")
 FOLDERS = {"path": ("diffusion.path", "text.mask_path"), "data": ("data",)}
 FOLLOW_PATH = ("times", "critic_times", "weighting", "grid")  # fields of objectives and samplers
 TIME_SCALES = ("time_scale", "bandwidth")  # a model's factor on time, by either name
@@ -122,7 +123,7 @@ def _fitting(owner: Any, shape: Json) -> Json:
 
 def _fit_spec(spec: str | Mapping[str, Any], data: Any, path: Any) -> Json:
     """Return a model's spec with the fields that it does not state, from data() and path."""
-    owner, given = owner_of(spec, "models")
+    owner, given = owner_of(spec, *MODELS)
     fields = {f.name: f for f in dataclasses.fields(owner) if f.init} if dataclasses.is_dataclass(owner) else {}
     preset = owner.preset_fields(given["preset"]) if "preset" in given and hasattr(owner, "preset_fields") else {}
     given = {"name": name_of(owner), **given}

@@ -101,7 +101,7 @@ class Run:
         init: a run folder whose weights the training starts from.
     """
 
-    model: Any = part("models", kinds=(NetSpec,))
+    model: Any = part("models", "models.autoencoders", kinds=(NetSpec,))
     data: DataSource | None = part("data", default=None)
     objective: Objective | None = part("training.objectives", "distillers", default=None)
     path: Any = part("diffusion.path", "text.mask_path", kinds=(NoisePath, MaskPath), default=Flow())

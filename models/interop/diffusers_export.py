@@ -24,6 +24,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import sides
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
+from gen.models.autoencoders.kl import KL
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
 from gen.models.layers.embed import grid_embedding
@@ -52,7 +53,7 @@ def export(
     patched: bool = False,
     autoencoder: str | Path | None = None,
 ) -> Path:
-    """Write the model of a run, or of a checkpoint, as a diffusers DiT folder, and return it.
+    """Write the DiT, or the autoencoder, of a run or of a checkpoint as a folder of diffusers, and return it.
 
     Raises UserError, in one line, for a model that the class cannot be; then, and whenever something fails, nothing is
     written.
@@ -72,6 +73,12 @@ def export(
     pipeline = load(run, weights)
     denoiser = pipeline.denoiser
     model = denoiser.net.spec if isinstance(denoiser, Denoiser) else None
+    if isinstance(denoiser, Denoiser) and isinstance(model, KL):
+        if patched or autoencoder is not None:
+            raise UserError(f"{run} is an autoencoder: leave out --patched and --autoencoder")
+        with replacing(out) as partial:
+            denoiser.net.net.save_pretrained(partial)
+        return out
     if not isinstance(denoiser, Denoiser) or not isinstance(model, DiT):
         raise UserError(
             f"{run} is a {type(model).__name__}; diffusers' DiTTransformer2DModel can only be a DiT. --to with the "

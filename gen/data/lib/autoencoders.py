@@ -12,21 +12,23 @@ __all__ = ["autoencoder_spec", "build_autoencoder"]
 
 
 def autoencoder_spec(given: object) -> object:
-    """Return a spec, or whatever else was given, with a folder as the spec of what diffusers saved there.
+    """Return a spec, or whatever else was given, with a folder as the spec of what a run or diffusers saved there.
 
     Args:
         given: a folder, a name, a spec or an object.
     """
-    folder = isinstance(given, (str, Path)) and str(given) and Path(given).is_dir()
-    return {"name": "diffusers", "folder": str(given)} if folder else given
+    if not isinstance(given, (str, Path)) or not str(given) or not Path(given).is_dir():
+        return given
+    ours = any((Path(given) / name).exists() for name in ("run.json", "manifest.json", "checkpoints"))
+    return {"name": "trained" if ours else "diffusers", "folder": str(given)}
 
 
 def build_autoencoder(given: object) -> Any:
     """Return the dataclass that loads an autoencoder.
 
     Args:
-        given: the folder of one in diffusers' layout, a name of gen.models.autoencoders, a spec, or an object with
-            load().
+        given: the folder of one in diffusers' layout, or of a run that trained one; a name of gen.models.autoencoders,
+            a spec, or an object with load().
 
     Raises:
         UserError: for anything else.
