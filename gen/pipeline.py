@@ -417,7 +417,7 @@ def load(
         raise UserError(f"{checkpoint} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
     role = info["role"]
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
-    net = empty_network(run.model, info["files"].get(file, {"bytes": 0})["bytes"])
+    net = empty_network(run.model, sum(about["bytes"] for about in checkpoints.files_of(info, file).values()))
     tensors = checkpoints.read_tensors(checkpoint, file, info, _converter(net, dtype))
     try:
         net.load_state_dict(tensors, assign=True)

@@ -23,6 +23,7 @@ from gen.models.layers.block import Block, FinalLayer
 from gen.models.layers.dimsum import DiMSUMBlock, GeGLU, SpatialMamba, WaveletMamba, raster
 from gen.models.layers.embed import TimeEmbedding
 from gen.models.layers.patch import PatchNet
+from gen.models.layers.recompute import recomputed
 
 __all__ = ["DiMSUM", "DiMSUMNet"]
 
@@ -136,6 +137,7 @@ class DiMSUMNet(PatchNet):
     """
 
     adaln_only = False
+    gradient_checkpointing = False
 
     def __init__(self, spec: DiMSUM):
         super().__init__(spec)
@@ -161,7 +163,7 @@ class DiMSUMNet(PatchNet):
             def after(total: Tensor, i: int = i) -> Tensor:
                 return total + call_site(tap, f"blocks.{i}", lambda total: self._residual(i, total, c, tap), total)
 
-            total = call_site(tap, f"hidden.{i}", after, total)
+            total = call_site(tap, f"hidden.{i}", recomputed(self, after), total)
         h = total.to(kind)
         return h if self.norm_f is None else self.norm_f(h)
 

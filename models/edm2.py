@@ -18,6 +18,7 @@ from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
 from gen.models.layers.conv import Resample, resample, run_levels
 from gen.models.layers.magnitude import MPConv, MPFourier, mp_add, mp_cat, mp_silu, mp_sum, normalise, normalise_weights
+from gen.models.layers.recompute import recomputed
 
 __all__ = ["EDM2", "EDM2Net"]
 
@@ -126,7 +127,10 @@ class MPBlock(nn.Module):
     h [B, width, H, W], c [B, emb] -> [B, out, H', W'].
 
     flavour: "enc" normalises each pixel and changes the width first; "dec" changes the width on the shortcut alone.
+    gradient_checkpointing: see gen.models.layers.recompute.
     """
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -149,6 +153,9 @@ class MPBlock(nn.Module):
         self.attn_proj = MPConv(out, out, 1, 1) if attn else None
 
     def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None) -> Tensor:
+        return recomputed(self, lambda h: self._run(h, c, site, tap))(h)
+
+    def _run(self, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
         h = resample(h, self.resampling)
         short = h if self.conv_skip is None else self.conv_skip(h)  # [B, out, H', W']
         if self.flavour == "enc":

@@ -12,6 +12,7 @@ from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.embed import ClassEmbedding, TimeEmbedding
+from gen.models.layers.recompute import recomputed
 
 __all__ = ["MLP", "MLPNet"]
 
@@ -60,6 +61,8 @@ class MLPNet(family.FamilyNet):
     Sites: what is added, "blocks.3"; whole values "time", "hidden.3" [B, 1, width], "trunk", "final".
     """
 
+    gradient_checkpointing = False
+
     def __init__(self, spec: MLP):
         super().__init__()
         self.spec = spec
@@ -88,14 +91,16 @@ class MLPNet(family.FamilyNet):
     def trunk(self, h: Tensor, c: Tensor, tap: Tap | None) -> Tensor:
         """Run all layers on h [B, 1, width] under the condition c [B, 1, width]."""
         for i, block in enumerate(self.blocks):
-            h = _run_layer(block, h, c, i, tap)
+            h = self._run_layer(block, h, c, i, tap)
         return h
 
+    def _run_layer(self, block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
+        """Return h [B, 1, width] after layer i."""
 
-def _run_layer(block: Any, h: Tensor, c: Tensor, i: int, tap: Tap | None) -> Tensor:
-    """Return h [B, 1, width] after layer i."""
+        def residual(h: Tensor) -> Tensor:
+            return block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
 
-    def residual(h: Tensor) -> Tensor:
-        return block["fc2"](silu(block["fc1"](silu(h)) + block["c"](silu(c))))
+        def after(h: Tensor) -> Tensor:
+            return h + call_site(tap, f"blocks.{i}", residual, h)
 
-    return call_site(tap, f"hidden.{i}", lambda h: h + call_site(tap, f"blocks.{i}", residual, h), h)
+        return call_site(tap, f"hidden.{i}", recomputed(self, after), h)

@@ -2,6 +2,10 @@
 
 Everything is written under a temporary name and synced; the manifest, with the sha256 of every file, comes last; then
 the folder is renamed and only then are older ones removed. Reading verifies every byte. Nothing is ever unpickled.
+
+A file may lie in shards, net-00001-of-00002.safetensors beside net-00002-of-00002.safetensors: the manifest names the
+whole in "shard_of" of each, and in "slices" the rows of every divided tensor that it has, from "start" to "stop", of
+how many ("shape"). The first shard has rows of every tensor, and all that is not divided.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,12 +27,13 @@ from gen.config.tensor_files import Damaged, read_file, write_file
 from gen.config.writing import name_whole, partial_name, sync, write_json
 
 __all__ = [
-    "FORMAT", "age", "checkpoint_name", "lineage", "locate", "manifest_of", "newest", "prune", "read", "read_tensors",
-    "remove", "write",
+    "FORMAT", "age", "checkpoint_name", "complete", "file_names", "files_of", "lineage", "locate", "manifest_of",
+    "newest", "prune", "read", "read_tensors", "remove", "write", "write_files",
 ]  # fmt: skip
 
 FORMAT = 1
 TYPES = {"run": dict, "role": str, "step": int, "shape": list, "classes": int, "line": list}  # of a manifest's values
+Rows = Callable[[str, tuple[int, ...]], range | None]
 _STEP = re.compile(r"step-(\d{7,})")
 
 
@@ -49,44 +55,75 @@ def write(
         NonFinite: before anything is written, for weights that are not finite.
         OSError: as the file system does.
     """
+    unfinished = folder.parent / partial_name(folder.name)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        complete(folder, unfinished, manifest, write_files(folder, unfinished, files, beside))
+    except OSError as error:
+        name_whole(error, folder, unfinished)
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_files(
+    folder: Path,
+    unfinished: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    beside: Mapping[str, bytes] | None = None,
+) -> dict[str, Json]:
+    """Write files of a checkpoint that is not there yet; several processes may write into one.
+
+    Args:
+        folder: the checkpoint's folder.
+        unfinished: what `complete` renames to it.
+        files, beside: see `write`.
+
+    Returns:
+        Sha256 and bytes of each, by name.
+    """
     for name, tensors in files.items():
         for key, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NonFinite(f"{folder.name}/{name}: {key} is not finite; not saved")
-    partial, aside = (folder.parent / partial_name(folder.name, kind) for kind in ("partial", "aside"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        hashes = {}
-        for name in (*files, *(beside or {})):
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if name in files:
-                sha256 = write_file(path, files[name])
-            else:
-                path.write_bytes((beside or {})[name])
-                sync(path)
-                sha256 = file_sha256(path)
-            hashes[name] = {"sha256": sha256, "bytes": path.stat().st_size}
-        body = {"format": FORMAT, **manifest, "files": hashes}
-        write_json(partial / "manifest.json", sealed(body))
-        for directory in {partial, *(f.parent for f in partial.rglob("*"))}:
-            sync(directory)
-        if folder.exists():  # the same step again: the old one steps aside before it goes
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if aside.exists():
-                aside.rename(folder)
-            raise
-        sync(folder.parent)
+    hashes = {}
+    for name in (*files, *(beside or {})):
+        path = unfinished / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in files:
+            sha256 = write_file(path, files[name])
+        else:
+            path.write_bytes((beside or {})[name])
+            sync(path)
+            sha256 = file_sha256(path)
+        hashes[name] = {"sha256": sha256, "bytes": path.stat().st_size}
+    return hashes
+
+
+def complete(folder: Path, unfinished: Path, manifest: Mapping[str, object], files: Mapping[str, Json]) -> None:
+    """Write the manifest of files that are all there, and give their folder its name.
+
+    Args:
+        folder: the checkpoint's folder; an earlier one of the same name is replaced.
+        unfinished: of `write_files`, beside it.
+        manifest: see `write`.
+        files: what `write_files` returned, of all processes.
+    """
+    aside = folder.parent / partial_name(folder.name, "aside")
+    write_json(unfinished / "manifest.json", sealed({"format": FORMAT, **manifest, "files": files}))
+    for directory in {unfinished, *(f.parent for f in unfinished.rglob("*"))}:
+        sync(directory)
+    if folder.exists():  # the same step again: the old one steps aside before it goes
         shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        name_whole(error, folder, partial)
+        folder.rename(aside)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def read(folder: Path, verify: bool = True) -> Json:
@@ -118,11 +155,44 @@ def _check_types(folder: Path, manifest: Json) -> None:
     wrong = [] if right else ["files"]
     for about in files.values() if isinstance(files, dict) and right else ():
         wrong += [key for key, kind in {"sha256": str, "bytes": int}.items() if not isinstance(about.get(key), kind)]
+        wrong += [] if _are_slices(about) else ["slices"]
     wrong += [key for key, kind in TYPES.items() if key in manifest and not isinstance(manifest[key], kind)]
     lists = [key for key in ("shape", "line") if isinstance(manifest.get(key), list)]
     wrong += [key for key in lists if not all(type(number) is int and number >= 0 for number in manifest[key])]
     if wrong:
         raise UserError(f"{folder}/manifest.json is none that gen writes: {wrong[0]} is of another type")
+
+
+def _are_slices(about: Json) -> bool:
+    """Return whether what a manifest says of a file's shards can be so."""
+    slices = about.get("slices", {})
+    if not isinstance(about.get("shard_of", ""), str) or not isinstance(slices, dict):
+        return False
+    for cut in slices.values():
+        shape = cut.get("shape") if isinstance(cut, dict) else None
+        numbers = [cut.get("start"), cut.get("stop"), *shape] if isinstance(shape, list) else []
+        if len(numbers) < 3 or not all(type(n) is int and n >= 0 for n in numbers):
+            return False
+    return True
+
+
+def file_names(manifest: Json) -> set[str]:
+    """Return the names that `read_tensors` takes: those of whole files, whether or not they lie in shards.
+
+    Args:
+        manifest: that `read` returned.
+    """
+    return {about.get("shard_of", name) for name, about in manifest["files"].items()}
+
+
+def files_of(manifest: Json, name: str) -> dict[str, Json]:
+    """Return what a manifest says of a file, by name; of its shards, if it lies in some; nothing if there is none.
+
+    Args:
+        manifest: that `read` returned.
+        name: of the whole file.
+    """
+    return {key: about for key, about in manifest["files"].items() if about.get("shard_of", key) == name}
 
 
 def manifest_of(folder: str | Path) -> Json:
@@ -135,25 +205,61 @@ def manifest_of(folder: str | Path) -> Json:
 
 
 def read_tensors(
-    folder: Path, name: str, manifest: Json, convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+    folder: Path,
+    name: str,
+    manifest: Json,
+    convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    rows: Rows = lambda name, shape: None,
 ) -> dict[str, Tensor]:
     """Read the tensors of one file of a checkpoint, verified against its manifest.
 
     Args:
         folder: the checkpoint's folder.
-        name: the file's name relative to the folder.
+        name: the file's name relative to the folder; of the whole one, if it lies in shards.
         manifest: the manifest that `read` returned.
         convert: what becomes of each tensor as soon as it is read, by name, so that both are in memory one at a time.
+        rows: returns by name and shape which of its rows (indices of the first dimension) are to be returned, None for
+            the tensor; shards that have none of them are not read.
     """
-    if name not in manifest["files"]:
-        raise UserError(f"{folder} has no file {name!r}; it has {', '.join(sorted(manifest['files']))}")
-    path = _inside(folder, name)
-    try:
-        return read_file(path, manifest["files"][name]["sha256"], convert)
-    except Damaged:
-        raise _damage(path, manifest["files"][name]) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    files = files_of(manifest, name)
+    if not files:
+        raise UserError(f"{folder} has no file {name!r}; it has {', '.join(sorted(file_names(manifest)))}")
+    tensors, missing = dict[str, Tensor](), dict[str, int]()
+
+    def place(slices: Json, key: str, tensor: Tensor) -> Tensor:
+        """Copy those rows of a shard that are wanted, or of a whole tensor, to where they belong."""
+        cut = slices.get(key, {"start": 0, "shape": tensor.shape})
+        wanted = rows(key, tuple(cut["shape"]))
+        if key not in slices and wanted is None:
+            tensors[key] = convert(key, tensor)
+            return tensors[key]
+        wanted, start = range(cut["shape"][0]) if wanted is None else wanted, cut["start"]
+        if key not in tensors:
+            tensors[key], missing[key] = tensor.new_empty(len(wanted), *cut["shape"][1:]), len(wanted)
+        begin, end = max(wanted.start, start), min(wanted.stop, start + len(tensor))
+        if begin < end:
+            tensors[key][begin - wanted.start : end - wanted.start] = tensor[begin - start : end - start]
+            missing[key] -= end - begin
+        return tensors[key]
+
+    for i, (file, about) in enumerate(sorted(files.items())):
+        slices = about.get("slices", {})
+        if i and not any(_overlap(cut, rows(key, tuple(cut["shape"]))) for key, cut in slices.items()):
+            continue
+        path = _inside(folder, file)
+        try:
+            read_file(path, about["sha256"], partial(place, slices))
+        except Damaged:
+            raise _damage(path, about) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if any(missing.values()):
+        raise UserError(f"{folder}: the shards of {name} do not add up: {next(k for k in missing if missing[k])}")
+    return {key: convert(key, tensor) if key in missing else tensor for key, tensor in tensors.items()}
+
+
+def _overlap(cut: Json, wanted: range | None) -> bool:
+    return wanted is None or max(cut["start"], wanted.start) < min(cut["stop"], wanted.stop)
 
 
 def newest(folder: Path) -> Path | None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 __all__ = [
-    "broadcast", "create_accelerator", "device_mesh", "distribute_like", "exchange", "full_tensor", "gather", "is_main",
-    "meta_copy", "processes", "shard", "share", "shutdown", "unshard",
+    "broadcast", "create_accelerator", "device_mesh", "exchange", "full_tensor", "gather", "is_main", "meta_copy",
+    "processes", "shard", "share", "shutdown", "unshard",
 ]  # fmt: skip
 
 
@@ -223,24 +223,6 @@ def full_tensor(tensor: Tensor) -> Tensor:
     """
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
-
-
-def distribute_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Shard full tensors as their namesakes are sharded.
-
-    Args:
-        tensors: full tensors by name, the same in every process.
-        like: tensors by name; where one is a DTensor, its mesh and placements are taken.
-    """
-    return {name: _distribute(tensor, like[name]) if name in like else tensor for name, tensor in tensors.items()}
-
-
-def _distribute(tensor: Tensor, like: Any) -> Tensor:
-    if not hasattr(like, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def meta_copy(net: nn.Module) -> nn.Module:

@@ -88,8 +88,12 @@ class Run:
         compile: whether networks are compiled by torch.compile.
         fused: whether transformer blocks take norms, gates and sums in the fewest passes over memory, which rounds
             otherwise.
+        gradient_checkpointing: whether blocks keep only their input for the backward pass and compute the rest again
+            there: less memory for about a third more time.
         shard: whether each of several processes holds only a part of parameters, gradients, averages and optimiser
             state (FSDP2).
+        checkpoints: of sharded networks: "whole" files, gathered by the first process; or "sharded", to which each
+            process writes its own part, in a folder that all of them share. Either is read by any number of processes.
         workers: processes that load data; 0 loads in the training process.
         log_every, sample_every, validate_every, save_every: in steps; 0 for never, but for log_every.
         keep: how many checkpoints stay, at least 2.
@@ -118,7 +122,9 @@ class Run:
     clip: float = 1.0
     compile: bool = False
     fused: bool = False
+    gradient_checkpointing: bool = False
     shard: bool = False
+    checkpoints: Literal["whole", "sharded"] = "whole"
     workers: int = 0
     log_every: int = 50
     sample_every: int = 500
@@ -186,7 +192,9 @@ RESUMABLE = {
     "trackers",
     "peak_tflops",
     "micro_batch_size",
+    "gradient_checkpointing",
     "shard",
+    "checkpoints",
 }
 
 

@@ -1,8 +1,8 @@
-"""The folder of a run as its one writer sees it: run.json, metrics.jsonl, checkpoints/ of its own line, final/."""
+"""The folder of a run as those who write it see it: run.json, metrics.jsonl, checkpoints/ of its own line, final/."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from gen.config.spec import Json
 from gen.config.writing import Lock, sweep, write_json
 from gen.training.distributed import is_main
 from gen.training.log import MetricsFile
-from gen.training.state import Files
 
 __all__ = ["RunFolder", "lock_of"]
 
@@ -34,7 +33,7 @@ def lock_of(folder: Path) -> Iterator[Lock | None]:
 
 
 class RunFolder:
-    """The folder of a run, for the process that writes it.
+    """The folder of a run, for the process that writes it; in sharded checkpoints, all do.
 
     Args:
         path: the folder.
@@ -73,8 +72,13 @@ class RunFolder:
         for name in ("run.json", "metrics.jsonl"):
             (self.path / name).unlink(missing_ok=True)
 
-    def save(self, files: Files, manifest: Json, tidy: bool = True) -> str:
+    def save(self, write: Callable[[Path, Json], None], manifest: Json, tidy: bool = True) -> str:
         """Write a complete checkpoint; with `tidy`, then remove older ones, those of other lines, and a former final/.
+
+        Args:
+            write: writes a checkpoint, given its folder and manifest.
+            manifest: without the run's line.
+            tidy: whether to remove any.
 
         Returns:
             What is to be said about it; "" for nothing.
@@ -82,7 +86,7 @@ class RunFolder:
         said, step = self._restored(manifest["step"]), manifest["step"]
         folder = self.path / "checkpoints"
         with self._explained(f"step {step}"):
-            checkpoints.write(folder / checkpoints.checkpoint_name(step), files, manifest | {"line": self._line})
+            write(folder / checkpoints.checkpoint_name(step), manifest | {"line": self._line})
         if tidy:
             checkpoints.prune(folder, self._keep, self._spare)
             if (self.path / "final").exists():  # of an earlier end, or of another line
@@ -95,11 +99,11 @@ class RunFolder:
         line = checkpoints.lineage(folder)
         return [path.name for path in sorted(folder.glob("step-*")) if path not in line]
 
-    def finish(self, files: Files, manifest: Json) -> None:
-        """Write final/."""
+    def finish(self, write: Callable[[Path, Json], None], manifest: Json) -> None:
+        """Write final/; see `save`."""
         self._restored(manifest["step"])
         with self._explained("final/"):
-            checkpoints.write(self.path / "final", files, manifest | {"line": self._line})
+            write(self.path / "final", manifest | {"line": self._line})
 
     def is_final(self, step: int) -> bool:
         """Return whether final/ is of this line and step."""

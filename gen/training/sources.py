@@ -83,11 +83,12 @@ def _is_path(text: str) -> bool:
 def _of_weights(folder: Path) -> str:
     manifest = checkpoints.manifest_of(folder)
     label = next((f"-{average.label}" for average in run_from(manifest["run"], folder).ema), "")
-    weights = manifest["files"].get(f"{manifest['role']}{label}.safetensors")
-    if weights is None:
-        raise UserError(f"{folder} lacks {manifest['role']}{label}.safetensors")
+    name = f"{manifest['role']}{label}.safetensors"
+    hashes = [about["sha256"] for about in checkpoints.files_of(manifest, name).values()]
+    if not hashes:
+        raise UserError(f"{folder} lacks {name}")
     meaning = {key: manifest["run"][key] for key in ("path", "parameterisation")}
-    return digest({"weights": weights["sha256"], **meaning})
+    return digest({"weights": hashes[0] if len(hashes) == 1 else hashes, **meaning})
 
 
 def _of_path(path: Path) -> str:

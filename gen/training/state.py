@@ -1,28 +1,31 @@
-"""The training state as named tensors: weights, averages and optimiser state, gathered for a checkpoint and restored.
+"""The training state as named tensors: weights, averages and optimiser state, of a checkpoint and restored from it.
 
 nets: the networks by role. averages: their averages by (role, label). optims: the optimisers by role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gen.config import checkpoints
+from gen.config.errors import UserError
 from gen.config.spec import Json
-from gen.training.distributed import distribute_like, full_tensor
 from gen.training.optimiser_state import dump, load
+from gen.training.run import Run
+from gen.training.shards import Files, from_rows, rows_of
 
-__all__ = ["enable_fused", "optimiser_files", "restore", "trainable_parameters", "weight_files"]
+__all__ = ["enable", "enable_blocks", "optimiser_files", "restore", "trainable_parameters", "weight_files"]
 
+Switch = Literal["fused", "gradient_checkpointing"]
+SWITCHES: tuple[Switch, ...] = ("fused", "gradient_checkpointing")
 Nets = Mapping[str, nn.Module]
 Averages = Mapping[tuple[str, str], nn.Module]
 Optims = Mapping[str, torch.optim.Optimizer]
-Files = dict[str, dict[str, Tensor]]
 
 
 def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -34,64 +37,69 @@ def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def enable_fused(net: nn.Module) -> int:
-    """Make every module that can compute in fused operations do so (gen.models.layers.block).
+def enable(net: nn.Module, switch: Switch) -> bool:
+    """Set an attribute of every module that has it.
 
     Args:
         net: changed in place.
+        switch: "fused" to compute in fused operations (gen.models.layers.block), "gradient_checkpointing" to compute
+            the inner values of blocks again in the backward pass (gen.models.layers.recompute).
 
     Returns:
-        How many of its modules can.
+        Whether there is any; False for gradient checkpointing of a network that is the gradient of its potential, whose
+        attention computes otherwise in the forward pass.
     """
-    modules: list[Any] = [module for module in net.modules() if hasattr(module, "fused")]
+    modules = [module for module in net.modules() if hasattr(module, switch)]
+    if switch == "gradient_checkpointing" and any(hasattr(module, "potential") for module in net.modules()):
+        return False
     for module in modules:
-        module.fused = True
-    return len(modules)
+        own: Callable[[], None] | None = getattr(module, f"enable_{switch}", None)  # of a network of diffusers
+        setattr(module, switch, True) if own is None else own()
+    return bool(modules)
 
 
-def weight_files(nets: Nets, averages: Averages, keep: bool = True) -> Files:
-    """Collect net.safetensors and net-ema.safetensors of every role and average; every process has to call at once.
+def enable_blocks(run: Run, net: nn.Module) -> None:
+    """Set what a run asks of its network's blocks, see `enable`.
+
+    Args:
+        run: with `fused` and `gradient_checkpointing`.
+        net: changed in place.
+
+    Raises:
+        UserError: if it has no such blocks.
+    """
+    for switch in SWITCHES:
+        if getattr(run, switch) and not enable(net, switch):
+            model = type(run.model).__name__
+            raise UserError(f"{switch} = true, but {model} has no blocks that can do it: leave it out")
+
+
+def weight_files(nets: Nets, averages: Averages) -> Files:
+    """Return the tensors of net.safetensors and net-ema.safetensors, of every role and average, by file name and name.
 
     Args:
         nets, averages: see the module.
-        keep: false in processes that do not write: they only take part in gathering.
-
-    Returns:
-        Tensors by file name and name; of sharded ones the whole, on the CPU.
     """
-    files = {f"{role}.safetensors": _gather(net.state_dict(), keep) for role, net in nets.items()}
-    return files | {
-        f"{role}-{label}.safetensors": _gather(net.state_dict(), keep) for (role, label), net in averages.items()
-    }
+    files = {f"{role}.safetensors": net.state_dict() for role, net in nets.items()}
+    return files | {f"{role}-{label}.safetensors": net.state_dict() for (role, label), net in averages.items()}
 
 
-def optimiser_files(nets: Nets, optims: Optims, keep: bool = True) -> tuple[Files, Json]:
-    """Collect state/net.safetensors of every role, with keys such as "blocks.0.attn.qkv.weight/exp_avg".
+def optimiser_files(nets: Nets, optims: Optims) -> tuple[Files, Json]:
+    """Return the tensors of state/net.safetensors of every role, with keys like "blocks.0.attn.qkv.weight/exp_avg".
 
     Args:
         nets, optims: see the module.
-        keep: as of `weight_files`.
 
     Returns:
         Tensors by file name and name; and by role what else the optimisers know, for the manifest.
     """
     dumped = {role: dump(optim, _names(nets[role])) for role, optim in optims.items()}
-    files = {f"state/{role}.safetensors": _gather(tensors, keep) for role, (_, tensors) in dumped.items()}
+    files = {f"state/{role}.safetensors": tensors for role, (_, tensors) in dumped.items()}
     return files, {role: values for role, (values, _) in dumped.items()}
 
 
 def _names(net: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in trainable_parameters(net).items()}
-
-
-def _gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Gather sharded tensors one by one, in all processes; return the full ones, or nothing."""
-    gathered = {}
-    for name, tensor in tensors.items():
-        full = full_tensor(tensor)
-        if keep:
-            gathered[name] = full if full is tensor else full.cpu()
-    return gathered
 
 
 def restore(folder: Path, manifest: Json, nets: Nets, averages: Averages, optims: Optims) -> None:
@@ -103,17 +111,24 @@ def restore(folder: Path, manifest: Json, nets: Nets, averages: Averages, optims
         nets, averages, optims: see the module; the optimisers have made no step yet.
     """
     for role, net in nets.items():
-        _load(net, checkpoints.read_tensors(folder, f"{role}.safetensors", manifest))
-        if role not in optims:
-            continue
-        saved = checkpoints.read_tensors(folder, f"state/{role}.safetensors", manifest)
-        parameters = trainable_parameters(net)
-        owners = {key: parameters[key.partition("/")[0]] for key in saved if key.partition("/")[0] in parameters}
-        shaped = {key: owner for key, owner in owners.items() if owner.shape == saved[key].shape}
-        load(optims[role], _names(net), manifest["optim"][role], distribute_like(saved, shaped))
+        net.load_state_dict(_read(folder, f"{role}.safetensors", manifest, net.state_dict()))
+        if role in optims:
+            saved = _read(folder, f"state/{role}.safetensors", manifest, trainable_parameters(net))
+            load(optims[role], _names(net), manifest["optim"][role], saved)
     for (role, label), net in averages.items():
-        _load(net, checkpoints.read_tensors(folder, f"{role}-{label}.safetensors", manifest))
+        net.load_state_dict(_read(folder, f"{role}-{label}.safetensors", manifest, net.state_dict()))
 
 
-def _load(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    net.load_state_dict(distribute_like(tensors, net.state_dict()))
+def _read(folder: Path, name: str, manifest: Json, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read tensors, or what this process has of them: those of an owner's shape are sharded as it is."""
+    sharded: dict[str, Tensor] = {}
+
+    def rows(key: str, shape: tuple[int, ...]) -> range | None:
+        owner = owners.get(key.partition("/")[0])
+        if owner is None or tuple(owner.shape) != shape or rows_of(owner) is None:
+            return None
+        sharded[key] = owner
+        return rows_of(owner)
+
+    tensors = checkpoints.read_tensors(folder, name, manifest, rows=rows)
+    return {key: from_rows(tensor, sharded[key]) if key in sharded else tensor for key, tensor in tensors.items()}

@@ -37,6 +37,7 @@ from gen.training.previews import preview, why_none
 from gen.training.resume import denoiser_of, load_init, resume_from, versions
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import RunFolder, lock_of
+from gen.training.shards import Files, writer
 from gen.training.signals import Interrupted, stop_signals
 from gen.training.sources import fingerprints, parent_hash
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
@@ -142,6 +143,7 @@ class Trainer:
         self.world = self.accelerator.num_processes
         self.share, self.micro = batch_sizes(run, self.world)
         self.mesh = distributed.device_mesh(run, self.accelerator)
+        self.sharded = self.mesh is not None and run.checkpoints == "sharded"
         self.quiet = quiet or not self.main
         torch.manual_seed(derive("init", run.seed))
         self.nets = self._build_networks()
@@ -177,8 +179,7 @@ class Trainer:
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
         if parent_hash(run) != self.parent:
             raise UserError(f"{run.teacher or run.init} changed while it was read: run this again")
-        if run.fused and not state.enable_fused(net):
-            raise UserError(f"fused = true, but {type(run.model).__name__} has no blocks that can be: leave it out")
+        state.enable_blocks(run, net)
         roles = self.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 
@@ -401,18 +402,21 @@ class Trainer:
     def save(self, tidy: bool = True) -> None:
         """Write a complete checkpoint; no process goes on before it is there. With `tidy`, then remove others."""
         self.accelerator.wait_for_everyone()
-        files = state.weight_files(self.nets, self.averages, self.main) | self.latent_files
-        states, optim = state.optimiser_files(self.nets, self.optims, self.main)
-        if self.main:
-            self.progress.say(self.output.save(files | states, self._manifest() | {"optim": optim}, tidy))
+        states, optim = state.optimiser_files(self.nets, self.optims)
+        write = writer(self._model_files() | states, self.sharded, self.main)
+        if write is not None:
+            self.progress.say(self.output.save(write, self._manifest() | {"optim": optim}, tidy and self.main))
         self.step_saved = self.steps_done
         self.accelerator.wait_for_everyone()  # the launcher ends the others, still writing, if one ends here
 
     def _finish(self) -> None:
-        files = state.weight_files(self.nets, self.averages, self.main)
-        if self.main:
-            self.output.finish(files | self.latent_files, self._manifest())
+        write = writer(self._model_files(), self.sharded, self.main)
+        if write is not None:
+            self.output.finish(write, self._manifest())
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
+
+    def _model_files(self) -> Files:
+        return state.weight_files(self.nets, self.averages) | self.latent_files
 
     def _manifest(self) -> Json:
         run = self.run
@@ -434,7 +438,7 @@ class Trainer:
         }
 
     def _restore(self, folder: Path) -> None:
-        manifest = checkpoints.read(folder)
+        manifest = checkpoints.read(folder, verify=False)  # what is read is verified
         state.restore(folder, manifest, self.nets, self.averages, self.optims)
         self.steps_done = self.step_saved = manifest["step"]
         self.val_loss = manifest["val_loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family
 from gen.models.layers.block import modulate
 from gen.models.layers.patch import unpatchify
+from gen.models.layers.recompute import recomputed
 
 __all__ = ["DiffusersDiT", "DiffusersSpec", "denoiser"]
 
@@ -94,7 +96,8 @@ class DiffusersDiT(family.FamilyNet):
     def trunk(self, h: Tensor, t: Tensor, y: Tensor, tap: Tap | None) -> Tensor:
         """Run all blocks on tokens h [B, T, width] at timestep t [B] under the labels y [B]."""
         for i, block in enumerate(self.transformer.transformer_blocks):
-            h = _run_block(block, h, t, y, i, tap)
+            after = partial(_run_block, block, t=t, y=y, i=i, tap=tap)
+            h = call_site(tap, f"hidden.{i}", recomputed(self.transformer, after), h)
         return h
 
     def head(self, h: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ class DiffusersDiT(family.FamilyNet):
 
 
 def _run_block(block: Any, h: Tensor, t: Tensor, y: Tensor, i: int, tap: Tap | None) -> Tensor:
-    """Run block i on tokens h [B, T, width]; a BasicTransformerBlock has its own embedders of time and label."""
+    """Return tokens h [B, T, width] after block i; a BasicTransformerBlock has its own embedders of time and label."""
     site = f"blocks.{i}"
 
     def residual(h: Tensor) -> Tensor:
@@ -126,4 +129,4 @@ def _run_block(block: Any, h: Tensor, t: Tensor, y: Tensor, i: int, tap: Tap | N
         first = call_site(tap, f"{site}.attn", attn, h)  # [B, T, width]
         return first + call_site(tap, f"{site}.mlp", mlp, h + first)
 
-    return call_site(tap, f"hidden.{i}", lambda h: h + call_site(tap, site, residual, h), h)
+    return h + call_site(tap, site, residual, h)

@@ -11,6 +11,7 @@ from torch.nn.functional import silu
 from gen.diffusion.tap import Tap, call_site
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from gen.models.layers.attention import Attention, QKNorm
+from gen.models.layers.recompute import recomputed
 from gen.models.layers.rope import Rope
 
 __all__ = ["Block", "FinalLayer", "Mlp", "SplitSwiGLU", "SwiGLU", "modulate", "run_block"]
@@ -84,9 +85,11 @@ class Block(nn.Module):
     Attributes:
         fused: if no tap is given, `run_block` takes norms, gates and sums in the fewest passes over memory, which
             rounds otherwise.
+        gradient_checkpointing: see gen.models.layers.recompute.
     """
 
     fused = False
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -158,7 +161,7 @@ def run_block(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope
     """
     site = f"blocks.{i}"
     if tap is None and getattr(block, "fused", False):
-        return block.fused_forward(h, c, rope)
+        return recomputed(block, lambda h: block.fused_forward(h, c, rope))(h)
 
     def after(h: Tensor) -> Tensor:
         parts: list[Tensor] = []
@@ -172,7 +175,7 @@ def run_block(block: Any, h: Tensor, c: Any, i: int, tap: Tap | None, rope: Rope
         # (h + first) + second is what is published, to the bit; a tap may have returned something else than their sum.
         return h + parts[0] + parts[1] if parts and out is parts[2] else h + out
 
-    return call_site(tap, f"hidden.{i}", after, h)
+    return call_site(tap, f"hidden.{i}", recomputed(block, after), h)
 
 
 class FinalLayer(nn.Module):

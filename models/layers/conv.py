@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate, pad, scaled_dot_product
 
 from gen.diffusion.tap import Compute, Tap, call_site
 from gen.models.layers import init
+from gen.models.layers.recompute import recomputed
 
 __all__ = [
     "Downsample",
@@ -50,7 +51,10 @@ class ResBlock(nn.Module):
     Attributes:
         same: whether the shortcut is h itself.
         scale_shift: the condition scales and shifts the second norm; False adds it before that norm.
+        gradient_checkpointing: see gen.models.layers.recompute.
     """
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -152,15 +156,18 @@ def run_res_block(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor,
         tap: the tap, or None.
     """
 
-    def conv(inner: Tensor) -> Tensor:
-        return block(inner if block.same else h, c)
+    def run(h: Tensor) -> Tensor:
+        def conv(inner: Tensor) -> Tensor:
+            return block(inner if block.same else h, c)
 
-    def both(inner: Tensor) -> Tensor:
-        first = call_site(tap, f"{site}.conv", conv, inner)
-        return first if attn is None else first + call_site(tap, f"{site}.attn", attn, inner + first)
+        def both(inner: Tensor) -> Tensor:
+            first = call_site(tap, f"{site}.conv", conv, inner)
+            return first if attn is None else first + call_site(tap, f"{site}.attn", attn, inner + first)
 
-    short = block.shortcut(h)
-    return short + call_site(tap, site, both, short)
+        short = block.shortcut(h)
+        return short + call_site(tap, site, both, short)
+
+    return recomputed(block, run)(h)
 
 
 def run_levels(

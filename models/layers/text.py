@@ -101,7 +101,12 @@ class TextBlock(nn.Module):
     """The residuals of block `layer` to h [B, F, width]: attention, then SwiGLU, each after an RMS norm.
 
     Sites: "{site}.attn" and "{site}.mlp", what the two halves add.
+
+    Attributes:
+        gradient_checkpointing: see gen.models.layers.recompute.
     """
+
+    gradient_checkpointing = False
 
     def __init__(
         self, layer: int, width: int, heads: int, kv_heads: int, hidden: int, bias: bool, qk_norm: bool, eps: float

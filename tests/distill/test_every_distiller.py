@@ -109,6 +109,25 @@ def test_no_gradient_reaches_the_teacher_nor_what_is_frozen(method, teachers, tm
     assert method in moving or all(map(torch.equal, held, before))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_checkpointing_changes_no_bit(method, teachers, tmp_path):
+    kind, _, options = METHODS[method]
+    teacher = teachers(kind)
+    student = build("distillers", {"name": method, **options}).student(teacher_run(teacher), teacher, tmp_path / "s")
+    trained = []
+    if hasattr(student.model.build(), "potential"):
+        with pytest.raises(UserError, match=r"^gradient_checkpointing = true, but Cooperative has no blocks"):
+            Trainer(dataclasses.replace(student, gradient_checkpointing=True), tmp_path / "t", "never", "test", True)
+        return
+    for checkpointed in (False, True):
+        run = dataclasses.replace(student, batch_size=8, steps=1, gradient_checkpointing=checkpointed)
+        trainer = Trainer(run, tmp_path / str(checkpointed), "never", "test", True)
+        trainer.step(next(iter(trainer._batches())))
+        trained.append([p.detach() for f in trainer.roles.values() if hasattr(f, "net") for p in f.net.parameters()])
+    assert trained[0] and all(map(torch.equal, *trained))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_validation_follows_the_micro_batch_and_does_not_depend_on_it(method, teachers, tmp_path):
     kind, _, options = METHODS[method]

@@ -1,15 +1,21 @@
 """What each process of a test of tests/gen/test_distributed.py computes: every family, whole and in parts."""
 
 import copy
+import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from gen.config.errors import UserError
+from gen.config import checkpoints
+from gen.config.errors import NonFinite, UserError
 from gen.config.spec import find
-from gen.training.distributed import distribute_like, full_tensor, meta_copy, shard, unshard
+from gen.training.distributed import full_tensor, meta_copy, shard, unshard
+from gen.training.shards import from_rows, rows_of, write_sharded
+from gen.training.state import enable
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 REFUSED = {
@@ -33,15 +39,56 @@ def fused():
     return net, ()
 
 
+def checkpointed():
+    net, given = fused()
+    enable(net, "gradient_checkpointing")
+    return net, given
+
+
 def cut(given, own):
     return given[own] if isinstance(given, torch.Tensor) else {k: v[own] for k, v in given.items()}
+
+
+def own_rows(tensor):
+    rows = rows_of(tensor)
+    return ... if rows is None else slice(rows.start, rows.stop)
+
+
+def interrupted():
+    """A checkpoint is written; then one that the second process cannot write, and one that the first cannot name."""
+    folder, rank = Path(os.environ["FOLDER"]), dist.get_rank()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    net = random_net(digits("dit"))
+    shard(net, mesh)
+    files, about = {"net.safetensors": net.state_dict()}, {"step": 1}
+    write_sharded(folder / "step-0000001", files, about)
+    with torch.no_grad():
+        if rank:
+            next(p for p in net.parameters() if len(p.to_local())).to_local().fill_(math.nan)
+    said = (
+        r"^step-0000002/net-00002.* is not finite; not saved$" if rank else r"^step-0000002 was not saved: process 1: "
+    )
+    with pytest.raises(NonFinite if rank else UserError, match=said):
+        write_sharded(folder / "step-0000002", files, about)
+    net.load_state_dict({k: from_rows(torch.zeros_like(v.to_local()), v) for k, v in net.state_dict().items()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "complete", broken)
+        with pytest.raises(UserError if rank else OSError, match="No space left"):
+            write_sharded(folder / "step-0000003", files, about)
+    dist.barrier()
+    right = checkpoints.newest(folder) == folder / "step-0000001"
+    return {"right": torch.tensor(right)}
+
+
+def broken(*args):
+    raise OSError(28, "No space left on device")
 
 
 def everything():
     count, rank, mesh = dist.get_world_size(), dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
     worst = []
-    for name in [*FAMILIES, "text", "fused"]:
-        made = {"text": text, "fused": fused}.get(name)
+    for name in [*FAMILIES, "text", "fused", "checkpointed"]:
+        made = {"text": text, "fused": fused, "checkpointed": checkpointed}.get(name)
         net, given = made() if made else (random_net(digits(name)), ())
         x, *rest = given or inputs(net, n=4)
         one, thin = copy.deepcopy(net), meta_copy(net)
@@ -63,5 +110,7 @@ def everything():
         made = unshard(net, thin)
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), one.parameters(), strict=True))
         assert torch.equal(made(x, *rest), one.eval()(x, *rest))
-        net.load_state_dict(distribute_like(one.state_dict(), net.state_dict()))
+        whole, own = one.state_dict(), net.state_dict()
+        net.load_state_dict({k: from_rows(v[own_rows(own[k])], own[k]) for k, v in whole.items()})
+        assert all(torch.equal(full_tensor(p), whole[k]) for k, p in net.state_dict().items())
     return {"worst": torch.stack(worst).max()}

@@ -22,6 +22,7 @@ from gen.models.layers.wrapper import WrapperSpec
 from gen.models.unet import UNet
 from gen.pipeline import Pipeline, load
 from gen.training.run import Run
+from gen.training.state import enable
 from gen.training.trainer import train
 
 FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
@@ -215,6 +216,50 @@ def test_it_compiles_to_one_graph(name):
     x, t, cond = inputs(net)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x, t, cond), net(x, t, cond))
+    enable(net, "gradient_checkpointing")
+    (compiled(x, t, cond) ** 2).mean().backward()
+    kept = {name: p.grad for name, p in net.named_parameters() if p.requires_grad}
+    net.zero_grad()
+    (net(x, t, cond) ** 2).mean().backward()
+    assert all(torch.equal(kept[name], p.grad) for name, p in net.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "text"])
+def test_gradient_checkpointing_keeps_less_and_changes_no_bit(name):
+    """Kept are what autograd saves outside of blocks, as its hooks see it, and the inputs of the blocks."""
+    net = random_net(find("text", "models").preset("nano", width=32, depth=3) if name == "text" else digits(name))
+    given = (torch.arange(256).reshape(4, 64) % 200,) if name == "text" else inputs(net)
+    whole, kept = gradients(net.train(), given)
+    if hasattr(net, "potential"):
+        assert not enable(net, "gradient_checkpointing")
+        return
+    assert enable(net, "gradient_checkpointing")
+    again, kept_now = gradients(net, given)
+    assert kept_now < 0.6 * kept
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def gradients(net, given):
+    """The values at all sites, the gradients of a loss of them, and how many bytes are kept between the two passes."""
+    saved, own = {}, {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+        return tensor
+
+    torch.manual_seed(0)
+    sites = FeatureRecorder(("hidden.*", "encoder.*", "decoder.*", "blocks.*"))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = net(*given, tap=sites)
+    features = {site: value.detach() for site, value in sites.features.items()}
+    loss = (out**2).mean() + sum((value**2).mean() for value in sites.features.values())
+    names, parameters = zip(*((n, p) for n, p in net.named_parameters() if p.requires_grad), strict=True)
+    grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    blocks = [site for site in features if site.startswith("blocks.") and site.count(".") == 1]
+    kept = sum(size for key, size in saved.items() if key not in own)
+    if any(getattr(module, "gradient_checkpointing", False) for module in net.modules()):
+        kept += sum(features[site].nbytes for site in blocks)  # as large as the inputs
+    return features | dict(zip(names, grads, strict=True)), kept
 
 
 @pytest.mark.parametrize("name", FAMILIES)

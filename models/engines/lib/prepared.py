@@ -19,7 +19,7 @@ from gen.models.layers.modulations import Modulations
 from gen.models.layers.patch import MODULATION, PatchNet
 from gen.models.layers.wrapper import Wrapper
 from gen.models.text import TextNet
-from gen.training.state import enable_fused
+from gen.training.state import enable
 
 __all__ = ["ClassModulations", "Dtype", "Prepared", "choose_dtype", "dtype_name"]
 
@@ -46,7 +46,7 @@ class Prepared(Wrapper):
         inner = copy.deepcopy(unwrap(net)).eval().requires_grad_(False)
         super().__init__(inner.spec)
         self.inner = inner.to(dtype)
-        enable_fused(inner)
+        enable(inner, "fused")
         self.modulations = Modulations(inner) if isinstance(inner, PatchNet) and inner.adaln_only else None
         self.dtype, self.about = dtype, f"{about}, {dtype_name(dtype)}"
         self.compiled: Callable[..., Tensor] | None = None

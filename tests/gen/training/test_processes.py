@@ -19,7 +19,8 @@ from gen.distillers.consistency import Consistency
 from gen.training.log import ProgressBar, read_metrics
 from gen.training.run import run_spec
 from gen.training.trainer import Trainer, train
-from tests.gen.tiny import tiny
+from tests.gen.tiny import seal, tiny
+from tests.models.test_families import digits, random_net
 from tests.ranks import ROOT, environment, spread
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
@@ -35,7 +36,7 @@ def small(**changes):
 
 
 def launch(start, run, folder, *options):
-    """scripts/train.py on two processes: what it says."""
+    """scripts/train.py on several processes: what it says."""
     folder.parent.mkdir(exist_ok=True)
     spec = folder.parent / f"{folder.name}.json"
     spec.write_text(json.dumps(run_spec(run)))
@@ -48,10 +49,10 @@ def launch(start, run, folder, *options):
 def apart(one, two):
     """The largest difference between two checkpoints that hold the same tensors."""
     a, b = checkpoints.read(one), checkpoints.read(two)
-    assert a["files"].keys() == b["files"].keys()
+    assert checkpoints.file_names(a) == checkpoints.file_names(b)
     assert a["step"] == b["step"]
     worst = 0.0
-    for name in a["files"]:
+    for name in checkpoints.file_names(a):
         ours, theirs = checkpoints.read_tensors(one, name, a), checkpoints.read_tensors(two, name, b)
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
         worst = max([worst, *(float((ours[key] - theirs[key]).abs().max()) for key in ours)])
@@ -110,6 +111,74 @@ def test_two_processes_under_torchrun(tmp_path, changes, shard):
     train(small(**{**given, "micro_batch_size": None}), tmp_path / "one", quiet=True)
     launch(TORCHRUN, small(**given, shard=shard), tmp_path / "two")
     assert apart(tmp_path / "one/final", tmp_path / "two/final") < CLOSE.get(changes, 1e-6)
+
+
+SHARDS = {
+    "checkpoints": "sharded",
+    "shard": True,
+    "optim": {"name": "adamw", "lr": 1e-3},
+    "gradient_checkpointing": True,
+}
+
+
+@pytest.mark.slow
+def test_sharded_checkpoints_are_written_by_all_processes_and_read_by_any_number(tmp_path):
+    """To the bit by as many, up to rounding by others; and killed while one is written, the one before is left."""
+    run, two = small(**SHARDS), tmp_path / "two"
+    launch(TORCHRUN, run, two)
+    middle, end = (two / f"checkpoints/step-000000{step}" for step in (3, 6))
+    info = checkpoints.read(end)
+    first, second = (about for _, about in sorted(checkpoints.files_of(info, "net.safetensors").items()))
+    assert not (end / "net.safetensors").exists() and first["bytes"] == pytest.approx(second["bytes"], rel=0.3)
+    whole = checkpoints.read_tensors(end, "net.safetensors", info)
+    model, raw = load(two), load(two, weights="raw").denoiser.net.state_dict()
+    assert all(torch.equal(value, whole[key]) for key, value in raw.items())
+    assert model.sample(2, steps=2).x.isfinite().all() and not list(two.glob("**/.partial*"))
+
+    launch(TORCHRUN, run, tmp_path / "again", "--resume", str(middle))
+    assert checkpoints.read(tmp_path / "again/checkpoints/step-0000006")["files"] == info["files"]
+    train(small(**SHARDS), tmp_path / "alone", resume=str(middle), quiet=True)
+    assert "net.safetensors" in checkpoints.read(tmp_path / "alone/final")["files"]
+    assert apart(tmp_path / "alone/checkpoints/step-0000006", end) < 2e-5
+    replicas = small(**SHARDS | {"shard": False})
+    launch(TORCHRUN, replicas, tmp_path / "replicas", "--resume", str(middle))
+    assert apart(tmp_path / "replicas/checkpoints/step-0000006", end) < 2e-5
+
+    damaged = next(end.glob("net-00002*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"net-00002-of-00002.safetensors is damaged: it does not match its sha256"):
+        checkpoints.read_tensors(end, "net.safetensors", info)
+    with pytest.warns(UserWarning, match="passing over a damaged checkpoint"):
+        assert checkpoints.newest(two / "checkpoints") == middle
+
+
+@pytest.mark.slow
+def test_sharded_checkpoints_of_four_processes_are_read_by_two(tmp_path):
+    four = [*TORCHRUN[:3], "--nproc-per-node=4", *TORCHRUN[4:]]
+    launch(four, small(**SHARDS), tmp_path / "four")
+    launch(TORCHRUN, small(**SHARDS), tmp_path / "two", "--resume", str(tmp_path / "four/checkpoints/step-0000003"))
+    launch(four, small(**SHARDS), tmp_path / "on", "--resume", str(tmp_path / "two/checkpoints/step-0000003"))
+    assert apart(tmp_path / "four/final", tmp_path / "two/final") < 2e-5
+    assert apart(tmp_path / "four/final", tmp_path / "on/final") < 2e-5
+
+
+def test_a_sharded_checkpoint_is_there_once_all_shards_are(tmp_path):
+    for rank in spread("tests.gen.parts:interrupted", 2, tmp_path / "ranks", FOLDER=str(tmp_path / "run")):
+        assert rank["right"]
+    (folder,) = (tmp_path / "run").iterdir()
+    net, info = random_net(digits("dit")).state_dict(), checkpoints.read(folder)
+    read = checkpoints.read_tensors(folder, "net.safetensors", info)
+    assert folder.name == "step-0000001" and len(info["files"]) == 2 and read.keys() == net.keys()
+    assert all(torch.equal(value, net[key]) for key, value in read.items())
+    name, about = max(info["files"].items())
+    key, cut = next(iter(about["slices"].items()))
+    for wrong in ({"start": -1}, {"stop": "all"}, {"shape": 3}):
+        seal(folder, files=info["files"] | {name: about | {"slices": {key: cut | wrong}}})
+        with pytest.raises(UserError, match="slices is of another type"):
+            checkpoints.read(folder)
+    seal(folder, files=info["files"] | {name: about | {"slices": {key: cut | {"start": 0}}}})
+    with pytest.raises(UserError, match=r"damaged|do not add up"):
+        checkpoints.read_tensors(folder, "net.safetensors", checkpoints.read(folder))
 
 
 @pytest.mark.slow

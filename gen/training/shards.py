@@ -1,0 +1,151 @@
+"""Checkpoints of sharded runs in shards: each process writes what it has, and reads what it needs.
+
+Networks are sharded by fully_shard, by rows: process r of n has the r-th chunk of each tensor's first dimension.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gen.config import checkpoints
+from gen.config.errors import NonFinite, UserError
+from gen.config.spec import Json
+from gen.config.writing import partial_name
+from gen.training.distributed import broadcast, exchange, full_tensor, processes
+
+__all__ = ["Files", "from_rows", "gathered", "rows_of", "write_sharded", "writer"]
+
+Files = dict[str, dict[str, Tensor]]
+
+
+def rows_of(tensor: Any) -> range | None:
+    """Return which rows of a tensor this process has; None for a tensor that is not divided by rows.
+
+    Args:
+        tensor: a plain tensor or a DTensor.
+    """
+    if not hasattr(tensor, "full_tensor"):
+        return None
+    from torch.distributed.tensor import Shard
+
+    if tuple(tensor.placements) != (Shard(0),):
+        return None
+    count, chunk = len(tensor), -(-len(tensor) // tensor.device_mesh.size())
+    start = min(tensor.device_mesh.get_local_rank() * chunk, count)
+    return range(start, start + len(tensor.to_local()))
+
+
+def from_rows(rows: Tensor, like: Any) -> Tensor:
+    """Return a tensor of which this process has some rows, sharded as another one; a plain one if that is.
+
+    Args:
+        rows: this process's, or the whole of a tensor that is not divided.
+        like: a tensor of the whole's shape.
+    """
+    if rows_of(like) is None:
+        return rows
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(
+        rows.to(like.device), mesh, placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def writer(files: Files, sharded: bool, main: bool) -> Callable[[Path, Json], None] | None:
+    """Return what writes a checkpoint, given its folder and manifest; None in a process that writes nothing.
+
+    Args:
+        files: tensors by name and file name, sharded or not; every process has to call at once.
+        sharded: whether each process writes its own shards; else the first one writes whole files.
+        main: whether this process is the first.
+    """
+    if sharded:
+        return lambda folder, manifest: write_sharded(folder, files, manifest)
+    whole = gathered(files, main)
+    return (lambda folder, manifest: checkpoints.write(folder, whole, manifest)) if main else None
+
+
+def gathered(files: Files, keep: bool) -> Files:
+    """Gather sharded tensors one by one, on the CPU; every process has to call at once.
+
+    Args:
+        files: tensors by file name and name.
+        keep: false in processes that do not write: they only take part, and return none.
+    """
+    whole: Files = {name: {} for name in files}
+    for name, tensors in files.items():
+        for key, tensor in tensors.items():
+            full = full_tensor(tensor)
+            if keep:
+                whole[name][key] = full if full is tensor else full.cpu()
+    return whole
+
+
+def write_sharded(folder: Path, files: Mapping[str, Mapping[str, Tensor]], manifest: Json) -> None:
+    """Write a checkpoint of which each process writes its own shards; it is there once all of them are.
+
+    Args:
+        folder: the checkpoint's folder, on a file system that all processes share.
+        files: tensors by name and file name, the same in every process but for what is sharded; all have to call.
+        manifest: see gen.config.checkpoints.write; the first process's is taken.
+
+    Raises:
+        UserError: if another process could not write; and what that one raises. The folder is as it was before.
+    """
+    rank, world = processes()
+    unfinished = Path(broadcast(str(folder.parent / partial_name(folder.name))))
+    problem: Exception | None = None
+    written: dict[str, Json] = {}
+    try:
+        written = _write_own(folder, unfinished, files, rank, world)
+    except (OSError, UserError, NonFinite) as error:
+        problem = error
+    everything: list[tuple[dict[str, Json], str | None]] = exchange(
+        {rank: (written, f"process {rank}: {problem}" if problem else None)}
+    )
+    problems = [said for _, said in everything if said]
+    if rank == 0:
+        files_written = {name: about for one, _ in everything for name, about in one.items()}
+        absent = [name for name in files_written if not (unfinished / name).exists()]
+        try:
+            if not problems and not absent:
+                checkpoints.complete(folder, unfinished, manifest, files_written)
+        except OSError as error:
+            problem, problems = error, [f"process 0: {error}"]
+        if absent:
+            problems += [f"{folder.parent} is not the same folder for all processes: {absent[0]} is not there"]
+        shutil.rmtree(unfinished, ignore_errors=True)
+    problems = broadcast(problems)
+    if problem is not None:
+        raise problem
+    if problems:
+        raise UserError(f"{folder.name} was not saved: {'; '.join(problems)}")
+
+
+def _write_own(
+    folder: Path, unfinished: Path, files: Mapping[str, Mapping[str, Tensor]], rank: int, world: int
+) -> dict[str, Json]:
+    """Write this process's rows of every divided tensor and, in the first process, all other tensors."""
+    own: dict[str, dict[str, Tensor]] = {}
+    slices: dict[str, Json] = {}
+    for whole, tensors in files.items():
+        name = f"{whole.removesuffix('.safetensors')}-{rank + 1:05d}-of-{world:05d}.safetensors"
+        own[name], slices[name] = {}, {}
+        for key, tensor in tensors.items():
+            rows = rows_of(tensor)
+            full = full_tensor(tensor) if rows is None else tensor
+            if rows:
+                local: Any = tensor
+                own[name][key] = local.to_local()
+                slices[name][key] = {"start": rows.start, "stop": rows.stop, "shape": list(tensor.shape)}
+            elif rows is None and rank == 0:
+                own[name][key] = full
+    written = checkpoints.write_files(folder, unfinished, own)
+    shard_of = dict(zip(own, files, strict=True))
+    return {name: about | {"shard_of": shard_of[name], "slices": slices[name]} for name, about in written.items()}
