@@ -24,7 +24,8 @@ class Stored:
     Attributes:
         dim: numbers of a token; 768 for DINOv2-B.
         grid: tokens on a side.
-        cls: a class token [B, dim] is stored before the others, as row 0 of [B, 1 + grid^2, dim].
+        cls: a class token [B, dim] is stored before the others, as row 0 of [B, 1 + grid^2, dim]; `gen encode
+            --features` stores that of an encoder which has one.
     """
 
     reads: ClassVar[str] = "features"

@@ -1,5 +1,6 @@
 """Hostile files over every loader: nothing in them runs, and each is refused in one line."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -170,12 +171,10 @@ def test_json(case, root):
     from gen.cli.train import settings
     from gen.models.encoders.lib.vit import config_of
 
-    class Recipe:
-        recipe = "run.json"
-
+    recipe = argparse.Namespace(recipe="run.json", overrides={})
     for call in (
         lambda: gen.load(root / "run"),
-        lambda: settings(Recipe),
+        lambda: settings(recipe),
         lambda: collect(root / "run"),
         lambda: build("samplers.grids", {"name": "searched", "file": "grid.json"}).read(),
         lambda: build("samplers.caches", {"name": "searched", "file": "grid.json"}).start(2),

@@ -68,10 +68,12 @@ def hook(event, args):
         file = args[0].co_filename
         if not file.startswith(("<", *roots)):
             seen.append(f"exec {file}")
-    elif event == "ctypes.dlopen" and str(args[0]).startswith(("None", *roots)):
+    elif event == "ctypes.dlopen" and str(args[0]).startswith(("None", "libc.so", *roots)):
         pass  # as torch does
     elif event == "subprocess.Popen" and list(args[1]) == GIT:
         pass  # the commit of this code, in its own folder
+    elif event == "socket.bind" and args[1] == ("::1", 0):
+        pass  # as urllib3 does, to see whether there is IPv6, when diffusers imports it
     elif event in ("pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn",
                    "socket.connect", "socket.getaddrinfo", "socket.bind", "ctypes.dlopen"):
         frames = "".join(traceback.format_list(traceback.extract_stack(limit=12)[:-1]))
