@@ -23,7 +23,7 @@ from gen.eval.metrics import NEEDS, Metric
 from gen.eval.opening import SAMPLER, asked, check_paths, check_shape, drawer, give, opened, recordable, reference_of
 from gen.eval.pictures import strip
 from gen.eval.protocols import EvaluationProtocol, protocol_of
-from gen.eval.provenance import checkpoint, command, device_of, setting
+from gen.eval.provenance import brief_spec, checkpoint, command, device_of, setting
 from gen.eval.record import UNKNOWN, ExtractorInfo, Record, SamplesInfo, write_record
 from gen.eval.reference import Reference
 from gen.pipeline import check_device
@@ -246,6 +246,7 @@ class Evaluation:
             reference=reference.info,
             extractor=ExtractorInfo(reference.extractor.name, reference.extractor.sha256, samples.features.shape[1]),
             sampler=self.spec,
+            brief={} if sampler is None else brief_spec(sampler.pipeline, self.how),
             metrics=measured,
             per_class=per_class,
             floor=floor_of(reference),

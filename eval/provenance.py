@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
 OPTIONS = ("training", "paired", "prompts", "class_wise", "protocol", "allow_lossy", "reference_extractor")
 
-__all__ = ["checkpoint", "command", "device_of", "loading_options", "machine", "sampler_spec", "setting", "short"]
+__all__ = [
+    "brief_spec",
+    "checkpoint",
+    "command",
+    "device_of",
+    "loading_options",
+    "machine",
+    "sampler_spec",
+    "setting",
+    "short",
+]
 
 
 def sampler_spec(pipeline: Pipeline, how: Mapping[str, object]) -> Json:
@@ -54,6 +64,33 @@ def sampler_spec(pipeline: Pipeline, how: Mapping[str, object]) -> Json:
         return spec
     about = members(pipeline.denoiser.net).about if isinstance(pipeline.denoiser, Denoiser) else ""
     return {**spec, "engine": {**spec_of(engine), **({"about": about} if about else {})}}
+
+
+def brief_spec(pipeline: Pipeline, how: Mapping[str, object]) -> Json:
+    """Return the spec of `sampler_spec` without the options that have their default, as a page says it.
+
+    Of a guide and a cache the first option, its strength, is always there.
+
+    Args:
+        pipeline: Pipeline, or anything with `plan`.
+        how: keywords of its `sample`.
+    """
+    plan = pipeline.plan(**how)
+    parts = {key: getattr(plan, key) for key in ("solver", "grid", "guide", "cache")}
+    brief = {key: _brief(part, key in ("guide", "cache")) for key, part in parts.items()}
+    return {**sampler_spec(pipeline, how), **brief}
+
+
+def _brief(thing: Any, strength: bool = False) -> Any:
+    if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
+        return thing
+    spec, kept = spec_of(thing), {"name": name_of(type(thing))}
+    for i, field in enumerate(f for f in dataclasses.fields(thing) if f.name in spec):
+        value, missing = getattr(thing, field.name), dataclasses.MISSING
+        usual = field.default if field.default_factory is missing else field.default_factory()
+        if value != usual or (strength and i == 0):
+            kept[field.name] = _brief(value) if dataclasses.is_dataclass(value) else spec[field.name]
+    return kept
 
 
 def checkpoint(pipeline: object) -> Json | None:

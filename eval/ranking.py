@@ -211,7 +211,7 @@ def origin(record: Record) -> str:
     """
     given = record.samples
     if record.sampler or given is None:
-        return sampler_text(record.sampler)
+        return sampler_text(record.brief or record.sampler)
     words = f"{given.kind} of {given.format}" if given.format else given.kind
     return words if given.available is None else f"{words}, {record.n:,} of {given.available:,}"
 

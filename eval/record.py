@@ -312,6 +312,7 @@ class Record:
         metrics: the numbers, in the order of their columns.
         samples: what was given.
         sampler: spec of solver, steps, grid, guide, cache, engine and dtype, defaults filled in; {} for other tools'.
+        brief: the same without the options that have their default, as pages say it; {} for `sampler`.
         checkpoint: step, role, sha256 and weights of what was loaded.
         seed: of the samples.
         floor: the real images that the measurements' floors are of.
@@ -339,6 +340,7 @@ class Record:
     metrics: tuple[Measurement, ...]
     samples: SamplesInfo | None = None
     sampler: Json = field(default_factory=dict)
+    brief: Json = field(default_factory=dict)
     checkpoint: Json | None = None
     seed: int | None = None
     floor: FloorInfo | None = None

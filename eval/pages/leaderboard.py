@@ -82,9 +82,9 @@ def _points(records: Sequence[Record], measured: Measurement, x: Callable[[Recor
 def _family(record: Record, group: Group) -> str:
     """Return the run's name, or the label all its rows have; with the sampler where there are several kinds."""
     mine = [row.record for row in group.rows if row.record.run == record.run]
-    kinds, labels = {_kind(r.sampler) for r in mine}, {r.label for r in mine}
+    kinds, labels = {_kind(r.brief or r.sampler) for r in mine}, {r.label for r in mine}
     name = record.label if len(labels) == 1 else record.run
-    return name if len(kinds) == 1 else f"{name}, {_kind(record.sampler)}"
+    return name if len(kinds) == 1 else f"{name}, {_kind(record.brief or record.sampler)}"
 
 
 def _kind(sampler: Json) -> str:

@@ -17,9 +17,10 @@ from gen.diffusion.noise import Noise, sample_seeds
 from gen.eval.evaluate import evaluate
 from gen.eval.leaderboard import leaderboard
 from gen.eval.pictures import strip
-from gen.eval.provenance import loading_options, machine
+from gen.eval.provenance import brief_spec, loading_options, machine
 from gen.eval.record import Record, from_json, to_json
 from gen.eval.reference import Reference, stack
+from gen.eval.sampler_text import sampler_text
 from gen.eval.sources import collect
 from gen.pipeline import Samples, load
 from gen.training.run import Sampler
@@ -225,3 +226,25 @@ def test_strip_shows_ten_pictures_with_clear_gaps(shape, size) -> None:
 
 def test_machine_names_the_processor() -> None:
     assert machine(torch.device("cpu")).endswith("1 thread")
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"solver": "heun", "steps": 8, "grid": "linear"}, "heun, 8 steps"),
+        (
+            {"solver": {"name": "heun", "churn": 0.4}, "steps": 8, "grid": {"name": "linear", "stop": 0.1}},
+            "heun(churn=0.4), 8 steps, linear(stop=0.1) grid",
+        ),
+        (
+            {"solver": "unipc", "steps": 1, "grid": "karras", "guide": "cfg", "cache": {"name": "fora", "warmup": 2}},
+            "unipc, 1 step, karras grid, cfg(scale=1.5), fora(interval=3, warmup=2)",
+        ),
+        (
+            {"solver": "euler", "steps": 5, "grid": {"name": "coarse", "inner": {"name": "karras", "rho": 5.0}}},
+            "euler, 5 steps, coarse(inner=karras(rho=5.0)) grid",
+        ),
+    ],
+)
+def test_a_page_says_the_options_that_are_not_the_default_ones(copier, how, text) -> None:
+    assert sampler_text(brief_spec(copier, how)) == text
