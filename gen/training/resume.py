@@ -123,12 +123,15 @@ def _differences(key: str, ours: object, theirs: object, named: Collection[str] 
     return [] if ours == theirs or key in named else [f"{key} ({short[0]} there, {short[1]} now)"]
 
 
-def load_init(run: Run, net: nn.Module) -> None:
-    """Load the weights of run.init into a new network.
+def load_init(run: Run, net: nn.Module) -> str:
+    """Load the weights of run.init into a new network; those of the labels start anew where their number is another.
 
     Args:
         run: with `init`.
         net: changed in place.
+
+    Returns:
+        What is to be said about it; "" for nothing.
 
     Raises:
         UserError: in one line, for the weights of another network.
@@ -137,13 +140,18 @@ def load_init(run: Run, net: nn.Module) -> None:
     ours, theirs = (
         spec_of(spec) for spec in (run.model, run_from(checkpoints.manifest_of(folder)["run"], folder).model)
     )
-    given = denoiser_of(folder)
+    given, fresh = denoiser_of(folder).net.state_dict(), net.state_dict()
+    classes = (theirs.get("classes"), ours.get("classes"))
+    anew: list[str] = []
+    if all(classes) and {**theirs, "classes": classes[1]} == ours:
+        anew = [name for name, value in given.items() if name in fresh and value.shape != fresh[name].shape]
     try:
-        net.load_state_dict(given.net.state_dict())
+        net.load_state_dict({**given, **{name: fresh[name] for name in anew}})
     except RuntimeError:  # its message has a line for every tensor
         other = f"a {theirs['name']}, not a {ours['name']}"
         why = other if ours["name"] != theirs["name"] else "; ".join(_differences("model", ours, theirs))
         raise UserError(f"init: the weights of {folder} do not fit this model: {why}") from None
+    return f"init: {', '.join(anew)} starts anew: {classes[0]} classes there, {classes[1]} now" if anew else ""
 
 
 def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:

@@ -174,8 +174,7 @@ class Trainer:
         checks.check_data(run.model, self.source, tuple(self.data[0]["x"].shape))
         net = run.model.build()
         checks.check_network(run.model, net, self.data[0])
-        if run.init:
-            load_init(run, net)
+        self.init_note = load_init(run, net) if run.init else ""
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
         if parent_hash(run) != self.parent:
             raise UserError(f"{run.teacher or run.init} changed while it was read: run this again")
@@ -240,6 +239,7 @@ class Trainer:
                 self.progress.say(f"{self.folder.name}: back to step {self.steps_done}; {after}")
             self.progress.say(self.output.open(self.steps_done))
             self.progress.say(no_previews)
+            self.progress.say("" if self.steps_done else self.init_note)
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
         self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], run.peak_tflops)

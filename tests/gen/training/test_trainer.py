@@ -80,7 +80,7 @@ def test_fused_blocks_change_rounding_only(tmp_path, monkeypatch):
 
 def test_what_has_no_blocks_to_fuse_says_so(tmp_path):
     unet = {"name": "unet", "preset": "digits"}
-    with pytest.raises(UserError, match="fused = true, but UNet has no blocks that can be"):
+    with pytest.raises(UserError, match="fused = true, but UNet has no blocks that can do it"):
         train(tiny(fused=True, model=unet), tmp_path / "new", quiet=True)
 
 
@@ -232,6 +232,23 @@ def test_a_start_from_another_network_is_one_line(tmp_path, model, message):
     with pytest.raises(UserError, match=message) as caught:
         train(tiny(model=model, init=str(tmp_path / "run")), tmp_path / "new", quiet=True)
     assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("family", ["dit", "unet", "song_unet", "ssm", "lightnet"])
+def test_a_start_for_other_classes_draws_the_labels_anew_and_says_so(tmp_path, capsys, family):
+    model = {"name": family, "preset": "digits"}
+    train(tiny(model=model, steps=1), tmp_path / "ten", quiet=True)
+    data = torch.utils.data.TensorDataset(torch.rand(16, 1, 8, 8) * 2 - 1, torch.arange(16) % 3)
+    data.classes = 3
+    run = tiny(model=model, data=data, steps=1, optim={"name": "adamw", "lr": 1e-30}, init=str(tmp_path / "ten"))
+    train(run, tmp_path / "three")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("init: ")]
+    assert len(said) == 1 and said[0].endswith("10 classes there, 3 now")
+    ours, theirs = weights(tmp_path / "three"), weights(tmp_path / "ten")
+    names = [name.partition("/")[2] for name in ours if name.startswith("net.")]
+    pairs = {name: (ours[f"net.safetensors/{name}"], theirs[f"net-ema.safetensors/{name}"]) for name in names}
+    alike = {name: torch.allclose(*pair, atol=1e-6) for name, pair in pairs.items() if pair[0].shape == pair[1].shape}
+    assert all(alike.values()) and 0 < len(names) - len(alike) <= 2
 
 
 def test_a_run_refused_at_its_first_step_leaves_its_folder_free(tmp_path):
