@@ -329,7 +329,10 @@ class Pipeline:
         """Return the number of samples: n, or `each` for every condition."""
         many = isinstance(cond, (Mapping, Iterable)) and not isinstance(cond, str)
         rows = next(iter(cond.values()), [None]) if isinstance(cond, Mapping) else cond
-        known = len(rows) if many and hasattr(rows, "__len__") else 1
+        lone = isinstance(rows, Tensor) and rows.ndim == 0  # which `condition` refuses
+        known = len(rows) if many and not lone and hasattr(rows, "__len__") else 1
+        if not known:
+            raise UserError(f"cond = {shown(cond)}; allowed: at least one condition, or None")
         n = known * each if n is None else n
         if n % each:
             raise UserError(f"n = {n} and images_per_condition = {each}: n must be a multiple")

@@ -20,6 +20,7 @@ from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.conv import LevelBlock, Resample, resample, run_levels
 from gen.models.layers.embed import convert_time, waves
+from gen.models.layers.recompute import recomputed
 
 __all__ = ["SongUNet", "SongUNetNet"]
 
@@ -139,7 +140,11 @@ class SongBlock(nn.Module):
     """A residual block, with attention of one head behind it if it attends; all sums are divided by sqrt(2).
 
     h [B, width, H, W], c [B, emb] -> [B, out, H', W'].
+
+    gradient_checkpointing: see gen.models.layers.recompute.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, spec: SongUNet, width: int, out: int, resampling: Resample = "keep", attn: bool = False):
         super().__init__()
@@ -157,6 +162,9 @@ class SongBlock(nn.Module):
         init.zeros(self.conv1, *([self.proj] if attn else []))
 
     def forward(self, h: Tensor, c: Tensor, site: str, tap: Tap | None = None) -> Tensor:
+        return recomputed(self, lambda h: self._run(h, c, site, tap))(h)
+
+    def _run(self, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
         short = h if self.skip is None else self.skip(_filtered(h, self.resampling, self.spec.filter))
         half = math.sqrt(0.5)
 

@@ -147,7 +147,7 @@ CASES = {
     "unknown key of a method": ("distill reflow --teacher {run} --objective.pears 3", r"Did you mean 'pairs'"),
     "unknown data": ("evaluate {run} --against digtis", r"Did you mean 'digits'"),
     "unknown extractor": ("evaluate {run} --extractor inceptoin", r"Did you mean 'inception'"),
-    "too few samples": ("evaluate {run} -n 3", r"n = 3; it must be in \[10, 10000000\]"),
+    "too few samples": ("evaluate {run} -n 0", r"0; it must be in \[1, 10000000\]"),
     "watching nothing": ("watch {root}/empty", r"empty is no run and holds none"),
     "leaderboard of nothing": ("leaderboard {root}/gone", r"gone"),
     "leaderboard without records": ("leaderboard {root}/empty", r"empty"),
