@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -66,6 +67,7 @@ class FileOfSamples:
             nfe, and the fraction of evaluations that a cache computed in full, means over samples; and `there`, how
             many samples there are. None in processes that do not write.
         """
+        _sweep_finished(self.out.parent)
         folder = open_store(self._chunks, {"format": 1, "n": self.n, "batch": self.batch_size, **self.identity})
         files = {name: RowFile(folder, name, self.n, self.batch_size) for name in ("images", "costs")}
         todo, chunks = _missing(files), -(-self.n // self.batch_size)
@@ -118,6 +120,16 @@ class FileOfSamples:
             partial.mkdir()
             for i, image in enumerate(images):
                 to_pil(image).save(partial / f"{i:06d}.png")
+
+
+def _sweep_finished(folder: Path) -> None:
+    """Remove the chunks of files that were written whole, by processes that were killed before they did so."""
+    for chunks in folder.glob(".*-chunks"):
+        whole = chunks.with_name(chunks.name.removeprefix(".").removesuffix("-chunks"))
+        with suppress(OSError):
+            written = whole.stat().st_mtime_ns
+            if all(file.stat().st_mtime_ns <= written for file in chunks.rglob("*") if file.is_file()):
+                shutil.rmtree(chunks)
 
 
 def _missing(files: dict[str, RowFile]) -> list[int]:

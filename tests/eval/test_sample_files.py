@@ -77,6 +77,16 @@ def test_a_command_goes_on_where_it_was_stopped(run, undisturbed, tmp_path, monk
     assert [file.name for file in tmp_path.iterdir()] == ["s.npz"]
 
 
+def test_chunks_that_a_kill_left_beside_their_whole_file_are_removed_by_the_next_command(run, tmp_path) -> None:
+    whole, half = tmp_path / ".a.npz-chunks", tmp_path / ".b.npz-chunks"
+    for folder in (whole, half):
+        folder.mkdir()
+        (folder / "images.rows").write_bytes(b"pixels")
+    (tmp_path / "a.npz").write_bytes(b"all")
+    assert main(words(run, tmp_path / "s.npz")) == 0
+    assert not whole.exists() and half.exists()
+
+
 @pytest.mark.parametrize("change", [["--seed", 1], ["--steps", 3], ["--labels", 4], ["--guidance-scale", 2]], ids=str)
 def test_chunks_of_other_samples_are_not_taken(run, undisturbed, tmp_path, monkeypatch, change) -> None:
     out = tmp_path / "s.npz"
