@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json
+from gen.config.writing import is_alive
 from gen.eval.pages import render
 from gen.eval.plot import Plot, Point, Series
 from gen.training.log import read_metrics
@@ -67,7 +67,7 @@ class WatchedRun:
         if found := re.match(r"process (\d+) on (\S+), ", holder):
             if found[2] != socket.gethostname():
                 return f"running on {found[2]}"
-            if _is_alive(int(found[1])):
+            if is_alive(int(found[1])):
                 return "running"
         return "finished" if self.step >= self.total else "stopped"
 
@@ -176,13 +176,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

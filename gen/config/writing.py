@@ -18,7 +18,7 @@ from typing import IO, Literal
 
 from gen.config.errors import UserError
 
-__all__ = ["Lock", "name_whole", "partial_name", "replacing", "sweep", "sync", "write_json", "write_text"]
+__all__ = ["Lock", "is_alive", "name_whole", "partial_name", "replacing", "sweep", "sync", "write_json", "write_text"]
 
 _PARTIAL = re.compile(r"\.(partial|aside)-(\d+)@(\w+)-(.+)")
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -134,7 +134,7 @@ def _in_use(left: Path, pid: int, host: str) -> bool:
     """Return whether the process that writes it may still do so; one of another host only if it was written lately."""
     if host != _HOST:
         return time.time() - left.stat().st_mtime < _STALE
-    return pid != os.getpid() and _is_alive(pid)
+    return pid != os.getpid() and is_alive(pid)
 
 
 def _remove(path: Path) -> None:
@@ -145,7 +145,12 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether there is such a process on this host.
+
+    Args:
+        pid: its number.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -245,4 +250,4 @@ def _flocked(stream: IO[str], holder: str) -> bool:
         named = re.match(r"process (\d+) on (\S+), ", holder)
         if named is None:
             return True
-        return named[2] == socket.gethostname() and int(named[1]) != os.getpid() and not _is_alive(int(named[1]))
+        return named[2] == socket.gethostname() and int(named[1]) != os.getpid() and not is_alive(int(named[1]))
