@@ -32,7 +32,10 @@ def settings(args: argparse.Namespace) -> Run:
     """
     from dataclasses import replace
 
-    from gen.config.spec import build
+    from gen.config.spec import build, folder_of
+
+    if ":" not in args.method:
+        folder_of(args.method, "distillers")  # a mistyped name is refused before torch is imported
     from gen.training.distillation import teacher_run
 
     return replace(teacher_run(args.teacher), objective=build("distillers", args.method))

@@ -13,11 +13,13 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "add_arguments", "examine", "run"]
 
 CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn", "jinja2")
+SLOW = ("torchmetrics", "sklearn")  # a second each: imported in processes of their own, beside the other trials
 TORCH_FIX = "pip install -c constraints.txt -e ."
 
 
@@ -67,22 +70,28 @@ def run(args: argparse.Namespace) -> int:
 
 def examine() -> Iterator[Finding]:
     """Yield all findings; what others need comes first."""
+    started = {module: _importing(module) for module in SLOW if find_spec(module) is not None}
     yield _python()
     yield _attempt("torch", _torch, TORCH_FIX)
     yield _torchvision()
-    for package in CORE:
-        yield _package(package)
+    yield from (_package(module) for module in CORE if module not in started)
+    yield from _device_findings()
+    yield from (_package(module, process) for module, process in started.items())
+    yield from (_memory(), _disk())
+
+
+def _device_findings() -> Iterator[Finding]:
+    """Yield what torch can do here."""
     try:
         import torch
     except Exception:
-        yield from (_memory(), _disk())  # the finding above says what is wrong with torch
-        return
+        return  # an earlier finding says what is wrong with torch
     yield _device()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     yield _bf16(device)
     yield _attempt("engine", lambda: _engine(device), "sample without --engine", "warn")
     yield from (_backend(name, attend, device) for name, attend in _backends(device))
-    yield from (_threads(), _memory(), _disk())
+    yield _threads()
 
 
 def _python() -> Finding:
@@ -121,12 +130,24 @@ def _torchvision() -> Finding:
     return Finding("torchvision", "ok", version)
 
 
-def _package(module: str) -> Finding:
+def _importing(module: str) -> subprocess.Popen[str]:
+    """Start a process that imports a module and prints the error, if there is one."""
+    code = "import importlib, sys\ntry:\n importlib.import_module(sys.argv[1])\n"
+    code += "except Exception as error:\n print(type(error).__name__, error, sep=': ')"
+    command = [sys.executable, "-P", "-c", code, module]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def _package(module: str, process: subprocess.Popen[str] | None = None) -> Finding:
+    """Check that a package can be imported: here, or in the process that is importing it."""
     name = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(module, module)
     fix = TORCH_FIX if _version(name) is None else "repair what it imports"
 
     def imported() -> str:
-        importlib.import_module(module)
+        if process is None:
+            importlib.import_module(module)
+        elif (said := process.communicate()[0]) or process.returncode:
+            raise ImportError(said or f"importing it ends Python with code {process.returncode}")
         return _version(name) or "?"
 
     return _attempt(name, imported, fix)
@@ -198,11 +219,11 @@ def _backends(device: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tens
     def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.flex_attention import flex_attention
 
-        attend = torch.compile(flex_attention) if device == "cuda" else flex_attention
-        return attend(q, k, v)
+        return torch.compile(flex_attention)(q, k, v)
 
     yield "attention xformers", xformers
-    yield "attention flex", flex
+    if device == "cuda":  # nothing of gen uses it elsewhere
+        yield "attention flex", flex
 
 
 def _backend(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> Finding:
@@ -223,8 +244,7 @@ def _backend(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], devi
         return Finding(name, "none", f"not on this {device}: {reason}")
     if error > bound:
         return Finding(name, "fail", f"wrong by {error:.1e} in {dtype}", "report it with this page, and use another")
-    note = ", uncompiled: slow" if "flex" in name and device == "cpu" else ""
-    return Finding(name, "ok", f"largest error {error:.1e} in {str(dtype).removeprefix('torch.')}{note}")
+    return Finding(name, "ok", f"largest error {error:.1e} in {str(dtype).removeprefix('torch.')}")
 
 
 def _threads() -> Finding:

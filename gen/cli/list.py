@@ -12,7 +12,6 @@ import inspect
 import json
 import shutil
 import textwrap
-from collections.abc import Callable
 
 from gen.config.errors import UserError, nearest
 
@@ -65,28 +64,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.config.spec import find, preset_names
+    from gen.config.spec import find
 
     width = shutil.get_terminal_size((120, 24)).columns
     table: dict[str, dict[str, str]] = {}
-    for folder, plugins, text_of in [choice for given in args.name or FOLDERS for choice in _chosen(given)]:
-        texts = {name: text_of(find(name, folder)) for name in plugins}
-        table.setdefault(folder, {}).update(texts)
-        if args.json or not (texts or args.name):
+    for folder, name in [choice for given in args.name or FOLDERS for choice in _chosen(given)]:
+        if name is not None:
+            text = explain(find(name, folder))
+            table.setdefault(folder, {})[name] = text
+            if not args.json:
+                print(f"{folder}.{name}\n{textwrap.indent(text, '  ')}")
             continue
-        if text_of is explain:
-            print(*(f"{folder}.{name}\n{textwrap.indent(text, '  ')}" for name, text in texts.items()), sep="\n")
+        lines = _lines(folder)
+        table.setdefault(folder, {}).update({name: text for name, (text, _) in lines.items()})
+        if args.json or not (lines or args.name):
             continue
-        column = max(map(len, texts), default=0)
-        presets = {name: ", ".join(preset_names(find(name, folder))) for name in texts}
-        rows = [(name, f"{text} [{presets[name]}]" if presets[name] else text) for name, text in texts.items()]
+        column = max(map(len, lines), default=0)
+        rows = [
+            (name, f"{text} [{', '.join(presets)}]" if presets else text) for name, (text, presets) in lines.items()
+        ]
         wrapper = textwrap.TextWrapper(max(width, column + 44), break_on_hyphens=False, break_long_words=False)
         wrapper.subsequent_indent = " " * (column + 4)
-        lines = (wrapper.fill(f"  {name:<{column}}  {text}") for name, text in rows)
-        print(folder, *lines, sep="\n")
+        print(folder, *(wrapper.fill(f"  {name:<{column}}  {text}") for name, text in rows), sep="\n")
     if args.json:
         print(json.dumps(table, indent=2))
     return 0
+
+
+def _lines(folder: str) -> dict[str, tuple[str, list[str]]]:
+    """Return the first paragraph and the presets of each plug-in by name, as its source has them if it does."""
+    from gen.config.sources import definitions
+    from gen.config.spec import describe, find, first_paragraph, preset_names
+
+    lines = {}
+    for name, source in definitions(folder).items():
+        if source is not None and source.doc is not None and (presets := source.preset_names) is not None:
+            lines[name] = first_paragraph(source.doc), presets
+        else:  # inherited, or made elsewhere: the class itself has it
+            plugin = find(name, folder)
+            lines[name] = describe(plugin), preset_names(plugin)
+    return lines
 
 
 def explain(plugin: object) -> str:
@@ -109,18 +126,18 @@ def explain(plugin: object) -> str:
     return "\n".join(rows)
 
 
-def _chosen(given: str) -> list[tuple[str, list[str], Callable[[object], str]]]:
-    """Return folders, names in them and how to show each: a line for all of a folder, everything for one plug-in.
+def _chosen(given: str) -> list[tuple[str, str | None]]:
+    """Return folders and in each None, for a line of every plug-in, or the name of one of which everything is shown.
 
     A folder goes by its last words: "solvers" and "samplers/solvers" are samplers.solvers.
     """
-    from gen.config.spec import describe, names
+    from gen.config.spec import names
 
     word = given.strip("/").replace("/", ".").replace("-", "_")
     if ends := [folder for folder in FOLDERS if f".{folder}".endswith(f".{word}")]:
-        return [(ends[0], names(ends[0]), describe)]
+        return [(ends[0], None)]
     head, _, name = word.rpartition(".")
     owners = [f for f in FOLDERS if f".{f}".endswith(f".{head}" if head else "") and name in names(f)]
     if not owners:
         raise UserError(f"there are no plug-ins in {given!r}, and none has this name. {nearest(word, FOLDERS)}")
-    return [(folder, [name], explain) for folder in owners]
+    return [(folder, name) for folder in owners]

@@ -41,22 +41,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """Return the run before any change."""
-    from gen.config.checkpoints import manifest_of
-    from gen.config.reading import read_json
     from gen.config.spec import find
-    from gen.training.run import run_from
 
     args.overrides = with_size(args.overrides)
     given = Path(args.recipe)
+    if not given.is_dir() and given.suffix != ".json":
+        return find(args.recipe, "training.recipes")()
+    from gen.config.checkpoints import manifest_of  # behind the name, which is refused without torch
+    from gen.config.reading import read_json
+    from gen.training.run import run_from
+
     if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
         return run_from(manifest_of(given).get("run"), given)
-    if given.suffix == ".json" or given.is_dir():
-        found = read_json(given / "run.json" if given.is_dir() else given)
-        source = given if given.is_dir() else None  # a file that is given is the user's own
-        return run_from(
-            found.get("run", found) if isinstance(found, dict) else found, source
-        )  # a run.json, or what --print-config printed
-    return find(args.recipe, "training.recipes")()
+    found = read_json(given / "run.json" if given.is_dir() else given)
+    source = given if given.is_dir() else None  # a file that is given is the user's own
+    return run_from(
+        found.get("run", found) if isinstance(found, dict) else found, source
+    )  # a run.json, or what --print-config printed
 
 
 def with_size(changes: Json) -> Json:

@@ -17,7 +17,6 @@ import inspect
 import json
 import numbers
 import operator
-import pkgutil
 import re
 import sys
 import types
@@ -28,6 +27,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gen.config.errors import UserError, nearest, shown
+from gen.config.sources import choice_name, choices_of, package_paths, plugin_names
 from gen.config.trust import check_trusted
 from gen.config.values import SCALARS, fits, has_member, hints_of, literals, members, parse_text
 
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "Json", "Spec", "anchored", "build", "by_head", "convert", "describe", "digest", "field_value", "find", "is_sealed",
-    "name_of", "names", "override", "owner_of", "part", "preset_names", "sealed", "spec_of", "with_keys",
+    "Json", "Spec", "anchored", "build", "by_head", "convert", "describe", "digest", "field_value", "find",
+    "first_paragraph", "folder_of", "is_sealed", "name_of", "names", "override", "owner_of", "part", "preset_names",
+    "sealed", "spec_of", "with_keys",
 ]  # fmt: skip
 
 Json = dict[str, Any]  # a JSON object: text, numbers, booleans, None, lists and further objects by key
@@ -64,11 +65,11 @@ def names(*folders: str) -> list[str]:
     """
     found: set[str] = set()
     for folder in folders:
-        module = _folder(folder)
-        if hasattr(module, "__path__"):
-            found |= {m.name for m in pkgutil.iter_modules(module.__path__) if not (m.ispkg or m.name.startswith("_"))}
+        paths, module = package_paths(folder), sys.modules.get(f"gen.{folder}")
+        if paths is not None:
+            found |= plugin_names(paths)
         else:
-            found |= set(_classes(module))
+            found |= set(choices_of(folder) if module is None else _classes(module))
     return sorted(found)
 
 
@@ -84,16 +85,29 @@ def find(name: str, *folders: str) -> Any:
     """
     if ":" in name:
         return _external(name)
-    given, name = name, name.replace("-", "_")
+    folder, name = folder_of(name, *folders), name.replace("-", "_")
+    module = _folder(folder)
+    if not hasattr(module, "__path__"):
+        return _classes(module)[name]
+    plugin = importlib.import_module(f"gen.{folder}.{name}")
+    return getattr(plugin, plugin.__all__[0])
+
+
+def folder_of(name: str, *folders: str) -> str:
+    """Return the first of some folders that has a name; nothing is imported.
+
+    Args:
+        name: hyphens are as good as underscores.
+        *folders: where to look, in order.
+
+    Raises:
+        UserError: for an unknown name, with the nearest valid one.
+    """
+    plain = name.replace("-", "_")
     for folder in folders:
-        if name not in names(folder):
-            continue
-        module = _folder(folder)
-        if not hasattr(module, "__path__"):
-            return _classes(module)[name]
-        plugin = importlib.import_module(f"gen.{folder}.{name}")
-        return getattr(plugin, plugin.__all__[0])
-    raise UserError(f"unknown name {given!r} in {' or '.join(folders)}. {nearest(name, names(*folders))}")
+        if plain in names(folder):
+            return folder
+    raise UserError(f"unknown name {name!r} in {' or '.join(folders)}. {nearest(plain, names(*folders))}")
 
 
 def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
@@ -262,7 +276,15 @@ def describe(thing: object) -> str:
     Args:
         thing: a module, class or function.
     """
-    text = inspect.getdoc(thing) or ""
+    return first_paragraph(inspect.getdoc(thing) or "")
+
+
+def first_paragraph(text: str) -> str:
+    """Return the first paragraph of a text on one line.
+
+    Args:
+        text: a docstring.
+    """
     return " ".join(text.split("\n\n")[0].split())
 
 
@@ -470,12 +492,8 @@ def _classes(module: types.ModuleType) -> dict[str, type]:
     A class that ends in its base's name goes by the rest: UniformWeighting(Weighting) is "uniform".
     """
     classes = [c for c in (getattr(module, n) for n in module.__all__) if inspect.isclass(c)]
-    bases = {c: [base for base in c.__mro__[1:] if base in classes] for c in classes}
-    return {_snake(c.__name__.removesuffix(bases[c][-1].__name__)): c for c in classes if bases[c]}
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    bases = {c: [base.__name__ for base in c.__mro__[1:] if base in classes] for c in classes}
+    return {choice_name(c.__name__, bases[c]): c for c in classes if bases[c]}
 
 
 def _external(name: str) -> Any:

@@ -131,6 +131,17 @@ def test_help_is_fast_and_loads_no_torch():
     assert best < 0.5
 
 
+def test_a_list_and_a_mistyped_name_load_no_torch():
+    lines = ["list", "list --json", "list solvres", "train digitz", "distill reflw --teacher runs/none", "trian"]
+    code = "import sys; from gen.cli import main\nfor line in sys.argv[1:]: main(line.split())\n"
+    code += "print('loaded', *({'torch', 'numpy', 'diffusers', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, *lines], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\nloaded\n")
+    assert [re.search(r"Did you mean '(.*?)'", line)[1] for line in done.stderr.splitlines()[1:]] == [
+        "digits", "reflow", "train",
+    ]  # fmt: skip
+
+
 def test_a_wrong_verb_names_the_nearest(capsys):
     code, out, err = call(capsys, "lits")
     assert (code, out) == (2, "")
