@@ -8,11 +8,7 @@ noise comes from the global generator and its loss is read every 50 steps. `acce
 examples: Accelerator.prepare, FlowMatchEulerDiscreteScheduler, EMAModel, a learning-rate scheduler, the loss read at
 every step. Each round makes `--steps` steps of each in turn, forwards and back, in one process, so that a busy machine
 slows all alike. Prints images per second (medians) and the ratios of the rounds, ours over theirs, with a bootstrap
-interval of the median; then one line of JSON.
-
-Measured (2026-11-30, one core of an AMD EPYC, torch 2.13, accelerate 1.15, diffusers 0.42.1): the quickstart's teacher
-(--rounds 12 --steps 20) 2110, 2274 and 2181 images/s, ours over bare .930 (.923 to .935); the DiT for 32 x 32 pictures
-(--rounds 8 --steps 5) 75.8, 75.8 and 76.1, ratio 1.000 (.988 to 1.019).
+interval of the median; then one line of JSON. docs/speed.md has what was measured.
 """
 
 from __future__ import annotations

@@ -35,8 +35,9 @@ class DataSet(Protocol):
     from that position on there is padding, which no other token attends to. It must not tell how long a text is.
 
     Further methods may be there: `draw(i, key)`, item i under the random choices (crop, mirroring, draw of a latent)
-    of a key, by which training reads then, with a key of (seed, epoch, i); `where(i)`, the file and row of item i, for
-    messages; and `caption(i)`, its text.
+    of a key, by which training reads then, with a key of (seed, epoch, i); `batch(rows)`, the items of a list of
+    indices stacked, by which training reads data without `draw`, faster than one by one; `where(i)`, the file and row
+    of item i, for messages; and `caption(i)`, its text.
 
     Attributes:
         fingerprint: a hash (hex) of the content and of every option that changes it; a run resumes on equal ones only.

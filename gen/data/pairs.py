@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,8 +71,12 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.columns["x"])
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
+    def __getitem__(self, i: int | Tensor) -> dict[str, Tensor]:
         return {k: v[i] for k, v in self.columns.items()}
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return the items of some rows, stacked."""
+        return self[torch.tensor(rows)]
 
     @classmethod
     def read(cls, folder: str, kind: str) -> PairSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,8 +148,12 @@ class Windows:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
+    def __getitem__(self, i: int | Tensor) -> dict[str, Tensor]:
         return {"x": self.x[i].long(), "prompt": self.prompt[i]}
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return the items of some rows, stacked."""
+        return self[torch.tensor(rows)]
 
 
 def _records(file: Path) -> Iterator[tuple[str, str | tuple[str, str]]]:

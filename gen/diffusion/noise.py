@@ -83,18 +83,18 @@ class Noise:
 
     def normal(self, name: int | str, shape: Sequence[int]) -> Tensor:
         """Draw unit normal numbers [B, *shape], float32 on the CPU in any precision, so a seed means one image."""
-        out = torch.empty(len(self.seeds), *shape)
+        out, generator = torch.empty(len(self.seeds), *shape), torch.Generator()
         for row, seed in zip(out, self.seeds, strict=True):
-            row.normal_(generator=torch.Generator().manual_seed(derive(seed, name)))
+            row.normal_(generator=generator.manual_seed(derive(seed, name)))
         return out
 
     def uniform(self, name: int | str, n: int | None = None) -> Tensor:
         """Draw uniform numbers in [0, 1), float64 [B], or [B, n], whose first columns do not depend on n."""
         if n is None:
             return torch.tensor([derive(seed, name) * 2.0**-63 for seed in self.seeds], dtype=torch.float64)
-        out = torch.empty(len(self.seeds), n, dtype=torch.float64)
+        out, generator = torch.empty(len(self.seeds), n, dtype=torch.float64), torch.Generator()
         for row, seed in zip(out, self.seeds, strict=True):
-            row.uniform_(generator=torch.Generator().manual_seed(derive(seed, name)))
+            row.uniform_(generator=generator.manual_seed(derive(seed, name)))
         return out
 
     def integers(self, name: int | str, high: int) -> Tensor:

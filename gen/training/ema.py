@@ -6,9 +6,6 @@ import functools
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
 from gen.config.fields import check_fields
 
 __all__ = ["EMA", "Classic", "Power", "gamma_from_std"]
@@ -27,15 +24,6 @@ class EMA:
     def decay_at(self, update: int) -> float:
         """Return the decay after update 1, 2, ..."""
         raise NotImplementedError
-
-    @torch.no_grad()
-    def update(self, average: nn.Module, net: nn.Module, update: int) -> None:
-        """Average the parameters of `net` into `average` after an update; buffers are copied."""
-        averages: list[Tensor] = list(average.parameters())
-        if averages:  # a role may have buffers only
-            torch._foreach_lerp_(averages, list(net.parameters()), 1 - self.decay_at(update))
-        for ours, theirs in zip(average.buffers(), net.buffers(), strict=True):
-            ours.copy_(theirs)
 
 
 @dataclass(frozen=True)

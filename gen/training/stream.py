@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from gen.config.errors import UserError
 from gen.config.spec import Json
@@ -50,6 +51,14 @@ class ShuffledStream(Dataset[Json]):
         draw = getattr(self._data, "draw", None)
         item = self._data[row] if draw is None else draw(row, derive("draw", self._seed, self._epoch, row))
         return {**item, "index": position}
+
+    def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """Return the items at some positions, stacked; a DataLoader reads by it."""
+        batch = None if hasattr(self._data, "draw") else getattr(self._data, "batch", None)
+        if batch is None:
+            collated: dict[str, Tensor] = default_collate([self[position] for position in positions])
+            return collated
+        return {**batch(list(map(self.row, positions))), "index": torch.tensor(positions)}
 
 
 class StepBatchSampler(Sampler[list[int]]):
@@ -114,7 +123,10 @@ def iterate_steps(
     """
     sampler = StepBatchSampler(run, start, share, rank, micro)
     init = keep_memory if run.workers else None
-    items = iter(DataLoader(stream, batch_sampler=sampler, num_workers=run.workers, worker_init_fn=init))
+    loader = DataLoader(
+        stream, batch_sampler=sampler, num_workers=run.workers, worker_init_fn=init, collate_fn=_as_it_is
+    )
+    items = iter(loader) if run.workers else map(stream.__getitems__, sampler)
     for step in range(start, run.steps):
         try:
             batches = [next(items) for _ in range(share // micro)]
@@ -128,6 +140,11 @@ def iterate_steps(
             why = "the system may lack memory for so many, see --workers and --micro-batch-size"
             raise UserError(f"a process that loads data was killed before step {step}: {why}") from error
         yield step, batches
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Return what the stream has stacked."""
+    return batch
 
 
 def in_one_line(error: UserError) -> UserError:

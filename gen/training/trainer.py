@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from gen.data.lib.learned import latent_parts
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
+from gen.training.averages import Averages
 from gen.training.log import ProgressBar, SpeedMeter
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
@@ -147,11 +149,7 @@ class Trainer:
         self.quiet = quiet or not self.main
         torch.manual_seed(derive("init", run.seed))
         self.nets = self._build_networks()
-        self.averages = {
-            (role, average.label): copy.deepcopy(net).eval().requires_grad_(False)
-            for role, net in self.nets.items()
-            for average in run.ema
-        }
+        self.averages = Averages(run.ema, self.nets)
         if self.mesh is not None:
             self._shard(self.mesh)
         self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
@@ -185,7 +183,7 @@ class Trainer:
     def _shard(self, mesh: DeviceMesh) -> None:
         """Leave this process its shard of every network, before there are optimisers."""
         self.template = distributed.meta_copy(self.nets[self.role])
-        for net in (*self.nets.values(), *self.averages.values()):
+        for net in (*self.nets.values(), *self.averages.nets.values()):
             distributed.shard(net, mesh)
 
     def _prepare(self) -> None:
@@ -196,7 +194,9 @@ class Trainer:
                 net.compile()
         replicated = {role for role in self.nets if self.parameters[role] and self.mesh is None}  # in every process
         wrapped = {role: prepare(net) if role in replicated else net for role, net in self.nets.items()}
-        self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
+        if self.accelerator.scaler is not None:  # accelerate's optimisers do nothing else, in 1 ms a step
+            self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
+        self.averages.follow(self.nets)
         self.denoisers = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
         self.roles = self.denoisers if self.teacher is None else {**self.denoisers, "teacher": self.teacher}
 
@@ -285,7 +285,8 @@ class Trainer:
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """Update every role that the objective yields; nothing is updated unless loss and gradient are finite."""
-        torch.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
+        random = torch.default_generator if self.device.type == "cpu" else torch  # torch seeds every kind of device
+        random.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
         lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
         running = [iter(self.objective(self.roles, batch)) for batch in micro_batches]
         logs: dict[str, float] = {"lr": lr}
@@ -295,11 +296,11 @@ class Trainer:
             if not parts:
                 break
             role, _, names = parts[0]
-            loss = self.accelerator.reduce(torch.stack([loss for _, loss, _ in parts]).mean(), "mean")
-            logs |= self._update((role,) if isinstance(role, str) else role, loss, lr)
-            logs |= {k: self._mean([values[k] for _, _, values in parts]) for k in names}
+            means = {"loss": self._mean([loss for _, loss, _ in parts])}
+            means |= {k: self._mean([values[k] for _, _, values in parts]) for k in names}
+            logs |= self._update((role,) if isinstance(role, str) else role, means, lr)
         self.steps_done += 1
-        self._average()
+        self.averages.update(self.steps_done)
         self.objective.observe(self.roles, logs)
         return logs
 
@@ -322,14 +323,16 @@ class Trainer:
         (f,) = self.denoisers.values()
         return self.accelerator.no_sync(f.net)
 
-    def _mean(self, values: list[Tensor]) -> float:
-        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
+    def _mean(self, values: list[Tensor]) -> Tensor:
+        """Average a number over micro-batches and processes."""
+        mean = torch.stack(values).mean().to(self.device)
+        return mean if self.world == 1 else self.accelerator.reduce(mean, "mean")
 
-    def _update(self, roles: tuple[str, ...], loss: Tensor, lr: float) -> dict[str, float]:
+    def _update(self, roles: tuple[str, ...], means: dict[str, Tensor], lr: float) -> dict[str, float]:
         """Make one optimiser step for each of these roles; NonFinite if the loss or the gradient is not finite."""
         parameters = [parameter for role in roles for parameter in self.parameters[role]]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.run.clip)
-        value, size = float(loss), float(distributed.full_tensor(norm) if norm is not None else 0.0)
+        norm = distributed.full_tensor(self.accelerator.clip_grad_norm_(parameters, self.run.clip))
+        value, size, *others = torch.stack([means.pop("loss"), norm, *means.values()]).tolist()  # waits once
         scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
         if not (math.isfinite(value) and (scaled or math.isfinite(size))):
             last = checkpoints.newest(self.folder / "checkpoints")
@@ -339,15 +342,10 @@ class Trainer:
             for group in self.optims[role].param_groups:
                 group["lr"] = lr * group["scale"]
             self.optims[role].step()
-        for optim in self.optims.values():  # a loss may have left gradients in networks it does not train
-            optim.zero_grad(set_to_none=True)
+        for parameter in chain(*self.parameters.values()):  # a loss may have left some in networks it does not train
+            parameter.grad = None
         prefix = "" if self.role in roles else f"{roles[0]}_"
-        return {f"{prefix}loss": value, f"{prefix}grad_norm": size}
-
-    def _average(self) -> None:
-        for profile in self.run.ema:
-            for role, net in self.nets.items():
-                profile.update(self.averages[role, profile.label], net, self.steps_done)
+        return {f"{prefix}loss": value, f"{prefix}grad_norm": size} | dict(zip(means, others, strict=True))
 
     # -- what happens beside the loop ----------------------------------------------------------------------------------
 
@@ -373,7 +371,7 @@ class Trainer:
     def sampling_net(self) -> nn.Module:
         """Return the first average of the sampling role, or a copy of its raw weights, unsharded, in eval mode."""
         averaged = bool(self.run.ema)
-        net = self.averages[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
+        net = self.averages.nets[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
         if self.mesh is not None:
             return distributed.unshard(net, self.template)
         return net if averaged else copy.deepcopy(net).eval()
@@ -416,7 +414,7 @@ class Trainer:
             self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
 
     def _model_files(self) -> Files:
-        return state.weight_files(self.nets, self.averages) | self.latent_files
+        return state.weight_files(self.nets, self.averages.nets) | self.latent_files
 
     def _manifest(self) -> Json:
         run = self.run
@@ -439,7 +437,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         manifest = checkpoints.read(folder, verify=False)  # what is read is verified
-        state.restore(folder, manifest, self.nets, self.averages, self.optims)
+        state.restore(folder, manifest, self.nets, self.averages.nets, self.optims)
         self.steps_done = self.step_saved = manifest["step"]
         self.val_loss = manifest["val_loss"]
         checks.check_rate(self.run, run_from(manifest["run"], folder), self.steps_done)

@@ -44,9 +44,13 @@ class Tensors:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
+    def __getitem__(self, i: int | Tensor) -> dict[str, Tensor]:
         x = (self.x[i].float() - self.shift) * self.scale
         return {"x": x} if self.y is None else {"x": x, "y": self.y[i]}
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return the items of some rows, stacked."""
+        return self[torch.tensor(rows)]
 
 
 def check_labels(where: str, labels: Tensor, classes: int | None) -> int:

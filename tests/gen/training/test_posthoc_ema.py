@@ -10,6 +10,7 @@ from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.pipeline import load
+from gen.training.averages import Averages
 from gen.training.ema import Classic, Power, gamma_from_std
 from gen.training.posthoc_ema import coefficients, reconstruct
 from gen.training.trainer import train
@@ -57,11 +58,12 @@ def test_a_role_without_parameters_is_averaged_by_copying():
             super().__init__()
             self.register_buffer("seen", torch.zeros(()))
 
-    net, average = Memory(), Memory()
+    net = Memory()
+    averages = Averages((Classic(), Power()), {"memory": net})
+    averages.follow({"memory": net})
     net.seen.fill_(3)
-    for profile in (Classic(), Power()):
-        profile.update(average, net, 5)
-        assert float(average.seen) == 3
+    averages.update(5)
+    assert [float(average.seen) for average in averages.nets.values()] == [3, 3]
 
 
 STEPS, SNAPSHOTS, WIDTH = 4096, 16, 400

@@ -7,11 +7,16 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build, names, spec_of
+from gen.data.lib.tensors import Tensors
+from gen.data.pairs import PairSet
+from gen.data.text import Windows
 from gen.pipeline import load
+from gen.training.averages import Averages
 from gen.training.ema import Classic
 from gen.training.run import Run
 from gen.training.schedules import WSD, WSDS, Constant, Cosine, InverseSqrt, Linear, Refined, median_filter
@@ -166,13 +171,15 @@ def test_wrong_decays_are_refused(bad, words):
 
 
 def test_ema_warms_up_and_copies_buffers():
-    net, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    net, profile = nn.BatchNorm1d(2), Classic(decay=0.9)
+    averages = Averages([profile], {"net": net})
+    average = averages.nets["net", "ema"]
     nn.init.constant_(net.weight, 3.0)
     net.running_mean.fill_(5.0)
-    profile = Classic(decay=0.9)
     assert profile.decay_at(1) == pytest.approx(2 / 11)
     assert profile.decay_at(10**6) == 0.9
-    profile.update(average, net, 1)
+    averages.follow({"net": net})
+    averages.update(1)
     assert torch.allclose(average.weight, torch.full((2,), 1 * 2 / 11 + 3 * 9 / 11))
     assert torch.equal(average.running_mean, net.running_mean)
 
@@ -191,6 +198,29 @@ def test_every_pass_holds_every_item_once_in_another_order():
     assert all(sorted(p) == list(range(7)) for p in passes)
     assert len({tuple(p) for p in passes}) == 3
     assert [int(ShuffledStream(Numbers(), seed=0)[i]["x"]) for i in range(7)] == passes[0]
+
+
+class Drawn(Tensors):
+    def draw(self, i, key):
+        return {"x": self.x[i] + key % 7}
+
+
+ROWS = torch.arange(30, dtype=torch.uint8).reshape(10, 3)
+IN_MEMORY = {
+    "pictures": Tensors(ROWS, torch.arange(10), "", shift=8.0, scale=1 / 8),
+    "no labels": Tensors(ROWS, None, ""),
+    "text": Windows(ROWS, torch.arange(10), ""),
+    "pairs": PairSet({"x": ROWS.float(), "origin": torch.arange(10)}, ""),
+    "drawn": Drawn(ROWS, None, ""),
+}
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_a_batch_that_is_read_at_once_has_the_bits_of_its_items(name):
+    stream, positions = ShuffledStream(IN_MEMORY[name], seed=0), list(range(5, 18))  # of two passes
+    batch, items = stream.__getitems__(positions), default_collate([stream[p] for p in positions])
+    assert batch.keys() == items.keys() and batch["index"].tolist() == positions
+    assert all(torch.equal(batch[k], items[k]) and batch[k].dtype == items[k].dtype for k in items)
 
 
 def places(start, share, rank, micro, steps=6):
