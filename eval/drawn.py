@@ -117,6 +117,7 @@ def _fingerprint(sampler: Decoder, how: Mapping[str, Any], seed: int) -> str:
     parts = [part for name, value in state.items() for part in (name, value.reshape(-1).cpu())]
     known: Json = {"sampler": spec, "autoencoder": sampler.spec, "paths": paths, "seed": seed, "info": pipeline.info}
     known |= {"files": _files([spec, sampler.spec]), "classes": pipeline.classes, "code": code_digest()}
+    known |= {"shape": list(pipeline.shape)}
     known |= {"device": machine(torch.device(pipeline.device)).rpartition(",")[0], "weights": content_hash(*parts)}
     return digest(known)
 

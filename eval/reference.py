@@ -317,6 +317,8 @@ def open_sets(given: object, split: str) -> tuple[Json, str, dict[str, Images]]:
     if not getattr(source, "pictures", True) or len(source.shape) != 3 or source.shape[0] not in (1, 3):
         shape = f"{name_of(type(source))} holds {list(source.shape)}"
         raise UserError(f"{shape}, latents or other tensors, no pictures: give the real pictures")
+    if getattr(source, "buckets", None) is not None:  # samples are of one size
+        source = replace(source, buckets=None)
     if split == "all" and "holdout" not in defaults(source):
         raise UserError(f"split 'all': {name_of(type(source))} has fixed splits. {nearest('all', SPLITS[:2])}")
     named = getattr(source, "label_names", ())

@@ -25,7 +25,7 @@ from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.editing import Edit, batched
-from gen.diffusion.net import NetMembers, empty_network, members
+from gen.diffusion.net import NetMembers, empty_network, members, takes_shape, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
@@ -306,15 +306,34 @@ class Pipeline:
             )
         return coder.load(self.device)
 
+    @check_arguments(height="[1, 1000000]", width="[1, 1000000]")
+    def resized(self, height: int, width: int) -> Pipeline:
+        """Return the pipeline for samples of another height and width, in pixels of x.
+
+        Raises:
+            UserError: for a model that has no such x; see `size_step` of gen.diffusion.net.Net.
+        """
+        shape, spec = (self.shape[0], height, width), getattr(unwrap(self._network), "spec", None)
+        if shape != self.shape and not takes_shape(spec, shape):
+            step = getattr(spec, "size_step", None)
+            allowed = f"heights and widths that {step} divides" if step else "no other size"
+            raise UserError(f"{self.name} was trained at {list(self.shape)}: not {height}x{width}, it takes {allowed}")
+        return replace(self, shape=shape)
+
     @property
     def state_shape(self) -> tuple[int, ...]:
         """The shape of one state of the loop, which may hold more than the image: see gen.models.reg."""
-        return self.net.state_shape or self.shape
+        own = self.net.state_shape
+        return self.shape if own is None or len(own) == len(self.shape) else own
+
+    @property
+    def _network(self) -> nn.Module:
+        return self.denoiser.net if isinstance(self.denoiser, Denoiser) else nn.Identity()
 
     @property
     def net(self) -> NetMembers:
         """The network's optional members; their defaults for a denoiser without a network."""
-        return members(self.denoiser.net if isinstance(self.denoiser, Denoiser) else nn.Identity())
+        return members(self._network)
 
     def plan(self, **changes: object) -> Sampler:
         """Return the default sampler with the changes that are not None; "none" leaves out its guide or its cache."""

@@ -92,6 +92,11 @@ class DiT(family.Family):
         family.divisible(self, "width", 4)
 
     @property
+    def size_step(self) -> int | None:
+        """What the sides of an x of another size are multiples of, pixels."""
+        return self.patch
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Remarks for the start of a training, when they are not too late."""
         if self.freq_shift == 1:

@@ -116,6 +116,11 @@ class EDM2(family.Family):
         """Channels of the embedding of time and class."""
         return self.emb_channels or max(self.widths)
 
+    @property
+    def size_step(self) -> int | None:
+        """What the sides of an x of another size are multiples of, pixels."""
+        return 2 ** (len(self.multipliers) - 1)
+
     def build(self) -> EDM2Net:
         """Return a fresh network: its output is zero, and time and class change nothing yet."""
         return EDM2Net(self)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +50,11 @@ class REG(DiT):
         if self.learn_sigma or self.mup_base is not None:
             name, default = ("learn_sigma", False) if self.learn_sigma else ("mup_base", None)
             raise UserError(f"REG.{name} is {getattr(self, name)}; this family has none: it must be {default}")
+
+    @property
+    def size_step(self) -> int | None:
+        """None: the state is flat, and has no sides."""
+        return None
 
     def build(self) -> REGNet:
         """Return a fresh network: its output is zero and every block the identity."""
@@ -104,7 +110,7 @@ class REGNet(DiTNet):
         patches = self.x_embedder["proj"](self.image(x)).flatten(2).mT  # [B, T, width]
         return self.pos_embed + torch.cat([token, patches], 1)
 
-    def head(self, h: Tensor, c: Tensor) -> Tensor:
+    def head(self, h: Tensor, c: Tensor, size: Sequence[int] = ()) -> Tensor:
         """Return the state [B, C H W + cls_dim] of the last tokens h [B, 1 + T, width] under c [B, width]."""
         patches, cls = self.final_layer(h, c)
         patch = self.spec.patch

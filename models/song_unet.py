@@ -111,6 +111,11 @@ class SongUNet(family.Family):
         """Channels of each level, the finest first."""
         return tuple(m * self.width for m in self.multipliers)
 
+    @property
+    def size_step(self) -> int | None:
+        """What the sides of an x of another size are multiples of, pixels."""
+        return 2 ** (len(self.multipliers) - 1)
+
     def build(self) -> SongUNetNet:
         """Return a fresh network: its output is zero and every residual too."""
         return SongUNetNet(self)

@@ -142,6 +142,11 @@ class UNet(family.Family):
         """Channels of each level, the finest first."""
         return tuple(round(m * self.width) for m in self.multipliers)
 
+    @property
+    def size_step(self) -> int | None:
+        """What the sides of an x of another size are multiples of, pixels."""
+        return 2 ** (len(self.multipliers) - 1)
+
     def build(self) -> UNetNet:
         """Return a fresh network: its output is zero and every residual too."""
         return UNetNet(self)

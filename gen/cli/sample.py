@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images-per-label", type=read_as(int, "[1, inf)"), default=1, help="samples of each label (default: 1)"
     )
+    parser.add_argument("--size", help="height and width of the samples, such as 256x384 (default: the model's own)")
     parser.add_argument("--negative", help="a class, or classes as of --labels, that the guide moves away from")
     add_sampler_options(parser)
     parser.add_argument("--part", help="k/n: draw part k of n; the last part writes the file")
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     _check_out(args.out)
     if args.trajectory is not None and args.trajectory.exists():
         raise UserError(f"{args.trajectory} exists: give a new folder for the trajectory")
-    pipeline = loaded(args)
+    pipeline = _resized(loaded(args), args.size)
     drawing = _drawing(args, pipeline)
     if args.out.suffix == ".png" or args.trajectory is not None:
         if args.part is not None:
@@ -238,6 +239,7 @@ def _draw_in_chunks(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
     tensors |= {f"negative {key}": value for key, value in (drawing.negative or {}).items()}
     given = [part for key, value in sorted(tensors.items()) if value is not None for part in (key, value)]
     identity = {"samples": known, "given": content_hash(*given), "strength": edit.get("strength")}
+    identity |= {"shape": list(decoder.pipeline.shape)}
     part = None if args.part is None else parse_part(args.part)
     name, labels = decoder.pipeline.name, drawing.cond.get("y")
     file = FileOfSamples(args.out, drawing.n, args.batch_size, identity, part, decoder.collective, name, args.quiet)
@@ -309,6 +311,17 @@ def _edit(args: argparse.Namespace, pipeline: Pipeline) -> Json:
         images = read_picture(args.image, pipeline.shape)[None]
     mask = None if args.mask is None else (read_picture(args.mask, (1, height, width)) + 1) / 2
     return {"image": images, "mask": mask, "strength": args.strength}
+
+
+def _resized(pipeline: Pipeline, size: str | None) -> Pipeline:
+    """Return the pipeline for samples of the size that is asked for."""
+    from gen.data.lib.pictures import read_size
+
+    given = None if size is None else read_size(size, "--size")
+    if given is None:
+        return pipeline
+    pair = given if isinstance(given, tuple) else (given, given)
+    return pipeline.resized(*pair)
 
 
 def _labels(text: str, pipeline: Pipeline, option: str = "--labels") -> Any:

@@ -7,7 +7,7 @@ reads them through `members`, which gives their defaults, and nothing else asks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,10 @@ from gen.diffusion.tap import Tap
 if TYPE_CHECKING:
     from gen.diffusion.denoiser import Cond
 
-__all__ = ["ModulationTable", "Net", "NetMembers", "NetSpec", "empty_network", "members", "shape_of", "sides", "unwrap"]
+__all__ = [
+    "ModulationTable", "Net", "NetMembers", "NetSpec", "empty_network", "members", "shape_of", "sides", "takes_shape",
+    "unwrap",
+]  # fmt: skip
 
 
 class NetSpec(Protocol):
@@ -60,6 +63,8 @@ class Net(Protocol):
         image(x): the image [B, C, H, W] in a state x; x itself.
         lr_scales(): parameter name -> factor on the learning rate; {}, a factor of 1 for all.
         spec.null_class: whether the label spec.classes stands for "no class"; True.
+        spec.size_step: what the sides of an x that is higher or wider than spec.size are multiples of, pixels; None for
+            a network that takes spec.size alone.
         logvar(t): log variance of the loss at t [B], learned with the weights (EDM2), [B]; none.
         compute_dtypes: dtypes besides float32 that `forward` also computes in, once the module was moved to them with
             `.to(dtype)`; (). An engine then passes x and floating conditions in that dtype and t, s as they are.
@@ -233,6 +238,19 @@ def shape_of(spec: Any) -> tuple[int, ...] | None:
     if own is None and hasattr(spec, "channels"):
         own = (spec.channels, *sides(spec))
     return None if own is None else tuple(own)
+
+
+def takes_shape(spec: Any, shape: Sequence[int]) -> bool:
+    """Return whether a network takes an x of a shape.
+
+    Args:
+        spec: the network's.
+        shape: (C, H, W), the network's own or another.
+    """
+    own, step = shape_of(spec), getattr(spec, "size_step", None)
+    if step is None or own is None or len(shape) != 3:
+        return tuple(shape) == own
+    return shape[0] == own[0] and all(side > 0 and side % step == 0 for side in shape[1:])
 
 
 def _state_shape(net: Any) -> tuple[int, ...] | None:

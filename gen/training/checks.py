@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.data import DataSet, DataSource
-from gen.diffusion.net import shape_of
+from gen.diffusion.net import shape_of, takes_shape
 from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import id_fields
@@ -21,8 +22,8 @@ from gen.training.run import Run
 from gen.training.stream import ShuffledStream
 
 __all__ = [
-    "check_data", "check_network", "check_rate", "check_sampler", "check_trackers", "check_validation",
-    "nonfinite_step",
+    "check_data", "check_network", "check_objective", "check_rate", "check_sampler", "check_trackers",
+    "check_validation", "nonfinite_step",
 ]  # fmt: skip
 
 
@@ -47,11 +48,30 @@ def check_data(spec: Any, data: DataSource, shape: tuple[int, ...]) -> None:
             f"the data's x is {list(shape)}, and this {type(spec).__name__} takes {list(wants)}: dit, reg and unet may "
             "be higher or wider than square (model.size), all others need square data"
         )
+    if (sizes := _bucket_sizes(data)) and not hasattr(spec, "check"):
+        _check_buckets(spec, shape[0], sizes)
     if shape != wants or spec.classes != data.classes:
         raise UserError(
             f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(shape)} and "
             f"{data.classes}: set model.channels, model.size and model.classes to fit"
         )
+
+
+def _bucket_sizes(data: Any) -> tuple[tuple[int, int], ...]:
+    """Return height and width of every bucket of a source; () without buckets."""
+    return tuple(data.bucket_sizes) if getattr(data, "buckets", None) is not None else ()
+
+
+def _check_buckets(spec: Any, channels: int, sizes: Iterable[tuple[int, int]]) -> None:
+    """Check that a network takes pictures of all sizes."""
+    if (refused := next((size for size in sizes if not takes_shape(spec, (channels, *size))), None)) is None:
+        return
+    step, name = getattr(spec, "size_step", None), type(spec).__name__
+    raise UserError(
+        f"the data have a bucket of {refused[0]}x{refused[1]} pixels, and this {name} takes "
+        + (f"sides that are multiples of {step}: set data.buckets to one" if step else
+           f"{list(shape_of(spec) or ())} alone: take dit, unet, song_unet or edm2, or leave out data.buckets")
+    )  # fmt: skip
 
 
 def _check_tokens(spec: Any, tokenizer: Any, shape: tuple[int, ...]) -> None:
@@ -72,20 +92,38 @@ def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def check_network(spec: Any, net: nn.Module, item: Mapping[str, Tensor]) -> None:
-    """Let a network that was given as an object (gen.models.given) compute one item of the data.
+def check_network(spec: Any, net: nn.Module, data: DataSet) -> None:
+    """Let a network that was given as an object (gen.models.given) compute an item of each size that the data have.
 
     Args:
         spec: of the network; that of any other has no `check`.
         net: built.
-        item: of the data.
+        data: opened.
 
     Raises:
         UserError: if it fails, or returns another shape.
     """
-    if hasattr(spec, "check"):
-        one = {key: value[None] for key, value in item.items()}
+    if not hasattr(spec, "check"):
+        return
+    buckets = getattr(data, "buckets", None)
+    for i in [0] if buckets is None else np.unique(buckets, return_index=True)[1].tolist():
+        one = {key: value[None] for key, value in data[i].items()}
         spec.check(net, one.pop("x"), {key: value for key, value in one.items() if key != "origin"})
+
+
+def check_objective(objective: Any, data: DataSet) -> None:
+    """Check that an objective takes pictures of several sizes, if the data have them.
+
+    Args:
+        objective: the run's.
+        data: opened.
+
+    Raises:
+        UserError: for one whose encoder takes pictures of one size.
+    """
+    if getattr(data, "buckets", None) is not None and hasattr(objective, "encoder"):
+        raise UserError(f"the encoder of {type(objective).__name__} has tokens on one grid, and the data have pictures "
+                        "of several sizes: leave out data.buckets, or take the objective denoise")  # fmt: skip
 
 
 def check_sampler(run: Run) -> None:
@@ -162,7 +200,7 @@ def nonfinite_step(run: Run, data: DataSet, step: int, what: str, last: Path | N
         what: the numbers.
         last: the newest checkpoint.
     """
-    stream, first = ShuffledStream(data, run.seed), step * run.batch_size
+    stream, first = ShuffledStream(data, run.seed, run.batch_size), step * run.batch_size
     stored = _nonfinite_item(data, map(stream.row, range(first, first + run.batch_size)))
     advice = stored or "Try a lower lr, a smaller clip, or precision no"
     good = f"the weights are untouched, last good checkpoint: {last or 'none'}"

@@ -14,6 +14,7 @@ from gen.data.lib.learned import learned_data, no_pictures
 from gen.diffusion.denoiser import Denoiser
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
+from gen.training.buckets import shape_of_items
 from gen.training.run import Run, run_spec
 
 __all__ = ["preview", "why_none"]
@@ -55,7 +56,8 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
         return file.with_suffix(".txt")
     from gen.pipeline import Pipeline
 
-    shape, classes = tuple(data[0]["x"].shape), 0 if run.data is None else run.data.classes
+    assert run.data is not None
+    shape, classes = shape_of_items(run.data, data), run.data.classes
     f = Denoiser(net, run.path, run.parameterisation)
     pipeline = Pipeline(f, shape, classes, run.sampler, device=device, info={"run": run_spec(run)})
     samples = pipeline.sample(SAMPLES, batch_size=run.micro_batch_size or run.batch_size)

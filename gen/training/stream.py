@@ -15,6 +15,7 @@ from gen.config.errors import UserError
 from gen.config.spec import Json
 from gen.data import DataSet
 from gen.diffusion.noise import derive
+from gen.training.order import BucketOrder, ItemOrder, Order
 from gen.training.run import Run
 
 __all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "in_one_line", "iterate_steps", "keep_memory"]
@@ -31,25 +32,24 @@ class ShuffledStream(Dataset[Json]):
     Args:
         data: the data set, not empty.
         seed: the run's; epoch k has the permutation of derive("order", seed, k).
+        batch_size: items of a step, over all processes; with data in buckets those of a step are of one.
     """
 
-    def __init__(self, data: DataSet, seed: int) -> None:
+    def __init__(self, data: DataSet, seed: int, batch_size: int = 1) -> None:
         if not len(data):
             raise UserError("the data set is empty")
-        self._data, self._seed, self._epoch = data, seed, -1
+        self._data, self._seed = data, seed
+        buckets = getattr(data, "buckets", None)
+        self._order: Order = ItemOrder(len(data), seed) if buckets is None else BucketOrder(buckets, batch_size, seed)
 
     def row(self, position: int) -> int:
         """Return the data set's index of the item at a position."""
-        epoch, offset = divmod(position, len(self._data))
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive("order", self._seed, epoch))
-            self._epoch, self._order = epoch, torch.randperm(len(self._data), generator=generator).tolist()
-        return int(self._order[offset])
+        return self._order.at(position)[1]
 
     def __getitem__(self, position: int) -> Json:
-        row = self.row(position)
+        epoch, row = self._order.at(position)
         draw = getattr(self._data, "draw", None)
-        item = self._data[row] if draw is None else draw(row, derive("draw", self._seed, self._epoch, row))
+        item = self._data[row] if draw is None else draw(row, derive("draw", self._seed, epoch, row))
         return {**item, "index": position}
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:

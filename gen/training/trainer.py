@@ -32,6 +32,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
+from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items
 from gen.training.log import ProgressBar, SpeedMeter
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
@@ -137,6 +138,7 @@ class Trainer:
         checks.check_sampler(run)
         self.data = self.source.open("train")
         self.held_out = self.source.open("test") if run.validate_every else None
+        self.shape = shape_of_items(self.source, self.data)
         self.sources, self.parent = fingerprints(run, self.data, self.held_out), parent_hash(run)
         self.latent, self.latent_files = latent_parts(self.source, run.teacher or run.init)
         self.start = resume_from(run, folder, resume, self.sources)
@@ -169,9 +171,10 @@ class Trainer:
 
     def _build_networks(self) -> dict[str, nn.Module]:
         run = self.run
-        checks.check_data(run.model, self.source, tuple(self.data[0]["x"].shape))
+        checks.check_data(run.model, self.source, self.shape)
+        checks.check_objective(self.objective, self.data)
         net = run.model.build()
-        checks.check_network(run.model, net, self.data[0])
+        checks.check_network(run.model, net, self.data)
         self.init_note = load_init(run, net) if run.init else ""
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
         if parent_hash(run) != self.parent:
@@ -240,6 +243,7 @@ class Trainer:
             self.progress.say(self.output.open(self.steps_done))
             self.progress.say(no_previews)
             self.progress.say("" if self.steps_done else self.init_note)
+            self.progress.say(bucket_note(self.data, run.batch_size))
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
         self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], run.peak_tflops)
@@ -263,7 +267,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[Batch]]:
         """This process's micro-batches of every step from here on."""
-        stream, rank = ShuffledStream(self.data, self.run.seed), self.accelerator.process_index
+        stream = ShuffledStream(self.data, self.run.seed, self.run.batch_size)
+        rank = self.accelerator.process_index
         for step, items in iterate_steps(stream, self.run, self.steps_done, self.share, rank, self.micro):
             yield [self._batch(item, step) for item in items]
 
@@ -382,7 +387,7 @@ class Trainer:
         assert self.held_out is not None  # run.validate_every is not 0
         n = min(len(self.held_out), VALIDATION_SAMPLES)
         items = [{**self.held_out[i], "index": i} for i in range(n)]
-        parts = [torch.utils.data.default_collate(items[i : i + self.micro]) for i in range(0, n, self.micro)]
+        parts = [torch.utils.data.default_collate(part) for part in batches_of_one_shape(items, self.micro)]
         roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
         loss = self.objective.validate_all(roles, [self._batch(part, -1) for part in parts])
         return checks.check_validation(loss, self.held_out, self.steps_done)
@@ -424,7 +429,7 @@ class Trainer:
             "role": self.role,
             "step": self.steps_done,
             "samples_seen": self.steps_done * run.batch_size,
-            "shape": list(self.data[0]["x"].shape),
+            "shape": list(self.shape),
             "classes": self.source.classes,
             "labels": list(getattr(self.source, "label_names", ())),
             **({"latent": self.latent} if self.latent else {}),

@@ -38,7 +38,14 @@ def convert_time(t: Tensor, scale: float, convention: str) -> Tensor:
     return scale * (1 - t if convention == "data" else t)
 
 
-def grid_embedding(width: int, rows: int, columns: int | None = None) -> Tensor:
+def grid_embedding(
+    width: int,
+    rows: int,
+    columns: int | None = None,
+    *,
+    steps: tuple[float, float] = (1.0, 1.0),
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Return the fixed 2-D embedding of a grid's cells, row by row, float32 [rows * columns, width].
 
     The first half of the channels encodes the column and the second half the row, as in the published models' weights;
@@ -47,14 +54,18 @@ def grid_embedding(width: int, rows: int, columns: int | None = None) -> Tensor:
     Args:
         width: divisible by 4.
         rows, columns: cells of the grid; None for a square.
+        steps: from one row, and from one column, to the next.
+        device: of the result; None for torch's default.
     """
     quarter = width // 4
-    w = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    columns = rows if columns is None else columns
-    angle = torch.arange(max(rows, columns), dtype=torch.float64)[:, None] * w
-    axis = torch.cat([angle.sin(), angle.cos()], 1)  # [longer side, width / 2]
-    column, row = axis[None, :columns].expand(rows, -1, -1), axis[:rows, None].expand(-1, columns, -1)
-    return torch.cat([column, row], 2).reshape(rows * columns, width).float()
+    w = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
+    counts = (rows, rows if columns is None else columns)
+    axes = list[Tensor]()
+    for count, step in zip(counts, steps, strict=True):
+        angle = (torch.arange(count, dtype=torch.float64, device=device) * step)[:, None] * w
+        axes.append(torch.cat([angle.sin(), angle.cos()], 1))  # [rows or columns, width / 2]
+    row, column = axes[0][:, None].expand(-1, counts[1], -1), axes[1][None].expand(counts[0], -1, -1)
+    return torch.cat([column, row], 2).flatten(0, 1).float()
 
 
 class TimeEmbedding(nn.Module):

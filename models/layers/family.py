@@ -12,7 +12,7 @@ from gen.config.errors import UserError, nearest
 from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.net import NetSpec, sides
+from gen.diffusion.net import NetSpec, sides, takes_shape
 
 __all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels", "one_number_for_squares"]
 
@@ -26,12 +26,18 @@ class Family:
 
     Attributes:
         presets: published sizes by name.
+        size_step: what the sides of another x than one of `size` are multiples of, pixels; None where `size` alone is
+            taken (gen.diffusion.net.Net).
         time_range: the largest time that the waves of the time embedding were designed for, so that time_scale becomes
             this over the largest time of the path.
     """
 
     presets: ClassVar[Presets]
     time_range: ClassVar[float] = 1.0
+
+    @property
+    def size_step(self) -> int | None:
+        return None
 
     @classmethod
     def preset(cls, name: str, **changes: object) -> Self:
@@ -107,15 +113,19 @@ def check(spec: NetSpec, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = No
 
     Args:
         spec: the network's spec.
-        x: must be [B, channels, height, width].
+        x: must be [B, channels, height, width], of other sides than the spec's only if the spec has a size_step.
         t: must be [B].
         cond: must have "y" if there are classes.
         s: must be None: the network takes no target time.
     """
     family = type(spec).__name__
     expected = (spec.channels, *sides(spec))
-    if tuple(x.shape[1:]) != expected:
-        raise UserError(f"x has shape {list(x.shape)}; this {family} takes [B, {', '.join(map(str, expected))}]")
+    if tuple(x.shape[1:]) != expected and not takes_shape(spec, x.shape[1:]):
+        step = getattr(spec, "size_step", None)
+        others = f", and other heights and widths that {step} divides" if step else ""
+        raise UserError(
+            f"x has shape {list(x.shape)}; this {family} takes [B, {', '.join(map(str, expected))}]{others}"
+        )
     if t.shape != x.shape[:1]:
         raise UserError(f"t has shape {list(t.shape)}; for this x it must be [{len(x)}]")
     if s is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class PatchNet(family.FamilyNet):
         h = self.embed(x)  # [B, T, width]
         c = self.conditioning(t, cond, tap)  # [B, width]
         h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
-        out = call_site(tap, "final", lambda h: self.head(h, c), h)  # [B, C or 2C, H, W]
+        out = call_site(tap, "final", lambda h: self.head(h, c, x.shape[2:]), h)  # [B, C or 2C, H, W]
         return out[:, : x.shape[1]]  # [B, C, H, W]
 
     def check(self, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None) -> None:
@@ -89,8 +90,20 @@ class PatchNet(family.FamilyNet):
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the tokens of an image x [B, C, H, W] with their positions, [B, T, width]."""
-        # The first operand decides the layout of the sum, and pos_embed is contiguous.
-        return self.pos_embed + self.x_embedder["proj"](x).flatten(2).mT
+        # The first operand decides the layout of the sum, and the positions are contiguous.
+        return self.positions(x.shape[2:]) + self.x_embedder["proj"](x).flatten(2).mT
+
+    def positions(self, size: Sequence[int]) -> Tensor:
+        """Return the embedding of positions [1, T, width] of an image of a height and a width.
+
+        On another grid than the spec's, positions are spread over the spec's range (PixArt-alpha, Chen et al. 2023).
+        """
+        own, grid = ([side // self.spec.patch for side in pair] for pair in (sides(self.spec), size))
+        if grid == own:
+            return self.pos_embed
+        steps = (own[0] / grid[0], own[1] / grid[1])
+        table = grid_embedding(self.spec.width, grid[0], grid[1], steps=steps, device=self.pos_embed.device)
+        return table[None].to(self.pos_embed.dtype)
 
     def conditioning(self, t: Tensor, cond: Cond, tap: Tap | None = None) -> Tensor:
         """Return the embeddings of t [B] and of the class added, [B, width]: the input of all adaLN modules.
@@ -109,6 +122,9 @@ class PatchNet(family.FamilyNet):
             h = run_block(block, h, c, i, tap, self.rope)  # [B, T, width]
         return h
 
-    def head(self, h: Tensor, c: Tensor) -> Tensor:
-        """Return the image [B, C or 2C, H, W] of the last tokens h [B, T, width] under c [B, width]."""
-        return unpatchify(self.final_layer(h, c), self.spec.patch, sides(self.spec)[0] // self.spec.patch)
+    def head(self, h: Tensor, c: Tensor, size: Sequence[int] = ()) -> Tensor:
+        """Return the image [B, C or 2C, H, W] of the last tokens h [B, T, width] under c [B, width].
+
+        size is its height and width, by default the spec's.
+        """
+        return unpatchify(self.final_layer(h, c), self.spec.patch, (size or sides(self.spec))[0] // self.spec.patch)

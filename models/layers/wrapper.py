@@ -45,6 +45,11 @@ class WrapperSpec(family.Family):
         return height if height == width else (height, width)
 
     @property
+    def size_step(self) -> int | None:
+        """What the sides of an x of another size are multiples of, as of the inner network."""
+        return getattr(self.inner, "size_step", None)
+
+    @property
     def channels(self) -> int:
         """Channels of the inner network's x."""
         return int(self.inner.channels)

@@ -141,7 +141,7 @@ def wrong_calls():
         "one label": ((x, t, {"y": cond["y"][0]}), "int64 []"),
         "one-hot labels": ((x, t, {"y": torch.eye(4)}), "float32 [4, 4]"),
         "wrong channels": ((x[:, :1], t, cond), "this DiT takes [B, 3, 8, 8]"),
-        "wrong size": ((x[..., :4], t, cond), "x has shape [4, 3, 8, 4]"),
+        "wrong size": ((x[..., :3], t, cond), "x has shape [4, 3, 8, 3]"),
         "one time": ((x, t[0], cond), "t has shape []; for this x it must be [4]"),
     }
 

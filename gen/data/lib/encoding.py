@@ -86,6 +86,8 @@ def encode(source: DataSource, folder: Path, how: Encoding, plan: ShardPlan = WH
         raise UserError(f"shard = {plan.size} is no multiple of batch_size = {how.batch_size}: bits would depend on it")
     if getattr(source, "flip", "no") == "double":
         raise UserError("the data have flip = double: leave it out, gen encode --flip keeps them beside the others")
+    if (buckets := getattr(source, "buckets", None)) is not None:
+        raise UserError(f"the data have buckets = {buckets}: leave it out, latents are of one size")
     sets = [source.open(split) for split in how.splits]
     plan = replace(plan, part=own_part(plan.part, processes()))
     writer = _Writer(source, sets, folder, how, plan)

@@ -20,6 +20,7 @@ from gen.config.fields import check_fields
 from gen.config.spec import name_of
 from gen.config.values import parse_text
 from gen.data.lib.archives import Archive
+from gen.data.lib.buckets import bucket_sizes, nearest_bucket
 from gen.data.lib.cache_file import CacheFile
 from gen.data.lib.crops import center_crop, fit, random_crop
 from gen.data.lib.decoding import check_scaled, decode, read_header
@@ -30,7 +31,7 @@ from gen.diffusion.noise import derive
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Contents", "PictureSet", "PictureSource", "read_picture"]
+__all__ = ["Contents", "PictureSet", "PictureSource", "read_picture", "read_size"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class PictureSource:
         crop: how a picture becomes that size: "adm" scales it until it covers the size and crops the middle, as the
             reference statistics of ADM do; "edm2" crops the middle and scales that, EDM2's center-crop; "random" crops
             "train" at random from one to 1.25 times as large, and the rest as "adm" (gen.data.lib.crops).
+        buckets: None brings all pictures to one size; a number, such as 64, to sizes of about the area of `size`, each
+            picture to that of the nearest aspect ratio: sides are multiples of so many pixels, from half to twice the
+            side of a square (gen.data.lib.buckets). The batch of a step is of one of them.
         flip: of "train": "double" adds the mirrored pictures, which makes it twice as long; "random" mirrors each by a
             coin in each epoch.
         holdout: the share held out for "test", in [0, 1); without effect if there is a test_path.
@@ -84,6 +88,7 @@ class PictureSource:
     channels: int | None = None
     background: int = 255
     crop: Literal["adm", "edm2", "random"] = "adm"
+    buckets: int | None = None
     flip: Literal["no", "double", "random"] = "no"
     holdout: float = 0.1
     skip_corrupt: bool = False
@@ -91,14 +96,14 @@ class PictureSource:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        object.__setattr__(self, "size", _size_of(self.size, name))
-        check_fields(self, size="[1, 1000000]", background="[0, 255]", holdout="[0, 1)")
+        object.__setattr__(self, "size", read_size(self.size, f"{name}: size"))
+        check_fields(self, size="[1, 1000000]", background="[0, 255]", buckets="[1, 1000000]", holdout="[0, 1)")
         if self.channels not in (None, 1, 3):
             raise UserError(f"{name}: channels = {self.channels}; allowed: 1 (grey), 3 (colour)")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W); of data in buckets that of `size`, whose area they have."""
         grey = self.channels is None and all(bool(listing.facts.grey.all()) for listing in self._listings)
         return (self.channels or (1 if grey else 3), *self._pixels)
 
@@ -141,11 +146,14 @@ class PictureSource:
             chosen = list(range(len(listing.rows)))
         shape = self.shape
         options = f"{split} {shape} {self.background} {self.crop} {self.flip}"
+        rows, sizes = np.array([listing.rows[i] for i in chosen]), self.bucket_sizes
+        if self.buckets is not None:
+            options += f" buckets {self.buckets}"
         return PictureSet(
             listing.contents,
             listing.facts,
             listing.index,
-            np.array([listing.rows[i] for i in chosen]),
+            rows,
             None if listing.labels is None else torch.tensor([listing.labels[i] for i in chosen]),
             shape,
             self.background,
@@ -153,7 +161,24 @@ class PictureSource:
             self.flip if split == "train" else "no",
             content_hash("pictures", options, *(listing.line(i) for i in chosen)),
             listing.skipped,
+            sizes,
+            nearest_bucket(listing.facts.widths[rows], listing.facts.heights[rows], sizes),
         )
+
+    @cached_property
+    def bucket_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each bucket; of the only size without buckets."""
+        if self.buckets is None:
+            return (self._pixels,)
+        if self.size is None:
+            raise UserError(f"{type(self).__name__}: buckets = {self.buckets} need a size, whose area they have")
+        if not (sizes := bucket_sizes(self._pixels, self.buckets)):
+            height, width = self._pixels
+            raise UserError(
+                f"{type(self).__name__}: buckets = {self.buckets} pixels, longer than the side of a square of the area "
+                f"of size = {height}x{width}"
+            )
+        return sizes
 
     @cached_property
     def _train(self) -> Listing:
@@ -180,7 +205,7 @@ class PictureSource:
             longer = np.maximum(facts.widths, facts.heights)[rows] / np.minimum(facts.widths, facts.heights)[rows]
             row = int(rows[longer.argmax()])
             where = contents.archive.where(row)
-            check_scaled(where, int(facts.widths[row]), int(facts.heights[row]), max(self._pixels))
+            check_scaled(where, int(facts.widths[row]), int(facts.heights[row]), max(map(max, self.bucket_sizes)))
         return Listing(contents, facts, index, rows, skipped)
 
     @cached_property
@@ -240,11 +265,13 @@ class PictureSet:
             UserError.
         rows: of the archive, without mirrored repeats.
         y: int64 [N] labels; None without classes.
-        shape: (C, H, W) of an item.
+        shape: (C, H, W) of an item; of data in buckets that of one that has the area.
         background: grey level under transparent pixels.
         crop, flip: as of PictureSource.
         fingerprint: sha256 (hex) of files and options.
         skipped: names of files that were left out because they cannot be decoded.
+        sizes: height and width of each bucket; one without buckets.
+        bucket: index in `sizes` of each of `rows`.
     """
 
     contents: Contents
@@ -258,6 +285,8 @@ class PictureSet:
     flip: str
     fingerprint: str
     skipped: list[str]
+    sizes: tuple[tuple[int, int], ...]
+    bucket: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows) * (2 if self.flip == "double" else 1)
@@ -273,6 +302,18 @@ class PictureSet:
             key: equal keys give equal items.
         """
         return self._item(i, key)
+
+    @property
+    def buckets(self) -> np.ndarray | None:
+        """The bucket of each item, [len]; None without buckets."""
+        return None if len(self.sizes) == 1 else np.resize(self.bucket, len(self))
+
+    def bucket_counts(self) -> dict[str, int]:
+        """Return how many items each bucket has that has any, by "HxW"; {} without buckets."""
+        if self.buckets is None:
+            return {}
+        counts = np.bincount(self.buckets, minlength=len(self.sizes))
+        return {f"{h}x{w}": int(count) for (h, w), count in zip(self.sizes, counts, strict=True) if count}
 
     def where(self, i: int) -> str:
         """Return the file of item i."""
@@ -292,14 +333,14 @@ class PictureSet:
 
     def _item(self, i: int, key: int | None) -> dict[str, Tensor]:
         row, n = self._row(i), len(self.rows)
-        image = self._decoded(row)
+        image, size = self._decoded(row), self.sizes[self.bucket[i % n]]
         if self.crop == "edm2":
-            image = center_crop(image, self.shape[1:])
+            image = center_crop(image, size)
         elif self.crop == "random" and key is not None:
-            image = random_crop(image, self.shape[1:], key)
+            image = random_crop(image, size, key)
         else:
-            image = fit(image, self.shape[1:])
-        x = _sample_of(image, self.shape)
+            image = fit(image, size)
+        x = _sample_of(image, (self.shape[0], *size))
         if i % len(self) >= n or (self.flip == "random" and key is not None and derive("flip", key) % 2):
             x = x.flip(2)
         return {"x": x} if self.y is None else {"x": x, "y": self.y[i % n]}
@@ -339,13 +380,21 @@ def _sample_of(image: Image, shape: Sequence[int]) -> Tensor:
     return torch.frombuffer(planes, dtype=torch.uint8).view(*shape).sub(127.5).div_(127.5)
 
 
-def _size_of(size: object, owner: str) -> object:
-    """Return a size as a number for squares, else as height and width; what is none as it is."""
+def read_size(size: object, where: str) -> object:
+    """Return a size as a number for squares, else as height and width; what is none as it is.
+
+    Args:
+        size: a number, a pair or a text, "32" or "32x48".
+        where: what it is of, for the error.
+
+    Raises:
+        UserError: for a text that is no size.
+    """
     if isinstance(size, str):
         numbers = re.fullmatch(r"\s*(\d{1,6})(?:\s*x\s*(\d{1,6}))?\s*", size)
         size = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else parse_text(size)
         if isinstance(size, str):
-            raise UserError(f"{owner}: size = {shown(size)}; allowed: 32, [32, 48] or 32x48, height and width")
+            raise UserError(f"{where} = {shown(size)}; allowed: 32, [32, 48] or 32x48, height and width")
     if isinstance(size, (list, tuple)) and len(size) == 2 and type(size[0]) is int and size[0] == size[1]:
         return size[0]
     return size
