@@ -40,7 +40,7 @@ test-browser: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --no-skips --run-browser -m browser tests/eval
 
 # Minutes, each. A run that was stopped goes on where it was: make bench-gpu again, of the same commit.
-PARTS := attention fused ssm forward sample train decode
+PARTS := attention fused ssm forward sample train decode vocabulary
 
 bench: $(STAMP)
 	$(BIN)/gen bench $(PARTS) --seconds 2

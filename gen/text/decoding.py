@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
@@ -15,7 +14,7 @@ from gen.config.fields import check_fields
 from gen.config.spec import name_of, part
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
 from gen.text.mask_path import MaskPath
-from gen.text.ties import TIE, descending, likeliest
+from gen.text.vocabulary import draw, likeliest
 
 __all__ = ["Decoded", "Decoding", "DecodingStep", "TokenSampling", "step_counts"]
 
@@ -38,25 +37,10 @@ class TokenSampling:
         check_fields(self, temperature="[0, inf)", top_p="(0, 1]", top_k="[1, inf)")
 
     def draw(self, logp: Tensor, u: Tensor | None) -> Tensor:
-        """Return token ids [B, W] from logp [B, W, V] by one uniform number each, [B, W], in float64.
-
-        float32 would truncate the distribution (arXiv 2409.02908).
-        """
+        """Return token ids [B, W] from logp [B, W, V] by one uniform number each, [B, W]."""
         if self.temperature == 0 or u is None:
             return likeliest(logp)
-        logp = (logp.double() / self.temperature).log_softmax(-1)
-        if self.top_k is not None and self.top_k < logp.shape[-1]:
-            logp = logp.masked_fill(logp < logp.topk(self.top_k, -1).values[..., -1:] - TIE, -torch.inf)
-        if self.top_p < 1:
-            index = descending(logp)
-            ordered = logp.softmax(-1).gather(-1, index)
-            excluded = ordered.cumsum(-1) - ordered >= self.top_p - TIE  # what comes before it holds p already
-            logp = logp.masked_fill(excluded.gather(-1, index.argsort(-1)), -torch.inf)
-        p = logp.softmax(-1)
-        sums, ids = p.cumsum(-1), torch.arange(p.shape[-1], device=p.device)
-        last = torch.where(p > 0, ids, 0).amax(-1)  # rounding must not lead beyond it
-        drawn = torch.searchsorted(sums, (u.to(sums) * sums[..., -1])[..., None], right=True)[..., 0]
-        return torch.minimum(drawn, last)
+        return draw(logp, u, self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True)

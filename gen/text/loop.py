@@ -22,6 +22,7 @@ from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.contracts import CommitDecision, KvPlan, KvStep, Span, StepView, Window, positions_between
 from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
 from gen.text.prompts import Prompts, lengths_of, prompt_ids
+from gen.text.vocabulary import likeliest, log_probabilities
 
 if TYPE_CHECKING:
     from gen.text.contracts import Predictor
@@ -210,6 +211,7 @@ class _Loop:
         self.kv_cache = None if decoding.kv_plan is None else predictor.init_cache(b, n)
         self.states = [decoding.policy.init(b, n), *(rule.init(b, n) for rule in decoding.stopping_rules)]
         self.logp: Tensor | None = None  # [R, W, V], as they were predicted last
+        self.storage = torch.empty(0)  # of log-probabilities: fresh memory takes a CPU longer than what is done in it
         canvas, counts = (
             {f.name: getattr(group, f.name).clone() for f in dataclasses.fields(group) if f.name in _RESULTS}
             for group in (self.canvas, self.book)
@@ -279,7 +281,7 @@ class _Loop:
                 called, rows = False, schedule.changed.nonzero()[:, 0]
                 if len(rows):
                     some = self.predict(canvas.tokens[rows], canvas.text_end[rows], positions[rows], rows)
-                    self.logp = self.logp.index_copy(0, rows, some)
+                    self.logp.index_copy_(0, rows, some)
         ran = schedule.changed & ~book.done if skips else ~book.done
         self.out.forwards += int(called or bool(ran.any()))
         book.nfe = book.nfe + (2 if self.decoding.cfg_scale else 1) * ran
@@ -292,6 +294,8 @@ class _Loop:
     ) -> Tensor:
         """Return log-probabilities [R, W, V] of some rows, float32 at least; -inf for the mask and suppressed tokens.
 
+        Those of all rows, `rows` None, have the storage of the last ones.
+
         Under classifier-free guidance logits are u + (cfg_scale + 1) (c - u), u those with the prompt masked (LLaDA).
         """
         f, scale, prompt_end = self.predictor, self.decoding.cfg_scale, self.canvas.prompt_end
@@ -303,9 +307,13 @@ class _Loop:
             logits = torch.where(c == u, c, u + (scale + 1) * (c - u))  # -inf - -inf is no number
         else:
             logits = f(tokens, lengths, positions, **cached)
-        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        ids = torch.tensor([self.mask, *self.decoding.suppress_tokens], device=logits.device)
-        return wide.index_fill(-1, ids, -torch.inf).log_softmax(-1)
+        suppressed = torch.tensor([self.mask, *self.decoding.suppress_tokens], device=logits.device)
+        if rows is not None:
+            return log_probabilities(logits, suppressed)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        if self.storage.numel() < logits.numel() or self.storage.dtype != dtype:
+            self.storage = torch.empty(logits.numel(), dtype=dtype, device=logits.device)
+        return log_probabilities(logits, suppressed, self.storage[: logits.numel()].view(logits.shape))
 
     def span(self, plan: KvPlan, masked: Tensor, new_window: Tensor, new_block: Tensor) -> tuple[Span, Tensor, Tensor]:
         """Return what a step with a KV cache computes, and the bounds of it, [R] each."""
@@ -333,12 +341,19 @@ class _Loop:
             column = (positions - canvas.prompt_end[:, None]).clamp(0, self.longest - 1)
             return noise.uniform(f"{name}.{step}", self.longest).to(positions.device).gather(1, column)
 
-        def resample(logp: Tensor) -> Tensor:
-            return sampling.draw(logp, uniform("token") if sampling.temperature else None)
+        tokens, everywhere = canvas.tokens.gather(1, positions), self.decoding.policy.edits or logp.device.type != "cpu"
 
-        return StepView(
+        def resample(logp: Tensor) -> Tensor:
+            if sampling.temperature == 0:
+                return likeliest(logp)
+            u = uniform("token")
+            if everywhere:  # a GPU would wait for the number of masks
+                return torch.where(open_ | self.decoding.policy.edits, sampling.draw(logp, u), tokens)
+            return tokens.masked_scatter(open_, sampling.draw(logp[open_], u[open_]))
+
+        view = StepView(
             logp=logp,
-            tokens=canvas.tokens.gather(1, positions),
+            tokens=tokens,
             sampled=resample(logp),
             positions=positions,
             masked=open_ & in_window,
@@ -351,6 +366,9 @@ class _Loop:
             uniform=uniform,
             resample=resample,
         )
+        if sampling.temperature == 0:
+            view.top_token = view.sampled  # which are the same then
+        return view
 
     def commit(self, view: StepView, decision: CommitDecision) -> None:
         """Write what the policy has decided; a finished text is not touched again."""
@@ -407,7 +425,7 @@ class _Loop:
             out.reasons[row] = name_of(type(self.decoding.stopping_rules[reason - 1])) if reason else "full"
         keep = (~book.done).nonzero()[:, 0]
         self.canvas, self.schedule, self.book = _take(canvas, keep), _take(self.schedule, keep), _take(book, keep)
-        self.logp = None if self.logp is None else self.logp[keep]
+        self.logp = self.logp[keep] if self.logp is not None and self.decoding.policy.may_skip else None
         self.kv_cache = None if self.kv_cache is None else self.kv_cache.take(keep)
         self.states = [{key: value[keep] for key, value in state.items()} for state in self.states]
 

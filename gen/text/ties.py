@@ -9,18 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["TIE", "descending", "likeliest"]
+__all__ = ["TIE", "descending", "grouped"]
 
 TIE = 1e-5  # float32 networks give probabilities and entropies to about 1e-6
-
-
-def likeliest(logp: Tensor) -> Tensor:
-    """Return the likeliest token, the lowest id among equals, int64 [...].
-
-    Args:
-        logp: log-probabilities [..., V].
-    """
-    return (logp >= logp.amax(-1, keepdim=True) - TIE).to(torch.uint8).argmax(-1)
 
 
 def descending(value: Tensor) -> Tensor:
@@ -31,7 +22,16 @@ def descending(value: Tensor) -> Tensor:
     Args:
         value: numbers [..., W]; -inf comes last.
     """
+    return grouped(value)[0]
+
+
+def grouped(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of `descending`, and for each of them the number of its group of equals, from 0.
+
+    Args:
+        value: numbers [..., W].
+    """
     ordered, index = value.sort(dim=-1, descending=True)
     apart = ordered[..., :-1] - ordered[..., 1:] > TIE  # False between -inf and -inf
     group = torch.nn.functional.pad(apart.long().cumsum(-1), (1, 0))
-    return index.gather(-1, (group * value.shape[-1] + index).argsort(-1))
+    return index.gather(-1, (group * value.shape[-1] + index).argsort(-1)), group

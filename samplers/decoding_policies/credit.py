@@ -45,6 +45,10 @@ class Credit(DecodingPolicy):
     def order_depends_on_samples(self) -> bool:
         return self.inner.order_depends_on_samples
 
+    @property
+    def edits(self) -> bool:
+        return self.inner.edits
+
     def init(self, rows: int, length: int) -> RowState:
         inner = {f"inner.{key}": value for key, value in self.inner.init(rows, length).items()}
         return {"credit": torch.zeros(rows, 0, 0), "first": torch.zeros(rows, dtype=torch.int64), **inner}

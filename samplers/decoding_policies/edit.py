@@ -36,6 +36,7 @@ class Edit(DecodingPolicy):
     steps: int | None = None
     score: Literal["confidence", "sample"] = "confidence"
     order_depends_on_samples: ClassVar[bool] = True
+    edits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, threshold="[0, 1]", edit="[0, 1]", post="[0, inf)", steps="[1, inf)")

@@ -21,7 +21,7 @@ class MyPolicy(DecodingPolicy):
 class BarePolicy:
     """The same, one token at a step, without the contract as a base: it has every member."""
 
-    may_skip = order_depends_on_samples = False
+    may_skip = order_depends_on_samples = edits = False
 
     def init(self, rows, length):
         return {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.text.ties import likeliest
+from gen.text.vocabulary import entropy, likeliest
 
 __all__ = ["CommitDecision", "DecodingPolicy", "RowState", "StepView"]
 
@@ -26,8 +26,9 @@ class StepView:
 
     Attributes:
         logp: log p(token | committed tokens) at temperature 1, [B, W, V], float32 at least; the mask token's is -inf.
+            A step overwrites those of the step before.
         tokens: ids that stand at the positions, int64 [B, W].
-        sampled: ids proposed for the positions, int64 [B, W].
+        sampled: ids proposed for the positions, int64 [B, W]: for masks, and for the rest if the policy `edits`.
         positions: indices on the canvas, int64 [B, W].
         masked: masks that may be committed at this step, bool [B, W].
         outside_window: masks outside of the window, bool [B, W].
@@ -110,20 +111,19 @@ class StepView:
     @cached_property
     def top2(self) -> tuple[Tensor, Tensor]:
         """The two largest log-probabilities and their tokens, [B, W, 2] each; the lowest id first among equals."""
-        first = likeliest(self.logp)[..., None]  # torch.topk promises no order among equals
-        second = likeliest(self.logp.scatter(-1, first, -torch.inf))[..., None]
-        tokens = torch.cat([first, second], -1)
+        # torch.topk promises no order among equals
+        tokens = torch.stack([self.top_token, likeliest(self.logp, self.top_token)], -1)
         return self.logp.gather(-1, tokens), tokens
 
-    @property
+    @cached_property
     def top_token(self) -> Tensor:
         """The likeliest token, int64 [B, W]."""
-        return self.top2[1][..., 0]
+        return likeliest(self.logp)
 
     @cached_property
     def confidence(self) -> Tensor:
         """The probability of the likeliest token, [B, W]: a function of the committed tokens alone."""
-        return self.top2[0][..., 0].exp()
+        return self.logp.gather(-1, self.top_token[..., None])[..., 0].exp()
 
     @cached_property
     def margin(self) -> Tensor:
@@ -134,7 +134,7 @@ class StepView:
     @cached_property
     def entropy(self) -> Tensor:
         """-sum p log p in nats, [B, W]."""
-        return -(self.logp.exp() * self.logp.clamp(min=torch.finfo(self.logp.dtype).min)).sum(-1)
+        return entropy(self.logp)
 
     @cached_property
     def sampled_probability(self) -> Tensor:
@@ -185,6 +185,11 @@ class DecodingPolicy(Protocol):
         At temperature > 0 even one token at a time is then no sample of the model's joint distribution;
         gen.text.worlds measures by how much.
         """
+        return False
+
+    @property
+    def edits(self) -> bool:
+        """True if committed tokens may be replaced by proposed ones, which are drawn for such policies only."""
         return False
 
     def init(self, rows: int, length: int) -> RowState:

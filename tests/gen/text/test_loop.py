@@ -375,6 +375,7 @@ class Vandal:
     """Commits, corrects and takes back all that it sees, a few times."""
 
     order_depends_on_samples: ClassVar[bool] = True
+    edits: ClassVar[bool] = True
     may_skip: ClassVar[bool] = False
 
     def init(self, rows, length):

@@ -1,0 +1,210 @@
+"""Passes over the vocabulary: normalising, the likeliest token, draws; a few positions at a time on a CPU.
+
+With LLaDA's 126,464 tokens the logits of 128 positions are 65 MB. A CPU reads them from memory once and writes the
+result once; all else is done while they lie in its cache. A GPU takes all positions at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gen.text.ties import TIE, descending, grouped
+
+__all__ = ["by_rows", "draw", "entropy", "largest", "likeliest", "log_probabilities"]
+
+CACHED = 2**20  # numbers at a time on a CPU: 4 MiB in float32
+BLOCK = 128  # tokens whose maximum or sum stands for them, so that a search reads each number once
+SMALL = 4096  # a vocabulary of so many tokens is not worth a search
+CUTS = (1e-5, 1e-7)  # of the largest tokens, those above a cut are sorted if they hold the nucleus
+
+
+def by_rows(function: Callable[..., Tensor], logp: Tensor, *others: Tensor) -> Tensor:
+    """Return function(logp, *others), numbers [...], computed in cached parts.
+
+    Args:
+        function: of rows that do not depend on one another.
+        logp: numbers [..., V].
+        *others: one number for each row, [...].
+    """
+    rows = _rows_at_a_time(logp)
+    if logp.shape[:-1].numel() <= rows:
+        return function(logp, *others)
+    flat = [logp.flatten(0, -2), *(other.flatten() for other in others)]
+    parts = [function(*part) for part in zip(*(value.split(rows) for value in flat), strict=True)]
+    return torch.cat(parts).view(logp.shape[:-1])
+
+
+def _rows_at_a_time(logp: Tensor) -> int:
+    return max(1, CACHED // logp.shape[-1]) if logp.device.type == "cpu" else max(1, logp.shape[:-1].numel())
+
+
+def log_probabilities(logits: Tensor, suppressed: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the log-probabilities of tokens, float32 at least; -inf for suppressed ones. Without gradients.
+
+    Args:
+        logits: [..., V]; they stay as they are.
+        suppressed: ids that are never predicted, int64.
+        out: storage for the result, of its shape and dtype; None for new one.
+    """
+    dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+    out = torch.empty(logits.shape, dtype=dtype, device=logits.device) if out is None else out
+    rows = _rows_at_a_time(logits)
+    for part, result in zip(logits.flatten(0, -2).split(rows), out.flatten(0, -2).split(rows), strict=True):
+        filled = part.to(dtype, copy=True).index_fill_(-1, suppressed, -torch.inf)
+        torch.log_softmax(filled, -1, out=result)
+    return out
+
+
+def likeliest(logp: Tensor, but: Tensor | None = None) -> Tensor:
+    """Return the likeliest token, the lowest id among equals (gen.text.ties), int64 [...].
+
+    Args:
+        logp: log-probabilities [..., V].
+        but: the likeliest but these, int64 [...]; None leaves out none.
+    """
+    return by_rows(_likeliest, logp) if but is None else by_rows(_likeliest, logp, but)
+
+
+def _likeliest(logp: Tensor, but: Tensor | None = None) -> Tensor:
+    if logp.shape[-1] <= SMALL:
+        logp = logp if but is None else logp.scatter(-1, but[..., None], -torch.inf)
+        return _first(logp >= logp.amax(-1, keepdim=True) - TIE)
+    tops = _of_blocks(logp, Tensor.amax)
+    if but is not None:
+        mine = (but // BLOCK)[..., None]
+        left = _block(logp, mine[..., 0])[1].masked_fill(_ids(logp, mine[..., 0]) == but[..., None], -torch.inf)
+        tops = tops.scatter(-1, mine, left.amax(-1, keepdim=True))
+    least = tops.amax(-1, keepdim=True) - TIE
+    ids, values = _block(logp, _first(tops >= least))
+    enough = values >= least if but is None else (values >= least) & (ids != but[..., None])
+    return ids.gather(-1, _first(enough)[..., None])[..., 0]
+
+
+def _first(true: Tensor) -> Tensor:
+    """Return the first index that is True; 0 where none is."""
+    return true.to(torch.uint8).argmax(-1)
+
+
+def _of_blocks(value: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """Return the maximum or sum of every BLOCK neighbours, the last ones perhaps fewer, [..., V / BLOCK]."""
+    whole = value.shape[-1] // BLOCK * BLOCK
+    parts = [reduce(value[..., :whole].unflatten(-1, (-1, BLOCK)), -1)]
+    if whole < value.shape[-1]:
+        parts.append(reduce(value[..., whole:], -1)[..., None])
+    return torch.cat(parts, -1)
+
+
+def _ids(value: Tensor, block: Tensor) -> Tensor:
+    """Return the ids of a block, [..., BLOCK]; the last id stands for those beyond it."""
+    ids = block[..., None] * BLOCK + torch.arange(BLOCK, device=value.device)
+    return ids.clamp(max=value.shape[-1] - 1)
+
+
+def _block(value: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids of a block of each row and their values, [..., BLOCK] each."""
+    ids = _ids(value, block)
+    return ids, value.gather(-1, ids)
+
+
+def largest(logp: Tensor, k: int) -> Tensor:
+    """Return the k-th largest number of each row, [..., 1].
+
+    Args:
+        logp: numbers [..., V].
+        k: at most V.
+    """
+    blocks = -(-logp.shape[-1] // BLOCK)
+    if 4 * k < blocks:  # the k largest lie in the k blocks with the largest maxima
+        chosen = _of_blocks(logp, Tensor.amax).topk(k, -1).indices
+        ids = chosen[..., None] * BLOCK + torch.arange(BLOCK, device=logp.device)  # [..., k, BLOCK]
+        ids = ids.flatten(-2)
+        inside = ids < logp.shape[-1]
+        logp = logp.gather(-1, ids.clamp(max=logp.shape[-1] - 1)).masked_fill(~inside, -torch.inf)
+    return logp.topk(k, -1).values[..., -1:]
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """Return -sum p log p in nats, [...].
+
+    Args:
+        logp: log-probabilities [..., V].
+    """
+    return by_rows(lambda logp: -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1), logp)
+
+
+def draw(logp: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int | None) -> Tensor:
+    """Return token ids [...], each the one at which the cumulative probability passes u, in float64.
+
+    float32 would truncate the distribution (arXiv 2409.02908).
+
+    Args:
+        logp: log-probabilities [..., V].
+        u: uniform numbers [...].
+        temperature, top_p, top_k: as in gen.text.decoding.TokenSampling.
+    """
+
+    def rows(logp: Tensor, u: Tensor) -> Tensor:
+        z = logp.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        z = z.sub_(z.amax(-1, keepdim=True)).div_(temperature)
+        if top_k is not None and top_k < z.shape[-1]:
+            z = z.masked_fill_(z < largest(z, top_k) - TIE, -torch.inf)
+        if top_p == 1:
+            return _at(z.exp_(), u.to(z))
+        if z.shape[-1] <= SMALL or z.device.type != "cpu":
+            return _nucleus(z, u.to(z), top_p)
+        flat = zip(z.flatten(0, -2), u.to(z).flatten(), strict=True)
+        return torch.stack([_peaked_nucleus(*one, top_p) for one in flat]).view(u.shape)
+
+    return by_rows(rows, logp, u)
+
+
+def _at(p: Tensor, u: Tensor) -> Tensor:
+    """Return the id at which the cumulative sum of weights p [..., V] passes the share u [...] of it all."""
+    if p.shape[-1] <= SMALL:
+        sums = p.cumsum(-1)
+        return _passed(p, sums, u * sums[..., -1])
+    weights = _of_blocks(p, Tensor.sum)
+    sums = weights.cumsum(-1)
+    wanted = u * sums[..., -1]
+    block = _passed(weights, sums, wanted)
+    before = (sums - weights).gather(-1, block[..., None])[..., 0]
+    ids, inside = _block(p, block)
+    inside = torch.where(ids == block[..., None] * BLOCK + torch.arange(BLOCK, device=p.device), inside, 0)
+    index = _passed(inside, inside.cumsum(-1), (wanted - before).clamp(min=0))
+    return ids.gather(-1, index[..., None])[..., 0]
+
+
+def _passed(weights: Tensor, sums: Tensor, wanted: Tensor) -> Tensor:
+    """Return the first index whose cumulative sum exceeds a number; rounding leads to no weight of 0."""
+    ids = torch.arange(weights.shape[-1], device=weights.device)
+    last = torch.where(weights > 0, ids, 0).amax(-1)
+    return torch.minimum(torch.searchsorted(sums, wanted[..., None], right=True)[..., 0], last)
+
+
+def _nucleus(z: Tensor, u: Tensor, top_p: float) -> Tensor:
+    """Draw from the fewest largest weights exp(z) that together hold top_p of all."""
+    index, p = descending(z), z.softmax(-1)
+    ordered = p.gather(-1, index)
+    excluded = ordered.cumsum(-1) - ordered >= top_p - TIE  # what comes before it holds p already
+    return _at(p.masked_fill(excluded.gather(-1, index.argsort(-1)), 0), u)
+
+
+def _peaked_nucleus(z: Tensor, u: Tensor, top_p: float) -> Tensor:
+    """Do the same for one row [V], of which only the tokens above a cut are sorted if these hold the nucleus."""
+    p = z.exp()
+    whole = p.sum()
+    for cut in CUTS:
+        ids = (p >= cut * whole).nonzero()[:, 0]
+        weights = p[ids]
+        if weights.sum() < top_p * whole:
+            continue
+        index, group = grouped(z[ids])
+        ordered = weights[index]
+        n = int((ordered.cumsum(-1) - ordered < (top_p - TIE) * whole).sum())  # the first n are the nucleus
+        if group[n - 1] < group[-1]:  # else an equal of the last might lie below the cut
+            inside = index[:n].sort().values
+            return ids[inside][_at(weights[inside], u)]
+    return _nucleus(z, u, top_p)
