@@ -2,7 +2,7 @@
 
 python scripts/bench_data.py [--pictures 64] [--size 256] [--rounds 9] [--files 20000] [--folder FOLDER]
 
-Pictures are crops of scikit-image's photographs, 500 x 375 JPEG of quality 92 (about 90 kB), as ImageNet's are. Three
+Pictures are crops of scikit-image's photographs, 500 x 375 JPEG of quality 92 (about 90 kB), as ImageNet's are. Four
 measurements, each the median over rounds, with the lowest and the highest:
 - items: CPU seconds of reading a file, decoding it by PIL, ADM's crop and numpy's array, over those of a folder's item,
   which also compares the file's sha256 and ends as a float tensor in [-1, 1]; the two take turns on one thread;
@@ -10,6 +10,8 @@ measurements, each the median over rounds, with the lowest and the highest:
   it the same of plain processes that read items and hand over nothing, which is what the machine has to give, and
   what two free cores would give by CPU time: 2 w1 / (w2 + m), for w1 and w2 seconds of a picture in one worker and in
   two, m in the process that takes them;
+- latents: rows of 4 x 32 x 32 in float16 per CPU second of one thread, in batches of 256 in shuffled order: a column of
+  the files, means as the training's loader reads them, and draws, each of which takes a random generator of its own;
 - opening: seconds per million files of the first opening (every file is read) and of the next ones, CPU and wall time.
 One line of JSON at the end; docs/data.md has the results.
 """
@@ -37,7 +39,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gen.config.tensor_files import write_file
 from gen.data.folder import Folder
+from gen.data.latents import Latents
 from gen.data.lib.crops import fit
 from gen.data.lib.pictures import PictureSet
 from gen.data.photographs import paths
@@ -59,6 +63,7 @@ def main() -> None:
         keep_memory()  # as the loader's workers do
         result: dict[str, object] = {"items": items(Path(made) / "a", args.pictures, args.size, args.rounds)}
         result["workers"] = workers(Path(made) / "a", args.size, args.rounds)
+        result["latents"] = latents(Path(made) / "c", args.rounds)
         result |= opening(Path(made) / "b", args.files, args.size)
     print(json.dumps(result))
 
@@ -82,7 +87,7 @@ def write(folder: Path, n: int) -> None:
     (folder / "x.jpg").unlink()
 
 
-def spent(work: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
+def spent(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
     """Return the seconds of a call."""
     began = clock()
     work()
@@ -174,6 +179,24 @@ def reads(data: PictureSet, n: int) -> None:
     """Read n items."""
     for i in range(n):
         data[i % len(data)]
+
+
+def latents(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Return rows per CPU second: of a column, of means and of draws."""
+    folder.mkdir()
+    for k in range(4):
+        columns = {name: torch.randn(4096, 4, 32, 32).half() for name in ("mean", "logvar")}
+        write_file(folder / f"latents-{k:05}.safetensors", columns)
+    data = {how: Latents(str(folder), holdout=0.0, posterior=how).open("train") for how in ("mean", "sample")}
+    streams = {how: ShuffledStream(items, 0) for how, items in data.items()}
+    batches = torch.randperm(len(data["mean"]), generator=torch.Generator().manual_seed(0)).split(256)
+    works = {
+        "column": lambda: [data["mean"].source.read(["mean"], rows.tolist()) for rows in batches],
+        "means": lambda: [streams["mean"].__getitems__(rows.tolist()) for rows in batches],
+        "draws": lambda: [streams["sample"].__getitems__(rows.tolist()) for rows in batches],
+    }
+    rates = {name: [len(data["mean"]) / spent(work) for _ in range(rounds + 1)][1:] for name, work in works.items()}
+    return {name: said(f"rows of latents a second, {name}", values) for name, values in rates.items()}
 
 
 def opening(folder: Path, n: int, size: int) -> dict[str, list[float]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.spec import Json
 
-__all__ = ["Damaged", "read_file", "write_file"]
+__all__ = ["DTYPES", "Damaged", "read_file", "write_file"]
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

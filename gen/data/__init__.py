@@ -36,8 +36,9 @@ class DataSet(Protocol):
 
     Further methods may be there: `draw(i, key)`, item i under the random choices (crop, mirroring, draw of a latent)
     of a key, by which training reads then, with a key of (seed, epoch, i); `batch(rows)`, the items of a list of
-    indices stacked, by which training reads data without `draw`, faster than one by one; `where(i)`, the file and row
-    of item i, for messages; and `caption(i)`, its text.
+    indices stacked, by which training reads data without `draw`, faster than one by one; `draw_batch(rows, keys)`,
+    both; `where(i)`, the file and row of item i, for messages; and `caption(i)`, its text. `buckets` may be there, an
+    int for each item: x has one shape in each, and a batch is of one.
 
     Attributes:
         fingerprint: a hash (hex) of the content and of every option that changes it; a run resumes on equal ones only.

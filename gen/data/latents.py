@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.data.lib.latent_files import open_files
-from gen.data.lib.latent_rows import LatentRows, open_shards
+from gen.data.lib.latent_rows import EXTRAS, LatentRows, open_shards
 from gen.data.lib.latent_scale import LatentScale, stored_statistics
-from gen.data.lib.latent_store import read_manifest
+from gen.data.lib.latent_store import read_manifest, read_stored
 from gen.data.lib.tensors import SPLITS, check_labels, content_hash, hold_out
 from gen.diffusion.noise import Noise, derive
 
@@ -55,6 +57,8 @@ class Latents:
         num_classes: number of labels; None for the manifest's, or the highest label + 1.
         features: True gives each item its `features` [T, D] (of the mirrored image, `features_flip`), an encoder's
             tokens for objectives that align with it (gen.models.encoders.stored).
+        text: True gives each item the embedding of its caption, `text` [T, D], and `text_mask` [T], which is False at
+            padding (gen encode --text); the source's `null_text` is that of the empty caption.
         image_range: lowest and highest value of the images that were encoded, where the files do not tell: (-1, 1) for
             REPA, (0, 1) for EDM2, whose files look alike. Samples are decoded accordingly.
     """
@@ -70,6 +74,7 @@ class Latents:
     flip: bool = False
     num_classes: int | None = None
     features: bool = False
+    text: bool = False
     image_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -114,12 +119,23 @@ class Latents:
             rows = hold_out(self.path, split, len(self._rows), holdout, None if labels is None else labels.tolist())
             options = f"{split} {holdout}"
         flip = self.flip and split == "train"
-        options += f" {self.scale} {self.shift} {self.flip}" + " features" * self.features
+        options += f" {self.scale} {self.shift} {self.flip}" + "".join(f" {extra}" for extra in self._extras)
         options += "" if self.standardise == "none" else f" {self.standardise}"
         options += " mean" if self.posterior == "mean" else ""
         fingerprint = content_hash("latents", options, *self._rows.hashes)
         draws = self._rows.kind != "latents" and self.posterior == "sample"
-        return LatentSet(self._rows, rows, labels, flip, self._scale, draws, fingerprint, self.features)
+        return LatentSet(self._rows, rows, labels, flip, self._scale, draws, fingerprint, self._extras)
+
+    @property
+    def null_text(self) -> dict[str, Tensor]:
+        """`text` [T, D] and `text_mask` [T] of the empty caption; UserError for latents without text."""
+        if (about := (self._manifest or {}).get("text")) is None:
+            raise UserError(f"{self.path} has no text: encode it by gen encode --text")
+        return read_stored(Path(self.path), about)
+
+    @property
+    def _extras(self) -> tuple[str, ...]:
+        return tuple(extra for extra in EXTRAS if getattr(self, extra))
 
     @property
     def latent(self) -> tuple[Json, dict[str, Tensor]]:
@@ -154,9 +170,9 @@ class Latents:
         layout = (self._manifest or {}).get("layout")
         rows: LatentRows | None = None
         if layout not in ("gen", "lightningdit"):
-            rows = open_files(path, self.flip, self.features)
+            rows = open_files(path, self.flip, self._extras)
         if rows is None:
-            rows = open_shards(path, self.flip, self.features, self._manifest)
+            rows = open_shards(path, self.flip, self._extras, self._manifest)
         elif rows.image_range is None:
             encoded = (self._manifest or {}).get("autoencoder", {}).get("image_range") or self.image_range
             if encoded is None:
@@ -172,10 +188,10 @@ class Latents:
 
 @dataclass(eq=False)
 class LatentSet:
-    """Items {"x": float32 [C, H, W], "y": int64 0-d, "features": float32 [T, D]} of some rows.
+    """Items {"x": float32 [C, H, W], "y": int64 0-d, "features": float32 [T, D], "text", "text_mask"} of some rows.
 
-    With flip, all rows come again, mirrored. No "y" without labels, no "features" unless `features`. With draws, x is
-    drawn from a normal distribution: `draw(i, key)` by a key, [i] by one that belongs to the item.
+    With flip, all rows come again, mirrored. No "y" without labels, and only those `extras` that are named. With draws,
+    x is drawn from a normal distribution: by a key, or by one that belongs to the item.
     """
 
     source: LatentRows
@@ -185,7 +201,7 @@ class LatentSet:
     scale: LatentScale
     draws: bool
     fingerprint: str
-    features: bool = False
+    extras: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows) * (2 if self.flip else 1)
@@ -196,20 +212,44 @@ class LatentSet:
 
     def draw(self, i: int, key: int) -> dict[str, Tensor]:
         """Return item i, its latent drawn by the noise of a key."""
-        row, mirrored = self.rows[i % len(self.rows)], "" if i < len(self.rows) else "_flip"
-        item = {"x": self.scale(self._latent(row, mirrored, Noise((key,))), self.source.unit)}
-        if self.y is not None:
-            item["y"] = self.y[row]
-        return {**item, "features": self.source.read("features" + mirrored, row)} if self.features else item
+        return {name: values[0] for name, values in self.draw_batch([i], [key]).items()}
 
-    def _latent(self, row: int, mirrored: str, noise: Noise) -> Tensor:
+    def draw_batch(self, items: Sequence[int], keys: Sequence[int]) -> dict[str, Tensor]:
+        """Return items, stacked, each latent drawn by the noise of its key.
+
+        Args:
+            items: indices in [0, len).
+            keys: one for each.
+        """
+        n = len(self.rows)
+        order = sorted(range(len(items)), key=lambda j: items[j] >= n)  # mirrored ones last: they have other columns
+        plain = sum(i < n for i in items)
+        parts = [
+            self._read([self.rows[items[j] % n] for j in some], [keys[j] for j in some], suffix)
+            for some, suffix in ((order[:plain], ""), (order[plain:], "_flip"))
+            if some
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        back = torch.tensor(order).argsort()
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+
+    def _read(self, rows: Sequence[int], keys: Sequence[int], suffix: str) -> dict[str, Tensor]:
+        """Return the items of rows, mirrored or not."""
         kind = self.source.kind
-        z = self.source.read(("latents" if kind == "latents" else "mean") + mirrored, row)
-        if not self.draws:
-            return z
-        spread = self.source.read(kind + mirrored, row)
-        std = (0.5 * spread).exp() if kind == "logvar" else spread
-        return z + std * noise.normal("posterior", z.shape)[0]
+        main = ("latents" if kind == "latents" else "mean") + suffix
+        names = {"features": ("features" + suffix,), "text": ("text", "text_mask")}
+        extras = [name for extra in self.extras for name in names[extra]]
+        found = self.source.read([main, *([kind + suffix] if self.draws else []), *extras], rows)
+        z = found[main]
+        if self.draws:
+            spread = found[kind + suffix]
+            std = (0.5 * spread).exp() if kind == "logvar" else spread
+            z = z + std * Noise(tuple(keys)).normal("posterior", z.shape[1:])
+        items = {"x": self.scale(z, self.source.unit)}
+        if self.y is not None:
+            items["y"] = self.y[torch.tensor(rows)]
+        return items | {name.removesuffix("_flip"): found[name] for name in extras}
 
     def where(self, i: int) -> str:
         """Return the file and the row of item i, in words."""

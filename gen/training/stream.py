@@ -54,11 +54,16 @@ class ShuffledStream(Dataset[Json]):
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Return the items at some positions, stacked; a DataLoader reads by it."""
-        batch = None if hasattr(self._data, "draw") else getattr(self._data, "batch", None)
-        if batch is None:
+        data, at = self._data, [self._order.at(position) for position in positions]
+        if hasattr(data, "draw_batch"):
+            keys = [derive("draw", self._seed, epoch, row) for epoch, row in at]
+            items = data.draw_batch([row for _, row in at], keys)
+        elif hasattr(data, "batch") and not hasattr(data, "draw"):
+            items = data.batch([row for _, row in at])
+        else:
             collated: dict[str, Tensor] = default_collate([self[position] for position in positions])
             return collated
-        return {**batch(list(map(self.row, positions))), "index": torch.tensor(positions)}
+        return {**items, "index": torch.tensor(positions)}
 
 
 class StepBatchSampler(Sampler[list[int]]):

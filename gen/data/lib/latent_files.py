@@ -54,7 +54,6 @@ class FileRows:
     given_labels: Sequence[int] | None = None
     label_files: Sequence[str] = ()
     _zips: dict[int, zipfile.ZipFile] = field(default_factory=dict, repr=False)
-    _last: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -78,10 +77,9 @@ class FileRows:
         labels = self.labels
         return (*found, "" if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest())
 
-    def read(self, name: str, row: int) -> Tensor:
-        if self._last[0] != row:
-            self._last = (row, self._tensors(row))
-        return self._last[1][name]
+    def read(self, names: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
+        found = [self._tensors(row) for row in rows]
+        return {name: torch.stack([tensors[name] for tensors in found]) for name in names}
 
     def where(self, row: int) -> str:
         return str(self.root / self.files[row])
@@ -131,16 +129,16 @@ class FileRows:
             raise UserError(f"{self.root / name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_zips": {}, "_last": (-1, {})}
+        return {**self.__dict__, "_zips": {}}
 
 
-def open_files(path: Path, flip: bool, features: bool) -> FileRows | None:
+def open_files(path: Path, flip: bool, extras: Sequence[str]) -> FileRows | None:
     """Open latents of which each is a file; None for a path that holds none.
 
     Args:
         path: folder or zip.
         flip: whether latents of mirrored images are needed.
-        features: whether features are needed.
+        extras: what is needed beside latents, such as "features"; there is none.
 
     Raises:
         UserError: in one line, for files that are damaged or laid out differently, and if what is needed is not there.
@@ -152,8 +150,8 @@ def open_files(path: Path, flip: bool, features: bool) -> FileRows | None:
         return None
     if flip and "mean_flip" not in rows._tensors(0):
         raise UserError(f"{path} has no latents of mirrored images, which flip = True needs")
-    if features:
-        raise UserError(f"{path} has no features, which features = True needs")
+    for extra in extras:
+        raise UserError(f"{path} has no {extra}, which {extra} = True needs")
     return rows
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.spec import Json
-from gen.config.tensor_files import Damaged, read_file
 from gen.config.torch_file import read_torch
+from gen.data.lib.latent_store import read_stored
 
 __all__ = ["LatentScale", "stored_statistics"]
 
@@ -49,7 +49,8 @@ class LatentScale:
     def __call__(self, z: Tensor, unit: float = 1.0) -> Tensor:
         """Scale a latent that was kept times `unit`."""
         if unit == 1:
-            return (z - self.shift) * self.scale
+            plain = not isinstance(self.scale, Tensor) and not isinstance(self.shift, Tensor)
+            return z if plain and (self.scale, self.shift) == (1, 0) else (z - self.shift).mul_(self.scale)
         return z * (self.scale / unit) - self.shift * self.scale  # exactly z where the scale is the unit
 
     def json(self) -> Json:
@@ -100,11 +101,7 @@ def _of_manifest(path: Path, manifest: Json, by: str) -> tuple[Tensor, Tensor]:
             torch.tensor(statistics["channel"][key], dtype=torch.float64).reshape(-1, 1, 1) for key in ("mean", "var")
         )
         return mean, var
-    file = path / statistics["position"]["file"]
-    try:
-        found = read_file(file, statistics["position"]["sha256"])
-    except (Damaged, OSError):
-        raise UserError(f"{file} is damaged or missing: run its gen encode again") from None
+    found = read_stored(path, statistics["position"])
     return found["mean"], found["var"]
 
 

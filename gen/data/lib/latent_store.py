@@ -19,11 +19,11 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json, is_sealed, sealed
-from gen.config.tensor_files import write_file
+from gen.config.tensor_files import Damaged, read_file, write_file
 from gen.config.writing import replacing, write_json
 from gen.data.lib.latent_statistics import LatentSums
 
-__all__ = ["LatentStore", "read_manifest"]
+__all__ = ["LatentStore", "read_manifest", "read_stored"]
 
 FORMAT, MANIFEST, RECORDS, IDENTITY = 1, "manifest.json", "records", "identity.json"
 SUMS, STATISTICS = "sums.safetensors", "statistics/position.safetensors"
@@ -123,6 +123,22 @@ class LatentStore:
             ours, there = ({key: values.get(key) for key in differ} for values in (self.identity, theirs))
             said = ", ".join(f"{key} {_short(there[key])} there, {_short(ours[key])} here" for key in differ)
             raise UserError(f"{self.folder} holds other latents ({said}): choose another folder")
+
+
+def read_stored(folder: Path, about: Json) -> dict[str, Tensor]:
+    """Read a file of tensors that a manifest names.
+
+    Args:
+        folder: of the latents.
+        about: its "file" and "sha256".
+
+    Raises:
+        UserError: if it is damaged or not there.
+    """
+    try:
+        return read_file(folder / about["file"], about["sha256"])
+    except (Damaged, OSError):
+        raise UserError(f"{folder / about['file']} is damaged or missing: run its gen encode again") from None
 
 
 def _short(value: object) -> str:

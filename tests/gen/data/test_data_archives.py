@@ -309,7 +309,7 @@ def wrong_latents():
         "label too high": (shard(), {"num_classes": 4}, "labels run from 0 to 4; allowed: 0 to 3"),
         "no labels": (shard(drop=("labels",)), {"num_classes": 4}, "has no labels, but num_classes is 4"),
         "other shape": (two(latents=torch.zeros(10, 4, 2, 3)), {}, "all shards need the same shape"),
-        "labels in one": (two(drop=("labels",)), {}, "b.safetensors [10, 4, 2, 2] without labels does not go with"),
+        "labels in one": (two(drop=("labels",)), {}, "b.safetensors [10, 4, 2, 2] without labels"),
         "no mirrored": (shard(drop=("latents_flip",)), flip, "has no latents_flip, which flip = True needs"),
         "mirrored shape": (shard(latents_flip=torch.zeros(9, 4, 2, 2)), flip, "latents_flip is [9, 4, 2, 2], but"),
         "no rows": (shard(n=0), {}, "N is 0"),

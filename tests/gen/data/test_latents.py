@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from gen.diffusion.noise import derive
 from gen.training.recipes.digits import digits
 from gen.training.run import Run
 from gen.training.stream import ShuffledStream
-from tests.gen.data.test_encode import Halves, N, how, pictures
+from tests.gen.data.test_encode import Halves, N, Rows, how, pictures
 
 PLAN = ShardPlan(8, quiet=True)
 
@@ -38,7 +39,7 @@ def test_a_latent_is_drawn_anew_by_the_runs_seed_alone(root):
     """Draws have the mean and the variance that are kept; item i, and every position of a run, has its own."""
     data, mean = (Latents(str(root / "out"), posterior=which).open("train") for which in ("sample", "mean"))
     draws = torch.stack([data.draw(3, derive("test", k))["x"] for k in range(4000)])
-    logvar = data.source.read("logvar", 3)
+    logvar = data.source.read(["logvar"], [3])["logvar"][0]
     z = (draws.mean(0) - mean[3]["x"]) / (0.5 * logvar).exp() * 4000**0.5
     ratio = draws.var(0) / logvar.exp()
     assert float(z.abs().max()) < 4.5 and float(z.square().mean()) == pytest.approx(1, abs=0.4)
@@ -62,6 +63,25 @@ def test_the_splits_that_were_encoded_stay_apart(root):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a["x"], 0.5 * b["x"][:, ::2, ::2]) and a["y"] == b["y"]
     assert data.classes == 2 and len(Latents(str(root / "out"), holdout=0.5).open("test")) == N // 2
+
+
+def test_a_batch_has_the_bits_of_its_items(root, tmp_path):
+    """Drawn or not, mirrored or not, over shards of each dtype, and as the stream reads it in training."""
+    for dtype in ("float32", "bfloat16", "float16"):
+        encode(pictures(tmp_path / "a.npz"), tmp_path / dtype, how(dtype=dtype, encoder=Rows()), PLAN)
+        source = Latents(str(tmp_path / dtype), flip=True, standardise="position", features=True)
+        for data in (source.open("train"), replace(source, posterior="mean", flip=False).open("train")):
+            items = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+            batch = data.draw_batch(items, [derive(i) for i in items])
+            for j, i in enumerate(items):
+                item = data.draw(i, derive(i))
+                assert item.keys() == batch.keys() == {"x", "y", "features"}
+                assert all(torch.equal(item[key], batch[key][j]) for key in item)
+            stream, positions = ShuffledStream(data, seed=1), [5, 0, 40, 17, 60]
+            for name, values in stream.__getitems__(positions).items():
+                assert all(
+                    torch.equal(v, torch.as_tensor(stream[p][name])) for p, v in zip(positions, values, strict=True)
+                )
 
 
 @pytest.mark.parametrize("by", ["channel", "position"])
