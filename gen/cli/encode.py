@@ -11,6 +11,7 @@ processes of torchrun --nproc-per-node 4 -m gen encode .... The files are the sa
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from gen.cli.lib.options import add_option, parse_part, parse_spec, read_as, set_threads
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", help="encode the mirrored pictures too")
     parser.add_argument("--features", help="keep an encoder's features too: a JSON spec of `gen list models.encoders`")
+    parser.add_argument(
+        "--text", help="keep embeddings of the captions too: the folder of a CLIP or T5 of transformers, or a JSON spec"
+    )
     kinds = ("float16", "bfloat16", "float32")
     parser.add_argument("--dtype", choices=kinds, default="float16", help="of what is kept (default: float16)")
     layouts = ("gen", "dit", "edm2", "lightningdit", "mar", "repa")
@@ -60,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     how = Encoding(
         build_autoencoder(parse_spec(args.autoencoder)),
         parse_spec(args.features),
+        _text_encoder(args.text),
         args.split,
         args.flip,
         args.dtype,
@@ -73,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         print(f"{args.out}: {f'{missing} shards are still missing, of other parts' if missing else 'done'}")
     return 0
+
+
+def _text_encoder(text: str | None) -> Any:
+    """Return the spec of a text encoder; a folder is one of transformers."""
+    return {"name": "pretrained", "path": text} if text and Path(text).is_dir() else parse_spec(text)
 
 
 def _data(text: str, size: str | None) -> Any:

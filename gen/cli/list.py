@@ -24,6 +24,7 @@ FOLDERS = (
     "models",
     "models.autoencoders",
     "models.encoders",
+    "models.text_encoders",
     "models.engines",
     "models.interop.public",
     "models.interop.text",

@@ -7,6 +7,7 @@ killed and gone on with, is the one that a single process writes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -31,6 +32,7 @@ from gen.training.stream import in_one_line
 
 __all__ = ["Encoding", "encode"]
 
+NULL_TEXT = "text/null.safetensors"
 PACKAGES = ("torch", "diffusers", "transformers")  # whose versions may change the bits
 
 
@@ -41,6 +43,7 @@ class Encoding:
     Attributes:
         autoencoder: see gen.models.autoencoders.
         encoder: see gen.models.encoders, whose features are kept too; None for none.
+        text: see gen.models.text_encoders, whose embeddings of the captions are kept too; None for none.
         split: "train", "test", or "all", the rows of "train" and then those of "test", which `latents` keeps apart.
         flip: whether the mirrored pictures are encoded too. (To mirror latents is not the same.)
         dtype: of what is kept but labels; other layouts than gen's are float32 of it.
@@ -52,6 +55,7 @@ class Encoding:
 
     autoencoder: Any = part("models.autoencoders")
     encoder: Any = part("models.encoders", default=None)
+    text: Any = part("models.text_encoders", default=None)
     split: Literal["all", "train", "test"] = "all"
     flip: bool = False
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -96,6 +100,8 @@ def encode(source: DataSource, folder: Path, how: Encoding, plan: ShardPlan = WH
     broadcast(None)  # of the processes of one launcher: nobody counts before all have written
     shards = plan.count(writer.n)
     missing = writer.store.missing(shards)
+    if cut := getattr(writer.text, "truncated", 0):
+        warnings.warn(f"{cut} captions are longer than the text encoder takes, and were cut", stacklevel=2)
     if not missing and is_main():
         writer.finish(shards)
     return missing
@@ -107,7 +113,7 @@ class _Writer:
     def __init__(
         self, source: DataSource, sets: Sequence[DataSet], folder: Path, how: Encoding, plan: ShardPlan
     ) -> None:
-        self.source, self.how, self.plan = source, how, plan
+        self.source, self.sets, self.how, self.plan = source, sets, how, plan
         self.layout: GenLayout = LAYOUTS[how.layout]()
         self.label_names: tuple[str, ...] = tuple(getattr(source, "label_names", ()))
         self.data: ConcatDataset[dict[str, Tensor]] = ConcatDataset(sets)  # type: ignore[arg-type] # has what it needs
@@ -119,6 +125,9 @@ class _Writer:
             raise UserError(f"{name_of(type(source))}: items have {others}; pictures and labels alone are encoded")
         self.coder: nn.Module = how.autoencoder.load(how.device)
         self.encoder: nn.Module | None = None if how.encoder is None else how.encoder.load(how.device)
+        self.text: nn.Module | None = None if how.text is None else how.text.load(how.device)
+        if how.layout != "gen" and (how.encoder is not None or how.text is not None):
+            raise UserError(f"the layout {how.layout} keeps latents alone: leave out --features and --text")
         self.dtype: torch.dtype = getattr(torch, how.dtype)
         self.store = LatentStore(folder, self._identity(sets, first))
         if how.layout != "gen":
@@ -142,7 +151,24 @@ class _Writer:
             "layout": self.how.layout,
             "device": torch.device(self.how.device).type,
             "versions": {name: _version(name) for name in PACKAGES},
+            **({} if self.text is None else {"text": self._text_identity()}),
         }
+
+    def _text_identity(self) -> Json:
+        """Return what decides the embeddings of the captions."""
+        captions = list(map(self._caption, range(self.n)))
+        if (bare := next((row for row, caption in enumerate(captions) if caption is None), None)) is not None:
+            raise UserError(f"{name_of(type(self.source))}: item {bare} has no caption, which a text encoder needs")
+        return {"encoder": identity_of(self.how.text, self.text), "captions": content_hash(*map(str, captions))}
+
+    def _caption(self, row: int) -> str | None:
+        """Return the text of a row of all splits."""
+        for one in self.sets:
+            if row < len(one):
+                read = getattr(one, "caption", None)
+                return None if read is None else read(row)
+            row -= len(one)
+        raise IndexError(row)
 
     def write(self, index: int, rows: range) -> None:
         """Encode and write one shard."""
@@ -150,6 +176,7 @@ class _Writer:
         for items in self._read(rows):
             batches.append(self._columns(items))
         columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        columns |= {} if self.text is None else self._embedded([str(self._caption(row)) for row in rows])
         for name, values in columns.items():
             if values.is_floating_point() and not bool(values.isfinite().all()):
                 bad = rows[int((~values.isfinite()).flatten(1).any(1).nonzero()[0])]
@@ -162,7 +189,23 @@ class _Writer:
         """Write what stands beside the shards."""
         source = anchored(spec_of(self.source))
         self.layout.finish(self.store.folder, self.store.labels(shards), self.store.sums(shards))
-        self.store.finish(shards, {"rows": self.n, "source": source})
+        about: Json = {"rows": self.n, "source": source}
+        if self.text is not None:
+            null = {name: values[0] for name, values in self._embedded([""]).items()}
+            about["text"] = {**self.store.identity["text"], **self.store.put(NULL_TEXT, null)}
+        self.store.finish(shards, about)
+
+    @torch.inference_mode()
+    def _embedded(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Return the embeddings of captions and their masks, on the CPU."""
+        assert self.text is not None
+        size, parts = self.how.batch_size, list[tuple[Tensor, Tensor]]()
+        for i in range(0, len(captions), size):
+            some = list(captions[i : i + size])
+            text, mask = self.text([*some, *[""] * (size - len(some))])  # of one shape always
+            parts.append((text[: len(some)].to(self.dtype).cpu(), mask[: len(some)].cpu()))
+        texts, masks = zip(*parts, strict=True)
+        return {"text": torch.cat(texts), "text_mask": torch.cat(masks)}
 
     def _read(self, rows: range) -> Iterator[dict[str, Tensor]]:
         """Yield batches of items."""

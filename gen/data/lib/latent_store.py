@@ -3,6 +3,7 @@
 manifest.json          written when all shards are there: identity, splits, shards with their sha256, statistics
 latents-00000.safetensors ...   rows of the data set, in its order; or the files of another layout
 statistics/            mean and variance of every position
+text/                  the embedding of the empty caption, if captions are embedded
 records/               the identity, and for each shard that is whole a record with the sha256 of its files and
                        its sums, from which statistics are computed
 """
@@ -90,6 +91,16 @@ class LatentStore:
         found = [self._tensors(i).get("labels") for i in range(shards)]
         return [label for some in found if some is not None for label in some.tolist()] or None
 
+    def put(self, name: str, tensors: Mapping[str, Tensor]) -> Json:
+        """Write a file of tensors beside the shards, and return what `read_stored` reads it by.
+
+        Args:
+            name: of the file, in the folder.
+            tensors: by name.
+        """
+        with replacing(self.folder / name) as partial:
+            return {"file": name, "sha256": write_file(partial, tensors)}
+
     def finish(self, shards: int, about: Json) -> None:
         """Write statistics and manifest of a store of which all shards are there.
 
@@ -98,13 +109,12 @@ class LatentStore:
             about: what else the manifest says.
         """
         total = self.sums(shards)
-        with replacing(self.folder / STATISTICS) as partial:
-            sha256 = write_file(partial, {"mean": total.mean, "var": total.position_var})
+        position = self.put(STATISTICS, {"mean": total.mean, "var": total.position_var})
         infos = [checkpoints.read(self._record(i), verify=False) for i in range(shards)]
         statistics = {
             "count": total.count,
             "channel": {"mean": total.channel_mean.tolist(), "var": total.channel_var.tolist()},
-            "position": {"file": STATISTICS, "sha256": sha256},
+            "position": position,
         }
         files = [{"file": name, "sha256": value} for info in infos for name, value in info["shard"].items()]
         body = {"format": FORMAT, "kind": "latents", **self.identity, **about}

@@ -1,10 +1,7 @@
 """Vision transformers from a folder: tiny ones with random weights, written as a pretrained one lies on a disk."""
 
-import importlib
 import json
 import sys
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,19 +14,6 @@ from gen.models.encoders.lib.vit import resample_positions
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).reshape(2, 1, 3, 1, 1)
 CLIP = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]]).reshape(2, 1, 3, 1, 1)
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    """It looks for a package called `kernels`, which this repository's folder is not: it is hidden meanwhile."""
-    before = sys.path[:]
-    sys.path[:] = [p for p in sys.path if not (Path(p) / "kernels" / "__init__.py").exists()]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield importlib.import_module("transformers")
-    finally:
-        sys.path[:] = before
 
 
 def write(transformers, folder, kind, **changes):

@@ -1,0 +1,137 @@
+"""Text models of the package transformers, read from a folder on this machine: CLIP's and T5's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gen.config.errors import MissingDependency, UserError
+from gen.config.fields import check_fields
+from gen.config.reading import file_sha256, read_json
+from gen.config.spec import Json, digest
+from gen.models.encoders.lib.vit import pretrained
+
+__all__ = ["PretrainedText", "TextEmbedder"]
+
+OWNERS = {
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+}
+T5_LENGTH = 120  # PixArt-alpha's; other T5 encoders have no longest text
+
+
+@dataclass(frozen=True)
+class PretrainedText:
+    """The last hidden states of a text model, as Stable Diffusion (CLIP) and PixArt-alpha (T5) are conditioned on.
+
+    Texts are padded and cut to one length. CLIP's tokens see those before them, padding included, as published; T5's
+    see all tokens but padding.
+
+    Attributes:
+        path: a folder with a model and its tokenizer, or with the folders text_encoder and tokenizer of a pipeline of
+            diffusers.
+        length: tokens of a text; None for the model's own, CLIP's 77, and 120 for T5.
+        layer: whose output is taken: -1 the last one, after the last norm; -2 the one before it, without that norm, as
+            in SDXL.
+        dtype: of the computation.
+    """
+
+    path: str
+    length: int | None = None
+    layer: int = -1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, length="[2, 100000]", layer="[-1000, -1]")
+
+    def identity(self) -> Json:
+        """Return the kind of model, the sha256 of its weights and of its tokenizer, and the options."""
+        folder, tokenizer = self._folders
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise UserError(f"{folder} holds no .safetensors file: save the model there with save_pretrained")
+        words = [*tokenizer.glob("*.json"), *tokenizer.glob("*.txt"), *tokenizer.glob("*.model")]
+        hashes = {name: digest(list(map(file_sha256, files))) for name, files in
+                  {"weights": weights, "tokenizer": sorted(words)}.items()}  # fmt: skip
+        return {"class": self._owner, "length": self.length, "layer": self.layer, "dtype": self.dtype, **hashes}
+
+    def load(self, device: torch.device | str = "cpu") -> TextEmbedder:
+        """Return the frozen model.
+
+        Args:
+            device: to load it on.
+
+        Raises:
+            UserError: for a folder of something else.
+            MissingDependency: without the package transformers.
+        """
+        folder, tokenizer = self._folders
+        model = pretrained(str(folder), self._owner, dtype=getattr(torch, self.dtype))
+        try:
+            from transformers import AutoTokenizer
+
+            words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+        except Exception as error:  # of any kind: it depends on which part of the folder is wrong
+            why = " ".join(str(error).split())[:300]
+            raise UserError(f"{tokenizer} cannot be read as a tokenizer: {why}") from error
+        longest = getattr(model.config, "max_position_embeddings", None)
+        length = self.length or longest or T5_LENGTH
+        if longest is not None and length > longest:
+            raise UserError(f"{self.path}: length = {length}; the model takes at most {longest} tokens")
+        if words.pad_token_id is None:
+            raise UserError(f"{tokenizer} has no padding token")
+        return TextEmbedder(model.to(device), words, length, self.layer)
+
+    @property
+    def _folders(self) -> tuple[Path, Path]:
+        """The folders of the model and of the tokenizer."""
+        folder = Path(self.path)
+        whole = (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()
+        return (folder / "text_encoder", folder / "tokenizer") if whole else (folder, folder)
+
+    @property
+    def _owner(self) -> str:
+        file = self._folders[0] / "config.json"
+        if not file.is_file():
+            raise MissingDependency(f"{self.path!r} holds no config.json: save a text model there with save_pretrained")
+        config = read_json(file, constants=True)
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind not in OWNERS:
+            raise UserError(f"{file} is of type {kind!r}; allowed here: {', '.join(OWNERS)}")
+        return OWNERS[str(kind)]
+
+
+class TextEmbedder(nn.Module):
+    """Captions to embeddings [B, T, D] and their mask [B, T]; see gen.models.text_encoders.
+
+    Attributes:
+        truncated: how many captions so far were longer than T tokens, and cut.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, length: int, layer: int):
+        super().__init__()
+        self.model, self.tokenizer, self.length, self.layer, self.truncated = model, tokenizer, length, layer, 0
+        self.sees_padding = "clip" in model.config.model_type
+        layers = model.config.num_hidden_layers
+        if not -layers <= layer:
+            raise UserError(f"layer = {layer}; the model has {layers}")
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        texts = list(captions)
+        self.truncated += sum(len(ids) > self.length for ids in self.tokenizer(texts, verbose=False)["input_ids"])
+        options = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+        tokens = self.tokenizer(texts, **options)
+        ids, mask = (tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        seen = None if self.sees_padding else mask
+        out = self.model(input_ids=ids, attention_mask=seen, output_hidden_states=self.layer != -1)
+        hidden: Tensor = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
+        return hidden.float(), mask.bool()
