@@ -18,9 +18,10 @@ from gen.training.ema import EMA
 from gen.training.objectives import Batch, Objective, Step
 from gen.training.optim import Optimiser
 from gen.training.posthoc_ema import reconstruct
+from gen.training.result import TrainResult
 from gen.training.run import Run, Sampler, run_from, run_spec
 from gen.training.schedules import Schedule, WarmupSchedule
-from gen.training.trainer import Interrupted, Trainer, TrainResult, train
+from gen.training.trainer import Interrupted, Trainer, train
 
 __all__ = [
     "EMA", "Batch", "Distiller", "Interrupted", "Objective", "Optimiser", "Run", "Sampler", "Schedule", "Step",

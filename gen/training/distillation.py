@@ -14,9 +14,10 @@ from gen.config.spec import Spec, override
 from gen.config.trust import allowing, external_names
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
+from gen.training.result import TrainResult
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import lock_of
-from gen.training.trainer import TrainResult, train_locked
+from gen.training.trainer import train_locked
 
 __all__ = ["Distiller", "distill", "teacher_run"]
 

@@ -72,26 +72,23 @@ class RunFolder:
         for name in ("run.json", "metrics.jsonl"):
             (self.path / name).unlink(missing_ok=True)
 
-    def save(self, write: Callable[[Path, Json], None], manifest: Json, tidy: bool = True) -> str:
+    def save(self, write: Callable[[Path, Json], None], manifest: Json, tidy: bool = True) -> None:
         """Write a complete checkpoint; with `tidy`, then remove older ones, those of other lines, and a former final/.
+
+        Any thread may call this, one at a time.
 
         Args:
             write: writes a checkpoint, given its folder and manifest.
             manifest: without the run's line.
             tidy: whether to remove any.
-
-        Returns:
-            What is to be said about it; "" for nothing.
         """
-        said, step = self._restored(manifest["step"]), manifest["step"]
-        folder = self.path / "checkpoints"
+        folder, step = self.path / "checkpoints", manifest["step"]
         with self._explained(f"step {step}"):
             write(folder / checkpoints.checkpoint_name(step), manifest | {"line": self._line})
         if tidy:
             checkpoints.prune(folder, self._keep, self._spare)
             if (self.path / "final").exists():  # of an earlier end, or of another line
                 checkpoints.remove(self.path / "final")
-        return said
 
     def superseded(self) -> list[str]:
         """Return the names of checkpoints that are not of the run's own line."""
@@ -101,7 +98,6 @@ class RunFolder:
 
     def finish(self, write: Callable[[Path, Json], None], manifest: Json) -> None:
         """Write final/; see `save`."""
-        self._restored(manifest["step"])
         with self._explained("final/"):
             write(self.path / "final", manifest | {"line": self._line})
 
@@ -113,8 +109,8 @@ class RunFolder:
             return False
         return checkpoints.age(end) == (len(self._line), step)
 
-    def _restored(self, step: int) -> str:
-        """Write run.json again if the folder was removed meanwhile, and say so."""
+    def restore(self, step: int) -> str:
+        """Write run.json again if the folder was removed meanwhile; return what is to be said of that, or ""."""
         removed = self._lock is not None and self._lock.renew()
         if not (removed or not (self.path / "run.json").exists()) or not hasattr(self, "metrics"):
             return ""

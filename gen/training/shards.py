@@ -16,6 +16,7 @@ from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
 from gen.config.spec import Json
 from gen.config.writing import partial_name
+from gen.training.background import Snapshot
 from gen.training.distributed import broadcast, exchange, full_tensor, processes
 
 __all__ = ["Files", "from_rows", "gathered", "rows_of", "write_sharded", "writer"]
@@ -57,33 +58,41 @@ def from_rows(rows: Tensor, like: Any) -> Tensor:
     )
 
 
-def writer(files: Files, sharded: bool, main: bool) -> Callable[[Path, Json], None] | None:
+def writer(
+    files: Files, sharded: bool, main: bool, snapshot: Snapshot | None = None
+) -> Callable[[Path, Json], None] | None:
     """Return what writes a checkpoint, given its folder and manifest; None in a process that writes nothing.
 
     Args:
         files: tensors by name and file name, sharded or not; every process has to call at once.
         sharded: whether each process writes its own shards; else the first one writes whole files.
         main: whether this process is the first.
+        snapshot: takes a copy of whole files, so that the tensors may change while they are written.
     """
     if sharded:
         return lambda folder, manifest: write_sharded(folder, files, manifest)
-    whole = gathered(files, main)
+    whole = gathered(files, main, snapshot)
     return (lambda folder, manifest: checkpoints.write(folder, whole, manifest)) if main else None
 
 
-def gathered(files: Files, keep: bool) -> Files:
+def gathered(files: Files, keep: bool, snapshot: Snapshot | None = None) -> Files:
     """Gather sharded tensors one by one, on the CPU; every process has to call at once.
 
     Args:
         files: tensors by file name and name.
         keep: false in processes that do not write: they only take part, and return none.
+        snapshot: copies all tensors; else those that are not sharded are returned themselves.
     """
     whole: Files = {name: {} for name in files}
     for name, tensors in files.items():
         for key, tensor in tensors.items():
             full = full_tensor(tensor)
-            if keep:
+            if keep and snapshot is not None:
+                whole[name][key] = snapshot.copy(name, key, full)
+            elif keep:
                 whole[name][key] = full if full is tensor else full.cpu()
+    if snapshot is not None:
+        snapshot.wait()
     return whole
 
 

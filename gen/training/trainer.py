@@ -11,11 +11,10 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +36,12 @@ from gen.training.log import ProgressBar, SpeedMeter
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
+from gen.training.result import TrainResult
 from gen.training.resume import denoiser_of, load_init, resume_from, versions
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import RunFolder, lock_of
-from gen.training.shards import Files, writer
+from gen.training.saving import Saver
+from gen.training.shards import Files
 from gen.training.signals import Interrupted, stop_signals
 from gen.training.sources import fingerprints, parent_hash
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
@@ -49,34 +50,9 @@ from gen.training.trackers import log_sheet, start_trackers
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Interrupted", "TrainResult", "Trainer", "train", "train_locked"]
+__all__ = ["Interrupted", "Trainer", "train", "train_locked"]
 
 VALIDATION_SAMPLES = 512
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The outcome of a training.
-
-    Attributes:
-        folder: the run folder.
-        step: number of updates done.
-        val_loss: the last validation loss; None if the run has no validation.
-        names: that the run has of other packages, "my_pkg.mod:Class".
-        model: the module that the run was given; None for a spec.
-    """
-
-    folder: Path
-    step: int
-    val_loss: float | None
-    names: tuple[str, ...] = ()
-    model: nn.Module | None = None
-
-    def pipeline(self) -> Any:
-        """Load the trained model."""
-        from gen.pipeline import load
-
-        return load(self.folder, allow=self.names, model=self.model)
 
 
 @check_arguments()
@@ -147,7 +123,6 @@ class Trainer:
         self.world = self.accelerator.num_processes
         self.share, self.micro = batch_sizes(run, self.world)
         self.mesh = distributed.device_mesh(run, self.accelerator)
-        self.sharded = self.mesh is not None and run.checkpoints == "sharded"
         self.quiet = quiet or not self.main
         torch.manual_seed(derive("init", run.seed))
         self.nets = self._build_networks()
@@ -157,12 +132,13 @@ class Trainer:
         self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
         self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
-        self.steps_done, self.step_saved = 0, 0
+        self.steps_done = 0
         self.val_loss: float | None = None
         written = datetime.now(UTC).isoformat(timespec="seconds")
         about = {"run": anchored(run_spec(run)), "command": command, "written": written, "versions": versions()}
         spare = set(map(checkpoints.checkpoint_name, self.decay_ends))
         self.output = RunFolder(folder, about | {"sources": self.sources}, self.start.line, run.keep, spare, lock)
+        self.saver = Saver(self.output, self.accelerator, self.mesh is not None and run.checkpoints == "sharded")
         self._prepare()
         if self.start.checkpoint is not None:
             self._restore(self.start.checkpoint)  # after accelerate, which would cast the optimisers' state
@@ -226,6 +202,7 @@ class Trainer:
                 self.progress.close()
                 if run.trackers:
                     self.accelerator.end_training()
+                self.saver.wait()
         names, module = tuple(external_names(run_spec(run))), getattr(run.model, "module", None)
         return TrainResult(self.folder, self.steps_done, self.val_loss, names, module)
 
@@ -235,7 +212,8 @@ class Trainer:
         no_previews = why_none(run, self.data, self.folder)
         self.draws = bool(run.sample_every) and not no_previews
         if self.start.moved:
-            self.save(tidy=False)  # this line is the run's own at once, however soon it is killed
+            self.save(tidy=False)
+            self.saver.settle()  # this line is the run's own at once, however soon it is killed
         if self.main:
             if self.start.moved and (left := self.output.superseded()):
                 after = f"the next checkpoint removes {', '.join(left)} of the line before"
@@ -251,11 +229,15 @@ class Trainer:
     def _loop(self, stop: threading.Event) -> None:
         for micro_batches in self._batches():
             self._after_step(self._counted(micro_batches))
+            self.saver.check()
+            if self.run.save_every:
+                self.saver.reserve(lambda: self._model_files() | self._optimiser_files()[0])
             if self._any_stopped(stop):
-                if self.step_saved != self.steps_done:
+                if self.saver.step != self.steps_done:
                     self.save()
+                self.saver.settle()
                 raise Interrupted(f"stopped at step {self.steps_done}; saved, run this again to go on: {self.command}")
-        if self.step_saved != self.steps_done:
+        if self.saver.step != self.steps_done:
             self.save()
         self._finish()
 
@@ -340,6 +322,7 @@ class Trainer:
         value, size, *others = torch.stack([means.pop("loss"), norm, *means.values()]).tolist()  # waits once
         scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
         if not (math.isfinite(value) and (scaled or math.isfinite(size))):
+            self.saver.wait()
             last = checkpoints.newest(self.folder / "checkpoints")
             what = f"{roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}"
             raise checks.nonfinite_step(self.run, self.data, self.steps_done, what, last)
@@ -403,20 +386,16 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def save(self, tidy: bool = True) -> None:
-        """Write a complete checkpoint; no process goes on before it is there. With `tidy`, then remove others."""
-        self.accelerator.wait_for_everyone()
-        states, optim = state.optimiser_files(self.nets, self.optims)
-        write = writer(self._model_files() | states, self.sharded, self.main)
-        if write is not None:
-            self.progress.say(self.output.save(write, self._manifest() | {"optim": optim}, tidy and self.main))
-        self.step_saved = self.steps_done
-        self.accelerator.wait_for_everyone()  # the launcher ends the others, still writing, if one ends here
+        """Save a complete checkpoint, in the background if it can be; with `tidy`, remove others then."""
+        states, optim = self._optimiser_files()
+        self.progress.say(self.saver.save(self._model_files() | states, self._manifest() | {"optim": optim}, tidy))
 
     def _finish(self) -> None:
-        write = writer(self._model_files(), self.sharded, self.main)
-        if write is not None:
-            self.output.finish(write, self._manifest())
-            self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
+        self.saver.finish(self._model_files(), self._manifest())
+        self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
+
+    def _optimiser_files(self) -> tuple[Files, Json]:
+        return state.optimiser_files(self.nets, self.optims)
 
     def _model_files(self) -> Files:
         return state.weight_files(self.nets, self.averages.nets) | self.latent_files
@@ -443,7 +422,7 @@ class Trainer:
     def _restore(self, folder: Path) -> None:
         manifest = checkpoints.read(folder, verify=False)  # what is read is verified
         state.restore(folder, manifest, self.nets, self.averages.nets, self.optims)
-        self.steps_done = self.step_saved = manifest["step"]
+        self.steps_done = self.saver.step = manifest["step"]
         self.val_loss = manifest["val_loss"]
         checks.check_rate(self.run, run_from(manifest["run"], folder), self.steps_done)
         if self.accelerator.scaler is not None and manifest["scaler"]:

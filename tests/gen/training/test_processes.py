@@ -197,13 +197,14 @@ def test_every_family_is_cut_in_parts(tmp_path):
         assert rank["worst"] < 1e-6
 
 
-def test_a_checkpoint_is_there_before_any_process_goes_on(tmp_path, monkeypatch):
+def test_no_process_ends_before_a_checkpoint_is_there(tmp_path, monkeypatch):
     """Of one that ended sooner, as after a signal, torchrun would end the others: the first of them is writing."""
     trainer, did, write = Trainer(small(), tmp_path / "run", "never", "", True), [], checkpoints.write
     trainer.progress = ProgressBar("run", 1, 0, quiet=True)
     monkeypatch.setattr(checkpoints, "write", lambda *args: did.append("write") or write(*args))
     monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: did.append("wait"))
     trainer.save()
+    trainer.saver.settle()
     assert did == ["wait", "write", "wait"]
 
 
