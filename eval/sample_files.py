@@ -106,7 +106,7 @@ class FileOfSamples:
             if self.collective and not is_main():
                 continue
             reports = samples.cache
-            full = sum(report.fraction for report in reports) / len(reports) if reports else 1.0
+            full = sum(report.fraction_per_row for report in reports) / len(reports) if reports else 1.0
             files["images"].write(i, samples.uint8())
             costs = torch.tensor([samples.nfe, full], dtype=torch.float64)
             files["costs"].write(i, costs.expand(len(samples.x), 2))

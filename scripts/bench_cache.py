@@ -1,6 +1,7 @@
 """What a feature cache saves: the cost of a skipped step, the latency of a whole loop, and the drift from no cache.
 
     python scripts/bench_cache.py [RUN ...] [--interval 3] [--steps 50] [--out FILE]
+    python scripts/bench_cache.py --gates 1 8 64 250    # gates that decide for each row, at these batch sizes
 
 On a DiT-S/2 of 256 tokens with random weights, and on each RUN folder given. One thread. Loops with and without a
 cache take turns (A B B A), and medians are compared, so that a busy machine disturbs both alike. Drift is the root mean
@@ -23,11 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 import argparse
 import json
 import time
+from functools import partial
 from statistics import median
 
 import torch
 
 import gen
+from gen.config.spec import build
 from gen.config.writing import write_text
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
@@ -73,10 +76,12 @@ def turns(first, second, rounds):
 class Bench:
     """One model with one batch of noise."""
 
-    def __init__(self, f, shape, classes, batch):
+    def __init__(self, f, shape, classes, batch, spread=False):
         noise = Noise(tuple(sample_seeds(0, batch)))
         self.f, self.batch = f, batch
         self.x, self.cond = noise.normal("start", shape), {"y": torch.arange(batch) % max(classes, 1)}
+        if spread:
+            self.x = self.x * (0.3 + 2.7 * torch.arange(batch) * 0.618 % 1).view(-1, 1, 1, 1)
 
     def loop(self, cache, steps):
         """The samples, and the cache's report."""
@@ -86,7 +91,7 @@ class Bench:
 
     def step_cost(self, cache, rounds):
         """Seconds of a full evaluation, and of a skipped one after enough full ones to fill the cache's memory."""
-        when = getattr(cache, "when", cache)
+        when = getattr(cache, "policy", cache)
         steps = when.warmup + 3 * when.interval + 1  # the last but one is full, the last is not
         run, t = cache.start(steps), torch.tensor(0.5, dtype=torch.float64)
         taps = [BoundTap(run, Context(step, steps, 0, 1 - step / steps)) for step in range(steps)]
@@ -142,6 +147,53 @@ def measure(name, f, shape, classes, batch, steps, interval, rounds, loops):
     }  # fmt: skip
 
 
+GATED = {"fbcache": {}, "teacache": {}, "speca": {"floor": 1e-6, "decay": 1.0}}
+ASKING = 0.41  # the share of rows that the thresholds are set for
+
+
+def gated_dit(depth=12, width=192):
+    """A random DiT of 64 tokens whose rows change unlike, on starts of many sizes."""
+    torch.manual_seed(0)
+    net = DiT(size=16, patch=2, channels=4, classes=10, width=width, depth=depth, heads=3).build()
+    for name, weight in net.named_parameters():
+        if "adaLN" in name or name == "final_layer.linear.weight":
+            torch.nn.init.normal_(weight, std=0.05)
+    return Denoiser(net.eval().requires_grad_(False), Flow(), Velocity()), (4, 16, 16), 10
+
+
+def asking(bench, name, threshold, steps):
+    return bench.loop(build("samplers.caches", {"name": name, **GATED[name], "threshold": threshold}), steps)[1]
+
+
+@torch.no_grad()
+def gates(sizes, steps=20, loops=5):
+    """Rows per cache and batch size: the share of rows that ask, the speed-up, and 1 / the cost of what is computed."""
+    f, shape, classes = gated_dit()
+    trial, rows = Bench(f, shape, classes, 16, spread=True), []
+    for name, fields in GATED.items():
+        low, high = 1e-6, 2.0
+        for _ in range(12):
+            middle = (low * high) ** 0.5
+            low, high = (
+                (middle, high) if asking(trial, name, middle, steps).fraction_per_row > ASKING else (low, middle)
+            )
+        for size in sizes:
+            bench = Bench(f, shape, classes, size, spread=True)
+            for label, per_batch in (("rows", False), ("batch", True)):
+                cache = build("samplers.caches", {"name": name, **fields, "threshold": high, "per_batch": per_batch})
+                report = bench.loop(cache, steps)[1]
+                loop, plain = partial(bench.loop, cache, steps), partial(bench.loop, None, steps)
+                pairs = [turns(plain, loop, 1) for _ in range(loops)]
+                share = report.fraction_per_row
+                rows.append({"cache": f"{name}, by {label}", "batch": size, "asking": share, "full": report.fraction,
+                             "speedup": median(a / b for a, b in pairs), "limit": 1 / share})  # fmt: skip
+                print(
+                    "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in rows[-1].items()),
+                    flush=True,
+                )
+    return rows
+
+
 def table(result):
     columns = ("full", "evaluations", "full_ms", "skipped_ms", "c", "speedup", "drift", "memory_mb")
     lines = [
@@ -163,8 +215,14 @@ def main(given=None):
     parser.add_argument("--random-steps", type=int, default=20, help="of the random DiT-S/2's loops (default: 20)")
     parser.add_argument("--batch-size", type=int, default=250, help="of the runs (default: 250)")
     parser.add_argument("--out", type=Path, help="write the numbers to this file")
+    parser.add_argument("--gates", type=int, nargs="+", metavar="BATCH", help="measure gates at these sizes instead")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
+    if args.gates:
+        results = gates(args.gates)
+        if args.out:
+            write_text(args.out, json.dumps(results, indent=2) + "\n")
+        return 0
     results = [measure("DiT-S/2, random", *random_dit(), 1, args.random_steps, args.interval, 4, 1)]
     print(table(results[0]), flush=True)
     for folder in args.runs:

@@ -220,7 +220,7 @@ def _draw_at_once(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
     reports = [report for part in parts for report in part.cache]
     return {
         "nfe": sum(part.nfe * len(part.x) for part in parts) / drawing.n,
-        "full": sum(r.fraction for r in reports) / max(len(reports), 1),
+        "full": sum(r.fraction_per_row for r in reports) / max(len(reports), 1),
         "seconds": max(part.seconds for part in parts),
     }
 

@@ -16,8 +16,8 @@ __all__ = ["CacheReport"]
 class CacheReport:
     """Record of one session of a cache.
 
-    A batch is computed as one: if one row needs it, it is computed, and the rows that did not need it keep their
-    prediction, as they would have alone.
+    Rows that need an evaluation are computed apart where that is cheaper; elsewhere all are, and the rows that did not
+    need it keep their prediction, as they would have alone.
 
     Attributes:
         steps: of the loop.
@@ -54,7 +54,7 @@ class CacheReport:
 
     @property
     def fraction_per_row(self) -> float:
-        """The mean of `share_needed`: what `fraction` would be if every row were a batch of its own."""
+        """The mean of `share_needed`: the share of single rows' evaluations that were needed whole."""
         return sum(self.share_needed) / max(self.evaluations, 1)
 
     @property

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
-from gen.diffusion.net import unwrap
+from gen.diffusion.net import members, unwrap
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, Prediction, expand
-from gen.diffusion.tap import Chain, FeatureRecorder, Tap
+from gen.diffusion.tap import Chain, FeatureRecorder, Tap, evaluate_network
 
 __all__ = ["Cond", "CountingDenoiser", "Denoiser", "DenoiserLike", "LearnedVariance"]
 
@@ -123,11 +123,19 @@ class Denoiser:
     ) -> Tensor:
         """Return the network's raw output at x_t, shaped as x, which a training loss compares with its target."""
         scaled = expand(self.parameterisation.scale(self.path, t), x) * x
-        target = None if s is None else self.t_to_network(s, x)
-        if self.dtype is None:
-            return self.net(scaled, self.t_to_network(t, x), cond or {}, s=target, tap=tap)
-        given = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in (cond or {}).items()}
-        return self.net(scaled.to(self.dtype), self.t_to_network(t, x), given, s=target, tap=tap).to(x.dtype)
+        target, time, given = None if s is None else self.t_to_network(s, x), self.t_to_network(t, x), cond or {}
+        if self.dtype is not None:
+            scaled = scaled.to(self.dtype)
+            given = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in given.items()}
+
+        def network(tap: Tap | None, rows: Tensor | None) -> Tensor:
+            if rows is None:
+                return self.net(scaled, time, given, s=target, tap=tap)
+            some = {k: v[rows] if len(v) == len(x) else v for k, v in given.items()}  # a table's row may stand for all
+            return self.net(scaled[rows], time[rows], some, s=None if target is None else target[rows], tap=tap)
+
+        whole = members(self.net).fixed_batch
+        return (network(tap, None) if whole else evaluate_network(tap, network)).to(x.dtype)
 
     def null(self, cond: Cond) -> Cond:
         return unwrap(self.net).null(cond)

@@ -128,6 +128,8 @@ class NetMembers:
         logvar, modulation_table: None where the network has none.
         compute_dtypes: dtypes besides float32.
         about: "" for a network that no engine prepared.
+        fixed_batch: whether a further size of the batch is costly, or all processes must have the same: caches then
+            compute all rows or none.
     """
 
     state_shape: tuple[int, ...] | None
@@ -138,6 +140,7 @@ class NetMembers:
     compute_dtypes: tuple[torch.dtype, ...]
     modulation_table: Callable[[Tensor, Cond], ModulationTable | None] | None
     about: str
+    fixed_batch: bool
 
 
 def members(net: nn.Module) -> NetMembers:
@@ -156,6 +159,7 @@ def members(net: nn.Module) -> NetMembers:
         compute_dtypes=tuple(getattr(inner, "compute_dtypes", ())),
         modulation_table=getattr(inner, "modulation_table", None),
         about=getattr(inner, "about", ""),
+        fixed_batch=getattr(inner, "fixed_batch", False),
     )
 
 

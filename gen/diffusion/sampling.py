@@ -19,7 +19,7 @@ from gen.diffusion.contracts import DenoiseFn, Solver
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import Prediction
-from gen.diffusion.tap import BoundTap, Context, ContextualTap, Tap
+from gen.diffusion.tap import BoundTap, Context, ContextualTap, PartialNetwork, Tap
 
 __all__ = ["integrate"]
 
@@ -94,6 +94,11 @@ class _TapCalls:
     def bind(self, context: Context) -> Tap:
         self.called = True
         return self.tap.bind(context)
+
+    def evaluate(self, context: Context, network: PartialNetwork, whole: Tap) -> Tensor:
+        inner = getattr(self.tap, "evaluate", None)
+        out: Tensor = network(whole, None) if inner is None else inner(context, network, whole)
+        return out
 
 
 def _with_context(f: DenoiserLike, cond: Cond | None, tap: _TapCalls, step: int, steps: int) -> DenoiseFn:

@@ -16,7 +16,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Compute", "Context", "ContextualTap", "FeatureRecorder", "Skip", "Tap", "call_site", "with_branch"]
+__all__ = [
+    "Chain", "Compute", "Context", "ContextualTap", "FeatureRecorder", "PartialNetwork", "Skip", "Tap",
+    "call_site", "evaluate_network", "with_branch",
+]  # fmt: skip
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -87,6 +90,35 @@ class ContextualTap(Protocol):
             context: of the evaluation.
         """
         ...
+
+
+class PartialNetwork(Protocol):
+    """One evaluation of a network, which may be called for some rows of the batch at a time."""
+
+    def __call__(self, tap: Tap | None, rows: Tensor | None) -> Tensor:
+        """Return the output of the rows.
+
+        Args:
+            tap: for this call.
+            rows: indices into the batch, int64; None for all of it.
+        """
+        ...
+
+
+def evaluate_network(tap: Tap | None, network: PartialNetwork) -> Tensor:
+    """Evaluate a network under a tap: all rows at once, or in the parts that the tap chooses.
+
+    A contextual tap chooses if it has `evaluate(context, network, whole)`, `whole` being the tap for all rows.
+
+    Args:
+        tap: as of `Denoiser`.
+        network: the evaluation.
+    """
+    evaluate = getattr(tap.tap, "evaluate", None) if isinstance(tap, BoundTap) else None
+    if evaluate is None or not isinstance(tap, BoundTap):
+        return network(tap, None)
+    out: Tensor = evaluate(tap.context, network, tap)
+    return out
 
 
 @dataclass(frozen=True)

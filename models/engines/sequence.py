@@ -78,6 +78,8 @@ class SequenceParallelNet(Wrapper):
         about: method and number of processes, in words.
     """
 
+    fixed_batch = True
+
     def __init__(self, net: nn.Module, method: str):
         super().__init__(net.spec)
         self.inner, self.traffic = copy.deepcopy(net), Traffic()

@@ -19,7 +19,7 @@ class CGTaylor(CachePreset):
     The defaults are the published ones for DiT.
 
     Attributes:
-        threshold, warmup: see policies/gate.py; threshold = 0 turns it off.
+        threshold, warmup, per_batch: see policies/gate.py; threshold = 0 turns it off.
         first_order, last_order: of the extrapolation of the first and the last block.
         first: site of the first block's output.
         sites: patterns of the sites to cache.
@@ -31,10 +31,11 @@ class CGTaylor(CachePreset):
     warmup: int = 3
     first: str = "hidden.0"
     sites: tuple[str, ...] = ("trunk",)
+    per_batch: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, threshold="[0, inf)", first_order="[0, inf)", last_order="[0, inf)", warmup="[0, inf)")
 
     def start(self, steps: int) -> SiteCacheSession:
-        gate = Gate(self.threshold, self.warmup, Taylor(self.first_order), probe=self.first)
+        gate = Gate(self.threshold, self.warmup, Taylor(self.first_order), probe=self.first, per_batch=self.per_batch)
         return SiteCacheSession(steps, gate, Taylor(self.last_order), self.sites)

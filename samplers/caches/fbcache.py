@@ -15,10 +15,10 @@ __all__ = ["FBCache"]
 class FBCache(CachePreset):
     """Uses again what all blocks but the first add, while what the first adds has changed little (ParaAttention).
 
-    The first block always runs. Each row has its own decision; the original takes one for the batch.
+    The first block always runs.
 
     Attributes:
-        threshold, warmup: see policies/residual.py; threshold = 0 turns it off.
+        threshold, warmup, per_batch: see policies/residual.py; threshold = 0 turns it off.
         first: site of the first block's output.
         sites: patterns of the sites to cache.
     """
@@ -27,7 +27,8 @@ class FBCache(CachePreset):
     warmup: int = 1
     first: str = "hidden.0"
     sites: tuple[str, ...] = ("trunk",)
+    per_batch: bool = False
 
     def start(self, steps: int) -> SiteCacheSession:
-        policy = Residual(self.threshold, self.warmup, self.first)
+        policy = Residual(self.threshold, self.warmup, self.first, self.per_batch)
         return SiteCacheSession(steps, policy, Reuse(), self.sites, subtract="probe")

@@ -22,7 +22,7 @@ class SpeCa(CachePreset):
     verified by itself.
 
     Attributes:
-        threshold, decay, floor, longest, warmup: see policies/verify.py; threshold = 0 turns it off.
+        threshold, decay, floor, longest, warmup, per_batch: see policies/verify.py; threshold = 0 turns it off.
         order, coordinate: of the extrapolation.
         last: pattern of the blocks' outputs, the last of which verifies.
         sites: patterns of the sites to cache.
@@ -37,7 +37,8 @@ class SpeCa(CachePreset):
     coordinate: Coordinate = part("samplers.caches.coordinates", default=Step())
     last: str = "hidden.*"
     sites: tuple[str, ...] = ("trunk",)
+    per_batch: bool = False
 
     def start(self, steps: int) -> SiteCacheSession:
-        policy = Verify(self.threshold, self.decay, self.floor, self.longest, self.warmup, self.last)
+        policy = Verify(self.threshold, self.decay, self.floor, self.longest, self.warmup, self.last, self.per_batch)
         return SiteCacheSession(steps, policy, Taylor(self.order), self.sites, coordinate=self.coordinate)

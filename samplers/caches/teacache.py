@@ -16,7 +16,7 @@ class TeaCache(CachePreset):
     """Uses again what all blocks add until the first block's modulated input has moved far enough (Liu et al. 2024).
 
     Attributes:
-        threshold, coefficients, warmup: see policies/indicator.py; threshold = 0 turns it off.
+        threshold, coefficients, warmup, per_batch: see policies/indicator.py; threshold = 0 turns it off.
         first: site of the first attention.
         sites: patterns of the sites to cache.
     """
@@ -26,7 +26,8 @@ class TeaCache(CachePreset):
     warmup: int = 1
     first: str = "blocks.0.attn.raw"
     sites: tuple[str, ...] = ("trunk",)
+    per_batch: bool = False
 
     def start(self, steps: int) -> SiteCacheSession:
-        policy = Indicator(self.threshold, self.coefficients, self.warmup, self.first)
+        policy = Indicator(self.threshold, self.coefficients, self.warmup, self.first, self.per_batch)
         return SiteCacheSession(steps, policy, Reuse(), self.sites, subtract="input")

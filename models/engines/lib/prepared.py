@@ -62,6 +62,11 @@ class Prepared(Wrapper):
             return whole(x.to(self.dtype), t, given, s=s).to(x.dtype)
         return self.inner(x.to(self.dtype), t, given, s=s, tap=tap).to(x.dtype)
 
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether each size of the batch is compiled anew."""
+        return self.compiled is not None
+
     def modulation_table(self, t: Tensor, cond: Cond, max_bytes: int = 2**28) -> ClassModulations | None:
         """Return the modulations of every time t [T] with every class of cond["y"] [B] and "no class".
 

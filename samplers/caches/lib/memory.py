@@ -60,6 +60,12 @@ class Memory:
     def bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.newest, *self.rises) if tensor is not None)
 
+    def take(self, index: Tensor) -> Memory:
+        """Return the memory of some rows, by their indices, int64."""
+        nodes = tuple(self.nodes[i] for i in index.tolist()) if len(self.nodes) > 1 else self.nodes
+        parts = [None if value is None else value[index.to(value.device)] for value in (self.newest, *self.rises)]
+        return Memory(nodes, parts[0], tuple(rise for rise in parts[1:] if rise is not None), self.dtype)
+
     def update(self, x: float, feature: Tensor, rows: Rows, size: int) -> Memory:
         """Return the memory with the feature [B, ...] at x added for the rows that are True, `size` snapshots long."""
         feature, dtype = feature.detach(), feature.dtype

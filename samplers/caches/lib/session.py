@@ -3,7 +3,8 @@
 A cached site is computed only if the policy says so; otherwise the predictor answers from what the same branch and
 stage computed at earlier steps. A policy with a probe decides inside the network: until then all is computed, and if it
 decides to skip inside a cached site, the rest of that site's computation is passed through and its result replaced.
-Rows decide for themselves: if any needs computing all are computed, and the others keep what they would have had alone.
+Rows decide for themselves. Where the network can be called for some rows (gen.diffusion.tap.evaluate_network), those
+that need it are computed as a smaller batch; elsewhere all are computed, and the others keep their prediction.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.contracts import Cache
-from gen.diffusion.tap import Compute, Context, Tap
+from gen.diffusion.tap import Compute, Context, PartialNetwork, Tap
 from gen.samplers.caches.coordinates.step import Step
 from gen.samplers.caches.lib.memory import Memory, select
 from gen.samplers.caches.lib.parts import CachePolicy, Calibrator, Coordinate, FeaturePredictor, Rows
+from gen.samplers.caches.lib.row_parts import RowsForward, indices, joined
 
 __all__ = ["CachePreset", "SiteCacheSession"]
 
@@ -56,6 +58,7 @@ class SiteCacheSession:
         memories: by branch, stage and site.
         met: every site met so far, in order, and whether it is cached.
         last_site: the site that checks a draft.
+        skip_share: sites that a skipped evaluation computes, out of all.
     """
 
     steps: int
@@ -72,6 +75,7 @@ class SiteCacheSession:
     memories: dict[tuple[str, int, str], Memory] = field(default_factory=dict, init=False)
     met: dict[str, bool] = field(default_factory=dict, init=False)
     last_site: str = field(default="", init=False)
+    skip_share: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -89,6 +93,11 @@ class SiteCacheSession:
                 self._check_sites()
             self.forwards[key] = CachedForward(self, context)
         return self.forwards[key]
+
+    def evaluate(self, context: Context, network: PartialNetwork, whole: Tap) -> Tensor:
+        """Return an evaluation's output, rows computed apart where it pays; see gen.diffusion.tap.evaluate_network."""
+        self.bind(context)
+        return self.forwards[context.step, context.stage, context.branch].evaluate(network, whole)
 
     def caches(self, site: str) -> bool:
         """Return whether a site is one to cache."""
@@ -130,10 +139,35 @@ class CachedForward:
         self.mode: Mode = "outside"  # of a cached site; or of one that is skipped
         self.probed: Tensor | None = None  # the probe's output
         self.last_check: tuple[str, Tensor] | None = None  # the last site that could check a draft, and its input
+        self.divisible = False  # whether rows may be computed apart
+        self.split = False  # whether they are, after a pass in which all are skipped
+        self.always = 0  # sites that a skipped evaluation computes
         if session.branches and context.branch not in session.branches:
             self.rows, self.mode = [True], "inside"
         elif not session.policy.probe:
             self._decide(None, None)
+
+    def evaluate(self, network: PartialNetwork, whole: Tap) -> Tensor:
+        """Return the network's output, the rows that need it computed apart if they are few enough."""
+        session, self.divisible = self.session, True
+        rows = self.rows or ()
+        if any(rows) and not all(rows):  # known before the network runs
+            parts = [
+                (indices(rows, asking), RowsForward(self, indices(rows, asking), asking)) for asking in (True, False)
+            ]
+            return joined([(index, network(tap, index)) for index, tap in parts], len(rows))
+        out = network(whole, None)
+        if not self.split:
+            if session.met and self.rows is not None and all(self.rows):
+                session.skip_share = self.always / len(session.met)
+            return out
+        index = indices(self.rows or (), True)
+        return out.index_copy(0, index.to(out.device), network(RowsForward(self, index, True), index))
+
+    @property
+    def now(self) -> Rows | None:
+        """The rows to compute in this pass; None until it is decided."""
+        return (False,) if self.split else self.rows
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
         policy, cached = self.session.policy, self.session.caches(site)
@@ -148,6 +182,7 @@ class CachedForward:
         return self._plain(site, compute, h)
 
     def _plain(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        self.always += self.mode == "outside"
         out = compute(h)
         if self.mode != "passing":  # nothing inside it decided to skip the rest
             self.computed.add(site)
@@ -157,6 +192,11 @@ class CachedForward:
         policy, states = self.session.policy, self.session.states
         state = states[self.key] if self.key in states else policy.init()
         self.rows, states[self.key] = policy.decide(self.context, state, h, out)
+        asking = sum(self.rows) / len(self.rows)
+        self.always = len(self.computed) if self.mode == "inside" else self.always + 1
+        # A network whose rows are all needed by and by is cheaper in one pass.
+        if self.divisible and not policy.check and 0 < asking < 1 - self.session.skip_share:
+            self.split = True
 
     def _probe(self, site: str, compute: Compute, h: Tensor) -> Tensor:
         """The policy's probe. Inside a cached site that need not be computed all that follows is passed through."""
@@ -167,7 +207,7 @@ class CachedForward:
         else:
             self._decide(h, None)
             out = h
-        if self.mode == "inside" and not any(self.rows or ()):
+        if self.mode == "inside" and not any(self.now or ()):
             self.mode = "passing"
         elif self.session.policy.early:
             return self(site, compute, h)
@@ -176,12 +216,12 @@ class CachedForward:
     def _cached(self, site: str, compute: Compute, h: Tensor) -> Tensor:
         session, key = self.session, (*self.key, site)
         memory = session.memories.get(key, Memory())
-        if self.rows is not None and not any(self.rows) and not session.policy.check:
+        if self.now is not None and not any(self.now) and not session.policy.check:
             return self._predict(memory, h)
-        self.mode = "inside" if self.rows is None or any(self.rows) else "passing"
+        self.mode = "inside" if self.now is None or any(self.now) else "passing"
         out = compute(h)
         self.mode = "outside"
-        rows = self.rows
+        rows = self.now
         if rows is None:  # the probe is still to come
             self.computed.add(site)
             return out

@@ -28,6 +28,7 @@ class Gate(CachePolicy):
         threshold: a row is skipped if mean |predicted - real| / mean |real| of the probe is below it.
         warmup: first steps that are computed.
         predictor, coordinate: predict the probe.
+        per_batch: one decision for the whole batch, on which every row then depends, as in the original.
         probe: site of the first block's output.
     """
 
@@ -36,6 +37,7 @@ class Gate(CachePolicy):
     predictor: FeaturePredictor = part("samplers.caches.predictors", default=Taylor(3))
     coordinate: Coordinate = part("samplers.caches.coordinates", default=Step())
     probe: str = "hidden.0"
+    per_batch: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, threshold="[0, inf)")
@@ -49,5 +51,7 @@ class Gate(CachePolicy):
         if not state or context.step < self.warmup or context.step == context.steps - 1:
             rows = [True] * len(out)
         else:
-            rows = [not off < self.threshold for off in relative_l1(state.predict(x, self.predictor), out)]
+            rows = [
+                not off < self.threshold for off in relative_l1(state.predict(x, self.predictor), out, self.per_batch)
+            ]
         return rows, state.update(x, out, rows, self.predictor.size) if any(rows) else state

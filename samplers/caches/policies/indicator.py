@@ -35,6 +35,7 @@ class Indicator(CachePolicy):
         coefficients: of the polynomial p, highest power first, fitted for each model (the published one for FLUX is
             498.65, -283.78, 55.86, -3.82, 0.264); (1, 0) is the distance itself. Below zero it counts as zero.
         warmup: first steps that are computed.
+        per_batch: one decision for the whole batch, on which every row then depends, as in the original.
         probe: site of the first attention.
     """
 
@@ -43,6 +44,7 @@ class Indicator(CachePolicy):
     coefficients: tuple[float, ...] = (1.0, 0.0)
     warmup: int = 1
     probe: str = "blocks.0.attn.raw"
+    per_batch: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, threshold="[0, inf)")
@@ -53,11 +55,12 @@ class Indicator(CachePolicy):
         assert h is not None
         ends = context.step < self.warmup or context.step == context.steps - 1
         if state is None or ends:
-            return [True] * len(h), State(h, (0.0,) * len(h))
-        moved = relative_l1(h, state.before)
+            rows = 1 if self.per_batch else len(h)
+            return [True] * rows, State(h, (0.0,) * rows)
+        moved = relative_l1(h, state.before, self.per_batch)
         total = [old + max(self._rescale(d), 0.0) for old, d in zip(state.total, moved, strict=True)]
-        rows = [not sum_ < self.threshold for sum_ in total]
-        return rows, State(h, tuple(0.0 if row else sum_ for row, sum_ in zip(rows, total, strict=True)))
+        asking = [not sum_ < self.threshold for sum_ in total]
+        return asking, State(h, tuple(0.0 if row else sum_ for row, sum_ in zip(asking, total, strict=True)))
 
     def _rescale(self, distance: float) -> float:
         value = 0.0

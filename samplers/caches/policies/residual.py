@@ -25,12 +25,14 @@ class Residual(CachePolicy):
         threshold: a row is skipped if mean |r - r'| / mean |r'| is below it, where r is the probe's output less its
             input, and r' the same when the row was last computed.
         warmup: first steps that are computed.
+        per_batch: one decision for the whole batch, on which every row then depends, as in the original.
         probe: site of the first block's output.
     """
 
     threshold: float = 0.08
     warmup: int = 1
     probe: str = "hidden.0"
+    per_batch: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, threshold="[0, inf)")
@@ -42,5 +44,5 @@ class Residual(CachePolicy):
         added = out - h
         if state is None or context.step < self.warmup:
             return [True] * len(added), added
-        rows = [not off < self.threshold for off in relative_l1(added, state)]
+        rows = [not off < self.threshold for off in relative_l1(added, state, self.per_batch)]
         return rows, select(rows, added, state)

@@ -34,6 +34,7 @@ class Verify(CachePolicy):
         threshold, decay, floor: of that bound; threshold = 0 trusts no draft.
         longest: the most steps in a row to skip.
         warmup: first steps that are computed.
+        per_batch: one decision for the whole batch, on which every row then depends, as in the original.
         check: pattern of the blocks' outputs.
     """
 
@@ -43,6 +44,7 @@ class Verify(CachePolicy):
     longest: int = 8
     warmup: int = 2
     check: str = "hidden.*"
+    per_batch: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, threshold="[0, inf)", decay="(0, 1]", floor="[0, inf)", longest="[0, inf)")
@@ -58,7 +60,7 @@ class Verify(CachePolicy):
     def verify(self, context: Context, state: State, draft: Tensor, real: Tensor) -> State:
         progress = context.step / max(context.steps - 1, 1)
         limit = max(self.floor, self.threshold * self.decay**progress)
-        failed = tuple(not off < limit for off in relative_l1(draft, real))
+        failed = tuple(not off < limit for off in relative_l1(draft, real, self.per_batch))
         last = state.last if len(state.last) == len(failed) else state.last * len(failed)
         fresh = [step == context.step for step in last]  # rows computed just now have no draft
         return State(last, tuple(bad and not new for bad, new in zip(failed, fresh, strict=True)))
