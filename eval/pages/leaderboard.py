@@ -37,20 +37,21 @@ def plots(group: Group) -> Json:
     """Return the names of the series, and the ranking metric against NFE and against speed.
 
     Rows of one run and one kind of sampler are joined. Cached rows, whose evaluations are not whole ones, stand only
-    against speed, where the Pareto front is shown.
+    against speed, where the Pareto front is shown; samples of other tools have neither number and no mark.
     """
     measured = group.ranked_by or group.columns[0]
     column, floor = measured.column, group.floor(measured)
     members: dict[str, list[Record]] = {}
     for row in group.rows:
         members.setdefault(_family(row.record, group), []).append(row.record)
-    families = sorted(members.items(), key=lambda item: -len(item[1]))
     direction = {None: "", True: ", higher is better", False: ", lower is better"}[column.higher_is_better]
     front = [row.record for row in pareto_front(group)] if group.cached else []
-    axes = (
+    axes: tuple[tuple[str, str, Callable[[Record], float]], ...] = (
         ("NFE", "network evaluations per image", lambda r: 0 if r.cache else r.nfe or 0),
         ("images per second", "images per second", lambda r: r.speed.images_per_second if r.speed else 0),
     )
+    shown = [item for item in members.items() if any(x(record) for _, _, x in axes for record in item[1])]
+    families = sorted(shown, key=lambda item: -len(item[1]))
     drawn = []
     for words, axis, x in axes:
         series = [Series(name, _points(records, measured, x), i) for i, (name, records) in enumerate(families)]

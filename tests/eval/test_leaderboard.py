@@ -159,6 +159,15 @@ def test_a_record_with_nothing_but_an_fid_is_shown(tmp_path) -> None:
     assert "3.00 ± 0.20" in table(bare)
 
 
+def test_a_row_without_a_mark_is_not_in_the_legend(records, tmp_path) -> None:
+    others = replace(made("of another tool", run="pictures"), nfe=None, speed=None)
+    legend = [
+        re.findall(r"</svg>([^<]+)</li>", leaderboard(rows, tmp_path).read_text())
+        for rows in (records[:2], [*records[:2], others])
+    ]
+    assert legend[0] == legend[1] != []
+
+
 def test_any_column_with_a_direction_ranks(records, tmp_path) -> None:
     rows = [
         replace(r, metrics=(*r.metrics, measured(Recall(), v)))
