@@ -204,7 +204,7 @@ class Lock:
         """
         if self._holds(self._stream):
             return False
-        self._stream.close()
+        self._stream.close()  # and stays closed where another process has the lock now: release then lets it be
         self._stream = self._take()
         return True
 
@@ -232,7 +232,7 @@ class Lock:
 
     def _holds(self, stream: IO[str]) -> bool:
         try:
-            return os.path.samestat(os.fstat(stream.fileno()), self._file.stat())
+            return not stream.closed and os.path.samestat(os.fstat(stream.fileno()), self._file.stat())
         except OSError:
             return False
 

@@ -167,8 +167,11 @@ def test_a_lock_that_was_removed_is_taken_again_unless_another_has_it(tmp_path):
     file.unlink()
     assert lock.renew() and file.exists()
     file.unlink()
-    with Lock(file, file), pytest.raises(UserError, match="in use"):
-        lock.renew()
+    with Lock(file, file):
+        with pytest.raises(UserError, match="in use"):
+            lock.renew()
+        lock.release()  # of what it has no more
+        assert file.exists()
 
 
 def test_the_yielded_name_has_the_suffix(tmp_path):
