@@ -374,3 +374,58 @@ def test_index_contract_in_pipelines_of_diffusers(solver):
     kept = encoded.sample(torch.Generator().manual_seed(0))
     assert bool(latents.isfinite().all())
     torch.testing.assert_close(latents[..., :2], kept[..., :2])
+
+
+def flux(kind, scheduler):
+    """A tiny FLUX pipeline without text encoders, of random weights."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = diffusers.AutoencoderKL(
+        latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4, shift_factor=0.1, **blocks
+    )
+    rest = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipe = kind(transformer=transformer.eval(), vae=vae.eval(), scheduler=scheduler, **rest)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("shifting", [False, True])
+def test_flux_runs_whole_as_with_the_scheduler_of_diffusers(shifting):
+    """Text to image, and image to image at several strengths, with the shift by resolution and without."""
+    import diffusers
+
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=shifting)
+    ours = as_scheduler(Euler(), Flow(), Velocity(), Linear(), time_scale=1000.0, use_dynamic_shifting=shifting)
+    draws = torch.Generator().manual_seed(1)
+    how = {
+        "prompt_embeds": torch.randn(2, 5, 8, generator=draws),
+        "pooled_prompt_embeds": torch.randn(2, 8, generator=draws),
+        "height": 16,
+        "width": 16,
+        "output_type": "latent",
+    }
+    image = torch.rand(2, 3, 16, 16, generator=draws)
+    calls = [(diffusers.FluxPipeline, {"num_inference_steps": 5})]
+    for strength in (0.05, 0.5, 0.77, 1.0):
+        changes = {"num_inference_steps": 20, "image": image, "strength": strength}
+        calls.append((diffusers.FluxImg2ImgPipeline, changes))
+    for kind, changes in calls:
+        given, here = (
+            flux(kind, one)(generator=torch.Generator().manual_seed(0), **how, **changes).images
+            for one in (theirs, ours)
+        )
+        torch.testing.assert_close(here, given, atol=1e-5, rtol=0)
