@@ -124,7 +124,7 @@ def _differences(key: str, ours: object, theirs: object, named: Collection[str] 
 
 
 def load_init(run: Run, net: nn.Module) -> str:
-    """Load the weights of run.init into a new network; those of the labels start anew where their number is another.
+    """Load the weights of run.init into a new network; where classes are others, the labels' start anew, or go.
 
     Args:
         run: with `init`.
@@ -143,15 +143,18 @@ def load_init(run: Run, net: nn.Module) -> str:
     given, fresh = denoiser_of(folder).net.state_dict(), net.state_dict()
     classes = (theirs.get("classes"), ours.get("classes"))
     anew: list[str] = []
-    if all(classes) and {**theirs, "classes": classes[1]} == ours:
-        anew = [name for name, value in given.items() if name in fresh and value.shape != fresh[name].shape]
+    gone: list[str] = []
+    if classes[0] != classes[1] and {**theirs, "classes": classes[1]} == ours:
+        anew = [name for name, value in fresh.items() if name not in given or given[name].shape != value.shape]
+        gone = sorted(given.keys() - fresh.keys())
     try:
-        net.load_state_dict({**given, **{name: fresh[name] for name in anew}})
+        net.load_state_dict({k: v for k, v in given.items() if k not in gone} | {name: fresh[name] for name in anew})
     except RuntimeError:  # its message has a line for every tensor
         other = f"a {theirs['name']}, not a {ours['name']}"
         why = other if ours["name"] != theirs["name"] else "; ".join(_differences("model", ours, theirs))
         raise UserError(f"init: the weights of {folder} do not fit this model: {why}") from None
-    return f"init: {', '.join(anew)} starts anew: {classes[0]} classes there, {classes[1]} now" if anew else ""
+    said = [f"{', '.join(names)} {what}" for names, what in ((anew, "starts anew"), (gone, "is left out")) if names]
+    return f"init: {', '.join(said)}: {classes[0]} classes there, {classes[1]} now" if said else ""
 
 
 def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
