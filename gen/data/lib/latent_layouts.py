@@ -88,7 +88,7 @@ class EDM2(GenLayout):
     """NVlabs/edm2: mean and standard deviation [2 C, H, W] in float32, of images in [0, 1]; dataset.json of labels."""
 
     image_range = (0.0, 1.0)
-    needs = ("mean",)
+    needs: tuple[str, ...] = ("mean",)
     one_split = True
     root = ""
 
@@ -108,6 +108,7 @@ class REPA(EDM2):
     """sihyun-yu/REPA: as EDM2, of images in [-1, 1], under vae-sd/; the pictures are PNG files under images/."""
 
     image_range = (-1.0, 1.0)
+    needs = ("mean", "labels")
     root = "vae-sd/"
     pictures = True
 
@@ -160,6 +161,14 @@ class MAR(GenLayout):
             np.savez(stream, **{key: values[i] for key, values in moments.items()})
             files |= _write_bytes(folder, f"moments/{owner}/{row:08d}.npz", stream.getvalue())
         return files
+
+    def finish(self, folder: Path, labels: Sequence[int] | None, sums: LatentSums) -> None:
+        known = {*(labels or ())}
+        if bare := sorted({*range(max(known, default=0))} - known):
+            raise UserError(
+                f"{folder}: no picture has the label {bare[0]}, and MAR's reader numbers the folders that it finds, so "
+                "labels above are read as one less: encode data in which every class has pictures"
+            )
 
 
 LAYOUTS: dict[str, type[GenLayout]] = {
