@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +13,9 @@ import torch
 
 from gen.config.errors import UserError
 from gen.eval.record import Interval, Speed
+from gen.training.speed import peak_mb
 
-__all__ = ["InterleavedTiming", "Throughput", "median_interval", "peak_mb", "spread", "timed"]
+__all__ = ["InterleavedTiming", "Throughput", "median_interval", "spread", "timed"]
 
 T = TypeVar("T")
 MIN_ROUNDS = 6  # the least and the greatest of six values hold their median with probability 1 - 2 / 2^6
@@ -185,15 +184,3 @@ def quantile(ordered: Sequence[float], q: float) -> float:
     low = int(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-
-def peak_mb(device: str | torch.device = "cpu") -> float:
-    """Return the most memory used, in MiB.
-
-    Args:
-        device: a CUDA device, since its last reset; else what was ever resident in this process.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, but bytes on macOS
-    return peak / (2**20 if platform.system() == "Darwin" else 2**10)

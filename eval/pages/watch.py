@@ -23,8 +23,15 @@ __all__ = ["WatchedRun", "find_runs", "watch_page"]
 
 MOST = 300  # points of a line
 MAIN = ("loss", "val_loss", "images_per_second", "tokens_per_second")  # of the curves that are shown at once
+SHARES = ("mfu", "data_wait")  # in percent
+LABELS = {
+    "images_per_second": "images/s",
+    "tokens_per_second": "tokens/s",
+    "data_wait": "data wait",
+    "peak_mb": "peak MiB",
+}
 LATEST = 4  # previews that are shown
-KNOWN = ("step", "split", "seconds")  # values that are no curves
+KNOWN = ("step", "split", "seconds", "peak_mb")  # values that are no curves
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class WatchedRun:
 
     @property
     def facts(self) -> Json:
-        """Numbers beside the name: steps, time, time to go, the newest loss."""
+        """Numbers beside the name: steps, time, time to go, the newest loss, speed, waiting and memory."""
         train = [event for event in self.events if event.get("split") == "train" and "seconds" in event]
         facts: Json = {"step": f"{self.step:,} of {self.total:,}"}
         if train:
@@ -86,9 +93,10 @@ class WatchedRun:
             early, late = train[max(0, len(train) - 10)], train[-1]
             pace = (late["seconds"] - early["seconds"]) / max(late["step"] - early["step"], 1)
             facts["to go"] = _duration(max(0.0, pace * (self.total - self.step)))
-        for key in MAIN:
+        for key in (*MAIN, *SHARES, "peak_mb"):
             newest = next((event[key] for event in reversed(self.events) if key in event), None)
-            facts[key.replace("_per_second", "/s")] = None if newest is None else f"{newest:.4g}"
+            text = None if newest is None else f"{newest:.1%}" if key in SHARES else f"{newest:.4g}"
+            facts[LABELS.get(key, key)] = text
         return facts
 
     @property

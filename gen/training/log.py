@@ -8,48 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from gen.config.errors import UserError
 from gen.config.reading import parse_json
 from gen.config.spec import Json
 from gen.config.writing import write_text
+from gen.training.speed import MEASURED
 
-__all__ = ["MetricsFile", "ProgressBar", "SpeedMeter", "read_metrics"]
-
-MEASURED = ("seconds", "images_per_second", "tokens_per_second", "mfu")  # what two equal runs do not have in common
-
-
-class SpeedMeter:
-    """Images, or tokens of text, per second since the last call, and the seconds since training began.
-
-    Args:
-        step: steps done.
-        batch_size: global samples of a step.
-        x: of one item; integers are text.
-        peak_tflops: of one device; None if it is not known, and then there is no MFU.
-
-    Attributes:
-        flops: of a step, of one process, once they are counted; None before.
-    """
-
-    flops: int | None = None
-
-    def __init__(self, step: int, batch_size: int, x: Tensor, peak_tflops: float | None = None) -> None:
-        self._peak = peak_tflops
-        self._began = self._last = time.perf_counter()
-        self._step, text = step, not x.is_floating_point()
-        self._unit, self._each = ("tokens", batch_size * len(x)) if text else ("images", batch_size)
-
-    def measure(self, step: int) -> dict[str, float]:
-        """Return the values by name after so many steps."""
-        now = time.perf_counter()
-        pace = (step - self._step) / max(now - self._last, 1e-9)
-        self._step, self._last = step, now
-        values = {"seconds": now - self._began, f"{self._unit}_per_second": pace * self._each}
-        if self._peak is not None and self.flops is not None:
-            values["mfu"] = pace * self.flops / (self._peak * 1e12)
-        return {name: round(value, 3) if name == "seconds" else float(f"{value:.4g}") for name, value in values.items()}
+__all__ = ["MetricsFile", "ProgressBar", "read_metrics"]
 
 
 class MetricsFile:

@@ -101,7 +101,8 @@ class Run:
         trackers: names of accelerate's trackers, such as "tensorboard" and "wandb".
         peak_tflops: peak of one device in the run's precision, such as 989 for an H100 in bf16; with it metrics.jsonl
             has "mfu", the share of it that is used: operations of matrix products, convolutions and attention, counted
-            in the first step (custom kernels are not), over the time. None for no MFU: no peak is assumed.
+            in the first step (custom kernels are not), over the time. "measured" takes what large matrix products in
+            that precision reach here. None for no MFU: no peak is assumed.
         teacher: the run folder that a distiller learns from.
         init: a run folder whose weights the training starts from.
     """
@@ -133,7 +134,7 @@ class Run:
     save_every: int = 500
     keep: int = 2
     trackers: tuple[str, ...] = ()
-    peak_tflops: float | None = None
+    peak_tflops: float | Literal["measured"] | None = None
     teacher: str | None = None
     init: str | None = None
 

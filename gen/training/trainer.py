@@ -32,7 +32,7 @@ from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
 from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items
-from gen.training.log import ProgressBar, SpeedMeter
+from gen.training.log import ProgressBar
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
@@ -44,6 +44,7 @@ from gen.training.saving import Saver
 from gen.training.shards import Files
 from gen.training.signals import Interrupted, stop_signals
 from gen.training.sources import fingerprints, parent_hash
+from gen.training.speed import SpeedMeter, matmul_tflops
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
 from gen.training.trackers import log_sheet, start_trackers
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "Trainer", "train", "train_locked"]
 
 VALIDATION_SAMPLES = 512
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of matrix products, by precision
 
 
 @check_arguments()
@@ -224,10 +226,13 @@ class Trainer:
             self.progress.say(bucket_note(self.data, run.batch_size))
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
-        self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], run.peak_tflops)
+        peak = run.peak_tflops
+        if peak == "measured":
+            peak = matmul_tflops(self.device, DTYPES[run.precision])
+        self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], self.device, peak)
 
     def _loop(self, stop: threading.Event) -> None:
-        for micro_batches in self._batches():
+        for micro_batches in self.speed.timed(self._batches()):
             self._after_step(self._counted(micro_batches))
             self.saver.check()
             if self.run.save_every:

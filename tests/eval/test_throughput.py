@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from gen.config.errors import UserError
-from gen.eval.throughput import Throughput, peak_mb
+from gen.eval.throughput import Throughput
+from gen.training.speed import peak_mb
 
 
 @dataclass

@@ -31,8 +31,12 @@ def made(folder, steps, events, total=100):
 
 def test_a_run_shows_its_curves_its_facts_and_its_samples(trained) -> None:
     page = watch_page(find_runs([trained]))
-    assert page.count("<polyline") == 5 and page.count("samples after") == 2  # loss, val_loss, speed, lr, gradients
-    assert all(re.search(rf"<dt>{name}</dt>", page) for name in ("step", "time", "loss", "val_loss", "images/s"))
+    assert page.count("samples after") == 2
+    assert page.count("<polyline") == 6  # loss, val_loss, speed, lr, gradients, waiting
+    assert all(
+        re.search(rf"<dt>{name}</dt>", page)
+        for name in ("step", "time", "loss", "val_loss", "images/s", "data wait", "peak MiB")
+    )
     assert "4 of 4" in page and "finished" in page and 'http-equiv="refresh"' not in page
     assert "http:" not in page and "https:" not in page and "<script" not in page
 

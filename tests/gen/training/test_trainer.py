@@ -29,6 +29,7 @@ from gen.training.log import read_metrics
 from gen.training.objectives.denoise import Denoising
 from gen.training.run import Sampler, run_spec
 from gen.training.signals import Interrupted
+from gen.training.speed import MEASURED
 from gen.training.stream import ShuffledStream, iterate_steps
 from gen.training.trainer import Trainer, train
 from tests.gen.tiny import tiny
@@ -312,7 +313,8 @@ def test_a_tracker_has_settings_samples_and_speed_and_every_step_once(tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events.Images("samples")] == [3, 6]
-    assert all(event.value > 0 for event in events.Scalars("images_per_second"))
+    for name in ("images_per_second", "data_wait", "peak_mb", "seconds"):
+        assert all(event.value > 0 for event in events.Scalars(name))
     settings = yaml.safe_load(next((folder / "gen").rglob("hparams.yml")).read_text())
     assert settings["optim.lr"] == 1e-3 and settings["model.name"] == "dit" and settings["teacher"] == "null"
 
@@ -323,7 +325,8 @@ def test_the_clock_s_values_are_recorded_and_left_out_of_comparisons(tmp_path):
     trained = [event for event in measured if event["split"] == "train"]
     assert all(event["images_per_second"] > 0 and event["seconds"] > 0 for event in trained)
     assert [event["seconds"] for event in trained] == sorted(event["seconds"] for event in trained)
-    assert not any("seconds" in event or "images_per_second" in event for event in plain)
+    assert all(0 < event["data_wait"] < 1 and event["peak_mb"] > 10 for event in trained)
+    assert not any(key in event for event in plain for key in MEASURED)
 
 
 def test_mfu_is_what_was_counted_over_the_peak_that_is_given(tmp_path):
@@ -336,8 +339,10 @@ def test_mfu_is_what_was_counted_over_the_peak_that_is_given(tmp_path):
     for event in events:
         flops = event["mfu"] * 1e9 / event["images_per_second"] * 8
         assert flops == pytest.approx(counter.get_total_flops(), rel=2e-3)
-    train(replace(run, peak_tflops=None, steps=5), tmp_path / "run", quiet=True)
-    assert "mfu" not in read_metrics(tmp_path / "run/metrics.jsonl", measured=True)[-1]
+    for steps, peak in ((5, None), (6, "measured")):
+        train(replace(run, peak_tflops=peak, steps=steps), tmp_path / "run", quiet=True)
+        event = read_metrics(tmp_path / "run/metrics.jsonl", measured=True)[-1]
+        assert 0 < event["mfu"] < 1 if peak else "mfu" not in event
 
 
 WANDB = """
