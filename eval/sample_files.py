@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from gen.config.images import to_pil
 from gen.config.spec import Json
-from gen.config.writing import replacing
+from gen.config.writing import replacing, write_text
+from gen.data.lib.labels import LABELS_FILE
 from gen.eval.store import RowFile, open_store, share_chunks, wait_for_lock
 from gen.pipeline import Samples
 from gen.training.distributed import broadcast, is_main
 from gen.training.log import ProgressBar
 
-__all__ = ["FileOfSamples", "write_npz"]
+__all__ = ["FileOfSamples", "write_npz", "write_samples"]
 
 COPIED = 1000  # pictures that are copied into a file at a time
 STAMP = (1980, 1, 1, 0, 0, 0)  # of a member of a zip: equal samples are equal files
@@ -61,7 +63,7 @@ class FileOfSamples:
 
         Args:
             draw: returns the samples of consecutive indices.
-            labels: [n], written beside the pictures of an npz.
+            labels: [n], written beside the pictures; None for none.
 
         Returns:
             nfe, and the fraction of evaluations that a cache computed in full, means over samples; and `there`, how
@@ -83,7 +85,7 @@ class FileOfSamples:
             return None
         if lacking := _missing(files):
             return {"there": self.n - sum(len(self._rows(i)) for i in lacking)}
-        self._write(files["images"].rows(), labels)
+        write_samples(self.out, files["images"].rows(), labels)
         nfe, full = files["costs"].rows().mean(0).tolist()
         shutil.rmtree(self._chunks)
         return {"there": self.n, "nfe": nfe, "full": full}
@@ -112,15 +114,6 @@ class FileOfSamples:
             files["costs"].write(i, costs.expand(len(samples.x), 2))
         bar.close()
 
-    def _write(self, images: Tensor, labels: Tensor | None) -> None:
-        with replacing(self.out) as partial:
-            if self.out.suffix == ".npz":
-                write_npz(partial, images, labels)
-                return
-            partial.mkdir()
-            for i, image in enumerate(images):
-                to_pil(image).save(partial / f"{i:06d}.png")
-
 
 def _sweep_finished(folder: Path) -> None:
     """Remove the chunks of files that were written whole, by processes that were killed before they did so."""
@@ -134,6 +127,29 @@ def _sweep_finished(folder: Path) -> None:
 
 def _missing(files: dict[str, RowFile]) -> list[int]:
     return sorted({i for file in files.values() for i in file.missing()})
+
+
+def write_samples(out: Path, images: Tensor, labels: Tensor | None) -> None:
+    """Write pictures with their labels: an .npz in ADM's layout, or a new folder of PNGs.
+
+    The folder's labels stand in dataset.json, as in EDM's: {"labels": [["000000.png", 3], ...]}.
+
+    Args:
+        out: file.npz, or the folder.
+        images: uint8 [N, C, H, W], on the CPU or memory-mapped.
+        labels: [N]; None for none.
+    """
+    with replacing(out) as partial:
+        if out.suffix == ".npz":
+            write_npz(partial, images, labels)
+            return
+        partial.mkdir()
+        names = [f"{i:06d}.png" for i in range(len(images))]
+        for name, image in zip(names, images, strict=True):
+            to_pil(image).save(partial / name)
+        if labels is not None:
+            listed = [list(pair) for pair in zip(names, labels.tolist(), strict=True)]
+            write_text(partial / LABELS_FILE, json.dumps({"labels": listed}))
 
 
 def write_npz(file: Path, images: Tensor, labels: Tensor | None) -> None:

@@ -59,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a .png, drawn anew after every step: the first {WATCHED} samples, step by step",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
-    out = "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs"
+    out = (
+        "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs, with the "
+        "labels in dataset.json"
+    )
     add_option(parser, "out", Path("samples.png"), out)
 
 
@@ -345,17 +348,13 @@ def _check_out(out: Path) -> None:
 
 
 def _save(samples: Samples, out: Path) -> None:
-    from gen.eval.sample_files import write_npz
+    from gen.eval.sample_files import write_samples
 
+    if out.suffix != ".png":
+        write_samples(out, samples.uint8(), samples.cond.get("y"))
+        return
     with replacing(out) as partial:
-        if out.suffix == ".png":
-            samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(partial)
-        elif out.suffix == ".npz":
-            write_npz(partial, samples.uint8(), samples.cond.get("y"))
-        else:
-            partial.mkdir()
-            for i, image in enumerate(samples.images):
-                image.save(partial / f"{i:06d}.png")
+        samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(partial)
 
 
 def _save_trajectory(states: Tensor, folder: Path) -> None:

@@ -9,20 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gen.config.errors import UserError
-from gen.config.reading import file_sha256
+from gen.config.reading import file_sha256, read_json
 from gen.data.lib.archives import Files, PackedWords, is_plain, listed
 from gen.data.lib.checksums import SUMS, check_sums
 from gen.data.lib.decoding import SUFFIXES
+from gen.data.lib.labels import LABELS_FILE, parse_label_file
 from gen.data.lib.pictures import Contents, PictureSource
 
 __all__ = ["Folder"]
+
+BESIDE = (SUMS, LABELS_FILE)  # files that belong to the pictures
 
 
 @dataclass(frozen=True)
 class Folder(PictureSource):
     """Pictures (png, jpg, jpeg, webp, bmp) in class subfolders, in order of name, or all in one folder without labels.
 
-    Class folders are searched to any depth, links included. Files of other kinds and hidden ones are left out, and a
+    Class folders are searched to any depth, links included. Where EDM's dataset.json is there, as in the folders of gen
+    sample, it gives the labels, and folders are no classes. Files of other kinds and hidden ones are left out, and a
     warning says how many. A SHA256SUMS in the folder is compared. Fields and reading are those of every source of
     pictures (gen.data.lib.pictures). Raises UserError, in one line, for missing, empty and mixed folders, for broken
     links, and for names that are not UTF-8 or hold control characters.
@@ -37,7 +41,8 @@ class Folder(PictureSource):
         if not path.is_dir():
             raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}; give a folder of pictures")
         files, stamps, left_out = _find(path)
-        flat = sum("/" not in file for file in files)
+        listed_labels = (path / LABELS_FILE).is_file()
+        flat = len(files) if listed_labels else sum("/" not in file for file in files)
         if flat and flat < len(files):
             raise UserError(f"{path} holds {flat} pictures beside class folders: move them into one, or out")
         if not files:
@@ -47,6 +52,9 @@ class Folder(PictureSource):
         if left_out:
             warnings.warn(f"{path}: left out {left_out}", stacklevel=2)
         archive = Files(str(path), PackedWords(files), PackedWords(stamps))
+        if listed_labels:
+            where = path / LABELS_FILE
+            return Contents(archive, parse_label_file(str(where), read_json(where), files))
         if flat:
             return Contents(archive)
         names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -66,14 +74,14 @@ def _find(root: Path) -> tuple[list[str], list[str], str]:
         if file.startswith(".") or "/." in file:
             hidden += 1
         elif not file.lower().endswith(SUFFIXES):
-            others += file != SUMS
+            others += file not in BESIDE
         else:
             _check_file(os.path.join(root, file), status)  # noqa: PTH118 - a Path costs as much as all the rest here
             assert status is not None
             files.append(file)
             stamps.append(f"{status.st_size}-{status.st_mtime_ns}")
             continue
-        first = first or ("" if file == SUMS else file)
+        first = first or ("" if file in BESIDE else file)
     counts = f"{others} files of other kinds and {hidden} hidden ones, such as {first!a}"
     return files, stamps, counts if hidden or others else ""
 

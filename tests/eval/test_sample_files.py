@@ -9,7 +9,9 @@ import gen
 from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.images import to_uint8
+from gen.data.folder import Folder
 from gen.eval.drawn import Decoder
+from gen.eval.image_sets import open_images
 from gen.eval.sample_files import write_npz
 from gen.samplers.guides.cfg import CFG
 from gen.training.trainer import train
@@ -104,12 +106,19 @@ def test_parts_in_any_order_make_the_file(run, undisturbed, tmp_path, capsys) ->
     assert main(words(run, out, "--part", "2/3")) == 0 and out.read_bytes() == undisturbed.read_bytes()
 
 
-def test_a_folder_holds_a_png_for_each(run, undisturbed, tmp_path) -> None:
+def test_a_folder_holds_a_png_for_each_and_the_labels_that_training_and_evaluation_read(run, undisturbed, tmp_path):
     assert main(words(run, tmp_path / "pngs")) == 0
     files = sorted((tmp_path / "pngs").iterdir())
-    assert [file.name for file in files] == [f"{i:06d}.png" for i in range(30)]
+    assert [file.name for file in files] == [*(f"{i:06d}.png" for i in range(30)), "dataset.json"]
     with np.load(undisturbed) as whole, Image.open(files[17]) as picture:
         assert np.array_equal(np.array(picture), whole["arr_0"][17, :, :, 0])
+        labels = whole["arr_1"].tolist()
+    data = Folder(str(tmp_path / "pngs"), holdout=0.0)
+    assert data.classes == 10 and [int(item["y"]) for item in data.open("train")] == labels
+    assert open_images(tmp_path / "pngs").labels.tolist() == labels
+    at_once = [*words(run, tmp_path / "again"), "--trajectory", str(tmp_path / "steps")]
+    assert main(at_once) == 0
+    assert all(file.read_bytes() == (tmp_path / "again" / file.name).read_bytes() for file in files)
 
 
 def test_a_sheet_has_no_parts(run, tmp_path, capsys) -> None:

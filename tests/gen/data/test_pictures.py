@@ -1,5 +1,6 @@
 """Pictures in folders: read as viewers show them, or refused by name; nothing is left out without a count."""
 
+import json
 import os
 import struct
 import zlib
@@ -174,6 +175,18 @@ def test_files_of_other_kinds_and_hidden_ones_are_counted(tmp_path):
         (tmp_path / other).write_bytes(b"")
     with pytest.warns(UserWarning, match=r"left out 3 files of other kinds and 3 hidden ones, such as '.DS_Store'$"):
         read(tmp_path)
+
+
+def test_edms_list_gives_the_labels_whatever_the_folders(tmp_path):
+    for name in ("00000/a.png", "00000/b.png", "c.png"):
+        grey(tmp_path / name)
+    listed = {"labels": [["00000/a.png", 2], ["00000/b.png", 0], ["c.png", 2]]}
+    (tmp_path / "dataset.json").write_text(json.dumps(listed))
+    data = Folder(str(tmp_path), 8, holdout=0.0)
+    with pytest.warns(UserWarning, match="nothing to train the labels 1"):
+        assert [int(item["y"]) for item in data.open("train")] == [2, 0, 2] and data.classes == 3
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": listed["labels"][:2]}))
+    assert "has no label of c.png" in refusal(tmp_path)
 
 
 def test_linked_files_and_folders_are_read_to_any_depth(tmp_path):
