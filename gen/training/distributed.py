@@ -166,7 +166,8 @@ def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:
         accelerator: the device type and the number of processes.
 
     Raises:
-        UserError: for options of that launch that are not supported, and for a run that is also compiled.
+        UserError: for options of that launch that are not supported, and for a run that is also compiled, or whose
+            averages are to lie elsewhere.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if launched:
@@ -176,6 +177,8 @@ def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:
                 raise UserError(f"accelerate launch --{name.lower()} {given}: allowed is {allowed}")
     if not (launched or run.shard) or accelerator.num_processes == 1:
         return None
+    if run.ema_device is not None:
+        raise UserError("averages of a sharded run are shards on its devices: leave out ema_device, or shard")
     if run.compile:
         raise UserError("a run is compiled or sharded, not both: leave out compile, or shard and --use_fsdp")
     from torch.distributed.device_mesh import init_device_mesh

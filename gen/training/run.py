@@ -77,6 +77,8 @@ class Run:
         optim: the optimiser, with its peak learning rate.
         schedule: of the learning rate.
         ema: averages of the weights, each with its own label; the first is validated, previewed and loaded.
+        ema_device: "cpu" keeps the averages in the CPU's memory, where a thread updates them from a copy of the weights
+            while the next step is computed; None on the device of the networks.
         sampler: the default way to sample the model; a Decoding for text.
         steps: number of updates.
         batch_size: GLOBAL samples per update, over all processes and micro-batches.
@@ -115,6 +117,7 @@ class Run:
     optim: Any = part("training.optim", kinds=(Optimiser,), default=AdamW())
     schedule: Schedule = part("training.schedules", default=Constant())
     ema: tuple[EMA, ...] = part("training.ema", default=(Classic(),))
+    ema_device: Literal["cpu"] | None = None
     sampler: Sampler | Decoding = dataclasses.field(default_factory=Sampler)
     steps: int = 10_000
     batch_size: int = 256
@@ -197,6 +200,7 @@ RESUMABLE = {
     "gradient_checkpointing",
     "shard",
     "checkpoints",
+    "ema_device",
 }
 
 

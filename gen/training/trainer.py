@@ -128,7 +128,7 @@ class Trainer:
         self.quiet = quiet or not self.main
         torch.manual_seed(derive("init", run.seed))
         self.nets = self._build_networks()
-        self.averages = Averages(run.ema, self.nets)
+        self.averages = Averages(run.ema, self.nets, run.ema_device)
         if self.mesh is not None:
             self._shard(self.mesh)
         self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
@@ -331,6 +331,7 @@ class Trainer:
             last = checkpoints.newest(self.folder / "checkpoints")
             what = f"{roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}"
             raise checks.nonfinite_step(self.run, self.data, self.steps_done, what, last)
+        self.averages.release_weights()
         for role in roles:
             for group in self.optims[role].param_groups:
                 group["lr"] = lr * group["scale"]
@@ -367,7 +368,7 @@ class Trainer:
         net = self.averages.nets[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
         if self.mesh is not None:
             return distributed.unshard(net, self.template)
-        return net if averaged else copy.deepcopy(net).eval()
+        return net if averaged and not self.run.ema_device else copy.deepcopy(net).to(self.device).eval()
 
     @torch.no_grad()
     def validate(self) -> float:

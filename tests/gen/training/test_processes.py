@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from gen import load
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.distillers.consistency import Consistency
+from gen.training.distributed import device_mesh
 from gen.training.log import ProgressBar, read_metrics
 from gen.training.run import run_spec
 from gen.training.trainer import Trainer, train
@@ -220,6 +222,16 @@ def test_launches_that_cannot_be_had_are_refused(tmp_path, monkeypatch, environ,
         monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match=f"^{said}$"):
         train(small(), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"compile": True}, "compiled or sharded"), ({"ema_device": "cpu"}, "leave out ema_device, or shard")],
+)
+def test_what_a_sharded_run_cannot_have_is_refused(changes, said):
+    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=said):
+        device_mesh(small(shard=True, **changes), two)
 
 
 def test_processes_that_do_not_meet_are_refused(one, tmp_path, monkeypatch):
