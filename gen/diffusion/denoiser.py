@@ -134,7 +134,7 @@ class Denoiser:
             some = {k: v[rows] if len(v) == len(x) else v for k, v in given.items()}  # a table's row may stand for all
             return self.net(scaled[rows], time[rows], some, s=None if target is None else target[rows], tap=tap)
 
-        whole = members(self.net).fixed_batch
+        whole = tap is None or members(self.net).fixed_batch
         return (network(tap, None) if whole else evaluate_network(tap, network)).to(x.dtype)
 
     def null(self, cond: Cond) -> Cond:

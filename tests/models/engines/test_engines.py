@@ -19,8 +19,9 @@ from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import FeatureRecorder
 from gen.eval.provenance import sampler_spec
 from gen.kernels.linear import unpackable
+from gen.models.engines.auto import Measured, in_turns
 from gen.models.engines.compiled import _Replayed
-from gen.models.engines.lib.prepared import Prepared, choose_dtype
+from gen.models.engines.lib.prepared import choose_dtype
 from gen.models.layers.packed import PackedLinear
 from gen.models.text import Text
 from gen.pipeline import Pipeline
@@ -178,8 +179,33 @@ def test_the_usual_dtype_is_what_the_processor_has(monkeypatch):
 
 def test_auto_says_what_it_chose():
     made = build("models.engines", "auto").prepare(digits("dit").build())
-    assert isinstance(made, Prepared)
-    assert made.about.startswith("packed" if PACKABLE else "fused")
+    assert isinstance(made, Measured)
+    assert made.about.startswith(f"auto, to be measured: plain or {'packed' if PACKABLE else 'fused'}")
+
+
+def test_auto_takes_the_fastest_of_each_batch_size_once_measured(monkeypatch):
+    net, measured = digits("dit").build().eval(), []
+    made = build("models.engines", {"name": "auto", "dtype": "float32"}).prepare(net)
+    plain, fast = made.tried
+
+    def clock(calls, seconds):
+        rows = len(calls[plain]())
+        measured.append(rows)
+        assert [call().shape for call in calls.values()] == [(rows, 1, 8, 8)] * 2
+        return {plain: 1.0, fast: 0.98 if rows < 5 else 0.5}
+
+    monkeypatch.setattr("gen.models.engines.auto.in_turns", clock)
+    pipeline = Pipeline(Denoiser(made, Flow(), Velocity()), (1, 8, 8), 10, Sampler("euler", steps=2))
+    alone = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("euler", steps=2))
+    few, many = pipeline.sample(3, steps=2), pipeline.sample(5, steps=2)
+    assert measured == [3, 5]
+    assert torch.equal(few.x, alone.sample(3, steps=2).x)  # within 3 % the plain network stays
+    torch.testing.assert_close(many.x, alone.sample(5, steps=2).x, rtol=1e-4, atol=1e-4)
+    assert many.engine == f"batch 4: plain; batch 8: {fast}"
+    pipeline.sample(4, steps=2), pipeline.sample(8, steps=2, cache={"name": "fbcache", "threshold": 0.1})
+    assert measured == [3, 5]
+    assert in_turns({"a": lambda: measured.append("call")}, 0.0)["a"] >= 0
+    assert measured.count("call") == 4
 
 
 @pytest.mark.skipif(not PACKABLE, reason="no oneDNN")
