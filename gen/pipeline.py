@@ -239,11 +239,9 @@ class Pipeline:
             evaluations += loop.rows
             reports += [] if session is None else [session.report()]
         bar.close()
-        seconds = time.perf_counter() - began
+        seconds, engine = time.perf_counter() - began, self.net.about
         states = torch.cat([torch.stack(batch.states, 1) for batch in parts if batch.states]) if trajectory else None
-        return Samples(
-            torch.cat(images), cond, evaluations / n, seconds, reports, self.net.about, self.no_pictures, states
-        )
+        return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, engine, self.no_pictures, states)
 
     def prepared(self, engine: object = "auto") -> Pipeline:
         """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.

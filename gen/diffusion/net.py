@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from gen.config.errors import UserError
 from gen.diffusion.tap import Tap
@@ -26,6 +27,12 @@ __all__ = [
     "ModulationTable", "Net", "NetMembers", "NetSpec", "empty_network", "members", "shape_of", "sides", "takes_shape",
     "unwrap",
 ]  # fmt: skip
+
+DRAWS = {getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "bernoulli", "exponential", "log_normal")} | {
+    getattr(nn.init, f"{name}_")  # which hide those of tensors
+    for name in ("normal", "uniform", "trunc_normal", "orthogonal", "kaiming_normal", "kaiming_uniform",
+                 "xavier_normal", "xavier_uniform")
+}  # fmt: skip
 
 
 class NetSpec(Protocol):
@@ -183,9 +190,24 @@ def empty_network(spec: NetSpec, size: int) -> nn.Module:
         except (RuntimeError, NotImplementedError):  # the constructor looks at values
             complete = False
         if not complete:
-            net = spec.build()
+            with _Undrawn():
+                net = spec.build()
             net.load_state_dict({name: value.to("meta") for name, value in net.state_dict().items()}, assign=True)
     return net
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves parameters as they are where random numbers would be drawn for them, which takes longer than to load them.
+
+    Draws by a generator stay, and those for other tensors: what a state dict does not hold may be made of them.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        drawn = (*args, given.get("tensor"))[0] if func in DRAWS and not given.get("generator") else None
+        return drawn if isinstance(drawn, nn.Parameter) else func(*args, **given)
 
 
 @contextmanager
