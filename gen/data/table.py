@@ -60,20 +60,20 @@ class Table(PictureSource):
             raise UserError(f"{path} holds no rows")
         columns = [self._column(path, what, first[1]) for what in COLUMNS]
         found = [[], [], []]  # type: list[list[Any]]
-        stamps = []
+        stamps, root = [], str(path.parent)
         for number, row in chain([first], rows):
             for values, column in zip(found, columns, strict=True):
                 if column and row.get(column) in (None, ""):
                     raise UserError(f"{path}, row {number} has no {column}")
                 values.append(row[column] if column else None)
-            stamps.append(_stamp(path, number, found[0][-1]))
+            stamps.append(_stamp(path, root, number, found[0][-1]))
         labels, names = None, tuple[str, ...]()
         if columns[1]:
             try:
                 labels, names = named_labels(found[1])
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
-        archive = Files(str(path.parent), PackedWords(found[0]), PackedWords(stamps))
+        archive = Files(root, PackedWords(found[0]), PackedWords(stamps))
         return Contents(archive, labels, names, PackedWords(map(str, found[2])) if columns[2] else None)
 
     def _column(self, path: Path, what: str, row: dict[str, Any]) -> str:
@@ -111,15 +111,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{path}: expected a .csv, .tsv or .jsonl file")
 
 
-def _stamp(path: Path, number: int, file: object) -> str:
-    """Return size and time of change of a row's file."""
-    where = f"{path}, row {number}: {shown(file)}"
+def _stamp(path: Path, root: str, number: int, file: object) -> str:
+    """Return size and time of change of a row's file, under the folder `root`."""
     if not isinstance(file, str) or not is_plain(file):
-        raise UserError(f"{where} is no path")
+        raise UserError(f"{path}, row {number}: {shown(file)} is no path")
     try:
-        status = os.stat(os.path.join(path.parent, file))  # noqa: PTH116, PTH118 - a Path costs as much as the call
+        status = os.stat(os.path.join(root, file))  # noqa: PTH116, PTH118 - a Path costs as much as the call
     except (OSError, ValueError) as error:
-        raise UserError(f"{where} cannot be read: {getattr(error, 'strerror', error)}") from error
+        why = f"cannot be read: {getattr(error, 'strerror', error)}"
+        raise UserError(f"{path}, row {number}: {shown(file)} {why}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{where} is no file")
+        raise UserError(f"{path}, row {number}: {shown(file)} is no file")
     return f"{status.st_size}-{status.st_mtime_ns}"

@@ -178,6 +178,32 @@ def test_a_list_that_is_remembered_follows_the_shard(tmp_path):
     assert again.open("train").fingerprint != first
 
 
+def test_the_list_of_a_zip_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    """What was left out is said at every opening; a zip that changes, whatever its time, is listed anew."""
+    files = {**FILES, "cat/a b.png": picture(50), "readme.txt": b"x"}
+    with pytest.warns(UserWarning, match="left out 1 files of other kinds and 0 hidden"):
+        first = zipped(tmp_path, zipfile.ZIP_DEFLATED, files).open("train")
+    opened = []
+
+    class Opened(zipfile.ZipFile):
+        def __init__(self, *args, **options):
+            opened.append(args)
+            super().__init__(*args, **options)
+
+    source = Zip(str(tmp_path / "pets.zip"), size=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZipFile", Opened)
+        with pytest.warns(UserWarning, match="left out 1 files of other kinds and 0 hidden"):
+            again = source.open("train")
+        assert not opened and again.fingerprint == first.fingerprint and again.y.tolist() == first.y.tolist()
+        assert source.label_names == CLASSES
+        assert all(torch.equal(a["x"], b["x"]) for a, b in zip(first, again, strict=True))
+    when = (tmp_path / "pets.zip").stat().st_mtime_ns
+    zipped(tmp_path, zipfile.ZIP_DEFLATED, {**FILES, "cat/a b.png": picture(51)})
+    os.utime(tmp_path / "pets.zip", ns=(when, when))
+    assert Zip(str(tmp_path / "pets.zip"), size=8).open("train").fingerprint != first.fingerprint
+
+
 def wrong():
     def cut(root):
         shards(root)
