@@ -15,7 +15,9 @@ around. Prints a JSON line; exit 1 if anything is wrong.
 Measured (2026-11-29, 2 shared cores, a folder in memory, Python 3.11, torch 2.13): 200 kills, 40 of each writer, in 5
 minutes: 200 resumable, the same bits after 70 steps of images, 62 of text, 14 of DMD2 and 60 shards, nothing left over.
 Of evaluations alone (2026-11-30, the same machine at load 16): 200 kills in 5 minutes, 200 resumable, 10,383 chunks of
-features and all records with the same bits, nothing left over.
+features and all records with the same bits, nothing left over. `gen sample -n 50000` of the digits model, 8 steps, was
+killed ten times by hand, between 4 and 14 seconds after each start, and under torchrun with two processes eight times:
+the file had the bytes of an undisturbed one (1.2 minutes).
 """
 
 from __future__ import annotations
