@@ -237,7 +237,7 @@ def caption(record: Record) -> str:
     """Return what the rows of a table share, on one line."""
     reference, extractor = record.reference, record.extractor
     return one_line(
-        f"{reference.data.get('name', '?')}{reference.part} ({reference.n} images); {record.n} samples; "
+        f"{reference.name}{reference.part} ({reference.n} images); {record.n} samples; "
         f"features {extractor.name}; comparability {record.comparability}"
     )
 

@@ -91,6 +91,11 @@ class ReferenceInfo:
     assumed: str = ""
 
     @property
+    def name(self) -> str:
+        """What the data are called: their folder or file, where they have one, else their kind."""
+        return Path(str(self.data["path"])).name if self.data.get("path") else str(self.data.get("name", "?"))
+
+    @property
     def part(self) -> str:
         """What of the data it is, to stand behind their name: ", test split"; "" for all of it."""
         return {"all": "", "statistics": ", statistics"}.get(self.split, f", {self.split} split")

@@ -56,7 +56,7 @@ def plots(group: Group) -> Json:
     for words, axis, x in axes:
         series = [Series(name, _points(records, measured, x), i) for i, (name, records) in enumerate(families)]
         plot = Plot(
-            title=f"{column.heading} against {words} on {group.first.reference.data.get('name', '?')}",
+            title=f"{column.heading} against {words} on {group.first.reference.name}",
             x=f"{axis} (log)",
             y=f"{column.heading}{', %' if column.percent else ''}{direction}",
             series=[s for s in series if s.points],

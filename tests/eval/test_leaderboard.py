@@ -159,6 +159,12 @@ def test_a_record_with_nothing_but_an_fid_is_shown(tmp_path) -> None:
     assert "3.00 ± 0.20" in table(bare)
 
 
+def test_own_pictures_are_called_as_their_folder() -> None:
+    own = replace(made().reference, data={"name": "folder", "path": "/data/cats/"})
+    assert table([replace(made(), reference=own)]).startswith("cats, test split (360 images)")
+    assert table([made()]).startswith("digits, test split")
+
+
 def test_a_row_without_a_mark_is_not_in_the_legend(records, tmp_path) -> None:
     others = replace(made("of another tool", run="pictures"), nfe=None, speed=None)
     legend = [
