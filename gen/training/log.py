@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, printable
 from gen.config.reading import parse_json
 from gen.config.spec import Json
 from gen.config.writing import write_text
@@ -70,7 +71,10 @@ def _events(path: str | Path) -> tuple[list[Json], int]:
 
 
 class ProgressBar:
-    """A tqdm bar with the time to go on a terminal; elsewhere a plain line every `quiet_seconds`."""
+    """A tqdm bar with the time to go on a terminal; elsewhere a plain line every `quiet_seconds`.
+
+    The bar is green, unless NO_COLOR is set in the environment.
+    """
 
     def __init__(self, name: str, total: int, start: int = 0, quiet: bool = False, quiet_seconds: float = 15.0) -> None:
         self._name, self._total, self._done, self._start = name, total, start, start
@@ -80,7 +84,12 @@ class ProgressBar:
         if not quiet and sys.stderr.isatty():
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, initial=start, desc=name, dynamic_ncols=True)
+            colour = None if os.environ.get("NO_COLOR") else "green"
+            stream = getattr(
+                sys.stderr, "stream", sys.stderr
+            )  # gen.cli.lib.terminal shows escapes, and colours with them
+            how = {"desc": printable(name), "dynamic_ncols": True, "colour": colour, "file": stream}
+            self._bar = tqdm(total=total, initial=start, **how)
 
     def advance(self, count: int = 1, **values: float) -> None:
         self._done += count
@@ -102,7 +111,7 @@ class ProgressBar:
         if self._quiet or not line:
             return
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(printable(line), file=self._bar.fp)
         else:
             print(line, file=sys.stderr, flush=True)
 
