@@ -171,7 +171,7 @@ def held_out_rates(folder: str | Path) -> FilterRates:
     if not isinstance(run.objective, Learn2PD) or not isinstance(run.data, Answers):
         raise UserError(f"{folder} is no run of learn2pd")
     columns = run.data.open("test").columns
-    net = Filter.read(place / "filter.safetensors", info["files"]["filter.safetensors"]["sha256"])
+    net = Filter.read(place / "filter.safetensors", info["files"].get("filter.safetensors", {}).get("sha256"))
     return filter_rates(net(columns["confidence"]), columns["correct"], columns["masked"], run.objective.threshold)
 
 

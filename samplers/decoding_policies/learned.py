@@ -44,17 +44,13 @@ class Filter(nn.Module):
 
     @classmethod
     def read(cls, file: str | Path, sha256: str | None = None) -> Filter:
-        """Return a filter from its state_dict as safetensors; UserError for another file than that."""
-        if not Path(file).is_file():
-            raise MissingDependency(f"Filter: there is no file {file}")
-        content = Path(file).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        if sha256 is not None and digest != sha256:
-            raise UserError(f"{file} has sha256 {digest[:16]}..., expected {sha256[:16]}...")
-        try:
-            tensors = load(content)
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged, or no safetensors file ({error})") from None
+        """Return a filter from its state_dict as safetensors; UserError for another file than that.
+
+        Args:
+            file: the file; in a checkpoint it may lie in shards.
+            sha256: that it must have; None for any, and for shards, which the checkpoint verifies.
+        """
+        tensors = _from_shards(Path(file)) or _from_file(Path(file), sha256)
         weights = [tensors[f"layers.{i}.weight"] for i in range(len(tensors) // 2) if f"layers.{i}.weight" in tensors]
         if not weights or weights[0].ndim != 2:
             raise UserError(f"{file} holds no filter: its tensors are {', '.join(sorted(tensors)) or 'none'}")
@@ -64,6 +60,28 @@ class Filter(nn.Module):
         except RuntimeError as error:
             raise UserError(f"{file} holds no filter: {' '.join(str(error).split())}") from error
         return filter_.requires_grad_(False).eval()
+
+
+def _from_shards(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that a checkpoint keeps in shards; none of any other."""
+    if file.exists() or not (file.parent / "manifest.json").is_file():
+        return {}
+    manifest = checkpoints.read(file.parent, verify=False)
+    sharded = file.name in checkpoints.file_names(manifest)
+    return checkpoints.read_tensors(file.parent, file.name, manifest) if sharded else {}
+
+
+def _from_file(file: Path, sha256: str | None) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise MissingDependency(f"Filter: there is no file {file}")
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise UserError(f"{file} has sha256 {digest[:16]}..., expected {sha256[:16]}...")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged, or no safetensors file ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -102,8 +120,11 @@ class Learned(DecodingPolicy):
 
     def with_files_in(self, folder: Path) -> Learned:
         """Return the same, its file and hash those of a checkpoint, if that has a file of this name."""
-        entry = checkpoints.read(folder, verify=False)["files"].get(self.file)
-        return self if entry is None else replace(self, file=str(folder / self.file), sha256=entry["sha256"])
+        manifest = checkpoints.read(folder, verify=False)
+        if self.file not in checkpoints.file_names(manifest):
+            return self
+        sha256 = manifest["files"].get(self.file, {}).get("sha256")
+        return replace(self, file=str(folder / self.file), sha256=sha256)
 
 
 def window_columns(view: StepView, length: int) -> tuple[Tensor, Tensor]:

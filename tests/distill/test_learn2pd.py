@@ -7,6 +7,7 @@ import torch
 
 import gen
 from gen.cli import main
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import spec_of
 from gen.diffusion.noise import training_noise
@@ -142,6 +143,23 @@ def test_rates_count_what_is_open():
     assert filter_rates(logits, right, ~open_ & open_, 0.96).false_positive_rate == 0
 
 
+def in_shards(folder, name):
+    """Lay a file of a checkpoint in two shards, as two processes of a sharded run write it."""
+    manifest, unfinished = checkpoints.read(folder), folder.parent / "unfinished"
+    beside = {n: (folder / n).read_bytes() for n in manifest["files"] if n != name}
+    whole = checkpoints.read_tensors(folder, name, manifest)
+    shards, slices = {}, {}
+    for rank in (0, 1):
+        cuts = {k: (rank * len(v) // 2, (rank + 1) * len(v) // 2) for k, v in whole.items()}
+        shard = name.replace(".", f"-{rank + 1:05d}-of-00002.", 1)
+        shards[shard] = {k: v[slice(*cuts[k])].clone() for k, v in whole.items()}
+        slices[shard] = {k: {"start": a, "stop": b, "shape": list(whole[k].shape)} for k, (a, b) in cuts.items()}
+    written = checkpoints.write_files(folder, unfinished, shards, beside)
+    for shard, cut in slices.items():
+        written[shard] |= {"shard_of": name, "slices": cut}
+    checkpoints.complete(folder, unfinished, {k: v for k, v in manifest.items() if k != "sha256"}, written)
+
+
 def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(teacher, tmp_path):
     folder = tmp_path / "student"
     options = ["--steps", "3", "--objective.prompts", "60", "--batch_size", "16", "--validate_every", "3"]
@@ -160,9 +178,12 @@ def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(tea
     assert main(["decode", str(moved), "--prompt", "sort : b a =", "--gen-length", "5"]) == 0
     again = student.generate("sort : b a =", 5, policy="topk")
     assert again.texts == taught.generate("sort : b a =", 5).texts
-    spoilt = moved / "final" / "filter.safetensors"
+    in_shards(moved / "final", "filter.safetensors")
+    assert not (moved / "final" / "filter.safetensors").exists()
+    assert gen.load(moved).generate("sort : b a =", 5).texts == before.texts
+    spoilt = moved / "final" / "filter-00002-of-00002.safetensors"
     spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="sha256"):
+    with pytest.raises(UserError, match="damaged"):
         gen.load(moved).generate("sort : b a =", 5)
 
 
@@ -178,6 +199,8 @@ def test_what_was_held_out_is_counted(teacher, tmp_path):
     done = gen.distill("learn2pd", teacher, tmp_path / "student", changes=changes, quiet=True)
     found = held_out_rates(done.folder)
     assert found.tokens > 0 and 0 <= found.false_positive_rate <= 1
+    in_shards(done.folder / "final", "filter.safetensors")
+    assert held_out_rates(done.folder) == found
     with pytest.raises(UserError, match="no run of learn2pd"):
         held_out_rates(teacher)
 
