@@ -10,6 +10,7 @@ from gen.kernels.attention import (
     flex_attention,
     reference,
     sdpa,
+    tiles,
     triton_launch,
     xformers_attention,
 )
@@ -20,10 +21,11 @@ from gen.kernels.rope import Pairs, check_norm_rope
 
 __all__ = ["attention", "packed_attention"]
 
-# First what a CPU does fastest; then what PyTorch has for the rule; then what skips the tiles that a rule forbids; then
-# what is dense; then the formula itself.
+# First what a CPU does fastest; then what PyTorch has for the rule; then, on a GPU, what skips the tiles that a rule
+# forbids; then what is dense; then the formula itself.
 BACKENDS = (
     Backend("bmm", bmm.run, bmm.incompatible_reason),
+    Backend("tiles", tiles.run, tiles.incompatible_reason),
     Backend("sdpa", sdpa.run, sdpa.incompatible_reason, sdpa.detail),
     Backend("triton", triton_launch.run, triton_launch.incompatible_reason),
     Backend("flex", flex_attention.run, flex_attention.incompatible_reason),

@@ -77,6 +77,33 @@ def test_sdpa_is_about_as_exact_as_plain_products(rule, dtype):
     holds(packed_attention, "sdpa", eager.packed_attention, (packed(32, dtype=dtype), rule, 0.3), bound=3.0)
 
 
+@pytest.mark.parametrize("rule", [BlockDiffusion(130, 16), BlockCausal(32), ScaleCausal((64, 64, 132))], ids=str)
+@DTYPES
+def test_tiles_leave_out_nothing_that_a_rule_allows(rule, dtype):
+    holds(packed_attention, "tiles", eager.packed_attention, (packed(16, 260, dtype, 1, 2), rule), bound=3.0)
+    answers = packed_attention.explain(packed(16, 260, dtype, 1, 2), rule)
+    assert answers["tiles"] == "chosen"
+    q, k, v = parts(260, 300, 2, 2, 16, dtype, 1)
+    qkv = packed(16, 260, dtype, 1, 2)
+    exact = packed_attention.only("reference")(qkv.double(), Nobody()).to(dtype)
+    torch.testing.assert_close(packed_attention.only("tiles")(qkv, Nobody()), exact, rtol=2e-2, atol=2e-2)
+    if isinstance(rule, BlockCausal):
+        holds(attention, "tiles", eager.attention, (q, k, v, rule, 0.3, some(1, 260, 300), 40), bound=4.0)
+        holds(attention, "tiles", eager.attention, (q, k, v, rule, None, some(1, 1, 300), 40), bound=4.0)
+
+
+def test_tiles_are_for_rules_that_forbid_much_on_a_cpu():
+    def reason(*args, **kwargs):
+        return attention.explain(*args, **kwargs)["tiles"]
+
+    long = parts(260, 260, 2, 1, 8)
+    assert "Bidirectional needs no mask" in reason(*long)
+    assert "Causal needs no mask" in reason(*long, Causal())
+    assert "30 queries and 30 keys are too few" in reason(*parts(30, 30, 2, 1, 8), BlockCausal(4))
+    assert "its tiles hold 100% of all scores" in reason(*long, BlockCausal(260))
+    assert "it is for a CPU, not meta" in reason(*(t.to("meta") for t in long), BlockCausal(4))
+
+
 @pytest.mark.parametrize(("rule", "nq", "nk", "start", "mask"), UNPACKED, ids=str)
 @DTYPES
 def test_sdpa_of_three_parts(rule, nq, nk, start, mask, dtype):
@@ -166,6 +193,7 @@ def test_explain_names_the_kernel_and_every_reason(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "packed_attention"
     assert " ".join(lines.pop(1).split()) == "bmm refuses: it is for bfloat16 on a CPU"
+    assert " ".join(lines.pop(1).split()) == "tiles refuses: 30 queries and 30 keys are too few"
     assert [line.split()[0] for line in lines[1:]] == ["sdpa", "triton", "flex", "xformers", "dense", "reference"]
     assert lines[1].split("chosen ")[1] in ("(flash attention)", "(plain products)")
     assert "refuses: tensors lie on cpu" in lines[2]
@@ -173,13 +201,13 @@ def test_explain_names_the_kernel_and_every_reason(capsys):
     assert "refuses: it has no BlockDiffusion" in lines[4]
     assert [line.split() for line in lines[5:]] == [["dense", "accepts"], ["reference", "accepts"]]
     explain(packed_attention, packed(), cos=torch.ones(30, 72), sin=torch.zeros(30, 72))
-    assert capsys.readouterr().out.splitlines()[2].endswith("after norm_rope by torch)")
+    assert capsys.readouterr().out.splitlines()[3].endswith("after norm_rope by torch)")
     explain(attention, *parts(5, 9), attn_mask=some(2, 5, 9))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "attention" and "chosen (" in lines[2]
+    assert lines[0] == "attention" and "chosen (" in lines[3]
     assert "refuses: q, k and v are not packed" in lines[1]
-    assert "refuses: a mask that is no rule would need" in lines[4]
-    assert "refuses: it has no mask without a bias" in lines[5]
+    assert "refuses: a mask that is no rule would need" in lines[5]
+    assert "refuses: it has no mask without a bias" in lines[6]
 
 
 def test_refusals():
