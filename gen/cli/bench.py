@@ -4,6 +4,7 @@ gen bench attention fused --device cuda --out runs/bench/mine [--resume]; withou
 
 Every case first compares each result with the exact one; a wrong one is not timed, and the exit code is 1. The others
 are timed in turns. A part is one JSON file of the folder, written anew after every case; bench.html shows all of them.
+Cases of a part during which the machine was not quiet (gen.eval.quiet) are refused: they are taken out again.
 """
 
 from __future__ import annotations
@@ -73,30 +74,51 @@ def run(args: argparse.Namespace) -> int:
         for part in parts:
             wrong += _measure(part, context, bench, folder, args)
             _page(folder)
-    print(f"{folder / 'bench.html'}: {len(wrong)} wrong" if wrong else folder / "bench.html")
+    print(f"{folder / 'bench.html'}: {len(wrong)} wrong or refused" if wrong else folder / "bench.html")
     return int(bool(wrong))
 
 
 def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
-    """Measure the cases of a part that its file lacks, writing it after each; return the names of wrong ones."""
+    """Measure the cases of a part that its file lacks, writing it after each; return the names of wrong ones.
+
+    Those measured while others worked, or between two ceilings that differ, are refused: they are wrong too.
+    """
     from gen.config.writing import write_json
     from gen.eval.bench import measure_peak
     from gen.eval.pages.bench import bench_table
+    from gen.eval.quiet import LoadMeter, disturbance
 
     path = folder / f"{part}.json"
     old = _read(path) if args.resume and path.exists() else {"cases": []}
     done = {record["key"]: record for record in old["cases"] if record["gate"]["ok"]}
-    file = _about(part, context, args)
-    peak = measure_peak(context, others=_products(context))
+    file, products, refused = _about(part, context, args), _products(context), list[str]()
+    peak = measure_peak(context, others=products)
     file |= {"peak": vars(peak), "cases": []}
     print(f"{part}: {peak.flops / 1e12:.3g} TFLOP/s, {peak.bytes / 1e9:.3g} GB/s ({peak.what})", flush=True)
     for case in _cases(part, context, args.only):
-        key = _key(case, file, bench)
-        record = done.get(key) or {"key": key, **bench.measure(case, peak)}
+        key, meter = _key(case, file, bench), LoadMeter()
+        record = done.get(key) or {"key": key, **bench.measure(case, peak), "others": meter.others()}
+        print(bench_table(record) if key not in done else f"{case.name}: measured before", flush=True)
+        if (reason := _disturbed(context, disturbance(peak, peak, record["others"]))) and key not in done:
+            print(f"{case.name}: refused: {reason}. Run it again with --resume when the machine is quiet", flush=True)
+            refused.append(case.name)
+            continue
         file["cases"].append(record)
         write_json(path, {**file, "cases": [*file["cases"], *_pending(done, file["cases"])]})
-        print(bench_table(record) if key not in done else f"{case.name}: measured before", flush=True)
-    return [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
+    after = measure_peak(context, others=products)
+    file["peak_after"] = vars(after)
+    if reason := _disturbed(context, disturbance(peak, after, None)):
+        new = [record["case"] for record in file["cases"] if record["key"] not in done]
+        file["cases"] = [record for record in file["cases"] if record["key"] in done]
+        print(f"{part}: {len(new)} cases refused: {reason}. Run it again with --resume when the machine is quiet")
+        refused += new
+    write_json(path, file)
+    return refused + [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
+
+
+def _disturbed(context: BenchContext, reason: str | None) -> str | None:
+    """Return the reason; None for tiny cases, which are for tests."""
+    return None if context.quick else reason
 
 
 def _products(context: BenchContext) -> tuple[MakeProduct, ...]:
@@ -156,6 +178,7 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> Json:
     import torch
 
     from gen.eval.provenance import machine
+    from gen.eval.quiet import processor
     from gen.training.resume import versions
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -167,7 +190,12 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> Json:
         "part": part,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(args),
-        "machine": {"name": machine(context.device), "cores": cores, "threads": torch.get_num_threads()},
+        "machine": {
+            "name": machine(context.device),
+            "cores": cores,
+            "threads": torch.get_num_threads(),
+            "cpu": processor(),
+        },
         "versions": versions() | packages | cuda,
         "dtype": str(context.dtype).removeprefix("torch."),
         "quick": context.quick,

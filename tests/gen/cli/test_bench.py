@@ -12,7 +12,7 @@ from gen.cli import bench, main
 from gen.cli.benches import fused as ops
 from gen.cli.benches.lib.dit import Nets, forward_flops, specification
 from gen.config.spec import find
-from gen.eval.bench import BenchContext, Call
+from gen.eval.bench import BenchContext, Call, MachinePeak
 
 QUICK = BenchContext(torch.device("cpu"), torch.float32, quick=True)
 
@@ -81,6 +81,20 @@ def test_what_is_wrong_ends_with_1_and_is_measured_again(tmp_path, capsys, monke
     monkeypatch.setattr(ops, "_calls", right)
     code, out, file = quick_fused(capsys, tmp_path, "--resume")
     assert code == 0 and file["cases"][0]["gate"]["ok"]
+
+
+def test_what_was_measured_while_others_worked_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "_disturbed", lambda context, reason: reason)
+    monkeypatch.setattr("gen.eval.quiet.LoadMeter.others", lambda meter: 0.4)
+    code, out, file = quick_fused(capsys, tmp_path)
+    assert code == 1 and "refused: other processes used 40% of the processors" in out and file["cases"] == []
+    monkeypatch.setattr("gen.eval.quiet.LoadMeter.others", lambda meter: 0.0)
+    peaks = iter([MachinePeak(1e12, 1e10, "x"), MachinePeak(2e12, 1e10, "x")])
+    monkeypatch.setattr("gen.eval.bench.measure_peak", lambda *args, **kwargs: next(peaks))
+    code, out, file = quick_fused(capsys, tmp_path)
+    assert code == 1 and "the ceiling of products was 1 TFLOP/s before and 2 after" in out and file["cases"] == []
+    assert "1 wrong or refused" in out
+    assert {"vendor", "family", "flags"} <= file["machine"]["cpu"].keys()
 
 
 def test_resume_leaves_out_what_was_measured_with_the_same_settings(tmp_path, capsys):
