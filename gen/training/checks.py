@@ -18,6 +18,7 @@ from gen.diffusion.net import shape_of, takes_shape
 from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import id_fields
+from gen.training.objectives import Objective
 from gen.training.run import Run
 from gen.training.stream import ShuffledStream
 
@@ -111,19 +112,26 @@ def check_network(spec: Any, net: nn.Module, data: DataSet) -> None:
         spec.check(net, one.pop("x"), {key: value for key, value in one.items() if key != "origin"})
 
 
-def check_objective(objective: Any, data: DataSet) -> None:
+def check_objective(run: Run, data: DataSet) -> None:
     """Check that an objective takes pictures of several sizes, if the data have them.
 
     Args:
-        objective: the run's.
+        run: its objective.
         data: opened.
 
     Raises:
-        UserError: for one whose encoder takes pictures of one size.
+        UserError: for one whose encoder takes pictures of one size, or that validates by all held-out ones at once.
     """
-    if getattr(data, "buckets", None) is not None and hasattr(objective, "encoder"):
-        raise UserError(f"the encoder of {type(objective).__name__} has tokens on one grid, and the data have pictures "
-                        "of several sizes: leave out data.buckets, or take the objective denoise")  # fmt: skip
+    if getattr(data, "buckets", None) is None:
+        return
+    kind: Any = type(run.objective)
+    together = Objective in kind.__mro__ and kind.validate_all is not Objective.validate_all
+    if hasattr(run.objective, "encoder"):
+        raise UserError(f"the encoder of {kind.__name__} has tokens on one grid, and the data have pictures of several "
+                        "sizes: leave out data.buckets, or take the objective denoise")  # fmt: skip
+    if together and run.validate_every:
+        raise UserError(f"{kind.__name__} validates by all held-out pictures at once, and the data have several sizes: "
+                        "leave out data.buckets, or validate_every 0")  # fmt: skip
 
 
 def check_sampler(run: Run) -> None:

@@ -150,7 +150,7 @@ class Trainer:
     def _build_networks(self) -> dict[str, nn.Module]:
         run = self.run
         checks.check_data(run.model, self.source, self.shape)
-        checks.check_objective(self.objective, self.data)
+        checks.check_objective(run, self.data)
         net = run.model.build()
         checks.check_network(run.model, net, self.data)
         self.init_note = load_init(run, net) if run.init else ""

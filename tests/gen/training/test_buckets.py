@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gen import load
+from gen import distill, load
 from gen.cli import main
 from gen.config.errors import UserError
 from gen.data.folder import Folder
@@ -144,6 +144,17 @@ def test_what_does_not_take_several_sizes_is_refused(changes, said, photos, tmp_
     with pytest.raises(UserError, match=said) as error:
         train(replace(run, **changes), tmp_path / "run", quiet=True)
     assert "\n" not in str(error.value) and not (tmp_path / "run/checkpoints").exists()
+
+
+def test_students_of_buckets_train_or_are_refused_in_one_line(photos, tmp_path):
+    """Those that compare all held-out samples validate on one size; every other one trains on several."""
+    train(bucketed(photos, steps=2), tmp_path / "teacher", quiet=True)
+    changes = {"steps": 3, "batch_size": 4, "sample_every": 0}
+    with pytest.raises(UserError, match="validates by all held-out pictures at once"):
+        distill("sid", tmp_path / "teacher", tmp_path / "a", changes=changes, quiet=True)
+    for method, more in [("sid", {"validate_every": 0}), ("consistency", {"validate_every": 3})]:
+        distill(method, tmp_path / "teacher", tmp_path / method, changes=changes | more, quiet=True)
+        assert load(tmp_path / method).resized(20, 12).sample(2).x.shape == (2, 3, 20, 12)
 
 
 def test_a_module_of_ones_own_is_tried_at_every_size(photos, tmp_path):
