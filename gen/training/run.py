@@ -144,6 +144,9 @@ class Run:
     follow: ClassVar = staticmethod(follow)
 
     def __post_init__(self) -> None:
+        if self.precision == "fp8":  # type: ignore[comparison-overlap]
+            needs = "products in float8, which need torchao and a GPU of compute capability 8.9 or more"
+            raise UserError(f"Run.precision: fp8 is not there: it trains with {needs}. Allowed: bf16, fp16, no.")
         object.__setattr__(self, "data", _data_of(self.data))
         object.__setattr__(self, "model", _model_of(self.model, self.data))
         if isinstance(self.model, (str, Mapping)):
