@@ -70,8 +70,9 @@ def ours(run: Run, folder: Path) -> Iterator[None]:
     """The trainer's own loop, without a checkpoint."""
     trainer = Trainer(run, folder, "never", "bench", True)
     trainer._open()
-    for micro_batches in trainer._batches():
+    for micro_batches in trainer.speed.timed(trainer._batches()):
         trainer._after_step(trainer._counted(micro_batches))
+        trainer.saver.check()
         yield
 
 
