@@ -41,11 +41,11 @@ def collect_all(sources: object) -> list[Entry]:
 
     Args:
         sources: a record, a .json file, a folder of a run (its eval/*.json), a folder or a file of samples
-            (SAMPLES.eval/*.json), a .jsonl file of votes, a .toml list, an object of these kinds, or several of all
-            these, of which each that holds nothing, or is damaged, is passed over with a warning that names it. A list
-            is a TOML file of tables [[entry]] with `path`, relative to the list, and optionally `label`, a new name;
-            and of tables [[published]] with the fields of `Published`. A path may be another list, but none that leads
-            back.
+            (SAMPLES.eval/*.json), a folder that holds some of these, a .jsonl file of votes, a .toml list, an object of
+            these kinds, or several of all these, of which each that holds nothing, or is damaged, is passed over with a
+            warning that names it. A list is a TOML file of tables [[entry]] with `path`, relative to the list, and
+            optionally `label`, a new name; and of tables [[published]] with the fields of `Published`. A path may be
+            another list, but none that leads back.
 
     Returns:
         All of them; the same one twice counts once.
@@ -85,6 +85,7 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Entry]:
     elif (path := Path(source)).is_dir() or record_folder(path).is_dir():
         files = sorted((path / "eval").glob("*.json")) or sorted(record_folder(path).glob("*.json"))
         files = files or sorted(path.glob(RECORDS))  # a folder given as --out
+        files = files or [file for kind in ("*/eval", "*.eval") for file in sorted(path.glob(f"{kind}/{RECORDS}"))]
         if not files:
             raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
         yield from _read_all(files)

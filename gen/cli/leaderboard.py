@@ -1,10 +1,11 @@
 """Rank evaluations on one page, each only against what it can be compared with.
 
-gen leaderboard runs/* samples/of-others published.toml votes.jsonl --out leaderboard.html
+gen leaderboard runs samples/of-others published.toml votes.jsonl --out leaderboard.html
 
-Sources are folders of runs and of samples that were evaluated (their eval/*.json), records, votes of `gen arena`, and
-lists: TOML files of tables [[entry]] with a path, and perhaps a label, and of tables [[published]] with label, source,
-values = {fid = 2.27}, and perhaps other_values, protocol, other_protocol, table (the key of one), about, nfe, params.
+Sources are folders of runs and of samples that were evaluated (their eval/*.json), folders that hold these, records,
+votes of `gen arena`, and lists: TOML files of tables [[entry]] with a path, and perhaps a label, and of tables
+[[published]] with label, source, values = {fid = 2.27}, and perhaps other_values, protocol, other_protocol, table (the
+key of one), about, nfe, params.
 """
 
 from __future__ import annotations

@@ -86,6 +86,8 @@ def test_collects_from_every_kind_of_source(tmp_path) -> None:
     assert sorted(names) == ["0", "1", "2", "3"]
     assert sorted(r.label for r in collect(listed)) == ["0", "1", "renamed"]
     assert collect(records[0]) == [records[0]]
+    write_record(records[3], tmp_path / "samples.npz.eval")
+    assert sorted(r.label for r in collect(tmp_path)) == ["0", "1", "3"]  # a folder of what was evaluated
 
 
 def test_a_record_holds_classes_and_neighbours() -> None:
