@@ -60,7 +60,7 @@ def trained(tmp_path_factory):
     often |= {"optim.lr": 0.05, "schedule.warmup": 0, "ema": []}
     gen.train(override(digits(), SMALL | often), folder / "runs/teacher", quiet=True)
     gen.train(override(lists(), SMALL | often), folder / "runs/lists", quiet=True)
-    for name in ("cat", "dog"):
+    for name in ("cat", "dog", "flower"):
         (folder / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(folder / "photos" / name / "0.png")
     shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
