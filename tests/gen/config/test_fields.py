@@ -29,6 +29,7 @@ from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian
 from gen.pipeline import Pipeline
 from gen.text.decoding import Decoding
+from gen.training.averages import Averages
 from gen.training.run import Sampler
 from tests.gen.tiny import tiny
 
@@ -120,7 +121,7 @@ def use(folder, thing):
         "diffusion.weighting": lambda: thing.weight(path, Velocity(), t),
         "text.mask_path": lambda: thing.weight(t),
         "training.schedules": lambda: [thing.factor(i, 10) for i in range(10)],
-        "training.ema": lambda: thing.update(nn.Linear(2, 2), nn.Linear(2, 2), 3),
+        "training.ema": lambda: average(thing),
         "training.optim": lambda: step(thing),
         "models": lambda: meta(thing),
     }
@@ -132,6 +133,13 @@ def step(optim):
     built = optim.build([{"params": [weight], "scale": 1.0}])
     weight.sum().backward()
     built.step()
+
+
+def average(profile):
+    nets = {"net": nn.Linear(2, 2)}
+    averages = Averages([profile], nets)
+    averages.follow(nets)
+    averages.update(3)
 
 
 def meta(spec):
