@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     size = "of the pictures: 256, or 256x384 for height and width (default: the size that all have)"
     parser.add_argument("--size", help=size)
-    parser.add_argument("--autoencoder", required=True, help="a folder in diffusers' layout, or a JSON spec")
+    parser.add_argument("--autoencoder", required=True, help="a run, a folder in diffusers' layout, or a JSON spec")
     add_option(parser, "out", help="the folder of the latents", required=True)
     parser.add_argument(
         "--split", choices=("all", "train", "test"), help="rows to encode (default: all)", default="all"
@@ -82,7 +82,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _text_encoder(text: str | None) -> Any:
     """Return the spec of a text encoder; a folder is one of transformers."""
-    return {"name": "pretrained", "path": text} if text and Path(text).is_dir() else parse_spec(text)
+    if text is not None and not text.lstrip().startswith("{"):
+        if not Path(text).is_dir():
+            raise UserError(
+                f"--text {text} is no folder; allowed: that of a CLIP or T5 of transformers, or a JSON spec"
+            )
+        return {"name": "pretrained", "path": text}
+    return parse_spec(text)
 
 
 def _data(text: str, size: str | None) -> Any:

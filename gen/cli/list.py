@@ -140,5 +140,10 @@ def _chosen(given: str) -> list[tuple[str, str | None]]:
     head, _, name = word.rpartition(".")
     owners = [f for f in FOLDERS if f".{f}".endswith(f".{head}" if head else "") and name in names(f)]
     if not owners:
-        raise UserError(f"there are no plug-ins in {given!r}, and none has this name. {nearest(word, FOLDERS)}")
+        hint, _, _ = nearest(name, [*FOLDERS, *(one for folder in FOLDERS for one in names(folder))]).partition(
+            "Allowed"
+        )
+        raise UserError(
+            f"there are no plug-ins in {given!r}, and none has this name. {hint}Folders: {', '.join(FOLDERS)}"
+        )
     return [(folder, name) for folder in owners]

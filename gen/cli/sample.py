@@ -324,6 +324,8 @@ def _resized(pipeline: Pipeline, size: str | None) -> Pipeline:
     if given is None:
         return pipeline
     pair = given if isinstance(given, tuple) else (given, given)
+    if min(pair) < 1:
+        raise UserError(f"--size {size}: height and width must be at least 1")
     return pipeline.resized(*pair)
 
 

@@ -63,9 +63,12 @@ class Table(PictureSource):
         stamps, root = [], str(path.parent)
         for number, row in chain([first], rows):
             for values, column in zip(found, columns, strict=True):
-                if column and row.get(column) in (None, ""):
-                    raise UserError(f"{path}, row {number} has no {column}")
-                values.append(row[column] if column else None)
+                given = row.get(column)
+                if column and given in (None, ""):
+                    if values is not found[2]:
+                        raise UserError(f"{path}, row {number} has no {column}")
+                    given = ""  # a caption may be empty
+                values.append(given)
             stamps.append(_stamp(path, root, number, found[0][-1]))
         labels, names = None, tuple[str, ...]()
         if columns[1]:

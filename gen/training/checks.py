@@ -70,7 +70,7 @@ def _check_buckets(spec: Any, channels: int, sizes: Iterable[tuple[int, int]]) -
     step, name = getattr(spec, "size_step", None), type(spec).__name__
     raise UserError(
         f"the data have a bucket of {refused[0]}x{refused[1]} pixels, and this {name} takes "
-        + (f"sides that are multiples of {step}: set data.buckets to one" if step else
+        + (f"sides that are multiples of {step}: so must data.buckets be" if step else
            f"{list(shape_of(spec) or ())} alone: take dit, unet, song_unet or edm2, or leave out data.buckets")
     )  # fmt: skip
 

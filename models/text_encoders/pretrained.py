@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import MissingDependency, UserError
+from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json, digest
@@ -87,6 +87,10 @@ class PretrainedText:
             raise UserError(f"{self.path}: length = {length}; the model takes at most {longest} tokens")
         if words.pad_token_id is None:
             raise UserError(f"{tokenizer} has no padding token")
+        if not 0.9 * model.config.vocab_size <= len(words) <= model.config.vocab_size:  # T5's has rows to spare
+            raise UserError(
+                f"{tokenizer} has {len(words)} tokens and {folder} {model.config.vocab_size}: they are of two models"
+            )
         return TextEmbedder(model.to(device), words, length, self.layer)
 
     @property
@@ -100,7 +104,7 @@ class PretrainedText:
     def _owner(self) -> str:
         file = self._folders[0] / "config.json"
         if not file.is_file():
-            raise MissingDependency(f"{self.path!r} holds no config.json: save a text model there with save_pretrained")
+            raise UserError(f"{self.path!r} holds no config.json; give the folder of a CLIP or T5 by save_pretrained")
         config = read_json(file, constants=True)
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind not in OWNERS:

@@ -93,9 +93,8 @@ class _Decoders:
                 length=s.length + s.longest, width=s.width, depth=s.depth, heads=s.width // 64, block_size=s.block
             )
             net: nn.Module = spec.build()
-            for weight in net.get_submodule(
-                "head"
-            ).parameters():  # ties (gen.text.ties) go by position: few are alike or sure so
+            head = net.get_submodule("head")  # scaled: in ties, which go by position (gen.text.ties), few are alike
+            for weight in head.parameters():
                 weight.data *= 18
         return net.eval().requires_grad_(False)
 

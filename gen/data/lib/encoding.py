@@ -158,7 +158,10 @@ class _Writer:
         """Return what decides the embeddings of the captions."""
         captions = list(map(self._caption, range(self.n)))
         if (bare := next((row for row, caption in enumerate(captions) if caption is None), None)) is not None:
-            raise UserError(f"{name_of(type(self.source))}: item {bare} has no caption, which a text encoder needs")
+            raise UserError(
+                f"{name_of(type(self.source))}: item {bare} has no caption, which a text encoder needs; captions are a "
+                "column of a table or of huggingface data, or files of webdataset, and may be empty"
+            )
         return {"encoder": identity_of(self.how.text, self.text), "captions": content_hash(*map(str, captions))}
 
     def _caption(self, row: int) -> str | None:

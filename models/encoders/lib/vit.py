@@ -61,10 +61,17 @@ def pretrained(path: str, owner: str, **changes: object) -> Any:
     # PyTorch's linspace by then: from there on torch.device("meta") would miss the real one.
     with torch.device("meta"):
         torch.empty(0)
+    logging: Any = importlib.import_module("transformers.utils.logging")
+
+    shows = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         return model.from_pretrained(path, local_files_only=True, use_safetensors=True, **changes)
     except Exception as error:  # of any kind: it depends on which part of the folder is wrong
         raise UserError(f"{path!r} cannot be read as a {owner}: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        if shows:
+            logging.enable_progress_bar()
 
 
 def resample_positions(table: Tensor, grid: int, antialias: bool) -> Tensor:

@@ -337,6 +337,7 @@ def test_list_of_nothing_names_the_nearest(capsys):
     code, _, err = call(capsys, "list", "solvrs")
     assert code == 2
     assert "there are no plug-ins in 'solvrs'" in err
+    assert "Did you mean 'fbcache'? Folders: " in call(capsys, "list", "fbcach")[2]
 
 
 def test_every_folder_of_plug_ins_is_listed():

@@ -133,7 +133,7 @@ def test_a_model_of_buckets_is_sampled_at_any_of_their_sizes(photos, tmp_path, c
     [
         ({"model": {"name": "lightning_dit", "size": 16, "patch": 4, "channels": 3, "classes": 2, "width": 16,
                     "depth": 1, "heads": 2}}, "alone: take dit, unet"),
-        ({"data.buckets": 2}, "multiples of 4: set data.buckets"),
+        ({"data.buckets": 2}, "multiples of 4: so must data.buckets be"),
         ({"objective": {"name": "repa"}}, "several sizes"),
     ],
 )  # fmt: skip

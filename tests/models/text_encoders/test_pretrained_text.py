@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gen.cli import main
-from gen.config.errors import MissingDependency, UserError
+from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.data.latents import Latents
 from gen.data.table import Table
@@ -23,7 +23,7 @@ WORDS = ["<pad>", "<eos>", "<unk>", "a", "cat", "dog", "red", "blue", "on", "gra
 CAPTIONS = [f"a {colour} {animal} on grass" for colour in ("red", "blue") for animal in ("cat", "dog")]
 
 
-def write(transformers, folder, kind):
+def write(transformers, folder, kind, vocabulary=10):
     """The reference model and its tokenizer, and the folder that they were saved in."""
     torch.manual_seed(0)
     owner, config, sizes = {
@@ -32,7 +32,7 @@ def write(transformers, folder, kind):
             "max_position_embeddings": 9, "eos_token_id": 1}),
         "t5": ("T5EncoderModel", "T5Config", {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}),
     }[kind]  # fmt: skip
-    model = getattr(transformers, owner)(getattr(transformers, config)(vocab_size=len(WORDS), **sizes)).eval()
+    model = getattr(transformers, owner)(getattr(transformers, config)(vocab_size=vocabulary, **sizes)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -81,14 +81,15 @@ def test_lengths_and_folders(transformers, tmp_path):
         ({"length": 10}, UserError, "at most 9 tokens"),
         ({"layer": -4}, UserError, "the model has 3"),
         ({"layer": 0}, UserError, "layer = 0"),
-        ({"path": "nowhere"}, MissingDependency, "no config.json"),
+        ({"path": "nowhere"}, UserError, "no config.json"),
         ({"kind": "bert"}, UserError, "of type 'bert'"),
         ({"tokenizer": False}, UserError, "cannot be read as a tokenizer"),
+        ({"vocabulary": 12}, UserError, "has 10 tokens and .* 12: they are of two models"),
     ],
 )
 def test_what_cannot_be_is_one_line(fields, error, said, transformers, tmp_path):
-    write(transformers, tmp_path, "clip")
     fields = dict(fields)
+    write(transformers, tmp_path, "clip", fields.pop("vocabulary", len(WORDS)))
     if kind := fields.pop("kind", None):
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": kind}))
@@ -107,7 +108,7 @@ def photos(tmp_path_factory):
     for i in range(22):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append((f"{i}.png", i % 2, CAPTIONS[i % 4] + " red" * (i == 5)))
+        rows.append((f"{i}.png", i % 2, "" if i == 9 else CAPTIONS[i % 4] + " red" * (i == 5)))
     with (folder / "all.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows(rows)
     return folder
@@ -130,6 +131,8 @@ def test_captions_are_kept_beside_latents_and_read_back(photos, transformers, tm
     data, pictures = source.open("train"), Table(str(photos / "all.csv")).open("train")
     net = build("models.text_encoders", json.loads(text)).load()
     n = len(pictures)
+    splits = [Table(str(photos / "all.csv")).open(split) for split in ("train", "test")]
+    assert [one.caption(i) for one in splits for i in range(len(one))].count("") == 1  # an empty one is a caption
     for i in (0, 3, n - 1, n, 2 * n - 1):  # mirrored pictures have the same caption
         embedding, mask = net([pictures.caption(i % n)])
         torch.testing.assert_close(data[i]["text"], embedding[0])
@@ -147,6 +150,7 @@ def test_what_has_no_text_is_refused(photos, transformers, tmp_path, capsys):
     words = ["--autoencoder", "tests.gen.data.test_encode:Halves", "--quiet", "--batch-size", "4", "--shard", "8"]
     for data, more, said in [
         (tmp_path / "a.npz", ["--text", str(tmp_path / "t5")], "has no caption"),
+        (photos / "all.csv", ["--text", "nowhere"], "--text nowhere is no folder"),
         (photos / "all.csv", ["--text", str(tmp_path / "t5"), "--layout", "edm2"], "keeps latents alone"),
     ]:
         assert main(["encode", str(data), *words, *more, "--out", str(tmp_path / "out")]) == 2
