@@ -140,9 +140,8 @@ def _chosen(given: str) -> list[tuple[str, str | None]]:
     head, _, name = word.rpartition(".")
     owners = [f for f in FOLDERS if f".{f}".endswith(f".{head}" if head else "") and name in names(f)]
     if not owners:
-        hint, _, _ = nearest(name, [*FOLDERS, *(one for folder in FOLDERS for one in names(folder))]).partition(
-            "Allowed"
-        )
+        near = FOLDERS if head else [*FOLDERS, *(one for folder in FOLDERS for one in names(folder))]
+        hint, _, _ = nearest(word, near).partition("Allowed")
         raise UserError(
             f"there are no plug-ins in {given!r}, and none has this name. {hint}Folders: {', '.join(FOLDERS)}"
         )
