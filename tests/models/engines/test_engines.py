@@ -199,7 +199,7 @@ def test_auto_takes_the_fastest_of_each_batch_size_once_measured(monkeypatch):
     alone = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("euler", steps=2))
     few, many = pipeline.sample(3, steps=2), pipeline.sample(5, steps=2)
     assert measured == [3, 5]
-    assert torch.equal(few.x, alone.sample(3, steps=2).x)  # within 3 % the plain network stays
+    assert torch.equal(few.x, alone.sample(3, steps=2).x)  # within 15 % the plain network stays
     torch.testing.assert_close(many.x, alone.sample(5, steps=2).x, rtol=1e-4, atol=1e-4)
     assert many.engine == f"batch 4: plain; batch 8: {fast}"
     pipeline.sample(4, steps=2), pipeline.sample(8, steps=2, cache={"name": "fbcache", "threshold": 0.1})
