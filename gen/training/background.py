@@ -65,7 +65,7 @@ class BackgroundJob:
             job: what to call.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(job,), name="gen checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(job,), name="gen background")
         self._thread.start()
 
     def check(self) -> None:
