@@ -25,12 +25,13 @@ from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.editing import Edit, batched
-from gen.diffusion.net import NetMembers, empty_network, members, takes_shape, unwrap
+from gen.diffusion.net import NetMembers, empty_network, members, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
+from gen.training.buckets import check_size
 from gen.training.log import ProgressBar
 from gen.training.run import Sampler, run_from
 
@@ -308,16 +309,13 @@ class Pipeline:
 
     @check_arguments(height="[1, 1000000]", width="[1, 1000000]")
     def resized(self, height: int, width: int) -> Pipeline:
-        """Return the pipeline for samples of another height and width, in pixels of x.
+        """Return the pipeline for samples of another height and width, in pixels of x; a warning for untrained ones.
 
         Raises:
             UserError: for a model that has no such x; see `size_step` of gen.diffusion.net.Net.
         """
         shape, spec = (self.shape[0], height, width), getattr(unwrap(self._network), "spec", None)
-        if shape != self.shape and not takes_shape(spec, shape):
-            step = getattr(spec, "size_step", None)
-            allowed = f"heights and widths that {step} divides" if step else "no other size"
-            raise UserError(f"{self.name} was trained at {list(self.shape)}: not {height}x{width}, it takes {allowed}")
+        check_size(self.name, spec, {"shape": list(self.shape), **(self.info or {})}, shape)
         return replace(self, shape=shape)
 
     @property

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -534,6 +535,9 @@ def test_reported_hits_are_calls_saved(cache):
     walk(net, run, contexts(12), ROWS)
     report = run.report()
     assert json.loads(json.dumps(report.json()))["hits"] == report.hits
+    assert re.fullmatch(
+        r"CacheReport\(\d+ of \d+ evaluations in full, \d+ of \d+ sites saved, [\d,]+ bytes\)", str(report)
+    )
     for k, site in enumerate(report.sites):
         done = sum(row[k] for row in report.computed)
         if site.endswith(".raw") or site == "final":  # what nothing else runs inside of

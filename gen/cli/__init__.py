@@ -20,7 +20,8 @@ them, only with `--allow my_pkg`, which every verb takes (gen.config.trust).
 
 Verbs import torch, and all that needs it, inside their functions: `gen --help` loads none of it.
 Exit codes: 0 done, 1 a bug or a broken installation, 2 wrong input, 3 something optional is missing, 4 a loss or sample
-became non-finite, 130 interrupted. Errors are one line on stderr; `--debug`, anywhere, adds the traceback.
+became non-finite, 130 interrupted, 143 stopped by SIGTERM. Errors are one line on stderr; `--debug`, anywhere, adds the
+traceback.
 """
 
 from gen.cli._main import main, verbs

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -207,7 +208,7 @@ def _is_torch_memory(error: BaseException) -> bool:
 def _explain(error: BaseException) -> tuple[str, int]:
     """Return one line and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return str(error) or "interrupted", 130
+        return str(error) or "interrupted", 128 + getattr(error, "number", signal.SIGINT)
     if isinstance(error, MemoryError) or _is_torch_memory(error):
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
         return (

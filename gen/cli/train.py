@@ -10,12 +10,14 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gen.cli.lib.options import add_option, set_threads
+from gen.cli.lib.options import add_option, parse_spec, set_threads
+from gen.config.errors import UserError
 
 if TYPE_CHECKING:
     from gen.config.spec import Json
+    from gen.data import DataSource
     from gen.training.run import Run
 
 __all__ = ["add_arguments", "add_run_options", "labels_note", "run", "settings", "typed", "warmup_note", "with_size"]
@@ -41,9 +43,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """Return the run before any change."""
+    run = _run_of(args)
+    args.overrides = with_size(args.overrides, run.data)
+    return run
+
+
+def _run_of(args: argparse.Namespace) -> Run:
+    """Return the run of a recipe, a file or a folder."""
     from gen.config.spec import find
 
-    args.overrides = with_size(args.overrides)
     given = Path(args.recipe)
     if not given.is_dir() and given.suffix != ".json":
         return find(args.recipe, "training.recipes")()
@@ -60,12 +68,25 @@ def settings(args: argparse.Namespace) -> Run:
     )  # a run.json, or what --print-config printed
 
 
-def with_size(changes: Json) -> Json:
+def with_size(changes: Json, data: DataSource | None) -> Json:
     """Return the changes of a run with --size as what it is short for: the size to which data are brought.
 
     Args:
         changes: by dotted key.
+        data: of the run before the changes.
+
+    Raises:
+        UserError: for --size where the data are no files of pictures.
     """
+    from gen.config.spec import name_of, owner_of
+
+    if "size" in changes and (data is not None or "data" in changes):
+        kind: Any = owner_of(parse_spec(changes["data"]), "data")[0] if "data" in changes else type(data)
+        if "size" not in kind.__dataclass_fields__:
+            raise UserError(
+                f"--size brings files of pictures to a size; the data {name_of(kind)} have the one they were stored at:"
+                " leave it out"
+            )
     return {"data.size" if key == "size" else key: value for key, value in changes.items()}
 
 

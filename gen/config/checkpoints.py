@@ -10,6 +10,7 @@ how many ("shape"). The first shard has rows of every tensor, and all that is no
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import warnings
@@ -110,6 +111,8 @@ def complete(folder: Path, unfinished: Path, manifest: Mapping[str, object], fil
         files: what `write_files` returned, of all processes.
     """
     aside = folder.parent / partial_name(folder.name, "aside")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, "File exists", str(folder))
     write_json(unfinished / "manifest.json", sealed({"format": FORMAT, **manifest, "files": files}))
     for directory in {unfinished, *(f.parent for f in unfinished.rglob("*"))}:
         sync(directory)

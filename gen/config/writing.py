@@ -189,12 +189,13 @@ class Lock:
     def release(self) -> None:
         """Let others write."""
         if os.getpid() == self._owner:
-            if self._holds(self._stream):
-                self._file.unlink(missing_ok=True)
+            with suppress(OSError):  # of a file system that cannot be written any more: who wrote there says so
+                if self._holds(self._stream):
+                    self._file.unlink(missing_ok=True)
+                for folder in self._made:
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
             self._stream.close()
-            for folder in self._made:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
 
     def renew(self) -> bool:
         """Take the lock again if its file was removed; return whether it was.

@@ -12,7 +12,7 @@ from gen.diffusion.tap import Context
 __all__ = ["CacheReport"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CacheReport:
     """Record of one session of a cache.
 
@@ -36,6 +36,10 @@ class CacheReport:
     share_needed: tuple[float, ...]
     memory: int = 0
     calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        saved = f"{self.hits} of {self.evaluations * len(self.sites)} sites saved"
+        return f"CacheReport({self.full} of {self.evaluations} evaluations in full, {saved}, {self.memory:,} bytes)"
 
     @property
     def evaluations(self) -> int:

@@ -73,11 +73,15 @@ class BackgroundJob:
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
+    def join(self) -> None:
+        """Wait until the job has ended; from within the job, do not."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
     def wait(self) -> None:
         """Wait until the job has ended, and raise its error, once."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
+        self._thread = None
         error, self._error = self._error, None
         if error is not None:
             raise error

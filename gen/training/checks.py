@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gen.config import checkpoints
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest
 from gen.data import DataSet, DataSource
 from gen.diffusion.net import shape_of, takes_shape
@@ -199,20 +200,28 @@ def check_rate(run: Run, before: Run, step: int) -> None:
         )
 
 
-def nonfinite_step(run: Run, data: DataSet, step: int, what: str, last: Path | None) -> NonFinite:
+def nonfinite_step(run: Run, data: DataSet, step: int, what: str, folder: Path) -> NonFinite:
     """Return the error of a step that was not finite, with its cause if that is the data, or else advice.
 
     Args:
         run, data: that are trained.
         step: whose batch is looked at.
         what: the numbers.
-        last: the newest checkpoint.
+        folder: of the run's checkpoints. One of this very step has the weights of which the loss is not finite, so the
+            one before is named too.
     """
     stream, first = ShuffledStream(data, run.seed, run.batch_size), step * run.batch_size
     stored = _nonfinite_item(data, map(stream.row, range(first, first + run.batch_size)))
-    advice = stored or "Try a lower lr, a smaller clip, or precision no"
-    good = f"the weights are untouched, last good checkpoint: {last or 'none'}"
-    return NonFinite(f"step {step}: {what}; {good}. {advice}")
+    last = checkpoints.newest(folder)
+    saved = f"The newest checkpoint is {last}" if last else "No checkpoint was saved"
+    if last is not None and last.name == checkpoints.checkpoint_name(step):
+        before = [path for path in checkpoints.lineage(folder) if path != last]
+        saved += f", with these very weights, the one before {before[-1] if before else 'none'}"
+    advice = stored or (
+        "The same settings end there again: try a lower lr, a smaller clip, or precision no"
+        + (", in another folder, with --init CHECKPOINT" if last else "")
+    )
+    return NonFinite(f"step {step}: {what}; nothing was updated. {saved}. {advice}")
 
 
 def check_validation(loss: float, data: DataSet, step: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,11 @@ from gen.training.log import MetricsFile
 
 __all__ = ["RunFolder", "lock_of"]
 
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+}
+
 
 @contextmanager
 def lock_of(folder: Path) -> Iterator[Lock | None]:
@@ -24,8 +30,10 @@ def lock_of(folder: Path) -> Iterator[Lock | None]:
         folder: of the run, new or not.
 
     Raises:
-        UserError: if another process is writing there.
+        UserError: if another process is writing there, and for what is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give the folder of a run, or a new one")
     with Lock(folder / ".lock", folder) if is_main() else nullcontext() as lock:
         if lock is not None:
             sweep(folder)
@@ -42,7 +50,12 @@ class RunFolder:
         keep: how many checkpoints of the line stay.
         spare: names of checkpoints that stay beside them.
         lock: of the folder; None if it is not held.
+
+    Attributes:
+        settle: waits for a checkpoint that is being written, before an error names the newest one.
     """
+
+    settle: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
         self, path: Path, about: Json, line: Sequence[int], keep: int, spare: Collection[str], lock: Lock | None
@@ -52,14 +65,14 @@ class RunFolder:
 
     def open(self, step: int) -> str:
         """Write run.json, and open metrics.jsonl after a step; return what is to be said about it, "" for nothing."""
-        with self._explained("run.json and metrics.jsonl"):
+        with self.explained("run.json and metrics.jsonl"):
             write_json(self.path / "run.json", self._about)
             self.metrics = MetricsFile(self.path / "metrics.jsonl", step)
         return self.metrics.problem
 
     def record(self, **values: object) -> None:
         """Write a line of metrics."""
-        with self._explained("metrics.jsonl"):
+        with self.explained("metrics.jsonl"):
             self.metrics.write(**values)
 
     def close(self) -> None:
@@ -83,11 +96,11 @@ class RunFolder:
             tidy: whether to remove any.
         """
         folder, step = self.path / "checkpoints", manifest["step"]
-        with self._explained(f"step {step}"):
+        with self.explained(f"step {step}"):
             write(folder / checkpoints.checkpoint_name(step), manifest | {"line": self._line})
         if tidy:
             checkpoints.prune(folder, self._keep, self._spare)
-            if (self.path / "final").exists():  # of an earlier end, or of another line
+            if (self.path / "final").is_dir():  # of an earlier end, or of another line
                 checkpoints.remove(self.path / "final")
 
     def superseded(self) -> list[str]:
@@ -98,7 +111,7 @@ class RunFolder:
 
     def finish(self, write: Callable[[Path, Json], None], manifest: Json) -> None:
         """Write final/; see `save`."""
-        with self._explained("final/"):
+        with self.explained("final/"):
             write(self.path / "final", manifest | {"line": self._line})
 
     def is_final(self, step: int) -> bool:
@@ -111,7 +124,8 @@ class RunFolder:
 
     def restore(self, step: int) -> str:
         """Write run.json again if the folder was removed meanwhile; return what is to be said of that, or ""."""
-        removed = self._lock is not None and self._lock.renew()
+        with self.explained("the lock"):
+            removed = self._lock is not None and self._lock.renew()
         if not (removed or not (self.path / "run.json").exists()) or not hasattr(self, "metrics"):
             return ""
         self.metrics.close()
@@ -119,13 +133,27 @@ class RunFolder:
         return f"{self.path} was removed while it was trained: written again, without what it held before step {step}"
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        """Turn an error of the file system into one line that says what is safe."""
+    def explained(self, what: str) -> Iterator[None]:
+        """Turn an error of the file system into one line: what happened, what is safe, and what to do next.
+
+        Args:
+            what: is written.
+        """
         try:
             yield
         except OSError as error:
+            self.settle()
             last = checkpoints.newest(self.path / "checkpoints")
+            safe = f"Last good checkpoint: {last}" if last else f"No checkpoint is left in {self.path}"
+            again = "to go on from there" if last else "to start anew"
             raise UserError(
-                f"{self.path}: {what} could not be written: {error.strerror or error}. Last good checkpoint: "
-                f"{last or 'none'}; make room, or mend the folder, and run this again to go on from there"
+                f"{self.path}: {what} could not be written: {error.strerror or error}. {safe}; {self._cure(error)}, "
+                f"and run this again {again}"
             ) from error
+
+    def _cure(self, error: OSError) -> str:
+        """Return what the user has to do about an error of the file system."""
+        known = ("", "checkpoints", "samples", "final")
+        if files := [path for path in map(self.path.joinpath, known) if path.exists() and not path.is_dir()]:
+            return f"{files[0]} is a file now: move it away"
+        return CURES.get(error.errno or 0, "mend the folder")

@@ -36,6 +36,7 @@ class Saver:
         self._output, self._accelerator, self._sharded = output, accelerator, sharded
         self._main = accelerator.is_main_process
         self._job, self._snapshot, self._reserved = BackgroundJob(), Snapshot(), False
+        output.settle = self._job.join
 
     def save(self, files: Files, manifest: Json, tidy: bool = True) -> str:
         """Save a checkpoint; `settle` waits for it.

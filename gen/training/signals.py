@@ -6,38 +6,89 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
-__all__ = ["Interrupted", "stop_signals"]
+__all__ = ["Interrupted", "StopRequest", "resumable", "stop_signals"]
 
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop; a checkpoint was saved first."""
+    """A signal asked the work to stop, and what is done is safe: of a run, a checkpoint was saved first.
+
+    Args:
+        message: what is safe, and what to do next.
+        number: of the signal, from which the exit code follows.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = int(number)
+
+
+@dataclass
+class StopRequest:
+    """A signal's request to stop, which the loop reads between steps.
+
+    Attributes:
+        number: of the signal; 0 before there was one.
+    """
+
+    number: int = 0
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Make SIGTERM and Ctrl-C set the returned flag, which the loop reads between steps; a second one acts as usual.
+def stop_signals() -> Iterator[StopRequest]:
+    """Make SIGTERM and Ctrl-C a request, which the loop reads between steps; a second one acts as usual.
 
-    Elsewhere than in the main thread, where signals cannot be handled, the flag is never set.
+    Elsewhere than in the main thread, where signals cannot be handled, there is never one.
     """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before: dict[int, Handler] = {}
+    stop = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        stop.number = number
         signal.signal(number, before[number])
 
-    for handled in (signal.SIGTERM, signal.SIGINT):
-        before[handled] = signal.signal(handled, handle)
-    try:
+    with _handled(handle) as before:
         yield stop
+
+
+@contextmanager
+def resumable(said: str) -> Iterator[Callable[[], None]]:
+    """Let SIGTERM and Ctrl-C raise Interrupted at once, within work of which each part is whole or not there.
+
+    Elsewhere than in the main thread they act as usual.
+
+    Args:
+        said: what is safe, and what to do next.
+
+    Yields:
+        Raises it between two parts, if it was raised where Python drops errors, such as in the end of an object.
+    """
+    stop = StopRequest()
+
+    def check() -> None:
+        if stop.number:
+            raise Interrupted(said, stop.number)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.number = number
+        check()
+
+    with _handled(handle):
+        yield check
+
+
+@contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Handler]]:
+    """Handle both signals within, in the main thread; yield how they were handled before."""
+    before: dict[int, Handler] = {}
+    if threading.current_thread() is threading.main_thread():
+        before |= {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

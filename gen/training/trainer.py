@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
-from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items
+from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items, sizes_of
 from gen.training.log import ProgressBar
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
@@ -42,7 +41,7 @@ from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import RunFolder, lock_of
 from gen.training.saving import Saver
 from gen.training.shards import Files
-from gen.training.signals import Interrupted, stop_signals
+from gen.training.signals import Interrupted, StopRequest, stop_signals
 from gen.training.sources import fingerprints, parent_hash
 from gen.training.speed import SpeedMeter, matmul_tflops
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
@@ -188,7 +187,7 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def fit(self, stop: threading.Event) -> TrainResult:
+    def fit(self, stop: StopRequest) -> TrainResult:
         """Train until run.steps, or until `stop` is set; a finished run is left as it is."""
         run = self.run
         if self.steps_done < run.steps or self.start.moved or not self.output.is_final(self.steps_done):
@@ -231,26 +230,27 @@ class Trainer:
             peak = matmul_tflops(self.device, DTYPES[run.precision])
         self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], self.device, peak)
 
-    def _loop(self, stop: threading.Event) -> None:
+    def _loop(self, stop: StopRequest) -> None:
         for micro_batches in self.speed.timed(self._batches()):
             self._after_step(self._counted(micro_batches))
             self.saver.check()
             if self.run.save_every:
                 self.saver.reserve(lambda: self._model_files() | self._optimiser_files()[0])
-            if self._any_stopped(stop):
+            if number := self._stopped_by(stop):
                 if self.saver.step != self.steps_done:
                     self.save()
                 self.saver.settle()
-                raise Interrupted(f"stopped at step {self.steps_done}; saved, run this again to go on: {self.command}")
+                said = f"stopped at step {self.steps_done}; saved, run this again to go on: {self.command}"
+                raise Interrupted(said, number)
         if self.saver.step != self.steps_done:
             self.save()
         self._finish()
 
-    def _any_stopped(self, stop: threading.Event) -> bool:
-        """Whether any process received a signal to stop."""
+    def _stopped_by(self, stop: StopRequest) -> int:
+        """The highest number of the signals by which processes were asked to stop; 0 for none."""
         if self.world == 1:
-            return stop.is_set()
-        return bool(self.accelerator.reduce(torch.tensor(float(stop.is_set()), device=self.device)) > 0)
+            return stop.number
+        return int(self.accelerator.gather(torch.tensor([stop.number], device=self.device)).max())
 
     def _batches(self) -> Iterator[list[Batch]]:
         """This process's micro-batches of every step from here on."""
@@ -328,9 +328,9 @@ class Trainer:
         scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
         if not (math.isfinite(value) and (scaled or math.isfinite(size))):
             self.saver.wait()
-            last = checkpoints.newest(self.folder / "checkpoints")
+            self.saver.wait()
             what = f"{roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}"
-            raise checks.nonfinite_step(self.run, self.data, self.steps_done, what, last)
+            raise checks.nonfinite_step(self.run, self.data, self.steps_done, what, self.folder / "checkpoints")
         self.averages.release_weights()
         for role in roles:
             for group in self.optims[role].param_groups:
@@ -385,7 +385,10 @@ class Trainer:
         """Write samples/step-*.png, or .txt: always from the same noise and labels, or the same held-out prompts."""
         net, name = self.sampling_net(), checkpoints.checkpoint_name(self.steps_done)
         if self.main:
-            file = preview(self.run, net, self.held_out or self.data, self.folder / "samples" / name, self.device)
+            file, data = self.folder / "samples" / name, self.held_out or self.data
+            with self.output.explained(f"samples/{name}"):
+                file.parent.mkdir(exist_ok=True)
+                file = preview(self.run, net, data, file, self.device)
             log_sheet(self.accelerator, file, self.steps_done)
             self.progress.say(f"{self.folder.name}: {file}")
 
@@ -415,6 +418,7 @@ class Trainer:
             "step": self.steps_done,
             "samples_seen": self.steps_done * run.batch_size,
             "shape": list(self.shape),
+            **({"sizes": sizes} if (sizes := sizes_of(self.data)) else {}),
             "classes": self.source.classes,
             "labels": list(getattr(self.source, "label_names", ())),
             **({"latent": self.latent} if self.latent else {}),

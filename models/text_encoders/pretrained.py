@@ -37,7 +37,7 @@ class PretrainedText:
     Attributes:
         path: a folder with a model and its tokenizer, or with the folders text_encoder and tokenizer of a pipeline of
             diffusers.
-        length: tokens of a text; None for the model's own, CLIP's 77, and 120 for T5.
+        length: tokens of a text; None for the model's own, as CLIPs have, mostly 77, and 120 for T5.
         layer: whose output is taken: -1 the last one, after the last norm; -2 the one before it, without that norm, as
             in SDXL.
         dtype: of the computation.

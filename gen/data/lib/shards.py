@@ -9,6 +9,7 @@ from pathlib import Path
 from gen.config.errors import UserError
 from gen.config.writing import Lock, sweep
 from gen.training.log import ProgressBar
+from gen.training.signals import resumable
 
 __all__ = ["WHOLE_STORE", "ShardPlan", "own_part", "write_missing"]
 
@@ -75,11 +76,13 @@ def write_missing(
 
     Raises:
         UserError: for no rows, and while another process writes the same part.
+        Interrupted: after SIGTERM or Ctrl-C; shards that are whole stay.
     """
     k, of = plan.part
     if n < 1:
         raise UserError(f"{name}: n = {n}; it is positive")
-    with Lock(folder / f".lock-{k}-of-{of}", folder):
+    kept = resumable(f"{name}: stopped; the shards that are whole stay in {folder}, run this again to go on")
+    with Lock(folder / f".lock-{k}-of-{of}", folder), kept as check_stop:
         sweep(folder)
         progress = ProgressBar(name, n, quiet=plan.quiet)
         for i in range(k - 1, plan.count(n), of):
@@ -87,4 +90,5 @@ def write_missing(
             if not is_there(i):
                 write(i, rows)
             progress.advance(len(rows))
+            check_stop()
         progress.close()

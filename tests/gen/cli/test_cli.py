@@ -31,7 +31,10 @@ It says what it was given.
 from dataclasses import dataclass
 from typing import Any
 
+import signal
+
 from gen.config.errors import MissingDependency, NonFinite, UserError
+from gen.training.signals import Interrupted
 from gen.diffusion.path import Flow
 from gen.config.spec import part
 
@@ -63,7 +66,7 @@ def run(args):
         "nan": NonFinite("loss is NaN at step 3"),
         "os": FileNotFoundError(2, "No such file or directory", "runs/none"),
         "bug": KeyError("a\\nb"),
-        "stop": KeyboardInterrupt("stopped at step 3; saved, run this again to go on: gen train toy"),
+        "stop": Interrupted("stopped at step 3; saved, run this again to go on: gen train toy", signal.SIGTERM),
         "ctrl-c": KeyboardInterrupt(),
         "memory": MemoryError("CUDA out of memory. Tried to allocate 12 GiB. GPU 0 has"),
         "import": ModuleNotFoundError("No module named 'xformers'", name="xformers"),
@@ -205,7 +208,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(capsys, toy, words, message):
         ("missing", 3, "lpips is missing: pip install lpips"),
         ("import", 3, "the package 'xformers' is not installed"),
         ("nan", 4, "loss is NaN at step 3"),
-        ("stop", 130, "stopped at step 3; saved, run this again to go on: gen train toy"),
+        ("stop", 143, "stopped at step 3; saved, run this again to go on: gen train toy"),
         ("ctrl-c", 130, "interrupted"),
         ("memory", 1, "out of memory: 12 GiB more were asked for. When training, a smaller --micro-batch-size"),
         ("bug", 1, "KeyError: "),

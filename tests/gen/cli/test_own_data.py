@@ -49,6 +49,11 @@ def test_a_path_is_trained_on_and_sampled_by_name(photos, tmp_path, capsys):
     assert "the run has no data" in capsys.readouterr().err
     assert main(["train", "own", "--data", "photos", "--quiet", *SMALL, "--out", "x"]) == 2
     assert "pictures of several sizes need a size (--size 32" in capsys.readouterr().err
+    np.savez("some.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8))
+    for data in ("some.npz", '{"name": "digits"}'):
+        assert main(["train", "own", "--data", data, "--size", "8", "--quiet", *SMALL]) == 2
+        error = capsys.readouterr().err
+        assert "have the one they were stored at: leave it out" in error and error.count("\n") == 1
 
 
 def test_a_folder_is_listed_once_for_a_run(photos, monkeypatch):

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from gen.data.lib.latent_store import read_manifest
 from gen.data.lib.shards import ShardPlan
 from gen.data.npz import Npz
 from gen.diffusion.alignment import Features
+from gen.training.signals import Interrupted
 from tests.ranks import spread
 
 N = 22
@@ -217,6 +219,28 @@ def test_killed_at_any_instant_it_ends_in_the_same_files(tmp_path):
         for run in ("killed", "whole")
     )
     assert ours == theirs and not list((tmp_path / "killed").rglob(".partial*"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in an object's end
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_ends_it_in_one_line_and_it_goes_on(tmp_path, number, workers):
+    source, plan, before = pictures(tmp_path / "a.npz"), ShardPlan(4, quiet=True), signal.getsignal(signal.SIGTERM)
+    slow, folder = how(autoencoder=Halves(0.02), workers=workers), tmp_path / "out"
+
+    def kill():
+        while not (folder / "latents-00001.safetensors").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(Interrupted, match=r"stopped; the shards that are whole stay in .*out, run this again") as error:
+        encode(source, folder, slow, plan)
+    thread.join()
+    assert error.value.number == number and signal.getsignal(signal.SIGTERM) is before
+    assert not (folder / "manifest.json").exists() and not list(folder.rglob(".*"))
+    assert encode(source, folder, slow, plan) == 0 and read_manifest(folder)["rows"] == N
 
 
 @pytest.mark.parametrize("damage", ["bytes", "removed", "record"])

@@ -114,6 +114,10 @@ def test_a_model_of_buckets_is_sampled_at_any_of_their_sizes(photos, tmp_path, c
     train(bucketed(photos, steps=2), tmp_path / "run", quiet=True)
     pipeline = load(tmp_path / "run")
     assert pipeline.shape == (3, 16, 16) and pipeline.sample(2).x.shape == (2, 3, 16, 16)
+    with pytest.warns(
+        UserWarning, match=r"run was trained at (\d+x\d+, )+\d+x\d+ alone: at 32x40 its samples may be of no use"
+    ):
+        pipeline.resized(32, 40)
     assert pipeline.resized(12, 20).sample(3, guide={"name": "cfg", "scale": 2}).x.shape == (3, 3, 12, 20)
     assert torch.equal(pipeline.resized(16, 16).sample(2).x, pipeline.sample(2).x)
     words = ["sample", str(tmp_path / "run"), "-n", "2", "--quiet", "--out"]

@@ -111,6 +111,53 @@ def test_a_folder_that_is_removed_while_it_is_trained_is_mentioned(tmp_path, mon
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", r"No checkpoint is left in \S+run; \S+run is a file now: move it away, .* start anew$"),
+        ("checkpoints", r"No checkpoint .* \S+/checkpoints is a file now: move it away, .* start anew$"),
+        (
+            "samples",
+            r"samples/step-0000005 could .* Last good .*: \S+4; \S+/samples is a file now: .* from there$",
+        ),
+        ("final", r"final/ could .* Last good checkpoint: \S+6; \S+/final is a file now: .* from there$"),
+    ],
+)
+def test_a_file_where_a_folder_was_is_one_line_that_says_what_is_safe(tmp_path, monkeypatch, name, said):
+    folder, step = tmp_path / "run", Trainer.step
+
+    def replace(self, batches):
+        if self.steps_done == 4:
+            self.saver.wait()
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / name).write_text("a file")
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "step", replace)
+    with pytest.raises(UserError, match=said):
+        train(tiny(save_every=2, sample_every=5), folder, quiet=True)
+    assert (folder / name).read_text() == "a file"
+
+
+def test_a_folder_that_can_no_longer_be_written_is_one_line(tmp_path, monkeypatch):
+    """As on a file system that the system made read-only; its lock cannot be removed either."""
+    folder = tmp_path / "run"
+    train(tiny(steps=3), folder, quiet=True)
+    readonly = OSError(30, "Read-only file system")
+
+    def fail(*args, **kwargs):
+        raise readonly
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_file", fail)
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(UserError, match=r"Read-only file system\. Last good .*step-0000003; make it writable, and"):
+            train(tiny(), folder, quiet=True)
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(UserError, match="file is a file: give the folder of a run, or a new one"):
+        train(tiny(), tmp_path / "file", quiet=True)
+
+
 def test_what_a_kill_left_is_removed_by_the_next_start(tmp_path):
     folder = tmp_path / "run"
     train(tiny(steps=2), folder, quiet=True)
