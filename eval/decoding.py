@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gen.config.errors import UserError, nearest
+from gen.config.formats import NEWEST
 from gen.config.reading import read_json
 from gen.config.spec import Json, digest, find, spec_of
 from gen.diffusion.noise import sample_seeds
@@ -36,7 +37,7 @@ __all__ = [
     "undominated",
 ]
 
-SCHEMA = 2
+SCHEMA = NEWEST["decoding record"]
 Setting = str | float | bool | None
 Model = Any  # a TextPipeline, or a Predictor
 Prompt = Any  # a string, token ids, or a conversation, which has .messages and, as plain text, .text

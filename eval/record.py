@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from gen.config.errors import UserError, nearest
+from gen.config.formats import NEWEST, check_format
 from gen.config.spec import Json, convert, digest, is_sealed, sealed, spec_of
 from gen.config.writing import write_text
 from gen.eval.estimate import Estimate
@@ -41,7 +42,7 @@ __all__ = [
     "write_record",
 ]
 
-SCHEMA = 3
+SCHEMA = NEWEST["record"]
 RUN_MARKS = ("run.json", "manifest.json", "checkpoints", "final")  # of which a run's folder has one
 UNKNOWN = "unknown"  # rounding and labels of samples that another tool drew
 T = TypeVar("T")
@@ -437,10 +438,8 @@ def from_json(value: object, kind: type[T], source: str) -> T:
         UserError: in one line that names the source, if it is no such record or was altered.
     """
     schema = next(f.default for f in dataclasses.fields(kind) if f.name == "schema")  # type: ignore[arg-type]
-    if not isinstance(value, Mapping) or value.get("schema") != schema:
-        found = value.get("schema") if isinstance(value, Mapping) else type(value).__name__
-        raise UserError(f"{source} is no {kind.__name__} of schema {schema}: it is {found!r}")
-    if not is_sealed(value):
+    check_format(value, cast(int, schema), source, key="schema")
+    if not isinstance(value, Mapping) or not is_sealed(value):
         raise UserError(f"{source} does not match its own sha256: it was edited, or is damaged")
     return read_as({k: v for k, v in value.items() if k != "sha256"}, kind, source)
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.formats import NEWEST, check_format
 from gen.config.pickles import as_tensor
 from gen.config.reading import file_sha256, parse_json
 from gen.config.spec import Json
@@ -138,7 +139,7 @@ def write_statistics(path: Path, moments: Mapping[str, Moments], about: Json) ->
         moments: of features and, if the extractor has them, of spatial features.
         about: extractor (name, sha256), n, shape, fingerprint and data of the pictures.
     """
-    arrays: dict[str, Any] = {ABOUT: np.array(json.dumps(about, allow_nan=False))}
+    arrays: dict[str, Any] = {ABOUT: np.array(json.dumps({"format": NEWEST["statistics"], **about}, allow_nan=False))}
     for kind, ((mean, covariance), *_) in KEYS.items():
         if kind in moments:
             arrays |= {mean: moments[kind].mean.numpy(), covariance: moments[kind].covariance.numpy()}
@@ -152,6 +153,8 @@ def _about(path: Path) -> Json:
     if text.shape or text.dtype.kind != "U" or text.dtype.itemsize > MAX_ABOUT:
         raise UserError(f"{path}: {ABOUT} is no text of ours")
     about = parse_json(str(np.load(path, allow_pickle=False)[ABOUT]), path)
+    if isinstance(about, dict):
+        check_format(about, NEWEST["statistics"], path)
     if not isinstance(about, dict) or not isinstance(about.get("extractor"), dict):
         raise UserError(f"{path}: {ABOUT} names no extractor")
     return about

@@ -50,7 +50,7 @@ class Lpips:
             import lpips
         except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch raises the latter
             raise MissingDependency(
-                f"the distance lpips needs its package ({error}): pip install 'gen[lpips]'"
+                f"the distance lpips needs its package ({error}): pip install 'gen-diffusion[lpips]'"
             ) from None
         try:
             net: nn.Module = lpips.LPIPS(net=self.net, verbose=False)

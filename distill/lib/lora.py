@@ -29,7 +29,7 @@ def with_adapters(net: nn.Module, rank: int, owner: str) -> nn.Module:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise MissingDependency(f"{owner}: lora_rank = {rank} needs peft: pip install 'gen[lora]'") from None
+        raise MissingDependency(f"{owner}: lora_rank = {rank} needs peft: pip install 'gen-diffusion[lora]'") from None
 
     names = [name for name, m in net.named_modules() if isinstance(m, nn.Linear) and name != "head"]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)

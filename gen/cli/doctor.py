@@ -32,7 +32,8 @@ __all__ = ["Finding", "add_arguments", "examine", "run"]
 
 CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn", "jinja2")
 SLOW = ("torchmetrics", "sklearn")  # a second each: imported in processes of their own, beside the other trials
-TORCH_FIX = "pip install -c constraints.txt -e ."
+CHECKOUT = (Path(gen.__file__).parents[1] / "constraints.txt").exists()
+INSTALL = "pip install -c constraints.txt -e ." if CHECKOUT else "pip install --upgrade gen-diffusion"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def examine() -> Iterator[Finding]:
     """Yield all findings; what others need comes first."""
     started = {module: _importing(module) for module in SLOW if find_spec(module) is not None}
     yield _python()
-    yield _attempt("torch", _torch, TORCH_FIX)
+    yield _attempt("torch", _torch, INSTALL)
     yield _torchvision()
     yield from (_package(module) for module in CORE if module not in started)
     yield from _device_findings()
@@ -141,7 +142,7 @@ def _importing(module: str) -> subprocess.Popen[str]:
 def _package(module: str, process: subprocess.Popen[str] | None = None) -> Finding:
     """Check that a package can be imported: here, or in the process that is importing it."""
     name = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(module, module)
-    fix = TORCH_FIX if _version(name) is None else "repair what it imports"
+    fix = INSTALL if _version(name) is None else "repair what it imports"
 
     def imported() -> str:
         if process is None:
@@ -239,7 +240,7 @@ def _backend(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], devi
             error = float((attend(q, k, v).double() - exact).abs().max())
     except Exception as refusal:
         if "math" in name:
-            return Finding(name, "fail", _line(refusal), TORCH_FIX)
+            return Finding(name, "fail", _line(refusal), INSTALL)
         reason = "not installed" if isinstance(refusal, ImportError) else _line(refusal)
         return Finding(name, "none", f"not on this {device}: {reason}")
     if error > bound:

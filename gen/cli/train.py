@@ -56,16 +56,14 @@ def _run_of(args: argparse.Namespace) -> Run:
     if not given.is_dir() and given.suffix != ".json":
         return find(args.recipe, "training.recipes")()
     from gen.config.checkpoints import manifest_of  # behind the name, which is refused without torch
-    from gen.config.reading import read_json
+    from gen.training.log import read_run_file
     from gen.training.run import run_from
 
     if given.is_dir() and not (given / "run.json").exists():  # an imported model, or one checkpoint
         return run_from(manifest_of(given).get("run"), given)
-    found = read_json(given / "run.json" if given.is_dir() else given)
+    found = read_run_file(given / "run.json" if given.is_dir() else given)
     source = given if given.is_dir() else None  # a file that is given is the user's own
-    return run_from(
-        found.get("run", found) if isinstance(found, dict) else found, source
-    )  # a run.json, or what --print-config printed
+    return run_from(found.get("run", found) if isinstance(found, dict) else found, source)
 
 
 def with_size(changes: Json, data: DataSource | None) -> Json:

@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import NonFinite, UserError
+from gen.config.formats import NEWEST, NewerFormat, check_format
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json, is_sealed, sealed
 from gen.config.tensor_files import Damaged, read_file, write_file
 from gen.config.writing import name_whole, partial_name, sync, write_json
 
 __all__ = [
-    "FORMAT", "age", "checkpoint_name", "complete", "file_names", "files_of", "lineage", "locate", "manifest_of",
+    "age", "checkpoint_name", "complete", "file_names", "files_of", "lineage", "locate", "manifest_of",
     "newest", "prune", "read", "read_tensors", "remove", "write", "write_files",
 ]  # fmt: skip
 
-FORMAT = 1
 TYPES = {"run": dict, "role": str, "step": int, "shape": list, "classes": int, "line": list}  # of a manifest's values
 Rows = Callable[[str, tuple[int, ...]], range | None]
 _STEP = re.compile(r"step-(\d{7,})")
@@ -113,7 +113,7 @@ def complete(folder: Path, unfinished: Path, manifest: Mapping[str, object], fil
     aside = folder.parent / partial_name(folder.name, "aside")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(errno.EEXIST, "File exists", str(folder))
-    write_json(unfinished / "manifest.json", sealed({"format": FORMAT, **manifest, "files": files}))
+    write_json(unfinished / "manifest.json", sealed({"format": NEWEST["checkpoint"], **manifest, "files": files}))
     for directory in {unfinished, *(f.parent for f in unfinished.rglob("*"))}:
         sync(directory)
     if folder.exists():  # the same step again: the old one steps aside before it goes
@@ -139,10 +139,8 @@ def read(folder: Path, verify: bool = True) -> Json:
     Raises:
         UserError: names the file that is missing or damaged.
     """
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        given = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise UserError(f"{folder}: checkpoint format {given!r}; this version reads format {FORMAT}")
+    manifest: Json = read_json(folder / "manifest.json")
+    check_format(manifest, NEWEST["checkpoint"], f"the checkpoint {folder}")
     if not is_sealed(manifest):
         raise UserError(f"{folder}/manifest.json is damaged: its content does not match its own sha256")
     _check_types(folder, manifest)
@@ -360,6 +358,8 @@ def _manifests(folders: Iterable[Path]) -> tuple[dict[Path, Json], dict[Path, Us
             if (named := _STEP.fullmatch(path.name)) and known[path].get("step", int(named[1])) != int(named[1]):
                 step = known.pop(path)["step"]
                 raise UserError(f"{path} is of step {step}: was it copied or renamed?")
+        except NewerFormat:  # an older one in its stead would send the run back
+            raise
         except UserError as error:
             damaged[path] = error
     newest_first = sorted(known.items(), key=lambda item: (*age(item[1]), item[0].name == "final"), reverse=True)

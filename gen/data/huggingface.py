@@ -24,9 +24,9 @@ LABELS, CAPTIONS = ("label", "labels", "class"), ("caption", "text", "prompt")
 class HuggingFace(PictureSource):
     """Pictures of what the package `datasets` loads, row by row from its memory-mapped tables, never all in memory.
 
-    Needs gen[datasets]. `path` is a .parquet or .arrow file, a folder that save_to_disk wrote, a folder of parquet
-    files or pictures in the hub's layout, or the name of a data set on the hub, which is downloaded. No code of a data
-    set runs. The package keeps tables of what is no arrow file in its own cache. Random order, splits and exact
+    Needs gen-diffusion[datasets]. `path` is a .parquet or .arrow file, a folder that save_to_disk wrote, a folder of
+    parquet files or pictures in the hub's layout, or the name of a data set on the hub, which is downloaded. No code of
+    a data set runs. The package keeps tables of what is no arrow file in its own cache. Random order, splits and exact
     resumption need access by row, so there is no streaming. Fields and reading are those of every source of pictures
     (gen.data.lib.pictures), the bytes are those that the table has.
 
@@ -78,7 +78,8 @@ class HuggingFace(PictureSource):
         try:
             import datasets
         except ImportError as error:
-            raise MissingDependency('the data "huggingface" need datasets: pip install "gen[datasets]"') from error
+            hint = "pip install 'gen-diffusion[datasets]'"
+            raise MissingDependency(f'the data "huggingface" need datasets: {hint}') from error
         path = Path(where)
         bars = datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()

@@ -110,5 +110,6 @@ def paths() -> list[Path]:
 def _path(package: str, file: str) -> Path:
     path = package_file(package, file)
     if path is None:
-        raise UserError(f'the data "photographs" lie in {package}, which is not installed: pip install "gen[vision]"')
+        hint = "which is not installed: pip install 'gen-diffusion[vision]'"
+        raise UserError(f'the data "photographs" lie in {package}, {hint}')
     return path

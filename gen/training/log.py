@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gen.config.errors import UserError, printable
-from gen.config.reading import parse_json
+from gen.config.formats import NEWEST, check_format
+from gen.config.reading import parse_json, read_json
 from gen.config.spec import Json
 from gen.config.writing import write_text
 from gen.training.speed import MEASURED
 
-__all__ = ["MetricsFile", "ProgressBar", "read_metrics"]
+__all__ = ["MetricsFile", "ProgressBar", "read_metrics", "read_run_file"]
 
 
 class MetricsFile:
@@ -52,6 +53,24 @@ def read_metrics(path: str | Path, measured: bool = False) -> list[Json]:
     return [
         {key: value for key, value in event.items() if measured or key not in MEASURED} for event in _events(path)[0]
     ]
+
+
+def read_run_file(path: Path) -> Any:
+    """Read a run.json; one that was written by hand, or that `--print-config` printed, has no format.
+
+    Args:
+        path: the file.
+
+    Returns:
+        JSON values that are not checked.
+
+    Raises:
+        UserError: for what is no JSON, or of another format.
+    """
+    content = read_json(path)
+    if isinstance(content, dict) and "format" in content:
+        check_format(content, NEWEST["run"], path)
+    return content
 
 
 def _events(path: str | Path) -> tuple[list[Json], int]:

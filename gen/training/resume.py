@@ -16,9 +16,9 @@ from torch import nn
 import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.reading import read_json
 from gen.config.spec import Json, anchored, spec_of
 from gen.diffusion.denoiser import Denoiser
+from gen.training.log import read_run_file
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 
 __all__ = ["Start", "denoiser_of", "load_init", "resume_from", "versions"]
@@ -67,7 +67,7 @@ def resume_from(run: Run, folder: Path, resume: str, sources: Mapping[str, str])
         raise UserError(f"{folder} already holds a run: choose another folder, or resume it")
     if newest is None:
         if (folder / "run.json").exists():
-            _check_same(run, sources, read_json(folder / "run.json"), folder)
+            _check_same(run, sources, read_run_file(folder / "run.json"), folder)
         if (folder / "final").exists():
             raise UserError(f"{folder} has final/, {WEIGHTS_ONLY}, and no checkpoints: train elsewhere, or remove it")
         return Start()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.formats import NEWEST
 from gen.config.spec import Json
 from gen.config.writing import Lock, sweep, write_json
 from gen.training.distributed import is_main
@@ -66,7 +67,7 @@ class RunFolder:
     def open(self, step: int) -> str:
         """Write run.json, and open metrics.jsonl after a step; return what is to be said about it, "" for nothing."""
         with self.explained("run.json and metrics.jsonl"):
-            write_json(self.path / "run.json", self._about)
+            write_json(self.path / "run.json", {"format": NEWEST["run"], **self._about})
             self.metrics = MetricsFile(self.path / "metrics.jsonl", step)
         return self.metrics.problem
 

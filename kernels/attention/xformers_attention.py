@@ -44,7 +44,7 @@ def _failure(device: str, dtype: torch.dtype, dim: int) -> str | None:
     try:
         import xformers.ops as ops
     except ImportError:
-        return "xformers is not installed; pip install 'gen[xformers]'"
+        return "xformers is not installed; pip install 'gen-diffusion[xformers]'"
     with torch.enable_grad():
         one = torch.zeros(1, 8, 1, dim, device=device, dtype=dtype, requires_grad=True)
         try:

@@ -40,7 +40,7 @@ def incompatible_reason(*tensors: Tensor | None) -> str | None:
         *tensors: all that a kernel would be given; None is ignored.
     """
     if not INSTALLED:
-        return "triton is not installed; pip install 'gen[triton]'"
+        return "triton is not installed; pip install 'gen-diffusion[triton]'"
     given = [t for t in tensors if t is not None]
     for t in given:
         if t.device != given[0].device:

@@ -61,7 +61,9 @@ class Diffusers:
         try:
             import diffusers
         except ImportError as error:
-            raise MissingDependency(f"autoencoders need diffusers ({error}): pip install 'gen[diffusers]'") from None
+            raise MissingDependency(
+                f"autoencoders need diffusers ({error}): pip install 'gen-diffusion[diffusers]'"
+            ) from None
         owner = getattr(diffusers, str(kind), None)
         if owner is None or not (hasattr(owner, "encode") and hasattr(owner, "decode")):
             raise UserError(f"{folder} holds a {kind}, which is no autoencoder")

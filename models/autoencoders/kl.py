@@ -62,7 +62,9 @@ class KL:
         try:
             import diffusers
         except ImportError as error:
-            raise MissingDependency(f"autoencoders need diffusers ({error}): pip install 'gen[diffusers]'") from None
+            raise MissingDependency(
+                f"autoencoders need diffusers ({error}): pip install 'gen-diffusion[diffusers]'"
+            ) from None
         levels, owner = len(self.multipliers), getattr(diffusers, "AutoencoderKL")  # noqa: B009 - it is untyped
         net = owner(
             in_channels=self.channels,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.config.formats import NEWEST, check_format
 from gen.config.reading import read_json
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.contracts import Cache
@@ -36,6 +37,8 @@ class SearchedMask(Cache):
 
     def start(self, steps: int) -> SkipSession:
         content = read_json(Path(self.file))
+        if isinstance(content, dict) and "format" in content:  # it has none if it was written by hand
+            check_format(content, NEWEST["search"], self.file)
         mask, sites = (content.get(key) if isinstance(content, dict) else None for key in ("mask", "sites"))
         if not isinstance(mask, list) or not isinstance(sites, list) or not all(isinstance(row, list) for row in mask):
             raise UserError(f"{self.file} holds no searched mask: it needs sites and mask, as gen search --keep writes")

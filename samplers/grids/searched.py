@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.config.formats import NEWEST, check_format
 from gen.config.reading import read_json
 from gen.config.spec import build, spec_of
 from gen.config.trust import names_from
@@ -45,6 +46,8 @@ class Searched:
     def read(self) -> dict[str, Any]:
         """Return the file's content, checked to have a path and a list of numbers."""
         content = read_json(Path(self.file))
+        if isinstance(content, dict) and "format" in content:  # it has none if it was written by hand
+            check_format(content, NEWEST["search"], self.file)
         times = content.get("times") if isinstance(content, dict) else None
         if not isinstance(times, list) or not all(type(t) in (int, float) for t in times) or "path" not in content:
             raise UserError(f'{self.file} holds no searched times; it needs {{"path": spec, "times": [...]}}')

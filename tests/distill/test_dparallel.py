@@ -256,7 +256,7 @@ def test_adapters_are_merged_into_what_is_saved(teacher, tmp_path):
 def test_lora_without_peft_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     net = Given(torch.zeros(2, MASK + 1), MASK)
-    with pytest.raises(MissingDependency, match=r"DParallel: lora_rank = 4 needs peft: pip install 'gen\[lora\]'"):
+    with pytest.raises(MissingDependency, match=r"lora_rank = 4 needs peft: pip install 'gen-diffusion\[lora\]'"):
         DParallel(lora_rank=4).roles(net, None)
 
 

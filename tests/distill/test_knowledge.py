@@ -43,7 +43,7 @@ def test_a_prediction_that_says_nothing_at_the_start_is_refused(tmp_path):
 def test_lpips_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lpips", None)
     image = torch.zeros(2, 1, 8, 8)
-    with pytest.raises(MissingDependency, match=r"pip install 'gen\[lpips\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'gen-diffusion\[lpips\]'"):
         Lpips()(image, image)
     with pytest.raises(UserError, match="compares images"):
         Lpips()(torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8))

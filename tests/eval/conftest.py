@@ -16,7 +16,7 @@ def chromium():
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        pytest.fail("browser tests need playwright: pip install 'gen[browser]'")
+        pytest.fail("browser tests need playwright: pip install 'gen-diffusion[browser]'")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=120_000)
         yield browser

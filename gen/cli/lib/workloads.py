@@ -97,7 +97,9 @@ def _load(folder: Path, device: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise MissingDependency(f"this folder needs diffusers ({error}): pip install 'gen[diffusers]'") from None
+        raise MissingDependency(
+            f"this folder needs diffusers ({error}): pip install 'gen-diffusion[diffusers]'"
+        ) from None
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name") if isinstance(index, dict) else None
     owner = getattr(diffusers, kind, None) if isinstance(kind, str) and kind.endswith("Pipeline") else None

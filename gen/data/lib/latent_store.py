@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.formats import NEWEST, check_format
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json, is_sealed, sealed
 from gen.config.tensor_files import Damaged, read_file, write_file
@@ -26,7 +27,7 @@ from gen.data.lib.latent_statistics import LatentSums
 
 __all__ = ["LatentStore", "read_manifest", "read_stored"]
 
-FORMAT, MANIFEST, RECORDS, IDENTITY = 1, "manifest.json", "records", "identity.json"
+MANIFEST, RECORDS, IDENTITY = "manifest.json", "records", "identity.json"
 SUMS, STATISTICS = "sums.safetensors", "statistics/position.safetensors"
 
 
@@ -47,11 +48,13 @@ class LatentStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / RECORDS / IDENTITY
         if file.exists():
-            self._compare(read_json(file))
+            other = read_json(file)
+            check_format(other, NEWEST["latents"], file)
+            self._compare({key: value for key, value in other.items() if key != "format"})
         elif any(not path.name.startswith((".", RECORDS)) for path in self.folder.iterdir()):
             raise UserError(f"{self.folder} holds files that gen encode did not write: choose another folder")
         else:
-            write_json(file, self.identity)
+            write_json(file, {"format": NEWEST["latents"], **self.identity})
 
     def is_whole(self, index: int) -> bool:
         """Return whether a shard is there with all its bytes; UserError for the record of another store."""
@@ -117,7 +120,7 @@ class LatentStore:
             "position": position,
         }
         files = [{"file": name, "sha256": value} for info in infos for name, value in info["shard"].items()]
-        body = {"format": FORMAT, "kind": "latents", **self.identity, **about}
+        body = {"format": NEWEST["latents"], "kind": "latents", **self.identity, **about}
         write_json(self.folder / MANIFEST, sealed({**body, "statistics": statistics, "files": files}))
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
@@ -126,8 +129,7 @@ class LatentStore:
     def _record(self, index: int) -> Path:
         return self.folder / RECORDS / f"{index:05d}"
 
-    def _compare(self, other: object) -> None:
-        theirs = other if isinstance(other, dict) else {}
+    def _compare(self, theirs: Json) -> None:
         differ = [key for key in {**self.identity, **theirs} if self.identity.get(key) != theirs.get(key)]
         if differ:
             ours, there = ({key: values.get(key) for key in differ} for values in (self.identity, theirs))
@@ -172,8 +174,7 @@ def read_manifest(folder: Path) -> Json | None:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("kind") != "latents":
         return None
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder}: latents of format {manifest.get('format')!r}; this version reads format {FORMAT}")
+    check_format(manifest, NEWEST["latents"], f"the latents {folder}")
     if not is_sealed(manifest):
         raise UserError(f"{folder / MANIFEST} is damaged: its content does not match its own sha256")
     return manifest

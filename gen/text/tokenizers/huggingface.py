@@ -57,7 +57,9 @@ class HuggingFace(Tokenizer):
         try:
             import tokenizers
         except ImportError as error:
-            raise MissingDependency("HuggingFace needs the package tokenizers: pip install tokenizers") from error
+            raise MissingDependency(
+                "HuggingFace needs the package tokenizers: pip install 'gen-diffusion[text]'"
+            ) from error
         path = Path(self.file)
         if not path.is_file():
             raise UserError(f"HuggingFace: there is no file {path}; give a tokenizer.json")

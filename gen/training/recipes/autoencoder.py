@@ -15,8 +15,8 @@ __all__ = ["autoencoder"]
 def autoencoder() -> Run:
     """Train an autoencoder of 32 x 32 pictures to latents of 4 x 8 x 8: L1 and a divergence of weight 1e-6.
 
-    `gen train autoencoder --data ./photos --size 64` is that of your own pictures. It needs gen[diffusers] and, for the
-    photographs, gen[vision].
+    `gen train autoencoder --data ./photos --size 64` is that of your own pictures. It needs gen-diffusion[diffusers]
+    and, for the photographs, gen-diffusion[vision].
 
     Measured (2026-11-30, one thread of a shared AMD EPYC at load 20, torch 2.13): 6.4 minutes; held-out crops are
     reconstructed with 26.6 dB. One seed; docs/latents.md has what a model of its latents reaches.

@@ -17,7 +17,7 @@ __all__ = ["photographs", "transformer"]
 def photographs() -> Run:
     """Train a U-Net of 1.4 million parameters on 32 x 32 crops of nine photographs: rectified flow, label = photograph.
 
-    It needs gen[vision].
+    It needs gen-diffusion[vision].
 
     Measured (2026-11-30, one thread of a shared AMD EPYC, torch 2.13): 9 minutes at 60 images/s; 500 samples against
     148 held-out crops, features efficientnet_lite0: FID 177.0 +- 1.7 by 10 Heun steps, 181.9 +- 1.6 by 20 Euler steps;

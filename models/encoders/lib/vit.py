@@ -56,7 +56,9 @@ def pretrained(path: str, owner: str, **changes: object) -> Any:
         model = getattr(importlib.import_module("transformers"), owner)
     except (ImportError, AttributeError) as error:
         why = " ".join(str(error).split())
-        raise MissingDependency(f"{owner} needs transformers: pip install transformers ({why})") from error
+        raise MissingDependency(
+            f"{owner} needs transformers: pip install 'gen-diffusion[transformers]' ({why})"
+        ) from error
     # PyTorch lists its constructors when a device context is first used. transformers' loader is one, and has replaced
     # PyTorch's linspace by then: from there on torch.device("meta") would miss the real one.
     with torch.device("meta"):

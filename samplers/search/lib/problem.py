@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.formats import NEWEST
 from gen.config.writing import write_json
 
 __all__ = ["Candidate", "Fitness", "Problem", "SearchMethod", "SearchResult", "pool_of"]
@@ -116,7 +117,7 @@ class SearchResult:
 
     def write(self, file: str | Path, **about: Any) -> None:
         """Write JSON that the grid `searched` reads; `about` adds what was searched for: path, solver, sites."""
-        write_json(Path(file), {**about, **asdict(self)})
+        write_json(Path(file), {"format": NEWEST["search"], **about, **asdict(self)})
 
 
 class SearchMethod(Protocol):

@@ -127,7 +127,10 @@ CASES = {
     "truncated weights": ("sample {root}/truncated", r"damaged: it has 100 bytes"),
     "missing weights": ("sample {root}/missing", r"cannot be read"),
     "broken manifest": ("sample {root}/manifest", r"manifest.json is no JSON"),
-    "manifest of the future": ("sample {root}/format", r"checkpoint format 99; this version reads format 1"),
+    "manifest of the future": (
+        "sample {root}/format",
+        r"newer gen \(format 99; this one reads up to 1\): upgrade",
+    ),
     "unknown weights": ("sample {run} --weights emma", r"no weights 'emma'; it has ema, raw"),
     "unknown solver": ("sample {run} --solver hune", r"Did you mean 'heun'"),
     "unknown key of a solver": (["sample", "{run}", "--grid", data("karras", rhoo=7)], r"unknown key 'rhoo' of Karras"),

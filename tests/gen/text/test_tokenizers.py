@@ -136,7 +136,7 @@ def test_the_file_is_the_one_that_was_meant(file, tmp_path):
 
 def test_without_the_package(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(MissingDependency, match="pip install tokenizers"):
+    with pytest.raises(MissingDependency, match=r"pip install 'gen-diffusion\[text\]'"):
         huggingface(file).encode("a")
 
 

@@ -144,7 +144,7 @@ def test_without_its_folder_an_encoder_says_so_in_one_line(tmp_path, name):
 def test_without_the_package_an_encoder_says_so_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 32}))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingDependency, match="pip install transformers") as caught:
+    with pytest.raises(MissingDependency, match=r"pip install 'gen-diffusion\[transformers\]'") as caught:
         build("models.encoders", {"name": "dinov2", "path": str(tmp_path)}).load()
     assert "\n" not in str(caught.value)
 

@@ -23,7 +23,7 @@ def of_diffusers(name: str) -> Any:
         return getattr(import_module("diffusers"), name)
     except (ImportError, AttributeError, RuntimeError) as error:
         why = " ".join(str(error).split())
-        raise Unavailable(f"no {name} of diffusers here ({why}); pip install 'gen[diffusers]'") from None
+        raise Unavailable(f"no {name} of diffusers here ({why}); pip install 'gen-diffusion[diffusers]'") from None
 
 
 def on_cuda(package: str, module: str, name: str, context: BenchContext) -> Any:
