@@ -47,8 +47,18 @@ class Compiled:
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> Prepared:
         """Return a copy of the network, ready on the device; it is compiled when it is first called."""
         dtype, why = choose_dtype(self.dtype, device, net)
-        cuda = torch.device(device).type == "cuda"
         prepared = Prepared(net, dtype, f"compiled ({why})").to(device)
+        self.compile(prepared, device)
+        return prepared
+
+    def compile(self, prepared: Prepared, device: torch.device | str) -> None:
+        """Have a prepared network compiled when it is first called, in place.
+
+        Args:
+            prepared: on the device.
+            device: what it is compiled for.
+        """
+        cuda = torch.device(device).type == "cuda"
         options: dict[str, Any] = {"triton.cudagraphs": self.graphs} if cuda else {"freezing": True}
         options |= {"max_autotune": True} if self.autotune else {}
         known = inspect.signature(torch.compile).parameters
@@ -62,7 +72,6 @@ class Compiled:
                 module.mlp.compile(**how)
         compiled = torch.compile(prepared.inner, options=options, **how)
         prepared.compiled = _Replayed(compiled) if cuda and self.graphs else compiled
-        return prepared
 
 
 class _Replayed:

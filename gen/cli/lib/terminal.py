@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Any, TextIO
 from gen.config.errors import printable
 
 __all__ = ["Terminal", "exact_output", "harmless_output"]
+
+# They warn, when diffusers imports torchao, of its libraries for other machines.
+CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 
 
 class Terminal:
@@ -32,7 +36,9 @@ class Terminal:
 
 @contextlib.contextmanager
 def harmless_output() -> Iterator[None]:
-    """Make the standard streams Terminals, and a warning one line, within."""
+    """Make the standard streams Terminals, and a warning one line, within; loggers in CHATTY say errors alone."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     before = warnings.formatwarning
     streams: Any = (Terminal(sys.stdout), Terminal(sys.stderr))
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):

@@ -24,8 +24,9 @@ from gen.models.dit import DiT, DiTNet
 from gen.models.interop.diffusers_export import _config
 from gen.models.interop.diffusers_names import to_diffusers
 
-__all__ = ["Nets", "compiled", "forward_flops", "specification", "under_cudnn"]
+__all__ = ["QUANTISED", "Nets", "compiled", "forward_flops", "specification", "under_cudnn"]
 
+QUANTISED = ("int8", "int8_weights", "float8")
 TINY = {"size": 8, "width": 32, "depth": 2, "heads": 2}
 
 
@@ -86,14 +87,14 @@ class Nets:
         """
         if name == "compiled" and (reason or self.context.compile_obstacle()):
             raise Unavailable(reason or str(self.context.compile_obstacle()))
-        given = {"name": name, "dtype": str(self.context.dtype).removeprefix("torch.")}
-        has = {f.name for f in dataclasses.fields(find(name, "models.engines"))}  # not every engine has a dtype
+        given = {"name": name, "dtype": str(self.context.dtype).removeprefix("torch."), "compared": 0}
+        has = {f.name for f in dataclasses.fields(find(name, "models.engines"))}  # not every engine has all
         engine = build("models.engines", {k: v for k, v in given.items() if k in {"name", *has}})
         return engine.prepare(self.net, self.context.device)
 
     def engines(self) -> list[str]:
-        """The engines of one process; "auto" is one of the others."""
-        return [name for name in names("models.engines") if name not in ("auto", "sequence")]
+        """The engines of one process that round to the dtype alone; "auto" is one of the others."""
+        return [name for name in names("models.engines") if name not in ("auto", "sequence", *QUANTISED)]
 
     @cached_property
     def theirs(self) -> Any:
