@@ -35,13 +35,19 @@ def directional_derivative(
             both sides: two calls of anything, compiled networks and fused attention among them.
 
     Raises:
-        UserError: for differences in lower precision than float32.
+        UserError: for differences in lower precision than float32, and forwards through products in float8.
     """
     x, t, dx, dt = (v.contiguous() for v in (x, t, dx, dt))  # an expanded time cannot carry a derivative
     if how == "jvp":
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script` is dep", DeprecationWarning)  # torch's own use of it
-            return torch.func.jvp(f, (x, t), (dx, dt))[1].detach()
+            try:
+                return torch.func.jvp(f, (x, t), (dx, dt))[1].detach()
+            except RuntimeError as error:
+                if "setup_context" not in str(error):  # an operation of the network has a backward pass alone
+                    raise
+                without = "derivative jvp differentiates forwards, which precision fp8 has not"
+                raise UserError(f"{without}: set precision bf16 or no") from None
     if torch.is_autocast_enabled(x.device.type):
         raise UserError("derivative difference needs full precision: set precision no, or derivative jvp")
     with forked_rng(x):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.errors import UserError
+from gen.training.low_precision import float8_obstacle, torchao
 from gen.training.run import Run
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def create_accelerator(run: Run, folder: Path) -> Accelerator:
         folder: where trackers write.
 
     Raises:
-        UserError: for fp16 on a CPU, or if accelerate sees another number of processes than were launched.
+        UserError: for fp16 on a CPU and fp8 on a device without it, or if accelerate sees another number of processes
+            than were launched.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -54,12 +56,16 @@ def create_accelerator(run: Run, folder: Path) -> Accelerator:
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
-            mixed_precision=run.precision,
+            mixed_precision="bf16" if run.precision == "fp8" else run.precision,
             log_with=list(run.trackers) or None,
             project_dir=str(folder) if run.trackers else None,
         )
     if run.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; on this machine allowed: no, bf16")
+    if run.precision == "fp8":
+        if (obstacle := float8_obstacle(accelerator.device)) is not None:
+            raise UserError(f"precision fp8: {obstacle}; allowed: no, bf16")
+        torchao("float8")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:  # each of them would train alone, in the same folder
         seen = f"accelerate sees {accelerator.num_processes} on {accelerator.device}"
@@ -166,8 +172,8 @@ def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:
         accelerator: the device type and the number of processes.
 
     Raises:
-        UserError: for options of that launch that are not supported, and for a run that is also compiled, or whose
-            averages are to lie elsewhere.
+        UserError: for options of that launch that are not supported, and for a run that is also compiled or in fp8, or
+            whose averages are to lie elsewhere.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if launched:
@@ -181,6 +187,8 @@ def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:
         raise UserError("averages of a sharded run are shards on its devices: leave out ema_device, or shard")
     if run.compile:
         raise UserError("a run is compiled or sharded, not both: leave out compile, or shard and --use_fsdp")
+    if run.precision == "fp8":
+        raise UserError("precision fp8 with shard has not been tried: leave out shard and --use_fsdp, or take bf16")
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Container, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from gen.config.errors import MissingDependency, UserError
 
-__all__ = ["block_linears", "float8_obstacle", "torchao"]
+__all__ = ["block_linears", "float8_obstacle", "to_float8", "torchao"]
 
 # Layers that see the condition, once a sample: little work, and all tokens depend on them.
 CONDITIONING = ("adaLN", "emb", "norm", "time_", "modulation")
@@ -78,3 +80,29 @@ def torchao(module: str) -> Any:
         raise MissingDependency(text) from None
     finally:
         logging.disable(before)
+
+
+def to_float8(nets: Iterable[nn.Module], device: torch.device) -> None:
+    """Have the layers of `block_linears` multiply in float8 in training, forward and backward.
+
+    Weights, activations and their gradients are rounded to e4m3 and e5m2 with one scale per tensor, from its own
+    largest number (Micikevicius et al. 2022); parameters and sums stay as they are, and nothing is added to the state.
+
+    Args:
+        nets: changed in place; their parameters are the same objects.
+        device: of the networks; where it has no such products they are emulated, slowly.
+
+    Raises:
+        UserError: for a network without such layers, and for one that is the gradient of its potential.
+    """
+    library: Any = torchao("float8")
+    config = library.Float8LinearConfig(emulate=float8_obstacle(device) is not None, pad_inner_dim=True)
+    for net in nets:
+        if any(hasattr(module, "potential") for module in net.modules()):
+            raise UserError(f"precision fp8 has no second derivative, and {type(net).__name__} is a gradient itself")
+        chosen = partial(_named, block_linears(net))
+        library.convert_to_float8_training(net, config=config, module_filter_fn=chosen)
+
+
+def _named(names: Container[str], module: nn.Module, name: str) -> bool:
+    return name in names

@@ -85,7 +85,9 @@ class Run:
         micro_batch_size: samples per process and pass of the network, in training and validation; gradients accumulate
             until the batch is full. None for a process's whole share.
         seed: of initialisation, order of the data and noise.
-        precision: "no" is float32, "bf16" and "fp16" autocast.
+        precision: "no" is float32, "bf16" and "fp16" autocast; "fp8" is bf16 with the products of blocks in float8
+            (gen.training.low_precision), which needs torchao and a GPU of compute capability 8.9, and saves time where
+            it is compiled.
         clip: largest gradient norm, positive.
         compile: whether networks are compiled by torch.compile.
         fused: whether transformer blocks take norms, gates and sums in the fewest passes over memory, which rounds
@@ -104,7 +106,7 @@ class Run:
         peak_tflops: peak of one device in the run's precision, such as 989 for an H100 in bf16; with it metrics.jsonl
             has "mfu", the share of it that is used: operations of matrix products, convolutions and attention, counted
             in the first step (custom kernels are not), over the time. "measured" takes what large matrix products in
-            that precision reach here. None for no MFU: no peak is assumed.
+            that precision reach here, for fp8 in bf16. None for no MFU: no peak is assumed.
         teacher: the run folder that a distiller learns from.
         init: a run folder whose weights the training starts from.
     """
@@ -123,7 +125,7 @@ class Run:
     batch_size: int = 256
     micro_batch_size: int | None = None
     seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16", "fp16", "fp8"] = "no"
     clip: float = 1.0
     compile: bool = False
     fused: bool = False
@@ -144,9 +146,6 @@ class Run:
     follow: ClassVar = staticmethod(follow)
 
     def __post_init__(self) -> None:
-        if self.precision == "fp8":  # type: ignore[comparison-overlap]
-            needs = "products in float8, which need torchao and a GPU of compute capability 8.9 or more"
-            raise UserError(f"Run.precision: fp8 is not there: it trains with {needs}. Allowed: bf16, fp16, no.")
         object.__setattr__(self, "data", _data_of(self.data))
         object.__setattr__(self, "model", _model_of(self.model, self.data))
         if isinstance(self.model, (str, Mapping)):

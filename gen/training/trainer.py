@@ -32,6 +32,7 @@ from gen.training import checks, distributed, state
 from gen.training.averages import Averages
 from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items, sizes_of
 from gen.training.log import ProgressBar
+from gen.training.low_precision import to_float8
 from gen.training.objectives import Batch, Step
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "Trainer", "train", "train_locked"]
 
 VALIDATION_SAMPLES = 512
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of matrix products, by precision
+# Of matrix products, by precision.
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 @check_arguments()
@@ -169,6 +171,8 @@ class Trainer:
     def _prepare(self) -> None:
         """Hand networks and optimisers to accelerate, and build every role's denoiser."""
         run, prepare = self.run, self.accelerator.prepare
+        if run.precision == "fp8":  # averages are plain: they are evaluated as they will be sampled
+            to_float8(self.nets.values(), self.device)
         if run.compile:
             for net in self.nets.values():
                 net.compile()

@@ -5,7 +5,6 @@ import itertools
 import pytest
 
 from gen import load
-from gen.config.errors import UserError
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
@@ -40,8 +39,3 @@ def test_two_options_train_what_none_does(plain, tmp_path, pair):
     assert ours.keys() == plain.keys()
     worst = max(float((ours[key] - plain[key]).abs().max()) for key in plain)
     assert worst < (1e-3 if "precision" in pair else 1e-6)
-
-
-def test_fp8_is_refused_with_what_it_needs():
-    with pytest.raises(UserError, match=r"fp8 .* torchao and a GPU of compute capability 8\.9 or more\. Allowed: bf16"):
-        tiny(precision="fp8")
