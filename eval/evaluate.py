@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from gen.config.devices import check_device
 from gen.config.errors import UserError
 from gen.config.fields import check_arguments
 from gen.config.spec import Json
@@ -26,7 +27,6 @@ from gen.eval.protocols import EvaluationProtocol, protocol_of
 from gen.eval.provenance import brief_spec, checkpoint, command, device_of, setting
 from gen.eval.record import UNKNOWN, ExtractorInfo, Record, SamplesInfo, write_record
 from gen.eval.reference import Reference
-from gen.pipeline import check_device
 from gen.training.distributed import broadcast, is_main
 
 __all__ = ["evaluate", "extract_part"]

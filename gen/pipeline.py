@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config import checkpoints
+from gen.config.devices import check_device
 from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import check_arguments, check_fields
 from gen.config.images import contact_sheet, to_pil, to_uint8
@@ -38,7 +39,7 @@ from gen.training.run import Sampler, run_from
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pipeline", "Samples", "check_device", "load", "load_images"]
+__all__ = ["Pipeline", "Samples", "load", "load_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -500,16 +501,3 @@ def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:
     if not isinstance(pipeline, Pipeline):
         raise UserError(f"{folder} is a text model, which is decoded, not sampled: see gen decode --help")
     return pipeline
-
-
-def check_device(device: str | torch.device) -> None:
-    """Raise UserError for a device that cannot be used here.
-
-    Args:
-        device: such as "cuda:1".
-    """
-    try:
-        torch.ones(1, device=device).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"the device {str(device)!r} cannot be used here ({why}); see: gen doctor") from None

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gen.config.devices import check_device
     from gen.eval.bench import Bench, BenchContext
-    from gen.pipeline import check_device
 
     parts = list(dict.fromkeys(_part(given) for given in args.part)) or PARTS
     context = _context(args, BenchContext)

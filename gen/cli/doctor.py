@@ -87,7 +87,7 @@ def _device_findings() -> Iterator[Finding]:
         import torch
     except Exception:
         return  # an earlier finding says what is wrong with torch
-    yield _device()
+    yield from (_cpu(), _cuda(), _mps())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     yield _bf16(device)
     yield _attempt("engine", lambda: _engine(device), "sample without --engine", "warn")
@@ -154,17 +154,35 @@ def _package(module: str, process: subprocess.Popen[str] | None = None) -> Findi
     return _attempt(name, imported, fix)
 
 
-def _device() -> Finding:
+def _cpu() -> Finding:
+    import torch
+
+    return Finding("device cpu", "ok", f"{_cores()} cores, {torch.backends.cpu.get_cpu_capability()}")
+
+
+def _cuda() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is the CPU build"
         if shutil.which("nvidia-smi"):
-            return Finding("device", "warn", f"an NVIDIA driver is here, but {built}", "install a CUDA build of torch")
-        return Finding("device", "ok", f"CPU, {_cores()} cores ({built})")
+            fix = "install a CUDA build of torch"
+            return Finding("device cuda", "warn", f"an NVIDIA driver is here, but {built}", fix)
+        return Finding("device cuda", "none", f"no NVIDIA GPU ({built})")
     (free, total), count = torch.cuda.mem_get_info(), torch.cuda.device_count()
     detail = f"{count} x {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    return Finding("device", "ok", detail)
+    return Finding("device cuda", "ok", detail)
+
+
+def _mps() -> Finding:
+    """Report Apple's GPU, which gen refuses."""
+    import torch
+
+    from gen.config.devices import incapable_reason
+
+    if not torch.backends.mps.is_available():
+        return Finding("device mps", "none", "no GPU of Apple's")
+    return Finding("device mps", "none", f"not used: {incapable_reason('mps')}; runs are on the CPU")
 
 
 def _bf16(device: str) -> Finding:

@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gen.config.devices import check_device
     from gen.data.lib.autoencoders import build_autoencoder
     from gen.data.lib.encoding import Encoding, encode
     from gen.data.lib.shards import ShardPlan
-    from gen.pipeline import check_device
     from gen.training.distributed import is_main
 
     set_threads(args.threads)

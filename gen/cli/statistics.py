@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gen.config.devices import check_device
     from gen.eval.extraction import Extraction, capabilities
     from gen.eval.metrics.lib.moments import Moments
     from gen.eval.reference import Reference, is_data
     from gen.eval.statistics import write_statistics
-    from gen.pipeline import check_device
     from gen.training.distributed import is_main
 
     if args.out.suffix != ".npz":

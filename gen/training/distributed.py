@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gen.config.devices import is_accelerated
 from gen.config.errors import UserError
 from gen.training.low_precision import float8_obstacle, torchao
 from gen.training.run import Run
@@ -38,7 +39,7 @@ __all__ = [
 
 
 def create_accelerator(run: Run, folder: Path) -> Accelerator:
-    """Create accelerate's Accelerator for a run, on CPUs if the machine has no accelerator.
+    """Create accelerate's Accelerator for a run, on CPUs if the machine has no accelerator that gen computes on.
 
     Args:
         run: its precision and trackers are taken.
@@ -55,7 +56,7 @@ def create_accelerator(run: Run, folder: Path) -> Accelerator:
     AcceleratorState._reset_state()  # else a second run in this process could not choose its own precision
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
+            cpu=not is_accelerated(),
             mixed_precision="bf16" if run.precision == "fp8" else run.precision,
             log_with=list(run.trackers) or None,
             project_dir=str(folder) if run.trackers else None,

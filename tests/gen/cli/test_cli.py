@@ -378,7 +378,8 @@ def doctor(*words, **environment):
 def test_doctor_examines_this_machine():
     done = doctor("--json")
     findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
-    assert {"python", "torch", "torchvision", "device", "bf16", "threads", "memory", "disk"} <= set(findings)
+    devices = {"device cpu", "device cuda", "device mps"}
+    assert {"python", "torch", "torchvision", *devices, "bf16", "threads", "memory", "disk"} <= set(findings)
     assert findings["attention sdpa math"]["status"] == "ok"
     assert findings["torch"]["status"] == "ok"
     for finding in findings.values():

@@ -136,6 +136,10 @@ CASES = {
     "unknown key of a solver": (["sample", "{run}", "--grid", data("karras", rhoo=7)], r"unknown key 'rhoo' of Karras"),
     "no steps": ("sample {run} --steps 0", r"--steps: 0; it must be in \[1, 1000000\]"),
     "device that is not there": ("sample {run} --device cuda:7", r"the device 'cuda:7' cannot be used here"),
+    "device without float64": (
+        "sample {run} --device mps",
+        r"'mps' cannot be used here \(MPS has no float64",
+    ),
     "precision that is not there": ("train {root}/run.json --out {root}/new --precision fp16", r"needs a GPU"),
     "start that says nothing": (
         "train {root}/run.json --out {root}/new --parameterisation eps",
