@@ -13,13 +13,13 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "add_arguments", "examine", "run"]
 
 CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn", "jinja2")
-SLOW = ("torchmetrics", "sklearn")  # a second each: imported in processes of their own, beside the other trials
 CHECKOUT = (Path(gen.__file__).parents[1] / "constraints.txt").exists()
 INSTALL = "pip install -c constraints.txt -e ." if CHECKOUT else "pip install --upgrade gen-diffusion"
 
@@ -70,14 +69,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield all findings; what others need comes first."""
-    started = {module: _importing(module) for module in SLOW if find_spec(module) is not None}
+    """Yield all findings; what others need comes first, and what takes long runs beside them in other processes."""
+    elsewhere = {"sklearn": _importing("sklearn")}
     yield _python()
-    yield _attempt("torch", _torch, INSTALL)
-    yield _torchvision()
-    yield from (_package(module) for module in CORE if module not in started)
+    torch = _attempt("torch", _torch, INSTALL)
+    elsewhere["torchmetrics"] = _importing("torchmetrics")  # which imports torch
+    yield from (torch, _torchvision())
+    yield from (_package(module) for module in CORE if module not in elsewhere)
     yield from _device_findings()
-    yield from (_package(module, process) for module, process in started.items())
+    yield from (_package(module, connection) for module, connection in elsewhere.items())
     yield from (_memory(), _disk())
 
 
@@ -131,27 +131,49 @@ def _torchvision() -> Finding:
     return Finding("torchvision", "ok", version)
 
 
-def _importing(module: str) -> subprocess.Popen[str]:
-    """Start a process that imports a module and prints the error, if there is one."""
-    code = "import importlib, sys\ntry:\n importlib.import_module(sys.argv[1])\n"
-    code += "except Exception as error:\n print(type(error).__name__, error, sep=': ')"
-    command = [sys.executable, "-P", "-c", code, module]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def _importing(module: str) -> Connection:
+    """Start a process that imports a module and sends the error, "" if there is none.
+
+    On Linux it is a fork: what this process has imported by now is imported there.
+    """
+    context = get_context("fork") if sys.platform == "linux" else get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of threads: those of numpy's BLAS, which allow for it
+        context.Process(target=_try_import, args=(module, sender), daemon=True).start()
+    sender.close()
+    return receiver
 
 
-def _package(module: str, process: subprocess.Popen[str] | None = None) -> Finding:
-    """Check that a package can be imported: here, or in the process that is importing it."""
+def _try_import(module: str, sender: Connection) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno() if sys.__stderr__ else 2)
+    try:
+        importlib.import_module(module)
+        sender.send("")
+    except Exception as error:
+        sender.send(_line(error))
+
+
+def _package(module: str, elsewhere: Connection | None = None) -> Finding:
+    """Check that a package can be imported: here, or in the process at the other end of the connection."""
     name = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(module, module)
     fix = INSTALL if _version(name) is None else "repair what it imports"
 
     def imported() -> str:
-        if process is None:
+        if elsewhere is None:
             importlib.import_module(module)
-        elif (said := process.communicate()[0]) or process.returncode:
-            raise ImportError(said or f"importing it ends Python with code {process.returncode}")
+        elif error := _received(elsewhere):
+            raise ImportError(error)
         return _version(name) or "?"
 
     return _attempt(name, imported, fix)
+
+
+def _received(elsewhere: Connection) -> str:
+    try:
+        return str(elsewhere.recv())
+    except EOFError:
+        return "importing it ends Python"
 
 
 def _cpu() -> Finding:
