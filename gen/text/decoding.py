@@ -36,11 +36,11 @@ class TokenSampling:
     def __post_init__(self) -> None:
         check_fields(self, temperature="[0, inf)", top_p="(0, 1]", top_k="[1, inf)")
 
-    def draw(self, logp: Tensor, u: Tensor | None) -> Tensor:
-        """Return token ids [B, W] from logp [B, W, V] by one uniform number each, [B, W]."""
+    def draw(self, logp: Tensor, u: Tensor | None, where: Tensor | None = None) -> Tensor:
+        """Return token ids [B, W] from logp [B, W, V] by one uniform number each, [B, W]; any where none is needed."""
         if self.temperature == 0 or u is None:
             return likeliest(logp)
-        return draw(logp, u, self.temperature, self.top_p, self.top_k)
+        return draw(logp, u, self.temperature, self.top_p, self.top_k, where)
 
 
 @dataclass(frozen=True)

@@ -341,15 +341,13 @@ class _Loop:
             column = (positions - canvas.prompt_end[:, None]).clamp(0, self.longest - 1)
             return noise.uniform(f"{name}.{step}", self.longest).to(positions.device).gather(1, column)
 
-        tokens, everywhere = canvas.tokens.gather(1, positions), self.decoding.policy.edits or logp.device.type != "cpu"
+        tokens = canvas.tokens.gather(1, positions)
 
         def resample(logp: Tensor) -> Tensor:
             if sampling.temperature == 0:
                 return likeliest(logp)
-            u = uniform("token")
-            if everywhere:  # a GPU would wait for the number of masks
-                return torch.where(open_ | self.decoding.policy.edits, sampling.draw(logp, u), tokens)
-            return tokens.masked_scatter(open_, sampling.draw(logp[open_], u[open_]))
+            needed = open_ | self.decoding.policy.edits
+            return torch.where(needed, sampling.draw(logp, uniform("token"), needed), tokens)
 
         view = StepView(
             logp=logp,

@@ -10,15 +10,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from gen.text.ties import TIE, descending, grouped
+from gen.text.ties import TIE, grouped
 
 __all__ = ["by_rows", "draw", "entropy", "largest", "likeliest", "log_probabilities"]
 
 CACHED = 2**20  # numbers at a time on a CPU: 4 MiB in float32
 BLOCK = 128  # tokens whose maximum or sum stands for them, so that a search reads each number once
 SMALL = 4096  # a vocabulary of so many tokens is not worth a search
-CUTS = (1e-5, 1e-7)  # of the largest tokens, those above a cut are sorted if they hold the nucleus
+CUT = 1e-5  # of all; if the tokens above it are few and hold the nucleus, no others are looked at
+FINE = 46  # a float64 without its last 46 bits: sign, exponent and 6 bits, 64 bins to an octave
+ONE = 1023 << 6  # the bin of 1.0
 
 
 def by_rows(function: Callable[..., Tensor], logp: Tensor, *others: Tensor) -> Tensor:
@@ -135,7 +138,9 @@ def entropy(logp: Tensor) -> Tensor:
     return by_rows(lambda logp: -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1), logp)
 
 
-def draw(logp: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int | None) -> Tensor:
+def draw(
+    logp: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int | None, where: Tensor | None = None
+) -> Tensor:
     """Return token ids [...], each the one at which the cumulative probability passes u, in float64.
 
     float32 would truncate the distribution (arXiv 2409.02908).
@@ -144,21 +149,28 @@ def draw(logp: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int |
         logp: log-probabilities [..., V].
         u: uniform numbers [...].
         temperature, top_p, top_k: as in gen.text.decoding.TokenSampling.
+        where: Boolean [...], the rows that are needed, others may have any id; None for all.
     """
 
     def rows(logp: Tensor, u: Tensor) -> Tensor:
         z = logp.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-        z = z.sub_(z.amax(-1, keepdim=True)).div_(temperature)
+        z.sub_(logp.amax(-1, keepdim=True))
+        if temperature != 1:
+            z.div_(temperature)
         if top_k is not None and top_k < z.shape[-1]:
             z = z.masked_fill_(z < largest(z, top_k) - TIE, -torch.inf)
         if top_p == 1:
             return _at(z.exp_(), u.to(z))
         if z.shape[-1] <= SMALL or z.device.type != "cpu":
             return _nucleus(z, u.to(z), top_p)
-        flat = zip(z.flatten(0, -2), u.to(z).flatten(), strict=True)
-        return torch.stack([_peaked_nucleus(*one, top_p) for one in flat]).view(u.shape)
+        return _searched_nucleus(z.flatten(0, -2), u.to(z).flatten(), top_p).view(u.shape)
 
-    return by_rows(rows, logp, u)
+    if where is None or logp.device.type != "cpu" or where.all():  # a GPU would wait for their number
+        return by_rows(rows, logp, u)
+    tokens, flat, v = torch.zeros(u.shape, dtype=torch.int64), logp.flatten(0, -2), u.flatten()
+    for part in where.flatten().nonzero()[:, 0].split(_rows_at_a_time(logp)):
+        tokens.view(-1)[part] = rows(flat[part], v[part])
+    return tokens
 
 
 def _at(p: Tensor, u: Tensor) -> Tensor:
@@ -186,25 +198,62 @@ def _passed(weights: Tensor, sums: Tensor, wanted: Tensor) -> Tensor:
 
 def _nucleus(z: Tensor, u: Tensor, top_p: float) -> Tensor:
     """Draw from the fewest largest weights exp(z) that together hold top_p of all."""
-    index, p = descending(z), z.softmax(-1)
-    ordered = p.gather(-1, index)
-    excluded = ordered.cumsum(-1) - ordered >= top_p - TIE  # what comes before it holds p already
-    return _at(p.masked_fill(excluded.gather(-1, index.argsort(-1)), 0), u)
-
-
-def _peaked_nucleus(z: Tensor, u: Tensor, top_p: float) -> Tensor:
-    """Do the same for one row [V], of which only the tokens above a cut are sorted if these hold the nucleus."""
     p = z.exp()
-    whole = p.sum()
-    for cut in CUTS:
-        ids = (p >= cut * whole).nonzero()[:, 0]
-        weights = p[ids]
-        if weights.sum() < top_p * whole:
-            continue
-        index, group = grouped(z[ids])
-        ordered = weights[index]
-        n = int((ordered.cumsum(-1) - ordered < (top_p - TIE) * whole).sum())  # the first n are the nucleus
-        if group[n - 1] < group[-1]:  # else an equal of the last might lie below the cut
-            inside = index[:n].sort().values
-            return ids[inside][_at(weights[inside], u)]
-    return _nucleus(z, u, top_p)
+    return _at(_of_nucleus(z, p, (top_p - TIE) * p.sum(-1, keepdim=True))[0], u)
+
+
+def _of_nucleus(z: Tensor, p: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights p, 0 outside the fewest largest whose sum reaches a number; and which are equals of its last.
+
+    Args:
+        z: logarithms of p, [..., V].
+        p: weights, [..., V].
+        wanted: the sum, [..., 1].
+
+    Returns:
+        The weights, [..., V]; all of them in descending order; Boolean of these: equal to the last of the nucleus.
+    """
+    index, group = grouped(z)
+    ordered = p.gather(-1, index)
+    inside = ordered.cumsum(-1) - ordered < wanted
+    last = inside.sum(-1, keepdim=True) - 1
+    equal = (group == group.gather(-1, last.clamp(min=0))) & (last >= 0)
+    return torch.zeros_like(p).scatter_(-1, index, ordered.masked_fill(~inside, 0)), ordered, equal
+
+
+def _searched_nucleus(z: Tensor, u: Tensor, top_p: float) -> Tensor:
+    """Do the same for rows [R, V], of which only the tokens above a cut are sorted if these are few and hold it."""
+    p = z.exp()
+    whole = p.sum(-1, keepdim=True)
+    wanted, cut = (top_p - TIE) * whole, CUT * whole
+    above = [(row >= least).nonzero()[:, 0] for row, least in zip(p, cut, strict=True)]
+    counts = torch.tensor([[len(ids)] for ids in above])
+    ids = pad_sequence([ids if len(ids) <= SMALL else ids[:1] for ids in above], batch_first=True)  # [R, K]
+    outside = torch.arange(ids.shape[-1]) >= counts
+    weights = p.gather(-1, ids).masked_fill_(outside, 0)
+    kept, ordered, equal = _of_nucleus(z.gather(-1, ids).masked_fill_(outside, -torch.inf), weights, wanted)
+    least = ordered.masked_fill(~equal, torch.inf).amin(-1, keepdim=True)  # else an equal might lie below the cut
+    known = (counts <= SMALL) & (weights.sum(-1, keepdim=True) > wanted) & (least > cut * (1 + 2 * TIE))
+    tokens = ids.gather(-1, _at(kept, u)[:, None])[:, 0]
+    for i in (~known[:, 0]).nonzero()[:, 0].tolist():
+        tokens[i] = _flat_nucleus(z[i], p[i], u[i], wanted[i])
+    return tokens
+
+
+def _flat_nucleus(z: Tensor, p: Tensor, u: Tensor, wanted: Tensor) -> Tensor:
+    """Draw for one row [V], of which only the tokens about as likely as the nucleus's last are sorted.
+
+    These come from a histogram of the leading bits of float64, which are ordered like the numbers.
+    """
+    mass = p.new_zeros(ONE + 1).scatter_add_(0, p.view(torch.int64) >> FINE, p)
+    last = ONE - int((mass.flip(0).cumsum(0) < wanted).sum())
+    low, high = torch.tensor([max(last - 1, 0), last + 2]).bitwise_left_shift(FINE).view(torch.float64)
+    near = ((p >= low) & (p < high)).nonzero()[:, 0]
+    kept = p.masked_fill(p < high, 0)
+    inside, ordered, equal = _of_nucleus(z[near], p[near], wanted - kept.sum())
+    equals = ordered[equal]
+    if len(equals) and equals.min() > low * (1 + 2 * TIE) and equals.max() < high * (1 - 2 * TIE):
+        kept[near] = inside
+    else:  # an equal might lie beyond
+        kept = _of_nucleus(z, p, wanted)[0]
+    return _at(kept, u)
