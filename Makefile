@@ -6,12 +6,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-CODE := gen samplers distill models kernels eval scripts tests
+CODE := gen samplers distill models kernels eval scripts tests docs
 
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo demo-colour install test test-slow test-gpu test-browser bench bench-gpu lint format clean
+.PHONY: demo demo-colour docs install test test-slow test-gpu test-browser bench bench-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
@@ -22,6 +22,10 @@ demo-colour: $(STAMP)
 	$(BIN)/gen quickstart photographs
 
 install: $(STAMP)
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "the site: build/docs/index.html"
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --no-skips -m "not gpu"
@@ -65,5 +69,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/reference *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
