@@ -11,7 +11,7 @@ CODE := gen samplers distill models kernels eval scripts tests docs
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo demo-colour docs install test test-slow test-gpu test-browser bench bench-gpu lint format clean
+.PHONY: demo demo-colour docs install test test-slow test-gpu test-browser bench bench-gpu lint format wheel-check clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
@@ -67,6 +67,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
+
+# The wheel and the sdist: their contents, then installed elsewhere and used. make wheel-check PYTHONS="python3.11 python3.12"
+PYTHONS ?= $(PYTHON)
+
+wheel-check: $(STAMP)
+	rm -rf dist
+	$(BIN)/python scripts/release_check.py --out dist --python $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist docs/reference *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -76,7 +76,7 @@ def torchao(module: str) -> Any:
     try:
         return importlib.import_module(f"torchao.{module}")
     except (ImportError, AttributeError, RuntimeError) as error:
-        text = f"eight bits need torchao ({error}): pip install 'gen[quantized]'"
+        text = f"eight bits need torchao ({error}): pip install 'gen-diffusion[quantized]'"
         raise MissingDependency(text) from None
     finally:
         logging.disable(before)

@@ -121,5 +121,5 @@ def test_float8_on_a_gpu_that_has_it(monkeypatch):
 
 def test_without_torchao_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(MissingDependency, match=r"eight bits need torchao .*pip install 'gen\[quantized\]'"):
+    with pytest.raises(MissingDependency, match=r"eight bits need torchao .*pip install 'gen-diffusion\[quantized\]'"):
         prepared("int8", digits("dit").build())
