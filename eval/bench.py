@@ -11,8 +11,6 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.machine import compiler_obstacle
 from gen.config.spec import Json
 from gen.eval.throughput import InterleavedTiming, median_interval, timed
 
@@ -82,8 +81,7 @@ class BenchContext:
         """Return the reason why nothing is compiled here, or None."""
         if self.quick:
             return "nothing is compiled for quick cases"
-        able = self.cuda or any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
-        return None if able else "compiling for a CPU needs a C++ compiler, and there is none"
+        return None if self.cuda else compiler_obstacle()
 
 
 def identity(out: Any) -> Any:

@@ -12,30 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gen.config.spec import Json
-
 if TYPE_CHECKING:
     from gen.eval.bench import MachinePeak
 
-__all__ = ["LoadMeter", "disturbance", "processor"]
+__all__ = ["LoadMeter", "disturbance"]
 
 OTHERS = 0.1  # the share of all processors that other processes may use
 APART = 0.1  # the relative difference between the ceilings before and after
-FLAGS = ("avx", "amx", "fma", "sse4", "sve", "asimd", "bf16", "vnni")  # instruction sets that matrix products use
-
-
-def processor() -> Json:
-    """Return vendor, family, model, stepping and instruction sets of the CPU, as far as the system says.
-
-    Names repeat: "AMD EPYC" is many generations, and their ceilings differ more than twofold.
-    """
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines() if file.is_file() else []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    known = {"vendor": "vendor_id", "family": "cpu family", "model": "model", "stepping": "stepping"}
-    sets = fields.get("flags", fields.get("Features", "")).split()
-    named = [flag for flag in sorted(sets) if any(part in flag for part in FLAGS)]
-    return {**{key: fields.get(name) for key, name in known.items()}, "flags": named}
 
 
 @dataclass

@@ -177,8 +177,8 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> Json:
 
     import torch
 
+    from gen.config.machine import processor
     from gen.eval.provenance import machine
-    from gen.eval.quiet import processor
     from gen.training.resume import versions
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

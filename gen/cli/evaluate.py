@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from gen.cli.lib.options import add_option, parse_part, parse_spec
 from gen.cli.sample import add_sampler_options, loaded, own_device, sampler_options
 from gen.config.errors import UserError
+from gen.config.machine import cache_folder
 from gen.config.reading import parse_json
 from gen.config.spec import Json
 
@@ -80,7 +80,7 @@ def features_folder(given: Path | None) -> Path:
     Args:
         given: by --features.
     """
-    return given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen" / "features"
+    return given or cache_folder("features")
 
 
 @contextmanager

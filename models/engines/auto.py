@@ -11,7 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.config.machine import compiler_obstacle
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import ModulationTable, members, unwrap
 from gen.diffusion.tap import Tap
@@ -19,6 +21,7 @@ from gen.kernels.linear import unpackable
 from gen.models.engines.compiled import Compiled
 from gen.models.engines.fused import Fused
 from gen.models.engines.lib.prepared import Dtype, choose_dtype
+from gen.models.engines.lib.remembered import RememberedChoice
 from gen.models.engines.packed import Packed
 from gen.models.layers.patch import MODULATION
 from gen.models.layers.wrapper import Wrapper
@@ -33,6 +36,7 @@ GAIN = 0.85  # of the plain time, at most: less is not worth the rounding, and s
 class Auto:
     """The fastest for each batch size, as measured at its first evaluation: on a CPU plain, `packed` or `fused`.
 
+    The choice is remembered in the user's cache folder by network, batch, machine and versions, and not measured again.
     On a GPU it is `compiled`, and for text on a CPU `packed`, without a measurement. The result says which, and in what
     dtype. It holds a copy of the weights for each engine that is tried.
 
@@ -40,10 +44,12 @@ class Auto:
         dtype: "auto" is bfloat16 where the processor multiplies it fast and the network computes in it, else float32;
             float32 is then tried too.
         seconds: how long each engine is timed at a new batch size, in turns; three evaluations at least.
+        compile: on a CPU try `compiled` too, which takes a minute for each batch size: only long runs repay it.
     """
 
     dtype: Dtype = "auto"
     seconds: float = 0.1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, seconds="[0, inf)")
@@ -54,10 +60,14 @@ class Auto:
             return Compiled(self.dtype).prepare(net, device)
         dtype, _ = choose_dtype(self.dtype, device, net)
         packable = unpackable(torch.empty(1, 1, dtype=dtype, device=device)) is None
-        engine: Packed | Fused = (Packed if packable else Fused)(self.dtype)
+        engine: Packed | Fused | Compiled = (Packed if packable else Fused)(self.dtype)
         if isinstance(net, TextNet):
             return engine.prepare(net, device)
         engines = [engine, *([replace(engine, dtype="float32")] if dtype != torch.float32 else [])]
+        if self.compile:
+            if (obstacle := compiler_obstacle()) is not None:
+                raise UserError(f"auto: compile = true: {obstacle}")
+            engines.append(Compiled(self.dtype))
         tried = {"plain": copy.deepcopy(unwrap(net)).to(device).eval().requires_grad_(False)}
         for engine in engines:
             prepared = engine.prepare(net, device)
@@ -81,6 +91,11 @@ class Measured(Wrapper):
         self.tried = tried
         self.engines = nn.ModuleList(tried.values())  # they move, and are counted, with the rest
         self.chosen: dict[tuple[int, tuple[int, ...], torch.dtype], str] = {}
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether an engine that was chosen compiles each size of the batch anew."""
+        return any(members(self.tried[name]).fixed_batch for name in self.chosen.values())
 
     @property
     def about(self) -> str:
@@ -121,9 +136,14 @@ class Measured(Wrapper):
         larger = [known for known in self.chosen if known[0] > key[0] and known[1:] == key[1:]]
         if tap is not None and larger:
             return self.chosen[min(larger, key=lambda known: known[0])]
+        remembered = RememberedChoice(self.inner, x, key[0], self.tried)
+        if (known := remembered.read()) is not None:
+            self.chosen[key] = known
+            return known
         took = in_turns({name: self._call(net, x, t, cond, s) for name, net in self.tried.items()}, self.seconds)
         best = min(took, key=lambda name: took[name])
         self.chosen[key] = best if took[best] < GAIN * took["plain"] else "plain"
+        remembered.write(self.chosen[key], took)
         return self.chosen[key]
 
     def _call(self, net: nn.Module, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None) -> Callable[[], Tensor]:

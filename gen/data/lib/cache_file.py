@@ -7,12 +7,12 @@ and then renamed, so a kill leaves the old one. The folder may be removed at any
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gen.config.machine import cache_folder
 from gen.config.writing import replacing
 
 __all__ = ["CacheFile"]
@@ -29,9 +29,8 @@ class CacheFile:
     """
 
     def __init__(self, kind: str, path: str) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         about = f"{kind} {Path(path).resolve()}".encode("utf-8", "surrogateescape")
-        self.file = cache / "gen" / "data" / f"{hashlib.sha256(about).hexdigest()[:32]}.txt"
+        self.file = cache_folder("data") / f"{hashlib.sha256(about).hexdigest()[:32]}.txt"
 
     def read(self) -> list[str]:
         """Return the lines; none of a file that is damaged or not there."""

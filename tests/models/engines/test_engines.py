@@ -5,6 +5,7 @@ import functools
 import pickle
 import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,7 +186,8 @@ def test_auto_says_what_it_chose():
     assert made.about.startswith(f"auto, to be measured: plain or {'packed' if PACKABLE else 'fused'}")
 
 
-def test_auto_takes_the_fastest_of_each_batch_size_once_measured(monkeypatch):
+def test_auto_takes_the_fastest_of_each_batch_size_once_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     net, measured = digits("dit").build().eval(), []
     made = build("models.engines", {"name": "auto", "dtype": "float32"}).prepare(net)
     plain, fast = made.tried
@@ -206,8 +208,28 @@ def test_auto_takes_the_fastest_of_each_batch_size_once_measured(monkeypatch):
     assert many.engine == f"batch 4: plain; batch 8: {fast}"
     pipeline.sample(4, steps=2), pipeline.sample(8, steps=2, cache={"name": "fbcache", "threshold": 0.1})
     assert measured == [3, 5]
+    again = build("models.engines", {"name": "auto", "dtype": "float32"}).prepare(net)  # as another process does
+    later = replace(pipeline, denoiser=replace(pipeline.denoiser, net=again))
+    assert later.sample(3, steps=2).engine == "plain" and measured == [3, 5]
+    assert torch.equal(later.sample(7, steps=2).x, pipeline.sample(7, steps=2).x) and measured == [3, 5]
+    for file in (tmp_path / "gen" / "engines").iterdir():
+        file.write_text(file.read_text()[:-20])
+    later = replace(later, denoiser=replace(later.denoiser, net=Measured(made.tried, 0.0)))
+    assert later.sample(3, steps=2).engine == "plain" and measured == [3, 5, 3]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path(__file__)))  # no folder: nothing is remembered
+    later = replace(later, denoiser=replace(later.denoiser, net=Measured(made.tried, 0.0)))
+    assert later.sample(5, steps=2).engine == fast and measured == [3, 5, 3, 5]
     assert in_turns({"a": lambda: measured.append("call")}, 0.0)["a"] >= 0
     assert measured.count("call") == 4
+
+
+def test_auto_compiles_only_where_it_is_asked_to_and_can(monkeypatch):
+    engine = build("models.engines", {"name": "auto", "dtype": "float32", "compile": True})
+    monkeypatch.setattr("gen.models.engines.auto.compiler_obstacle", lambda: None)
+    assert list(engine.prepare(digits("dit").build()).tried)[-1] == "compiled (as asked), float32"
+    monkeypatch.setattr("gen.models.engines.auto.compiler_obstacle", lambda: "there is none")
+    with pytest.raises(UserError, match="auto: compile = true: there is none"):
+        engine.prepare(digits("dit").build())
 
 
 @pytest.mark.skipif(not PACKABLE, reason="no oneDNN")
