@@ -3,10 +3,10 @@
     python scripts/bench_cache.py [RUN ...] [--interval 3] [--steps 50] [--out FILE]
     python scripts/bench_cache.py --gates 1 8 64 250    # gates that decide for each row, at these batch sizes
 
-On a DiT-S/2 of 256 tokens with random weights, and on each RUN folder given. One thread. Loops with and without a
-cache take turns (A B B A), and medians are compared, so that a busy machine disturbs both alike. Drift is the root mean
-square difference from the same noise's uncached samples, relative to their standard deviation; a random network's
-says little of a trained one's.
+On a DiT-S/2 of 256 tokens with random weights, and on each RUN folder given. One thread, processor time. Loops with and
+without a cache take turns (A B B A), and medians are compared, so that a busy machine disturbs both alike. Drift is the
+root mean square difference from the same noise's uncached samples, relative to their standard deviation; a random
+network's says little of a trained one's.
 
 Measured (2026-11-22, one core of a 2.5 GHz Xeon, torch 2.13), interval 3: on DiT-S/2, 8 of 20 steps in full, TaylorSeer
 c = .16, 1.7x, drift 6e-6; lite with Newton of order 2 c = .013, 2.4x, drift 2e-6. On the quickstart's teacher, 18 of 50
@@ -59,13 +59,13 @@ def random_dit():
 
 
 def timed(call):
-    began = time.perf_counter()
+    began = time.process_time()
     call()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def turns(first, second, rounds):
-    """Median seconds of both, run A B B A."""
+    """Median seconds of the processor of both, run A B B A."""
     a, b = [], []
     for _ in range(rounds):
         for call, times in ((first, a), (second, b), (second, b), (first, a)):
@@ -215,11 +215,12 @@ def main(given=None):
     parser.add_argument("--random-steps", type=int, default=20, help="of the random DiT-S/2's loops (default: 20)")
     parser.add_argument("--batch-size", type=int, default=250, help="of the runs (default: 250)")
     parser.add_argument("--out", type=Path, help="write the numbers to this file")
+    parser.add_argument("--loops", type=int, default=5, help="of gates, four in turns each (default: 5)")
     parser.add_argument("--gates", type=int, nargs="+", metavar="BATCH", help="measure gates at these sizes instead")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
     if args.gates:
-        results = gates(args.gates)
+        results = gates(args.gates, loops=args.loops)
         if args.out:
             write_text(args.out, json.dumps(results, indent=2) + "\n")
         return 0
