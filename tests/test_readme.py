@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import gen
 from gen.cli import _main as cli
 from gen.config.errors import UserError
-from gen.config.spec import build, override
+from gen.config.spec import build, find, names, override
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.training.recipes.digits import digits
@@ -86,31 +86,75 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "30.0 network evaluations per sample" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")], ids=NAMES.get)
-def test_python_of_a_page_runs(page, trained, monkeypatch):
+@pytest.fixture
+def at_home(request, trained, monkeypatch):
+    """The folder of runs as the current one, with the files that a page puts there, which are forgotten afterwards."""
+    page, names = request.getfixturevalue("page"), []
     monkeypatch.chdir(trained)
     monkeypatch.syspath_prepend(str(trained))
     for name, text in files(page).items():
         (trained / Path(name).name).write_text(text)
+        names.append(Path(name).stem)
+    yield trained
+    for name in names:
+        sys.modules.pop(name, None)
+        (trained / f"{name}.py").unlink()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")], ids=NAMES.get)
+def test_python_of_a_page_runs(page, at_home):
     code = "\n".join(block for block in blocks(page, "python") if block not in files(page).values())
+    code = re.sub(r'("(?:steps|n)": )\d{2,}', r"\g<1>2", code)
     with torch.enable_grad():  # a page may switch gradients off
-        exec(compile(re.sub(r'"steps": \d+', '"steps": 2', code), str(page), "exec"), {"__name__": page.stem})
+        exec(compile(code, str(page), "exec"), {"__name__": page.stem})
+
+
+PLACED = re.compile(r"Folder: \[(\S+)/\]|Put this into `(\S+)`:\n\n```python\n(.*?)```", re.DOTALL)
+
+
+def plug_ins():
+    """Return the example files of the pages about plug-ins, with the folder that each page names before it."""
+    cases = []
+    for page in PAGES:
+        folder = None
+        for named, name, code in PLACED.findall(page.read_text(encoding="utf-8")):
+            folder = named or folder
+            if name and folder:
+                cases.append(pytest.param(folder, Path(name).stem, code, id=f"{page.stem}-{name}"))
+    return cases
+
+
+@pytest.mark.parametrize(("folder", "name", "code"), plug_ins())
+def test_an_example_is_a_plug_in_of_its_folder_too(folder, name, code, tmp_path):
+    """Its file's name is its name there, and the first of its `__all__` what it means."""
+    linked = {"samplers": "gen.samplers", "distill": "gen.distillers", "models": "gen.models", "eval": "gen.eval"}
+    top, *rest = folder.split("/")
+    package = importlib.import_module(".".join([linked.get(top, top), *rest]))
+    dotted = package.__name__.removeprefix("gen.")
+    (tmp_path / f"{name}.py").write_text(code)
+    package.__path__.append(str(tmp_path))
+    try:
+        assert name in names(dotted)
+        plugin = find(name, dotted)
+        assert plugin.__module__ == f"{package.__name__}.{name}" and plugin.__doc__
+    finally:
+        package.__path__.remove(str(tmp_path))
+        sys.modules.pop(f"{package.__name__}.{name}", None)
 
 
 def test_the_solver_of_the_page_is_one(tmp_path, monkeypatch):
-    (tmp_path / "my_half.py").write_text(files(ROOT / "docs/extending.md")["samplers/solvers/half.py"])
+    (tmp_path / "half.py").write_text(files(DOCS / "plugins/solver.md")["my_solver.py"])
     monkeypatch.syspath_prepend(str(tmp_path))
-    solver = build("samplers.solvers", "my_half:Half")
+    solver = build("samplers.solvers", "half:Half")
     world, noise = mixture(Flow()), torch.randn(64, 2, dtype=torch.float64)
     x = integrate(world, noise, [1.0, 0.9, 0.8], solver)
     assert measured_order(solver, world, x, 0.8, 0.1) == pytest.approx(2, abs=0.15)
     assert integrate(world, x, [0.8, 0.4, 0.0], solver).isfinite().all()
-    sys.modules.pop("my_half")
+    sys.modules.pop("half")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
-def test_commands_parse(page, trained, monkeypatch):
-    monkeypatch.chdir(trained)
+def test_commands_parse(page, at_home):
     for typed in commands(page, "gen"):
         if typed == ["--help"]:
             continue
