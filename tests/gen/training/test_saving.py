@@ -1,6 +1,8 @@
 """Checkpoints that are written while training goes on."""
 
+import os
 import threading
+import time
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.training.background import BackgroundJob, Snapshot
+from gen.training.distillation import distill
 from gen.training.trainer import Trainer, train
 from tests.gen.tiny import tiny
 
@@ -89,3 +92,35 @@ def test_a_snapshot_keeps_its_memory():
         assert copy.data_ptr() == memory != x.data_ptr() and copy.is_contiguous() and torch.equal(copy, x)
         x += 1
     assert snapshot.copy("a", "x", x.double()).dtype == torch.float64
+
+
+def test_a_student_of_several_roles_that_is_killed_while_it_is_saved_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    teacher, changes = tmp_path / "teacher", {"steps": 6, "save_every": 2, "keep": 3, "validate_every": 0}
+    train(tiny(steps=2), teacher, quiet=True)
+    distill("dmd2", teacher, tmp_path / "whole", changes=changes, quiet=True)
+    write, step = checkpoints.write, Trainer.step
+
+    def slow(folder, *args):
+        if folder.name == "step-0000004":
+            time.sleep(60)
+        return write(folder, *args)
+
+    def killed(self, batches):
+        if self.steps_done == 5:
+            os._exit(9)
+        return step(self, batches)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(checkpoints, "write", slow)
+        monkeypatch.setattr(Trainer, "step", killed)
+        try:
+            distill("dmd2", teacher, tmp_path / "killed", changes=changes, quiet=True)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert checkpoints.newest(tmp_path / "killed/checkpoints").name == "step-0000002"
+    distill("dmd2", teacher, tmp_path / "killed", changes=changes, quiet=True)
+    ours, theirs = (tensors(tmp_path / which / "checkpoints/step-0000006") for which in ("killed", "whole"))
+    assert len({key.partition("/")[0] for key in ours}) > 2
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)

@@ -16,8 +16,11 @@ from gen.config.spec import build
 from gen.data.latents import Latents
 from gen.data.table import Table
 from gen.training.stream import ShuffledStream
+from gen.training.trainer import train
 from tests.gen.data.test_encode import files
 from tests.gen.data.test_encode import pictures as npz
+from tests.gen.tiny import tiny
+from tests.gen.training.test_trainer import same, weights
 
 WORDS = ["<pad>", "<eos>", "<unk>", "a", "cat", "dog", "red", "blue", "on", "grass"]
 CAPTIONS = [f"a {colour} {animal} on grass" for colour in ("red", "blue") for animal in ("cat", "dog")]
@@ -101,6 +104,22 @@ def test_what_cannot_be_is_one_line(fields, error, said, transformers, tmp_path)
     assert "\n" not in str(caught.value)
 
 
+class Reader(torch.nn.Module):
+    """A network that reads the mean of a text's embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.x, self.text = torch.nn.Linear(192, 192), torch.nn.Linear(16, 192)
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        mask = cond["text_mask"][..., None].to(x.dtype)
+        text = (cond["text"] * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return (self.x(x.flatten(1)) + self.text(text)).view_as(x)
+
+    def null(self, cond):
+        return {key: torch.zeros_like(value) for key, value in cond.items()}
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
@@ -143,6 +162,12 @@ def test_captions_are_kept_beside_latents_and_read_back(photos, transformers, tm
     torch.testing.assert_close(null["text"], net([""])[0][0])
     assert null["text_mask"].shape == (5,) and not null["text_mask"].any()
     assert "text" not in Latents(str(tmp_path / "out")).open("train")[0]
+    trained = []
+    for name, resume in [("run", "never"), ("on", str(tmp_path / "run/checkpoints/step-0000002"))]:
+        torch.manual_seed(0)
+        train(tiny(model=Reader(), data=source, steps=4, save_every=2), tmp_path / name, resume=resume, quiet=True)
+        trained.append(weights(tmp_path / name))
+    assert same(*trained)
 
 
 def test_what_has_no_text_is_refused(photos, transformers, tmp_path, capsys):
