@@ -28,13 +28,15 @@ from gen.training.run import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # with which processes wait for each other: a launcher ends them all if one fails
 
 __all__ = [
-    "broadcast", "create_accelerator", "device_mesh", "exchange", "full_tensor", "gather", "is_main", "meta_copy",
-    "processes", "shard", "share", "shutdown", "unshard",
+    "background_group", "broadcast", "create_accelerator", "device_mesh", "exchange", "full_tensor", "gather",
+    "is_main", "meta_copy", "processes", "shard", "share", "shutdown", "unshard",
 ]  # fmt: skip
 
 
@@ -120,30 +122,32 @@ def gather(value: T, collective: bool = False) -> list[T]:
     return values if rank == 0 else []
 
 
-def broadcast(value: T, collective: bool = False) -> T:
+def broadcast(value: T, collective: bool = False, group: ProcessGroup | None = None) -> T:
     """Return the first process's value on every process.
 
     Args:
         value: the first process's; of the others it is ignored.
         collective: True if every process has it.
+        group: of all processes, through which it goes; None for the one that they start with.
     """
     if collective or _join()[1] == 1:
         return value
     values = [value]
-    torch.distributed.broadcast_object_list(values)
+    torch.distributed.broadcast_object_list(values, group=group)
     return values[0]
 
 
-def exchange(mine: Mapping[int, T]) -> list[T]:
+def exchange(mine: Mapping[int, T], group: ProcessGroup | None = None) -> list[T]:
     """Return the values of all processes in the order of their numbers, on every one of them; all have to call.
 
     Args:
         mine: this process's values, by numbers that no other process has.
+        group: as of `broadcast`.
     """
     world = _join()[1]
     parts: list[Any] = [mine] * world
     if world > 1:
-        torch.distributed.all_gather_object(parts, dict(mine))
+        torch.distributed.all_gather_object(parts, dict(mine), group=group)
     whole = {number: value for part in parts for number, value in part.items()}
     return [whole[number] for number in sorted(whole)]
 
@@ -159,10 +163,17 @@ def _join() -> tuple[int, int]:
     """The same, after the processes have met."""
     rank, world = processes()
     if world > 1 and not torch.distributed.is_initialized():
-        # One waits for another as long as that works: a launcher ends them all if one fails.
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
         atexit.register(shutdown)
     return rank, world
+
+
+def background_group() -> ProcessGroup | None:
+    """Return a group of all processes for a thread beside the training, whose messages do not mix with its own.
+
+    Every process has to call at once; None for one process.
+    """
+    return None if _join()[1] == 1 else torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:

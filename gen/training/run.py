@@ -99,8 +99,8 @@ class Run:
         checkpoints: of sharded networks: "whole" files, gathered by the first process; or "sharded", to which each
             process writes its own part, in a folder that all of them share. Either is read by any number of processes.
         workers: processes that load data; 0 loads in the training process.
-        log_every, sample_every, validate_every, save_every: in steps; 0 for never, but for log_every. Whole files are
-            saved while training goes on, from a copy of the state in the CPU's memory.
+        log_every, sample_every, validate_every, save_every: in steps; 0 for never, but for log_every. Checkpoints are
+            written while training goes on, from a copy of the state in the CPU's memory.
         keep: how many checkpoints stay, at least 2.
         trackers: names of accelerate's trackers, such as "tensorboard" and "wandb".
         peak_tflops: peak of one device in the run's precision, such as 989 for an H100 in bf16; with it metrics.jsonl

@@ -42,7 +42,7 @@ def lock_of(folder: Path) -> Iterator[Lock | None]:
 
 
 class RunFolder:
-    """The folder of a run, for the process that writes it; in sharded checkpoints, all do.
+    """The folder of a run, for the process that writes it; of sharded checkpoints, all do.
 
     Args:
         path: the folder.
@@ -157,4 +157,4 @@ class RunFolder:
         known = ("", "checkpoints", "samples", "final")
         if files := [path for path in map(self.path.joinpath, known) if path.exists() and not path.is_dir()]:
             return f"{files[0]} is a file now: move it away"
-        return CURES.get(error.errno or 0, "mend the folder")
+        return CURES.get(error.errno or 0, "mend that")

@@ -1,15 +1,21 @@
-"""Saving a run: whole files are written in the background from a copy of the state, shards at once by all processes."""
+"""Saving a run: a checkpoint is written in the background, from a copy of the state in the CPU's memory.
+
+One process writes whole files, or each process its own shards.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gen.config import checkpoints
 from gen.config.spec import Json
 from gen.training.background import BackgroundJob, Snapshot
+from gen.training.distributed import background_group
 from gen.training.run_folder import RunFolder
-from gen.training.shards import Files, writer
+from gen.training.shards import Files, Shards, gathered
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,7 +31,8 @@ class Saver:
     Args:
         output: the run's folder.
         accelerator: of the processes.
-        sharded: whether each process writes its own shards; they talk to each other, and do not train meanwhile.
+        sharded: whether each process writes its own shards; their threads agree through a group of their own when all
+            are there, and only then does the checkpoint get its name.
 
     Attributes:
         step: of the last checkpoint; 0 for none.
@@ -35,6 +42,7 @@ class Saver:
         self.step = 0
         self._output, self._accelerator, self._sharded = output, accelerator, sharded
         self._main = accelerator.is_main_process
+        self._group = background_group() if sharded else None
         self._job, self._snapshot, self._reserved = BackgroundJob(), Snapshot(), False
         output.settle = self._job.join
 
@@ -50,13 +58,10 @@ class Saver:
             What is to be said about it; "" for nothing.
         """
         self.settle()  # the memory of its copy is taken again
-        write, said, self.step = writer(files, self._sharded, self._main, self._snapshot), "", manifest["step"]
+        write, said, self.step = self._writer(files, self._snapshot), "", manifest["step"]
         if write is not None:
             said = self._output.restore(self.step)
-            job = partial(self._output.save, write, manifest, tidy and self._main)
-            job() if self._sharded else self._job.start(job)
-        if self._sharded:
-            self.settle()
+            self._job.start(partial(self._output.save, write, manifest, tidy and self._main))
         return said
 
     def finish(self, files: Files, manifest: Json) -> None:
@@ -66,7 +71,7 @@ class Saver:
             files, manifest: see `save`.
         """
         self.settle()
-        write = writer(files, self._sharded, self._main)
+        write = self._writer(files)
         if write is not None:
             self._output.restore(manifest["step"])
             self._output.finish(write, manifest)
@@ -78,9 +83,25 @@ class Saver:
         Args:
             files: returns the tensors that will be saved.
         """
-        if self._main and not self._sharded and not self._reserved:
-            self._reserved = True
-            self._job.start(partial(self._snapshot.reserve, files()))
+        if self._reserved or not (self._main or self._sharded):
+            return
+        self._reserved = True
+        own = Shards.of(files()).files if self._sharded else files()
+        self._job.start(partial(self._snapshot.reserve, own))
+
+    def _writer(self, files: Files, snapshot: Snapshot | None = None) -> Callable[[Path, Json], None] | None:
+        """Return what writes a checkpoint, given its folder and manifest; None in a process that writes nothing.
+
+        Args:
+            files: tensors by name and file name, sharded or not; every process has to call at once.
+            snapshot: takes a copy, so that the tensors may change while they are written.
+        """
+        if self._sharded:
+            shards = Shards.of(files)
+            shards = shards if snapshot is None else shards.copied(snapshot)
+            return partial(shards.write, group=self._group)
+        whole = gathered(files, self._main, snapshot)
+        return (lambda folder, manifest: checkpoints.write(folder, whole, manifest)) if self._main else None
 
     def check(self) -> None:
         """Raise what a writing that has ended has raised."""

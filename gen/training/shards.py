@@ -6,9 +6,10 @@ Networks are sharded by fully_shard, by rows: process r of n has the r-th chunk 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,7 +20,10 @@ from gen.config.writing import partial_name
 from gen.training.background import Snapshot
 from gen.training.distributed import broadcast, exchange, full_tensor, processes
 
-__all__ = ["Files", "from_rows", "gathered", "rows_of", "write_sharded", "writer"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Files", "Shards", "from_rows", "gathered", "rows_of"]
 
 Files = dict[str, dict[str, Tensor]]
 
@@ -58,21 +62,102 @@ def from_rows(rows: Tensor, like: Any) -> Tensor:
     )
 
 
-def writer(
-    files: Files, sharded: bool, main: bool, snapshot: Snapshot | None = None
-) -> Callable[[Path, Json], None] | None:
-    """Return what writes a checkpoint, given its folder and manifest; None in a process that writes nothing.
+@dataclass(frozen=True)
+class Shards:
+    """The rows of every divided tensor that a process has and, in the first process, all other tensors.
 
-    Args:
-        files: tensors by name and file name, sharded or not; every process has to call at once.
-        sharded: whether each process writes its own shards; else the first one writes whole files.
-        main: whether this process is the first.
-        snapshot: takes a copy of whole files, so that the tensors may change while they are written.
+    Attributes:
+        files: tensors by name and file name, those that this process writes.
+        wholes: of each of these files the name of the one that is in shards.
+        slices: of each of these files which rows of its tensors it has, by name.
     """
-    if sharded:
-        return lambda folder, manifest: write_sharded(folder, files, manifest)
-    whole = gathered(files, main, snapshot)
-    return (lambda folder, manifest: checkpoints.write(folder, whole, manifest)) if main else None
+
+    files: Files
+    wholes: dict[str, str]
+    slices: dict[str, Json]
+
+    @classmethod
+    def of(cls, files: Mapping[str, Mapping[str, Tensor]]) -> Shards:
+        """Return this process's shards of some files; every process has to call at once.
+
+        Args:
+            files: tensors by name and file name, the same in every process but for what is sharded.
+        """
+        rank, world = processes()
+        own: Files = {}
+        wholes, slices = dict[str, str](), dict[str, Json]()
+        for whole, tensors in files.items():
+            name = f"{whole.removesuffix('.safetensors')}-{rank + 1:05d}-of-{world:05d}.safetensors"
+            own[name], wholes[name], slices[name] = {}, whole, {}
+            for key, tensor in tensors.items():
+                rows = rows_of(tensor)
+                full = full_tensor(tensor) if rows is None else tensor
+                if rows:
+                    local: Any = tensor
+                    own[name][key] = local.to_local()
+                    slices[name][key] = {"start": rows.start, "stop": rows.stop, "shape": list(tensor.shape)}
+                elif rows is None and rank == 0:
+                    own[name][key] = full
+        return cls(own, wholes, slices)
+
+    def copied(self, snapshot: Snapshot) -> Shards:
+        """Return the same from copies, so that the tensors may change while they are written.
+
+        Args:
+            snapshot: takes the copies.
+        """
+        own = {
+            name: {key: snapshot.copy(name, key, tensor) for key, tensor in tensors.items()}
+            for name, tensors in self.files.items()
+        }
+        snapshot.wait()
+        return replace(self, files=own)
+
+    def write(self, folder: Path, manifest: Json, group: ProcessGroup | None = None) -> None:
+        """Write a checkpoint of which each process writes its own shards; it is there once all of them are.
+
+        Args:
+            folder: the checkpoint's folder, on a file system that all processes share.
+            manifest: see gen.config.checkpoints.write; the first process's is taken.
+            group: through which the processes agree, of gloo and for one thread of each; None for that of all of them.
+
+        Raises:
+            OSError: if another process could not write; and what that one raises. The folder is as it was before.
+        """
+        rank, _ = processes()
+        unfinished = Path(broadcast(str(folder.parent / partial_name(folder.name)), group=group))
+        problem: Exception | None = None
+        written: dict[str, Json] = {}
+        try:
+            files = checkpoints.write_files(folder, unfinished, self.files)
+            written = {
+                name: about | {"shard_of": self.wholes[name], "slices": self.slices[name]}
+                for name, about in files.items()
+            }
+        except (OSError, UserError, NonFinite) as error:
+            problem = error
+        said = f"process {rank}: {getattr(problem, 'strerror', None) or problem}" if problem else None
+        try:
+            everything = exchange({rank: (written, said)}, group)
+            problems = [said for _, said in everything if said]
+            if rank == 0:
+                files_written = {name: about for one, _ in everything for name, about in one.items()}
+                absent = [name for name in files_written if not (unfinished / name).exists()]
+                try:
+                    if not problems and not absent:
+                        checkpoints.complete(folder, unfinished, manifest, files_written)
+                except OSError as error:
+                    problem, problems = error, [f"process 0: {error.strerror or error}"]
+                if absent:
+                    problems += [f"{folder.parent} is not the same folder for all processes: {absent[0]} is not there"]
+        finally:
+            if rank == 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        problems = broadcast(problems, group=group)
+        if problem is not None:
+            raise problem
+        if problems:
+            raise OSError("; ".join(problems))
 
 
 def gathered(files: Files, keep: bool, snapshot: Snapshot | None = None) -> Files:
@@ -94,67 +179,3 @@ def gathered(files: Files, keep: bool, snapshot: Snapshot | None = None) -> File
     if snapshot is not None:
         snapshot.wait()
     return whole
-
-
-def write_sharded(folder: Path, files: Mapping[str, Mapping[str, Tensor]], manifest: Json) -> None:
-    """Write a checkpoint of which each process writes its own shards; it is there once all of them are.
-
-    Args:
-        folder: the checkpoint's folder, on a file system that all processes share.
-        files: tensors by name and file name, the same in every process but for what is sharded; all have to call.
-        manifest: see gen.config.checkpoints.write; the first process's is taken.
-
-    Raises:
-        UserError: if another process could not write; and what that one raises. The folder is as it was before.
-    """
-    rank, world = processes()
-    unfinished = Path(broadcast(str(folder.parent / partial_name(folder.name))))
-    problem: Exception | None = None
-    written: dict[str, Json] = {}
-    try:
-        written = _write_own(folder, unfinished, files, rank, world)
-    except (OSError, UserError, NonFinite) as error:
-        problem = error
-    everything: list[tuple[dict[str, Json], str | None]] = exchange(
-        {rank: (written, f"process {rank}: {problem}" if problem else None)}
-    )
-    problems = [said for _, said in everything if said]
-    if rank == 0:
-        files_written = {name: about for one, _ in everything for name, about in one.items()}
-        absent = [name for name in files_written if not (unfinished / name).exists()]
-        try:
-            if not problems and not absent:
-                checkpoints.complete(folder, unfinished, manifest, files_written)
-        except OSError as error:
-            problem, problems = error, [f"process 0: {error}"]
-        if absent:
-            problems += [f"{folder.parent} is not the same folder for all processes: {absent[0]} is not there"]
-        shutil.rmtree(unfinished, ignore_errors=True)
-    problems = broadcast(problems)
-    if problem is not None:
-        raise problem
-    if problems:
-        raise UserError(f"{folder.name} was not saved: {'; '.join(problems)}")
-
-
-def _write_own(
-    folder: Path, unfinished: Path, files: Mapping[str, Mapping[str, Tensor]], rank: int, world: int
-) -> dict[str, Json]:
-    """Write this process's rows of every divided tensor and, in the first process, all other tensors."""
-    own: dict[str, dict[str, Tensor]] = {}
-    slices: dict[str, Json] = {}
-    for whole, tensors in files.items():
-        name = f"{whole.removesuffix('.safetensors')}-{rank + 1:05d}-of-{world:05d}.safetensors"
-        own[name], slices[name] = {}, {}
-        for key, tensor in tensors.items():
-            rows = rows_of(tensor)
-            full = full_tensor(tensor) if rows is None else tensor
-            if rows:
-                local: Any = tensor
-                own[name][key] = local.to_local()
-                slices[name][key] = {"start": rows.start, "stop": rows.stop, "shape": list(tensor.shape)}
-            elif rows is None and rank == 0:
-                own[name][key] = full
-    written = checkpoints.write_files(folder, unfinished, own)
-    shard_of = dict(zip(own, files, strict=True))
-    return {name: about | {"shard_of": shard_of[name], "slices": slices[name]} for name, about in written.items()}
