@@ -11,7 +11,7 @@ CODE := gen samplers distill models kernels eval scripts tests docs
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo demo-colour docs install test test-slow test-gpu test-browser bench bench-gpu lint format wheel-check clean
+.PHONY: demo demo-colour docs install test test-slow test-gpu test-browser bench bench-gpu bench-gpu-all bench-dry lint format wheel-check clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
@@ -43,14 +43,21 @@ test-browser: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --no-skips --run-browser -m browser tests/eval
 
-# Minutes, each. A run that was stopped goes on where it was: make bench-gpu again, of the same commit.
+# bench-gpu: the most telling cases, meant for 8 minutes; bench-gpu-all: every part, minutes each; bench-dry: the steps of
+# bench-gpu with tiny networks, on a CPU. What was stopped goes on where it was: the same again, of the same commit.
 PARTS := attention fused ssm forward sample train decode vocabulary
 
 bench: $(STAMP)
 	$(BIN)/gen bench $(PARTS) --seconds 2
 
 bench-gpu: $(STAMP)
+	$(BIN)/gen bench --plan benchmarks/gpu.toml --device cuda --seconds 1
+
+bench-gpu-all: $(STAMP)
 	$(BIN)/gen bench $(PARTS) --device cuda --seconds 1 --resume
+
+bench-dry: $(STAMP)
+	$(BIN)/gen bench --plan benchmarks/gpu.toml --quick --seconds 0.02
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

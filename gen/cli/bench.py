@@ -1,6 +1,7 @@
 """Measure how fast this machine runs gen and its peers: attention, fused operations, state spaces, networks.
 
 gen bench attention fused --device cuda --out runs/bench/mine [--resume]; without a part, all of them.
+gen bench --plan benchmarks/gpu.toml --device cuda; with --quick tiny cases take the same path on a CPU.
 
 Every case first compares each result with the exact one; a wrong one is not timed, and the exit code is 1. The others
 are timed in turns. A part is one JSON file of the folder, written anew after every case; bench.html shows all of them.
@@ -24,12 +25,14 @@ from gen.config.spec import Json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gen.cli.benches.lib.plan import BenchStep
     from gen.eval.bench import Bench, BenchContext, Case, MakeProduct
 
 __all__ = ["add_arguments", "run"]
 
 PARTS = sorted(file.stem for file in (Path(__file__).parent / "benches").glob("[!_]*.py"))
 DTYPES = ("float32", "bfloat16", "float16")
+SETTING = ("format", "part", "machine", "versions", "dtype", "quick", "seed")  # of a file; its cases have them alike
 PACKAGES = ("triton", "diffusers", "xformers", "transformers", "mamba-ssm", "flash-linear-attention")
 
 
@@ -42,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny cases, few rounds, nothing compiled: for tests")
     parser.add_argument("--list", action="store_true", help="list the cases, and stop")
     parser.add_argument("--resume", action="store_true", help="skip cases that the folder has with the same settings")
+    parser.add_argument(
+        "--plan", type=Path, help="a TOML file of cases in their order, as benchmarks/gpu.toml; resumes always"
+    )
     add_option(parser, "out", help="a folder (default: runs/bench/DEVICE-DTYPE)")
     add_options(parser, device="cpu", threads=None)
 
@@ -50,19 +56,20 @@ def run(args: argparse.Namespace) -> int:
     from gen.config.devices import check_device
     from gen.eval.bench import Bench, BenchContext
 
-    parts = list(dict.fromkeys(_part(given) for given in args.part)) or PARTS
     context = _context(args, BenchContext)
+    steps = _steps(args)
     if (args.threads is not None and args.threads < 1) or not args.seconds > 0:
         raise UserError(f"--threads {args.threads}, --seconds {args.seconds}: at least 1, and above 0")
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed}: it must be in 0 .. 2^63 - 1")
-    found = {part: [case.name for case in _cases(part, context, args.only)] for part in parts}
-    if not any(found.values()):
-        raise UserError(f"--only {args.only!r}: no case of {', '.join(parts)} has this in its name; see --list")
-    parts = [part for part in parts if found[part]]
+    found = {step: [case.name for case in step.cases(context)] for step in steps}
+    if none := [step for step in steps if not found[step] and (args.plan or not any(found.values()))]:
+        parts = ", ".join(step.part for step in none)
+        raise UserError(f"--only {none[0].only!r}: no case of {parts} has this in its name; see --list")
+    steps = [step for step in steps if found[step]]
     if args.list:
-        for part in parts:
-            print(part, *(f"  {name}" for name in found[part]), sep="\n")
+        for step in steps:
+            print(step.part, *(f"  {name}" for name in found[step]), sep="\n")
         return 0
     check_device(args.device)
     how: Json = {"rounds": 6, "block": 1e-9, "rotate": 0} if args.quick else {}
@@ -71,15 +78,28 @@ def run(args: argparse.Namespace) -> int:
     _check_folder(folder)
     wrong: list[str] = []
     with _threads(args.threads):
-        for part in parts:
-            wrong += _measure(part, context, bench, folder, args)
+        for step in steps:
+            wrong += _measure(step, context, bench, folder, args)
             _page(folder)
     print(f"{folder / 'bench.html'}: {len(wrong)} wrong or refused" if wrong else folder / "bench.html")
     return int(bool(wrong))
 
 
-def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
-    """Measure the cases of a part that its file lacks, writing it after each; return the names of wrong ones.
+def _steps(args: argparse.Namespace) -> list[BenchStep]:
+    from gen.cli.benches.lib.plan import BenchStep, read_plan
+
+    if args.plan is None:
+        return [BenchStep(_part(given), args.only) for given in dict.fromkeys(args.part or PARTS)]
+    if args.part or args.only:
+        raise UserError("--plan says what is measured: give no part and no --only with it")
+    steps = read_plan(args.plan, args.quick)
+    for step in steps:
+        _part(step.part)
+    return steps
+
+
+def _measure(step: BenchStep, context: BenchContext, bench: Bench, folder: Path, args: argparse.Namespace) -> list[str]:
+    """Measure the cases of a step that its part's file lacks, writing it after each; return the names of wrong ones.
 
     Those measured while others worked, or between two ceilings that differ, are refused: they are wrong too.
     """
@@ -88,14 +108,15 @@ def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args:
     from gen.eval.pages.bench import bench_table
     from gen.eval.quiet import LoadMeter, disturbance
 
-    path = folder / f"{part}.json"
-    old = _read(path) if args.resume and path.exists() else {"cases": []}
+    part, path = step.part, folder / f"{step.part}.json"
+    old = _read(path) if (args.resume or args.plan) and path.exists() else {"cases": []}
     done = {record["key"]: record for record in old["cases"] if record["gate"]["ok"]}
     file, products, refused = _about(part, context, args), _products(context), list[str]()
+    same = all(old.get(name) == file[name] for name in SETTING)
     peak = measure_peak(context, others=products)
     file |= {"peak": vars(peak), "cases": []}
     print(f"{part}: {peak.flops / 1e12:.3g} TFLOP/s, {peak.bytes / 1e9:.3g} GB/s ({peak.what})", flush=True)
-    for case in _cases(part, context, args.only):
+    for case in step.cases(context):
         key, meter = _key(case, file, bench), LoadMeter()
         record = done.get(key) or {"key": key, **bench.measure(case, peak), "others": meter.others()}
         print(bench_table(record) if key not in done else f"{case.name}: measured before", flush=True)
@@ -112,8 +133,10 @@ def _measure(part: str, context: BenchContext, bench: Bench, folder: Path, args:
         file["cases"] = [record for record in file["cases"] if record["key"] in done]
         print(f"{part}: {len(new)} cases refused: {reason}. Run it again with --resume when the machine is quiet")
         refused += new
+    wrong = [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
+    file["cases"] += _pending(done, file["cases"]) if same else []
     write_json(path, file)
-    return refused + [record["case"] for record in file["cases"] if not record["gate"]["ok"]]
+    return refused + wrong
 
 
 def _disturbed(context: BenchContext, reason: str | None) -> str | None:
@@ -136,17 +159,9 @@ def _products(context: BenchContext) -> tuple[MakeProduct, ...]:
 
 
 def _pending(done: dict[str, Json], current: list[Json]) -> list[Json]:
-    """Return the earlier records of cases that are still to come: a killed run must not lose them."""
-    seen = {record["key"] for record in current}
-    return [record for key, record in done.items() if key not in seen]
-
-
-def _cases(part: str, context: BenchContext, only: str | None) -> Iterator[Case]:
-    from gen.config.spec import find
-
-    for case in find(part, "cli.benches")(context):
-        if only is None or only in case.name:
-            yield case
+    """Return the earlier records of other cases: those that are still to come, and those of other steps."""
+    seen = {record["case"] for record in current}
+    return [record for record in done.values() if record["case"] not in seen]
 
 
 def _part(given: str) -> str:
@@ -208,7 +223,7 @@ def _key(case: Case, file: Json, bench: Bench) -> str:
     import hashlib
     import json
 
-    about = {name: file[name] for name in ("format", "part", "machine", "versions", "dtype", "quick", "seed")}
+    about = {name: file[name] for name in SETTING}
     how = {"rounds": bench.rounds, "seconds": bench.seconds, "block": bench.block, "rotate": bench.rotate}
     given = json.dumps([case.settings(), about, how], sort_keys=True)
     return hashlib.sha256(given.encode()).hexdigest()[:16]
@@ -277,7 +292,13 @@ def _threads(n: int | None) -> Iterator[None]:
 def _command(args: argparse.Namespace) -> str:
     """Return the command line that repeats this."""
     words = ["gen", "bench", *args.part, "--device", args.device, "--seconds", f"{args.seconds:g}"]
-    single = {"dtype": args.dtype, "threads": args.threads, "seed": args.seed or None, "only": args.only}
+    single = {
+        "dtype": args.dtype,
+        "threads": args.threads,
+        "seed": args.seed or None,
+        "only": args.only,
+        "plan": args.plan,
+    }
     for key, value in {**single, "out": args.out}.items():
         words += [f"--{key}", str(value)] if value is not None else []
     return shlex.join([*words, *(["--quick"] if args.quick else [])])

@@ -27,7 +27,7 @@ __all__ = ["sample"]
 
 SCALE = 4.0  # of the guidance, DiTPipeline's own default
 CPU = "on a CPU compiling takes longer than all of this part; gen bench forward does it once"
-ONE = "compiled for the larger batch only; gen bench forward has the smallest"
+ONE = "compiled for the smallest batch and the largest only"
 
 
 def sample(context: BenchContext) -> Iterator[Case]:
@@ -42,10 +42,8 @@ def sample(context: BenchContext) -> Iterator[Case]:
         context: device, dtype and size.
     """
     steps = 4 if context.quick else 20
-    for n in (1, 32) if context.cuda and not context.quick else (1,):
-        yield _case(
-            context, "XL/2" if context.cuda else "S/2", n, steps, CPU if not context.cuda else "" if n > 1 else ONE
-        )
+    for n in (1, 8, 64) if context.cuda and not context.quick else (1,):
+        yield _case(context, "XL/2" if context.cuda else "S/2", n, steps, CPU if not context.cuda else ONE * (n == 8))
 
 
 def _case(context: BenchContext, size: str, n: int, steps: int, reason: str) -> Case:

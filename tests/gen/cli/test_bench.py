@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gen.cli import bench, main
 from gen.cli.benches import fused as ops
 from gen.cli.benches.lib.dit import Nets, forward_flops, specification
+from gen.cli.benches.lib.plan import read_plan
 from gen.config.spec import find
 from gen.eval.bench import BenchContext, Call, MachinePeak
 
+GPU = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu.toml"
 QUICK = BenchContext(torch.device("cpu"), torch.float32, quick=True)
 
 
@@ -133,6 +136,45 @@ def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
     assert code == 0 and out.count("measured before") == 2 and len(names()) == 5
 
 
+def test_the_plan_for_a_gpu_names_cases_that_there_are(capsys):
+    code, out, _ = call(capsys, "--plan", GPU, "--device", "cuda", "--list")
+    lines = out.splitlines()
+    assert code == 0 and [line for line in lines if line[0] != " "] == [
+        "attention", "sample", "sample", "train", "ssm", "decode", "sample",
+    ]  # fmt: skip
+    assert lines[1] == "  d 72, N 1024, 16 x 16 heads, forward" and lines[-1].endswith("guided, 1 image")
+    few, all_ = ([call.name for call in case.calls] for case in sample_cases())
+    assert set(all_) - set(few) == {"compiled", "diffusers compiled"}
+
+
+def sample_cases():
+    cuda = BenchContext(torch.device("cuda"), torch.bfloat16)
+    steps = [step for step in read_plan(GPU, quick=False) if step.part == "sample"]
+    return [next(steps[i].cases(cuda)) for i in (0, -1)]
+
+
+def test_the_steps_of_a_plan_share_a_part_s_file_and_are_not_done_twice(tmp_path, capsys):
+    plan, words = tmp_path / "plan.toml", ("--quick", "--seconds", "0.001", "--out", tmp_path)
+    plan.write_text("[[stage]]")
+    assert "a plan has tables [[step]] and nothing else, it has stage" in call(capsys, "--plan", plan)[2]
+    plan.write_text('[[step]]\npart = "vocabulary"\nwithout = ["eager"]\n')
+    one = ("vocabulary", *words, "--only", "temperature 0", "--resume")
+    call(capsys, *one)
+    code, out, _ = call(capsys, "--plan", plan, *words)
+    assert code == 0 and "measured before" not in out  # with fewer calls it is another case
+    assert call(capsys, "--plan", plan, *words)[1].count("measured before") == 3
+    assert "measured before" not in call(capsys, *one)[1]
+    file = json.loads((tmp_path / "vocabulary.json").read_text())
+    assert [len(record["calls"]) for record in file["cases"]] == [2, 1, 1]
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_can_be_rehearsed_on_a_cpu(tmp_path, capsys):
+    code, _, err = call(capsys, "--plan", GPU, "--quick", "--seconds", "0.02", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert {file.stem for file in tmp_path.glob("*.json")} == {"attention", "sample", "train", "ssm", "decode"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -144,6 +186,7 @@ def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
         (["fused", "--seed", "-1"], "--seed -1: it must be in 0 .. 2^63 - 1"),
         (["fused", "ssm", "--only", "swigul"], "--only 'swigul': no case of fused, ssm has this in its name"),
         (["fused", "--out", "/dev/null"], "--out /dev/null: it cannot be created"),
+        (["fused", "--plan", str(GPU)], "--plan says what is measured: give no part and no --only with it"),
         (["fused", "--device", "cdua"], "--device cdua"),
         (["fused", "--quikc"], "unknown option '--quikc' of gen bench. Did you mean '--quick'?"),
     ],
