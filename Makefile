@@ -11,7 +11,7 @@ CODE := gen samplers distill models kernels eval scripts tests docs
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo demo-colour docs install test test-slow test-gpu test-browser bench bench-gpu bench-gpu-all bench-dry lint format wheel-check clean
+.PHONY: demo demo-colour docs install test test-slow test-gpu test-gpu-all test-browser bench bench-gpu bench-gpu-all bench-dry lint format wheel-check clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
@@ -33,8 +33,12 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --no-skips --run-slow -m "slow and not gpu" $(SLOW)
 
+# test-gpu: one dtype and the common sizes, meant for 3 minutes, most of which is compiling; test-gpu-all: all of them.
 test-gpu: $(STAMP)
-	$(BIN)/pytest -q -m gpu
+	$(BIN)/pytest -q -m gpu tests/kernels tests/gen/training tests/eval
+
+test-gpu-all: $(STAMP)
+	$(BIN)/pytest -q -m gpu --run-slow
 
 # The pages, driven in Chromium.
 test-browser: $(STAMP)
