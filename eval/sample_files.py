@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from gen.training.log import ProgressBar
 
 __all__ = ["FileOfSamples", "write_npz", "write_samples"]
 
+CAPTIONS_FILE = "metadata.jsonl"
 COPIED = 1000  # pictures that are copied into a file at a time
 STAMP = (1980, 1, 1, 0, 0, 0)  # of a member of a zip: equal samples are equal files
 
@@ -58,12 +59,13 @@ class FileOfSamples:
     name: str = "samples"
     quiet: bool = False
 
-    def draw(self, draw: Callable[[range], Samples], labels: Tensor | None) -> Json | None:
+    def draw(self, draw: Callable[[range], Samples], labels: Tensor | None, prompts: Sequence[str] = ()) -> Json | None:
         """Draw the chunks that are missing, and write the file when all are there.
 
         Args:
             draw: returns the samples of consecutive indices.
             labels: [n], written beside the pictures; None for none.
+            prompts: the caption of each, which are too; () for none.
 
         Returns:
             nfe, and the fraction of evaluations that a cache computed in full, means over samples; and `there`, how
@@ -85,7 +87,7 @@ class FileOfSamples:
             return None
         if lacking := _missing(files):
             return {"there": self.n - sum(len(self._rows(i)) for i in lacking)}
-        write_samples(self.out, files["images"].rows(), labels)
+        write_samples(self.out, files["images"].rows(), labels, prompts)
         nfe, full = files["costs"].rows().mean(0).tolist()
         shutil.rmtree(self._chunks)
         return {"there": self.n, "nfe": nfe, "full": full}
@@ -129,19 +131,21 @@ def _missing(files: dict[str, RowFile]) -> list[int]:
     return sorted({i for file in files.values() for i in file.missing()})
 
 
-def write_samples(out: Path, images: Tensor, labels: Tensor | None) -> None:
+def write_samples(out: Path, images: Tensor, labels: Tensor | None, prompts: Sequence[str] = ()) -> None:
     """Write pictures with their labels: an .npz in ADM's layout, or a new folder of PNGs.
 
-    The folder's labels stand in dataset.json, as in EDM's: {"labels": [["000000.png", 3], ...]}.
+    The folder's labels stand in dataset.json, as in EDM's: {"labels": [["000000.png", 3], ...]}; its captions in
+    metadata.jsonl, as in Hugging Face's image folders, a table that gen.data.table reads.
 
     Args:
         out: file.npz, or the folder.
         images: uint8 [N, C, H, W], on the CPU or memory-mapped.
         labels: [N]; None for none.
+        prompts: N captions; () for none.
     """
     with replacing(out) as partial:
         if out.suffix == ".npz":
-            write_npz(partial, images, labels)
+            write_npz(partial, images, labels, prompts)
             return
         partial.mkdir()
         names = [f"{i:06d}.png" for i in range(len(images))]
@@ -150,15 +154,21 @@ def write_samples(out: Path, images: Tensor, labels: Tensor | None) -> None:
         if labels is not None:
             listed = [list(pair) for pair in zip(names, labels.tolist(), strict=True)]
             write_text(partial / LABELS_FILE, json.dumps({"labels": listed}))
+        if prompts:
+            rows = ({"file_name": name, "text": text} for name, text in zip(names, prompts, strict=True))
+            write_text(partial / CAPTIONS_FILE, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
-def write_npz(file: Path, images: Tensor, labels: Tensor | None) -> None:
+def write_npz(file: Path, images: Tensor, labels: Tensor | None, prompts: Sequence[str] = ()) -> None:
     """Write pictures as ADM does: arr_0 uint8 [N, H, W, C], and the labels as arr_1, reading little at a time.
+
+    Captions are the strings of a further array, prompts.
 
     Args:
         file: to write.
         images: uint8 [N, C, H, W], on the CPU or memory-mapped.
         labels: [N]; None for none.
+        prompts: N captions; () for none.
     """
     n, c, h, w = images.shape
     with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
@@ -169,6 +179,9 @@ def write_npz(file: Path, images: Tensor, labels: Tensor | None) -> None:
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy", STAMP), "w") as member:
                 np.lib.format.write_array(member, labels.numpy())
+        if prompts:
+            with archive.open(zipfile.ZipInfo("prompts.npy", STAMP), "w") as member:
+                np.lib.format.write_array(member, np.array(prompts))
 
 
 def _write_header(stream: IO[bytes], descr: str, shape: tuple[int, ...]) -> None:

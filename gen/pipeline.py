@@ -21,10 +21,12 @@ from gen.config.spec import Json, Spec, name_of
 from gen.config.trust import allowing
 from gen.data.lib.autoencoders import build_autoencoder
 from gen.data.lib.learned import latent_of, latent_scale, learned_data, no_pictures
+from gen.data.lib.prompts import ENCODER_MISSING, prompt_encoder, prompts_of
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
+from gen.diffusion.dtypes import computation_dtype, weight_converter
 from gen.diffusion.editing import Edit, batched
 from gen.diffusion.net import NetMembers, empty_network, members, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
@@ -55,6 +57,7 @@ class Samples:
         engine: what prepared the network, in words; "" for the network itself.
         no_pictures: the reason why x holds no pictures in [-1, 1]; "" if it does.
         trajectory: x at every time of the loop, [n, steps + 1, C, H, W]; None unless it was asked for.
+        prompts: the caption of each sample; () without captions.
     """
 
     x: Tensor
@@ -65,6 +68,7 @@ class Samples:
     engine: str = ""
     no_pictures: str = ""
     trajectory: Tensor | None = None
+    prompts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.x.shape[1:]))
@@ -134,6 +138,7 @@ class Pipeline:
         weights: label of the average that was loaded, or "raw".
         info: the checkpoint's manifest; None without one.
         engine: that the network was prepared by, see `prepared`; None for the network itself.
+        encode_prompts: from captions to their condition (gen.data.lib.prompts); None without captions.
     """
 
     denoiser: DenoiserLike
@@ -147,6 +152,7 @@ class Pipeline:
     weights: str = "raw"
     info: Json | None = None
     engine: Any = None
+    encode_prompts: Callable[[Sequence[str]], Cond] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, classes="[0, inf)", params="[0, inf)")
@@ -193,9 +199,10 @@ class Pipeline:
         Args:
             n: how many; None for images_per_condition of each condition.
             cond: a label, one for each sample, or a mapping of tensors [n, ...]; None for balanced labels i % classes.
-                A label is a number, or the name of a class folder.
+                A label is a number, or the name of a class folder. To a model of captions a caption, or one for each
+                sample; None for none.
             images_per_condition: consecutive samples that share a condition; then cond has n / images_per_condition.
-            negative: what a guide moves away from, in place of no condition: a label, or as cond.
+            negative: what a guide moves away from, in place of no condition: a label, a caption, or as cond.
             solver, guide, cache: a name, a spec, or an object; None as the model was trained to be sampled; "none" for
                 no guide or cache.
             steps: of the solver; None as the model was trained to be sampled.
@@ -215,6 +222,7 @@ class Pipeline:
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
         n = self._count(n, cond, images_per_condition)
         seeds = sample_seeds(seed, n, start)
+        prompts = () if self.encode_prompts is None else prompts_of(n, cond, images_per_condition)
         cond = self.condition(n, cond, start, images_per_condition)
         against = None if negative is None else self.condition(n, negative, start, images_per_condition)
         shape = self.state_shape
@@ -243,7 +251,8 @@ class Pipeline:
         bar.close()
         seconds, engine = time.perf_counter() - began, self.net.about
         states = torch.cat([torch.stack(batch.states, 1) for batch in parts if batch.states]) if trajectory else None
-        return Samples(torch.cat(images), cond, evaluations / n, seconds, reports, engine, self.no_pictures, states)
+        x = torch.cat(images)
+        return Samples(x, cond, evaluations / n, seconds, reports, engine, self.no_pictures, states, prompts)
 
     def prepared(self, engine: object = "auto") -> Pipeline:
         """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.
@@ -380,7 +389,14 @@ class Pipeline:
                 said = ", the last for no class" if self.net.null_class else ", none of them for no class"
                 raise UserError(f"cond['y'] = {shown(cond['y'].tolist())}; allowed: 0 .. {last}{said}")
             return cond
+        if prompts := prompts_of(n, cond):
+            if self.encode_prompts is not None:
+                return self.encode_prompts(prompts)
+            if hasattr(getattr(unwrap(self._network), "spec", None), "text_width"):
+                raise UserError(f"{self.name} takes captions by an encoder: {ENCODER_MISSING}")
         if not self.classes:
+            if cond is not None and self.encode_prompts is not None:
+                raise UserError(f"{self.name} takes captions, in words: {shown(cond)} is none")
             if cond is not None:
                 raise UserError(f"{self.name} is unconditional: it takes no label {cond!r}")
             return {}
@@ -404,6 +420,7 @@ def load(
     allow: Sequence[str] = (),
     dtype: torch.dtype | str | None = None,
     model: object = None,
+    text_encoder: object = None,
 ) -> Any:
     """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
@@ -417,6 +434,8 @@ def load(
             network's own, float32.
         model: the network of a run that was given it as an object (gen.models.given): a module, or the name
             "my_pkg.mod:MyNet" of a class that takes no arguments.
+        text_encoder: that captions are read by, for a model that was trained on its embeddings: a spec of
+            gen.models.text_encoders, or the folder of a pretrained one.
 
     Raises:
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
@@ -439,14 +458,14 @@ def load(
     role = info["role"]
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
     net = empty_network(run.model, sum(about["bytes"] for about in checkpoints.files_of(info, file).values()))
-    tensors = checkpoints.read_tensors(checkpoint, file, info, _converter(net, dtype))
+    tensors = checkpoints.read_tensors(checkpoint, file, info, weight_converter(net, dtype))
     try:
         net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:  # its message has a line for every tensor
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{checkpoint}/{file} does not hold the weights of its model: {why}") from None
     net = net.eval().requires_grad_(False).to(device)
-    used = _check_dtype(net)
+    used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
         "name": Path(folder).resolve().name,
         "params": sum(p.numel() for p in net.parameters()),
@@ -462,33 +481,8 @@ def load(
         how, about["path"] = run.sampler.with_files_in(checkpoint), run.path
         return TextPipeline(net, tokenizer, how, info["shape"][0], run.data, **about)
     f = Denoiser(net, run.path, run.parameterisation, dtype=used)
-    return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, **about)
-
-
-def _converter(net: nn.Module, dtype: torch.dtype | str | None) -> Callable[[str, Tensor], Tensor]:
-    """Return what casts a file's tensors by name to the dtype that `load` was given."""
-    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype not in (None, "file") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
-        raise UserError(f'dtype = {dtype!r}; allowed: None, "file", or a floating dtype such as "bfloat16"')
-    own = {name: value.dtype for name, value in net.state_dict().items()}
-
-    def convert(name: str, tensor: Tensor) -> Tensor:
-        if name in own and tensor.is_floating_point() != own[name].is_floating_point:
-            raise UserError(f"{name} is {tensor.dtype}, expected {own[name]}")
-        if dtype == "file" or not tensor.is_floating_point():
-            return tensor
-        return tensor.to(kind or own.get(name, torch.get_default_dtype()))
-
-    return convert
-
-
-def _check_dtype(net: nn.Module) -> torch.dtype | None:
-    """Return the dtype that x has to have, None for float32; UserError for one that the network does not compute in."""
-    used = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-    known = (torch.float32, *members(net).compute_dtypes)
-    if used not in known:
-        raise UserError(f"dtype {used}: {type(net).__name__} computes in {', '.join(map(str, known))}")
-    return None if used == torch.float32 else used
+    prompts = prompt_encoder(run.data, text_encoder)
+    return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, encode_prompts=prompts, **about)
 
 
 def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:

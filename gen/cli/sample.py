@@ -2,6 +2,7 @@
 
 gen sample runs/digits -n 64 --solver heun --steps 18 --guidance-scale 1.5 --seed 0 --out grid.png
 gen sample runs/digits -n 10 --image seven.png --strength 0.6; with --mask mask.png only its white is painted anew
+gen sample runs/captions --prompt "a bold seven, turned left" --prompt "a thin two, upright" --images-per-label 8
 
 Pictures to edit are scaled and cropped to the model's size. A file.npz and a folder are filled in chunks of the batch
 size, with little memory: the same command goes on where it was stopped, and several processes share out the work:
@@ -11,8 +12,10 @@ torchrun --nproc-per-node 4 -m gen sample ..., or the same command with --part 1
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ from gen.config.spec import Json, spec_of
 from gen.config.writing import replacing
 
 if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
     from torch import Tensor
 
     from gen.diffusion.denoiser import Cond
@@ -40,10 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", help="a class, by number or name, or a comma-separated class for each sample (default: balanced)"
     )
     parser.add_argument(
-        "--images-per-label", type=read_as(int, "[1, inf)"), default=1, help="samples of each label (default: 1)"
+        "--prompt", action="append", metavar="TEXT", help="a caption; several, each with a --prompt of its own"
+    )
+    parser.add_argument(
+        "--images-per-label", type=read_as(int, "[1, inf)"), default=1, help="samples of each label or prompt"
     )
     parser.add_argument("--size", help="height and width of the samples, such as 256x384 (default: the model's own)")
-    parser.add_argument("--negative", help="a class, or classes as of --labels, that the guide moves away from")
+    parser.add_argument(
+        "--negative", help="a class, classes as of --labels, or a caption, that the guide moves away from"
+    )
     add_sampler_options(parser)
     parser.add_argument("--part", help="k/n: draw part k of n; the last part writes the file")
     parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
@@ -61,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     out = (
         "file.png: one sheet; file.npz: uint8 NHWC as arr_0 and labels as arr_1; else a new folder of PNGs, with the "
-        "labels in dataset.json"
+        "labels in dataset.json; captions are kept in the .png, as prompts of the .npz, or in metadata.jsonl"
     )
     add_option(parser, "out", Path("samples.png"), out)
 
@@ -84,6 +93,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
         help="a name of `gen list models.engines`, or a JSON spec: faster, and rounded otherwise, in bfloat16 where "
         "that is fast unless the spec has another dtype",
     )
+    parser.add_argument("--text-encoder", help="to read captions: a pretrained one's folder, or a JSON spec")
 
 
 def sampler_options(args: argparse.Namespace, pipeline: Pipeline) -> Json:
@@ -128,7 +138,8 @@ def loaded(args: argparse.Namespace) -> Pipeline:
 
     if args.dtype is not None and args.engine is not None:
         raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
-    pipeline = load_images(args.run, args.weights, own_device(args.device), dtype=args.dtype)
+    encoder = parse_spec(args.text_encoder)
+    pipeline = load_images(args.run, args.weights, own_device(args.device), dtype=args.dtype, text_encoder=encoder)
     return pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
 
 
@@ -163,6 +174,7 @@ class _Drawing:
         decoder: a gen.eval.drawn.Decoder.
         n: number of samples.
         cond, negative: tensors [n, ...]; None for no negative one.
+        prompts: the caption of each; () without captions.
         images: to edit, [n, C, H, W], [1, C, H, W] for one for all, or None.
         options: of Pipeline.sample for all of them.
     """
@@ -171,6 +183,7 @@ class _Drawing:
     n: int
     cond: Cond
     negative: Cond | None
+    prompts: tuple[str, ...]
     images: Tensor | None
     options: Json
 
@@ -185,10 +198,14 @@ class _Drawing:
 
 
 def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
+    from gen.data.lib.prompts import prompts_of
     from gen.eval.drawn import Decoder
 
-    labels = None if args.labels is None else _labels(args.labels, pipeline)
-    negative = None if args.negative is None else _labels(args.negative, pipeline, "--negative")
+    if args.labels is not None and args.prompt is not None:
+        raise UserError("--labels and --prompt are given; give one")
+    labels = args.prompt if args.labels is None else _labels(args.labels, pipeline)
+    reads = pipeline.encode_prompts is not None
+    negative = args.negative if reads or args.negative is None else _labels(args.negative, pipeline, "--negative")
     decoder, each = Decoder(pipeline, parse_spec(args.autoencoder)), args.images_per_label
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
     edit = _edit(args, pipeline)
@@ -200,7 +217,8 @@ def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
         raise UserError(f"-n {n}, and --images-per-label {each}: give a multiple")
     cond = pipeline.condition(n, labels, 0, each)
     away = None if negative is None else pipeline.condition(n, negative, 0, each)
-    return _Drawing(decoder, n, cond, away, images, options | edit)
+    prompts = () if args.prompt is None else prompts_of(n, args.prompt, each)
+    return _Drawing(decoder, n, cond, away, prompts, images, options | edit)
 
 
 def _draw_at_once(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
@@ -216,7 +234,7 @@ def _draw_at_once(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
     parts = gather(drawing(rows), drawing.decoder.collective)
     if not parts or not is_main():
         return None
-    whole = replace(parts[0], x=torch.cat([part.x for part in parts]), cond=drawing.cond)
+    whole = replace(parts[0], x=torch.cat([part.x for part in parts]), cond=drawing.cond, prompts=drawing.prompts)
     _save(whole, args.out)
     if keep:
         _save_trajectory(torch.cat([p.trajectory for p in parts if p.trajectory is not None]), args.trajectory)
@@ -247,7 +265,7 @@ def _draw_in_chunks(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
     name, labels = decoder.pipeline.name, drawing.cond.get("y")
     file = FileOfSamples(args.out, drawing.n, args.batch_size, identity, part, decoder.collective, name, args.quiet)
     _watch(drawing, args)
-    done = file.draw(drawing, labels)
+    done = file.draw(drawing, labels, drawing.prompts)
     return None if done is None else {**done, "seconds": time.perf_counter() - began}
 
 
@@ -353,10 +371,21 @@ def _save(samples: Samples, out: Path) -> None:
     from gen.eval.sample_files import write_samples
 
     if out.suffix != ".png":
-        write_samples(out, samples.uint8(), samples.cond.get("y"))
+        write_samples(out, samples.uint8(), samples.cond.get("y"), samples.prompts)
         return
     with replacing(out) as partial:
-        samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(partial)
+        samples.sheet(zoom=max(1, 32 // samples.x.shape[-1])).save(partial, pnginfo=_noted(samples.prompts))
+
+
+def _noted(prompts: Sequence[str]) -> PngInfo | None:
+    """Return the captions as a text of a .png, "prompts", a JSON list; None without captions."""
+    from PIL.PngImagePlugin import PngInfo
+
+    if not prompts:
+        return None
+    info = PngInfo()
+    info.add_itxt("prompts", json.dumps(list(prompts), ensure_ascii=False))
+    return info
 
 
 def _save_trajectory(states: Tensor, folder: Path) -> None:

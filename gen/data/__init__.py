@@ -8,6 +8,7 @@
     npz          ADM's .npz of images                        mixture  points of a mixture of Gaussians
     latents      what gen encode wrote, or others' latents   digits   8 x 8 digits in scikit-learn's wheel
     given        a torch Dataset of your own                 photographs  colour crops of nine photographs
+    captions     another source's captions as a condition    captioned_digits  16 x 16 digits with sentences
 
 A path is as good as a spec: "./photos" is the kind of data that lies there (spec_at). This page is the contract; a
 class of your own is named "my_package.module:Class".
@@ -68,7 +69,9 @@ class DataSource(Protocol):
     A source of text has `tokenizer` and `vocab_size` too, see gen.text.contracts.tokenizer. A source of latents or
     points has the class attribute `pictures = False`: they are never clamped to [-1, 1] or drawn. One of latents has
     `latent`, what a checkpoint says of them (gen.data.lib.learned), and tensors that go with it. One
-    whose labels have names has `label_names`, a tuple; they are stored with the model, and are as good as numbers.
+    whose labels have names has `label_names`, a tuple; they are stored with the model, and are as good as numbers. One
+    of captions has `text_fields`, the fields of a model that reads them, `null_text`, the embedding of no caption, or
+    None, and perhaps `encode_prompts(captions)`, their condition.
 
     Attributes:
         shape: the shape of one x: (C, H, W), or (L,) for text.

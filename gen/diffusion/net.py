@@ -73,6 +73,9 @@ class Net(Protocol):
         spec.size_step: what the sides of an x that is higher or wider than spec.size are multiples of, pixels; None for
             a network that takes spec.size alone.
         logvar(t): log variance of the loss at t [B], learned with the weights (EDM2), [B]; none.
+        conditions: keys of cond besides "y" that the network reads, such as "text_ids" and "text_mask"; ().
+        store_null_text(text, mask): keep the embedding of the empty caption, [L, D] and bool [L], as what no caption
+            is; none.
         compute_dtypes: dtypes besides float32 that `forward` also computes in, once the module was moved to them with
             `.to(dtype)`; (). An engine then passes x and floating conditions in that dtype and t, s as they are.
         modulation_table(t, cond): see `ModulationTable`; none. Engines provide it.
@@ -132,7 +135,8 @@ class NetMembers:
         state_shape: None where neither the network nor its spec says.
         image, lr_scales: callables, always there.
         null_class: whether there is a label for "no class".
-        logvar, modulation_table: None where the network has none.
+        logvar, modulation_table, store_null_text: None where the network has none.
+        conditions: keys besides "y".
         compute_dtypes: dtypes besides float32.
         about: "" for a network that no engine prepared.
         fixed_batch: whether a further size of the batch is costly, or all processes must have the same: caches then
@@ -148,6 +152,8 @@ class NetMembers:
     modulation_table: Callable[[Tensor, Cond], ModulationTable | None] | None
     about: str
     fixed_batch: bool
+    conditions: tuple[str, ...]
+    store_null_text: Callable[[Tensor, Tensor], None] | None
 
 
 def members(net: nn.Module) -> NetMembers:
@@ -167,6 +173,8 @@ def members(net: nn.Module) -> NetMembers:
         modulation_table=getattr(inner, "modulation_table", None),
         about=getattr(inner, "about", ""),
         fixed_batch=getattr(inner, "fixed_batch", False),
+        conditions=tuple(getattr(inner, "conditions", ())),
+        store_null_text=getattr(inner, "store_null_text", None),
     )
 
 

@@ -57,6 +57,20 @@ def check_data(spec: Any, data: DataSource, shape: tuple[int, ...]) -> None:
             f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(shape)} and "
             f"{data.classes}: set model.channels, model.size and model.classes to fit"
         )
+    _check_captions(spec, getattr(data, "text_fields", {}))
+
+
+def _check_captions(spec: Any, wanted: Mapping[str, Any]) -> None:
+    """Check that a network reads the captions of the data: their ids, or embeddings of their width and length."""
+    spec = getattr(spec, "inner", spec)
+    if wanted and not hasattr(spec, "text_length") and not hasattr(spec, "check"):
+        raise UserError(f"the data have captions, and this {type(spec).__name__} reads none: take pixart or mmdit")
+    fixed = {key: value for key, value in wanted.items() if key not in ("text_depth", "null_text")}
+    given = {key: getattr(spec, key) for key in fixed if hasattr(spec, key)}
+    short = given.get("text_length", 0) < fixed.get("text_length", 0)
+    if any(given[key] != fixed[key] for key in given if key != "text_length") or (given and short):
+        raise UserError(f"the data's captions have {_listed(fixed)}, the model {_listed(given)}: set model.text_vocab, "
+                        "model.text_width and model.text_length to fit")  # fmt: skip
 
 
 def _bucket_sizes(data: Any) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,7 @@
 """Defaults that follow the choice they depend on: what a run's other settings become when one of them is chosen.
 
 path -> parameterisation, training times, weighting, grid, and the model's factor on time; data -> the model's size,
-channels and classes, or its ids. What is stated beside the choice stays as stated.
+channels, classes and captions, or its ids. What is stated beside the choice stays as stated.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _shape(data: Any) -> Json:
         return {**id_fields(tokenizer), "length": data.shape[0]}
     shape = data.shape
     size = shape[1] if shape[1] == shape[2] else shape[1:]
-    return {"size": size, "channels": shape[0], "classes": data.classes}
+    captions = getattr(data, "text_fields", {})
+    return {"size": size, "channels": shape[0], "classes": data.classes, **captions}
 
 
 def _fitting(owner: Any, shape: Json) -> Json:
@@ -142,7 +143,7 @@ def _fit_spec(spec: str | Mapping[str, Any], data: Any, path: Any) -> Json:
         if name in fields and name not in given and path is not None:
             designed = preset.get(name, getattr(owner, "time_range", fields[name].default))
             given[name] = designed / _time_unit(path)
-    missing = {"size", "channels", "classes", "vocab_size"} & fields.keys() - given.keys()
+    missing = {"size", "channels", "classes", "vocab_size", "text_length"} & fields.keys() - given.keys()
     if missing:
         given |= {name: value for name, value in _fitting(owner, _shape(data())).items() if name not in given}
     return given

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gen.config.writing import replacing, write_text
 from gen.data import DataSet, DataSource
 from gen.data.lib.learned import learned_data, no_pictures
 from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.net import members
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
 from gen.training.buckets import shape_of_items
@@ -39,7 +40,7 @@ def why_none(run: Run, data: DataSet, folder: Path) -> str:
 
 
 def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.device) -> Path:
-    """Write pictures of always the same noise and labels, or texts after the prompts of always the same items.
+    """Write pictures of always the same noise and conditions, or texts after the prompts of always the same items.
 
     Args:
         run: its sampler samples.
@@ -60,10 +61,19 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
     shape, classes = shape_of_items(run.data, data), run.data.classes
     f = Denoiser(net, run.path, run.parameterisation)
     pipeline = Pipeline(f, shape, classes, run.sampler, device=device, info={"run": run_spec(run)})
-    samples = pipeline.sample(SAMPLES, batch_size=run.micro_batch_size or run.batch_size)
+    cond = _conditions(net, data, SAMPLES)
+    samples = pipeline.sample(SAMPLES, cond, batch_size=run.micro_batch_size or run.batch_size)
     with replacing(file.with_suffix(".png")) as partial:
         samples.sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(partial)
     return file.with_suffix(".png")
+
+
+def _conditions(net: Any, data: DataSet, n: int) -> dict[str, Tensor] | None:
+    """Return the conditions besides labels of items spread over the data, [n, ...]; None where the network has none."""
+    if not (names := members(net).conditions):
+        return None
+    items = [data[i * len(data) // n] for i in range(n)]
+    return {key: torch.stack([item[key] for item in items]) for key in items[0] if key in (*names, "y")}
 
 
 def _write_texts(

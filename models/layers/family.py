@@ -57,16 +57,19 @@ class Family:
 class FamilyNet(nn.Module):
     """Base of the networks of families; keeps the contract gen.diffusion.net.Net.
 
-    net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. The label `spec.classes` is "no class".
+    net(x [B, C, H, W], t [B], {"y": int64 [B]}) -> [B, C, H, W]. The label `spec.classes` is "no class"; a caption
+    (gen.models.layers.captions) is none where its mask has no token.
     """
 
     spec: Any
     compute_dtypes = (torch.bfloat16, torch.float64)
 
     def null(self, cond: Cond) -> Cond:
-        """Return cond with the label "no class", the one after the last; cond itself without classes."""
+        """Return cond with the label "no class", the one after the last, and without a caption where it has one."""
+        captions = ("text", "text_ids", "text_mask", "pooled") if hasattr(self.spec, "text_width") else ()
+        cond = {**cond, **{key: torch.zeros_like(cond[key]) for key in captions if key in cond}}
         if not self.spec.classes:
-            return dict(cond)
+            return cond
         if not getattr(self.spec, "null_class", True):
             raise UserError(f"this {type(self.spec).__name__} has no class that means none: it cannot be guided by one")
         return {**cond, "y": torch.full_like(labels(self.spec, cond), self.spec.classes)}

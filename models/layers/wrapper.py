@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -103,6 +103,16 @@ class Wrapper(nn.Module):
     def compute_dtypes(self) -> tuple[torch.dtype, ...]:
         """Dtypes besides float32 that the inner network computes in."""
         return members(self.inner).compute_dtypes
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Keys of cond besides "y" that the inner network reads."""
+        return members(self.inner).conditions
+
+    @property
+    def store_null_text(self) -> Callable[[Tensor, Tensor], None] | None:
+        """The inner network's method, or None."""
+        return members(self.inner).store_null_text
 
     def image(self, x: Tensor) -> Tensor:
         """Return the image in a state x [B, ...]."""

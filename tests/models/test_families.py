@@ -54,7 +54,15 @@ def inputs(net, n=3, dtype=torch.float64):
     g = torch.Generator().manual_seed(1)
     x = torch.randn(n, *members(net).state_shape, generator=g, dtype=dtype)
     t = 0.05 + 0.9 * torch.rand(n, generator=g, dtype=dtype)
-    return x, t, {"y": torch.randint(0, 10, (n,), generator=g)}
+    cond = {"y": torch.randint(0, 10, (n,), generator=g)}
+    if length := getattr(net.spec, "text_length", 0):  # captions of some tokens, and none in the last row
+        cond["text"] = torch.randn(n, length, net.spec.text_width, generator=g, dtype=dtype)
+        cond["text_mask"] = torch.arange(length) < torch.arange(n - 1, -1, -1)[:, None] * 2
+    return x, t, cond
+
+
+def rows_of(cond, rows):
+    return {key: value[rows] for key, value in cond.items()}
 
 
 def count(net):
@@ -77,7 +85,7 @@ def test_a_row_does_not_depend_on_its_batch(name):
     together = net(x, t, cond)
     assert together.shape == x.shape and together.std() > 0
     for i in range(len(x)):
-        alone = net(x[i : i + 1], t[i : i + 1], {"y": cond["y"][i : i + 1]})
+        alone = net(x[i : i + 1], t[i : i + 1], rows_of(cond, slice(i, i + 1)))
         torch.testing.assert_close(alone[0], together[i], rtol=1e-10, atol=1e-10)
 
 
@@ -105,8 +113,8 @@ def test_time_and_label_matter_and_null_is_another_label(name):
     x, t, cond = inputs(net)
     out = net(x, t, cond)
     assert not torch.equal(out, net(x, t / 2, cond))
-    null = net.null({**cond, "text": x})
-    assert null["y"].tolist() == [10] * len(x) and null["text"] is x
+    null = net.null({**cond, "other": x})
+    assert null["y"].tolist() == [10] * len(x) and null["other"] is x
     assert not torch.equal(out, net(x, t, null))
     unlabelled = random_net(digits(name, classes=0))
     assert unlabelled.null({}) == {}
@@ -178,7 +186,7 @@ def test_a_fresh_network_is_zero(name):
     record = FeatureRecorder(("blocks.*",))
     assert net(x, t, cond, tap=record).abs().max() == 0
     residuals = [h for site, h in record.features.items() if site.count(".") == 1]
-    if name not in ("ddt", "dimsum", "edm2"):  # whose blocks are not the identity
+    if name not in ("ddt", "dimsum", "edm2", "pixart"):  # whose blocks are not the identity
         assert residuals and not any(h.any() for h in residuals)
 
 
@@ -361,7 +369,7 @@ def test_pictures_may_be_higher_or_wider_than_square(name):
     out = net(x, t, cond)
     assert out.shape == x.shape and out.isfinite().all()
     for i in range(len(x)):
-        alone = net(x[i : i + 1], t[i : i + 1], {"y": cond["y"][i : i + 1]})
+        alone = net(x[i : i + 1], t[i : i + 1], rows_of(cond, slice(i, i + 1)))
         torch.testing.assert_close(alone[0], out[i], rtol=1e-10, atol=1e-10)
 
 

@@ -1,0 +1,67 @@
+"""Captions as conditions at sampling: which words were given, and what encodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gen.config.errors import UserError, shown
+from gen.config.spec import build
+
+__all__ = ["ENCODER_MISSING", "prompt_encoder", "prompts_of"]
+
+ENCODER_MISSING = "give its folder, as --text-encoder FOLDER or gen.load(..., text_encoder=FOLDER)"
+
+
+def prompts_of(n: int, cond: object, each: int = 1) -> tuple[str, ...]:
+    """Return the captions of n samples, () for a condition that is none.
+
+    Args:
+        n: number of samples.
+        cond: a caption for all, or one for each `each` samples; anything else is no caption.
+        each: consecutive samples that share one.
+
+    Raises:
+        UserError: for another number of captions.
+    """
+    if isinstance(cond, str):
+        return (cond,) * n
+    if isinstance(cond, Mapping) or not isinstance(cond, Sequence) or not cond:
+        return ()
+    if not all(isinstance(one, str) for one in cond):
+        return ()
+    if len(cond) * each != n:
+        raise UserError(f"{len(cond)} captions for {n // each} conditions: give one for all, or one for each")
+    return tuple(caption for caption in cond for _ in range(each))
+
+
+def prompt_encoder(source: Any, text_encoder: object = None) -> Callable[[Sequence[str]], dict[str, Tensor]] | None:
+    """Return what encodes captions as the data of a training had them; None for data without captions.
+
+    Args:
+        source: of the training.
+        text_encoder: a spec of gen.models.text_encoders, or the folder of a pretrained one; None for the data's own.
+
+    Raises:
+        UserError: for an encoder of data that have their own, or none.
+    """
+    own: Callable[[Sequence[str]], dict[str, Tensor]] | None = getattr(source, "encode_prompts", None)
+    if text_encoder is None:
+        return own
+    if own is not None:
+        raise UserError(f"text_encoder = {shown(text_encoder)}: the model was trained with an encoder of its own")
+    path = isinstance(text_encoder, (str, Path)) and not hasattr(text_encoder, "load")
+    encoder = build("models.text_encoders", {"name": "pretrained", "path": str(text_encoder)} if path else text_encoder)
+    known = getattr(source, "text_encoder", None)
+    if known is not None and encoder.identity() != known:
+        raise UserError(f"text_encoder = {shown(text_encoder)} is not the one that the latents' captions were read by")
+    loaded = encoder.load()
+
+    def encode(prompts: Sequence[str]) -> dict[str, Tensor]:
+        text, mask = loaded(prompts)
+        return {"text": text, "text_mask": mask}
+
+    return encode
