@@ -21,6 +21,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build, find, names, override
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
+from gen.training.recipes.captioned_digits import captioned_digits
 from gen.training.recipes.digits import digits
 from gen.training.recipes.lists import lists
 from tests.ode import measured_order
@@ -62,6 +63,8 @@ def trained(tmp_path_factory):
     often |= {"optim.lr": 0.05, "schedule.warmup": 0, "ema": []}
     gen.train(override(digits(), SMALL | often), folder / "runs/teacher", quiet=True)
     gen.train(override(lists(), SMALL | often), folder / "runs/lists", quiet=True)
+    captions = {"model.text_width": 8, "model.text_depth": 1}
+    gen.train(override(captioned_digits(), SMALL | captions | often), folder / "runs/captions", quiet=True)
     for name in ("cat", "dog", "flower"):
         (folder / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(folder / "photos" / name / "0.png")

@@ -7,9 +7,9 @@ from gen.config.errors import UserError
 from gen.diffusion.net import members, takes_shape
 from gen.models.dit import DiT
 from gen.models.layers.embed import grid_embedding
-from tests.models.test_families import FAMILIES, WRAPPERS, digits, inputs, random_net
+from tests.models.test_families import FAMILIES, WRAPPERS, digits, inputs, random_net, rows_of
 
-OTHERS = ("dit", "edm2", "song_unet", "unet", *WRAPPERS)  # what wraps a DiT takes what that does
+OTHERS = ("dit", "edm2", "pixart", "song_unet", "unet", *WRAPPERS)  # what wraps a DiT takes what that does
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -31,7 +31,7 @@ def test_a_family_takes_the_sizes_that_it_says(name):
         x = torch.randn(3, 1, *size, dtype=torch.float64)
         out = net(x, t, cond)
         assert out.shape == x.shape and out.std() > 0
-        torch.testing.assert_close(net(x[1:2], t[1:2], {"y": cond["y"][1:2]}), out[1:2])
+        torch.testing.assert_close(net(x[1:2], t[1:2], rows_of(cond, slice(1, 2))), out[1:2])
     for shape in [(3, 8, 8), (1, 8, 9), (1, 0, 8), (8, 8)]:
         assert not takes_shape(spec, shape)
     with pytest.raises(UserError, match=f"that {step} divides"):
