@@ -15,11 +15,20 @@ from torch import Tensor, nn
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
+from gen.diffusion.net import members
 from gen.training.optimiser_state import dump, load
 from gen.training.run import Run
 from gen.training.shards import Files, from_rows, rows_of
 
-__all__ = ["enable", "enable_blocks", "optimiser_files", "restore", "trainable_parameters", "weight_files"]
+__all__ = [
+    "build_network",
+    "enable",
+    "enable_blocks",
+    "optimiser_files",
+    "restore",
+    "trainable_parameters",
+    "weight_files",
+]
 
 Switch = Literal["fused", "gradient_checkpointing"]
 SWITCHES: tuple[Switch, ...] = ("fused", "gradient_checkpointing")
@@ -35,6 +44,20 @@ def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
         net: the network; frozen parameters are left out.
     """
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
+def build_network(run: Run) -> nn.Module:
+    """Return the fresh network of a run, which knows the embedding of no caption where its data store one.
+
+    Args:
+        run: its model and its data.
+    """
+    net: nn.Module = run.model.build()
+    keep = members(net).store_null_text
+    if keep is not None and getattr(run.data, "text_fields", {}).get("null_text") == "stored":
+        null = getattr(run.data, "null_text", {})
+        keep(null["text"], null["text_mask"])
+    return net
 
 
 def enable(net: nn.Module, switch: Switch) -> bool:

@@ -27,7 +27,6 @@ from gen.config.trust import allowing, external_names
 from gen.config.writing import Lock
 from gen.data.lib.learned import latent_parts
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.net import members
 from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
@@ -153,10 +152,8 @@ class Trainer:
         run = self.run
         checks.check_data(run.model, self.source, self.shape)
         checks.check_objective(run, self.data)
-        net = run.model.build()
+        net = state.build_network(run)
         checks.check_network(run.model, net, self.data)
-        if (keep := members(net).store_null_text) and (null := getattr(self.source, "null_text", None)):
-            keep(null["text"], null["text_mask"])
         self.init_note = load_init(run, net) if run.init else ""
         self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
         if parent_hash(run) != self.parent:
