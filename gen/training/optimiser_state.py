@@ -17,6 +17,7 @@ from gen.config.spec import Json
 __all__ = ["check_resumable", "dump", "load"]
 
 STEPS = 6  # before and after the resume that is tried
+IMPLEMENTATION = ("foreach", "fused")  # of a group: the device's, not the state's
 SIDE = 64  # the largest side of a parameter in it
 
 
@@ -63,7 +64,7 @@ def load(
     """
     groups = [{key: _decode(value, tensors) for key, value in group.items()} for group in values["groups"]]
     for group, saved in zip(optim.param_groups, groups, strict=True):
-        group.update(saved)
+        group.update({key: value for key, value in saved.items() if key not in IMPLEMENTATION})
         on_device = group.get("capturable") or group.get("fused")
         for parameter in group["params"]:
             name = names[parameter]

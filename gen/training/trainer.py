@@ -7,9 +7,7 @@ rate are computed from the step's number, so a resumed run gives the same bits w
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -31,9 +29,10 @@ from gen.diffusion.noise import Noise, derive, training_noise
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
 from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items, sizes_of
+from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
 from gen.training.low_precision import to_float8
-from gen.training.objectives import Batch, Step
+from gen.training.objectives import Batch, to_device
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
 from gen.training.result import TrainResult
@@ -47,6 +46,7 @@ from gen.training.sources import fingerprints, parent_hash
 from gen.training.speed import SpeedMeter, matmul_tflops
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
 from gen.training.trackers import log_sheet, start_trackers
+from gen.training.updates import FiniteGuard, Numbers, StopSignal, Update
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -136,6 +136,8 @@ class Trainer:
         self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
         self.steps_done = 0
+        self.logs: dict[str, float] = {}
+        self.unread: tuple[float, list[Update]] | None = None  # of the last step, with its learning rate
         self.val_loss: float | None = None
         written = datetime.now(UTC).isoformat(timespec="seconds")
         about = {"run": anchored(run_spec(run)), "command": command, "written": written, "versions": versions()}
@@ -143,6 +145,7 @@ class Trainer:
         self.output = RunFolder(folder, about | {"sources": self.sources}, self.start.line, run.keep, spare, lock)
         self.saver = Saver(self.output, self.accelerator, self.mesh is not None and run.checkpoints == "sharded")
         self._prepare()
+        self.guard = FiniteGuard.of(run, self.objective, self.optims.values(), self.accelerator, self.mesh is not None)
         if self.start.checkpoint is not None:
             self._restore(self.start.checkpoint)  # after accelerate, which would cast the optimisers' state
 
@@ -182,6 +185,7 @@ class Trainer:
             self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         self.averages.follow(self.nets)
         self.denoisers = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
+        self.gradients = Gradients(self.accelerator, self.denoisers, self.share // self.micro, self.mesh is not None)
         self.roles = self.denoisers if self.teacher is None else {**self.denoisers, "teacher": self.teacher}
 
     @property
@@ -235,12 +239,13 @@ class Trainer:
         self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], self.device, peak)
 
     def _loop(self, stop: StopRequest) -> None:
+        stopped_by = StopSignal(self.accelerator, late=self.guard is not None)
         for micro_batches in self.speed.timed(self._batches()):
             self._after_step(self._counted(micro_batches))
             self.saver.check()
             if self.run.save_every:
                 self.saver.reserve(lambda: self._model_files() | self._optimiser_files()[0])
-            if number := self._stopped_by(stop):
+            if number := stopped_by(stop.number):
                 if self.saver.step != self.steps_done:
                     self.save()
                 self.saver.settle()
@@ -249,12 +254,6 @@ class Trainer:
         if self.saver.step != self.steps_done:
             self.save()
         self._finish()
-
-    def _stopped_by(self, stop: StopRequest) -> int:
-        """The highest number of the signals by which processes were asked to stop; 0 for none."""
-        if self.world == 1:
-            return stop.number
-        return int(self.accelerator.gather(torch.tensor([stop.number], device=self.device)).max())
 
     def _batches(self) -> Iterator[list[Batch]]:
         """This process's micro-batches of every step from here on."""
@@ -265,10 +264,10 @@ class Trainer:
 
     def _batch(self, item: Mapping[str, Tensor], draw: int) -> Batch:
         """draw: number of the run's draw of noise; training step n has the n-th, validation always the same."""
-        cond = {k: v.to(self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
+        cond = {k: to_device(v, self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
         origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
         noise = training_noise(self.run.seed, draw, item["index"].tolist())
-        return Batch(item["x"].to(self.device), cond, noise, origin, self.steps_done)
+        return Batch(to_device(item["x"], self.device), cond, noise, origin, self.steps_done)
 
     def _counted(self, micro_batches: list[Batch]) -> dict[str, float]:
         """Make a step; of the first one count the operations, if MFU is asked for."""
@@ -280,61 +279,51 @@ class Trainer:
         return logs
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """Update every role that the objective yields; nothing is updated unless loss and gradient are finite."""
+        """Update every role that the objective yields; nothing is updated unless loss and gradient are finite.
+
+        Returns:
+            The step's numbers; where they are read late those of the step before, and `settle` returns the step's.
+        """
         random = torch.default_generator if self.device.type == "cpu" else torch  # torch seeds every kind of device
         random.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
         lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
         running = [iter(self.objective(self.roles, batch)) for batch in micro_batches]
-        logs: dict[str, float] = {"lr": lr}
+        updates: list[Update] = []
         while True:
-            yielded = [self._backward(losses, last=losses is running[-1]) for losses in running]
+            yielded = [self.gradients.add(losses, last=losses is running[-1]) for losses in running]
             parts = [part for part in yielded if part is not None]
             if not parts:
                 break
             role, _, names = parts[0]
-            means = {"loss": self._mean([loss for _, loss, _ in parts])}
-            means |= {k: self._mean([values[k] for _, _, values in parts]) for k in names}
-            logs |= self._update((role,) if isinstance(role, str) else role, means, lr)
+            means = {"loss": self.gradients.mean([loss for _, loss, _ in parts])}
+            means |= {k: self.gradients.mean([values[k] for _, _, values in parts]) for k in names}
+            self.settle()  # the step before, whose numbers are there by now
+            updates.append(self._update((role,) if isinstance(role, str) else role, means, lr))
         self.steps_done += 1
-        self.averages.update(self.steps_done)
-        self.objective.observe(self.roles, logs)
-        return logs
+        self.unread = lr, updates
+        return self.logs if self.guard is not None else self.settle()
 
-    def _backward(self, losses: Iterator[Step], last: bool) -> Step | None:
-        """Compute one micro-batch's next loss and its gradient; the last micro-batch synchronises the processes."""
-        with self._no_sync(unless=last), self.accelerator.autocast():
-            part = next(losses, None)
-            if part is None:
-                return None
-            role, loss, logs = part
-            scaled = loss / (self.share // self.micro)
-        with self._no_sync(unless=last):
-            self.accelerator.backward(scaled)
-        return role, loss.detach(), {k: v.detach() for k, v in logs.items()}
+    def settle(self) -> dict[str, float]:
+        """Read the last step's numbers, average the weights and return the numbers; NonFinite for some that are not."""
+        if self.unread is not None:
+            (lr, updates), self.unread = self.unread, None
+            self.logs = {"lr": lr}
+            for update in updates:
+                self.logs |= self._check(update)
+            self.averages.update(self.steps_done)
+            self.objective.observe(self.roles, self.logs)
+        return self.logs
 
-    def _no_sync(self, unless: bool) -> AbstractContextManager[object]:
-        """Keep gradients local within, where one network is replicated."""
-        if unless or self.world == 1 or self.mesh is not None or len(self.denoisers) > 1:
-            return nullcontext()
-        (f,) = self.denoisers.values()
-        return self.accelerator.no_sync(f.net)
-
-    def _mean(self, values: list[Tensor]) -> Tensor:
-        """Average a number over micro-batches and processes."""
-        mean = torch.stack(values).mean().to(self.device)
-        return mean if self.world == 1 else self.accelerator.reduce(mean, "mean")
-
-    def _update(self, roles: tuple[str, ...], means: dict[str, Tensor], lr: float) -> dict[str, float]:
+    def _update(self, roles: tuple[str, ...], means: dict[str, Tensor], lr: float) -> Update:
         """Make one optimiser step for each of these roles; NonFinite if the loss or the gradient is not finite."""
         parameters = [parameter for role in roles for parameter in self.parameters[role]]
         norm = distributed.full_tensor(self.accelerator.clip_grad_norm_(parameters, self.run.clip))
-        value, size, *others = torch.stack([means.pop("loss"), norm, *means.values()]).tolist()  # waits once
-        scaled = self.accelerator.scaler is not None  # fp16 finds its scale by overflowing: such a step is skipped
-        if not (math.isfinite(value) and (scaled or math.isfinite(size))):
-            self.saver.wait()
-            self.saver.wait()
-            what = f"{roles[0]} loss {value:g}, gradient norm {size:g}, lr {lr:.3g}"
-            raise checks.nonfinite_step(self.run, self.data, self.steps_done, what, self.folder / "checkpoints")
+        values = torch.stack([means.pop("loss"), norm, *means.values()])
+        update = Update(self.steps_done, roles, lr, tuple(means), Numbers(values))
+        if self.guard is None:
+            self._check(update)
+        else:
+            self.guard.watch(values[:2])
         self.averages.release_weights()
         for role in roles:
             for group in self.optims[role].param_groups:
@@ -342,16 +331,24 @@ class Trainer:
             self.optims[role].step()
         for parameter in chain(*self.parameters.values()):  # a loss may have left some in networks it does not train
             parameter.grad = None
-        prefix = "" if self.role in roles else f"{roles[0]}_"
-        return {f"{prefix}loss": value, f"{prefix}grad_norm": size} | dict(zip(means, others, strict=True))
+        return update
+
+    def _check(self, update: Update) -> dict[str, float]:
+        """Return an update's numbers by name; NonFinite if loss or gradient are not finite."""
+        if update.finite(self.accelerator.scaler is not None):
+            return update.logs(self.role)
+        self.steps_done = update.step
+        self.saver.wait()
+        raise checks.nonfinite_step(self.run, self.data, update.step, str(update), self.folder / "checkpoints")
 
     # -- what happens beside the loop ----------------------------------------------------------------------------------
 
     def _after_step(self, logs: dict[str, float]) -> None:
         run, step = self.run, self.steps_done
-        self.progress.advance(loss=logs.get("loss", 0.0), lr=logs["lr"])
         if _due(step, run.log_every, run.steps):
+            logs = self.settle()
             self._record({"split": "train", **logs, **self.speed.measure(step)})
+        self.progress.advance(loss=logs.get("loss", 0.0), lr=logs.get("lr", 0.0))
         if _due(step, run.validate_every, run.steps):
             self.val_loss = self.validate()
             self._record({"split": "test", "val_loss": self.val_loss})
@@ -368,6 +365,7 @@ class Trainer:
 
     def sampling_net(self) -> nn.Module:
         """Return the first average of the sampling role, or a copy of its raw weights, unsharded, in eval mode."""
+        self.settle()
         averaged = bool(self.run.ema)
         net = self.averages.nets[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
         if self.mesh is not None:
@@ -400,10 +398,12 @@ class Trainer:
 
     def save(self, tidy: bool = True) -> None:
         """Save a complete checkpoint, in the background if it can be; with `tidy`, remove others then."""
+        self.settle()
         states, optim = self._optimiser_files()
         self.progress.say(self.saver.save(self._model_files() | states, self._manifest() | {"optim": optim}, tidy))
 
     def _finish(self) -> None:
+        self.settle()
         self.saver.finish(self._model_files(), self._manifest())
         self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 
-__all__ = ["Batch", "Objective", "Roles", "Step", "join"]
+__all__ = ["Batch", "Objective", "Roles", "Step", "join", "to_device"]
 
 Roles = Mapping[str, Any]  # Denoiser by role; under "teacher" any DenoiserLike
 Step = tuple[str | tuple[str, ...], Tensor, dict[str, Tensor]]
@@ -49,7 +49,23 @@ class Batch:
 
     def normal(self, name: str) -> Tensor:
         """Draw unit noise shaped as x; the same name gives the same noise."""
-        return self.noise.normal(name, self.x.shape[1:]).to(self.x)
+        return self.to_device(self.noise.normal(name, self.x.shape[1:])).to(self.x.dtype)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device of x, see the function."""
+        return to_device(tensor, self.x.device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; from the CPU to a GPU through pinned memory, and the host does not wait.
+
+    Args:
+        tensor: on any device.
+        device: where it is to be.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def join(batches: Sequence[Batch]) -> Batch:

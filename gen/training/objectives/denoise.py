@@ -56,7 +56,7 @@ class Denoising(Objective):
     def draw(self, f: Denoiser, batch: Batch) -> tuple[Tensor, Cond]:
         """Draw this step's times [B], and the condition with some rows dropped."""
         t = self.times.at(batch.noise.uniform("t"), f.path)
-        return t.to(batch.x.device), drop_condition(f, batch, self.class_dropout)
+        return batch.to_device(t), drop_condition(f, batch, self.class_dropout)
 
     def losses(self, f: Denoiser, batch: Batch, cond: Cond, t: Tensor, tap: Tap | None = None) -> Tensor:
         """Return the weighted loss of each sample, [B], at times t [B]; a tap may record features."""
@@ -83,7 +83,7 @@ def drop_condition(f: DenoiserLike, batch: Batch, share: float) -> Cond:
     """
     if not share or not batch.cond:
         return batch.cond
-    drop, null = batch.noise.uniform("drop").to(batch.x.device) < share, f.null(batch.cond)
+    drop, null = batch.to_device(batch.noise.uniform("drop")) < share, f.null(batch.cond)
     return {k: torch.where(drop.reshape(-1, *[1] * (v.ndim - 1)), null[k], v) for k, v in batch.cond.items()}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from gen.config.fields import check_fields
+from gen.config.spec import Json
 from gen.training.optim import decouple_weight_decay
 
 __all__ = ["AdamW"]
@@ -15,7 +18,7 @@ __all__ = ["AdamW"]
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); on a GPU one kernel for all, unless sharded.
 
     Attributes:
         lr: peak learning rate; default DiT's.
@@ -34,6 +37,13 @@ class AdamW:
 
     def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)
+        given: list[Json] = [{**group, "params": _listed(group["params"])} for group in groups]
+        fused = all(type(p) is nn.Parameter and p.is_cuda for group in given for p in group["params"])
+        how = {"fused": True} if fused else {"foreach": True}
         return torch.optim.AdamW(
-            groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, foreach=True
+            given, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **how
         )
+
+
+def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)

@@ -35,6 +35,7 @@ class Quantised(Prepared):
         self.name, self.engine = self.about, about.split()[0]
         self.compared, self.calls, self.rounds = compared, 0, rounds
         self.drifts: list[float] = []
+        self.register_state_dict_post_hook(_plain_parts)  # type: ignore[no-untyped-call]
         self.plain: nn.Module | None = None
         if rounds and any(isinstance(module, EnergyNet) for module in self.modules()):
             raise self._without_gradient("and this network is a gradient")
@@ -62,6 +63,14 @@ class Quantised(Prepared):
     def _without_gradient(self, why: str) -> UserError:
         return UserError(f"the engine {self.engine!r} rounds activations: they have no gradient, {why}; "
                          "take int8_weights, or an engine without 8 bits")  # fmt: skip
+
+
+def _plain_parts(net: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+    """Replace torchao's tensors in a state dict by the plain ones that they consist of."""
+    for name, value in list(state.items()):
+        if hasattr(value, "__tensor_flatten__"):
+            del state[name]
+            state |= {f"{name}.{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
 
 
 def quantised(

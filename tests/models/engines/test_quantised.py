@@ -48,6 +48,11 @@ def test_every_family_is_quantised_or_refused(name, engine):
     assert all(hasattr(made.inner.get_submodule(layer).weight, "qdata") for layer in layers)
     left = [layer for layer, module in made.inner.named_modules() if hasattr(getattr(module, "weight", None), "qdata")]
     assert len(left) == len(layers)
+    state = made.state_dict()  # as a fingerprint of samples reads it
+    assert {type(value) for value in state.values()} <= {torch.Tensor, torch.nn.Parameter}
+    assert sum(value.dtype == torch.int8 and name.endswith("weight.qdata") for name, value in state.items()) == len(
+        left
+    )
 
 
 def test_layers_of_blocks_are_those_that_see_tokens():
