@@ -22,7 +22,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
 import argparse
-import json
 import time
 from functools import partial
 from statistics import median
@@ -31,13 +30,13 @@ import torch
 
 import gen
 from gen.config.spec import build
-from gen.config.writing import write_text
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import BoundTap, Context
+from gen.eval.quiet import QuietCheck
 from gen.models.dit import DiT
 from gen.samplers.caches.coordinates.lam import Lam
 from gen.samplers.caches.custom import Custom
@@ -219,11 +218,13 @@ def main(given=None):
     parser.add_argument("--gates", type=int, nargs="+", metavar="BATCH", help="measure gates at these sizes instead")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
-    if args.gates:
-        results = gates(args.gates, loops=args.loops)
-        if args.out:
-            write_text(args.out, json.dumps(results, indent=2) + "\n")
-        return 0
+    with QuietCheck() as check:
+        results = gates(args.gates, loops=args.loops) if args.gates else whole_loops(args)
+    return int(args.out is not None and not check.write(args.out, {"rows": results}, wall=False))
+
+
+def whole_loops(args):
+    """Measurements of the random network and of each run."""
     results = [measure("DiT-S/2, random", *random_dit(), 1, args.random_steps, args.interval, 4, 1)]
     print(table(results[0]), flush=True)
     for folder in args.runs:
@@ -231,9 +232,7 @@ def main(given=None):
         model = (pipeline.name, pipeline.denoiser, pipeline.shape, pipeline.classes)
         results.append(measure(*model, args.batch_size, args.steps, args.interval, 10, 1))
         print(table(results[-1]), flush=True)
-    if args.out:
-        write_text(args.out, json.dumps(results, indent=2) + "\n")
-    return 0
+    return results
 
 
 if __name__ == "__main__":

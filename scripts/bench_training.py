@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gen.config.writing import write_text
+from gen.eval.quiet import QuietCheck
 from gen.training.log import ProgressBar
 from gen.training.recipes.digits import digits
 from gen.training.run import Run
@@ -171,7 +171,7 @@ def measure(case: str, rounds: int, steps: int) -> dict[str, Any]:
         ratios = [theirs / own for theirs, own in zip(took[name], took["ours"], strict=True)]
         low, high = interval(ratios)
         found[f"ours over {name}"] = {"median": statistics.median(ratios), "low": low, "high": high}
-    return found | {"rounds": rounds, "steps": steps, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return found | {"rounds": rounds, "steps": steps}
 
 
 def turn(loop: Iterator[None], steps: int) -> float:
@@ -189,26 +189,25 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(medians.quantile(0.025)), float(medians.quantile(0.975))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=["digits", "dit32"], default="digits")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20, help="of each loop in a turn")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="a file for the JSON")
+    parser.add_argument("--out", type=Path, help="a file for the JSON, written if the machine was quiet")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = measure(args.case, args.rounds, args.steps)
+    with QuietCheck() as check:
+        found = measure(args.case, args.rounds, args.steps)
     for name, rate in found["images_per_second"].items():
         print(f"{name:12}{rate:10.1f} images/s")
     for name in ("bare", "accelerate"):
         ratio = found[f"ours over {name}"]
         print(f"ours over {name}: {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
-    line = json.dumps(found)
-    print(line)
-    if args.out:
-        write_text(args.out, line + "\n")
+    print(json.dumps(found))
+    return int(args.out is not None and not check.write(args.out, found))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

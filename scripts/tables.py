@@ -233,16 +233,13 @@ def decoding() -> Iterator[str]:
 
 def block_diffusion() -> Iterator[str]:
     """Yield the table of the decoding loop beside the one of diffusers."""
-    found = load("engines")
-    names = {"plain": "gen, no cache", "cached": "gen, exact block cache", "diffusers": "diffusers' LLaDA2Pipeline"}
-    ratios = found["ratios"] | {"diffusers / diffusers": 1.0}
+    ratios, names = bench_ratios("decode"), {"plain": "gen, no cache", "cached": "gen, exact block cache"}
     cells = [
-        [text, f"{found['tokens_per_second'][key]:.0f}", f"{ratios[f'{key} / diffusers']:.2f}"]
-        for key, text in names.items()
+        [case, names[ours], *(speedup(ratios.get((case, dtype, ours, peer), [])) for dtype in DTYPES)]
+        for case, ours, peer in dict.fromkeys((key[0], key[2], key[3]) for key in ratios)
     ]
-    yield from markdown(["loop", "tokens per second", "ratio"], cells)
-    about = f"{found['batch']} ragged prompts, {found['gen_length']} tokens each in blocks of {found['block']}"
-    yield from source("engines", f"{about}, two tokens an evaluation, torch {found['torch']}, one CPU core")
+    yield from markdown(["case", "loop", *DTYPES], cells)
+    yield from bench_source("decode")
 
 
 TABLES = (teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion)

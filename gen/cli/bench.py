@@ -187,16 +187,13 @@ def _name(context: BenchContext) -> str:
 
 def _about(part: str, context: BenchContext, args: argparse.Namespace) -> Json:
     """Return the part, the machine, the versions and the date of a measurement."""
-    import os
     from datetime import UTC, datetime
 
     import torch
 
-    from gen.config.machine import processor
-    from gen.eval.provenance import machine
+    from gen.eval.quiet import about_machine
     from gen.training.resume import versions
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = {name: _version(name) for name in PACKAGES}
     cudnn = torch.backends.cudnn.version() if context.cuda else None
     cuda = {"cuda": torch.version.cuda, "cudnn": cudnn}
@@ -205,12 +202,7 @@ def _about(part: str, context: BenchContext, args: argparse.Namespace) -> Json:
         "part": part,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(args),
-        "machine": {
-            "name": machine(context.device),
-            "cores": cores,
-            "threads": torch.get_num_threads(),
-            "cpu": processor(),
-        },
+        "machine": about_machine(context.device),
         "versions": versions() | packages | cuda,
         "dtype": str(context.dtype).removeprefix("torch."),
         "quick": context.quick,

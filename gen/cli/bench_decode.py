@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from gen.config.writing import write_text
     from gen.eval.decoding import collect_decoding, decoding_table, measure_decoding
     from gen.eval.pages.decoding import decoding_page
+    from gen.eval.quiet import OTHERS, LoadMeter
     from gen.eval.record import to_json
     from gen.pipeline import load
     from gen.text.pipeline import TextPipeline
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if out.suffix != ".html":
         raise UserError(f"--out {out}: the page is a .html file")
     tasks, settings, others = _tasks(pipeline, args), _settings(pipeline, args), collect_decoding(args.others)
-    records = []
+    records, meter = [], LoadMeter()
     for task in tasks:
         records += measure_decoding(
             pipeline, task, settings, n=args.n, split=args.split, length=args.gen_length, seed=args.seed,
@@ -68,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     write_text(out.with_suffix(".json"), json.dumps([to_json(record) for record in records], indent=1) + "\n")
     write_text(out, decoding_page([*records, *others], f"Decoding {pipeline.name}"))
     print(decoding_table([*records, *others]))
+    if (load := meter.others() or 0.0) > OTHERS:
+        print(f"tokens/s are too low to be a result: other processes used {load:.0%} of the processors")
     print(out)
     return 0
 

@@ -1,5 +1,6 @@
 """Whether a machine was quiet while something was timed."""
 
+import json
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 
 from gen.eval.bench import MachinePeak
-from gen.eval.quiet import LoadMeter, _busy_seconds, disturbance
+from gen.eval.quiet import LoadMeter, QuietCheck, _busy_seconds, disturbance
 
 
 def test_two_ceilings_and_the_work_of_others_tell_a_disturbance():
@@ -20,6 +21,24 @@ def test_two_ceilings_and_the_work_of_others_tell_a_disturbance():
         "the ceiling of products was 2 TFLOP/s before and 1.5 after; "
         "the ceiling of copies was 40 GB/s before and 60 after"
     )
+
+
+@pytest.mark.parametrize("others", [0.02, 0.3])
+def test_what_was_timed_under_load_is_no_result_unless_it_is_processor_time(others, monkeypatch, tmp_path, capsys):
+    peak, file = MachinePeak(2e12, 4e10, "given"), tmp_path / "times.json"
+    monkeypatch.setattr("gen.eval.quiet.measure_peak", lambda context: peak)
+    monkeypatch.setattr("gen.eval.quiet.LoadMeter.others", lambda meter: others)
+    with QuietCheck() as check:
+        pass
+    assert check.write(file, {"ms": 2.0}, wall=False)
+    content = json.loads(file.read_text())
+    assert content["ms"] == 2.0 and content["others"] == others
+    assert content["peak"] == content["peak_after"] == vars(peak)
+    assert {"name", "cores", "threads", "cpu"} == content["machine"].keys() and "torch" in content["versions"]
+    file.unlink()
+    assert check.write(file, {"ms": 2.0}) == file.exists() == (others < 0.1)
+    refused = f"{file}: not written, for the machine was not quiet: other processes used 30%"
+    assert (refused in capsys.readouterr().out) == (others > 0.1)
 
 
 @pytest.mark.skipif(_busy_seconds() is None, reason="no /proc/stat")
