@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     write_text(out.with_suffix(".json"), json.dumps([to_json(record) for record in records], indent=1) + "\n")
     write_text(out, decoding_page([*records, *others], f"Decoding {pipeline.name}"))
     print(decoding_table([*records, *others]))
-    if (load := meter.others() or 0.0) > OTHERS:
-        print(f"tokens/s are too low to be a result: other processes used {load:.0%} of the processors")
+    if (used := meter.others() or 0.0) > OTHERS:
+        print(f"tokens/s are too low to be a result: other processes used {used:.0%} of the processors")
     print(out)
     return 0
 
