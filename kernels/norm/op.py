@@ -27,14 +27,14 @@ def modulated_norm(
     """Compute norm(x) (1 + scale) + shift (adaLN, Peebles & Xie 2022, arXiv 2212.09748).
 
     Args:
-        x: [B, N, D].
+        x: [B, N, D]. The others may have another dtype, as in autocast.
         scale, shift: [B, 1, D], one for all tokens of a sample, or [B, N, D].
         gain: multiplies the norm, [D]; none by default.
         kind: "layer", with mean and variance over D, or "rms".
         eps: added to the variance or the mean square.
 
     Returns:
-        [B, N, D].
+        [B, N, D] in x's dtype.
 
     Raises:
         ValueError: for other shapes or kinds.
@@ -57,7 +57,7 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> GatedResidualCall:
         gate: [B, 1, D] or [B, N, D].
 
     Returns:
-        [B, N, D].
+        [B, N, D] in x's dtype.
 
     Raises:
         ValueError: for other shapes.
@@ -90,7 +90,7 @@ def gated_residual_norm(
         gain, kind, eps: of the norm, as in modulated_norm.
 
     Returns:
-        The sum and its modulated norm, [B, N, D] each.
+        The sum and its modulated norm, [B, N, D] in x's dtype each.
 
     Raises:
         ValueError: for other shapes or kinds.

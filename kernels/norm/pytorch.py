@@ -15,13 +15,15 @@ def modulated_norm(call: ModulatedNormCall) -> Tensor:
     """Compute the norm and its modulation."""
     x, scale, shift, gain, kind, eps = call
     size = x.shape[-1:]
-    normed = layer_norm(x, size, gain, None, eps) if kind == "layer" else rms_norm(x, size, gain, eps)
-    return torch.addcmul(shift, normed, 1 + scale)
+    mixed = gain is not None and gain.dtype != x.dtype  # PyTorch's norms take none
+    wide, gain = (x.float(), gain.float()) if mixed and gain is not None else (x, gain)
+    normed = layer_norm(wide, size, gain, None, eps) if kind == "layer" else rms_norm(wide, size, gain, eps)
+    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
 
 
 def gated_residual(call: GatedResidualCall) -> Tensor:
     """Compute the sum."""
-    return torch.addcmul(call.x, call.gate, call.y)
+    return torch.addcmul(call.x, call.gate, call.y).to(call.x.dtype)
 
 
 def gated_residual_norm(call: GatedResidualNormCall) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ def gated_residual(call: GatedResidualCall) -> Tensor:
 def _reason(x: Tensor, gain: Tensor | None, *others: Tensor) -> str | None:
     reason = (
         triton_support.incompatible_reason(x, gain, *others)
-        or triton_support.mixed_dtypes_reason(x, gain, *others)
+        or triton_support.mixed_dtypes_reason(*others[:3])  # x, y and gain may have others, as they do in autocast
         or triton_support.stride_reason(x, gain, *others)
     )
     if reason is not None:
@@ -124,15 +124,15 @@ def _backward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, gain: Tensor | None, mean: Tensor, rstd: Tensor,
     dout: Tensor | None, dnormed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, y, gate, scale, shift and gain; empty where there is nothing."""
+    """Return the gradients of x, y, gate, scale, shift and gain, each in its dtype; empty where there is nothing."""
     from gen.kernels.norm import triton_kernels
 
     b, n, d = x.shape
     dnormed = dnormed if dnormed.stride(-1) == 1 else dnormed.contiguous()
     dout = dout if dout is None or dout.stride(-1) == 1 else dout.contiguous()
     per_token, parts = scale.shape[1] == n, -(-n // ROWS)
-    dx, dy = x.new_empty(b, n, d), x.new_empty(0 if y is None else b, n, d)
-    kind, rows = (x.dtype, n) if per_token else (torch.float32, parts)
+    dx, dy = x.new_empty(b, n, d), x.new_empty(0, n, d) if y is None else y.new_empty(b, n, d)
+    kind, rows = (scale.dtype, n) if per_token else (torch.float32, parts)
     dgate = x.new_empty(0 if y is None else b, rows, d, dtype=kind)
     dscale, dshift = (x.new_empty(b, rows, d, dtype=kind) for _ in range(2))
     dgain = x.new_empty(b if gain is not None else 0, parts, d, dtype=torch.float32)
@@ -143,8 +143,8 @@ def _backward(
         GAINED=gain is not None, RMS=mean.shape[0] == 0, PER_TOKEN=per_token, **sizes(d),
     )  # fmt: skip
     if not per_token:
-        dgate, dscale, dshift = (v.sum(1, keepdim=True).to(x.dtype) for v in (dgate, dscale, dshift))
-    return dx, dy, dgate, dscale, dshift, dgain.sum((0, 1)).to(x.dtype) if gain is not None else x.new_empty(0)
+        dgate, dscale, dshift = (v.sum(1, keepdim=True).to(scale.dtype) for v in (dgate, dscale, dshift))
+    return dx, dy, dgate, dscale, dshift, x.new_empty(0) if gain is None else dgain.sum((0, 1)).to(gain.dtype)
 
 
 @_backward.register_fake
@@ -152,10 +152,11 @@ def _(
     x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, gain: Tensor | None, *rest: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     b, n, d = x.shape
-    gated = 0 if y is None else b
-    dscale, dshift = x.new_empty(scale.shape), x.new_empty(scale.shape)
-    dgate, dgain = x.new_empty(gated, scale.shape[1], d), x.new_empty(0 if gain is None else d)
-    return x.new_empty(b, n, d), x.new_empty(gated, n, d), dgate, dscale, dshift, dgain
+    dscale, dshift = scale.new_empty(scale.shape), scale.new_empty(scale.shape)
+    dgate = scale.new_empty(0 if y is None else b, scale.shape[1], d)
+    dgain = x.new_empty(0) if gain is None else gain.new_empty(d)
+    dy = x.new_empty(0, n, d) if y is None else y.new_empty(b, n, d)
+    return x.new_empty(b, n, d), dy, dgate, dscale, dshift, dgain
 
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None, bool, float]
@@ -190,11 +191,11 @@ def _double_backward(
 
     given = (x, scale) if gain is None else (x, scale, gain)
     dx, dscale, *dgain = autograd.double_backward(run, given, dnormed)
-    after = dscale, dnormed.sum_to_size(scale.shape), dgain[0] if dgain else None
+    after = dscale, dnormed.sum_to_size(scale.shape).to(scale.dtype), dgain[0] if dgain else None
     if y is None or gate is None:
         return dx, None, None, *after
     total = dout if dx is None else dout + dx
-    return total, total * gate, (total * y).sum_to_size(gate.shape), *after
+    return total, (total * gate).to(y.dtype), (total * y).sum_to_size(gate.shape).to(gate.dtype), *after
 
 
 _norm.register_autograd(_gradient, setup_context=_save)
@@ -246,7 +247,7 @@ def _save_gated(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor], output: Ten
 def _gated_gradient(ctx: Context, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y, gate = ctx.saved_tensors
     if torch.is_grad_enabled():  # the gradient will be differentiated too
-        return dout, dout * gate, (dout * y).sum_to_size(gate.shape)
+        return dout, (dout * gate).to(y.dtype), (dout * y).sum_to_size(gate.shape).to(gate.dtype)
     return dout, *_gated_backward(y, gate, dout)
 
 

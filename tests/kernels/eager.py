@@ -38,6 +38,19 @@ def modulated_norm(x, scale, shift, gain=None, kind="layer", eps=1e-6):
     return (normed if gain is None else normed * gain) * (1 + scale) + shift
 
 
+def rounded_to(dtype):
+    """A decorator: outputs in a dtype."""
+
+    def decorate(op):
+        def rounded(*inputs):
+            out = op(*inputs)
+            return out.to(dtype) if isinstance(out, torch.Tensor) else tuple(v.to(dtype) for v in out)
+
+        return rounded
+
+    return decorate
+
+
 def gated_residual(x, y, gate):
     return x + gate * y
 

@@ -18,3 +18,10 @@ def gated(kind, gained, per_token, dtype, b=2, n=11, d=40):
     x, scale, shift, gain, kind, eps = modulated(kind, gained, per_token, dtype, b, n, d)
     y, gate = torch.randn(b, n, d).to(dtype), torch.randn(scale.shape).to(dtype)
     return x, y, gate, scale, shift, gain, kind, eps
+
+
+def in_autocast(inputs, wide=True):
+    """The same numbers as autocast has them: the stream x in float32, or not, the gain too, all else in bfloat16."""
+    x, y, gate, scale, shift, gain, kind, eps = inputs
+    narrow = (v.bfloat16() for v in (y, gate, scale, shift))
+    return (x.float() if wide else x.bfloat16()), *narrow, None if gain is None else gain.float(), kind, eps

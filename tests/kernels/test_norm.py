@@ -7,7 +7,7 @@ from gen.kernels.dispatch import explain
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from tests.kernels import eager
 from tests.kernels.compare import holds
-from tests.kernels.norms import CASES, gated, modulated
+from tests.kernels.norms import CASES, gated, in_autocast, modulated
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 KINDS = pytest.mark.parametrize(("kind", "gained", "per_token"), CASES)
@@ -20,6 +20,16 @@ def test_against_the_formulas(kind, gained, per_token, dtype):
     holds(gated_residual_norm, "torch", eager.gated_residual_norm, inputs)
     holds(modulated_norm, "torch", eager.modulated_norm, (x, *rest))
     holds(gated_residual, "torch", eager.gated_residual, (x, y, gate))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@KINDS
+def test_dtypes_of_autocast(kind, gained, per_token, wide):
+    x, y, gate, *rest = inputs = in_autocast(gated(kind, gained, per_token, torch.bfloat16), wide)
+    rounded = eager.rounded_to(x.dtype)
+    holds(gated_residual_norm, "torch", rounded(eager.gated_residual_norm), inputs)
+    holds(modulated_norm, "torch", rounded(eager.modulated_norm), (x, *rest))
+    holds(gated_residual, "torch", rounded(eager.gated_residual), (x, y, gate))
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
@@ -72,6 +82,9 @@ def test_on_a_gpu(kind, gained, per_token, dtype):
     ):
         inputs = make(kind, gained, per_token, dtype, 3, 37, 1152)
         holds(op, "triton", plain, [v.cuda() if isinstance(v, torch.Tensor) else v for v in inputs])
+    if dtype == torch.bfloat16:
+        inputs = [v.cuda() if isinstance(v, torch.Tensor) else v for v in in_autocast(inputs)]
+        holds(gated_residual_norm, "triton", eager.gated_residual_norm, inputs)
 
 
 @pytest.mark.gpu

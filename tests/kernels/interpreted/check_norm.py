@@ -1,14 +1,18 @@
 """Our kernels of modulated norms and gated residual sums, interpreted."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gen.kernels.dispatch import Refused
 from gen.kernels.norm import gated_residual, gated_residual_norm, modulated_norm
 from gen.kernels.norm.triton_launch import _gated, _norm
+from gen.models.layers.block import Block
 from tests.kernels import eager
 from tests.kernels.compare import holds
-from tests.kernels.norms import CASES, gated, modulated
+from tests.kernels.norms import CASES, gated, in_autocast, modulated
 
 
 @pytest.mark.parametrize(("kind", "gained", "per_token"), CASES)
@@ -23,6 +27,48 @@ def test_half_precision(dtype, per_token):
     inputs = gated("layer", True, per_token, dtype, 1)
     holds(gated_residual_norm, "triton", eager.gated_residual_norm, inputs)
     holds(gated_residual, "triton", eager.gated_residual, inputs[:3])
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize(("kind", "gained", "per_token"), [("rms", True, True), ("layer", True, False)])
+def test_dtypes_of_autocast(kind, gained, per_token, wide):
+    x, y, gate, *rest = inputs = in_autocast(gated(kind, gained, per_token, torch.bfloat16, 1), wide)
+    rounded = eager.rounded_to(x.dtype)
+    holds(modulated_norm, "triton", rounded(eager.modulated_norm), (x, *rest))
+    holds(gated_residual_norm, "triton", rounded(eager.gated_residual_norm), inputs)
+    holds(gated_residual, "triton", rounded(eager.gated_residual), (x, y, gate))
+
+
+class OurOps(TorchDispatchMode):
+    """Counts the calls of our operators by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16])
+def test_a_block_trained_in_autocast_takes_our_kernels(rms, stream):
+    block, h, c = Block(32, 2, 64, rms=rms), torch.randn(2, 5, 32).to(stream), torch.randn(2, 32)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    with OurOps() as ops:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = block.fused_forward(h, c)
+        out.float().square().sum().backward()
+    ours = {name: n for name, n in ops.calls.items() if name.startswith("gen_kernels") and "norm_rope" not in name}
+    parts = ("norm", "gated_residual", "norm_backward", "gated_residual_backward")
+    wanted = dict(zip((f"gen_kernels.{part}.default" for part in parts), (2, 1, 2, 1), strict=True))
+    assert {name: ours.get(name) for name in wanted} == wanted and out.dtype == stream
+    with torch.no_grad():
+        exact = h.float() + block(h.float(), c, "block")
+    assert float((out.detach() - exact).norm() / exact.norm()) < 0.02
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in block.parameters())
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -72,6 +118,8 @@ def test_the_op_is_registered_whole():
         v.requires_grad_()
     torch.library.opcheck(_norm, (x, y, gate, scale, shift, gain, False, 1e-6))
     torch.library.opcheck(_gated, (x, y, gate))
+    narrow = [v.detach().bfloat16().requires_grad_() for v in (y, gate, scale, shift)]
+    torch.library.opcheck(_norm, (x, *narrow, gain, False, 1e-6))
 
 
 def test_refusals():
