@@ -39,7 +39,9 @@ class DataSet(Protocol):
     of a key, by which training reads then, with a key of (seed, epoch, i); `batch(rows)`, the items of a list of
     indices stacked, by which training reads data without `draw`, faster than one by one; `draw_batch(rows, keys)`,
     both; `where(i)`, the file and row of item i, for messages; and `caption(i)`, its text. `buckets` may be there, an
-    int for each item: x has one shape in each, and a batch is of one.
+    int for each item: x has one shape in each, and a batch is of one. `groups` may be there, the number of items of
+    each group of neighbours that is read at once; with it `groups_at_once`, of how many of them a batch mixes items,
+    and `keep(groups)`, by which is said how many have to stay in memory.
 
     Attributes:
         fingerprint: a hash (hex) of the content and of every option that changes it; a run resumes on equal ones only.

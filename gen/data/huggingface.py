@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gen.config.errors import MissingDependency, UserError, nearest
+from gen.config.fields import check_fields
+from gen.config.reading import read_json
 from gen.data.lib.archives import PackedWords
 from gen.data.lib.labels import named_labels
-from gen.data.lib.pictures import Contents, PictureSource
+from gen.data.lib.pictures import Contents, PictureSet, PictureSource
+from gen.data.lib.row_groups import RowGroups, opened, parquet_files
+from gen.data.lib.streamed import StreamedSet
+from gen.data.lib.tensors import check_split, content_hash
 
 __all__ = ["HuggingFace"]
 
@@ -26,9 +36,17 @@ class HuggingFace(PictureSource):
 
     Needs gen-diffusion[datasets]. `path` is a .parquet or .arrow file, a folder that save_to_disk wrote, a folder of
     parquet files or pictures in the hub's layout, or the name of a data set on the hub, which is downloaded. No code of
-    a data set runs. The package keeps tables of what is no arrow file in its own cache. Random order, splits and exact
-    resumption need access by row, so there is no streaming. Fields and reading are those of every source of pictures
-    (gen.data.lib.pictures), the bytes are those that the table has.
+    a data set runs. The package keeps tables of what is no arrow file in its own cache. Fields and reading are those of
+    every source of pictures (gen.data.lib.pictures), the bytes are those that the table has.
+
+    With `streaming`, parquet files, local or remote (also by URL, "hf://datasets/owner/name" or any that fsspec opens),
+    and local arrow files are read by row groups while a run trains, and nothing is copied to a disk. Opening reads the
+    footers alone, which the fingerprint is made of; no picture is looked at before it is trained on, so a size is
+    needed, channels are 3 unless stated, and neither buckets nor skip_corrupt are there. Held out is the same share of
+    each group, whatever the classes. A batch has rows of `row_groups` groups, from as many parts of the data, each in
+    its own random order (gen.training.order.GroupOrder): an exact function of seed and step that resumes at once, as
+    all data do, but less mixed than a permutation of all rows. Two rows of one group share a batch more often than
+    others, so where neighbours are of one class, have small groups (1000 rows or fewer) and many at once.
 
     Attributes:
         config: name of the configuration, for data sets of several; "" for the only one.
@@ -38,6 +56,9 @@ class HuggingFace(PictureSource):
         image_column: "" for the only column of pictures.
         label_column: "" for the only column of ClassLabel, or one called label, labels or class, or none.
         caption_column: "" for a column of text called caption, text or prompt, or none.
+        streaming: whether the rows are read while a run trains, see above.
+        row_groups: with streaming, of how many groups a batch mixes rows; twice as many are in memory, of each process
+            its share of them.
     """
 
     config: str = ""
@@ -47,6 +68,97 @@ class HuggingFace(PictureSource):
     image_column: str = ""
     label_column: str = ""
     caption_column: str = ""
+    streaming: bool = False
+    row_groups: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, row_groups="[1, 100000]")
+        if self.streaming and (self.size is None or self.buckets is not None or self.skip_corrupt):
+            lacks = "need a size (--size 32)" if self.size is None else "go without buckets and skip_corrupt"
+            raise UserError(f"HuggingFace: with streaming no picture is read before it is trained on: the data {lacks}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W); with streaming C is 3 unless it is stated."""
+        return (self.channels or 3, *self._pixels) if self.streaming else super().shape
+
+    @property
+    def classes(self) -> int:
+        """The number of labels; 0 without."""
+        return self._streams[0].classes if self.streaming else super().classes
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes' names, by label."""
+        return self._streams[0].names if self.streaming else super().label_names
+
+    def open(self, split: str) -> PictureSet | StreamedSet:  # type: ignore[override] # both are data sets
+        """Open "train" or "test"."""
+        if not self.streaming:
+            return super().open(split)
+        check_split(split)
+        streams = self._streams
+        stream, n = streams[-1 if split == "test" else 0], len(streams[0].groups)
+        held = np.zeros(len(stream.groups.rows), np.int64)
+        if len(streams) == 1 and self.holdout:
+            held = np.diff(stream.groups.starts * max(1, round(n * self.holdout)) // n)
+        elif split == "test":
+            held = stream.groups.rows
+        if not (count := int(held.sum()) if split == "test" else len(stream.groups) - int(held.sum())):
+            raise UserError(f"{stream.where}: {count} of {n} rows are left for {split!r}; holdout = {self.holdout}")
+        options = f"{split} {self.shape} {self.background} {self.crop} {self.flip} {held.tolist()} {stream.columns}"
+        crop = "adm" if self.crop == "random" and split == "test" else self.crop
+        flip = self.flip if split == "train" else "no"
+        stamps = [file.stamp for file in stream.groups.files]
+        fingerprint = content_hash("streamed", options, str(stream.names), *stamps)
+        return StreamedSet(
+            RowGroups(stream.groups.files, [c for c in stream.columns if c]),
+            stream.columns, held, split, self.shape, streams[0].classes, self.background, crop, flip,
+            self.row_groups, fingerprint,
+        )  # fmt: skip
+
+    @cached_property
+    def _streams(self) -> tuple[Stream, ...]:
+        """The row groups of "train" and of "test", which may be the same."""
+        streams = tuple(self._stream(source) for source in self.sources)
+        if streams[-1].names != streams[0].names or (not streams[-1].columns[1]) != (not streams[0].columns[1]):
+            raise UserError(f"{streams[-1].where} has other classes than {streams[0].where}")
+        return streams
+
+    def _stream(self, source: str) -> Stream:
+        """Find the files of a part, and read their footers."""
+        where, _, part = source.removesuffix("]").rpartition(" [")
+        with _loading(source) as datasets:
+            paths = self._files(datasets, where, part)
+        files = opened(paths)
+        features = dict(datasets.Features.from_arrow_schema(files[0].schema))
+        image, label, caption = self._columns(features, source, ("int",))
+        names = tuple(getattr(features.get(label), "names", ()))
+        highest = [file.highest(label) for file in files] if label and not names else []
+        if None in highest:
+            raise UserError(f"{source}: the number of classes in {label} is not known: store it as a ClassLabel")
+        classes = len(names) or 1 + max((number or 0 for number in highest), default=-1)
+        columns = (image, label or None, caption or None)
+        return Stream(RowGroups(files), columns, names, classes, source)
+
+    def _files(self, datasets: Any, where: str, part: str) -> list[str]:
+        """Return the paths or URLs of the files of a part."""
+        if where.endswith((".parquet", ".arrow")):
+            return [where]
+        folder = Path(where)
+        folder = folder / part if (folder / SAVED[0]).is_file() else folder
+        if (folder / SAVED[1]).is_file():
+            return [str(folder / file["filename"]) for file in read_json(folder / SAVED[1])["_data_files"]]
+        hub = re.fullmatch("hf://datasets/([^/@]+/[^/@]+)", where)
+        if "://" in where and hub is None:
+            return parquet_files(where)
+        name = where if hub is None else hub[1]
+        options = {"name": self.config or None, "revision": self.revision or None}
+        known: dict[str, list[str]] = datasets.load_dataset_builder(name, **options).config.data_files or {}
+        if part not in known:
+            raise UserError(f"{where} has no part {part!r}. {nearest(part, map(str, known))}")
+        return list(map(str, known[part]))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -64,26 +176,14 @@ class HuggingFace(PictureSource):
         where, _, part = str(path).removesuffix("]").rpartition(" [")
         table = self._load(where, part)
         features = dict(table.features)
-        image = self._column("image", [n for n, f in features.items() if _kind(f) == "Image"], features, str(path))
-        classes = [n for n, f in features.items() if _kind(f) == "ClassLabel"]
-        named = [n for n in LABELS if _kind(features.get(n)) in ("string", "int")]
-        label = self._column("label", classes or named[:1], features, str(path), needed=False)
-        texts = [n for n in CAPTIONS if _kind(features.get(n)) == "string" and n != label]
-        caption = self._column("caption", texts[:1], features, str(path), needed=False)
+        image, label, caption = self._columns(features, str(path), ("string", "int"))
         labels, names = _labels(str(path), list(table[label]), features[label]) if label else (None, ())
         captions = PackedWords(str(text or "") for text in table[caption]) if caption else None
         return Contents(_rows(table, image, str(path)), labels, names, captions)
 
     def _load(self, where: str, part: str) -> Any:
-        try:
-            import datasets
-        except ImportError as error:
-            hint = "pip install 'gen-diffusion[datasets]'"
-            raise MissingDependency(f'the data "huggingface" need datasets: {hint}') from error
         path = Path(where)
-        bars = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-        try:
+        with _loading(f"{where} [{part}]") as datasets:
             if any((path / name).is_file() for name in SAVED):
                 loaded = datasets.load_from_disk(where)
                 return loaded[part] if isinstance(loaded, dict) else loaded
@@ -94,14 +194,23 @@ class HuggingFace(PictureSource):
                 return datasets.load_dataset(kind, data_files={part: where}, split=part)
             options = {"name": self.config or None, "split": part, "revision": self.revision or None}
             return datasets.load_dataset(where, **options)
-        except UserError:
-            raise
-        except Exception as error:  # files, formats, networks: the package raises anything
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{where} [{part}] cannot be loaded ({type(error).__name__}: {reason})") from error
-        finally:
-            if not bars:
-                datasets.enable_progress_bars()
+
+    def _columns(self, features: dict[str, Any], where: str, kinds: Sequence[str]) -> tuple[str, str, str]:
+        """Return the columns of pictures, of labels and of captions, "" for none.
+
+        Args:
+            features: of `datasets`, by column.
+            where: names the table.
+            kinds: of columns without a ClassLabel that may be labels.
+        """
+        image = self._column("image", [n for n, f in features.items() if _kind(f) == "Image"], features, where)
+        classes = [n for n, f in features.items() if _kind(f) == "ClassLabel"]
+        named = [n for n in LABELS if _kind(features.get(n)) in kinds]
+        label = self._column("label", classes or named[:1], features, where, needed=False)
+        if label and _kind(features[label]) not in ("ClassLabel", *kinds):
+            raise UserError(f"{where}: {label} holds no {' or '.join(kinds)}: store it as a ClassLabel")
+        texts = [n for n in CAPTIONS if _kind(features.get(n)) == "string" and n != label]
+        return image, label, self._column("caption", texts[:1], features, where, needed=False)
 
     def _column(self, what: str, found: list[str], features: dict[str, Any], path: str, needed: bool = True) -> str:
         """Return the column that is stated, or the only one of its kind; "" for none."""
@@ -113,6 +222,39 @@ class HuggingFace(PictureSource):
             return found[0] if found else ""
         count = f"{len(found)} columns ({', '.join(found)})" if found else f"no column (of {', '.join(features)})"
         raise UserError(f"{path} has {count} of the kind {what}: state {what}_column")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The row groups of a part: its columns of pictures, labels and captions, and its classes."""
+
+    groups: RowGroups
+    columns: tuple[str, str | None, str | None]
+    names: tuple[str, ...]
+    classes: int
+    where: str
+
+
+@contextmanager
+def _loading(where: str) -> Iterator[Any]:
+    """Yield the package, without its progress bars; turn what it raises into one line."""
+    try:
+        import datasets
+    except ImportError as error:
+        hint = "pip install 'gen-diffusion[datasets]'"
+        raise MissingDependency(f'the data "huggingface" need datasets: {hint}') from error
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield datasets
+    except UserError:
+        raise
+    except Exception as error:  # files, formats, networks: the package raises anything
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{where} cannot be loaded ({type(error).__name__}: {reason})") from error
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
 
 
 @dataclass(frozen=True)

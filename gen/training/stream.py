@@ -15,7 +15,7 @@ from gen.config.errors import UserError
 from gen.config.spec import Json
 from gen.data import DataSet
 from gen.diffusion.noise import derive
-from gen.training.order import BucketOrder, ItemOrder, Order
+from gen.training.order import BucketOrder, GroupOrder, ItemOrder, Order
 from gen.training.run import Run
 
 __all__ = ["ShuffledStream", "StepBatchSampler", "batch_sizes", "in_one_line", "iterate_steps", "keep_memory"]
@@ -32,15 +32,19 @@ class ShuffledStream(Dataset[Json]):
     Args:
         data: the data set, not empty.
         seed: the run's; epoch k has the permutation of derive("order", seed, k).
-        batch_size: items of a step, over all processes; with data in buckets those of a step are of one.
+        batch_size: items of a step, over all processes; with data in buckets those of a step are of one, with data in
+            groups of some.
     """
 
     def __init__(self, data: DataSet, seed: int, batch_size: int = 1) -> None:
         if not len(data):
             raise UserError("the data set is empty")
         self._data, self._seed = data, seed
-        buckets = getattr(data, "buckets", None)
-        self._order: Order = ItemOrder(len(data), seed) if buckets is None else BucketOrder(buckets, batch_size, seed)
+        self._order: Order = ItemOrder(len(data), seed)
+        if (buckets := getattr(data, "buckets", None)) is not None:
+            self._order = BucketOrder(buckets, batch_size, seed)
+        elif (groups := getattr(data, "groups", None)) is not None:
+            self._order = GroupOrder(groups, getattr(data, "groups_at_once", 1), batch_size, seed)
 
     def row(self, position: int) -> int:
         """Return the data set's index of the item at a position."""
@@ -48,6 +52,8 @@ class ShuffledStream(Dataset[Json]):
 
     def __getitem__(self, position: int) -> Json:
         epoch, row = self._order.at(position)
+        if isinstance(self._order, GroupOrder) and hasattr(self._data, "keep"):
+            self._data.keep(self._order.groups_needed)
         draw = getattr(self._data, "draw", None)
         item = self._data[row] if draw is None else draw(row, derive("draw", self._seed, epoch, row))
         return {**item, "index": position}

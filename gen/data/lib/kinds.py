@@ -31,7 +31,7 @@ def spec_at(text: str) -> Json | None:
     """Return the spec of the data at a path: by the file's suffix, or by what the folder holds.
 
     Args:
-        text: the path, or a range of shards (gen.data.webdataset).
+        text: the path, a range of shards (gen.data.webdataset), or a URL of parquet files, which are streamed.
 
     Returns:
         The spec, whose further keys have their defaults; None for a word that is no path.
@@ -39,6 +39,8 @@ def spec_at(text: str) -> Json | None:
     Raises:
         UserError: for a path where nothing is, and for a file of no kind that is known.
     """
+    if "://" in text:
+        return {"name": "huggingface", "path": text, "streaming": True}
     path = Path(text)
     if text.endswith(".tar") and "{" in text:
         return {"name": "webdataset", "path": text}

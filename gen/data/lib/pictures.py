@@ -31,7 +31,7 @@ from gen.diffusion.noise import derive
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Contents", "PictureSet", "PictureSource", "read_picture", "read_size"]
+__all__ = ["Contents", "PictureSet", "PictureSource", "read_picture", "read_size", "sample_of"]
 
 
 @dataclass(frozen=True)
@@ -333,16 +333,8 @@ class PictureSet:
 
     def _item(self, i: int, key: int | None) -> dict[str, Tensor]:
         row, n = self._row(i), len(self.rows)
-        image, size = self._decoded(row), self.sizes[self.bucket[i % n]]
-        if self.crop == "edm2":
-            image = center_crop(image, size)
-        elif self.crop == "random" and key is not None:
-            image = random_crop(image, size, key)
-        else:
-            image = fit(image, size)
-        x = _sample_of(image, (self.shape[0], *size))
-        if i % len(self) >= n or (self.flip == "random" and key is not None and derive("flip", key) % 2):
-            x = x.flip(2)
+        shape = (self.shape[0], *self.sizes[self.bucket[i % n]])
+        x = sample_of(self._decoded(row), shape, self.crop, self.flip, key, i % len(self) >= n)
         return {"x": x} if self.y is None else {"x": x, "y": self.y[i % n]}
 
     def _decoded(self, row: int) -> Image:
@@ -372,6 +364,29 @@ def read_picture(path: Path, shape: Sequence[int], background: int = 255) -> Ten
     header = read_header(str(path), data)
     check_scaled(str(path), header.width, header.height, max(shape[1:]))
     return _sample_of(fit(decode(str(path), data, shape[0], background), (shape[1], shape[2])), shape)
+
+
+def sample_of(
+    image: Image, shape: tuple[int, int, int], crop: str, flip: str, key: int | None, mirrored: bool
+) -> Tensor:
+    """Return a decoded picture as a sample of a shape: float32 [C, H, W] in [-1, 1].
+
+    Args:
+        image: of C bands.
+        shape: (C, H, W).
+        crop, flip: as of PictureSource.
+        key: of the random crop and the coin; None for neither.
+        mirrored: whether it is the mirrored one of flip "double".
+    """
+    size = (shape[1], shape[2])
+    if crop == "edm2":
+        image = center_crop(image, size)
+    elif crop == "random" and key is not None:
+        image = random_crop(image, size, key)
+    else:
+        image = fit(image, size)
+    x = _sample_of(image, shape)
+    return x.flip(2) if mirrored or (flip == "random" and key is not None and derive("flip", key) % 2) else x
 
 
 def _sample_of(image: Image, shape: Sequence[int]) -> Tensor:
