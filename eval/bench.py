@@ -27,6 +27,7 @@ from gen.config.errors import UserError
 from gen.config.machine import compiler_obstacle
 from gen.config.spec import Json
 from gen.eval.throughput import InterleavedTiming, median_interval, timed
+from gen.training.speed import LARGEST, TRIES, MakeProduct, best_seconds, matmul_tflops
 
 __all__ = ["Bench", "BenchContext", "Call", "Case", "MachinePeak", "Unavailable", "measure_peak"]
 
@@ -173,39 +174,26 @@ class MachinePeak:
         return max(case.flops / self.flops, case.bytes / self.bytes)
 
 
-MakeProduct = Callable[[Tensor, Tensor], Callable[[], Tensor]]  # two matrices -> a call that multiplies them
-
-
 def measure_peak(
-    context: BenchContext,
-    clock: Callable[[], float] = time.perf_counter,
-    rounds: int = 10,
-    others: Sequence[MakeProduct] = (),
+    context: BenchContext, clock: Callable[[], float] = time.perf_counter, others: Sequence[MakeProduct] = ()
 ) -> MachinePeak:
     """Measure the fastest of several matrix products and copies of random numbers of the context's dtype.
 
     Args:
         context: device and dtype; `quick` takes small ones.
         clock: returns seconds; anything monotonic.
-        rounds: the best of so many counts, after two to warm up.
         others: ways to multiply, beside PyTorch's.
 
     Returns:
         The peak of this run.
     """
-    side = 128 if context.quick else 8192 if context.cuda else 1536
     numbers = 2**20 if context.quick else 2**29 if context.cuda else 2**26
-    normal = context.normal_source(0)
-    a, b, source = normal(side, side), normal(side, side), normal(numbers)
-    target = torch.empty_like(source)
-
-    def best(call: Callable[[], Tensor]) -> float:
-        return min([timed(call, context.device, clock)[0] for _ in range(rounds + 2)][2:])
-
-    products = [lambda: a @ b, *(make(a, b) for make in others)]
-    flops, size = 2 * side**3 / min(map(best, products)), source.nbytes
-    what = f"a product of {side} x {side} matrices and a copy of {size / 2**20:.0f} MiB, the best of {rounds}"
-    return MachinePeak(flops, 2 * size / best(lambda: target.copy_(source)), what)
+    flops = 1e12 * matmul_tflops(context.device, context.dtype, others, 128 if context.quick else LARGEST, clock)
+    source = context.normal_source(0)(numbers)
+    target, size = torch.empty_like(source), source.nbytes
+    copied = best_seconds(lambda: target.copy_(source), context.device, clock)
+    what = f"matrix products and a copy of {size / 2**20:.0f} MiB, the best of {TRIES}"
+    return MachinePeak(flops, 2 * size / copied, what)
 
 
 @dataclass(frozen=True)

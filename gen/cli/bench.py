@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gen.cli.benches.lib.plan import BenchStep
-    from gen.eval.bench import Bench, BenchContext, Case, MakeProduct
+    from gen.eval.bench import Bench, BenchContext, Case
+    from gen.training.speed import MakeProduct
 
 __all__ = ["add_arguments", "run"]
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["MEASURED", "SpeedMeter", "matmul_tflops", "peak_mb"]
+__all__ = ["MEASURED", "MakeProduct", "SpeedMeter", "best_seconds", "matmul_tflops", "peak_mb"]
 
 T = TypeVar("T")
 
 # What two equal runs do not have in common.
 MEASURED = ("seconds", "images_per_second", "tokens_per_second", "mfu", "data_wait", "peak_mb")
-TRIES, LONG_ENOUGH, LARGEST = 5, 0.005, 8192
+TRIES, LONG_ENOUGH, LARGEST = 10, 0.005, 8192
+
+MakeProduct = Callable[[Tensor, Tensor], Callable[[], Tensor]]  # two matrices -> a call that multiplies them
 
 
 class SpeedMeter:
@@ -87,22 +90,44 @@ def peak_mb(device: str | torch.device = "cpu") -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_tflops(
+    device: torch.device,
+    dtype: torch.dtype,
+    others: Sequence[MakeProduct] = (),
+    largest: int = LARGEST,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Measure TFLOP/s of large matrix products: the best of some, of a size that takes long enough to be measured.
 
     Args:
         device, dtype: of the products.
+        others: ways to multiply, beside PyTorch's.
+        largest: rows and columns, at most; a sixteenth is tried first.
+        clock: returns seconds; anything monotonic.
     """
-    size, seconds = 512, 0.0
-    while seconds < LONG_ENOUGH and size < LARGEST:
+    size, seconds = largest // 16, 0.0
+    while seconds < LONG_ENOUGH and size < largest:
         size *= 2
-        a = torch.ones(size, size, device=device, dtype=dtype)
-        seconds = min(_seconds(a) for _ in range(TRIES))
+        generator = torch.Generator(device).manual_seed(0)
+        a, b = torch.randn(2, size, size, generator=generator, device=device).to(dtype)  # ones would take less power
+        products: list[Callable[[], Tensor]] = [partial(torch.mm, a, b), *(make(a, b) for make in others)]
+        seconds = min(best_seconds(product, device, clock) for product in products)
     return 2 * size**3 / seconds / 1e12
 
 
-def _seconds(a: Tensor) -> float:
-    began = time.perf_counter()
-    product = a @ a
-    product[0, 0].item()  # waits for a GPU
-    return time.perf_counter() - began
+def best_seconds(call: Callable[[], Tensor], device: torch.device, clock: Callable[[], float]) -> float:
+    """Return the least seconds of ten calls, after two to warm up.
+
+    Args:
+        call: what is timed.
+        device: that it runs on, which is waited for.
+        clock: returns seconds; anything monotonic.
+    """
+    took = []
+    for _ in range(TRIES + 2):
+        began = clock()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took.append(clock() - began)
+    return min(took[2:])
