@@ -26,7 +26,8 @@ class Compiled:
 
     Graphs of gen's own networks have no breaks but at an energy's gradient; those of others may. The first evaluation
     of a shape takes a minute; a CPU needs a C++ compiler. With a cache's tap the graphs are the blocks' attention and
-    MLP, one for all blocks, and the tap stands between them.
+    MLP, one for all blocks, and the tap stands between them; they are no CUDA graphs, whose outputs a cache could not
+    keep: the next replay writes over them.
 
     Attributes:
         dtype: "auto" is bfloat16 where the processor multiplies it fast and the network computes in it, else float32.

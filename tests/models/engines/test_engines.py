@@ -21,7 +21,7 @@ from gen.diffusion.tap import FeatureRecorder
 from gen.eval.provenance import sampler_spec
 from gen.kernels.linear import unpackable
 from gen.models.engines.auto import Measured, in_turns
-from gen.models.engines.compiled import _Replayed
+from gen.models.engines.compiled import Compiled, _Replayed
 from gen.models.engines.lib.prepared import choose_dtype
 from gen.models.layers.packed import PackedLinear
 from gen.models.text import Text
@@ -376,6 +376,38 @@ def test_what_a_graph_returns_is_not_written_over():
     second = made(x + 1, t, cond)
     assert not torch.equal(first, second) and torch.equal(second, place)
     torch.testing.assert_close(first, net(x, t, cond), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside inductor
+@pytest.mark.parametrize("cache", ["taylorseer", "taylorseer_lite"])
+@torch.no_grad()
+def test_what_a_cache_keeps_lies_in_no_graph(cache, monkeypatch):
+    """A graph's outputs lie where its next replay writes; a stand-in for torch.compile does that on a CPU."""
+    graphs, parts = [], []
+
+    def replayed(model, **how):
+        graphs.append(how)
+        outputs = {}
+
+        def replay(x, t, cond, *, s=None):
+            out = model(x, t, cond, s=s)
+            return outputs.setdefault(out.shape, torch.empty_like(out)).copy_(out)
+
+        return replay
+
+    monkeypatch.setattr(torch, "compile", functools.wraps(torch.compile)(replayed))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: parts.append(how))
+    net = random_net(digits("dit"), dtype=torch.float32)
+    made = prepared("fused", net)
+    Compiled(dtype="float32").compile(made, "cuda")
+    assert graphs[0]["options"] == {"triton.cudagraphs": True} and len(parts) == 2 * net.spec.depth
+    assert not any({"options", "mode"} & how.keys() for how in parts)  # no graphs where a tap stands between
+    options = {"cache": build("samplers.caches", cache), "guide": {"name": "cfg", "scale": 2.0}, "steps": 6}
+    pipeline = Pipeline(Denoiser(made, Flow(), Velocity()), (1, 8, 8), 10, Sampler("heun", steps=6))
+    plain = sampled(net, **options)
+    for _ in range(2):
+        torch.testing.assert_close(pipeline.sample(4, **options).x, plain.x, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(pipeline.sample(4, steps=6).x, sampled(net, steps=6).x, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
