@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -32,13 +33,17 @@ class GivenData:
     set's own attribute `fingerprint`, if it has that; class, length and shape; and the fields here. The content is not
     read, as it may be augmented at random: who changes it without a fingerprint of its own goes unnoticed.
 
+    Items of several heights and widths lie in buckets: the data set has an attribute `buckets`, a number from 0 for
+    each item, all items of a bucket have one shape, and a batch is of one bucket (gen.training.order.BucketOrder).
+
     Attributes:
         data: the data set; not stored.
         test: another one that is all of "test", while `data` is all of "train"; not stored.
         value_range: lowest and highest value of float pictures; None for latents and points, which stay as they are.
         holdout: the share held out for "test", in [0, 1); without effect if there is a `test`.
         classes: number of labels; 0 for that of the data set's attribute `classes`, a number or a list of names.
-        kind, length, shape, label_names: of the object; nothing to be given.
+        kind, length, shape, label_names, sizes: of the object; nothing to be given. `shape` is that of an item, in the
+            largest bucket if there are any; `sizes` are height and width of each bucket.
     """
 
     data: Any = field(compare=False, repr=False, metadata={"saved": False})
@@ -50,6 +55,7 @@ class GivenData:
     length: int = 0
     shape: tuple[int, ...] = ()
     label_names: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, holdout="[0, 1)", classes="[0, inf)", length="[0, inf)")
@@ -63,11 +69,22 @@ class GivenData:
             if given is not None:
                 check_map_style(given)
         self._set(kind=name_of(type(self.data)), length=len(self.data))
+        self._set(sizes=(), shape=())
         first = self._tensors(self.data[0], 0)
-        self._set(shape=tuple(first["x"].shape))
+        self._set_shapes(tuple(first["x"].shape))
         if "y" in first:
             self._set_classes()
         self._look(first["x"].is_floating_point())
+
+    @property
+    def buckets(self) -> int | None:
+        """The number of buckets; None without."""
+        return len(self.sizes) or None
+
+    @property
+    def bucket_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each bucket; of the only size without buckets."""
+        return self.sizes or (self.shape[1:],)  # type: ignore[return-value] # of pictures
 
     @property
     def pictures(self) -> bool:
@@ -84,29 +101,60 @@ class GivenData:
         if self.test is None:
             rows = hold_out(self.kind, split, len(data), self.holdout)
         options = f"{split} {self.holdout} {self.value_range} {self.classes} {self.shape} {len(data)}"
+        numbers = self._buckets_of(data) if self.sizes else None
+        options += "" if numbers is None else f" {self.sizes} {numbers.tolist()}"
         own = getattr(data, "fingerprint", "")
         return GivenItems(
-            self, data, rows, content_hash("given", self.kind, options, own if isinstance(own, str) else "")
+            self, data, rows, content_hash("given", self.kind, options, own if isinstance(own, str) else ""), numbers
         )
+
+    def _buckets_of(self, data: Any) -> np.ndarray:
+        """Return the bucket of each item of a data set."""
+        numbers = np.asarray(getattr(data, "buckets", ()))
+        if numbers.shape != (len(data),) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+            raise UserError(
+                f"{name_of(type(data))}: buckets are {shown(getattr(data, 'buckets', None))}; allowed: a number from 0 "
+                f"for each of the {len(data)} items"
+            )
+        if self.sizes and numbers.max() >= len(self.sizes):
+            raise UserError(f"{name_of(type(data))}: an item is of bucket {numbers.max()}, of {len(self.sizes)}")
+        return numbers
+
+    def _set_shapes(self, shape: tuple[int, ...]) -> None:
+        """Set the shape of items, and the sizes of buckets if there are any."""
+        if getattr(self.data, "buckets", None) is None:
+            self._set(shape=shape)
+            return
+        numbers = self._buckets_of(self.data)
+        counts = np.bincount(numbers)
+        if not counts.all() or len(shape) != 3:
+            problem = f"no item is of bucket {int(counts.argmin())}" if len(shape) == 3 else f"items are {list(shape)}"
+            raise UserError(f"{self.kind}: {problem}; buckets are counted from 0, and are of items [C, H, W]")
+        firsts = [int(i) for i in np.unique(numbers, return_index=True)[1]]
+        shapes = [tuple(self._tensors(self.data[i], i)["x"].shape) for i in firsts]
+        self._set(shape=shapes[int(counts.argmax())], sizes=tuple(one[1:] for one in shapes))
 
     def _set(self, **values: object) -> None:
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
-    def item(self, raw: object, i: int) -> dict[str, Tensor]:
+    def item(self, raw: object, i: int, bucket: int | None = None) -> dict[str, Tensor]:
         """Return item i as `gen.data.DataSet` has it.
 
         Args:
             raw: as the data set gives it.
             i: its index, for the message.
+            bucket: of the item; None without buckets.
 
         Raises:
             UserError: names the item, for other types, shapes, values and labels.
         """
         item = self._tensors(raw, i)
         x = item["x"] = self._scaled(item["x"], i)
-        if tuple(x.shape) != self.shape:
-            raise UserError(f"{self.kind}: x of item {i} is {list(x.shape)}, that of item 0 {list(self.shape)}")
+        expected = self.shape if bucket is None else (self.shape[0], *self.sizes[bucket])
+        if tuple(x.shape) != expected:
+            where = "that of item 0" if bucket is None else f"those of bucket {bucket}"
+            raise UserError(f"{self.kind}: x of item {i} is {list(x.shape)}, {where} {list(expected)}")
         if "y" in item:
             y = item["y"]
             if y.is_floating_point() or y.ndim or not 0 <= int(y) < self.classes:
@@ -168,7 +216,8 @@ class GivenData:
     def _look(self, floats: bool) -> None:
         """Check some items, and warn of pictures that seem to lie in [0, 1] though they are said to lie in [-1, 1]."""
         step = max(1, self.length // LOOKED_AT)
-        items = [self.item(self.data[i], i) for i in range(0, self.length, step)][:LOOKED_AT]
+        every = GivenItems(self, self.data, range(self.length), "", self._buckets_of(self.data) if self.sizes else None)
+        items = [every[i] for i in range(0, self.length, step)][:LOOKED_AT]
         if floats and self.value_range == (-1.0, 1.0) and all(bool((item["x"] >= 0).all()) for item in items):
             warnings.warn(
                 f"{self.kind}: none of {len(items)} pictures has a value below 0, and value_range is [-1, 1]: if they "
@@ -179,19 +228,32 @@ class GivenData:
 
 @dataclass(frozen=True, eq=False)
 class GivenItems:
-    """Items of some rows of a data set that was given."""
+    """Items of some rows of a data set that was given; `numbers` are the buckets of all its items, or None."""
 
     source: GivenData
     data: Any
     rows: Sequence[int]
     fingerprint: str
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         row = self.rows[i]
-        return self.source.item(self.data[row], row)
+        return self.source.item(self.data[row], row, None if self.numbers is None else int(self.numbers[row]))
+
+    @property
+    def buckets(self) -> np.ndarray | None:
+        """The bucket of each item, [len]; None without buckets."""
+        return None if self.numbers is None else self.numbers[np.array(self.rows, np.int64)]
+
+    def bucket_counts(self) -> dict[str, int]:
+        """Return how many items each bucket has that has any, by "HxW"; {} without buckets."""
+        if self.buckets is None:
+            return {}
+        counts = np.bincount(self.buckets, minlength=len(self.source.sizes))
+        return {f"{h}x{w}": int(count) for (h, w), count in zip(self.source.sizes, counts, strict=True) if count}
 
     def where(self, i: int) -> str:
         """Return the item of the data set that item i is, in words."""

@@ -104,6 +104,39 @@ def test_own_objects_train_resume_to_the_bit_and_are_loaded(tmp_path, capsys):
     assert main([*words, "--allow", "tests"]) == 0
 
 
+class Shapes(Bars):
+    """Bars in two buckets, 8 x 8 and 8 x 12."""
+
+    def __init__(self, wrong=None):
+        super().__init__()
+        self.buckets = [int(i % 4 == 3) for i in range(40)]
+        self.wrong = wrong
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return (torch.cat([x, x[:, :, :4]], 2) if i % 4 == 3 and i != self.wrong else x), y
+
+
+def test_items_of_several_shapes_lie_in_buckets_of_their_own(tmp_path):
+    run = Run(model=OwnNet(), data=Shapes(), **settings())
+    assert (run.data.shape, run.data.sizes, run.data.buckets) == ((1, 8, 8), ((8, 8), (8, 12)), 2)
+    assert run.data.open("train").bucket_counts() == {"8x8": 27, "8x12": 9}
+    gen.train(run, tmp_path / "run", quiet=True)
+    torch.manual_seed(1)
+    again = Run(model=OwnNet(), data=Shapes(), **settings())
+    gen.train(again, tmp_path / "on", resume=str(tmp_path / "run/checkpoints/step-0000002"), quiet=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "on")
+    info = json.loads((tmp_path / "run/final/manifest.json").read_text())
+    assert info["sizes"] == [[8, 8], [8, 12]]
+    with pytest.raises(UserError, match=r"x of item 35 is \[1, 8, 8\], those of bucket 1 \[1, 8, 12\]"):
+        GivenData(Shapes(wrong=35)).open("train")[31]
+    for buckets, said in [([0] * 39, "a number from 0 for each of the 40"), ([0, 2] * 20, "no item is of bucket 1")]:
+        data = Bars()
+        data.buckets = buckets
+        with pytest.raises(UserError, match=said):
+            GivenData(data)
+
+
 def test_both_are_named_on_the_command_line_too(tmp_path, capsys):
     words = [
         "train",
