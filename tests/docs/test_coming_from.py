@@ -1,0 +1,100 @@
+"""The names that docs/coming-from.md compares: ours are built, those of diffusers are looked up and compared."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+from gen.config.spec import build
+from gen.diffusion.path import DDPM, Flow
+from gen.training.run import Run, Sampler
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/coming-from.md").read_text(encoding="utf-8")
+FOLDERS = {
+    "solver": "samplers.solvers",
+    "grid": "samplers.grids",
+    "guide": "samplers.guides",
+    "path": "diffusion.path",
+    "parameterisation": "diffusion.parameterisation",
+    "times": "diffusion.times",
+    "weighting": "diffusion.weighting",
+    "schedule": "training.schedules",
+    "optim": "training.optim",
+    "model": "models",
+    "data": "data",
+    "method": "distillers",
+}
+
+
+def rows(title):
+    """Return the cells of a section's table."""
+    section = re.search(rf"^## {title}.*?(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def spans(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest.mark.parametrize("title", ["diffusers", "k-diffusion", "LightningDiT", "FastGen"])
+def test_our_names_are_built(title):
+    checked = 0
+    for _, ours, *_ in rows(title):
+        for span in spans(ours):
+            key, _, value = span.partition("=")
+            if key == "ema":
+                assert [build("training.ema", spec) for spec in ast.literal_eval(value)]
+            elif key in FOLDERS and value:
+                assert build(FOLDERS[key], ast.literal_eval(value))
+            elif re.fullmatch(r"[a-z_]+", span) and span not in ("callback", "sample"):
+                assert span in Run.__dataclass_fields__ or span in Sampler.__dataclass_fields__, span
+            checked += 1
+    assert checked >= 10
+
+
+def test_the_names_of_diffusers_are_there():
+    settings = {"num_inference_steps", "guidance_scale", "guidance_rescale", "timesteps", "sigmas"}  # of calls
+    kinds = [name for theirs, *_ in rows("diffusers") for name in spans(theirs) if name.endswith("Scheduler")]
+    assert len(kinds) >= 10
+    for kind in kinds:
+        settings |= set(inspect.signature(getattr(diffusers, kind).__init__).parameters)
+    for theirs, _, note in rows("diffusers"):
+        for span in spans(theirs):
+            key = span.partition("=")[0]
+            assert key in settings or hasattr(diffusers, key.split(".")[0]) or key == EMAModel.__name__, span
+        for key in re.findall(r"`([a-z_]+)(?:=[^`]*)?` (?:is|are) ", note):
+            assert key in settings | {"eta"}, note
+    from diffusers import guiders
+
+    assert guiders.AdaptiveProjectedGuidance and guiders.ClassifierFreeZeroStarGuidance
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_timesteps_are_theirs(spacing):
+    path, theirs = DDPM(), diffusers.DDIMScheduler(timestep_spacing=spacing)
+    theirs.set_timesteps(10)
+    times = build("samplers.grids", {"name": "timesteps", "spacing": spacing}).times(path, 10)
+    assert path.t_to_network(times[:-1]).tolist() == pytest.approx(theirs.timesteps.tolist())
+    table = theirs.alphas_cumprod[theirs.timesteps].double().sqrt()
+    torch.testing.assert_close(path.alpha(times[:-1]), table, rtol=1e-5, atol=1e-6)
+
+
+def test_the_shift_of_flow_models_is_theirs():
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(sigmas=np.linspace(1, 1 / 10, 10).tolist())
+    ours = build("samplers.grids", {"name": "shift", "shift": 3.0}).times(Flow(), 10)
+    torch.testing.assert_close(ours, theirs.sigmas.double(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_plain_loss_of_f_is_edm_s_weighting():
+    path, t = build("diffusion.path", "edm"), torch.tensor([0.1, 1.0, 20.0], dtype=torch.float64)
+    f = build("diffusion.parameterisation", "edm_precond")
+    weight = build("diffusion.weighting", "edm").weight(path, f, t)
+    torch.testing.assert_close(weight, torch.ones_like(t))
