@@ -181,6 +181,37 @@ def test_commands_parse(page, at_home):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+BLOCK = re.compile(r"(?:<!-- not run: ([^\n]+) -->\n)?^```(\S+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LESS = {  # of what the blocks of shells ask for, so that a command takes seconds
+    r"(--steps|-n|--objective\.pairs) \d{2,}": r"\1 20",
+    r"^(train|distill) .*": r"\g<0> --steps 2 --batch_size 8 --sample_every 0 --validate_every 0 --quiet",
+    r"^evaluate (?!.*-n ).*": r"\g<0> -n 20",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
+def test_every_block_is_run_or_says_why_not(page):
+    """Python runs; shells' blocks run in the slow test below, unless a comment before them says why not."""
+    for reason, language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        start = f"{page.name}: the block {code.splitlines()[0]!r}"
+        if language == "python":
+            assert not reason, f"{start} runs: it needs no reason why not"
+        elif language != "{toctree}":
+            runs = language == "sh" and all(line.startswith("gen ") for line in code.splitlines())
+            assert runs or len(reason.split()) > 2, f"{start} needs <!-- not run: reason --> before it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=NAMES.get)
+def test_shell_blocks_run(page, at_home):
+    for reason, language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in code.splitlines() if language == "sh" and not reason else []:
+            typed = shlex.join(shlex.split(line, comments=True)[1:])
+            for given, less in LESS.items():
+                typed = re.sub(given, less, typed)
+            assert cli.main(shlex.split(typed)) == 0, typed
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
 def test_links_lead_somewhere(page):
     for text, target in re.findall(r"\[([^\]]+)\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
