@@ -200,7 +200,7 @@ class Pipeline:
             n: how many; None for images_per_condition of each condition.
             cond: a label, one for each sample, or a mapping of tensors [n, ...]; None for balanced labels i % classes.
                 A label is a number, or the name of a class folder. To a model of captions a caption, or one for each
-                sample; None for none.
+                sample, beside which the label is none; None for no caption.
             images_per_condition: consecutive samples that share a condition; then cond has n / images_per_condition.
             negative: what a guide moves away from, in place of no condition: a label, a caption, or as cond.
             solver, guide, cache: a name, a spec, or an object; None as the model was trained to be sampled; "none" for
@@ -391,7 +391,8 @@ class Pipeline:
             return cond
         if prompts := prompts_of(n, cond):
             if self.encode_prompts is not None:
-                return self.encode_prompts(prompts)
+                none = {"y": torch.full((n,), self.classes)} if self.classes else {}
+                return {**none, **self.encode_prompts(prompts)}
             if hasattr(getattr(unwrap(self._network), "spec", None), "text_width"):
                 raise UserError(f"{self.name} takes captions by an encoder: {ENCODER_MISSING}")
         if not self.classes:

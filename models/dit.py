@@ -52,6 +52,7 @@ class DiT(family.Family):
         mlp_ratio: hidden width of the MLP over width.
         learn_sigma: the final layer has twice the channels, as the published weights do; forward returns the first
             half.
+        cond_channels: of a picture cond["image"] that is joined to x, such as a degraded one; 0 for none.
         time_scale: factor on t; 1000 suits t in [0, 1], since the waves were designed for 0 .. 999.
         time_convention: what t = 1 means to the network; "data" passes it 1 - t, for the weights of SiT.
         freq_shift: of the waves of time (gen.models.layers.embed.waves); 0 as published, 1 in diffusers' port, which
@@ -75,6 +76,7 @@ class DiT(family.Family):
     heads: int = 6
     mlp_ratio: float = 4.0
     learn_sigma: bool = False
+    cond_channels: int = 0
     time_scale: float = 1.0
     time_convention: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
@@ -84,7 +86,7 @@ class DiT(family.Family):
     mup_base: int | None = None
 
     def __post_init__(self) -> None:
-        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
+        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0, cond_channels=0)
         check_fields(self, mup_base="[1, inf)", mlp_ratio="(0, 1000]", mlp_norm_eps="[0, inf)")
         family.one_number_for_squares(self)
         family.divisible(self, "size", self.patch, "patch")

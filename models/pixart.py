@@ -62,6 +62,7 @@ class PixArt(family.Family):
         mlp_ratio: hidden width of the MLP over width.
         learn_sigma: the final layer has twice the channels, as the published weights do; forward returns the first
             half.
+        cond_channels: of a picture cond["image"] that is joined to x, such as a degraded one; 0 for none.
         text_width: channels of a caption's embedding; 4096 for T5-XXL.
         text_length: most tokens of a caption; 120 (alpha), 300 (Sigma).
         text_vocab: ids of the text transformer that is trained with the model; 0 for given embeddings.
@@ -88,6 +89,7 @@ class PixArt(family.Family):
     heads: int = 6
     mlp_ratio: float = 4.0
     learn_sigma: bool = False
+    cond_channels: int = 0
     text_width: int = 768
     text_length: int = 120
     text_vocab: int = 0
@@ -101,7 +103,7 @@ class PixArt(family.Family):
     null_class: bool = True
 
     def __post_init__(self) -> None:
-        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0)
+        family.at_least(self, size=1, patch=1, channels=1, width=1, depth=1, heads=1, classes=0, cond_channels=0)
         check_fields(self, mlp_ratio="(0, 1000]", position_scale="(0, inf)")
         check_text_fields(self)
         family.one_number_for_squares(self)
@@ -168,9 +170,8 @@ class PixArtNet(PatchNet):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Keys of cond besides "y" that are read."""
-        size = ("resolution", "aspect_ratio") if self.spec.size_condition else ()
-        return ("text_ids" if self.spec.text_vocab else "text", "text_mask", *size)
+        """Keys of cond besides "y" that are read, and are zeros where there is none."""
+        return (*super().conditions, "text_ids" if self.spec.text_vocab else "text", "text_mask")
 
     def store_null_text(self, text: Tensor, mask: Tensor) -> None:
         """Keep the embedding of the empty caption, see `CaptionEmbedding.store_null`."""
@@ -206,7 +207,7 @@ class PixArtNet(PatchNet):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         self.check(x, t, cond, s)
-        h = self.embed(x)  # [B, T, width]
+        h = self.embed(family.join_image(self.spec, x, cond))  # [B, T, width]
         c = self.block_conditions(t, cond, x, tap)
         h = call_site(tap, "trunk", lambda h: self._blocks(h, c, tap), h)
         out = call_site(tap, "final", lambda h: self._image(h, c, x.shape[2:]), h)  # [B, C or 2C, H, W]

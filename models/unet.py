@@ -86,6 +86,7 @@ class UNet(family.Family):
         groups, norm_eps: of the group norms.
         dropout: probability, [0, 1); 0.1 for ADM-64.
         learn_sigma: the last layer has twice the channels; forward returns the first half.
+        cond_channels: of a picture cond["image"] that is joined to x, such as a degraded one; 0 for none.
         time_scale: factor on t.
         time_convention: what t = 1 means to the network; "data" passes it 1 - t.
         freq_shift, max_period: of the waves of time (gen.models.layers.embed.waves).
@@ -110,13 +111,16 @@ class UNet(family.Family):
     norm_eps: float = 1e-5
     dropout: float = 0.0
     learn_sigma: bool = False
+    cond_channels: int = 0
     time_scale: float = 1.0
     time_convention: Literal["noise", "data"] = "noise"
     freq_shift: int = 0
     max_period: float = 10_000.0
 
     def __post_init__(self) -> None:
-        family.at_least(self, size=1, channels=1, classes=0, width=2, blocks=1, heads=0, head_width=1, groups=1)
+        family.at_least(
+            self, size=1, channels=1, classes=0, width=2, blocks=1, heads=0, head_width=1, groups=1, cond_channels=0
+        )
         check_fields(self, dropout="[0, 1)", max_period="(0, inf)")
         family.one_number_for_squares(self)
         if self.width % 2:
@@ -168,7 +172,7 @@ class UNetNet(family.FamilyNet):
         self.time_embed = nn.Sequential(nn.Linear(spec.width, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label_emb = nn.Embedding(spec.classes, emb) if spec.classes else None
         width = spec.widths[0]
-        first = nn.Conv2d(spec.channels, width, 3, padding=1)
+        first = nn.Conv2d(spec.channels + spec.cond_channels, width, 3, padding=1)
         self.input_blocks = nn.ModuleList([nn.Sequential(first)])
         blocks = spec.resampling == "block"
         kept = [width]  # channels of what the way down leaves for the way up
@@ -217,7 +221,7 @@ class UNetNet(family.FamilyNet):
             y = cond["y"]
             row = embedding(y.clamp(max=self.spec.classes - 1), self.label_emb.weight)  # [B, 4 width]
             c = c + row * (y < self.spec.classes)[:, None]
-        h = call_site(tap, "encoder.0", self.input_blocks[0], x)  # [B, width, H, W]
+        h = call_site(tap, "encoder.0", self.input_blocks[0], family.join_image(self.spec, x, cond))
         h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)
         out = call_site(tap, "final", self.out, h)  # [B, C or 2C, H, W]
         return out[:, : self.spec.channels]  # [B, C, H, W]

@@ -134,6 +134,20 @@ class Latents:
         return read_stored(Path(self.path), about)
 
     @property
+    def text_fields(self) -> Json:
+        """The fields of a model of the captions; {} unless items have text."""
+        if not self.text:
+            return {}
+        length, width = self.null_text["text"].shape
+        return {"text_width": width, "text_length": length, "null_text": "stored"}
+
+    @property
+    def text_encoder(self) -> Json | None:
+        """What the encoder of the captions is known by; None where that is not known."""
+        known: Json = (self._manifest or {}).get("text") or {}
+        return known.get("encoder")
+
+    @property
     def _extras(self) -> tuple[str, ...]:
         return tuple(extra for extra in EXTRAS if getattr(self, extra))
 

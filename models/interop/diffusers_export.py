@@ -152,7 +152,13 @@ def _with_rows(state: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
 
 def _expressible(model: DiT, patched: bool) -> None:
     """Raise UserError for what DiTTransformer2DModel has no setting for."""
-    for field, value in {"qk_norm": False, "mlp_ratio": 4.0, "mup_base": None, "null_class": True}.items():
+    for field, value in {
+        "qk_norm": False,
+        "mlp_ratio": 4.0,
+        "mup_base": None,
+        "null_class": True,
+        "cond_channels": 0,
+    }.items():
         if getattr(model, field) != value:
             raise UserError(f"diffusers' DiT has {field} {value} built in; this model has {getattr(model, field)}")
     if not isinstance(model.size, int):

@@ -106,6 +106,7 @@ class CaptionEmbedding(nn.Module):
 
     null_text: Tensor
     null_mask: Tensor
+    null_stored: Tensor
 
     def __init__(self, spec: Any):
         super().__init__()
@@ -117,6 +118,7 @@ class CaptionEmbedding(nn.Module):
         else:
             self.register_buffer("null_text", torch.zeros(spec.text_length, width))
             self.register_buffer("null_mask", torch.zeros(spec.text_length, dtype=torch.bool))
+            self.register_buffer("null_stored", torch.tensor(False))
 
     def store_null(self, text: Tensor, mask: Tensor) -> None:
         """Keep the embedding of the empty caption, [L, text_width] and [L], as the null tokens.
@@ -130,10 +132,11 @@ class CaptionEmbedding(nn.Module):
             raise UserError(f"the stored embedding of no caption is {list(text.shape)}; the network's is {kind}")
         self.null_text.copy_(pad(text, (0, 0, 0, length - n)))
         self.null_mask.copy_(pad(mask, (0, length - n)))
+        self.null_stored.fill_(True)
 
     def check_null(self) -> None:
         """Raise UserError where the embedding of no caption is to be stored, and is not."""
-        if not self.learned and not bool(self.null_mask.any()):
+        if not self.learned and not bool(self.null_stored):
             raise UserError(
                 "the embedding of no caption is not stored with this network: give the negative prompt '', or train it "
                 "on data with one"

@@ -14,7 +14,17 @@ from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import NetSpec, sides, takes_shape
 
-__all__ = ["Family", "FamilyNet", "Presets", "at_least", "check", "divisible", "labels", "one_number_for_squares"]
+__all__ = [
+    "Family",
+    "FamilyNet",
+    "Presets",
+    "at_least",
+    "check",
+    "divisible",
+    "join_image",
+    "labels",
+    "one_number_for_squares",
+]
 
 Presets = Mapping[str, Json]  # fields by the preset's name
 
@@ -64,10 +74,14 @@ class FamilyNet(nn.Module):
     spec: Any
     compute_dtypes = (torch.bfloat16, torch.float64)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Keys of cond besides "y" that are read; all zeros of each stand for none."""
+        return ("image",) if getattr(self.spec, "cond_channels", 0) else ()
+
     def null(self, cond: Cond) -> Cond:
-        """Return cond with the label "no class", the one after the last, and without a caption where it has one."""
-        captions = ("text", "text_ids", "text_mask", "pooled") if hasattr(self.spec, "text_width") else ()
-        cond = {**cond, **{key: torch.zeros_like(cond[key]) for key in captions if key in cond}}
+        """Return cond with the label "no class", the one after the last, a grey picture and no caption."""
+        cond = {**cond, **{key: torch.zeros_like(cond[key]) for key in self.conditions if key in cond}}
         if not self.spec.classes:
             return cond
         if not getattr(self.spec, "null_class", True):
@@ -135,6 +149,29 @@ def check(spec: NetSpec, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = No
         raise UserError(f"a target time s was given, but this {family} is no flow map and takes only t")
     if spec.classes:
         labels(spec, cond, len(x))
+
+
+def join_image(spec: Any, x: Tensor, cond: Cond) -> Tensor:
+    """Return x with the channels of cond["image"] behind its own; x itself without cond_channels.
+
+    Args:
+        spec: the network's spec.
+        x: [B, C, H, W].
+        cond: must have "image" [B, cond_channels, H, W], floating, if there are such channels.
+
+    Raises:
+        UserError: for a picture that is missing or of another shape.
+    """
+    channels = getattr(spec, "cond_channels", 0)
+    if not channels:
+        return x
+    image, wanted = cond.get("image"), [len(x), channels, *x.shape[2:]]
+    if image is None or list(image.shape) != wanted or not image.is_floating_point():
+        given = (
+            f"given: {', '.join(cond) or 'nothing'}" if image is None else f"it is {image.dtype} {list(image.shape)}"
+        )
+        raise UserError(f"this {type(spec).__name__} needs cond['image'], floats {wanted}; {given}")
+    return torch.cat([x, image.to(x.dtype)], 1)
 
 
 def labels(spec: NetSpec, cond: Cond, rows: int | None = None) -> Tensor:

@@ -54,7 +54,8 @@ class PatchNet(family.FamilyNet):
     def __init__(self, spec: Any):
         super().__init__()
         self.spec = spec
-        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)})
+        channels = spec.channels + getattr(spec, "cond_channels", 0)
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, spec.width, spec.patch, spec.patch)})
         self.add_positions()
         self.t_embedder = self.time_embedding()
         null = getattr(spec, "null_class", True)
@@ -78,7 +79,7 @@ class PatchNet(family.FamilyNet):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         self.check(x, t, cond, s)
-        h = self.embed(x)  # [B, T, width]
+        h = self.embed(family.join_image(self.spec, x, cond))  # [B, T, width]
         c = self.conditioning(t, cond, tap)  # [B, width]
         h = call_site(tap, "trunk", lambda h: self.trunk(h, c, tap), h)  # [B, T, width]
         out = call_site(tap, "final", lambda h: self.head(h, c, x.shape[2:]), h)  # [B, C or 2C, H, W]
@@ -89,7 +90,7 @@ class PatchNet(family.FamilyNet):
         family.check(self.spec, x, t, cond, s)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the tokens of an image x [B, C, H, W] with their positions, [B, T, width]."""
+        """Return the tokens of an image [B, C, H, W], x and what is joined to it, with positions, [B, T, width]."""
         # The first operand decides the layout of the sum, and the positions are contiguous.
         return self.positions(x.shape[2:]) + self.x_embedder["proj"](x).flatten(2).mT
 

@@ -1,4 +1,4 @@
-"""Text models of the package transformers, read from a folder on this machine: CLIP's and T5's."""
+"""Text models of the package transformers, read from a folder on this machine: CLIP's, T5's and Qwen's."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ OWNERS = {
     "clip_text_model": "CLIPTextModel",
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",
+    "qwen2": "Qwen2Model",
+    "qwen3": "Qwen3Model",
 }
-T5_LENGTH = 120  # PixArt-alpha's; other T5 encoders have no longest text
+LENGTH = 120  # PixArt-alpha's; T5 encoders have no longest text, and Qwen's is far too long for captions
 
 
 @dataclass(frozen=True)
 class PretrainedText:
     """The last hidden states of a text model, as Stable Diffusion (CLIP) and PixArt-alpha (T5) are conditioned on.
 
-    Texts are padded and cut to one length. CLIP's tokens see those before them, padding included, as published; T5's
-    see all tokens but padding.
+    Texts are padded at the end and cut to one length. CLIP's tokens see those before them, padding included, as
+    published; T5's see all tokens but padding, Qwen's the tokens before them.
 
     Attributes:
         path: a folder with a model and its tokenizer, or with the folders text_encoder and tokenizer of a pipeline of
@@ -82,7 +84,8 @@ class PretrainedText:
             why = " ".join(str(error).split())[:300]
             raise UserError(f"{tokenizer} cannot be read as a tokenizer: {why}") from error
         longest = getattr(model.config, "max_position_embeddings", None)
-        length = self.length or longest or T5_LENGTH
+        clip = "clip" in model.config.model_type
+        length = self.length or (longest if clip and longest else LENGTH)
         if longest is not None and length > longest:
             raise UserError(f"{self.path}: length = {length}; the model takes at most {longest} tokens")
         if words.pad_token_id is None:
@@ -104,7 +107,9 @@ class PretrainedText:
     def _owner(self) -> str:
         file = self._folders[0] / "config.json"
         if not file.is_file():
-            raise UserError(f"{self.path!r} holds no config.json; give the folder of a CLIP or T5 by save_pretrained")
+            raise UserError(
+                f"{self.path!r} holds no config.json; give the folder of a CLIP, T5 or Qwen by save_pretrained"
+            )
         config = read_json(file, constants=True)
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind not in OWNERS:
@@ -122,7 +127,7 @@ class TextEmbedder(nn.Module):
     def __init__(self, model: Any, tokenizer: Any, length: int, layer: int):
         super().__init__()
         self.model, self.tokenizer, self.length, self.layer, self.truncated = model, tokenizer, length, layer, 0
-        self.sees_padding = "clip" in model.config.model_type
+        self.sees_padding, tokenizer.padding_side = "clip" in model.config.model_type, "right"
         layers = model.config.num_hidden_layers
         if not -layers <= layer:
             raise UserError(f"layer = {layer}; the model has {layers}")

@@ -118,7 +118,8 @@ def from_diffusers(state: State, model: PixArt) -> dict[str, Tensor]:
     if theirs is not None:
         check_table("pos_embed.pos_embed", theirs, table)
     null = torch.zeros(model.text_length, model.text_width)
-    return {**ours, "pos_embed": table, "captions.null_text": null, "captions.null_mask": null[:, 0] != 0}
+    stored = {"null_text": null, "null_mask": null[:, 0] != 0, "null_stored": torch.tensor(False)}
+    return {**ours, "pos_embed": table, **{f"captions.{name}": value for name, value in stored.items()}}
 
 
 def _checked(weights: Weights) -> Json:

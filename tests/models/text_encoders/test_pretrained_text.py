@@ -12,9 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gen.cli import main
 from gen.config.errors import UserError
-from gen.config.spec import build
+from gen.config.spec import build, override
 from gen.data.latents import Latents
 from gen.data.table import Table
+from gen.pipeline import load
+from gen.training.run import Run
 from gen.training.stream import ShuffledStream
 from gen.training.trainer import train
 from tests.gen.data.test_encode import files
@@ -34,6 +36,9 @@ def write(transformers, folder, kind, vocabulary=10):
             "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
             "max_position_embeddings": 9, "eos_token_id": 1}),
         "t5": ("T5EncoderModel", "T5Config", {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}),
+        "qwen3": ("Qwen3Model", "Qwen3Config", {
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 8}),
     }[kind]  # fmt: skip
     model = getattr(transformers, owner)(getattr(transformers, config)(vocab_size=vocabulary, **sizes)).eval()
     with torch.no_grad():
@@ -48,14 +53,14 @@ def write(transformers, folder, kind, vocabulary=10):
 
 
 @pytest.mark.parametrize("layer", [-1, -2])
-@pytest.mark.parametrize("kind", ["clip", "t5"])
+@pytest.mark.parametrize("kind", ["clip", "t5", "qwen3"])
 def test_embeddings_are_those_of_the_model(kind, layer, transformers, tmp_path):
     model = write(transformers, tmp_path, kind)
     net = build("models.text_encoders", {"name": "pretrained", "path": tmp_path, "length": 7, "layer": layer}).load()
     text, mask = net([CAPTIONS[0], "a cat", ""])
     assert text.shape == (3, 7, 16) and text.dtype == torch.float32 and mask.sum(1).tolist() == [5, 2, 0]
     ids = torch.tensor([[3, 6, 4, 8, 9, 0, 0], [3, 4, 0, 0, 0, 0, 0]])
-    seen = (ids != 0).long() if kind == "t5" else None  # T5 does not see padding; CLIP's tokens see what is before
+    seen = None if kind == "clip" else (ids != 0).long()  # T5 does not see padding; CLIP's tokens see what is before
     out = model(input_ids=ids, attention_mask=seen, output_hidden_states=True)
     expected = out.last_hidden_state if layer == -1 else out.hidden_states[-2]
     torch.testing.assert_close(text[:2], expected.detach())
@@ -168,6 +173,25 @@ def test_captions_are_kept_beside_latents_and_read_back(photos, transformers, tm
         train(tiny(model=Reader(), data=source, steps=4, save_every=2), tmp_path / name, resume=resume, quiet=True)
         trained.append(weights(tmp_path / name))
     assert same(*trained)
+    pixart_of_stored_text(source, tmp_path, json.loads(text))
+
+
+def pixart_of_stored_text(source, tmp_path, text):
+    """Width, length and no caption follow from the latents; the encoder reads prompts, and no other does."""
+    size = {"patch": 4, "width": 16, "depth": 1, "heads": 2}
+    run = override(Run(model={"name": "pixart", **size}, data=source, objective="denoise"), {
+        "steps": 1, "batch_size": 4, "sample_every": 0, "validate_every": 0, "sampler.steps": 2,
+        "sampler.guide": "cfg", "objective.class_dropout": 0.5})  # fmt: skip
+    assert (run.model.text_width, run.model.text_length, run.model.null_text) == (16, 5, "stored")
+    train(run, tmp_path / "pixart", quiet=True)
+    with pytest.raises(UserError, match="--text-encoder FOLDER"):
+        load(tmp_path / "pixart").sample(cond=["a red cat"])
+    pipeline = load(tmp_path / "pixart", text_encoder=text)
+    torch.testing.assert_close(pipeline.denoiser.net.captions.null_text, source.null_text["text"])
+    out = pipeline.sample(cond=["a red cat"])
+    assert out.cond["y"].tolist() == [2] and out.x.isfinite().all()  # the label is none
+    with pytest.raises(UserError, match="is not the one that the latents' captions were read by"):
+        load(tmp_path / "pixart", text_encoder={**text, "length": 4})
 
 
 def test_what_has_no_text_is_refused(photos, transformers, tmp_path, capsys):
