@@ -327,7 +327,8 @@ def test_dry_run(name, path, param):
 
 PUBLISHED_ON = {
     "DiT": "ddpm", "ADM": "ddpm", "SiT": "flow", "REG": "flow", "DDT": "flow", "LightningDiT": "flow",
-    "PixArt": "ddpm", "RAE-DiT": "flow", "DiTDH": "flow", "DiMSUM": "trig", "EDM2": "edm",
+    "PixArt": "ddpm", "SD3": "flow", "SD3.5": "flow",
+    "RAE-DiT": "flow", "DiTDH": "flow", "DiMSUM": "trig", "EDM2": "edm",
 }  # fmt: skip
 BY_NAME = [
     (name, preset, PUBLISHED_ON[prefix])

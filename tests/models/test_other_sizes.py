@@ -9,7 +9,7 @@ from gen.models.dit import DiT
 from gen.models.layers.embed import grid_embedding
 from tests.models.test_families import FAMILIES, WRAPPERS, digits, inputs, random_net, rows_of
 
-OTHERS = ("dit", "edm2", "pixart", "song_unet", "unet", *WRAPPERS)  # what wraps a DiT takes what that does
+OTHERS = ("dit", "edm2", "mmdit", "pixart", "song_unet", "unet", *WRAPPERS)  # what wraps a DiT takes what that does
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -47,7 +47,9 @@ class DiffusersFolder:
     """
 
     def claims(self, weights: Weights) -> bool:
-        return weights.config is not None and "transformer_blocks.0.norm1.linear.weight" in weights.tensors
+        block, names = "transformer_blocks.0", weights.tensors.keys()
+        joint = f"{block}.attn.add_k_proj.weight" in names  # SD3's blocks have a norm of that name too
+        return weights.config is not None and f"{block}.norm1.linear.weight" in names and not joint
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         if preset is not None:
