@@ -24,7 +24,7 @@ from gen.config.machine import cache_folder
 from gen.config.reading import parse_json
 from gen.config.spec import Json
 
-__all__ = ["add_arguments", "add_feature_options", "features_folder", "resumable", "run"]
+__all__ = ["add_arguments", "add_feature_options", "features_folder", "keeping_features", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,21 +84,20 @@ def features_folder(given: Path | None) -> Path:
 
 
 @contextmanager
-def resumable(features: Path) -> Iterator[None]:
-    """Say, when the user interrupts, that the features computed so far are kept.
+def keeping_features(features: Path) -> Iterator[None]:
+    """Say, after SIGTERM or Ctrl-C, that the features computed so far are kept.
 
     Args:
         features: folder of them.
     """
-    try:
+    from gen.training.signals import resumable
+
+    with resumable(f"interrupted; the features computed so far are kept in {features}: the same command goes on"):
         yield
-    except KeyboardInterrupt as error:
-        words = f"interrupted; the features computed so far are kept in {features}: the same command goes on"
-        raise KeyboardInterrupt(words) from error
 
 
 def run(args: argparse.Namespace) -> int:
-    with resumable(features_folder(args.features)):
+    with keeping_features(features_folder(args.features)):
         return _run(args)
 
 

@@ -251,6 +251,7 @@ def _draw_in_chunks(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
     from gen.data.lib.tensors import content_hash
     from gen.eval.drawn import DrawnImages
     from gen.eval.sample_files import FileOfSamples
+    from gen.training.signals import resumable
 
     began, decoder, options = time.perf_counter(), drawing.decoder, drawing.options
     edit = {key: options[key] for key in ("mask", "strength") if key in options}
@@ -265,7 +266,8 @@ def _draw_in_chunks(drawing: _Drawing, args: argparse.Namespace) -> Json | None:
     name, labels = decoder.pipeline.name, drawing.cond.get("y")
     file = FileOfSamples(args.out, drawing.n, args.batch_size, identity, part, decoder.collective, name, args.quiet)
     _watch(drawing, args)
-    done = file.draw(drawing, labels, drawing.prompts)
+    with resumable(f"{args.out}: stopped; the samples that are drawn are kept, the same command goes on"):
+        done = file.draw(drawing, labels, drawing.prompts)
     return None if done is None else {**done, "seconds": time.perf_counter() - began}
 
 

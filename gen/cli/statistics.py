@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gen.cli.evaluate import add_feature_options, features_folder, resumable
+from gen.cli.evaluate import add_feature_options, features_folder, keeping_features
 from gen.cli.lib.options import add_option, parse_spec
 from gen.cli.sample import own_device
 from gen.config.errors import UserError
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if len(real) < 2:
         raise UserError(f"{args.data} holds one picture, which has no covariance")
     kinds = [name for name in ("features", "spatial") if name in capabilities(reference.extractor)]
-    with resumable(features_folder(args.features)):
+    with keeping_features(features_folder(args.features)):
         real.fill(kinds)
     if not is_main():
         return 0

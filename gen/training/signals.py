@@ -59,7 +59,7 @@ def stop_signals() -> Iterator[StopRequest]:
 def resumable(said: str) -> Iterator[Callable[[], None]]:
     """Let SIGTERM and Ctrl-C raise Interrupted at once, within work of which each part is whole or not there.
 
-    Elsewhere than in the main thread they act as usual.
+    Elsewhere than in the main thread SIGTERM acts as usual.
 
     Args:
         said: what is safe, and what to do next.
@@ -78,7 +78,10 @@ def resumable(said: str) -> Iterator[Callable[[], None]]:
         check()
 
     with _handled(handle):
-        yield check
+        try:
+            yield check
+        except KeyboardInterrupt as error:
+            raise Interrupted(said, getattr(error, "number", signal.SIGINT)) from None
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """The options of gen sample that edit: what they write is what Pipeline.sample returns; and those that do not fit."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from gen.cli import main
 from gen.config.images import to_uint8
 from gen.data.lib.pictures import read_picture
 from gen.eval.sources import collect
+from gen.eval.store import RowFile
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
@@ -44,6 +48,28 @@ def test_a_picture_or_a_folder_is_edited(folder, tmp_path):
     found = sampled(folder, tmp_path, "--image", one, "--mask", folder / "mask.png", "-n", "2")
     assert torch.equal(found[..., :4], to_uint8(images[1]).expand(2, 1, 8, 8)[..., :4])
     assert not torch.equal(found[..., 4:], to_uint8(images[1]).expand(2, 1, 8, 8)[..., 4:])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_file_of_samples_in_one_line_and_it_goes_on(folder, tmp_path, monkeypatch, capsys, number):
+    words = ["sample", str(folder / "run"), "-n", "8", "--batch-size", "2", "--steps", "2", "--quiet", "--out"]
+    assert main([*words, str(tmp_path / "whole.npz")]) == 0
+    write, done = RowFile.write, []
+
+    def stopped(self, *given):
+        done.append(write(self, *given))
+        if len(done) == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFile, "write", stopped)
+        assert main([*words, str(tmp_path / "s.npz")]) == 128 + number
+    said = capsys.readouterr().err
+    assert "s.npz: stopped; the samples that are drawn are kept, the same command goes on" in said
+    assert said.count("\n") == 1 and not (tmp_path / "s.npz").exists()
+    assert main([*words, str(tmp_path / "s.npz")]) == 0
+    ours, theirs = (np.load(tmp_path / name)["arr_0"] for name in ("s.npz", "whole.npz"))
+    assert np.array_equal(ours, theirs)
 
 
 def test_a_trajectory_is_a_sheet_for_every_time(folder, tmp_path):
