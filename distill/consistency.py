@@ -123,7 +123,7 @@ class Consistency(Distiller):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample [B] on intervals i [B] of n, 0 the noisiest, and f(x_t, t)."""
         f, eps, times = roles["net"], batch.normal("eps"), self.grid.times(roles["net"].path, n)
-        t, r = times[i].to(batch.x.device), times[i + 1].to(batch.x.device)
+        t, r = batch.to_device(times[i]), batch.to_device(times[i + 1])
         x_t = f.path.mix(batch.x, eps, t)
         if self.velocity == "teacher":
             x_r = heun_step(guided_teacher(roles["teacher"], f.path, self.guide), x_t, t, r, cond)

@@ -98,7 +98,7 @@ class ICT(Distiller):
     def losses(self, f: DenoiserLike, batch: Batch, cond: Cond, n: int, i: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample [B] on intervals i [B] of n, 0 the noisiest, and f(x_t, t)."""
         times = self.grid.times(f.path, n)
-        t, r = times[i].to(batch.x.device), times[i + 1].to(batch.x.device)
+        t, r = batch.to_device(times[i]), batch.to_device(times[i + 1])
         return consistency_losses(f, f, batch, cond, t, r, self.huber)
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:

@@ -84,8 +84,8 @@ class MeanFlow(Distiller):
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f = roles["net"]
         draws = torch.stack([self.times.at(batch.noise.uniform(name), f.path) for name in ("t", "s")])
-        t, s = draws.amax(0).to(batch.x.device), draws.amin(0).to(batch.x.device)
-        s = torch.where(batch.noise.uniform("equal").to(s.device) < self.flow_share, t, s)
+        t, s = batch.to_device(draws.amax(0)), batch.to_device(draws.amin(0))
+        s = torch.where(batch.to_device(batch.noise.uniform("equal")) < self.flow_share, t, s)
         error = self.errors(roles, batch, drop_condition(f, batch, self.class_dropout), t, s)  # [B, ...]
         square = (error.float() ** 2).flatten(1).sum(1)  # [B]
         loss = square / (square.detach() + self.damping) ** self.power
@@ -132,6 +132,6 @@ class MeanFlow(Distiller):
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the mean square of the errors at 8 fixed times t, each with s = t, t / 2 and 0."""
-        at = self.times.fixed(roles["net"].path).to(batch.x.device)
+        at = batch.to_device(self.times.fixed(roles["net"].path))
         pairs = [(t.expand(len(batch.x)), t.expand(len(batch.x)) * part) for t in at for part in (1.0, 0.5, 0.0)]
         return torch.stack([self.errors(roles, batch, batch.cond, t, s).square().mean() for t, s in pairs]).mean()

@@ -68,9 +68,9 @@ class Phased(Distiller):
         """Return the loss of each sample, [B], in a phase and at a time of it that its noise draws."""
         f: Denoiser = roles["net"]
         path = f.path
-        times = self.grid.times(path, self.phases * self.substeps).to(batch.x.device)
+        times = batch.to_device(self.grid.times(path, self.phases * self.substeps))
         teacher = guided_teacher(roles["teacher"], path, self.guide, times)
-        first = batch.noise.integers("phase", self.phases).to(batch.x.device) * self.substeps  # [B]
+        first = batch.to_device(batch.noise.integers("phase", self.phases)) * self.substeps  # [B]
         high, low = times[first], times[first + self.substeps]
         x = path.mix(batch.x, batch.normal("eps"), high)
         line = euler_chord(teacher, x, [times[first + k] for k in range(self.substeps + 1)], batch.cond)

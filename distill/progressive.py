@@ -136,9 +136,9 @@ class Progressive(Distiller):
         """Return the weighted loss of each sample, [B], at a step of the stage's own grid that its noise draws."""
         f: Denoiser = roles["net"]
         stage = self.stage(batch.step)
-        times = self.grid.times(f.path, self.start_steps * self.first_stride).to(batch.x.device)
+        times = batch.to_device(self.grid.times(f.path, self.start_steps * self.first_stride))
         stride = self.first_stride << stage  # of one student step, in the grid of the first teacher
-        i = batch.noise.integers("step", self.start_steps >> stage).to(batch.x.device) * stride  # [B]
+        i = batch.to_device(batch.noise.integers("step", self.start_steps >> stage)) * stride  # [B]
         x_t = f.path.mix(batch.x, batch.normal("eps"), times[i])
         teacher = roles["teacher"] if stage == 0 and "teacher" in roles else roles["stage_teacher"]
         if stage == 0:

@@ -133,7 +133,7 @@ class TCM(Distiller):
         at_boundary = batch.noise.uniform("boundary") < self.boundary
         drawn = self.sigma_quantile(batch.noise.uniform("t"))
         sigma = torch.where(at_boundary, torch.full_like(drawn, self.transition), drawn)
-        at_boundary, t = at_boundary.to(batch.x.device), t_of_sigma(f.path, sigma).to(batch.x.device)
+        at_boundary, t = batch.to_device(at_boundary), batch.to_device(t_of_sigma(f.path, sigma))
         losses, x0 = self.losses(roles, batch, drop_condition(f, batch, self.class_dropout), t)
         # Divided by expected numbers, not by those drawn: so a sample counts alike in every micro-batch.
         boundary = torch.where(at_boundary, losses, 0.0).mean() / self.boundary
@@ -166,5 +166,5 @@ class TCM(Distiller):
         """Return the mean loss at `transition` and at 7 levels above it."""
         sigma = self.sigma_quantile((torch.arange(7).double() + 0.5) / 7)
         sigma = torch.cat([torch.tensor([self.transition]).double(), sigma])
-        at = t_of_sigma(roles["net"].path, sigma).to(batch.x.device)
+        at = batch.to_device(t_of_sigma(roles["net"].path, sigma))
         return mean_over(at, batch, lambda t: self.losses(roles, batch, batch.cond, t)[0])

@@ -23,7 +23,7 @@ def draw_times(times: Times, batch: Batch, name: str, path: NoisePath) -> Tensor
         name: of the draw.
         path: the noise path.
     """
-    return times.at(batch.noise.uniform(name), path).to(batch.x.device)
+    return batch.to_device(times.at(batch.noise.uniform(name), path))
 
 
 def mean_over(values: Tensor, batch: Batch, losses: Callable[[Tensor], Tensor]) -> Tensor:
@@ -46,4 +46,4 @@ def mean_at_fixed_times(times: Times, path: NoisePath, batch: Batch, losses: Cal
         batch: the data.
         losses: maps times [B] to losses [B, ...].
     """
-    return mean_over(times.fixed(path).to(batch.x.device), batch, losses)
+    return mean_over(batch.to_device(times.fixed(path)), batch, losses)

@@ -12,7 +12,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
-from gen.training.objectives import Batch, Roles
+from gen.training.objectives import Batch, Roles, to_device
 from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, check_mask_path, stratify, token_losses
 
 __all__ = ["BD3", "block_diffusion_mask", "block_size_of", "block_uniforms", "logits_after_clean_blocks"]
@@ -50,7 +50,7 @@ class BD3(MaskedObjective):
         net, path, x = roles["net"].net, check_mask_path(roles["net"].path, "BD3"), tokens.x
         mask, block_size = unwrap(net).mask_token_id, block_size_of(net, x.shape[1])
         t = t.repeat_interleave(block_size, 1)[:, : x.shape[1]]
-        noisy = corrupt(x, path.masked_fraction(t).to(x.device), u.to(x.device), mask, ~tokens.trained)
+        noisy = corrupt(x, to_device(path.masked_fraction(t), x.device), to_device(u, x.device), mask, ~tokens.trained)
         masked = noisy != x
         losses, likeliest = token_losses(logits_after_clean_blocks(net, noisy, tokens, block_size), x, mask)
         if self.weight == "nelbo":

@@ -77,7 +77,7 @@ class ERW(REPA):
         if unwrap(f.net) is not f.net:
             raise UserError("ERW's warm-up leaves weights without a gradient: it runs in one process, not in several")
         tap = StopAfter(self.warm_site)
-        f.output(batch.x, t.to(batch.x.device), cond, tap=tap)
+        f.output(batch.x, batch.to_device(t), cond, tap=tap)
         assert tap.value is not None
         loss = negative_cosine(roles["head"].net(tokens_of(tap.value)), features.tokens)
         return ("net", "head"), self.warm_weight * loss, {"alignment": loss}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
-from gen.training.objectives import Batch, Roles
+from gen.training.objectives import Batch, Roles, to_device
 from gen.training.objectives.bd3 import block_size_of, block_uniforms, logits_after_clean_blocks
 from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, token_losses
 
@@ -45,7 +45,7 @@ class FastDLLM(MaskedObjective):
         """Return the noisy copies: [2 B, L], first copies first, or [B, L]; t [B, blocks], u [B, L]."""
         x, mask, block_size = tokens.x, unwrap(net).mask_token_id, block_size_of(net, tokens.x.shape[1])
         p = ((1 - self.eps) * t + self.eps).repeat_interleave(block_size, 1)[:, : x.shape[1]]
-        first = corrupt(x, p.to(x.device), u.to(x.device), mask, ~tokens.trained)
+        first = corrupt(x, to_device(p, x.device), to_device(u, x.device), mask, ~tokens.trained)
         if not self.complementary:
             return first
         return torch.cat([first, torch.where(tokens.trained & (first == x), mask, x)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
-from gen.training.objectives import Batch, Roles
+from gen.training.objectives import Batch, Roles, to_device
 from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, stratify, token_batch, token_losses
 
 __all__ = ["LLaDA"]
@@ -44,8 +44,8 @@ class LLaDA(MaskedObjective):
         """Draw the length of each text, [B]: its own or, for some, uniform after the prompt's first token."""
         whole = token_batch(batch, net)
         first = whole.trained.to(torch.uint8).argmax(1)
-        cut = first + 1 + (batch.noise.uniform("cut.at").to(first.device) * (whole.length - first)).long()
-        return torch.where(batch.noise.uniform("cut").to(first.device) < self.random_length, cut, whole.length)
+        cut = first + 1 + (batch.to_device(batch.noise.uniform("cut.at")) * (whole.length - first)).long()
+        return torch.where(batch.to_device(batch.noise.uniform("cut")) < self.random_length, cut, whole.length)
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         u = batch.noise.uniform("t")
@@ -53,8 +53,8 @@ class LLaDA(MaskedObjective):
 
     def losses(self, roles: Roles, tokens: TokenBatch, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net, x = roles["net"].net, tokens.x
-        p = ((1 - self.eps) * t + self.eps).to(x.device)
-        noisy = corrupt(x, p, u.to(x.device), unwrap(net).mask_token_id, ~tokens.trained)
+        p = to_device((1 - self.eps) * t + self.eps, x.device)
+        noisy = corrupt(x, p, to_device(u, x.device), unwrap(net).mask_token_id, ~tokens.trained)
         masked = noisy != x
         losses, likeliest = token_losses(net(noisy, tokens.lengths), x)
         return torch.where(masked, losses / p[:, None].to(losses.dtype), 0), masked, likeliest

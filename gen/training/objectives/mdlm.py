@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
-from gen.training.objectives import Batch, Roles
+from gen.training.objectives import Batch, Roles, to_device
 from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, check_mask_path, stratify, token_losses
 
 __all__ = ["MDLM"]
@@ -39,8 +39,8 @@ class MDLM(MaskedObjective):
 
     def losses(self, roles: Roles, tokens: TokenBatch, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net, path, x = roles["net"].net, check_mask_path(roles["net"].path, "MDLM"), tokens.x
-        mask, fraction, weight = unwrap(net).mask_token_id, path.masked_fraction(t).to(x.device), path.weight(t)
-        noisy = corrupt(x, fraction, u.to(x.device), mask, ~tokens.trained)
+        mask, fraction, weight = unwrap(net).mask_token_id, to_device(path.masked_fraction(t), x.device), path.weight(t)
+        noisy = corrupt(x, fraction, to_device(u, x.device), mask, ~tokens.trained)
         masked = noisy != x
         losses, likeliest = token_losses(net(noisy, tokens.lengths), x, mask)
         return torch.where(masked, losses * weight[:, None].to(losses), 0), masked, likeliest

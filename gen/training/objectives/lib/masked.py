@@ -152,7 +152,7 @@ def window_ends(batch: Batch, net: nn.Module, prompt: Tensor) -> Tensor:
     stop = torch.maximum(text_end(x, unwrap(net).eos_token_ids), prompt).clamp(max=n - 1)
     if block_size is not None:
         return ((stop // block_size + 1) * block_size).clamp(max=n)
-    return stop + 1 + (batch.noise.uniform("end").to(x.device) * (n - stop)).long()
+    return stop + 1 + (batch.to_device(batch.noise.uniform("end")) * (n - stop)).long()
 
 
 def check_mask_token(net: nn.Module, owner: str) -> None:
