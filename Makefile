@@ -11,7 +11,7 @@ CODE := gen samplers distill models kernels eval scripts tests docs
 # Threads that spin while they wait make small networks several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo demo-colour docs install test test-slow test-gpu test-gpu-all test-browser bench bench-gpu bench-gpu-all bench-dry lint format wheel-check clean
+.PHONY: demo demo-colour docs install test test-slow test-gpu test-gpu-all test-browser bench bench-machine bench-gpu bench-gpu-all bench-dry lint format wheel-check clean
 
 demo: $(STAMP)
 	$(BIN)/gen quickstart
@@ -53,6 +53,14 @@ PARTS := attention fused ssm forward sample train decode vocabulary
 
 bench: $(STAMP)
 	$(BIN)/gen bench $(PARTS) --seconds 2
+
+# This machine's results beside those of others, and the tables anew, which give the range over them; MACHINE is a name
+# of yours. What was refused, because others worked meanwhile, is measured by the same command again.
+bench-machine: $(STAMP)
+	@test -n "$(MACHINE)" || { echo "make bench-machine MACHINE=name" >&2; exit 1; }
+	-$(BIN)/gen bench $(PARTS) --seconds 3 --resume --out benchmarks/results/bench/$(MACHINE)/cpu-float32
+	-$(BIN)/gen bench $(PARTS) --seconds 3 --resume --dtype bfloat16 --out benchmarks/results/bench/$(MACHINE)/cpu-bfloat16
+	$(BIN)/python scripts/tables.py
 
 bench-gpu: $(STAMP)
 	$(BIN)/gen bench --plan benchmarks/gpu.toml --device cuda --seconds 1
