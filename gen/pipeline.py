@@ -16,6 +16,7 @@ from gen.config import checkpoints
 from gen.config.devices import check_device
 from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import check_arguments, check_fields
+from gen.config.hub import local_folder
 from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import Json, Spec, name_of
 from gen.config.trust import allowing
@@ -426,7 +427,8 @@ def load(
     """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
     Args:
-        folder: of a run, or of one of its checkpoints.
+        folder: of a run, or of one of its checkpoints; or a name on Hugging Face's hub with its revision,
+            "hf:owner/name@revision" (gen.config.hub).
         weights: the label of an average ("ema"), or "raw"; None for the first average there is.
         device: to load it on, such as "cuda:1".
         allow: packages ("my_pkg"), modules or classes ("my_pkg.mod:Class") that the folder may name: what it names
@@ -441,7 +443,8 @@ def load(
     Raises:
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
     """
-    checkpoint = checkpoints.locate(Path(folder))
+    folder = local_folder(folder)
+    checkpoint = checkpoints.locate(folder)
     check_device(device)
     info = checkpoints.read(checkpoint, verify=False)
     if missing := [key for key in ("run", "role", "shape", "classes") if key not in info]:
@@ -468,10 +471,10 @@ def load(
     net = net.eval().requires_grad_(False).to(device)
     used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
-        "name": Path(folder).resolve().name,
+        "name": folder.resolve().name,
         "params": sum(p.numel() for p in net.parameters()),
         "device": device,
-        "folder": Path(folder),
+        "folder": folder,
         "weights": chosen,
         "info": info,
     }

@@ -138,12 +138,11 @@ class Environment:
     folder: Path
 
     @classmethod
-    def new(cls, folder: Path, python: str, seen: Path | None) -> Environment:
-        """Create one; `seen` is a folder of packages that it sees beside its own."""
+    def new(cls, folder: Path, python: str, seen: Sequence[Path]) -> Environment:
+        """Create one; `seen` are folders of packages that it sees beside its own."""
         run([python, "-m", "venv", folder], Path.cwd())
         made = cls(folder)
-        if seen is not None:
-            (made.packages / "seen.pth").write_text(f"{seen}\n", encoding="utf-8")
+        (made.packages / "seen.pth").write_text("".join(f"{path}\n" for path in seen), encoding="utf-8")
         return made
 
     @property
@@ -192,12 +191,13 @@ def check_extras(env: Environment, wheel: Path, extras: Sequence[str]) -> Iterat
 def check_python(python: str, torch: Path | None, wheel: Path, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Yield the checks of one Python."""
     with tempfile.TemporaryDirectory() as folder:
-        core = Environment.new(Path(folder, "core"), python, torch)
+        seen = [] if torch is None else [torch]
+        core = Environment.new(Path(folder, "core"), python, seen)
         yield from check_use(core, wheel, not args.no_quickstart)
         alone = [(extra,) for extra in args.extras]
         together = [tuple(args.extras)] if len(alone) > 1 else []
         for extras in [*alone, *together]:
-            env = Environment.new(Path(folder, "extra"), python, core.packages)
+            env = Environment.new(Path(folder, "extra"), python, [core.packages, *seen])
             for what, wrong in guarded(check_extras(env, wheel, extras)):
                 yield f"[{extras[0] if len(extras) == 1 else 'all extras'}] {what}", wrong
             shutil.rmtree(env.folder)

@@ -18,6 +18,9 @@ to.
 Names "my_pkg.mod:Class" are followed where the user types or writes them; where a checkpoint, a run or a record has
 them, only with `--allow my_pkg`, which every verb takes (gen.config.trust).
 
+"hf:owner/name@revision" may stand wherever a folder of a model is taken: it is fetched before the verb runs
+(gen.config.hub).
+
 Verbs import torch, and all that needs it, inside their functions: `gen --help` loads none of it.
 Exit codes: 0 done, 1 a bug or a broken installation, 2 wrong input, 3 something optional is missing, 4 a loss or sample
 became non-finite, 130 interrupted, 143 stopped by SIGTERM. Errors are one line on stderr; `--debug`, anywhere, adds the

@@ -75,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
     parser = _parser(name, verb)
     if any(word in ("-h", "--help") for word in words[1:]):
         return _help(verb, parser, [word for word in words[1:] if word not in ("-h", "--help")])
-    args = _parse(verb, parser, words[1:])
+    args = _parse(verb, parser, list(map(_fetched, words[1:])))
     if getattr(args, "print_config", False):
         from gen.config.spec import spec_of
 
@@ -83,6 +83,16 @@ def _dispatch(words: list[str]) -> int:
         return 0
     with allowing(args.allow):
         return verb.run(args)
+
+
+def _fetched(word: str) -> str:
+    """Return a word with the folder of a model for its name on the hub, alone or behind `--option=`."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    if not value.startswith("hf:"):
+        return word
+    from gen.config.hub import local_folder
+
+    return f"{option}{equals}{local_folder(value)}"
 
 
 class _Parser(argparse.ArgumentParser):

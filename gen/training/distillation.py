@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import build_with, check_arguments
+from gen.config.hub import local_folder
 from gen.config.spec import Spec, override
 from gen.config.trust import allowing, external_names
 from gen.text.decoding import Decoding
@@ -61,7 +62,7 @@ def distill(
 
     Args:
         method: of gen.distillers: a name, a spec or an object.
-        teacher: folder of the teacher's run.
+        teacher: folder of the teacher's run, or a name as of gen.load.
         out: folder of the student's run.
         changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all else
             is as the method derives it from the teacher's.
@@ -80,7 +81,7 @@ def distill(
         distiller = build_with("distillers", method, "student", "distill: method")
         call = f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
         with lock_of(Path(out)) as lock:  # a method may write there before the training does
-            run = _student_run(distiller, Path(teacher), Path(out), dict(changes or {}))
+            run = _student_run(distiller, local_folder(teacher), Path(out), dict(changes or {}))
             with allowing(external_names(run_spec(run))):
                 return train_locked(run, Path(out), resume, command or call, quiet, lock)
 

@@ -38,7 +38,7 @@ def read_as(hint: type, interval: str = "") -> Callable[[str], Any]:
 
 # name: flags, type, help
 OPTIONS: dict[str, tuple[tuple[str, ...], Callable[[str], Any], str]] = {
-    "run": (("run",), read_as(Path), "the folder of a run, or of one checkpoint"),
+    "run": (("run",), read_as(Path), "the folder of a run or of one checkpoint, or hf:owner/name@revision"),
     "out": (("--out",), read_as(Path), "the file or folder to write"),
     "n": (("-n", "--n"), read_as(int, "[1, 10000000]"), "number of samples"),
     "seed": (("--seed",), read_as(int), "sample i depends on the seed and on i alone"),

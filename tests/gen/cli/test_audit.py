@@ -49,6 +49,7 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
     "encode": ["encode digits --autoencoder vae --out latents --quiet"],
     "ema": ["ema runs/model --std 0.08 --out average"],
     "export": ["export runs/model --to diffusers --out exported --patched"],
+    "push": ["push runs/model owner/name --license mit"],  # without --yes
     "import": ["import exported --out imported", "import weights.pt --from dit --out other"],
     "list": ["list", "list heun"],
     "doctor": [],  # its work is to start programs and to ask for packages
