@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 import pkgutil
 import re
 import runpy
@@ -234,6 +235,14 @@ def test_words(page):
 def test_names_in_the_prose_are_there(page):
     for dotted in re.findall(r"`(gen(?:\.\w+)+)", page.read_text(encoding="utf-8")):
         pkgutil.resolve_name(dotted)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
+def test_headings_go_down_one_level_at_a_time(page):
+    """The site takes a jump for a mistake, and is built by a slow test only."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", text, flags=re.MULTILINE)]
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
 def test_every_page_is_in_the_navigation_of_the_site():
