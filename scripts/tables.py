@@ -82,6 +82,30 @@ def students() -> Iterator[str]:
     yield from study_source("distillation", study)
 
 
+def recipes() -> Iterator[str]:
+    """Yield the table of the recipes with published settings, and what their dry runs counted."""
+    found = load("recipes")
+
+    def gib(size: int | None) -> str:
+        return "" if size is None else f"{size / 2**30:.3g}"
+
+    rows = []
+    for name, row in found["rows"].items():
+        cited, sharded = row["published"], " (sharded)" if row["sharded"] else ""
+        texts = [f"{cited['result']} ({cited['by']})" if cited["result"] else "none", cited["other"]]
+        result = "; ".join(text for text in texts if text) + ("" if cited["checked"] else ", from memory")
+        parameters = " + ".join(f"{count:,}" for count in row["parameters"].values())
+        memory = [gib(row["peak"]), gib(row["lean_peak"]) + sharded]
+        size = [f"{row['forward'] / 2e9:,.4g}", f"{row['update'] / 1e12:,.4g}"]
+        plan = [f"{row['steps']:,} x {row['batch_size']}", f"{row['hours']:,}"]
+        rows.append([f"`{name}`", parameters, *size, *memory, *plan, result])
+    heads = ["recipe", "parameters", "GMACs", "TFLOP of an update", "GiB of one of 8 GPUs", "with checkpointing",
+             "updates x batch", "GPU-hours", "published"]  # fmt: skip
+    yield from markdown(heads, rows)
+    yield ""
+    yield "Source: [recipes.json](../benchmarks/results/recipes.json), made by `python scripts/recipes.py`."
+
+
 def mixture() -> Iterator[str]:
     """Yield the table of students of an exact teacher in the plane."""
     found = load("mixture")
@@ -242,7 +266,9 @@ def block_diffusion() -> Iterator[str]:
     yield from bench_source("decode")
 
 
-TABLES = (teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion)
+TABLES = (
+    teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion, recipes,
+)  # fmt: skip
 
 
 def updated(text: str) -> str:

@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 import gen
 import gen.cli
 from gen.cli.lib.options import read_as
+from gen.cli.lib.settings import flatten
 from gen.cli.lib.terminal import harmless_output
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest, printable
-from gen.config.spec import Json
 from gen.config.trust import allowing
 
 __all__ = ["main", "verbs"]
@@ -182,26 +182,9 @@ def _help(verb: ModuleType, parser: _Parser, words: list[str]) -> int:
         print(f"\nsettings: --KEY VALUE; give all arguments before --help to list the keys ({error})")
         return 0
     print("\nsettings: --KEY VALUE, with these keys and values now")
-    for key, value in _flatten(settings):
+    for key, value in flatten(settings):
         print(f"  --{key:<34} {value}")
     return 0
-
-
-def _flatten(settings: object) -> list[tuple[str, str]]:
-    """Return dotted keys and their values as one would type them."""
-    from gen.config.spec import spec_of
-
-    def flat(spec: Json, prefix: str) -> list[tuple[str, str]]:
-        rows = []
-        for key, value in spec.items():
-            if isinstance(value, dict) and "name" in value:
-                rows.append((prefix + key, value["name"]))
-                rows += flat({k: v for k, v in value.items() if k != "name"}, f"{prefix}{key}.")
-            else:
-                rows.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
-        return rows
-
-    return flat(spec_of(settings, named=False), "")
 
 
 def _overview() -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gen.cli.lib.options import set_threads
-from gen.cli.train import add_run_options, typed
+from gen.cli.train import add_run_options, dry_run, typed
 
 if TYPE_CHECKING:
     from gen.training.run import Run
@@ -46,9 +46,27 @@ def run(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     folder = args.out or args.teacher.with_name(f"{args.teacher.name}-{args.method}")
+    if args.dry_run or args.json:
+        student = _student(args, folder) if args.dry_run else args.settings
+        dry_run(args, student, args.method, folder)
+        return 0
     done = distill(
         args.method, args.teacher, folder, changes=args.overrides, resume=args.resume, command=typed(), quiet=args.quiet
     )
     loss = "" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"
     print(f"{done.folder}: step {done.step}{loss}")
     return 0
+
+
+def _student(args: argparse.Namespace, folder: Path) -> Run:
+    """Return the student's run as `gen distill` derives it, but for pairs, which nothing is generated for."""
+    from dataclasses import replace
+
+    from gen.config.spec import override
+    from gen.training.distillation import teacher_run
+
+    method: Any = args.settings.objective
+    if hasattr(method, "pairs"):
+        return replace(args.settings, teacher=None)
+    rest = {key: value for key, value in args.overrides.items() if not key.startswith("objective.")}
+    return override(method.student(teacher_run(args.teacher), args.teacher, folder), rest)

@@ -20,6 +20,7 @@ __all__ = ["FOLDERS", "add_arguments", "explain", "run"]
 # The folders and modules whose names a spec may use, in the order one meets them.
 FOLDERS = (
     "training.recipes",
+    "training.published",
     "data",
     "models",
     "models.autoencoders",

@@ -1,6 +1,7 @@
 """Train a model: a recipe, or the run.json of an earlier run.
 
 gen train digits --out runs/digits --optim.lr 2e-4 --steps 3000
+gen train dit_xl_2 --dry-run: what a published recipe would take (docs/recipes.md)
 gen train own --data ./photos --size 32: pictures of your own, as docs/data.md says; --size is short for --data.size
 """
 
@@ -20,7 +21,20 @@ if TYPE_CHECKING:
     from gen.data import DataSource
     from gen.training.run import Run
 
-__all__ = ["add_arguments", "add_run_options", "labels_note", "run", "settings", "typed", "warmup_note", "with_size"]
+RECIPES = ("training.recipes", "training.published")
+
+__all__ = [
+    "RECIPES",
+    "add_arguments",
+    "add_run_options",
+    "dry_run",
+    "labels_note",
+    "run",
+    "settings",
+    "typed",
+    "warmup_note",
+    "with_size",
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +53,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", default="auto", help=help_resume)
     add_option(parser, "threads")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    about = "train nothing: count parameters, operations and memory, with no data, and print the command for 8 GPUs"
+    parser.add_argument("--dry-run", action="store_true", help=about)
+    parser.add_argument("--json", action="store_true", help="print the dry run as JSON")
 
 
 def settings(args: argparse.Namespace) -> Run:
@@ -54,7 +71,7 @@ def _run_of(args: argparse.Namespace) -> Run:
 
     given = Path(args.recipe)
     if not given.is_dir() and given.suffix != ".json":
-        return find(args.recipe, "training.recipes")()
+        return find(args.recipe, *RECIPES)()
     from gen.config.checkpoints import manifest_of  # behind the name, which is refused without torch
     from gen.training.log import read_run_file
     from gen.training.run import run_from
@@ -93,16 +110,40 @@ def run(args: argparse.Namespace) -> int:
     from gen.training.trainer import train
 
     set_threads(args.threads)
+    folder = args.out or Path("runs") / Path(args.recipe).stem
+    if dry_run(args, args.settings, args.recipe, folder):
+        return 0
     if not args.quiet and is_main():
         run = args.settings
         for note in (*getattr(run.model, "notes", ()), *warmup_note(run), *labels_note(run)):
             print(f"note: {note}", file=sys.stderr)
-    folder = args.out or Path("runs") / Path(args.recipe).stem
     done = train(args.settings, folder, resume=args.resume, command=typed(), quiet=args.quiet)
     if is_main():
         loss = "" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"
         print(f"{done.folder}: step {done.step}{loss}")
     return 0
+
+
+def dry_run(args: argparse.Namespace, run: Run, name: str, folder: Path) -> bool:
+    """Print what a run would take, if that is asked for; return whether it was.
+
+    Args:
+        args: the parsed arguments of `add_run_options`.
+        run: what would be trained.
+        name: of the recipe or method.
+        folder: of the run.
+
+    Raises:
+        UserError: for --json without --dry-run.
+    """
+    from gen.cli.lib.dry_run import print_dry_run
+    from gen.config.errors import UserError
+
+    if args.dry_run:
+        print_dry_run(run, name, args.json, folder)
+    elif args.json:
+        raise UserError("--json prints a dry run: give --dry-run, too")
+    return bool(args.dry_run)
 
 
 def warmup_note(run: Run) -> list[str]:

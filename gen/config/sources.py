@@ -64,12 +64,16 @@ def definitions(folder: str) -> dict[str, Definition | None]:
 def choices_of(folder: str) -> dict[str, Definition]:
     """Return the choices of a plain module by name: the classes of its `__all__` that derive from another one there.
 
+    Without any class, they are its functions.
+
     Args:
         folder: the module, relative to gen and dotted.
     """
     source = _source(f"gen.{folder}")
-    public = [source.find(name) for name in source.constant("__all__")]
-    classes = [found for found in public if found is not None and isinstance(found.node, ast.ClassDef)]
+    public = [found for name in source.constant("__all__") if (found := source.find(name)) is not None]
+    classes = [found for found in public if isinstance(found.node, ast.ClassDef)]
+    if not classes:
+        return {found.name: found for found in public}
     nodes = [found.node for found in classes]
     bases = [[base.name for base in found.ancestors() if base.node in nodes] for found in classes]
     return {choice_name(found.name, above): found for found, above in zip(classes, bases, strict=True) if above}

@@ -2,7 +2,8 @@
 
 The registry is the tree of files. In a plug-in folder such as samplers/solvers the spec {"name": "heun"} means the
 first name in `__all__` of gen.samplers.solvers.heun; files that start with _ and sub-folders are no plug-ins. In a
-plain module such as gen/diffusion/times.py {"name": "logit_normal"} means the class LogitNormal. Things from elsewhere
+plain module such as gen/diffusion/times.py {"name": "logit_normal"} means the class LogitNormal; one of functions
+alone, such as gen/training/published.py, has those by their own names. Things from elsewhere
 are named "my_package.module:Class". {"name": "dit", "preset": "XL/2"} starts from a class's preset. Where a folder has
 a function `spec_at`, as gen.data has, a name may also be a path, which that turns into a spec.
 """
@@ -486,12 +487,16 @@ def _folder(name: object) -> types.ModuleType:
         raise UserError(f"{shown(name)} is no folder of plug-ins; see: gen list") from None
 
 
-def _classes(module: types.ModuleType) -> dict[str, type]:
+def _classes(module: types.ModuleType) -> dict[str, Any]:
     """Return the choices of a plain module by name: the classes of its `__all__` that derive from another one there.
 
-    A class that ends in its base's name goes by the rest: UniformWeighting(Weighting) is "uniform".
+    A class that ends in its base's name goes by the rest: UniformWeighting(Weighting) is "uniform". Without any class,
+    the choices are its functions.
     """
-    classes = [c for c in (getattr(module, n) for n in module.__all__) if inspect.isclass(c)]
+    public = {name: getattr(module, name) for name in module.__all__}
+    classes = [c for c in public.values() if inspect.isclass(c)]
+    if not classes:
+        return public
     bases = {c: [base.__name__ for base in c.__mro__[1:] if base in classes] for c in classes}
     return {choice_name(c.__name__, bases[c]): c for c in classes if bases[c]}
 

@@ -1,0 +1,93 @@
+"""Results that authors report of the recipes of gen.training.published: cited, not measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["RESULTS", "Published"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A result as its authors report it, with what its recipe is checked against.
+
+    Attributes:
+        result: the number, and how it was sampled and measured; "" where nothing is published of this recipe.
+        by: the publication or repository that has it.
+        other: results of the same recipe otherwise trained or sampled.
+        checked: whether the number was read there; False for one from memory.
+        parameters: by role, as published or counted from the modules that their code builds.
+        gmacs: multiply-adds of one evaluation on one sample, in units of 10^9; papers call them GFLOPs.
+    """
+
+    result: str
+    by: str = ""
+    other: str = ""
+    checked: bool = True
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    gmacs: float | None = None
+
+
+_SIT = 675_111_184  # without learned variances
+_REPA = {"net": _SIT, "head": 8_131_328}
+_ADM = 295_899_267
+
+RESULTS: Mapping[str, Published] = {
+    "cifar10_ddpmpp": Published("FID 1.79, 35 evaluations", "EDM, README", parameters={"net": 55_734_147}),
+    "cifar10_dit": Published(""),
+    "imagenet64_edm2_s": Published(
+        "FID 1.58, 63 evaluations", "EDM2, generate_images.py", parameters={"net": 280_209_381}
+    ),
+    "dit_xl_2": Published(
+        "FID 2.27, guided by 1.5",
+        "DiT, README",
+        other="FID 9.62 unguided",
+        parameters={"net": 675_129_632},
+        gmacs=118.64,
+    ),
+    "sit_xl_2": Published(
+        "FID 2.06, guided by 1.5", "SiT, README", parameters={"net": 675_129_632}, gmacs=118.64
+    ),
+    "repa_xl_2": Published("FID 1.42, guided by 1.8", "REPA, README", parameters=_REPA),
+    "reg_xl_2": Published(
+        "FID 1.36, guided by 2.3", "REG, README", parameters={"net": 676_886_032, "head": 8_131_328}
+    ),
+    "urepa_unet": Published("FID < 1.5, guided, of another network", "U-REPA, abstract"),
+    "lightningdit_xl_1": Published(
+        "FID 2.11, guided by 10",
+        "LightningDiT, README",
+        other="FID 1.35 after 800 epochs, guided by 6.7",
+        parameters={"net": 675_256_736},
+    ),
+    "ddt_xl_2": Published(
+        "FID 1.31, guided by 2", "DDT, abstract", other="FID 1.26, trained longer", parameters={"net": 674_646_352}
+    ),
+    "rae_dit_dh_xl": Published(
+        "FID 1.51, 50 steps",
+        "RAE, abstract",
+        other="FID 2.16 after 80 epochs; 1.13 guided by a smaller model",
+        parameters={"net": 838_675_796},
+    ),
+    "mdlm_owt": Published("perplexity 23.21", "MDLM, table 2", checked=False),
+    "mdlm_lm1b": Published("perplexity 31.78", "BD3-LM, table 3", checked=False),
+    "bd3_owt": Published("perplexity 22.27", "BD3-LM, table 4", checked=False),
+    "llada_8b_sft": Published("", parameters={"net": 8_015_581_184}),
+    "fast_dllm_v2_7b": Published(
+        "GSM8K 83.7, MATH 61.6", "Fast-dLLM, v2/README", parameters={"net": 7_615_616_512}
+    ),
+    "dmd2_imagenet64": Published(
+        "FID 1.51, 1 evaluation",
+        "DMD2, experiments/imagenet/README",
+        other="FID 1.28 in two stages",
+        parameters={"net": _ADM, "teacher": _ADM},
+    ),
+    "f_distill_imagenet64": Published(
+        "FID 1.11, 1 evaluation", "FastGen, README", other="FID 1.16 in the paper",
+        parameters={"net": _ADM, "teacher": _ADM},
+    ),
+    "scd_cifar10": Published(
+        "FID 3.22, 1 evaluation", "FastGen, README", other="FID 3.66 in the paper", parameters={"net": 55_732_739}
+    ),
+    "meanflow_xl_2": Published("FID 3.43, 1 evaluation", "MeanFlow, abstract", other="FID 3.19 in FastGen's own run"),
+}  # fmt: skip
