@@ -94,10 +94,12 @@ def recipes() -> Iterator[str]:
         cited, sharded = row["published"], " (sharded)" if row["sharded"] else ""
         texts = [f"{cited['result']} ({cited['by']})" if cited["result"] else "none", cited["other"]]
         result = "; ".join(text for text in texts if text) + ("" if cited["checked"] else ", from memory")
-        parameters = " + ".join(f"{count:,}" for count in row["parameters"].values())
+        counts = row["parameters"].items()
+        parameters = " + ".join(f"{count:,}" + (f" {role}" if len(counts) > 1 else "") for role, count in counts)
+        alone = " *" if any("cannot be followed" in note for note in row["notes"]) else ""
         memory = [gib(row["peak"]), gib(row["lean_peak"]) + sharded]
-        size = [f"{row['forward'] / 2e9:,.4g}", f"{row['update'] / 1e12:,.4g}"]
-        plan = [f"{row['steps']:,} x {row['batch_size']}", f"{row['hours']:,}"]
+        size = [f"{row['forward'] / 2e9:,.4g}", f"{row['update'] / 1e12:,.4g}{alone}"]
+        plan = [f"{row['steps']:,} x {row['batch_size']}", f"{row['hours']:,}{alone}"]
         rows.append([f"`{name}`", parameters, *size, *memory, *plan, result])
     heads = ["recipe", "parameters", "GMACs", "TFLOP of an update", "GiB of one of 8 GPUs", "with checkpointing",
              "updates x batch", "GPU-hours", "published"]  # fmt: skip
