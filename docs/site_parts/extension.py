@@ -47,7 +47,7 @@ def write_reference(app):
 
 
 def link_sources(app, docname, source):
-    """Turn a page's links to files and folders of the repository into links to the reference."""
+    """Turn links to modules and folders of the repository into links to the reference; others stay downloads."""
     here = posixpath.dirname(docname)
 
     def link(match):
@@ -59,6 +59,8 @@ def link_sources(app, docname, source):
         elif module := reference.module_of(path):
             page = module if (ROOT / path).is_dir() else reference.package_of(module)
             target = f"reference/{page}.html" + ("" if page == module else f"#module-{module}")
+        elif (ROOT / path).is_dir():
+            return match[1]  # no page of the site, nor a file to be read
         else:
             return match[0]
         return f'<a class="reference internal" href="{posixpath.relpath(target, here or ".")}">{match[1]}</a>'
