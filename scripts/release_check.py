@@ -185,7 +185,7 @@ def check_extras(env: Environment, wheel: Path, extras: Sequence[str]) -> Iterat
         code += "except Exception as error:\n    print(type(error).__name__, *str(error).split())"
         refused = env.call("python", "-c", code).strip().splitlines()
         yield f"{package}{f', refused: {refused[-1][:200]}' if refused else ''}", ""
-    env.call("gen", "list")
+    env.call("python", "-m", "gen", "list")  # the wheel lies in the core's environment
 
 
 def check_python(python: str, torch: Path | None, wheel: Path, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
