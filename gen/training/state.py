@@ -75,9 +75,12 @@ def enable(net: nn.Module, switch: Switch) -> bool:
     modules = [module for module in net.modules() if hasattr(module, switch)]
     if switch == "gradient_checkpointing" and any(hasattr(module, "potential") for module in net.modules()):
         return False
-    for module in modules:
+    for module in net.modules():
         own: Callable[[], None] | None = getattr(module, f"enable_{switch}", None)  # of a network of diffusers
-        setattr(module, switch, True) if own is None else own()
+        if own is not None:
+            own()
+    for module in modules:
+        setattr(module, switch, True)
     return bool(modules)
 
 
