@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from gen.config.hub import check_repository, upload, write_weights
     from gen.config.reading import read_json
     from gen.config.spec import Json
+    from gen.config.writing import write_text
     from gen.eval.model_card import model_card
     from gen.eval.record import Record, from_json
     from gen.pipeline import load
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         records = [record for _, record in found]
         text = isinstance(pipeline, TextPipeline)
         card = model_card(args.repository, manifest, repr(pipeline), text, records, args.license)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "README.md", card)
         if args.yes:
             print(f"uploaded: {upload(folder, args.repository, args.public)}")
             return 0

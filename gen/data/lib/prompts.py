@@ -55,7 +55,10 @@ def prompt_encoder(source: Any, text_encoder: object = None) -> Callable[[Sequen
         raise UserError(f"text_encoder = {shown(text_encoder)}: the model was trained with an encoder of its own")
     path = isinstance(text_encoder, (str, Path)) and not hasattr(text_encoder, "load")
     encoder = build("models.text_encoders", {"name": "pretrained", "path": str(text_encoder)} if path else text_encoder)
-    known = getattr(source, "text_encoder", None) if source is not None and Path(source.path).exists() else None
+    if not hasattr(encoder, "load"):
+        raise UserError(f"text_encoder = {shown(text_encoder)}; it must be a folder or one of gen.models.text_encoders")
+    there = Path(getattr(source, "path", "")).exists()  # latents that are gone cannot say what encoded their captions
+    known = getattr(source, "text_encoder", None) if there else None
     if known is not None and encoder.identity() != known:
         raise UserError(f"text_encoder = {shown(text_encoder)} is not the one that the latents' captions were read by")
     loaded = encoder.load()

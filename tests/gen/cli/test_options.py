@@ -72,6 +72,7 @@ def test_every_verb_is_here_or_has_tests_of_its_own():
         "encode",
         "export",
         "import",
+        "push",
         "quickstart",
         "statistics",
         "throughput",

@@ -38,7 +38,8 @@ WRONG = [None, True, "x", -1, 0, math.nan, math.inf, 10**39, 10**5000, [], {}, [
 # What has no default, for plug-ins that cannot be built without.
 NEEDED = {
     "path": "nowhere", "size": 8, "folder": "nowhere", "file": "nowhere", "of": "digits", "words": ["a", "b"],
-    "mask_token": "<mask>", "values": [1.0, 0.5, 0.0], "sites": ["trunk"], "weak": "nowhere", "data": {},
+    "mask_token": "<mask>", "values": [1.0, 0.5, 0.0], "sites": ["trunk"], "weak": "nowhere",
+    "data": {"name": "captioned_digits"}, "text": "bytes",
     "metric": "torchmetrics.image.PeakSignalNoiseRatio",
 }  # fmt: skip
 
