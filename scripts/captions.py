@@ -27,8 +27,8 @@ from gen.data.captioned_digits import ATTRIBUTES, PHRASES, CaptionedDigits, capt
 from gen.training.recipes.captioned_digits import captioned_digits
 from gen.training.trainer import train
 
-SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
-EACH = 10  # samples of a combination, two of each phrasing
+SCALES = (1.0, 2.0, 3.0, 5.0)
+EACH = 25  # samples of a combination, five of each phrasing
 JUDGE_STEPS, JUDGE_BATCH = 3000, 64
 
 
