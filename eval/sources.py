@@ -87,7 +87,7 @@ def _read_all(source: object, within: tuple[Path, ...] = ()) -> Iterable[Entry]:
         files = files or sorted(path.glob(RECORDS))  # a folder given as --out
         files = files or [file for kind in ("*/eval", "*.eval") for file in sorted(path.glob(f"{kind}/{RECORDS}"))]
         if not files:
-            raise UserError(f"{path} holds no evaluations; first: gen evaluate {path}")
+            raise UserError(f"{path} holds no evaluations; first: gen evaluate RUN, of one of its runs")
         yield from _read_all(files)
     elif path.suffix == ".toml":
         yield from _read_list(path, within)

@@ -121,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         loss = "" if done.val_loss is None else f", validation loss {done.val_loss:.4f}"
         print(f"{done.folder}: step {done.step}{loss}")
+        if done.step > args.settings.steps:
+            print(f"nothing was trained: it was at step {done.step} before, and steps = {args.settings.steps}")
     return 0
 
 

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from gen.config.errors import UserError, shown
+from gen.config.errors import UserError, nearest, shown
 from gen.config.spec import build, convert, field_value
 from gen.config.values import has_member
 
@@ -61,7 +61,13 @@ def check_arguments(**intervals: str) -> Callable[[Callable[P, R]], Callable[P, 
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs)
+            try:
+                given = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                known = [name for name in signature.parameters if name != "self"]
+                unknown = [key for key in kwargs if key not in known]
+                advice = f" {nearest(unknown[0], known)}" if unknown else ""
+                raise TypeError(f"{function.__name__}: {error}.{advice}") from None
             for name, value in given.arguments.items():
                 parameter, where = signature.parameters[name], f"{function.__name__}: {name}"
                 if value is parameter.default or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

@@ -180,7 +180,9 @@ class Latents:
     def _rows(self) -> LatentRows:
         path = Path(self.path)
         if not path.exists():
-            raise UserError(f"no such file or folder: {path}")
+            raise UserError(
+                f"no such file or folder of latents: {path}; gen encode makes them, path says where they are"
+            )
         layout = (self._manifest or {}).get("layout")
         rows: LatentRows | None = None
         if layout not in ("gen", "lightningdit"):

@@ -17,7 +17,7 @@ __all__ = ["DDIM"]
 
 @dataclass(frozen=True)
 class DDIM(Solver):
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - u^2) eps + u z, with u = eta sigma_s sqrt(1 - e^(-2h)), h the log-SNR step.
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - u^2) eps + u z, with u = eta sigma_s sqrt(1 - e^(-2h)), h the step of lam.
 
     Song et al. 2021, eq. 12 and 16, written for any path.
 

@@ -17,7 +17,7 @@ __all__ = ["DPMpp", "correction_weights"]
 
 @dataclass(frozen=True)
 class DPMpp(Multistep):
-    """DPM-Solver++(1M, 2M, 3M), the exponential integrator of x0 in log-SNR (Lu et al. 2022, algorithm 2).
+    """DPM-Solver++(1M, 2M, 3M), the exponential integrator of x0 in lam (Lu et al. 2022, algorithm 2).
 
     The first steps, and any step from or to an infinite log-SNR, are of lower order.
 

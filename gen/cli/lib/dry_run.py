@@ -94,7 +94,8 @@ def print_dry_run(run: Run, name: str, as_json: bool, folder: Path) -> None:
     from gen.training.papers.results import RESULTS
 
     published, note = RESULTS.get(name.replace("-", "_")), data_note(run)
-    estimate, command = estimate_of(run), _command(folder)
+    estimate = estimate_of(run)
+    command = _command(folder, estimate.gpus)
     if as_json:
         print(json.dumps(_json(run, estimate, published, note, command), indent=2))
         return
@@ -166,8 +167,8 @@ def _is_text(run: Run) -> bool:
     return hasattr(run.model, "vocab_size")
 
 
-def _command(folder: Path) -> str:
-    """Return this command line for all GPUs."""
+def _command(folder: Path, gpus: int) -> str:
+    """Return this command line for so many GPUs."""
     words = [word for word in sys.argv[1:] if word not in ("--dry-run", "--dry_run", "--json")]
     out = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(folder)]
-    return f"torchrun --nproc-per-node {GPUS} -m gen {shlex.join([*words, *out])}"
+    return f"torchrun --nproc-per-node {gpus} -m gen {shlex.join([*words, *out])}"

@@ -142,4 +142,7 @@ def _unreadable(where: str, error: Exception) -> Unreadable:
 
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "no picture of a known format" if unknown else " ".join(str(error).split()) or type(error).__name__
-    return Unreadable(f"{where} cannot be decoded ({reason}); skip_corrupt = True leaves such pictures out")
+    return Unreadable(
+        f"{where} cannot be decoded ({reason}); "
+        "--data.skip_corrupt true (in Python skip_corrupt=True) leaves such pictures out of data"
+    )

@@ -33,6 +33,8 @@ def prompts_of(n: int, cond: object, each: int = 1) -> tuple[str, ...]:
         return ()
     if not all(isinstance(one, str) for one in cond):
         return ()
+    if len(cond) == 1:
+        return tuple(cond) * n
     if len(cond) * each != n:
         raise UserError(f"{len(cond)} captions for {n // each} conditions: give one for all, or one for each")
     return tuple(caption for caption in cond for _ in range(each))

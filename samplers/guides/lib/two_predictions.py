@@ -123,7 +123,10 @@ class GuidedDenoiser:
     ) -> Prediction:
         guide = self.guide
         if guide.needs_cond and not cond:
-            raise UserError(f"{type(guide).__name__} needs a condition, such as labels or captions: none is given")
+            raise UserError(
+                f"{type(guide).__name__} needs a condition, such as labels or captions: none is given; "
+                "without a guide none is needed"
+            )
         active = guide.active(self.path, t, self.times)
         if guide.scale == guide.scale_of_cond or not bool(active.any()):
             return self.f(x, t, cond, s=s, tap=tap)
