@@ -144,5 +144,5 @@ def _unreadable(where: str, error: Exception) -> Unreadable:
     reason = "no picture of a known format" if unknown else " ".join(str(error).split()) or type(error).__name__
     return Unreadable(
         f"{where} cannot be decoded ({reason}); "
-        "--data.skip_corrupt true (in Python skip_corrupt=True) leaves such pictures out of data"
+        "--data.skip_corrupt true (in Python skip_corrupt=True) leaves such pictures out"
     )
