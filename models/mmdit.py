@@ -18,10 +18,10 @@ from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import attention
 from gen.models.layers import family, init
 from gen.models.layers.attention import Attention
-from gen.models.layers.block import FinalLayer, Mlp, modulate, run_block
-from gen.models.layers.captions import CaptionEmbedding, check_captions, check_text_fields
-from gen.models.layers.embed import TimeEmbedding, grid_embedding
-from gen.models.layers.patch import PatchNet
+from gen.models.layers.block import FinalLayer, Mlp, modulate
+from gen.models.layers.captioned import CaptionedNet
+from gen.models.layers.captions import CaptionEmbedding, check_text_fields
+from gen.models.layers.embed import grid_embedding
 
 __all__ = ["MMDiT", "MMDiTNet"]
 
@@ -139,7 +139,7 @@ class Conditions(NamedTuple):
     mask: Tensor
 
 
-class MMDiTNet(PatchNet):
+class MMDiTNet(CaptionedNet):
     """MMDiT's network; see gen.models.layers.patch.PatchNet. Its blocks' tokens are the image's, then the text's."""
 
     spec: MMDiT
@@ -165,41 +165,17 @@ class MMDiTNet(PatchNet):
     @property
     def conditions(self) -> tuple[str, ...]:
         """Keys of cond besides "y" that are read, and are zeros where there is none."""
-        pooled = ("pooled",) if self.spec.pooled_width else ()
-        return (*super().conditions, "text_ids" if self.spec.text_vocab else "text", "text_mask", *pooled)
-
-    def store_null_text(self, text: Tensor, mask: Tensor) -> None:
-        """Keep the embedding of the empty caption, see `CaptionEmbedding.store_null`."""
-        if not self.captions.learned:
-            self.captions.store_null(text, mask)
-
-    def null(self, cond: Cond) -> Cond:
-        """Return cond without label and caption; UserError where the embedding of no caption is missing."""
-        if "text_mask" in cond:
-            self.captions.check_null()
-        return super().null(cond)
-
-    def time_embedding(self) -> nn.Module:
-        return TimeEmbedding(self.spec.width, scale=self.spec.time_scale, convention=self.spec.time_convention)
+        return (*super().conditions, "pooled") if self.spec.pooled_width else super().conditions
 
     def check(self, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None) -> None:
         super().check(x, t, cond, s)
-        check_captions(self.spec, cond, len(x))
         wanted = [len(x), self.spec.pooled_width]
         if self.spec.pooled_width and "pooled" in cond and list(cond["pooled"].shape) != wanted:
             raise UserError(f"cond['pooled'] is {list(cond['pooled'].shape)}; it must be {wanted}")
 
-    def add_positions(self) -> None:
-        self.pos_embed = nn.Parameter(self._table([side // self.spec.patch for side in sides(self.spec)]), False)
-
-    def positions(self, size: Sequence[int]) -> Tensor:
-        grid = [side // self.spec.patch for side in size]
-        own = [side // self.spec.patch for side in sides(self.spec)]
-        return self.pos_embed if grid == own else self._table(grid).to(self.pos_embed)
-
-    def _table(self, grid: Sequence[int]) -> Tensor:
+    def position_table(self, grid: Sequence[int]) -> Tensor:
         """Return positions [1, T, width] of a grid of tokens."""
-        own, most = [side // self.spec.patch for side in sides(self.spec)], self.spec.position_max
+        own, most = self.own_grid, self.spec.position_max
         if not most:
             rows, columns = (a / b for a, b in zip(own, grid, strict=True))
             return grid_embedding(self.spec.width, *grid, steps=(rows, columns))[None]
@@ -219,7 +195,7 @@ class MMDiTNet(PatchNet):
             torch.cat([mask.new_ones(h.shape[:2]), mask], 1),
         )
         h = torch.cat([h, self.text_embedder(text)], 1)  # [B, T + L, width]
-        h = call_site(tap, "trunk", lambda h: self._blocks(h, c, tap), h)
+        h = call_site(tap, "trunk", lambda h: self.run_blocks(h, c, tap), h)
         return call_site(tap, "final", lambda h: self.head(h[:, : c.tokens], c.time, x.shape[2:]), h)
 
     def _pooled(self, time: Tensor, cond: Cond, text: Tensor, mask: Tensor) -> Tensor:
@@ -232,11 +208,6 @@ class MMDiTNet(PatchNet):
         else:
             pooled = cond.get("pooled", text.new_zeros(len(text), self.spec.pooled_width)).to(time.dtype)
         return time + self.pooled_embedder(pooled)
-
-    def _blocks(self, h: Tensor, c: Conditions, tap: Tap | None) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            h = run_block(block, h, c, i, tap)
-        return h
 
 
 class Stream(nn.Module):

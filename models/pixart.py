@@ -13,14 +13,14 @@ from torch.nn.functional import silu
 from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.net import sides
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.attention import Attention, QKNorm
-from gen.models.layers.block import Mlp, modulate, run_block
-from gen.models.layers.captions import CaptionEmbedding, CrossAttention, check_captions, check_text_fields
+from gen.models.layers.block import Mlp, modulate
+from gen.models.layers.captioned import CaptionedNet
+from gen.models.layers.captions import CaptionEmbedding, CrossAttention, check_text_fields
 from gen.models.layers.embed import TimeEmbedding, grid_embedding
-from gen.models.layers.patch import PatchNet, unpatchify
+from gen.models.layers.patch import unpatchify
 
 __all__ = ["PixArt", "PixArtNet"]
 
@@ -137,7 +137,7 @@ class Conditions(NamedTuple):
     mask: Tensor
 
 
-class PixArtNet(PatchNet):
+class PixArtNet(CaptionedNet):
     """PixArt's network; see gen.models.layers.patch.PatchNet for its sites, and "blocks.3.cross" besides."""
 
     spec: PixArt
@@ -168,40 +168,9 @@ class PixArtNet(PatchNet):
                 nn.init.normal_(weight, std=0.02)
         init.zeros(self.final_layer, *(block.get_submodule("cross.proj") for block in self.blocks))
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Keys of cond besides "y" that are read, and are zeros where there is none."""
-        return (*super().conditions, "text_ids" if self.spec.text_vocab else "text", "text_mask")
-
-    def store_null_text(self, text: Tensor, mask: Tensor) -> None:
-        """Keep the embedding of the empty caption, see `CaptionEmbedding.store_null`."""
-        if not self.captions.learned:
-            self.captions.store_null(text, mask)
-
-    def null(self, cond: Cond) -> Cond:
-        """Return cond without label and caption; UserError where the embedding of no caption is missing."""
-        if "text_mask" in cond:
-            self.captions.check_null()
-        return super().null(cond)
-
-    def time_embedding(self) -> nn.Module:
-        return TimeEmbedding(self.spec.width, scale=self.spec.time_scale, convention=self.spec.time_convention)
-
-    def check(self, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None) -> None:
-        super().check(x, t, cond, s)
-        check_captions(self.spec, cond, len(x))
-
-    def add_positions(self) -> None:
-        self.pos_embed = nn.Parameter(self._table([side // self.spec.patch for side in sides(self.spec)]), False)
-
-    def positions(self, size: Sequence[int]) -> Tensor:
-        grid = [side // self.spec.patch for side in size]
-        own = [side // self.spec.patch for side in sides(self.spec)]
-        return self.pos_embed if grid == own else self._table(grid).to(self.pos_embed)
-
-    def _table(self, grid: Sequence[int]) -> Tensor:
+    def position_table(self, grid: Sequence[int]) -> Tensor:
         """Return positions [1, T, width] spread over the range of the spec's own grid."""
-        own = [side // self.spec.patch for side in sides(self.spec)]
+        own = self.own_grid
         rows, columns = (a / b / self.spec.position_scale for a, b in zip(own, grid, strict=True))
         return grid_embedding(self.spec.width, *grid, steps=(rows, columns))[None]
 
@@ -209,7 +178,7 @@ class PixArtNet(PatchNet):
         self.check(x, t, cond, s)
         h = self.embed(family.join_image(self.spec, x, cond))  # [B, T, width]
         c = self.block_conditions(t, cond, x, tap)
-        h = call_site(tap, "trunk", lambda h: self._blocks(h, c, tap), h)
+        h = call_site(tap, "trunk", lambda h: self.run_blocks(h, c, tap), h)
         out = call_site(tap, "final", lambda h: self._image(h, c, x.shape[2:]), h)  # [B, C or 2C, H, W]
         return out[:, : x.shape[1]]
 
@@ -224,11 +193,6 @@ class PixArtNet(PatchNet):
             time = time + torch.cat(parts, 1)
         text, mask = self.captions(cond, len(x))
         return Conditions(time, self.t_block(silu(time)).unflatten(1, (6, -1)), self.text_proj(text), mask)
-
-    def _blocks(self, h: Tensor, c: Conditions, tap: Tap | None) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            h = run_block(block, h, c, i, tap)
-        return h
 
     def _image(self, h: Tensor, c: Conditions, size: Sequence[int]) -> Tensor:
         shift, scale = (self.final_table + c.time[:, None]).unbind(1)  # [B, width] each
