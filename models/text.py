@@ -14,7 +14,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import part
 from gen.diffusion.tap import Tap, call_site
-from gen.kernels.attention import BIDIRECTIONAL, BlockCausal, MaskRule
+from gen.kernels.attention import BIDIRECTIONAL, SHORTEST, BlockCausal, BlockDiffusion, MaskRule
 from gen.models.layers import family
 from gen.models.layers.block import run_block
 from gen.models.layers.text import AttentionContext, TextBlock, rope_angles
@@ -200,7 +200,8 @@ class TextNet(nn.Module):
         kv_cache: KvCache | None = None,
         span: Span | None = None,
         tap: Tap | None = None,
-        attention_mask: Tensor | None = None,
+        documents: Tensor | None = None,
+        block_diffusion: int | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the logits [B, W, vocab_size] of the queried positions.
@@ -210,17 +211,21 @@ class TextNet(nn.Module):
         Args:
             tokens, lengths, positions, kv_cache, span: see gen.text.contracts.Predictor.
             tap: see gen.diffusion.tap.
-            attention_mask: for training, which columns a row attends to, bool [N, N] or [B, N, N], instead of the
-                network's own rule and of `lengths`.
-            position_ids: positions of the rotary embedding, int64 [N] or [B, N]; None for 0 .. N - 1.
+            documents: the document of each position, int64 [B, N]: attention stays within each. None for one document.
+            block_diffusion: for training in blocks of so many tokens: the canvas is a noisy text and after it the same
+                text clean, N / 2 tokens each, under gen.kernels.attention.BlockDiffusion instead of the network's own
+                rule. None for one text.
+            position_ids: positions of the rotary embedding, int64 [N] or [B, N]; None for 0 .. N - 1, or twice
+                0 .. N / 2 - 1 under block_diffusion.
         """
-        self._check(tokens, lengths, positions, kv_cache, span, attention_mask, position_ids)
+        self._check(tokens, positions, kv_cache, span, documents, block_diffusion, position_ids)
         if kv_cache is not None and span is not None and positions is not None:
             context = self._span_context(tokens, lengths, kv_cache, span)
             computed = torch.cat([tokens, tokens[:, -1:]], 1).gather(1, span.positions)  # [B, F]
             columns: Tensor | None = (positions - self.shift).clamp(min=0) - span.first[:, None]
         else:
-            context, computed = self._canvas_context(tokens, lengths, attention_mask, position_ids), tokens
+            context = self._canvas_context(tokens, lengths, documents, block_diffusion, position_ids)
+            computed = tokens
             if positions is None and self.shift:
                 positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
             columns = positions if positions is None else (positions - self.shift).clamp(min=0)
@@ -240,20 +245,32 @@ class TextNet(nn.Module):
         return linear(self.norm(h), self.embed.weight) if self.head is None else self.head(self.norm(h))
 
     def _canvas_context(
-        self, tokens: Tensor, lengths: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        documents: Tensor | None,
+        block_diffusion: int | None,
+        position_ids: Tensor | None,
     ) -> AttentionContext:
         """Return who attends to whom when all is computed; no mask where all is seen, for the fast kernels."""
-        n, block_size = tokens.shape[1], self.block_size
-        positions = torch.arange(n, device=tokens.device)
-        cos, sin = self._angles(positions if position_ids is None else position_ids)
-        if attention_mask is not None:
-            return AttentionContext(cos, sin, mask=attention_mask if attention_mask.ndim == 3 else attention_mask[None])
-        rule: MaskRule = BIDIRECTIONAL if block_size is None or n <= block_size else BlockCausal(block_size)
+        n, positions = tokens.shape[1], torch.arange(tokens.shape[1], device=tokens.device)
+        rule = self._rule(n) if block_diffusion is None else BlockDiffusion(n // 2, block_diffusion)
+        if position_ids is None:
+            position_ids = positions if block_diffusion is None else positions % (n // 2)
+        cos, sin = self._angles(position_ids)
         mask = None if lengths is None else _mask_or_none((positions < lengths[:, None])[:, None])  # [B, 1, N]
-        if rule != BIDIRECTIONAL and tokens.device.type == "cpu":  # no tiles are skipped: one mask for all layers
+        short = tokens.device.type == "cpu" and n < SHORTEST  # no tiles are left out: one mask for all layers
+        if short and (rule != BIDIRECTIONAL or documents is not None):
             allowed = rule.allowed(positions[:, None], positions)[None]  # [1, N, N]
-            rule, mask = BIDIRECTIONAL, allowed if mask is None else mask & allowed
-        return AttentionContext(cos, sin, rule, mask)
+            if documents is not None:
+                allowed = allowed & (documents[..., None] == documents[:, None])
+            rule, mask, documents = BIDIRECTIONAL, allowed if mask is None else mask & allowed, None
+        return AttentionContext(cos, sin, rule, mask, documents=documents)
+
+    def _rule(self, n: int) -> MaskRule:
+        """Return the network's own rule of n positions."""
+        size = self.block_size
+        return BIDIRECTIONAL if size is None or n <= size else BlockCausal(size)
 
     def _span_context(self, tokens: Tensor, lengths: Tensor | None, kv_cache: KvCache, span: Span) -> AttentionContext:
         """Return who attends to whom when a span is computed: each to all that the cache holds by then."""
@@ -273,26 +290,28 @@ class TextNet(nn.Module):
     def _check(
         self,
         tokens: Tensor,
-        lengths: Tensor | None,
         positions: Tensor | None,
         kv_cache: KvCache | None,
         span: Span | None,
-        attention_mask: Tensor | None,
+        documents: Tensor | None,
+        block_diffusion: int | None,
         position_ids: Tensor | None,
     ) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
             raise UserError(f"tokens are {tokens.dtype} {list(tokens.shape)}; a Text takes torch.int64 [B, N]")
-        (b, n), mask, cached = tokens.shape, attention_mask, (kv_cache is None, span is None)
-        if position_ids is None and n > self.spec.length:
-            raise UserError(f"a canvas of {n} tokens; this Text was made for at most {self.spec.length}")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape not in ((n, n), (b, n, n))):
-            raise UserError(f"attention_mask is {mask.dtype} {list(mask.shape)}; expected torch.bool {[n, n]}")
-        if mask is not None and lengths is not None:
-            raise UserError("attention_mask says all of what is attended to: give it without lengths")
+        (b, n), cached = tokens.shape, (kv_cache is None, span is None)
+        if block_diffusion is not None and (block_diffusion < 1 or n % 2):
+            raise UserError(f"{n} tokens in blocks of {block_diffusion}; expected an even number, and at least 1")
+        longest = n if block_diffusion is None else n // 2
+        if position_ids is None and longest > self.spec.length:
+            raise UserError(f"a canvas of {longest} tokens; this Text was made for at most {self.spec.length}")
+        if documents is not None and (documents.dtype != torch.int64 or documents.shape != (b, n)):
+            raise UserError(f"documents are {documents.dtype} {list(documents.shape)}; expected torch.int64 {[b, n]}")
         if all(cached):
             return
-        if any(cached) or positions is None or mask is not None or position_ids is not None:
-            raise UserError("a kv_cache needs a span and positions, and goes without attention_mask and position_ids")
+        if any(cached) or positions is None or any(v is not None for v in (documents, block_diffusion, position_ids)):
+            raise UserError("a kv_cache needs a span and positions, and goes without documents, block_diffusion and "
+                            "position_ids")  # fmt: skip
         if kv_cache is not None and kv_cache.filled.shape != (b, n + 1):
             rows, slots = kv_cache.filled.shape
             raise UserError(f"a KV cache of {rows} canvases of {slots - 1} tokens, but the tokens are {[b, n]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gen.kernels.attention.rules import MaskRule
@@ -27,6 +28,8 @@ class AttentionCall(NamedTuple):
         cos, sin: tables [N, d] or [B or 1, N, d] of the rotation that q and k have not had yet, or None.
         pairs: which channels rotate together.
         qkv: packed tensor [B, N, 3, H, d] of which q, k and v are views, or None.
+        documents: int64 [B or 1, N], the document of each position; a query attends to keys of its own alone. None for
+            one document.
     """
 
     q: Tensor
@@ -43,6 +46,7 @@ class AttentionCall(NamedTuple):
     sin: Tensor | None = None
     pairs: Pairs = "adjacent"
     qkv: Tensor | None = None
+    documents: Tensor | None = None
 
     @property
     def needs_norm_rope(self) -> bool:
@@ -61,4 +65,14 @@ class AttentionCall(NamedTuple):
                 q = norm_rope(q, self.q_gain, self.eps, *rotary)
             if self.k_gain is not None or self.cos is not None:
                 k = norm_rope(k, self.k_gain, self.eps, *rotary)
-        return AttentionCall(q, k, self.v, self.rule, self.scale, self.attn_mask, self.start_pos)
+        return self._replace(q=q, k=k, q_gain=None, k_gain=None, cos=None, sin=None, qkv=None)
+
+    def allowed(self) -> Tensor:
+        """Return which keys each query attends to by rule, mask and documents, bool [Nq, Nk] or [B or 1, Nq, Nk]."""
+        nq, nk, device = self.q.shape[1], self.k.shape[1], self.q.device
+        position = torch.arange(self.start_pos, self.start_pos + nq, device=device)
+        allowed = self.rule.allowed(position[:, None], torch.arange(nk, device=device))
+        if self.documents is not None:
+            mine = self.documents[:, self.start_pos : self.start_pos + nq]
+            allowed = allowed & (mine[..., None] == self.documents[:, None, :nk])
+        return allowed if self.attn_mask is None else allowed & self.attn_mask

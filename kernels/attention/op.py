@@ -86,6 +86,7 @@ def attention(
     scale: float | None = None,
     attn_mask: Tensor | None = None,
     start_pos: int = 0,
+    documents: Tensor | None = None,
 ) -> AttentionCall:
     """Compute softmax(scale q k^T) v of every head, k and v with a length of their own and perhaps with fewer heads.
 
@@ -98,6 +99,8 @@ def attention(
         scale: factor of q k^T; 1 / sqrt(d) by default.
         attn_mask: bool [B or 1, Nq or 1, Nk], which keys may be attended to where the rule allows it too.
         start_pos: position of the first query: Nk - Nq where the queries are the newest of a cache.
+        documents: int64 [B or 1, N], N = max(Nk, start_pos + Nq): the document of each position, such as of several
+            texts in one window, or of padding. A query attends to keys of its own alone; None for one document.
 
     Returns:
         [B, Nq, H, d]; 0 for a query that attends to no key.
@@ -122,7 +125,13 @@ def attention(
     reason = rule.incompatible_reason(n)
     if reason is not None:
         raise ValueError(f"attention: queries and keys are of {n} positions; {reason}")
-    return AttentionCall(q, k, v, rule, d**-0.5 if scale is None else scale, attn_mask, start_pos)
+    if documents is not None:
+        right = documents.ndim == 2 and documents.shape[0] in (1, b) and documents.shape[1] == n
+        if documents.dtype != torch.int64 or not right:
+            given = f"{documents.dtype} {list(documents.shape)}"
+            raise ValueError(f"attention: documents are {given}; they must be int64 {[b, n]}, or {[1, n]}")
+    scale = d**-0.5 if scale is None else scale
+    return AttentionCall(q, k, v, rule, scale, attn_mask, start_pos, documents=documents)
 
 
 def _check_mask(mask: Tensor, b: int, nq: int, nk: int) -> None:

@@ -28,10 +28,8 @@ def attention(call: AttentionCall) -> Tensor:
         k = norm_rope(NormRopeCall(k, call.k_gain, call.eps, call.cos, call.sin, call.pairs))
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
-    position = torch.arange(call.start_pos, call.start_pos + q.shape[2], device=q.device)
-    allowed = call.rule.allowed(position[:, None], torch.arange(k.shape[2], device=q.device))  # [Nq, Nk]
-    if call.attn_mask is not None:
-        allowed = allowed & call.attn_mask[:, None]  # [B or 1, 1, Nq, Nk]
+    allowed = call.allowed()
+    allowed = allowed if allowed.ndim == 2 else allowed[:, None]  # [Nq, Nk] or [B or 1, 1, Nq, Nk]
     score = (call.scale * q @ k.mT).masked_fill(~allowed, -torch.inf)
     top = score.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).min)
     weight = (score - top).exp()

@@ -39,7 +39,11 @@ def incompatible_reason(call: AttentionCall) -> str | None:
     device, rule = call.q.device.type, call.rule
     if device != "cpu" and call.attn_mask is not None and call.q.shape[2] != call.k.shape[2]:
         return f"on {device} it has no kernel of shared heads under a mask: all would be copied"
-    if device == "cpu" or isinstance(rule, Bidirectional) or (isinstance(rule, Causal) and call.start_pos == 0):
+    if device == "cpu":
+        return None
+    if call.documents is not None:
+        return f"on {device} documents would be a mask of N x N"
+    if isinstance(rule, Bidirectional) or (isinstance(rule, Causal) and call.start_pos == 0):
         return None
     return f"on {device} {type(rule).__name__} would be a mask of N x N, and all of it computed"
 
@@ -69,15 +73,14 @@ def detail(call: AttentionCall) -> str:
 def _arguments(call: AttentionCall) -> Arguments:
     q, k, v = (t.transpose(1, 2) for t in (call.q, call.k, call.v))  # views
     shared = q.shape[1] not in (k.shape[1],)  # of symbols in a graph != would be a symbol
-    rule, mask, start = call.rule, call.attn_mask, call.start_pos
-    if isinstance(rule, Bidirectional):
+    rule, mask = call.rule, call.attn_mask
+    if isinstance(rule, Bidirectional) and call.documents is None:
         mask = None if mask is None else mask[:, None]
-    elif isinstance(rule, Causal) and start == 0 and mask is None:
+    elif isinstance(rule, Causal) and call.start_pos == 0 and mask is None and call.documents is None:
         return Arguments(q, k, v, None, True, shared)
     else:
-        position = torch.arange(start, start + q.shape[2], device=q.device)
-        allowed = rule.allowed(position[:, None], torch.arange(k.shape[2], device=q.device))  # [Nq, Nk]
-        mask = allowed if mask is None else allowed & mask[:, None]
+        mask = call.allowed()
+        mask = mask if mask.ndim == 2 else mask[:, None]
     if mask is not None and shared:  # no fast kernel takes both: one head of k and v for each of q's
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
         shared = False

@@ -54,6 +54,8 @@ def incompatible_reason(call: AttentionCall) -> str | None:
     reason = triton_support.incompatible_reason(q, k, v, call.attn_mask) or triton_support.mixed_dtypes_reason(q, k, v)
     if reason is not None:
         return reason
+    if call.documents is not None:
+        return "the codes of a rule are the same for all samples, and documents are not"
     if not isinstance(call.rule, KINDS):
         return f"{type(call.rule).__name__} has no codes"
     if not 16 <= q.shape[-1] <= 128:

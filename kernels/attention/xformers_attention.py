@@ -16,6 +16,8 @@ __all__ = ["incompatible_reason", "run"]
 def incompatible_reason(call: AttentionCall) -> str | None:
     """Return why xformers cannot compute the call, or None."""
     q, k, rule = call.q, call.k, call.rule
+    if call.documents is not None:
+        return "it has no documents without a mask of N x N"
     if call.attn_mask is not None:
         return "it has no mask without a bias of float for every head"
     if q.shape[2] != k.shape[2]:

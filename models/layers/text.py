@@ -45,6 +45,7 @@ class AttentionContext:
             None: S = F.
         positions: indices of the computed positions in the cache, int64 [B, F].
         stop: see kv_cache.
+        documents: the document of each computed position, int64 [B, F], within which attention stays; None for one.
     """
 
     cos: Tensor
@@ -54,6 +55,7 @@ class AttentionContext:
     kv_cache: KvCache | None = None
     positions: Tensor | None = None
     stop: int = 0
+    documents: Tensor | None = None
 
     def update_cache(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a layer attends to, [B, S, heads, d] each, once k and v [B, F, heads, d] are in the cache."""
@@ -89,7 +91,8 @@ class TextAttention(nn.Module):
         q = self._rotated(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, context)  # [B, F, heads, d]
         k = self._rotated(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, context)  # [B, F, kv_heads, d]
         k, v = context.update_cache(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
-        return self.o(attention(q, k, v, context.rule, attn_mask=context.mask).flatten(2))  # [B, F, width]
+        out = attention(q, k, v, context.rule, attn_mask=context.mask, documents=context.documents)
+        return self.o(out.flatten(2))  # [B, F, width]
 
     def _rotated(self, h: Tensor, norm: nn.Module, context: AttentionContext) -> Tensor:
         """Return heads [B, F, heads, d], normalised if they are to be, and rotated by their positions."""

@@ -11,12 +11,14 @@ def packed_attention(qkv, rule, scale=None, q_gain=None, k_gain=None, eps=1e-6, 
     return attention(q, k, v, rule, scale)
 
 
-def attention(q, k, v, rule, scale=None, attn_mask=None, start_pos=0):
+def attention(q, k, v, rule, scale=None, attn_mask=None, start_pos=0, documents=None):
     group = q.shape[2] // k.shape[2]
     q, k, v = q.transpose(1, 2), *(t.transpose(1, 2).repeat_interleave(group, 1) for t in (k, v))
     position, key = start_pos + torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
     allowed = rule.allowed(position[:, None], key)
     allowed = allowed if attn_mask is None else allowed & attn_mask[:, None]
+    if documents is not None:
+        allowed = allowed & (documents[:, None, position, None] == documents[:, None, None, key])
     score = (q.shape[-1] ** -0.5 if scale is None else scale) * (q @ k.mT)
     score = score.masked_fill(~allowed, -torch.inf)
     return (score.softmax(-1) @ v).transpose(1, 2)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gen.kernels.attention import (
     Bidirectional,
@@ -15,6 +16,7 @@ from gen.kernels.attention import (
     attention,
     packed_attention,
 )
+from gen.kernels.attention.flex_attention import block_mask
 from gen.kernels.dispatch import Refused, explain
 from gen.models.layers.attention import Attention
 from gen.models.layers.rope import Rope, interleaved_angles
@@ -90,6 +92,46 @@ def test_tiles_leave_out_nothing_that_a_rule_allows(rule, dtype):
     if isinstance(rule, BlockCausal):
         holds(attention, "tiles", eager.attention, (q, k, v, rule, 0.3, some(1, 260, 300), 40), bound=4.0)
         holds(attention, "tiles", eager.attention, (q, k, v, rule, None, some(1, 1, 300), 40), bound=4.0)
+
+
+def documents(b, *lengths):
+    """Documents of these lengths, the last sample's in the other order."""
+    row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return torch.stack([row] * (b - 1) + [row.flip(0)])
+
+
+@pytest.mark.parametrize("backend", ["tiles", "sdpa"])
+@DTYPES
+def test_documents_are_kept_apart_under_every_rule(backend, dtype):
+    rows = documents(2, 90, 60, 150)
+    for rule in (Bidirectional(), Causal(), BlockCausal(32), BlockDiffusion(150, 16)):
+        ids = torch.cat([rows[:, :150]] * 2, 1) if isinstance(rule, BlockDiffusion) else rows
+        q, k, v = parts(300, 300, 4, 2, 16, dtype)
+        holds(attention, backend, eager.attention, (q, k, v, rule, None, None, 0, ids), bound=4.0)
+    given = (*parts(260, 300, 4, 2, 16, dtype), BlockCausal(32), 0.3, some(2, 260, 300), 40, rows)
+    holds(attention, backend, eager.attention, given, bound=4.0)
+    exact = attention.only("reference")(*(v.double() for v in given[:3]), *given[3:])
+    torch.testing.assert_close(attention.only(backend)(*given).double(), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_no_tensor_of_n_times_n_in_either_pass_of_tiles():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for each in out if isinstance(out, tuple | list) else [out]:
+                self.numbers = max(self.numbers, each.numel() if isinstance(each, torch.Tensor) else 0)
+            return out
+
+    sizes = []
+    for n in (1024, 2048):
+        leaves = [v.requires_grad_() for v in parts(2 * n, 2 * n, 2, 2, 8, b=1)]
+        with Largest() as seen:
+            out = attention.only("tiles")(*leaves, BlockDiffusion(n, 16))
+            torch.autograd.grad(out.sum(), leaves)
+        sizes.append(seen.numbers)
+    assert sizes[1] <= 2 * sizes[0] < 2048**2
 
 
 def test_tiles_are_for_rules_that_forbid_much_on_a_cpu():
@@ -248,6 +290,10 @@ def test_wrong_shapes(shape):
         ((*parts(5, 9), Bidirectional(), None, torch.ones(2, 5, 9)), r"attn_mask is torch.float32 \[2, 5, 9\]"),
         ((*parts(5, 9), Bidirectional(), None, some(2, 4, 9)), r"attn_mask is torch.bool \[2, 4, 9\]; it must be bool"),
         ((*parts(5, 9), Causal(), None, None, -1), "start_pos is -1; it must be at least 0"),
+        (
+            (*parts(5, 9), Causal(), None, None, 0, torch.zeros(2, 8).long()),
+            r"documents are torch.int64 \[2, 8\]; they",
+        ),
         ((*parts(5, 9), BlockDiffusion(4, 2)), "queries and keys are of 9 positions; .* is a rule of 8 positions"),
     ],
 )
@@ -368,6 +414,23 @@ def across(h):
     return torch.stack([-h[..., 1::2], h[..., ::2]], -1).flatten(-2)
 
 
+@pytest.mark.parametrize("rule", [Bidirectional(), BlockCausal(48), BlockDiffusion(250, 16)], ids=str)
+def test_the_block_mask_of_flex_is_that_of_the_whole_mask(rule):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows = documents(2, 250, 50, 200)
+    cpu = torch.device("cpu")
+    for ids in (None, rows):
+        ours = block_mask(rule, 500, 500, 0, cpu, ids)
+        theirs = create_block_mask(ours.mask_mod, None if ids is None else 2, None, 500, 500, device="cpu")
+        assert torch.equal(ours.to_dense(), theirs.to_dense())
+        for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        dense = ours.mask_mod(torch.arange(1)[:, None, None], None, torch.arange(500)[:, None], torch.arange(500))
+        allowed = attention.complete(*parts(500, 500, 1, 1, 8), rule, documents=ids).allowed()
+        assert torch.equal(dense.broadcast_to(1, 500, 500)[0], allowed.broadcast_to(2, 500, 500)[0])
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch's own compiler
 @pytest.mark.parametrize("rule", [Bidirectional(), BlockDiffusion(32, 4)], ids=str)
@@ -375,6 +438,8 @@ def test_flex_agrees_without_gradients(rule):
     qkv = packed(n=64)
     torch.testing.assert_close(packed_attention.only("flex")(qkv, rule), packed_attention.only("reference")(qkv, rule))
     given = (*parts(32, 64), rule, 0.2)
+    torch.testing.assert_close(*(attention.only(name)(*given) for name in ("flex", "reference")))
+    given = (*parts(64, 64), rule, 0.2, None, 0, documents(2, 16, 16, 16, 16))
     torch.testing.assert_close(*(attention.only(name)(*given) for name in ("flex", "reference")))
 
 

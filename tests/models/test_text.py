@@ -190,22 +190,30 @@ def test_padding_is_not_felt():
     assert (moved[1, :9] > 0).all()
 
 
-def test_attend_takes_the_place_of_the_rule():
-    full, blocks, tokens = network(), network(block_size=4), canvas()
-    places = torch.arange(16)
-    rule = places // 4 <= places[:, None] // 4
-    close(full(tokens, attention_mask=rule), blocks(tokens))
-    close(blocks(tokens, attention_mask=torch.ones(3, 16, 16, dtype=torch.bool)), full(tokens))
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_documents_in_one_canvas_are_texts_of_their_own(block_size):
+    """Attention depends on distances alone; a document here starts where a block does."""
+    net, tokens = network(block_size=block_size), canvas()
+    documents = torch.tensor([[0] * 8 + [1] * 8, [0] * 16, [5] * 4 + [2] * 12])
+    out = net(tokens, documents=documents)
+    close(out[0, :8], net(tokens[:1, :8])[0])
+    close(out[0, 8:], net(tokens[:1, 8:])[0], 1e-4)  # angles are float32
+    close(out[1], net(tokens[1:2])[0])
+    close(out[2, 4:], net(tokens[2:, 4:])[0], 1e-4)
+
+
+def test_a_long_canvas_is_computed_in_tiles_and_a_short_one_under_one_mask():
+    net, tokens = network(block_size=4, length=300), torch.randint(10, (2, 260))
+    close(net(tokens)[:, :120], net(tokens[:, :120]))
+    documents = (torch.arange(260) >= 120).long().expand(2, -1)
+    close(net(tokens, documents=documents)[:, 120:], net(tokens[:, 120:]), 1e-4)
 
 
 def test_one_pass_over_noisy_and_clean_halves_is_a_pass_for_each_block():
     """BD3-LM's training mask: noisy block b sees itself and the clean blocks before it (arXiv 2503.09573)."""
     net, clean, n, size = network(block_size=4), canvas(vocab=10), 16, 4
     noisy = torch.where(torch.rand(clean.shape) < 0.5, 10, clean)
-    of, half = torch.arange(2 * n) % n // size, torch.arange(2 * n) // n
-    q, k, qh, kh = of[:, None], of, half[:, None], half
-    attention_mask = ((q == k) & (qh == kh)) | ((q > k) & (qh == 0) & (kh == 1)) | ((q >= k) & (qh == 1) & (kh == 1))
-    both = net(torch.cat([noisy, clean], 1), attention_mask=attention_mask, position_ids=torch.arange(n).repeat(2))
+    both = net(torch.cat([noisy, clean], 1), block_diffusion=size)
     for b in range(n // size):
         lo, hi = b * size, (b + 1) * size
         close(both[:, lo:hi], net(torch.cat([clean[:, :lo], noisy[:, lo:hi]], 1))[:, lo:hi])
@@ -288,9 +296,10 @@ def test_without_its_blocks_a_place_sees_its_own_token_only():
         lambda net, x: net(x.float()),
         lambda net, x: net(x[0]),
         lambda net, x: net(canvas(n=25)),
-        lambda net, x: net(x, attention_mask=torch.ones(16, 15, dtype=torch.bool)),
-        lambda net, x: net(x, attention_mask=torch.ones(16, 16)),
-        lambda net, x: net(x, torch.tensor([1, 2, 3]), attention_mask=torch.ones(16, 16, dtype=torch.bool)),
+        lambda net, x: net(x, documents=torch.ones(3, 15, dtype=torch.int64)),
+        lambda net, x: net(x, documents=torch.ones(3, 16)),
+        lambda net, x: net(x[:, 1:], block_diffusion=4),
+        lambda net, x: net(x, block_diffusion=0),
         lambda net, x: net(x, kv_cache=net.init_cache(3, 16)),
         lambda net, x: net(x, kv_cache=net.init_cache(3, 16), span=spans([(0, 16)] * 3, 16)),
         lambda net, x: net(x, None, x, kv_cache=net.init_cache(3, 15), span=spans([(0, 16)] * 3, 16)),

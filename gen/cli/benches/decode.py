@@ -167,7 +167,5 @@ class _Wrapped(nn.Module):
         self.net, self.device = net, device
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
-        blocks = torch.arange(input_ids.shape[1], device=self.device) // self.net.block_size
-        attend = (blocks[None] <= blocks[:, None]) & attention_mask.bool()[:, None]  # [B, N, N]
-        itself = torch.eye(input_ids.shape[1], dtype=torch.bool, device=self.device)  # padding has to see something
-        return SimpleNamespace(logits=self.net(input_ids, attention_mask=attend | itself, position_ids=position_ids))
+        documents = attention_mask.long()  # padding is one of its own
+        return SimpleNamespace(logits=self.net(input_ids, documents=documents, position_ids=position_ids))

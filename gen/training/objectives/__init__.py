@@ -4,7 +4,7 @@
     curriculum   denoise, noisiest levels first               llada      masked diffusion after a prompt (text)
     uncertainty  denoise with learned weights (EDM2)          bd3        block diffusion (text)
     repa, urepa  denoise + alignment with an encoder          fast_dllm  block diffusion of a fine-tuned model (text)
-    reg          repa with a noised class token
+    reg          repa with a noised class token               cart       masked diffusion by context (text)
     erw          alignment first, denoise after               reconstruct  the loss of an autoencoder
 
 This page is the contract; a class of your own is named "my_package.module:Class".

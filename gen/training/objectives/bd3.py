@@ -15,7 +15,7 @@ from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, to_device
 from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, check_mask_path, stratify, token_losses
 
-__all__ = ["BD3", "block_diffusion_mask", "block_size_of", "block_uniforms", "logits_after_clean_blocks"]
+__all__ = ["BD3", "block_size_of", "block_uniforms", "logits_after_clean_blocks"]
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,6 @@ def block_uniforms(net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
     return stratify(u) if stratified else u
 
 
-def block_diffusion_mask(length: int, block_size: int) -> Tensor:
-    """Return the attention mask of [noisy; clean], bool [2 length, 2 length]: rows attend to columns.
-
-    The noisy see their own noisy block and the clean blocks before it; the clean see clean blocks up to their own.
-
-    Args:
-        length: tokens of a text.
-        block_size: tokens of a block.
-    """
-    index = torch.arange(2 * length)
-    clean, block = index >= length, index % length // block_size
-    mine, theirs = block[:, None], block[None]
-    same = (clean[:, None] == clean[None]) & (mine == theirs)
-    return same | (clean[None] & (mine > theirs))
-
-
 def logits_after_clean_blocks(net: nn.Module, noisy: Tensor, tokens: TokenBatch, block_size: int) -> Tensor:
     """Return the logits [B, L, V] of noisy blocks, each of which sees the clean ones before it.
 
@@ -111,13 +95,12 @@ def logits_after_clean_blocks(net: nn.Module, noisy: Tensor, tokens: TokenBatch,
         block_size: tokens of a block.
     """
     b, n = noisy.shape
-    attention_mask = block_diffusion_mask(n, block_size).to(noisy.device)
-    if tokens.lengths is not None:
-        real = torch.arange(n, device=noisy.device) < tokens.length[:, None]
-        itself = torch.eye(2 * n, dtype=torch.bool, device=noisy.device)  # else padding would see nothing at all
-        attention_mask = (attention_mask & torch.cat([real, real], 1)[:, None]) | itself
+    documents = None
+    if tokens.lengths is not None:  # padding is a document of its own, which the text does not see
+        padding = (torch.arange(n, device=noisy.device) >= tokens.length[:, None]).long()
+        documents = torch.cat([padding, padding], 1)
     index = torch.arange(n, device=noisy.device)
     first = (index % block_size == 0) & (index > 0)
     positions = torch.where(first, index + unwrap(net).shift * n, index).expand(b, n)
-    both, position_ids = torch.cat([noisy, tokens.x], 1), torch.cat([index, index])
-    return net(both, positions=positions, attention_mask=attention_mask, position_ids=position_ids)
+    both = torch.cat([noisy, tokens.x], 1)
+    return net(both, positions=positions, documents=documents, block_diffusion=block_size)

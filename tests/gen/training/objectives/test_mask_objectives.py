@@ -12,10 +12,13 @@ from torch import nn
 
 from gen.config.errors import UserError
 from gen.diffusion.noise import Noise, sample_seeds
+from gen.kernels.attention import BlockDiffusion, attention
+from gen.models.text import Text
 from gen.text.mask_path import Cosine, LogLinear, Square
 from gen.text.worlds import JointDistribution
 from gen.training.objectives import Batch
-from gen.training.objectives.bd3 import BD3, block_diffusion_mask, logits_after_clean_blocks
+from gen.training.objectives.bd3 import BD3, logits_after_clean_blocks
+from gen.training.objectives.cart import Cart, context_weights
 from gen.training.objectives.fast_dllm import FastDLLM
 from gen.training.objectives.lib.masked import TokenBatch, stratify, token_batch, token_losses
 from gen.training.objectives.llada import LLaDA
@@ -48,21 +51,22 @@ class Exact:
     def mask_token_id(self):
         return self.world.mask_token_id
 
-    def __call__(self, tokens, lengths=None, positions=None, *, attention_mask=None, position_ids=None):
+    def __call__(self, tokens, lengths=None, positions=None, *, documents=None, block_diffusion=None):
         b, n = tokens.shape
-        if attention_mask is None:
+        if block_diffusion is None:
             out = self.world(tokens)
             return out if positions is None else out.gather(1, positions[..., None].expand(-1, -1, out.shape[-1]))
-        out = []
+        out, index = [], torch.arange(n)
+        seen = BlockDiffusion(n // 2, block_diffusion).allowed(index[:, None], index)
         for place in positions[0].tolist():
             query = place - self.shift if place else 0
             state = torch.full((b, self.world.support.shape[1]), self.mask_token_id)
             for key in range(n):
-                if attention_mask[query, key]:
-                    there = int(position_ids[key])
+                if seen[query, key]:
+                    there = key % (n // 2)
                     self.twice += int((state[:, there] != self.mask_token_id).any())
                     state[:, there] = tokens[:, key]
-            out.append(self.world(state)[:, int(position_ids[place])])
+            out.append(self.world(state)[:, place % (n // 2)])
         return torch.stack(out, 1)
 
 
@@ -214,7 +218,8 @@ def test_a_pair_of_copies_costs_what_both_conditionals_say():
 
 @pytest.mark.parametrize(("length", "block"), [(6, 2), (5, 2), (4, 1), (4, 4)])
 def test_the_mask_of_block_diffusion_is_its_three_rules(length, block):
-    mask = block_diffusion_mask(length, block)
+    index = torch.arange(2 * length)
+    mask = BlockDiffusion(length, block).allowed(index[:, None], index)
     for q, k in itertools.product(range(2 * length), repeat=2):
         clean_q, clean_k, bq, bk = q >= length, k >= length, q % length // block, k % length // block
         diagonal = bq == bk and not clean_q and not clean_k
@@ -237,15 +242,19 @@ class Attending(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(8, 24, dtype=torch.float64) for _ in range(2))
         self.head = nn.Linear(8, WORDS + 1, dtype=torch.float64)
 
-    def forward(self, tokens, lengths=None, positions=None, *, attention_mask=None, position_ids=None):
+    def forward(self, tokens, lengths=None, positions=None, *, documents=None, block_diffusion=None, mask=None):
+        index = torch.arange(tokens.shape[1])
         self.given = self.embed(tokens).detach().requires_grad_() + 0 * self.embed.weight.sum()
         self.given.retain_grad()
-        h = self.given + self.places(torch.arange(tokens.shape[1]) if position_ids is None else position_ids)
-        if attention_mask is None and lengths is not None:
-            attention_mask = (torch.arange(tokens.shape[1]) < lengths[:, None])[:, None].expand(-1, tokens.shape[1], -1)
+        h = self.given + self.places(index if block_diffusion is None else index % (len(index) // 2))
+        if block_diffusion is not None:
+            mask = BlockDiffusion(len(index) // 2, block_diffusion).allowed(index[:, None], index)
+            mask = mask if documents is None else mask & (documents[..., None] == documents[:, None])
+        elif mask is None and lengths is not None:
+            mask = (index < lengths[:, None])[:, None].expand(-1, len(index), -1)
         for layer in self.layers:
             q, k, v = layer(h).chunk(3, -1)
-            h = h + nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+            h = h + nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = self.head(h)
         positions = torch.arange(tokens.shape[1]).expand(len(tokens), -1) if positions is None else positions
         positions = (positions - self.shift).clamp(min=0)
@@ -281,11 +290,45 @@ def test_the_first_token_of_a_block_comes_from_the_clean_place_before_it():
     out = logits_after_clean_blocks(net, noisy, whole(x), 2)
     net.block_size = None
     causal = torch.arange(4)[:, None] // 2 >= torch.arange(4) // 2
-    alone = net(torch.cat([x[:, :2], noisy[:, 2:]], 1), attention_mask=causal)
+    alone = net(torch.cat([x[:, :2], noisy[:, 2:]], 1), mask=causal)
     torch.testing.assert_close(out[:, 2:], alone[:, 2:], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", [MDLM(), LLaDA(), BD3(), FastDLLM()], ids=["mdlm", "llada", "bd3", "fast_dllm"])
+@pytest.mark.parametrize("objective", [BD3(), FastDLLM()], ids=["bd3", "fast_dllm"])
+@pytest.mark.parametrize("length", [300, 290], ids=["whole", "padded"])
+def test_a_long_text_costs_what_it_costs_under_a_mask_of_n_times_n(objective, length, monkeypatch):
+    """The loss and every gradient: the rule is followed tile by tile, recomputed in the backward pass."""
+    torch.manual_seed(0)
+    net = Text(vocab_size=9, mask_token_id=8, eos_token_ids=(7,), length=300, width=16, depth=2, heads=2, block_size=8)
+    net = net.build().double()
+    batch = text_batch(torch.randint(7, (2, 300)), length=[length, 300])
+    answers = []
+    for kernel in (attention, attention.only("dense")):
+        monkeypatch.setattr("gen.models.layers.text.attention", kernel)
+        ((_, loss, _),) = list(objective(roles(net, LogLinear()), batch))
+        answers.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+    assert attention.explain(*torch.zeros(3, 1, 600, 2, 8), BlockDiffusion(300, 8))["tiles"] == "chosen"
+    for ours, dense in zip(*answers, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-12)
+
+
+def test_a_token_counts_by_what_is_shown_near_it():
+    shown = torch.tensor([[True, False, False, True, True, False], [False] * 6])
+    weights, p = context_weights(shown, 0.3), 0.3
+    for i in range(6):
+        wanted = sum(0.5 * p * (1 - p) ** (abs(i - j) - 1) for j in range(6) if shown[0, j] and j != i)
+        assert float(weights[0, i]) == pytest.approx(wanted)
+    assert not weights[1].any() and not context_weights(shown[:, :1], 0.3).any()
+    far = torch.zeros(1, 500, dtype=torch.bool)
+    far[0, 0] = True
+    assert (
+        float(context_weights(far, 0.3)[0, 1]) == pytest.approx(0.15) and float(context_weights(far, 0.3)[0, 400]) == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "objective", [MDLM(), LLaDA(), BD3(), FastDLLM(), Cart()], ids=["mdlm", "llada", "bd3", "fast_dllm", "cart"]
+)
 def test_padding_and_prompts_cost_nothing_and_padding_is_not_seen(objective):
     f = roles(Attending(6, 2), LogLinear())
     x = torch.randint(WORDS, (4, 6), generator=torch.Generator().manual_seed(1))

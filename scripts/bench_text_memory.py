@@ -1,0 +1,85 @@
+"""Peak memory of a block-diffusion training step by the length of a text, each case in a process of its own.
+
+python scripts/bench_text_memory.py                      # 4096, 8192 and 16384 tokens, a few minutes of one core
+python scripts/bench_text_memory.py --dense 4096 8192    # beside a mask of N x N, which 16384 tokens have no room for
+
+Memory is the growth of the process's largest resident set (getrusage) over that of a step of 256 tokens.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
+
+import argparse
+import resource
+import subprocess
+import time
+from dataclasses import replace
+from unittest import mock
+
+import torch
+
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.noise import training_noise
+from gen.kernels.attention import attention
+from gen.models.layers import text as layers
+from gen.models.text import Text
+from gen.text.mask_path import LogLinear
+from gen.training.objectives import Batch
+from gen.training.objectives.bd3 import BD3
+from gen.training.state import enable
+
+SHORT = 256
+MODEL = Text(width=128, depth=4, heads=4, qk_norm=True, block_size=16)
+
+
+def step(net, length):
+    """Compute loss and gradients of one text; return the seconds that took."""
+    x = torch.randint(256, (1, length), generator=torch.Generator().manual_seed(0))
+    batch = Batch(x, {"length": torch.tensor([length])}, training_noise(0, 0, [0]))
+    began = time.perf_counter()
+    _, loss, _ = next(iter(BD3()({"net": Denoiser(net, LogLinear(), None)}, batch)))
+    loss.backward()
+    return time.perf_counter() - began
+
+
+def measure(length, dense, recomputed):
+    """Print the growth of the peak in MiB, and the seconds of a step."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = replace(MODEL, length=length).build()
+    if recomputed:
+        enable(net, "gradient_checkpointing")
+    kernel = attention.only("dense") if dense else attention
+    with mock.patch.object(layers, "attention", kernel):
+        step(net, SHORT)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = step(net, length)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, seconds)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[4096, 8192, 16384])
+    parser.add_argument("--dense", type=int, nargs="*", default=[], help="lengths that are measured with a dense mask")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        length, dense, recomputed = map(int, args.case)
+        measure(length, bool(dense), bool(recomputed))
+        return
+    print("| tokens | mask | gradient checkpointing | MiB | s |\n|---|---|---|---|---|")
+    for dense, lengths in ((False, args.lengths), (True, args.dense)):
+        for length in lengths:
+            for recomputed in (False, True):
+                command = [sys.executable, __file__, "--case", str(length), str(int(dense)), str(int(recomputed))]
+                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+                mask, kept = "N x N" if dense else "rule", "yes" if recomputed else "no"
+                print(f"| {length} | {mask} | {kept} | {float(out[0]):.0f} | {float(out[1]):.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
