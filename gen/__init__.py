@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gen.eval.leaderboard import leaderboard as leaderboard
     from gen.pipeline import Pipeline as Pipeline
     from gen.pipeline import load as load
+    from gen.text.gaps import Gap as Gap
     from gen.text.loop import decode as decode
     from gen.training.distillation import distill as distill
     from gen.training.run import Run as Run
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Gap": "gen.text.gaps",
     "Pipeline": "gen.pipeline",
     "Run": "gen.training.run",
     "build": "gen.config.spec",

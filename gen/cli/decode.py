@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gen.cli.lib.options import add_option, add_options, parse_spec
+from gen.cli.lib.options import add_option, add_options, parse_spec, read_as
 from gen.cli.lib.terminal import exact_output
 from gen.config.errors import UserError
 from gen.config.reading import read_lines
 
 if TYPE_CHECKING:
     from gen.text.decoding import Decoding
+    from gen.text.gaps import Gap
     from gen.text.pipeline import GeneratedTexts, TextPipeline
 
 __all__ = ["add_arguments", "run", "settings"]
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block-schedule", help="a name of `gen list block_schedules`, or a JSON spec")
     parser.add_argument("--kv-plan", help="a name of `gen list kv_plans`, a JSON spec, or none (default: the run's)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
+    parser.add_argument("--gap", metavar="TEXT", help="characters that stand for a gap in a prompt, such as '<gap>'")
+    parser.add_argument("--gap-tokens", type=read_as(int, "[1, inf)"), metavar="N", help="a gap is N tokens")
+    parser.add_argument(
+        "--gap-max", type=read_as(int, "[1, inf)"), metavar="N", help="a gap is at most N tokens: end of text ends it"
+    )
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
     parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
     parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
@@ -69,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         prompts += read_lines(args.prompts)
     if not prompts:
         raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
+    given = _with_gaps(prompts, args)
     pipeline = load(args.run, args.weights, args.device)
     assert isinstance(pipeline, TextPipeline)  # or there were no such settings
     pipeline = dataclasses.replace(pipeline, decoding=args.settings)
@@ -78,12 +85,13 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--stream shows one prompt, and {len(prompts)} are given")
         if args.trace:
             raise UserError("--stream and --trace are given; give one")
-        for step in pipeline.stream(prompts[0], args.gen_length, seed=args.seed):
+        for step in pipeline.stream(given[0], args.gen_length, seed=args.seed):
             print(step.text, file=exact_output(), flush=True)
         return 0
-    texts = pipeline.generate(prompts, args.gen_length, seed=args.seed, batch_size=args.batch_size)
-    for prompt, text in zip(prompts, texts.texts, strict=True):
-        print(f"{prompt}{pipeline.separator}{text}", file=exact_output())
+    texts = pipeline.generate(given, args.gen_length, seed=args.seed, batch_size=args.batch_size)
+    for prompt, text, document in zip(given, texts.texts, texts.documents, strict=True):
+        line = f"{prompt}{pipeline.separator}{text}" if isinstance(prompt, str) else document
+        print(line, file=exact_output())
     if args.trace:
         _trace(texts, pipeline)
     speed = texts.tokens / texts.seconds if texts.seconds else 0.0
@@ -94,16 +102,40 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _with_gaps(prompts: list[str], args: argparse.Namespace) -> list[str | list[str | Gap]]:
+    """Return prompts with gaps where the characters stand that --gap names; without it every prompt is plain text."""
+    from gen.text.gaps import Gap
+
+    sizes = args.gap_tokens, args.gap_max
+    if args.gap is None:
+        if sizes != (None, None):
+            raise UserError("--gap-tokens and --gap-max are those of a --gap: --prompt 'a <gap> b' --gap '<gap>'")
+        return [*prompts]
+    if not args.gap or not any(args.gap in prompt for prompt in prompts):
+        raise UserError(f"--gap {args.gap!r} stands in no prompt")
+    if (args.gap_tokens is None) == (args.gap_max is None):
+        raise UserError("--gap: give its length, either --gap-tokens N or --gap-max N")
+    gap, given = Gap(*sizes), list[str | list[str | Gap]]()
+    for prompt in prompts:
+        first, *others = prompt.split(args.gap)
+        parts = [first, *(part for other in others for part in (gap, other))]
+        given.append([part for part in parts if part != ""] if others else prompt)
+    return given
+
+
 def _trace(texts: GeneratedTexts, pipeline: TextPipeline) -> None:
     """Print token@step in the order of the text, several tokens together where they are one character."""
     from gen.text.detokenize import text_pieces
+    from gen.text.gaps import text_positions
 
     for d in texts.decoded:
         for i in range(len(d.nfe)):
-            here = slice(int(d.prompt_end[i]), int(d.text_end[i]))
-            tokens, steps = d.tokens[i, here].tolist(), list(map(str, d.commit_step[i, here].tolist()))
-            end, words = pipeline.end(tokens), list[str]()
-            for piece, n in text_pieces(tokens[:end], pipeline.text):
-                words.append(f"{piece.removeprefix(pipeline.separator)}@{','.join(steps[:n])}")
-                del steps[:n]
-            print(" ".join([*words, *(f"<end>@{step}" for step in steps)]), file=exact_output())
+            text = slice(int(d.prompt_end[i]), int(d.text_end[i]))
+            tokens, gap_start, steps = (v[i, text].tolist() for v in (d.tokens, d.gap_start, d.commit_step))
+            kept, words = text_positions(tokens, gap_start, pipeline.net.eos_token_ids), list[str]()
+            left = [k for k in range(len(tokens)) if gap_start[k] >= 0 and k not in kept]
+            for piece, n in text_pieces([tokens[k] for k in kept], pipeline.string):
+                written = [str(steps[k]) for k in kept[:n] if gap_start[k] >= 0]
+                words.append(piece.removeprefix(pipeline.separator) + ("@" if written else "") + ",".join(written))
+                del kept[:n]
+            print(" ".join([*words, *(f"<end>@{steps[k]}" for k in left)]), file=exact_output())

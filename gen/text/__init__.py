@@ -3,7 +3,8 @@
     A trained model           TextPipeline, GeneratedTexts, StreamedText                                pipeline
     A way to decode           Decoding, TokenSampling; Decoded, the result                              decoding
     The loop                  decode; decode_steps, which yields every DecodingStep                         loop
-    Its arguments             prompt_ids, lengths_of                                                     prompts
+    Its arguments             layouts, lengths_of                                                        prompts
+    Masks in a prompt         Gap                                                                           gaps
     A model                   the contracts Predictor (KvCache, Span) and Tokenizer                    contracts
     Parts of decoding         the contracts DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window),
                               KvPlan (KvStep -> span), StoppingRule (StepView -> StopDecision)         contracts
@@ -17,6 +18,7 @@ gen.training.objectives.{mdlm, llada, bd3, fast_dllm}. The network: gen.models.t
 
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, Predictor, StoppingRule, Tokenizer
 from gen.text.decoding import Decoded, Decoding, TokenSampling
+from gen.text.gaps import Gap
 from gen.text.loop import decode, decode_steps
 from gen.text.mask_path import MaskPath
 from gen.text.pipeline import GeneratedTexts, StreamedText, TextPipeline
@@ -27,6 +29,7 @@ __all__ = [
     "Decoded",
     "Decoding",
     "DecodingPolicy",
+    "Gap",
     "GeneratedTexts",
     "JointDistribution",
     "KvPlan",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import name_of, part
 from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
+from gen.text.gaps import DROPPED
 from gen.text.mask_path import MaskPath
 from gen.text.vocabulary import draw, likeliest
 
@@ -53,8 +56,8 @@ class Decoding:
         kv_plan: which positions are computed anew (gen.samplers.kv_plans); None for all of them at every step.
         stopping_rules: when a text is finished early (gen.samplers.stopping_rules); one or several, None for none.
         sampling: how tokens are drawn.
-        cfg_scale: classifier-free guidance, logits u + (cfg_scale + 1) (c - u), u those with the prompt masked (LLaDA);
-            0 for none.
+        cfg_scale: classifier-free guidance, logits u + (cfg_scale + 1) (c - u), u those with the prompt, or all that is
+            fixed, masked (LLaDA); 0 for none.
         suppress_tokens: ids that are never predicted.
     """
 
@@ -103,12 +106,14 @@ class DecodingStep:
         rows: texts of the batch that were active in it, int64 [R].
         tokens: their canvases, int64 [R, N], masks where nothing is committed.
         guess: the same with proposed tokens instead of the masks that were queried.
+        gap_start: first position of the gap that a position lies in, negative outside (gen.text.gaps), int64 [R, N].
         text_end: end of each text, int64 [R]; what lies behind is none of it.
     """
 
     rows: Tensor
     tokens: Tensor
     guess: Tensor
+    gap_start: Tensor
     text_end: Tensor
 
 
@@ -118,7 +123,10 @@ class Decoded:
 
     Attributes:
         tokens: canvases of prompt, text and padding, int64 [B, N].
-        prompt_end, text_end: bounds of each text, int64 [B]; a text ends after its end-of-text token.
+        gap_start: first position of the gap that a position was generated in, int64 [B, N]; gen.text.gaps.FIXED
+            elsewhere, DROPPED where it is no longer text. A prompt without gaps is followed by one, its text.
+        prompt_end: first generated position, int64 [B].
+        text_end: end of each text, int64 [B]: after its end-of-text token, or after the fixed tokens behind its gaps.
         commit_step: the text's evaluation that committed a position, int64 [B, N]; -1 where none did.
         confidence: probability of a token when it was committed, [B, N].
         nfe: evaluations of the network for each text, int64 [B].
@@ -131,6 +139,7 @@ class Decoded:
     """
 
     tokens: Tensor
+    gap_start: Tensor
     prompt_end: Tensor
     text_end: Tensor
     commit_step: Tensor
@@ -144,8 +153,22 @@ class Decoded:
     seconds: float = 0.0
 
     def text(self, i: int) -> Tensor:
-        """Return the ids of text i, without its prompt."""
-        return self.tokens[i, self.prompt_end[i] : self.text_end[i]]
+        """Return the ids of text i from its first generated one on, fixed ones behind gaps included."""
+        text = slice(int(self.prompt_end[i]), int(self.text_end[i]))
+        return self.tokens[i, text][self.gap_start[i, text] != DROPPED]
+
+    def fill(self, index: Sequence[int], columns: Mapping[str, Tensor], reasons: Sequence[str]) -> None:
+        """Write down some texts.
+
+        Args:
+            index: numbers of the texts.
+            columns: tensors of them by the names of fields.
+            reasons: what ended each.
+        """
+        for name, column in columns.items():
+            getattr(self, name)[torch.tensor(index, device=column.device)] = column
+        for i, reason in zip(index, reasons, strict=True):
+            self.reasons[i] = reason
 
 
 def step_counts(policy: object) -> int:

@@ -16,7 +16,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def partial_text(tokens: Sequence[int | None], decode: Decode, separator: str, context: Iterable[int] = ()) -> str:
-    """Return the string of a text with masks, "·" each; without masks it is decode(tokens).
+    """Return the string of a text with masks, "·" each, as is a torn character; without masks it is decode(tokens).
 
     Args:
         tokens: ids, None for a mask.
@@ -35,7 +35,8 @@ def partial_text(tokens: Sequence[int | None], decode: Decode, separator: str, c
         else:
             run = [token for token in group if token is not None]
             parts.append(_following(before if parts else None, run, decode))
-    return "".join(parts)
+    text = "".join(parts)
+    return text.replace(BROKEN, MASK) if None in tokens else text
 
 
 def text_pieces(tokens: Sequence[int], decode: Decode) -> list[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """The decoding loop of masked diffusion: predictions are committed, some at a time, until no mask is left.
 
-`decode_steps` is the whole loop and `decode` runs it to its end. Its state is three groups of tensors, one row per text
-that is not finished: canvas, schedule and bookkeeping. TextPipeline.generate (gen/text/pipeline.py) adds strings to it.
+`DecodingLoop` is the loop over rows that come and go; `decode_steps` runs one batch of it and `decode` runs that to its
+end. TextPipeline.generate (gen/text/pipeline.py) adds strings to it, DecodingQueue (gen/text/batching.py) requests.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,30 +19,40 @@ from gen.config.errors import NonFinite
 from gen.config.fields import check_arguments
 from gen.config.spec import name_of
 from gen.diffusion.noise import Noise, sample_seeds
-from gen.text.contracts import CommitDecision, KvPlan, KvStep, Span, StepView, Window, positions_between
+from gen.text.contracts import (
+    CommitDecision,
+    KvCache,
+    KvPlan,
+    KvStep,
+    RowState,
+    Span,
+    StepView,
+    Window,
+    positions_between,
+)
 from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
-from gen.text.prompts import Prompts, lengths_of, prompt_ids
-from gen.text.vocabulary import likeliest, log_probabilities
+from gen.text.gaps import FIXED, Layout
+from gen.text.prompts import Lengths, Prompts, layouts
+from gen.text.rows import Bookkeeping, Canvas, Schedule, join_rows, join_states, take_rows
+from gen.text.vocabulary import likeliest, log_probabilities, without
 
 if TYPE_CHECKING:
     from gen.text.contracts import Predictor
 
-__all__ = ["decode", "decode_steps"]
-
-T = TypeVar("T")
+__all__ = ["DecodingLoop", "FinishedRows", "decode", "decode_steps"]
 
 
 @check_arguments(sync_every="[1, inf)")
 def decode(
     predictor: Predictor,
     prompts: Prompts,
-    length: int | Sequence[int],
+    length: Lengths = None,
     decoding: Decoding | None = None,
     *,
     seed: int | Sequence[int] = 0,
     sync_every: int = 1,
 ) -> Decoded:
-    """Decode a text after each prompt.
+    """Decode a text after each prompt, or fill a prompt's gaps.
 
     Args:
         predictor, prompts, length, decoding, seed, sync_every: as in `decode_steps`.
@@ -60,7 +70,7 @@ def decode(
 def decode_steps(
     predictor: Predictor,
     prompts: Prompts,
-    length: int | Sequence[int],
+    length: Lengths = None,
     decoding: Decoding | None = None,
     *,
     seed: int | Sequence[int] = 0,
@@ -70,8 +80,9 @@ def decode_steps(
 
     Args:
         predictor: a network or an exact joint distribution.
-        prompts: ids of each prompt, of any lengths.
-        length: tokens of a text, at most; one number, or one for each.
+        prompts: ids of each prompt, of any lengths, and gaps among them (gen.text.gaps.Gap); a prompt without gaps is
+            followed by its text.
+        length: tokens of a text, at most; one number, or one for each; None for prompts with gaps.
         decoding: None for Decoding().
         seed: a number, or one for each text; text i depends on its prompt and its seed alone.
         sync_every: after so many steps the host asks which texts are finished, and takes them out of the batch; until
@@ -83,140 +94,114 @@ def decode_steps(
     """
     decoding = Decoding() if decoding is None else decoding
     began = time.perf_counter()
-    ids = prompt_ids(predictor, prompts, decoding)
-    loop = _Loop(predictor, ids, length, decoding, sample_seeds(seed, len(ids)))
-    out = loop.out
-    limit = 1000 + (64 + step_counts(decoding.policy)) * loop.longest
-    while len(loop.book.index):
-        if out.steps > limit:
+    canvases = layouts(predictor, prompts, length, decoding)
+    loop = DecodingLoop(predictor, decoding)
+    loop.add(canvases, [*range(len(canvases))], sample_seeds(seed, len(canvases)))
+    out, limit = loop.blank(), loop.step_limit(loop.longest)
+    while loop.book.index:
+        if loop.steps > limit:
             policy = name_of(type(decoding.policy))
-            raise RuntimeError(f"{policy} does not end: {out.steps} steps for {loop.longest} tokens")
+            raise RuntimeError(f"{policy} does not end: {loop.steps} steps for {loop.longest} tokens")
         yield loop.step()
-        out.steps += 1
-        if out.steps % sync_every == 0:
-            loop.retire()
-    out.seconds = time.perf_counter() - began
+        if loop.steps % sync_every == 0:
+            finished, failed = loop.retire()
+            if failed:
+                raise NonFinite(f"step {loop.steps}: the logits of text {failed[0]} are NaN")
+            out.fill(finished.index, finished.columns, finished.reasons)
+    out.steps, out.forwards, out.seconds = loop.steps, loop.forwards, time.perf_counter() - began
     return out
 
 
-# -- the loop's state: R texts that are not finished, on canvases of N tokens; no two tensors share storage ------------
+# What a finished text leaves in the result, by its name there and in the canvas or the bookkeeping.
+_RESULTS = {
+    "tokens", "gap_start", "prompt_end", "text_end", "commit_step", "confidence", "nfe", "nfe_full", "computed",
+}  # fmt: skip
 
 
-@dataclass(eq=False)
-class _Canvas:
-    """Tokens, and what is known of each position."""
+@dataclass(frozen=True, eq=False)
+class FinishedRows:
+    """Texts that have left the loop.
 
-    tokens: Tensor  # [R, N]
-    prompt_end: Tensor  # [R]
-    text_end: Tensor  # [R]
-    commit_step: Tensor  # [R, N]
-    confidence: Tensor  # [R, N]
+    Attributes:
+        index: their numbers.
+        columns: what there is of them, by the fields of gen.text.decoding.Decoded, in the same order.
+        reasons: what ended each.
+    """
 
-    @classmethod
-    def begin(cls, prompts: Sequence[Tensor], lengths: Sequence[int], mask: int, device: torch.device) -> _Canvas:
-        prompt_end = torch.tensor([len(p) for p in prompts], device=device)
-        text_end = prompt_end + torch.tensor(lengths, device=device)
-        tokens = torch.full((len(prompts), int(text_end.max())), mask, device=device)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = prompt.to(device)
-        confidence = torch.zeros(tokens.shape, device=device)
-        return cls(tokens, prompt_end, text_end, torch.full_like(tokens, -1), confidence)
-
-    def generated(self) -> Tensor:
-        """Return the positions of the texts without their prompts, bool [R, N]."""
-        return positions_between(self.tokens.shape[1], self.prompt_end, self.text_end)
-
-    def write(self, positions: Tensor, where: Tensor, tokens: Tensor, step: Tensor, confidence: Tensor) -> None:
-        """Write tokens [R, W] at some of the positions; of positions that repeat at the end only the first is one."""
-        n = self.tokens.shape[1]
-        slots = torch.where(where, positions, n)
-
-        def written(old: Tensor, new: Tensor) -> Tensor:
-            return torch.cat([old, old[:, :1]], 1).scatter(1, slots, new.to(old.dtype))[:, :n]
-
-        self.tokens, self.commit_step = written(self.tokens, tokens), written(self.commit_step, step)
-        self.confidence = written(self.confidence, confidence)
+    index: list[int]
+    columns: dict[str, Tensor]
+    reasons: list[str]
 
 
-@dataclass(eq=False)
-class _Schedule:
-    """Progress of each text through its windows, [R]."""
+class DecodingLoop:
+    """The loop: texts that are not finished, and the policy's and the rules' states. Rows do not see one another.
 
-    window: Window
-    step: Tensor  # steps in this window before this one
-    mask_budget: Tensor  # masks in the window at its first step
-    hold: Tensor  # whether a window is not left although it has no masks
-    clean_until: Tensor  # see KvStep
-    changed: Tensor  # whether the last step wrote anything
+    Args:
+        predictor, decoding: see `decode_steps`; UserError for a plan that does not fit the predictor.
+    """
 
-    @classmethod
-    def begin(cls, rows: int, device: torch.device) -> _Schedule:
-        step, mask_budget, hold, clean_until, changed = _zeros(5, rows, device)
-        nowhere = Window(*(v - 1 for v in _zeros(4, rows, device)))
-        return cls(nowhere, step, mask_budget, hold > 0, clean_until, changed == 0)
+    canvas: Canvas
+    schedule: Schedule
+    book: Bookkeeping
 
-
-@dataclass(eq=False)
-class _Bookkeeping:
-    """Whose the rows are, what they have cost and how they ended, [R]."""
-
-    index: Tensor  # in the batch
-    seeds: list[int]
-    nfe: Tensor
-    nfe_full: Tensor
-    computed: Tensor
-    done: Tensor
-    reason: Tensor  # 0, or 1 + the index of the stopping rule that ended the text
-    has_nan: Tensor  # whether logits are NaN
-
-    @classmethod
-    def begin(cls, seeds: list[int], device: torch.device) -> _Bookkeeping:
-        nfe, nfe_full, computed, done, reason, has_nan = _zeros(6, len(seeds), device)
-        index = torch.arange(len(seeds), device=device)
-        return cls(index, seeds, nfe, nfe_full, computed, done > 0, reason, has_nan > 0)
-
-
-def _zeros(count: int, rows: int, device: torch.device) -> list[Tensor]:
-    """Return so many tensors int64 [rows], each with storage of its own."""
-    return [torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(count)]
-
-
-def _take(group: T, rows: Tensor) -> T:
-    """Return some rows, int64, of a dataclass of tensors, lists and such dataclasses."""
-    taken: dict[str, Any] = {}
-    for f in dataclasses.fields(group):  # type: ignore[arg-type]
-        value = getattr(group, f.name)
-        if isinstance(value, list):
-            taken[f.name] = [value[i] for i in rows.tolist()]
-        else:
-            taken[f.name] = value[rows] if isinstance(value, Tensor) else _take(value, rows)
-    return type(group)(**taken)
-
-
-class _Loop:
-    """One run of the loop: the texts that are not finished, the policy's and the rules' states, and the result."""
-
-    def __init__(
-        self, predictor: Predictor, ids: list[Tensor], length: int | Sequence[int], decoding: Decoding, seeds: list[int]
-    ):
-        lengths = lengths_of(length, len(ids))
+    def __init__(self, predictor: Predictor, decoding: Decoding) -> None:
         if decoding.kv_plan is not None:
             decoding.kv_plan.check(predictor)
-        device = getattr(predictor, "device", torch.device("cpu"))
-        self.predictor, self.decoding = predictor, decoding
-        self.mask, self.longest = predictor.mask_token_id, max(lengths)
-        self.canvas = _Canvas.begin(ids, lengths, self.mask, device)
-        self.schedule, self.book = _Schedule.begin(len(ids), device), _Bookkeeping.begin(seeds, device)
-        b, n = self.canvas.tokens.shape
-        self.kv_cache = None if decoding.kv_plan is None else predictor.init_cache(b, n)
-        self.states = [decoding.policy.init(b, n), *(rule.init(b, n) for rule in decoding.stopping_rules)]
+        self.predictor, self.decoding, self.mask = predictor, decoding, predictor.mask_token_id
+        self.eos = (*predictor.eos_token_ids, self.mask)[0]  # pads
+        self.device: torch.device = getattr(predictor, "device", torch.device("cpu"))
+        self.kv_cache: KvCache | None = None
+        self.states: list[RowState] = []
         self.logp: Tensor | None = None  # [R, W, V], as they were predicted last
         self.storage = torch.empty(0)  # of log-probabilities: fresh memory takes a CPU longer than what is done in it
-        canvas, counts = (
-            {f.name: getattr(group, f.name).clone() for f in dataclasses.fields(group) if f.name in _RESULTS}
-            for group in (self.canvas, self.book)
-        )
-        self.out = Decoded(**canvas, **counts, reasons=["full"] * b)
+        self.longest, self.exact = 0, False  # of the texts: their widest extent, and whether any has exact gaps
+        self.steps = self.forwards = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of texts that are not finished."""
+        return len(self.book.index) if hasattr(self, "book") else 0
+
+    @property
+    def width(self) -> int:
+        """Positions of a canvas."""
+        return self.canvas.tokens.shape[1]
+
+    def step_limit(self, extent: int) -> int:
+        """Return more steps than a text of so many positions can take, if its policy keeps its contract."""
+        return 1000 + (64 + step_counts(self.decoding.policy)) * extent
+
+    def add(self, canvases: Sequence[Layout], index: list[int], seeds: list[int]) -> None:
+        """Let texts join.
+
+        Args:
+            canvases: what is given of them.
+            index: a number for each, by which it is known.
+            seeds: randomness of each.
+        """
+        b, old = len(canvases), self.rows
+        ends = [*(self.book.ends if old else ()), *(len(canvas.tokens) for canvas in canvases)]
+        n, decoding = max(ends), self.decoding
+        canvas = Canvas.begin(canvases, self.mask, self.device).resized(n, self.mask)
+        schedule = Schedule.begin(b, self.device)
+        book = Bookkeeping.begin(canvases, index, seeds, self.steps, self.device)
+        states = [decoding.policy.init(b, n), *(rule.init(b, n) for rule in decoding.stopping_rules)]
+        kv_cache = None if decoding.kv_plan is None else self.predictor.init_cache(b, n)
+        if old:
+            canvas = join_rows(self.canvas.resized(n, self.mask), canvas)
+            schedule, book = join_rows(self.schedule, schedule), join_rows(self.book, book)
+            states = [join_states(one, other) for one, other in zip(self.states, states, strict=True)]
+            if self.kv_cache is not None and kv_cache is not None:
+                kv_cache = self.kv_cache.resized(n).joined(kv_cache)
+        self.canvas, self.schedule, self.book = canvas, schedule, book
+        self.states, self.kv_cache, self.logp = states, kv_cache, None
+        exact = any(bool(canvas.exact.any()) for canvas in canvases)
+        self.longest, self.exact = max(book.extents), exact or (bool(old) and self.exact)
+
+    def blank(self) -> Decoded:
+        """Return a result that holds nothing yet, of all texts that are here."""
+        groups = {**vars(self.canvas), **vars(self.book)}
+        return Decoded(**{name: groups[name].clone() for name in _RESULTS}, reasons=["full"] * self.rows)
 
     def step(self) -> DecodingStep:
         """Predict, commit, and end what is finished."""
@@ -236,7 +221,8 @@ class _Loop:
         proposed = torch.where(view.masked | view.outside_window, view.sampled, canvas.tokens.gather(1, positions))
         guess = canvas.tokens.scatter(1, positions, proposed)
         guess = torch.where(canvas.tokens == self.mask, guess, canvas.tokens)
-        return DecodingStep(book.index, canvas.tokens, guess, canvas.text_end)
+        self.steps += 1
+        return DecodingStep(torch.tensor(book.index), canvas.tokens, guess, canvas.gap_start, canvas.text_end)
 
     def move(self, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Move to the windows of this step; return whether each window and its block are new, [R]."""
@@ -283,7 +269,7 @@ class _Loop:
                     some = self.predict(canvas.tokens[rows], canvas.text_end[rows], positions[rows], rows)
                     self.logp.index_copy_(0, rows, some)
         ran = schedule.changed & ~book.done if skips else ~book.done
-        self.out.forwards += int(called or bool(ran.any()))
+        self.forwards += int(called or bool(ran.any()))
         book.nfe = book.nfe + (2 if self.decoding.cfg_scale else 1) * ran
         book.computed = book.computed + (last - first) * ran
         book.nfe_full = book.nfe_full + ((first == 0) & (last >= canvas.text_end) & ran)
@@ -297,16 +283,19 @@ class _Loop:
         Those of all rows, `rows` None, have the storage of the last ones.
 
         Under classifier-free guidance logits are u + (cfg_scale + 1) (c - u), u those with the prompt masked (LLaDA).
+        Of a prompt with gaps all that is fixed is masked.
         """
-        f, scale, prompt_end = self.predictor, self.decoding.cfg_scale, self.canvas.prompt_end
+        f, scale, canvas = self.predictor, self.decoding.cfg_scale, self.canvas
+        gap_start, exact = (v if rows is None else v[rows] for v in (canvas.gap_start, canvas.exact))
         if scale:
-            prompt_end = prompt_end if rows is None else prompt_end[rows]
-            prompt = torch.arange(tokens.shape[1], device=tokens.device) < prompt_end[:, None]
+            prompt = gap_start[:, : tokens.shape[1]] == FIXED
             both = (torch.cat([v, v]) for v in (lengths, positions))
             c, u = f(torch.cat([tokens, tokens.masked_fill(prompt, self.mask)]), *both).chunk(2)
             logits = torch.where(c == u, c, u + (scale + 1) * (c - u))  # -inf - -inf is no number
         else:
             logits = f(tokens, lengths, positions, **cached)
+        if self.exact:
+            logits = without(logits, f.eos_token_ids, exact.gather(1, positions))
         suppressed = torch.tensor([self.mask, *self.decoding.suppress_tokens], device=logits.device)
         if rows is not None:
             return log_probabilities(logits, suppressed)
@@ -335,11 +324,15 @@ class _Loop:
         on_canvas = positions == positions[:, :1] + offsets  # not clamped to the canvas's end
         in_window = on_canvas & (positions >= window.start[:, None]) & (positions < window.stop[:, None])
         open_ = masked.gather(1, positions) & on_canvas
-        noise, step = Noise(tuple(self.book.seeds)), self.out.steps
+        ages = [self.steps - born for born in self.book.born]
 
         def uniform(name: str) -> Tensor:
             column = (positions - canvas.prompt_end[:, None]).clamp(0, self.longest - 1)
-            return noise.uniform(f"{name}.{step}", self.longest).to(positions.device).gather(1, column)
+            drawn = (
+                Noise((seed,)).uniform(f"{name}.{age}", self.longest)
+                for seed, age in zip(self.book.seeds, ages, strict=True)
+            )
+            return torch.cat([*drawn]).to(positions.device).gather(1, column)
 
         tokens = canvas.tokens.gather(1, positions)
 
@@ -393,42 +386,43 @@ class _Loop:
         # rules that fill masks come first: an end-of-text token that they write ends the text
         rules = sorted(enumerate(self.decoding.stopping_rules, 1), key=lambda pair: not pair[1].whole_text)
         for k, rule in rules:
-            decision, self.states[k] = rule.check(view, canvas.tokens, canvas.text_end, self.predictor, self.states[k])
+            decision, self.states[k] = rule.check(view, canvas.tokens, canvas.gap_start, self.predictor, self.states[k])
             if decision.fill is not None:
                 still = canvas.tokens.gather(1, view.positions) == self.mask
                 self.write(view, (view.masked | view.outside_window) & decision.fill[:, None] & still, view.top_token)
             new = decision.done & ~book.done
             book.reason, book.done = torch.where(new, k, book.reason), book.done | decision.done
-            if decision.text_end is not None:
-                text_end = torch.minimum(canvas.text_end, decision.text_end)
-                canvas.text_end = torch.where(before, canvas.text_end, text_end)
+            if decision.ends is not None:
+                dropped = canvas.end_gaps(decision.ends & ~before[:, None], self.eos)
+                self.schedule.changed = self.schedule.changed | dropped
         masks = (canvas.tokens == self.mask) & canvas.generated()
         book.done = book.done | ~masks.any(1) & ~self.schedule.hold
 
-    def retire(self) -> None:
-        """Move the texts that are finished to the result; NonFinite for NaN logits."""
-        canvas, book, out, f = self.canvas, self.book, self.out, self.predictor
-        if bool(book.has_nan.any()):
-            raise NonFinite(f"step {out.steps}: the logits of text {int(book.index[book.has_nan][0])} are NaN")
-        done = book.done.nonzero()[:, 0]
-        if not len(done):
-            return
-        rows = book.index[done]
-        for group in (canvas, book):
-            for name in _RESULTS & vars(group).keys():
-                getattr(out, name)[rows] = getattr(group, name)[done]
-        beyond = torch.arange(out.tokens.shape[1], device=rows.device) >= canvas.text_end[done, None]
-        out.tokens[rows] = out.tokens[rows].masked_fill(beyond, (*f.eos_token_ids, self.mask)[0])
-        for row, reason in zip(rows.tolist(), book.reason[done].tolist(), strict=True):
-            out.reasons[row] = name_of(type(self.decoding.stopping_rules[reason - 1])) if reason else "full"
-        keep = (~book.done).nonzero()[:, 0]
-        self.canvas, self.schedule, self.book = _take(canvas, keep), _take(self.schedule, keep), _take(book, keep)
-        self.logp = self.logp[keep] if self.logp is not None and self.decoding.policy.may_skip else None
-        self.kv_cache = None if self.kv_cache is None else self.kv_cache.take(keep)
-        self.states = [{key: value[keep] for key, value in state.items()} for state in self.states]
+    def retire(self) -> tuple[FinishedRows, list[int]]:
+        """Take out the texts that are finished; return them, and the numbers of those whose logits are NaN."""
+        canvas, book = self.canvas, self.book
+        failed, done = torch.stack([book.has_nan, book.done]).tolist()  # the one look of the host at the device
+        rows = [i for i, finished in enumerate(done) if finished]
+        left = [i for i, finished in enumerate(done) if not finished]
+        groups = {**vars(canvas), **vars(book)}
+        index = torch.tensor(rows, dtype=torch.int64, device=canvas.tokens.device)
+        columns = {name: groups[name][index] for name in _RESULTS} if rows else {}
+        if rows:
+            beyond = ~positions_between(canvas.tokens.shape[1], torch.zeros_like(index), columns["text_end"])
+            columns["tokens"] = columns["tokens"].masked_fill(beyond, self.eos)
+        rules = self.decoding.stopping_rules
+        reasons = ["full", *(name_of(type(rule)) for rule in rules)]
+        ended = [reasons[k] for k in book.reason[index].tolist()] if rows else []
+        finished = FinishedRows([book.index[i] for i in rows], columns, ended)
+        nan = [book.index[i] for i, is_nan in enumerate(failed) if is_nan]
+        if rows:
+            self.keep(left)
+        return finished, nan
 
-
-# What a finished text leaves in the result, by its name there and in the canvas or the bookkeeping.
-_RESULTS = {
-    "tokens", "prompt_end", "text_end", "commit_step", "confidence", "nfe", "nfe_full", "computed",
-}  # fmt: skip
+    def keep(self, rows: list[int]) -> None:
+        """Go on with some rows only."""
+        self.canvas, self.schedule = take_rows(self.canvas, rows), take_rows(self.schedule, rows)
+        self.book, index = take_rows(self.book, rows), torch.tensor(rows, dtype=torch.int64, device=self.device)
+        self.logp = self.logp[index] if self.logp is not None and self.decoding.policy.may_skip else None
+        self.kv_cache = None if self.kv_cache is None else self.kv_cache.take(index)
+        self.states = [{key: value[index.to(value.device)] for key, value in s.items()} for s in self.states]

@@ -19,14 +19,18 @@ from gen.diffusion.noise import sample_seeds
 from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
 from gen.text.detokenize import partial_text
+from gen.text.editing import Span, with_gaps
+from gen.text.gaps import DROPPED, Gap, holds_gap, text_positions
 from gen.text.loop import decode, decode_steps
 from gen.text.mask_path import MaskPath
-from gen.text.prompts import lengths_of
+from gen.text.prompts import Lengths, lengths_of
 from gen.text.tokenizers import text_end
 
-__all__ = ["GeneratedTexts", "StreamedText", "TextPipeline", "engine_of"]
+__all__ = ["GeneratedTexts", "StreamedText", "TextPipeline", "engine_of", "first_gap"]
 
-Prompt = str | Sequence[int] | Tensor
+Prompt = str | Sequence[int] | Tensor | Sequence[str | int | Gap | Sequence[int] | Tensor]
+"""A string, ids, or a list with gaps in it and strings and ids between them."""
+Ids = list[int | Gap]
 LENGTH = 64  # tokens of a text, where nobody says how many and the canvas has room
 
 
@@ -35,11 +39,15 @@ class GeneratedTexts:
     """Texts, and what they took.
 
     Attributes:
-        texts: what was written after each prompt.
+        texts: what was written after each prompt; of a prompt with gaps, all from the first of them on.
+        fills: what was written in each gap of each prompt; in one without gaps, the text.
+        documents: prompt and text together.
         decoded: tokens, counts and trace of each batch.
     """
 
     texts: list[str]
+    fills: list[list[str]]
+    documents: list[str]
     decoded: list[Decoded]
 
     def __repr__(self) -> str:
@@ -51,7 +59,7 @@ class GeneratedTexts:
     @property
     def tokens(self) -> int:
         """Number of tokens that were written, end-of-text tokens included, prompts not."""
-        return sum(int((d.text_end - d.prompt_end).sum()) for d in self.decoded)
+        return sum(int((d.gap_start >= 0).sum()) for d in self.decoded)
 
     @property
     def nfe(self) -> float:
@@ -82,7 +90,8 @@ class StreamedText(NamedTuple):
     """A text after one step of decoding.
 
     Attributes:
-        text: its string, "·" for each mask, up to its first end-of-text token.
+        text: its string, "·" for each mask, up to its first end-of-text token; of a prompt with gaps, all from the
+            first gap on, each up to such a token.
         committed: its ids, None for each mask.
         guess: its ids as they would be now.
     """
@@ -151,7 +160,7 @@ class TextPipeline:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        length: int | Sequence[int] | None = None,
+        length: Lengths = None,
         *,
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
@@ -159,13 +168,15 @@ class TextPipeline:
         progress: bool = False,
         **changes: Any,
     ) -> GeneratedTexts:
-        """Write a text after each prompt; text i depends on its prompt, its seed and i alone.
+        """Write a text after each prompt, or in its gaps; text i depends on its prompt, its seed and i alone.
 
-        Where two guesses are as good up to rounding, which depends on the batch, the first is taken (gen.text.ties).
+        A prompt with gaps is a list such as ["def f(", Gap(32), "return x"]. Where two guesses are as good up to
+        rounding, which depends on the batch, the first is taken (gen.text.ties).
 
         Args:
-            prompts: one or several, strings or ids.
-            length: tokens of a text, at most; None for 64, or what the model's canvas has room for.
+            prompts: one or several, strings or ids, or lists of those with gaps among them.
+            length: tokens of a text, at most; None for 64, or what the model's canvas has room for. Not for prompts
+                with gaps, which say their lengths.
             seed: a number, or one for each text.
             batch_size: texts that are decoded together.
             sync_every: see gen.text.loop.decode_steps.
@@ -187,7 +198,47 @@ class TextPipeline:
             )
             bar.advance(len(ids[rows]))
         bar.close()
-        return GeneratedTexts([self.text(d.text(i)) for d in decoded for i in range(len(d.nfe))], decoded)
+        return self.written(decoded)
+
+    def edit(
+        self,
+        text: str | Sequence[int] | Tensor | GeneratedTexts,
+        spans: Span | Sequence[Span],
+        *,
+        gap: Gap | None = None,
+        seed: int = 0,
+        sync_every: int = 1,
+        **changes: Any,
+    ) -> GeneratedTexts:
+        """Write parts of a text anew; the rest stays token for token.
+
+        Args:
+            text: a string, ids, or the result of `generate` for one prompt, of which the whole document counts.
+            spans: what is written anew, one or several: (start, end) of characters, or words that occur once. All
+                tokens that a span touches are masked.
+            gap: what is written instead of each, Gap(8) or Gap(max=8); None for as many tokens as there were.
+            seed, sync_every, changes: as in `generate`.
+        """
+        if isinstance(text, GeneratedTexts):
+            if len(text.texts) != 1:
+                raise UserError(f"edit takes one text, and {len(text.texts)} are given")
+            d = text.decoded[0]
+            ids: Ids = d.tokens[0, : int(d.text_end[0])][d.gap_start[0, : int(d.text_end[0])] != DROPPED].tolist()
+        else:
+            given = self.ids(text)
+            if len(given) != 1:
+                raise UserError(f"edit takes one text, and {len(given)} are given")
+            (ids,) = given
+        tokens = [token for token in ids if not isinstance(token, Gap)]
+        if len(tokens) != len(ids) or (isinstance(text, str) and self.string(tokens) != text):
+            what = (
+                "a text without gaps"
+                if len(tokens) != len(ids)
+                else f"text as its tokens say it, {self.string(tokens)!r}"
+            )
+            raise UserError(f"edit takes {what:.120}")
+        prompt = with_gaps(tokens, self.string, spans, gap)
+        return self.generate([prompt], seed=seed, sync_every=sync_every, **changes)
 
     def stream(
         self, prompt: Prompt, length: int | None = None, *, seed: int = 0, **changes: Any
@@ -195,19 +246,22 @@ class TextPipeline:
         """Yield the text after every step; the last one is what `generate` writes.
 
         Args:
-            prompt: a string or ids.
+            prompt: a string or ids, or a list of those with gaps among them.
             length, seed, changes: as in `generate`.
         """
         ids = self.ids(prompt)
         if len(ids) != 1:
             raise UserError(f"stream writes after one prompt, and {len(ids)} are given")
         lengths, decoding = self.lengths(ids, length), self.plan(**changes)
+        before = [token for token in ids[0][: first_gap(ids[0])] if not isinstance(token, Gap)]
         for step in decode_steps(self.net, ids, lengths, decoding, seed=sample_seeds(seed, 1)):
-            text = slice(len(ids[0]), int(step.text_end[0]))
-            tokens, guess = step.tokens[0, text].tolist(), step.guess[0, text].tolist()
+            text = slice(len(before), int(step.text_end[0]))
+            rows = (v[0, text].tolist() for v in (step.gap_start, step.tokens, step.guess))
+            columns = [column for column in zip(*rows, strict=True) if column[0] != DROPPED]
+            gap_start, tokens, guess = ([*row] for row in zip(*columns, strict=True))
             committed = [None if token == self.net.mask_token_id else token for token in tokens]
-            shown = committed[: self.end(tokens)]
-            yield StreamedText(partial_text(shown, self.text, self.separator, ids[0]), committed, guess)
+            shown = [committed[k] for k in text_positions(tokens, gap_start, self.net.eos_token_ids)]
+            yield StreamedText(partial_text(shown, self.string, self.separator, before), committed, guess)
 
     def plan(self, *, temperature: float | None = None, block_length: int | None = None, **changes: Any) -> Decoding:
         """Return the model's Decoding with some of its fields replaced; see `generate`."""
@@ -225,19 +279,31 @@ class TextPipeline:
             decoding = override(decoding, {"block_schedule.length": block_length})
         return decoding.on(self.path)
 
-    def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
-        """Return every prompt's ids; UserError for none at all, and for what are neither strings nor ids."""
-        one = isinstance(prompts, str) or getattr(prompts, "ndim", 0) == 1
+    def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[Ids]:
+        """Return every prompt's ids and gaps; UserError for none at all, and for what are neither strings nor ids."""
+        one = isinstance(prompts, str) or getattr(prompts, "ndim", 0) == 1 or holds_gap(prompts)
         try:
             several: list[Any] = [prompts] if one else list(prompts)
             if several and all(isinstance(p, Integral) for p in several):
                 several = [several]
-            ids = [self.encode(p) if isinstance(p, str) else [operator.index(v) for v in p] for p in several]
+            ids = [self._ids(p) for p in several]
         except TypeError:
             given = " ".join(repr(prompts).split())
             raise UserError(f"generate: prompts = {given:.80}; a string or ids, or several of them") from None
         if not ids:
             raise UserError('generate: no prompts; an empty one is ""')
+        return ids
+
+    def _ids(self, prompt: Any) -> Ids:
+        """Return a prompt's ids and gaps; TypeError for what has none."""
+        if isinstance(prompt, str):
+            return [*self.encode(prompt)]
+        if not holds_gap(prompt):
+            return [operator.index(v) for v in prompt]
+        ids: Ids = []
+        for part in prompt:
+            single = isinstance(part, (Gap, Integral))
+            ids += [part if isinstance(part, Gap) else int(part)] if single else self._ids(part)
         return ids
 
     def prompt_of(self, item: Mapping[str, Tensor]) -> tuple[list[int], int]:
@@ -266,26 +332,55 @@ class TextPipeline:
     def text(self, ids: Tensor | Sequence[int]) -> str:
         """Return the string of a text's ids, up to its first end-of-text token."""
         given = [int(v) for v in ids]
-        given = given[: self.end(given)]
-        return " ".join(map(str, given)) if self.tokenizer is None else self.tokenizer.decode(given)
+        return self.string(given[: self.end(given)])
+
+    def string(self, ids: Sequence[int]) -> str:
+        """Return the string of ids, end-of-text tokens among them or not."""
+        return " ".join(map(str, ids)) if self.tokenizer is None else self.tokenizer.decode(ids)
+
+    def written(self, decoded: list[Decoded]) -> GeneratedTexts:
+        """Return the strings of decoded texts."""
+        out = GeneratedTexts([], [], [], decoded)
+        for d in decoded:
+            for i, (start, stop) in enumerate(zip(d.prompt_end.tolist(), d.text_end.tolist(), strict=True)):
+                ids, gap_start = d.tokens[i, :stop].tolist(), d.gap_start[i, :stop].tolist()
+                kept = text_positions(ids, gap_start, self.net.eos_token_ids)
+                gaps = sorted({first for first in gap_start if first >= 0})
+                out.texts.append(self.string([ids[k] for k in kept if k >= start]))
+                out.fills.append([self.string([ids[k] for k in kept if gap_start[k] == gap]) for gap in gaps])
+                out.documents.append(self.string([ids[k] for k in kept]))
+        return out
 
     def end(self, ids: Sequence[int]) -> int:
         """Return the index of the first end-of-text token, or the number of ids."""
         return next((i for i, v in enumerate(ids) if v in self.net.eos_token_ids), len(ids))
 
-    def lengths(self, ids: Sequence[Sequence[int]], length: int | Sequence[int] | None) -> list[int]:
-        """Return the length of each text; UserError where prompt and text are longer than the network's canvas."""
-        room = [LENGTH if self.length is None else self.length - len(p) for p in ids]
+    def lengths(self, ids: Sequence[Sequence[int | Gap]], length: Lengths) -> list[int | None]:
+        """Return the length of each text, None for one whose prompt has gaps.
+
+        UserError where prompt and text are longer than the network's canvas.
+        """
+        given = [sum(part.size if isinstance(part, Gap) else 1 for part in p) for p in ids]
         if length is None:
-            length = [max(1, min(LENGTH, n)) for n in room]
-        lengths = lengths_of(length, len(ids))
-        for i, (p, n) in enumerate(zip(ids, lengths, strict=True)):
-            if self.length is not None and n > room[i]:
+            room = [LENGTH if self.length is None else self.length - n for n in given]
+            length = [None if holds_gap(p) else max(1, min(LENGTH, n)) for p, n in zip(ids, room, strict=True)]
+        lengths = lengths_of(length, ids)
+        for i, (p, n) in enumerate(zip(given, lengths, strict=True)):
+            if self.length is not None and p + (n or 0) > self.length:
+                text = "with its gaps," if n is None else f"and its text may have {n}: together"
                 raise UserError(
-                    f"prompt {i} has {len(p)} tokens and its text may have {n}: together more than the {self.length} "
-                    "that this model was made for"
+                    f"prompt {i} has {p} tokens {text} more than the {self.length} that this model was made for"
                 )
         return lengths
+
+
+def first_gap(prompt: Sequence[int | Gap]) -> int:
+    """Return the index of a prompt's first gap, or its length.
+
+    Args:
+        prompt: ids and gaps.
+    """
+    return next((i for i, part in enumerate(prompt) if isinstance(part, Gap)), len(prompt))
 
 
 def engine_of(engine: Any) -> Any:

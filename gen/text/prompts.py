@@ -1,4 +1,4 @@
-"""Arguments of a decoding loop: the ids of prompts, and the lengths of texts."""
+"""Arguments of a decoding loop: prompts, which may have gaps, and the lengths of texts."""
 
 from __future__ import annotations
 
@@ -6,46 +6,56 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gen.config.errors import UserError, shown
 from gen.text.contracts import Predictor
 from gen.text.decoding import Decoding
+from gen.text.gaps import FIXED, Gap, Layout, holds_gap
 
-__all__ = ["Prompts", "lengths_of", "prompt_ids"]
+__all__ = ["Lengths", "Prompts", "layouts", "lengths_of"]
 
-Prompts = Sequence[Sequence[int] | Tensor] | Tensor
+Prompts = Sequence[Sequence[int | Gap] | Tensor] | Tensor
+Lengths = int | Sequence[int | None] | None
 
 
-def lengths_of(length: int | Sequence[int], n: int) -> list[int]:
-    """Return the lengths of n texts.
+def lengths_of(length: Lengths, prompts: Sequence[Any]) -> list[int | None]:
+    """Return the lengths of the texts after prompts; None for prompts with gaps, which have their own.
 
     Args:
-        length: one number for all, or one for each; UserError for anything else, and for numbers below 1.
-        n: number of texts.
+        length: one number for all prompts without gaps, or one for each prompt, None for those with gaps; UserError for
+            anything else, and for numbers below 1.
+        prompts: ids and gaps of each.
     """
+    n, gaps = len(prompts), [holds_gap(prompt) for prompt in prompts]
     several = isinstance(length, Iterable) and getattr(length, "ndim", 1) > 0
-    given: Any = length if several else [length] * n
+    given: Any = length if several else [None if gap else length for gap in gaps]
+    if gaps and all(gaps) and length is not None and not several:
+        raise UserError(f"decode: length = {length!r}, and every prompt has gaps, whose lengths it says itself")
     try:
-        lengths = [operator.index(v) for v in given]
+        lengths = [None if v is None and gap else operator.index(v) for v, gap in zip(given, gaps, strict=False)]
     except TypeError:
         raise UserError(f"decode: length = {length!r}; a whole number, or one for each prompt") from None
-    if len(lengths) != n or any(v < 1 for v in lengths):
+    if len(given) != n or any(v is not None and v < 1 for v in lengths):
         raise UserError(f"decode: length = {length} for {n} prompts; one number or one each, at least 1")
+    wrong = [i for i, (v, gap) in enumerate(zip(lengths, gaps, strict=True)) if gap and v is not None]
+    if wrong:
+        raise UserError(f"decode: prompt {wrong[0]} has gaps, which say their own lengths: its length is None")
     return lengths
 
 
-def prompt_ids(predictor: Predictor, prompts: Prompts, decoding: Decoding) -> list[Tensor]:
-    """Return each prompt's ids, int64.
+def layouts(predictor: Predictor, prompts: Prompts, length: Lengths, decoding: Decoding) -> list[Layout]:
+    """Return the canvases of texts before they are decoded.
 
     Args:
         predictor: whose ids they are.
-        prompts: ids of each prompt, of any lengths.
+        prompts: ids and gaps of each prompt, of any lengths.
+        length: see `lengths_of`.
         decoding: its suppressed tokens must exist, too.
 
     Raises:
-        UserError: for ids that do not exist, for no prompts, and for what are none.
+        UserError: for ids that do not exist, for no prompts and for what are none, for wrong lengths, and for gaps that
+            the predictor cannot fill.
     """
     if not (callable(predictor) and hasattr(predictor, "mask_token_id")):
         raise UserError(f"decode: predictor = {shown(predictor)}; a network or an exact joint distribution of tokens")
@@ -55,15 +65,23 @@ def prompt_ids(predictor: Predictor, prompts: Prompts, decoding: Decoding) -> li
         what = f"suppress_tokens holds {wrong[0]}" if wrong else "suppress_tokens holds them all"
         raise UserError(f"decode: {what}; ids are 0 .. {vocab - 1}, and one has to be left")
     try:
-        ids = [torch.tensor([operator.index(v) for v in p], dtype=torch.int64) for p in prompts]
+        rows = [p if isinstance(p, Tensor) else [*p] for p in prompts]
+        given = [*zip(rows, lengths_of(length, rows), strict=True)]
+        canvases = [Layout.of(prompt, n, mask) for prompt, n in given]
     except TypeError:
         raise UserError(f"decode: prompts = {shown(prompts)}; the ids of each, such as [[3, 1, 4]]") from None
-    if not ids:
+    if not canvases:
         raise UserError("decode: no prompts")
-    for i, p in enumerate(ids):
-        unknown = (p < 0) | (p >= vocab) | (p == mask)
+    left = vocab - len({*suppressed, mask, *predictor.eos_token_ids})
+    for i, canvas in enumerate(canvases):
+        fixed = canvas.tokens[canvas.gap_start == FIXED]
+        unknown = (fixed < 0) | (fixed >= vocab) | (fixed == mask)
         if bool(unknown.any()):
             raise UserError(
-                f"decode: prompt {i} holds {int(p[unknown][0])}; ids are 0 .. {vocab - 1} without the mask's, {mask}"
+                f"decode: prompt {i} holds {int(fixed[unknown][0])}; ids are 0 .. {vocab - 1} without the mask's, "
+                f"{mask}"
             )
-    return ids
+        if bool(canvas.exact.any()) and not left:
+            raise UserError(f"decode: prompt {i} has a gap of a fixed length, and all ids but end-of-text suppressed")
+        canvas.check_attention(predictor.block_size, i)
+    return canvases

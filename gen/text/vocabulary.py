@@ -6,7 +6,7 @@ result once; all else is done while they lie in its cache. A GPU takes all posit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gen.text.ties import TIE, grouped
 
-__all__ = ["by_rows", "draw", "entropy", "largest", "likeliest", "log_probabilities"]
+__all__ = ["by_rows", "draw", "entropy", "largest", "likeliest", "log_probabilities", "without"]
 
 CACHED = 2**20  # numbers at a time on a CPU: 4 MiB in float32
 BLOCK = 128  # tokens whose maximum or sum stands for them, so that a search reads each number once
@@ -257,3 +257,15 @@ def _flat_nucleus(z: Tensor, p: Tensor, u: Tensor, wanted: Tensor) -> Tensor:
     else:  # an equal might lie beyond
         kept = _of_nucleus(z, p, wanted)[0]
     return _at(kept, u)
+
+
+def without(logits: Tensor, tokens: Sequence[int], where: Tensor) -> Tensor:
+    """Return logits that are -inf for some tokens at some positions.
+
+    Args:
+        logits: [B, W, V].
+        tokens: ids.
+        where: the positions, bool [B, W].
+    """
+    index = torch.tensor(tokens, dtype=torch.int64, device=logits.device)
+    return logits.index_copy(-1, index, logits[..., index].masked_fill(where[..., None], -torch.inf))

@@ -75,6 +75,17 @@ class JointDistribution:
         agrees = (states[:, None] == self.support) | (states[:, None] == self.mask_token_id)
         return agrees.all(-1) * self.probabilities
 
+    def conditional(self, given: Sequence[int]) -> Tensor:
+        """Return p(text | some of its tokens) of each text of the support, float64 [S].
+
+        Args:
+            given: the known tokens, the mask elsewhere; UserError where no text of the support has them.
+        """
+        known = torch.as_tensor(given, dtype=torch.int64)
+        if known.shape != self.support.shape[1:] or not bool((mass := self.consistent_mass(known[None])[0]).any()):
+            raise UserError(f"JointDistribution: no text has the tokens {list(given)}")
+        return mass / mass.sum()
+
     def init_cache(self, rows: int, length: int) -> KvCache:
         return KvCache([], [], torch.zeros(rows, length + 1, dtype=torch.bool))
 
@@ -123,9 +134,12 @@ def decoded_distribution(
     *,
     greedy: bool = False,
     over_orders: bool = False,
+    given: Sequence[int] | None = None,
     max_steps: int = 1000,
 ) -> DecodedDistribution:
     """Compute the exact distribution of decoding the whole text as one window, tokens drawn at temperature 1.
+
+    P is the joint, or with `given` its conditional distribution, as a prompt with gaps has it.
 
     Of a policy whose order depends on samples, all tokens that may be drawn are summed over; of one with
     `commit_probability(step)`, which commits each token by itself, all subsets.
@@ -135,16 +149,21 @@ def decoded_distribution(
         policy: UserError for one that takes tokens back or draws its own.
         greedy: take the likeliest tokens instead, for P's mode.
         over_orders: the policy ranks by uniform("order"), and all orders are averaged over.
+        given: the text's tokens that are known, the mask elsewhere; None for nothing known.
         max_steps: RuntimeError for a policy that takes more.
     """
-    n, p = joint.support.shape[1], joint.probabilities
+    n = joint.support.shape[1]
+    start = (joint.mask_token_id,) * n if given is None else tuple(map(int, given))
+    p = joint.probabilities if given is None else joint.conditional(start)
     orders: list[Text | None] = list(itertools.permutations(range(n))) if over_orders else [None]
     q, nfe = torch.zeros_like(p), 0.0
     for order in orders:
         rank = None if order is None else (torch.tensor(order, dtype=torch.float64) + 0.5) / n
-        mass, spent = _Enumeration(joint, policy, rank, greedy).run(max_steps)
+        mass, spent = _Enumeration(joint, policy, start, rank, greedy).run(max_steps)
         q, nfe = q + mass / len(orders), nfe + spent / len(orders)
     total_variation = 0.5 * float((p - q).abs().sum() + (1 - q.sum()))
+    possible = p > 0
+    p, q = p[possible], q[possible]  # what is left over counted as no text already
     kl = float((p * (p / q).log()).sum()) if bool((q > 0).all()) else float("inf")
     return DecodedDistribution(float(q.sum()), total_variation, kl, nfe)
 
@@ -176,13 +195,14 @@ class _Enumeration:
 
     joint: JointDistribution
     policy: DecodingPolicy
+    start: Text
     rank: Tensor | None
     greedy: bool
 
     def run(self, max_steps: int) -> tuple[Tensor, float]:
         """Return the probability of each text of the support, [S], and the expected evaluations."""
-        n, q, nfe = self.joint.support.shape[1], torch.zeros_like(self.joint.probabilities), 0.0
-        partials = [_Partial((self.joint.mask_token_id,) * n, self.policy.init(1, n), p=1.0, p_evaluated=1.0)]
+        n, q, nfe = len(self.start), torch.zeros_like(self.joint.probabilities), 0.0
+        partials = [_Partial(self.start, self.policy.init(1, n), p=1.0, p_evaluated=1.0)]
         rows = {tuple(text): i for i, text in enumerate(self.joint.support.tolist())}
         for step in range(max_steps):
             if not partials:
@@ -212,9 +232,10 @@ class _Enumeration:
                 raise RuntimeError(f"the distribution of a policy that draws {name!r} is a sum: over_orders = True")
             return u.expand(len(index), states.shape[1])
 
+        gap = torch.tensor(self.start) == self.joint.mask_token_id
         view = StepView.of_block(
             logp[index], states[index], self.joint.mask_token_id, sampled=sampled, step=step, uniform=uniform,
-            mask_budget=torch.full(index.shape, states.shape[1]),
+            mask_budget=torch.full(index.shape, int(gap.sum())), prompt_or_pad=~gap.expand(len(index), -1),
         )  # fmt: skip
         state = {key: torch.cat([partials[i].state[key] for i in index.tolist()]) for key in partials[0].state}
         decision, after = self.policy.select(view, state)
@@ -225,7 +246,7 @@ class _Enumeration:
             )
         written = decision.commit & view.masked
         if decision.edit is not None:
-            written = written | (decision.edit & ~view.masked)
+            written = written | (decision.edit & ~view.masked & gap)
         merged: dict[tuple[object, ...], _Partial] = {}
         for row, d in enumerate(draws):
             old, positions = partials[d.index], written[row].nonzero()[:, 0].tolist()

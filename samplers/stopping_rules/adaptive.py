@@ -39,7 +39,7 @@ class Adaptive(StoppingRule):
         return {"guess": torch.full((rows, length), -1), "same": torch.zeros(rows, dtype=torch.int64)}
 
     def check(
-        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
+        self, view: StepView, tokens: Tensor, gap_start: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         masks = open_masks(view)
         guess = torch.where(masks, view.top_token, view.tokens)

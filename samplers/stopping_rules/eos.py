@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gen.samplers.stopping_rules.lib.masks import is_eos
-from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule, positions_between
+from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule
+from gen.text.gaps import count_before
 
 __all__ = ["EOS"]
 
 
 @dataclass(frozen=True)
 class EOS(StoppingRule):
-    """The text ends with the predictor's first end-of-text token once nothing before it is masked any more."""
+    """The text ends with the predictor's first end-of-text token once nothing before it is masked any more.
+
+    So does each gap of a prompt that has some, and the text with the last of them.
+    """
 
     def check(
-        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
+        self, view: StepView, tokens: Tensor, gap_start: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
-        n = tokens.shape[1]
-        positions = torch.arange(n, device=tokens.device)
-        inside = positions_between(n, view.prompt_end, text_end)
-        eos = torch.where(is_eos(tokens, predictor) & inside, positions, n).amin(1)
-        mask = torch.where((tokens == predictor.mask_token_id) & inside, positions, n).amin(1)
-        done = eos < mask
-        return StopDecision(done, text_end=torch.where(done, eos + 1, text_end)), state
+        inside = gap_start >= 0
+        masks = (tokens == predictor.mask_token_id) & inside
+        ends = is_eos(tokens, predictor) & inside & (count_before(masks, gap_start) == 0)
+        left = masks & (count_before(ends, gap_start) == 0)
+        return StopDecision(ends.any(1) & ~left.any(1), ends=ends), state

@@ -16,7 +16,7 @@ __all__ = ["EoTP"]
 
 @dataclass(frozen=True)
 class EoTP(StoppingRule):
-    """Cuts the text after the first mask whose likeliest token ends a text and is sure enough.
+    """Cuts the text, or a gap of it, after the first mask whose likeliest token ends a text and is sure enough.
 
     What lies behind is no longer computed, masks before it are decoded on (Bao et al. 2025, end-of-text prediction).
     Public code cuts at the surest end-of-text token if its filter accepts none, wherever that lies: valid text may be
@@ -34,12 +34,12 @@ class EoTP(StoppingRule):
         check_fields(self, threshold="[0, 1]")
 
     def check(
-        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
+        self, view: StepView, tokens: Tensor, gap_start: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         now = tokens.gather(1, view.positions)  # another token may have been drawn and committed
         ends = open_masks(view) & is_eos(view.top_token, predictor) & (view.confidence >= self.threshold)
         ends = ends & ((now == predictor.mask_token_id) | is_eos(now, predictor))
         n = tokens.shape[1]
-        first = torch.where(ends, view.positions, n).amin(1)
-        never = torch.zeros_like(text_end, dtype=torch.bool)
-        return StopDecision(never, text_end=torch.where(first < n, first + 1, text_end)), state
+        on_canvas = torch.zeros(len(tokens), n + 1, dtype=torch.bool, device=tokens.device)
+        on_canvas = on_canvas.scatter(1, torch.where(ends, view.positions, n), ends)[:, :n]
+        return StopDecision(torch.zeros_like(on_canvas[:, 0]), ends=on_canvas), state

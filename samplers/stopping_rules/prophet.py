@@ -45,7 +45,7 @@ class Prophet(StoppingRule):
             raise UserError(f"Prophet: region = {self.region}; a first position >= 0 and the one after the last")
 
     def check(
-        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
+        self, view: StepView, tokens: Tensor, gap_start: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         masks = open_masks(view)
         where = masks
@@ -55,7 +55,7 @@ class Prophet(StoppingRule):
         pair = view.top2[0]
         gap = masked_mean(pair[..., 0] - pair[..., 1], where)
         left = masks & (tokens.gather(1, view.positions) == predictor.mask_token_id)
-        committed = 1 - left.sum(-1) / (text_end - view.prompt_end)
+        committed = 1 - left.sum(-1) / (gap_start >= 0).sum(-1)
         needed = torch.where(committed < self.until[0], self.gaps[0], self.gaps[2])
         needed = torch.where((committed >= self.until[0]) & (committed < self.until[1]), self.gaps[1], needed)
         sure = (gap >= needed) & where.any(-1) & masks.any(-1)

@@ -13,9 +13,8 @@ class MyStop(StoppingRule):
 
     tokens: int = 3
 
-    def check(self, view, tokens, text_end, predictor, state):
-        prompt_end = view.prompt_end
-        positions = torch.arange(tokens.shape[1])
-        wanted = (positions >= prompt_end[:, None]) & (positions < prompt_end[:, None] + self.tokens)
+    def check(self, view, tokens, gap_start, predictor, state):
+        index = torch.arange(tokens.shape[1]) - view.prompt_end[:, None]
+        wanted = (index >= 0) & (index < self.tokens)
         done = ~(wanted & (tokens == predictor.mask_token_id)).any(1)
-        return StopDecision(done, text_end=torch.where(done, prompt_end + self.tokens, text_end)), state
+        return StopDecision(done, ends=(index == self.tokens - 1) & done[:, None]), state

@@ -35,6 +35,7 @@ def calls(tmp_path_factory):
         "build": (gen.build, lambda: {"folder": "samplers.solvers", "spec": "euler"}),
         "names": (lambda folder: gen.names(folder), lambda: {"folder": "models"}),
         "decode": (gen.decode, lambda: {"predictor": net, "prompts": [[1, 2]], "length": 4}),
+        "Gap": (gen.Gap, lambda: {"length": 3}),
         "load": (gen.load, lambda: {"folder": folder / "run"}),
         "leaderboard": (gen.leaderboard, lambda: {"sources": [record], "out": next(out)}),
         "evaluate": (gen.evaluate, lambda: {"samples": pipeline, **measured}),
@@ -47,12 +48,13 @@ def calls(tmp_path_factory):
         "Pipeline": (Pipeline, lambda: {"denoiser": world, "shape": (1, 8, 8)}),
         "sample": (pipeline.sample, lambda: {"steps": 1}),
         "generate": (TextPipeline(net, None).generate, lambda: {"prompts": [[1]], "length": 4}),
+        "edit": (TextPipeline(net, None).edit, lambda: {"text": "1 2 3", "spans": "2"}),
     }
 
 
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow if name == "evaluate" else ())
-    for name in (*gen.__all__, "sample", "generate")
+    for name in (*gen.__all__, "sample", "generate", "edit")
     if name[0] != "_"
 ]
 

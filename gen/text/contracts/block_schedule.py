@@ -51,7 +51,8 @@ class BlockSchedule(Protocol):
 
         Args:
             masked: masks of the generated part, bool [B, N].
-            prompt_end, text_end: bounds of the generated part, int64 [B].
+            prompt_end: first generated position, int64 [B].
+            text_end: end of the text, int64 [B]; fixed text may lie before it, between masks and behind them.
             block_size: that of a block-causal predictor, whose blocks count from position 0; None for others.
 
         Returns:
@@ -63,7 +64,7 @@ class BlockSchedule(Protocol):
         """Return the largest width that a window can have, known without a look at the masks; `length` by default.
 
         Args:
-            length: tokens of the longest text, its prompt not counted.
+            length: positions from the first generated one to the last, in the longest text.
             block_size: as in `window`.
         """
         return length

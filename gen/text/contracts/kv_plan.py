@@ -20,7 +20,8 @@ class KvStep:
 
     Attributes:
         window: where one may commit now.
-        prompt_end, text_end: bounds of the generated part, int64 [B].
+        prompt_end: first generated position, int64 [B].
+        text_end: end of the text, fixed text behind what is generated included, int64 [B].
         index: steps in this window before this one, int64 [B].
         new_window, new_block: True at the first step of a window, of a block; bool [B].
         clean_until: positions before it were computed when they, and all that they attend to, had no mask left,

@@ -36,7 +36,7 @@ class StepView:
         in_window: positions of the window, masked or not, bool [B, W].
         step: steps in this window before this one, int64 [B].
         mask_budget: masks in the window at its first step, int64 [B].
-        prompt_end: first generated position, int64 [B].
+        prompt_end: first generated position, int64 [B]; fixed text may follow later, see gen.text.gaps.
         uniform: uniform(name) gives numbers [B, W] in [0, 1), a function of the text's seed, the step, the position
             and the name alone.
         resample: resample(logp) gives the ids int64 [B, W] that would have been proposed had logp [B, W, V] been this.

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["KvCache", "Predictor", "Span"]
 
@@ -31,6 +33,23 @@ class KvCache:
     def take(self, rows: Tensor) -> KvCache:
         """Return the cache of some rows, int64 [R]."""
         return KvCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.filled[rows])
+
+    def joined(self, other: KvCache) -> KvCache:
+        """Return the cache of the rows of both."""
+        keys, values = (
+            [torch.cat(pair) for pair in zip(one, two, strict=True)]
+            for one, two in ((self.keys, other.keys), (self.values, other.values))
+        )
+        return KvCache(keys, values, torch.cat([self.filled, other.filled]))
+
+    def resized(self, n: int) -> KvCache:
+        """Return the same for canvases of n tokens, of which none may hold more."""
+        old = self.filled.shape[1] - 1
+        more = n - old
+        keys, values = ([pad(v, (0, 0, 0, more)) for v in layers] for layers in (self.keys, self.values))
+        filled = pad(self.filled, (0, more))
+        filled[:, min(old, n) :] = False  # what was scratch space is a position, or the other way round
+        return KvCache(keys, values, filled)
 
 
 @dataclass(frozen=True, eq=False)

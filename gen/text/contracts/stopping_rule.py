@@ -21,12 +21,13 @@ class StopDecision:
     Attributes:
         done: texts that are finished, bool [B].
         fill: texts whose masks are first filled with their likeliest tokens, bool [B]; None for none.
-        text_end: new end of each generated text, int64 [B], at most the old one; None for the old one.
+        ends: positions of the canvas that are the last of their gap, bool [B, N]: an end-of-text token stands there, or
+            will; what follows in the gap is dropped (gen.text.gaps.end_gaps). None for none.
     """
 
     done: Tensor
     fill: Tensor | None = None
-    text_end: Tensor | None = None
+    ends: Tensor | None = None
 
 
 @runtime_checkable
@@ -55,14 +56,15 @@ class StoppingRule(Protocol):
 
     @abstractmethod
     def check(
-        self, view: StepView, tokens: Tensor, text_end: Tensor, predictor: Predictor, state: RowState
+        self, view: StepView, tokens: Tensor, gap_start: Tensor, predictor: Predictor, state: RowState
     ) -> tuple[StopDecision, RowState]:
         """Decide after a commit which texts are finished.
 
         Args:
             view: inputs of the policy at this step, from before the commit.
             tokens: ids of the canvas after it, int64 [B, N].
-            text_end: end of the generated part, int64 [B]; it begins at view.prompt_end.
+            gap_start: first position of the gap that a position lies in, negative where it is not generated, int64
+                [B, N]; a prompt without gaps is followed by one, the text.
             predictor: only its `mask_token_id` and `eos_token_ids` are read.
             state: what the last step returned, of the texts that are left.
 

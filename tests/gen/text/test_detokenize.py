@@ -87,9 +87,9 @@ def test_a_partial_text_becomes_the_text(name, tokenizers):
         for i in random.Random(seed).sample(range(len(ids)), len(ids)):
             shown[i] = ids[i]
             line = partial_text(shown, one.decode, one.separator)
-            assert line.count("·") == shown.count(None)
+            assert line.count("·") >= shown.count(None) and ("\ufffd" not in line or None not in shown)
             parts = line.split("·")
-            assert all(part.strip() in whole for part in parts if "\ufffd" not in part and name != "word_piece")
+            assert all(part.strip() in whole for part in parts if name != "word_piece")
         assert line == whole
 
 
@@ -100,7 +100,7 @@ def test_tokens_after_a_mask_keep_the_space_before_them(tokenizers):
         ("word_piece", "playing now", [0], "·ing now"),
         ("word_piece", "playing now", [1], "play· now"),
         ("words", "go now two", [1], "go · two"),
-        ("bytes", "é", [1], "\ufffd·"),
+        ("bytes", "é", [1], "··"),
     ):
         one = tokenizers[name]
         ids = [None if i in hide else v for i, v in enumerate(one.encode(text))]
@@ -131,4 +131,4 @@ def test_the_last_streamed_text_is_what_generate_writes(name, stops, tokenizers)
     assert (
         steps[-1].text == pipeline.generate("", len(ids)).texts[0] == one.decode(ids[: ids.index(one.eos_token_ids[0])])
     )
-    assert all(step.text.count("·") <= step.committed.count(None) for step in steps)
+    assert not any("\ufffd" in step.text for step in steps)

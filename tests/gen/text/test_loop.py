@@ -22,7 +22,8 @@ from gen.samplers.stopping_rules.eos import EOS
 from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.contracts import CommitDecision, DecodingPolicy
 from gen.text.decoding import Decoding, TokenSampling, step_counts
-from gen.text.loop import _Loop, decode, decode_steps
+from gen.text.gaps import Layout
+from gen.text.loop import DecodingLoop, decode, decode_steps
 from gen.text.prompts import lengths_of
 from gen.text.worlds import JointDistribution, replace_joint
 from tests.gen.predictors import Fake, Noisy, Table, table_of
@@ -131,11 +132,14 @@ def test_a_row_is_the_same_in_any_batch(policy, blocks, stops):
 
 
 def test_tensors_of_the_state_share_no_storage():
-    loop = _Loop(Noisy(), [torch.tensor(p) for p in PROMPTS], LENGTHS, plain(Edit(0.3, 0.2), 1.0), SEEDS)
+    loop = DecodingLoop(Noisy(), plain(Edit(0.3, 0.2), 1.0))
+    canvases = [Layout.of(p, n, MASK) for p, n in zip(PROMPTS, LENGTHS, strict=True)]
+    loop.add(canvases, [0, 1, 2, 3, 4], SEEDS)
+    out = loop.blank()
     for _ in range(4):
-        groups = (loop.canvas, loop.schedule, loop.schedule.window, loop.book, loop.out)
+        groups = (loop.canvas, loop.schedule, loop.schedule.window, loop.book, out)
         tensors = [v for group in groups for v in vars(group).values() if isinstance(v, torch.Tensor)]
-        assert len(tensors) == 5 + 5 + 4 + 7 + 8
+        assert len(tensors) == 7 + 5 + 4 + 6 + 9
         assert len({v.untyped_storage().data_ptr() for v in tensors}) == len(tensors)
         loop.step()
         loop.retire()
@@ -533,8 +537,8 @@ def test_a_waiting_policy_goes_without_a_cache():
 
 def test_lengths_are_any_whole_numbers():
     for given in ([2, 3], (2, 3), torch.tensor([2, 3])):
-        assert lengths_of(given, 2) == [2, 3]
-    assert lengths_of(torch.tensor(4), 2) == [4, 4]
+        assert lengths_of(given, [[1], []]) == [2, 3]
+    assert lengths_of(torch.tensor(4), [[1], []]) == [4, 4]
 
 
 @pytest.mark.parametrize("sync_every", [0, -1, 1.5])

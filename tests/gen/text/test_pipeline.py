@@ -154,12 +154,34 @@ def test_a_run_is_loaded_and_decoded(run, capsys):
         (["--prompt", "copy", "--batch-size", "0"], "--batch-size: 0; it must be in"),
         (["--prompt", "copy", "--suppress-tokens", "[99]"], "suppress_tokens holds 99"),
         (["--prompt", "copy", "--stream", "--trace"], "give one"),
+        (["--prompt", "copy", "--gap", "<gap>", "--gap-tokens", "2"], "--gap '<gap>' stands in no prompt"),
+        (["--prompt", "copy #", "--gap", "#"], "--gap: give its length, either --gap-tokens N or --gap-max N"),
+        (["--prompt", "copy #", "--gap", "#", "--gap-max", "2", "--gap-tokens", "2"], "--gap: give its length"),
+        (["--prompt", "copy", "--gap-max", "2"], "--gap-tokens and --gap-max are those of a --gap"),
+        (["--prompt", "copy #", "--gap", "#", "--gap-max", "0"], "--gap-max: 0; it must be in"),
+        (["--prompt", "copy #", "--gap", "#", "--gap-max", "2", "--gen-length", "3"], "every prompt has gaps"),
     ],
 )
 def test_wrong_requests_are_one_line(run, capsys, words, said):
     assert main(["decode", str(run), *words]) == 2
     out = capsys.readouterr()
     assert said in out.err and out.err.count("\n") == 1 and not out.out
+
+
+def test_gaps_of_a_prompt_are_the_characters_that_an_option_names(run, capsys):
+    line = ["decode", str(run), "--prompt", "copy : <gap> c = <gap> c", "--gap", "<gap>"]
+    assert main([*line, "--gap-tokens", "2", "--trace"]) == 0
+    text, trace = capsys.readouterr().out.splitlines()
+    words, steps = text.split(), trace.split()
+    assert len(words) == 9 and words[:2] == ["copy", ":"] and words[4:6] == ["c", "="] and words[8] == "c"
+    assert [step.partition("@")[0] for step in steps] == words[2:]
+    assert ["@" in step for step in steps] == [True, True, False, False, True, True, False]
+    assert main([*line, "--gap-max", "2", "--stream"]) == 0
+    streamed = capsys.readouterr().out.splitlines()
+    assert all(shown.endswith(" c") for shown in streamed) and "·" in streamed[0]
+    assert main([*line, "--prompt", "copy : a =", "--gap-max", "2", "--gen-length", "3"]) == 0
+    assert main(["decode", str(run), "--prompt", "copy : <gap> ="]) == 2
+    assert "unknown '<gap>'" in capsys.readouterr().err
 
 
 def test_options_go_with_one_another_in_any_order(run, capsys):
