@@ -16,7 +16,7 @@ from gen.config.reading import read_json
 from gen.config.spec import Json, digest, find, spec_of
 from gen.diffusion.noise import sample_seeds
 from gen.eval.bounds import optimal_front
-from gen.eval.estimate import Estimate
+from gen.eval.estimate import Estimate, mean_estimate, ratio_estimate
 from gen.eval.provenance import checkpoint, device_of, machine
 from gen.eval.record import check_finite, from_json
 from gen.eval.tables import aligned
@@ -48,6 +48,7 @@ class Task(Protocol):
 
     It may have joints() -> pairs of (gen.text.worlds.JointDistribution, share), the right replies of an exact model
     with their stop token; then the best that a decoder can make of such a model is drawn too (gen.eval.bounds).
+    It may have `protocol`, what two records of it must share to be compared; by default that is its spec.
     """
 
     @property
@@ -209,7 +210,9 @@ def measure_decoding(
 
 def _about(model: Model, task: Task, protocol: Json) -> Json:
     """Return what all records of one task say: whom and what is measured, how, and on what machine."""
-    spec = spec_of(task) if dataclasses.is_dataclass(task) and not isinstance(task, type) else task.label
+    spec = getattr(task, "protocol", None)
+    if spec is None:
+        spec = spec_of(task) if dataclasses.is_dataclass(task) and not isinstance(task, type) else task.label
     if isinstance(spec, dict) and spec.get("source"):
         spec["source"] = "published"  # where it lies on this machine changes nothing
     joints = getattr(task, "joints", None)
@@ -262,7 +265,7 @@ def _measured(model: Model, task: Task, prompts: Sequence[Prompt], batches: Sequ
     return {
         "n": n,
         "success": _mean(scores),
-        "tokens_per_forward": _ratio(tokens, nfe),
+        "tokens_per_forward": ratio_estimate(tokens, nfe),
         "nfe": sum(nfe) / n,
         "tokens": sum(tokens) / n,
         "computed": sum(computed) / n,
@@ -278,15 +281,7 @@ def _mean(scores: Sequence[float]) -> Estimate:
     if all(score in (0.0, 1.0) for score in scores):
         p = (sum(scores) + 2) / (n + 4)
         return Estimate(mean, math.sqrt(p * (1 - p) / (n + 4)), n)
-    spread = sum((score - mean) ** 2 for score in scores) / max(n - 1, 1)
-    return Estimate(mean, math.sqrt(spread / n), n)
-
-
-def _ratio(top: Sequence[float], bottom: Sequence[float]) -> Estimate:
-    """Return sum(top) / sum(bottom), its error by the delta method."""
-    n, value = len(top), sum(top) / sum(bottom)
-    spread = sum((t - value * b) ** 2 for t, b in zip(top, bottom, strict=True)) / max(n - 1, 1)
-    return Estimate(value, math.sqrt(spread / n) / (sum(bottom) / n), n)
+    return mean_estimate(scores)
 
 
 def aup(points: Iterable[tuple[float, float]], best: float | None = None) -> float:

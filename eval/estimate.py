@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Estimate"]
+__all__ = ["Estimate", "mean_estimate", "ratio_estimate"]
 
 MAX_DECIMALS = 6  # numbers that need more are shown with an exponent
 
@@ -60,6 +61,28 @@ class Estimate:
     def text(self, digits: int = 3, percent: bool = False) -> str:
         """Return both parts in one text: "1.19 ± 0.12", "97.9 ± 1.1 %"."""
         return " ± ".join(filter(None, self.parts(digits, percent))) + (" %" if percent else "")
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of a sample, with its standard error.
+
+    Args:
+        values: at least one number.
+    """
+    n, mean = len(values), sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values) / max(n - 1, 1)
+    return Estimate(mean, math.sqrt(spread / n), n)
+
+
+def ratio_estimate(top: Sequence[float], bottom: Sequence[float]) -> Estimate:
+    """Return sum(top) / sum(bottom), with its standard error by the delta method.
+
+    Args:
+        top, bottom: as many numbers each, at least one; those of `bottom` have a positive sum.
+    """
+    n, value = len(top), sum(top) / sum(bottom)
+    spread = sum((t - value * b) ** 2 for t, b in zip(top, bottom, strict=True)) / max(n - 1, 1)
+    return Estimate(value, math.sqrt(spread / n) / (sum(bottom) / n), n)
 
 
 def _exponent(value: float, digits: int) -> int:

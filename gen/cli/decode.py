@@ -21,29 +21,39 @@ if TYPE_CHECKING:
     from gen.text.gaps import Gap
     from gen.text.pipeline import GeneratedTexts, TextPipeline
 
-__all__ = ["add_arguments", "run", "settings"]
+__all__ = ["add_arguments", "add_decoding_options", "run", "settings"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
     parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a file with a prompt on every line")
-    parser.add_argument("--gen-length", type=int, help="most tokens of a text (default: 64, or as many as fit)")
+    parser.add_argument("--gap", metavar="TEXT", help="characters that stand for a gap in a prompt, such as '<gap>'")
+    parser.add_argument("--gap-tokens", type=read_as(int, "[1, inf)"), metavar="N", help="a gap is N tokens")
+    parser.add_argument(
+        "--gap-max", type=read_as(int, "[1, inf)"), metavar="N", help="a gap is at most N tokens: end of text ends it"
+    )
+    add_decoding_options(parser, "most tokens of a text (default: 64, or as many as fit)")
+    add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
+    parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
+    parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
+    parser.add_argument("--trace", action="store_true", help="show the step that committed each token")
+
+
+def add_decoding_options(parser: argparse.ArgumentParser, length: str) -> None:
+    """Add the options of `settings`, and the length of a text.
+
+    Args:
+        parser: of the verb.
+        length: help of --gen-length.
+    """
+    parser.add_argument("--gen-length", type=int, help=length)
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the run's)")
     parser.add_argument("--policy", help="a name of `gen list decoding_policies`, or a JSON spec (default: the run's)")
     parser.add_argument("--threshold", type=float, help="short for --policy.threshold")
     parser.add_argument("--block-schedule", help="a name of `gen list block_schedules`, or a JSON spec")
     parser.add_argument("--kv-plan", help="a name of `gen list kv_plans`, a JSON spec, or none (default: the run's)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the run's)")
-    parser.add_argument("--gap", metavar="TEXT", help="characters that stand for a gap in a prompt, such as '<gap>'")
-    parser.add_argument("--gap-tokens", type=read_as(int, "[1, inf)"), metavar="N", help="a gap is N tokens")
-    parser.add_argument(
-        "--gap-max", type=read_as(int, "[1, inf)"), metavar="N", help="a gap is at most N tokens: end of text ends it"
-    )
-    add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
-    parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
-    parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
-    parser.add_argument("--trace", action="store_true", help="show the step that committed each token")
 
 
 def settings(args: argparse.Namespace) -> Decoding:

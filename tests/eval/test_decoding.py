@@ -310,6 +310,25 @@ def test_the_command_writes_the_page_and_the_records(pipeline, monkeypatch, tmp_
     assert (tmp_path / "more.html").read_text().count('class="entry"') == 4  # both show topk, on one curve
 
 
+def test_several_runs_are_measured_on_questions_of_a_file(pipeline, monkeypatch, tmp_path, capsys):
+    file, runs = tmp_path / "own.jsonl", []
+    file.write_text("".join(json.dumps({"prompt": f"copy : {a} b =", "answer": "a"}) + "\n" for a in "acdef"))
+    monkeypatch.setattr("gen.pipeline.load", lambda run, *_: dataclasses.replace(pipeline, name=run.name))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        runs.append(str(tmp_path / name))
+    words = ["--tasks", str(file), "--checker", "words", "--policies", "topk:1,4", "--gen-length", "4", "-n", "100"]
+    assert main(["bench-decode", *runs, *words]) == 0
+    found = collect_decoding([tmp_path / "one" / "decode.json"])
+    assert [(r.run, r.label, r.n) for r in found] == [(m, f"topk {k}", 5) for m in ("one", "two") for k in (1, 4)]
+    assert found[0].protocol["task"]["checker"] == "words"
+    assert len({r.comparability for r in found}) == 1
+    assert "AUP" in capsys.readouterr().out
+    assert "--checker words" in found[0].command
+    assert main(["bench-decode", runs[0], "--tasks", "sort", "--checker", "exact"]) == 2
+    assert "give --tasks FILE.jsonl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -16,6 +16,7 @@ from gen.eval.parallelbench.lib.names import FIRST, LAST
 from gen.eval.parallelbench.lib.rules import TASKS, expected, parse, solves, square, text_of
 from gen.eval.parallelbench.lib.sample import seed_of
 from gen.eval.parallelbench.lists import ListTask
+from gen.eval.parallelbench.sudoku import Sudoku, solutions
 from gen.eval.parallelbench.waiting_line import WaitingLine
 
 # Of the published files: the seed, and a hash of every question's names, new name, place, example and worked example,
@@ -294,3 +295,21 @@ def test_the_replies_of_an_exact_model_are_the_right_ones(task):
     said = [" ".join("abcde"[v] for v in text[:-1]) for text in joint.support.tolist()]
     assert all(ListTask(task).score(prompt, reply) == 1 for reply in said)
     assert len(said) == {"shuffle": 23, "insert_random": 5, "remove_random": 4, "replace_random": 4}.get(task, 1)
+
+
+@pytest.mark.parametrize("holes", [1, 8, 12])
+def test_a_sudoku_has_one_solution_which_is_right(holes):
+    bench = Sudoku(holes=holes, n=6)
+    for q in bench.prompts("test"):
+        (only,) = solutions(tuple(tuple(0 if v == "_" else int(v) for v in row) for row in q.items))
+        assert "".join(q.items).count("_") == holes
+        assert q.example == "\n".join("".join(map(str, row)) for row in only)
+        assert bench.score(q, q.example) == Sudoku(holes=holes, n=6, strict=True).score(q, q.example) == 1
+        loose = "The answer:\n" + "\n".join(", ".join(line) for line in q.example.split("\n"))
+        assert bench.score(q, loose) == 1
+        assert Sudoku(holes=holes, n=6, strict=True).score(q, loose) == 0
+        swapped = q.example.translate(str.maketrans("12", "21"))
+        assert bench.score(q, swapped) == bench.score(q, q.example[:-1]) == 0
+        assert q.messages[-1]["content"].endswith("\n".join(q.items))
+    assert len({q.items for q in bench.questions}) > 1
+    assert len(solutions(((0,) * 4,) * 4)) == 288

@@ -56,6 +56,8 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
     "quickstart": [],  # a page of the others
     "bench": [],  # reads no folder but its own
     "bench-decode": [],
+    "lm-eval": [],  # the harness is code of others
+    "perplexity": ["perplexity runs/text -n 2 --masks 2"],
 }
 AUDITED = """
 import contextlib, io, json, sys, sysconfig, traceback

@@ -72,6 +72,8 @@ def test_every_verb_is_here_or_has_tests_of_its_own():
         "encode",
         "export",
         "import",
+        "lm-eval",
+        "perplexity",
         "push",
         "quickstart",
         "statistics",

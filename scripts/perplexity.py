@@ -1,0 +1,6 @@
+"""`gen perplexity` from a checkout: python scripts/perplexity.py --help."""
+
+if __name__ == "__main__":
+    from _run import main
+
+    main(__file__)
