@@ -25,7 +25,7 @@ from gen.diffusion.noise import Noise, sample_seeds
 from gen.eval.estimate import Estimate
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode_steps
-from gen.text.prompts import prompt_ids
+from gen.text.prompts import layouts
 from gen.text.vocabulary import log_probabilities
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def nll_bounds(
         raise UserError(f"nll_bounds: samples = {samples}; two are drawn in each stratum, so it must be even")
     if not texts:
         return []
-    prompt_ids(predictor, [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)], Decoding())
+    layouts(predictor, [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)], 1, Decoding())
     seeds = sample_seeds(seed, len(texts))
     segments = [list(_segments(predictor.block_size, *one)) for one in zip(prompts, texts, seeds, strict=True)]
     rows = ((s, *row) for some in segments for s in some for row in zip(*s.masks(samples), strict=True))
