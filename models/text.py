@@ -19,6 +19,7 @@ from gen.models.layers import family
 from gen.models.layers.block import run_block
 from gen.models.layers.text import AttentionContext, TextBlock, rope_angles
 from gen.text.contracts import KvCache, Span, Tokenizer
+from gen.text.documents import document_positions, document_starts
 
 __all__ = ["Text", "TextNet"]
 
@@ -206,17 +207,18 @@ class TextNet(nn.Module):
     ) -> Tensor:
         """Return the logits [B, W, vocab_size] of the queried positions.
 
-        Position i is predicted by the output at i - shift, position 0 always by its own.
+        Position i is predicted by the output at i - shift, the first of a document always by its own.
 
         Args:
             tokens, lengths, positions, kv_cache, span: see gen.text.contracts.Predictor.
             tap: see gen.diffusion.tap.
-            documents: the document of each position, int64 [B, N]: attention stays within each. None for one document.
+            documents: the document of each position, int64 [B, N] (gen.text.documents): attention stays within each.
+                With blocks each begins at a multiple of block_size. None for one document.
             block_diffusion: for training in blocks of so many tokens: the canvas is a noisy text and after it the same
                 text clean, N / 2 tokens each, under gen.kernels.attention.BlockDiffusion instead of the network's own
                 rule. None for one text.
             position_ids: positions of the rotary embedding, int64 [N] or [B, N]; None for 0 .. N - 1, or twice
-                0 .. N / 2 - 1 under block_diffusion.
+                0 .. N / 2 - 1 under block_diffusion, from 0 in each document.
         """
         self._check(tokens, positions, kv_cache, span, documents, block_diffusion, position_ids)
         if kv_cache is not None and span is not None and positions is not None:
@@ -228,6 +230,7 @@ class TextNet(nn.Module):
             computed = tokens
             if positions is None and self.shift:
                 positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+                positions = positions if documents is None else positions + self.shift * document_starts(documents)
             columns = positions if positions is None else (positions - self.shift).clamp(min=0)
         h = self.embed(computed)  # [B, F, width]
         h = call_site(tap, "trunk", lambda h: self._trunk(h, context, tap), h)
@@ -256,7 +259,10 @@ class TextNet(nn.Module):
         n, positions = tokens.shape[1], torch.arange(tokens.shape[1], device=tokens.device)
         rule = self._rule(n) if block_diffusion is None else BlockDiffusion(n // 2, block_diffusion)
         if position_ids is None:
-            position_ids = positions if block_diffusion is None else positions % (n // 2)
+            length = n if block_diffusion is None else n // 2
+            position_ids = positions % length
+            if documents is not None:
+                position_ids = document_positions(documents[:, :length]).repeat(1, n // length)
         cos, sin = self._angles(position_ids)
         mask = None if lengths is None else _mask_or_none((positions < lengths[:, None])[:, None])  # [B, 1, N]
         short = tokens.device.type == "cpu" and n < SHORTEST  # no tiles are left out: one mask for all layers

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
+from gen.text.documents import document_starts
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, to_device
 from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, check_mask_path, stratify, token_losses
@@ -95,12 +96,13 @@ def logits_after_clean_blocks(net: nn.Module, noisy: Tensor, tokens: TokenBatch,
         block_size: tokens of a block.
     """
     b, n = noisy.shape
-    documents = None
-    if tokens.lengths is not None:  # padding is a document of its own, which the text does not see
-        padding = (torch.arange(n, device=noisy.device) >= tokens.length[:, None]).long()
-        documents = torch.cat([padding, padding], 1)
-    index = torch.arange(n, device=noisy.device)
+    documents, index, shift = tokens.documents, torch.arange(n, device=noisy.device), unwrap(net).shift
     first = (index % block_size == 0) & (index > 0)
-    positions = torch.where(first, index + unwrap(net).shift * n, index).expand(b, n)
+    positions = torch.where(first, index + shift * n, index).expand(b, n)
+    if documents is not None:  # the first token of each is predicted by its own position
+        positions = torch.where(document_starts(documents), index + shift, positions)
+    elif tokens.lengths is not None:  # padding is a document of its own, which the text does not see
+        documents = (index >= tokens.length[:, None]).long()
+    documents = None if documents is None else documents.repeat(1, 2)
     both = torch.cat([noisy, tokens.x], 1)
     return net(both, positions=positions, documents=documents, block_diffusion=block_size)

@@ -55,7 +55,8 @@ class FastDLLM(MaskedObjective):
         net = roles["net"].net
         noisy = self.copies(net, tokens, t, u)
         n = len(noisy) // len(tokens.x)
-        clean = replace(tokens, x=tokens.x.repeat(n, 1), length=tokens.length.repeat(n))
+        documents = None if tokens.documents is None else tokens.documents.repeat(n, 1)
+        clean = replace(tokens, x=tokens.x.repeat(n, 1), length=tokens.length.repeat(n), documents=documents)
         masked = noisy != clean.x
         logits = logits_after_clean_blocks(net, noisy, clean, block_size_of(net, noisy.shape[1]))
         losses, likeliest = token_losses(logits, clean.x)

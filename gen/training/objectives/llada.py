@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, to_device
-from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, stratify, token_batch, token_losses
+from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, text_uniforms, token_batch, token_losses
 
 __all__ = ["LLaDA"]
 
@@ -43,21 +44,26 @@ class LLaDA(MaskedObjective):
     def random_lengths(self, net: nn.Module, batch: Batch) -> Tensor:
         """Draw the length of each text, [B]: its own or, for some, uniform after the prompt's first token."""
         whole = token_batch(batch, net)
+        if whole.documents is not None:
+            raise UserError("LLaDA: random_length cuts windows of one text, and these hold several: set it to 0")
         first = whole.trained.to(torch.uint8).argmax(1)
         cut = first + 1 + (batch.to_device(batch.noise.uniform("cut.at")) * (whole.length - first)).long()
         return torch.where(batch.to_device(batch.noise.uniform("cut")) < self.random_length, cut, whole.length)
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
-        u = batch.noise.uniform("t")
-        return stratify(u) if stratified else u
+        return text_uniforms(batch, stratified)
 
     def losses(self, roles: Roles, tokens: TokenBatch, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net, x = roles["net"].net, tokens.x
         p = to_device((1 - self.eps) * t + self.eps, x.device)
-        noisy = corrupt(x, p, to_device(u, x.device), unwrap(net).mask_token_id, ~tokens.trained)
+        noisy = corrupt(x, tokens.of_texts(p), to_device(u, x.device), unwrap(net).mask_token_id, ~tokens.trained)
         masked = noisy != x
-        losses, likeliest = token_losses(net(noisy, tokens.lengths), x)
-        return torch.where(masked, losses / p[:, None].to(losses.dtype), 0), masked, likeliest
+        losses, likeliest = token_losses(net(noisy, **tokens.attended), x)
+        return torch.where(masked, losses / tokens.of_texts(p.to(losses.dtype)), 0), masked, likeliest
 
     def reduce(self, losses: Tensor, tokens: TokenBatch) -> Tensor:
-        return (losses.sum(1) / tokens.count).mean()
+        if tokens.documents is None:
+            return (losses.sum(1) / tokens.count).mean()
+        number = tokens.documents.new_zeros(tokens.x.shape)  # of trained tokens, by document
+        number = number.scatter_add(1, tokens.documents, tokens.trained.long())
+        return (losses / tokens.of_texts(number.clamp(min=1))).sum() / (number > 0).sum().clamp(min=1)

@@ -11,7 +11,7 @@ from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, to_device
-from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, check_mask_path, stratify, token_losses
+from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, check_mask_path, text_uniforms, token_losses
 
 __all__ = ["MDLM"]
 
@@ -34,13 +34,12 @@ class MDLM(MaskedObjective):
         check_fields(self, eps="[0, 1)")
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
-        u = batch.noise.uniform("t")
-        return (1 - self.eps) * (stratify(u) if stratified else u) + self.eps
+        return (1 - self.eps) * text_uniforms(batch, stratified) + self.eps
 
     def losses(self, roles: Roles, tokens: TokenBatch, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net, path, x = roles["net"].net, check_mask_path(roles["net"].path, "MDLM"), tokens.x
         mask, fraction, weight = unwrap(net).mask_token_id, to_device(path.masked_fraction(t), x.device), path.weight(t)
-        noisy = corrupt(x, fraction, to_device(u, x.device), mask, ~tokens.trained)
+        noisy = corrupt(x, tokens.of_texts(fraction), to_device(u, x.device), mask, ~tokens.trained)
         masked = noisy != x
-        losses, likeliest = token_losses(net(noisy, tokens.lengths), x, mask)
-        return torch.where(masked, losses * weight[:, None].to(losses), 0), masked, likeliest
+        losses, likeliest = token_losses(net(noisy, **tokens.attended), x, mask)
+        return torch.where(masked, losses * tokens.of_texts(weight.to(losses)), 0), masked, likeliest

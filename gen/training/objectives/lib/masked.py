@@ -14,6 +14,7 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.text.contracts import positions_between
+from gen.text.documents import document_starts
 from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import text_end
 from gen.training.objectives import Batch, Objective, Roles, Step, join
@@ -23,7 +24,9 @@ __all__ = [
     "TokenBatch",
     "check_mask_path",
     "check_mask_token",
+    "packed_tokens",
     "stratify",
+    "text_uniforms",
     "token_batch",
     "token_losses",
     "window_ends",
@@ -36,13 +39,24 @@ class TokenBatch:
 
     Attributes:
         x: ids, int64 [B, L].
-        trained: positions from a prompt's end to a text's, bool [B, L].
+        trained: positions from a prompt's end to a text's that are not given, bool [B, L].
         length: end of each text, int64 [B]; from there on there is padding.
+        documents: of windows of several texts, int64 [B, L] (gen.text.documents); None for one text each.
     """
 
     x: Tensor
     trained: Tensor
     length: Tensor
+    documents: Tensor | None = None
+
+    @property
+    def attended(self) -> dict[str, Tensor | None]:
+        """The arguments of a network that say which tokens are attended to."""
+        return {"lengths": self.lengths} if self.documents is None else {"documents": self.documents}
+
+    def of_texts(self, values: Tensor) -> Tensor:
+        """Return numbers of texts, [B] or [B, L] by document, by position: [B, 1] or [B, L]."""
+        return values[:, None] if self.documents is None else values.gather(1, self.documents.to(values.device))
 
     @property
     def lengths(self) -> Tensor | None:
@@ -123,16 +137,50 @@ def token_batch(batch: Batch, net: nn.Module, length: Tensor | None = None) -> T
     """Return a batch's tokens: those before cond["prompt"] are given, from cond["length"] on they are padding.
 
     Args:
-        batch: both entries of cond are int64 [B] and may be missing; without a length see `window_ends`.
+        batch: both entries of cond are int64 [B] and may be missing; without a length see `window_ends`. Further tokens
+            are given where cond["given"], bool [B, L], says so. cond["document"], int64 [B, L], see `packed_tokens`.
         net: the network, wrapped or not.
         length: texts are cut there, [B]; None for their own length.
     """
     x, cond = batch.x, batch.cond
+    if "document" in cond:
+        return packed_tokens(batch, net)
     b, n = x.shape
     prompt = cond.get("prompt", torch.zeros(b, dtype=torch.int64, device=x.device))
     end = cond["length"] if "length" in cond else window_ends(batch, net, prompt)
     end = end if length is None else torch.minimum(end, length.to(end))
-    return TokenBatch(x, positions_between(n, prompt, end), end)
+    trained = positions_between(n, prompt, end)
+    return TokenBatch(x, trained & ~cond["given"] if "given" in cond else trained, end)
+
+
+def packed_tokens(batch: Batch, net: nn.Module) -> TokenBatch:
+    """Return the tokens of windows of several texts, each of which is filled up with end-of-text tokens by itself.
+
+    What of those is seen and trained is as in `window_ends`. The rest of a text's share of a window joins what follows
+    the last text: padding, a document of its own.
+
+    Args:
+        batch: cond["document"] numbers the texts of each window from 0, int64 [B, L], and cond["given"], bool [B, L],
+            are prompts and padding. Texts begin with a block of the network (gen.training.checks).
+        net: the network, wrapped or not.
+    """
+    x, documents, given = batch.x, batch.cond["document"], batch.cond["given"]
+    n, block_size = x.shape[1], unwrap(net).block_size
+    index, starts = torch.arange(n, device=x.device), document_starts(documents)
+
+    def end_of(where: Tensor) -> Tensor:  # the position after the last of some positions of each document, [B, L]
+        return torch.zeros_like(x).scatter_reduce(1, documents, (index + 1) * where, "amax")
+
+    text = ~torch.isin(x, torch.tensor(unwrap(net).eos_token_ids, device=x.device, dtype=x.dtype))
+    room = end_of(torch.ones_like(text))
+    stop = torch.minimum(torch.maximum(end_of(text | given), end_of(starts) - 1), room - 1)
+    if block_size is not None:
+        end = (stop // block_size + 1) * block_size
+    else:
+        end = stop + 1 + (batch.to_device(batch.noise.uniform("end", n)) * (room - stop)).long()
+    seen = index < torch.minimum(end, room).gather(1, documents)
+    documents = torch.where(seen, documents, documents.amax(1, keepdim=True) + 1)
+    return TokenBatch(x, seen & ~given, torch.full_like(x[:, 0], n), documents)
 
 
 def window_ends(batch: Batch, net: nn.Module, prompt: Tensor) -> Tensor:
@@ -153,6 +201,22 @@ def window_ends(batch: Batch, net: nn.Module, prompt: Tensor) -> Tensor:
     if block_size is not None:
         return ((stop // block_size + 1) * block_size).clamp(max=n)
     return stop + 1 + (batch.to_device(batch.noise.uniform("end")) * (n - stop)).long()
+
+
+def text_uniforms(batch: Batch, stratified: bool) -> Tensor:
+    """Draw a uniform number for each text, [B]; [B, L] by document for windows of several, of which the first count.
+
+    Args:
+        batch: windows of texts.
+        stratified: one in each of n equal shares, by the window's index in the batch; see `stratify`. Document d of
+            window i has the share of the first document of window i + d.
+    """
+    if "document" not in batch.cond:
+        u = batch.noise.uniform("t")
+        return stratify(u) if stratified else u
+    u = batch.noise.uniform("t", batch.x.shape[1])
+    share = torch.arange(len(u))[:, None] + torch.arange(u.shape[1])
+    return (u + share % len(u)) / len(u) if stratified else u
 
 
 def check_mask_token(net: nn.Module, owner: str) -> None:
