@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gen.cli.lib.options import add_option, add_options, parse_spec, read_as
 from gen.cli.lib.terminal import exact_output
@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
     parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a file with a prompt on every line")
+    parser.add_argument("--chat", action="append", help="what a user says; the model answers by its chat template")
+    parser.add_argument("--system", help="the system's message before each --chat")
     parser.add_argument("--gap", metavar="TEXT", help="characters that stand for a gap in a prompt, such as '<gap>'")
     parser.add_argument("--gap-tokens", type=read_as(int, "[1, inf)"), metavar="N", help="a gap is N tokens")
     parser.add_argument(
@@ -83,16 +85,22 @@ def run(args: argparse.Namespace) -> int:
     prompts = list(args.prompt or ())
     if args.prompts is not None:
         prompts += read_lines(args.prompts)
-    if not prompts:
-        raise UserError("nothing to begin with: give --prompt TEXT (it may be empty) or --prompts FILE")
-    given = _with_gaps(prompts, args)
+    if not prompts and not args.chat:
+        raise UserError("nothing to begin with: give --prompt TEXT (it may be empty), --prompts FILE or --chat TEXT")
+    if args.chat and (prompts or args.gap is not None):
+        raise UserError("--chat and prompts or a gap are given; give one")
+    if args.system is not None and not args.chat:
+        raise UserError("--system is for --chat, which is not given")
+    given: list[Any] = [*_with_gaps(prompts, args)]
     pipeline = load(args.run, args.weights, args.device)
     assert isinstance(pipeline, TextPipeline)  # or there were no such settings
     pipeline = dataclasses.replace(pipeline, decoding=args.settings)
+    if args.chat:
+        given = [*pipeline.chat_prompts(_chats(args))]
     pipeline = pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
     if args.stream:
-        if len(prompts) > 1:
-            raise UserError(f"--stream shows one prompt, and {len(prompts)} are given")
+        if len(given) > 1:
+            raise UserError(f"--stream shows one prompt, and {len(given)} are given")
         if args.trace:
             raise UserError("--stream and --trace are given; give one")
         for step in pipeline.stream(given[0], args.gen_length, seed=args.seed):
@@ -101,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     texts = pipeline.generate(given, args.gen_length, seed=args.seed, batch_size=args.batch_size)
     for prompt, text, document in zip(given, texts.texts, texts.documents, strict=True):
         line = f"{prompt}{pipeline.separator}{text}" if isinstance(prompt, str) else document
-        print(line, file=exact_output())
+        print(text if args.chat else line, file=exact_output())
     if args.trace:
         _trace(texts, pipeline)
     speed = texts.tokens / texts.seconds if texts.seconds else 0.0
@@ -131,6 +139,12 @@ def _with_gaps(prompts: list[str], args: argparse.Namespace) -> list[str | list[
         parts = [first, *(part for other in others for part in (gap, other))]
         given.append([part for part in parts if part != ""] if others else prompt)
     return given
+
+
+def _chats(args: argparse.Namespace) -> list[list[dict[str, str]]]:
+    """Return the messages of each --chat."""
+    before = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return [[*before, {"role": "user", "content": text}] for text in args.chat]
 
 
 def _trace(texts: GeneratedTexts, pipeline: TextPipeline) -> None:

@@ -100,10 +100,10 @@ def _written(pipeline: TextPipeline, args: argparse.Namespace) -> list[str]:
 
 
 def _texts(path: Path) -> list[str]:
-    """Return the texts of a file or a folder; of a pair, the response."""
+    """Return the texts of a file or a folder; of a pair or a chat, the response."""
     from gen.data.text import Text
 
-    return [text if isinstance(text, str) else text[1] for _, text in Text(str(path)).texts()]
+    return [row.written for _, row in Text(str(path)).rows()]
 
 
 def _bound_line(name: str, bound: PerplexityBound) -> str:

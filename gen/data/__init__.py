@@ -33,7 +33,9 @@ class DataSet(Protocol):
     Text: {"x": int64 [L], "prompt": int64 0-d}: the first `prompt` tokens are given, never masked and never trained; a
     text that is shorter than L ends with the tokeniser's first end-of-text token, which fills the rest too. Objectives
     train some of those (gen.training.objectives.lib.masked.window_ends). With "length", int64 0-d, the data decide:
-    from that position on there is padding, which no other token attends to. It must not tell how long a text is.
+    from that position on there is padding, which no other token attends to. It must not tell how long a text is. With
+    "given", bool [L], further tokens are given. With "document", int64 [L], and "given", the window holds several
+    texts, each by itself, which "document" numbers from 0 (gen.text.documents).
 
     Further methods may be there: `draw(i, key)`, item i under the random choices (crop, mirroring, draw of a latent)
     of a key, by which training reads then, with a key of (seed, epoch, i); `batch(rows)`, the items of a list of

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gen.config.errors import MissingDependency, UserError, nearest
+from gen.config.errors import UserError, nearest
 from gen.config.fields import check_fields
-from gen.config.reading import read_json
 from gen.data.lib.archives import PackedWords
 from gen.data.lib.labels import named_labels
 from gen.data.lib.pictures import Contents, PictureSet, PictureSource
-from gen.data.lib.row_groups import RowGroups, opened, parquet_files
-from gen.data.lib.streamed import StreamedSet
+from gen.data.lib.row_groups import RowGroups, opened
+from gen.data.lib.streamed import StreamedSet, check_rows_left, held_out_counts
+from gen.data.lib.table_files import SAVED, loading, table_files
 from gen.data.lib.tensors import check_split, content_hash
 
 __all__ = ["HuggingFace"]
 
-SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 FILES = {".arrow": "arrow", ".parquet": "parquet"}
 LABELS, CAPTIONS = ("label", "labels", "class"), ("caption", "text", "prompt")
 
@@ -99,23 +94,21 @@ class HuggingFace(PictureSource):
             return super().open(split)
         check_split(split)
         streams = self._streams
-        stream, n = streams[-1 if split == "test" else 0], len(streams[0].groups)
-        held = np.zeros(len(stream.groups.rows), np.int64)
-        if len(streams) == 1 and self.holdout:
-            held = np.diff(stream.groups.starts * max(1, round(n * self.holdout)) // n)
-        elif split == "test":
-            held = stream.groups.rows
-        if not (count := int(held.sum()) if split == "test" else len(stream.groups) - int(held.sum())):
-            raise UserError(f"{stream.where}: {count} of {n} rows are left for {split!r}; holdout = {self.holdout}")
+        stream = streams[-1 if split == "test" else 0]
+        if len(streams) == 1:
+            held = held_out_counts(stream.groups, split, self.holdout, stream.where)
+        else:
+            held = stream.groups.rows * (split == "test")
+            check_rows_left(len(stream.groups), held, split, self.holdout, stream.where)
         options = f"{split} {self.shape} {self.background} {self.crop} {self.flip} {held.tolist()} {stream.columns}"
         crop = "adm" if self.crop == "random" and split == "test" else self.crop
         flip = self.flip if split == "train" else "no"
         stamps = [file.stamp for file in stream.groups.files]
         fingerprint = content_hash("streamed", options, str(stream.names), *stamps)
         return StreamedSet(
-            RowGroups(stream.groups.files, [c for c in stream.columns if c]),
-            stream.columns, held, split, self.shape, streams[0].classes, self.background, crop, flip,
-            self.row_groups, fingerprint,
+            source=RowGroups(stream.groups.files, [c for c in stream.columns if c]), columns=stream.columns,
+            held_out=held, split=split, shape=self.shape, classes=streams[0].classes, background=self.background,
+            crop=crop, flip=flip, groups_at_once=self.row_groups, fingerprint=fingerprint,
         )  # fmt: skip
 
     @cached_property
@@ -129,10 +122,9 @@ class HuggingFace(PictureSource):
     def _stream(self, source: str) -> Stream:
         """Find the files of a part, and read their footers."""
         where, _, part = source.removesuffix("]").rpartition(" [")
-        with _loading(source) as datasets:
-            paths = self._files(datasets, where, part)
-        files = opened(paths)
-        features = dict(datasets.Features.from_arrow_schema(files[0].schema))
+        with loading(source) as datasets:
+            files = opened(table_files(where, part, self.config, self.revision))
+            features = dict(datasets.Features.from_arrow_schema(files[0].schema))
         image, label, caption = self._columns(features, source, ("int",))
         names = tuple(getattr(features.get(label), "names", ()))
         highest = [file.highest(label) for file in files] if label and not names else []
@@ -141,24 +133,6 @@ class HuggingFace(PictureSource):
         classes = len(names) or 1 + max((number or 0 for number in highest), default=-1)
         columns = (image, label or None, caption or None)
         return Stream(RowGroups(files), columns, names, classes, source)
-
-    def _files(self, datasets: Any, where: str, part: str) -> list[str]:
-        """Return the paths or URLs of the files of a part."""
-        if where.endswith((".parquet", ".arrow")):
-            return [where]
-        folder = Path(where)
-        folder = folder / part if (folder / SAVED[0]).is_file() else folder
-        if (folder / SAVED[1]).is_file():
-            return [str(folder / file["filename"]) for file in read_json(folder / SAVED[1])["_data_files"]]
-        hub = re.fullmatch("hf://datasets/([^/@]+/[^/@]+)", where)
-        if "://" in where and hub is None:
-            return parquet_files(where)
-        name = where if hub is None else hub[1]
-        options = {"name": self.config or None, "revision": self.revision or None}
-        known: dict[str, list[str]] = datasets.load_dataset_builder(name, **options).config.data_files or {}
-        if part not in known:
-            raise UserError(f"{where} has no part {part!r}. {nearest(part, map(str, known))}")
-        return list(map(str, known[part]))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -183,7 +157,7 @@ class HuggingFace(PictureSource):
 
     def _load(self, where: str, part: str) -> Any:
         path = Path(where)
-        with _loading(f"{where} [{part}]") as datasets:
+        with loading(f"{where} [{part}]") as datasets:
             if any((path / name).is_file() for name in SAVED):
                 loaded = datasets.load_from_disk(where)
                 return loaded[part] if isinstance(loaded, dict) else loaded
@@ -233,28 +207,6 @@ class Stream:
     names: tuple[str, ...]
     classes: int
     where: str
-
-
-@contextmanager
-def _loading(where: str) -> Iterator[Any]:
-    """Yield the package, without its progress bars; turn what it raises into one line."""
-    try:
-        import datasets
-    except ImportError as error:
-        hint = "pip install 'gen-diffusion[datasets]'"
-        raise MissingDependency(f'the data "huggingface" need datasets: {hint}') from error
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield datasets
-    except UserError:
-        raise
-    except Exception as error:  # files, formats, networks: the package raises anything
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{where} cannot be loaded ({type(error).__name__}: {reason})") from error
-    finally:
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,43 +13,82 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.reading import parse_json, read_lines, read_text
-from gen.config.spec import part
+from gen.config.spec import digest, part, spec_of
 from gen.data.lib.checksums import check_sums
-from gen.data.lib.tensors import content_hash, hold_out
+from gen.data.lib.infill import Infill, infilled
+from gen.data.lib.row_groups import RowGroups, opened
+from gen.data.lib.streamed import StreamedRows, held_out_counts
+from gen.data.lib.table_files import SAVED, loading, table_files
+from gen.data.lib.tensors import check_split, content_hash, hold_out
+from gen.data.lib.text_rows import NEEDS, Row, RowEncoder, Truncate, Window, pack, parse_row, row_columns
+from gen.diffusion.noise import derive
 from gen.text.contracts import Tokenizer
+from gen.text.tokenizers import text_end
 
 __all__ = ["Text"]
 
-Window = tuple[list[int], int]  # tokens, and how many of the first are a prompt
+TEXTS, TABLES = (".txt", ".md", ".jsonl"), (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Windows of `length` tokens of text files, or prompts and responses of JSONL.
+    """Windows of `length` tokens of texts, of prompts and responses, or of chats.
 
     A text ends with the tokenizer's first end-of-text token, and more of them fill its last window; how many of those
     are seen and trained is the objective's business (gen.training.objectives.lib.masked.window_ends), so that nothing
-    tells a model how long a text is. A line of JSONL holds "text", or "prompt" and "response": the latter is one
-    window, its prompt is not trained, and a response that does not fit is cut off. The same windows are held out
-    always.
+    tells a model how long a text is. A line of JSONL or a row of a table holds "text", or "prompt" and "response", or
+    "messages" of role and content (gen.text.chat). A pair is one window, and its prompt is not trained; a chat is a
+    pair whose prompt is all up to the assistant's last turn. The same windows are held out always.
+
+    Tables are .parquet and .arrow files, folders that `datasets` saved, "hf://datasets/owner/name", and URLs of folders
+    of parquet files; they need gen-diffusion[datasets]. With `streaming` they are read by row groups while a run trains
+    (gen.data.huggingface says how), and an item is a row: of a long text a random window, of a chat with `turns` every
+    a random response; the rest of what is cut is not counted.
 
     Attributes:
-        path: a file, a glob or a folder (all below it that ends in .txt, .md or .jsonl); None for the 79 pages of
-            pydoc_data.topics, which every Python has.
+        path: a file, a glob, a folder (all below it that ends in .txt, .md, .jsonl, .parquet or .arrow) or tables; None
+            for the 79 pages of pydoc_data.topics, which every Python has.
         tokenizer: a plug-in of gen.text.tokenizers.
         length: tokens of a window, at least 2.
-        holdout: the share of the windows held out for "test", in [0, 1).
+        holdout: the share of the windows, with streaming of each row group, held out for "test", in [0, 1).
+        columns: fields that hold a row: one of text or messages, or two, of prompt and response; () for those above.
+        turns: "last", or "every" for a pair of each of an assistant's turns and what is before it.
+        truncate: what is cut of a pair that is longer than a window: the end of its "response" or the beginning of its
+            "prompt"; or "drop" for the whole pair.
+        packing: several texts share a window, each by itself (gen.text.documents): they begin at multiples of this,
+            which is one of the model's block_size, and are filled up to them; None for one text a window.
+        infill: what is given and what is to be filled in, a plug-in of gen.data.lib.infill for texts; None for all of a
+            text.
+        part: the split of tables that have some.
+        streaming: whether tables are read while a run trains.
+        row_groups: with streaming, of how many groups a batch mixes rows.
     """
 
     path: str | None = None
     tokenizer: Tokenizer = part("text.tokenizers", default="bytes")
     length: int = 128
     holdout: float = 0.05
+    columns: tuple[str, ...] = ()
+    turns: Literal["last", "every"] = "last"
+    truncate: Truncate = "response"
+    packing: int | None = None
+    infill: Infill | None = part("data.lib.infill", default=None)
+    part: str = "train"
+    streaming: bool = False
+    row_groups: int = 16
 
     def __post_init__(self) -> None:
-        check_fields(self, length="[2, inf)", holdout="[0, 1)")
+        check_fields(self, length="[2, inf)", holdout="[0, 1)", packing="[1, length]", row_groups="[1, 100000]")
         if not self.tokenizer.eos_token_ids:
             raise UserError(f"Text: {type(self.tokenizer).__name__} has no end-of-text token")
+        if len(self.columns) > 2:
+            raise UserError(f"Text: columns = {list(self.columns)}; one of text or messages, or prompt and response")
+        if self.packing is not None and (self.infill is not None or self.streaming):
+            other = "infill" if self.infill is not None else "streaming"
+            raise UserError(f"Text: packing and {other} do not go together: give one")
+        if self.streaming and (self.truncate == "drop" or self.path is None):
+            why = "truncate = drop: a row is an item" if self.path is not None else "no path: it needs tables"
+            raise UserError(f"Text: streaming with {why}")
 
     @property
     def vocab_size(self) -> int:
@@ -66,42 +105,94 @@ class Text:
         """0: text has no labels."""
         return 0
 
-    def open(self, split: str) -> Windows:
+    def open(self, split: str) -> Windows | StreamedTexts:
         """Open "train" or "test"."""
-        found = list[Window]()
-        for source, text in self.texts():
-            try:
-                found += self.windows(text)
-            except UserError as error:
-                raise UserError(f"{source}: {error}") from None
-        where = f"Text({self.path or 'pydoc_data.topics'})"
+        check_split(split)
+        return self._streamed(split) if self.streaming else self._windows(split)
+
+    def _windows(self, split: str) -> Windows:
+        encoder, where = self.encoder(), f"Text({self.path or 'pydoc_data.topics'})"
+        found = [window for source, row in self.rows() for window in encoder.windows(row, source)]
+        encoder.report(where)
         if not found:
             raise UserError(f"{where} holds no text")
-        rows = hold_out(where, split, len(found), self.holdout)
-        x = torch.full((len(rows), self.length), self.tokenizer.eos_token_ids[0], dtype=torch.int32)
-        for row, i in zip(x, rows, strict=True):
-            row[: len(found[i][0])] = torch.tensor(found[i][0], dtype=torch.int32)
-        prompt = torch.tensor([found[i][1] for i in rows])
-        return Windows(x, prompt, content_hash("text", x, prompt))
+        stop = self.tokenizer.eos_token_ids[0]
+        kept = [found[i] for i in hold_out(where, split, len(found), self.holdout)]
+        if self.packing is not None:
+            columns = pack(kept, self.length, self.packing, stop)
+            return Windows(columns, content_hash("packed text", *columns.values()))
+        x = torch.full((len(kept), self.length), stop, dtype=torch.int32)
+        for row, window in zip(x, kept, strict=True):
+            row[: len(window.ids)] = torch.tensor(window.ids, dtype=torch.int32)
+        prompt = torch.tensor([window.prompt for window in kept])
+        if self.infill is None:
+            return Windows({"x": x, "prompt": prompt}, content_hash("text", x, prompt))
+        fingerprint = content_hash("infilling", x, digest(spec_of(self.infill)))
+        return InfilledWindows({"x": x}, fingerprint, self.infill, self.tokenizer.eos_token_ids)
 
-    def texts(self) -> Iterator[tuple[str, str | tuple[str, str]]]:
-        """Yield where each text is from, and the whole text or a pair of prompt and response."""
+    def _streamed(self, split: str) -> StreamedTexts:
+        with loading(str(self.path)):  # of whose package files of tables are a part
+            files = opened([file for where in self.tables() for file in table_files(where, self.part)])
+        columns = row_columns(files[0].schema.names, str(self.path), self.columns)
+        groups = RowGroups(files, columns)
+        held = held_out_counts(groups, split, self.holdout, str(self.path))
+        options = {key: value for key, value in spec_of(self).items() if key not in ("path", "row_groups")}
+        options["tokenizer"] = {key: value for key, value in options["tokenizer"].items() if key != "file"}
+        fingerprint = content_hash("streamed text", split, digest(options), *(file.stamp for file in files))
+        return StreamedTexts(source=groups, held_out=held, split=split, groups_at_once=self.row_groups,
+                             fingerprint=fingerprint, text=self, columns=tuple(columns))  # fmt: skip
+
+    def encoder(self) -> RowEncoder:
+        """Return an encoder of its rows."""
+        return RowEncoder(self.tokenizer, self.length, self.truncate, self.turns, self.infill is not None)
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Yield where each row is from, and what it holds."""
         if self.path is None:
             from pydoc_data.topics import topics
 
-            yield from ((f"pydoc_data.topics, {name}", topics[name]) for name in sorted(topics))
+            yield from ((f"pydoc_data.topics, {name}", Row(topics[name])) for name in sorted(topics))
             return
-        for file in self.text_files():
-            if file.suffix == ".jsonl":
-                yield from _records(file)
+        for file in self.text_files() if not self.is_table else self.tables():
+            where = str(file)
+            if where.endswith(".jsonl"):
+                yield from _lines(Path(where), self.columns)
+            elif self.is_table or where.endswith(TABLES):
+                yield from self._table_rows(where)
             else:
-                yield str(file), read_text(file).replace("\r\n", "\n")
+                yield where, Row(read_text(Path(where)).replace("\r\n", "\n"))
+
+    def _table_rows(self, where: str) -> Iterator[tuple[str, Row]]:
+        """Yield the rows of a table, which is read group by group."""
+        with loading(where):
+            files = opened(table_files(where, self.part))
+        known = files[0].schema.names
+        groups = RowGroups(files, [*row_columns(known, where, self.columns), *{"tools"}.intersection(known)])
+        for group, count in enumerate(groups.rows.tolist()):
+            for row, record in enumerate(groups.table(group).to_pylist()[:count]):
+                at = groups.where(group, row)
+                yield at, parse_row(record, at, self.columns)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether `path` is a saved data set or a URL, of which there are no files to look for."""
+        path = str(self.path)
+        return "://" in path or any((Path(path) / name).is_file() for name in SAVED)
+
+    def tables(self) -> list[str]:
+        """The tables of `path`; UserError where there are others, or none."""
+        if self.is_table:
+            return [str(self.path)]
+        files = self.text_files()
+        if other := next((file for file in files if file.suffix not in TABLES), None):
+            raise UserError(f"{other} is neither .parquet nor .arrow, and others are not streamed: leave out streaming")
+        return list(map(str, files))
 
     def text_files(self) -> list[Path]:
         """The files of `path`, sorted; UserError where there are none."""
         given = Path(str(self.path))
         if given.is_dir():
-            found = [f for f in given.rglob("*") if f.suffix in (".txt", ".md", ".jsonl")]
+            found = [f for f in given.rglob("*") if f.suffix in (*TEXTS, *TABLES)]
         else:
             found = (
                 [given]
@@ -111,65 +202,100 @@ class Text:
         found = sorted(f for f in found if f.is_file())
         check_sums(given, dict.fromkeys(found))
         if not found:
-            raise UserError(f"Text: no file at {given}; give a file, a glob or a folder of .txt, .md and .jsonl files")
+            kinds = ", ".join((*TEXTS, *TABLES))
+            raise UserError(f"Text: no file at {given}; give a file, a glob or a folder of {kinds} files")
         return found
-
-    def windows(self, text: str | tuple[str, str]) -> Iterator[Window]:
-        """Yield a text as windows, or a pair of prompt and response as one."""
-        stop = self.tokenizer.eos_token_ids[0]
-        if isinstance(text, str):
-            ids = [*self.encode(text), stop] if text else []
-            for i in range(0, len(ids), self.length):
-                yield ids[i : i + self.length], 0
-            return
-        prompt, response = map(self.encode, text)
-        if len(prompt) >= self.length:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens, and leaves no room for its response in windows of {self.length}"
-            )
-        yield [*prompt, *response, stop][: self.length], len(prompt)
-
-    def encode(self, text: str) -> list[int]:
-        """Return a text's ids; UserError for one that names the mask token, which no text holds."""
-        ids = self.tokenizer.encode(text)
-        if self.tokenizer.mask_token_id in ids:
-            raise UserError("a text names the mask token, which stands for what is not known yet")
-        return ids
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Items {"x": int64 [L], "prompt": int64 0-d}; end-of-text tokens fill the rest of a text's last window."""
+    """Items {"x": int64 [L], "prompt": int64 0-d}, or with packing {"x", "given": bool [L], "document": int64 [L]}.
 
-    x: Tensor
-    prompt: Tensor
+    End-of-text tokens fill the rest of a text's last window.
+    """
+
+    columns: dict[str, Tensor]
     fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.columns["x"])
 
     def __getitem__(self, i: int | Tensor) -> dict[str, Tensor]:
-        return {"x": self.x[i].long(), "prompt": self.prompt[i]}
+        items = {key: column[i] for key, column in self.columns.items()}
+        return {key: value if value.dtype == torch.bool else value.long() for key, value in items.items()}
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return the items of some rows, stacked."""
         return self[torch.tensor(rows)]
 
 
-def _records(file: Path) -> Iterator[tuple[str, str | tuple[str, str]]]:
-    """Yield file and number of every line, and its text or pair."""
+@dataclass(frozen=True, eq=False)
+class InfilledWindows(Windows):
+    """Items {"x": int64 [L], "given": bool [L], "length": int64 0-d}: windows of texts with gaps, drawn by a key."""
+
+    infill: Infill
+    eos_token_ids: tuple[int, ...]
+
+    def __getitem__(self, i: int | Tensor) -> dict[str, Tensor]:
+        return self.draw(int(i), int(i))
+
+    def draw(self, i: int, key: int) -> dict[str, Tensor]:
+        """Return item i with the gaps of a key.
+
+        Args:
+            i: index in [0, len).
+            key: equal keys give equal items.
+        """
+        x = self.columns["x"][i]
+        end = max(1, int(text_end(x, self.eos_token_ids)))
+        return infilled(x[:end].tolist(), len(x), self.infill, self.eos_token_ids[0], key)
+
+
+@dataclass(eq=False, kw_only=True)
+class StreamedTexts(StreamedRows):
+    """Items as of Windows or InfilledWindows, a row of a table each, encoded when it is read."""
+
+    text: Text
+    columns: tuple[str, ...]
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return self.draw(i, 0)
+
+    def draw(self, i: int, key: int) -> dict[str, Tensor]:
+        """Return a window of row i, or of the next in its group that is not empty; with the gaps of a key.
+
+        Args:
+            i: index in [0, len).
+            key: equal keys give equal items; 0 takes a row's first window.
+        """
+        text, stop = self.text, self.text.tokenizer.eos_token_ids[0]
+        windows = self._windows(i)
+        ids, prompt = windows[derive("window", key) % len(windows) if key else 0]
+        if text.infill is not None:
+            ids = ids[:-1] if ids[-1] == stop and len(ids) > 1 else ids
+            return infilled(ids, text.length, text.infill, stop, key or i)
+        x = torch.tensor([*ids, *[stop] * (text.length - len(ids))])
+        return {"x": x, "prompt": torch.tensor(prompt)}
+
+    def _windows(self, i: int) -> list[Window]:
+        (group, row), encoder = self.at(i), self.text.encoder()
+        rows, start = self._rows[group], int(self._rows[group].searchsorted(row))
+        table = self.source.table(group)
+        for other in [*rows[start:], *rows[:start]]:
+            where = self.source.where(group, int(other))
+            record: dict[str, Any] = {key: table[key][int(other)].as_py() for key in self.columns}
+            if windows := list(encoder.windows(parse_row(record, where, self.text.columns), where)):
+                return windows
+        raise UserError(f"{self.source.where(group, row)}: no row of its group holds text")
+
+
+def _lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """Yield file and number of every line, and its row."""
     for number, line in enumerate(read_lines(file), 1):
         where = f"{file}, line {number}"
         if not line.strip():
             continue
         record = parse_json(line, where)
         if not isinstance(record, dict):
-            raise UserError(f'{where} is {line:.40}; a line is an object with "text", or "prompt" and "response"')
-        keys = [key for key in ("text", "prompt", "response") if key in record]
-        if keys not in (["text"], ["prompt", "response"]):
-            fields = ", ".join(f'"{key}"' for key in record) or "none"
-            raise UserError(f'{where} has the fields {fields:.200}; it needs "text", or "prompt" and "response"')
-        for key in keys:
-            if not isinstance(record[key], str):
-                raise UserError(f'{where}: "{key}" is {json.dumps(record[key]):.40}; it must be a string')
-        yield where, record["text"] if keys == ["text"] else (record["prompt"], record["response"])
+            raise UserError(f"{where} is {line:.40}; a line is an object with {NEEDS}")
+        yield where, parse_row(record, where, columns)

@@ -16,6 +16,7 @@ from gen.config.errors import UserError, shown
 from gen.config.fields import check_arguments
 from gen.config.spec import build, name_of, override
 from gen.diffusion.noise import sample_seeds
+from gen.text.chat import Messages, chat_prompt
 from gen.text.contracts import Tokenizer
 from gen.text.decoding import Decoded, Decoding
 from gen.text.detokenize import partial_text
@@ -239,6 +240,23 @@ class TextPipeline:
             raise UserError(f"edit takes {what:.120}")
         prompt = with_gaps(tokens, self.string, spans, gap)
         return self.generate([prompt], seed=seed, sync_every=sync_every, **changes)
+
+    def chat(
+        self, messages: Messages | Sequence[Messages], length: int | Sequence[int] | None = None, **changes: Any
+    ) -> GeneratedTexts:
+        """Write the assistant's next turn of one chat or of several, by the chat template that came with the model.
+
+        Args:
+            messages: role ("system", "user" or "assistant") and content each; the last one is not the assistant's.
+            length, changes: as in `generate`.
+        """
+        return self.generate(self.chat_prompts(messages), length, **changes)
+
+    def chat_prompts(self, messages: Messages | Sequence[Messages]) -> list[list[int]]:
+        """Return the ids of chats up to the assistant's next turn; see `chat`."""
+        one = bool(messages) and isinstance(messages[0], Mapping)
+        chats: list[Any] = [messages] if one else list(messages)
+        return [chat_prompt(self.tokenizer, chat) for chat in chats]
 
     def stream(
         self, prompt: Prompt, length: int | None = None, *, seed: int = 0, **changes: Any

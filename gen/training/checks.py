@@ -43,6 +43,7 @@ def check_data(spec: Any, data: DataSource, shape: tuple[int, ...]) -> None:
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is not None:
         _check_tokens(spec, tokenizer, shape)
+        _check_blocks(getattr(spec, "block_size", None), getattr(data, "packing", None), getattr(data, "infill", None))
         return
     wants = shape_of(spec) or ()
     if len(shape) == len(wants) == 3 and shape[1] != shape[2] and wants[1] == wants[2]:
@@ -102,6 +103,16 @@ def _check_tokens(spec: Any, tokenizer: Any, shape: tuple[int, ...]) -> None:
                         "model.vocab_size, model.mask_token_id and model.eos_token_ids to fit")  # fmt: skip
     if shape[0] > spec.shape[0]:
         raise UserError(f"texts of {shape[0]} tokens; model.length = {spec.shape[0]} must be as large")
+
+
+def _check_blocks(block_size: int | None, packing: int | None, infill: Any) -> None:
+    """Check that packed texts begin with a block, and that what follows a gap is seen."""
+    if block_size is not None and packing is not None and packing % block_size:
+        raise UserError(f"data.packing = {packing}: texts of one window begin with a block of the model, so it must be "
+                        f"a multiple of model.block_size = {block_size}")  # fmt: skip
+    if block_size is not None and infill is not None:
+        raise UserError(f"data.infill: a model of blocks (model.block_size = {block_size}) sees nothing of the text "
+                        "behind a gap: set model.block_size to none")  # fmt: skip
 
 
 def _listed(values: Mapping[str, object]) -> str:

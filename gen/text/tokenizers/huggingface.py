@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 from gen.config.errors import MissingDependency, UserError, nearest
 from gen.config.fields import check_fields
 from gen.config.reading import file_sha256
+from gen.text.chat import ChatTemplate, chat_template_beside
 from gen.text.contracts import Tokenizer
 from gen.text.tokenizers import utf8
 
@@ -22,9 +24,10 @@ __all__ = ["HuggingFace"]
 class HuggingFace(Tokenizer):
     """A tokenizer.json file, read when it is first used.
 
-    Text that names a token, such as "<|im_start|>", is read as that token; nothing is put before or after a text. What
-    a file says of training does not count: truncation, padding and BPE dropout are off. Raises UserError for a file
-    that is missing, damaged or another one, and MissingDependency without the package.
+    Nothing is put before or after a text, and text is text: "<|im_start|>" in it is letters, not the special token of
+    that name, which a chat template alone puts there. What a file says of training does not count: truncation, padding
+    and BPE dropout are off. Raises UserError for a file that is missing, damaged or another one, and MissingDependency
+    without the package.
 
     Attributes:
         file: path of the tokenizer.json.
@@ -33,6 +36,9 @@ class HuggingFace(Tokenizer):
         sha256: hash of the file, checked when it is read; None for that of the file as it is now, so that a run and its
             checkpoints know which one they were trained with.
         size: number of ids of the model, where it has more than the file names; None for those of the file.
+        chat: the template of chats; None beside no sha256 for that of the file's folder, if it has one, so that a run
+            and its checkpoints keep it.
+        rendered: whether texts name special tokens by their names, as those do that a template was applied to before.
     """
 
     file: str
@@ -40,12 +46,16 @@ class HuggingFace(Tokenizer):
     eos_tokens: tuple[str | int, ...] = ()
     sha256: str | None = None
     size: int | None = None
+    chat: ChatTemplate | None = None
+    rendered: bool = False
     separator: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_fields(self, size="[1, inf)")
-        if self.sha256 is None and Path(self.file).is_file():
-            object.__setattr__(self, "sha256", file_sha256(Path(self.file)))
+        if self.sha256 is None and (file := Path(self.file)).is_file():
+            object.__setattr__(self, "sha256", file_sha256(file))
+            if self.chat is None:
+                object.__setattr__(self, "chat", chat_template_beside(file))
 
     def with_files_in(self, folder: Path) -> HuggingFace:
         """Return the same with its file looked for in a folder, unless its path is absolute."""
@@ -95,9 +105,37 @@ class HuggingFace(Tokenizer):
     def eos_token_ids(self) -> tuple[int, ...]:
         return tuple(self._id(token) for token in self.eos_tokens)
 
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Names of the tokens that are no text, the longest first."""
+        added = self.backend.get_added_tokens_decoder()
+        marks = {self.mask_token_id, *self.eos_token_ids}
+        named = [str(token.content) for i, token in added.items() if token.special or i in marks]
+        return tuple(sorted(named, key=len, reverse=True))
+
     def encode(self, text: str) -> list[int]:
+        return self._encode(text, self.rendered)
+
+    def encode_template(self, text: str, broken: str) -> list[int]:
+        """Return the ids of what a template wrote; special tokens that it names are those tokens.
+
+        Args:
+            text: what it wrote.
+            broken: a character within the names that were no tokens before; it is taken out.
+        """
+        if broken not in text:
+            return self._encode(text, True)
+        pieces = re.split("(" + "|".join(map(re.escape, self.special_tokens)) + ")", text)
+        ids = list[int]()
+        for i, piece in enumerate(pieces):
+            ids += [self._id(piece)] if i % 2 else self._encode(piece.replace(broken, ""), False)
+        return ids
+
+    def _encode(self, text: str, special: bool) -> list[int]:
         utf8(text)
-        return self.backend.encode(text, add_special_tokens=False).ids
+        self.backend.encode_special_tokens = not special
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the string, without mask, end of text and whatever else the file calls special."""

@@ -14,6 +14,7 @@ from gen.config.spec import Json
 from gen.models.interop.lib.inferred import Conversion, build_spec
 from gen.models.interop.weights import Weights
 from gen.models.text import Text
+from gen.text.chat import chat_template_beside
 from gen.text.decoding import Decoding
 from gen.text.mask_path import LogLinear
 from gen.text.tokenizers.huggingface import HuggingFace
@@ -176,6 +177,5 @@ def convert(
 
 def _tokenizer(file: Path, fields: Json) -> HuggingFace:
     """Return the tokenizer of the file as it will lie beside the weights."""
-    return HuggingFace(
-        TOKENIZER, fields["mask_token_id"], fields["eos_token_ids"], sha256=file_sha256(file), size=fields["vocab_size"]
-    )
+    ids, size = (fields["mask_token_id"], fields["eos_token_ids"]), fields["vocab_size"]
+    return HuggingFace(TOKENIZER, *ids, sha256=file_sha256(file), size=size, chat=chat_template_beside(file))

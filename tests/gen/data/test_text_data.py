@@ -93,7 +93,8 @@ def test_prompts_and_responses(tmp_path):
     lines = [{"prompt": "ab", "response": "cde"}, {"text": "xyz"}, {"prompt": "a", "response": "b" * 20, "id": 1}]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     source = Text(str(tmp_path / "a.jsonl"), length=8, holdout=0.0)
-    data = source.open("train")
+    with pytest.warns(UserWarning, match="14 tokens are lost at the end of the responses of 1 rows that"):
+        data = source.open("train")
     stop = source.tokenizer.eos_token_ids[0]
     encode = source.tokenizer.encode
     assert [words(data[i], source)[0] for i in range(3)] == [
@@ -131,7 +132,7 @@ def test_records_that_are_none_are_refused(tmp_path, line, says):
         Text(str(tmp_path / "a.jsonl"), length=8).open("train")
 
 
-def test_a_text_that_names_the_mask_token_is_refused(tmp_path):
+def test_a_rendered_text_that_names_the_mask_token_is_refused(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     made = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
@@ -139,7 +140,7 @@ def test_a_text_that_names_the_mask_token_is_refused(tmp_path):
     made.add_special_tokens(["<end>", "<mask>"])
     made.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "a.txt").write_text("a <mask> a")
-    tokenizer = HuggingFace(str(tmp_path / "tokenizer.json"), "<mask>", ("<end>",))
+    tokenizer = HuggingFace(str(tmp_path / "tokenizer.json"), "<mask>", ("<end>",), rendered=True)
     with pytest.raises(UserError, match=r"a\.txt: a text names the mask token"):
         Text(str(tmp_path / "a.txt"), tokenizer).open("train")
 
@@ -186,7 +187,8 @@ PAIRS = [("ask: ", "x" * k) for k in (0, 1, 5, 9, 40)]
 def pair_batch(tmp_path, step=0, length=24):
     lines = [{"prompt": p, "response": r} for p, r in PAIRS] + [{"text": "short"}, {"text": "long" * 10}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    data = Text(str(tmp_path / "a.jsonl"), length=length, holdout=0.0).open("train")
+    with pytest.warns(UserWarning, match="of 1 rows that are longer than 24"):
+        data = Text(str(tmp_path / "a.jsonl"), length=length, holdout=0.0).open("train")
     items = [data[i] for i in range(len(data))]
     keys = items[0].keys() - {"x"}
     cond = {key: torch.stack([item[key] for item in items]) for key in keys}

@@ -209,7 +209,7 @@ ROWS = torch.arange(30, dtype=torch.uint8).reshape(10, 3)
 IN_MEMORY = {
     "pictures": Tensors(ROWS, torch.arange(10), "", shift=8.0, scale=1 / 8),
     "no labels": Tensors(ROWS, None, ""),
-    "text": Windows(ROWS, torch.arange(10), ""),
+    "text": Windows({"x": ROWS, "prompt": torch.arange(10)}, ""),
     "pairs": PairSet({"x": ROWS.float(), "origin": torch.arange(10)}, ""),
     "drawn": Drawn(ROWS, None, ""),
 }
