@@ -33,10 +33,16 @@ class CacheComparison:
     batch: int = 100
     timing: InterleavedTiming = field(default_factory=InterleavedTiming)
 
-    def measure(self, pipeline: Pipeline, how: Mapping[str, Any], seed: int = 0) -> CacheSaving:
-        """Measure the cache that the pipeline uses if sampled with `how`, keywords of Pipeline.sample."""
+    def measure(
+        self, pipeline: Pipeline, how: Mapping[str, Any], seed: int = 0, captions: Sequence[str] | None = None
+    ) -> CacheSaving:
+        """Measure the cache that the pipeline uses if sampled with `how`, keywords of Pipeline.sample.
+
+        captions: one for each sample of the batch; None for the condition that the pipeline chooses.
+        """
         plain, rest = uncached(pipeline, how)
-        keys: dict[str, Any] = {"n": self.batch, "batch_size": self.batch, "seed": seed}
+        keys: dict[str, Any] = {"n": self.batch, "batch_size": self.batch, "seed": seed, "cond": captions}
+        one = captions and captions[:1]
 
         def sample_without() -> Samples:
             return plain.sample(**rest, **keys)
@@ -49,7 +55,7 @@ class CacheComparison:
         ratio = median_interval([b / a for a, b in rounds])
         (report,) = cached.cache
         fraction = report.fraction
-        leaves = plain.sample(**{**rest, "cache": LeafSites()}, n=1, seed=seed).cache[0].sites
+        leaves = plain.sample(**{**rest, "cache": LeafSites()}, n=1, seed=seed, cond=one).cache[0].sites
         sites = [site for site in report.sites if site in leaves and site != "time"]  # of tokens, not of t
         sites = sites or list(report.sites)  # a searched mask has whole blocks only
         return CacheSaving(

@@ -15,6 +15,7 @@ from gen.config.spec import Json, digest, spec_of
 from gen.data.lib.autoencoders import autoencoder_spec
 from gen.data.lib.tensors import content_hash
 from gen.diffusion.denoiser import Denoiser
+from gen.eval.captions import SampleCaptions
 from gen.eval.extraction import code_digest
 from gen.eval.image_sets import Images
 from gen.eval.provenance import machine, sampler_spec, short
@@ -31,12 +32,14 @@ class Decoder:
     Attributes:
         pipeline: that is sampled.
         spec: of the autoencoder; None without one.
+        captions: that samples have where no condition is given; None for the condition that the pipeline chooses.
         shape: of one picture, (C, H, W).
         collective: whether processes compute each sample together.
     """
 
-    def __init__(self, pipeline: Pipeline, autoencoder: object):
-        self.pipeline, self.coder, self.shape = pipeline, None, tuple(pipeline.shape)
+    def __init__(self, pipeline: Pipeline, autoencoder: object, captions: SampleCaptions | None = None):
+        self.pipeline, self.captions = pipeline, captions
+        self.coder, self.shape = None, tuple(pipeline.shape)
         self.collective = getattr(getattr(pipeline, "engine", None), "collective", False)
         autoencoder = autoencoder_spec(autoencoder)
         self.spec: object = None
@@ -49,6 +52,8 @@ class Decoder:
 
     def sample(self, n: int, **how: Any) -> Samples:
         """Draw samples, as Pipeline.sample does."""
+        if self.captions is not None:
+            how = {"cond": self.captions.rows(how.get("start", 0), n), **how}
         samples = self.pipeline.sample(n, **how)
         return samples if self.coder is None else self.pipeline.decoded(samples, self.coder)
 
@@ -80,7 +85,7 @@ class DrawnImages(Images):
     ) -> None:
         self.sampler, self._how, self._n, self._seed, self._batch_size = sampler, how, n, seed, batch_size
         self.name, self.shape = sampler.pipeline.name, sampler.shape
-        labels = ("labels",) if sampler.pipeline.classes else ()
+        labels = ("labels",) if sampler.pipeline.classes and sampler.captions is None else ()
         self.extras = ("nfe", "first", *labels, *(("targets",) if targets else ()))
         self.fingerprint = _fingerprint(sampler, how, seed) if known else ""
 
@@ -118,6 +123,7 @@ def _fingerprint(sampler: Decoder, how: Mapping[str, Any], seed: int) -> str:
     known: Json = {"sampler": spec, "autoencoder": sampler.spec, "paths": paths, "seed": seed, "info": pipeline.info}
     known |= {"files": _files([spec, sampler.spec]), "classes": pipeline.classes, "code": code_digest()}
     known |= {"shape": list(pipeline.shape)}
+    known |= {} if sampler.captions is None else {"captions": sampler.captions.info.fingerprint}
     known |= {"device": machine(torch.device(pipeline.device)).rpartition(",")[0], "weights": content_hash(*parts)}
     return digest(known)
 

@@ -85,7 +85,9 @@ def evaluate(
             with the seed.
         training: images that the model may have memorised, as `against`; None for the split "train", if there is one.
         paired: pictures that sample i should be, as `samples` and as many, for metrics of pairs.
-        prompts: text file with a line for each sample, for metrics of texts.
+        prompts: text file with a line for each sample, for metrics of texts. Of a model that takes captions, the
+            captions that its samples are drawn of, n of them by default, sample i having line i mod their number; None
+            for those of the held-out part of its data, in an order of the seed.
         class_wise: whether metrics of single classes are computed.
         protocol: name of gen.eval.protocols, which sets extractor, n and metrics.
         allow_lossy: whether samples may be JPEG or lossy WebP.
@@ -190,7 +192,7 @@ class Evaluation:
         rows = Rows(images, reference.extractor, reference.extractor_spec, extraction)
         if target is not None:
             target.mkdir(parents=True, exist_ok=True)
-        give(rows, given, extraction, info.available or len(rows))
+        give(rows, given, extraction, info.available or len(rows), sampler)
         strict, kept, reasons = given["metrics"] is not None, list[Metric](), []
         judged = knows_classes(reference.extractor, images, sampler)
         for metric in metrics:
@@ -233,7 +235,10 @@ class Evaluation:
         found: Json = {"rounding": UNKNOWN, "labels": UNKNOWN, "nfe": None, **setting(pipeline)}
         if sampler is not None:
             nfe, classes = samples.rows("nfe"), sampler.pipeline.classes
-            found |= {"rounding": ROUNDING, "labels": f"balanced, i mod {classes}" if classes else "none"}
+            captions = None if sampler.captions is None else sampler.captions.info
+            labels = f"balanced, i mod {classes}" if classes else "none"
+            labels = labels if captions is None else f"captions of {captions.source}, i mod {captions.n}"
+            found |= {"rounding": ROUNDING, "labels": labels, "captions": captions}
             found |= {"nfe": None if nfe is None else float(nfe.mean()), "checkpoint": checkpoint(sampler.pipeline)}
             batch = min(given["timed"], n, given["batch_size"])
             found |= timing(sampler, self.how, batch, seed, given["seconds"])

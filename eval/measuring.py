@@ -154,6 +154,7 @@ def timing(sampler: Decoder, how: Mapping[str, Any], batch: int, seed: int, seco
         seconds: spent on timing.
     """
     timer, pipeline = Throughput(batch=batch, seconds=seconds), sampler.pipeline
+    captions = None if sampler.captions is None else sampler.captions.rows(0, batch)
 
     def speed() -> Speed:
         return timer.measure(lambda b: sampler.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
@@ -161,7 +162,7 @@ def timing(sampler: Decoder, how: Mapping[str, Any], batch: int, seed: int, seco
     found: Json = {"speed": spare("speed", speed)}
     if pipeline.plan(**how).cache is not None:
         comparison = CacheComparison(batch, InterleavedTiming(seconds=seconds))
-        found["cache"] = spare("cache", lambda: comparison.measure(pipeline, how, seed))
+        found["cache"] = spare("cache", lambda: comparison.measure(pipeline, how, seed, captions))
     return found
 
 

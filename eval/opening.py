@@ -15,6 +15,7 @@ from gen.config.reading import read_lines
 from gen.config.spec import Json
 from gen.config.trust import allowing, check_trusted, external_names, names_from
 from gen.data.lib.learned import learned_data
+from gen.eval.captions import captions_of
 from gen.eval.drawn import Decoder, DrawnImages
 from gen.eval.extraction import Extraction, Rows
 from gen.eval.image_sets import Images, TensorImages, chosen, chosen_rows, is_run, open_images
@@ -90,7 +91,8 @@ def drawer(given: Mapping[str, Any]) -> Decoder | None:
     if isinstance(samples, type) or not hasattr(samples, "sample"):
         allowed = "a Pipeline, the folder of a run, a folder or a file of pictures, or a uint8 tensor"
         raise UserError(f"evaluate: samples: got {shown(samples)}, expected {allowed}")
-    return Decoder(samples, given["autoencoder"])
+    captions = captions_of(samples, given["prompts"], given["seed"], lambda: own_data(samples, allow))
+    return Decoder(samples, given["autoencoder"], captions)
 
 
 def opened(
@@ -108,7 +110,8 @@ def opened(
     if sampler is not None:
         pairs = given["metrics"] is not None and given["paired"] is None and any(m.needs == "pairs" for m in metrics)
         known = given["features"] is not None
-        images: Images = DrawnImages(sampler, how, n or DRAWN, seed, given["batch_size"], pairs, known)
+        listed = 0 if sampler.captions is None or given["prompts"] is None else len(sampler.captions)
+        images: Images = DrawnImages(sampler, how, n or listed or DRAWN, seed, given["batch_size"], pairs, known)
         return images, SamplesInfo("run" if sampler.pipeline.folder is not None else "pipeline")
     whole = given["samples"]
     whole = TensorImages(whole.uint8(), whole.cond.get("y"), "samples") if isinstance(whole, Samples) else whole
@@ -138,15 +141,19 @@ def reference_of(given: Mapping[str, Any], sampler: Decoder | None, extraction: 
     against = own_data(sampler.pipeline, given["allow"]) if against is None and sampler is not None else against
     if isinstance(against, Pipeline) or (isinstance(against, (str, Path)) and is_run(Path(against))):
         pipeline = against if isinstance(against, Pipeline) else load_images(against, allow=given["allow"])
-        n = given["n"] or DRAWN  # of other noise than the samples
-        against = DrawnImages(Decoder(pipeline, None), {}, n, given["seed"] + 1, given["batch_size"])
+        n, seed = given["n"] or DRAWN, given["seed"] + 1  # of other noise than the samples
+        prompts = given["prompts"] if sampler is not None and sampler.captions is not None else None
+        captions = captions_of(pipeline, prompts, seed, lambda: own_data(pipeline, given["allow"]))
+        against = DrawnImages(Decoder(pipeline, None, captions), {}, n, seed, given["batch_size"])
     return Reference.open(
         against, given["split"], given["extractor"], extraction,
         training=given["training"], computed_by=given["reference_extractor"],
     )  # fmt: skip
 
 
-def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction, available: int) -> None:
+def give(
+    rows: Rows, given: Mapping[str, Any], extraction: Extraction, available: int, sampler: Decoder | None = None
+) -> None:
     """Add the rows that do not come from the samples: pictures that they should be, and embeddings of prompts.
 
     Args:
@@ -154,6 +161,7 @@ def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction, available
         given: arguments of gen.evaluate.
         extraction: how they are computed.
         available: samples of which the rows were chosen: there is one picture and one prompt for each.
+        sampler: that draws the samples; None for samples that are there.
     """
     n, seed = len(rows), given["seed"]
     if given["paired"] is not None:
@@ -167,13 +175,17 @@ def give(rows: Rows, given: Mapping[str, Any], extraction: Extraction, available
         targets = truth.rows("images")
         assert targets is not None
         rows.given["targets"] = targets
-    if given["prompts"] is not None:
+    texts = list[str]()
+    if sampler is not None and sampler.captions is not None:
+        texts = sampler.captions.rows(0, n) if hasattr(rows.extractor, "text") else []
+    elif given["prompts"] is not None:
         if not hasattr(rows.extractor, "text"):
             raise UserError(f"prompts: the extractor {rows.extractor.name} reads no text; clip does")
         lines = list(read_lines(Path(given["prompts"])))
         if len(lines) != available:
             raise UserError(f"{given['prompts']} has {len(lines)} lines for {available} samples: one for each")
         texts = [lines[i] for i in chosen_rows(len(lines), n, seed).tolist()]
+    if texts:
         parts = [cast(Any, rows.extractor).text(texts[i : i + 250]) for i in range(0, n, 250)]
         rows.given["prompts"] = torch.cat(parts)
 

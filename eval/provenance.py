@@ -168,7 +168,9 @@ def loading_options(pipeline: Pipeline) -> Json:
     packages = sorted({name.partition(":")[0].partition(".")[0] for name in external_names(pipeline.info)})
     device = {} if str(pipeline.device) == "cpu" else {"device": str(pipeline.device)}
     dtype = {"dtype": short} if (short := _dtype(pipeline)) else {}
-    return weights | engine | dtype | device | ({"allow": packages} if packages else {})
+    encoder = getattr(getattr(pipeline, "encode_prompts", None), "encoder", None)
+    reads = {} if encoder is None else {"text_encoder": json.dumps(anchored(spec_of(encoder)))}
+    return weights | engine | dtype | device | reads | ({"allow": packages} if packages else {})
 
 
 def _dtype(pipeline: object) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMA",
     "UNKNOWN",
     "CacheSaving",
+    "CaptionsInfo",
     "Drift",
     "ExtractorInfo",
     "FloorInfo",
@@ -119,6 +120,21 @@ class SamplesInfo:
     available: int | None = None
     fingerprint: str = ""
     counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaptionsInfo:
+    """The captions that samples were drawn of; sample i has caption i mod n.
+
+    Attributes:
+        source: in words, such as the name of a file.
+        n: number of captions.
+        fingerprint: digest of the captions, in order.
+    """
+
+    source: str
+    n: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -332,6 +348,7 @@ class Record:
         protocol: name of the published protocol that was followed; None for none.
         per_class: numbers of each class.
         neighbours: samples beside their nearest training images.
+        captions: that the samples were drawn of; None for a model that takes none, and for samples of another tool.
         schema: of this dataclass.
     """
 
@@ -361,6 +378,7 @@ class Record:
     protocol: str | None = None
     per_class: tuple[PerClass, ...] = ()
     neighbours: Neighbours | None = None
+    captions: CaptionsInfo | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -390,6 +408,7 @@ class Record:
         kept = ("run", "label", "checkpoint", "sampler", "seed")
         samples = self.samples.fingerprint if self.samples else ""
         shared = {"comparability": self.comparability, "samples": samples}
+        shared |= {"captions": self.captions.fingerprint} if self.captions else {}
         return digest({key: getattr(self, key) for key in kept} | shared)[:16]
 
     def measured(self, key: str) -> Measurement:

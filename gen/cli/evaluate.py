@@ -50,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--training", help="images that the model may have memorised, as --against (default: the run's)"
     )
     parser.add_argument("--paired", help="pictures that sample i should be, for PSNR, SSIM and LPIPS")
-    parser.add_argument("--prompts", help="a text file, a line for each sample, for the CLIP score")
+    parser.add_argument(
+        "--prompts",
+        help="a text file: of a run that takes captions, those of its samples, a line each (default: the held-out "
+        "data's); of samples that are there a line for each, for the CLIP score",
+    )
     parser.add_argument("--allow-lossy", action="store_true", help="take JPEG and lossy WebP samples")
     parser.add_argument("--label", help="what the leaderboard calls the row (default: the run's name)")
     parser.add_argument("--part", help="k/n: compute the features of part k of n, and no more")
