@@ -17,13 +17,13 @@ __all__ = ["UREPA"]
 
 @dataclass(frozen=True)
 class UREPA(REPA):
-    """REPA in the middle of a U-Net, plus manifold_weight times the manifold loss (Tian et al. 2025).
+    """REPA in the middle of a U-Net, whose loss has the manifold loss in it (Tian et al. 2025, equation 5).
 
     The head's tokens are resampled bilinearly to the encoder's grid; the encoder's are not.
 
     Attributes:
         site: see REPA.
-        manifold_weight: of the manifold loss; default the paper's.
+        manifold_weight: of the manifold loss within the alignment's, which `weight` multiplies; default the paper's.
         pairs: which tokens the manifold loss compares: those of one sample ("intra") or of the whole batch ("all").
     """
 
@@ -43,4 +43,4 @@ class UREPA(REPA):
         projected = resample(head(tokens_of(h)), self.encoder.grid)
         cosine = negative_cosine(projected, features.tokens)
         angles = manifold(projected, features.tokens, self.pairs)
-        return self.weight * cosine + self.manifold_weight * angles, {"alignment": cosine, "manifold": angles}
+        return self.weight * (cosine + self.manifold_weight * angles), {"alignment": cosine, "manifold": angles}

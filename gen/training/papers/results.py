@@ -42,7 +42,7 @@ RESULTS: Mapping[str, Published] = {
     "dit_xl_2": Published(
         "FID 2.27, guided by 1.5",
         "DiT, README",
-        other="FID 9.62 unguided",
+        other="FID 9.62 unguided (table 2 of the paper)",
         parameters={"net": 675_129_632},
         gmacs=118.64,
     ),
@@ -53,7 +53,12 @@ RESULTS: Mapping[str, Published] = {
     "reg_xl_2": Published(
         "FID 1.36, guided by 2.3", "REG, README", parameters={"net": 676_886_032, "head": 8_131_328}
     ),
-    "urepa_unet": Published("FID < 1.5, guided, of another network", "U-REPA, abstract"),
+    "urepa_xl_2": Published(
+        "FID 1.48, guided by 1.65",
+        "U-REPA, table 5",
+        other="FID 1.41 after 2 million updates; 5.4 unguided after 400,000",
+        parameters={"net": 946_237_840, "head": 8_131_328},  # published: 954.4 million together
+    ),
     "lightningdit_xl_1": Published(
         "FID 2.11, guided by 10",
         "LightningDiT, README",
@@ -61,17 +66,22 @@ RESULTS: Mapping[str, Published] = {
         parameters={"net": 675_256_736},
     ),
     "ddt_xl_2": Published(
-        "FID 1.31, guided by 2", "DDT, abstract", other="FID 1.26, trained longer", parameters={"net": 674_646_352}
+        "FID 1.31, guided by 2",
+        "DDT, abstract",
+        other="FID 1.26, trained longer (README)",
+        parameters={"net": 674_646_352},
     ),
     "rae_dit_dh_xl": Published(
         "FID 1.51, 50 steps",
         "RAE, abstract",
-        other="FID 2.16 after 80 epochs; 1.13 guided by a smaller model",
+        other="FID 2.16 after 80 epochs (README); 1.13 guided by a smaller model",
         parameters={"net": 838_675_796},
     ),
-    "mdlm_owt": Published("perplexity 23.21", "MDLM, table 2", checked=False),
-    "mdlm_lm1b": Published("perplexity 31.78", "BD3-LM, table 3", checked=False),
-    "bd3_owt": Published("perplexity 22.27", "BD3-LM, table 4", checked=False),
+    "mdlm_owt": Published(
+        "perplexity 22.98", "BD3-LM, table 4", other="23.21 of half as many tokens (MDLM, table 2)"
+    ),
+    "mdlm_lm1b": Published("perplexity 31.78", "BD3-LM, table 3"),
+    "bd3_owt": Published("perplexity 22.27", "BD3-LM, table 4"),
     "llada_8b_sft": Published("", parameters={"net": 8_015_581_184}),
     "fast_dllm_v2_7b": Published(
         "GSM8K 83.7, MATH 61.6", "Fast-dLLM, v2/README", parameters={"net": 7_615_616_512}
@@ -82,8 +92,8 @@ RESULTS: Mapping[str, Published] = {
         other="FID 1.28 in two stages",
         parameters={"net": _ADM, "teacher": _ADM},
     ),
-    "f_distill_imagenet64": Published(
-        "FID 1.11, 1 evaluation", "FastGen, README", other="FID 1.16 in the paper",
+    "f_distill_imagenet64": Published(  # the README's section on f-distill, whose table names configs of DMD2
+        "FID 1.11, 1 evaluation", "FastGen, methods/distribution_matching/README", other="FID 1.16 in the paper",
         parameters={"net": _ADM, "teacher": _ADM},
     ),
     "scd_cifar10": Published(

@@ -18,7 +18,7 @@ def test_the_head_comes_before_the_resampling():
     projected = resample(head(h), 4)
     torch.testing.assert_close(logs["alignment"], negative_cosine(projected, y))
     torch.testing.assert_close(logs["manifold"], manifold(projected, y))
-    torch.testing.assert_close(loss, 0.7 * logs["alignment"] + 2.0 * logs["manifold"])
+    torch.testing.assert_close(loss, 0.7 * (logs["alignment"] + 2.0 * logs["manifold"]))
     assert not torch.allclose(projected, head(resample(h, 4)))
 
 
