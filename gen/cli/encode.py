@@ -81,13 +81,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text_encoder(text: str | None) -> Any:
-    """Return the spec of a text encoder; a folder is one of transformers."""
+    """Return the spec of a text encoder; a folder is one of transformers or of diffusers."""
+    from gen.data.lib.prompts import encoder_spec
+
     if text is not None and not text.lstrip().startswith("{"):
         if not Path(text).is_dir():
             raise UserError(
                 f"--text {text} is no folder; allowed: that of a CLIP or T5 of transformers, or a JSON spec"
             )
-        return {"name": "pretrained", "path": text}
+        return encoder_spec(text)
     return parse_spec(text)
 
 

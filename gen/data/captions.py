@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
 from gen.config.spec import Json, name_of, part
+from gen.data.lib.prompts import text_fields
 from gen.data.lib.tensors import content_hash
 
 __all__ = ["Captions"]
@@ -27,8 +28,9 @@ class Captions:
     """A source of pictures with captions, whose items get the caption as a condition.
 
     With a tokenizer items have "text_ids" int64 [length], for a network that trains a text transformer of its own; with
-    a frozen encoder of texts, "text" float32 [L, D]. Either way "text_mask" bool, False at padding. An encoder runs
-    where the data are read, on the CPU, once for each distinct caption; `gen encode --text` keeps embeddings instead.
+    a frozen encoder of texts, "text" float32 [L, D], and "pooled" [P] if it has one. Either way "text_mask" bool, False
+    at padding. An encoder runs where the data are read, on the CPU, once for each distinct caption; `gen encode --text`
+    keeps embeddings instead.
 
     Attributes:
         data: with captions, see gen.data: a table, webdataset, huggingface or captioned_digits.
@@ -64,12 +66,11 @@ class Captions:
         """The fields of a model of these captions, but for its text transformer's size."""
         if self._encoder is None:
             return {"text_vocab": self.text.vocab_size, "text_length": self.length, "text_depth": 2}
-        text = self.encode_prompts([""])["text"]
-        return {"text_width": text.shape[2], "text_length": text.shape[1], "null_text": "stored"}
+        return text_fields(self.null_text or {})
 
     @property
     def null_text(self) -> dict[str, Tensor] | None:
-        """The embedding of the empty caption and its mask, [L, D] and [L]; None with a tokenizer."""
+        """The condition of the empty caption, "text" [L, D] and "text_mask" [L]; None with a tokenizer."""
         if self._encoder is None:
             return None
         return {key: value[0] for key, value in self.encode_prompts([""]).items()}
@@ -122,12 +123,12 @@ class Captions:
 
     def _encoded(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._memory]:
-            text, mask = self._encoder(new)
-            fresh = dict(zip(new, zip(text, mask, strict=True), strict=True))
+            encoded = self._encoder(new)
+            fresh = {prompt: {key: value[i] for key, value in encoded.items()} for i, prompt in enumerate(new)}
         rows = [self._memory.get(prompt) or fresh[prompt] for prompt in prompts]
         for prompt in new:
             self._keep(prompt, fresh[prompt])
-        return {"text": torch.stack([text for text, _ in rows]), "text_mask": torch.stack([mask for _, mask in rows])}
+        return default_collate(rows)
 
     def _keep(self, prompt: str, value: Any) -> None:
         if len(self._memory) < KEPT:

@@ -18,6 +18,7 @@ from gen.data.lib.latent_files import open_files
 from gen.data.lib.latent_rows import EXTRAS, LatentRows, open_shards
 from gen.data.lib.latent_scale import LatentScale, stored_statistics
 from gen.data.lib.latent_store import read_manifest, read_stored
+from gen.data.lib.prompts import text_fields
 from gen.data.lib.tensors import SPLITS, check_labels, content_hash, hold_out
 from gen.diffusion.noise import Noise, derive
 
@@ -128,7 +129,7 @@ class Latents:
 
     @property
     def null_text(self) -> dict[str, Tensor]:
-        """`text` [T, D] and `text_mask` [T] of the empty caption; UserError for latents without text."""
+        """The condition of the empty caption, `text` [T, D] and `text_mask` [T]; UserError for latents without text."""
         if (about := (self._manifest or {}).get("text")) is None:
             raise UserError(f"{self.path} has no text: encode it by gen encode --text")
         return read_stored(Path(self.path), about)
@@ -138,8 +139,12 @@ class Latents:
         """The fields of a model of the captions; {} unless items have text."""
         if not self.text:
             return {}
-        length, width = self.null_text["text"].shape
-        return {"text_width": width, "text_length": length, "null_text": "stored"}
+        return text_fields(self.null_text)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether items have `pooled` [P], one vector for all of the caption: what their encoder had of it."""
+        return self.text and "text" in (self._manifest or {}) and "pooled" in self.null_text
 
     @property
     def text_encoder(self) -> Json | None:
@@ -204,7 +209,7 @@ class Latents:
 
 @dataclass(eq=False)
 class LatentSet:
-    """Items {"x": float32 [C, H, W], "y": int64 0-d, "features": float32 [T, D], "text", "text_mask"} of some rows.
+    """Items {"x": float32 [C, H, W], "y": int64 0-d} of some rows; "features" [T, D], "text", "text_mask", "pooled".
 
     With flip, all rows come again, mirrored. No "y" without labels, and only those `extras` that are named. With draws,
     x is drawn from a normal distribution: by a key, or by one that belongs to the item.
@@ -254,7 +259,7 @@ class LatentSet:
         """Return the items of rows, mirrored or not."""
         kind = self.source.kind
         main = ("latents" if kind == "latents" else "mean") + suffix
-        names = {"features": ("features" + suffix,), "text": ("text", "text_mask")}
+        names = {"features": ("features" + suffix,), "text": ("text", "text_mask"), "pooled": ("pooled",)}
         extras = [name for extra in self.extras for name in names[extra]]
         found = self.source.read([main, *([kind + suffix] if self.draws else []), *extras], rows)
         z = found[main]

@@ -16,7 +16,7 @@ from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json, digest
 from gen.models.encoders.lib.vit import pretrained
 
-__all__ = ["PretrainedText", "TextEmbedder"]
+__all__ = ["PretrainedText", "TextEmbedder", "folder_hashes", "read_tokenizer"]
 
 OWNERS = {
     "clip": "CLIPTextModel",
@@ -56,13 +56,8 @@ class PretrainedText:
     def identity(self) -> Json:
         """Return the kind of model, the sha256 of its weights and of its tokenizer, and the options."""
         folder, tokenizer = self._folders
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise UserError(f"{folder} holds no .safetensors file: save the model there with save_pretrained")
-        words = [*tokenizer.glob("*.json"), *tokenizer.glob("*.txt"), *tokenizer.glob("*.model")]
-        hashes = {name: digest(list(map(file_sha256, files))) for name, files in
-                  {"weights": weights, "tokenizer": sorted(words)}.items()}  # fmt: skip
-        return {"class": self._owner, "length": self.length, "layer": self.layer, "dtype": self.dtype, **hashes}
+        options = {"length": self.length, "layer": self.layer, "dtype": self.dtype}
+        return {"class": self._owner, **options, **folder_hashes(folder, tokenizer)}
 
     def load(self, device: torch.device | str = "cpu") -> TextEmbedder:
         """Return the frozen model.
@@ -76,20 +71,12 @@ class PretrainedText:
         """
         folder, tokenizer = self._folders
         model = pretrained(str(folder), self._owner, dtype=getattr(torch, self.dtype))
-        try:
-            from transformers import AutoTokenizer
-
-            words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
-        except Exception as error:  # of any kind: it depends on which part of the folder is wrong
-            why = " ".join(str(error).split())[:300]
-            raise UserError(f"{tokenizer} cannot be read as a tokenizer: {why}") from error
+        words = read_tokenizer(tokenizer)
         longest = getattr(model.config, "max_position_embeddings", None)
         clip = "clip" in model.config.model_type
         length = self.length or (longest if clip and longest else LENGTH)
         if longest is not None and length > longest:
             raise UserError(f"{self.path}: length = {length}; the model takes at most {longest} tokens")
-        if words.pad_token_id is None:
-            raise UserError(f"{tokenizer} has no padding token")
         if not 0.9 * model.config.vocab_size <= len(words) <= model.config.vocab_size:  # T5's has rows to spare
             raise UserError(
                 f"{tokenizer} has {len(words)} tokens and {folder} {model.config.vocab_size}: they are of two models"
@@ -117,8 +104,47 @@ class PretrainedText:
         return OWNERS[str(kind)]
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """Read a tokenizer of transformers.
+
+    Args:
+        folder: as save_pretrained writes it.
+
+    Raises:
+        UserError: for a folder of something else, and for one that cannot pad.
+    """
+    try:
+        from transformers import AutoTokenizer
+
+        words = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # of any kind: it depends on which part of the folder is wrong
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be read as a tokenizer: {why}") from error
+    if words.pad_token_id is None:
+        raise UserError(f"{folder} has no padding token")
+    return words
+
+
+def folder_hashes(folder: Path, tokenizer: Path) -> Json:
+    """Return the sha256 of a model's weights and of its tokenizer.
+
+    Args:
+        folder: of the model.
+        tokenizer: folder of its tokenizer.
+
+    Raises:
+        UserError: for a folder without safetensors.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{folder} holds no .safetensors file: save the model there with save_pretrained")
+    words = [*tokenizer.glob("*.json"), *tokenizer.glob("*.txt"), *tokenizer.glob("*.model")]
+    files = {"weights": weights, "tokenizer": sorted(words)}
+    return {name: digest(list(map(file_sha256, paths))) for name, paths in files.items()}
+
+
 class TextEmbedder(nn.Module):
-    """Captions to embeddings [B, T, D] and their mask [B, T]; see gen.models.text_encoders.
+    """Captions to "text" [B, T, D] and "text_mask" [B, T]; see gen.models.text_encoders.
 
     Attributes:
         truncated: how many captions so far were longer than T tokens, and cut.
@@ -134,7 +160,7 @@ class TextEmbedder(nn.Module):
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def forward(self, captions: Sequence[str]) -> dict[str, Tensor]:
         texts = list(captions)
         self.truncated += sum(len(ids) > self.length for ids in self.tokenizer(texts, verbose=False)["input_ids"])
         options = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
@@ -143,4 +169,4 @@ class TextEmbedder(nn.Module):
         seen = None if self.sees_padding else mask
         out = self.model(input_ids=ids, attention_mask=seen, output_hidden_states=self.layer != -1)
         hidden: Tensor = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
-        return hidden.float(), mask.bool()
+        return {"text": hidden.float(), "text_mask": mask.bool()}

@@ -200,15 +200,15 @@ class _Writer:
 
     @torch.inference_mode()
     def _embedded(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Return the embeddings of captions and their masks, on the CPU."""
+        """Return the conditions of captions, on the CPU."""
         assert self.text is not None
-        size, parts = self.how.batch_size, list[tuple[Tensor, Tensor]]()
+        size, parts = self.how.batch_size, list[dict[str, Tensor]]()
         for i in range(0, len(captions), size):
             some = list(captions[i : i + size])
-            text, mask = self.text([*some, *[""] * (size - len(some))])  # of one shape always
-            parts.append((text[: len(some)].to(self.dtype).cpu(), mask[: len(some)].cpu()))
-        texts, masks = zip(*parts, strict=True)
-        return {"text": torch.cat(texts), "text_mask": torch.cat(masks)}
+            found = self.text([*some, *[""] * (size - len(some))])  # of one shape always
+            parts.append({key: value[: len(some)].cpu() for key, value in found.items()})
+        joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in joined.items()}
 
     def _read(self, rows: range) -> Iterator[dict[str, Tensor]]:
         """Yield batches of items."""

@@ -26,7 +26,7 @@ from gen.data.lib.tensors import CHANGED
 __all__ = ["EXTRAS", "Kind", "LatentRows", "ShardRows", "open_shards"]
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
-EXTRAS: dict[str, tuple[str, ...]] = {"features": (), "text": ("text_mask",)}  # with the masks that belong to them
+EXTRAS: dict[str, tuple[str, ...]] = {"features": (), "text": ("text_mask",), "pooled": ()}  # with masks
 Kind = Literal["latents", "logvar", "std"]
 
 
@@ -66,7 +66,8 @@ class LatentRows(Protocol):
         """Return rows of some columns, [len(rows), ...] each, float32; masks are bool.
 
         Args:
-            names: "latents", "mean", "logvar", "std" or "features", or one of these with "_flip"; "text", "text_mask".
+            names: "latents", "mean", "logvar", "std" or "features", or one of these with "_flip"; "text", "text_mask",
+                "pooled".
             rows: their indices.
         """
         ...
@@ -284,8 +285,11 @@ def _inspect_extra(file: Path, extra: str, flip: bool, found: Mapping[str, tuple
             raise UserError(f"{file} has no {name}, which {extra} = True needs; it has {', '.join(found)}")
     for name in required:
         (size, dtype), mask = found[name], name in EXTRAS[extra]
-        if len(size) != 3 - mask or size[0] != n or (dtype != "BOOL" if mask else dtype not in FLOATS):
-            allowed = f"BOOL [{n}, T]" if mask else f"floating point [{n}, T, D]"
+        flat = mask or extra == "pooled"
+        if len(size) != 3 - flat or size[0] != n or (dtype != "BOOL" if mask else dtype not in FLOATS):
+            allowed = (
+                f"BOOL [{n}, T]" if mask else f"floating point [{n}, D]" if flat else f"floating point [{n}, T, D]"
+            )
             raise UserError(f"{file}: {name} is {dtype} {size}; allowed: {allowed}")
         if size[:2] != found[extra][0][:2] or (not mask and size != found[extra][0]):
             raise UserError(f"{file}: {name} is {size}, but {extra} is {found[extra][0]}")

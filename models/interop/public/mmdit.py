@@ -57,12 +57,15 @@ JOINED = {  # q, and the other two of it, as one product
 LENGTH = 333  # CLIP's 77 and T5's 256
 LATENT: Json = {"autoencoder": "stabilityai/stable-diffusion-3-medium", "scale": 1.5305, "shift": 0.0609}
 
+NOTES = ("q, k and v joined; no caption is the negative prompt ''",)
+
 
 @dataclass(frozen=True)
 class MMDiTFolder:
     """An SD3 on the flow path, sampled by 28 Euler steps on a grid shifted by 3, guided by 7: its pipeline's defaults.
 
-    Captions are joined of three encoders there, so a prompt is given as tensors: text, text_mask and pooled.
+    Captions are read by the three encoders of the pipeline's folder (gen.models.text_encoders.sd3), none by the
+    negative prompt "", whose embedding is no part of the weights.
     """
 
     def claims(self, weights: Weights) -> bool:
@@ -87,7 +90,7 @@ class MMDiTFolder:
                       "shift": vae.get("shift_factor", LATENT["shift"])}  # fmt: skip
         sampler = Sampler("euler", 28, {"name": "shift", "shift": 3.0}, {"name": "cfg", "scale": 7.0})
         run = Run(model=model, path="flow", parameterisation="velocity", sampler=sampler, ema=())
-        return Conversion(run, from_diffusers(weights.tensors, model), latent, notes=("q, k and v joined",))
+        return Conversion(run, from_diffusers(weights.tensors, model), latent, notes=NOTES)
 
 
 def _model(config: Json) -> MMDiT:

@@ -30,7 +30,7 @@ class Encoder:
         def encode(captions):
             self_calls.extend(captions)
             text = torch.tensor([[float(len(one))] * 3 for one in captions])[:, None].expand(-1, 2, -1)
-            return text, torch.tensor([[True, bool(one)] for one in captions])
+            return {"text": text, "text_mask": torch.tensor([[True, bool(one)] for one in captions])}
 
         return encode
 

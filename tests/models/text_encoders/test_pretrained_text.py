@@ -57,30 +57,33 @@ def write(transformers, folder, kind, vocabulary=10):
 def test_embeddings_are_those_of_the_model(kind, layer, transformers, tmp_path):
     model = write(transformers, tmp_path, kind)
     net = build("models.text_encoders", {"name": "pretrained", "path": tmp_path, "length": 7, "layer": layer}).load()
-    text, mask = net([CAPTIONS[0], "a cat", ""])
+    text, mask = net([CAPTIONS[0], "a cat", ""]).values()
     assert text.shape == (3, 7, 16) and text.dtype == torch.float32 and mask.sum(1).tolist() == [5, 2, 0]
     ids = torch.tensor([[3, 6, 4, 8, 9, 0, 0], [3, 4, 0, 0, 0, 0, 0]])
     seen = None if kind == "clip" else (ids != 0).long()  # T5 does not see padding; CLIP's tokens see what is before
     out = model(input_ids=ids, attention_mask=seen, output_hidden_states=True)
     expected = out.last_hidden_state if layer == -1 else out.hidden_states[-2]
     torch.testing.assert_close(text[:2], expected.detach())
-    alone, _ = net(["a cat"])
+    alone, _ = net(["a cat"]).values()
     torch.testing.assert_close(alone[0, :2], text[1, :2])
-    assert net.truncated == 0 and net(["a " * 8])[1].all() and net.truncated == 1
+    assert net.truncated == 0 and net(["a " * 8])["text_mask"].all() and net.truncated == 1
 
 
 def test_lengths_and_folders(transformers, tmp_path):
     write(transformers, tmp_path / "clip", "clip")
     spec = build("models.text_encoders", {"name": "pretrained", "path": str(tmp_path / "clip")})
-    assert spec.load()(["a"])[0].shape == (1, 9, 16)  # the model's own
+    assert spec.load()(["a"])["text"].shape == (1, 9, 16)  # the model's own
     whole = tmp_path / "pipeline"  # of diffusers
     shutil.copytree(tmp_path / "clip", whole / "text_encoder")
     shutil.copytree(tmp_path / "clip", whole / "tokenizer")
     there = build("models.text_encoders", {"name": "pretrained", "path": str(whole)})
-    assert torch.equal(there.load()(CAPTIONS)[0], spec.load()(CAPTIONS)[0]) and there.identity() == spec.identity()
+    assert (
+        torch.equal(there.load()(CAPTIONS)["text"], spec.load()(CAPTIONS)["text"])
+        and there.identity() == spec.identity()
+    )
     write(transformers, tmp_path / "t5", "t5")
     t5 = build("models.text_encoders", {"name": "pretrained", "path": str(tmp_path / "t5")})
-    assert t5.load()(["a"])[0].shape == (1, 120, 16) and t5.identity() != spec.identity()
+    assert t5.load()(["a"])["text"].shape == (1, 120, 16) and t5.identity() != spec.identity()
 
 
 @pytest.mark.parametrize(
@@ -158,13 +161,13 @@ def test_captions_are_kept_beside_latents_and_read_back(photos, transformers, tm
     splits = [Table(str(photos / "all.csv")).open(split) for split in ("train", "test")]
     assert [one.caption(i) for one in splits for i in range(len(one))].count("") == 1  # an empty one is a caption
     for i in (0, 3, n - 1, n, 2 * n - 1):  # mirrored pictures have the same caption
-        embedding, mask = net([pictures.caption(i % n)])
+        embedding, mask = net([pictures.caption(i % n)]).values()
         torch.testing.assert_close(data[i]["text"], embedding[0])
         assert torch.equal(data[i]["text_mask"], mask[0]) and data[i]["text_mask"].dtype == torch.bool
     batch = ShuffledStream(data, 0).__getitems__([4, 9, 20])
     assert batch["text"].shape == (3, 5, 16) and batch["text_mask"].shape == (3, 5)
     null = source.null_text
-    torch.testing.assert_close(null["text"], net([""])[0][0])
+    torch.testing.assert_close(null["text"], net([""])["text"][0])
     assert null["text_mask"].shape == (5,) and not null["text_mask"].any()
     assert "text" not in Latents(str(tmp_path / "out")).open("train")[0]
     trained = []
