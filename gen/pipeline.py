@@ -497,5 +497,5 @@ def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:
     """
     pipeline = load(folder, *given, **options)
     if not isinstance(pipeline, Pipeline):
-        raise UserError(f"{folder} is a text model, which is decoded, not sampled: see gen decode --help")
+        raise UserError(f"{folder} is a text model, which is decoded, not sampled: see gen decode, and gen perplexity to evaluate it")
     return pipeline

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     for folder, pipeline in zip(args.run, pipelines, strict=True):
         if not isinstance(pipeline, TextPipeline):
             raise UserError(f"{folder} is sampled, not decoded: see gen evaluate --help")
+    if len({pipeline.name for pipeline in pipelines}) < len(pipelines):  # runs of one name in several folders
+        pipelines = [replace(one, name=str(folder)) for folder, one in zip(args.run, pipelines, strict=True)]
     out = args.out or args.run[0] / "decode.html"
     if out.suffix != ".html":
         raise UserError(f"--out {out}: the page is a .html file")

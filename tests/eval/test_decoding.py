@@ -325,6 +325,9 @@ def test_several_runs_are_measured_on_questions_of_a_file(pipeline, monkeypatch,
     assert len({r.comparability for r in found}) == 1
     assert "AUP" in capsys.readouterr().out
     assert "--checker words" in found[0].command
+    monkeypatch.setattr("gen.pipeline.load", lambda *_: pipeline)  # one name for both
+    assert main(["bench-decode", *runs, *words, "--out", str(tmp_path / "both.html")]) == 0
+    assert {r.run for r in collect_decoding([tmp_path / "both.json"])} == set(runs)
     assert main(["bench-decode", runs[0], "--tasks", "sort", "--checker", "exact"]) == 2
     assert "give --tasks FILE.jsonl" in capsys.readouterr().err
 

@@ -105,6 +105,7 @@ def tasks(tmp_path, monkeypatch):
     """Three task files and their questions: generation, multiple choice, perplexity of whole texts."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # seconds of pip list
     folder = tmp_path / "tasks"
     folder.mkdir()
     file = folder / "questions.jsonl"
@@ -143,6 +144,26 @@ def test_three_local_tasks_end_to_end(pipeline, tasks, tmp_path, monkeypatch, ca
         requests(*((f"copy : {a} {b} = {a} {b}",) for a, b in ("ab", "cd", "ef")))
     ))  # fmt: skip
     assert results["own_rolling"]["bits_per_byte,none"] == pytest.approx(nats / (3 * 16) / 0.6931472, rel=1e-4)
+
+
+def test_the_harness_makes_the_model_from_its_own_arguments(pipeline, tasks, monkeypatch):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    harness_model()
+    loaded = []
+    monkeypatch.setattr("gen.pipeline.load", lambda *given: loaded.append(given) or pipeline)
+    results = simple_evaluate(
+        "gen", "run=runs/own,policy=threshold,policy.threshold=0.5,block_length=4,seed=3,gen_length=3", ["own_exact"],
+        batch_size="auto", device="cpu", task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        bootstrap_iters=0,
+    )  # fmt: skip
+    assert [str(given[0]) for given in loaded] == ["runs/own"]
+    config = results["config"]
+    assert config["decoding"]["policy"]["threshold"] == 0.5
+    assert config["decoding"]["block_schedule"]["length"] == 4
+    assert (config["run"], config["seed"], config["gen_length"], config["monte_carlo"]) == ("toy", 3, 3, None)
+    assert all(len(sample["resps"][0][0].split()) <= 3 for sample in results["samples"]["own_exact"])
 
 
 @pytest.mark.slow  # the harness reads its 14,000 task files
