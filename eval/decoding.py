@@ -20,6 +20,7 @@ from gen.eval.estimate import Estimate, mean_estimate, ratio_estimate
 from gen.eval.provenance import checkpoint, device_of, machine
 from gen.eval.record import check_finite, from_json
 from gen.eval.tables import aligned
+from gen.text.chat import chat_prompt
 from gen.text.contracts.predictor import Predictor
 from gen.text.decoding import Decoded, Decoding
 from gen.text.loop import decode
@@ -231,8 +232,9 @@ def _ids(model: Model, prompt: Prompt) -> list[int]:
     """Return a prompt's ids; a conversation goes through the tokeniser's chat template, if it has one."""
     tokenizer = getattr(model, "tokenizer", None)
     if hasattr(prompt, "messages"):
-        chat = getattr(tokenizer, "chat", None)
-        prompt = prompt.text if chat is None else chat(prompt.messages)
+        if getattr(tokenizer, "chat", None) is not None:
+            return chat_prompt(tokenizer, prompt.messages)
+        prompt = prompt.text
     if not isinstance(prompt, str):
         return [int(v) for v in prompt]
     if tokenizer is None:

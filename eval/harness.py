@@ -26,6 +26,7 @@ from gen.text.pipeline import TextPipeline
 __all__ = ["HarnessModel", "harness_model", "main"]
 
 GEN_LENGTH = 256  # tokens of a text where neither the task nor the user says how many, as elsewhere in the harness
+BREAK = "\ue000"  # within the name of a special token that a message only speaks of
 Request = Any  # an lm_eval.api.instance.Instance; its args are what a method asks for
 
 
@@ -38,6 +39,7 @@ class HarnessModel:
     Attributes:
         pipeline: the model.
         bounds: of all log-likelihoods so far, whose Monte Carlo errors are reported.
+        templated: whether a chat template wrote the contexts, so that they name special tokens.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class HarnessModel:
         self.batch_size = _batch_size(batch_size)
         self.plan = override(loaded.plan(block_length=block_length), decoding).on(loaded.path)
         self.bounds = list[NllBound]()
+        self.templated = False
 
     # -- what the harness calls ---------------------------------------------------------------------------------------
 
@@ -116,7 +119,7 @@ class HarnessModel:
         asked = [(str(text),) for (text,) in _arguments(requests)]
         pieces, owners, seeds = list[tuple[list[int], list[int]]](), list[int](), list[int]()
         for i, ((text,), seed) in enumerate(zip(asked, self._seeds("rolling", asked), strict=True)):
-            ids = self.pipeline.encode(text)
+            ids = self._encode(text)
             size = self.pipeline.length or max(1, len(ids))
             for a in range(0, len(ids), size):
                 pieces.append(([], ids[a : a + size]))
@@ -132,11 +135,13 @@ class HarnessModel:
         chat = getattr(self.pipeline.tokenizer, "chat", None)
         if chat is None:
             raise UserError(f"the tokenizer of {self.pipeline.name} has no chat template")
-        return str(chat.render(chat_history, add_generation_prompt))
+        self.templated = True
+        return str(chat.render([self._said(message) for message in chat_history], add_generation_prompt))
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the chat template as text, by which the harness knows cached requests."""
         chat = getattr(self.pipeline.tokenizer, "chat", None)
+        self.templated |= bool(chat_template)  # of requests that were cached, all that the harness asks for
         return chat.template if chat_template and chat is not None else ""
 
     @property
@@ -166,7 +171,7 @@ class HarnessModel:
 
     def _write(self, asked: Sequence[tuple[str, Mapping[str, Any]]], seeds: Sequence[int], plan: Decoding) -> list[str]:
         """Return the text after each context."""
-        ids = [self.pipeline.encode(context) for context, _ in asked]
+        ids = [self._encode(context) for context, _ in asked]
         lengths = [int(self.gen_length or how.get("max_gen_toks", GEN_LENGTH)) for _, how in asked]
         if self.pipeline.length is not None:
             room = [max(1, self.pipeline.length - len(prompt)) for prompt in ids]
@@ -200,10 +205,28 @@ class HarnessModel:
         top_k = int(how.get("top_k") or 0)
         return asked if self.temperature is None else self.temperature, float(how.get("top_p", 1.0)), top_k or None
 
+    def _said(self, message: Mapping[str, str]) -> dict[str, str]:
+        """Return a message whose content names no special token: its names are broken until they are encoded."""
+        content = message["content"]
+        if BREAK in content:
+            raise UserError(f"a message holds U+{ord(BREAK):X}, which stands for something else here")
+        tokenizer: Any = self.pipeline.tokenizer
+        for token in tokenizer.special_tokens:
+            content = content.replace(token, token[0] + BREAK + token[1:])
+        return {**message, "content": content}
+
+    def _encode(self, text: str) -> list[int]:
+        """Return a text's ids; special tokens that a chat template named are those tokens."""
+        if not self.templated:
+            return self.pipeline.encode(text)
+        tokenizer: Any = self.pipeline.tokenizer
+        ids: list[int] = tokenizer.encode_template(text, BREAK)
+        return ids
+
     def _pair(self, context: str, text: str) -> tuple[list[int], list[int]]:
         """Return the ids of a context and its continuation, cut where the context's own ids end."""
         bare = context.rstrip()
-        whole, n = self.pipeline.encode(context + text), len(self.pipeline.encode(bare))
+        whole, n = self._encode(context + text), len(self._encode(bare))
         return whole[:n], whole[n:]
 
     def _seeds(self, kind: str, asked: Iterable[tuple[Any, ...]]) -> list[int]:

@@ -94,6 +94,8 @@ def perplexity_bound(
 
 def _scored(predictor: Predictor, item: Mapping[str, Tensor]) -> tuple[list[int], list[int], int]:
     """Return an item's prompt, the ids after it that are predicted, and how many of them are its text."""
+    if "given" in item:
+        raise UserError("perplexity: the data are packed or have gaps to fill in; texts by themselves are scored")
     x, start, block_size = item["x"], int(item.get("prompt", 0)), predictor.block_size
     stop = min(len(x), max(start, int(text_end(x, predictor.eos_token_ids))) + 1)
     end = stop if block_size is None else min(len(x), -(-stop // block_size) * block_size)

@@ -31,6 +31,7 @@ from gen.eval.record import from_json, to_json
 from gen.models.text import Text
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
+from gen.text.chat import ChatTemplate
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.pipeline import TextPipeline
 from gen.text.worlds import (
@@ -369,6 +370,7 @@ def test_conversations_become_text_and_replies_are_read_as_text():
     (record,) = measure_decoding(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
     assert record.protocol["task"]["source"] is None
     assert record.computed == pytest.approx(sum(len(q.text) for q in task.questions) / 4 + 32)
-    words.chat = lambda messages: "".join(m["role"][0] for m in messages)
+    words.chat = ChatTemplate("{% for m in messages %}{{ m.role[0] }}{% endfor %}")
+    words.special_tokens, words.encode_template = (), lambda text, broken: words.encode(text)
     (record,) = measure_decoding(model, task, {"topk": {"topk 32": model.plan(policy=TopK(32))}}, n=4)
     assert record.computed == len("uau") + 32

@@ -12,8 +12,10 @@ from gen.data.lists import Lists
 from gen.eval.harness import harness_model
 from gen.eval.likelihood import nll_bounds
 from gen.models.text import Text
+from gen.text.chat import chat_prompt
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
+from gen.text.tokenizers.huggingface import HuggingFace
 
 PROMPTS = ["copy : a b =", "reverse : c d e =", "sort : b a ="]
 
@@ -172,3 +174,39 @@ def test_unknown_tasks_are_refused(pipeline, tasks, monkeypatch, capsys):
     monkeypatch.setattr("gen.cli.lm_eval.settings", lambda args: pipeline.decoding)
     assert main(["lm-eval", str(tasks), "--tasks", "own_exact,own_other", "--include", str(tasks)]) == 2
     assert "no task 'own_other'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def chatting(tmp_path):
+    """A pipeline whose tokenizer's folder has a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    words = Tokenizer(models.BPE(letters, []))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words.add_special_tokens(["<|end|>", "<|mask|>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|end|>{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}assistant:{% endif %}")
+    words = HuggingFace(str(tmp_path / "tokenizer.json"), "<|mask|>", ("<|end|>",))
+    settings = {"vocab_size": 258, "length": 200, "width": 8, "depth": 1, "heads": 1}
+    net = Text(**settings, mask_token_id=words.mask_token_id, eos_token_ids=words.eos_token_ids).build().eval()
+    return TextPipeline(net, words, Decoding(), 200)
+
+
+def test_a_chat_template_names_special_tokens_and_messages_do_not(chatting, monkeypatch):
+    model, asked = harness_model()(chatting), []
+    plain = "user:hi <|end|>"
+    messages = [{"role": "user", "content": "hi <|end|>"}]
+    context = model.apply_chat_template(messages)
+    monkeypatch.setattr("gen.text.pipeline.decode", lambda net, ids, *_, **__: asked.extend(ids) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.generate_until(requests((context, {"max_gen_toks": 4})))
+    assert asked == [chat_prompt(chatting.tokenizer, messages)]
+    assert asked[0].count(chatting.net.eos_token_ids[0]) == 1
+    assert model.chat_template(True).endswith("{% endif %}") and model.chat_template(False) == ""
+    with pytest.raises(ZeroDivisionError):
+        harness_model()(chatting).generate_until(requests((plain, {"max_gen_toks": 4})))
+    assert chatting.net.eos_token_ids[0] not in asked[1]
+    with pytest.raises(UserError, match=r"U\+E000"):
+        model.apply_chat_template([{"role": "user", "content": "\ue000"}])
