@@ -498,6 +498,6 @@ def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:
     pipeline = load(folder, *given, **options)
     if not isinstance(pipeline, Pipeline):
         raise UserError(
-            f"{folder} is a text model, which is decoded, not sampled: see gen decode, and gen perplexity to evaluate it"
+            f"{folder} is a text model, which is decoded, not sampled: see gen decode --help, and gen perplexity --help"
         )
     return pipeline
