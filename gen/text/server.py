@@ -256,10 +256,7 @@ class Api:
         if self.max_tokens is not None and (most or 1) > self.max_tokens:
             raise UserError(f"max_tokens = {most}; this server writes at most {self.max_tokens}")
         if isinstance(given, ChatRequest):
-            render = getattr(self.model, "chat_prompts", None)
-            if render is None:
-                raise UserError(f"{self.model.name} has no chat template: call /v1/completions")
-            ids: list[Any] = render([given.messages])
+            ids: list[Any] = self.model.chat_prompts(given.messages)
         else:
             ids = self.model.ids(given.prompt)
         suffix = self.model.encode(given.suffix or "") if isinstance(given, CompletionRequest) else []

@@ -43,6 +43,7 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
     "leaderboard": ["leaderboard runs/model"],
     "throughput": ["throughput runs/model --steps 1 --batch-sizes 1,2 --seconds 0.01"],
     "arena": [],  # serves a page until it is stopped
+    "serve": [],  # likewise
     "decode": ["decode runs/text --prompt 'copy : a b =' --gen-length 4"],
     "search": ["search runs/model --steps 2 --budget 2 --pool 3 -n 2"],
     "pairs": ["pairs --teacher runs/model --out runs/other -n 4 --steps 2 --quiet"],

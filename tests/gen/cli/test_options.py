@@ -66,6 +66,7 @@ def test_every_verb_is_here_or_has_tests_of_its_own():
     here = {command.partition(" ")[0] for command, _ in COMMANDS.values()}
     others = {
         "arena",
+        "serve",
         "bench",
         "bench-decode",
         "doctor",

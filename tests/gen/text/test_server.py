@@ -1,6 +1,7 @@
 """The server of text models, called by OpenAI's own client on this machine."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 
@@ -16,6 +17,7 @@ from gen.eval.arena.server import bound
 from gen.models.text import Text
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.text.batching import DecodingQueue
+from gen.text.chat import ChatTemplate
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.gaps import Gap
 from gen.text.pipeline import TextPipeline
@@ -111,6 +113,28 @@ def test_streams_are_final_text_that_only_grows(served):
             assert len(own) > 1 and [c.finish_reason for c in own[:-1]] == [None] * (len(own) - 1)
             assert own[-1].finish_reason in ("stop", "length")
         assert parts[-1].usage.completion_tokens > 0
+
+
+class Chatty(Bytes):
+    """Bytes whose messages are marked by who says them."""
+
+    special_tokens = ()
+    chat = ChatTemplate("{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}a:")
+
+    def encode_template(self, text, break_):
+        return self.encode(text)
+
+
+def test_chats_are_rendered_by_the_model_s_template():
+    model = dataclasses.replace(model_of(), tokenizer=Chatty())
+    said = [{"role": "user", "content": "hi"}]
+    with Served(model) as served, served.client() as client:
+        how = {"model": "tiny", "messages": said, "max_completion_tokens": 9, "seed": 3}
+        text = model.chat(said, 9, seed=3).texts[0]
+        choice = client.chat.completions.create(**how).choices[0]
+        assert (choice.message.role, choice.message.content) == ("assistant", text)
+        stream = client.chat.completions.create(**how, stream=True)
+        assert "".join(part.choices[0].delta.content for part in stream) == text
 
 
 def test_wrong_requests_are_refused_in_one_line(served):

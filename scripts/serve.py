@@ -1,0 +1,6 @@
+"""`gen serve` from a checkout: python scripts/decode.py --help."""
+
+if __name__ == "__main__":
+    from _run import main
+
+    main(__file__)
