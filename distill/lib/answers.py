@@ -139,7 +139,7 @@ def make_answer_store(
         generate: maps prompts to columns of any equal number of rows.
         holdout: share of the rows that the store holds out.
     """
-    opened = data.open("train")
+    opened = getattr(data, "whole", data).open("train")
     generator = torch.Generator().manual_seed(derive("answers", 0))
     order = torch.randperm(len(opened), generator=generator)[:n].tolist()
     unknown = {"length"} if length is None and "length" not in opened[0] else set()  # as the prompts' data have it

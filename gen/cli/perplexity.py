@@ -82,7 +82,7 @@ def _items(pipeline: TextPipeline, args: argparse.Namespace) -> Any:
     if args.texts is None:
         if pipeline.data is None:
             raise UserError(f"{args.run} does not say what it was trained on: give --texts FILE")
-        return pipeline.data.open(args.split)
+        return getattr(pipeline.data, "whole", pipeline.data).open(args.split)
     if pipeline.tokenizer is None:
         raise UserError(f"{args.run} has no tokenizer, so it is not scored on --texts")
     length = pipeline.length or 1024

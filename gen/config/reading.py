@@ -19,7 +19,7 @@ from typing import Any
 
 from gen.config.errors import UserError
 
-__all__ = ["file_sha256", "package_file", "parse_json", "read_json", "read_lines", "read_text", "read_toml"]
+__all__ = ["decoded", "file_sha256", "package_file", "parse_json", "read_json", "read_lines", "read_text", "read_toml"]
 
 MAX_BYTES = 256 * 2**20  # of a file: a record with pictures has 1 MB
 MAX_LINE = 64 * 2**20
@@ -119,7 +119,7 @@ def read_text(path: Path) -> str:
     size = _size(path)
     if size > MAX_BYTES:
         raise UserError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
-    return _decoded(path.read_bytes(), path)
+    return decoded(path.read_bytes(), path)
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -138,7 +138,7 @@ def read_lines(path: Path) -> Iterator[str]:
             number += 1
             if len(line) > MAX_LINE:
                 raise UserError(f"{path}, line {number} has more than {MAX_LINE:,} bytes")
-            text = _decoded(line.rstrip(b"\r\n"), f"{path}, line {number}")
+            text = decoded(line.rstrip(b"\r\n"), f"{path}, line {number}")
             yield text if number > 1 else text.removeprefix("\ufeff")
 
 
@@ -154,7 +154,16 @@ def _size(path: Path) -> int:
     return about.st_size
 
 
-def _decoded(content: bytes, source: object) -> str:
+def decoded(content: bytes, source: object) -> str:
+    """Return text of UTF-8, without a byte order mark.
+
+    Args:
+        content: the bytes.
+        source: where they are from, for the message.
+
+    Raises:
+        UserError: if they are no text.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

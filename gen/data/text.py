@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.config.reading import parse_json, read_lines, read_text
+from gen.config.reading import read_lines, read_text
 from gen.config.spec import digest, part, spec_of
 from gen.data.lib.checksums import check_sums
 from gen.data.lib.infill import Infill, infilled
@@ -20,7 +20,7 @@ from gen.data.lib.row_groups import RowGroups, opened
 from gen.data.lib.streamed import StreamedRows, held_out_counts
 from gen.data.lib.table_files import SAVED, loading, table_files
 from gen.data.lib.tensors import check_split, content_hash, hold_out
-from gen.data.lib.text_rows import NEEDS, Row, RowEncoder, Truncate, Window, pack, parse_row, row_columns
+from gen.data.lib.text_rows import Row, RowEncoder, Truncate, Window, pack, parse_line, parse_row, row_columns
 from gen.diffusion.noise import derive
 from gen.text.contracts import Tokenizer
 from gen.text.tokenizers import text_end
@@ -28,6 +28,7 @@ from gen.text.tokenizers import text_end
 __all__ = ["Text"]
 
 TEXTS, TABLES = (".txt", ".md", ".jsonl"), (".parquet", ".arrow")
+LINE = ["line", "number"]  # columns of gen.data.lib.row_groups.LinesFile
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Text:
     pair whose prompt is all up to the assistant's last turn. The same windows are held out always.
 
     Tables are .parquet and .arrow files, folders that `datasets` saved, "hf://datasets/owner/name", and URLs of folders
-    of parquet files; they need gen-diffusion[datasets]. With `streaming` they are read by row groups while a run trains
-    (gen.data.huggingface says how), and an item is a row: of a long text a random window, of a chat with `turns` every
-    a random response; the rest of what is cut is not counted.
+    of parquet files; they need gen-diffusion[datasets]. With `streaming` they, and .jsonl files a thousand lines at a
+    time, are read by row groups while a run trains (gen.data.huggingface says how), and an item is a row: of a long
+    text a random window, of a chat with `turns` every a random response. What is cut is not counted then.
 
     Attributes:
         path: a file, a glob, a folder (all below it that ends in .txt, .md, .jsonl, .parquet or .arrow) or tables; None
@@ -60,7 +61,7 @@ class Text:
         infill: what is given and what is to be filled in, a plug-in of gen.data.lib.infill for texts; None for all of a
             text.
         part: the split of tables that have some.
-        streaming: whether tables are read while a run trains.
+        streaming: whether tables and .jsonl files are read while a run trains.
         row_groups: with streaming, of how many groups a batch mixes rows.
     """
 
@@ -87,7 +88,7 @@ class Text:
             other = "infill" if self.infill is not None else "streaming"
             raise UserError(f"Text: packing and {other} do not go together: give one")
         if self.streaming and (self.truncate == "drop" or self.path is None):
-            why = "truncate = drop: a row is an item" if self.path is not None else "no path: it needs tables"
+            why = "truncate = drop: a row is an item" if self.path else "no path: it needs tables or .jsonl files"
             raise UserError(f"Text: streaming with {why}")
 
     @property
@@ -104,6 +105,11 @@ class Text:
     def classes(self) -> int:
         """0: text has no labels."""
         return 0
+
+    @property
+    def whole(self) -> Text:
+        """The same data with one text a window and without gaps, as texts are measured and prompts are taken."""
+        return replace(self, packing=None, infill=None)
 
     def open(self, split: str) -> Windows | StreamedTexts:
         """Open "train" or "test"."""
@@ -132,8 +138,9 @@ class Text:
 
     def _streamed(self, split: str) -> StreamedTexts:
         with loading(str(self.path)):  # of whose package files of tables are a part
-            files = opened([file for where in self.tables() for file in table_files(where, self.part)])
-        columns = row_columns(files[0].schema.names, str(self.path), self.columns)
+            files = opened(self.paths(), lines=True)
+        known = files[0].schema.names
+        columns = LINE if known == LINE else row_columns(known, str(self.path), self.columns)
         groups = RowGroups(files, columns)
         held = held_out_counts(groups, split, self.holdout, str(self.path))
         options = {key: value for key, value in spec_of(self).items() if key not in ("path", "row_groups")}
@@ -153,11 +160,10 @@ class Text:
 
             yield from ((f"pydoc_data.topics, {name}", Row(topics[name])) for name in sorted(topics))
             return
-        for file in self.text_files() if not self.is_table else self.tables():
-            where = str(file)
+        for where in self.paths():
             if where.endswith(".jsonl"):
                 yield from _lines(Path(where), self.columns)
-            elif self.is_table or where.endswith(TABLES):
+            elif where.endswith(TABLES):
                 yield from self._table_rows(where)
             else:
                 yield where, Row(read_text(Path(where)).replace("\r\n", "\n"))
@@ -165,7 +171,7 @@ class Text:
     def _table_rows(self, where: str) -> Iterator[tuple[str, Row]]:
         """Yield the rows of a table, which is read group by group."""
         with loading(where):
-            files = opened(table_files(where, self.part))
+            files = opened([where])
         known = files[0].schema.names
         groups = RowGroups(files, [*row_columns(known, where, self.columns), *{"tools"}.intersection(known)])
         for group, count in enumerate(groups.rows.tolist()):
@@ -179,14 +185,11 @@ class Text:
         path = str(self.path)
         return "://" in path or any((Path(path) / name).is_file() for name in SAVED)
 
-    def tables(self) -> list[str]:
-        """The tables of `path`; UserError where there are others, or none."""
+    def paths(self) -> list[str]:
+        """The files of `path`, or their URLs; UserError for none."""
         if self.is_table:
-            return [str(self.path)]
-        files = self.text_files()
-        if other := next((file for file in files if file.suffix not in TABLES), None):
-            raise UserError(f"{other} is neither .parquet nor .arrow, and others are not streamed: leave out streaming")
-        return list(map(str, files))
+            return table_files(str(self.path), self.part)
+        return list(map(str, self.text_files()))
 
     def text_files(self) -> list[Path]:
         """The files of `path`, sorted; UserError where there are none."""
@@ -284,7 +287,12 @@ class StreamedTexts(StreamedRows):
         for other in [*rows[start:], *rows[:start]]:
             where = self.source.where(group, int(other))
             record: dict[str, Any] = {key: table[key][int(other)].as_py() for key in self.columns}
-            if windows := list(encoder.windows(parse_row(record, where, self.text.columns), where)):
+            if [*record] == LINE:
+                where = f"{where.partition(', row group')[0]}, line {record['number']}"
+                parsed = parse_line(record["line"], where, self.text.columns)
+            else:
+                parsed = parse_row(record, where, self.text.columns)
+            if windows := list(encoder.windows(parsed, where)):
                 return windows
         raise UserError(f"{self.source.where(group, row)}: no row of its group holds text")
 
@@ -293,9 +301,5 @@ def _lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """Yield file and number of every line, and its row."""
     for number, line in enumerate(read_lines(file), 1):
         where = f"{file}, line {number}"
-        if not line.strip():
-            continue
-        record = parse_json(line, where)
-        if not isinstance(record, dict):
-            raise UserError(f"{where} is {line:.40}; a line is an object with {NEEDS}")
-        yield where, parse_row(record, where, columns)
+        if line.strip():
+            yield where, parse_line(line, where, columns)

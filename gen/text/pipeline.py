@@ -327,9 +327,13 @@ class TextPipeline:
     def prompt_of(self, item: Mapping[str, Tensor]) -> tuple[list[int], int]:
         """Return the prompt of an item of text data and the number of tokens after it.
 
-        An item without a prompt begins with the first quarter of its text.
+        An item without a prompt begins with the first quarter of its text; of several texts the first one counts.
         """
         x = item["x"]
+        if (documents := item.get("document")) is not None:
+            x = x[documents == documents[0]]
+            given = int(item["given"][: len(x)].long().cumprod(0).sum())
+            item = {"x": x, "prompt": torch.tensor(given)}
         start = int(item.get("prompt", 0)) or int(text_end(x, self.net.eos_token_ids)) // 4
         return x[:start].tolist(), max(1, int(item.get("length", len(x))) - start)
 

@@ -1,14 +1,15 @@
 """Row groups of parquet and arrow files, local or remote: the rows that are read at once, of which a few are kept.
 
 A parquet file ends with a footer that says how many rows each of its groups has and where they lie; of an arrow file
-the groups are its record batches, and it is mapped into memory. Nothing else is read before a row is.
+the groups are its record batches, and it is mapped into memory. Nothing else is read before a row is. A file of lines
+has nothing that says where they begin, so it is read once.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,14 +18,16 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gen.config.errors import UserError
+from gen.config.reading import decoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["GroupFile", "RowGroups", "opened", "parquet_files"]
+__all__ = ["GroupFile", "LinesFile", "RowGroups", "opened", "parquet_files"]
 
 TAIL = 2**16  # bytes at the end of a parquet file, in which its footer mostly lies
 OPENED_AT_ONCE = 16  # files of which the footers are read
+LINES = 1000  # of a group
 
 
 class GroupFile(Protocol):
@@ -156,6 +159,51 @@ class ArrowFile:
         return {key: value for key, value in self.__dict__.items() if key != "_batches"}
 
 
+class LinesFile:
+    """A local file of lines, such as .jsonl: columns "line" and "number", from 1; empty lines are no rows.
+
+    The stamp is the hash of the content.
+    """
+
+    def __init__(self, path: str) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        self.schema = pa.schema([("line", pa.string()), ("number", pa.int64())])
+        self.rows, self._starts = list[int](), list[tuple[int, int]]()  # where a group begins, and its line's number
+        digest, offset = hashlib.sha256(), 0
+        with _reading(path), _stream(path) as stream:
+            for number, line in enumerate(stream, 1):
+                digest.update(line)
+                if line.strip():
+                    if not self.rows or self.rows[-1] == LINES:
+                        self.rows.append(0)
+                        self._starts.append((offset, number))
+                    self.rows[-1] += 1
+                offset += len(line)
+        self.stamp = digest.hexdigest()
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Read the lines of a group."""
+        import pyarrow as pa
+
+        lines, numbers = list[str](), list[int]()
+        offset, first = self._starts[group]
+        with _reading(self.path), _stream(self.path) as stream:
+            stream.seek(offset)
+            for number, line in enumerate(stream, first):
+                if len(lines) == self.rows[group]:
+                    break
+                if line.strip():
+                    lines.append(decoded(line.rstrip(b"\r\n"), f"{self.path}, line {number}"))
+                    numbers.append(number)
+        return pa.table([lines, numbers], schema=self.schema).select(list(columns))
+
+    def highest(self, column: str) -> int | None:
+        """Return None: nothing tells."""
+        return None
+
+
 class RowGroups:
     """The rows of some files, by number, read a group at a time; the last groups that were read are kept.
 
@@ -207,21 +255,25 @@ class RowGroups:
         return {**self.__dict__, "_read": OrderedDict()}
 
 
-def opened(paths: Sequence[str]) -> list[GroupFile]:
+def opened(paths: Sequence[str], lines: bool = False) -> list[GroupFile]:
     """Open files, some at once: what a parquet file says of its groups is read, and an arrow file is mapped.
 
     Args:
         paths: of .parquet or .arrow files.
+        lines: whether they may be .jsonl files, too.
 
     Raises:
         UserError: for what cannot be read, for files of other kinds, and for columns that differ.
     """
-    if other := next((path for path in paths if not path.endswith((".parquet", ".arrow"))), None):
-        raise UserError(f"{other} is neither .parquet nor .arrow, and others are not streamed: leave out streaming")
+    kinds: dict[str, Callable[[str], GroupFile]] = {".parquet": ParquetFile, ".arrow": ArrowFile}
+    if lines:
+        kinds[".jsonl"] = LinesFile
+    suffixes = [next((kind for kind in kinds if path.endswith(kind)), "") for path in paths]
+    if "" in suffixes:
+        given, known = paths[suffixes.index("")], " nor ".join(kinds)
+        raise UserError(f"{given} is neither {known}, and others are not streamed: leave out streaming")
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-        files: list[GroupFile] = list(
-            pool.map(lambda path: ParquetFile(path) if path.endswith(".parquet") else ArrowFile(path), paths)
-        )
+        files: list[GroupFile] = list(pool.map(lambda suffix, path: kinds[suffix](path), suffixes, paths))
     for file in files:
         if not file.schema.equals(files[0].schema):
             raise UserError(f"{file.path} has other columns than {files[0].path}: give them as data of their own")

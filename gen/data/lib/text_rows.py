@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
+from gen.config.reading import parse_json
 from gen.text.chat import chat_messages, chat_pairs
 from gen.text.contracts import Tokenizer
 
-__all__ = ["NEEDS", "Row", "RowEncoder", "Truncate", "Window", "pack", "parse_row", "row_columns"]
+__all__ = ["Row", "RowEncoder", "Truncate", "Window", "pack", "parse_line", "parse_row", "row_columns"]
 
 Truncate = Literal["response", "prompt", "drop"]
 FIELDS = ("text", "prompt", "response", "messages")
@@ -97,6 +98,19 @@ def parse_row(record: Mapping[str, Any], where: str, columns: Sequence[str] = ()
         if not isinstance(value, str):
             raise UserError(f'{where}: "{key}" is {json.dumps(value, default=str):.40}; it must be a string')
     return Row(values[0] if len(values) == 1 else (values[0], values[1]))
+
+
+def parse_line(line: str, where: str, columns: Sequence[str] = ()) -> Row:
+    """Return what a line of JSON holds.
+
+    Args:
+        line: not empty.
+        where, columns: see `parse_row`.
+    """
+    record = parse_json(line, where)
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is {line:.40}; a line is an object with {NEEDS}")
+    return parse_row(record, where, columns)
 
 
 @dataclass

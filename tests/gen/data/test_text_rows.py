@@ -18,6 +18,7 @@ from gen.data.lib.text_rows import Window, pack
 from gen.data.text import Text
 from gen.diffusion.noise import training_noise
 from gen.text.mask_path import LogLinear
+from gen.text.pipeline import TextPipeline
 from gen.training.objectives import Batch
 from gen.training.objectives.lib.masked import token_batch
 from gen.training.recipes.text import text as text_recipe
@@ -207,6 +208,11 @@ def test_texts_share_windows_and_nothing_is_lost(tmp_path):
     assert [t for t in texts if t] == ["xxx", "x" * 9, "x", "x" * 5, "x" * 16, "xxxx", "abc"]
     assert data[3]["given"].tolist() == [False] * 8 + [True] * 2 + [False] * 2 + [True] * 4
     assert data.batch([0, 1])["x"].dtype == torch.int64
+    assert source.whole == override(source, {"packing": None}) and len(source.whole.open("train")) == 7
+    pipeline = TextPipeline(text_net(4, 16), source.tokenizer)
+    assert pipeline.prompt_of(data[3]) == ([120], 7)  # the first text of the window
+    prompts = pack([Window([1, 2, 3, STOP], 2), Window([4, STOP], 1)], 8, 4, STOP)
+    assert pipeline.prompt_of({key: value[0] for key, value in prompts.items()}) == ([1, 2], 2)
 
 
 def test_packed_rows_are_trained_by_every_objective_and_blocks_must_fit(tmp_path):
@@ -306,18 +312,20 @@ def source_of(folder, kind, path, **fields):
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_rows_of_tables_are_lines_of_jsonl_and_streamed_they_are_the_same(tmp_path, kind):
+def test_rows_of_tables_are_lines_of_jsonl_and_streamed_they_are_the_same(tmp_path, kind, monkeypatch):
     lines = source_of(tmp_path, kind, write(tmp_path, ROWS[kind])).open("train")
     path = parquet(tmp_path, kind)
     whole = source_of(tmp_path, kind, path).open("train")
     streamed = source_of(tmp_path, kind, path, streaming=True, row_groups=2).open("train")
+    monkeypatch.setattr("gen.data.lib.row_groups.LINES", 7)
+    by_line = source_of(tmp_path, kind, str(tmp_path / "a.jsonl"), streaming=True).open("train")
     saved = tmp_path / "saved"
     datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS[kind])).save_to_disk(saved)
     from_saved = source_of(tmp_path, kind, str(saved)).open("train")
     assert len(lines) == len(whole) == len(streamed) == len(from_saved) == 60
     assert streamed.groups.tolist() == [10] * 6 and lines.fingerprint == whole.fingerprint == from_saved.fingerprint
     for i in range(60):
-        for other in (whole[i], streamed[i], streamed.draw(i, 5), from_saved[i]):
+        for other in (whole[i], streamed[i], streamed.draw(i, 5), from_saved[i], by_line[i]):
             assert lines[i].keys() == other.keys() and all(torch.equal(lines[i][key], other[key]) for key in other)
     assert f"{kind}.parquet, row group 1, row 3" in streamed.where(13)
 
@@ -353,7 +361,7 @@ def test_wrong_rows_and_wrong_streams_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r'a\.parquet, row group 0, row 0: "response" is null; it must be a string'):
         streamed[0]
     for fields, says in (
-        ({"path": write(tmp_path, ROWS["text"])}, "is neither .parquet nor .arrow"),
+        ({"path": write(tmp_path, ROWS["text"], "a.txt")}, "is neither .parquet nor .arrow nor .jsonl"),
         ({"path": str(tmp_path / "a.parquet"), "columns": ["q"]}, 'fields "prompt", "response"; it needs "q"'),
     ):
         with pytest.raises(UserError, match=says):
@@ -361,6 +369,20 @@ def test_wrong_rows_and_wrong_streams_are_one_line(tmp_path):
     for fields in ({"path": None}, {"path": "a.parquet", "truncate": "drop"}, {"path": "a.parquet", "packing": 4}):
         with pytest.raises(UserError, match="streaming"):
             Text(**fields, streaming=True)
+
+
+def test_streamed_lines_are_numbered_and_empty_ones_are_none(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": "\xff"}\n{"text": 3}\n[]')
+    data = Text(str(tmp_path / "a.jsonl"), length=8, holdout=0.0, streaming=True).open("train")
+    assert len(data) == 4
+    with pytest.raises(UserError, match=r"a\.jsonl, line 3 is no UTF-8 text"):
+        data[0]
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": 3}\n[]')
+    data = Text(str(tmp_path / "a.jsonl"), length=8, holdout=0.0, streaming=True).open("train")
+    assert data[0]["x"].tolist() == [97] + [STOP] * 7
+    for i, says in ((1, 'line 3: "text" is 3; it must be a string'), (2, r"line 4 is \[\]; a line is an object")):
+        with pytest.raises(UserError, match=says):
+            data[i]
 
 
 def test_a_streamed_run_resumes_to_the_bit(tmp_path):
