@@ -48,7 +48,7 @@ def decode(context: BenchContext) -> Iterator[Case]:
     Their number is set by diffusers' own BlockRefinementScheduler with a threshold that nothing passes, ours by `topk`.
     Theirs has no cache, and pads prompts on the left. All that is written is compared in float64, where both take the
     position with the larger confidence however little larger it is; theirs there prompt by prompt, since it counts
-    padding among the positions and so writes other tokens after it.
+    padding among the positions and so writes other tokens after it. `_Wrapped` says in what else they differ.
 
     Args:
         context: device, dtype and size.
@@ -57,7 +57,7 @@ def decode(context: BenchContext) -> Iterator[Case]:
 
 
 def _case(context: BenchContext, sizes: Sizes) -> Case:
-    bench = _Decoders(context, sizes)
+    bench = Decoders(context, sizes)
     calls = [
         Call("plain", lambda: bench.ours(None), True, check=lambda: bench.exact(None)),
         Call("cached", lambda: bench.ours("block"), True, check=lambda: bench.exact("block")),
@@ -84,7 +84,7 @@ class Untied(TopK):
         return CommitDecision(top_positions(values, self.k)), state
 
 
-class _Decoders:
+class Decoders:
     """One network with fresh weights, and who decodes with it. Prompts are tensors of ids, the shortest first."""
 
     def __init__(self, context: BenchContext, sizes: Sizes, seed: int = 0):
@@ -160,12 +160,21 @@ class _Decoders:
 
 
 class _Wrapped(nn.Module):
-    """Our network as that pipeline calls a model."""
+    """Our network as that pipeline calls a model, which keeps apart what the two decode otherwise.
+
+    Theirs counts the mask's own probability among those of tokens, and so ranks positions otherwise: here it has none,
+    as in our loop. And theirs fills the last block to its end, beyond the text: tokens there, which no position of the
+    text sees, take their turns, so that the text's own are committed in other steps. Here these come last: their
+    distribution is uniform, than which none is less sure.
+    """
 
     def __init__(self, net: Any, device: torch.device):
         super().__init__()
         self.net, self.device = net, device
+        self.mask = torch.tensor([net.mask_token_id], device=device)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
         documents = attention_mask.long()  # padding is one of its own
-        return SimpleNamespace(logits=self.net(input_ids, documents=documents, position_ids=position_ids))
+        logits = self.net(input_ids, documents=documents, position_ids=position_ids)
+        logits.masked_fill_(documents[..., None] == 0, 0.0)
+        return SimpleNamespace(logits=logits.index_fill_(-1, self.mask, -torch.inf))

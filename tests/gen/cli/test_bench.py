@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gen.cli import bench, main
 from gen.cli.benches import fused as ops
+from gen.cli.benches.decode import Decoders, Sizes
 from gen.cli.benches.lib.dit import Nets, forward_flops, specification
 from gen.cli.benches.lib.plan import read_plan
 from gen.config.spec import find
@@ -201,6 +202,17 @@ def test_a_folder_with_other_files_is_refused_before_any_work(tmp_path, capsys, 
     (tmp_path / "ssm.json").write_text(content)
     code, out, err = call(capsys, "fused", "--quick", "--out", tmp_path)
     assert (code, out) == (2, "") and "ssm.json is no" in err
+
+
+def test_both_decoders_write_the_same_after_prompts_of_any_length():
+    """In float64, with blocks that neither prompts nor texts fill, of a network that often predicts the mask."""
+    bench = Decoders(BenchContext(torch.device("cpu"), torch.float32), Sizes(1, 16, 30, width=64, depth=1, block=16))
+    for weight in bench.wide.get_submodule("head").parameters():
+        weight.data[bench.wide.mask_token_id] *= 3
+    ours, theirs = bench.exact(None), bench.one_by_one(bench.wide)
+    for length in (3, 11, 14, 16):
+        prompt = torch.randint(256, (length,), generator=torch.Generator().manual_seed(3))
+        assert torch.equal(ours(prompt), theirs(prompt)), length
 
 
 def test_work_is_counted_as_pytorch_counts_it():
