@@ -55,23 +55,29 @@ class Averages:
             (profile, role, _Tensors(self._nets[role, profile.label])) for profile in self._profiles for role in nets
         ]
 
-    def update(self, update: int) -> None:
-        """Average the parameters after update 1, 2, ...; copy the buffers."""
+    def update(self, update: int, unless: Tensor | None = None) -> None:
+        """Average the parameters after update 1, 2, ...; copy the buffers.
+
+        Args:
+            update: its number.
+            unless: 0-d, which a thread that averages reads first: where it is not 0, averages stay as they are.
+        """
         weights = {role: tensors.now() for role, tensors in self._weights.items()}
         if not self._away or not self._averages:
             self._average(weights, update)
             return
         self._job.wait()  # it reads the copies that are made now
         device = next((tensor.device for tensors in weights.values() for tensor in tensors[0]), torch.device("cpu"))
+        flags = [] if unless is None else [unless]
         if device.type == "cuda":
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
-                copies = self._copy(weights)
+                copies, held = self._copy(weights), self._copies("flags", flags)
                 self._copied = stream.record_event()
         else:
-            copies = self._copy(weights)
-        self._job.start(partial(self._average, copies, update, self._copied))
+            copies, held = self._copy(weights), self._copies("flags", flags)
+        self._job.start(partial(self._average, copies, update, self._copied, held))
 
     def release_weights(self) -> None:
         """Let the device wait, before weights change, until those of the last update are copied."""
@@ -88,9 +94,14 @@ class Averages:
         return [self._snapshot.copy(of, str(i), tensor) for i, tensor in enumerate(tensors)]
 
     @torch.no_grad()
-    def _average(self, weights: Mapping[str, Parts], update: int, copied: torch.cuda.Event | None = None) -> None:
+    def _average(
+        self, weights: Mapping[str, Parts], update: int, copied: torch.cuda.Event | None = None,
+        held: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
         if copied is not None:
             copied.synchronize()
+        if any(held):
+            return
         for profile, role, tensors in self._averages:
             (averages, ours), (parameters, theirs) = tensors.now(), weights[role]
             if averages:  # a role may have buffers only

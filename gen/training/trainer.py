@@ -32,7 +32,7 @@ from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_ite
 from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
 from gen.training.low_precision import to_float8
-from gen.training.objectives import Batch, to_device
+from gen.training.objectives import Batch, Objective, to_device
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
 from gen.training.result import TrainResult
@@ -134,6 +134,7 @@ class Trainer:
             self._shard(self.mesh)
         self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
         self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
+        self.observes = type(self.objective).observe is not Objective.observe
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
         self.steps_done = 0
         self.logs: dict[str, float] = {}
@@ -144,8 +145,8 @@ class Trainer:
         spare = set(map(checkpoints.checkpoint_name, self.decay_ends))
         self.output = RunFolder(folder, about | {"sources": self.sources}, self.start.line, run.keep, spare, lock)
         self.saver = Saver(self.output, self.accelerator, self.mesh is not None and run.checkpoints == "sharded")
+        self.guard = FiniteGuard.of(self.optims.values(), self.accelerator)
         self._prepare()
-        self.guard = FiniteGuard.of(run, self.objective, self.optims.values(), self.accelerator, self.mesh is not None)
         if self.start.checkpoint is not None:
             self._restore(self.start.checkpoint)  # after accelerate, which would cast the optimisers' state
 
@@ -284,6 +285,8 @@ class Trainer:
         Returns:
             The step's numbers; where they are read late those of the step before, and `settle` returns the step's.
         """
+        if self.observes:
+            self.settle()  # what it changes then, this step's losses may depend on
         random = torch.default_generator if self.device.type == "cpu" else torch  # torch seeds every kind of device
         random.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
         lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
@@ -301,7 +304,11 @@ class Trainer:
             updates.append(self._update((role,) if isinstance(role, str) else role, means, lr))
         self.steps_done += 1
         self.unread = lr, updates
-        return self.logs if self.guard is not None else self.settle()
+        if self.guard is None:
+            return self.settle()
+        if self.run.ema_device:  # beside the next step, in a thread that reads the flag
+            self.averages.update(self.steps_done, self.guard.found)
+        return self.logs
 
     def settle(self) -> dict[str, float]:
         """Read the last step's numbers, average the weights and return the numbers; NonFinite for some that are not."""
@@ -310,8 +317,11 @@ class Trainer:
             self.logs = {"lr": lr}
             for update in updates:
                 self.logs |= self._check(update)
-            self.averages.update(self.steps_done)
-            self.objective.observe(self.roles, self.logs)
+            if self.guard is None or not self.run.ema_device:
+                self.averages.update(self.steps_done)
+            if self.observes:  # which may change weights
+                self.averages.release_weights()
+                self.objective.observe(self.roles, self.logs)
         return self.logs
 
     def _update(self, roles: tuple[str, ...], means: dict[str, Tensor], lr: float) -> Update:
@@ -320,11 +330,11 @@ class Trainer:
         norm = distributed.full_tensor(self.accelerator.clip_grad_norm_(parameters, self.run.clip))
         values = torch.stack([means.pop("loss"), norm, *means.values()])
         update = Update(self.steps_done, roles, lr, tuple(means), Numbers(values))
+        self.averages.release_weights()
         if self.guard is None:
             self._check(update)
         else:
             self.guard.watch(values[:2])
-        self.averages.release_weights()
         for role in roles:
             for group in self.optims[role].param_groups:
                 group["lr"] = lr * group["scale"]

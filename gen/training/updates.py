@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from gen.training.objectives import Objective
-from gen.training.run import Run
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -94,56 +91,51 @@ class FiniteGuard:
     Args:
         device: of the networks.
         optims: all of the run, each of them `supported`.
+        scaled: True for fp16, which finds its scale by overflowing: a gradient that does skips its own step alone.
+
+    Attributes:
+        found: the flag, 0 or 1, float32 0-d.
     """
 
-    def __init__(self, device: torch.device, optims: Iterable[torch.optim.Optimizer]) -> None:
-        self._found = torch.zeros((), device=device)
+    def __init__(self, device: torch.device, optims: Iterable[torch.optim.Optimizer], scaled: bool = False) -> None:
+        self.found, self._scaled = torch.zeros((), device=device), scaled
         for optim in optims:
             given: Any = optim
-            given.found_inf = self._found
+            given.found_inf = self.found
+            if scaled:
+                optim.register_step_pre_hook(self._join)
 
     @classmethod
-    def of(
-        cls,
-        run: Run,
-        objective: Objective,
-        optims: Iterable[torch.optim.Optimizer],
-        accelerator: Accelerator,
-        sharded: bool,
-    ) -> Self | None:
+    def of(cls, optims: Iterable[torch.optim.Optimizer], accelerator: Accelerator) -> Self | None:
         """Return the guard of a run whose numbers can be read late; None where they are read before each update.
 
-        Late is for GPUs, and for optimisers that are `supported`; not for an objective that observes its steps, which
-        may need the numbers before the next one, for fp16, whose scaler reads each step's gradients, for sharded runs,
-        and for averages on the CPU, which are computed beside the next step.
+        Late is for GPUs, and for optimisers that are `supported`.
 
         Args:
-            run, objective, optims, accelerator: of the training.
-            sharded: whether each process has a part of the networks.
+            optims: all of the run, as they were built.
+            accelerator: of the run.
         """
         optims = list(optims)
-        late = (
-            accelerator.device.type == "cuda"
-            and all(map(cls.supported, optims))
-            and type(objective).observe is Objective.observe
-            and accelerator.scaler is None
-            and not sharded
-            and not run.ema_device
-        )
-        return cls(accelerator.device, optims) if late else None
+        late = accelerator.device.type == "cuda" and all(map(cls.supported, optims))
+        return cls(accelerator.device, optims, accelerator.scaler is not None) if late else None
 
     @staticmethod
     def supported(optim: torch.optim.Optimizer) -> bool:
         """Return whether an optimiser looks at `found_inf`."""
         return bool(getattr(optim, "_step_supports_amp_scaling", False))
 
-    def watch(self, values: Tensor) -> None:
-        """Set the flag for good if one of some numbers is not finite.
+    def watch(self, loss_and_norm: Tensor) -> None:
+        """Set the flag for good if the loss, or without fp16 the norm of the gradient, is not finite.
 
         Args:
-            values: of any shape, on the device.
+            loss_and_norm: of an update, [2], on the device.
         """
-        torch.maximum(self._found, 1 - torch.isfinite(values).all().float(), out=self._found)
+        values = loss_and_norm[:1] if self._scaled else loss_and_norm
+        torch.maximum(self.found, 1 - torch.isfinite(values).all().float(), out=self.found)
+
+    def _join(self, optim: Any, *_: object) -> None:
+        """Join what fp16's scaler has just found in an optimiser's gradient with the flag."""
+        optim.found_inf = torch.maximum(optim.found_inf, self.found)
 
 
 class StopSignal:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from gen.config.fields import check_fields
@@ -18,7 +18,7 @@ __all__ = ["AdamW"]
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); on a GPU one kernel for all, unless sharded.
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); on a GPU one kernel for all.
 
     Attributes:
         lr: peak learning rate; default DiT's.
@@ -38,7 +38,7 @@ class AdamW:
     def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)
         given: list[Json] = [{**group, "params": _listed(group["params"])} for group in groups]
-        fused = all(type(p) is nn.Parameter and p.is_cuda for group in given for p in group["params"])
+        fused = all(p.is_cuda for group in given for p in group["params"])
         how = {"fused": True} if fused else {"foreach": True}
         return torch.optim.AdamW(
             given, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, **how

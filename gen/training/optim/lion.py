@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from gen.config.fields import check_fields
@@ -41,15 +43,21 @@ class Lion:
 class LionOptimizer(torch.optim.Optimizer):
     """Lion as a torch optimiser; its state is "exp_avg", shaped as the parameter.
 
+    Like torch's fused optimisers it looks at attributes that gradient scaling sets: with `found_inf` 1 a step does
+    nothing, without the host knowing, and gradients are divided by `grad_scale`.
+
     Args:
         params, defaults: as of torch.optim.Optimizer; defaults has "lr", "betas" and "weight_decay".
     """
+
+    _step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
+        scale: Tensor | None = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             updated = [p for p in group["params"] if p.grad is not None]
             if not updated:
@@ -59,8 +67,16 @@ class LionOptimizer(torch.optim.Optimizer):
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
             lr, (b1, b2) = group["lr"], group["betas"]
             grads, momenta = [p.grad for p in updated], [self.state[p]["exp_avg"] for p in updated]
-            torch._foreach_mul_(updated, 1 - lr * group["weight_decay"])
-            signs = torch._foreach_sign(torch._foreach_lerp(momenta, grads, 1 - b1))
-            torch._foreach_add_(updated, signs, alpha=-lr)
-            torch._foreach_lerp_(momenta, grads, 1 - b2)
+            grads = grads if scale is None else [grad / scale for grad in grads]
+            signs = torch._foreach_lerp(momenta, grads, 1 - b1)
+            torch._foreach_sign_(signs)
+            new = torch._foreach_mul(updated, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(new, signs, alpha=-lr)
+            self._write(updated, new)
+            self._write(momenta, torch._foreach_lerp(momenta, grads, 1 - b2))
         return loss
+
+    def _write(self, tensors: list[Tensor], new: Sequence[Tensor]) -> None:
+        held: Tensor | None = getattr(self, "found_inf", None)
+        for tensor, value in zip(tensors, new, strict=True):  # shards have no _foreach_copy_
+            tensor.copy_(value if held is None else torch.where(held > 0, tensor, value))
