@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +26,14 @@ from gen.config.trust import allowing, external_names
 from gen.config.writing import Lock
 from gen.data.lib.learned import latent_parts
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.noise import Noise, derive, training_noise
+from gen.diffusion.noise import Noise, derive
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
 from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items, sizes_of
 from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
 from gen.training.low_precision import to_float8
+from gen.training.noise_ahead import NoiseAhead, StepNoise, step_noise
 from gen.training.objectives import Batch, Objective, to_device
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
@@ -136,6 +138,9 @@ class Trainer:
         self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
         self.observes = type(self.objective).observe is not Objective.observe
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
+        self.noise: StepNoise = partial(step_noise, run.seed)
+        if self.device.type == "cuda":  # a CPU has no time to draw beside it
+            self.noise = NoiseAhead(run.seed, run.batch_size, pin=True)
         self.steps_done = 0
         self.logs: dict[str, float] = {}
         self.unread: tuple[float, list[Update]] | None = None  # of the last step, with its learning rate
@@ -261,13 +266,12 @@ class Trainer:
         stream = ShuffledStream(self.data, self.run.seed, self.run.batch_size)
         rank = self.accelerator.process_index
         for step, items in iterate_steps(stream, self.run, self.steps_done, self.share, rank, self.micro):
-            yield [self._batch(item, step) for item in items]
+            noises = self.noise(step, [item["index"].tolist() for item in items])
+            yield list(map(self._batch, items, noises))
 
-    def _batch(self, item: Mapping[str, Tensor], draw: int) -> Batch:
-        """draw: number of the run's draw of noise; training step n has the n-th, validation always the same."""
+    def _batch(self, item: Mapping[str, Tensor], noise: Noise) -> Batch:
         cond = {k: to_device(v, self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
         origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
-        noise = training_noise(self.run.seed, draw, item["index"].tolist())
         return Batch(to_device(item["x"], self.device), cond, noise, origin, self.steps_done)
 
     def _counted(self, micro_batches: list[Batch]) -> dict[str, float]:
@@ -389,8 +393,9 @@ class Trainer:
         n = min(len(self.held_out), VALIDATION_SAMPLES)
         items = [{**self.held_out[i], "index": i} for i in range(n)]
         parts = [torch.utils.data.default_collate(part) for part in batches_of_one_shape(items, self.micro)]
+        noises = step_noise(self.run.seed, -1, [part["index"].tolist() for part in parts])
         roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
-        loss = self.objective.validate_all(roles, [self._batch(part, -1) for part in parts])
+        loss = self.objective.validate_all(roles, list(map(self._batch, parts, noises)))
         return checks.check_validation(loss, self.held_out, self.steps_done)
 
     def draw_preview(self) -> None:
