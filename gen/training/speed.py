@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["MEASURED", "MakeProduct", "SpeedMeter", "best_seconds", "matmul_tflops", "peak_mb"]
 
@@ -58,6 +59,15 @@ class SpeedMeter:
                 return
             self._waited += time.perf_counter() - began
             yield batch
+
+    def counted(self, step: Callable[[], T]) -> T:
+        """Call a step; of the first one the operations are counted, if the peak is known."""
+        if self._peak is None or self.flops is not None:
+            return step()
+        with FlopCounterMode(display=False) as counter:
+            done = step()
+        self.flops = counter.get_total_flops()
+        return done
 
     def measure(self, step: int) -> dict[str, float]:
         """Return the values by name after so many steps.

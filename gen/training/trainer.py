@@ -7,7 +7,7 @@ rate are computed from the step's number, so a resumed run gives the same bits w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from gen.config import checkpoints
 from gen.config.errors import UserError
@@ -26,7 +25,7 @@ from gen.config.trust import allowing, external_names
 from gen.config.writing import Lock
 from gen.data.lib.learned import latent_parts
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.noise import Noise, derive
+from gen.diffusion.noise import derive
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
 from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items, sizes_of
@@ -34,7 +33,7 @@ from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
 from gen.training.low_precision import to_float8
 from gen.training.noise_ahead import NoiseAhead, StepNoise, step_noise
-from gen.training.objectives import Batch, Objective, to_device
+from gen.training.objectives import Batch, Objective
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
 from gen.training.result import TrainResult
@@ -240,14 +239,13 @@ class Trainer:
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
         peak = run.peak_tflops
-        if peak == "measured":
-            peak = matmul_tflops(self.device, DTYPES[run.precision])
+        peak = matmul_tflops(self.device, DTYPES[run.precision]) if peak == "measured" else peak
         self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], self.device, peak)
 
     def _loop(self, stop: StopRequest) -> None:
         stopped_by = StopSignal(self.accelerator, late=self.guard is not None)
         for micro_batches in self.speed.timed(self._batches()):
-            self._after_step(self._counted(micro_batches))
+            self._after_step(self.speed.counted(partial(self.step, micro_batches)))
             self.saver.check()
             if self.run.save_every:
                 self.saver.reserve(lambda: self._model_files() | self._optimiser_files()[0])
@@ -267,21 +265,7 @@ class Trainer:
         rank = self.accelerator.process_index
         for step, items in iterate_steps(stream, self.run, self.steps_done, self.share, rank, self.micro):
             noises = self.noise(step, [item["index"].tolist() for item in items])
-            yield list(map(self._batch, items, noises))
-
-    def _batch(self, item: Mapping[str, Tensor], noise: Noise) -> Batch:
-        cond = {k: to_device(v, self.device) for k, v in item.items() if k not in ("x", "index", "origin")}
-        origin = Noise(tuple(item["origin"].tolist())) if "origin" in item else None
-        return Batch(to_device(item["x"], self.device), cond, noise, origin, self.steps_done)
-
-    def _counted(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """Make a step; of the first one count the operations, if MFU is asked for."""
-        if self.run.peak_tflops is None or self.speed.flops is not None:
-            return self.step(micro_batches)
-        with FlopCounterMode(display=False) as counter:
-            logs = self.step(micro_batches)
-        self.speed.flops = counter.get_total_flops()
-        return logs
+            yield [Batch.of(*pair, self.steps_done, self.device) for pair in zip(items, noises, strict=True)]
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """Update every role that the objective yields; nothing is updated unless loss and gradient are finite.
@@ -395,7 +379,8 @@ class Trainer:
         parts = [torch.utils.data.default_collate(part) for part in batches_of_one_shape(items, self.micro)]
         noises = step_noise(self.run.seed, -1, [part["index"].tolist() for part in parts])
         roles = {**self.roles, self.role: Denoiser(self.sampling_net(), self.run.path, self.run.parameterisation)}
-        loss = self.objective.validate_all(roles, list(map(self._batch, parts, noises)))
+        batches = [Batch.of(*pair, self.steps_done, self.device) for pair in zip(parts, noises, strict=True)]
+        loss = self.objective.validate_all(roles, batches)
         return checks.check_validation(loss, self.held_out, self.steps_done)
 
     def draw_preview(self) -> None:

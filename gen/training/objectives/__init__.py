@@ -47,6 +47,19 @@ class Batch:
     origin: Noise | None = None
     step: int = 0
 
+    @classmethod
+    def of(cls, items: Mapping[str, Tensor], noise: Noise, step: int, device: torch.device) -> Batch:
+        """Return the batch of stacked items on a device.
+
+        Args:
+            items: tensors by name, as gen.training.stream yields them; "origin" has the seeds of pairs.
+            noise, step: see the class.
+            device: of the networks.
+        """
+        cond = {k: to_device(v, device) for k, v in items.items() if k not in ("x", "index", "origin")}
+        origin = Noise(tuple(items["origin"].tolist())) if "origin" in items else None
+        return cls(to_device(items["x"], device), cond, noise, origin, step)
+
     def normal(self, name: str) -> Tensor:
         """Draw unit noise shaped as x; the same name gives the same noise."""
         return self.to_device(self.noise.normal(name, self.x.shape[1:])).to(self.x.dtype)
