@@ -32,6 +32,7 @@ class Published:
 _SIT = 675_111_184  # without learned variances
 _REPA = {"net": _SIT, "head": 8_131_328}
 _ADM = 295_899_267
+_DDIT = {"net": 169_627_218}
 
 RESULTS: Mapping[str, Published] = {
     "cifar10_ddpmpp": Published("FID 1.79, 35 evaluations", "EDM, README", parameters={"net": 55_734_147}),
@@ -78,10 +79,13 @@ RESULTS: Mapping[str, Published] = {
         parameters={"net": 838_675_796},
     ),
     "mdlm_owt": Published(
-        "perplexity 22.98", "BD3-LM, table 4", other="23.21 of half as many tokens (MDLM, table 2)"
+        "perplexity 22.98",
+        "BD3-LM, table 4",
+        other="23.21 of half as many tokens (MDLM, table 2)",
+        parameters=_DDIT,
     ),
-    "mdlm_lm1b": Published("perplexity 31.78", "BD3-LM, table 3"),
-    "bd3_owt": Published("perplexity 22.27", "BD3-LM, table 4"),
+    "mdlm_lm1b": Published("perplexity 31.78", "BD3-LM, table 3", parameters={"net": 139_292_986}),
+    "bd3_owt": Published("perplexity 22.27", "BD3-LM, table 4", parameters=_DDIT),
     "llada_8b_sft": Published("", parameters={"net": 8_015_581_184}),
     "fast_dllm_v2_7b": Published(
         "GSM8K 83.7, MATH 61.6", "Fast-dLLM, v2/README", parameters={"net": 7_615_616_512}

@@ -53,19 +53,18 @@ def mdlm_owt() -> Run:
 
     Sources: Sahoo et al. 2024, arXiv 2406.07524; kuleshov-group/mdlm, configs/config.yaml and scripts/train_owt_mdlm.sh
     (checked): AdamW (.9, .999) at 3e-4 after 2500 updates, no decay, clipping at 1, average .9999, bfloat16, antithetic
-    times from 1e-3, GPT-2's tokenizer, 16 windows a GPU at a time. The perplexity is
-    that of as many updates in BD3-LM's paper, arXiv 2503.09573, table 4 (524 billion tokens); MDLM's own table 2 has
-    23.21 of 262 billion.
+    times from 1e-3, GPT-2's tokenizer, 16 windows a GPU at a time, models/dit.py. The perplexity is that of as many
+    updates in BD3-LM's paper, arXiv 2503.09573, table 4 (524 billion tokens); MDLM's own table 2 has 23.21 of 262
+    billion.
 
-    The network is this package's, of that width and depth: RMS norms and SwiGLU, where theirs is a DiT whose time is
-    always 0; dropout .1 is left out.
+    Left out: dropout .1.
     """
     return _text(
         "openwebtext",
         "gpt2",
         GPT2,
         1024,
-        {"preset": "small"},
+        {"name": "ddit", "preset": "MDLM-OWT"},
         objective=MDLM(),
         optim=AdamW(lr=3e-4),
         schedule=Constant(warmup=2500),
@@ -79,12 +78,14 @@ def mdlm_lm1b() -> Run:
     """Train masked diffusion on the One Billion Word benchmark: a million updates of 512 windows of 128 tokens.
 
     Sources: as of `mdlm_owt`, and kuleshov-group/bd3lms, scripts/train/train_lm1b_mdlm.sh (checked): windows that wrap
-    around sentences, the tokenizer of bert-base-uncased. The perplexity is of BD3-LM's table 3, of
-    as many updates (65 billion tokens).
+    around sentences, the tokenizer of bert-base-uncased. The perplexity is of BD3-LM's table 3, of as
+    many updates (65 billion tokens).
     """
     run = mdlm_owt()
     fields = {"objective": run.objective, "optim": run.optim, "schedule": run.schedule, "steps": run.steps}
-    return _text("lm1b", "bert-base-uncased", BERT, 128, {"preset": "small"}, **fields, batch_size=512)
+    return _text(
+        "lm1b", "bert-base-uncased", BERT, 128, {"name": "ddit", "preset": "MDLM-LM1B"}, **fields, batch_size=512
+    )
 
 
 def bd3_owt() -> Run:
@@ -92,8 +93,8 @@ def bd3_owt() -> Run:
 
     Sources: Arriola et al. 2025, arXiv 2503.09573; kuleshov-group/bd3lms, configs/config.yaml and
     scripts/train/train_owt_bd3lm.sh (checked): as `mdlm_owt`, from 850,000 updates in one block of 1024, which are
-    --init; the interval of the mask's share is looked for among widths .5 to .9 as it trains. The perplexity is
-    of the paper's table 4 (checked).
+    --init; the interval of the mask's share is looked for among widths .5 to .9 as it trains. The perplexity is of
+    the paper's table 4 (checked).
 
     Left out: that search, and the resampling of masks; objective.clip says an interval.
     """
