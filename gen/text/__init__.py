@@ -5,6 +5,8 @@
     The loop                  decode; decode_steps, which yields every DecodingStep                         loop
     Its arguments             layouts, lengths_of                                                        prompts
     Masks in a prompt         Gap                                                                           gaps
+    Chats                     ChatTemplate; chat_prompt, chat_pairs                                         chat
+    Several texts in one window  document_positions, document_starts                                   documents
     Continuous batching       DecodingQueue: submit(prompt) -> DecodingRequest, step(), cancel(request) batching
     A model                   the contracts Predictor (KvCache, Span) and Tokenizer                    contracts
     Parts of decoding         the contracts DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window),

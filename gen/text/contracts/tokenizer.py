@@ -13,7 +13,8 @@ class Tokenizer(Protocol):
     """Maps strings to token ids and back. A frozen dataclass, so that a run can be written down with it.
 
     It may have `with_files_in(folder)`, which returns the same tokenizer with its file looked for in a checkpoint's
-    folder.
+    folder. One of chats has `chat`, its gen.text.chat.ChatTemplate, `special_tokens`, the names that are no text, and
+    `encode_template(text, broken)`, see gen.text.tokenizers.huggingface.
     """
 
     @property

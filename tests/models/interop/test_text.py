@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -179,6 +180,18 @@ def test_the_tokeniser_lies_with_the_weights_and_is_guarded(tmp_path):
     copy.write_bytes(copy.read_bytes().replace(b"w39", b"w93"))
     with pytest.raises(UserError, match="sha256"):
         gen.load(tmp_path / "run").tokenizer.encode("w1")
+
+
+def test_the_chat_template_of_a_folder_is_kept(tmp_path):
+    path = folder(tmp_path / "llada", "llada", published("llada", theirs("llada")))
+    turns = "{% for m in messages %}{{ bos_token }} {{ m.content }} {% endfor %}"
+    (path / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}w9{% endif %}")
+    (path / "tokenizer_config.json").write_text('{"bos_token": "w3"}')
+    import_checkpoint(path, None, out=tmp_path / "run")
+    shutil.rmtree(path)
+    loaded = gen.load(tmp_path / "run")
+    assert loaded.chat_prompts([{"role": "user", "content": "w1 w2"}]) == [[3, 1, 2, 9]]
+    assert loaded.chat([{"role": "user", "content": "w1 w2"}], 4).texts == loaded.generate("w3 w1 w2 w9", 4).texts
 
 
 def test_a_folder_without_a_tokeniser_is_decoded_by_ids(tmp_path, capsys):
