@@ -15,11 +15,14 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gen.config.errors import UserError
 
-__all__ = ["decoded", "file_sha256", "package_file", "parse_json", "read_json", "read_lines", "read_text", "read_toml"]
+__all__ = [
+    "decoded", "file_sha256", "numbered_lines", "package_file", "parse_json", "read_json", "read_lines", "read_text",
+    "read_toml",
+]  # fmt: skip
 
 MAX_BYTES = 256 * 2**20  # of a file: a record with pictures has 1 MB
 MAX_LINE = 64 * 2**20
@@ -133,13 +136,28 @@ def read_lines(path: Path) -> Iterator[str]:
     """
     _size(path)
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE + 1):
-            number += 1
-            if len(line) > MAX_LINE:
-                raise UserError(f"{path}, line {number} has more than {MAX_LINE:,} bytes")
+        for number, line in numbered_lines(file, path):
             text = decoded(line.rstrip(b"\r\n"), f"{path}, line {number}")
             yield text if number > 1 else text.removeprefix("\ufeff")
+
+
+def numbered_lines(file: IO[bytes], source: object, first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of an open file with their numbers, line ends included.
+
+    Args:
+        file: open for reading, at the beginning of a line.
+        source: names it, for the message.
+        first: number of the first line.
+
+    Raises:
+        UserError: for a line that is too long.
+    """
+    number = first
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise UserError(f"{source}, line {number} has more than {MAX_LINE:,} bytes")
+        yield number, line
+        number += 1
 
 
 def _size(path: Path) -> int:

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gen.config.errors import UserError
-from gen.config.reading import decoded
+from gen.config.reading import decoded, numbered_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,7 +173,7 @@ class LinesFile:
         self.rows, self._starts = list[int](), list[tuple[int, int]]()  # where a group begins, and its line's number
         digest, offset = hashlib.sha256(), 0
         with _reading(path), _stream(path) as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in numbered_lines(stream, path):
                 digest.update(line)
                 if line.strip():
                     if not self.rows or self.rows[-1] == LINES:
@@ -191,7 +191,7 @@ class LinesFile:
         offset, first = self._starts[group]
         with _reading(self.path), _stream(self.path) as stream:
             stream.seek(offset)
-            for number, line in enumerate(stream, first):
+            for number, line in numbered_lines(stream, self.path, first):
                 if len(lines) == self.rows[group]:
                     break
                 if line.strip():
