@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import Json, override, spec_of
 from gen.diffusion.noise import derive
@@ -68,13 +70,14 @@ class HarnessModel:
             block_length: see gen.text.pipeline.TextPipeline.plan.
             batch_size: texts or masks at a time; changes nothing but speed and memory.
             max_batch_size: the harness' own; ignored.
-            device, weights: see gen.pipeline.load.
+            device: cpu, cuda ...; the harness gives cuda:0 where nobody says, which is the CPU where there is none.
+            weights: see gen.pipeline.load.
             **decoding: changes of the run's Decoding by dotted key: policy="threshold", kv_plan="dual" ...
         """
         super().__init__()
         from gen.pipeline import load
 
-        loaded = run if isinstance(run, TextPipeline) else load(Path(run), weights, device or "cpu")
+        loaded = run if isinstance(run, TextPipeline) else load(Path(run), weights, _device(device))
         if not isinstance(loaded, TextPipeline):
             raise UserError(f"{run} makes no text, which is what the harness asks for")
         if loaded.tokenizer is None:
@@ -103,13 +106,17 @@ class HarnessModel:
         return texts
 
     def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Bound the log-likelihood of each continuation, and say whether greedy decoding would write it."""
+        """Bound the log-likelihood of each continuation, and say whether greedy decoding would write it.
+
+        Answers to one question are compared on the same masks where they have as many tokens.
+        """
         asked = [(str(context), str(text)) for context, text in _arguments(requests)]
         pairs = [self._pair(*one) for one in asked]
         for (_, ids), (context, text) in zip(pairs, asked, strict=True):
             if not ids:
                 raise UserError(f"the continuation {text!r} of {context[-40:]!r} has no token")
-        bounds = self._bound(pairs, self._seeds("likelihood", asked))
+        seeds = [derive("harness", self.seed, "likelihood", context) for context, _ in asked]
+        bounds = self._bound(pairs, seeds)
         prompts, texts = [prompt for prompt, _ in pairs], [ids for _, ids in pairs]
         greedy = greedy_matches(self.pipeline.net, prompts, texts, self.plan, batch_size=self.batch_size)
         return [(-bound.nats, match) for bound, match in zip(bounds, greedy, strict=True)]
@@ -280,6 +287,12 @@ def _batch_size(given: int | str | None) -> int:
     if not str(given).isdecimal() or int(given) < 1:
         raise UserError(f"batch_size = {given!r}; a whole number of at least 1, or auto, which is 64")
     return int(given)
+
+
+def _device(given: str | None) -> str:
+    if given is None or (given.startswith("cuda") and not torch.cuda.is_available()):
+        return "cpu"
+    return given
 
 
 def _log(message: str) -> None:

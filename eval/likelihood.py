@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ from gen.eval.estimate import Estimate
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode_steps
 from gen.text.prompts import layouts
-from gen.text.vocabulary import log_probabilities
+from gen.text.vocabulary import by_rows
 
 if TYPE_CHECKING:
     from gen.text.contracts import Predictor
@@ -168,10 +169,16 @@ def _costs(predictor: Predictor, rows: Sequence[tuple[_Segment, Tensor, Tensor]]
     slots = torch.where(hidden, positions, n)  # column n is thrown away
     canvas = torch.cat([tokens, tokens[:, :1]], 1).scatter(1, slots, mask)[:, :n]
     logits = predictor(canvas.to(device), lengths.to(device), positions.to(device))
-    logp = log_probabilities(logits, torch.tensor([mask], device=logits.device))
-    chosen = logp.gather(-1, targets.to(logp.device)[..., None])[..., 0].double().cpu()
+    chosen = by_rows(partial(_log_probability, mask=mask), logits, targets.to(logits.device)).double().cpu()
     weight = torch.stack([weight for _, _, weight in rows])
     return (-torch.where(hidden, chosen, 0).sum(1) * weight).tolist()
+
+
+def _log_probability(logits: Tensor, targets: Tensor, mask: int) -> Tensor:
+    """Return the log-probability of each target, [...], float32 at least, where the mask token has none."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    wide[..., mask] = -torch.inf
+    return wide.gather(-1, targets[..., None])[..., 0] - wide.logsumexp(-1)
 
 
 @check_arguments(batch_size="[1, inf)")

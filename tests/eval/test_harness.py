@@ -157,10 +157,11 @@ def test_the_harness_makes_the_model_from_its_own_arguments(pipeline, tasks, mon
     monkeypatch.setattr("gen.pipeline.load", lambda *given: loaded.append(given) or pipeline)
     results = simple_evaluate(
         "gen", "run=runs/own,policy=threshold,policy.threshold=0.5,block_length=4,seed=3,gen_length=3", ["own_exact"],
-        batch_size="auto", device="cpu", task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        batch_size="auto", device="cuda:0", task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
     )  # fmt: skip
-    assert [str(given[0]) for given in loaded] == ["runs/own"]
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert [(str(given[0]), given[2]) for given in loaded] == [("runs/own", device)]
     config = results["config"]
     assert config["decoding"]["policy"]["threshold"] == 0.5
     assert config["decoding"]["block_schedule"]["length"] == 4
