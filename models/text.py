@@ -1,10 +1,10 @@
-"""Text: the transformer of masked language diffusion, a Predictor (LLaDA, Dream, Fast-dLLM v2, BD3-LM)."""
+"""Text: the transformer of masked language diffusion, a Predictor (LLaDA, Dream, SDAR, LLaDA2, BD3-LM)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +17,38 @@ from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import BIDIRECTIONAL, SHORTEST, BlockCausal, BlockDiffusion, MaskRule
 from gen.models.layers import family
 from gen.models.layers.block import run_block
+from gen.models.layers.experts import Experts
 from gen.models.layers.text import AttentionContext, TextBlock, rope_angles
 from gen.text.contracts import KvCache, Span, Tokenizer
 from gen.text.documents import document_positions, document_starts
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Text", "TextNet"]
 
 _QWEN = {"kv_heads": 4, "theta": 1e6, "norm_eps": 1e-6, "qkv_bias": True, "shift": 1}
 _QWEN_7B = {**_QWEN, "width": 3584, "depth": 28, "heads": 28, "hidden": 18944, "vocab_size": 152064}
+_QWEN3 = {"vocab_size": 151936, "kv_heads": 8, "theta": 1e6, "norm_eps": 1e-6, "qk_norm": True}
 
 
 @dataclass(frozen=True)
 class Text(family.Family):
     """A Llama-like transformer with bidirectional attention: RMS norms, rotary embedding, SwiGLU, grouped queries.
 
-    Presets: "nano", "small" (MDLM's and BD3-LM's size), "LLaDA-8B", "Dream-7B" and "Fast-dLLM-v2-7B".
+    Presets: "nano", "small" (MDLM's and BD3-LM's size), "LLaDA-8B", "Dream-7B", "Fast-dLLM-v2-7B", "SDAR-1.7B" and
+    "LLaDA2-mini".
 
     Attributes:
         vocab_size: number of ids, the mask's among them.
         length: tokens of the longest canvas.
         width, depth, heads: channels, blocks, and attention heads of a block.
         kv_heads: heads of keys and values; None for as many as `heads`.
+        head_dim: channels of a head; None for width / heads.
         hidden: channels of the SwiGLU; None for 8/3 of the width.
+        experts: mixture of experts in place of the SwiGLUs (gen.models.layers.experts.Experts); None for none.
         theta: base of the rotary angles.
+        rotary: channels of a head that are rotated (gen.models.layers.text.rope_angles); None for all.
         norm_eps: of the RMS norms.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: RMS-normalise queries and keys within each head (Qwen3).
@@ -72,6 +81,33 @@ class Text(family.Family):
             "mask_token_id": 151665,
             "eos_token_ids": (151645,),
         },
+        "SDAR-1.7B": {
+            **_QWEN3,
+            "length": 32768,
+            "width": 2048,
+            "depth": 28,
+            "heads": 16,
+            "hidden": 6144,
+            "block_size": 4,
+            "mask_token_id": 151669,
+            "eos_token_ids": (151643, 151645),
+        },
+        "LLaDA2-mini": {
+            "vocab_size": 157184,
+            "length": 32768,
+            "width": 2048,
+            "depth": 20,
+            "heads": 16,
+            "kv_heads": 4,
+            "hidden": 5120,
+            "theta": 6e5,
+            "rotary": 64,
+            "qk_norm": True,
+            "experts": Experts(256, 8, 512, 512, 1, "sigmoid", True, 8, 4, True, 2.5),
+            "block_size": 32,
+            "mask_token_id": 156895,
+            "eos_token_ids": (156892,),
+        },
     }
 
     vocab_size: int = 258
@@ -80,8 +116,11 @@ class Text(family.Family):
     depth: int = 6
     heads: int = 6
     kv_heads: int | None = None
+    head_dim: int | None = None
     hidden: int | None = None
+    experts: Experts | None = None
     theta: float = 10_000.0
+    rotary: int | None = None
     norm_eps: float = 1e-6
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -95,19 +134,32 @@ class Text(family.Family):
     def __post_init__(self) -> None:
         family.at_least(self, vocab_size=2, length=1, width=2, depth=1, heads=1)
         check_fields(self, kv_heads="[1, inf)", hidden="[1, inf)", block_size="[1, inf)", shift="[0, 1]")
-        check_fields(self, theta="(0, inf)", norm_eps="[0, inf)")
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        if self.width % (2 * self.heads) or self.heads % kv_heads:
+        check_fields(self, theta="(0, inf)", norm_eps="[0, inf)", head_dim="[2, inf)", rotary="[2, inf)")
+        if (self.head_dim is None and self.width % (2 * self.heads)) or self.heads % self.key_heads or self.dim % 2:
             raise UserError(
-                f"Text: width {self.width}, heads {self.heads}, kv_heads {kv_heads}; width / heads must be an even "
-                "number, and heads / kv_heads a whole one"
+                f"Text: width {self.width}, heads {self.heads}, kv_heads {self.key_heads}, head_dim {self.head_dim}; "
+                "head_dim or else width / heads must be an even number, and heads / kv_heads a whole one"
             )
+        if self.rotary is not None and (self.rotary % 2 or self.rotary > self.dim):
+            raise UserError(f"Text: rotary {self.rotary}; allowed: an even number up to {self.dim}, a head's channels")
+        if self.experts is not None and self.experts.dense >= self.depth:
+            raise UserError(f"Text: {self.experts.dense} blocks without experts; allowed: 0 .. {self.depth - 1}")
         wrong = [i for i in (self.mask_token_id, *self.eos_token_ids) if not 0 <= i < self.vocab_size]
         if wrong or self.mask_token_id in self.eos_token_ids:
             raise UserError(
                 f"Text: mask_token_id {self.mask_token_id}, eos_token_ids {list(self.eos_token_ids)}; ids are 0 .. "
                 f"{self.vocab_size - 1}, and the mask ends no text"
             )
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.heads if self.head_dim is None else self.head_dim
 
     @property
     def shape(self) -> tuple[int]:
@@ -130,19 +182,24 @@ class TextNet(nn.Module):
     Sites: residuals "blocks.3" and inside it "blocks.3.attn" and "blocks.3.mlp"; whole values "trunk" (embedded tokens
     [B, F, width] -> after the last block), inside it "hidden.3", and "final" (hidden states of the queried positions ->
     their logits). F are the computed positions: all N, or a span's.
+
+    Attributes:
+        processes: number of those that the weights are shared out over, see `parallelize`.
     """
 
-    compute_dtypes = (torch.bfloat16, torch.float64)
+    compute_dtypes = (torch.bfloat16, torch.float16, torch.float64)
+    processes = 1
 
     def __init__(self, spec: Text):
         super().__init__()
         self.spec = spec
-        kv_heads = spec.heads if spec.kv_heads is None else spec.kv_heads
         hidden = 8 * math.ceil(spec.width / 3) if spec.hidden is None else spec.hidden
+        dense = spec.depth if spec.experts is None else spec.experts.dense
         self.embed = nn.Embedding(spec.vocab_size, spec.width)
         self.blocks = nn.ModuleList(
             TextBlock(
-                i, spec.width, spec.heads, kv_heads, hidden, spec.qkv_bias, spec.qk_norm, spec.norm_eps
+                i, spec.width, spec.heads, spec.key_heads, hidden, spec.qkv_bias, spec.qk_norm, spec.norm_eps, spec.dim,
+                None if i < dense else spec.experts,
             )
             for i in range(spec.depth)
         )  # fmt: skip
@@ -155,8 +212,8 @@ class TextNet(nn.Module):
         for name, weight in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
-            elif weight.ndim == 2:
-                last = name.endswith(("attn.o.weight", "mlp.w2.weight"))
+            elif weight.ndim >= 2:
+                last = name.endswith(("attn.o.weight", "mlp.w2.weight", "mlp.experts.w2", "mlp.shared.w2.weight"))
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.spec.depth) if last else 0.02)
 
     @property
@@ -183,14 +240,20 @@ class TextNet(nn.Module):
     def device(self) -> torch.device:
         return self.embed.weight.device
 
+    def parallelize(self, mesh: DeviceMesh) -> None:
+        """Share the weights out over the processes of a mesh; see gen.models.layers.tensor_parallel."""
+        from gen.models.layers.tensor_parallel import parallelize_text
+
+        parallelize_text(self, mesh)
+        self.processes = mesh.size()
+
     def init_cache(self, rows: int, length: int) -> KvCache:
         """Return an empty KV cache for canvases [rows, length], in the network's precision."""
-        spec = self.spec
-        heads = spec.heads if spec.kv_heads is None else spec.kv_heads
-        shape = (rows, heads, length + 1, spec.width // spec.heads)
-        like = self.embed.weight.detach()
-        keys, values = ([like.new_zeros(shape) for _ in self.blocks] for _ in range(2))
-        return KvCache(keys, values, torch.zeros(rows, length + 1, dtype=torch.bool, device=like.device))
+        shape, table = (rows, self.spec.key_heads // self.processes, length + 1, self.spec.dim), self.embed.weight
+        keys, values = (
+            [torch.zeros(shape, dtype=table.dtype, device=table.device) for _ in self.blocks] for _ in range(2)
+        )
+        return KvCache(keys, values, torch.zeros(rows, length + 1, dtype=torch.bool, device=table.device))
 
     def forward(
         self,
@@ -291,7 +354,7 @@ class TextNet(nn.Module):
         return AttentionContext(cos, sin, BIDIRECTIONAL, _mask_or_none(mask), kv_cache, span.positions, span.stop)
 
     def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        return rope_angles(position_ids, self.spec.width // self.spec.heads, self.spec.theta)
+        return rope_angles(position_ids, self.spec.dim, self.spec.theta, self.spec.rotary)
 
     def _check(
         self,

@@ -6,29 +6,33 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from gen.diffusion.tap import Tap, call_site
 from gen.kernels.attention import BIDIRECTIONAL, MaskRule, attention
 from gen.kernels.rope import norm_rope
 from gen.models.layers.block import SplitSwiGLU
+from gen.models.layers.experts import Experts, Mixture
 from gen.text.contracts import KvCache
 
-__all__ = ["AttentionContext", "TextAttention", "TextBlock", "rope_angles"]
+__all__ = ["AttentionContext", "RotaryNorm", "TextAttention", "TextBlock", "rope_angles"]
 
 
-def rope_angles(position_ids: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_angles(position_ids: Tensor, dim: int, theta: float, rotary: int | None = None) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the rotary angles of one head, float32 [..., T, dim] each.
 
-    Channels i and i + dim / 2 are rotated as a pair (Llama's layout), by position * theta^(-2 i / dim) radians
+    Channels i and i + dim / 2 are rotated as a pair (Llama's layout), by position * theta^(-2 i / rotary) radians
     (RoFormer, Su et al. 2021). float32 whatever the network's precision, as the published models were trained with.
 
     Args:
         position_ids: int64 [..., T].
         dim: channels of a head.
         theta: base of the angles.
+        rotary: number of channels that are rotated, pairs i < rotary / 2; the angles of others are 0. None for all.
     """
-    exponents = torch.arange(0, dim, 2, device=position_ids.device).float() / dim
-    angles = position_ids[..., None].float() * (1.0 / theta**exponents)
+    rotary = dim if rotary is None else rotary
+    exponents = torch.arange(0, rotary, 2, device=position_ids.device).float() / rotary
+    angles = pad(position_ids[..., None].float() * (1.0 / theta**exponents), (0, (dim - rotary) // 2))
     both = torch.cat([angles, angles], -1)
     return both.cos(), both.sin()
 
@@ -65,44 +69,58 @@ class AttentionContext:
         out = []
         for store, new in ((self.kv_cache.keys[layer], k), (self.kv_cache.values[layer], v)):
             stored = store.transpose(1, 2)  # [B, N + 1, heads, d]
-            stored.scatter_(1, index, new.to(store.dtype))
-            out.append(stored[:, : self.stop].to(new.dtype))
+            stored.scatter_(1, index, new.to(store))
+            out.append(stored[:, : self.stop].to(new))
         return out[0], out[1]
+
+
+class RotaryNorm(nn.Module):
+    """Heads [B, F, heads, d], RMS-normalised with learned gains if there are any, and rotated by their positions."""
+
+    weight: nn.Parameter | None
+
+    def __init__(self, dim: int, eps: float, norm: bool):
+        super().__init__()
+        self.eps = eps
+        self.register_parameter("weight", nn.Parameter(torch.ones(dim)) if norm else None)
+
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return norm_rope(h, self.weight, self.eps, cos, sin, "split")
 
 
 class TextAttention(nn.Module):
     """Attention whose keys and values have heads of their own, each shared by several of q (GQA, Ainslie et al. 2023).
 
-    bias: of q, k and v. qk_norm: RMS-normalise q and k within each head, before they are rotated (Qwen3).
+    dim: channels of a head. bias: of q, k and v. qk_norm: RMS-normalise q and k within each head, before they are
+    rotated (Qwen3).
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, bias: bool, qk_norm: bool, eps: float):
+    def __init__(self, width: int, heads: int, kv_heads: int, dim: int, bias: bool, qk_norm: bool, eps: float):
         super().__init__()
-        dim = width // heads
-        self.heads, self.kv_heads, self.eps = heads, kv_heads, eps
-        self.q = nn.Linear(width, width, bias=bias)
+        self.dim = dim
+        self.q = nn.Linear(width, heads * dim, bias=bias)
         self.k = nn.Linear(width, kv_heads * dim, bias=bias)
         self.v = nn.Linear(width, kv_heads * dim, bias=bias)
-        self.q_norm = nn.RMSNorm(dim, eps=eps) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(dim, eps=eps) if qk_norm else nn.Identity()
-        self.o = nn.Linear(width, width, bias=False)
+        self.q_norm = RotaryNorm(dim, eps, qk_norm)
+        self.k_norm = RotaryNorm(dim, eps, qk_norm)
+        self.o = nn.Linear(heads * dim, width, bias=False)
 
     def forward(self, h: Tensor, context: AttentionContext, layer: int) -> Tensor:
-        q = self._rotated(self.q(h).unflatten(-1, (self.heads, -1)), self.q_norm, context)  # [B, F, heads, d]
-        k = self._rotated(self.k(h).unflatten(-1, (self.kv_heads, -1)), self.k_norm, context)  # [B, F, kv_heads, d]
-        k, v = context.update_cache(layer, k, self.v(h).unflatten(-1, (self.kv_heads, -1)))  # [B, S, kv_heads, d]
-        out = attention(q, k, v, context.rule, attn_mask=context.mask, documents=context.documents)
+        # Heads are counted by what the products give: a process may have some of them only.
+        q, k, v = (product(h).unflatten(-1, (-1, self.dim)) for product in (self.q, self.k, self.v))
+        q = self.q_norm(q, context.cos, context.sin)  # [B, F, heads, d]
+        k = self.k_norm(k, context.cos, context.sin)  # [B, F, kv_heads, d]
+        k, v = context.update_cache(layer, k, v)  # [B, S, kv_heads, d]
+        # Blocks may lie on several devices.
+        mask, documents = (None if t is None else t.to(q.device) for t in (context.mask, context.documents))
+        out = attention(q, k, v, context.rule, attn_mask=mask, documents=documents)
         return self.o(out.flatten(2))  # [B, F, width]
-
-    def _rotated(self, h: Tensor, norm: nn.Module, context: AttentionContext) -> Tensor:
-        """Return heads [B, F, heads, d], normalised if they are to be, and rotated by their positions."""
-        gain = norm.weight if isinstance(norm, nn.RMSNorm) else None
-        return norm_rope(h, gain, self.eps, context.cos, context.sin, "split")
 
 
 class TextBlock(nn.Module):
     """The residuals of block `layer` to h [B, F, width]: attention, then SwiGLU, each after an RMS norm.
 
+    dim: channels of a head; None for width / heads. experts: in place of the SwiGLU with `hidden` channels.
     Sites: "{site}.attn" and "{site}.mlp", what the two halves add.
 
     Attributes:
@@ -112,14 +130,24 @@ class TextBlock(nn.Module):
     gradient_checkpointing = False
 
     def __init__(
-        self, layer: int, width: int, heads: int, kv_heads: int, hidden: int, bias: bool, qk_norm: bool, eps: float
+        self,
+        layer: int,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        hidden: int,
+        bias: bool,
+        qk_norm: bool,
+        eps: float,
+        dim: int | None = None,
+        experts: Experts | None = None,
     ):
         super().__init__()
         self.layer = layer
         self.norm1 = nn.RMSNorm(width, eps=eps)
-        self.attn = TextAttention(width, heads, kv_heads, bias, qk_norm, eps)
+        self.attn = TextAttention(width, heads, kv_heads, dim or width // heads, bias, qk_norm, eps)
         self.norm2 = nn.RMSNorm(width, eps=eps)
-        self.mlp = SplitSwiGLU(width, hidden)
+        self.mlp = SplitSwiGLU(width, hidden) if experts is None else Mixture(width, experts)
 
     def residuals(
         self, h: Tensor, context: AttentionContext, site: str, tap: Tap | None = None, rope: None = None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from gen.config.errors import UserError
 from gen.config.spec import Json
-from gen.models.interop.lib.text_config import checked_config, number, rename_tensors, whole_number
+from gen.models.interop.lib.expert_tensors import StackedTensors
+from gen.models.interop.lib.text_config import checked_config, number, rename_tensors, whole_number, with_rotary
 from gen.models.interop.weights import Weights
 
 __all__ = ["read_qwen"]
@@ -28,26 +27,29 @@ INNER = {
     "mlp.gate_proj": "mlp.w1",
     "mlp.up_proj": "mlp.w3",
     "mlp.down_proj": "mlp.w2",
+    "mlp.gate": "mlp.router",
 }
-FIXED = {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False, "rope_scaling": None}
+FIXED: Json = {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False}
 
 
-def read_qwen(weights: Weights, name: str) -> tuple[Json, dict[str, Tensor], Json]:
+def read_qwen(
+    weights: Weights, name: str, fixed: Json | None = None, hidden: str = "intermediate_size"
+) -> tuple[Json, StackedTensors, Json]:
     """Return the fields of a Text but for its ids, the tensors under our names, and config.json.
 
     Args:
         weights: the file's.
         name: of the format, in words.
+        fixed: further values by key that the format fixes.
+        hidden: key of the channels of a SwiGLU, which may be missing where all blocks have experts.
     """
-    config = checked_config(weights, name, FIXED)
+    config = with_rotary(checked_config(weights, name, FIXED | (fixed or {})), name)
     kinds = set(config.get("layer_types") or ()) - {"full_attention"}
-    rope = config.get("rope_parameters") or {}
-    if kinds or rope.get("rope_type", "default") != "default" or config.get("rope_scaling"):
-        said = ", ".join(sorted(kinds)) or f"rope {config.get('rope_scaling') or rope}"
-        raise UserError(f"config.json: {said}; only full attention and plain rotary angles are {name}'s")
+    if kinds or config.get("partial_rotary_factor", 1) != 1:
+        said = ", ".join(sorted(kinds)) or f"partial_rotary_factor is {config['partial_rotary_factor']}"
+        raise UserError(f"config.json: {said}; only full attention, whose heads are rotated whole, is {name}'s")
     width, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
-    if config.get("head_dim") not in (None, width / heads):
-        raise UserError(f"config.json: head_dim is {config['head_dim']}; expected {width} / {heads}")
+    dim = whole_number({**config, "default": width // heads}, "head_dim", "default")
     tensors = weights.tensors
     fields = {
         "vocab_size": whole_number(config, "vocab_size"),
@@ -56,8 +58,9 @@ def read_qwen(weights: Weights, name: str) -> tuple[Json, dict[str, Tensor], Jso
         "depth": whole_number(config, "num_hidden_layers"),
         "heads": heads,
         "kv_heads": whole_number(config, "num_key_value_heads", "num_attention_heads"),
-        "hidden": whole_number(config, "intermediate_size"),
-        "theta": float(number({**rope, **config}, "rope_theta")),
+        "head_dim": None if dim * heads == width else dim,
+        "hidden": whole_number(config, hidden) if config.get(hidden) is not None or hidden not in config else None,
+        "theta": float(number(config, "rope_theta")),
         "norm_eps": number(config, "rms_norm_eps"),
         "qkv_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
         "qk_norm": "model.layers.0.self_attn.q_norm.weight" in tensors,

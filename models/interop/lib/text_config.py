@@ -11,6 +11,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.reading import file_sha256
 from gen.config.spec import Json
+from gen.models.interop.lib.expert_tensors import StackedTensors, split_experts
 from gen.models.interop.lib.inferred import Conversion, build_spec
 from gen.models.interop.weights import Weights
 from gen.models.text import Text
@@ -29,9 +30,27 @@ __all__ = [
     "rename_tensors",
     "special_ids",
     "whole_number",
+    "with_rotary",
 ]
 
 Names = Mapping[str, str]  # theirs to ours; of a block, what follows its number
+# What configs of other models say of the computation, and none of these formats does.
+FOREIGN: Json = {
+    "quantization_config": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "query_pre_attn_scalar": None,
+    "clip_qkv": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "embedding_multiplier": 1,
+    "residual_multiplier": 1,
+    "attention_multiplier": None,
+    "scale_emb": 1,
+    "scale_depth": None,
+    "attention_sink": False,
+    "use_sliding_window": False,
+}
 TOKENIZER = "tokenizer.json"
 NO_TOKENIZER = "the file has no tokenizer.json: prompts and texts are ids, until model.tokenizer names one"
 
@@ -62,11 +81,25 @@ def checked_config(weights: Weights, name: str, fixed: Json) -> Json:
     config = weights.config
     if config is None:
         raise UserError(f"{weights.folder} has no config.json beside the weights, which says what they are")
-    for key, value in fixed.items():
+    for key, value in (FOREIGN | fixed).items():
         given = config.get(key)
         if given is not None and given != value:
             raise UserError(f"config.json: {key} is {given!r}; only {value!r} is {name}'s")
     return config
+
+
+def with_rotary(config: Json, name: str) -> Json:
+    """Return config.json with the values of its rope_parameters; UserError unless the angles are plain ones.
+
+    Args:
+        config: config.json.
+        name: of the format, in words.
+    """
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default" or config.get("rope_scaling"):
+        said = config.get("rope_scaling") or rope
+        raise UserError(f"config.json: rope {said}; only plain rotary angles are {name}'s")
+    return {**rope, **config}
 
 
 def number(config: Json, *keys: str) -> float:
@@ -127,8 +160,8 @@ def special_ids(
     }
 
 
-def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner: Names) -> dict[str, Tensor]:
-    """Return the tensors under our names; an unknown name stays as it is, to be reported.
+def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner: Names) -> StackedTensors:
+    """Return the tensors under our names, experts stacked; an unknown name stays as it is, to be reported.
 
     Args:
         tensors: the file's; UserError where two get one name.
@@ -136,20 +169,21 @@ def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner
         once: our names of tensors outside blocks.
         inner: our names inside a block, of what follows its number.
     """
+    others, parts = split_experts(tensors, stack)
     out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.+)\.(weight|bias)", name)
+    for name, tensor in others.items():
+        match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.+)\.(weight|bias|expert_bias)", name)
         ours = once.get(name, name)
         if match and match[2] in inner:
             ours = f"blocks.{int(match[1])}.{inner[match[2]]}.{match[3]}"
         if ours in out:
             raise UserError(f"{name} is there twice")
         out[ours] = tensor
-    return out
+    return StackedTensors(out, parts)
 
 
 def convert(
-    weights: Weights, fields: Json, tensors: Mapping[str, Tensor], preset: str | None, decoding: Decoding
+    weights: Weights, fields: Json, tensors: StackedTensors, preset: str | None, decoding: Decoding
 ) -> Conversion:
     """Return the model with its tokenizer and decoding; tables that are computed anew are left out.
 
@@ -161,12 +195,11 @@ def convert(
         decoding: as the model is decoded by default.
     """
     dropped = {name: "a table that is computed anew" for name in tensors if name.endswith("rotary_emb.inv_freq")}
-    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    if fields["tied"] and "head.weight" in kept:
-        if not kept["head.weight"].equal(kept["embed.weight"]):
+    if fields["tied"] and "head.weight" in tensors:
+        if not tensors["head.weight"].equal(tensors["embed.weight"]):
             raise UserError("config.json says that the head is the table of tokens, but the weights have two tables")
         dropped["head.weight"] = "the table of tokens once more"
-        del kept["head.weight"]
+    kept = tensors.without(dropped)
     file = None if weights.folder is None else weights.folder / TOKENIZER
     copied = {} if file is None or not file.is_file() else {TOKENIZER: file}
     tokenizer = _tokenizer(copied[TOKENIZER], fields) if copied else None

@@ -50,24 +50,36 @@ QWEN = {**SIZES, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu", 
 QWEN |= {"eos_token_id": STOP, "mask_token_id": MASK, "use_sliding_window": False, "sliding_window": 8}
 DREAM = {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"]}
 FAST = {**QWEN, "model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": 8}
-CONFIGS = {"llada": LLADA, "dream": DREAM, "fast_dllm": FAST}
+SDAR = {**QWEN, "model_type": "sdar", "architectures": ["SDARForCausalLM"], "head_dim": 16, "block_size": 4}
+CONFIGS = {"llada": LLADA, "dream": DREAM, "fast_dllm": FAST, "sdar": SDAR}
+BLOCKS = {"llada": None, "dream": None, "fast_dllm": 8, "sdar": 4}
+SHIFTS = {"llada": 0, "dream": 1, "fast_dllm": 1, "sdar": 0}
 
 
 def theirs(kind, dtype=torch.float32, tied=False, exact=False):
     """A random Llama or Qwen2 of transformers. exact: norms and softmax in the network's own precision."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
 
     torch.manual_seed(0)
-    owner, config = (LlamaForCausalLM, LlamaConfig) if kind == "llada" else (Qwen2ForCausalLM, Qwen2Config)
+    others = {"llada": (LlamaForCausalLM, LlamaConfig), "sdar": (Qwen3ForCausalLM, Qwen3Config)}
+    owner, config = others.get(kind, (Qwen2ForCausalLM, Qwen2Config))
     rope = {"rope_theta": CONFIGS[kind]["rope_theta"], "rope_type": "default"}
-    how = {"tie_word_embeddings": tied, "attn_implementation": "sdpa" if exact else "eager"}
+    how = {"head_dim": 16} if kind == "sdar" else {}
+    how |= {"tie_word_embeddings": tied, "attn_implementation": "sdpa" if exact else "eager"}
     net = owner(config(**SIZES, rms_norm_eps=CONFIGS[kind]["rms_norm_eps"], rope_parameters=rope, **how)).to(dtype)
     with torch.no_grad():
         for weight in net.parameters():
             weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.3)
     for name, module in list(net.named_modules()) if exact else ():
         if name.endswith("norm"):
-            norm = torch.nn.RMSNorm(32, eps=module.variance_epsilon, dtype=dtype)
+            norm = torch.nn.RMSNorm(len(module.weight), eps=module.variance_epsilon, dtype=dtype)
             norm.weight = module.weight
             net.set_submodule(name, norm)
     return net.eval()
@@ -126,21 +138,22 @@ def tokens(n=21):
 
 
 def test_every_format_is_tested():
-    assert set(names(TEXT)) == set(CONFIGS)
+    assert set(names(TEXT)) == set(CONFIGS) | {"llada_moe", "llada2"}  # see test_text_experts.py
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @torch.no_grad()
 def test_logits_are_those_of_transformers(tmp_path, kind, dtype):
-    """With its attention mask as the format has it: everything, or blocks of eight; moved by one place where it is."""
+    """With its attention mask as the format has it: everything, or blocks; moved by one place where it is."""
     net, x = theirs(kind, exact=dtype == torch.float64), tokens()
     _, pipeline = imported(tmp_path, kind, net, shards=1 if dtype == torch.float64 else 3)
     places = torch.arange(x.shape[1])
-    seen = places // 8 <= places[:, None] // 8 if kind == "fast_dllm" else torch.ones(21, 21, dtype=torch.bool)
+    size = BLOCKS[kind] or 21
+    seen = places // size <= places[:, None] // size
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     expected = net.to(dtype)(x, attention_mask=mask.expand(3, 1, -1, -1)).logits
-    if kind != "llada":
+    if SHIFTS[kind]:
         expected = torch.cat([expected[:, :1], expected[:, :-1]], 1)
     tol = 1e-5 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(pipeline.net.to(dtype)(x), expected, rtol=tol, atol=tol)
@@ -157,6 +170,7 @@ def test_what_config_json_says_becomes_the_spec(tmp_path, kind):
         "llada": (MASK, (STOP,), None, 0, False),
         "dream": (MASK, (STOP,), None, 1, True),
         "fast_dllm": (MASK, (STOP,), 8, 1, True),
+        "sdar": (MASK, (STOP,), 4, 0, False),
     }[kind]
     assert done.origin == kind and not done.dropped and done.matched == len(pipeline.net.state_dict())
     assert pipeline.info["source"]["origin"] == kind and pipeline.info["shape"] == [LENGTH]
@@ -228,15 +242,16 @@ def test_bfloat16_weights_stay_as_they_are(tmp_path):
     _, pipeline = imported(tmp_path, "fast_dllm", net)
     stored = checkpoints.read_tensors(tmp_path / "run", "net.safetensors", checkpoints.read(tmp_path / "run"))
     assert {value.dtype for value in stored.values()} == {torch.bfloat16}
-    assert pipeline.net.state_dict()["embed.weight"].equal(net.state_dict()["model.embed_tokens.weight"].float())
+    assert pipeline.net.state_dict()["embed.weight"].equal(net.state_dict()["model.embed_tokens.weight"])
 
 
-def test_bfloat16_weights_are_loaded_as_they_are_if_asked(tmp_path):
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_loaded_as_they_are(tmp_path, half):
     """They became float32 without a choice: 60 GiB for an LLaDA-8B."""
-    _, full = imported(tmp_path, "llada", theirs("llada").bfloat16(), shards=3)
-    kept = gen.load(tmp_path / "run", dtype="file")
+    _, kept = imported(tmp_path, "llada", theirs("llada").to(half), shards=3)
+    full = gen.load(tmp_path / "run", dtype="float32")
     assert {p.dtype for p in full.net.parameters()} == {torch.float32}
-    assert {p.dtype for p in kept.net.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in kept.net.parameters()} == {half}
     assert kept.generate(["w1 w2 w3"], 12, block_length=4, stopping_rules=()).tokens == 12
 
 
@@ -250,17 +265,21 @@ def test_published_ids_where_config_json_is_silent(tmp_path):
         "llada": ({**small, **big}, (126336, (126081, 126348), LENGTH)),
         "dream": ({**few, "eos_token_id": 151643}, (151666, (151643, 151645), 2048)),
         "fast_dllm": ({**few, "eos_token_id": [151645], "bd_size": None}, (151665, (151645,), 131072)),
+        "sdar": (
+            {**few, "eos_token_id": 151643, "vocab_size": 151936, "head_dim": 2, "block_size": None},
+            (151669, (151643, 151645), 131072),
+        ),
     }
     for kind, (config, expected) in made.items():
         vocab = {**CONFIGS[kind], **config}["vocab_size"]
-        tiny = {"width": 2, "depth": 1, "heads": 1, "hidden": 1, "qkv_bias": kind != "llada"}
+        tiny = {"width": 2, "depth": 1, "heads": 1, "hidden": 1, "qkv_bias": kind in ("dream", "fast_dllm")}
         with torch.device("meta"):
             wanted = Text(vocab_size=vocab, **tiny).build().state_dict()
         state = named(kind, {name: torch.zeros(value.shape) for name, value in wanted.items()})
         path = folder(tmp_path / kind, kind, state, config, tokenizer=False)
         spec = import_checkpoint(path, out=tmp_path / f"{kind}-run").run.model
         assert (spec.mask_token_id, spec.eos_token_ids, spec.length) == expected
-    assert spec.block_size == 32
+    assert spec.block_size == 4
 
 
 def test_a_spec_overrides_what_config_json_says(tmp_path):
@@ -302,6 +321,13 @@ WRONG = {
         {"rms_norm_eps": None},
         {"rope_theta": None},
         {"tie_word_embeddings": True},
+    ],
+    "sdar": [
+        {"block_size": 0},
+        {"head_dim": 8},
+        {"num_experts": 4},
+        {"attention_bias": True},
+        {"attn_logit_softcapping": 30.0},
     ],
     "fast_dllm": [{"bd_size": "many"}, {"bd_size": 0}, {"num_key_value_heads": 4}, {"vocab_size": 61}],
 }
