@@ -35,6 +35,7 @@ from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
+from gen.text.placement import Placement, choose_placement
 from gen.training.buckets import check_size
 from gen.training.log import ProgressBar
 from gen.training.run import Sampler, run_from
@@ -423,6 +424,8 @@ def load(
     dtype: torch.dtype | str | None = None,
     model: object = None,
     text_encoder: object = None,
+    tensor_parallel: int | None = None,
+    max_memory: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
@@ -434,11 +437,16 @@ def load(
         allow: packages ("my_pkg"), modules or classes ("my_pkg.mod:Class") that the folder may name: what it names
             beside gen's own plug-ins is code, which is run only if it is allowed here.
         dtype: of the weights and of the computation, such as "bfloat16"; "file" for that of the file; None for the
-            network's own, float32.
+            network's own, float32, and for that of the file of a text model, which may be bfloat16 for its size.
         model: the network of a run that was given it as an object (gen.models.given): a module, or the name
             "my_pkg.mod:MyNet" of a class that takes no arguments.
         text_encoder: that captions are read by, for a model that was trained on its embeddings: a spec of
             gen.models.text_encoders, or the folder of a pretrained one.
+        tensor_parallel: number of processes, started by torchrun, over which a text model's weights are shared out:
+            each reads its part, and all decode the same prompts together (gen.text.placement).
+        max_memory: of a text model that does not fit: what each GPU by its number, and "cpu", may hold of it, such as
+            {"0": "20GiB", "cpu": "40GiB"}; further blocks are read from their file whenever they compute. {} for all
+            memory that is free.
 
     Raises:
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
@@ -461,19 +469,16 @@ def load(
         raise UserError(f"{checkpoint} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
     role = info["role"]
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
+    if dtype is None and isinstance(run.sampler, Decoding):
+        dtype = "file"
     net = empty_network(run.model, sum(about["bytes"] for about in checkpoints.files_of(info, file).values()))
-    tensors = checkpoints.read_tensors(checkpoint, file, info, weight_converter(net, dtype))
-    try:
-        net.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:  # its message has a line for every tensor
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint}/{file} does not hold the weights of its model: {why}") from None
-    net = net.eval().requires_grad_(False).to(device)
+    placement = choose_placement(net, checkpoint / file, device, tensor_parallel, max_memory)
+    net = _read_network(net, checkpoint, file, info, dtype, placement)
     used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
         "name": folder.resolve().name,
         "params": sum(p.numel() for p in net.parameters()),
-        "device": device,
+        "device": placement.device,
         "folder": folder,
         "weights": chosen,
         "info": info,
@@ -487,6 +492,22 @@ def load(
     f = Denoiser(net, run.path, run.parameterisation, dtype=used)
     prompts = prompt_encoder(run.data, text_encoder)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, encode_prompts=prompts, **about)
+
+
+def _read_network(
+    net: nn.Module, checkpoint: Path, file: str, info: Json, dtype: torch.dtype | str | None, placement: Placement
+) -> nn.Module:
+    """Return an empty network with the weights of a file, in evaluation mode; no two tensors are in memory twice."""
+    convert = weight_converter(net, dtype)
+    tensors = checkpoints.read_tensors(
+        checkpoint, file, info, lambda name, tensor: placement.keep(name, convert(name, tensor))
+    )
+    try:
+        net.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:  # its message has a line for every tensor
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint}/{file} does not hold the weights of its model: {why}") from None
+    return placement.finish(net.eval().requires_grad_(False))
 
 
 def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gen.cli.lib.options import add_option, add_options, parse_spec, read_as
 from gen.cli.lib.terminal import exact_output
 from gen.config.errors import UserError
-from gen.config.reading import read_lines
+from gen.config.reading import parse_json, read_lines
 
 if TYPE_CHECKING:
     from gen.text.decoding import Decoding
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gen.text.pipeline import GeneratedTexts, TextPipeline
 
 __all__ = ["add_arguments", "add_decoding_options", "run", "settings"]
+
+MEMORY = 'of a model that does not fit, what each device may hold: {"0": "20GiB", "cpu": "40GiB"}, or {} for all of it'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decoding_options(parser, "most tokens of a text (default: 64, or as many as fit)")
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
     parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
+    parser.add_argument("--tensor-parallel", type=int, help="share the model out over so many processes of torchrun")
+    parser.add_argument("--max-memory", help=MEMORY)
     parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
     parser.add_argument("--trace", action="store_true", help="show the step that committed each token")
 
@@ -79,8 +83,7 @@ def settings(args: argparse.Namespace) -> Decoding:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gen.pipeline import load
-    from gen.text.pipeline import TextPipeline
+    from gen.training.distributed import is_main
 
     prompts = list(args.prompt or ())
     if args.prompts is not None:
@@ -92,21 +95,21 @@ def run(args: argparse.Namespace) -> int:
     if args.system is not None and not args.chat:
         raise UserError("--system is for --chat, which is not given")
     given: list[Any] = [*_with_gaps(prompts, args)]
-    pipeline = load(args.run, args.weights, args.device)
-    assert isinstance(pipeline, TextPipeline)  # or there were no such settings
-    pipeline = dataclasses.replace(pipeline, decoding=args.settings)
+    pipeline = _pipeline(args)
     if args.chat:
         given = [*pipeline.chat_prompts(_chats(args))]
-    pipeline = pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
     if args.stream:
         if len(given) > 1:
             raise UserError(f"--stream shows one prompt, and {len(given)} are given")
         if args.trace:
             raise UserError("--stream and --trace are given; give one")
         for step in pipeline.stream(given[0], args.gen_length, seed=args.seed):
-            print(step.text, file=exact_output(), flush=True)
+            if is_main():
+                print(step.text, file=exact_output(), flush=True)
         return 0
     texts = pipeline.generate(given, args.gen_length, seed=args.seed, batch_size=args.batch_size)
+    if not is_main():
+        return 0
     for prompt, text, document in zip(given, texts.texts, texts.documents, strict=True):
         line = f"{prompt}{pipeline.separator}{text}" if isinstance(prompt, str) else document
         print(text if args.chat else line, file=exact_output())
@@ -145,6 +148,21 @@ def _chats(args: argparse.Namespace) -> list[list[dict[str, str]]]:
     """Return the messages of each --chat."""
     before = [] if args.system is None else [{"role": "system", "content": args.system}]
     return [[*before, {"role": "user", "content": text}] for text in args.chat]
+
+
+def _pipeline(args: argparse.Namespace) -> TextPipeline:
+    """Return the run's model where the options want it, decoded as they say."""
+    from gen.pipeline import load
+    from gen.training.distributed import processes
+
+    if args.tensor_parallel is None and processes()[1] > 1:
+        raise UserError(f"gen decode runs in one process, and {processes()[1]} are started: give --tensor-parallel too")
+    if args.engine is not None and (args.tensor_parallel is not None or args.max_memory is not None):
+        raise UserError("--engine prepares a model on one device: give it without --tensor-parallel and --max-memory")
+    memory = None if args.max_memory is None else parse_json(args.max_memory, "--max-memory")
+    loaded = load(args.run, args.weights, args.device, tensor_parallel=args.tensor_parallel, max_memory=memory)
+    pipeline: TextPipeline = dataclasses.replace(loaded, decoding=args.settings)
+    return pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
 
 
 def _trace(texts: GeneratedTexts, pipeline: TextPipeline) -> None:

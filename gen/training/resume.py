@@ -158,7 +158,9 @@ def load_init(run: Run, net: nn.Module) -> str:
 
 
 def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
-    """Load the model of a run folder or of one checkpoint as a denoiser; without a parameterisation for text.
+    """Load the model of a run folder or of one checkpoint as a denoiser.
+
+    A text model has no parameterisation; its weights are float32, whatever the file's precision.
 
     Args:
         folder: the folder.
@@ -169,7 +171,7 @@ def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
     pipeline = load(folder, device=device)
     if isinstance(pipeline, Pipeline):
         return cast(Denoiser, pipeline.denoiser)
-    return Denoiser(pipeline.net, run_from(pipeline.info["run"], folder).path, cast(Any, None))
+    return Denoiser(pipeline.net.float(), run_from(pipeline.info["run"], folder).path, cast(Any, None))
 
 
 def versions() -> dict[str, str]:
