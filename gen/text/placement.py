@@ -1,4 +1,4 @@
-"""Where the weights of a text model lie: on one device, shared out over processes, or spread over devices and disk."""
+"""Placement of a text model's weights: on one device, over processes, or spread over devices and the disk."""
 
 from __future__ import annotations
 

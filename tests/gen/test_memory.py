@@ -18,6 +18,9 @@ from gen.config.tensor_files import Damaged, read_file, write_file
 from gen.diffusion.net import empty_network
 from gen.models.dit import DiT
 from gen.models.interop.checkpoints import import_checkpoint
+from gen.models.text import Text
+from gen.text.decoding import Decoding
+from gen.text.mask_path import LogLinear
 from gen.training.run import Run, run_spec
 from tests.models.test_families import random_net
 
@@ -60,6 +63,21 @@ def test_the_peak_of_loading_and_of_writing_is_one_model(tmp_path):
     half, pipeline = peak(gen.load, tmp_path / "a", dtype="bfloat16")
     assert half < 0.7 * size
     assert {p.dtype for p in pipeline.denoiser.net.parameters()} == {torch.bfloat16}
+
+
+def test_the_peak_of_loading_a_text_model_in_bfloat16_is_its_file(tmp_path):
+    spec = Text(vocab_size=4000, width=768, depth=12)  # 182 MB
+    with torch.device("meta"):
+        shapes = spec.build().state_dict()
+    state = {name: torch.zeros(value.shape, dtype=torch.bfloat16) for name, value in shapes.items()}
+    size = sum(value.numel() * value.element_size() for value in state.values())
+    run = run_spec(Run(model=spec, path=LogLinear(), parameterisation=None, sampler=Decoding(), ema=()))
+    about = {"role": "net", "shape": [256], "classes": 0, "step": 0, "latent": {}}
+    checkpoints.write(tmp_path / "a", {"net.safetensors": state}, {"run": run, **about})
+    del state
+    least, pipeline = peak(gen.load, tmp_path / "a")
+    assert least < 1.2 * size
+    assert {p.dtype for p in pipeline.net.parameters()} == {torch.bfloat16}
 
 
 def test_loading_in_bfloat16_computes_in_it(tmp_path):
