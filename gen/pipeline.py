@@ -27,7 +27,7 @@ from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
-from gen.diffusion.dtypes import computation_dtype, weight_converter
+from gen.diffusion.dtypes import computation_dtype
 from gen.diffusion.editing import Edit, batched
 from gen.diffusion.net import NetMembers, empty_network, members, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
@@ -35,7 +35,7 @@ from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
-from gen.text.placement import Placement, choose_placement
+from gen.text.placement import choose_placement, read_network
 from gen.training.buckets import check_size
 from gen.training.log import ProgressBar
 from gen.training.run import Sampler, run_from
@@ -473,7 +473,7 @@ def load(
         dtype = "file"
     net = empty_network(run.model, sum(about["bytes"] for about in checkpoints.files_of(info, file).values()))
     placement = choose_placement(net, checkpoint / file, device, tensor_parallel, max_memory)
-    net = _read_network(net, checkpoint, file, info, dtype, placement)
+    net = read_network(net, checkpoint, file, info, dtype, placement)
     used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
         "name": folder.resolve().name,
@@ -492,22 +492,6 @@ def load(
     f = Denoiser(net, run.path, run.parameterisation, dtype=used)
     prompts = prompt_encoder(run.data, text_encoder)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, encode_prompts=prompts, **about)
-
-
-def _read_network(
-    net: nn.Module, checkpoint: Path, file: str, info: Json, dtype: torch.dtype | str | None, placement: Placement
-) -> nn.Module:
-    """Return an empty network with the weights of a file, in evaluation mode; no two tensors are in memory twice."""
-    convert = weight_converter(net, dtype)
-    tensors = checkpoints.read_tensors(
-        checkpoint, file, info, lambda name, tensor: placement.keep(name, convert(name, tensor))
-    )
-    try:
-        net.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:  # its message has a line for every tensor
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint}/{file} does not hold the weights of its model: {why}") from None
-    return placement.finish(net.eval().requires_grad_(False))
 
 
 def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:

@@ -11,10 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.spec import Json
 from gen.config.tensor_files import DTYPES
+from gen.diffusion.dtypes import weight_converter
 
-__all__ = ["DeviceMap", "OneDevice", "Placement", "TensorParallel", "choose_placement"]
+__all__ = ["DeviceMap", "OneDevice", "Placement", "TensorParallel", "choose_placement", "read_network"]
 
 
 class Placement(Protocol):
@@ -61,6 +64,31 @@ def choose_placement(
     if tensor_parallel is None:
         return DeviceMap(net, file, max_memory or {})
     return TensorParallel(net, tensor_parallel, device)
+
+
+def read_network(
+    net: nn.Module, checkpoint: Path, file: str, info: Json, dtype: torch.dtype | str | None, placement: Placement
+) -> nn.Module:
+    """Return a network with the weights of a file, in evaluation mode; one tensor at a time is there twice.
+
+    Args:
+        net: the network, its weights on the meta device.
+        checkpoint: its folder.
+        file: name of the file, verified against the manifest.
+        info: the manifest.
+        dtype: see gen.load.
+        placement: where the weights are to lie.
+    """
+    convert = weight_converter(net, dtype)
+    tensors = checkpoints.read_tensors(
+        checkpoint, file, info, lambda name, tensor: placement.keep(name, convert(name, tensor))
+    )
+    try:
+        net.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:  # its message has a line for every tensor
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint}/{file} does not hold the weights of its model: {why}") from None
+    return placement.finish(net.eval().requires_grad_(False))
 
 
 class OneDevice:
