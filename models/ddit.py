@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
@@ -47,6 +48,8 @@ class DDiT(Text):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, cond_width="[1, inf)")
+        if self.experts is not None:
+            raise UserError("DDiT: its blocks have an MLP and no experts; Text has them")
 
     def build(self) -> DDiTNet:
         """Return the network, freshly initialised: its predictions are uniform, and every block the identity."""
@@ -69,6 +72,7 @@ class DDiTNet(TextNet):
     """DDiT's network; see gen.models.text.TextNet for its sites."""
 
     spec: DDiT
+    shareable = False
 
     def __init__(self, spec: DDiT):
         nn.Module.__init__(self)  # of TextNet's parts only the table is here
@@ -109,10 +113,10 @@ class DDiTBlock(nn.Module):
 
     def __init__(self, spec: DDiT, layer: int):
         super().__init__()
-        width, heads, kv_heads = spec.width, spec.heads, spec.heads if spec.kv_heads is None else spec.kv_heads
+        width, heads = spec.width, spec.heads
         self.layer = layer
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=spec.norm_eps, bias=False) for _ in range(2))
-        self.attn = TextAttention(width, heads, kv_heads, spec.qkv_bias, spec.qk_norm, spec.norm_eps)
+        self.attn = TextAttention(width, heads, spec.key_heads, spec.dim, spec.qkv_bias, spec.qk_norm, spec.norm_eps)
         self.mlp = Mlp(width, 4 * width if spec.hidden is None else spec.hidden)
         self.adaLN_modulation = nn.Linear(spec.cond_width, 6 * width)
 

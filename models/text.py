@@ -185,10 +185,12 @@ class TextNet(nn.Module):
 
     Attributes:
         processes: number of those that the weights are shared out over, see `parallelize`.
+        shareable: whether they can be, and blocks can lie on several devices.
     """
 
     compute_dtypes = (torch.bfloat16, torch.float16, torch.float64)
     processes = 1
+    shareable = True
 
     def __init__(self, spec: Text):
         super().__init__()

@@ -58,9 +58,9 @@ def choose_placement(
         return OneDevice(device)
     if tensor_parallel is not None and max_memory is not None:
         raise UserError("tensor_parallel and max_memory are given; give one")
-    if not hasattr(net, "parallelize"):
+    if not getattr(net, "shareable", False):
         option = "max_memory" if tensor_parallel is None else "tensor_parallel"
-        raise UserError(f"{option} is for text models of gen.models.text, not for {type(net).__name__}")
+        raise UserError(f"{option} is for networks of gen.models.text, not for {type(net).__name__}")
     if tensor_parallel is None:
         return DeviceMap(net, file, max_memory or {})
     return TensorParallel(net, tensor_parallel, device)
