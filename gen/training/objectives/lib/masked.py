@@ -60,7 +60,11 @@ class TokenBatch:
 
     @property
     def lengths(self) -> Tensor | None:
-        """The `lengths` argument of a network: None where there is no padding."""
+        """The `lengths` argument of a network, None without padding; UserError for windows of several texts."""
+        if self.documents is not None:
+            raise UserError(
+                "this objective trains windows of one text, and these hold several: set data.packing to none"
+            )
         return None if bool((self.length == self.x.shape[1]).all()) else self.length
 
     @property

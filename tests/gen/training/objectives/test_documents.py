@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.config.spec import build
+from gen.config.spec import build, find, names
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.text.documents import document_positions, document_starts
 from gen.text.mask_path import LogLinear
 from gen.training.objectives import Batch
 from gen.training.objectives.bd3 import BD3
 from gen.training.objectives.fast_dllm import FastDLLM
-from gen.training.objectives.lib.masked import TokenBatch, text_uniforms, token_batch
+from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, text_uniforms, token_batch
 from gen.training.objectives.llada import LLaDA
 from gen.training.objectives.mdlm import MDLM
 
@@ -133,6 +133,21 @@ def test_random_lengths_are_for_one_text():
     net = network(None)
     with pytest.raises(UserError, match="random_length cuts windows of one text"):
         next(iter(LLaDA(random_length=0.5)({"net": SimpleNamespace(net=net, path=LogLinear())}, batch_of())))
+
+
+def test_every_other_objective_refuses_several_texts():
+    known = {type(objective) for objective in OBJECTIVES}
+    masked = [build("training.objectives", name) for name in names("training.objectives") if find_masked(name)]
+    assert known < {type(objective) for objective in masked}
+    for objective in masked:
+        if type(objective) not in known:
+            with pytest.raises(UserError, match=r"windows of one text.*set data\.packing to none"):
+                next(iter(objective({"net": SimpleNamespace(net=network(4), path=LogLinear())}, batch_of())))
+
+
+def find_masked(name):
+    owner = find(name, "training.objectives")
+    return isinstance(owner, type) and issubclass(owner, MaskedObjective)
 
 
 def test_stratified_times_of_texts_lie_one_in_each_share():
