@@ -8,8 +8,8 @@ python scripts/release_check.py --out runs/release --python python3.11 python3.1
 Each Python gets a new environment with the wheel and what it needs, in which `gen --version`, `gen list`, `gen doctor`
 and, in an empty folder, `gen quickstart` must end with 0. Each extra gets another one, which sees the packages of the
 first, so that only what the extra adds is installed; its packages must be importable there, or refused in one line that
-the check prints. Prints one line for each check; exit 1 if anything is wrong. Ten minutes for each Python on two cores,
-most of it downloads and the quickstart.
+the check prints, and `gen list` and `gen doctor` must end with 0 beside them. Prints one line for each check; exit 1 if
+anything is wrong. Ten minutes for each Python on two cores, most of it downloads and the quickstart.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ def check_extras(env: Environment, wheel: Path, extras: Sequence[str]) -> Iterat
         code += "except Exception as error:\n    print(type(error).__name__, *str(error).split())"
         refused = env.call("python", "-c", code).strip().splitlines()
         yield f"{package}{f', refused: {refused[-1][:200]}' if refused else ''}", ""
-    env.call("python", "-m", "gen", "list")  # the wheel lies in the core's environment
+    for verb in ("list", "doctor"):
+        env.call("python", "-m", "gen", verb)  # the wheel lies in the core's environment
+    yield "gen list, gen doctor", ""
 
 
 def check_python(python: str, torch: Path | None, wheel: Path, args: argparse.Namespace) -> Iterator[tuple[str, str]]:

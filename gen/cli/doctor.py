@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "add_arguments", "examine", "run"]
 
-CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn", "jinja2")
+CORE = ("numpy", "safetensors", "PIL", "tqdm", "accelerate", "torchmetrics", "sklearn", "jinja2", "yaml")
 CHECKOUT = (Path(gen.__file__).parents[1] / "constraints.txt").exists()
 INSTALL = "pip install -c constraints.txt -e ." if CHECKOUT else "pip install --upgrade gen-diffusion"
 
