@@ -311,7 +311,7 @@ def open_sets(given: object, split: str) -> tuple[Json, str, dict[str, Images]]:
         return {"name": given.name}, "all", {"whole": given}
     if isinstance(given, (str, Path)) and not is_data(given) and not Path(given).exists():
         raise UserError(f"{given} is no file, no folder and no data set. {nearest(str(given), names('data'))}")
-    if not is_data(given):
+    if not is_data(given) and not isinstance(given, Mapping):
         return _about(given), "all", {"whole": open_images(given)}
     source = build_with("data", given, "shape open", "data")
     if not getattr(source, "pictures", True) or len(source.shape) != 3 or source.shape[0] not in (1, 3):

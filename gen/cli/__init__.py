@@ -8,6 +8,7 @@ Its docstring is its help, the first line its entry in `gen --help`. It has
 and, if it is set up by a frozen dataclass such as a Run,
 
     settings(args) -> dataclass      what `--dotted.key value` changes, before any change
+    about(args) -> str               optional: what --help says of the recipe or method that is named
 
 Then every option the parser does not know is a change to that dataclass: `--optim.lr 2e-4`, `--optim.lr=2e-4`.
 run(args) finds the changed dataclass in `args.settings` and the changes, as text by key, in `args.overrides`;
@@ -20,6 +21,9 @@ them, only with `--allow my_pkg`, which every verb takes (gen.config.trust).
 
 "hf:owner/name@revision" may stand wherever a folder of a model is taken: it is fetched before the verb runs
 (gen.config.hub).
+
+An option whose type is gen.cli.lib.options.read_spec takes a name or a JSON spec, and dotted keys of it: --solver heun
+--solver.churn .1.
 
 Verbs import torch, and all that needs it, inside their functions: `gen --help` loads none of it.
 Exit codes: 0 done, 1 a bug or a broken installation, 2 wrong input, 3 something optional is missing, 4 a loss or sample

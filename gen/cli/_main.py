@@ -19,13 +19,40 @@ from typing import Any, NoReturn
 
 import gen
 import gen.cli
-from gen.cli.lib.options import read_as
+from gen.cli.lib.options import add_keys, read_as, read_spec
 from gen.cli.lib.settings import flatten
 from gen.cli.lib.terminal import harmless_output
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest, printable
 from gen.config.trust import allowing
 
 __all__ = ["main", "verbs"]
+
+OTHER_OPTIONS = {  # of pipelines and training scripts of diffusers, and of other tools -> ours
+    "--cfg-scale": "--guidance-scale",
+    "--checkpointing-steps": "--save-every",
+    "--checkpoints-total-limit": "--keep",
+    "--dataset-name": "--data",
+    "--gradient-accumulation-steps": "--micro-batch-size, of which batch_size is a multiple,",
+    "--height": "--size HEIGHTxWIDTH",
+    "--learning-rate": "--optim.lr",
+    "--lr": "--optim.lr",
+    "--lr-scheduler": "--schedule",
+    "--lr-warmup-steps": "--schedule.warmup",
+    "--max-train-steps": "--steps",
+    "--mixed-precision": "--precision",
+    "--negative-prompt": "--negative",
+    "--num-images-per-prompt": "--images-per-label",
+    "--num-inference-steps": "--steps",
+    "--num-samples": "--n",
+    "--output-dir": "--out",
+    "--resolution": "--data.size",
+    "--resume-from-checkpoint": "--resume",
+    "--sampler": "--solver",
+    "--scheduler": "--solver, and --grid for its times,",
+    "--train-batch-size": "--batch-size",
+    "--train-data-dir": "--data",
+    "--width": "--size HEIGHTxWIDTH",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +136,11 @@ class _Parser(argparse.ArgumentParser):
     def options(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings]
 
+    def spec_options(self) -> dict[str, str]:
+        """Return the attributes of options that take a spec, and so its dotted keys, by option."""
+        actions = [action for action in self._actions if action.type is read_spec]
+        return {option: action.dest for action in actions for option in action.option_strings}
+
 
 def _parser(name: str, verb: ModuleType) -> _Parser:
     parser = _Parser(
@@ -129,47 +161,77 @@ def _parser(name: str, verb: ModuleType) -> _Parser:
 
 
 def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Namespace:
-    words, changes = _split(words, parser.options(), strict=not hasattr(verb, "settings"), prog=parser.prog)
+    words, changes, keys = _split(words, parser, strict=not hasattr(verb, "settings"))
     args = parser.parse_args(words)
+    add_keys(args, keys)
     args.overrides = changes
     if hasattr(verb, "settings"):
         from gen.config.spec import override
 
+        settings = None
         try:
             with allowing(args.allow):
                 settings = verb.settings(args)
             args.settings = override(settings, args.overrides)
         except UserError as error:
-            raise UserError(f"{error}{_meant(changes, parser.options())}") from error
+            raise UserError(f"{error}{_meant(changes, parser.options(), settings)}") from error
     return args
 
 
-def _meant(changes: dict[str, str], options: list[str]) -> str:
+def _meant(changes: dict[str, str], options: list[str], settings: object) -> str:
     """Return a hint for a misspelt option, which reads as a change of an unknown key."""
-    for key in changes:
-        if close := get_close_matches(f"--{key.replace('_', '-')}", options, n=1, cutoff=0.8):
+    fields = [f"--{name.replace('_', '-')}" for name in getattr(settings, "__dataclass_fields__", ())]
+    for option in [f"--{key.replace('_', '-')}" for key in changes]:
+        if option not in fields and (ours := _ours(option, [*options, *fields])):
+            return f" {ours}"
+        if close := get_close_matches(option, options, n=1, cutoff=0.8):
             return f" Or is it the option {close[0]}?"
     return ""
 
 
-def _split(words: list[str], options: list[str], strict: bool, prog: str) -> tuple[list[str], dict[str, str]]:
-    """Split words into the parser's and changes {dotted key: text}; underscores are as good as hyphens."""
-    known, changes, rest = [], {}, iter(words)
+def _ours(option: str, known: list[str]) -> str:
+    """Return a sentence on what an option of other tools is called here, "" if that is none of the known ones."""
+    ours = OTHER_OPTIONS.get(option, "")
+    return f"It is {ours} here." if re.split("[ ,.]", ours)[0] in known else ""
+
+
+def _split(
+    words: list[str], parser: _Parser, strict: bool
+) -> tuple[list[str], dict[str, str], dict[str, dict[str, str]]]:
+    """Split words; underscores are as good as hyphens.
+
+    Args:
+        words: as typed.
+        parser: of the verb.
+        strict: whether options that the parser does not know are refused.
+
+    Returns:
+        The parser's words; changes {dotted key: text}; and the keys of specs, {attribute: {dotted key: text}}.
+    """
+    known, rest, options, specs = list[str](), iter(words), parser.options(), parser.spec_options()
+    changes, keys = dict[str, str](), dict[str, dict[str, str]]()
     for word in rest:
         option, has_value, value = word.partition("=")
         hyphened = option.replace("_", "-")
+        head, _, key = hyphened.partition(".")
         if not word.startswith("--") or word == "--":
             known.append(word)
         elif hyphened in options:
             known.append(hyphened + has_value + value)
-        elif strict:
-            raise UserError(f"unknown option {option!r} of {prog}. {nearest(hyphened, options)}")
+        elif strict and not (key and head in specs):
+            hint = _ours(hyphened, options) or nearest(hyphened, options)
+            raise UserError(f"unknown option {option!r} of {parser.prog}. {hint}")
         else:
             value = value if has_value else next(rest, "--")
             if value.startswith("--"):
-                raise UserError(f"{option} needs a value, such as {option} true. Options without one: {prog} --help")
-            changes[hyphened.lstrip("-").replace("-", "_")] = value
-    return known, changes
+                raise UserError(
+                    f"{option} needs a value, such as {option} true. Options without one: {parser.prog} --help"
+                )
+            if key and head in specs:
+                keys.setdefault(specs[head], {})[key.replace("-", "_")] = value
+            else:
+                changes[hyphened.lstrip("-").replace("-", "_")] = value
+    return known, changes, keys
 
 
 def _help(verb: ModuleType, parser: _Parser, words: list[str]) -> int:
@@ -177,12 +239,14 @@ def _help(verb: ModuleType, parser: _Parser, words: list[str]) -> int:
     if not hasattr(verb, "settings"):
         return 0
     try:
-        settings = _parse(verb, parser, words).settings
+        args = _parse(verb, parser, words)
     except UserError as error:
         print(f"\nsettings: --KEY VALUE; give all arguments before --help to list the keys ({error})")
         return 0
+    if about := getattr(verb, "about", lambda args: "")(args):
+        print(f"\n{about}")
     print("\nsettings: --KEY VALUE, with these keys and values now")
-    for key, value in flatten(settings):
+    for key, value in flatten(args.settings):
         print(f"  --{key:<34} {value}")
     return 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, read_as
-from gen.cli.sample import add_sampler_options
+from gen.cli.sample import add_autoencoder_option, add_sampler_options
 from gen.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "n", 64, "pictures of each run")
     parser.add_argument("--labels", help="classes of the runs' pictures, as of gen sample (default: balanced)")
     add_sampler_options(parser)
-    parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
+    add_autoencoder_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ gen distill reflow --teacher runs/digits --out runs/student --objective.pairs 81
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from gen.cli.train import add_run_options, dry_run, typed
 if TYPE_CHECKING:
     from gen.training.run import Run
 
-__all__ = ["add_arguments", "run", "settings"]
+__all__ = ["about", "add_arguments", "run", "settings"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,15 @@ def settings(args: argparse.Namespace) -> Run:
     from gen.training.distillation import teacher_run
 
     return replace(teacher_run(args.teacher), objective=build("distillers", args.method))
+
+
+def about(args: argparse.Namespace) -> str:
+    """Return what a method says of itself.
+
+    Args:
+        args: the parsed arguments.
+    """
+    return f"{args.method}: {inspect.getdoc(type(args.settings.objective))}"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gen.cli.lib.options import add_option, parse_part, parse_spec, read_as, set_threads
+from gen.cli.lib.options import add_option, parse_part, parse_spec, read_as, read_spec, set_threads
 from gen.cli.sample import own_device
 from gen.config.errors import UserError
 
@@ -27,16 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     size = "of the pictures: 256, or 256x384 for height and width (default: the size that all have)"
     parser.add_argument("--size", help=size)
-    parser.add_argument("--autoencoder", required=True, help="a run, a folder in diffusers' layout, or a JSON spec")
+    about = "a run, a folder in diffusers' layout, or a JSON spec"
+    parser.add_argument("--autoencoder", required=True, type=read_spec, help=about)
     add_option(parser, "out", help="the folder of the latents", required=True)
     parser.add_argument(
         "--split", choices=("all", "train", "test"), help="rows to encode (default: all)", default="all"
     )
     parser.add_argument("--flip", action="store_true", help="encode the mirrored pictures too")
-    parser.add_argument("--features", help="keep an encoder's features too: a JSON spec of `gen list models.encoders`")
-    parser.add_argument(
-        "--text", help="keep embeddings of the captions too: the folder of a CLIP or T5 of transformers, or a JSON spec"
-    )
+    about = "keep an encoder's features too: a JSON spec of `gen list models.encoders`"
+    parser.add_argument("--features", type=read_spec, help=about)
+    about = "keep embeddings of the captions too: the folder of a CLIP or T5 of transformers, or a JSON spec"
+    parser.add_argument("--text", type=read_spec, help=about)
     kinds = ("float16", "bfloat16", "float32")
     parser.add_argument("--dtype", choices=kinds, default="float16", help="of what is kept (default: float16)")
     layouts = ("gen", "dit", "edm2", "lightningdit", "mar", "repa")
@@ -62,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     device = own_device(args.device)
     check_device(device)
     how = Encoding(
-        build_autoencoder(parse_spec(args.autoencoder)),
-        parse_spec(args.features),
+        build_autoencoder(args.autoencoder),
+        args.features,
         _text_encoder(args.text),
         args.split,
         args.flip,
@@ -80,17 +81,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _text_encoder(text: str | None) -> Any:
+def _text_encoder(text: Any) -> Any:
     """Return the spec of a text encoder; a folder is one of transformers or of diffusers."""
     from gen.data.lib.prompts import encoder_spec
 
-    if text is not None and not text.lstrip().startswith("{"):
+    if isinstance(text, str):
         if not Path(text).is_dir():
             raise UserError(
                 f"--text {text} is no folder; allowed: that of a CLIP or T5 of transformers, or a JSON spec"
             )
         return encoder_spec(text)
-    return parse_spec(text)
+    return text
 
 
 def _data(text: str, size: str | None) -> Any:

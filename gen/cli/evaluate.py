@@ -1,8 +1,8 @@
 """Measure the quality of samples against real images: of a trained run, whose speed is measured too, or of any tool.
 
 gen evaluate runs/digits --steps 8 --solver euler -n 1000; the record is written to runs/digits/eval/.
-gen evaluate samples.npz --against VIRTUAL_imagenet256_labeled.npz --protocol adm-imagenet256 --extractor '{"name":
-"inception", "path": "pt_inception-2015-12-05-6726825d.pth"}'; the record is written to samples.npz.eval/.
+gen evaluate samples.npz --against VIRTUAL_imagenet256_labeled.npz --protocol adm-imagenet256 --extractor
+inception --extractor.path pt_inception-2015-12-05-6726825d.pth; the record is written to samples.npz.eval/.
 
 Features are kept (--features): what was killed goes on where it was, and another metric needs no second pass. Several
 processes share out the work: torchrun --nproc-per-node 4 -m gen evaluate ..., or the same command with --part 1/4 to
@@ -17,8 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gen.cli.lib.options import add_option, parse_part, parse_spec
-from gen.cli.sample import add_sampler_options, loaded, own_device, sampler_options
+from gen.cli.lib.options import add_option, parse_part, read_spec
+from gen.cli.sample import (
+    add_autoencoder_option,
+    add_sampler_options,
+    loaded,
+    own_device,
+    refuse_sampler_options,
+    sampler_options,
+)
 from gen.config.errors import UserError
 from gen.config.machine import cache_folder
 from gen.config.reading import parse_json
@@ -33,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "n", help="number of samples (default: 1000 of a run; all there are)")
     parser.add_argument(
         "--against",
+        type=read_spec,
         help="the real images: a name of `gen list data` or a JSON spec, pictures as samples are given, or statistics "
         "(mu, sigma) (default: the run's own data)",
     )
@@ -46,9 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--protocol", help="a published one, which sets extractor, n and metrics: adm-imagenet256 ...")
     parser.add_argument("--class-wise", action="store_true", help="metrics of single classes too")
-    parser.add_argument(
-        "--training", help="images that the model may have memorised, as --against (default: the run's)"
-    )
+    training = "images that the model may have memorised, as --against (default: the run's)"
+    parser.add_argument("--training", type=read_spec, help=training)
     parser.add_argument("--paired", help="pictures that sample i should be, for PSNR, SSIM and LPIPS")
     parser.add_argument(
         "--prompts",
@@ -61,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole record")
     add_option(parser, "out", help="folder of the record (default: RUN/eval, SAMPLES.eval)")
     add_sampler_options(parser)
-    parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
+    add_autoencoder_option(parser)
 
 
 def add_feature_options(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +77,8 @@ def add_feature_options(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: of the verb.
     """
-    parser.add_argument(
-        "--extractor", help="of `gen list eval.features` (default: digits_cnn for images of 8 x 8, else pixels)"
-    )
+    extractor = "of `gen list eval.features`, or a JSON spec (default: digits_cnn for images of 8 x 8, else pixels)"
+    parser.add_argument("--extractor", type=read_spec, help=extractor)
     parser.add_argument(
         "--features", type=Path, help="folder that features are kept in (default: ~/.cache/gen/features)"
     )
@@ -117,14 +123,11 @@ def _run(args: argparse.Namespace) -> int:
     sampler = sampler_options(args, samples) if drawn else _no_sampler(args)
     options: Json = {
         "metrics": _metrics(args.metrics),
-        "against": parse_spec(args.against),
-        "extractor": parse_spec(args.extractor),
-        "training": parse_spec(args.training),
-        "autoencoder": parse_spec(args.autoencoder),
         "out": args.out or record_folder(args.run),
         "features": features_folder(args.features),
         "device": None if drawn else own_device(args.device),
         "quiet": False,
+        **{key: getattr(args, key) for key in ("against", "extractor", "training", "autoencoder")},
         **{key: getattr(args, key) for key in ("split", "n", "seed", "label", "batch_size", "protocol", "paired")},
         **{key: getattr(args, key) for key in ("class_wise", "prompts", "allow_lossy", "reference_extractor")},
         **sampler,
@@ -152,9 +155,7 @@ def _no_sampler(args: argparse.Namespace) -> Json:
     """Return the sampler's options for samples that are there: none may be given."""
     if not args.run.exists():
         raise UserError(f"{args.run} does not exist: give a run, or a folder or a file of pictures")
-    names = ("solver", "steps", "grid", "guide", "cache", "guidance_scale", "weights", "engine", "dtype", "autoencoder")
-    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
-        raise UserError(f"{args.run} is no run, its samples are there: leave out {', '.join(given)}")
+    refuse_sampler_options(args, f"{args.run} is no run, its samples are there")
     return {}
 
 

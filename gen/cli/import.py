@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gen.cli.lib.options import add_option, parse_spec
+from gen.cli.lib.options import add_option, read_spec
 from gen.config.spec import Json
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="origin",
+        type=read_spec,
         help="a name of `gen list public text`, or a JSON spec of what the weights do not show, such as "
         '\'{"name": "sit", "heads": 8}\' (default: recognised, if only one fits); or inception, the network of FID',
     )
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.origin == "inception":
         return _import_inception(args)
     chosen = {"weights": args.weights, "key": args.key, "preset": args.preset}
-    done = import_checkpoint(args.path, parse_spec(args.origin), **chosen, out=args.out)
+    done = import_checkpoint(args.path, args.origin, **chosen, out=args.out)
     print(_report(done, args.path.name))
     return 0
 

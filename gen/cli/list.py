@@ -1,7 +1,8 @@
 """List the plug-ins of all folders or of some, or explain one: gen list, gen list solvers, gen list heun.
 
 A folder is a registry: a new file in it appears here, and its file name is its name in recipes and options. Names in
-square brackets are a model's presets, which are names too: --model dit-b/2.
+square brackets are a model's presets, which are names too: --model dit-b/2. A class of your own is explained by its
+name, gen list my_module:MyClass.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             text = explain(find(name, folder))
             table.setdefault(folder, {})[name] = text
             if not args.json:
-                print(f"{folder}.{name}\n{textwrap.indent(text, '  ')}")
+                print(f"{name if ':' in name else f'{folder}.{name}'}\n{textwrap.indent(text, '  ')}")
             continue
         lines = _lines(folder)
         table.setdefault(folder, {}).update({name: text for name, (text, _) in lines.items()})
@@ -122,7 +123,8 @@ def explain(plugin: object) -> str:
     rows += [f"    {line}" for line in presets] + (["\nFields:"] if fields else [])
     for field in fields:
         folders = field.metadata.get("folders")
-        kind = f"a name or spec of {' or '.join(folders)}" if folders else field.type
+        hint = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+        kind = f"a name or spec of {' or '.join(folders)}" if folders else hint
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         rows.append(f"    {field.name}: {kind}" + ("" if default is dataclasses.MISSING else f" = {default!r}"))
     return "\n".join(rows)
@@ -135,6 +137,8 @@ def _chosen(given: str) -> list[tuple[str, str | None]]:
     """
     from gen.config.spec import names
 
+    if ":" in given:  # of the user's own
+        return [(given.partition(":")[0], given)]
     word = given.strip("/").replace("/", ".").replace("-", "_")
     if ends := [folder for folder in FOLDERS if f".{folder}".endswith(f".{word}")]:
         return [(ends[0], None)]

@@ -1,6 +1,7 @@
 """Sample from a trained run.
 
 gen sample runs/digits -n 64 --solver heun --steps 18 --guidance-scale 1.5 --seed 0 --out grid.png
+gen sample runs/digits --cache taylorseer_lite --cache.interval 3; --guide.scale 2 alone changes the run's guide
 gen sample runs/digits -n 10 --image seven.png --strength 0.6; with --mask mask.png only its white is painted anew
 gen sample runs/captions --prompt "a bold seven, turned left" --prompt "a thin two, upright" --images-per-label 8
 
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.lib.options import add_option, add_options, parse_part, parse_spec, read_as
+from gen.cli.lib.options import add_option, add_options, parse_part, read_as, read_spec
 from gen.config.errors import UserError
-from gen.config.spec import Json, spec_of
+from gen.config.spec import Json, override, spec_of
 from gen.config.writing import replacing
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from gen.eval.drawn import Decoder
     from gen.pipeline import Pipeline, Samples
 
+SAMPLER = ("solver", "grid", "guide", "cache")
 WATCHED, COLUMNS = 8, 12  # samples and states of the picture that is drawn while sampling
 
-__all__ = ["add_arguments", "add_sampler_options", "loaded", "own_device", "run", "sampler_options"]
+__all__ = [
+    "add_arguments", "add_autoencoder_option", "add_sampler_options", "loaded", "own_device", "refuse_sampler_options",
+    "run", "sampler_options",
+]  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampler_options(parser)
     parser.add_argument("--part", help="k/n: draw part k of n; the last part writes the file")
-    parser.add_argument("--autoencoder", help="to decode latents: a folder in diffusers' layout, or a JSON spec")
+    add_autoencoder_option(parser)
     parser.add_argument("--image", type=Path, help="a picture to edit, or a folder with one for each sample")
     parser.add_argument("--strength", type=float, help="of the editing, (0, 1] (default: 0.8, or 1 with a mask)")
     parser.add_argument(
@@ -81,19 +86,30 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: of the verb.
     """
-    parser.add_argument("--solver", help="a name of `gen list samplers.solvers`, or a JSON spec (default: the run's)")
-    parser.add_argument("--grid", help="a name of `gen list samplers.grids`, or a JSON spec (default: the run's)")
-    parser.add_argument("--guide", help="a name of `gen list samplers.guides`, or a JSON spec (default: the run's)")
-    parser.add_argument("--cache", help="a name of `gen list samplers.caches`, or a JSON spec (default: the run's)")
+    for name in SAMPLER:
+        about = f"a name of `gen list samplers.{name}s`, or a JSON spec; its keys as --{name}.KEY (default: the run's)"
+        parser.add_argument(f"--{name}", type=read_spec, help=about)
     parser.add_argument("--guidance-scale", type=float, help="the run's guide at this scale; cfg where it has none")
     add_options(parser, steps=None, seed=0, batch_size=250, weights=None, device="cpu")
     parser.add_argument("--dtype", help="of weights and computation, such as bfloat16; file: the file's own")
     parser.add_argument(
         "--engine",
+        type=read_spec,
         help="a name of `gen list models.engines`, or a JSON spec: faster, and rounded otherwise, in bfloat16 where "
         "that is fast unless the spec has another dtype",
     )
-    parser.add_argument("--text-encoder", help="to read captions: a pretrained one's folder, or a JSON spec")
+    about = "to read captions: a pretrained one's folder, or a JSON spec"
+    parser.add_argument("--text-encoder", type=read_spec, help=about)
+
+
+def add_autoencoder_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of an autoencoder, which sample, evaluate and arena have in common.
+
+    Args:
+        parser: of the verb.
+    """
+    about = "to decode latents: a folder in diffusers' layout, or a JSON spec"
+    parser.add_argument("--autoencoder", type=read_spec, help=about)
 
 
 def sampler_options(args: argparse.Namespace, pipeline: Pipeline) -> Json:
@@ -105,18 +121,35 @@ def sampler_options(args: argparse.Namespace, pipeline: Pipeline) -> Json:
     """
     if args.guide and args.guidance_scale is not None:
         raise UserError("--guide and --guidance-scale are given; give one")
-    guide = parse_spec(args.guide)
+    how = {name: _changed(name, getattr(args, name), pipeline) for name in SAMPLER}
     if args.guidance_scale is not None:
         own = pipeline.sampler.guide
         spec = spec_of(own) if hasattr(own, "scale") else {"name": "cfg"}
-        guide = spec | {"scale": args.guidance_scale}
-    return {
-        "solver": parse_spec(args.solver),
-        "steps": args.steps,
-        "grid": parse_spec(args.grid),
-        "guide": guide,
-        "cache": parse_spec(args.cache),
-    }
+        how["guide"] = spec | {"scale": args.guidance_scale}
+    return {**how, "steps": args.steps}
+
+
+def _changed(name: str, spec: Any, pipeline: Pipeline) -> Any:
+    """Return an option of a sampler; of keys alone, --guide.scale 2, the run's own part with these."""
+    if not isinstance(spec, dict) or "name" in spec:
+        return spec
+    if (own := getattr(pipeline.sampler, name)) is None:
+        raise UserError(f"--{name}.{next(iter(spec))}: {pipeline.name} has no {name}: give --{name} NAME, too")
+    return override(own, spec)
+
+
+def refuse_sampler_options(args: argparse.Namespace, reason: str, takes: Sequence[str] = ()) -> None:
+    """Refuse the options of a sampler where no run is sampled.
+
+    Args:
+        args: the verb's, parsed.
+        reason: the beginning of the error, "x.npz is no run".
+        takes: names of those that may be given.
+    """
+    runs = (*SAMPLER, "steps", "guidance_scale", "weights", "dtype", "engine", "text_encoder", "autoencoder")
+    given = [name.replace("_", "-") for name in runs if name not in takes and getattr(args, name, None) is not None]
+    if given:
+        raise UserError(f"{reason}: leave out --{', --'.join(given)}")
 
 
 def own_device(device: str) -> str:
@@ -138,9 +171,9 @@ def loaded(args: argparse.Namespace) -> Pipeline:
 
     if args.dtype is not None and args.engine is not None:
         raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
-    encoder = parse_spec(args.text_encoder)
-    pipeline = load_images(args.run, args.weights, own_device(args.device), dtype=args.dtype, text_encoder=encoder)
-    return pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
+    device, encoder = own_device(args.device), args.text_encoder
+    pipeline = load_images(args.run, args.weights, device, dtype=args.dtype, text_encoder=encoder)
+    return pipeline if args.engine is None else pipeline.prepared(args.engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -206,7 +239,7 @@ def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     labels = args.prompt if args.labels is None else _labels(args.labels, pipeline)
     reads = pipeline.encode_prompts is not None
     negative = args.negative if reads or args.negative is None else _labels(args.negative, pipeline, "--negative")
-    decoder, each = Decoder(pipeline, parse_spec(args.autoencoder)), args.images_per_label
+    decoder, each = Decoder(pipeline, args.autoencoder), args.images_per_label
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
     edit = _edit(args, pipeline)
     images = edit.pop("image", None)

@@ -1,7 +1,7 @@
 """Search the times, and with --keep the blocks, of a sampler with few steps.
 
 gen search runs/digits --solver euler --steps 5 --out grid.json
-gen sample runs/digits --solver euler --steps 5 --grid '{"name": "searched", "file": "grid.json"}'
+gen sample runs/digits --solver euler --steps 5 --grid searched --grid.file grid.json
 
 The result is written as JSON and read by the grid `searched` and, with --keep, by the cache `searched`. Fitness rmse
 is the distance from where many steps would end from the same noise; fid that of the samples from real images. Under
@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.lib.options import add_option, parse_spec
+from gen.cli.lib.options import add_option, read_spec
 from gen.cli.sample import add_sampler_options, loaded, sampler_options
 from gen.config.errors import UserError
 
@@ -42,15 +43,18 @@ KNOWN = ("linear", "karras", "exponential")  # the grids that a search begins wi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
-    parser.add_argument("--method", default="evolution", help="a name of `gen list samplers.search`, or a JSON spec")
+    about = "a name of `gen list samplers.search`, or a JSON spec"
+    parser.add_argument("--method", type=read_spec, default="evolution", help=about)
     parser.add_argument("--budget", type=int, help="evaluations of the fitness (default: the method's)")
     parser.add_argument("--pool", type=int, default=24, help="times to choose from, of each known grid (default: 24)")
     parser.add_argument("--keep", type=float, help="also search which blocks to compute: this share of them")
     parser.add_argument("--fitness", choices=("rmse", "fid"), default="rmse", help="(default: rmse)")
     add_option(parser, "n", help="samples in each evaluation (default: 64 for rmse, 1000 for fid)")
-    parser.add_argument("--data", help="fid: real images, a name or a JSON spec (default: the run's own)")
+    about = "fid: real images, a name or a JSON spec (default: the run's own)"
+    parser.add_argument("--data", type=read_spec, help=about)
     parser.add_argument("--split", help="fid: train or test; test is for the judging (default: train)")
-    parser.add_argument("--extractor", help="fid: a name of `gen list eval.features` (default: as of gen evaluate)")
+    about = "fid: a name of `gen list eval.features` (default: as of gen evaluate)"
+    parser.add_argument("--extractor", type=read_spec, help=about)
     add_sampler_options(parser)
     add_option(parser, "out", Path("grid.json"), "the file to write")
 
@@ -76,7 +80,7 @@ def _search(args: argparse.Namespace) -> int:
         raise UserError("--cache: a search is without a cache; --keep searches which blocks to compute")
     how = pipeline.plan(**given)
     fields = {} if args.budget is None else {"budget": args.budget}
-    spec = parse_spec(args.method)
+    spec = args.method
     method = build("samplers.search", {**(spec if isinstance(spec, Mapping) else {"name": spec}), **fields})
     problem, known, sites = _problem(pipeline, how, args)
     result: SearchResult = method.search(problem)
@@ -211,9 +215,9 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
 
     pipeline.check_pixels()
     real = Reference.open(
-        parse_spec(args.data) or own_data(pipeline),
+        args.data or own_data(pipeline),
         args.split or "train",
-        parse_spec(args.extractor),
+        args.extractor,
         Extraction(batch_size=args.batch_size),
     )
     check_shape(pipeline.name, pipeline.shape, real)
@@ -263,5 +267,5 @@ def _print(problem: Problem, known: Mapping[str, Tensor], result: SearchResult, 
         print(f"  {name:<14}{args.fitness} {value:.4g}")
     share = "" if result.mask is None else f", {sum(map(sum, result.mask))} of {problem.steps * problem.blocks} blocks"
     print(f"  {'searched':<14}{args.fitness} {result.fitness:.4g}  ({result.evaluations} evaluations{share})")
-    print(f"{args.out}: {problem.steps} steps; use --steps {problem.steps} --grid", end=" ")
-    print(f'\'{{"name": "searched", "file": "{args.out}"}}\'')
+    use = f"--steps {problem.steps} --grid searched --grid.file {shlex.quote(str(args.out))}"
+    print(f"{args.out}: {problem.steps} steps; use {use}")

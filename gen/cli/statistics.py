@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     how = Extraction(features_folder(args.features), args.batch_size, own_device(args.device), quiet=False)
     data = parse_spec(args.data)
     split = args.split or ("train" if is_data(data) else None)
-    reference = Reference.open(data, split, parse_spec(args.extractor), how)
+    reference = Reference.open(data, split, args.extractor, how)
     real = reference.real
     if real is None:
         raise UserError(f"{args.data} holds statistics already")

@@ -8,8 +8,10 @@ gen train own --data ./photos --size 32: pictures of your own, as docs/data.md s
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ RECIPES = ("training.recipes", "training.published")
 
 __all__ = [
     "RECIPES",
+    "about",
     "add_arguments",
     "add_run_options",
     "dry_run",
@@ -65,13 +68,29 @@ def settings(args: argparse.Namespace) -> Run:
     return run
 
 
-def _run_of(args: argparse.Namespace) -> Run:
-    """Return the run of a recipe, a file or a folder."""
+def about(args: argparse.Namespace) -> str:
+    """Return what a recipe says of itself.
+
+    Args:
+        args: the parsed arguments.
+    """
+    recipe = _recipe(args.recipe)
+    return "" if recipe is None else f"{args.recipe}: {inspect.getdoc(recipe)}"
+
+
+def _recipe(name: str) -> Callable[[], Run] | None:
+    """Return a recipe, or None for the path of a file or folder."""
     from gen.config.spec import find
 
+    given = Path(name)
+    return None if given.is_dir() or given.suffix == ".json" else find(name, *RECIPES)
+
+
+def _run_of(args: argparse.Namespace) -> Run:
+    """Return the run of a recipe, a file or a folder."""
+    if (recipe := _recipe(args.recipe)) is not None:
+        return recipe()
     given = Path(args.recipe)
-    if not given.is_dir() and given.suffix != ".json":
-        return find(args.recipe, *RECIPES)()
     from gen.config.checkpoints import manifest_of  # behind the name, which is refused without torch
     from gen.training.log import read_run_file
     from gen.training.run import run_from
@@ -158,7 +177,10 @@ def warmup_note(run: Run) -> list[str]:
     if warmup < run.steps:
         return []
     last = run.optim.lr * run.schedule.factor(run.steps - 1, run.steps)
-    return [f"schedule.warmup is {warmup} of {run.steps} steps: the learning rate ends at {last:.3g}, below optim.lr"]
+    return [
+        f"--schedule.warmup is {warmup} of {run.steps} steps: the learning rate ends at {last:.3g}, below --optim.lr "
+        f"{run.optim.lr:g}; give a smaller one, or more --steps"
+    ]
 
 
 def labels_note(run: Run) -> list[str]:

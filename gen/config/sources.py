@@ -19,7 +19,7 @@ from typing import Any
 
 from gen.config.errors import UserError, shown
 
-__all__ = ["Definition", "choice_name", "choices_of", "definitions", "package_paths", "plugin_names"]
+__all__ = ["Definition", "choice_name", "choices_of", "definitions", "other_names", "package_paths", "plugin_names"]
 
 
 class Unreadable(Exception):
@@ -87,6 +87,16 @@ def choice_name(name: str, bases: Sequence[str]) -> str:
         bases: names of its bases in the module, the root last.
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.removesuffix(bases[-1])).lower()
+
+
+def other_names(folder: str) -> dict[str, str]:
+    """Return the names of other libraries for the plug-ins of a folder, and ours: its OTHER_NAMES; {} for none.
+
+    Args:
+        folder: a plug-in folder or a plain module, relative to gen and dotted.
+    """
+    source = _source(f"gen.{folder}")
+    return dict(source.constant("OTHER_NAMES")) if "OTHER_NAMES" in source.nodes else {}
 
 
 @dataclass(frozen=True, eq=False)

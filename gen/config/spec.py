@@ -28,7 +28,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gen.config.errors import UserError, nearest, shown
-from gen.config.sources import choice_name, choices_of, package_paths, plugin_names
+from gen.config.sources import choice_name, choices_of, other_names, package_paths, plugin_names
 from gen.config.trust import check_trusted
 from gen.config.values import SCALARS, fits, has_member, hints_of, literals, members, parse_text
 
@@ -108,7 +108,9 @@ def folder_of(name: str, *folders: str) -> str:
     for folder in folders:
         if plain in names(folder):
             return folder
-    raise UserError(f"unknown name {name!r} in {' or '.join(folders)}. {nearest(plain, names(*folders))}")
+    known = {theirs: ours for folder in folders for theirs, ours in other_names(folder).items()}
+    hint = f"It is {known[name]!r} here. " if name in known else ""
+    raise UserError(f"unknown name {name!r} in {' or '.join(folders)}. {hint}{nearest(plain, names(*folders))}")
 
 
 def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
@@ -116,7 +118,7 @@ def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
 
     Args:
         folder: the folder or module that has the name, or several to look in.
-        spec: a name, a mapping {"name": ..., **fields}, or a built object.
+        spec: a name, a mapping {"name": ..., **fields}, or a built object; dotted keys are those of its parts.
         **fields: values that replace the spec's.
 
     Raises:
@@ -129,11 +131,14 @@ def build(folder: str | Sequence[str], spec: object, **fields: object) -> Any:
         if fields:
             raise UserError(f"{', '.join(fields)}: given beside a ready {type(spec).__name__}; give its name instead")
         return spec
-    owner, given = owner_of({**spec, **fields}, *folders)
+    owner, stated = owner_of({**spec, **fields}, *folders)
+    dotted = {key: value for key, value in stated.items() if "." in str(key)}
+    given, later = with_keys({key: value for key, value in stated.items() if key not in dotted}, dotted)
     if "preset" in given and hasattr(owner, "preset"):  # {"name": "dit", "preset": "XL/2", "channels": 16}
         base = owner.preset(given.pop("preset"))
         given = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.init} | given
-    return _construct(owner, given)
+    built = _construct(owner, given if dataclasses.is_dataclass(owner) else stated)
+    return override(built, later) if later else built
 
 
 def owner_of(spec: Spec, *folders: str) -> tuple[Any, Json]:
@@ -392,7 +397,7 @@ def by_head(changes: Mapping[str, object]) -> tuple[Json, dict[str, Json]]:
     return own, inner
 
 
-def with_keys(spec: object, keys: Json) -> tuple[object, Json]:
+def with_keys(spec: Any, keys: Json) -> tuple[Any, Json]:
     """Return a spec that has taken its dotted keys, and the keys of parts that it does not name itself.
 
     Args:

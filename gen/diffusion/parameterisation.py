@@ -17,6 +17,8 @@ from gen.diffusion.path import NoisePath, Prediction, expand
 
 __all__ = ["X0", "EDMPrecond", "Eps", "Parameterisation", "Score", "V", "Velocity"]
 
+OTHER_NAMES = {"epsilon": "eps", "flow_prediction": "velocity", "sample": "x0", "v_prediction": "v"}  # of diffusers
+
 
 @dataclass(frozen=True)
 class Parameterisation:

@@ -2,3 +2,9 @@
 
 Scale 1 is the conditional model and 0 the unconditional one; outside its interval only the conditional network runs.
 """
+
+OTHER_NAMES = {
+    "AdaptiveProjectedGuidance": "apg",
+    "ClassifierFreeGuidance": "cfg",
+    "ClassifierFreeZeroStarGuidance": "cfg_zero",
+}

@@ -11,7 +11,9 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
-from gen.config.spec import build
+from gen.config.errors import UserError
+from gen.config.sources import other_names
+from gen.config.spec import build, names
 from gen.diffusion.path import DDPM, Flow
 from gen.training.run import Run, Sampler
 
@@ -98,3 +100,43 @@ def test_a_plain_loss_of_f_is_edm_s_weighting():
     f = build("diffusion.parameterisation", "edm_precond")
     weight = build("diffusion.weighting", "edm").weight(path, f, t)
     torch.testing.assert_close(weight, torch.ones_like(t))
+
+
+@pytest.mark.parametrize(
+    "folder", ["samplers.solvers", "samplers.guides", "samplers.grids", "diffusion.parameterisation"]
+)
+def test_a_mistyped_name_of_theirs_names_ours_as_the_page_does(folder):
+    page = {}
+    for title in ("diffusers", "k-diffusion"):
+        for theirs, ours, _ in rows(title):
+            keys = [key for key, value in FOLDERS.items() if value == folder and f"`{key}=" in ours]
+            found = [match[1] for key in keys if (match := re.search(rf'`{key}=(?:{{"name": )?"(\w+)"', ours))]
+            words = [re.sub(r"\(.*|\w+=", "", span).strip('"') for span in spans(theirs)]
+            page |= {word: name for word in words for name in found}
+    for theirs, ours in other_names(folder).items():
+        assert ours in names(folder) and page.get(theirs, ours) == ours
+        with pytest.raises(UserError, match=f"unknown name '{theirs}' in {folder}. It is '{ours}' here"):
+            build(folder, theirs)
+    schedulers = {word for word in page if word.endswith("Scheduler")}
+    assert folder != "samplers.solvers" or schedulers <= other_names(folder).keys()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers beside NumPy 2
+def test_their_default_spacings_are_as_the_page_says():
+    said = {}
+    for theirs, ours, _ in rows("diffusers"):
+        if "default" in theirs:
+            kinds = [span for span in spans(theirs) if span.endswith("Scheduler")]
+            said |= dict.fromkeys(kinds, "leading" if "leading" in ours else "linspace")
+    assert len(said) == 8
+    for kind, spacing in said.items():
+        signature = inspect.signature(getattr(diffusers, kind).__init__)
+        assert signature.parameters["timestep_spacing"].default == spacing
+    for kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"):
+        theirs = getattr(diffusers, kind)()
+        theirs.set_timesteps(10)  # linspace of one step more, without the last
+        assert theirs.timesteps.tolist() == [round(999 * (10 - i) / 10) for i in range(10)]
+        trailing = getattr(diffusers, kind)(timestep_spacing="trailing")
+        trailing.set_timesteps(10)
+        times = build("samplers.grids", {"name": "timesteps", "spacing": "trailing"}).times(DDPM(), 10)
+        assert DDPM().t_to_network(times[:-1]).tolist() == trailing.timesteps.tolist()

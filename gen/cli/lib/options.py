@@ -13,7 +13,7 @@ from gen.config.fields import check_range
 from gen.config.reading import parse_json
 from gen.config.spec import convert
 
-__all__ = ["add_option", "add_options", "parse_part", "parse_spec", "read_as", "set_threads"]
+__all__ = ["add_keys", "add_option", "add_options", "parse_part", "parse_spec", "read_as", "read_spec", "set_threads"]
 
 
 def read_as(hint: type, interval: str = "") -> Callable[[str], Any]:
@@ -107,6 +107,33 @@ def parse_spec(text: str | None) -> Any:
     if text is None or not text.lstrip().startswith("{"):
         return text
     return parse_json(text, repr(text))
+
+
+def read_spec(text: str) -> Any:
+    """Parse the value of an option that takes a name or a JSON spec, and beside it dotted keys, --solver.churn .1.
+
+    As the `type` of an argparse option it marks those that do: see `add_keys`.
+
+    Args:
+        text: as of `parse_spec`.
+    """
+    try:
+        return parse_spec(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_keys(args: argparse.Namespace, keys: dict[str, dict[str, str]]) -> None:
+    """Add dotted keys to the specs of the options that they begin with.
+
+    Args:
+        args: parsed; an option that was not given becomes a spec without a name, which changes what stands there.
+        keys: text by key, by the option's attribute.
+    """
+    for option, changes in keys.items():
+        given = getattr(args, option)
+        spec = {} if given is None else {"name": given} if isinstance(given, str) else given
+        setattr(args, option, {**spec, **changes})
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gen.cli.sample import loaded, sampler_options
+from gen.cli.sample import loaded, refuse_sampler_options, sampler_options
 from gen.config.errors import MissingDependency, UserError, shown
 from gen.config.reading import read_json
 from gen.config.spec import find
@@ -31,6 +31,7 @@ def workload(args: argparse.Namespace) -> Workload:
         UserError: for a source that is none of these.
     """
     if ":" in args.source and not Path(args.source).exists():
+        refuse_sampler_options(args, f"{args.source} is no run")
         return _function(args.source, args.device)
     folder = Path(args.source)
     return _pipeline(folder, args) if (folder / "model_index.json").exists() else _run(folder, args)
@@ -58,6 +59,7 @@ def _run(folder: Path, args: argparse.Namespace) -> Workload:
 
 def _pipeline(folder: Path, args: argparse.Namespace) -> Workload:
     """Return a pipeline of diffusers as it is called: decoding and conversion to pictures included."""
+    refuse_sampler_options(args, f"{folder} is a pipeline of diffusers'", ("steps", "guidance_scale"))
     pipe = _load(folder, args.device)
     accepts = inspect.signature(pipe.__call__).parameters
     networks = [part for name in ("unet", "transformer", "prior") if (part := getattr(pipe, name, None)) is not None]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gen.cli import main, verbs
-from gen.cli._main import _Parser
+from gen.cli._main import OTHER_OPTIONS, _Parser
 from gen.training.recipes.lists import lists
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
@@ -81,3 +81,12 @@ def test_every_verb_is_here_or_has_tests_of_its_own():
         "throughput",
     }
     assert here | others >= set(verbs()) and not here & others
+
+
+@pytest.mark.parametrize("theirs", OTHER_OPTIONS)
+def test_an_option_of_other_tools_names_ours(theirs, world, capsys):
+    said = []
+    for words in (["sample", f"{world}/run"], ["train", "digits"]):
+        assert main([*words, theirs, "1"]) == 2
+        said.append(f"It is {OTHER_OPTIONS[theirs]} here." in capsys.readouterr().err)
+    assert any(said)

@@ -14,6 +14,7 @@ from gen.config.images import to_uint8
 from gen.data.lib.pictures import read_picture
 from gen.eval.sources import collect
 from gen.eval.store import RowFile
+from gen.training.run import Sampler
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
 
@@ -21,7 +22,8 @@ from tests.gen.tiny import tiny
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("sample")
-    train(tiny(steps=2, validate_every=0, optim={"name": "adamw", "lr": 0.1}), where / "run", quiet=True)
+    often = {"validate_every": 0, "optim": {"name": "adamw", "lr": 0.1}}
+    train(tiny(steps=2, sampler=Sampler("heun", steps=2), **often), where / "run", quiet=True)
     (where / "two").mkdir()
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 16, 3), dtype=np.uint8)
@@ -48,6 +50,30 @@ def test_a_picture_or_a_folder_is_edited(folder, tmp_path):
     found = sampled(folder, tmp_path, "--image", one, "--mask", folder / "mask.png", "-n", "2")
     assert torch.equal(found[..., :4], to_uint8(images[1]).expand(2, 1, 8, 8)[..., :4])
     assert not torch.equal(found[..., 4:], to_uint8(images[1]).expand(2, 1, 8, 8)[..., 4:])
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("--solver heun --solver.churn .2", {"solver": {"name": "heun", "churn": 0.2}}),
+        ("--solver.churn .2", {"solver": {"name": "heun", "churn": 0.2}}),  # the run's own
+        (
+            "--guide cfg --guide.scale=3 --guide.interval [0.1,2]",
+            {"guide": {"name": "cfg", "scale": 3, "interval": (0.1, 2)}},
+        ),
+        (
+            '--cache {"name":"fora","warmup":0} --cache.interval 2',
+            {"cache": {"name": "fora", "interval": 2, "warmup": 0}},
+        ),
+        (
+            "--cache custom --cache.policy.interval 2",
+            {"cache": {"name": "custom", "policy": {"name": "interval", "interval": 2}}},
+        ),
+    ],
+)
+def test_a_part_takes_its_dotted_keys(folder, tmp_path, words, options):
+    found = sampled(folder, tmp_path, "-n", 2, *words.split())
+    assert torch.equal(found, gen.load(folder / "run").sample(2, steps=4, **options).uint8())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -39,8 +39,8 @@ def test_a_searched_grid_is_written_and_sampled_with(folder, tmp_path, capsys):
     assert found["path"] == {"name": "flow"}
     assert found["mask"] is None
     assert found["evaluations"] == 40
-    grid = json.dumps({"name": "searched", "file": str(out)})
-    sample = ["sample", str(folder), "-n", "2", "--solver", "euler", "--steps", "3", "--grid", grid]
+    sample = ["sample", str(folder), "-n", "2", "--solver", "euler", *told.partition("use ")[2].split()]
+    assert sample[-6:] == ["--steps", "3", "--grid", "searched", "--grid.file", str(out)]
     assert main([*sample, "--out", str(tmp_path / "a.png")]) == 0
 
 
