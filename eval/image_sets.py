@@ -35,6 +35,7 @@ __all__ = [
     "label_counts",
     "no_pictures",
     "open_images",
+    "several_runs",
 ]
 
 FLOATS = "Round floats first: gen.config.images.to_uint8(x) of values from -1 to 1, (2 * x - 1) of those from 0 to 1"
@@ -210,8 +211,29 @@ def is_run(path: Path) -> bool:
 
     Args:
         path: the folder.
+
+    Raises:
+        UserError: for a folder of runs.
     """
-    return path.is_dir() and any((path / mark).exists() for mark in RUN_MARKS)
+    if not path.is_dir():
+        return False
+    is_one = any((path / mark).exists() for mark in RUN_MARKS)
+    if not is_one and (runs := sorted(path.glob("*/run.json"))):
+        raise several_runs(path, runs[0].parent)
+    return is_one
+
+
+def several_runs(path: Path, run: Path) -> UserError:
+    """Return the error for a folder of runs, where one run or pictures are needed.
+
+    Args:
+        path: the folder.
+        run: one of them.
+    """
+    return UserError(
+        f"{path} holds the run {run.name}: give {run}, or pictures alone. One run is evaluated at a time; gen "
+        f"leaderboard {path} then compares all of them"
+    )
 
 
 def open_images(given: object, lossy: bool = True, quiet: bool = True) -> Images:

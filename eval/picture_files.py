@@ -22,9 +22,10 @@ from torch import Tensor
 
 from gen.config.errors import UserError, nearest
 from gen.config.reading import parse_json
+from gen.data.lib.archives import left_out
 from gen.data.lib.decoding import FORMATS, SUFFIXES
 from gen.data.lib.tensors import CHANGED, check_labels, content_hash
-from gen.eval.image_sets import Images
+from gen.eval.image_sets import Images, several_runs
 from gen.training.log import ProgressBar
 
 if TYPE_CHECKING:
@@ -102,13 +103,12 @@ class PictureFiles(Images):
         pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
         others = [name for name in names if name not in {*pictures, LABELS_FILE}]
         if runs := [name for name in others if Path(name).name == "run.json"]:
-            raise UserError(f"{self.path} holds the run {Path(runs[0]).parent}: give that, or pictures alone")
+            raise several_runs(self.path, self.path / Path(runs[0]).parent)
         if not pictures:
             run = "no checkpoint of a run, and " if self._zip is None else ""
             raise UserError(f"{self.path} holds {run}no pictures ({', '.join(SUFFIXES)})")
         if others:
-            words = f"{len(others)} files of other kinds, such as {others[0]!a}"
-            warnings.warn(f"{self.path}: left out {words}", stacklevel=4)
+            warnings.warn(f"{self.path}: left out {left_out(len(others), 0, others[0])}", stacklevel=4)
         return pictures
 
     def _bytes(self, name: str) -> bytes:
@@ -214,7 +214,10 @@ def _opened(path: Path) -> zipfile.ZipFile:
 def _check_mode(image: Image, data: bytes, where: str) -> None:
     """Refuse pictures that have no one meaning as 8-bit grey or colour."""
     if image.has_transparency_data:
-        raise UserError(f"{where} has an alpha channel, which is no colour: put the pictures on a background first")
+        raise UserError(
+            f"{where} has an alpha channel, which is no colour: put the pictures on a background first. Real images "
+            "are read over white as data, by --against.background 255 beside --against; a run's own need no --against"
+        )
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[24] > 8):
         raise UserError(f"{where} has more than 8 bits a channel: convert it to 8 bits first")
     if image.mode not in MODES:

@@ -224,8 +224,9 @@ class Pipeline:
         how = self.plan(solver=solver, steps=steps, grid=grid, guide=guide, cache=cache)
         n = self._count(n, cond, images_per_condition)
         seeds = sample_seeds(seed, n, start)
-        prompts = () if self.encode_prompts is None else prompts_of(n, cond, images_per_condition)
-        cond = self.condition(n, cond, start, images_per_condition)
+        captions = cond
+        cond = self.condition(n, captions, start, images_per_condition)
+        prompts = () if self.encode_prompts is None else prompts_of(n, captions, images_per_condition)
         against = None if negative is None else self.condition(n, negative, start, images_per_condition)
         shape = self.state_shape
         edit = Edit.of(image, mask, strength, n, shape)
@@ -391,7 +392,7 @@ class Pipeline:
                 said = ", the last for no class" if self.net.null_class else ", none of them for no class"
                 raise UserError(f"cond['y'] = {shown(cond['y'].tolist())}; allowed: 0 .. {last}{said}")
             return cond
-        if prompts := prompts_of(n, cond):
+        if prompts := prompts_of(n, cond, encode=self.encode_prompts):
             if self.encode_prompts is not None:
                 none = {"y": torch.full((n,), self.classes)} if self.classes else {}
                 return {**none, **self.encode_prompts(prompts)}
@@ -399,9 +400,12 @@ class Pipeline:
                 raise UserError(f"{self.name} takes captions by an encoder: {ENCODER_MISSING}")
         if not self.classes:
             if cond is not None and self.encode_prompts is not None:
-                raise UserError(f"{self.name} takes captions, in words: {shown(cond)} is none")
+                raise UserError(
+                    f"{self.name} takes captions, in words: {shown(cond)} is none; give --prompt TEXT, in "
+                    "Python cond=TEXT"
+                )
             if cond is not None:
-                raise UserError(f"{self.name} is unconditional: it takes no label {cond!r}")
+                raise UserError(f"{self.name} is unconditional: it takes no labels and no captions, got {shown(cond)}")
             return {}
         labels: list[Any] = [i % self.classes for i in range(start, start + n)] if cond is None else [cond] * n
         if isinstance(cond, Iterable) and not isinstance(cond, str):
@@ -411,6 +415,11 @@ class Pipeline:
         whole = all(hasattr(y, "__index__") and not isinstance(y, type) for y in labels)
         if len(labels) != n or not whole or not all(0 <= y < self.classes for y in labels):
             named = f" ({', '.join(known[:20])}{', ...' if len(known) > 20 else ''})" if known else ""
+            if words := [y for y in labels if isinstance(y, str)]:
+                raise UserError(
+                    f"{self.name} takes labels, and {shown(words[0])} is none of 0 .. {self.classes - 1}{named}: give "
+                    "--labels 0,1,2, in Python cond=[0, 1, 2]"
+                )
             raise UserError(f"labels {shown(labels)} for {n} samples; allowed: {n} of 0 .. {self.classes - 1}{named}")
         return {"y": torch.tensor([int(y) for y in labels])}
 

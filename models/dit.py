@@ -104,8 +104,8 @@ class DiT(family.Family):
         if self.freq_shift == 1:
             return ()
         return (
-            f"model.freq_shift is {self.freq_shift}; diffusers' DiT has 1 built in, and gen export --to diffusers will "
-            "write this model with --patched only",
+            f"--model.freq_shift is {self.freq_shift}; diffusers' DiT has 1 built in, and gen export --to diffusers "
+            "will write this model with --patched only, one of --model.freq_shift 1 as it is",
         )
 
     def wider(self, width: int) -> DiT:

@@ -25,7 +25,7 @@ Layer = Literal["64", "192", "768", "2048", "logits_unbiased", "logits"]
 FETCH = (
     "the FID Inception's weights: fetch pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases (fid_weights), "
     "or inception-2015-12-05.pt of NVIDIA or OpenAI, and give it, or what `gen import FILE --from inception` makes of "
-    "it, as path"
+    "it, as path: --extractor.path FILE"
 )
 
 

@@ -6,7 +6,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["MissingDependency", "NonFinite", "UserError", "nearest", "printable", "shown"]
+__all__ = ["MissingDependency", "NonFinite", "UserError", "counted", "nearest", "printable", "shown"]
 
 BIDI = {*"\u200e\u200f\u061c", *map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}  # turn the text about
 
@@ -42,6 +42,16 @@ def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in BIDI
 
 
+def counted(n: int, one: str, many: str) -> str:
+    """Return "1 file", "2 files"; "" for none.
+
+    Args:
+        n: how many.
+        one, many: the noun.
+    """
+    return f"{n} {one if n == 1 else many}" if n else ""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return the tail of an error message: "Did you mean 'heun'? Allowed: euler, heun.".
 
@@ -56,12 +66,14 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 def shown(value: object, longest: int = 100) -> str:
-    """Return a value as it stands in an error message: its repr on one line, cut.
+    """Return a value as it stands in an error message: its repr on one line, cut; of a class that it is one.
 
     Args:
         value: any object.
         longest: characters, at most.
     """
+    if isinstance(value, type):
+        return f"the class {value.__name__}, no object of it, such as {value.__name__}()"
     try:
         text = " ".join(repr(value).split())
     except Exception:  # an int of over 4300 digits has no repr

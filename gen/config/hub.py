@@ -50,7 +50,10 @@ def local_folder(name: str | Path) -> Path:
             f"{name} names no revision, and what a branch holds may change: give {PREFIX}{repository}@COMMIT, or a tag "
             "or branch, such as @main, whose commit is printed"
         )
-    with _one_line(str(name)):
+    kept = sorted(_cache().glob(f"{repository.replace('/', '--')}@*"))
+    where = f", or {kept[-1]}, the folder of the one that is here" if kept else ""
+    offline = f". A commit that was fetched before needs no network: {PREFIX}{repository}@ and its 40 hex digits{where}"
+    with _one_line(str(name), offline):
         commit = (
             revision if re.fullmatch(COMMIT, revision) else _hub().HfApi().model_info(repository, revision=revision).sha
         )
@@ -149,12 +152,12 @@ def _cache() -> Path:
 
 
 @contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn what the package raises into one line."""
+def _one_line(name: str, advice: str = "") -> Iterator[None]:
+    """Turn what the package raises into one line, with some advice at its end."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # networks, rights, missing names: the package raises anything
         why = " ".join(str(error).split())
-        raise UserError(f"{name} cannot be reached ({type(error).__name__}: {shown(why, 300)})") from error
+        raise UserError(f"{name} cannot be reached ({type(error).__name__}: {shown(why, 300)}){advice}") from error

@@ -69,11 +69,12 @@ def contact_sheet(images: Tensor, columns: int, zoom: int = 1, gap: int = 1) -> 
 
     Args:
         images: uint8 [N, C, H, W].
-        columns: images in a row.
+        columns: images in a row, at most.
         zoom: width and height of one of their pixels.
         gap: white pixels between images.
     """
     n, c, h, w = images.shape
+    columns = min(columns, n)
     rows = -(-n // columns)
     big = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     sheet = torch.full((c, rows * (h * zoom + gap) - gap, columns * (w * zoom + gap) - gap), 255, dtype=torch.uint8)

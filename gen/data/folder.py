@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gen.config.errors import UserError
 from gen.config.reading import file_sha256, read_json
-from gen.data.lib.archives import Files, PackedWords, is_plain, listed
+from gen.data.lib.archives import Files, PackedWords, is_plain, left_out, listed
 from gen.data.lib.checksums import SUMS, check_sums
 from gen.data.lib.decoding import SUFFIXES
 from gen.data.lib.labels import LABELS_FILE, parse_label_file
@@ -40,7 +40,7 @@ class Folder(PictureSource):
         """
         if not path.is_dir():
             raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}; give a folder of pictures")
-        files, stamps, left_out = _find(path)
+        files, stamps, others = _find(path)
         listed_labels = (path / LABELS_FILE).is_file()
         flat = len(files) if listed_labels else sum("/" not in file for file in files)
         if flat and flat < len(files):
@@ -49,8 +49,8 @@ class Folder(PictureSource):
             raise UserError(f"{path} holds no pictures ({', '.join(SUFFIXES)})")
         if (path / SUMS).is_file():
             check_sums(path, {path / file: file_sha256(path / file) for file in files})
-        if left_out:
-            warnings.warn(f"{path}: left out {left_out}", stacklevel=2)
+        if others:
+            warnings.warn(f"{path}: left out {others}", stacklevel=2)
         archive = Files(str(path), PackedWords(files), PackedWords(stamps))
         if listed_labels:
             where = path / LABELS_FILE
@@ -82,8 +82,7 @@ def _find(root: Path) -> tuple[list[str], list[str], str]:
             stamps.append(f"{status.st_size}-{status.st_mtime_ns}")
             continue
         first = first or ("" if file in BESIDE else file)
-    counts = f"{others} files of other kinds and {hidden} hidden ones, such as {first!a}"
-    return files, stamps, counts if hidden or others else ""
+    return files, stamps, left_out(others, hidden, first)
 
 
 def _check_file(path: str, status: os.stat_result | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, counted
 from gen.config.reading import parse_json
 from gen.data.lib.archives import MAX_BYTES, PackedWords, Spans, is_plain
 from gen.data.lib.cache_file import CacheFile
@@ -65,7 +65,8 @@ class WebDataset(PictureSource):
         if not samples:
             raise UserError(f"{path} holds no pictures ({', '.join(SUFFIXES)})")
         if others := sum(left_out for _, left_out in listings):
-            warnings.warn(f"{path}: left out {others} members of other kinds or without a picture", stacklevel=2)
+            words = counted(others, "member of another kind", "members of other kinds")
+            warnings.warn(f"{path}: left out {words} or without a picture", stacklevel=2)
         for shard in shards:
             check_sums(shard, {shard: None})
         spans = _spans(shards, [listing for listing, _ in listings])

@@ -12,7 +12,7 @@ import numpy as np
 
 from gen.config.errors import UserError
 from gen.config.reading import parse_json
-from gen.data.lib.archives import MAX_BYTES, PackedWords, Spans, is_plain
+from gen.data.lib.archives import MAX_BYTES, PackedWords, Spans, is_plain, left_out
 from gen.data.lib.cache_file import CacheFile
 from gen.data.lib.checksums import check_sums
 from gen.data.lib.decoding import SUFFIXES
@@ -76,8 +76,7 @@ def _contents(path: Path, lines: list[str], changed: int) -> Contents:
     """Return what a list says; a warning tells what was left out."""
     about = json.loads(lines[0])
     if about["others"] or about["hidden"]:
-        left_out = f"{about['others']} files of other kinds and {about['hidden']} hidden ones"
-        warnings.warn(f"{path}: left out {left_out}", stacklevel=3)
+        warnings.warn(f"{path}: left out {left_out(about['others'], about['hidden'])}", stacklevel=3)
     rows = [line.split(" ", ENTRY) for line in lines[1:]]
     starts, lengths, sizes, labels = (np.array([int(row[k]) for row in rows], np.int64) for k in (0, 1, 2, 4))
     spans = Spans(

@@ -80,7 +80,8 @@ def check_size(name: str, spec: Any, info: Json, shape: tuple[int, ...]) -> None
     size = f"{shape[1]}x{shape[2]}"
     if list(shape) != info["shape"] and not takes_shape(spec, shape):
         step = getattr(spec, "size_step", None)
-        allowed = f"heights and widths that {step} divides" if step else "no other size"
+        near = "x".join(str(-(-side // step) * step) for side in shape[1:]) if step else ""
+        allowed = f"heights and widths that are multiples of {step}, such as {near}" if step else "no other size"
         raise UserError(f"{name} was trained at {info['shape']}: not {size}, it takes {allowed}")
     sizes = info.get("sizes") or [info["shape"][1:]]
     if list(shape[1:]) not in sizes:

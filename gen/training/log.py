@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gen.config.errors import UserError, printable
+from gen.config.errors import UserError, counted, printable
 from gen.config.formats import NEWEST, check_format
 from gen.config.reading import parse_json, read_json
 from gen.config.spec import Json
@@ -28,7 +28,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         events, damaged = _events(path) if path.exists() else ([], 0)
-        self.problem = f"{path}: left out {damaged} damaged lines" if damaged else ""
+        self.problem = f"{path}: left out {counted(damaged, 'damaged line', 'damaged lines')}" if damaged else ""
         write_text(path, "".join(json.dumps(event) + "\n" for event in events if event["step"] <= step))
         self._file = path.open("a", encoding="utf-8")
 

@@ -139,7 +139,7 @@ def check(spec: NetSpec, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = No
     expected = (spec.channels, *sides(spec))
     if tuple(x.shape[1:]) != expected and not takes_shape(spec, x.shape[1:]):
         step = getattr(spec, "size_step", None)
-        others = f", and other heights and widths that {step} divides" if step else ""
+        others = f", and other heights and widths that are multiples of {step}" if step else ""
         raise UserError(
             f"x has shape {list(x.shape)}; this {family} takes [B, {', '.join(map(str, expected))}]{others}"
         )

@@ -199,7 +199,7 @@ def test_grey_among_colour_is_colour_and_profiles_are_named(tmp_path) -> None:
     assert open_images(folder_of(tmp_path / "grey", ["a.png"], [grey])).shape == (1, 6, 8)
     with pytest.warns(UserWarning, match="colour profiles in the files are not applied"):
         open_images(folder_of(tmp_path / "icc", ["a.png"], [png(PICTURES[0], icc_profile=b"x" * 200)]))
-    with pytest.warns(UserWarning, match="left out 1 files of other kinds, such as 'b.txt'"):
+    with pytest.warns(UserWarning, match="left out 1 file of another kind, such as 'b.txt'"):
         open_images(folder_of(tmp_path / "other", ["a.png", "b.txt"], [PICTURES[0], b"x"]))
 
 

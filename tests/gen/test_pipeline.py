@@ -124,7 +124,7 @@ def test_a_whole_number_is_one_seed_in_every_guise(seeds):
             {"solver": 5},
             "solver: got 5, expected a name or a spec of .* or an object with step",
         ),
-        ({"solver": Heun}, "solver: got <class"),
+        ({"solver": Heun}, "solver: got the class Heun, no object of it"),
         ({"guide": 1.5}, "guide: got 1.5"),
         ({"cond": {"y": torch.tensor([7, 7])}}, r"allowed: 0 \.\. 3"),
         ({"cond": "ab"}, "labels"),

@@ -34,7 +34,7 @@ def test_a_family_takes_the_sizes_that_it_says(name):
         torch.testing.assert_close(net(x[1:2], t[1:2], rows_of(cond, slice(1, 2))), out[1:2])
     for shape in [(3, 8, 8), (1, 8, 9), (1, 0, 8), (8, 8)]:
         assert not takes_shape(spec, shape)
-    with pytest.raises(UserError, match=f"that {step} divides"):
+    with pytest.raises(UserError, match=f"multiples of {step}"):
         net(torch.randn(3, 1, 9, 8), t, cond)
 
 

@@ -143,5 +143,6 @@ def weight_file(path: str, wanted: str) -> Path:
     files = [given / name for name in ("model.safetensors", "pytorch_model.bin")] if given.is_dir() else [given]
     found = [file for file in files if path and file.is_file()]
     if not found:
-        raise MissingDependency(f"{path or 'no path'}: it should be a file or folder with {wanted}")
+        text = path or "no path is given, as by --extractor.path PATH"
+        raise MissingDependency(f"{text}: it should be a file or folder with {wanted}")
     return found[0]

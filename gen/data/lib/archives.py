@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, counted
 
-__all__ = ["Archive", "Files", "PackedWords", "Spans", "is_plain", "listed"]
+__all__ = ["Archive", "Files", "PackedWords", "Spans", "is_plain", "left_out", "listed"]
 
 MAX_BYTES = 2**28  # of one picture's file
 LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name
@@ -150,6 +150,21 @@ class Spans:
     def where(self, row: int) -> str:
         """Return the large file and the picture in it."""
         return f"{self.files[self.file[row]]}: {self.names[row]}"
+
+
+def left_out(others: int, hidden: int, first: str = "") -> str:
+    """Return in words which files of a source are no pictures; "" for none.
+
+    Args:
+        others: files of other kinds.
+        hidden: hidden files.
+        first: the name of one of them, if it is known.
+    """
+    kinds = (
+        counted(others, "file of another kind", "files of other kinds"),
+        counted(hidden, "hidden file", "hidden files"),
+    )
+    return " and ".join(filter(None, kinds)) + (f", such as {first!a}" if first else "")
 
 
 def listed(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:

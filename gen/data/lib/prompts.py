@@ -17,13 +17,16 @@ __all__ = ["ENCODER_MISSING", "PromptEncoder", "encoder_spec", "prompt_encoder",
 ENCODER_MISSING = "give its folder, as --text-encoder FOLDER or gen.load(..., text_encoder=FOLDER)"
 
 
-def prompts_of(n: int, cond: object, each: int = 1) -> tuple[str, ...]:
+def prompts_of(
+    n: int, cond: object, each: int = 1, encode: Callable[[Sequence[str]], object] | None = None
+) -> tuple[str, ...]:
     """Return the captions of n samples, () for a condition that is none.
 
     Args:
         n: number of samples.
         cond: a caption for all, or one for each `each` samples; anything else is no caption.
         each: consecutive samples that share one.
+        encode: refuses captions that cannot be read, before their number is.
 
     Raises:
         UserError: for another number of captions.
@@ -37,6 +40,8 @@ def prompts_of(n: int, cond: object, each: int = 1) -> tuple[str, ...]:
     if len(cond) == 1:
         return tuple(cond) * n
     if len(cond) * each != n:
+        if encode is not None:
+            encode(cond)
         raise UserError(f"{len(cond)} captions for {n // each} conditions: give one for all, or one for each")
     return tuple(caption for caption in cond for _ in range(each))
 

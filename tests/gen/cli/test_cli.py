@@ -247,6 +247,9 @@ def test_help_after_the_recipe_lists_every_key_with_its_value(capsys, toy):
     code, out, _ = call(capsys, toy, "--help")
     assert code == 0
     assert "give all arguments before --help to list the keys" in out
+    for words, said in ((["train", "own"], "own: Train .* From 64 pixels on"), (["train", "nothing"], "Allowed: ")):
+        code, out, _ = call(capsys, *words, "--help")
+        assert code == 0 and re.search(said, " ".join(out.split()))
 
 
 def test_a_verb_without_settings_refuses_unknown_options(capsys):
@@ -437,6 +440,8 @@ def test_a_plug_in_of_ones_own_is_found_in_the_current_folder(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     assert main(["train", "digits", "--objective.times", "own_times:Late", "--print-config"]) == 0
     assert json.loads(capsys.readouterr().out)["objective"]["times"] == {"name": "own_times:Late", "low": 0.5}
+    assert main(["list", "own_times:Late"]) == 0
+    assert re.match(r"own_times:Late\n.*low: float = 0.5\n", capsys.readouterr().out, re.DOTALL)
 
 
 def test_a_cache_is_asked_for_by_name_and_says_what_it_computed(tmp_path, capsys):

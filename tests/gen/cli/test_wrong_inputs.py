@@ -39,6 +39,8 @@ def world(tmp_path_factory):
     for name in ("manifest", "format"):  # else the run's checkpoint stands in
         shutil.rmtree(root / name / "checkpoints")
     (root / "empty").mkdir()
+    (root / "runs/one").mkdir(parents=True)
+    (root / "runs/one/run.json").write_text("{}")
     (root / "pictures/a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(root / "pictures/a/good.png")
     (root / "pictures/a/bad.png").write_bytes(b"\x89PNG no picture")
@@ -174,6 +176,32 @@ CASES = {
     "negative interval": ("train {root}/run.json --save_every -1", r"save_every = -1; it must be in \[0, inf\)"),
     "no optimiser": ("train {root}/run.json --optim null", r"Run.optim: got None, expected a name or a spec of"),
     "a model without a name": ("train {root}/run.json --model :", r"':' is no name of a class"),
+    "unknown key of a part beside it": (
+        "sample {run} --solver heun --solver.churm 1",
+        r"unknown key 'churm' of Heun",
+    ),
+    "key of a part that is not there": (
+        "sample {run} --cache.interval 3",
+        r"--cache.interval: run has no cache: give --cache NAME, too",
+    ),
+    "key of an option that has none": ("sample {run} --seed.x 3", r"unknown option '--seed.x' of gen sample"),
+    "key of an extractor that is not named": ("evaluate {run} --extractor.path x", r"eval.features needs a name"),
+    "scheduler of diffusers": ("sample {run} --solver DPMSolverMultistepScheduler", r"It is 'dpmpp' here"),
+    "option of diffusers": (
+        "sample {run} --num_inference_steps 3",
+        r"unknown option '--num_inference_steps' of gen sample. It is --steps here",
+    ),
+    "option of its training": (
+        "train {root}/run.json --learning_rate 1",
+        r"unknown key 'learning_rate' of Run.*It is --optim.lr here",
+    ),
+    "caption for a model of labels": (
+        ["sample", "{run}", "--prompt", "a seven"],
+        r"run takes labels, and 'a seven' is none of 0 .. 9: give --labels 0,1,2",
+    ),
+    "folder of runs": ("evaluate {root}/runs --steps 3", r"holds the run one: give .*runs/one.*gen leaderboard .*runs"),
+    "sampler for what is no run": ("throughput json:dumps --solver heun", r"json:dumps is no run: leave out --solver"),
+    "class that is not there to list": ("list nowhere:Half", r"cannot find 'nowhere:Half'"),
     "unknown folder to list": ("list sampler.solvers", r"Did you mean 'samplers.solvers'"),
 }
 
@@ -223,7 +251,8 @@ def test_a_warm_up_that_never_ends_is_said(world, capsys, tmp_path):
     words = ["train", f"{world}/run.json", "--out", str(tmp_path / "run"), "--schedule.warmup", "1000", "--steps", "5"]
     assert main(words) == 0
     assert (
-        "schedule.warmup is 1000 of 5 steps: the learning rate ends at 5e-06, below optim.lr" in capsys.readouterr().err
+        "--schedule.warmup is 1000 of 5 steps: the learning rate ends at 5e-06, below --optim.lr"
+        in capsys.readouterr().err
     )
 
 

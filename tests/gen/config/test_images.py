@@ -60,3 +60,4 @@ def test_contact_sheet_puts_images_in_reading_order():
     assert [int(sheet[6, x]) for x in (0, 7)] == [30, 40]
     assert (sheet[4] == 255).all()  # the gap
     assert (sheet[5:, 14:] == 255).all()  # nothing there
+    assert contact_sheet(images, columns=10).size == (5 * 3 + 4, 2)  # no empty columns

@@ -187,7 +187,7 @@ def test_classes_are_the_subfolders_in_order_of_name(pets):
     (pets / "readme.txt").write_text("not a picture")
     (pets / "cat" / ".hidden.png").write_text("nor this")
     source = Folder(str(pets), size=8, holdout=0.2)
-    with pytest.warns(UserWarning, match="left out 1 files of other kinds and 1 hidden ones"):
+    with pytest.warns(UserWarning, match="left out 1 file of another kind and 1 hidden file"):
         train, test = source.open("train"), source.open("test")
     assert (source.classes, len(train), len(test)) == (2, 16, 4)
     assert test.y.bincount().tolist() == [2, 2]

@@ -173,7 +173,7 @@ def test_files_of_other_kinds_and_hidden_ones_are_counted(tmp_path):
     for other in ("readme.txt", "cat/b.gif", "cat/deep/c.tif", ".DS_Store", "cat/.hidden.png", ".git/d.png"):
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / other).write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"left out 3 files of other kinds and 3 hidden ones, such as '.DS_Store'$"):
+    with pytest.warns(UserWarning, match=r"left out 3 files of other kinds and 3 hidden files, such as '.DS_Store'$"):
         read(tmp_path)
 
 

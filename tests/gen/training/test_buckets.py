@@ -124,7 +124,7 @@ def test_a_model_of_buckets_is_sampled_at_any_of_their_sizes(photos, tmp_path, c
     assert main([*words, str(tmp_path / "s.npz"), "--size", "20x12"]) == 0
     assert np.load(tmp_path / "s.npz")["arr_0"].shape == (2, 20, 12, 3)
     capsys.readouterr()
-    for size, message in [("13x20", "heights and widths that 4 divides"), ("axb", "32x48")]:
+    for size, message in [("13x20", "heights and widths that are multiples of 4, such as 16x20"), ("axb", "32x48")]:
         assert main([*words, str(tmp_path / "t.npz"), "--size", size]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

@@ -266,7 +266,7 @@ def test_a_training_says_when_it_begins_that_its_waves_are_others(tmp_path, caps
     """It was learnt after training; the recipe digits has diffusers' waves."""
     words = ["train", "digits", "--steps", "1", "--sample_every", "0", "--validate_every", "0", "--batch_size", "4"]
     assert main([*words, "--model.freq_shift", "0", "--out", str(tmp_path / "a")]) == 0
-    assert "note: model.freq_shift is 0; diffusers' DiT has 1 built in" in capsys.readouterr().err
+    assert "note: --model.freq_shift is 0; diffusers' DiT has 1 built in" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "b")]) == 0
     assert "freq_shift" not in capsys.readouterr().err
     export(tmp_path / "b", tmp_path / "x")
