@@ -20,9 +20,12 @@ from gen.config.errors import MissingDependency, UserError, nearest, shown
 from gen.config.fields import check_fields
 from gen.config.reading import parse_json, read_lines
 from gen.config.spec import Json, find
+from gen.eval.parallelbench.lib.sample import Question
+from gen.text.chat import chat_messages
 
 __all__ = ["CHECKERS", "QuestionFile"]
 
+Prompt = str | Question
 Checker = Callable[[str, str, str], float]  # prompt, reply, answer -> score
 
 
@@ -30,6 +33,7 @@ Checker = Callable[[str, str, str], float]  # prompt, reply, answer -> score
 class QuestionFile:
     """Questions of a JSONL file, a {"prompt": "...", "answer": "..."} on each line.
 
+    "messages" of role and content for "prompt" are a chat, asked by the tokenizer's chat template if it has one.
     "answer" may be a list of strings, any of which is right; the best score counts.
 
     Attributes:
@@ -56,13 +60,13 @@ class QuestionFile:
     @property
     def protocol(self) -> Json:
         """Content of the questions as a hash, and the checker: what two records must share to be compared."""
-        content = json.dumps(self.questions).encode()
+        content = json.dumps([(_key(prompt), answers) for prompt, answers in self.questions]).encode()
         return {"questions": hashlib.sha256(content).hexdigest(), "checker": self.checker}
 
     @cached_property
-    def questions(self) -> list[tuple[str, list[str]]]:
+    def questions(self) -> list[tuple[Prompt, list[str]]]:
         """All prompts, and the right answers to each; UserError names the line that holds neither."""
-        found = list[tuple[str, list[str]]]()
+        found = list[tuple[Prompt, list[str]]]()
         for number, line in enumerate(read_lines(Path(self.path)), 1):
             if line.strip():
                 where = f"{self.path}, line {number}"
@@ -80,7 +84,7 @@ class QuestionFile:
         """The right answers by prompt; of questions with the same prompt, all of them."""
         answers: dict[str, list[str]] = {}
         for prompt, right in self.questions:
-            answers.setdefault(prompt, []).extend(right)
+            answers.setdefault(_key(prompt), []).extend(right)
         return answers
 
     @cached_property
@@ -93,16 +97,17 @@ class QuestionFile:
             raise UserError(f"checker {self.checker!r} is {shown(function)}; it must be a function")
         return function
 
-    def prompts(self, split: str = "test", n: int | None = None) -> list[str]:
+    def prompts(self, split: str = "test", n: int | None = None) -> list[Prompt]:
         """Return n of the prompts, spread evenly over the file; all where n is as many or more."""
         if split != "test":
             raise UserError(f"{self.path}: split {split!r}; questions of a file have a test split only")
         count = min(len(self.questions), len(self.questions) if n is None else n)
         return [self.questions[i * len(self.questions) // count][0] for i in range(count)]
 
-    def score(self, prompt: str, reply: str) -> float:
+    def score(self, prompt: Prompt, reply: str) -> float:
         """Return the score of a reply by the best of the right answers, 0 .. 1."""
-        return max(self._score(prompt, reply, answer) for answer in self.answers[prompt])
+        text = prompt if isinstance(prompt, str) else prompt.text
+        return max(self._score(text, reply, answer) for answer in self.answers[_key(prompt)])
 
     def _score(self, prompt: str, reply: str, answer: str) -> float:
         given: Any = self.check(prompt, reply, answer)
@@ -115,14 +120,28 @@ class QuestionFile:
         return score
 
 
-def _question(line: Any, where: str) -> tuple[str, list[str]]:
+def _question(line: Any, where: str) -> tuple[Prompt, list[str]]:
     """Return the prompt and the right answers of a line."""
-    if not isinstance(line, dict) or set(line) < {"prompt", "answer"} or not isinstance(line["prompt"], str):
-        raise UserError(f'{where} is {shown(line)}; a line is {{"prompt": "...", "answer": "..."}}')
+    keys = {"prompt", "messages", "answer"} & set(line if isinstance(line, dict) else ())
+    if keys not in ({"prompt", "answer"}, {"messages", "answer"}) or not isinstance(line.get("prompt", ""), str):
+        raise UserError(
+            f'{where} is {shown(line)}; a line is {{"prompt": "...", "answer": "..."}}, or has messages for the prompt'
+        )
     answers = line["answer"] if isinstance(line["answer"], list) else [line["answer"]]
     if not answers or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f'{where}: "answer" is {shown(line["answer"])}; a string, or a list of strings')
-    return line["prompt"], answers
+    if "prompt" in line:
+        return line["prompt"], answers
+    try:
+        messages, _ = chat_messages(line["messages"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Question((), "", messages=tuple(messages)), answers
+
+
+def _key(prompt: Prompt) -> str:
+    """Return what tells prompts apart."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt.messages)
 
 
 def _pattern(answer: str, where: object) -> re.Pattern[str]:

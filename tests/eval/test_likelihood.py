@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from gen.eval.likelihood import greedy_matches, nll_bounds
 from gen.models.text import Text
 from gen.text.decoding import Decoding
 from gen.text.loop import decode
+from gen.text.mask_path import LogLinear
 from gen.text.worlds import JointDistribution, parity_joint, replace_joint
-from gen.training.objectives.bd3 import logits_after_clean_blocks
+from gen.training.objectives.bd3 import BD3, logits_after_clean_blocks
 from gen.training.objectives.lib.masked import TokenBatch
+from gen.training.objectives.mdlm import MDLM
 
 
 def tilted(n=5, words=3, block_size=None, seed=0):
@@ -148,3 +151,19 @@ def test_greedy_texts_are_those_that_decoding_writes():
     other = [*texts[1][:-1], (texts[1][-1] + 1) % 5]
     assert greedy_matches(net, prompts, [texts[0], other, texts[2]], batch_size=2) == [True, False, True]
     assert greedy_matches(replace_joint(3), [[], [], []], [[0, 1, 3], [3, 1, 2], []]) == [True, False, True]
+
+
+@pytest.mark.parametrize(("objective", "block_size"), [(MDLM(eps=0.0), None), (BD3(clip=(0.0, 1.0)), 3)])
+def test_the_bound_is_what_the_objectives_estimate(objective, block_size):
+    net, text, n = toy(block_size=block_size), [0, 3, 1, 4, 2], 16384
+    x = torch.tensor([text]).expand(n, -1)
+    tokens = TokenBatch(x, torch.ones(x.shape, dtype=torch.bool), torch.full((n,), len(text)))
+    roles = {"net": SimpleNamespace(net=net, path=LogLinear(0.0))}
+    g = torch.Generator().manual_seed(0)
+    u = torch.rand(n, 7, generator=g, dtype=torch.float64)
+    t = (torch.arange(n, dtype=torch.float64)[:, None] + u[:, :2]) / n  # stratified: 1 / t has a long tail
+    t = t[:, 0] if block_size is None else torch.stack([t[:, 0], t[torch.randperm(n, generator=g), 1]], 1)
+    with torch.no_grad():
+        losses = objective.losses(roles, tokens, t, u[:, 2:])[0].sum(1).double()
+    (bound,) = nll_bounds(net, [[]], [text], samples=32)
+    assert float(losses.mean()) == pytest.approx(bound.nats, rel=0.02)

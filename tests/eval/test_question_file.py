@@ -24,12 +24,20 @@ def asked(tmp_path, answer, checker="exact", prompt="p"):
         ("exact", " a b\n", {"a b": 1, "a b ": 1, "A b": 0, "": 0}),
         ("exact", ["a", "b"], {"b": 1, "c": 0}),
         ("regex", r"= (4|four)\b", {"2 + 2 = four": 1, "= 44": 0}),
+        ("bleu", "the cat sat down there", {"the cat sat down there": 1, "dogs": 0}),
         ("words", "the Red fox", {"a Red fox": 2 / 3, "fox the Red": 1, "": 0}),
     ],
 )
 def test_replies_are_checked(tmp_path, checker, answer, scores):
     task = asked(tmp_path, answer, checker)
     assert {reply: task.score("p", reply) for reply in scores} == pytest.approx(scores)
+
+
+@pytest.mark.slow  # imports nltk
+def test_summaries_are_scored_by_rouge(tmp_path):
+    task = asked(tmp_path, "the cats sat down", "rouge_l")
+    scores = [task.score("p", reply) for reply in ("the cat sat", "", "the cats sat down")]
+    assert scores == pytest.approx([6 / 7, 0, 1])
 
 
 def test_a_function_of_the_users_own_checks(tmp_path, monkeypatch):
@@ -58,6 +66,9 @@ def test_what_is_compared_is_the_questions_and_the_checker(tmp_path):
     ("line", "checker", "told"),
     [
         ({"prompt": "p"}, "exact", "line 1 is"),
+        ({"question": "p", "answer": "a"}, "exact", "line 1 is"),
+        ({"prompt": "p", "messages": [], "answer": "a"}, "exact", "line 1 is"),
+        ({"messages": [{"role": "cat", "content": "p"}], "answer": "a"}, "exact", "line 1: message 1 has the role"),
         ({"prompt": 3, "answer": "a"}, "exact", "line 1 is"),
         ({"prompt": "p", "answer": []}, "exact", "a list of strings"),
         ({"prompt": "p", "answer": "("}, "regex", "no regular expression"),
@@ -76,3 +87,13 @@ def test_questions_are_spread_over_the_file(tmp_path):
     assert len(task.prompts("test", 100)) == 10
     with pytest.raises(UserError, match="split"):
         task.prompts("train", 1)
+
+
+def test_chats_are_prompts_of_messages(tmp_path):
+    chat = [{"role": "user", "content": "2 + 2?"}]
+    task = QuestionFile(
+        written(tmp_path / "q.jsonl", {"messages": chat, "answer": "4"}, {"prompt": "p", "answer": "5"})
+    )
+    (first, second) = task.prompts()
+    assert (first.messages, first.text, second) == (tuple(chat), "2 + 2?\n", "p")
+    assert [task.score(first, "4"), task.score(first, "5"), task.score(second, "5")] == [1, 0, 1]
