@@ -24,6 +24,7 @@ KINDS = {
     ".txt": "text",
     ".zip": "zip",
 }
+TEXT_FIELDS = ("text",), ("prompt", "response"), ("messages",)
 LOOKED_AT = 1000  # entries of a folder
 
 
@@ -70,4 +71,17 @@ def _of_file(path: Path) -> str:
     if suffix not in KINDS:
         raise UserError(f"data: {path} is of no kind that is known ({', '.join([*KINDS, '.jsonl'])}); pictures are "
                         "given as their folder")  # fmt: skip
-    return KINDS[suffix]
+    return "text" if suffix in (".parquet", ".arrow") and _holds_text(path) else KINDS[suffix]
+
+
+def _holds_text(path: Path) -> bool:
+    """Return whether a table has rows of text and no pictures; False without the package that reads it."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        return False
+    from gen.data.lib.row_groups import opened
+
+    schema = opened([str(path)])[0].schema
+    pictures = any(pa.types.is_struct(column.type) or pa.types.is_binary(column.type) for column in schema)
+    return not pictures and any(set(fields) <= set(schema.names) for fields in TEXT_FIELDS)

@@ -13,6 +13,7 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, override, spec_of
+from gen.data import spec_at
 from gen.data.lib.infill import Middle, Spans, infilled
 from gen.data.lib.text_rows import Window, pack
 from gen.data.text import Text
@@ -328,6 +329,7 @@ def test_rows_of_tables_are_lines_of_jsonl_and_streamed_they_are_the_same(tmp_pa
         for other in (whole[i], streamed[i], streamed.draw(i, 5), from_saved[i], by_line[i]):
             assert lines[i].keys() == other.keys() and all(torch.equal(lines[i][key], other[key]) for key in other)
     assert f"{kind}.parquet, row group 1, row 3" in streamed.where(13)
+    assert spec_at(path) == {"name": "text", "path": path}
 
 
 def test_held_out_rows_are_a_share_of_each_group(tmp_path):
