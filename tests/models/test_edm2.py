@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from gen.config import checkpoints
 from gen.diffusion.denoiser import Denoiser
@@ -256,3 +258,48 @@ def test_the_learning_rate_of_a_recipe_for_other_networks():
     (group,) = parameter_groups(EDM2.preset("digits").build())
     assert group["scale"] == 20
     assert [g["scale"] for g in parameter_groups(SMALL.build())] == [1]
+
+
+class Elementwise(TorchDispatchMode):
+    """Counts numbers that elementwise operations compute, in the weights of the authors' count_flops.py.
+
+    Attributes:
+        count: so far; of a norm the numbers that it reads.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weights = {
+            "silu": 3,
+            "_safe_softmax": 3,
+            "lerp": 2,
+            "mul": 1,
+            "div": 1,
+            "add": 1,
+            "sub": 1,
+            "cos": 1,
+            "clamp": 1,
+        }
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.rstrip("_")
+        if name == "linalg_vector_norm":
+            self.count += args[0].numel()
+        elif name in self.weights:
+            self.count += self.weights[name] * out.numel()
+        return out
+
+
+def test_operations_of_s_by_the_authors_rule():
+    """They count the normalisation of the weights and other elementwise operations, too: 1 % of all."""
+    with torch.device("meta"):
+        net = EDM2.preset("EDM2-S").build().eval()
+        given = torch.zeros(1, 4, 64, 64), torch.ones(1), {"y": torch.zeros(1, dtype=torch.int64)}
+        products, others = FlopCounterMode(display=False), Elementwise()
+        with products:
+            net(*given)
+        with others:
+            net(*given)
+    assert round(products.get_total_flops() / 2e9, 1) == 100.8
+    assert round(products.get_total_flops() / 2e9 + others.count / 1e9, 1) == 101.9

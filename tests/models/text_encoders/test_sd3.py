@@ -1,19 +1,24 @@
 """Stable Diffusion 3's three encoders, tiny and random: our joined embeddings against those of its pipeline."""
 
 import importlib
+import json
 
 import pytest
 import torch
 
 import gen
+from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.data.captions import Captions
+from gen.data.latents import Latents
 from gen.data.lib.prompts import encoder_spec
+from gen.data.table import Table
 from gen.eval.provenance import loading_options
 from gen.models.interop.checkpoints import import_checkpoint
+from gen.training.run import Run
 from tests.models.interop.test_mmdit import TINY
-from tests.models.text_encoders.test_pretrained_text import CAPTIONS, WORDS
+from tests.models.text_encoders.test_pretrained_text import CAPTIONS, WORDS, photos  # noqa: F401 - a fixture
 
 TEXTS = [CAPTIONS[0], "a cat", ""]
 CLIPS = {"text_encoder": (8, 6), "text_encoder_2": (12, 10)}  # width, and that of the projected text
@@ -129,3 +134,18 @@ def test_captions_have_a_pooled_vector(pipeline):
     assert source.text_fields == wanted and source.null_text["pooled"].shape == (16,)
     item = source.open("test")[0]
     assert item["pooled"].shape == (16,) and item["text"].shape == (21, 24) and spec_of(source)["text"]["name"] == "sd3"
+
+
+def test_latents_keep_the_pooled_vector(pipeline, photos, tmp_path):  # noqa: F811
+    _, folder = pipeline
+    text = {**encoder_spec(folder), "length": 12}
+    words = ["--autoencoder", "tests.gen.data.test_encode:Halves", "--text", json.dumps(text), "--dtype", "float32"]
+    assert main(["encode", str(photos / "all.csv"), *words, "--quiet", "--out", str(tmp_path / "out")]) == 0
+    source = Latents(str(tmp_path / "out"), text=True)
+    assert source.text_fields["pooled_width"] == 16 and source.null_text["pooled"].shape == (16,)
+    item, encoder = source.open("train")[3], build("models.text_encoders", text).load()
+    expected = encoder([Table(str(photos / "all.csv")).open("train").caption(3)])
+    for key in ("text", "pooled"):
+        torch.testing.assert_close(item[key], expected[key][0])
+    model = Run(model={"name": "mmdit", "preset": "digits"}, data=source, objective="denoise").model
+    assert (model.text_width, model.text_length, model.pooled_width, model.null_text) == (24, 21, 16, "stored")
