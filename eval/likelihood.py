@@ -44,11 +44,11 @@ class NllBound:
     Attributes:
         blocks: nats of each block, n being the masks that were evaluated and se the Monte Carlo standard error, 0
             where these were all masks; one block if the network sees everything.
-        tokens: number of tokens of the text.
+        lengths: tokens of each block.
     """
 
     blocks: tuple[Estimate, ...]
-    tokens: int
+    lengths: tuple[int, ...]
 
     @property
     def nats(self) -> float:
@@ -135,10 +135,10 @@ def nll_bounds(
     while some_rows := list(itertools.islice(rows, batch_size)):
         costs += _costs(predictor, some_rows)
     left, bounds = iter(costs), list[NllBound]()
-    for some, text in zip(segments, texts, strict=True):
+    for some in segments:
         each = (torch.tensor(list(itertools.islice(left, s.count(samples))), dtype=torch.float64) for s in some)
         estimates = tuple(s.estimate(own, samples) for s, own in zip(some, each, strict=True))
-        bounds.append(NllBound(estimates, len(text)))
+        bounds.append(NllBound(estimates, tuple(s.n for s in some)))
     return bounds
 
 

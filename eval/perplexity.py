@@ -18,7 +18,7 @@ from gen.config.errors import MissingDependency, UserError, shown
 from gen.config.fields import check_arguments
 from gen.diffusion.noise import sample_seeds
 from gen.eval.estimate import Estimate, mean_estimate, ratio_estimate
-from gen.eval.likelihood import nll_bounds
+from gen.eval.likelihood import NllBound, nll_bounds
 from gen.text.contracts import Predictor
 from gen.text.tokenizers import text_end
 
@@ -35,6 +35,7 @@ class PerplexityBound:
         texts, tokens: what was scored. A token is the model's; the first end-of-text token counts.
         samples: masks of each block, see gen.eval.likelihood.nll_bounds.
         block_size: of the model's blocks; None if there is one.
+        blocks: nats per predicted token of the first block of a text, the second and so on, if texts have it.
     """
 
     nats: Estimate
@@ -43,6 +44,7 @@ class PerplexityBound:
     tokens: int
     samples: int
     block_size: int | None
+    blocks: tuple[Estimate, ...]
 
     @property
     def bits(self) -> Estimate:
@@ -59,7 +61,7 @@ def perplexity_bound(
     predictor: Predictor,
     items: Sequence[Mapping[str, Tensor]],
     *,
-    samples: int = 128,
+    samples: int = 32,
     seed: int = 0,
     batch_size: int = 64,
 ) -> PerplexityBound:
@@ -89,7 +91,14 @@ def perplexity_bound(
         nats=nats if len(texts) > 1 else dataclasses.replace(nats, se=None),
         monte_carlo=math.hypot(*(bound.se for bound in bounds)) / tokens,
         texts=len(texts), tokens=tokens, samples=samples, block_size=predictor.block_size,
+        blocks=tuple(_of_block(bounds, j) for j in range(max(len(bound.blocks) for bound in bounds))),
     )  # fmt: skip
+
+
+def _of_block(bounds: Sequence[NllBound], j: int) -> Estimate:
+    """Return nats per predicted token of the j-th blocks."""
+    some = [(bound.blocks[j].value, bound.lengths[j]) for bound in bounds if len(bound.blocks) > j]
+    return ratio_estimate(*zip(*some, strict=True))
 
 
 def _scored(predictor: Predictor, item: Mapping[str, Tensor]) -> tuple[list[int], list[int], int]:

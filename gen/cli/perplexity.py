@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", help="what the run is scored on: texts as above (default: its own held-out data)")
     parser.add_argument("--split", default="test", help="of the run's own data: train or test (default: test)")
     add_option(parser, "n", help="texts, at most (default: 200 of a run; all of a file)")
-    parser.add_argument("--masks", type=int, default=128, help="masks of each block, an even number (default: 128)")
+    parser.add_argument("--masks", type=int, default=32, help="masks of each block, an even number (default: 32)")
     parser.add_argument("--judge", type=Path, help="folder of a causal language model with its tokenizer")
     parser.add_argument("--gen-length", type=int, help="tokens of a judged text of the run, at most (default: 64)")
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")

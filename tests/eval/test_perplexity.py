@@ -1,5 +1,6 @@
 """Perplexity: a bound on exact worlds, generated text judged by models whose answer is known, and the command."""
 
+import dataclasses
 import json
 import math
 
@@ -29,7 +30,9 @@ def test_an_exact_model_has_the_entropy_of_its_texts():
     assert bound.bits.value == pytest.approx(0.75)
     assert bound.perplexity.value == pytest.approx(8**0.25)
     assert bound.nats.se == pytest.approx(0, abs=1e-12)
-    assert (bound.texts, bound.tokens, bound.monte_carlo) == (8, 32, 0)
+    assert (bound.texts, bound.tokens, bound.monte_carlo, len(bound.blocks)) == (8, 32, 0, 1)
+    by_block = perplexity_bound(dataclasses.replace(joint, block_size=3), items(*joint.support.tolist())).blocks
+    assert [block.value for block in by_block] == pytest.approx([math.log(2), 0], abs=1e-12)  # the last bit is known
 
 
 def test_errors_are_of_texts_and_of_masks():
