@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ __all__ = ["Experts", "Mixture", "RoutedExperts", "Router"]
 
 @dataclass(frozen=True)
 class Experts:
-    """The experts of a text model's blocks; the defaults are the router of LLaDA-MoE, LLaDA2's differs in all fields.
+    """The experts of a text model's blocks; the defaults are LLaDA-MoE's.
 
     Attributes:
         count: number of experts.
@@ -35,9 +35,9 @@ class Experts:
         scale: factor on the scores.
     """
 
-    count: int
-    top_k: int
-    hidden: int
+    count: int = 64
+    top_k: int = 8
+    hidden: int = 1024
     shared: int = 0
     dense: int = 0
     score: Literal["softmax", "sigmoid"] = "softmax"
@@ -97,11 +97,12 @@ class RoutedExperts(nn.Module):
         w1, w3: [count, hidden, width].
         w2: [count, width, hidden].
         first: number of the first expert that is here; others are those of other processes, and add nothing.
+        shared_out: whether other processes have them (gen.models.layers.tensor_parallel).
     """
 
     def __init__(self, width: int, spec: Experts):
         super().__init__()
-        self.first = 0
+        self.first, self.shared_out = 0, False
         self.w1 = nn.Parameter(torch.empty(spec.count, spec.hidden, width))
         self.w2 = nn.Parameter(torch.empty(spec.count, width, spec.hidden))
         self.w3 = nn.Parameter(torch.empty(spec.count, spec.hidden, width))
@@ -115,7 +116,7 @@ class RoutedExperts(nn.Module):
             h: tokens [T, width].
             experts, weights: of each token, [T, k].
         """
-        w1, w2, w3 = (_local(weight) for weight in (self.w1, self.w2, self.w3))
+        w1, w2, w3 = (_local(weight) if self.shared_out else weight for weight in (self.w1, self.w2, self.w3))
         flat, k = experts.flatten(), experts.shape[1]
         order = flat.argsort(stable=True)  # tokens by expert: those of one expert are neighbours
         ends = _bounds(flat, self.first + len(w1))[self.first :]
@@ -149,7 +150,7 @@ def _bounds(experts: Tensor, count: int) -> list[int]:
     return [0, *experts.bincount(minlength=count).cumsum(0).tolist()]
 
 
-def _local(weight: Tensor) -> Tensor:
-    """Return this process's part of a weight that is shared out, or the weight."""
-    local: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+def _local(weight: Any) -> Tensor:
+    """Return this process's part of a DTensor."""
+    local: Tensor = weight.to_local()
     return local

@@ -28,7 +28,7 @@ class ExpertParallel(ParallelStyle):
             for key, weight in list(module.named_parameters(recurse=False)):
                 part = distribute_tensor(weight, mesh, [Shard(0)])
                 module.register_parameter(key, nn.Parameter(part, requires_grad=weight.requires_grad))
-                module.first = mesh.get_local_rank() * (len(weight) // mesh.size())
+                module.shared_out, module.first = True, mesh.get_local_rank() * (len(weight) // mesh.size())
 
         def add_up(module: nn.Module, output: Tensor, mesh: DeviceMesh) -> Tensor:
             partial = DTensor.from_local(output, mesh, [Partial()], run_check=False)

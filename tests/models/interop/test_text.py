@@ -138,7 +138,7 @@ def tokens(n=21):
 
 
 def test_every_format_is_tested():
-    assert set(names(TEXT)) == set(CONFIGS) | {"llada_moe", "llada2"}  # see test_text_experts.py
+    assert set(names(TEXT)) == set(CONFIGS) | {"llada_moe", "llada2", "d3llm"}  # see test_text_experts.py, and below
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -378,3 +378,42 @@ def test_the_command_says_what_it_found(tmp_path, capsys):
     assert main(["import", str(path), "--out", str(tmp_path / "run")]) in (0, None)
     said = capsys.readouterr().out
     assert "fast_dllm" in said and "kv_plan block" in said and "generate(" in said
+
+
+def test_d3llm_is_named_and_decoded_as_published(tmp_path):
+    for kind, threshold, add in (("llada", 0.5, 0.5), ("dream", 0.4, 0.1)):
+        path = folder(tmp_path / kind, kind, published(kind, theirs(kind)))
+        assert import_checkpoint(path, out=tmp_path / f"{kind}-plain").origin == kind
+        done = import_checkpoint(path, "d3llm", out=tmp_path / f"{kind}-run")
+        how = gen.load(tmp_path / f"{kind}-run").decoding
+        assert (how.policy.threshold, how.block_schedule.add, how.kv_plan) == (threshold, add, None)
+        assert done.origin == "d3llm" and done.run.model.shift == SHIFTS[kind]
+    path = folder(tmp_path / "sdar", "sdar", published("sdar", theirs("sdar")))
+    with pytest.raises(UserError, match="neither of LLaDA nor of Dream"):
+        import_checkpoint(path, "d3llm", out=tmp_path / "run")
+
+
+# Keys of published folders that say nothing of the computation.
+SILENT = {
+    "dream": [  # Dream-Coder, DiffuCoder
+        {"max_window_layers": 28, "sliding_window": None, "rope_scaling": None, "use_cache": True, "use_mrope": False},
+        {
+            "initializer_range": 0.02,
+            "attention_dropout": 0.0,
+            "torch_dtype": "bfloat16",
+            "auto_map": {"AutoModel": "x.Y"},
+        },
+    ],
+    "sdar": [  # SDAR, TraDo
+        {"attention_bias": False, "attn_implementation": "flex_attention", "debug": False, "ep_size": 1},
+        {"fuse_cross_entropy": True, "micro_forward": False, "use_deepep": False, "rope_scaling": None},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_keys_that_say_nothing_of_the_computation_are_passed_over(tmp_path, kind):
+    state = published(kind, theirs(kind))
+    for i, config in enumerate(SILENT[kind]):
+        path = folder(tmp_path / str(i), kind, state, config)
+        assert import_checkpoint(path, out=tmp_path / f"run-{i}").origin == kind
