@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.errors import NonFinite, UserError
 from gen.config.fields import check_arguments
 from gen.config.spec import override
 from gen.diffusion.noise import Noise, sample_seeds
@@ -122,6 +122,7 @@ def nll_bounds(
 
     Raises:
         UserError: for an odd number of samples, and for ids outside the vocabulary, the mask's among them.
+        NonFinite: if logits are NaN.
     """
     if samples % 2:
         raise UserError(f"nll_bounds: samples = {samples}; two are drawn in each stratum, so it must be even")
@@ -170,6 +171,8 @@ def _costs(predictor: Predictor, rows: Sequence[tuple[_Segment, Tensor, Tensor]]
     canvas = torch.cat([tokens, tokens[:, :1]], 1).scatter(1, slots, mask)[:, :n]
     logits = predictor(canvas.to(device), lengths.to(device), positions.to(device))
     chosen = by_rows(partial(_log_probability, mask=mask), logits, targets.to(logits.device)).double().cpu()
+    if bool(chosen.isnan().any()):
+        raise NonFinite("log-likelihood: the network's logits are NaN")
     weight = torch.stack([weight for _, _, weight in rows])
     return (-torch.where(hidden, chosen, 0).sum(1) * weight).tolist()
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config.errors import MissingDependency, UserError, shown
+from gen.config.errors import MissingDependency, NonFinite, UserError, shown
 from gen.config.fields import check_arguments
 from gen.diffusion.noise import sample_seeds
 from gen.eval.estimate import Estimate, mean_estimate, ratio_estimate
@@ -78,6 +78,7 @@ def perplexity_bound(
 
     Raises:
         UserError: if there are no texts.
+        NonFinite: if a text has no probability, or logits are NaN.
     """
     scored = [_scored(predictor, item) for item in items]
     if not scored:
@@ -85,6 +86,9 @@ def perplexity_bound(
     prompts, texts, counts = zip(*scored, strict=True)
     seeds = sample_seeds(seed, len(texts))
     bounds = nll_bounds(predictor, prompts, texts, samples=samples, seed=seeds, batch_size=batch_size)
+    impossible = next((i for i, bound in enumerate(bounds) if math.isinf(bound.nats)), None)
+    if impossible is not None:
+        raise NonFinite(f"perplexity: text {impossible} has no probability at all")
     tokens = sum(counts)
     nats = ratio_estimate([bound.nats for bound in bounds], counts)
     return PerplexityBound(
@@ -181,6 +185,8 @@ def judge_texts(
             nats[i], counts[i] = nats[i] + cost, counts[i] + len(piece) - 1
     if not sum(counts):
         raise UserError("perplexity: no text has two tokens, and the judge has no beginning-of-text token")
+    if not math.isfinite(sum(nats)):
+        raise NonFinite(f"perplexity: the judge {folder} gives probabilities that are no numbers")
     return JudgedTexts(
         nats=ratio_estimate(nats, counts), entropy=mean_estimate([_entropy(one) for one in ids if one]),
         texts=len(texts), tokens=int(sum(counts)), judge=Path(folder).resolve().name,

@@ -110,7 +110,13 @@ class QuestionFile:
         return max(self._score(text, reply, answer) for answer in self.answers[_key(prompt)])
 
     def _score(self, prompt: str, reply: str, answer: str) -> float:
-        given: Any = self.check(prompt, reply, answer)
+        try:
+            given: Any = self.check(prompt, reply, answer)
+        except UserError:
+            raise
+        except Exception as error:  # of the user's own function, which may raise anything
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"checker {self.checker!r} failed on the reply {shown(reply)}: {why}") from error
         try:
             score = float(given)
         except (TypeError, ValueError):

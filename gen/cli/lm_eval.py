@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.cli.decode import add_decoding_options, settings
-from gen.cli.lib.options import add_option, add_options
+from gen.cli.lib.options import add_option, add_options, read_as
 from gen.config.errors import UserError
 from gen.config.spec import Json
 
@@ -23,15 +23,30 @@ __all__ = ["add_arguments", "run", "settings"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    count = read_as(int, "[0, inf)")
     add_option(parser, "run")
     parser.add_argument("--tasks", required=True, help="names with commas between, of the harness or of --include")
     parser.add_argument("--include", type=Path, help="a folder with task files of your own (.yaml)")
-    parser.add_argument("--num-fewshot", type=int, help="worked examples before each question (default: the task's)")
-    parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
+    parser.add_argument(
+        "--num-fewshot",
+        type=count,
+        help="worked examples before each question (default: the task's)",
+    )
+    parser.add_argument("--limit", type=read_as(int, "[1, inf)"), help="questions of each task (default: all)")
     parser.add_argument("--apply-chat-template", action="store_true", help="ask by the tokenizer's chat template")
     parser.add_argument("--confirm-run-unsafe-code", action="store_true", help="run tasks that run what is written")
-    parser.add_argument("--masks", type=int, default=128, help="masks of each block that is scored (default: 128)")
-    parser.add_argument("--bootstrap-iters", type=int, default=1000, help="of the harness' errors (default: 1000)")
+    parser.add_argument(
+        "--masks",
+        type=read_as(int, "[2, inf)"),
+        default=128,
+        help="of each block that is scored (default: 128)",
+    )
+    parser.add_argument(
+        "--bootstrap-iters",
+        type=count,
+        default=1000,
+        help="of the harness' errors (default: 1000)",
+    )
     add_decoding_options(parser, "most tokens of a text (default: the task's, max_gen_toks)")
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
     add_option(parser, "out", help="a .json file with the results")

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.lib.options import add_option, add_options
+from gen.cli.lib.options import add_option, add_options, read_as
 from gen.config.errors import UserError
 from gen.config.spec import Json
 
@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", help="what the run is scored on: texts as above (default: its own held-out data)")
     parser.add_argument("--split", default="test", help="of the run's own data: train or test (default: test)")
     add_option(parser, "n", help="texts, at most (default: 200 of a run; all of a file)")
-    parser.add_argument("--masks", type=int, default=32, help="masks of each block, an even number (default: 32)")
+    parser.add_argument(
+        "--masks",
+        type=read_as(int, "[2, inf)"),
+        default=32,
+        help="of each block, an even number (default: 32)",
+    )
     parser.add_argument("--judge", type=Path, help="folder of a causal language model with its tokenizer")
     parser.add_argument("--gen-length", type=int, help="tokens of a judged text of the run, at most (default: 64)")
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gen.cli import main
-from gen.config.errors import UserError
+from gen.config.errors import NonFinite, UserError
 from gen.data.lists import Lists
 from gen.eval.perplexity import judge_texts, perplexity_bound
 from gen.models.text import Text
@@ -156,3 +156,19 @@ def test_the_command_bounds_a_run_and_has_its_texts_judged(judge, monkeypatch, t
     assert "generative perplexity 5.00" in capsys.readouterr().out
     assert main(["perplexity", str(texts)]) == 2
     assert "give --judge FOLDER" in capsys.readouterr().err
+
+
+def test_what_is_no_number_is_not_reported():
+    joint = parity_joint(4)
+    with pytest.raises(NonFinite, match="text 1 has no probability"):
+        perplexity_bound(joint, items([0, 0, 0, 0], [0, 0, 0, 1]))
+
+    class Broken:
+        def __getattr__(self, name):
+            return getattr(joint, name)
+
+        def __call__(self, tokens, lengths, positions):
+            return joint(tokens, lengths, positions) * math.nan
+
+    with pytest.raises(NonFinite, match="logits are NaN"):
+        perplexity_bound(Broken(), items([0, 0, 0, 0]))

@@ -44,12 +44,15 @@ def test_a_function_of_the_users_own_checks(tmp_path, monkeypatch):
     (tmp_path / "own_checks.py").write_text(
         "def same_length(prompt, reply, answer):\n    return len(reply) == len(prompt + answer)\n"
         "def wrong(prompt, reply, answer):\n    return 2\n"
+        "def broken(prompt, reply, answer):\n    return answer[9]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     task = asked(tmp_path, "ab", "own_checks:same_length")
     assert [task.score("p", "xyz"), task.score("p", "x")] == [1, 0]
     with pytest.raises(UserError, match="a score from 0 to 1"):
         asked(tmp_path, "a", "own_checks:wrong").score("p", "a")
+    with pytest.raises(UserError, match="failed on the reply 'xy': IndexError"):
+        asked(tmp_path, "a", "own_checks:broken").score("p", "xy")
     with pytest.raises(UserError, match="own_checks:missing"):
         asked(tmp_path, "a", "own_checks:missing").score("p", "a")
     sys.modules.pop("own_checks", None)
