@@ -34,7 +34,7 @@ from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
 from gen.text.gaps import FIXED, Layout
 from gen.text.prompts import Lengths, Prompts, layouts
 from gen.text.rows import Bookkeeping, Canvas, Schedule, join_rows, join_states, take_rows
-from gen.text.vocabulary import likeliest, log_probabilities, without
+from gen.text.vocabulary import host_reads_are_free, likeliest, log_probabilities, without
 
 if TYPE_CHECKING:
     from gen.text.contracts import Predictor
@@ -149,6 +149,7 @@ class DecodingLoop:
             decoding.kv_plan.check(predictor)
         self.predictor, self.decoding, self.mask = predictor, decoding, predictor.mask_token_id
         self.eos = (*predictor.eos_token_ids, self.mask)[0]  # pads
+        self.suppressed = torch.tensor([self.mask, *decoding.suppress_tokens])
         self.device: torch.device = getattr(predictor, "device", torch.device("cpu"))
         self.kv_cache: KvCache | None = None
         self.states: list[RowState] = []
@@ -260,16 +261,18 @@ class DecodingLoop:
         else:
             if block_size is not None and positions.shape[1] < self.longest:
                 last = schedule.window.block_stop  # what comes after a block changes nothing in it
-            if not skips or self.logp is None or bool(schedule.changed.all()):
-                n = int(last.max()) if last.device.type == "cpu" else None  # others would wait for the number
+            changed = schedule.changed.tolist() if skips and self.logp is not None else [True]
+            if self.logp is None or all(changed):
+                n = int(last.max()) if host_reads_are_free(last) else max(book.ends)
                 self.logp = self.predict(canvas.tokens[:, :n], last, positions)
             else:
-                called, rows = False, schedule.changed.nonzero()[:, 0]
-                if len(rows):
+                called = any(changed)
+                if called:
+                    rows = torch.tensor([i for i, new in enumerate(changed) if new], device=last.device)
                     some = self.predict(canvas.tokens[rows], canvas.text_end[rows], positions[rows], rows)
                     self.logp.index_copy_(0, rows, some)
         ran = schedule.changed & ~book.done if skips else ~book.done
-        self.forwards += int(called or bool(ran.any()))
+        self.forwards += called
         book.nfe = book.nfe + (2 if self.decoding.cfg_scale else 1) * ran
         book.computed = book.computed + (last - first) * ran
         book.nfe_full = book.nfe_full + ((first == 0) & (last >= canvas.text_end) & ran)
@@ -296,7 +299,7 @@ class DecodingLoop:
             logits = f(tokens, lengths, positions, **cached)
         if self.exact:
             logits = without(logits, f.eos_token_ids, exact.gather(1, positions))
-        suppressed = torch.tensor([self.mask, *self.decoding.suppress_tokens], device=logits.device)
+        suppressed = self.suppressed = self.suppressed.to(logits.device)
         if rows is not None:
             return log_probabilities(logits, suppressed)
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -314,8 +317,10 @@ class DecodingLoop:
         )  # fmt: skip
         first, last = plan.span(step)
         first = torch.minimum(first, (window.start - self.predictor.shift).clamp(min=0))
-        positions = first[:, None] + torch.arange(int((last - first).max()), device=first.device)
-        stop = n if block_size is None else int(torch.maximum(last, window.block_stop).max())
+        furthest = torch.maximum(last, window.block_stop)
+        width, stop = torch.stack([last - first, furthest]).amax(1).tolist()  # a GPU waits here, at every step
+        positions = first[:, None] + torch.arange(width, device=first.device)
+        stop = n if block_size is None else stop
         return Span(torch.where(positions < last[:, None], positions, n), first, stop), first, last
 
     def view(self, logp: Tensor, positions: Tensor, masked: Tensor, generated: Tensor) -> StepView:
@@ -332,7 +337,10 @@ class DecodingLoop:
                 Noise((seed,)).uniform(f"{name}.{age}", self.longest)
                 for seed, age in zip(self.book.seeds, ages, strict=True)
             )
-            return torch.cat([*drawn]).to(positions.device).gather(1, column)
+            numbers = torch.cat([*drawn])
+            if positions.is_cuda:  # without waiting for the copy
+                numbers = numbers.pin_memory()
+            return numbers.to(positions.device, non_blocking=True).gather(1, column)
 
         tokens = canvas.tokens.gather(1, positions)
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gen.text.ties import TIE, grouped
 
-__all__ = ["by_rows", "draw", "entropy", "largest", "likeliest", "log_probabilities", "without"]
+__all__ = ["by_rows", "draw", "entropy", "host_reads_are_free", "largest", "likeliest", "log_probabilities", "without"]
 
 CACHED = 2**20  # numbers at a time on a CPU: 4 MiB in float32
 BLOCK = 128  # tokens whose maximum or sum stands for them, so that a search reads each number once
@@ -59,6 +59,15 @@ def log_probabilities(logits: Tensor, suppressed: Tensor, out: Tensor | None = N
         filled = part.to(dtype, copy=True).index_fill_(-1, suppressed, -torch.inf)
         torch.log_softmax(filled, -1, out=result)
     return out
+
+
+def host_reads_are_free(tensor: Tensor) -> bool:
+    """Return whether the host may look at a tensor's numbers; where it computes for itself, it waits for no device.
+
+    Args:
+        tensor: any.
+    """
+    return tensor.device.type == "cpu"
 
 
 def likeliest(logp: Tensor, but: Tensor | None = None) -> Tensor:
@@ -165,7 +174,7 @@ def draw(
             return _nucleus(z, u.to(z), top_p)
         return _searched_nucleus(z.flatten(0, -2), u.to(z).flatten(), top_p).view(u.shape)
 
-    if where is None or logp.device.type != "cpu" or where.all():  # a GPU would wait for their number
+    if where is None or not host_reads_are_free(logp) or where.all():
         return by_rows(rows, logp, u)
     tokens, flat, v = torch.zeros(u.shape, dtype=torch.int64), logp.flatten(0, -2), u.flatten()
     for part in where.flatten().nonzero()[:, 0].split(_rows_at_a_time(logp)):

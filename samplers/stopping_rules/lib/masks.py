@@ -17,7 +17,10 @@ def is_eos(tokens: Tensor, predictor: Predictor) -> Tensor:
         tokens: ids, int64.
         predictor: whose eos_token_ids count.
     """
-    return torch.isin(tokens, torch.tensor(predictor.eos_token_ids, dtype=tokens.dtype, device=tokens.device))
+    found = torch.zeros_like(tokens, dtype=torch.bool)
+    for token in predictor.eos_token_ids:  # a few: a tensor of them would have to be copied to the device first
+        found = found | (tokens == token)
+    return found
 
 
 def open_masks(view: StepView) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gen.config.errors import NonFinite, UserError
 from gen.samplers.block_schedules.semi_ar import SemiAR
@@ -19,6 +20,7 @@ from gen.samplers.decoding_policies.remdm import ReMDM
 from gen.samplers.decoding_policies.threshold import Threshold
 from gen.samplers.decoding_policies.topk import TopK
 from gen.samplers.stopping_rules.eos import EOS
+from gen.samplers.stopping_rules.eotp import EoTP
 from gen.samplers.stopping_rules.prophet import Prophet
 from gen.text.contracts import CommitDecision, DecodingPolicy
 from gen.text.decoding import Decoding, TokenSampling, step_counts
@@ -27,6 +29,7 @@ from gen.text.loop import DecodingLoop, decode, decode_steps
 from gen.text.prompts import lengths_of
 from gen.text.worlds import JointDistribution, replace_joint
 from tests.gen.predictors import Fake, Noisy, Table, table_of
+from tests.samplers.kv_plans.test_kv import network
 
 MASK, STOP = 12, 9
 PROMPTS = [[1, 2, 3], [], [4] * 7, [5, 6], [7]]
@@ -593,3 +596,53 @@ def test_logits_that_are_nan_end_it_at_once(policy):
     table[3, 2] = math.nan
     with pytest.raises(NonFinite, match="step 1: the logits of text 1 are NaN"):
         decode(Table(table=table), [[1], [1, 1]], [2, 2], Decoding(policy, stopping_rules=()))
+
+
+# What the host waits for
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host reads of tensors: item(), bool(), int(), tolist() and nonzero()."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count, tolist = 0, torch.Tensor.tolist
+
+        def counted(tensor):
+            self.count += 1
+            return tolist(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", counted)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default
+        self.count += func in waits
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("reads", "how"),
+    [
+        (0, plain(Threshold(0.9), 1.0, stopping_rules=("eos",))),
+        (0, plain(Edit(0.9, 0.9), 1.0, stopping_rules=(EoTP(), "eos"), block_schedule={"name": "multi", "length": 4})),
+        (0, plain(ReMDM(), block_schedule="whole", stopping_rules=("prophet", "adaptive"))),
+        (1, plain(Ancestral(40), 1.0)),  # which rows have changed
+        (1, plain(Threshold(0.9), 1.0, kv_plan="dual")),  # how much is computed
+        (1, plain(Threshold(0.9), 1.0, kv_plan="prefix")),
+    ],
+    ids=["threshold", "edit", "remdm", "ancestral", "dual", "prefix"],
+)
+def test_the_host_waits_once_in_every_so_many_steps(reads, how, monkeypatch):
+    """As on a GPU, where each look at a number is a wait; a cache and a policy that skips steps cost one each step."""
+    for module in ("loop", "vocabulary"):
+        monkeypatch.setattr(f"gen.text.{module}.host_reads_are_free", lambda tensor: False)
+    monkeypatch.setattr("gen.models.text._mask_or_none", lambda mask: mask)
+    net = network(vocab_size=13, mask_token_id=MASK, eos_token_ids=(STOP,))
+    steps = decode_steps(net, PROMPTS[:3], [20, 20, 18], how, seed=SEEDS[:3], sync_every=6)
+    next(steps)
+    with Reads(monkeypatch) as seen:
+        for _ in range(5):  # up to the sixth, after which the host looks
+            next(steps)
+        assert seen.count == 5 * reads
+        next(steps)
+    assert seen.count <= 6 * reads + 2  # who is finished, and why
