@@ -12,7 +12,7 @@ from gen.training.run import Run, run_from, run_spec
 
 FOLDER = "training.published"
 NAMES = names(FOLDER)
-LARGE = ("dmd2_imagenet64", "f_distill_imagenet64", "urepa_xl_2")  # U-Nets of many parts, some in three copies
+LARGE = ("dmd2_imagenet64", "f_distill_imagenet64")  # U-Nets of many parts, some in three copies
 
 
 def recipe(name):
