@@ -57,6 +57,14 @@ def test_results_are_those_of_the_plain_formulas(size, kind, monkeypatch):
         assert torch.equal(wide, kept)
 
 
+def test_no_token_of_a_flat_distribution_need_lie_above_the_cut(monkeypatch):
+    """As with 126,464 equal tokens, none of which has a hundred thousandth."""
+    monkeypatch.setattr("gen.text.vocabulary.CUT", 1e-3)
+    logp = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.0], [1e-3], [0.1]])
+    logp, u = logp.log_softmax(-1), torch.tensor([0.2, 0.5, 0.8])
+    assert torch.equal(draw(logp, u, 1.0, 0.9, None), plain_draw(logp, u, 1.0, 0.9, None))
+
+
 def test_a_group_of_equals_across_the_cut_is_not_divided():
     """Half of the probability lies in one token, half in equal ones that are all below the cuts or at them."""
     logits = torch.zeros(1, 200_000)
