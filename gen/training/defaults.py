@@ -108,7 +108,7 @@ def _shape(data: Any) -> Json:
     if not hasattr(data, "shape"):  # none, or no data, which the run will refuse
         return {}
     if (tokenizer := getattr(data, "tokenizer", None)) is not None:
-        return {**id_fields(tokenizer), "length": data.shape[0]}
+        return {**id_fields(tokenizer), "tokenizer": tokenizer, "length": data.shape[0]}
     shape = data.shape
     size = shape[1] if shape[1] == shape[2] else shape[1:]
     captions = getattr(data, "text_fields", {})

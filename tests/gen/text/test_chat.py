@@ -200,12 +200,13 @@ def test_a_model_is_chatted_with(tmp_path, capsys):
     tokenizer = tokenizer_in(tmp_path)
     jsonl = tmp_path / "chats.jsonl"
     jsonl.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
-    ids = {"vocab_size": 260, "mask_token_id": 257, "eos_token_ids": [256, 259]}
-    small = {"width": 8, "depth": 1, "heads": 2, "length": 160, "block_size": None, "tokenizer": None, **ids}
+    small = {"width": 8, "depth": 1, "heads": 2, "length": 160, "block_size": None}
     data = {"name": "text", "path": str(jsonl), "tokenizer": spec_of(tokenizer), "length": 160, "holdout": 0.0}
     quiet = {"sample_every": 0, "validate_every": 0, "save_every": 0, "ema": [], "steps": 1, "batch_size": 2}
     changes = {f"model.{key}": value for key, value in small.items()}
-    gen.train(override(text(), {"data": data, "objective": "llada", **changes, **quiet}), tmp_path / "run", quiet=True)
+    run = override(text(), {"data": data, "objective": "llada", **changes, **quiet})
+    assert run.model.tokenizer == tokenizer  # and not the recipe's
+    gen.train(run, tmp_path / "run", quiet=True)
     (tmp_path / "tokenizer_config.json").unlink()  # the checkpoint has the template
     loaded = gen.load(tmp_path / "run")
     assert isinstance(loaded, TextPipeline)
