@@ -111,7 +111,7 @@ def test_defaults_follow_a_table_to_the_factor_on_time():
     assert override(digits(), {"path": "ddpm", "model": "edm2"}).model.bandwidth == 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in names("models") if name not in ("text", "given")])
+@pytest.mark.parametrize("name", [name for name in names("models") if name not in ("text", "ddit", "given")])
 def test_defaults_follow_the_data_and_the_path_in_every_model(name):
     """A family by its name alone, or by a preset, takes the data of the recipe; the time moves what it embeds."""
     fitted = override(digits(), {"model": name}).model
