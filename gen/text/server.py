@@ -24,6 +24,17 @@ from gen.config.reading import parse_json
 from gen.config.spec import Json, convert
 from gen.diffusion.noise import sample_seeds
 from gen.text.batching import DecodingQueue, DecodingRequest, QueueFull
+from gen.text.completions import (
+    IGNORED,
+    ChatRequest,
+    CompletionRequest,
+    cut_at,
+    is_infilling,
+    most_tokens,
+    stop_strings,
+    without_beginnings,
+    written_text,
+)
 from gen.text.gaps import Gap
 from gen.text.pipeline import LENGTH, Prompt
 
@@ -32,62 +43,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["ChatRequest", "CompletionRequest", "QueueWorker", "application", "serve"]
+__all__ = ["QueueWorker", "application", "serve"]
 
 MAX_BODY = 4 * 2**20  # bytes of a request
 LOCAL = ("127.0.0.1", "localhost", "::1")
-IGNORED = ("user", "store", "metadata", "safety_identifier", "prompt_cache_key")  # change nothing in a text
-
-
-@dataclass(frozen=True)
-class CompletionRequest:
-    """The body of /v1/completions, as far as it is answered.
-
-    Attributes:
-        model: name of the model.
-        prompt: one or several, strings or ids.
-        suffix: text behind what is written, which then is a gap between the two.
-        max_tokens: of each text; None for 64, or what the model has room for.
-        temperature, top_p: see gen.text.decoding.TokenSampling; None for the server's.
-        n: texts of each prompt.
-        seed: of the request; None for one of the server's choice.
-        stream: whether final text is sent while the rest is decoded.
-        stream_options: {"include_usage": true} for a last event with the numbers of tokens.
-    """
-
-    model: str
-    prompt: Any = ""
-    suffix: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int = 1
-    seed: int | None = None
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """The body of /v1/chat/completions, as far as it is answered; see CompletionRequest.
-
-    Attributes:
-        model: name of the model.
-        messages: role and content each.
-        max_tokens, max_completion_tokens: two names of the same.
-        temperature, top_p, n, seed, stream, stream_options: as in CompletionRequest.
-    """
-
-    model: str
-    messages: list[dict[str, Any]]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int = 1
-    seed: int | None = None
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
 
 
 class QueueWorker:
@@ -142,7 +101,7 @@ class QueueWorker:
         """Drop a request before the next step."""
 
         def cancel() -> None:
-            self.requests.cancel(request)
+            self.requests.cancel(request)  # nothing happens to one that is finished
             self._tell(request)
 
         self.inbox.put(cancel)
@@ -173,6 +132,7 @@ class Choices:
     """The texts of one call, and the news of them."""
 
     worker: QueueWorker
+    closed: Callable[[], None]
     requests: list[DecodingRequest] = field(default_factory=list)
     news: asyncio.Queue[tuple[int, str, bool]] = field(default_factory=asyncio.Queue)
 
@@ -192,11 +152,11 @@ class Choices:
         while left:
             left -= (await self.news.get())[2]
 
-    def cancel(self) -> None:
-        """Drop what is not finished."""
+    def close(self) -> None:
+        """Drop what is not finished; to be called once."""
         for request in self.requests:
-            if not request.finished:
-                self.worker.cancel(request)
+            self.worker.cancel(request)
+        self.closed()
 
 
 class Api:
@@ -221,13 +181,13 @@ class Api:
         name = request.path_params["name"]
         return self.responses.JSONResponse(self._about()) if name == self.model.name else self._unknown(name)
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, request: Request) -> Response | _Closing:
         return await self._answer(request, CompletionRequest)
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request) -> Response | _Closing:
         return await self._answer(request, ChatRequest)
 
-    async def _answer(self, request: Request, kind: type[CompletionRequest] | type[ChatRequest]) -> Response:
+    async def _answer(self, request: Request, kind: type[CompletionRequest] | type[ChatRequest]) -> Response | _Closing:
         """Answer a call, or say in one line why not."""
         try:
             body = await _body(request)
@@ -248,9 +208,11 @@ class Api:
 
     def _prompts(self, given: CompletionRequest | ChatRequest) -> list[Prompt]:
         """Return the prompts of a call."""
+        if "" in stop_strings(given):
+            raise UserError("stop holds an empty string, which is everywhere")
         if given.n < 1:
             raise UserError(f"n = {given.n}; at least 1")
-        most = _most(given)
+        most = most_tokens(given)
         if most is not None and most < 1:
             raise UserError(f"max_tokens = {most}; at least 1")
         if self.max_tokens is not None and (most or 1) > self.max_tokens:
@@ -267,20 +229,26 @@ class Api:
             prompts.append([*prompt, Gap(max=usual if most is None else most), *suffix])
         return prompts
 
-    async def _decode(self, request: Request, given: CompletionRequest | ChatRequest, asked: list[Prompt]) -> Response:
+    async def _decode(
+        self, request: Request, given: CompletionRequest | ChatRequest, asked: list[Prompt]
+    ) -> Response | _Closing:
         seeds = sample_seeds(secrets.randbits(31) if given.seed is None else given.seed, len(asked) * given.n)
         usual = self.model.decoding.sampling
         temperature = usual.temperature if given.temperature is None else given.temperature
         top_p = usual.top_p if given.top_p is None else given.top_p
         how = dataclasses.replace(usual, temperature=temperature, top_p=top_p)
-        choices = Choices(self.worker)
         self.open += len(seeds)
+
+        def closed() -> None:
+            self.open -= len(seeds)
+
+        choices = Choices(self.worker, closed)
         try:
             for i, seed in enumerate(seeds):
                 await choices.add(asked[i // given.n], sampling=how, seed=[seed], stream=given.stream)
             if given.stream:
-                events = self._events(request, given, choices)
-                return self.responses.StreamingResponse(events, media_type="text/event-stream")
+                events = self._events(given, choices)
+                return _Closing(self.responses.StreamingResponse(events, media_type="text/event-stream"), choices.close)
             if not await _unless_gone(request, choices.wait()):
                 return self.responses.Response(status_code=499)
             failed = [r for r in choices.requests if r.state != "done"]
@@ -289,35 +257,38 @@ class Api:
             return self.responses.JSONResponse(self._body(given, choices, secrets.token_hex(12)))
         finally:
             if not given.stream or len(choices.requests) < len(seeds):
-                choices.cancel()
-                self.open -= len(seeds)
+                choices.close()
 
-    async def _events(
-        self, request: Request, given: CompletionRequest | ChatRequest, choices: Choices
-    ) -> AsyncIterator[str]:
+    async def _events(self, given: CompletionRequest | ChatRequest, choices: Choices) -> AsyncIterator[str]:
         """Yield server-sent events; when the client goes, its texts are dropped."""
-        name, sent, left = secrets.token_hex(12), [""] * len(choices.requests), len(choices.requests)
-        try:
-            while left:
-                index, text, finished = await choices.news.get()
-                request_, more = choices.requests[index], text.removeprefix(sent[index])
-                if finished and request_.state != "done":
-                    error = {"message": str(request_.error or request_.state), "type": "server_error"}
-                    yield _event({"error": error})
-                    return
-                if isinstance(given, CompletionRequest) and given.suffix is not None:
-                    text = request_.written.fills[0][0] if request_.written is not None else ""
-                    more = text
-                if more or finished:
-                    sent[index] = text
-                    yield _event(self._chunk(given, name, index, more, _reason(request_) if finished else None))
-                left -= finished
-            if (given.stream_options or {}).get("include_usage"):
-                yield _event({**self._head(given, name, True), "choices": [], "usage": self._usage(choices)})
-            yield "data: [DONE]\n\n"
-        finally:
-            choices.cancel()
-            self.open -= len(choices.requests)
+        name, sent, ended = secrets.token_hex(12), [""] * len(choices.requests), set[int]()
+        while len(ended) < len(choices.requests):
+            index, text, finished = await choices.news.get()
+            asked = choices.requests[index]
+            if index in ended:
+                continue
+            if finished and asked.state != "done":
+                yield _event({"error": {"message": str(asked.error or asked.state), "type": "server_error"}})
+                return
+            reason: str | None = None
+            if finished:
+                text, reason = written_text(given, asked)
+            elif is_infilling(given):
+                continue
+            else:
+                text, found = cut_at(text, stop_strings(given))
+                reason = "stop" if found else None
+                text = text if found else without_beginnings(text, stop_strings(given))
+            more = text[len(sent[index]) :]
+            if reason is not None:
+                ended.add(index)
+                self.worker.cancel(asked)  # nothing happens to one that is finished
+            if more or reason is not None:
+                sent[index] += more
+                yield _event(self._chunk(given, name, index, more, reason))
+        if (given.stream_options or {}).get("include_usage"):
+            yield _event({**self._head(given, name, True), "choices": [], "usage": self._usage(choices, sent)})
+        yield "data: [DONE]\n\n"
 
     def _head(self, given: CompletionRequest | ChatRequest, name: str, stream: bool) -> Json:
         kind = "text_completion"
@@ -338,18 +309,20 @@ class Api:
         """Return the answer of a call that does not stream."""
         listed = list[Json]()
         for index, request in enumerate(choices.requests):
-            written = request.result()
-            filled = isinstance(given, CompletionRequest) and given.suffix is not None
-            text = written.fills[0][0] if filled else written.texts[0]
+            text, reason = written_text(given, request)
             said: Json = {"text": text}
             if isinstance(given, ChatRequest):
                 said = {"message": {"role": "assistant", "content": text}}
-            listed.append({"index": index, **said, "logprobs": None, "finish_reason": _reason(request)})
-        return {**self._head(given, name, False), "choices": listed, "usage": self._usage(choices)}
+            listed.append({"index": index, **said, "logprobs": None, "finish_reason": reason})
+        return {**self._head(given, name, False), "choices": listed, "usage": self._usage(choices, [])}
 
-    def _usage(self, choices: Choices) -> Json:
+    def _usage(self, choices: Choices, sent: Sequence[str]) -> Json:
+        """Count tokens; of a text that a stop string has ended early, those of what was sent."""
         prompt = sum(int((r.layout.gap_start < 0).sum()) for r in choices.requests)
-        text = sum(r.result().tokens for r in choices.requests)
+        text = sum(
+            len(self.model.encode(sent[i])) if r.written is None else r.written.tokens
+            for i, r in enumerate(choices.requests)
+        )
         return {"prompt_tokens": prompt, "completion_tokens": text, "total_tokens": prompt + text}
 
     def _about(self) -> Json:
@@ -364,16 +337,18 @@ class Api:
         return self.responses.JSONResponse(body, status)
 
 
-def _most(given: CompletionRequest | ChatRequest) -> int | None:
-    """Return the number of tokens that a call allows."""
-    if isinstance(given, ChatRequest) and given.max_completion_tokens is not None:
-        return given.max_completion_tokens
-    return given.max_tokens
+@dataclass(eq=False)
+class _Closing:
+    """A response after which something is done, however it ends."""
 
+    response: Any
+    close: Callable[[], None]
 
-def _reason(request: DecodingRequest) -> str:
-    """Return why a text ends, in the protocol's words."""
-    return "length" if request.result().reasons == ["full"] else "stop"
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.response(scope, receive, send)
+        finally:
+            self.close()
 
 
 def _event(body: Json) -> str:

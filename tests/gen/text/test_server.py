@@ -115,6 +115,20 @@ def test_streams_are_final_text_that_only_grows(served):
         assert parts[-1].usage.completion_tokens > 0
 
 
+def test_a_stop_string_ends_a_text(served):
+    with served.client() as client:
+        how = {"model": "tiny", "prompt": "b", "max_tokens": 40, "seed": 2}
+        whole = client.completions.create(**how).choices[0].text
+        stops = ["never", whole[9:12], whole[20:23]]
+        end = min(whole.index(stop) for stop in stops if stop in whole)
+        choice = client.completions.create(**how, stop=stops).choices[0]
+        assert (choice.text, choice.finish_reason) == (whole[:end], "stop") and end > 2
+        how |= {"stop": stops, "stream": True, "stream_options": {"include_usage": True}}
+        *parts, last = client.completions.create(**how)
+        assert "".join(part.choices[0].text for part in parts) == whole[:end]
+        assert [part.choices[0].finish_reason for part in parts][-1] == "stop" and last.usage.completion_tokens > 0
+
+
 class Chatty(Bytes):
     """Bytes whose messages are marked by who says them."""
 
@@ -142,7 +156,8 @@ def test_wrong_requests_are_refused_in_one_line(served):
         for kind, match, how in (
             (openai.NotFoundError, "there is no model 'gpt'; this server has 'tiny'", {"model": "gpt"}),
             (openai.BadRequestError, "unknown", {"extra_body": {"policy": "os:system"}}),
-            (openai.BadRequestError, "unknown", {"stop": ["x"]}),
+            (openai.BadRequestError, "unknown", {"logprobs": 3}),
+            (openai.BadRequestError, "stop holds an empty string", {"stop": ["x", ""]}),
             (openai.BadRequestError, "max_tokens = 101; this server writes at most 100", {"max_tokens": 101}),
             (openai.BadRequestError, "max_tokens = 0; at least 1", {"max_tokens": 0}),
             (openai.BadRequestError, "temperature", {"temperature": -1.0}),

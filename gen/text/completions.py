@@ -1,0 +1,132 @@
+"""Calls of OpenAI's completions: their bodies, and what of a text they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gen.text.batching import DecodingRequest
+
+__all__ = [
+    "IGNORED", "ChatRequest", "CompletionRequest", "cut_at", "is_infilling", "most_tokens", "stop_strings",
+    "without_beginnings", "written_text",
+]  # fmt: skip
+
+IGNORED = ("user", "store", "metadata", "safety_identifier", "prompt_cache_key")  # change nothing in a text
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """The body of /v1/completions, as far as it is answered.
+
+    Attributes:
+        model: name of the model.
+        prompt: one or several, strings or ids.
+        suffix: text behind what is written, which then is a gap between the two.
+        max_tokens: of each text; None for 64, or what the model has room for.
+        temperature, top_p: see gen.text.decoding.TokenSampling; None for the server's.
+        n: texts of each prompt.
+        seed: of the request; None for one of the server's choice.
+        stop: strings of which the first that occurs ends the text, before it.
+        stream: whether final text is sent while the rest is decoded.
+        stream_options: {"include_usage": true} for a last event with the numbers of tokens.
+    """
+
+    model: str
+    prompt: Any = ""
+    suffix: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int = 1
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """The body of /v1/chat/completions, as far as it is answered; see CompletionRequest.
+
+    Attributes:
+        model: name of the model.
+        messages: role and content each.
+        max_tokens, max_completion_tokens: two names of the same.
+        temperature, top_p, n, seed, stop, stream, stream_options: as in CompletionRequest.
+    """
+
+    model: str
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int = 1
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+
+
+def most_tokens(given: CompletionRequest | ChatRequest) -> int | None:
+    """Return the number of tokens that a call allows; None where it does not say.
+
+    Args:
+        given: the call.
+    """
+    if isinstance(given, ChatRequest) and given.max_completion_tokens is not None:
+        return given.max_completion_tokens
+    return given.max_tokens
+
+
+def is_infilling(given: CompletionRequest | ChatRequest) -> bool:
+    """Return whether a call is infilling.
+
+    Args:
+        given: the call.
+    """
+    return isinstance(given, CompletionRequest) and given.suffix is not None
+
+
+def stop_strings(given: CompletionRequest | ChatRequest) -> list[str]:
+    """Return the strings that end a text.
+
+    Args:
+        given: the call.
+    """
+    return [given.stop] if isinstance(given.stop, str) else given.stop or []
+
+
+def cut_at(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Return a text up to the first string that ends it, and whether there is one.
+
+    Args:
+        text: the text.
+        stops: strings that end it.
+    """
+    found = [text.index(stop) for stop in stops if stop in text]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def without_beginnings(text: str, stops: list[str]) -> str:
+    """Return a text without an end that may be the beginning of a string which ends it.
+
+    Args:
+        text: the text so far.
+        stops: strings that end it.
+    """
+    sizes = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    return text[: len(text) - max(sizes, default=0)]
+
+
+def written_text(given: CompletionRequest | ChatRequest, request: DecodingRequest) -> tuple[str, str]:
+    """Return the text of a request that is done, and why it ends, in the protocol's words.
+
+    Args:
+        given: the call.
+        request: one of its texts.
+    """
+    made = request.result()
+    text, found = cut_at(made.fills[0][0] if is_infilling(given) else made.texts[0], stop_strings(given))
+    return text, "stop" if found or made.reasons != ["full"] else "length"
