@@ -206,7 +206,10 @@ class Text:
         check_sums(given, dict.fromkeys(found))
         if not found:
             kinds = ", ".join((*TEXTS, *TABLES))
-            raise UserError(f"Text: no file at {given}; give a file, a glob or a folder of {kinds} files")
+            raise UserError(
+                f"Text: no file at {given}; give a file, a glob or a folder of {kinds} files, or "
+                "hf://datasets/owner/name for a data set on the hub"
+            )
         return found
 
 

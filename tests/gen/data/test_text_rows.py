@@ -318,6 +318,7 @@ def test_rows_of_tables_are_lines_of_jsonl_and_streamed_they_are_the_same(tmp_pa
     path = parquet(tmp_path, kind)
     whole = source_of(tmp_path, kind, path).open("train")
     streamed = source_of(tmp_path, kind, path, streaming=True, row_groups=2).open("train")
+    by_url = source_of(tmp_path, kind, f"file://{tmp_path}", streaming=True).open("train")
     monkeypatch.setattr("gen.data.lib.row_groups.LINES", 7)
     by_line = source_of(tmp_path, kind, str(tmp_path / "a.jsonl"), streaming=True).open("train")
     saved = tmp_path / "saved"
@@ -326,7 +327,7 @@ def test_rows_of_tables_are_lines_of_jsonl_and_streamed_they_are_the_same(tmp_pa
     assert len(lines) == len(whole) == len(streamed) == len(from_saved) == 60
     assert streamed.groups.tolist() == [10] * 6 and lines.fingerprint == whole.fingerprint == from_saved.fingerprint
     for i in range(60):
-        for other in (whole[i], streamed[i], streamed.draw(i, 5), from_saved[i], by_line[i]):
+        for other in (whole[i], streamed[i], streamed.draw(i, 5), from_saved[i], by_line[i], by_url[i]):
             assert lines[i].keys() == other.keys() and all(torch.equal(lines[i][key], other[key]) for key in other)
     assert f"{kind}.parquet, row group 1, row 3" in streamed.where(13)
     assert spec_at(path) == {"name": "text", "path": path}
@@ -385,6 +386,15 @@ def test_streamed_lines_are_numbered_and_empty_ones_are_none(tmp_path):
     for i, says in ((1, 'line 3: "text" is 3; it must be a string'), (2, r"line 4 is \[\]; a line is an object")):
         with pytest.raises(UserError, match=says):
             data[i]
+
+
+def test_of_a_streamed_chat_any_of_its_turns_is_drawn(tmp_path):
+    datasets.Dataset.from_list([{"messages": CHATS[1]}]).to_parquet(tmp_path / "a.parquet")
+    path = str(tmp_path / "a.parquet")
+    source = Text(path, tokenizer_in(tmp_path), length=200, holdout=0.0, turns="every", streaming=True)
+    data, whole = source.open("train"), override(source, {"streaming": False}).open("train")
+    turns = {tuple(whole[i]["x"].tolist()) for i in range(2)}
+    assert {tuple(data.draw(0, key)["x"].tolist()) for key in range(1, 40)} == turns
 
 
 def test_a_streamed_run_resumes_to_the_bit(tmp_path):

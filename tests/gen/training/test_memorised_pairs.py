@@ -25,7 +25,7 @@ CASES = [("llada", None, None), ("mdlm", None, None), ("bd3", 16, None), ("fast_
 @pytest.mark.slow
 @pytest.mark.parametrize(("objective", "block_size", "packing"), CASES)
 def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_size, packing):
-    """At least 28 of 30 at every length; measured 30 at each with LLaDA, MDLM and BD3-LM, several in a window too.
+    """At least 28 of 30 at every length; measured 30 at each with LLaDA, MDLM, BD3-LM, and packed BD3-LM.
 
     LLaDA, were each window to end with its text: 30 at the exact length, 1 at 22, 0 beyond; were the whole window
     trained: 16 at 22, 24 at 32, 25 at 40, 30 at the default.
