@@ -12,12 +12,12 @@ from tests.models.interop import test_text_experts as experts
 from tests.models.text_shares import PROMPTS, tokens
 from tests.ranks import spread
 
-KINDS = ["llada", "tied", "sdar", "llada2", "llada_moe"]
+KINDS = ["llada", "tied", "sdar", "llada2"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Five imported models: full and block-causal attention, tied, more heads than width, experts of both routers."""
+    """Four imported models: full and block-causal attention, tied, heads wider than the width, experts."""
     base, runs = tmp_path_factory.mktemp("folders"), tmp_path_factory.mktemp("runs")
     for kind in KINDS:
         if kind in experts.CONFIGS and kind != "sdar":
@@ -56,7 +56,7 @@ def test_two_processes_are_one(runs, ranks, kind, capsys):
         assert rank["refused"].all()
 
 
-def test_one_process_and_wrong_options_are_refused(runs):
+def test_one_process_and_wrong_options_are_refused(runs, monkeypatch, capsys):
     for how in (
         {"tensor_parallel": 2},
         {"tensor_parallel": 1},
@@ -68,10 +68,16 @@ def test_one_process_and_wrong_options_are_refused(runs):
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no other dtype"):
         gen.load(runs / "llada", dtype="bfloat16", max_memory={"cpu": SOME["llada"]})
+    words = ["decode", str(runs / "llada"), "--prompt", "3 1 4"]
+    assert main([*words, "--engine", "packed", "--max-memory", "{}"]) == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "--engine prepares a model on one device" in said and "give --tensor-parallel too" in said
 
 
 SOME = {"llada": 75_000, "tied": 75_000, "sdar": 75_000}  # bytes: a block, beside the room that one takes to compute
-SOME |= {"llada2": 190_000, "llada_moe": 190_000}
+SOME["llada2"] = 190_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
