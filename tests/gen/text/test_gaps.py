@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
 
 import gen
 from gen.config.errors import UserError
-from gen.config.spec import names
+from gen.config.spec import names, override
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.edit import Edit
 from gen.samplers.decoding_policies.threshold import Threshold
@@ -20,6 +21,7 @@ from gen.text.pipeline import TextPipeline
 from gen.text.tokenizers.bytes import Bytes
 from gen.text.tokenizers.words import Words
 from gen.text.worlds import JointDistribution, decoded_distribution, replace_joint, shuffle_joint
+from gen.training.recipes.text import text as text_recipe
 from tests.gen.predictors import Noisy, table_of
 from tests.samplers.kv_plans.test_kv import Watched, network
 
@@ -293,3 +295,24 @@ def test_gaps_that_do_not_fit_the_model_are_refused():
     assert model.generate([1, Gap(max=7)]).tokens <= 7
     with pytest.raises(UserError, match="prompt 0 has 9 tokens with its gaps, more than the 8"):
         model.generate([1, Gap(6), 2, 3])
+
+
+@pytest.mark.slow
+def test_a_model_trained_on_gaps_fills_what_the_rest_says(tmp_path):
+    """Texts such as "abc=cba", whose halves say each other: gaps in one half."""
+    lines = ["".join(p) + "=" + "".join(p[::-1]) for p in itertools.permutations("abcd", 3)]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines * 40))
+    data = {"path": str(tmp_path / "lines.jsonl"), "length": 7}
+    spans = {"infill": "spans", "infill.share": 0.5, "infill.mean": 1.5}
+    small = {"width": 32, "depth": 2, "heads": 2, "block_size": None}
+    changes = {f"data.{key}": value for key, value in (data | spans).items()}
+    changes |= {f"model.{key}": value for key, value in small.items()} | {"objective": "llada", "steps": 2500}
+    changes |= {"batch_size": 64, "schedule.warmup": 20, "sample_every": 0, "validate_every": 0, "save_every": 0}
+    gen.train(override(text_recipe(), changes), tmp_path / "run", quiet=True)
+    model, right, gaps = gen.load(tmp_path / "run"), 0, 0
+    for line, (a, b) in itertools.product(lines, itertools.combinations(range(4), 2)):
+        for first in (a, 7 - b):
+            parts = line[:first], Gap(b - a), line[first + b - a :]
+            made = model.generate([[part for part in parts if part != ""]], policy="topk", temperature=0)
+            right, gaps = right + (made.documents[0] == line), gaps + 1
+    assert gaps == 288 and right >= 0.9 * gaps, right
