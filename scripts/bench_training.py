@@ -71,7 +71,7 @@ def ours(run: Run, folder: Path) -> Iterator[None]:
     trainer = Trainer(run, folder, "never", "bench", True)
     trainer._open()
     for micro_batches in trainer.speed.timed(trainer._batches()):
-        trainer._after_step(trainer._counted(micro_batches))
+        trainer._after_step(trainer.step(micro_batches))
         trainer.saver.check()
         yield
 
