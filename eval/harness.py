@@ -22,6 +22,7 @@ from gen.diffusion.noise import derive
 from gen.eval.estimate import Estimate, mean_estimate
 from gen.eval.likelihood import NllBound, greedy_matches, nll_bounds
 from gen.eval.provenance import checkpoint
+from gen.text.chat import break_names
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
 
@@ -218,9 +219,7 @@ class HarnessModel:
         if BREAK in content:
             raise UserError(f"a message holds U+{ord(BREAK):X}, which stands for something else here")
         tokenizer: Any = self.pipeline.tokenizer
-        for token in tokenizer.special_tokens:
-            content = content.replace(token, token[0] + BREAK + token[1:])
-        return {**message, "content": content}
+        return {**message, "content": break_names(content, tokenizer.special_tokens, BREAK)}
 
     def _encode(self, text: str) -> list[int]:
         """Return a text's ids; special tokens that a chat template named are those tokens."""

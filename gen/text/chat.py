@@ -22,7 +22,9 @@ from gen.text.contracts import Tokenizer
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["ChatTemplate", "Messages", "chat_messages", "chat_pairs", "chat_prompt", "chat_template_beside"]
+__all__ = [
+    "ChatTemplate", "Messages", "break_names", "chat_messages", "chat_pairs", "chat_prompt", "chat_template_beside",
+]  # fmt: skip
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -217,6 +219,19 @@ def chat_pairs(tokenizer: Tokenizer, messages: Messages, every: bool = False) ->
         yield _Chat(tokenizer, messages[: turn + 1]).pair()
 
 
+def break_names(content: str, names: Sequence[str], broken: str) -> str:
+    """Return text with a character after the first of every name of a special token, so that a template leaves it text.
+
+    Args:
+        content: what is said.
+        names: of the special tokens, the longest first.
+        broken: a character that stands nowhere in the content; the tokenizer's encode_template takes it out.
+    """
+    for name in names:
+        content = content.replace(name, name[0] + broken + name[1:])
+    return content
+
+
 class _Chat:
     """The texts of a chat by a tokenizer's template.
 
@@ -231,16 +246,14 @@ class _Chat:
                 f"{type(tokenizer).__name__} has no chat template: messages need the tokenizer.json of a model, with "
                 f"{TEMPLATE} or {CONFIG} beside it"
             )
-        self.tokenizer: Any = tokenizer
-        self.template = template
+        known: Any = tokenizer
+        self.tokenizer, self.template = known, template
         said = "".join(message["content"] for message in messages)
         self.break_ = next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in said)
-        self.messages = [{**message, "content": self._broken(message["content"])} for message in messages]
-
-    def _broken(self, content: str) -> str:
-        for token in self.tokenizer.special_tokens:
-            content = content.replace(token, token[0] + self.break_ + token[1:])
-        return content
+        self.messages = [
+            {**message, "content": break_names(message["content"], known.special_tokens, self.break_)}
+            for message in messages
+        ]
 
     def prompt(self, count: int) -> list[int]:
         """Return the ids of the first messages and of the beginning of a response."""

@@ -121,11 +121,12 @@ class HuggingFace(Tokenizer):
 
         Args:
             text: what it wrote.
-            broken: a character within the names that were no tokens before; it is taken out.
+            broken: the character in the names that were no tokens before (gen.text.chat.break_names); it is taken out.
         """
         if broken not in text:
             return self._encode(text, True)
-        pieces = re.split("(" + "|".join(map(re.escape, self.special_tokens)) + ")", text)
+        names = "|".join(map(re.escape, self.special_tokens))
+        pieces = re.split(f"({names})(?!{re.escape(broken)})", text)  # a name of one character is whole before it
         ids = list[int]()
         for i, piece in enumerate(pieces):
             ids += [self._id(piece)] if i % 2 else self._encode(piece.replace(broken, ""), False)

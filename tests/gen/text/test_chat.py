@@ -117,6 +117,16 @@ def test_what_is_said_is_text_and_names_no_special_token(tmp_path):
     assert tokenizer.decode(tokenizer.encode(said)) == said
 
 
+def test_a_special_token_of_one_character_is_text_where_it_is_said(tmp_path):
+    file = write_folder(tmp_path)
+    made = Tokenizer.from_file(str(file))
+    made.add_special_tokens(["§"])
+    made.save(str(file))
+    tokenizer = HuggingFace(str(file), "<|mask|>", ("<|im_end|>",))
+    ids = chat_prompt(tokenizer, [{"role": "user", "content": "§1 §"}])
+    assert 260 not in ids and names(tokenizer, ids).startswith("<|im_start|>user\n§1 §<|im_end|>")
+
+
 def test_a_checkpoint_keeps_the_template_and_the_day(tmp_path):
     dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
     tokenizer = tokenizer_in(tmp_path, dated, as_file=True)
