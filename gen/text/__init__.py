@@ -11,6 +11,7 @@
     A model                   the contracts Predictor (KvCache, Span) and Tokenizer                    contracts
     Parts of decoding         the contracts DecodingPolicy (StepView -> CommitDecision), BlockSchedule (-> Window),
                               KvPlan (KvStep -> span), StoppingRule (StepView -> StopDecision)         contracts
+    A local server            application, serve, for clients of OpenAI's protocol                        server
     The forward process       MaskPath (LogLinear, Cosine ...), corrupt                                mask_path
     Exact joints              JointDistribution, decoded_distribution -> DecodedDistribution              worlds
 

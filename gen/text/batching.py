@@ -81,7 +81,7 @@ class DecodingQueue:
         max_rows: texts that are decoded at a time, at most.
         max_tokens: positions of their canvases, padding included, at most, which bounds the memory; None for max_rows
             of the model's longest canvas.
-        max_waiting: requests that wait for their turn, at most.
+        max_waiting: requests that wait for their turn, at most, besides as many as may run.
         sync_every: see gen.text.loop.decode_steps.
     """
 
@@ -126,8 +126,8 @@ class DecodingQueue:
         (layout,) = layouts(model.net, ids, model.lengths(ids, length), decoding)
         if self.max_tokens is not None and len(layout.tokens) > self.max_tokens:
             raise UserError(f"a text of {len(layout.tokens)} tokens; this queue decodes at most {self.max_tokens}")
-        if len(self.waiting) >= self.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests wait already, and no more may")
+        if len(self) >= self.max_rows + self.max_waiting:
+            raise QueueFull(f"{len(self)} requests run or wait already, and no more may")
         if decoding.kv_plan is not None:
             decoding.kv_plan.check(model.net)
         request = DecodingRequest(self.count, layout, decoding, sample_seeds(seed, 1)[0], stream)
