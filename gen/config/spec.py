@@ -229,11 +229,20 @@ def override(thing: D, changes: Mapping[str, object]) -> D:
         if head in own:
             spec, rest = with_keys(own[head], rest) if "folders" in fields[head].metadata else (own[head], rest)
             values[head] = _unchecked(type(thing), fields[head], spec)
+        if rest and values[head] is None and (kind := _optional_kind(type(thing), head)) is not None:
+            values[head] = kind()
         if rest and not dataclasses.is_dataclass(values[head]):
             key = next(iter(rest))
             raise UserError(f"{head}.{key}: {head} is {values[head]!r} and has no key {key!r}")
         values[head] = override(values[head], rest) if rest else values[head]
     return _construct(type(thing), values)
+
+
+def _optional_kind(owner: type, field: str) -> Any:
+    """Return the dataclass of a field that may be None and is no part with a name; None for other fields."""
+    kinds = [kind for kind in typing.get_args(hints_of(owner)[field]) if dataclasses.is_dataclass(kind)]
+    named = any(f.name == field and "folders" in f.metadata for f in dataclasses.fields(owner))
+    return kinds[0] if len(kinds) == 1 and not named else None
 
 
 def anchored(spec: Any) -> Any:

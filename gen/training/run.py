@@ -24,6 +24,7 @@ from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
 from gen.training.defaults import follow, on_path
 from gen.training.ema import EMA, Classic
+from gen.training.lora import LoRA
 from gen.training.objectives import Objective
 from gen.training.optim import Optimiser
 from gen.training.optim.adamw import AdamW
@@ -109,6 +110,7 @@ class Run:
             that precision reach here, for fp8 in bf16. None for no MFU: no peak is assumed.
         teacher: the run folder that a distiller learns from.
         init: a run folder whose weights the training starts from.
+        lora: adapters that are trained and stored instead of the weights of `init`; None to train these.
     """
 
     model: Any = part("models", "models.autoencoders", kinds=(NetSpec,))
@@ -142,6 +144,7 @@ class Run:
     peak_tflops: float | Literal["measured"] | None = None
     teacher: str | None = None
     init: str | None = None
+    lora: LoRA | None = None
 
     follow: ClassVar = staticmethod(follow)
 
@@ -164,6 +167,9 @@ class Run:
             raise UserError(
                 f"Run: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
             )
+        if self.lora is not None and (self.init is None or self.shard):
+            why = "shard = true; adapters go without" if self.shard else "no init, whose weights adapters belong to"
+            raise UserError(f"Run: lora with {why}")
         labels = [average.label for average in self.ema]
         if len(set(labels)) != len(labels):
             raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")

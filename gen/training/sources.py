@@ -15,7 +15,7 @@ from gen.config.spec import Json, digest
 from gen.data import DataSet
 from gen.training.run import Run, run_from
 
-__all__ = ["fingerprints", "parent_hash"]
+__all__ = ["fingerprints", "parent_hash", "weights_hash"]
 
 
 def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> dict[str, str]:
@@ -39,7 +39,7 @@ def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> di
     prints = {"data": data.fingerprint} | ({} if held_out is None else {"validation": held_out.fingerprint})
     for key, text in _texts(run, ""):
         if key in ("teacher", "init"):
-            prints[key] = _of_weights(Path(text))
+            prints[key] = weights_hash(Path(text))
         elif not key.startswith("sampler.") and _is_path(text):
             prints[key] = data.fingerprint if key.startswith("data.") else _of_path(Path(text))
     return prints
@@ -80,7 +80,12 @@ def _is_path(text: str) -> bool:
     return (os.sep in text or "." in text) and os.path.exists(text)  # noqa: PTH110 - false for what cannot be a path
 
 
-def _of_weights(folder: Path) -> str:
+def weights_hash(folder: Path) -> str:
+    """Return the hash of the weights that a folder's model is loaded with, and of what these predict.
+
+    Args:
+        folder: of a run, or of one of its checkpoints.
+    """
     manifest = checkpoints.manifest_of(folder)
     label = next((f"-{average.label}" for average in run_from(manifest["run"], folder).ema), "")
     name = f"{manifest['role']}{label}.safetensors"

@@ -16,6 +16,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
 from gen.diffusion.net import members
+from gen.training.lora import adapter_tensors
 from gen.training.optimiser_state import dump, load
 from gen.training.run import Run
 from gen.training.shards import Files, from_rows, rows_of
@@ -106,8 +107,22 @@ def weight_files(nets: Nets, averages: Averages) -> Files:
     Args:
         nets, averages: see the module.
     """
-    files = {f"{role}.safetensors": net.state_dict() for role, net in nets.items()}
-    return files | {f"{role}-{label}.safetensors": net.state_dict() for (role, label), net in averages.items()}
+    files = {f"{role}.safetensors": _stored(net) for role, net in nets.items()}
+    return files | {f"{role}-{label}.safetensors": _stored(net) for (role, label), net in averages.items()}
+
+
+def _stored(net: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network that a checkpoint holds: of one with run.lora its adapters alone."""
+    tensors = net.state_dict()
+    return adapter_tensors(tensors) if getattr(net, "adapted", False) else tensors
+
+
+def _load(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load what `_stored` returned; RuntimeError for other tensors."""
+    wanted = _stored(net).keys()
+    if wanted != tensors.keys():
+        raise RuntimeError(f"a checkpoint of {len(tensors)} tensors for a network of {len(wanted)}")
+    net.load_state_dict(tensors, strict=not getattr(net, "adapted", False))
 
 
 def optimiser_files(nets: Nets, optims: Optims) -> tuple[Files, Json]:
@@ -137,12 +152,12 @@ def restore(folder: Path, manifest: Json, nets: Nets, averages: Averages, optims
         nets, averages, optims: see the module; the optimisers have made no step yet.
     """
     for role, net in nets.items():
-        net.load_state_dict(_read(folder, f"{role}.safetensors", manifest, net.state_dict()))
+        _load(net, _read(folder, f"{role}.safetensors", manifest, net.state_dict()))
         if role in optims:
             saved = _read(folder, f"state/{role}.safetensors", manifest, trainable_parameters(net))
             load(optims[role], _names(net), manifest["optim"][role], saved)
     for (role, label), net in averages.items():
-        net.load_state_dict(_read(folder, f"{role}-{label}.safetensors", manifest, net.state_dict()))
+        _load(net, _read(folder, f"{role}-{label}.safetensors", manifest, net.state_dict()))
 
 
 def _read(folder: Path, name: str, manifest: Json, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,113 @@
+"""Adapters: they alone are trained and stored, a run with them resumes to the bit, and loading adds them up."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+import gen
+from gen.config import checkpoints
+from gen.config.errors import MissingDependency, UserError
+from gen.config.spec import override
+from gen.data.lists import Lists
+from gen.training.lora import LoRA, adapted
+from gen.training.run import run_from, run_spec
+from gen.training.trainer import Trainer, train
+from tests.distill.texts import tiny_text
+from tests.gen.tiny import tiny
+
+DATA = Lists(("copy", "sort"), low=2, high=3, items=5, n=400)
+
+
+def text_run(**changes):
+    return tiny_text(data=DATA, **changes)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return train(text_run(steps=4), tmp_path_factory.mktemp("base") / "run", quiet=True).folder
+
+
+def adapting(base, **changes):
+    return override(text_run(init=str(base), steps=4, save_every=2, lora=LoRA(2, 4.0, ("q", "v", "w2"))), changes)
+
+
+def test_adapters_alone_are_trained_and_stored_and_loading_adds_them_up(base, tmp_path):
+    done = train(adapting(base), tmp_path / "whole", quiet=True)
+    info = checkpoints.read(done.folder / "final")
+    stored = checkpoints.read_tensors(done.folder / "final", "net.safetensors", info)
+    layers = ("attn.q", "attn.v", "mlp.w2")
+    assert {name.partition(".lora_")[0] for name in stored} == {f"blocks.0.{layer}" for layer in layers}
+    assert info["run"]["init"] == str(base) and info["run"]["lora"]["rank"] == 2 and info["sources"]["init"]
+    before, after = (gen.load(folder, weights="raw").net.state_dict() for folder in (base, done.folder))
+    start = gen.load(base).net.state_dict()  # its average
+    for name, weight in after.items():
+        moved = name.removesuffix(".weight").removeprefix("blocks.0.") in layers
+        assert torch.equal(weight, start[name]) != moved, name
+        if moved:
+            a, b = (stored[name.replace(".weight", f".lora_{k}.default.weight")] for k in "AB")
+            torch.testing.assert_close(weight, start[name] + 2.0 * b @ a)
+    assert before.keys() == after.keys()
+    assert len(gen.load(done.folder).generate("copy : a b =", 4).texts) == 1
+
+
+def test_what_the_trainer_computes_is_what_is_loaded(base, tmp_path):
+    trainer = Trainer(adapting(base, ema=[]), tmp_path / "run", "never", "test", True)
+    for batch in trainer._batches():
+        trainer.step(batch)
+    trainer._open()
+    trainer._finish()
+    x = torch.randint(5, (3, DATA.shape[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(gen.load(tmp_path / "run").net(x), trainer.nets["net"].eval()(x))
+    trainer.output.close()
+
+
+def test_a_run_with_adapters_resumes_to_the_bit(base, tmp_path):
+    run = adapting(base, **{"lora.dropout": 0.2})
+    whole = train(run, tmp_path / "whole", quiet=True)
+    half = whole.folder / "checkpoints" / "step-0000002"
+    info = checkpoints.read(half)
+    parts = train(run_from(info["run"], half), tmp_path / "parts", resume=str(half), quiet=True)
+    files = [checkpoints.read(folder / "final")["files"] for folder in (whole.folder, parts.folder)]
+    assert files[0] == files[1]
+
+
+def test_adapters_go_on_from_adapters_and_into_new_weights(base, tmp_path):
+    first = train(adapting(base), tmp_path / "first", quiet=True).folder
+    second = train(adapting(first), tmp_path / "second", quiet=True).folder
+    whole = train(text_run(init=str(second), steps=1), tmp_path / "third", quiet=True).folder
+    assert len(gen.load(whole).net.state_dict()) == len(gen.load(second).net.state_dict())
+    assert run_spec(run_from(checkpoints.read(whole / "final")["run"], whole))["lora"] is None
+
+
+def test_pictures_too(tmp_path):
+    teacher = train(tiny(steps=2), tmp_path / "base", quiet=True).folder
+    done = train(tiny(steps=3, init=str(teacher), lora=LoRA(2)), tmp_path / "run", quiet=True)
+    a, b = (gen.load(folder).denoiser.net.state_dict() for folder in (teacher, done.folder))
+    moved = [name for name in a if not torch.equal(a[name], b[name])]
+    assert moved and all(a[name].ndim == 2 for name in moved)
+    assert done.pipeline().sample(2).x.isfinite().all()
+
+
+def test_what_does_not_go_together_is_refused_in_one_line(base, tmp_path, monkeypatch):
+    run = adapting(base)
+    with pytest.raises(UserError, match=r"Run: lora with no init, whose weights adapters belong to"):
+        dataclasses.replace(run, init=None)
+    with pytest.raises(UserError, match=r"Run: lora with shard = true"):
+        dataclasses.replace(run, shard=True)
+    with pytest.raises(UserError, match=r"lora.targets: no linear layer ends in 'query'; allowed: \['q', 'k', "):
+        train(override(run, {"lora.targets": ["q", "query"]}), tmp_path / "run", quiet=True)
+    assert override(text_run(init=str(base)), {"lora.rank": "3"}).lora == LoRA(3)
+    done = train(run, tmp_path / "moved", quiet=True)
+    info = checkpoints.manifest_of(done.folder)
+    monkeypatch.setattr("gen.pipeline.weights_hash", lambda folder: "other")
+    with pytest.raises(UserError, match=r"the adapters belong to other weights than those that .* has now"):
+        gen.load(done.folder)
+    assert info["run"]["lora"]["targets"] == ["q", "v", "w2"]
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingDependency, match=r"lora needs peft: pip install 'gen-diffusion\[lora\]'"):
+        adapted(run.model.build(), run.lora)
