@@ -51,9 +51,10 @@ QWEN |= {"eos_token_id": STOP, "mask_token_id": MASK, "use_sliding_window": Fals
 DREAM = {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"]}
 FAST = {**QWEN, "model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": 8}
 SDAR = {**QWEN, "model_type": "sdar", "architectures": ["SDARForCausalLM"], "head_dim": 16, "block_size": 4}
-CONFIGS = {"llada": LLADA, "dream": DREAM, "fast_dllm": FAST, "sdar": SDAR}
-BLOCKS = {"llada": None, "dream": None, "fast_dllm": 8, "sdar": 4}
-SHIFTS = {"llada": 0, "dream": 1, "fast_dllm": 1, "sdar": 0}
+AR = {**QWEN, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+CONFIGS = {"llada": LLADA, "dream": DREAM, "fast_dllm": FAST, "sdar": SDAR, "autoregressive": AR}
+BLOCKS = {"llada": None, "dream": None, "fast_dllm": 8, "sdar": 4, "autoregressive": 1}
+SHIFTS = {"llada": 0, "dream": 1, "fast_dllm": 1, "sdar": 0, "autoregressive": 1}
 
 
 def theirs(kind, dtype=torch.float32, tied=False, exact=False):
@@ -160,6 +161,30 @@ def test_logits_are_those_of_transformers(tmp_path, kind, dtype):
     assert expected.std() > 0.5
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_a_next_token_model_predicts_what_it_does_in_transformers(tmp_path, kind):
+    """Whose config has no mask: one is appended, and changes nothing else; it writes what the model itself writes."""
+    import transformers
+
+    config, owner = (getattr(transformers, f"{kind.capitalize()}{end}") for end in ("Config", "ForCausalLM"))
+    torch.manual_seed(0)
+    given = SIZES | {"head_dim": 8, "eos_token_id": STOP, "bos_token_id": None, "pad_token_id": None}
+    net = owner(config(**given, tie_word_embeddings=kind == "qwen3")).double().eval()
+    for weight in net.parameters():
+        weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.3)
+    net.save_pretrained(tmp_path / kind)
+    done = import_checkpoint(tmp_path / kind, out=tmp_path / "run")
+    assert done.origin == "autoregressive" and done.run.model.mask_token_id == VOCAB
+    ours, x = gen.load(tmp_path / "run", dtype="float64"), tokens()
+    expected = net(x).logits
+    got = ours.net(x)[..., :VOCAB]
+    torch.testing.assert_close(got[:, 1:], expected[:, :-1], rtol=1e-5, atol=1e-5)
+    written = net.generate(x[:1, :5], attention_mask=torch.ones(1, 5), max_new_tokens=8, do_sample=False)
+    texts = ours.generate(x[:1, :5].tolist(), 8, suppress_tokens=(), policy="topk")
+    assert texts.decoded[0].text(0).tolist() == written[0, 5:].tolist()
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_what_config_json_says_becomes_the_spec(tmp_path, kind):
     done, pipeline = imported(tmp_path, kind, theirs(kind))
@@ -171,6 +196,7 @@ def test_what_config_json_says_becomes_the_spec(tmp_path, kind):
         "dream": (MASK, (STOP,), None, 1, True),
         "fast_dllm": (MASK, (STOP,), 8, 1, True),
         "sdar": (MASK, (STOP,), 4, 0, False),
+        "autoregressive": (MASK, (STOP,), 1, 1, True),
     }[kind]
     assert done.origin == kind and not done.dropped and done.matched == len(pipeline.net.state_dict())
     assert pipeline.info["source"]["origin"] == kind and pipeline.info["shape"] == [LENGTH]
@@ -264,6 +290,7 @@ def test_published_ids_where_config_json_is_silent(tmp_path):
     made = {
         "llada": ({**small, **big}, (126336, (126081, 126348), LENGTH)),
         "dream": ({**few, "eos_token_id": 151643}, (151666, (151643, 151645), 2048)),
+        "autoregressive": ({**few, "eos_token_id": 151643}, (151665, (151643,), 131072)),
         "fast_dllm": ({**few, "eos_token_id": [151645], "bd_size": None}, (151665, (151645,), 131072)),
         "sdar": (
             {**few, "eos_token_id": 151643, "vocab_size": 151936, "head_dim": 2, "block_size": None},
