@@ -7,7 +7,7 @@
     flow maps        meanflow, shortcut
     rewards          awm, flow_grpo
     other networks   ld_pruner, cdrl
-    text             dparallel, trajectory, learn2pd
+    text             dparallel, trajectory, learn2pd, diffu_grpo, adapt
 
 Shared pieces are in lib/, distances and rewards in folders of their own. The import name is gen.distillers.
 """

@@ -29,18 +29,16 @@ from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.dtypes import computation_dtype
 from gen.diffusion.editing import Edit, batched
-from gen.diffusion.net import NetMembers, empty_network, members, unwrap
+from gen.diffusion.net import NetMembers, members, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
-from gen.text.placement import OneDevice, Placement, choose_placement, read_network
 from gen.training.buckets import check_size
 from gen.training.log import ProgressBar
-from gen.training.lora import merged
-from gen.training.run import Run, Sampler, run_from
-from gen.training.sources import weights_hash
+from gen.training.run import Sampler, run_from
+from gen.training.stored_network import stored_network
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -482,21 +480,13 @@ def load(
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
     if dtype is None and isinstance(run.sampler, Decoding):
         dtype = "file"
-    placement: Placement
-    if run.lora is None:
-        net = empty_network(run.model, sum(about["bytes"] for about in checkpoints.files_of(info, file).values()))
-        placement = choose_placement(net, checkpoint / file, device, tensor_parallel, max_memory)
-        net = read_network(net, checkpoint, file, info, dtype, placement)
-    elif tensor_parallel is None and max_memory is None:
-        adapters, placement = checkpoints.read_tensors(checkpoint, file, info), OneDevice(device)
-        net = placement.finish(_with_adapters(run, info, adapters, dtype, allow))
-    else:
-        raise UserError(f"{folder} has adapters, which are added up on one device: give no tensor_parallel, max_memory")
+    placed = (dtype, device, tensor_parallel, max_memory, allow)
+    net, device = stored_network(run, checkpoint, file, info, *placed)
     used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
         "name": folder.resolve().name,
         "params": sum(p.numel() for p in net.parameters()),
-        "device": placement.device,
+        "device": device,
         "folder": folder,
         "weights": chosen,
         "info": info,
@@ -510,20 +500,6 @@ def load(
     f = Denoiser(net, run.path, run.parameterisation, dtype=used)
     prompts = prompt_encoder(run.data, text_encoder)
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, encode_prompts=prompts, **about)
-
-
-def _with_adapters(
-    run: Run, info: Json, adapters: Mapping[str, Tensor], dtype: torch.dtype | str | None, allow: Sequence[str]
-) -> nn.Module:
-    """Return the network of a run with adapters, added to the weights of run.init; UserError for others than those."""
-    assert run.lora is not None
-    if weights_hash(Path(str(run.init))) != info["sources"]["init"]:
-        raise UserError(f"the adapters belong to other weights than those that {run.init} has now")
-    base = load(str(run.init), dtype=dtype, allow=allow)
-    tensors = (base.net if isinstance(base, TextPipeline) else base.denoiser.net).state_dict()
-    net = empty_network(run.model, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
-    net.load_state_dict(merged(tensors, adapters, run.lora), assign=True)
-    return net.eval().requires_grad_(False)
 
 
 def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:

@@ -1,6 +1,7 @@
 """Rewards that reinforcement learning raises, one file each.
 
 classifier   a classifier's belief in the label of the condition
+correct      1 for a right answer of a text model, 0 for a wrong one
 quadratic    a reward under which the best policy of Gaussian data is known
 """
 

@@ -94,7 +94,7 @@ def _student_run(distiller: Any, teacher: Path, out: Path, given: dict[str, obje
     if isinstance(run.sampler, Decoding) and not distiller.for_text:
         raise UserError(
             f"{type(distiller).__name__} distils models that are sampled, and {teacher} is a text model: take "
-            "dparallel, learn2pd or trajectory"
+            "dparallel, learn2pd, trajectory or diffu_grpo"
         )
     return override(distiller.student(run, teacher, out), given)
 

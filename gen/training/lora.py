@@ -65,17 +65,19 @@ class LoRA:
         return [name for name in linear if any(name in names for names in of.values())]
 
 
-def adapted(given: nn.Module, lora: LoRA) -> nn.Module:
+def adapted(given: nn.Module, lora: LoRA | None) -> nn.Module:
     """Return the network, changed in place: all of it frozen, with adapters that are trained.
 
     Args:
         given: the network.
-        lora: the adapters.
+        lora: the adapters; None for none: the network stays as it is.
 
     Raises:
         MissingDependency: without peft.
         UserError: for targets that the network has not.
     """
+    if lora is None:
+        return given
     names = lora.layers(given)
     try:
         from peft import LoraConfig, inject_adapter_in_model

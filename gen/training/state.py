@@ -16,7 +16,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
 from gen.diffusion.net import members
-from gen.training.lora import adapter_tensors
+from gen.training.lora import adapted, adapter_tensors
 from gen.training.optimiser_state import dump, load
 from gen.training.run import Run
 from gen.training.shards import Files, from_rows, rows_of
@@ -86,10 +86,10 @@ def enable(net: nn.Module, switch: Switch) -> bool:
 
 
 def enable_blocks(run: Run, net: nn.Module) -> None:
-    """Set what a run asks of its network's blocks, see `enable`.
+    """Set what a run asks of its network's blocks, see `enable`, and give them its adapters.
 
     Args:
-        run: with `fused` and `gradient_checkpointing`.
+        run: with `fused`, `gradient_checkpointing` and `lora`.
         net: changed in place.
 
     Raises:
@@ -99,6 +99,7 @@ def enable_blocks(run: Run, net: nn.Module) -> None:
         if getattr(run, switch) and not enable(net, switch):
             model = type(run.model).__name__
             raise UserError(f"{switch} = true, but {model} has no blocks that can do it: leave it out")
+    adapted(net, run.lora)
 
 
 def weight_files(nets: Nets, averages: Averages) -> Files:

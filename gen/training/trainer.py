@@ -31,7 +31,6 @@ from gen.training.averages import Averages
 from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items, sizes_of
 from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
-from gen.training.lora import adapted
 from gen.training.low_precision import to_float8
 from gen.training.noise_ahead import NoiseAhead, StepNoise, step_noise
 from gen.training.objectives import Batch, Objective
@@ -168,8 +167,6 @@ class Trainer:
         if parent_hash(run) != self.parent:
             raise UserError(f"{run.teacher or run.init} changed while it was read: run this again")
         state.enable_blocks(run, net)
-        if run.lora is not None:
-            net = adapted(net, run.lora)
         roles = self.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 

@@ -22,10 +22,12 @@ PAIRS = {"pairs": 24, "teacher_sampler": {"steps": 2}}
 REWARDED, RECOVERY = {"group_size": 4}, {"name": "recovery", "initialiser": "target"}
 # By method: the kind of its teacher, evaluations of the student's sampler, and options that make it small.
 METHODS = {
+    "adapt": ("text", None, {"block_size": 4}),
     "awm": ("image", 2, REWARDED | {"times_per_sample": 2, "rollout": {"solver": "euler", "steps": 2}}),
     "cdrl": ("image", 7, {"sampler": {"solver": RECOVERY | {"refine": 2}, "steps": 3}}),
     "consistency": ("image", 1, {"grid_steps": (3, 8), "growth_updates": 3}),
     "degradation": ("image", 2, {"records": 2, "every": 2}),
+    "diffu_grpo": ("text", None, {"group_size": 4, "updates": 2}),
     "disback": ("image", 1, {"records": 3, "every": 1, "hold": 1, "method": {"name": "f_distill", "critic_steps": 1}}),
     "dmd2": ("image", 2, {"steps": 2, "critic_steps": 2, "gan_weight": 0.1, "disc_weight": 0.1, "hidden": 8}),
     "dparallel": ("text", None, {"prompts": 40, "block": 3}),
@@ -144,9 +146,11 @@ def test_validation_follows_the_micro_batch_and_does_not_depend_on_it(method, te
 
 # What lies outside its range, or goes with nothing.
 WRONG = {
+    "adapt": {"recipe": "x", "block_size": 0, "length": 1},
     "awm": {"group_size": 1, "times_per_sample": 0, "power": 0.0, "time_power": -1.0, "trust_decay": 1.0, "beta": -1.0},
     "consistency": {"grid_steps": (5, 4), "ema_decay": 1.0, "growth_updates": 0, "class_dropout": 2.0, "velocity": "x"},
     "degradation": {"records": 0, "every": 0, "steps": 0, "critic_rate": 0.0},
+    "diffu_grpo": {"group_size": 1, "updates": 0, "clip_range": 0.0, "prompt_mask": 1.0, "beta": -1.0},
     "disback": {"records": 0, "every": 0, "hold": 0},
     "dmd2": {"gan_weight": 0.1, "critic_steps": 0, "steps": 0, "critic_rate": 0.0, "r1": 1.0, "scale": "x"},
     "dparallel": {"prompts": 0, "beta": -1.0, "temperature": 0.0, "block": 0, "ratio": 0.0, "lora_rank": 0},

@@ -190,7 +190,7 @@ def test_the_student_is_the_teacher_with_a_filter_beside_it_wherever_it_lies(tea
 @pytest.mark.parametrize("method", ["reflow", "degradation", "dmd2", "tcm", "ld_pruner"])
 def test_a_text_model_teaches_no_pictures(teacher, tmp_path, method, capsys):
     assert main(["distill", method, "--teacher", str(teacher), "--out", str(tmp_path / "x")]) == 2
-    assert "is a text model: take dparallel, learn2pd or trajectory" in capsys.readouterr().err
+    assert "is a text model: take dparallel, learn2pd, trajectory or diffu_grpo" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

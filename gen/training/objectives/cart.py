@@ -12,7 +12,7 @@ from gen.config.fields import check_fields
 from gen.diffusion.net import unwrap
 from gen.text.mask_path import corrupt
 from gen.training.objectives import Batch, Roles, to_device
-from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, stratify, token_losses
+from gen.training.objectives.lib.masked import MaskedObjective, TokenBatch, text_uniforms, token_losses
 
 __all__ = ["Cart", "context_weights"]
 
@@ -42,25 +42,29 @@ class Cart(MaskedObjective):
         check_fields(self, p="(0, 1)", eps="[0, 1)")
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
-        u = batch.noise.uniform("t")
-        return stratify(u) if stratified else u
+        return text_uniforms(batch, stratified)
 
     def losses(self, roles: Roles, tokens: TokenBatch, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net, x = roles["net"].net, tokens.x
         fraction = to_device((1 - self.eps) * t + self.eps, x.device)
-        noisy = corrupt(x, fraction, to_device(u, x.device), unwrap(net).mask_token_id, ~tokens.trained)
+        noisy = corrupt(
+            x, tokens.of_texts(fraction), to_device(u, x.device), unwrap(net).mask_token_id, ~tokens.trained
+        )
         masked = noisy != x
-        real = torch.arange(x.shape[1], device=x.device) < tokens.length[:, None]
-        losses, likeliest = token_losses(net(noisy, tokens.lengths), x)
-        weight = context_weights(real & ~masked, self.p).to(losses)
+        losses, likeliest = token_losses(net(noisy, **tokens.attended), x)
+        documents = tokens.documents
+        if documents is None:  # padding is a document of its own
+            documents = (torch.arange(x.shape[1], device=x.device) >= tokens.length[:, None]).long()
+        weight = context_weights(~masked, documents, self.p).to(losses)
         return torch.where(masked, losses * weight, 0), masked, likeliest
 
 
-def context_weights(shown: Tensor, p: float) -> Tensor:
-    """Return 1/2 sum over shown j != i of p (1 - p)^(|i - j| - 1) for each position i, float64 [B, N].
+def context_weights(shown: Tensor, documents: Tensor, p: float) -> Tensor:
+    """Return 1/2 sum over shown j != i of its document of p (1 - p)^(|i - j| - 1) for each i, float64 [B, N].
 
     Args:
         shown: bool [B, N].
+        documents: int64 [B, N], from 0.
         p: in (0, 1).
     """
     reach = min(shown.shape[1] - 1, math.ceil(math.log(NEGLIGIBLE) / math.log(1 - p)))
@@ -68,4 +72,6 @@ def context_weights(shown: Tensor, p: float) -> Tensor:
         return torch.zeros(shown.shape, dtype=torch.float64, device=shown.device)
     side = 0.5 * p * (1 - p) ** torch.arange(reach, dtype=torch.float64, device=shown.device)
     kernel = torch.cat([side.flip(0), side.new_zeros(1), side])  # [2 reach + 1]
-    return nn.functional.conv1d(shown.double()[:, None], kernel[None, None], padding=reach)[:, 0]
+    own = nn.functional.one_hot(documents).mT.double()  # [B, documents, N]
+    near = nn.functional.conv1d((own * shown[:, None]).flatten(0, 1)[:, None], kernel[None, None], padding=reach)
+    return (near.view_as(own) * own).sum(1)

@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(base, tmp_path, monkey
     assert override(text_run(init=str(base)), {"lora.rank": "3"}).lora == LoRA(3)
     done = train(run, tmp_path / "moved", quiet=True)
     info = checkpoints.manifest_of(done.folder)
-    monkeypatch.setattr("gen.pipeline.weights_hash", lambda folder: "other")
+    monkeypatch.setattr("gen.training.stored_network.weights_hash", lambda folder: "other")
     with pytest.raises(UserError, match=r"the adapters belong to other weights than those that .* has now"):
         gen.load(done.folder)
     assert info["run"]["lora"]["targets"] == ["q", "v", "w2"]

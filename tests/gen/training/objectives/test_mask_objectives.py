@@ -314,16 +314,16 @@ def test_a_long_text_costs_what_it_costs_under_a_mask_of_n_times_n(objective, le
 
 def test_a_token_counts_by_what_is_shown_near_it():
     shown = torch.tensor([[True, False, False, True, True, False], [False] * 6])
-    weights, p = context_weights(shown, 0.3), 0.3
+    documents, p = torch.zeros(2, 6, dtype=torch.int64), 0.3
+    weights = context_weights(shown, documents, p)
     for i in range(6):
         wanted = sum(0.5 * p * (1 - p) ** (abs(i - j) - 1) for j in range(6) if shown[0, j] and j != i)
         assert float(weights[0, i]) == pytest.approx(wanted)
-    assert not weights[1].any() and not context_weights(shown[:, :1], 0.3).any()
+    assert not weights[1].any() and not context_weights(shown[:, :1], documents[:, :1], 0.3).any()
     far = torch.zeros(1, 500, dtype=torch.bool)
     far[0, 0] = True
-    assert (
-        float(context_weights(far, 0.3)[0, 1]) == pytest.approx(0.15) and float(context_weights(far, 0.3)[0, 400]) == 0
-    )
+    weights = context_weights(far, torch.zeros(1, 500, dtype=torch.int64), 0.3)[0]
+    assert float(weights[1]) == pytest.approx(0.15) and float(weights[400]) == 0
 
 
 @pytest.mark.parametrize(
