@@ -15,7 +15,7 @@ from gen.diffusion.tap import Tap, call_site
 from gen.models.layers import family, init
 from gen.models.layers.block import Mlp, modulate, run_block
 from gen.models.layers.embed import TimeEmbedding
-from gen.models.layers.text import AttentionContext, TextAttention
+from gen.models.layers.text import AttentionContext, TextAttention, rows_at
 from gen.models.text import Text, TextNet
 
 __all__ = ["DDiT", "DDiTNet"]
@@ -87,11 +87,11 @@ class DDiTNet(TextNet):
         nn.init.uniform_(self.embed.weight, -(width**-0.5), width**-0.5)
         init.zeros(self.final_modulation, *(block.get_submodule("adaLN_modulation") for block in self.blocks))
 
-    def _trunk(self, h: Tensor, context: AttentionContext, tap: Tap | None) -> Tensor:
+    def _trunk(self, h: Tensor, context: AttentionContext, tap: Tap | None, columns: Tensor | None = None) -> Tensor:
         c = Conditions(context, self._time(h))
         for i, block in enumerate(self.blocks):
             h = run_block(block, h, c, i, tap)
-        return h
+        return h if columns is None else rows_at(h, columns)
 
     def _logits(self, h: Tensor) -> Tensor:
         shift, scale = self.final_modulation(self._time(h)).chunk(2, -1)  # [1, width] each

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from gen.kernels.attention import BIDIRECTIONAL, SHORTEST, BlockCausal, BlockDif
 from gen.models.layers import family
 from gen.models.layers.block import run_block
 from gen.models.layers.experts import Experts
-from gen.models.layers.text import AttentionContext, TextBlock, rope_angles
+from gen.models.layers.text import AttentionContext, TextBlock, rope_angles, rows_at
 from gen.text.contracts import KvCache, Span, Tokenizer
 from gen.text.documents import document_positions, document_starts
 
@@ -297,15 +297,22 @@ class TextNet(nn.Module):
                 positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
                 positions = positions if documents is None else positions + self.shift * document_starts(documents)
             columns = positions if positions is None else (positions - self.shift).clamp(min=0)
+        columns = None if columns is None else columns.clamp(0, computed.shape[1] - 1)
+        few = columns is not None and columns.shape[1] < computed.shape[1] and context.documents is None
+        few = few and tap is None and not torch.is_grad_enabled()
         h = self.embed(computed)  # [B, F, width]
-        h = call_site(tap, "trunk", lambda h: self._trunk(h, context, tap), h)
-        if columns is not None:
-            index = columns.clamp(0, h.shape[1] - 1)[..., None].expand(-1, -1, h.shape[-1])
-            h = h.gather(1, index)  # [B, W, width]
+        h = call_site(tap, "trunk", lambda h: self._trunk(h, context, tap, columns if few else None), h)
+        if columns is not None and not few:
+            h = rows_at(h, columns)  # [B, W, width]
         return call_site(tap, "final", self._logits, h)
 
-    def _trunk(self, h: Tensor, context: AttentionContext, tap: Tap | None) -> Tensor:
+    def _trunk(self, h: Tensor, context: AttentionContext, tap: Tap | None, columns: Tensor | None = None) -> Tensor:
+        """Return the output of the blocks, [B, F, width]; with `columns`, the last block's at those alone."""
         for i, block in enumerate(self.blocks):
+            if columns is not None and i == len(self.blocks) - 1 and isinstance(block, TextBlock):
+                own = context.at(columns)
+                own = replace(own, mask=None if own.mask is None else _mask_or_none(own.mask))
+                return block.at(h, context, columns, own)
             h = run_block(block, h, context, i, tap)
         return h
 

@@ -15,7 +15,7 @@ from gen.models.layers.block import SplitSwiGLU
 from gen.models.layers.experts import Experts, Mixture
 from gen.text.contracts import KvCache
 
-__all__ = ["AttentionContext", "RotaryNorm", "TextAttention", "TextBlock", "rope_angles"]
+__all__ = ["AttentionContext", "RotaryNorm", "TextAttention", "TextBlock", "rope_angles", "rows_at"]
 
 
 def rope_angles(position_ids: Tensor, dim: int, theta: float, rotary: int | None = None) -> tuple[Tensor, Tensor]:
@@ -61,6 +61,16 @@ class AttentionContext:
     stop: int = 0
     documents: Tensor | None = None
 
+    def at(self, columns: Tensor) -> AttentionContext:
+        """Return the context in which only some of the computed positions attend, columns [B, W]; without documents."""
+        mask, rule = self.mask, self.rule
+        if mask is not None and mask.shape[1] > 1:
+            mask = rows_at(mask, columns)
+        if rule != BIDIRECTIONAL:
+            allowed = rule.allowed(columns[..., None], torch.arange(self.cos.shape[-2], device=columns.device))
+            mask = allowed if mask is None else mask & allowed
+        return AttentionContext(rows_at(self.cos, columns), rows_at(self.sin, columns), BIDIRECTIONAL, mask)
+
     def update_cache(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a layer attends to, [B, S, heads, d] each, once k and v [B, F, heads, d] are in the cache."""
         if self.kv_cache is None or self.positions is None:
@@ -72,6 +82,17 @@ class AttentionContext:
             stored.scatter_(1, index, new.to(store))
             out.append(stored[:, : self.stop].to(new))
         return out[0], out[1]
+
+
+def rows_at(values: Tensor, columns: Tensor) -> Tensor:
+    """Return rows [B, W, d] of a table.
+
+    Args:
+        values: the table, [F, d], or [B or 1, F, d].
+        columns: which of the F rows, int64 [B, W].
+    """
+    index = columns.to(values.device)[..., None].expand(-1, -1, values.shape[-1])  # blocks may lie on several devices
+    return values.expand(len(columns), -1, -1).gather(1, index)
 
 
 class RotaryNorm(nn.Module):
@@ -105,15 +126,19 @@ class TextAttention(nn.Module):
         self.k_norm = RotaryNorm(dim, eps, qk_norm)
         self.o = nn.Linear(heads * dim, width, bias=False)
 
-    def forward(self, h: Tensor, context: AttentionContext, layer: int) -> Tensor:
+    def forward(
+        self, h: Tensor, context: AttentionContext, layer: int, some: tuple[Tensor, AttentionContext] | None = None
+    ) -> Tensor:
+        asking, own = (h, context) if some is None else (rows_at(h, some[0]), some[1])
         # Heads are counted by what the products give: a process may have some of them only.
-        q, k, v = (product(h).unflatten(-1, (-1, self.dim)) for product in (self.q, self.k, self.v))
-        q = self.q_norm(q, context.cos, context.sin)  # [B, F, heads, d]
+        pairs = (self.q, asking), (self.k, h), (self.v, h)
+        q, k, v = (product(x).unflatten(-1, (-1, self.dim)) for product, x in pairs)
+        q = self.q_norm(q, own.cos, own.sin)  # [B, F, heads, d]
         k = self.k_norm(k, context.cos, context.sin)  # [B, F, kv_heads, d]
         k, v = context.update_cache(layer, k, v)  # [B, S, kv_heads, d]
         # Blocks may lie on several devices.
-        mask, documents = (None if t is None else t.to(q.device) for t in (context.mask, context.documents))
-        out = attention(q, k, v, context.rule, attn_mask=mask, documents=documents)
+        mask, documents = (None if t is None else t.to(q.device) for t in (own.mask, own.documents))
+        out = attention(q, k, v, own.rule, attn_mask=mask, documents=documents)
         return self.o(out.flatten(2))  # [B, F, width]
 
 
@@ -155,3 +180,12 @@ class TextBlock(nn.Module):
         """Return the residual of the attention and that of the MLP; see gen.models.layers.block.run_block."""
         first = call_site(tap, f"{site}.attn", lambda h: self.attn(self.norm1(h), context, self.layer), h)
         return first, call_site(tap, f"{site}.mlp", lambda h: self.mlp(self.norm2(h)), h + first)
+
+    def at(self, h: Tensor, context: AttentionContext, columns: Tensor, own: AttentionContext) -> Tensor:
+        """Return the block's output at some positions, [B, W, width]: of others there are keys and values alone.
+
+        h, context: as of the block. columns: which positions, int64 [B, W]. own: the context at them.
+        """
+        first = self.attn(self.norm1(h), context, self.layer, (columns, own))
+        some = rows_at(h, columns)
+        return some + first + self.mlp(self.norm2(some + first))

@@ -309,3 +309,22 @@ def test_wrong_input_is_one_line(wrong):
     with pytest.raises(UserError) as caught:
         wrong(network(), canvas())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("n", [16, 400], ids=["short", "tiles"])
+def test_the_last_block_computes_queried_positions_alone(block_size, n):
+    """Without gradients; the same logits and keys as where it computes all."""
+    torch.manual_seed(0)
+    net = Text(vocab_size=20, length=400, width=32, depth=2, heads=2, mask_token_id=19, eos_token_ids=(),
+               block_size=block_size).build().double()  # fmt: skip
+    tokens, lengths = torch.randint(20, (2, n)), torch.tensor([n, n - 3])
+    positions = (torch.tensor([[3], [n - 6]]) + torch.arange(6)).clamp(max=n - 1)
+    span = Span(torch.arange(n).expand(2, -1), torch.zeros(2, dtype=torch.int64), n)
+    sizes: list[int] = []
+    net.blocks[1].mlp.register_forward_hook(lambda _module, inputs, _out: sizes.append(inputs[0].shape[1]))
+    for how in ({}, {"kv_cache": net.init_cache(2, n), "span": span}):
+        with torch.no_grad():
+            few = net(tokens, lengths, positions, **how)
+        torch.testing.assert_close(few, net(tokens, lengths, positions, **how), rtol=1e-12, atol=1e-12)
+    assert sizes == [6, n, 6, n]
