@@ -24,7 +24,7 @@ class Gradients:
     Args:
         accelerator: starts the backward pass.
         denoisers: those that are trained, by role, as accelerate wrapped them.
-        micro_batches: of a step.
+        micro_batches: of a step, in this process.
         sharded: whether each process has a part of the networks.
     """
 
@@ -34,22 +34,49 @@ class Gradients:
         self._accelerator, self._denoisers, self._micro_batches = accelerator, denoisers, micro_batches
         self._local = accelerator.num_processes > 1 and not sharded and len(denoisers) == 1
 
-    def add(self, losses: Iterator[Step], last: bool) -> Step | None:
-        """Add the gradient of one micro-batch's next loss; the last micro-batch synchronises the processes.
+    def weights(self, counts: Sequence[Tensor | None]) -> list[Tensor | float]:
+        """Return the weight of each micro-batch's loss in the mean that processes take.
 
         Args:
-            losses: what an objective yields for the micro-batch.
-            last: of the step.
+            counts: of each micro-batch, as of Objective.count.
+        """
+        n, processes = self._micro_batches, self._accelerator.num_processes
+        known = [count for count in counts if count is not None]
+        if not known or n * processes == 1:
+            return [1 / n] * n
+        number = torch.stack(known).double()
+        total = number.sum() if processes == 1 else self._accelerator.reduce(number.sum(), "sum")
+        return list(number * processes / total.clamp(min=1))
+
+    def add(
+        self, running: Sequence[Iterator[Step]], weights: Sequence[Tensor | float]
+    ) -> tuple[str | tuple[str, ...], dict[str, Tensor]] | None:
+        """Add the gradient of the micro-batches' next loss.
+
+        Args:
+            running: what an objective yields for each micro-batch.
+            weights: of the micro-batches.
 
         Returns:
-            What was yielded, detached; None at the end.
+            The role, and the means of "loss" and of what is logged over micro-batches and processes; None at the end.
         """
+        pairs = zip(running, weights, strict=True)
+        yielded = [self._add(losses, weight, last=losses is running[-1]) for losses, weight in pairs]
+        parts = [part for part in yielded if part is not None]
+        if not parts:
+            return None
+        role, _, names = parts[0]
+        means = {"loss": self._mean([loss for _, loss, _ in parts], weights)}
+        return role, means | {k: self._mean([values[k] for _, _, values in parts], weights) for k in names}
+
+    def _add(self, losses: Iterator[Step], weight: Tensor | float, last: bool) -> Step | None:
+        """Add the gradient of one micro-batch's; the last one synchronises the processes."""
         with self._no_sync(unless=last), self._accelerator.autocast():
             part = next(losses, None)
             if part is None:
                 return None
             role, loss, logs = part
-            scaled = loss / self._micro_batches
+            scaled = _weighted(loss, weight)
         with self._no_sync(unless=last):
             self._accelerator.backward(scaled)
         return role, loss.detach(), {k: v.detach() for k, v in logs.items()}
@@ -61,11 +88,12 @@ class Gradients:
         (f,) = self._denoisers.values()
         return self._accelerator.no_sync(f.net)
 
-    def mean(self, values: Sequence[Tensor]) -> Tensor:
-        """Average a number over micro-batches and processes.
-
-        Args:
-            values: 0-d, of each micro-batch.
-        """
-        mean = torch.stack(list(values)).mean().to(self._accelerator.device)
+    def _mean(self, values: Sequence[Tensor], weights: Sequence[Tensor | float]) -> Tensor:
+        parts = [_weighted(*pair) for pair in zip(values, weights, strict=True)]
+        mean = torch.stack(parts).sum().to(self._accelerator.device)
         return mean if self._accelerator.num_processes == 1 else self._accelerator.reduce(mean, "mean")
+
+
+def _weighted(value: Tensor, weight: Tensor | float) -> Tensor:
+    """Return value times weight, in the value's dtype."""
+    return value * (weight if isinstance(weight, float) else weight.to(value))

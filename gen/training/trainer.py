@@ -265,7 +265,9 @@ class Trainer:
         rank = self.accelerator.process_index
         for step, items in iterate_steps(stream, self.run, self.steps_done, self.share, rank, self.micro):
             noises = self.noise(step, [item["index"].tolist() for item in items])
-            yield [Batch.of(*pair, self.steps_done, self.device) for pair in zip(items, noises, strict=True)]
+            firsts = range(rank * self.share, (rank + 1) * self.share, self.micro)
+            whole = partial(Batch.of, step=self.steps_done, device=self.device, total=self.run.batch_size)
+            yield [whole(item, noise, first=n) for item, noise, n in zip(items, noises, firsts, strict=True)]
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """Update every role that the objective yields; nothing is updated unless loss and gradient are finite.
@@ -279,15 +281,10 @@ class Trainer:
         random.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
         lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
         running = [iter(self.objective(self.roles, batch)) for batch in micro_batches]
+        weights = self.gradients.weights([self.objective.count(self.roles, batch) for batch in micro_batches])
         updates: list[Update] = []
-        while True:
-            yielded = [self.gradients.add(losses, last=losses is running[-1]) for losses in running]
-            parts = [part for part in yielded if part is not None]
-            if not parts:
-                break
-            role, _, names = parts[0]
-            means = {"loss": self.gradients.mean([loss for _, loss, _ in parts])}
-            means |= {k: self.gradients.mean([values[k] for _, _, values in parts]) for k in names}
+        while (added := self.gradients.add(running, weights)) is not None:
+            role, means = added
             self.settle()  # the step before, whose numbers are there by now
             updates.append(self._update((role,) if isinstance(role, str) else role, means, lr))
         self.steps_done += 1

@@ -39,6 +39,8 @@ class Batch:
         noise: this step's random numbers, one seed per sample.
         origin: of pairs, the noise from which a teacher generated x.
         step: number of updates before this one.
+        first: index of its first sample in the step's batch, of which it is a part.
+        total: samples of the step's batch; None for this one's.
     """
 
     x: Tensor
@@ -46,19 +48,29 @@ class Batch:
     noise: Noise
     origin: Noise | None = None
     step: int = 0
+    first: int = 0
+    total: int | None = None
 
     @classmethod
-    def of(cls, items: Mapping[str, Tensor], noise: Noise, step: int, device: torch.device) -> Batch:
+    def of(
+        cls,
+        items: Mapping[str, Tensor],
+        noise: Noise,
+        step: int,
+        device: torch.device,
+        first: int = 0,
+        total: int | None = None,
+    ) -> Batch:
         """Return the batch of stacked items on a device.
 
         Args:
             items: tensors by name, as gen.training.stream yields them; "origin" has the seeds of pairs.
-            noise, step: see the class.
+            noise, step, first, total: see the class.
             device: of the networks.
         """
         cond = {k: to_device(v, device) for k, v in items.items() if k not in ("x", "index", "origin")}
         origin = Noise(tuple(items["origin"].tolist())) if "origin" in items else None
-        return cls(to_device(items["x"], device), cond, noise, origin, step)
+        return cls(to_device(items["x"], device), cond, noise, origin, step, first, total)
 
     def normal(self, name: str) -> Tensor:
         """Draw unit noise shaped as x; the same name gives the same noise."""
@@ -136,6 +148,16 @@ class Objective(Protocol):
             logs: 0-d tensors by name for metrics.jsonl, the same names in every micro-batch.
         """
         ...
+
+    def count(self, roles: Roles, batch: Batch) -> Tensor | None:
+        """Return over how many things a loss is the mean, 0-d: the weight of a micro-batch in its step's batch.
+
+        So a step does not depend on how its batch is cut. None, the default: over samples, micro-batches weigh alike.
+
+        Args:
+            roles, batch: as of the call.
+        """
+        return None
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the validation loss, 0-d; called without gradients. The first loss of the call by default.

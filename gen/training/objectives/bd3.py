@@ -80,7 +80,7 @@ def block_uniforms(net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
     """
     length = batch.x.shape[1]
     u = batch.noise.uniform("t", -(-length // block_size_of(net, length)))
-    return stratify(u) if stratified else u
+    return stratify(u, batch) if stratified else u
 
 
 def logits_after_clean_blocks(net: nn.Module, noisy: Tensor, tokens: TokenBatch, block_size: int) -> Tensor:

@@ -61,9 +61,18 @@ class LLaDA(MaskedObjective):
         losses, likeliest = token_losses(net(noisy, **tokens.attended), x)
         return torch.where(masked, losses / tokens.of_texts(p.to(losses.dtype)), 0), masked, likeliest
 
+    def number(self, tokens: TokenBatch) -> Tensor:
+        if tokens.documents is None:
+            return tokens.x.new_full((), len(tokens.x))
+        return (_trained(tokens.documents, tokens) > 0).sum()
+
     def reduce(self, losses: Tensor, tokens: TokenBatch) -> Tensor:
         if tokens.documents is None:
             return (losses.sum(1) / tokens.count).mean()
-        number = tokens.documents.new_zeros(tokens.x.shape)  # of trained tokens, by document
-        number = number.scatter_add(1, tokens.documents, tokens.trained.long())
-        return (losses / tokens.of_texts(number.clamp(min=1))).sum() / (number > 0).sum().clamp(min=1)
+        each = _trained(tokens.documents, tokens).clamp(min=1)
+        return (losses / tokens.of_texts(each)).sum() / self.number(tokens).clamp(min=1)
+
+
+def _trained(documents: Tensor, tokens: TokenBatch) -> Tensor:
+    """Return the number of trained tokens by document, [B, L]."""
+    return documents.new_zeros(documents.shape).scatter_add(1, documents, tokens.trained.long())

@@ -78,7 +78,7 @@ class MaskedObjective(Objective):
     """Base of objectives that train one network, "net", to predict masked tokens.
 
     A subclass says at which times, and what each token costs; by default the loss is the sum over the number of trained
-    tokens in the batch. Validation has fixed masks at stratified times.
+    tokens in the step's batch. Validation has fixed masks at stratified times.
     """
 
     @property
@@ -111,9 +111,16 @@ class MaskedObjective(Objective):
         """Draw the uniform numbers that decide which tokens are masked, [B, L]."""
         return batch.noise.uniform("mask", batch.x.shape[1])
 
+    def number(self, tokens: TokenBatch) -> Tensor:
+        """Return over how many things the loss of a batch is the mean, 0-d: its trained tokens by default."""
+        return tokens.trained.sum()
+
+    def count(self, roles: Roles, batch: Batch) -> Tensor:
+        return self.number(self.tokens(roles["net"].net, batch))
+
     def reduce(self, losses: Tensor, tokens: TokenBatch) -> Tensor:
         """Return the loss of a batch, 0-d."""
-        return losses.sum() / tokens.trained.sum().clamp(min=1)
+        return losses.sum() / self.number(tokens).clamp(min=1)
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         net = roles["net"].net
@@ -217,10 +224,10 @@ def text_uniforms(batch: Batch, stratified: bool) -> Tensor:
     """
     if "document" not in batch.cond:
         u = batch.noise.uniform("t")
-        return stratify(u) if stratified else u
-    u = batch.noise.uniform("t", batch.x.shape[1])
-    share = torch.arange(len(u))[:, None] + torch.arange(u.shape[1])
-    return (u + share % len(u)) / len(u) if stratified else u
+        return stratify(u, batch) if stratified else u
+    u, total = batch.noise.uniform("t", batch.x.shape[1]), batch.total or len(batch.x)
+    share = batch.first + torch.arange(len(u))[:, None] + torch.arange(u.shape[1])
+    return (u + share % total) / total if stratified else u
 
 
 def check_mask_token(net: nn.Module, owner: str) -> None:
@@ -250,16 +257,18 @@ def check_mask_path(path: Any, owner: str) -> MaskPath:
     return path
 
 
-def stratify(u: Tensor) -> Tensor:
+def stratify(u: Tensor, batch: Batch) -> Tensor:
     """Return uniform numbers that lie one in each of n equal shares of [0, 1): element i in the i-th share.
 
-    So an element depends on its index in the batch, and batches cut otherwise see other times (MDLM's antithetic ones).
+    They are counted over the step's batch, however it is cut (MDLM's antithetic times).
 
     Args:
-        u: uniform numbers of any shape, n in all.
+        u: uniform numbers, [B] or [B, K].
+        batch: of B samples, a part of the step's.
     """
-    n = u.numel()
-    return (u + torch.arange(n, dtype=u.dtype, device=u.device).reshape(u.shape)) / n
+    each = u[0].numel()
+    share = torch.arange(u.numel(), dtype=u.dtype, device=u.device).reshape(u.shape)
+    return (u + batch.first * each + share) / ((batch.total or len(u)) * each)
 
 
 def token_losses(logits: Tensor, x: Tensor, mask_token_id: int | None = None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -382,7 +382,7 @@ def test_mdlms_loss_by_hand():
     x = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
     batch, path = text_batch(x, prompt=[2, 0], length=[5, 4]), Cosine()
     (_, loss, _), *_ = MDLM()(roles(net, path), batch)
-    t = (1 - 1e-3) * stratify(batch.noise.uniform("t")) + 1e-3
+    t = (1 - 1e-3) * stratify(batch.noise.uniform("t"), batch) + 1e-3
     hit = batch.noise.uniform("mask", 5) < path.masked_fraction(t)[:, None]
     weighted = hit[0, 2:].sum() * path.weight(t)[0] + hit[1, :4].sum() * path.weight(t)[1]
     assert float(loss) == pytest.approx(float(math.log(3) * weighted / 7), rel=1e-12)
@@ -395,7 +395,7 @@ def test_the_losses_of_blocks_by_hand():
     batch = text_batch(x, prompt=[2, 0], length=[5, 4])
     trained = token_batch(batch, net).trained
     (_, loss, logs), *_ = BD3(clip=(0.2, 0.8))(roles(net, path), batch)
-    t = 0.2 + 0.6 * stratify(batch.noise.uniform("t", 3))[:, [0, 0, 1, 1, 2]]
+    t = 0.2 + 0.6 * stratify(batch.noise.uniform("t", 3), batch)[:, [0, 0, 1, 1, 2]]
     hit = (batch.noise.uniform("mask", 5) < path.masked_fraction(t)) & trained
     assert float(loss) == pytest.approx(float(math.log(3) * (path.weight(t) * hit).sum() / 7), rel=1e-12)
     assert float(logs["masked"]) == pytest.approx(float(hit.sum()) / 7)
@@ -404,8 +404,10 @@ def test_the_losses_of_blocks_by_hand():
 
 
 def test_stratified_numbers_lie_one_in_each_share():
-    u = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    made = stratify(u)
+    u, whole = torch.rand(3, 4, dtype=torch.float64), text_batch(torch.zeros(3, 6, dtype=torch.int64))
+    made = stratify(u, whole)
+    part = replace(whole, x=whole.x[1:], first=1, total=3)
+    assert torch.equal(stratify(u[1:], part), made[1:])
     assert torch.equal((made * 12).floor().flatten(), torch.arange(12, dtype=torch.float64))
     torch.testing.assert_close(made * 12 % 1, u, rtol=0, atol=1e-12)
 
