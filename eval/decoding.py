@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 SCHEMA = NEWEST["decoding record"]
+FEW = 30  # prompts
 Setting = str | float | bool | None
 Model = Any  # a TextPipeline, or a Predictor
 Prompt = Any  # a string, token ids, or a conversation, which has .messages and, as plain text, .text
@@ -447,6 +448,8 @@ def decoding_table(records: Sequence[DecodingRecord]) -> str:
                     f"{r.tokens_per_second:,.0f}", f"{r.ms:.2f}", f"{curve.aup:.1f}" if i == 0 else "",
                 ))  # fmt: skip
         about = group[0].protocol
-        caption = f"{group[0].task}, {about['split']} split, {about['n']} prompts, at most {about['length']} tokens"
+        few = f" (fewer than {FEW}: the errors are rough)" if about["n"] < FEW else ""
+        count = f"{about['n']} prompt{'s' if about['n'] > 1 else ''}{few}"
+        caption = f"{group[0].task}, {about['split']} split, {count}, at most {about['length']} tokens"
         parts.append("\n".join([caption, *aligned(lines, left=(0,), rule=False)]))
     return "\n\n".join(parts)

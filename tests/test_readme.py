@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -99,6 +100,9 @@ def at_home(request, trained, monkeypatch):
     for name, text in files(page).items():
         (trained / Path(name).name).write_text(text)
         names.append(Path(name).stem)
+    (trained / "model").mkdir(exist_ok=True)  # which the pages name, of someone else's
+    ids = {"<|mask|>": 0, "<|im_end|>": 1, "a": 2}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="a")).save(str(trained / "model/tokenizer.json"))
     yield trained
     for name in names:
         sys.modules.pop(name, None)

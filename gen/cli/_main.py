@@ -174,18 +174,18 @@ def _parse(verb: ModuleType, parser: _Parser, words: list[str]) -> argparse.Name
                 settings = verb.settings(args)
             args.settings = override(settings, args.overrides)
         except UserError as error:
-            raise UserError(f"{error}{_meant(changes, parser.options(), settings)}") from error
+            raise UserError(f"{_meant(changes, parser.options(), settings)}{error}") from error
     return args
 
 
 def _meant(changes: dict[str, str], options: list[str], settings: object) -> str:
-    """Return a hint for a misspelt option, which reads as a change of an unknown key."""
+    """Return what goes before the error for a misspelt option, which reads as a change of an unknown key."""
     fields = [f"--{name.replace('_', '-')}" for name in getattr(settings, "__dataclass_fields__", ())]
     for option in [f"--{key.replace('_', '-')}" for key in changes]:
         if option not in fields and (ours := _ours(option, [*options, *fields])):
-            return f" {ours}"
+            return f"{option}? {ours} "
         if close := get_close_matches(option, options, n=1, cutoff=0.8):
-            return f" Or is it the option {close[0]}?"
+            return f"{option}? Is it {close[0]}? "
     return ""
 
 

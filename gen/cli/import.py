@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="origin",
         type=read_spec,
-        help="a name of `gen list public text`, or a JSON spec of what the weights do not show, such as "
+        help="a name of `gen list public interop.text`, or a JSON spec of what the weights do not show, such as "
         '\'{"name": "sit", "heads": 8}\' (default: recognised, if only one fits); or inception, the network of FID',
     )
     parser.add_argument("--weights", choices=("ema", "model"), help="averaged or raw ones (default: ema if there)")

@@ -140,14 +140,13 @@ def _chosen(given: str) -> list[tuple[str, str | None]]:
     if ":" in given:  # of the user's own
         return [(given.partition(":")[0], given)]
     word = given.strip("/").replace("/", ".").replace("-", "_")
-    if ends := [folder for folder in FOLDERS if f".{folder}".endswith(f".{word}")]:
-        return [(ends[0], None)]
+    ends = [folder for folder in FOLDERS if f".{folder}".endswith(f".{word}")][:1]
     head, _, name = word.rpartition(".")
     owners = [f for f in FOLDERS if f".{f}".endswith(f".{head}" if head else "") and name in names(f)]
-    if not owners:
+    if not owners and not ends:
         near = FOLDERS if head else [*FOLDERS, *(one for folder in FOLDERS for one in names(folder))]
         hint, _, _ = nearest(word, near).partition("Allowed")
         raise UserError(
             f"there are no plug-ins in {given!r}, and none has this name. {hint}Folders: {', '.join(FOLDERS)}"
         )
-    return [(folder, name) for folder in owners]
+    return [*((folder, None) for folder in ends), *((folder, name) for folder in owners)]

@@ -76,6 +76,8 @@ def _bound(pipeline: TextPipeline, args: argparse.Namespace) -> PerplexityBound:
 
     items = _items(pipeline, args)
     count = min(len(items), args.n or 200)
+    if count < (args.n or 0):
+        print(f"-n {args.n}: there are {count} texts")
     chosen = [items[i * len(items) // count] for i in range(count)]  # spread evenly
     return perplexity_bound(pipeline.net, chosen, samples=args.masks, seed=args.seed, batch_size=args.batch_size)
 

@@ -16,9 +16,7 @@ import hashlib
 import importlib
 import inspect
 import json
-import numbers
 import operator
-import re
 import sys
 import types
 import typing
@@ -30,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from gen.config.errors import UserError, nearest, shown
 from gen.config.sources import choice_name, choices_of, other_names, package_paths, plugin_names
 from gen.config.trust import check_trusted
-from gen.config.values import SCALARS, fits, has_member, hints_of, literals, members, parse_text
+from gen.config.values import SCALARS, fits, has_member, hints_of, in_words, literals, members, parse_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -552,9 +550,4 @@ def _first_fit(value: object, hints: Sequence[object], where: str) -> Any:
 
 
 def _refuse(value: object, hint: object, where: str) -> NoReturn:
-    finer = {"int": "int of 64 bits", "float": "finite float"}.get(getattr(hint, "__name__", ""))
-    plain = inspect.isclass(hint) and not typing.get_args(hint)
-    expected = getattr(hint, "__name__", "None") if plain else re.sub(r"[\w.]+\.(?=\w)", "", str(hint))
-    raise UserError(
-        f"{where}: got {shown(value)}, expected {(isinstance(value, numbers.Number) and finer) or expected}"
-    )
+    raise UserError(f"{where}: got {shown(value)}, expected {in_words(hint, value)}")

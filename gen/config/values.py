@@ -8,6 +8,7 @@ import math
 import numbers
 import operator
 import re
+import types
 import typing
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -16,7 +17,16 @@ from typing import Any
 from gen.config.errors import UserError
 from gen.config.reading import parse_json
 
-__all__ = ["SCALARS", "fits", "has_member", "hints_of", "literals", "members", "parse_text"]
+__all__ = ["SCALARS", "fits", "has_member", "hints_of", "in_words", "literals", "members", "parse_text"]
+
+WORDS: dict[object, tuple[str, str]] = {  # for any value, and for a number
+    bool: ("true or false",) * 2,
+    int: ("a whole number", "a whole number of 64 bits"),
+    float: ("a number", "a finite number"),
+    str: ("text",) * 2,
+    None: ("none",) * 2,
+    type(None): ("none",) * 2,
+}
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -125,3 +135,18 @@ SCALARS: dict[object, Callable[[Any], tuple[Any, ...]]] = {  # the value in its 
     str: lambda value: (str(value),) if isinstance(value, (str, PurePath)) else (),
     Path: _path,
 }
+
+
+def in_words(hint: Any, value: object = None) -> str:
+    """Return an annotation as a message says it: "a number or none".
+
+    Args:
+        hint: the annotation, evaluated.
+        value: that is refused; of a number it is said which are allowed.
+    """
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(in_words(one, value) for one in typing.get_args(hint))
+    if hint in WORDS:
+        return WORDS[hint][isinstance(value, numbers.Number)]
+    plain = inspect.isclass(hint) and not typing.get_args(hint)
+    return str(hint.__name__) if plain else re.sub(r"[\w.]+\.(?=\w)", "", str(hint))

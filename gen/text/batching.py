@@ -200,7 +200,12 @@ class DecodingQueue:
             if ages[number] > loop.step_limit(extent)
         ]
         rows, nan = loop.retire()
-        finished = [self._finish(rows, k, ages[number]) for k, number in enumerate(rows.index)]
+        finished = list[DecodingRequest]()
+        for k, number in enumerate(rows.index):
+            try:
+                finished.append(self._finish(rows, k, ages[number]))
+            except Exception as error:  # of the tokenizer; the row has left the loop, so no other request fails
+                finished.append(self._fail(self.running[number], error))
         for number in nan:
             if number in self.running:
                 finished.append(self._fail(self.running[number], NonFinite("the logits of this text are NaN")))
@@ -224,13 +229,14 @@ class DecodingQueue:
 
     def _finish(self, rows: FinishedRows, k: int, steps: int) -> DecodingRequest:
         """Write down a text that has left its loop."""
-        request = self.running.pop(rows.index[k])
+        request = self.running[rows.index[k]]
         width = len(request.layout.tokens)
         columns = {name: v[k : k + 1] if v.ndim == 1 else v[k : k + 1, :width] for name, v in rows.columns.items()}
         seconds = time.perf_counter() - request.began
         decoded = Decoded(**columns, reasons=[rows.reasons[k]], steps=steps, forwards=steps, seconds=seconds)
-        request.written, request.state = self.model.written([decoded]), "done"
-        request.text = request.written.texts[0]
+        request.written = self.model.written([decoded])
+        request.text, request.state = request.written.texts[0], "done"
+        del self.running[request.number]
         return request
 
     def _fail(self, request: DecodingRequest, error: Exception) -> DecodingRequest:

@@ -31,6 +31,7 @@ Messages = Sequence[Mapping[str, Any]]
 ROLES = ("system", "user", "assistant")
 TOOLS = ("tool", "function")  # roles that are left out
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+ADVICE = """give --data.tokenizer '{"name": "huggingface", "file": "FOLDER/tokenizer.json", ...}'"""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def chat_prompt(tokenizer: Tokenizer | None, messages: Messages) -> list[int]:
     checked, _ = chat_messages(messages)
     if checked[-1]["role"] == "assistant":
         raise UserError("the last message is the assistant's, and nothing is left to answer")
-    return _Chat(tokenizer, checked).prompt(len(checked))
+    return _Chat(tokenizer, checked, "give the prompt as text (--prompt)").prompt(len(checked))
 
 
 def chat_pairs(tokenizer: Tokenizer, messages: Messages, every: bool = False) -> Iterator[tuple[list[int], list[int]]]:
@@ -216,7 +217,7 @@ def chat_pairs(tokenizer: Tokenizer, messages: Messages, every: bool = False) ->
     if not turns:
         raise UserError("the messages have no assistant's turn")
     for turn in turns if every else turns[-1:]:
-        yield _Chat(tokenizer, messages[: turn + 1]).pair()
+        yield _Chat(tokenizer, messages[: turn + 1], ADVICE).pair()
 
 
 def break_names(content: str, names: Sequence[str], broken: str) -> str:
@@ -239,12 +240,12 @@ class _Chat:
     the tokens of the template are read.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, messages: Messages) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, messages: Messages, advice: str) -> None:
         template: ChatTemplate | None = getattr(tokenizer, "chat", None)
         if template is None:
             raise UserError(
-                f"{type(tokenizer).__name__} has no chat template: messages need the tokenizer.json of a model, with "
-                f"{TEMPLATE} or {CONFIG} beside it"
+                f"{'a model of ids' if tokenizer is None else type(tokenizer).__name__} has no chat template, which is "
+                f"{TEMPLATE} or {CONFIG} beside a tokenizer.json: {advice}"
             )
         known: Any = tokenizer
         self.tokenizer, self.template = known, template

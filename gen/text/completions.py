@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
+from gen.config.errors import UserError, nearest, shown
+from gen.config.spec import convert
 from gen.text.batching import DecodingRequest
 
 __all__ = [
-    "IGNORED", "ChatRequest", "CompletionRequest", "cut_at", "is_infilling", "most_tokens", "stop_strings",
+    "ChatRequest", "CompletionRequest", "cut_at", "is_infilling", "most_tokens", "read_call", "stop_strings",
     "without_beginnings", "written_text",
 ]  # fmt: skip
 
-IGNORED = ("user", "store", "metadata", "safety_identifier", "prompt_cache_key")  # change nothing in a text
+IGNORED = ("user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier")  # change no text
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # values with which a field that is not answered changes no text
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "best_of": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+}
+Call = TypeVar("Call", bound="CompletionRequest | ChatRequest")
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,31 @@ class ChatRequest:
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: dict[str, Any] | None = None
+
+
+def read_call(body: Mapping[str, Any], kind: type[Call]) -> Call:
+    """Return the call of a body; fields that change no text, or not with their value, are left out.
+
+    Args:
+        body: by field; null is as good as a field that is left out.
+        kind: CompletionRequest or ChatRequest.
+
+    Raises:
+        UserError: for other fields, and values of another type.
+    """
+    known = [f.name for f in fields(kind)]
+    for key, value in body.items():
+        if key in known or key in IGNORED or value is None:
+            continue
+        if key not in NEUTRAL:
+            raise UserError(f"unknown field {key!r}. {nearest(key, known)}")
+        if not any(value == same and isinstance(value, bool) == isinstance(same, bool) for same in NEUTRAL[key]):
+            allowed = ", ".join(known)
+            raise UserError(f"{key} = {shown(value)}: this server cannot do that; leave {key} out. Allowed: {allowed}.")
+    try:
+        return convert({k: v for k, v in body.items() if k in known and v is not None}, kind, "request")
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"{kind.__name__}.").replace(kind.__name__, "the request")) from None
 
 
 def most_tokens(given: CompletionRequest | ChatRequest) -> int | None:

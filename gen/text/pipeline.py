@@ -387,11 +387,14 @@ class TextPipeline:
             room = [LENGTH if self.length is None else self.length - n for n in given]
             length = [None if holds_gap(p) else max(1, min(LENGTH, n)) for p, n in zip(ids, room, strict=True)]
         lengths = lengths_of(length, ids)
-        for i, (p, n) in enumerate(zip(given, lengths, strict=True)):
+        for i, (p, n, prompt) in enumerate(zip(given, lengths, ids, strict=True), 1):
             if self.length is not None and p + (n or 0) > self.length:
-                text = "with its gaps," if n is None else f"and its text may have {n}: together"
+                fixed, last = sum(not isinstance(part, Gap) for part in prompt), first_gap(prompt) >= len(prompt) - 1
+                left, what = self.length - fixed, "its text" if last else "its gaps"
+                advice = f"ask for at most {left}" if left > 0 else f"shorten the prompt by {1 - left} or more"
                 raise UserError(
-                    f"prompt {i} has {p} tokens {text} more than the {self.length} that this model was made for"
+                    f"prompt {i} has {fixed} tokens and {what} may have {p - fixed + (n or 0)}: together more than the "
+                    f"{self.length} that this model was made for; {advice}"
                 )
         return lengths
 

@@ -38,7 +38,7 @@ def lengths_of(length: Lengths, prompts: Sequence[Any]) -> list[int | None]:
         raise UserError(f"decode: length = {length!r}; a whole number, or one for each prompt") from None
     if len(given) != n or any(v is not None and v < 1 for v in lengths):
         raise UserError(f"decode: length = {length} for {n} prompts; one number or one each, at least 1")
-    wrong = [i for i, (v, gap) in enumerate(zip(lengths, gaps, strict=True)) if gap and v is not None]
+    wrong = [i for i, (v, gap) in enumerate(zip(lengths, gaps, strict=True), 1) if gap and v is not None]
     if wrong:
         raise UserError(f"decode: prompt {wrong[0]} has gaps, which say their own lengths: its length is None")
     return lengths
@@ -73,7 +73,7 @@ def layouts(predictor: Predictor, prompts: Prompts, length: Lengths, decoding: D
     if not canvases:
         raise UserError("decode: no prompts")
     left = vocab - len({*suppressed, mask, *predictor.eos_token_ids})
-    for i, canvas in enumerate(canvases):
+    for i, canvas in enumerate(canvases, 1):
         fixed = canvas.tokens[canvas.gap_start == FIXED]
         unknown = (fixed < 0) | (fixed >= vocab) | (fixed == mask)
         if bool(unknown.any()):

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from gen.config.errors import MissingDependency, UserError
 from gen.config.reading import parse_json
-from gen.config.spec import Json, convert
+from gen.config.spec import Json
 from gen.diffusion.noise import sample_seeds
 from gen.text.batching import DecodingQueue, DecodingRequest, QueueFull
 from gen.text.completions import (
-    IGNORED,
     ChatRequest,
     CompletionRequest,
     cut_at,
     is_infilling,
     most_tokens,
+    read_call,
     stop_strings,
     without_beginnings,
     written_text,
@@ -191,7 +191,7 @@ class Api:
         """Answer a call, or say in one line why not."""
         try:
             body = await _body(request)
-            given = convert({k: v for k, v in body.items() if k not in IGNORED and v is not None}, kind, "request")
+            given = read_call(body, kind)
             if given.model != self.model.name:
                 return self._unknown(given.model)
             asked = self._prompts(given)
@@ -294,7 +294,8 @@ class Api:
         kind = "text_completion"
         if isinstance(given, ChatRequest):
             kind = "chat.completion.chunk" if stream else "chat.completion"
-        return {"id": f"cmpl-{name}", "object": kind, "created": int(time.time()), "model": self.model.name}
+        id = f"chatcmpl-{name}" if isinstance(given, ChatRequest) else f"cmpl-{name}"
+        return {"id": id, "object": kind, "created": int(time.time()), "model": self.model.name}
 
     def _chunk(
         self, given: CompletionRequest | ChatRequest, name: str, index: int, text: str, reason: str | None

@@ -87,7 +87,11 @@ def import_checkpoint(
     known: dict[str, Origin] = {name: find(name, FOLDER, TEXT)() for name in names(FOLDER, TEXT)}
     given = read(path, weights, key, lambda weights: any(origin.claims(weights) for origin in known.values()))
     chosen: Origin = _recognised(given, path, known) if origin is None else build((FOLDER, TEXT), origin)
-    conversion = chosen.read(given, preset)
+    try:
+        conversion = chosen.read(given, preset)
+    except UserError as error:
+        claims = [] if chosen.claims(given) else [name for name, one in known.items() if one.claims(given)]
+        raise UserError(f"{path} is of {' or '.join(claims)}: {error}" if claims else str(error)) from None
     tensors, rounded = _convert(conversion)
     name = name_of(type(chosen))
     copied = {name: path.read_bytes() for name, path in conversion.copied.items()}
@@ -114,6 +118,9 @@ def _recognised(weights: Weights, path: Path, origins: Mapping[str, Origin]) -> 
         return origins[claims[0]]
     if claims:
         raise UserError(f"{path} may be of {' or '.join(claims)}, whose weights look alike: say which with --from")
+    if kind := (weights.config or {}).get("architectures") or (weights.config or {}).get("model_type"):
+        kind = ", ".join(map(str, kind)) if isinstance(kind, list) else kind
+        raise UserError(f"{path} is of {kind}; known are {', '.join(origins)}")
     first = ", ".join(list(weights.tensors)[:4])
     raise UserError(f"{path} is of no origin known here ({', '.join(origins)}); its names begin with {first}")
 

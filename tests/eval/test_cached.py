@@ -139,10 +139,10 @@ def test_words_of_a_cache_stay_words_and_nonsense_is_refused(tmp_path) -> None:
     site_map = {"png": heatmap(torch.ones(1, 3)), "sites": ["a"], "steps": 3}
     for wrong, says in (
         ({"map": {"png": "x", "sites": [], "steps": 3}}, "no PNG"),
-        ({"map": {**site_map, "sites": [3]}}, "SiteMap.sites: got 3, expected str"),
-        ({"map": {**site_map, "steps": "many"}}, "SiteMap.steps: got 'many', expected int"),
-        ({"fraction": "all"}, "CacheSaving.fraction: got 'all', expected float"),
-        ({"c": {"value": float("nan"), "low": 0.0, "high": 1.0}}, "Interval.value: got nan, expected finite float"),
+        ({"map": {**site_map, "sites": [3]}}, "SiteMap.sites: got 3, expected text"),
+        ({"map": {**site_map, "steps": "many"}}, "SiteMap.steps: got 'many', expected a whole number"),
+        ({"fraction": "all"}, "CacheSaving.fraction: got 'all', expected a number"),
+        ({"c": {"value": float("nan"), "low": 0.0, "high": 1.0}}, "Interval.value: got nan, expected a finite number"),
     ):
         with pytest.raises(UserError) as error:
             cached(**wrong)

@@ -260,7 +260,9 @@ def test_curves_are_ranked_by_aup_and_the_front_is_found():
 def test_tables_and_pages_show_every_record(records):
     text = decoding_table(records)
     assert text.count("topk 4") == 2
-    assert "lists: replace random, test split, 6 prompts, at most 8 tokens" in text
+    assert (
+        "lists: replace random, test split, 6 prompts (fewer than 30: the errors are rough), at most 8 tokens" in text
+    )
     html = decoding_page(records, "A & B")
     assert "<h1>A &amp; B</h1>" in html
     assert html.count("<section>") == 2

@@ -117,8 +117,8 @@ def test_refuses_what_is_no_record(tmp_path) -> None:
         (tmp_path / "bad.toml", "tables [[entry]] and [[published]] and nothing else"),
         (tmp_path / "entry.toml", "entry.toml: unknown key 'name' of ListEntry. Allowed: label, path."),
         (tmp_path / "flat.toml", "flat.toml: ListEntry: got 1, expected ListEntry"),
-        (tmp_path / "path.toml", "path.toml: ListEntry.path: got 5, expected str"),
-        (tmp_path / "label.toml", "label.toml: ListEntry.label: got 7, expected str | None"),
+        (tmp_path / "path.toml", "path.toml: ListEntry.path: got 5, expected text"),
+        (tmp_path / "label.toml", "label.toml: ListEntry.label: got 7, expected text or none"),
         (tmp_path / "self.toml", "leads back to itself"),
         (tmp_path / "there.toml", "leads back to itself"),
         (tmp_path / "empty", "holds no evaluations; first: gen evaluate"),
@@ -161,13 +161,13 @@ def test_an_edited_file_is_refused(path, value, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("metrics", 0, "estimate", "value"), "two", "Estimate.value: got 'two', expected float"),
-        (("metrics", 0, "estimate", "value"), None, "Estimate.value: got None, expected float"),
-        (("metrics", 0, "estimate", "value"), True, "Estimate.value: got True, expected finite float"),
+        (("metrics", 0, "estimate", "value"), "two", "Estimate.value: got 'two', expected a number"),
+        (("metrics", 0, "estimate", "value"), None, "Estimate.value: got None, expected a number"),
+        (("metrics", 0, "estimate", "value"), True, "Estimate.value: got True, expected a finite number"),
         (("metrics", 0, "estimate", "mean"), 1.0, "unknown key 'mean' of Estimate"),
         (("metrics", 0, "column", "higher_is_better"), "yes", "higher_is_better: got 'yes'"),
         (("metrics",), [], "at least one measurement, and each once; this one has []"),
-        (("label",), ["a"], "Record.label: got ['a'], expected str"),
+        (("label",), ["a"], "Record.label: got ['a'], expected text"),
         (("floor",), [1], "Record.floor: got [1]"),
         (("reference",), None, "Record.reference: got None"),
         (("reference", "data"), "digits", "ReferenceInfo.data: got 'digits'"),
@@ -190,7 +190,7 @@ def test_nonsense_is_refused_even_if_it_is_sealed(path, value, says) -> None:
 def test_numbers_are_finite() -> None:
     with pytest.raises(UserError, match=r"metrics\[0\]\.estimate\.value is nan, expected a finite number"):
         made(fid=float("nan"))
-    with pytest.raises(UserError, match=r"Speed\.images_per_second: got inf, expected finite float"):
+    with pytest.raises(UserError, match=r"Speed\.images_per_second: got inf, expected a finite number"):
         made(speed={"images_per_second": float("inf"), "ms_per_image": 1.0})
 
 

@@ -117,8 +117,8 @@ def test_a_whole_number_is_one_seed_in_every_guise(seeds):
         ({"seed": None}, "got None"),
         ({"seed": "ab"}, "got 'a'"),
         ({"start": -1}, "start = -1"),
-        ({"steps": 8.5}, "steps: got 8.5, expected int"),
-        ({"steps": True}, "steps: got True, expected int"),
+        ({"steps": 8.5}, "steps: got 8.5, expected a whole number"),
+        ({"steps": True}, "steps: got True, expected a whole number"),
         ({"solver": ["heun", "euler"]}, r"solver: got \['heun', 'euler'\], expected a name or a spec"),
         (
             {"solver": 5},

@@ -71,7 +71,9 @@ def row_columns(known: Sequence[str], where: str, columns: Sequence[str] = ()) -
     if set(columns) - set(known) or (not columns and keys not in (["text"], ["prompt", "response"], ["messages"])):
         fields = ", ".join(f'"{key}"' for key in known) or "none"
         needs = ", ".join(f'"{key}"' for key in columns) if columns else NEEDS
-        raise UserError(f"{where} has the fields {fields:.200}; it needs {needs}")
+        own = ", ".join(f'"{key}"' for key in known[:2])
+        hint = f"; fields by other names: --data.columns '[{own:.100}]'" if known else ""
+        raise UserError(f"{where} has the fields {fields:.200}; it needs {needs}{hint}")
     return keys
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from gen.text.decoding import Decoding
 __all__ = ["AutoregressiveFolder"]
 
 KINDS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+NOTE = "a next-token model, which writes one token after another; gen distill adapt makes it write several at once"
 QWEN_MASK, QWEN_IDS = 151665, range(151936, 152065)  # an id that no token of Qwen's has, and the sizes of its tables
 
 
@@ -51,7 +52,8 @@ class AutoregressiveFolder:
         if ids["mask_token_id"] == size:
             fields, tensors = fields | {"vocab_size": size + 1}, _with_mask(tensors)
         own: Json = {"block_size": 1, "shift": 1, **ids}
-        return convert(weights, fields | own, tensors, preset, Decoding(kv_plan=build("samplers.kv_plans", "block")))
+        done = convert(weights, fields | own, tensors, preset, Decoding(kv_plan=build("samplers.kv_plans", "block")))
+        return replace(done, notes=(NOTE, *done.notes))
 
 
 def _with_mask(tensors: StackedTensors) -> StackedTensors:

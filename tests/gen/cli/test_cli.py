@@ -181,13 +181,13 @@ def test_the_exit_code_of_a_verb_is_passed_on(capsys, toy):
     ("words", "message"),
     [
         (["r", "--stps", "3"], "unknown key 'stps' of Toy. Did you mean 'steps'?"),
-        (["r", "--steps", "many"], "Toy.steps: got 'many', expected int"),
+        (["r", "--steps", "many"], "Toy.steps: got 'many', expected a whole number"),
         (["r", "--path", "emd"], "unknown name 'emd' in diffusion.path. Did you mean 'edm'?"),
         (["r", "--path.sigma_max", "3"], "unknown key 'sigma_max' of Flow."),
         (["r", "--steps"], "--steps needs a value"),
         (["r", "--steps", "--fast"], "--steps needs a value"),
-        (["r", "--output-dri", "x"], "Or is it the option --output-dir?"),
-        (["r", "-n", "x"], "argument -n: got 'x', expected int"),
+        (["r", "--output-dri", "x"], "--output-dri? Is it --output-dir? unknown key"),
+        (["r", "-n", "x"], "argument -n: got 'x', expected a whole number"),
         ([], "the following arguments are required: recipe. See: gen toy --help"),
         (["unknown"], "unknown recipe 'unknown'"),
         (["user"], "steps = -1; it must be positive"),
@@ -310,6 +310,11 @@ def test_list_knows_every_folder(capsys):
 @pytest.mark.parametrize("given", ["samplers/solvers", "samplers.solvers", "solvers", "solvers/"])
 def test_list_takes_a_folder_by_any_of_its_names(capsys, given):
     assert call(capsys, "list", given)[1].startswith("samplers.solvers\n")
+
+
+def test_list_shows_all_that_has_a_name(capsys):
+    heads = [line for line in call(capsys, "list", "text")[1].splitlines() if line[:1].strip()]
+    assert heads == ["models.interop.text", "training.recipes.text", "data.text", "models.text"]
 
 
 @pytest.mark.parametrize("given", ["heun", "solvers/heun", "samplers.solvers.heun"])

@@ -118,7 +118,7 @@ def test_chats_that_are_none(tmp_path, row, says):
     path = write(tmp_path, [{"messages": CHATS[0]}, row])
     with pytest.raises(UserError, match=rf"a\.jsonl, {says}"):
         Text(path, tokenizer_in(tmp_path)).open("train")
-    with pytest.raises(UserError, match=r"line 1: Bytes has no chat template"):
+    with pytest.raises(UserError, match=r"line 1: Bytes has no chat template.*: give --data.tokenizer"):
         Text(path).open("train")
 
 
@@ -126,7 +126,9 @@ def test_fields_by_other_names(tmp_path):
     path = write(tmp_path, [{"question": "a", "answer": "b", "text": "no"}])
     source = Text(path, holdout=0.0, columns=("question", "answer"))
     assert item_text(source, source.open("train")[0]) == ("a", "b")
-    with pytest.raises(UserError, match='line 1 has the fields "question", "answer", "text"; it needs "q"'):
+    with pytest.raises(
+        UserError, match='line 1 has the fields "question", "answer", "text"; it needs "q"; fields by other names'
+    ):
         Text(path, columns=("q",)).open("train")
     with pytest.raises(UserError, match="one of text or messages, or prompt and response"):
         Text(columns=("a", "b", "c"))

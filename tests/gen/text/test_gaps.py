@@ -126,7 +126,7 @@ def test_block_causal_models_fill_gaps_whose_suffix_lies_in_their_block(plan):
     alone = decode(net, prompts[3:], None, how[0], seed=SEEDS[3:4])
     assert alone.text(0).equal(a.text(3)) and a.text(3)[-2:].tolist() == [7, 8]
     with pytest.raises(
-        UserError, match=r"prompt 0: text at token 9 follows a gap at token 2.*in blocks of 6"
+        UserError, match=r"prompt 1: text at token 9 follows a gap at token 2.*in blocks of 6"
     ) as caught:
         decode(net, [[1, 2, Gap(7), 3]], None, how[0])
     assert "\n" not in str(caught.value)
@@ -200,9 +200,9 @@ def test_the_loop_draws_from_the_exact_conditional():
     ("prompts", "length", "match"),
     [
         ([[1, Gap(2)]], 3, "length = 3, and every prompt has gaps"),
-        ([[1, Gap(2)], [1]], [3, 3], "prompt 0 has gaps, which say their own lengths"),
+        ([[1, Gap(2)], [1]], [3, 3], "prompt 1 has gaps, which say their own lengths"),
         ([[1, Gap(2)], [1]], None, "length = None; a whole number"),
-        ([[1, Gap(2), MASK]], None, f"prompt 0 holds {MASK}"),
+        ([[1, Gap(2), MASK]], None, f"prompt 1 holds {MASK}"),
         ([[1, Gap(2), "a"]], None, "decode: prompts"),
     ],
 )
@@ -293,7 +293,9 @@ def test_wrong_edits_are_refused(text, spans, match):
 def test_gaps_that_do_not_fit_the_model_are_refused():
     model = TextPipeline(Noisy(), None, length=8)
     assert model.generate([1, Gap(max=7)]).tokens <= 7
-    with pytest.raises(UserError, match="prompt 0 has 9 tokens with its gaps, more than the 8"):
+    with pytest.raises(
+        UserError, match=r"prompt 1 has . tokens and its gaps may have .: together more than the 8.*; ask for at most"
+    ):
         model.generate([1, Gap(6), 2, 3])
 
 

@@ -90,7 +90,7 @@ def test_a_mask_is_never_written(tokens):
 
 @pytest.mark.parametrize("wrong", [MASK, MASK + 1, -1])
 def test_a_mask_in_a_prompt_is_refused(wrong):
-    with pytest.raises(UserError, match=rf"prompt 1 holds {wrong}"):
+    with pytest.raises(UserError, match=rf"prompt 2 holds {wrong}"):
         decode(Noisy(), [[1], [2, wrong]], 4)
 
 
@@ -587,7 +587,7 @@ def test_temperatures_are_finite(wrong):
     with pytest.raises(UserError, match=r"temperature(: got| = )"):
         TokenSampling(wrong)
     if wrong != -1.0:
-        with pytest.raises(UserError, match=r"cfg_scale: got .*, expected finite float"):
+        with pytest.raises(UserError, match=r"cfg_scale: got .*, expected a finite number"):
             Decoding(cfg_scale=wrong)
 
 

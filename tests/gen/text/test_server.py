@@ -81,7 +81,8 @@ def same_text(model, prompt, n, seed, index=0, count=1):
 def test_completions_are_what_generate_writes(served):
     with served.client() as client:
         assert [one.id for one in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").owned_by == "gen"
-        made = client.completions.create(model="tiny", prompt=["ab", "c"], max_tokens=12, seed=5, n=2, user="me")
+        made = client.completions.create(model="tiny", prompt=["ab", "c"], max_tokens=12, seed=5, n=2, user="me",
+                                         presence_penalty=0, logit_bias={}, echo=False, best_of=1)  # fmt: skip
         texts = served.model.generate(["ab", "ab", "c", "c"], 12, seed=5)
         assert [choice.text for choice in made.choices] == texts.texts
         assert [c.finish_reason for c in made.choices] == ["stop" if r == "eos" else "length" for r in texts.reasons]
@@ -146,6 +147,7 @@ def test_chats_are_rendered_by_the_model_s_template():
         how = {"model": "tiny", "messages": said, "max_completion_tokens": 9, "seed": 3}
         text = model.chat(said, 9, seed=3).texts[0]
         choice = client.chat.completions.create(**how).choices[0]
+        assert client.chat.completions.create(**how).id.startswith("chatcmpl-")
         assert (choice.message.role, choice.message.content) == ("assistant", text)
         stream = client.chat.completions.create(**how, stream=True)
         assert "".join(part.choices[0].delta.content for part in stream) == text
@@ -155,8 +157,18 @@ def test_wrong_requests_are_refused_in_one_line(served):
     with served.client() as client:
         for kind, match, how in (
             (openai.NotFoundError, "there is no model 'gpt'; this server has 'tiny'", {"model": "gpt"}),
-            (openai.BadRequestError, "unknown", {"extra_body": {"policy": "os:system"}}),
-            (openai.BadRequestError, "unknown", {"logprobs": 3}),
+            (
+                openai.BadRequestError,
+                "unknown field 'policy'. Allowed: max_tokens",
+                {"extra_body": {"policy": "os:system"}},
+            ),
+            (openai.BadRequestError, "logprobs = 3: this server cannot do that; leave logprobs out", {"logprobs": 3}),
+            (openai.BadRequestError, "presence_penalty = 0.5: this", {"presence_penalty": 0.5}),
+            (
+                openai.BadRequestError,
+                "400 - temperature: got 'hot', expected a number or none",
+                {"temperature": "hot"},
+            ),
             (openai.BadRequestError, "stop holds an empty string", {"stop": ["x", ""]}),
             (openai.BadRequestError, "max_tokens = 101; this server writes at most 100", {"max_tokens": 101}),
             (openai.BadRequestError, "max_tokens = 0; at least 1", {"max_tokens": 0}),
@@ -164,7 +176,12 @@ def test_wrong_requests_are_refused_in_one_line(served):
             (openai.BadRequestError, "n = 0; at least 1", {"n": 0}),
             (openai.BadRequestError, "65 texts in one request; at most 64", {"n": 65}),
             (openai.BadRequestError, "prompts", {"prompt": [1.5]}),
-            (openai.BadRequestError, "more than the 160", {"prompt": "a" * 161}),
+            (
+                openai.BadRequestError,
+                "prompt 1 has 161 .* its text may have 4: together more.*shorten the prompt by 2 or more",
+                {"prompt": "a" * 161},
+            ),
+            (openai.BadRequestError, "ask for at most 10", {"prompt": "a" * 150, "max_tokens": 64}),
         ):
             with pytest.raises(kind, match=match) as caught:
                 client.completions.create(**{"model": "tiny", "prompt": "a", "max_tokens": 4, **how})

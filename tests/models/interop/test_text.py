@@ -176,6 +176,9 @@ def test_a_next_token_model_predicts_what_it_does_in_transformers(tmp_path, kind
     net.save_pretrained(tmp_path / kind)
     done = import_checkpoint(tmp_path / kind, out=tmp_path / "run")
     assert done.origin == "autoregressive" and done.run.model.mask_token_id == VOCAB
+    assert done.notes[0].startswith("a next-token model")
+    with pytest.raises(UserError, match=rf"{kind} is of autoregressive: config.json"):
+        import_checkpoint(tmp_path / kind, "llada", out=tmp_path / "other")
     ours, x = gen.load(tmp_path / "run", dtype="float64"), tokens()
     expected = net(x).logits
     got = ours.net(x)[..., :VOCAB]
@@ -416,6 +419,9 @@ def test_d3llm_is_named_and_decoded_as_published(tmp_path):
         assert (how.policy.threshold, how.block_schedule.add, how.kv_plan) == (threshold, add, None)
         assert done.origin == "d3llm" and done.run.model.shift == SHIFTS[kind]
     path = folder(tmp_path / "sdar", "sdar", published("sdar", theirs("sdar")))
+    strange = folder(tmp_path / "gpt", "sdar", {"a": torch.ones(1)}, {"architectures": ["GPT2LMHeadModel"]})
+    with pytest.raises(UserError, match=r"gpt is of GPT2LMHeadModel; known are .*, autoregressive"):
+        import_checkpoint(strange, out=tmp_path / "other")
     with pytest.raises(UserError, match="neither of LLaDA nor of Dream"):
         import_checkpoint(path, "d3llm", out=tmp_path / "run")
 

@@ -349,7 +349,7 @@ def test_the_entropy_bound_is_the_rule_of_diffusers():
         (lambda: Threshold(1.5), "must be in"),
         (lambda: Factor(0.0), "factor = 0.0"),
         (lambda: EntropyBound(-1.0), "bound = -1.0"),
-        (lambda: Entropy(float("nan")), "threshold: got nan, expected finite"),
+        (lambda: Entropy(float("nan")), "threshold: got nan, expected a finite number"),
         (lambda: LocalLeap(0.5, 0.9), r"anchor = 0.5; it must be in \[0.9, 1\]"),
         (lambda: Hierarchy(0.3, 0.4), r"threshold = 0.3; it must be in \[0.4, 1\]"),
         (lambda: Ancestral(0), "steps = 0"),
