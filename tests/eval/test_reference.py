@@ -199,7 +199,7 @@ def test_labels_have_the_names_of_their_folders(tmp_path, capsys):
     capsys.readouterr()
     assert main([*sample, "chinas"]) == 2
     assert "expected whole numbers, separated by commas, or names: china, flower" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"allowed: 2 of 0 .. 1 \(china, flower\)"):
+    with pytest.raises(UserError, match=r"is none of 0 .. 1 \(china, flower\)"):
         pipeline.sample(2, "chinas")
 
 
