@@ -1,9 +1,9 @@
 """Peak memory of a block-diffusion training step by the length of a text, each case in a process of its own.
 
 python scripts/bench_text_memory.py                      # 4096, 8192 and 16384 tokens, a few minutes of one core
-python scripts/bench_text_memory.py --dense 4096 8192    # beside a mask of N x N, which 16384 tokens have no room for
+python scripts/bench_text_memory.py --dense 4096 8192    # beside a mask of N x N
 
-Memory is the growth of the process's largest resident set (getrusage) over that of a step of 256 tokens.
+Memory is the largest sum of all tensors' bytes that live at one time of the step, the network's left out.
 """
 
 import os
@@ -14,13 +14,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
 import argparse
-import resource
 import subprocess
 import time
+import weakref
 from dataclasses import replace
 from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
@@ -32,8 +34,30 @@ from gen.training.objectives import Batch
 from gen.training.objectives.bd3 import BD3
 from gen.training.state import enable
 
-SHORT = 256
 MODEL = Text(width=128, depth=4, heads=4, qk_norm=True, block_size=16)
+
+
+class Memory(TorchDispatchMode):
+    """The bytes of all tensors that operations return within, as long as they live, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        return out
+
+    def freed(self, key, size):
+        self.known.remove(key)
+        self.bytes -= size
 
 
 def step(net, length):
@@ -47,18 +71,16 @@ def step(net, length):
 
 
 def measure(length, dense, recomputed):
-    """Print the growth of the peak in MiB, and the seconds of a step."""
+    """Print the peak in MiB, and the seconds of a step."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = replace(MODEL, length=length).build()
     if recomputed:
         enable(net, "gradient_checkpointing")
     kernel = attention.only("dense") if dense else attention
-    with mock.patch.object(layers, "attention", kernel):
-        step(net, SHORT)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with mock.patch.object(layers, "attention", kernel), Memory() as memory:
         seconds = step(net, length)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, seconds)
+    print(memory.peak / 2**20, seconds)
 
 
 def main():
