@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +11,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gen.config.errors import NonFinite, UserError
-from gen.models.text import Text
 from gen.samplers.block_schedules.semi_ar import SemiAR
 from gen.samplers.decoding_policies.ancestral import Ancestral
 from gen.samplers.decoding_policies.credit import Credit
@@ -648,42 +646,3 @@ def test_the_host_waits_once_in_every_so_many_steps(reads, how, monkeypatch):
         assert seen.count == 5 * reads
         next(steps)
     assert seen.count <= 6 * reads + 2  # who is finished, and why
-
-
-class Timed:
-    """A network and the processor time that its forwards take."""
-
-    def __init__(self, net):
-        self.net, self.seconds = net, 0.0
-
-    def __getattr__(self, name):
-        return getattr(self.net, name)
-
-    def __call__(self, *args, **kwargs):
-        began = time.process_time()
-        out = self.net(*args, **kwargs)
-        self.seconds += time.process_time() - began
-        return out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "how", [{}, {"sampling": TokenSampling(1.0)}, {"kv_plan": "dual"}], ids=["plain", "drawn", "dual"]
-)
-def test_a_step_costs_little_beside_the_forward_of_a_network_of_100_million(how):
-    """At most 5 % of a forward on two cores, for one text: the work beside it uses one core, so twice it counts."""
-    ids = {"vocab_size": 16_000, "mask_token_id": 15_999, "eos_token_ids": (15_998,)}
-    spec = Text(**ids, length=256, width=768, depth=12, heads=12)
-    net = Timed(spec.build().eval().requires_grad_(False))
-    assert sum(p.numel() for p in net.parameters()) > 1e8
-    loop = DecodingLoop(net, Decoding(**{"policy": "topk", **how}))
-    shares = []
-    with torch.no_grad():
-        loop.add([Layout.of([1] * 64, 64, spec.mask_token_id)], [0], [0])
-        for step in range(10):
-            net.seconds, began = 0.0, time.process_time()
-            loop.step()
-            loop.retire()
-            if step > 1:
-                shares.append((time.process_time() - began - net.seconds) / net.seconds)
-    assert 2 * sorted(shares)[len(shares) // 2] < 0.05, shares
