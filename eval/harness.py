@@ -180,7 +180,7 @@ class HarnessModel:
     def _write(self, asked: Sequence[tuple[str, Mapping[str, Any]]], seeds: Sequence[int], plan: Decoding) -> list[str]:
         """Return the text after each context."""
         ids = [self._encode(context) for context, _ in asked]
-        lengths = [int(self.gen_length or how.get("max_gen_toks", GEN_LENGTH)) for _, how in asked]
+        lengths = [self.gen_length or _most_tokens(how) for _, how in asked]
         if self.pipeline.length is not None:
             room = [max(1, self.pipeline.length - len(prompt)) for prompt in ids]
             short = sum(n < length for n, length in zip(room, lengths, strict=True))
@@ -211,7 +211,7 @@ class HarnessModel:
         """Return temperature, top_p and top_k of a request; a task that does not sample is greedy."""
         asked = float(how.get("temperature") or 0.0) if how.get("do_sample") is not False else 0.0
         top_k = int(how.get("top_k") or 0)
-        return asked if self.temperature is None else self.temperature, float(how.get("top_p", 1.0)), top_k or None
+        return asked if self.temperature is None else self.temperature, float(how.get("top_p") or 1.0), top_k or None
 
     def _said(self, message: Mapping[str, str]) -> dict[str, str]:
         """Return a message whose content names no special token: its names are broken until they are encoded."""
@@ -300,3 +300,9 @@ def _log(message: str) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def _most_tokens(how: Mapping[str, Any]) -> int:
+    """Return the number of tokens that a request allows, by any of the names that the harness knows for it."""
+    given = (how.get(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"))
+    return int(next((n for n in given if n is not None), GEN_LENGTH))

@@ -190,9 +190,13 @@ class DecodingQueue:
         seen = loop.step()
         if loop.steps % self.sync_every:
             return []
+        torn = dict[int, Exception]()
         for row, number in enumerate(loop.book.index):
-            if self.running[number].stream:
-                self._follow(self.running[number], loop, row, seen.tokens[row])
+            if self.running[number].stream and number not in torn:
+                try:
+                    self._follow(self.running[number], loop, row, seen.tokens[row])
+                except Exception as error:  # of the tokenizer
+                    torn[number] = error
         ages = {n: loop.steps - born for n, born in zip(loop.book.index, loop.book.born, strict=True)}
         endless = [
             number
@@ -201,14 +205,18 @@ class DecodingQueue:
         ]
         rows, nan = loop.retire()
         finished = list[DecodingRequest]()
+        for number in nan:
+            finished.append(self._fail(self.running[number], NonFinite("the logits of this text are NaN")))
+        for number, why in torn.items():
+            if number in self.running:
+                finished.append(self._fail(self.running[number], why))
         for k, number in enumerate(rows.index):
+            if number not in self.running:
+                continue
             try:
                 finished.append(self._finish(rows, k, ages[number]))
             except Exception as error:  # of the tokenizer; the row has left the loop, so no other request fails
                 finished.append(self._fail(self.running[number], error))
-        for number in nan:
-            if number in self.running:
-                finished.append(self._fail(self.running[number], NonFinite("the logits of this text are NaN")))
         for number in endless:
             if number in self.running:
                 policy = name_of(type(loop.decoding.policy))

@@ -163,10 +163,8 @@ def chat_messages(given: Any) -> tuple[list[dict[str, str]], int]:
             continue
         if role not in ROLES:
             raise UserError(f"message {number} has the role {shown(role)}. Allowed: {', '.join(ROLES)}")
-        if isinstance(content, (list, tuple)) and all(
-            isinstance(p, Mapping) and p.get("type") == "text" for p in content
-        ):
-            content = "".join(str(part.get("text", "")) for part in content)
+        if isinstance(content, (list, tuple)) and all(_is_text(part) for part in content):
+            content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise UserError(f"message {number} ({role}) has the content {shown(content)}; it must be text")
         if not content.strip():

@@ -53,7 +53,7 @@ def with_gaps(ids: Sequence[int], decode: Decode, spans: Span | Sequence[Span], 
 def _bounds(span: Any, text: str) -> tuple[int, int]:
     """Return the first character of a span, and the one after the last."""
     if isinstance(span, str):
-        times = text.count(span) if span else 0
+        times = sum(text.startswith(span, at) for at in range(len(text))) if span else 0
         if times != 1:
             raise UserError(f"edit: {shown(span)} occurs {times} times in the text; give its (start, end)")
         return text.index(span), text.index(span) + len(span)

@@ -213,7 +213,8 @@ class DecodingLoop:
         positions = self.queried()
         logp = self.evaluate(positions, masked, new_window, new_block)
         view = self.view(logp, positions, masked, generated)
-        book.has_nan = (view.masked & logp[..., 0].isnan()).any(1)  # of a position's logits one is NaN or all are
+        nan = (view.masked & logp[..., 0].isnan()).any(1)  # of a position's logits one is NaN or all are
+        book.has_nan = book.has_nan | nan
         decision, self.states[0] = self.decoding.policy.select(view, self.states[0])
         self.commit(view, decision)
         schedule.hold = torch.zeros_like(book.done) if decision.hold is None else decision.hold & ~book.done

@@ -299,6 +299,8 @@ class TextPipeline:
 
     def ids(self, prompts: Prompt | Sequence[Prompt]) -> list[Ids]:
         """Return every prompt's ids and gaps; UserError for none at all, and for what are neither strings nor ids."""
+        if isinstance(prompts, Mapping):
+            raise UserError(f"generate: prompts = {shown(prompts)}; a string or ids, or several of them")
         one = isinstance(prompts, str) or getattr(prompts, "ndim", 0) == 1 or holds_gap(prompts)
         try:
             several: list[Any] = [prompts] if one else list(prompts)
@@ -317,11 +319,11 @@ class TextPipeline:
         if isinstance(prompt, str):
             return [*self.encode(prompt)]
         if not holds_gap(prompt):
-            return [operator.index(v) for v in prompt]
+            return [_token_id(v) for v in prompt]
         ids: Ids = []
         for part in prompt:
             single = isinstance(part, (Gap, Integral))
-            ids += [part if isinstance(part, Gap) else int(part)] if single else self._ids(part)
+            ids += [part if isinstance(part, Gap) else _token_id(part)] if single else self._ids(part)
         return ids
 
     def prompt_of(self, item: Mapping[str, Tensor]) -> tuple[list[int], int]:
@@ -420,3 +422,13 @@ def engine_of(engine: Any) -> Any:
             f"engine = {shown(engine)}; allowed: a name of gen.models.engines, a spec, or a dataclass with prepare()"
         )
     return built
+
+
+def _token_id(value: Any) -> int:
+    """Return a token id; TypeError for what is no whole number."""
+    if isinstance(value, bool):
+        raise TypeError("a truth value is no id")
+    number = operator.index(value)
+    if not 0 <= number < 2**63:
+        raise UserError(f"generate: a prompt holds the id {shown(number)}; allowed: those of the model's tokens")
+    return number

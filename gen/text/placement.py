@@ -172,6 +172,8 @@ class DeviceMap:
         self.device = self._of("embed.weight")
         if self.device == "disk":
             raise UserError(f"max_memory = {dict(max_memory)}: the table of tokens needs memory, and does not fit")
+        if len(gpus := {device for device in self.devices.values() if isinstance(device, int)}) > 1:
+            raise UserError(f"max_memory = {dict(max_memory)}: one GPU computes, not {len(gpus)}; see tensor_parallel")
         if isinstance(self.device, int):
             self.device = f"cuda:{self.device}"
         self.file, self.kinds, self.buffers = file, kinds, {name for name, _ in net.named_buffers()}
@@ -183,11 +185,11 @@ class DeviceMap:
         )
 
     def keep(self, name: str, tensor: Tensor) -> Tensor:
-        device = self._of(name)
+        device = self.device if name in self.buffers else self._of(name)
         if device == "disk" and name in self.kinds and tensor.dtype != self.kinds[name]:
             raise UserError(f"max_memory: what is left in its file stays {self.kinds[name]}; give no other dtype")
         if device == "disk":
-            device = "cpu" if name in self.buffers else "meta"
+            device = "meta"
         return tensor.to(device)
 
     def finish(self, net: nn.Module) -> nn.Module:

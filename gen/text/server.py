@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gen.config.errors import MissingDependency, UserError
+from gen.config.errors import MissingDependency, UserError, shown
 from gen.config.reading import parse_json
 from gen.config.spec import Json
 from gen.diffusion.noise import sample_seeds
@@ -208,6 +208,8 @@ class Api:
 
     def _prompts(self, given: CompletionRequest | ChatRequest) -> list[Prompt]:
         """Return the prompts of a call."""
+        if not all(isinstance(stop, str) for stop in stop_strings(given)):
+            raise UserError(f"stop is {shown(given.stop)}; a string, or a list of them")
         if "" in stop_strings(given):
             raise UserError("stop holds an empty string, which is everywhere")
         if given.n < 1:

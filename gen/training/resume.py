@@ -20,6 +20,7 @@ from gen.config.spec import Json, anchored, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.training.log import read_run_file
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
+from gen.training.state import store_null_text
 
 __all__ = ["Start", "denoiser_of", "load_init", "resume_from", "versions"]
 
@@ -147,12 +148,15 @@ def load_init(run: Run, net: nn.Module) -> str:
     if classes[0] != classes[1] and {**theirs, "classes": classes[1]} == ours:
         anew = [name for name, value in fresh.items() if name not in given or given[name].shape != value.shape]
         gone = sorted(given.keys() - fresh.keys())
+    if run.lora is not None and (anew or gone):
+        raise UserError(f"lora: {folder} has {classes[0]} classes and this run {classes[1]}: adapters change no labels")
     try:
         net.load_state_dict({k: v for k, v in given.items() if k not in gone} | {name: fresh[name] for name in anew})
     except RuntimeError:  # its message has a line for every tensor
         other = f"a {theirs['name']}, not a {ours['name']}"
         why = other if ours["name"] != theirs["name"] else "; ".join(_differences("model", ours, theirs))
         raise UserError(f"init: the weights of {folder} do not fit this model: {why}") from None
+    store_null_text(run, net)  # that of this run's data, not of the one before
     said = [f"{', '.join(names)} {what}" for names, what in ((anew, "starts anew"), (gone, "is left out")) if names]
     return f"init: {', '.join(said)}: {classes[0]} classes there, {classes[1]} now" if said else ""
 

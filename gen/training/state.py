@@ -27,6 +27,7 @@ __all__ = [
     "enable_blocks",
     "optimiser_files",
     "restore",
+    "store_null_text",
     "trainable_parameters",
     "weight_files",
 ]
@@ -54,11 +55,21 @@ def build_network(run: Run) -> nn.Module:
         run: its model and its data.
     """
     net: nn.Module = run.model.build()
+    store_null_text(run, net)
+    return net
+
+
+def store_null_text(run: Run, net: nn.Module) -> None:
+    """Have a network keep the embedding of no caption that a run's data have stored, if they have one.
+
+    Args:
+        run: its data.
+        net: changed in place.
+    """
     keep = members(net).store_null_text
     if keep is not None and getattr(run.data, "text_fields", {}).get("null_text") == "stored":
         null = getattr(run.data, "null_text", {})
         keep(null["text"], null["text_mask"])
-    return net
 
 
 def enable(net: nn.Module, switch: Switch) -> bool:

@@ -75,7 +75,8 @@ class Router(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return each token's experts, int64 [T, top_k], and their weights [T, top_k], for h [T, width]."""
         spec, wide = self.spec, torch.promote_types(h.dtype, torch.float32)
-        products = linear(h.to(wide), self.weight.to(wide))  # [T, count]
+        with torch.autocast(h.device.type, enabled=False):  # or training chooses others than decoding
+            products = linear(h.to(wide), self.weight.to(wide))  # [T, count]
         scores = products.softmax(-1) if spec.score == "softmax" else products.sigmoid()
         chosen_by = scores.detach() if self.expert_bias is None else scores.detach() + self.expert_bias
         if spec.groups > 1:
@@ -123,8 +124,8 @@ class RoutedExperts(nn.Module):
         here = order[ends[0] : ends[len(w1)]]
         parts = h[here // k].split([ends[e + 1] - ends[e] for e in range(len(w1))])
         out = [linear(silu(linear(x, w1[e])) * linear(x, w3[e]), w2[e]) for e, x in enumerate(parts) if len(x)]
-        each = h.new_zeros(len(flat), h.shape[1])
-        each = each.index_copy(0, here, torch.cat(out)) if out else each
+        done = torch.cat(out) if out else h.new_zeros(0, h.shape[1])
+        each = done.new_zeros(len(flat), h.shape[1]).index_copy(0, here, done)
         return (each.unflatten(0, (-1, k)).to(weights.dtype) * weights[..., None]).sum(1).to(h.dtype)
 
 

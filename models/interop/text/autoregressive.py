@@ -20,7 +20,8 @@ __all__ = ["AutoregressiveFolder"]
 
 KINDS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 NOTE = "a next-token model, which writes one token after another; gen distill adapt makes it write several at once"
-QWEN_MASK, QWEN_IDS = 151665, range(151936, 152065)  # an id that no token of Qwen's has, and the sizes of its tables
+QWEN_MASK = {"qwen2": 151665, "qwen3": 151669}  # ids that no token has: Fast-dLLM v2's, and SDAR's
+QWEN_IDS = range(151936, 152065)  # sizes of their tables
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class AutoregressiveFolder:
 
     Attributes:
         mask_token_id: an id that no text has, or one beyond the last, which is appended: its row of the tables is the
-            mean of all rows. None for 151665 in a table of Qwen's size, as Fast-dLLM v2 has it, else to append one.
+            mean of all rows. None for 151665 (Qwen2, as Fast-dLLM v2) or 151669 (Qwen3, as SDAR) in tables of their
+            size, else to append one.
         eos_token_ids: None for config.json's end of text.
     """
 
@@ -47,8 +49,8 @@ class AutoregressiveFolder:
     def read(self, weights: Weights, preset: str | None) -> Conversion:
         fields, tensors, config = read_qwen(weights, "a next-token model")
         size = fields["vocab_size"]
-        qwen = size in QWEN_IDS and config.get("model_type") != "llama"
-        ids = special_ids(config, self.mask_token_id, self.eos_token_ids, QWEN_MASK if qwen else size)
+        unused = QWEN_MASK.get(str(config.get("model_type"))) if size in QWEN_IDS else None
+        ids = special_ids(config, self.mask_token_id, self.eos_token_ids, size if unused is None else unused)
         if ids["mask_token_id"] == size:
             fields, tensors = fields | {"vocab_size": size + 1}, _with_mask(tensors)
         own: Json = {"block_size": 1, "shift": 1, **ids}

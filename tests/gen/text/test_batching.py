@@ -143,6 +143,11 @@ def test_what_fails_fails_alone():
         bad.result()
     with pytest.raises(RuntimeError, match="does not end"):
         idle.result()
+    at_once = {"policy": {"name": "ancestral", "steps": 1}}  # it commits whatever the logits are
+    line = DecodingQueue(model)
+    good, bad = line.submit([1], 4, **at_once), line.submit([1] * 4, 4, **at_once)
+    line.run()
+    assert good.result().tokens == 4 and isinstance(bad.error, NonFinite)
     broken = TextPipeline(Noisy(), None)
     broken.net.logits = None
     line = DecodingQueue(broken)

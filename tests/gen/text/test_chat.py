@@ -164,6 +164,7 @@ def test_the_template_of_a_folder(tmp_path):
         ([{"role": "user", "content": "  "}], r"message 1 \(user\) is empty"),
         ([{"role": "user", "content": None}], r"message 1 \(user\) has the content None; it must be text"),
         ([{"role": "user", "content": [{"type": "image"}]}], "must be text"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "must be text"),
         ([{"role": "tool", "content": "a"}], "no message is left"),
     ],
 )

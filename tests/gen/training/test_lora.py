@@ -14,6 +14,7 @@ from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import override
 from gen.data.lists import Lists
 from gen.training.lora import LoRA, adapted
+from gen.training.resume import load_init
 from gen.training.run import run_from, run_spec
 from gen.training.trainer import Trainer, train
 from tests.distill.texts import tiny_text
@@ -91,6 +92,9 @@ def test_pictures_too(tmp_path):
     moved = [name for name in a if not torch.equal(a[name], b[name])]
     assert moved and all(a[name].ndim == 2 for name in moved)
     assert done.pipeline().sample(2).x.isfinite().all()
+    others = override(tiny(steps=1, init=str(teacher), lora=LoRA(2)), {"model.classes": 12})
+    with pytest.raises(UserError, match=r"lora: .* has 10 classes and this run 12: adapters change no labels"):
+        load_init(others, others.model.build())
 
 
 def test_what_does_not_go_together_is_refused_in_one_line(base, tmp_path, monkeypatch):

@@ -86,6 +86,16 @@ def test_low_precision_chooses_by_float32_scores():
     assert out.dtype == torch.bfloat16 and net.router(h.bfloat16().flatten(0, 1))[1].dtype == torch.float32
 
 
+def test_autocast_chooses_the_experts_that_float32_chooses():
+    net, h = mixture(KINDS["llada2"]).float(), torch.randn(64, 5, WIDTH)
+    tokens = h.flatten(0, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen, weights = net.router(tokens)
+        out = net(h)
+    assert weights.dtype == torch.float32 and torch.equal(chosen, net.router(tokens)[0])
+    assert (out - net(h)).norm() < 0.05 * net(h).norm()
+
+
 def test_the_spec_of_a_model_with_experts():
     spec = Text.preset("nano", depth=3, experts=KINDS["llada2"])
     assert build("models", spec_of(spec)) == spec
