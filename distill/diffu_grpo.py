@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -26,7 +26,7 @@ from gen.text.contracts import positions_between
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.loop import decode
 from gen.training.distillation import Distiller
-from gen.training.objectives import Batch, Roles, Step, join
+from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.bd3 import logits_after_clean_blocks
 from gen.training.objectives.lib.masked import TokenBatch, check_mask_token, token_batch, token_losses
 from gen.training.run import Run
@@ -175,9 +175,6 @@ class DiffuGRPO(Distiller):
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
         """Return minus the mean reward of one answer to each prompt, on fixed noise."""
         return -self.written(roles["net"], batch, 1).reward.mean()
-
-    def validate_all(self, roles: Roles, batches: Sequence[Batch]) -> float:
-        return float(self.validate(roles, join(batches)))  # one rollout
 
 
 def views(objective: DiffuGRPO, net: nn.Module, written: Rollout, batch: Batch, update: int) -> list[View]:
