@@ -75,7 +75,8 @@ class Router(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return each token's experts, int64 [T, top_k], and their weights [T, top_k], for h [T, width]."""
         spec, wide = self.spec, torch.promote_types(h.dtype, torch.float32)
-        with torch.autocast(h.device.type, enabled=False):  # or training chooses others than decoding
+        kind = "cpu" if h.device.type == "meta" else h.device.type
+        with torch.autocast(kind, enabled=False):  # or training chooses others than decoding
             products = linear(h.to(wide), self.weight.to(wide))  # [T, count]
         scores = products.softmax(-1) if spec.score == "softmax" else products.sigmoid()
         chosen_by = scores.detach() if self.expert_bias is None else scores.detach() + self.expert_bias
