@@ -19,13 +19,13 @@ def pairs():
     return [(f"say {i:02}: ", "".join(draw.choices("abcdefghijklmnop ", k=2 + i % 20))) for i in range(30)]
 
 
-CASES = [("llada", None, None), ("mdlm", None, None), ("bd3", 16, None), ("fast_dllm", 16, None), ("bd3", 16, 16)]
+CASES = [("llada", None), ("mdlm", None), ("bd3", 16), ("fast_dllm", 16)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "block_size", "packing"), CASES)
-def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_size, packing):
-    """At least 28 of 30 at every length; measured 30 at each with LLaDA, MDLM, BD3-LM, and packed BD3-LM.
+@pytest.mark.parametrize(("objective", "block_size"), CASES)
+def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_size):
+    """At least 28 of 30 at every length; measured 30 at each with LLaDA, MDLM and BD3-LM, also packed.
 
     LLaDA, were each window to end with its text: 30 at the exact length, 1 at 22, 0 beyond; were the whole window
     trained: 16 at 22, 24 at 32, 25 at 40, 30 at the default.
@@ -34,7 +34,7 @@ def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_si
     file.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in pairs()))
     small = {"length": 64, "width": 64, "depth": 3, "block_size": block_size}
     changes = {
-        "data": {"name": "text", "path": str(file), "length": 64, "holdout": 0.0, "packing": packing},
+        "data": {"name": "text", "path": str(file), "length": 64, "holdout": 0.0},
         **{f"model.{key}": value for key, value in small.items()},
         "objective": objective,
         "steps": 900,
@@ -49,7 +49,7 @@ def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_si
     for length in LENGTHS:
         out = model.generate([p for p, _ in pairs()], length)
         right[length] = sum(a == r for a, (_, r) in zip(out.texts, pairs(), strict=True))
-    print(objective, packing, right)
+    print(objective, right)
     assert min(right.values()) >= 28, right
 
 
