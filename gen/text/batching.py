@@ -190,13 +190,13 @@ class DecodingQueue:
         seen = loop.step()
         if loop.steps % self.sync_every:
             return []
-        torn = dict[int, Exception]()
+        failures = dict[int, Exception]()
         for row, number in enumerate(loop.book.index):
-            if self.running[number].stream and number not in torn:
+            if self.running[number].stream:
                 try:
                     self._follow(self.running[number], loop, row, seen.tokens[row])
                 except Exception as error:  # of the tokenizer
-                    torn[number] = error
+                    failures[number] = error
         ages = {n: loop.steps - born for n, born in zip(loop.book.index, loop.book.born, strict=True)}
         endless = [
             number
@@ -204,24 +204,18 @@ class DecodingQueue:
             if ages[number] > loop.step_limit(extent)
         ]
         rows, nan = loop.retire()
+        failures |= {number: NonFinite("the logits of this text are NaN") for number in nan}
         finished = list[DecodingRequest]()
-        for number in nan:
-            finished.append(self._fail(self.running[number], NonFinite("the logits of this text are NaN")))
-        for number, why in torn.items():
-            if number in self.running:
-                finished.append(self._fail(self.running[number], why))
         for k, number in enumerate(rows.index):
-            if number not in self.running:
-                continue
-            try:
-                finished.append(self._finish(rows, k, ages[number]))
-            except Exception as error:  # of the tokenizer; the row has left the loop, so no other request fails
-                finished.append(self._fail(self.running[number], error))
+            if number not in failures:
+                try:
+                    finished.append(self._finish(rows, k, ages[number]))
+                except Exception as error:  # of the tokenizer; the row has left the loop, so no other request fails
+                    failures[number] = error
         for number in endless:
-            if number in self.running:
-                policy = name_of(type(loop.decoding.policy))
-                finished.append(self._fail(self.running[number], RuntimeError(f"{policy} does not end")))
-        return finished
+            if number in self.running and number not in failures:
+                failures[number] = RuntimeError(f"{name_of(type(loop.decoding.policy))} does not end")
+        return finished + [self._fail(self.running[number], error) for number, error in failures.items()]
 
     def _follow(self, request: DecodingRequest, loop: DecodingLoop, row: int, tokens: Tensor) -> None:
         """Bring the text of a request up to date with what is final."""

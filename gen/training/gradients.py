@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -34,15 +34,15 @@ class Gradients:
         self._accelerator, self._denoisers, self._micro_batches = accelerator, denoisers, micro_batches
         self._local = accelerator.num_processes > 1 and not sharded and len(denoisers) == 1
 
-    def weights(self, counts: Sequence[Tensor | None]) -> list[Tensor | float]:
+    def weights(self, counts: Iterable[Tensor | None]) -> list[Tensor | float]:
         """Return the weight of each micro-batch's loss in the mean that processes take.
 
         Args:
-            counts: of each micro-batch, as of Objective.count.
+            counts: of each micro-batch, as of Objective.count; not asked for where one micro-batch is the step's.
         """
         n, processes = self._micro_batches, self._accelerator.num_processes
-        known = [count for count in counts if count is not None]
-        if not known or n * processes == 1:
+        known = [] if n * processes == 1 else [count for count in counts if count is not None]
+        if not known:
             return [1 / n] * n
         number = torch.stack(known).double()
         total = number.sum() if processes == 1 else self._accelerator.reduce(number.sum(), "sum")

@@ -281,7 +281,7 @@ class Trainer:
         random.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
         lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
         running = [iter(self.objective(self.roles, batch)) for batch in micro_batches]
-        weights = self.gradients.weights([self.objective.count(self.roles, batch) for batch in micro_batches])
+        weights = self.gradients.weights(self.objective.count(self.roles, batch) for batch in micro_batches)
         updates: list[Update] = []
         while (added := self.gradients.add(running, weights)) is not None:
             role, means = added
