@@ -1,0 +1,140 @@
+"""Latents of pictures, and pictures of latents, by the pipeline's own autoencoder and its own rules.
+
+Both ways for every family: scale, shift, statistics per channel or of a batch norm, packing and the order of frames are
+those of the pipeline's own code after its last step, which runs here on given latents. `encode_images` inverts what
+that code does before the autoencoder, so no table of factors is needed; it refuses pipelines that add noise there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.models.interop.pipelines.calling import NetworkOutput, Step, arguments_of, call_without_networks, zeros_for
+from gen.models.interop.pipelines.families import networks_of
+from gen.models.interop.pipelines.listening import Heard
+
+__all__ = ["decode_latents", "encode_images"]
+
+BASE = 16  # of the digits by which positions are recognised; exact in bfloat16 too
+
+
+class StepOutput(NamedTuple):
+    """A scheduler's output, read by name or as a tuple."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+class Decoding(Exception):
+    """The autoencoder's input, which ends the pipeline's call."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.z = z
+
+
+@torch.no_grad()
+def decode_latents(heard: Heard, latents: Tensor) -> Tensor:
+    """Return the pictures of latents, as the pipeline returns them.
+
+    Args:
+        heard: of the pipeline, for the size.
+        latents: [n, ...], each of the shape of heard.latents.
+
+    Returns:
+        [n, 3, H, W] or, of videos, [n, frames, 3, H, W], in [-1, 1].
+    """
+    rows, pictures = len(heard.latents), []
+    for part in latents.split(rows):
+        whole = torch.cat([part, part[-1:].expand(rows - len(part), *part.shape[1:])])
+        out = _tail(heard, whole, {})
+        images = out[0] if isinstance(out, tuple) else next(iter(out.values()))
+        pictures.append(images[: len(part)])
+    return torch.cat(pictures) * 2 - 1
+
+
+@torch.no_grad()
+def encode_images(heard: Heard, images: Tensor) -> Tensor:
+    """Return the latents of pictures: the means of the pipeline's autoencoder as its network knows them.
+
+    Args:
+        heard: of the pipeline, for the size.
+        images: [n, 3, H, W] or, for videos, [n, frames, 3, H, W], in [-1, 1], of the size of the call.
+
+    Returns:
+        [n, ...], each of the shape and dtype of heard.latents.
+    """
+    pipe = heard.pipe
+    if getattr(pipe.vae.config, "timestep_conditioning", False):
+        raise UserError(f"{type(pipe).__name__} adds noise to latents before it decodes them: no pictures have them")
+    index, scale, shift = _rule(heard)
+    pixels = images.to(next(pipe.vae.parameters()))
+    if shift.ndim == 5:  # [n, 3, frames, H, W]
+        pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels.transpose(1, 2)
+    encoded = pipe.vae.encode(pixels)
+    z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    if z.shape[1:] != shift.shape[1:]:
+        raise UserError(f"pictures {list(images.shape)} have latents {list(z.shape)}, and those of the call that was "
+                        f"heard [n, {', '.join(map(str, shift.shape[1:]))}]: give them in its size")  # fmt: skip
+    latents = torch.empty(len(z), heard.latents[0].numel(), dtype=heard.latents.dtype, device=z.device)
+    latents[:, index] = ((z - shift) / scale).flatten(1).to(latents.dtype)
+    return latents.reshape(len(z), *heard.latents.shape[1:])
+
+
+def _rule(heard: Heard) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how the autoencoder's input z comes from latents: z = scale * latents.flatten()[index] + shift.
+
+    Position, scale and shift of each number are seen by latents of which every number is known.
+
+    Returns:
+        index: [numbers] of the flattened latents of one sample.
+        scale, shift: [1, ...], shaped as z.
+    """
+    like = heard.latents[:1]
+    shift = _autoencoder_input(heard, torch.zeros_like(like))
+    scale = _autoencoder_input(heard, torch.ones_like(like)) - shift
+    count = torch.arange(like.numel(), device=like.device)
+    index = torch.zeros(shift.numel(), dtype=torch.long, device=shift.device)
+    unit = 1
+    while unit < len(count):
+        digit = _autoencoder_input(heard, (count // unit % BASE).to(like).reshape(like.shape))
+        index += unit * ((digit - shift) / scale).flatten().round().long()
+        unit *= BASE
+    if len(index) != len(count) or not torch.equal(index.sort().values, count.to(index.device)):
+        raise UserError(f"{type(heard.pipe).__name__} does more to latents than scale and arrange them to decode")
+    return index, scale, shift
+
+
+def _autoencoder_input(heard: Heard, latents: Tensor) -> Tensor:
+    """Return what the autoencoder gets of the latents [1, ...] of one sample, [1, ...]."""
+
+    def decode(z: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+        raise Decoding(z)
+
+    try:
+        _tail(heard, latents.expand(heard.latents.shape), {"decode": (heard.pipe.vae, decode)})
+    except Decoding as decoding:
+        return decoding.z[:1]
+    raise UserError(f"{type(heard.pipe).__name__} does not decode by its vae")
+
+
+def _tail(heard: Heard, latents: Tensor, methods: Mapping[str, Any]) -> Any:
+    """Return what the pipeline makes of latents, of as many rows as were heard, after its last step."""
+    pipe, encoded = heard.pipe, iter(heard.encoded)
+    networks = networks_of(pipe, heard.family)
+
+    def forward(name: str, *args: Any, **kwargs: Any) -> NetworkOutput:
+        return zeros_for(networks[name], arguments_of(networks[name], args, kwargs)[heard.family.x])
+
+    def last(step: Step) -> StepOutput:
+        state = torch.cat([latents, latents]) if heard.doubled else latents
+        return StepOutput(state.to(step.sample), state.to(step.sample))
+
+    if heard.encoded:  # as before, without the text encoders
+        methods = {**methods, "encode_prompt": (pipe, lambda *args, **kwargs: next(encoded))}
+    return call_without_networks(pipe, {**heard.call, "output_type": "pt"}, networks, forward, last, methods)

@@ -1,0 +1,223 @@
+"""Conditions of a pipeline by listening to its own call, which knows prompts, sizes, adapters and masks.
+
+The call runs up to its first step with networks that answer zeros, so that it costs no evaluation of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.diffusion.denoiser import Cond
+from gen.models.interop.pipelines.arguments import Flat, flatten, same, separate, with_equal_lengths
+from gen.models.interop.pipelines.calling import NetworkOutput, Step, arguments_of, call_without_networks, zeros_for
+from gen.models.interop.pipelines.families import Family, family_of, networks_of
+
+__all__ = ["APPENDED", "NULL", "Heard", "encode", "listen"]
+
+NULL = "null."  # before the keys of the negative branch
+APPENDED = "appended"  # key of what the network gets behind the state: an image's tokens or channels
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What a pipeline's call gave its network at the first step, and its scheduler.
+
+    Attributes:
+        pipe: the pipeline.
+        call: arguments of the call.
+        name: of the network in the pipeline, "unet" or "transformer".
+        family: of the network.
+        cond: tensors [B, ...] by argument name, those of the negative branch under "null." and the name.
+        constants: arguments that are no rows of a batch, by name.
+        latents: state of the first step, [B, ...], in the dtype that the pipeline keeps it in; of a scheduler whose
+            noise explodes as the variance preserving state that the network gets.
+        dtype: of the state as the network gets it.
+        appended_dim: dimension along which cond["appended"] follows the state; None without.
+        token_times: factors [T] on the time of each token; None where all have one time.
+        doubled: whether the scheduler steps both branches' rows.
+        scheduler: the pipeline's with the times of this call.
+        timesteps: of all steps, [N].
+        encoded: what the pipeline's encode_prompt returned, call by call.
+    """
+
+    pipe: Any
+    call: Mapping[str, Any]
+    name: str
+    family: Family
+    cond: Cond
+    constants: Mapping[str, Any]
+    latents: Tensor
+    dtype: torch.dtype
+    appended_dim: int | None
+    token_times: Tensor | None
+    doubled: bool
+    scheduler: Any
+    timesteps: Tensor
+    encoded: Sequence[Any]
+
+
+class NetworkCall(NamedTuple):
+    """A call of a network: its name in the pipeline, its state and time, all other arguments by dotted name."""
+
+    name: str
+    x: Any
+    t: Any
+    arguments: Flat
+
+
+@dataclass
+class Recording:
+    """What was seen of a pipeline's call up to its first step: the networks' calls, and results of encode_prompt."""
+
+    calls: list[NetworkCall] = field(default_factory=list)
+    encoded: list[Any] = field(default_factory=list)
+
+
+class FirstStep(Exception):
+    """The first call of the scheduler's step, which ends the pipeline's call."""
+
+    def __init__(self, step: Step):
+        super().__init__()
+        self.step = step
+
+
+def encode(pipe: Any, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None, **call: Any) -> Cond:
+    """Return the condition of prompts, as the pipeline itself encodes them.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        prompts: B of them, or one.
+        negative: prompts of the negative branch; None for what the pipeline takes.
+        **call: other arguments of the pipeline's call, such as height, width and guidance_scale.
+
+    Returns:
+        Tensors [B, ...], those of the negative branch under "null.".
+    """
+    given = {**call, "prompt": prompts} | ({} if negative is None else {"negative_prompt": negative})
+    return listen(pipe, **given).cond
+
+
+@torch.no_grad()
+def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
+    """Call a pipeline up to its first step, and return what its network and its scheduler got.
+
+    Nothing stays attached to the pipeline, its networks or its scheduler, also where the call raises.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        family: of a network that the table has not.
+        **call: arguments of pipe(...).
+
+    Raises:
+        UserError: for an unknown network, and for calls that two branches do not describe.
+    """
+    networks = networks_of(pipe, family)
+    step, recording = _first_step(pipe, networks, family, call)
+    (name, x, t, _), rows = recording.calls[0], len(step.sample)
+    family = family or family_of(networks[name])
+    doubled = family.doubled and rows % 2 == 0 and same(x[: rows // 2], x[rows // 2 :])
+    rows = rows // 2 if doubled else rows
+    branches, constants = _branches(family, recording.calls, rows)
+    scaled = getattr(step.scheduler, "scale_model_input", lambda sample, timestep: sample)
+    latents, appended_dim = scaled(step.sample, step.timestep)[:rows], None
+    for branch in branches:
+        appended_dim = _appended(branch, latents)
+    cond: Flat = {}
+    for prefix, part in zip(("", NULL), with_equal_lengths(family, [b.arguments for b in branches]), strict=False):
+        cond |= {prefix + key: value for key, value in part.items()}
+    return Heard(
+        pipe=pipe, call=call, name=name, family=family, cond=cond,
+        constants={key: value for key, value in constants.items() if key not in cond},
+        latents=latents, dtype=branches[0].x.dtype, appended_dim=appended_dim,
+        token_times=t[0] / t.max() if isinstance(t, Tensor) and t.ndim == 2 else None, doubled=doubled,
+        scheduler=step.scheduler, timesteps=torch.as_tensor(step.scheduler.timesteps).cpu(), encoded=recording.encoded,
+    )  # fmt: skip
+
+
+def _first_step(
+    pipe: Any, networks: Mapping[str, Any], family: Family | None, call: Mapping[str, Any]
+) -> tuple[Step, Recording]:
+    """Return the first step of a pipeline's call, and what was seen up to it."""
+    recording, families = Recording(), {name: family or family_of(module) for name, module in networks.items()}
+
+    def forward(name: str, *args: Any, **kwargs: Any) -> NetworkOutput:
+        arguments, own = arguments_of(networks[name], args, kwargs), families[name]
+        arguments.pop("return_dict", None)
+        x, t = arguments.pop(own.x), arguments.pop(own.t)
+        recording.calls.append(NetworkCall(name, x, t, flatten(arguments, own.lists)))
+        return zeros_for(networks[name], x)
+
+    def end(step: Step) -> NoReturn:
+        raise FirstStep(step)
+
+    encoder = getattr(pipe, "encode_prompt", None)
+    methods = {} if encoder is None else {"encode_prompt": (pipe, _keeping(encoder, recording.encoded))}
+    try:
+        call_without_networks(pipe, call, networks, forward, end, methods)
+    except FirstStep as first:
+        if not recording.calls:
+            raise UserError(f"{type(pipe).__name__} stepped before it evaluated {', '.join(networks)}") from None
+        return first.step, recording
+    raise UserError(f"{type(pipe).__name__} returned without a step of its scheduler: are there any steps to do?")
+
+
+def _keeping(function: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:
+    """Return a function that also appends its results to a list."""
+
+    @functools.wraps(function)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    return kept
+
+
+def _branches(family: Family, calls: Sequence[NetworkCall], rows: int) -> tuple[list[NetworkCall], Flat]:
+    """Return the positive and perhaps the negative branch, states [rows, ...] and rows only, and the constants."""
+    if family.branches == "calls":
+        if len(calls) > 2 or any(len(call.x) != rows for call in calls):
+            raise UserError(f"the pipeline made {len(calls)} calls of its network in a step; at most 2 are branches")
+        parts = [separate(family, call.arguments, rows) for call in calls]
+        if len(parts) == 2 and (other := _other_constants(*parts)):
+            raise UserError(f"{other} is no tensor with a row per sample, and differs between prompt and negative")
+        return [_rows(family, c, p, 0, rows) for c, (p, _) in zip(calls, parts, strict=True)], parts[0][1]
+    call, both = calls[0], len(calls[0].x)
+    if both not in (rows, 2 * rows):
+        raise UserError(f"the pipeline's batch has {both} rows for {rows} samples; known are one or two branches")
+    of_rows, constants = separate(family, call.arguments, both)
+    branches = [_rows(family, call, of_rows, i, rows) for i in range(both // rows)]
+    return branches[::-1] if family.branches == "negative_first" else branches, constants
+
+
+def _rows(family: Family, call: NetworkCall, of_rows: Flat, branch: int, rows: int) -> NetworkCall:
+    """Return the rows of one branch of a call: its state as one tensor, and arguments."""
+    x = torch.stack(call.x).squeeze(2) if isinstance(call.x, list) else call.x
+    block, alternate = slice(branch * rows, (branch + 1) * rows), slice(branch, None, len(x) // rows)
+    picked = {key: value[alternate if key in family.interleaved else block] for key, value in of_rows.items()}
+    return NetworkCall(call.name, x[block], call.t, picked)
+
+
+def _other_constants(one: tuple[Flat, Flat], two: tuple[Flat, Flat]) -> str:
+    """Return the name of a constant that differs between two calls; "" if none does."""
+    names = sorted((one[1].keys() | two[1].keys()) - (one[0].keys() | two[0].keys()))
+    return next((name for name in names if not same(one[1].get(name), two[1].get(name))), "")
+
+
+def _appended(branch: NetworkCall, latents: Tensor) -> int | None:
+    """Move what follows the state to the branch's arguments; return the dimension along which it does."""
+    given, own = branch.x.shape, latents.shape
+    if given == own:
+        return None
+    longer = [dim for dim in range(1, len(own)) if len(given) == len(own) and given[dim] > own[dim]]
+    if len(longer) != 1:
+        raise UserError(f"the network's state is {list(given)} and the scheduler's {list(own)}: they do not match")
+    (dim,) = longer
+    branch.arguments[APPENDED] = branch.x.narrow(dim, own[dim], given[dim] - own[dim])
+    return dim

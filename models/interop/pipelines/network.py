@@ -1,0 +1,170 @@
+"""The network of a pipeline of diffusers under the contract of gen.diffusion.net.Net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gen.config.errors import UserError, shown
+from gen.diffusion.denoiser import Cond, Denoiser
+from gen.diffusion.parameterisation import Parameterisation
+from gen.diffusion.path import NoisePath
+from gen.diffusion.tap import Tap, call_site
+from gen.models.interop.pipelines.arguments import EveryRow, nest, on_device
+from gen.models.interop.pipelines.families import plain_module
+from gen.models.interop.pipelines.listening import APPENDED, NULL, Heard
+from gen.models.interop.pipelines.schedule import is_flow, parameterisation_of, path_of
+
+__all__ = ["PipelineNet", "PipelineSpec", "denoiser_of"]
+
+
+def denoiser_of(
+    heard: Heard,
+    *,
+    time: Literal["theirs", "exact"] = "theirs",
+    path: NoisePath | None = None,
+    parameterisation: Parameterisation | None = None,
+) -> Denoiser:
+    """Return the network of a pipeline as a denoiser of states like heard.latents under conditions like heard.cond.
+
+    The network is the pipeline's own object, so adapters, hooks and placement of its weights stay in force.
+
+    Args:
+        heard: of the pipeline, which fixes size, number of frames and whatever else is no row of a batch.
+        time: "theirs" rounds the time as the pipeline does: to whole timesteps where its scheduler has those, and to
+            the dtype of its network; "exact" leaves it in float32 up to the network.
+        path, parameterisation: None for those of the pipeline's scheduler.
+    """
+    net = PipelineNet(heard, time=time)
+    scheduler = heard.scheduler
+    return Denoiser(net, path or path_of(scheduler), parameterisation or parameterisation_of(scheduler))
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """Spec of a network that is loaded with its pipeline, and not built from a spec.
+
+    Attributes:
+        kind: class of the network.
+        shape: of one x.
+        classes: 0; conditions are those of the pipeline.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    classes: int = 0
+
+    def build(self) -> nn.Module:
+        """Raise UserError: such a network comes with its pipeline."""
+        raise UserError(f"a {self.kind} is not built from its spec: load its pipeline, and give its network")
+
+
+class PipelineNet(nn.Module):
+    """net(x [B, ...], t [B], cond) -> [B, ...] by the network of a pipeline, called as the pipeline calls it.
+
+    A network of two stages (Wan 2.2) chooses by the time of each row.
+
+    Attributes:
+        inner: the pipeline's network.
+        low: its network for low noise; None for one network.
+        boundary: timestep of the last of `inner`'s.
+        state_shape: of one x.
+        keys: of the conditions that it needs.
+    """
+
+    def __init__(self, heard: Heard, *, time: Literal["theirs", "exact"] = "theirs"):
+        super().__init__()
+        if time not in ("theirs", "exact"):
+            raise UserError(f"time = {time!r}; allowed: theirs, exact")
+        pipe = heard.pipe
+        ratio = getattr(pipe.config, "boundary_ratio", None)
+        self.inner = getattr(pipe, heard.name if ratio is None else "transformer")
+        self.low = None if ratio is None else pipe.transformer_2
+        self.steps = float(heard.scheduler.config.num_train_timesteps)
+        self.boundary = 0.0 if ratio is None else ratio * self.steps
+        self.family, self.constants = heard.family, dict(heard.constants)
+        self.keys = tuple(key for key in heard.cond if not key.startswith(NULL))
+        self.state_shape = tuple(heard.latents.shape[1:])
+        self.spec = PipelineSpec(type(plain_module(self.inner)).__name__, self.state_shape)
+        self.time, self.flow = time, is_flow(heard.scheduler)
+        self.whole_steps = self.flow and not heard.timesteps.is_floating_point()
+        self.dtype, self.appended_dim, self.token_times = heard.dtype, heard.appended_dim, heard.token_times
+        self.training = self.inner.training
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
+        if s is not None:
+            raise UserError(f"a target time s was given, but a {self.spec.kind} is no flow map and takes only t")
+        if tuple(x.shape[1:]) != self.state_shape or t.shape != x.shape[:1]:
+            raise UserError(f"x has shape {list(x.shape)} and t {list(t.shape)}; this {self.spec.kind} was heard with "
+                            f"[B, {', '.join(map(str, self.state_shape))}] and takes [B]")  # fmt: skip
+        if missing := [key for key in self.keys if key not in cond]:
+            raise UserError(f"this {self.spec.kind} needs cond[{missing[0]!r}]; given: {', '.join(cond) or 'nothing'}")
+        return call_site(tap, "net", lambda x: self._by_stage(x, self.timestep(t), cond), x)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """Return the scheduler's timestep, [B], of a time that the path gives the network."""
+        if self.time == "exact":
+            return t * self.steps if self.flow else t
+        step = t.float() * self.steps if self.flow else t.float()
+        return (step + 1e-4).floor() if self.whole_steps else step  # cut off, as theirs, but not by rounding
+
+    def null(self, cond: Cond) -> Cond:
+        """Return cond with the negative branch's values of all keys; UserError if the pipeline made no such branch."""
+        plain = [key for key in cond if not key.startswith(NULL)]
+        if missing := [key for key in plain if key in self.keys and NULL + key not in cond]:
+            raise UserError(f"no {NULL}{missing[0]} in cond: the pipeline made no negative branch; call it with a "
+                            "guidance above 1, and with a negative prompt if it needs one, unless the network takes "
+                            "its guidance as an argument")  # fmt: skip
+        return {**cond, **{key: cond[NULL + key] for key in plain if NULL + key in cond}}
+
+    def _by_stage(self, x: Tensor, step: Tensor, cond: Cond) -> Tensor:
+        low = None if self.low is None else step < self.boundary
+        if self.low is None or low is None or not low.any():
+            return self._call(self.inner, x, step, cond)
+        if low.all():
+            return self._call(self.low, x, step, cond)
+        out = torch.empty_like(x)
+        for module, rows in ((self.inner, ~low), (self.low, low)):
+            some = {key: cond[key][rows] for key in self.keys}
+            out[rows] = self._call(module, x[rows], step[rows], some)
+        return out
+
+    def _call(self, module: Any, x: Tensor, step: Tensor, cond: Cond) -> Tensor:
+        """Return the output, shaped and typed as x, of a network for states x at timesteps [B]."""
+        family, rows = self.family, {key: cond[key] for key in self.keys}
+        h = x.to(self.dtype)
+        if self.appended_dim is not None:
+            h = torch.cat([h, rows.pop(APPENDED).to(h)], self.appended_dim)
+        given: dict[str, Any] = {
+            key: [value.value] * len(x) if isinstance(value, EveryRow) else on_device(value, x.device)
+            for key, value in self.constants.items()
+        } | rows
+        for name in family.lists:
+            lengths = given.pop(f"{name}.length").tolist()
+            given[name] = [row[:length] for row, length in zip(given[name], lengths, strict=True)]
+        state = list(h.unsqueeze(2)) if family.lists else h
+        arguments = {**nest(given), family.x: state, family.t: self._network_time(module, step)}
+        out = module(**arguments, return_dict=False)[0]
+        out = torch.stack(out).squeeze(2) if family.lists else out
+        out = out[tuple(slice(length) for length in x.shape)]  # without variances, and an image's tokens
+        if out.shape != x.shape:
+            raise UserError(f"{self.spec.kind} returned {shown(list(out.shape))} for a state {list(x.shape)}")
+        return (out * family.sign).to(x.dtype)
+
+    def _network_time(self, module: Any, step: Tensor) -> Tensor:
+        """Return a network's time at timesteps [B], in the order of the pipelines' roundings."""
+        family = self.family
+        if family.rounded and self.time == "theirs":
+            step = step.to(self.dtype)  # that of latents, after a step at the latest
+        if family.unit == "sigma":
+            time = step / self.steps
+        elif family.unit == "clean":
+            time = (self.steps - step) / self.steps
+        else:
+            time = step
+        if family.time_factor:
+            time = time * getattr(plain_module(module).config, family.time_factor)
+        return time if self.token_times is None else time[:, None] * self.token_times.to(time)
