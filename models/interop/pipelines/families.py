@@ -19,7 +19,7 @@ __all__ = ["FAMILIES", "Family", "family_of", "networks_of", "plain_module"]
 
 @dataclass(frozen=True)
 class Family:
-    """How pipelines call the networks of one class.
+    """Convention by which pipelines call the networks of one class.
 
     Attributes:
         x, t: names of the arguments that hold state and time.

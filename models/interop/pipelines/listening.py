@@ -27,7 +27,7 @@ APPENDED = "appended"  # key of what the network gets behind the state: an image
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """What a pipeline's call gave its network at the first step, and its scheduler.
+    """Arguments of a pipeline's network at the first step of a call, and its scheduler.
 
     Attributes:
         pipe: the pipeline.

@@ -6,33 +6,29 @@ import functools
 
 import pytest
 import torch
-from tests.pipelines.tiny import FAMILIES, call, relative, tiny
 
 from gen.config.errors import UserError
 from gen.models.interop.pipelines.latents import decode_latents, encode_images
 from gen.models.interop.pipelines.listening import listen
+from tests.pipelines.tiny import FAMILIES, call, relative, tiny
 
 # of Euler's scheduler in diffusers, by numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
-def arguments(name):
-    return call(name) | ({"negative_prompt": None} if name in ("pixart", "sana") else {})
-
-
 @functools.cache
 def heard_of(name):
     pipe = tiny(name)
-    return pipe, listen(pipe, **arguments(name))
+    return pipe, listen(pipe, **call(name))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pictures_are_the_pipelines(name):
     pipe, heard = heard_of(name)
-    expected = next(iter(pipe(**{**arguments(name), "output_type": "pt"}).values()))
+    expected = next(iter(pipe(**{**call(name), "output_type": "pt"}).values()))
     if name == "dit":
         return
-    latents = next(iter(pipe(**arguments(name)).values()))
+    latents = next(iter(pipe(**call(name)).values()))
     assert relative((decode_latents(heard, latents) + 1) / 2, expected) < 1e-5
     assert relative((decode_latents(heard, latents[:1]) + 1) / 2, expected[:1]) < 1e-5
 

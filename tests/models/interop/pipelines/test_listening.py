@@ -5,13 +5,13 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from tests.pipelines.tiny import call, prompted, relative, tiny, with_text_encoder
 
 from gen.config.errors import UserError
 from gen.models.interop.pipelines.families import FAMILIES as TABLE
 from gen.models.interop.pipelines.listening import encode, listen
 from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.schedule import times_of
+from tests.pipelines.tiny import call, prompted, relative, tiny, with_text_encoder
 
 # of Euler's scheduler in diffusers, by numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
