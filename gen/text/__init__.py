@@ -14,6 +14,7 @@
     A local server            application, serve, for clients of OpenAI's protocol                        server
     The forward process       MaskPath (LogLinear, Cosine ...), corrupt                                mask_path
     Exact joints              JointDistribution, decoded_distribution -> DecodedDistribution              worlds
+                              MarkovChain, of texts of any length                                         markov
 
 Plug-ins: gen.text.tokenizers, gen.samplers.{decoding_policies, block_schedules, kv_plans, stopping_rules}. Objectives:
 gen.training.objectives.{mdlm, llada, bd3, fast_dllm}. The network: gen.models.text. A part of one's own is named
