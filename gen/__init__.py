@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gen.config.spec import names as names
     from gen.eval.evaluate import evaluate as evaluate
     from gen.eval.leaderboard import leaderboard as leaderboard
+    from gen.models.interop.pipelines.live import accelerate as accelerate
     from gen.pipeline import Pipeline as Pipeline
     from gen.pipeline import load as load
     from gen.text.gaps import Gap as Gap
@@ -27,6 +28,7 @@ _PUBLIC = {
     "Gap": "gen.text.gaps",
     "Pipeline": "gen.pipeline",
     "Run": "gen.training.run",
+    "accelerate": "gen.models.interop.pipelines.live",
     "build": "gen.config.spec",
     "decode": "gen.text.loop",
     "distill": "gen.training.distillation",

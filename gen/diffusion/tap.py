@@ -8,7 +8,7 @@ each evaluation's context, and it never counts calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Chain", "Compute", "Context", "ContextualTap", "FeatureRecorder", "PartialNetwork", "Skip", "Tap",
-    "call_site", "evaluate_network", "with_branch",
+    "Chain", "Compute", "Context", "ContextualTap", "FeatureRecorder", "PartialNetwork", "SiteCall", "Skip", "Tap",
+    "begin_site", "call_site", "evaluate_network", "run_site_call", "with_branch",
 ]  # fmt: skip
 
 Compute = Callable[[Tensor], Tensor]
+SiteCall = Generator[Tensor, Tensor, Tensor]  # yields the input to compute, is sent the output, returns its stand-in
 
 
 class Tap(Protocol):
@@ -57,6 +58,46 @@ def call_site(tap: Tap | None, site: str, compute: Compute, h: Tensor) -> Tensor
         h: its input.
     """
     return compute(h) if tap is None else tap(site, compute, h)
+
+
+def begin_site(tap: Tap, site: str, h: Tensor) -> SiteCall:
+    """Begin a site whose computation lies between two hooks of a foreign network, so that no function computes it.
+
+    Only taps with a method `stepwise(site, h)`, which returns the SiteCall, can replace such a site; all others do not
+    meet it.
+
+    Args:
+        tap: of the evaluation.
+        site: its name.
+        h: its input.
+
+    Returns:
+        A generator: `next` gives the input at which the site is to be computed, `send(output)` ends with StopIteration
+        of what stands for the output; either at once where nothing need be computed.
+    """
+    stepwise = getattr(tap, "stepwise", None)
+    call: SiteCall = _unmet(h) if stepwise is None else stepwise(site, h)
+    return call
+
+
+def _unmet(h: Tensor) -> SiteCall:
+    return (yield h)
+
+
+def run_site_call(call: SiteCall, compute: Compute) -> Tensor:
+    """Return what stands for a site's output, computed by a function.
+
+    Args:
+        call: that `begin_site` returned.
+        compute: the computation of the site.
+    """
+    try:
+        h = next(call)
+        while True:
+            h = call.send(compute(h))
+    except StopIteration as end:
+        out: Tensor = end.value
+        return out
 
 
 @dataclass(frozen=True)
@@ -131,6 +172,9 @@ class BoundTap:
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
         return self.tap.bind(self.context)(site, compute, h)
 
+    def stepwise(self, site: str, h: Tensor) -> SiteCall:
+        return begin_site(self.tap.bind(self.context), site, h)
+
 
 def with_branch(tap: Tap | None, name: str) -> Tap | None:
     """Return the tap for another branch of the same evaluation, for a guide's second network call.
@@ -157,7 +201,10 @@ class FeatureRecorder:
     features: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
-        out = compute(h)
+        return run_site_call(self.stepwise(site, h), compute)
+
+    def stepwise(self, site: str, h: Tensor) -> SiteCall:
+        out = yield h
         if any(fnmatchcase(site, pattern) for pattern in self.patterns):
             self.features[site] = out
         return out
@@ -174,8 +221,11 @@ class Skip:
     patterns: tuple[str, ...]
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        return run_site_call(self.stepwise(site, h), compute)
+
+    def stepwise(self, site: str, h: Tensor) -> SiteCall:
         skipped = any(fnmatchcase(site, pattern) for pattern in self.patterns)
-        return torch.zeros_like(h) if skipped else compute(h)
+        return torch.zeros_like(h) if skipped else (yield h)
 
 
 @dataclass(frozen=True)
@@ -193,6 +243,24 @@ class Chain:
             compute = _through(tap, site, compute)
         return compute(h)
 
+    def stepwise(self, site: str, h: Tensor) -> SiteCall:
+        return _nested(self.taps, site, h)
+
 
 def _through(tap: Tap, site: str, compute: Compute) -> Compute:
     return lambda h: tap(site, compute, h)
+
+
+def _nested(taps: tuple[Tap, ...], site: str, h: Tensor) -> SiteCall:
+    """The call of a site under several taps, the first outermost."""
+    if not taps:
+        return (yield h)
+    outer = begin_site(taps[0], site, h)
+    try:
+        h = next(outer)
+        while True:
+            out = yield from _nested(taps[1:], site, h)
+            h = outer.send(out)
+    except StopIteration as end:
+        result: Tensor = end.value
+        return result

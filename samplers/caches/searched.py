@@ -13,7 +13,7 @@ from gen.config.formats import NEWEST, check_format
 from gen.config.reading import read_json
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.contracts import Cache
-from gen.diffusion.tap import Chain, Compute, Context, Skip, Tap
+from gen.diffusion.tap import Chain, Compute, Context, SiteCall, Skip, Tap, run_site_call
 
 __all__ = ["SearchedMask", "SkipSession"]
 
@@ -94,5 +94,8 @@ class SiteRecorder:
     met: dict[str, None]
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        return run_site_call(self.stepwise(site, h), compute)
+
+    def stepwise(self, site: str, h: Tensor) -> SiteCall:
         self.met[site] = None
-        return compute(h)
+        return (yield h)

@@ -7,5 +7,4 @@ OTHER_NAMES = {
     "AdaptiveProjectedGuidance": "apg",
     "ClassifierFreeGuidance": "cfg",
     "ClassifierFreeZeroStarGuidance": "cfg_zero",
-    "SkipLayerGuidance": "skip_layers",
 }

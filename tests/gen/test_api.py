@@ -14,6 +14,7 @@ from gen.pipeline import Pipeline
 from gen.text.pipeline import TextPipeline
 from gen.training.run import Run
 from tests.gen.tiny import tiny
+from tests.pipelines.tiny import tiny as tiny_pipeline
 
 VALUES = [5, -1.5, None, "x", "", b"x", [], [None], {1: 2}, {"a": 1}, object(), True, torch.ones(2), print, int, "\0"]
 TEXT = {"name": "text", "vocab_size": 8, "mask_token_id": 7, "eos_token_ids": [6], "length": 16, "width": 16}
@@ -48,6 +49,7 @@ def calls(tmp_path_factory):
         "Pipeline": (Pipeline, lambda: {"denoiser": world, "shape": (1, 8, 8)}),
         "sample": (pipeline.sample, lambda: {"steps": 1}),
         "generate": (TextPipeline(net, None).generate, lambda: {"prompts": [[1]], "length": 4}),
+        "accelerate": (gen.accelerate, lambda: {"pipe": tiny_pipeline("pixart")}),
         "edit": (TextPipeline(net, None).edit, lambda: {"text": "1 2 3", "spans": "2"}),
     }
 

@@ -21,7 +21,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.contracts import Cache
-from gen.diffusion.tap import Compute, Context, PartialNetwork, Tap
+from gen.diffusion.tap import Compute, Context, PartialNetwork, SiteCall, Tap, run_site_call
 from gen.samplers.caches.coordinates.step import Step
 from gen.samplers.caches.lib.memory import Memory, select
 from gen.samplers.caches.lib.parts import CachePolicy, Calibrator, Coordinate, FeaturePredictor, Rows
@@ -170,20 +170,24 @@ class CachedForward:
         return (False,) if self.split else self.rows
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        return run_site_call(self.stepwise(site, h), compute)
+
+    def stepwise(self, site: str, h: Tensor) -> SiteCall:
+        """Return the call of a site in two halves, see gen.diffusion.tap.SiteCall."""
         policy, cached = self.session.policy, self.session.caches(site)
         if site == policy.probe and self.rows is None:
-            return self._probe(site, compute, h)
+            return (yield from self._probe(site, h))
         if policy.check and self.mode != "outside" and fnmatchcase(site, policy.check):
-            return self._check_draft(site, compute, h)
+            return (yield from self._check_draft(site, h))
         if self.mode == "passing":
             return h
         if cached and self.mode == "outside":
-            return self._cached(site, compute, h)
-        return self._plain(site, compute, h)
+            return (yield from self._cached(site, h))
+        return (yield from self._plain(site, h))
 
-    def _plain(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+    def _plain(self, site: str, h: Tensor) -> SiteCall:
         self.always += self.mode == "outside"
-        out = compute(h)
+        out = yield h
         if self.mode != "passing":  # nothing inside it decided to skip the rest
             self.computed.add(site)
         return out
@@ -198,11 +202,11 @@ class CachedForward:
         if self.divisible and not policy.check and 0 < asking < 1 - self.session.skip_share:
             self.split = True
 
-    def _probe(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+    def _probe(self, site: str, h: Tensor) -> SiteCall:
         """The policy's probe. Inside a cached site that need not be computed all that follows is passed through."""
         if not self.session.policy.early:
             self.computed.add(site)
-            self.probed = out = compute(h)
+            self.probed = out = yield h
             self._decide(h, out)
         else:
             self._decide(h, None)
@@ -210,16 +214,16 @@ class CachedForward:
         if self.mode == "inside" and not any(self.now or ()):
             self.mode = "passing"
         elif self.session.policy.early:
-            return self(site, compute, h)
+            return (yield from self.stepwise(site, h))
         return out
 
-    def _cached(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+    def _cached(self, site: str, h: Tensor) -> SiteCall:
         session, key = self.session, (*self.key, site)
         memory = session.memories.get(key, Memory())
         if self.now is not None and not any(self.now) and not session.policy.check:
             return self._predict(memory, h)
         self.mode = "inside" if self.now is None or any(self.now) else "passing"
-        out = compute(h)
+        out = yield h
         self.mode = "outside"
         rows = self.now
         if rows is None:  # the probe is still to come
@@ -251,20 +255,20 @@ class CachedForward:
         """What is subtracted from a site's output, of its input h."""
         return {"none": None, "input": h, "probe": self.probed}[self.session.subtract]
 
-    def _check_draft(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+    def _check_draft(self, site: str, h: Tensor) -> SiteCall:
         """A site that may be the last one. The last one runs even in a skipped row, there on its predicted input."""
         session, rows, mode = self.session, self.rows or (), self.mode
         if any(rows):
             self.last_check = (site, h)
         if all(rows) or (mode == "inside" and site != session.last_site):
             self.computed.add(site)
-            return compute(h)
+            return (yield h)
         if site != session.last_site:
             return h
         self.mode = "inside"
         self.computed.add(site)
         predicted = session.memories[*self.key, f"into {site}"].predict(self.x, session.predictor)
-        out = compute(select(rows, h, predicted))
+        out = yield select(rows, h, predicted)
         self.mode = mode
         return out
 

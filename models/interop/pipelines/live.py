@@ -1,0 +1,296 @@
+"""A feature cache on a live pipeline of diffusers: `live = gen.accelerate(pipe, "taylorseer", interval=3)`.
+
+The pipeline stays the user's own: hooks of diffusers' registry lie around the modules of its network, and a stand-in
+for its scheduler says when a loop and its steps begin. `live.remove()`, or the end of `with gen.accelerate(pipe)`,
+takes both away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gen.config.errors import UserError, shown
+from gen.config.spec import build, name_of
+from gen.diffusion.contracts import Cache, CacheSession
+from gen.diffusion.tap import BoundTap, Context
+from gen.models.interop.pipelines.clock import Clock
+from gen.models.interop.pipelines.hooks import SiteHooks
+from gen.models.interop.pipelines.live_report import LiveDrift, LiveReport, measure_drift
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Live", "accelerate"]
+
+NETWORKS = ("transformer", "transformer_2", "unet")  # attributes of a pipeline that hold the network of its loop
+Key = tuple[int, int, str]
+
+
+def accelerate(pipe: Any, cache: Any = "taylorseer_lite", *, engine: str | None = None, **fields: Any) -> Live:
+    """Put a feature cache on a pipeline of diffusers, in place, until it is removed.
+
+    Args:
+        pipe: a pipeline with a transformer or a UNet and a scheduler; called as ever from then on.
+        cache: of gen.samplers.caches: a name, a spec or an object. Its sites must be among those of
+            gen.models.interop.pipelines.hooks; "trunk" leaves out all blocks, "net" the whole network.
+        engine: "compiled" compiles every block (torch.compile) while the cache is on; None leaves them as they are.
+        **fields: of the cache, such as interval=3.
+
+    Raises:
+        UserError: where it would do nothing or harm: no such site, another cache, a pipeline that is accelerated
+            already, an engine that copies the network.
+    """
+    built: Cache = build("samplers.caches", cache, **fields)
+    if not hasattr(built, "start"):
+        raise UserError(f"cache = {shown(cache)}; allowed: a name, a spec, or an object with start()")
+    if engine not in (None, "compiled"):
+        raise UserError(f"engine = {engine!r} prepares a copy of a network, and a live pipeline's is used as it is; "
+                        "allowed: compiled; or torchao's quantize_ on the pipeline itself")  # fmt: skip
+    return Live(pipe, built, engine is not None)
+
+
+class Live:
+    """A cache at work on a pipeline.
+
+    Args:
+        pipe: of diffusers.
+        cache: to use.
+        compiled: whether blocks are compiled.
+
+    Attributes:
+        pipe: the pipeline.
+        cache: in use; one that must measure first (MagCache) is replaced by the calibrated one after the first loop.
+        enabled: set it to False to run the pipeline without the cache for a while.
+        latents: the sample that the newest step returned.
+    """
+
+    def __init__(self, pipe: Any, cache: Cache, compiled: bool = False):
+        self.pipe, self.cache, self.compiled = pipe, cache, compiled
+        self.enabled = self.loop_enabled = True
+        self.latents: Tensor | None = None
+        self.last: LiveReport | None = None
+        self.began = self.loop_seconds = 0.0
+        self.session: CacheSession | None = None
+        self.seconds: dict[Key, Callable[[], float]] = {}
+        self.calls: dict[int, int] = {}  # network -> evaluations since the last step
+        self.hooks: list[SiteHooks] = []
+        networks = [getattr(pipe, name, None) for name in NETWORKS]
+        self.networks = [network for network in networks if isinstance(network, nn.Module)]
+        if not self.networks or not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
+            raise UserError(f"{type(pipe).__name__} has no {', '.join(NETWORKS)} with a scheduler to accelerate")
+        self._refuse_other_caches()
+        try:
+            for i, network in enumerate(self.networks):
+                hooks = SiteHooks(network, self._wanted(), self._around(i), compiled=compiled)
+                self.hooks.append(hooks)
+            self._check_sites()
+        except BaseException:
+            self._unhook()
+            raise
+        self.clock = Clock(pipe.scheduler, self._begin, self._tick)
+        pipe.scheduler = self.clock.stand_in
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        what = f"{type(self.pipe).__name__}, {name_of(type(self.cache))}"
+        if not self.hooks:
+            return f"Live({what}: removed)"
+        return f"Live({what}: {self.report.line() if self.report else 'not run yet'})"
+
+    @property
+    def report(self) -> LiveReport | None:
+        """Report of the newest loop, of one at work too; None before the first."""
+        if self.session is None or not self.seconds:
+            return self.last
+        report = self.session.report()
+        return LiveReport(report, tuple(self.seconds[c.step, c.stage, c.branch]() for c in report.contexts))
+
+    def remove(self) -> None:
+        """Take the hooks and the clock off; the pipeline is as it was. A second call does nothing."""
+        if self.hooks:
+            self._unhook()
+            if self.pipe.scheduler is self.clock.stand_in:
+                self.pipe.scheduler = self.clock.scheduler
+            self.session = None
+
+    def summary(self) -> str:
+        """Return the newest loop in a few lines for the terminal: what was computed, step by block, and its cost."""
+        return f"{self!r}\n{self._reported().table()}"
+
+    def picture(self) -> Image:
+        """Return a picture of what was computed in the newest loop: a row for each block, a column for each step."""
+        return self._reported().picture()
+
+    def drift(self, prompt: Any = None, *, seed: int = 0, **call: Any) -> LiveDrift:
+        """Run the pipeline with and without the cache on the same noise, and compare.
+
+        Args:
+            prompt: of the pipeline; None for arguments in `call` alone, such as prompt_embeds.
+            seed: of both runs' noise.
+            **call: other arguments of the pipeline. Unless there is an output_type, pictures are compared, too.
+
+        Returns:
+            The distance of the latents and of the pictures, and the plain steps that take the same time.
+        """
+        given = {**({} if prompt is None else {"prompt": prompt}), **call}
+        runs = []
+        for enabled in (False, True):
+            before, self.enabled = self.enabled, enabled
+            try:
+                device = getattr(self.pipe, "_execution_device", "cpu")
+                generator = torch.Generator(device).manual_seed(seed)
+                out = self.pipe(**{"output_type": "pt", **given, "generator": generator})
+            finally:
+                self.enabled = before
+            assert self.latents is not None
+            runs.append((self.latents, out, self.loop_seconds))
+        return measure_drift(*runs, loop=self._reported(), pictures="output_type" not in given)
+
+    def _reported(self) -> LiveReport:
+        report = self.report
+        if report is None:
+            raise UserError("nothing was sampled under the cache yet: call the pipeline first")
+        return report
+
+    def _unhook(self) -> None:
+        for hooks in self.hooks:
+            hooks.remove()
+        self.hooks = []
+
+    def _refuse_other_caches(self) -> None:
+        for network in self.networks:
+            if getattr(network, "is_cache_enabled", False):
+                raise UserError(f"{type(network).__name__} has a cache of diffusers already; two would predict each "
+                                "other's predictions: call its disable_cache() first")  # fmt: skip
+
+    def _parts(self) -> tuple[Any, tuple[str, ...]]:
+        """Return policy and sites of the cache's sessions; None and () for a cache of another make."""
+        try:
+            session: Any = self.cache.start(1)
+        except UserError:  # it is for another number of steps
+            return None, ()
+        return getattr(session, "policy", None), tuple(getattr(session, "sites", ()))
+
+    def _wanted(self) -> tuple[str, ...]:
+        """Patterns of the sites that the cache needs, and of those that its report shows."""
+        policy, sites = self._parts()
+        if policy is None:
+            return ("*",)
+        return (*sites, *(pattern for pattern in (policy.probe, policy.check) if pattern), "hidden.*")
+
+    def _check_sites(self) -> None:
+        """Refuse a cache for which the networks have no sites."""
+        policy, patterns = self._parts()
+        probe, check = ("", "") if policy is None else (policy.probe, policy.check)
+        for hooks in self.hooks:
+            kind = type(hooks.network).__name__
+            for pattern in (*patterns, *([probe] if probe else ())):
+                if not any(fnmatchcase(site, pattern) for site in hooks.sites):
+                    raise UserError(f"{kind}: no site matches {pattern!r}; it has {', '.join(hooks.kinds())}")
+            checks = [site for site in hooks.sites if fnmatchcase(site, check)]
+            if probe in hooks.opaque or (check and len(checks) < 2):
+                name = name_of(type(self.cache))
+                raise UserError(f"{name} decides inside the trunk of a {kind}, which is left out as a whole; allowed: "
+                                "a cache that decides before it, such as taylorseer_lite or fbcache")  # fmt: skip
+
+    def _begin(self) -> None:
+        """A loop begins."""
+        self._refuse_other_caches()
+        for hooks in self.hooks:
+            hooks.refresh()
+        self.session, self.seconds, self.calls = None, {}, {}
+        self.loop_enabled, self.began = self.enabled, time.perf_counter()
+
+    def _tick(self, latents: Tensor) -> None:
+        """A step has ended."""
+        self.latents, self.calls = latents, {}
+        step = self.clock.step
+        if step is not None and step >= self.clock.steps:
+            if latents.is_cuda:
+                torch.cuda.synchronize()
+            self.loop_seconds = time.perf_counter() - self.began
+        if self.session is not None and step is not None:
+            if len({key[0] for key in self.seconds}) == 1:
+                self._check_branches()
+            if step >= self.clock.steps:
+                self._end()
+
+    def _check_branches(self) -> None:
+        wanted = getattr(self.session, "branches", ())
+        met = dict.fromkeys(branch for _, _, branch in self.seconds)
+        if wanted and not any(branch in wanted for branch in met):
+            raise UserError(f"{name_of(type(self.cache))} caches the branches {', '.join(wanted)}, and this pipeline "
+                            f"evaluates {', '.join(met)}: it would save nothing")  # fmt: skip
+
+    def _end(self) -> None:
+        """A loop has ended."""
+        self.last = self.report
+        if self.last is not None and self.last.cache.calibration:
+            self.cache = self.cache.calibrated(self.last.cache)
+        self.session = None
+
+    def _around(self, number: int) -> Callable[[Callable[[], Any]], Any]:
+        """Return what runs each evaluation of one of the networks."""
+
+        def around(run: Callable[[], Any]) -> Any:
+            if self.pipe.scheduler is not self.clock.stand_in:
+                raise UserError("the pipeline has another scheduler than when it was accelerated, by whose steps the "
+                                "cache would go: remove() the cache, and accelerate again")  # fmt: skip
+            step = self.clock.step
+            if step is None or not self.loop_enabled:
+                return run()
+            hooks = self.hooks[number]
+            nth = self.calls[number] = self.calls.get(number, -1) + 1
+            branch = hooks.context or ("main" if nth == 0 else f"call{nth}")
+            branch = f"{branch}.{number + 1}" if number else branch  # another network has other features
+            if self.session is None:
+                self.session = self.cache.start(self.clock.steps)
+            t, lam = self.clock.times()
+            hooks.tap = BoundTap(self.session, Context(step, self.clock.steps, 0, t, branch, lam))
+            stop = _stopwatch(hooks.network)
+            try:
+                return run()
+            finally:
+                hooks.tap = None
+                self.seconds[step, 0, branch] = stop()
+
+        return around
+
+
+def _stopwatch(network: nn.Module) -> Callable[[], Callable[[], float]]:
+    """Begin to measure time; the function that is returned ends it, and returns one for the seconds.
+
+    On a GPU they are those between two events of its queue, for which nothing waits before the seconds are read.
+    """
+    if next((p.device.type for p in network.parameters()), "cpu") != "cuda":
+        began = time.perf_counter()
+
+        def stop() -> Callable[[], float]:
+            seconds = time.perf_counter() - began
+            return lambda: seconds
+
+        return stop
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+
+    def stop_events() -> Callable[[], float]:
+        last.record()
+
+        def seconds() -> float:
+            last.synchronize()
+            return float(first.elapsed_time(last)) / 1000
+
+        return seconds
+
+    return stop_events

@@ -1,0 +1,232 @@
+"""Caches on live pipelines: to the bit without them, counted with them, and nothing left behind."""
+
+import copy
+
+import pytest
+import torch
+
+import gen
+from gen.config.errors import UserError
+from gen.diffusion.tap import FeatureRecorder, Skip
+from gen.models.interop.pipelines.blocks import BLOCKS
+from gen.models.interop.pipelines.hooks import SiteHooks
+from gen.samplers.caches.custom import Custom
+from gen.samplers.caches.policies.interval import Interval
+from gen.samplers.caches.predictors.reuse import Reuse
+from tests.pipelines.tiny import FAMILIES, call, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # EulerDiscrete
+PIPES = sorted(FAMILIES)
+UNETS = ("sd15", "sd21_v", "sdxl")
+SITES = {
+    "net": ("net",),
+    "trunk": ("trunk",),
+    "hidden": ("hidden.*",),
+    "blocks": ("blocks.*",),
+    "raw": ("blocks.*.raw",),
+}
+
+
+def run(pipe, name, **changes):
+    """The last latents of one call, or the pictures of a pipeline that has none."""
+    out = pipe(**{**call(name), **changes}, return_dict=False)[0]
+    return out if isinstance(out, torch.Tensor) else torch.as_tensor(out)
+
+
+def every(interval, sites):
+    """A cache that computes one step in `interval` and uses its features again."""
+    return Custom(Interval(interval, 1), Reuse(), sites=sites)
+
+
+def networks(pipe):
+    found = [getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet")]
+    return [net for net in found if net is not None]
+
+
+def attributes(pipe):
+    """Everything that a hook could leave behind."""
+    return [(sorted(vars(module)), "forward" in vars(module)) for net in networks(pipe) for module in net.modules()]
+
+
+class Counted:
+    """Counts the evaluations of the last block's attention in every network."""
+
+    def __init__(self, pipe):
+        self.calls = 0
+        for net in networks(pipe):
+            blocks = [module for module in net.modules() if type(module).__name__ in BLOCKS]
+            linear = next(m for n, m in blocks[-1].named_modules() if isinstance(m, torch.nn.Linear) and "att" in n)
+            linear.register_forward_pre_hook(self.count)
+
+    def count(self, *_):
+        self.calls += 1
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_off_and_removed_is_bit_identical_and_on_computes_what_it_reports(name):
+    pipe, scheduler = tiny(name), None
+    plain, before, scheduler = run(pipe, name), attributes(pipe), pipe.scheduler
+    for kind, sites in SITES.items():
+        if kind == "hidden" and name in UNETS:
+            continue
+        with gen.accelerate(pipe, every(1, sites)) as live:
+            assert torch.equal(run(pipe, name), plain), f"interval 1 at {sites}"
+            assert live.report.computed_share == 1 and live.report.full == live.report.evaluations
+            live.enabled = False
+            assert torch.equal(run(pipe, name), plain), "not enabled"
+        assert attributes(pipe) == before and pipe.scheduler is scheduler
+    assert torch.equal(run(pipe, name), plain)
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_on_computes_what_it_reports(name):
+    pipe = tiny(name)
+    plain, counted = run(pipe, name), Counted(pipe)
+    for kind, sites in SITES.items():
+        if kind == "hidden" and name in UNETS:
+            continue
+        with gen.accelerate(pipe, every(2, sites)) as live:
+            counted.calls = 0
+            x = run(pipe, name)
+            report = live.report
+            assert counted.calls == report.full < report.evaluations
+            assert report.computed_share == report.full / report.evaluations
+            assert torch.isfinite(x).all() and not torch.equal(x, plain)
+            assert torch.equal(run(pipe, name), x), "a second loop gives the same: nothing is left of the first"
+            assert "in full" in repr(live) and "\n" not in repr(live)
+
+
+@pytest.mark.parametrize("cache", ["taylorseer", "taylorseer_lite", "fora", "fbcache", "teacache", "cg_taylor", "speca",
+                                   "magcache", "shared", "uncond"])  # fmt: skip
+def test_presets_run_unchanged(cache):
+    pipe = tiny("wan")
+    with gen.accelerate(pipe, cache) as live:
+        run(pipe, "wan", num_inference_steps=8)
+        first = live.report
+        run(pipe, "wan", num_inference_steps=8)
+        assert live.report.evaluations == 16
+        assert live.report.full < 16 or cache in ("fbcache", "teacache", "cg_taylor", "speca")  # random features move
+        assert (first.full == 16) == (cache in ("magcache", "shared") or live.report.full == 16)  # these measure first
+        assert live.picture().size[0] > 16 and "#" in live.summary()
+
+
+def test_batch_size_steps_and_exceptions_leave_nothing():
+    name = "flux"
+    pipe, other = tiny(name), tiny(name)
+    with gen.accelerate(pipe, every(2, ("trunk",))), gen.accelerate(other, every(2, ("trunk",))):
+        want = run(pipe, name)
+
+        def fail(pipe, step, t, given):
+            if step == 1:
+                raise KeyboardInterrupt
+            return given
+
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, name, callback_on_step_end=fail)
+        assert torch.equal(run(pipe, name), want)
+        small = {key: value[:1] for key, value in call(name).items() if isinstance(value, (torch.Tensor, list))}
+        assert len(run(pipe, name, **small)) == 1
+        run(pipe, name, num_inference_steps=6, height=call(name)["height"] * 2)
+        assert torch.equal(run(pipe, name), want)
+
+        def interleaved(pipe, step, t, given):
+            assert torch.equal(run(other, name), want)
+            return given
+
+        assert torch.equal(run(pipe, name, callback_on_step_end=interleaved), want)
+
+
+def test_two_networks_have_features_of_their_own():
+    pipe = tiny("wan22")
+    with gen.accelerate(pipe, every(8, ("trunk",))) as live:
+        run(pipe, "wan22")
+        branches = {context.branch for context in live.report.cache.contexts}
+        assert {"cond", "cond.2"} <= branches
+        assert live.report.full == len(branches)
+
+
+@pytest.mark.parametrize("given, line", [
+    ({"cache": every(2, ("nowhere.*",))}, "no site matches 'nowhere"),
+    ({"cache": "fora", "engine": "packed"}, "prepares a copy"),
+    ({"cache": "taylorsear"}, "taylorseer"),
+])  # fmt: skip
+def test_refusals(given, line):
+    pipe = tiny("pixart")
+    before = attributes(pipe)
+    with pytest.raises(UserError, match=line):
+        gen.accelerate(pipe, **given)
+    assert attributes(pipe) == before
+
+
+def test_refuses_two_caches_a_second_time_and_another_scheduler():
+    import diffusers
+
+    pipe = tiny("wan")
+    config = diffusers.FirstBlockCacheConfig(threshold=0.1)
+    with gen.accelerate(pipe):
+        with pytest.raises(UserError, match="taps already"):
+            gen.accelerate(pipe)
+        pipe.transformer.enable_cache(config)
+        with pytest.raises(UserError, match="a cache of diffusers"):
+            run(pipe, "wan")
+        pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(config)
+    with pytest.raises(UserError, match="a cache of diffusers"):
+        gen.accelerate(pipe)
+    pipe.transformer.disable_cache()
+    with gen.accelerate(pipe):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        with pytest.raises(UserError, match="another scheduler"):
+            run(pipe, "wan")
+    with pytest.raises(UserError, match="evaluates main"), gen.accelerate(tiny("pixart"), "uncond") as live:
+        run(live.pipe, "pixart")
+    with pytest.raises(UserError, match="decides inside"):
+        gen.accelerate(tiny("sd15"), "speca")
+
+
+def test_drift_against_plain_steps():
+    pipe = tiny("sd15")
+    with gen.accelerate(pipe, every(2, ("trunk",))) as live:
+        given = {key: value for key, value in call("sd15").items() if key not in ("output_type", "generator")}
+        drift = live.drift(**given, seed=3)
+        assert 0 < drift.latents < 1 and drift.psnr > 10 and 1 <= drift.plain_steps <= 4
+        assert live.drift(**given, seed=3).latents == drift.latents
+        assert live.enabled and "PSNR" in repr(drift)
+        live.cache = every(1, ("trunk",))
+        assert live.drift(**given).latents == 0
+
+
+def test_taps_of_hooks_follow_the_contract():
+    pipe, name = tiny("sd3"), "sd3"
+    plain, net = run(pipe, name), pipe.transformer
+    with SiteHooks(net) as hooks:
+        hooks.tap = record = FeatureRecorder()
+        assert torch.equal(run(pipe, name), plain)
+        assert set(record.features) == set(hooks.sites)
+        whole, added = record.features["hidden.1"], record.features["blocks.1"]
+        assert torch.allclose(whole, record.features["hidden.0"] + added, atol=1e-5)
+        hooks.tap = Skip(("blocks.*",))
+        skipped = run(pipe, name)
+    with SiteHooks(net, ("trunk",)) as hooks:
+        hooks.tap = Passed()
+        assert torch.equal(run(pipe, name), skipped), "all blocks left out is no block at all"
+
+
+class Passed:
+    """Leaves out what lies between hooks."""
+
+    def __call__(self, site, compute, h):
+        return compute(h)
+
+    def stepwise(self, site, h):
+        return h
+        yield
+
+
+def test_keeps_the_schedulers_class_and_saves(tmp_path):
+    pipe = tiny("dit")
+    kind = type(pipe.scheduler)
+    with gen.accelerate(pipe, every(2, ("trunk",))):
+        assert isinstance(pipe.scheduler, kind) and pipe.scheduler.config == copy.deepcopy(pipe.scheduler.config)
+        pipe.scheduler.save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).config["num_train_timesteps"] == 1000
