@@ -38,7 +38,8 @@ class DataSet(Protocol):
     texts, each by itself, which "document" numbers from 0 (gen.text.documents).
 
     Further methods may be there: `draw(i, key)`, item i under the random choices (crop, mirroring, draw of a latent)
-    of a key, by which training reads then, with a key of (seed, epoch, i); `batch(rows)`, the items of a list of
+    of a key, by which training reads then, with a key of (seed, epoch, i), or of (seed, epoch, `drawn_with(i)`) if
+    that method is there: items may share a key; `batch(rows)`, the items of a list of
     indices stacked, by which training reads data without `draw`, faster than one by one; `draw_batch(rows, keys)`,
     both; `where(i)`, the file and row of item i, for messages; and `caption(i)`, its text. `buckets` may be there, an
     int for each item: x has one shape in each, and a batch is of one. `groups` may be there, the number of items of

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +32,7 @@ __all__ = ["Text"]
 
 TEXTS, TABLES = (".txt", ".md", ".jsonl"), (".parquet", ".arrow")
 LINE = ["line", "number"]  # columns of gen.data.lib.row_groups.LinesFile
+SAMPLED_GROUPS, SAMPLED_ROWS = 4, 200  # of which the number of packed windows is estimated
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Text:
     Tables are .parquet and .arrow files, folders that `datasets` saved, "hf://datasets/owner/name", and URLs of folders
     of parquet files; they need gen-diffusion[datasets]. With `streaming` they, and .jsonl files a thousand lines at a
     time, are read by row groups while a run trains (gen.data.huggingface says how), and an item is a row: of a long
-    text a random window, of a chat with `turns` every a random response. What is cut is not counted then.
+    text a random window, of a chat with `turns` every a random response. What is cut is not counted then. With
+    `packing` an item is a window of several rows of a group (PackedStream).
 
     Attributes:
         path: a file, a glob, a folder (all below it that ends in .txt, .md, .jsonl, .parquet or .arrow) or tables; None
@@ -84,9 +89,8 @@ class Text:
             raise UserError(f"Text: {type(self.tokenizer).__name__} has no end-of-text token")
         if len(self.columns) > 2:
             raise UserError(f"Text: columns = {list(self.columns)}; one of text or messages, or prompt and response")
-        if self.packing is not None and (self.infill is not None or self.streaming):
-            other = "infill" if self.infill is not None else "streaming"
-            raise UserError(f"Text: packing and {other} do not go together: give one")
+        if self.packing is not None and self.infill is not None:
+            raise UserError("Text: packing and infill do not go together: give one")
         if self.streaming and (self.truncate == "drop" or self.path is None):
             why = "truncate = drop: a row is an item" if self.path else "no path: it needs tables or .jsonl files"
             raise UserError(f"Text: streaming with {why}")
@@ -111,7 +115,7 @@ class Text:
         """The same data with one text a window and without gaps, as texts are measured and prompts are taken."""
         return replace(self, packing=None, infill=None)
 
-    def open(self, split: str) -> Windows | StreamedTexts:
+    def open(self, split: str) -> Windows | StreamedTexts | PackedStream:
         """Open "train" or "test"."""
         check_split(split)
         return self._streamed(split) if self.streaming else self._windows(split)
@@ -136,7 +140,7 @@ class Text:
         fingerprint = content_hash("infilling", x, digest(spec_of(self.infill)))
         return InfilledWindows({"x": x}, fingerprint, self.infill, self.tokenizer.eos_token_ids)
 
-    def _streamed(self, split: str) -> StreamedTexts:
+    def _streamed(self, split: str) -> StreamedTexts | PackedStream:
         with loading(str(self.path)):  # of whose package files of tables are a part
             files = opened(self.paths(), lines=True)
         known = files[0].schema.names
@@ -146,8 +150,9 @@ class Text:
         options = {key: value for key, value in spec_of(self).items() if key not in ("path", "row_groups")}
         options["tokenizer"] = {key: value for key, value in options["tokenizer"].items() if key != "file"}
         fingerprint = content_hash("streamed text", split, digest(options), *(file.stamp for file in files))
-        return StreamedTexts(source=groups, held_out=held, split=split, groups_at_once=self.row_groups,
-                             fingerprint=fingerprint, text=self, columns=tuple(columns))  # fmt: skip
+        texts = StreamedTexts(source=groups, held_out=held, split=split, groups_at_once=self.row_groups,
+                              fingerprint=fingerprint, text=self, columns=tuple(columns))  # fmt: skip
+        return texts if self.packing is None else PackedStream(texts, self.packing)
 
     def encoder(self) -> RowEncoder:
         """Return an encoder of its rows."""
@@ -284,20 +289,120 @@ class StreamedTexts(StreamedRows):
         return {"x": x, "prompt": torch.tensor(prompt)}
 
     def _windows(self, i: int) -> list[Window]:
-        (group, row), encoder = self.at(i), self.text.encoder()
-        rows, start = self._rows[group], int(self._rows[group].searchsorted(row))
-        table = self.source.table(group)
+        group, row = self.at(i)
+        rows = self.rows(group)
+        start = int(rows.searchsorted(row))
         for other in [*rows[start:], *rows[:start]]:
-            where = self.source.where(group, int(other))
-            record: dict[str, Any] = {key: table[key][int(other)].as_py() for key in self.columns}
-            if [*record] == LINE:
-                where = f"{where.partition(', row group')[0]}, line {record['number']}"
-                parsed = parse_line(record["line"], where, self.text.columns)
-            else:
-                parsed = parse_row(record, where, self.text.columns)
-            if windows := list(encoder.windows(parsed, where)):
+            if windows := self.windows(group, int(other)):
                 return windows
         raise UserError(f"{self.source.where(group, row)}: no row of its group holds text")
+
+    def windows(self, group: int, row: int) -> list[Window]:
+        """Return all windows of a row; none of an empty one.
+
+        Args:
+            group: its number.
+            row: index in it.
+        """
+        table, where = self.source.table(group), self.source.where(group, row)
+        record: dict[str, Any] = {key: table[key][row].as_py() for key in self.columns}
+        if [*record] == LINE:
+            where = f"{where.partition(', row group')[0]}, line {record['number']}"
+            parsed = parse_line(record["line"], where, self.text.columns)
+        else:
+            parsed = parse_row(record, where, self.text.columns)
+        return list(self.text.encoder().windows(parsed, where))
+
+
+class PackedStream:
+    """Items as of Windows with packing, each of several rows of a group of streamed texts.
+
+    A group is packed when its first item is read: its rows in a random order, of a long text a random window. An epoch
+    has about as many items of a group as its rows fill windows, estimated from a few rows when the data are opened; of
+    windows beyond these an epoch leaves out the last, and where there are fewer the rows are packed anew in another
+    order, so that every row is as likely.
+
+    Args:
+        texts: the rows.
+        multiple: texts begin at multiples of it.
+
+    Attributes:
+        groups: items of each group.
+        groups_at_once, fingerprint: those of the rows.
+    """
+
+    def __init__(self, texts: StreamedTexts, multiple: int) -> None:
+        self.texts, self.multiple = texts, multiple
+        self.groups_at_once, self.fingerprint = texts.groups_at_once, texts.fingerprint
+        ratio = self._windows_per_row()
+        self.groups = np.where(texts.groups > 0, np.maximum(1, np.rint(texts.groups * ratio)), 0).astype(np.int64)
+        self._ends = np.cumsum(self.groups)
+        self._packed = OrderedDict[tuple[int, int], list[Windows]]()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return self.draw(i, 0)
+
+    def keep(self, groups: int) -> None:
+        """Keep so many groups in memory; see StreamedRows."""
+        self.texts.keep(groups)
+
+    def where(self, i: int) -> str:
+        """Return the file and the group of item i."""
+        return self.texts.source.where(self.drawn_with(i), 0).rpartition(", row ")[0]
+
+    def drawn_with(self, i: int) -> int:
+        """Return the group of item i, whose items share a key; see gen.data.DataSet.
+
+        Args:
+            i: index in [0, len), or negative from the end.
+        """
+        return int(np.searchsorted(self._ends, range(len(self))[i], "right"))
+
+    def draw(self, i: int, key: int) -> dict[str, Tensor]:
+        """Return item i of a group that is packed by a key.
+
+        Args:
+            i: index in [0, len).
+            key: equal keys give equal items, and those of one group share out its rows.
+        """
+        group = self.drawn_with(i)
+        k, turn = range(len(self))[i] - int(self._ends[group] - self.groups[group]), 0
+        if (group, key) not in self._packed:
+            while len(self._packed) >= self.texts.source.kept:
+                self._packed.popitem(last=False)
+        turns = self._packed.setdefault((group, key), [])
+        self._packed.move_to_end((group, key))
+        while True:
+            if turn == len(turns):
+                turns.append(self._pack(group, derive("packing", key, turn)))
+            if k < len(turns[turn]):
+                return turns[turn][k]
+            k, turn = k - len(turns[turn]), turn + 1
+
+    def _pack(self, group: int, key: int) -> Windows:
+        """Return the windows of a group."""
+        order = self.texts.rows(group).tolist()
+        random.Random(key).shuffle(order)
+        windows = [w[derive("window", key, row) % len(w)] for row in order if (w := self.texts.windows(group, row))]
+        if not windows:
+            raise UserError(f"{self.texts.source.where(group, order[0])}: no row of its group holds text")
+        return Windows(self._columns(windows), self.fingerprint)
+
+    def _columns(self, windows: Sequence[Window]) -> dict[str, Tensor]:
+        return pack(windows, self.texts.text.length, self.multiple, self.texts.text.tokenizer.eos_token_ids[0])
+
+    def _windows_per_row(self) -> float:
+        """Return how many windows a row fills, of the first rows of a few groups."""
+        windows, rows = 0, 0
+        full = np.flatnonzero(self.texts.groups)
+        for group in full[np.linspace(0, len(full) - 1, min(len(full), SAMPLED_GROUPS)).astype(int)].tolist():
+            some = self.texts.rows(group)[:SAMPLED_ROWS].tolist()
+            first = [w[0] for row in some if (w := self.texts.windows(group, row))]
+            windows, rows = windows + len(self._columns(first)["x"]), rows + len(some)
+        return windows / rows
 
 
 def _lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:

@@ -55,14 +55,19 @@ class ShuffledStream(Dataset[Json]):
         if isinstance(self._order, GroupOrder) and hasattr(self._data, "keep"):
             self._data.keep(self._order.groups_needed)
         draw = getattr(self._data, "draw", None)
-        item = self._data[row] if draw is None else draw(row, derive("draw", self._seed, epoch, row))
+        item = self._data[row] if draw is None else draw(row, self._key(epoch, row))
         return {**item, "index": position}
+
+    def _key(self, epoch: int, row: int) -> int:
+        """Return the key of an item's random choices."""
+        shared = getattr(self._data, "drawn_with", None)
+        return derive("draw", self._seed, epoch, row if shared is None else shared(row))
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """Return the items at some positions, stacked; a DataLoader reads by it."""
         data, at = self._data, [self._order.at(position) for position in positions]
         if hasattr(data, "draw_batch"):
-            keys = [derive("draw", self._seed, epoch, row) for epoch, row in at]
+            keys = [self._key(epoch, row) for epoch, row in at]
             items = data.draw_batch([row for _, row in at], keys)
         elif hasattr(data, "batch") and not hasattr(data, "draw"):
             items = data.batch([row for _, row in at])

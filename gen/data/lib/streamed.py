@@ -71,12 +71,20 @@ class StreamedRows:
         """
         i = range(len(self))[i] % int(self._ends[-1])  # as a list has it: negative from the end, IndexError past it
         group = int(np.searchsorted(self._ends, i, "right"))
+        return group, int(self.rows(group)[i - (self._ends[group - 1] if group else 0)])
+
+    def rows(self, group: int) -> np.ndarray:
+        """Return the rows of a group that are of the split, ascending.
+
+        Args:
+            group: its number.
+        """
         if group not in self._rows:
             while len(self._rows) >= self.source.kept:
                 self._rows.popitem(last=False)
             held = held_out_rows(int(self.source.starts[group]), int(self.source.rows[group]), self.held_out[group])
             self._rows[group] = np.flatnonzero(held == (self.split == "test"))
-        return group, int(self._rows[group][i - (self._ends[group - 1] if group else 0)])
+        return self._rows[group]
 
 
 @dataclass(eq=False, kw_only=True)

@@ -371,7 +371,7 @@ def test_wrong_rows_and_wrong_streams_are_one_line(tmp_path):
     ):
         with pytest.raises(UserError, match=says):
             Text(**{"streaming": True} | fields).open("train")
-    for fields in ({"path": None}, {"path": "a.parquet", "truncate": "drop"}, {"path": "a.parquet", "packing": 4}):
+    for fields in ({"path": None}, {"path": "a.parquet", "truncate": "drop"}):
         with pytest.raises(UserError, match="streaming"):
             Text(**fields, streaming=True)
 
@@ -399,8 +399,63 @@ def test_of_a_streamed_chat_any_of_its_turns_is_drawn(tmp_path):
     assert {tuple(data.draw(0, key)["x"].tolist()) for key in range(1, 40)} == turns
 
 
-def test_a_streamed_run_resumes_to_the_bit(tmp_path):
-    source = source_of(tmp_path, "messages", parquet(tmp_path, "messages"), streaming=True, row_groups=2, holdout=0.1)
+@pytest.mark.parametrize("kind", ROWS)
+def test_streamed_rows_are_packed_once_an_epoch_in_other_windows_each_time(tmp_path, kind):
+    """The rows of a group, each whole and once in as many windows as they fill."""
+    path, every = parquet(tmp_path, kind, group=20), {"holdout": 0.1, "streaming": True, "row_groups": 2}
+    packed, alone = (source_of(tmp_path, kind, path, packing=n, **every).open("train") for n in (4, None))
+    assert len(packed) < len(alone) == 54 and len(packed.groups) == 3 and packed.groups_at_once == 2
+    decode = packed.texts.text.tokenizer.decode
+
+    def texts_of(items):
+        texts = []
+        for item in items:
+            assert item.keys() == {"x", "given", "document"} and item["x"].dtype == torch.int64
+            for number in item["document"].unique().tolist():
+                where = (item["document"] == number) & (item["x"] != STOP)
+                assert int((item["document"] == number).nonzero().min()) % 4 == 0
+                texts += (
+                    [(decode(item["x"][where].tolist()), int((item["given"] & where).sum()))] if where.any() else []
+                )
+        return texts
+
+    first = [packed.draw(i, 7) for i in range(int(packed.groups[0]))]
+    rows = [alone[i] for i in range(18)]
+    wanted = [(decode(row["x"][row["x"] != STOP].tolist()), int(row["prompt"])) for row in rows]
+    found = texts_of(first)
+    windows = packed._packed[0, 7]
+    whole = texts_of([windows[0][k] for k in range(len(windows[0]))])
+    assert sorted(whole) == sorted(wanted) and abs(len(windows[0]) - len(first)) <= 4
+    assert set(found) <= set(wanted) and len(set(found)) >= 14
+    assert texts_of([packed.draw(i, 8) for i in range(len(first))]) != found
+    assert [packed.drawn_with(i) for i in (0, len(first), -1)] == [0, 1, 2]
+    assert "row group 2" in packed.where(-1) and "row " not in packed.where(-1).partition("row group 2")[2]
+    stream, again = (
+        ShuffledStream(source_of(tmp_path, kind, path, packing=4, **every).open("train"), 0, 4) for _ in "ab"
+    )
+    items = [stream[p] for p in range(30)]
+    for p in (29, 3, 17):  # wherever it begins
+        assert all(torch.equal(torch.as_tensor(again[p][key]), torch.as_tensor(items[p][key])) for key in items[p])
+    seen = [packed.draw(i, 9) for i in range(len(packed))] * 2
+    assert packed.keep(3) is None and all(item["x"].shape == (64,) for item in seen)
+
+
+def test_more_items_than_windows_are_further_windows_of_the_same_rows(tmp_path):
+    rows = [{"text": "x" * n} for n in (60, 60, 60, 60, 1, 1, 1, 1)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet", batch_size=4)
+    data = Text(str(tmp_path / "a.parquet"), length=64, holdout=0.0, streaming=True, packing=4).open("train")
+    assert data.groups.tolist() == [2, 2]  # of five windows: four of the first group, one of the second
+    assert {int((data.draw(i, 3)["x"] != STOP).sum()) for i in range(2)} == {60}
+    assert [int((data.draw(i, 3)["x"] != STOP).sum()) for i in (2, 3)] == [4, 4]
+    datasets.Dataset.from_list([{"text": ""}] * 3).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet, row group 0, row .: no row of its group holds text"):
+        Text(str(tmp_path / "b.parquet"), holdout=0.0, streaming=True, packing=4).open("train")[0]
+
+
+@pytest.mark.parametrize("packing", [None, 16])
+def test_a_streamed_run_resumes_to_the_bit(tmp_path, packing):
+    how = {"streaming": True, "row_groups": 2, "holdout": 0.1, "packing": packing}
+    source = source_of(tmp_path, "messages", parquet(tmp_path, "messages"), **how)
     ids = {"vocab_size": 260, "mask_token_id": 257, "eos_token_ids": [256, 259]}
     changes = {
         f"model.{key}": value for key, value in {"width": 16, "depth": 1, "heads": 2, "length": 64, **ids}.items()
