@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.parameterisation import X0, Eps, Parameterisation, V, Velocity
-from gen.diffusion.path import DDPM, Flow, NoisePath
+from gen.diffusion.path import DDPM, Flow, NoisePath, Table
 from gen.models.interop.pipelines.listening import Heard, listen
 
 __all__ = ["is_flow", "parameterisation_of", "path_of", "times_of"]
@@ -45,12 +45,12 @@ def path_of(scheduler: Any) -> NoisePath:
     config, table = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
     if table is None:
         raise UserError(f"{type(scheduler).__name__} is no flow and has no table alphas_cumprod: give the path")
-    schedule = {"squaredcos_cap_v2": "cosine"}.get(config.beta_schedule, config.beta_schedule)
+    schedule = {"squaredcos_cap_v2": "cosine"}.get(config.get("beta_schedule"), config.get("beta_schedule"))
     if schedule in ("linear", "scaled_linear", "cosine"):
         path = DDPM(schedule, len(table), config.beta_start, config.beta_end)
         if torch.allclose(path.alpha(torch.arange(1, len(table) + 1.0).double()) ** 2, table.double(), rtol=1e-4):
             return path
-    raise UserError(f"{type(scheduler).__name__}: its table of alphas is none of DDPM's: give the path")
+    return Table(tuple(table.double().tolist()))
 
 
 def parameterisation_of(scheduler: Any) -> Parameterisation:

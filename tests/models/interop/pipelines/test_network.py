@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gen.samplers.guides.renorm import Renorm
 
 from gen.config.errors import UserError
 from gen.diffusion.net import members
@@ -24,8 +25,12 @@ from tests.pipelines.tiny import FAMILIES, call, relative, tiny
 # of Euler's scheduler in diffusers, by numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-PENDING = ("lumina2", "qwen_image", "cogvideox")  # renorm, and a path made of a table
-GUIDES = {"flux2": None, "z_image": CFG(3.0)}  # theirs is c + w (c - u), with w = 2
+GUIDES = {
+    "flux2": None,
+    "z_image": CFG(3.0),  # theirs is c + w (c - u), with w = 2
+    "qwen_image": Renorm(3.0),
+    "lumina2": Renorm(3.0, over="rows"),
+}
 LOOSE = {"sd3": 5e-5, "z_image": 5e-5}
 
 
@@ -61,7 +66,7 @@ def ours(name, heard, **options):
     return integrate(f if guide is None else guide(f, times), heard.latents, times, DDIM(), cond=heard.cond)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PENDING])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_our_loop_gives_the_pipelines_latents(name):
     assert relative(ours(name, heard_of(name)[1]), theirs(name)[1]) <= LOOSE.get(name, 2e-5)
 
@@ -99,7 +104,7 @@ def test_a_wrong_parameterisation_is_seen(name, parameterisation):
     assert relative(ours(name, heard_of(name)[1], parameterisation=parameterisation), theirs(name)[1]) > 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PENDING])
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_it_keeps_the_contract_of_networks(name):
     _, heard = heard_of(name)
