@@ -21,7 +21,7 @@ from gen.diffusion.composition import compose
 from gen.diffusion.denoiser import CountingDenoiser, Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import V
-from gen.diffusion.path import DDPM, EDM, GVP, Flow, NoisePath, Trig
+from gen.diffusion.path import DDPM, EDM, GVP, Flow, NoisePath, Table, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Integers
 from gen.diffusion.worlds import Gaussian, Mixture
@@ -54,6 +54,7 @@ MINE = "tests.contracts."  # a user's plug-ins
 PATHS = [
     *every("diffusion.path"),
     *(pytest.param(DDPM(kind), id=f"ddpm-{kind}") for kind in ("cosine", "scaled_linear")),
+    pytest.param(Table((0.98, 0.9, 0.6, 0.2, 0.05, 0.004)), id="table"),
 ]
 SOLVERS = [*every("samplers.solvers"), pytest.param(build("samplers.solvers", MINE + "my_solver:MySolver"), id="mine")]
 GRIDS = [*every("samplers.grids"), pytest.param(build("samplers.grids", MINE + "my_grid:MyGrid"), id="mine")]
@@ -304,6 +305,7 @@ def test_a_solver_computes_in_the_dtype_of_x(solver, path, dtype):
 PAIRS = {"cfgpp"}
 # What makes a guide plain guidance, linear in its scale; None where nothing does.
 PLAIN = {"apg": {"momentum": 0.0, "threshold": None, "eta": 1.0}, "rescale": {"phi": 0.0}, "cfg_zero": None}
+PLAIN |= {"renorm": {"cap": 1e9}, "dynamic": None}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

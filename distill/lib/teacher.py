@@ -64,6 +64,7 @@ def guided_teacher(
         given = ", ".join(f"{name} = {getattr(guide, name)}" for name in ignored)
         raise UserError(
             f"{type(guide).__name__}: {given} needs a sampling loop, and a teacher is evaluated at single times; leave "
-            "it out (momentum = 0, zero_steps = 0), and say where to guide by interval, the noise levels"
+            "it out (momentum, zero_steps or skip_scale = 0, num_steps given), and say where to guide by interval, the "
+            "noise levels"
         )
     return guide(teacher, torch.tensor([path.t1, 0.0], dtype=torch.float64) if grid is None else grid)

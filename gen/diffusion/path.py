@@ -14,9 +14,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
+from gen.config.spec import part
 
-__all__ = ["DDPM", "EDM", "GVP", "VP", "Flow", "NoisePath", "Prediction", "Trig", "expand"]
+__all__ = ["DDPM", "EDM", "GVP", "VP", "Flow", "NoisePath", "Prediction", "Table", "Trig", "ZeroSNR", "expand"]
 
 
 class Prediction(NamedTuple):
@@ -333,20 +335,138 @@ class DDPM(LogAlpha):
         return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0) / 2])
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        table, k = self.table.to(t.device), self.cell(t)
-        return torch.lerp(table[k], table[k + 1], t.double() - k).to(t.dtype)
+        return _interpolate(self.table, t)
 
     def dlog_alpha(self, t: Tensor) -> Tensor:
-        return self.table.diff().to(t)[self.cell(t)]
+        return _slope(self.table, t)
 
     def t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        table = self.table.to(log_alpha.device)
-        k = (torch.searchsorted(-table, -log_alpha.double()) - 1).clamp(0, self.steps - 1)
-        return (k + (log_alpha - table[k]) / (table[k + 1] - table[k])).to(log_alpha.dtype)
-
-    def cell(self, t: Tensor) -> Tensor:
-        """Return the index k of the table cell [k, k + 1] that holds t."""
-        return t.detach().floor().long().clamp(0, self.steps - 1)
+        return _position(-self.table, -log_alpha)
 
     def t_to_network(self, t: Tensor) -> Tensor:
         return t - 1
+
+
+@dataclass(frozen=True)
+class Angular(NoisePath):
+    """Variance preserving paths by a table, whose last entry may be pure noise: the angle of alpha and sigma is linear.
+
+    t = 0 is clean data and t = k + 1 is table entry k, which is the time the network gets; between entries
+    atan(sigma / alpha) is linear in t. It is finite where alpha = 0, as log alpha is not, and entries stay exact.
+    """
+
+    @property
+    def entries(self) -> Tensor:
+        """The table: alpha^2 at t = 1, 2, ..., falling; float64 [steps]."""
+        raise NotImplementedError
+
+    @property
+    def t1(self) -> float:
+        return float(len(self.entries))
+
+    @property
+    def time_unit(self) -> float:
+        return self.t1
+
+    @property
+    def natural(self) -> Mapping[str, str]:
+        return {**super().natural, "parameterisation": "v", "times": "integers"}
+
+    @cached_property
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """atan(sigma / alpha) at t = 0, 1, ..., steps, and pi / 2 less it, each with all its digits near 0; float64."""
+        square = torch.cat([torch.ones(1, dtype=torch.float64), self.entries])
+        alpha, sigma = square.sqrt(), (1 - square).sqrt()
+        return torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(_interpolate(self.angles[1], t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(_interpolate(self.angles[0], t))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * _slope(self.angles[1], t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.alpha(t) * _slope(self.angles[0], t)
+
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
+        return _position(self.angles[0], torch.atan(torch.exp(-lam)))
+
+    def t_to_network(self, t: Tensor) -> Tensor:
+        return t - 1
+
+
+@dataclass(frozen=True, repr=False)
+class Table(Angular):
+    """A table of noise levels as other libraries hold it, such as `alphas_cumprod` of a scheduler of diffusers.
+
+    So trained betas and any rescaling are followed. Times between entries are defined, too; see Angular.
+
+    Attributes:
+        alphas_cumprod: alpha^2 of each entry, in [0, 1) and falling, at least 2; the last may be 0.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self, alphas_cumprod="[0, 1)")
+        if len(self.alphas_cumprod) < 2 or not bool((self.entries.diff() < 0).all()):
+            raise UserError(
+                f"Table: alphas_cumprod = {shown(self.alphas_cumprod)}; at least 2 falling numbers are needed"
+            )
+
+    def __repr__(self) -> str:
+        values = self.alphas_cumprod
+        return f"Table({len(values)} entries, alphas_cumprod {values[0]:g} to {values[-1]:g})"
+
+    @cached_property
+    def entries(self) -> Tensor:
+        return torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ZeroSNR(Angular):
+    """A table of DDPM rescaled to end in pure noise (Lin et al. 2024, algorithm 1): `rescale_betas_zero_snr`.
+
+    Attributes:
+        inner: the table before.
+        snr_shift: divides every signal-to-noise ratio of it first (`snr_shift_scale`); CogVideoX's 2B has 3 on
+            Stable Diffusion's table.
+    """
+
+    inner: DDPM = part("diffusion.path", default=DDPM())
+    snr_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, snr_shift="(0, inf)")
+
+    @cached_property
+    def entries(self) -> Tensor:
+        square = (2 * self.inner.table[1:]).exp()
+        root = (square / (self.snr_shift + (1 - self.snr_shift) * square)).sqrt()
+        return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+
+
+def _cell(table: Tensor, t: Tensor) -> Tensor:
+    """Return the index k of the table's cell [k, k + 1] that holds t, shaped as t."""
+    return t.detach().floor().long().clamp(0, len(table) - 2)
+
+
+def _interpolate(table: Tensor, t: Tensor) -> Tensor:
+    """Return the value at t of a table at 0, 1, 2, ..., linear between entries."""
+    table, k = table.to(t.device), _cell(table, t)
+    return torch.lerp(table[k], table[k + 1], t.double() - k).to(t.dtype)
+
+
+def _slope(table: Tensor, t: Tensor) -> Tensor:
+    """Return the derivative of `_interpolate` at t."""
+    return table.diff().to(t)[_cell(table, t)]
+
+
+def _position(table: Tensor, value: Tensor) -> Tensor:
+    """Return the t at which a rising table has a value; inverse of `_interpolate`."""
+    table = table.to(value.device)
+    k = (torch.searchsorted(table, value.double()) - 1).clamp(0, len(table) - 2)
+    return (k + (value - table[k]) / (table[k + 1] - table[k])).to(value.dtype)

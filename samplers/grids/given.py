@@ -19,7 +19,7 @@ class Given:
     """The times themselves, for len(values) - 1 steps and no other number of them.
 
     Attributes:
-        values: falling from at most t1 to 0.
+        values: falling from at most t1 to 0, or to where a published loop ends.
     """
 
     values: tuple[float, ...]
@@ -35,17 +35,17 @@ def checked(values: tuple[float, ...], path: NoisePath, steps: int, owner: str) 
     """Return given times as a grid.
 
     Args:
-        values: N + 1 falling numbers from at most path.t1 to 0.
+        values: N + 1 falling numbers in [0, path.t1].
         path: that they belong to.
         steps: N.
         owner: named in the message.
 
     Raises:
-        UserError: if they do not fall from t1 to 0, or are not of `steps` steps.
+        UserError: if they do not fall within [0, t1], or are not of `steps` steps.
     """
     times = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 2 or not bool((times.diff() < 0).all()) or values[-1] != 0 or not values[0] <= path.t1:
-        raise UserError(f"{owner}: times = {list(values)}; they must fall from at most {path.t1:g} to 0")
+    if len(values) < 2 or not bool((times.diff() < 0).all()) or not 0 <= values[-1] < values[0] <= path.t1:
+        raise UserError(f"{owner}: times = {list(values)}; they must fall from at most {path.t1:g} to at least 0")
     if len(values) != steps + 1:
         raise UserError(f"{owner}: {len(values)} times are a grid of {len(values) - 1} steps, not of {steps}")
     return times

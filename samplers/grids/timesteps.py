@@ -17,7 +17,7 @@ __all__ = ["Timesteps"]
 
 @dataclass(frozen=True)
 class Timesteps:
-    """Entries k of a table of `total` noise levels, at t = (k + 1) t1 / total, then 0 (Lin et al. 2024, table 2).
+    """Entries k of a table of `total` noise levels, at t = (k + 1) t1 / total, then data (Lin et al. 2024, table 2).
 
     On the DDPM path k is the time of its networks.
 
@@ -27,14 +27,17 @@ class Timesteps:
             as numpy and so diffusers have it.
         total: entries of the table.
         offset: of leading spacing.
+        stop: the entry at which the loop ends, 0 in Stable Diffusion's DDIM and PNDM (set_alpha_to_one false); None
+            for clean data, t = 0.
     """
 
     spacing: Literal["leading", "trailing", "linspace"] = "trailing"
     total: int = 1000
     offset: int = 0
+    stop: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, total="[2, inf)", offset="[0, total)")
+        check_fields(self, total="[2, inf)", offset="[0, total)", stop="[0, total)")
 
     def entries(self, steps: int) -> Tensor:
         """Return the entries k, falling, float64 [steps]."""
@@ -51,4 +54,10 @@ class Timesteps:
         entries = self.entries(steps)
         if float(entries[0]) >= self.total:
             raise UserError(f"Timesteps: {steps} leading steps from offset {self.offset} leave a table of {self.total}")
-        return torch.cat([(entries + 1) * (path.t1 / self.total), torch.zeros(1, dtype=torch.float64)])
+        if self.stop is not None and float(entries[-1]) <= self.stop:
+            raise UserError(
+                f"Timesteps: the last of {steps} steps begins at entry {float(entries[-1]):g}; stop = {self.stop} must "
+                "lie below it"
+            )
+        end = -1 if self.stop is None else self.stop
+        return torch.cat([entries + 1, entries.new_tensor([end + 1.0])]) * (path.t1 / self.total)

@@ -7,4 +7,5 @@ OTHER_NAMES = {
     "AdaptiveProjectedGuidance": "apg",
     "ClassifierFreeGuidance": "cfg",
     "ClassifierFreeZeroStarGuidance": "cfg_zero",
+    "SkipLayerGuidance": "skip_layers",
 }

@@ -17,6 +17,9 @@ __all__ = ["CFG"]
 class CFG(TwoPredictionGuide):
     """u + scale (c - u) for the conditional prediction c and the unconditional u (Ho & Salimans 2022, eq. 6).
 
+    Pipelines that write c + w (c - u), such as Z-Image's, have scale = 1 + w. One that stops guiding after a share of
+    the steps (Lumina2's cfg_trunc_ratio) has steps = (0, ratio).
+
     Attributes:
         scale: 1 is the conditional model, 0 the unconditional one; each then costs one evaluation instead of two.
         interval: the noise levels at which to guide (Kynkaanniemi et al. 2024).

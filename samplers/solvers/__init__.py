@@ -5,6 +5,7 @@ evaluations, and checks that a sample does not depend on its batch.
 """
 
 OTHER_NAMES = {  # of diffusers and k-diffusion: docs/coming-from.md
+    "CogVideoXDDIMScheduler": "ddim",
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ancestral",
     "DEISMultistepScheduler": "deis",
@@ -16,6 +17,7 @@ OTHER_NAMES = {  # of diffusers and k-diffusion: docs/coming-from.md
     "FlowMatchEulerDiscreteScheduler": "euler",
     "HeunDiscreteScheduler": "heun",
     "LCMScheduler": "renoise",
+    "PNDMScheduler": "pndm",
     "UniPCMultistepScheduler": "unipc",
     "sample_dpm_adaptive": "adaptive",
     "sample_dpmpp_2m": "dpmpp",

@@ -33,9 +33,15 @@ SMALL = {
 # Another value of each option of a guide. `batched` changes the number of calls alone.
 OPTIONS = {
     "scale": 2.0, "interval": (0.5, 1.5), "steps": (0.25, 0.75), "channels": 1, "momentum": -0.5, "threshold": 1e-3,
-    "eta": 0.7, "phi": 0.2, "space": "x0", "zero_steps": 1,
+    "eta": 0.7, "phi": 0.2, "space": "x0", "zero_steps": 1, "over": "rows", "cap": 0.5, "power": 3, "total": 500,
+    "num_steps": None, "skip_scale": 2.0,
 }  # fmt: skip
-OFF = {"momentum": 0.0, "zero_steps": 0}  # off, where a teacher is evaluated at single times
+OFF = {
+    "momentum": 0.0,
+    "zero_steps": 0,
+    "skip_scale": 0.0,
+    "num_steps": 5,
+}  # off, where a teacher is evaluated at single times
 
 
 def fields(name, folder="samplers.guides"):
@@ -80,7 +86,7 @@ def test_each_option_changes_the_loss_or_is_refused(method, guide):
             refused.add(option)
         else:
             assert changed != plain, option
-    assert refused <= {"steps", "momentum", "zero_steps"}
+    assert refused <= {"steps", *OFF}
     assert ("steps" in refused) == (method not in ("progressive", "phased"))  # these have a loop of their own
     assert set(OFF) & fields(guide) <= refused
 

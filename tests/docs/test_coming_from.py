@@ -63,6 +63,8 @@ def test_our_names_are_built(title):
 
 def test_the_names_of_diffusers_are_there():
     settings = {"num_inference_steps", "guidance_scale", "guidance_rescale", "timesteps", "sigmas"}  # of calls
+    for pipeline in ("CogVideoX", "Lumina2", "QwenImage", "StableDiffusion3", "ZImage"):
+        settings |= set(inspect.signature(getattr(diffusers, f"{pipeline}Pipeline").__call__).parameters)
     kinds = [name for theirs, *_ in rows("diffusers") for name in spans(theirs) if name.endswith("Scheduler")]
     assert len(kinds) >= 10
     for kind in kinds:

@@ -14,7 +14,7 @@ from gen.config.spec import Json, build, convert
 from gen.config.trust import external_names
 from gen.diffusion.net import sides
 from gen.diffusion.parameterisation import X0, Eps, Parameterisation, V
-from gen.diffusion.path import DDPM
+from gen.diffusion.path import DDPM, NoisePath, ZeroSNR
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, from_diffusers
 from gen.models.interop.lib.inferred import SD_VAE, Conversion, Reader, cfg_spec, check_table
@@ -144,10 +144,10 @@ def _conventions(weights: Weights, said: Json, model: DiT) -> tuple[Any, Any, Sa
         else PUBLISHED
     )
     path, parameterisation, grid, notes = read_scheduler(config, file)
-    return path, parameterisation, Sampler("ddim", min(250, path.steps), grid, cfg_spec(model, 4.0)), notes
+    return path, parameterisation, Sampler("ddim", min(250, int(path.t1)), grid, cfg_spec(model, 4.0)), notes
 
 
-def read_scheduler(config: Json, file: object) -> tuple[DDPM, Parameterisation, Json, tuple[str, ...]]:
+def read_scheduler(config: Json, file: object) -> tuple[NoisePath, Parameterisation, Json, tuple[str, ...]]:
     """Return the path, the parameterisation, the grid and notes of a scheduler; UserError for one of another kind.
 
     Args:
@@ -161,10 +161,16 @@ def read_scheduler(config: Json, file: object) -> tuple[DDPM, Parameterisation, 
             f"{file}: prediction_type {kind!r}, beta_schedule {schedule!r}{''.join(f', {key}' for key in changed)}; "
             f"allowed: {', '.join(PREDICTIONS)} on {', '.join(SCHEDULES)}, without {', '.join(CHANGES)}"
         )
-    table = {key: config[name] for key, name in TABLE.items() if name in config}
-    path = build("diffusion.path", "ddpm", schedule=SCHEDULES[schedule], **table)
-    grid, notes = _grid(config, path.steps)
+    path = _table(config, SCHEDULES[schedule])
+    grid, notes = _grid(config, int(path.t1))
     return path, PREDICTIONS[kind], grid, notes
+
+
+def _table(config: Json, schedule: str) -> NoisePath:
+    """Return the path of a scheduler's betas."""
+    table = {key: config[name] for key, name in TABLE.items() if name in config}
+    path: DDPM = build("diffusion.path", "ddpm", schedule=schedule, **table)
+    return ZeroSNR(path) if config.get("rescale_betas_zero_snr") else path
 
 
 def _grid(config: Json, total: int) -> tuple[Json, tuple[str, ...]]:
@@ -175,13 +181,16 @@ def _grid(config: Json, total: int) -> tuple[Json, tuple[str, ...]]:
     spacing = config.get("timestep_spacing") or ("leading" if owner in SPACED else "linspace")
     if spacing not in ("leading", "trailing", "linspace"):
         raise UserError(f"scheduler_config.json: timestep_spacing {spacing!r}; allowed: leading, trailing, linspace")
-    offset = config.get("steps_offset") or 0
+    offset = (config.get("steps_offset") or 0) if spacing == "leading" else 0
     for key in ("clip_sample", "thresholding"):
         if config.get(key, key == "clip_sample" and owner in SPACED[:2]):
             notes.append(f"its {key} is not applied")
-    if not config.get("set_alpha_to_one", True):
-        notes.append("the last step ends in clean data, there at the table's first entry (set_alpha_to_one false)")
-    grid = {"name": "timesteps", "spacing": spacing, "total": total, "offset": offset if spacing == "leading" else 0}
+    grid: Json = {"name": "timesteps", "spacing": spacing, "total": total, "offset": offset}
+    if not config.get("set_alpha_to_one", True):  # the loop ends at the table's first entry
+        if spacing == "trailing" or offset:
+            grid["stop"] = 0
+        else:
+            notes.append("the last step ends in clean data, there where it began (set_alpha_to_one false)")
     return grid, tuple(notes)
 
 
@@ -189,5 +198,5 @@ def _grid(config: Json, total: int) -> tuple[Json, tuple[str, ...]]:
 PUBLISHED: Json = {"beta_schedule": "linear", "timestep_spacing": "leading", "clip_sample": False}
 SPACED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")  # whose spacing is "leading" where the file says none
 # Settings that change the table of betas.
-CHANGES = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas")
+CHANGES = ("trained_betas", "use_flow_sigmas")
 TABLE = {"steps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}

@@ -81,7 +81,7 @@ class UNet2DFolder:
         model = _model(config)
         scheduler = _scheduler(weights)
         path, parameterisation, grid, notes = read_scheduler(scheduler, "scheduler_config.json")
-        sampler = Sampler(solver="ddim", steps=min(50, path.steps), grid=grid)
+        sampler = Sampler(solver="ddim", steps=min(50, int(path.t1)), grid=grid)
         if scheduler.get("_class_name", "DDPMScheduler") == "DDPMScheduler":
             kind, clip = scheduler.get("variance_type", "fixed_small"), scheduler.get("clip_sample", True)
             if kind not in VARIANCES or (clip and scheduler.get("clip_sample_range", 1) != 1):
@@ -90,7 +90,7 @@ class UNet2DFolder:
                     f"{scheduler.get('clip_sample_range')!r}; allowed: {', '.join(VARIANCES)}, 1"
                 )
             solver = {"name": "ancestral", "variance": VARIANCES[kind], "clip": bool(clip)}
-            sampler = Sampler(solver=solver, steps=path.steps, grid=grid)
+            sampler = Sampler(solver=solver, steps=int(path.t1), grid=grid)
             notes = tuple(note for note in notes if "clip_sample" not in note)
         run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
         return Conversion(run, _tensors(weights.tensors, model, config), {"autoencoder": None}, notes=notes)

@@ -17,7 +17,7 @@ from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike, LearnedVariance
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap, with_branch
 
-__all__ = ["Combine", "TwoPredictionGuide", "dot", "extrapolate"]
+__all__ = ["Combine", "GuidedDenoiser", "TwoPredictionGuide", "begins_before", "dot", "extrapolate"]
 
 # (path, x, t, c, u) -> the guided prediction, from the conditional one and the other, at x_t.
 Combine = Callable[[NoisePath, Tensor, Tensor, Prediction, Prediction], Prediction]
@@ -86,12 +86,18 @@ class TwoPredictionGuide(Guide):
         if self.steps is not None:
             n = len(times) - 1
             first, stop = (math.floor(part * n + 1e-9) for part in self.steps)  # 0.7 * 10 is not always 7
-            return _before(t, times, stop) & ~_before(t, times, first)
+            return begins_before(t, times, stop) & ~begins_before(t, times, first)
         return torch.ones_like(t, dtype=torch.bool)
 
 
-def _before(t: Tensor, times: Tensor, step: int) -> Tensor:
-    """Where t lies before that step of the loop; a stage's time may be off by rounding."""
+def begins_before(t: Tensor, times: Tensor, step: int) -> Tensor:
+    """Return where an evaluation at t comes before a step of the loop: bool, shaped as t.
+
+    Args:
+        t: 0-d or [B]; a stage's time may be off by rounding.
+        times: the loop's grid [N + 1].
+        step: index; all comes before step N.
+    """
     if step >= len(times) - 1:
         return torch.ones_like(t, dtype=torch.bool)
     return (t > float(times[step]) * (1 + 1e-9)) & torch.tensor(step > 0, device=t.device)
@@ -137,12 +143,18 @@ class GuidedDenoiser:
         else:
             u = self.predict_other(x, t, cond, s, tap)
             c = self.f(x, t, cond, s=s, tap=tap)
-        k = x.shape[1] if guide.channels is None else guide.channels
-        firsts = (Prediction(p.x0[:, :k], p.eps[:, :k]) for p in (c, u))
-        guided = self.combine(self.path, x[:, :k], t, *firsts)
-        whole = [torch.cat([g, p[:, k:]], 1) for g, p in zip(guided, c, strict=True)]
+        whole = self.guided(x, t, cond, s, tap, c, u)
         on = active.reshape(active.shape + (1,) * (x.ndim - active.ndim)).to(x.device)
         return c.replace(*(torch.where(on, g, p) for g, p in zip(whole, c, strict=True)))
+
+    def guided(
+        self, x: Tensor, t: Tensor, cond: Cond | None, s: Tensor | None, tap: Tap | None, c: Prediction, u: Prediction
+    ) -> Prediction:
+        """Return the guided prediction, with the channels of c that are not guided."""
+        k = x.shape[1] if self.guide.channels is None else self.guide.channels
+        firsts = (Prediction(p.x0[:, :k], p.eps[:, :k]) for p in (c, u))
+        guided = self.combine(self.path, x[:, :k], t, *firsts)
+        return Prediction(*(torch.cat([g, p[:, k:]], 1) for g, p in zip(guided, c, strict=True)))
 
     def predict_other(self, x: Tensor, t: Tensor, cond: Cond | None, s: Tensor | None, tap: Tap | None) -> Prediction:
         """Return u."""

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Trig, expand
+from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Table, Trig, ZeroSNR, expand
 
 SMOOTH = [Flow(), Trig(), EDM(), VP(), EDM(sigma_max=3.0), VP(beta_min=0.5, beta_max=7.0)]
-TABLES = [DDPM(schedule) for schedule in ("linear", "cosine", "scaled_linear")] + [DDPM(steps=10)]
+STABLE = DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012)
+ANGULAR = [ZeroSNR(), ZeroSNR(STABLE, snr_shift=3.0), Table((0.99, 0.8, 0.5, 0.1)), Table((0.9, 0.4, 0.0))]
+TABLES = [DDPM(schedule) for schedule in ("linear", "cosine", "scaled_linear")] + [DDPM(steps=10), *ANGULAR]
 PATHS = SMOOTH + TABLES
 
 
@@ -57,7 +59,9 @@ def test_it_starts_at_data(path):
         (VP(), 0.00657),
         (DDPM(), 0.00635),
         (DDPM("cosine"), 4.93e-5),
-        (DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012), 0.0683),  # the well-known leak of Stable Diffusion
+        (STABLE, 0.0683),  # the well-known leak of Stable Diffusion
+        (ZeroSNR(STABLE), 0.0),
+        (Table((0.9, 0.5)), 1.0),
     ],
     ids=repr,
 )
@@ -72,12 +76,12 @@ def test_variance_is_preserved(path):
     torch.testing.assert_close(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("path", [Trig(), VP(), DDPM()], ids=repr)
+@pytest.mark.parametrize("path", [Trig(), VP(), DDPM(), ZeroSNR()], ids=repr)
 def test_sigma_keeps_its_digits_near_data(path):
     """1 - alpha^2 loses them all; sigma^2 = -expm1(2 log alpha) does not."""
     t = torch.tensor([1e-9, 1e-7], dtype=torch.float64) * path.t1
     ratio = path.sigma(t[1]) / path.sigma(t[0])
-    assert float(ratio) == pytest.approx(100 if isinstance(path, Trig) else 10, rel=1e-5)
+    assert float(ratio) == pytest.approx(100 if isinstance(path, (Trig, ZeroSNR)) else 10, rel=1e-5)
 
 
 @pytest.mark.parametrize("path", SMOOTH, ids=repr)
@@ -123,6 +127,66 @@ def test_tables_are_the_published_ones(path, published):
     assert (path.alpha(t) ** 2).tolist() == pytest.approx(published, rel=2e-4)
 
 
+def theirs(module, name, **config):
+    """alphas_cumprod of a scheduler of diffusers, float64."""
+    scheduler = getattr(importlib.import_module(f"diffusers.schedulers.scheduling_{module}"), name)
+    return scheduler(**config).alphas_cumprod.double()
+
+
+def entries(path):
+    """alpha^2 of a path's table."""
+    return path.alpha(torch.arange(1, path.t1 + 1, dtype=torch.float64)) ** 2
+
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.mark.parametrize("snr_shift", [1.0, 3.0])
+def test_tables_that_end_in_noise_are_those_of_diffusers(snr_shift):
+    bar = theirs(
+        "ddim_cogvideox", "CogVideoXDDIMScheduler", **SD, snr_shift_scale=snr_shift, rescale_betas_zero_snr=True
+    )
+    ours = entries(ZeroSNR(STABLE, snr_shift))
+    torch.testing.assert_close(ours, bar, rtol=1e-5, atol=1e-6)  # theirs subtracts in float32
+    assert ours[-1] == bar[-1] == 0
+    if snr_shift == 1:
+        bar = theirs("ddim", "DDIMScheduler", **SD, rescale_betas_zero_snr=True)
+        torch.testing.assert_close(ours, bar, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_has_its_entries_exactly():
+    trained = [0.01 + 0.3 * (i % 7) / 10 for i in range(20)]
+    bars = [
+        theirs("ddim", "DDIMScheduler", num_train_timesteps=20, trained_betas=trained),
+        theirs("ddim_cogvideox", "CogVideoXDDIMScheduler", **SD, rescale_betas_zero_snr=True),
+        theirs("ddim", "DDIMScheduler", beta_schedule="squaredcos_cap_v2"),
+    ]
+    for bar in bars:
+        path, t = Table(tuple(bar.tolist())), torch.arange(1, len(bar) + 1, dtype=torch.float64)
+        torch.testing.assert_close(path.alpha(t), bar.sqrt(), rtol=1e-14, atol=0)
+        torch.testing.assert_close(path.sigma(t), (1 - bar).sqrt(), rtol=1e-14, atol=0)
+        assert torch.equal(path.t_to_network(t), t - 1)
+
+
+def test_pure_noise_at_the_end_of_a_table_is_a_time_like_others():
+    """Where log alpha is not a number, and a lerp in it would be NaN in the last cell."""
+    for path in (ZeroSNR(), Table((0.9, 0.4, 0.0))):
+        t1 = torch.tensor(path.t1, dtype=torch.float64)
+        assert (float(path.alpha(t1)), float(path.sigma(t1)), float(path.lam(t1))) == (0, 1, -math.inf)
+        assert float(path.t_from_lambda(path.lam(t1))) == path.t1
+        assert float(path.t_from_lambda(torch.tensor(math.inf).double())) == 0
+        assert all(math.isfinite(float(f(t))) for f in (path.dalpha, path.dsigma) for t in (t1, t1 - 0.3, 0 * t1))
+
+
+def test_a_table_in_other_angles_is_the_same_path():
+    """From entry to entry: Table with the values of ZeroSNR, to rounding, between entries too."""
+    path = ZeroSNR(STABLE, 3.0)
+    same = Table(tuple(path.entries.tolist()))
+    t = torch.linspace(0, path.t1, 777, dtype=torch.float64)
+    torch.testing.assert_close(same.alpha(t), path.alpha(t), rtol=1e-13, atol=1e-15)
+    assert repr(same) == "Table(1000 entries, alphas_cumprod 0.997454 to 0)"
+
+
 def test_ddpm_is_linear_in_log_alpha_between_entries():
     path = DDPM()
     middle = path.log_alpha(torch.tensor(41.5, dtype=torch.float64))
@@ -163,6 +227,13 @@ def test_start_is_noise_of_the_right_size():
         lambda: DDPM("quadratic"),
         lambda: DDPM(steps=1),
         lambda: DDPM(beta_end=1.0),
+        lambda: Table((0.5,)),
+        lambda: Table((0.5, 0.5)),
+        lambda: Table((1.0, 0.5)),
+        lambda: Table((0.5, -0.1)),
+        lambda: Table((0.5, math.nan)),
+        lambda: ZeroSNR(snr_shift=0.0),
+        lambda: ZeroSNR(Flow()),
     ],
 )
 def test_wrong_numbers_are_refused_in_one_line(bad):

@@ -14,12 +14,14 @@ import gen
 from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.spec import build
 from gen.diffusion.parameterisation import Eps, V, Velocity
-from gen.diffusion.path import DDPM, VP, Flow
+from gen.diffusion.path import DDPM, VP, Flow, ZeroSNR
 from gen.models.dit import DiT
 from gen.models.interop.checkpoints import import_checkpoint
 from gen.models.interop.diffusers_export import export
 from gen.models.interop.diffusers_names import from_diffusers, to_diffusers
+from gen.models.interop.public.diffusers import read_scheduler
 from gen.training.resume import versions
 from gen.training.run import Run, Sampler, run_spec
 from tests.models.interop import published
@@ -145,6 +147,10 @@ def test_the_scheduler_decides_the_path(tmp_path):
     diffusers().DDIMScheduler(**kind).save_pretrained(tmp_path / "x" / "scheduler")
     done = import_checkpoint(tmp_path / "x", out=tmp_path / "a")
     assert (done.run.path, done.run.parameterisation) == (DDPM("scaled_linear", 1000, 8.5e-4, 0.012), V())
+    kind |= {"rescale_betas_zero_snr": True, "set_alpha_to_one": False, "steps_offset": 1}
+    path, _, grid, _ = read_scheduler(kind, "scheduler_config.json")
+    assert path == ZeroSNR(DDPM("scaled_linear", 1000, 8.5e-4, 0.012))
+    assert grid["stop"] == 0 and build("samplers.grids", grid).times(path, 2).tolist() == [502, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,7 @@ def test_the_plan_of_an_exported_model_comes_back(tmp_path):
     ("kind", "fields", "words"),
     [
         ("FlowMatchEulerDiscreteScheduler", {}, "beta_schedule None"),
-        ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr; allowed"),
+        ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}, "trained_betas; allowed"),
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas; allowed"),
     ],
 )

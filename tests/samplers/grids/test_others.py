@@ -11,12 +11,16 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import Eps
 from gen.diffusion.path import DDPM, EDM, VP, Flow
+from gen.diffusion.sampling import integrate
 from gen.samplers.grids.exponential import Exponential
 from gen.samplers.grids.given import Given
 from gen.samplers.grids.searched import Searched
 from gen.samplers.grids.shift import Shift
 from gen.samplers.grids.timesteps import Timesteps
+from gen.samplers.solvers.ddim import DDIM
 
 
 def test_a_shift_multiplies_sigma_over_alpha_on_flow():
@@ -64,13 +68,40 @@ def test_one_linspace_step_is_entry_0_as_in_diffusers():
     assert scheduler.timesteps.tolist() == [0]
 
 
+def test_a_loop_may_end_at_an_entry_of_the_table():
+    """Stable Diffusion's DDIM ends at entry 0, t = 1, since set_alpha_to_one is false: as diffusers, in float64."""
+    path = DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012)
+    settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+    theirs = importlib.import_module("diffusers").DDIMScheduler(**settings, steps_offset=1, set_alpha_to_one=False)
+    theirs.alphas_cumprod = path.alpha(torch.arange(1, 1001, dtype=torch.float64)) ** 2
+    theirs.final_alpha_cumprod = theirs.alphas_cumprod[0]
+    theirs.set_timesteps(5)
+    times = Timesteps("leading", offset=1, stop=0).times(path, 5)
+    assert times.tolist() == [802, 602, 402, 202, 2, 1]
+    x = start = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for k in theirs.timesteps:
+        x = theirs.step(torch.tanh(x + int(k) / 1000), int(k), x).prev_sample
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t, cond, *, s=None, tap=None):
+            return torch.tanh(x + t[:, None] / 1000)
+
+    ours = integrate(Denoiser(Net(), path, Eps()), start, times, DDIM())
+    torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
+    clean = integrate(Denoiser(Net(), path, Eps()), start, [*times[:-1].tolist(), 0.0], DDIM())
+    assert float((clean - x).abs().max()) > 1e-3
+    with pytest.raises(UserError, match="stop = 1 must lie below it"):
+        Timesteps("leading", offset=1, stop=1).times(path, 5)
+
+
 def test_given_times_are_used_as_they_are():
+    assert Given((1.0, 0.3)).times(Flow(), 1).tolist() == [1.0, 0.3]
     assert Given((1.0, 0.3, 0.0)).times(Flow(), 2).tolist() == [1.0, 0.3, 0.0]
     assert build("samplers.grids", {"name": "given", "values": [1, 0.3, 0]}) == Given((1.0, 0.3, 0.0))
 
 
 @pytest.mark.parametrize(
-    ("values", "steps"), [((1.0, 0.3, 0.0), 3), ((1.0, 0.3), 1), ((0.3, 1.0, 0.0), 2), ((2.0, 0.0), 1), ((0.0,), 0)]
+    ("values", "steps"), [((1.0, 0.3, 0.0), 3), ((1.0, -0.3), 1), ((0.3, 1.0, 0.0), 2), ((2.0, 0.0), 1), ((0.0,), 0)]
 )
 def test_wrong_times_are_refused(values, steps):
     with pytest.raises(UserError, match="times"):

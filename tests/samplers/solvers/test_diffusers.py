@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from gen.config.spec import build
-from gen.diffusion.path import DDPM, EDM, Flow
+from gen.diffusion.denoiser import Denoiser
+from gen.diffusion.parameterisation import V
+from gen.diffusion.path import DDPM, EDM, Flow, ZeroSNR
 from gen.diffusion.sampling import integrate
 from gen.samplers.grids.timesteps import Timesteps
 from tests.samplers.solvers.worlds import mixture
@@ -222,3 +224,56 @@ def test_flow(module, name, ours):
     torch.testing.assert_close(
         integrate(mixture(Flow()), UNIT, grid, build("samplers.solvers", ours)), x, rtol=0, atol=1e-5
     )
+
+
+def table_walk(theirs, path, x, kind="epsilon"):
+    """Their loop over a table, in float64: both with the entries of the path."""
+    theirs.alphas_cumprod = path.alpha(torch.arange(1, 1001, dtype=torch.float64)) ** 2
+    theirs.final_alpha_cumprod = theirs.alphas_cumprod[0] if not theirs.config.set_alpha_to_one else torch.tensor(1.0)
+    for k in theirs.timesteps:
+        t = k.double() + 1
+        pred = mixture(path)(x, t)
+        out = pred.eps if kind == "epsilon" else path.alpha(t) * pred.eps - path.sigma(t) * pred.x0
+        x = theirs.step(out, int(k), x).prev_sample
+    return x
+
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+TABLE = DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+@pytest.mark.parametrize("ends_clean", [False, True])
+@pytest.mark.parametrize("steps", [2, 10, 50])
+def test_pndm(steps, ends_clean):
+    """Stable Diffusion's own loop: leading spacing from offset 1, to the table's first entry."""
+    config = {**SD, "steps_offset": 1, "set_alpha_to_one": ends_clean, "skip_prk_steps": True}
+    theirs = scheduler("pndm", "PNDMScheduler", **config)
+    theirs.set_timesteps(steps)
+    grid = Timesteps("leading", offset=1, stop=None if ends_clean else 0).times(TABLE, steps)
+    x = table_walk(theirs, TABLE, UNIT)
+    ours = integrate(mixture(TABLE), UNIT, grid, build("samplers.solvers", "pndm"))
+    torch.testing.assert_close(ours, x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("snr_shift", [1.0, 3.0])
+def test_ddim_from_pure_noise(snr_shift):
+    """CogVideoX's loop: trailing spacing from an entry without any signal, where v alone says what the data are."""
+    config = {**SD, "snr_shift_scale": snr_shift, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    theirs = scheduler("ddim_cogvideox", "CogVideoXDDIMScheduler", **config, timestep_spacing="trailing")
+    theirs.set_timesteps(10)
+    path = ZeroSNR(TABLE, snr_shift)
+    x = table_walk(theirs, path, UNIT, "v_prediction")
+    f = Denoiser(Velocities(path), path, V())
+    ours = integrate(f, UNIT, Timesteps("trailing").times(path, 10), build("samplers.solvers", "ddim"))
+    torch.testing.assert_close(ours, x, rtol=1e-11, atol=1e-11)
+
+
+class Velocities(torch.nn.Module):
+    """A network that predicts v of the mixture."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        return V().target(self.path, *mixture(self.path)(x, t[0] + 1), t[0] + 1)
