@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gen.samplers.guides.dynamic import DynamicCFG
-from gen.samplers.guides.renorm import Renorm
 
 from gen.diffusion.sampling import integrate
 from gen.models.interop.pipelines.listening import listen
 from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.schedule import times_of
 from gen.samplers.guides.cfg import CFG
+from gen.samplers.guides.dynamic import DynamicCFG
+from gen.samplers.guides.renorm import Renorm
 from gen.samplers.solvers.ddim import DDIM
 from tests.pipelines.tiny import call, relative, tiny
 
