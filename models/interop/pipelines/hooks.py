@@ -77,6 +77,7 @@ class SiteHooks:
         patterns: of the sites that are offered.
         around: runs every evaluation of the network, which it is given as a function; None calls it.
         compiled: whether transformer blocks are compiled (torch.compile), within the hooks.
+        attach: whether the hooks are put on at once; else by `refresh`.
 
     Attributes:
         tap: is called at the sites; with None the network runs as it does without hooks.
@@ -91,21 +92,20 @@ class SiteHooks:
         patterns: Sequence[str] = ("*",),
         around: Callable[[Callable[[], Any]], Any] | None = None,
         compiled: bool = False,
+        attach: bool = True,
     ):
         self.tap: Tap | None = None
         self.network, self.patterns, self.around = plain_module(network), tuple(patterns), around
         self.compiled = compiled
-        self.sites: list[str] = []
-        self.known: dict[str, None] = {}
-        self.opaque: set[str] = set()
-        self.spans: list[Span] = []
+        self.sites: list[str]
+        self.known: dict[str, None]
+        self.opaque: set[str]
+        self.spans: list[Span]
         self.passing: Span | None = None  # the span that is being left out
         self.hooked: dict[nn.Module, Hooked] = {}
-        registry = getattr(self.network, "_diffusers_hook", None)
-        if registry is not None and HOOK in registry.hooks:
-            raise UserError(f"{type(network).__name__} has taps already: remove those first")
         self._plan()
-        self._install()
+        if attach:
+            self.attach()
 
     def __enter__(self) -> SiteHooks:
         return self
@@ -127,8 +127,15 @@ class SiteHooks:
         modules = set(self.network.modules())
         return all(module in modules for module in self.hooked)
 
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are on the network."""
+        return self._attached(self.network) is self
+
     def remove(self) -> None:
         """Take all hooks off."""
+        if not self.attached:
+            return
         for hooked in reversed(self.hooked.values()):
             module: Any = hooked.module
             registry = module._diffusers_hook
@@ -137,17 +144,15 @@ class SiteHooks:
                 for name in hooked.fresh:
                     vars(module).pop(name, None)
         self._forget_registries()
-        self.hooked, self.tap = {}, None
+        self.tap = None
 
     def refresh(self) -> None:
-        """Hook the network's modules of today, if some were replaced since."""
+        """Put the hooks on, on the network's modules of today, unless they are."""
         if not self.current:
-            tap = self.tap
             self.remove()
-            self.sites, self.spans, self.known, self.opaque = [], [], {}, set()
             self._plan()
-            self._install()
-            self.tap = tap
+        if not self.attached:
+            self.attach()
 
     def kinds(self) -> list[str]:
         """Return the names of all sites, without their numbers."""
@@ -181,6 +186,7 @@ class SiteHooks:
 
     def _plan(self) -> None:
         """Find the sites; outer ones first."""
+        self.sites, self.spans, self.known, self.opaque = [], [], {}, set()
         self.hooked = {self.network: Hooked(self.network, ModuleStream())}
         self._around_module(self.network, ["net"])
         if hasattr(self.network, "down_blocks") and hasattr(self.network, "up_blocks"):
@@ -226,9 +232,21 @@ class SiteHooks:
             if any(block in module.modules() for module in inner):
                 self.opaque |= set(self.sites) - before
 
-    def _install(self) -> None:
+    @staticmethod
+    def _attached(network: nn.Module) -> SiteHooks | None:
+        """The hooks of ours that a network has."""
+        hook = getattr(getattr(network, "_diffusers_hook", None), "hooks", {}).get(HOOK)
+        return None if hook is None else hook.owner
+
+    def attach(self) -> None:
+        """Put the hooks on, in place of others that are idle; UserError beside others at work."""
         from diffusers.hooks.hooks import HookRegistry
 
+        other = self._attached(self.network)
+        if other is not None:
+            if other.around is not None or other.tap is not None:
+                raise UserError(f"{type(self.network).__name__} is accelerated already: remove() that first")
+            other.remove()
         for hooked in self.hooked.values():
             module, own = hooked.module, vars(hooked.module)
             hooked.fresh = tuple(name for name in ("_diffusers_hook", "forward") if name not in own)
@@ -380,6 +398,7 @@ def _hook(hooks: SiteHooks, hooked: Hooked) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
+            self.owner = hooks
             self.contexts = library.StateManager(library.BaseState)
 
         def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ from gen.diffusion.tap import BoundTap, Context
 from gen.models.interop.pipelines.clock import Clock
 from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.live_report import LiveDrift, LiveReport, measure_drift
+from gen.models.interop.pipelines.taps import branch_of_network
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -253,10 +254,10 @@ class Live:
             hooks = self.hooks[number]
             nth = self.calls[number] = self.calls.get(number, -1) + 1
             branch = hooks.context or ("main" if nth == 0 else f"call{nth}")
-            branch = f"{branch}.{number + 1}" if number else branch  # another network has other features
             if self.session is None:
                 self.session = self.cache.start(self.clock.steps)
             t, lam = self.clock.times()
+            branch = branch_of_network(branch, number)
             hooks.tap = BoundTap(self.session, Context(step, self.clock.steps, 0, t, branch, lam))
             stop = _stopwatch(hooks.network)
             try:

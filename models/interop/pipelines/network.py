@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from gen.models.interop.pipelines.arguments import EveryRow, nest, on_device
 from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.listening import APPENDED, NULL, Heard
 from gen.models.interop.pipelines.schedule import is_flow, parameterisation_of, path_of
+from gen.models.interop.pipelines.taps import NetworkTaps
 
 __all__ = ["PipelineNet", "PipelineSpec", "denoiser_of"]
 
@@ -45,7 +47,7 @@ def denoiser_of(
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """Spec of a network that comes with its pipeline: it says what there is, and does not build it.
+    """Spec of a network that is loaded with its pipeline, and not built from a spec.
 
     Attributes:
         kind: class of the network.
@@ -56,6 +58,10 @@ class PipelineSpec:
     kind: str
     shape: tuple[int, ...]
     classes: int = 0
+
+    def build(self) -> nn.Module:
+        """Raise UserError: such a network comes with its pipeline."""
+        raise UserError(f"a {self.kind} is not built from its spec: load its pipeline, and give its network")
 
 
 class PipelineNet(nn.Module):
@@ -88,7 +94,15 @@ class PipelineNet(nn.Module):
         self.time, self.flow = time, is_flow(heard.scheduler)
         self.whole_steps = self.flow and not heard.timesteps.is_floating_point()
         self.dtype, self.appended_dim, self.token_times = heard.dtype, heard.appended_dim, heard.token_times
+        self.taps = NetworkTaps()
         self.training = self.inner.training
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PipelineNet:
+        self.taps.release()  # hooks would call the original's modules
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         if s is not None:
@@ -98,7 +112,7 @@ class PipelineNet(nn.Module):
                             f"[B, {', '.join(map(str, self.state_shape))}] and takes [B]")  # fmt: skip
         if missing := [key for key in self.keys if key not in cond]:
             raise UserError(f"this {self.spec.kind} needs cond[{missing[0]!r}]; given: {', '.join(cond) or 'nothing'}")
-        return call_site(tap, "net", lambda x: self._by_stage(x, self.timestep(t), cond), x)
+        return call_site(tap, "net", lambda x: self._by_stage(x, self.timestep(t), cond, tap), x)
 
     def timestep(self, t: Tensor) -> Tensor:
         """Return the scheduler's timestep, [B], of a time that the path gives the network."""
@@ -116,19 +130,19 @@ class PipelineNet(nn.Module):
                             "its guidance as an argument")  # fmt: skip
         return {**cond, **{key: cond[NULL + key] for key in plain if NULL + key in cond}}
 
-    def _by_stage(self, x: Tensor, step: Tensor, cond: Cond) -> Tensor:
+    def _by_stage(self, x: Tensor, step: Tensor, cond: Cond, tap: Tap | None) -> Tensor:
         low = None if self.low is None else step < self.boundary
         if self.low is None or low is None or not low.any():
-            return self._call(self.inner, x, step, cond)
+            return self._call(self.inner, x, step, cond, tap)
         if low.all():
-            return self._call(self.low, x, step, cond)
+            return self._call(self.low, x, step, cond, tap)
         out = torch.empty_like(x)
         for module, rows in ((self.inner, ~low), (self.low, low)):
             some = {key: cond[key][rows] for key in self.keys}
-            out[rows] = self._call(module, x[rows], step[rows], some)
+            out[rows] = self._call(module, x[rows], step[rows], some, tap)
         return out
 
-    def _call(self, module: Any, x: Tensor, step: Tensor, cond: Cond) -> Tensor:
+    def _call(self, module: Any, x: Tensor, step: Tensor, cond: Cond, tap: Tap | None) -> Tensor:
         """Return the output, shaped and typed as x, of a network for states x at timesteps [B]."""
         family, rows = self.family, {key: cond[key] for key in self.keys}
         h = x.to(self.dtype)
@@ -143,7 +157,8 @@ class PipelineNet(nn.Module):
             given[name] = [row[:length] for row, length in zip(given[name], lengths, strict=True)]
         state = list(h.unsqueeze(2)) if family.lists else h
         arguments = {**nest(given), family.x: state, family.t: self._network_time(module, step)}
-        out = module(**arguments, return_dict=False)[0]
+        with self.taps.tapped(module, tap, number=int(module is self.low)):
+            out = module(**arguments, return_dict=False)[0]
         out = torch.stack(out).squeeze(2) if family.lists else out
         out = out[tuple(slice(length) for length in x.shape)]  # without variances, and an image's tokens
         if out.shape != x.shape:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gen.diffusion.tap import Compute
+from gen.diffusion.tap import Compute, SiteCall, run_site_call
 from gen.samplers.caches.lib.memory import Memory
 from gen.samplers.caches.lib.parts import Rows
 
@@ -58,9 +58,14 @@ class RowsForward:
         self.last_check: tuple[str, Tensor] | None = None
 
     def __call__(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+        return run_site_call(self.stepwise(site, h), compute)
+
+    def stepwise(self, site: str, h: Tensor) -> SiteCall:
+        """Return the call of a site in two halves, see gen.diffusion.tap.SiteCall."""
+        self.whole.met = True
         whole, session = self.whole, self.whole.session
         if not self.inside and session.caches(site):
-            return self._cached(site, compute, h)
+            return (yield from self._cached(site, h))
         passing = self.passing
         if passing and not (session.policy.check and site == session.last_site):
             return h
@@ -70,7 +75,7 @@ class RowsForward:
             self.last_check = (site, h)
         whole.computed.add(site)
         self.passing = False
-        out = compute(h)
+        out = yield h
         self.passing = passing
         if site == session.policy.probe:
             self.probed = out
@@ -82,12 +87,12 @@ class RowsForward:
         memory = session.memories[*self.whole.key, site].take(self.index)
         return memory.predict(self.whole.x, session.predictor)
 
-    def _cached(self, site: str, compute: Compute, h: Tensor) -> Tensor:
+    def _cached(self, site: str, h: Tensor) -> SiteCall:
         session, whole = self.whole.session, self.whole
         if not self.computes and not session.policy.check:
             return self._based(self._remembered(site), h)
         self.inside, self.passing = True, not self.computes
-        out = compute(h)
+        out = yield h
         self.inside = self.passing = False
         if self.computes:
             whole.computed.add(site)

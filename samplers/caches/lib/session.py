@@ -108,7 +108,7 @@ class SiteCacheSession:
     def report(self) -> CacheReport:
         """Return what was computed so far, at the end of an evaluation."""
         self._check_sites()
-        done = self.forwards.values()
+        done = [forward for forward in self.forwards.values() if forward.met]
         return CacheReport(
             steps=self.steps,
             contexts=tuple(forward.context for forward in done),
@@ -135,6 +135,7 @@ class CachedForward:
         self.key = (context.branch, context.stage)
         self.x = session.coordinate.value(context)
         self.computed: set[str] = set()
+        self.met = False  # whether the network came to a site
         self.rows: Rows | None = None  # the ones to compute; None until it is decided
         self.mode: Mode = "outside"  # of a cached site; or of one that is skipped
         self.probed: Tensor | None = None  # the probe's output
@@ -174,6 +175,7 @@ class CachedForward:
 
     def stepwise(self, site: str, h: Tensor) -> SiteCall:
         """Return the call of a site in two halves, see gen.diffusion.tap.SiteCall."""
+        self.met = True
         policy, cached = self.session.policy, self.session.caches(site)
         if site == policy.probe and self.rows is None:
             return (yield from self._probe(site, h))

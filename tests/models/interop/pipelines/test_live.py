@@ -7,13 +7,20 @@ import torch
 
 import gen
 from gen.config.errors import UserError
+from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import FeatureRecorder, Skip
 from gen.models.interop.pipelines.blocks import BLOCKS
 from gen.models.interop.pipelines.hooks import SiteHooks
+from gen.models.interop.pipelines.listening import listen
+from gen.models.interop.pipelines.network import denoiser_of
+from gen.models.interop.pipelines.schedule import times_of
 from gen.samplers.caches.custom import Custom
 from gen.samplers.caches.policies.interval import Interval
 from gen.samplers.caches.predictors.reuse import Reuse
-from tests.pipelines.tiny import FAMILIES, call, tiny
+from gen.samplers.guides.cfg import CFG
+from gen.samplers.guides.renorm import Renorm
+from gen.samplers.solvers.ddim import DDIM
+from tests.pipelines.tiny import FAMILIES, call, relative, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # EulerDiscrete
 PIPES = sorted(FAMILIES)
@@ -96,6 +103,26 @@ def test_on_computes_what_it_reports(name):
             assert "in full" in repr(live) and "\n" not in repr(live)
 
 
+GUIDES = {"flux2": None, "lumina2": Renorm(3.0, over="rows"), "qwen_image": Renorm(3.0), "z_image": CFG(3.0)}
+
+
+@pytest.mark.parametrize("name", [name for name in PIPES if name != "cogvideox"])
+@torch.no_grad()
+def test_equals_the_same_cache_in_our_own_loop(name):
+    pipe, given = tiny(name), {key: value for key, value in call(name).items() if key != "guidance_scale_2"}
+    with gen.accelerate(pipe, every(2, ("trunk",))) as live:
+        pipe(**given)
+        theirs, report = live.latents, live.report.cache
+    given = {key: value for key, value in call(name).items() if key != "guidance_scale_2"}
+    heard = listen(pipe, **given)
+    f, times, guide = denoiser_of(heard), times_of(heard), GUIDES.get(name, CFG(3.0))
+    f = f if guide is None else guide(f, times)
+    session = every(2, ("trunk",)).start(len(times) - 1)
+    ours = integrate(f, heard.latents, times, DDIM(), cond=heard.cond, tap=session)
+    assert relative(ours, theirs[: len(ours)]) < 1e-4
+    assert session.report().fraction == report.fraction
+
+
 @pytest.mark.parametrize("cache", ["taylorseer", "taylorseer_lite", "fora", "fbcache", "teacache", "cg_taylor", "speca",
                                    "magcache", "shared", "uncond"])  # fmt: skip
 def test_presets_run_unchanged(cache):
@@ -164,7 +191,7 @@ def test_refuses_two_caches_a_second_time_and_another_scheduler():
     pipe = tiny("wan")
     config = diffusers.FirstBlockCacheConfig(threshold=0.1)
     with gen.accelerate(pipe):
-        with pytest.raises(UserError, match="taps already"):
+        with pytest.raises(UserError, match="accelerated already"):
             gen.accelerate(pipe)
         pipe.transformer.enable_cache(config)
         with pytest.raises(UserError, match="a cache of diffusers"):
