@@ -28,10 +28,10 @@ docs: $(STAMP)
 	@echo "the site: build/docs/index.html"
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --no-skips -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --no-skips -m "not gpu"
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --no-skips --run-slow -m "slow and not gpu" $(SLOW)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --no-skips --run-slow -m "slow and not gpu" $(SLOW)
 
 # test-gpu: one dtype and the common sizes, meant for 3 minutes, most of which is compiling; test-gpu-all: all of them.
 test-gpu: $(STAMP)

@@ -29,6 +29,7 @@ from gen.samplers.caches.custom import Custom
 from gen.samplers.solvers.euler import Euler
 from gen.text.mask_path import MaskPath
 from tests.ode import measured_order, runge_kutta
+from tests.over import over
 from tests.samplers.caches.toy import Toy, contexts, random_dit, walk
 
 
@@ -82,15 +83,16 @@ def begin(path, n=5):
 
 
 BUILT_BY_DEFAULT = [
-    pytest.param(folder, name, id=f"{folder}/{name}")
+    (folder, name)
     for folder in FOLDERS
     for name in names(folder)
     if dataclasses.is_dataclass(find(name, folder)) and not needs_fields(find(name, folder))
 ]
 
 
-@pytest.mark.parametrize(("folder", "name"), BUILT_BY_DEFAULT)
-def test_a_spec_builds_an_equal_thing(folder, name):
+@over(plug_in=BUILT_BY_DEFAULT)
+def test_a_spec_builds_an_equal_thing(plug_in):
+    folder, name = plug_in
     thing = build(folder, name)
     spec = json.loads(json.dumps(spec_of(thing), allow_nan=False))
     assert spec["name"] == name == name_of(type(thing))
@@ -113,9 +115,10 @@ def test_every_name_is_described_in_a_sentence(folder):
 OWN_PATHS = {"reparameterised": "a network of one path as one of another; it is told both"}
 
 
-@pytest.mark.parametrize(("folder", "name"), BUILT_BY_DEFAULT)
-def test_no_plug_in_has_a_path_of_its_own_by_default(folder, name):
+@over(plug_in=BUILT_BY_DEFAULT)
+def test_no_plug_in_has_a_path_of_its_own_by_default(plug_in):
     """It takes the path in use: of the denoiser, of the context, or of the run."""
+    folder, name = plug_in
     thing = build(folder, name)
     if folder in ("diffusion.path", "text.mask_path") or name in OWN_PATHS:
         return
@@ -185,16 +188,16 @@ class Seen(torch.nn.Module):
 # Solvers
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("solver", SOLVERS)
+@over(path=PATHS)
 def test_the_same_seed_gives_the_same_bits(solver, path):
     x, grid, cond, noise = begin(path)
     once, again = (integrate(mixture(path), x, grid, solver, cond=cond, noise=noise) for _ in range(2))
     assert torch.equal(once, again)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("solver", SOLVERS)
+@over(path=PATHS)
 def test_a_sample_does_not_depend_on_its_batch(solver, path):
     x, grid, cond, noise = begin(path)
     together = integrate(mixture(path), x, grid, solver, cond=cond, noise=noise)
@@ -261,9 +264,9 @@ def test_the_measured_order_is_the_declared_one(solver, path):
     assert solver.order - 0.4 < inside < solver.order + 2.2
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("steps", [1, 2, 6])
+@over(path=PATHS)
+@over(steps=[1, 2, 6])
 def test_the_counted_evaluations_are_the_declared_ones(solver, path, steps):
     x, _, cond, noise = begin(path)
     counted = CountingDenoiser(mixture(path))
@@ -273,8 +276,8 @@ def test_the_counted_evaluations_are_the_declared_ones(solver, path, steps):
     assert counted.rows == counted.calls * len(x)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("solver", SOLVERS)
+@over(path=PATHS)
 def test_the_last_step_lands_on_data(solver, path):
     """Where all data is one point, the only thing a sampler that ends at t = 0 can return is that point."""
     x, grid, _, noise = begin(path)
@@ -290,9 +293,9 @@ class Half(torch.nn.Module):
         return x / 2
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@over(path=PATHS)
+@over(dtype=[torch.float32, torch.bfloat16])
 def test_a_solver_computes_in_the_dtype_of_x(solver, path, dtype):
     x, grid, _, noise = begin(path)
     out = integrate(Denoiser(Half(), path, V()), x.to(dtype), grid, solver, noise=noise)
@@ -335,8 +338,8 @@ def guided(name, path, **changes):
     return loop.f, loop, (x, t, cond)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", GUIDES)
+@over(path=PATHS)
 def test_scale_one_is_the_conditional_model(guide, path):
     f, loop, (x, t, cond) = guided(guide, path, scale=1.0)
     got, exact = f(x, t, cond), loop.counters[0].inner(x, t, cond)
@@ -345,16 +348,16 @@ def test_scale_one_is_the_conditional_model(guide, path):
         torch.testing.assert_close(got.eps, exact.eps, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", [name for name in GUIDES if PLAIN.get(name, {}) is not None])
+@over(path=PATHS)
 def test_scale_zero_is_the_unconditional_model(guide, path):
     f, loop, (x, t, cond) = guided(guide, path, scale=0.0, **PLAIN.get(guide, {}))
     for ours, exact in zip(f(x, t, cond), loop.counters[0].inner(x, t), strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("guide", GUIDES)
+@over(path=PATHS)
 def test_a_guided_prediction_adds_up_to_x_unless_it_is_a_pair(guide, path):
     f, loop, (x, t, cond) = guided(guide, path, scale=3.0)
     got = f(x, t, cond)
@@ -409,9 +412,9 @@ def test_a_guide_passes_the_path_and_the_null_condition_on(guide):
 # Grids
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("steps", [1, 2, 18])
+@over(path=PATHS)
+@over(steps=[1, 2, 18])
 def test_a_grid_falls_from_near_noise_to_data(grid, path, steps):
     times = grid.times(path, steps)
     assert times.dtype == torch.float64

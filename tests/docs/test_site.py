@@ -31,9 +31,7 @@ class Page(HTMLParser):
             self.resources.add(given["href"])
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    out = tmp_path_factory.mktemp("site")
+def built(out):
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E", "docs", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr[-8000:]
@@ -41,7 +39,8 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_page_is_reached_and_every_link_leads_somewhere(site):
+def test_every_page_is_reached_every_link_leads_somewhere_and_formulas_are_drawn(tmp_path):
+    site = built(tmp_path)
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     reached, found = {site / "index.html"}, [site / "index.html"]
     for path in found:
@@ -60,10 +59,7 @@ def test_every_page_is_reached_and_every_link_leads_somewhere(site):
                     found.append(target)
     made_by_the_theme = {site / f"{name}.html" for name in ("search", "genindex", "py-modindex")}
     assert set(pages) - made_by_the_theme == reached - made_by_the_theme
-
-
-@pytest.mark.slow
-def test_formulas_and_fields_are_drawn(site):
+    # formulas and fields
     text = (site / "reference/gen.samplers.solvers.html").read_text(encoding="utf-8")
     assert 'id="gen.samplers.solvers.heun.Heun"' in text and "Attributes" in text
     assert not re.search(r"\$\$|:param|:ivar|\\\\frac", text)

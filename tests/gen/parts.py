@@ -1,6 +1,8 @@
-"""What each process of a test of tests/gen/test_distributed.py computes: every family, whole and in parts."""
+"""What each process of a test of tests/gen/training/test_processes.py computes."""
 
+import contextlib
 import copy
+import io
 import math
 import os
 from pathlib import Path
@@ -10,12 +12,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import NonFinite, UserError
 from gen.config.spec import find
 from gen.training.distributed import full_tensor, meta_copy, shard, unshard
 from gen.training.shards import Shards, from_rows, rows_of
 from gen.training.state import enable
+from gen.training.trainer import train
+from tests.gen.training.test_processes import small, trainings
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 REFUSED = {
@@ -82,6 +87,30 @@ def interrupted():
 
 def broken(*args):
     raise OSError(28, "No space left on device")
+
+
+def as_launched():
+    """Set what a launcher tells each process."""
+    rank = str(dist.get_rank())
+    count, there = str(dist.get_world_size()), {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, **there}
+
+
+def commanded():
+    """A command of gen as a launcher would start it: how often its last step is said."""
+    as_launched()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(os.environ["WORDS"].split()) == 0
+    return {"said": torch.tensor(said.getvalue().count("step 6"))}
+
+
+def trained():
+    """Whatever tests.gen.training.test_processes changes, trained by all processes, replicated and in parts."""
+    as_launched()
+    for name, given in trainings().items():
+        for in_parts in (False, True):
+            train(small(**given, shard=in_parts), Path(os.environ["FOLDER"]) / f"{name} {in_parts}", quiet=True)
+    return {"done": torch.tensor(True)}
 
 
 def everything():

@@ -32,6 +32,7 @@ from gen.text.decoding import Decoding
 from gen.training.averages import Averages
 from gen.training.run import Sampler
 from tests.gen.tiny import tiny
+from tests.over import naming
 
 WRONG = [None, True, "x", -1, 0, math.nan, math.inf, 10**39, 10**5000, [], {}, [None], [2, 3], object(), int, b"x"]
 
@@ -52,26 +53,21 @@ def given(owner):
     return {f.name: NEEDED[f.name] for f in fields}
 
 
-def plugins():
-    for folder in FOLDERS:
-        for name in names(folder):
-            owner = find(name, folder)
-            if dataclasses.is_dataclass(owner) and all(
-                f.metadata.get("saved", True) for f in dataclasses.fields(owner)
-            ):
-                thing = build(folder, {"name": name, **given(owner)})
-                yield from (pytest.param(thing, f.name, id=f"{folder}.{name}.{f.name}") for f in fields_of(thing))
+def plugins(folder):
+    """Its plug-ins, each with the names of its fields."""
+    for name in names(folder):
+        owner = find(name, folder)
+        if dataclasses.is_dataclass(owner) and all(f.metadata.get("saved", True) for f in dataclasses.fields(owner)):
+            thing = build(folder, {"name": name, **given(owner)})
+            yield from ((thing, f.name) for f in fields_of(thing))
 
 
 def fields_of(thing):
     return [field for field in dataclasses.fields(thing) if field.init]
 
 
-OWN = [
-    pytest.param(thing, field.name, id=f"{type(thing).__name__}.{field.name}")
-    for thing in (tiny(), Sampler(), Decoding())
-    for field in fields_of(thing)
-]
+OWN = [(thing, field.name) for thing in (tiny(), Sampler(), Decoding()) for field in fields_of(thing)]
+FIELDS = {folder: list(plugins(folder)) for folder in FOLDERS} | {"run": OWN}
 
 
 def outcome(call):
@@ -84,8 +80,14 @@ def outcome(call):
     return json.loads(json.dumps(spec_of(thing, named=False), allow_nan=False))
 
 
-@pytest.mark.parametrize(("thing", "field"), [*plugins(), *OWN])
-def test_a_wrong_value_is_refused_in_one_line_that_names_its_field_or_works(thing, field):
+@pytest.mark.parametrize("folder", FIELDS)
+def test_a_wrong_value_is_refused_in_one_line_that_names_its_field_or_works(folder):
+    for thing, field in FIELDS[folder]:
+        with naming(f"{type(thing).__name__}.{field}"):
+            check_values(thing, field)
+
+
+def check_values(thing, field):
     owner, spec = type(thing), spec_of(thing, named=False)
     takes_text = "str" in str(hints_of(owner)[field]) or field == "weak"
     for value in WRONG:
@@ -149,13 +151,9 @@ def meta(spec):
         spec.build()
 
 
-def by_folder(folder):
-    return [param.values for param in plugins() if param.id.rsplit(".", 2)[0] == folder]
-
-
 @pytest.mark.parametrize("folder", [pytest.param(f, marks=pytest.mark.slow) if f == "models" else f for f in FOLDERS])
 def test_what_is_not_refused_works(folder):
-    for thing, field in by_folder(folder):
+    for thing, field in FIELDS[folder]:
         for value in WRONG:
             with contextlib.suppress(UserError):
                 use(folder, dataclasses.replace(thing, **{field: value}))

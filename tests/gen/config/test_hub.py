@@ -188,6 +188,13 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
+COMMANDS = """
+import json, sys
+from gen.cli import main
+print([main(line) for line in json.loads(sys.argv[1])])
+"""
+
+
 @pytest.mark.slow
 def test_the_client_of_the_hub_speaks_to_a_server(trained, tmp_path):
     """The package itself, in processes of its own, for it reads HF_ENDPOINT when it is imported."""
@@ -197,24 +204,25 @@ def test_the_client_of_the_hub_speaks_to_a_server(trained, tmp_path):
     there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
     there |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
 
-    def call(*words):
-        command = [sys.executable, "-m", "gen", *map(str, words)]
+    def call(*lines):
+        """Commands in one process: their exit codes, and what is said."""
+        command = [sys.executable, "-c", COMMANDS, json.dumps(lines, default=str)]
         done = subprocess.run(command, env={**os.environ, **there}, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout, done.stderr
+        return json.loads(done.stdout.splitlines()[-1]), done.stdout, done.stderr
 
     try:
-        code, out, err = call("push", trained, "owner/name", "--license", "mit", "--yes")
-        assert (code, out) == (0, f"uploaded: hf:owner/name@{FIRST}\n"), err
+        codes, out, err = call(["push", trained, "owner/name", "--license", "mit", "--yes"])
+        assert (codes, out) == ([0], f"uploaded: hf:owner/name@{FIRST}\n[0]\n"), err
         created = json.loads(server.posts[0][1])
         assert server.posts[0][0] == "/api/repos/create" and created["name"] == "name"
         assert created.get("visibility") == "private" or created.get("private") is True  # as the version says it
         (server.folder / "code.py").write_text("raise SystemExit")
-        for name in ("hf:owner/name@main", f"hf:owner/name@{FIRST}"):
-            assert call("sample", name, "-n", "1", "--steps", "1", "--out", tmp_path / "a.npz")[0] == 0
+        names, few = ("owner/name@main", f"owner/name@{FIRST}", "owner/none@main"), ["-n", "1", "--steps", "1"]
+        out = ["--out", tmp_path / "a.npz"]
+        codes, _, err = call(*(["sample", f"hf:{name}", *few, *out] for name in names))
         (kept,) = (tmp_path / "cache/gen/hub").iterdir()
         assert kept.name == f"owner--name@{FIRST[:12]}" and not (kept / "code.py").exists()
-        code, _, err = call("sample", "hf:owner/none@main")
-        assert code == 2 and "hf:owner/none@main cannot be reached (RepositoryNotFoundError" in err
+        assert codes == [0, 0, 2] and "hf:owner/none@main cannot be reached (RepositoryNotFoundError" in err
     finally:
         server.shutdown()
         server.server_close()

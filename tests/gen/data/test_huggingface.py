@@ -17,7 +17,7 @@ from gen.data.huggingface import HuggingFace
 from gen.data.lib.row_groups import ParquetFile
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
-from tests.gen.training.test_processes import TORCHRUN, apart, launch, small
+from tests.gen.training.test_processes import apart, small, together
 from tests.gen.training.test_trainer import same, weights
 
 CLASSES = ["cat", "dog"]
@@ -187,7 +187,7 @@ def test_two_processes_stream_as_one(folder, tmp_path):
     data = HuggingFace(str(groups_of(folder)), 8, streaming=True, row_groups=2, channels=1)
     run = small(data=data, model=replace(tiny().model, classes=2), batch_size=4, sample_every=0)
     train(run, tmp_path / "one", quiet=True)
-    launch(TORCHRUN, run, tmp_path / "two")
+    together(run, tmp_path / "two")
     assert apart(tmp_path / "one/final", tmp_path / "two/final") < 1e-6
 
 

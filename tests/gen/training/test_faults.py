@@ -1,11 +1,7 @@
 """Faults while a run is trained: another writer, a full disk, a damaged record, a folder that is gone, a kill."""
 
-import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,31 +20,27 @@ from tests.gen.training.test_trainer import same, weights
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_a_second_training_in_a_folder_is_one_line_and_touches_nothing(tmp_path):
+def test_a_second_training_in_a_folder_is_one_line_and_touches_nothing(tmp_path, monkeypatch):
     train(tiny(steps=1), tmp_path / "teacher", quiet=True)
-    code = f"""
-from gen.training.trainer import train
-from tests.gen.tiny import tiny
-train(tiny(steps=10**6, save_every=10**6, validate_every=0, log_every=1), {str(tmp_path / "run")!r}, quiet=True)
-"""
-    first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    try:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 3):
-            time.sleep(0.05)
-        run = json.loads((tmp_path / "run/run.json").read_text())
+    folder, after_step, found = tmp_path / "run", Trainer._after_step, []
+
+    def second(trainer, logs):
+        after_step(trainer, logs)
+        run = (folder / "run.json").read_text()
         for call in (
-            lambda: train(tiny(seed=1), tmp_path / "run", quiet=True),
-            lambda: gen.distill("reflow", tmp_path / "teacher", tmp_path / "run", quiet=True),
+            lambda: train(tiny(seed=1), folder, quiet=True),
+            lambda: gen.distill("reflow", tmp_path / "teacher", folder, quiet=True),
         ):
-            with pytest.raises(UserError, match=rf"run is in use: process {first.pid} on ") as error:
+            with pytest.raises(UserError, match=rf"run is in use: process {os.getpid()} on ") as error:
                 call()
-            assert "\n" not in str(error.value) and json.loads((tmp_path / "run/run.json").read_text()) == run
-        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [".lock", "metrics.jsonl", "run.json"]
-    finally:
-        first.kill()
-        first.wait()
-    assert train(tiny(steps=1, validate_every=0), tmp_path / "run", quiet=True).step == 1
+            assert "\n" not in str(error.value) and (folder / "run.json").read_text() == run
+        found.append(sorted(path.name for path in folder.iterdir()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_after_step", second)
+        train(tiny(steps=1, validate_every=0), folder, quiet=True)
+    assert found == [[".lock", "metrics.jsonl", "run.json"]]
+    assert train(tiny(steps=1, validate_every=0), folder, quiet=True).step == 1
 
 
 @pytest.mark.parametrize("what", ["net.safetensors", "metrics.jsonl", "final"])

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "kill_test.py"
 
 
+@pytest.mark.slow
 def test_seven_kills_are_survived():
     done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "7"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -117,6 +117,7 @@ def test_one_that_is_killed_while_it_writes_its_shards_leaves_the_checkpoint_bef
     assert not list((tmp_path / "run").rglob(".*"))
     for n in ("1", "4"):
         assert apart(tmp_path / "whole/final", tmp_path / n / "final") < 2e-5
+    assert "net.safetensors" in checkpoints.read(tmp_path / "1/final")["files"]
 
 
 @pytest.mark.slow

@@ -37,15 +37,26 @@ def small(**changes):
                    "save_every": 3, "sample_every": 6} | changes)  # fmt: skip
 
 
-def launch(start, run, folder, *options):
-    """scripts/train.py on several processes: what it says."""
+def written(run, folder):
+    """The file of a run that is to be trained in a folder."""
     folder.parent.mkdir(exist_ok=True)
     spec = folder.parent / f"{folder.name}.json"
     spec.write_text(json.dumps(run_spec(run)))
-    command = [*start, "scripts/train.py", str(spec), "--out", str(folder), "--quiet", *options]
+    return spec
+
+
+def launch(start, run, folder, *options):
+    """scripts/train.py on several processes."""
+    command = [*start, "scripts/train.py", str(written(run, folder)), "--out", str(folder), "--quiet", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+
+
+def together(run, folder, *options):
+    """The same as a launcher would start two processes; how often each says the last step."""
+    words = ["train", str(written(run, folder)), "--out", str(folder), "--quiet", *options]
+    ranks = spread("tests.gen.parts:commanded", 2, folder.parent / f"{folder.name}-ranks", WORDS=" ".join(words))
+    return [int(rank["said"]) for rank in ranks]
 
 
 def apart(one, two):
@@ -69,8 +80,7 @@ def one(tmp_path_factory):
 
 
 def test_two_processes_train_as_one(one, tmp_path):
-    said = launch([*ACCELERATE, "--multi_gpu"], small(), tmp_path / "two")
-    assert said.count("step 6") == 1
+    assert together(small(), tmp_path / "two") == [1, 0]
     assert apart(one / "checkpoints/step-0000006", tmp_path / "two/checkpoints/step-0000006") < 1e-6
     assert apart(one / "final", tmp_path / "two/final") < 1e-6
     ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (one, tmp_path / "two"))
@@ -105,14 +115,21 @@ CHANGES = {
 CLOSE = {"adam": 2e-5, "bfloat16": 1e-3}
 
 
+def trainings():
+    """Fields of runs by name; the target of "roles" has no optimiser, for its objective moves it."""
+    method = Consistency(velocity="data")
+    return CHANGES | {"roles": {"objective": method, "sampler": method.sampler, "sample_every": 0}}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", [False, True])
-@pytest.mark.parametrize("changes", CHANGES)
-def test_two_processes_under_torchrun(tmp_path, changes, shard):
-    given = CHANGES[changes]
-    train(small(**{**given, "micro_batch_size": None}), tmp_path / "one", quiet=True)
-    launch(TORCHRUN, small(**given, shard=shard), tmp_path / "two")
-    assert apart(tmp_path / "one/final", tmp_path / "two/final") < CLOSE.get(changes, 1e-6)
+def test_two_processes_train_as_one_whatever_is_changed_replicated_and_in_parts(tmp_path):
+    """One start of processes for all: each costs more than what they train."""
+    assert all(rank["done"] for rank in spread("tests.gen.parts:trained", 2, tmp_path, 600, FOLDER=str(tmp_path)))
+    for name, given in trainings().items():
+        train(small(**given | {"micro_batch_size": None}), tmp_path / name, quiet=True)
+        for shard in (False, True):
+            far = apart(tmp_path / name / "final", tmp_path / f"{name} {shard}/final")
+            assert far < CLOSE.get(name, 1e-6), (name, shard)
 
 
 SHARDS = {
@@ -124,8 +141,8 @@ SHARDS = {
 
 
 @pytest.mark.slow
-def test_sharded_checkpoints_are_written_by_all_processes_and_read_by_any_number(tmp_path):
-    """To the bit by as many, up to rounding by others; and killed while one is written, the one before is left."""
+def test_sharded_checkpoints_are_written_by_all_processes_and_a_damaged_one_is_passed_over(tmp_path):
+    """tests/gen/training/test_killed_process.py goes on from such with one, two and four processes."""
     run, two = small(**SHARDS), tmp_path / "two"
     launch(TORCHRUN, run, two)
     middle, end = (two / f"checkpoints/step-000000{step}" for step in (3, 6))
@@ -137,13 +154,8 @@ def test_sharded_checkpoints_are_written_by_all_processes_and_read_by_any_number
     assert all(torch.equal(value, whole[key]) for key, value in raw.items())
     assert model.sample(2, steps=2).x.isfinite().all() and not list(two.glob("**/.partial*"))
 
-    launch(TORCHRUN, run, tmp_path / "again", "--resume", str(middle))
-    assert checkpoints.read(tmp_path / "again/checkpoints/step-0000006")["files"] == info["files"]
-    train(small(**SHARDS), tmp_path / "alone", resume=str(middle), quiet=True)
-    assert "net.safetensors" in checkpoints.read(tmp_path / "alone/final")["files"]
-    assert apart(tmp_path / "alone/checkpoints/step-0000006", end) < 2e-5
     replicas = small(**SHARDS | {"shard": False})
-    launch(TORCHRUN, replicas, tmp_path / "replicas", "--resume", str(middle))
+    together(replicas, tmp_path / "replicas", "--resume", str(middle))
     assert apart(tmp_path / "replicas/checkpoints/step-0000006", end) < 2e-5
 
     damaged = next(end.glob("net-00002*"))
@@ -152,16 +164,6 @@ def test_sharded_checkpoints_are_written_by_all_processes_and_read_by_any_number
         checkpoints.read_tensors(end, "net.safetensors", info)
     with pytest.warns(UserWarning, match="passing over a damaged checkpoint"):
         assert checkpoints.newest(two / "checkpoints") == middle
-
-
-@pytest.mark.slow
-def test_sharded_checkpoints_of_four_processes_are_read_by_two(tmp_path):
-    four = [*TORCHRUN[:3], "--nproc-per-node=4", *TORCHRUN[4:]]
-    launch(four, small(**SHARDS), tmp_path / "four")
-    launch(TORCHRUN, small(**SHARDS), tmp_path / "two", "--resume", str(tmp_path / "four/checkpoints/step-0000003"))
-    launch(four, small(**SHARDS), tmp_path / "on", "--resume", str(tmp_path / "two/checkpoints/step-0000003"))
-    assert apart(tmp_path / "four/final", tmp_path / "two/final") < 2e-5
-    assert apart(tmp_path / "four/final", tmp_path / "on/final") < 2e-5
 
 
 def test_a_sharded_checkpoint_is_there_once_all_shards_are(tmp_path):
@@ -181,16 +183,6 @@ def test_a_sharded_checkpoint_is_there_once_all_shards_are(tmp_path):
     seal(folder, files=info["files"] | {name: about | {"slices": {key: cut | {"start": 0}}}})
     with pytest.raises(UserError, match=r"damaged|do not add up"):
         checkpoints.read_tensors(folder, "net.safetensors", checkpoints.read(folder))
-
-
-@pytest.mark.slow
-def test_roles_without_an_optimiser_are_in_parts_too(tmp_path):
-    """A consistency model's target is a network that its objective moves by itself."""
-    method = Consistency(velocity="data")
-    changes = {"objective": method, "sampler": method.sampler, "sample_every": 0}
-    train(small(**changes), tmp_path / "one", quiet=True)
-    launch(TORCHRUN, small(**changes, shard=True), tmp_path / "two")
-    assert apart(tmp_path / "one/final", tmp_path / "two/final") < 1e-6
 
 
 @pytest.mark.slow

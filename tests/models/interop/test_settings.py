@@ -58,7 +58,7 @@ def test_a_sit_of_any_path_and_prediction_predicts_the_data(tmp_path, kind, pred
     torch.testing.assert_close(ours.eps, eps, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ours.x0, (x - s * eps) / a, rtol=1e-9, atol=1e-9)
     net.float()
-    assert torch.isfinite(pipeline.sample(2, steps=4).x).all()
+    assert torch.isfinite(pipeline.sample(2, steps=4, solver="heun").x).all()  # theirs is adaptive, the net random
 
 
 @pytest.mark.parametrize(
