@@ -16,7 +16,8 @@ from gen.diffusion.tap import Compute, Context
 from gen.eval.pictures import heatmap
 from gen.eval.record import CacheSaving, Drift, SiteMap
 from gen.eval.throughput import InterleavedTiming, median_interval
-from gen.pipeline import Pipeline, Samples
+from gen.pipeline import Pipeline
+from gen.samples import Samples
 
 __all__ = ["CacheComparison", "computed_shares", "drift", "equal_steps", "uncached"]
 

@@ -57,7 +57,9 @@ def captions_of(
     Raises:
         UserError: for a model that takes captions where none are known, or nothing that reads them.
     """
-    if not isinstance(pipeline, Pipeline) or "text_mask" not in pipeline.net.conditions:
+    if not isinstance(pipeline, Pipeline):
+        return None
+    if pipeline.encode_prompts is None and "text_mask" not in pipeline.net.conditions:
         return None
     if pipeline.encode_prompts is None:
         raise UserError(f"{pipeline.name} takes captions by an encoder: {ENCODER_MISSING}")

@@ -19,7 +19,8 @@ from gen.eval.captions import SampleCaptions
 from gen.eval.extraction import code_digest
 from gen.eval.image_sets import Images
 from gen.eval.provenance import machine, sampler_spec, short
-from gen.pipeline import Pipeline, Samples
+from gen.pipeline import Pipeline
+from gen.samples import Samples
 
 __all__ = ["Decoder", "DrawnImages"]
 
@@ -41,10 +42,11 @@ class Decoder:
         self.pipeline, self.captions = pipeline, captions
         self.coder, self.shape = None, tuple(pipeline.shape)
         self.collective = getattr(getattr(pipeline, "engine", None), "collective", False)
-        autoencoder = autoencoder_spec(autoencoder)
+        autoencoder, own = autoencoder_spec(autoencoder), getattr(pipeline, "decoder", None)
         self.spec: object = None
-        if autoencoder is not None:
-            self.coder, self.spec = pipeline.coder(autoencoder), short(autoencoder)
+        if own is not None or autoencoder is not None:
+            self.coder = pipeline.coder(autoencoder)
+            self.spec = None if autoencoder is None else short(autoencoder)
             latent = torch.zeros(1, *pipeline.shape, device=pipeline.device)
             self.shape = tuple(pipeline.decoded(Samples(latent.cpu(), {}, 0.0, 0.0), self.coder).x.shape[1:])
         elif reason := getattr(pipeline, "no_pictures", ""):
@@ -113,6 +115,9 @@ def _fingerprint(sampler: Decoder, how: Mapping[str, Any], seed: int) -> str:
     pipeline = sampler.pipeline
     if not isinstance(pipeline, Pipeline) or not isinstance(pipeline.denoiser, Denoiser):
         return ""
+    own = None if pipeline.decoder is None else pipeline.decoder.identity()
+    if own == {}:
+        return ""
     try:
         spec = sampler_spec(pipeline, how)
         paths = [spec_of(pipeline.denoiser.path), spec_of(pipeline.denoiser.parameterisation)]
@@ -121,7 +126,8 @@ def _fingerprint(sampler: Decoder, how: Mapping[str, Any], seed: int) -> str:
     state = pipeline.denoiser.net.state_dict()
     parts = [part for name, value in state.items() for part in (name, value.reshape(-1).cpu())]
     known: Json = {"sampler": spec, "autoencoder": sampler.spec, "paths": paths, "seed": seed, "info": pipeline.info}
-    known |= {"files": _files([spec, sampler.spec]), "classes": pipeline.classes, "code": code_digest()}
+    known |= {} if own is None else {"decoder": own}
+    known |= {"files": _files([spec, sampler.spec, own]), "classes": pipeline.classes, "code": code_digest()}
     known |= {"shape": list(pipeline.shape)}
     known |= {} if sampler.captions is None else {"captions": sampler.captions.info.fingerprint}
     known |= {"device": machine(torch.device(pipeline.device)).rpartition(",")[0], "weights": content_hash(*parts)}

@@ -23,7 +23,8 @@ from gen.eval.metrics import Metric
 from gen.eval.provenance import sampler_spec
 from gen.eval.record import SamplesInfo
 from gen.eval.reference import Reference
-from gen.pipeline import Pipeline, Samples, load_images
+from gen.pipeline import Pipeline, load_images
+from gen.samples import Samples
 
 __all__ = [
     "SAMPLER",
@@ -88,6 +89,7 @@ def drawer(given: Mapping[str, Any]) -> Decoder | None:
         samples = load_images(samples, allow=allow)
     elif isinstance(samples, (Tensor, Images, Samples)):
         return None
+    samples = getattr(samples, "pipeline", samples)  # of what draws samples by prompts
     if isinstance(samples, type) or not hasattr(samples, "sample"):
         allowed = "a Pipeline, the folder of a run, a folder or a file of pictures, or a uint8 tensor"
         raise UserError(f"evaluate: samples: got {shown(samples)}, expected {allowed}")

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 SCHEMA = NEWEST["record"]
-RUN_MARKS = ("run.json", "manifest.json", "checkpoints", "final")  # of which a run's folder has one
+RUN_MARKS = ("run.json", "manifest.json", "checkpoints", "final", "model_index.json")  # of which a run's folder has one
 UNKNOWN = "unknown"  # rounding and labels of samples that another tool drew
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from gen.config.spec import Json
 from gen.config.writing import replacing, write_text
 from gen.data.lib.labels import LABELS_FILE
 from gen.eval.store import RowFile, open_store, share_chunks, wait_for_lock
-from gen.pipeline import Samples
+from gen.samples import Samples
 from gen.training.distributed import broadcast, is_main
 from gen.training.log import ProgressBar
 
@@ -28,6 +28,7 @@ __all__ = ["FileOfSamples", "write_npz", "write_samples"]
 
 CAPTIONS_FILE = "metadata.jsonl"
 COPIED = 1000  # pictures that are copied into a file at a time
+FRAME = 62.5  # milliseconds of a picture of a film, 16 a second
 STAMP = (1980, 1, 1, 0, 0, 0)  # of a member of a zip: equal samples are equal files
 
 
@@ -139,7 +140,7 @@ def write_samples(out: Path, images: Tensor, labels: Tensor | None, prompts: Seq
 
     Args:
         out: file.npz, or the folder.
-        images: uint8 [N, C, H, W], on the CPU or memory-mapped.
+        images: uint8 [N, C, H, W], on the CPU or memory-mapped; films [N, C, T, H, W], each a PNG of T frames.
         labels: [N]; None for none.
         prompts: N captions; () for none.
     """
@@ -150,7 +151,7 @@ def write_samples(out: Path, images: Tensor, labels: Tensor | None, prompts: Seq
         partial.mkdir()
         names = [f"{i:06d}.png" for i in range(len(images))]
         for name, image in zip(names, images, strict=True):
-            to_pil(image).save(partial / name)
+            _write_png(partial / name, image)
         if labels is not None:
             listed = [list(pair) for pair in zip(names, labels.tolist(), strict=True)]
             write_text(partial / LABELS_FILE, json.dumps({"labels": listed}))
@@ -159,8 +160,17 @@ def write_samples(out: Path, images: Tensor, labels: Tensor | None, prompts: Seq
             write_text(partial / CAPTIONS_FILE, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
+def _write_png(file: Path, image: Tensor) -> None:
+    """Write a picture uint8 [C, H, W], or a film [C, T, H, W] as the frames of one file, without loss."""
+    first, *others = [to_pil(one) for one in (image[:, None] if image.ndim == 3 else image).unbind(1)]
+    film: Json = {"save_all": True, "append_images": others, "duration": FRAME, "loop": 0} if others else {}
+    first.save(file, **film)
+
+
 def write_npz(file: Path, images: Tensor, labels: Tensor | None, prompts: Sequence[str] = ()) -> None:
     """Write pictures as ADM does: arr_0 uint8 [N, H, W, C], and the labels as arr_1, reading little at a time.
+
+    Films are uint8 [N, T, H, W, C].
 
     Captions are the strings of a further array, prompts.
 
@@ -170,12 +180,12 @@ def write_npz(file: Path, images: Tensor, labels: Tensor | None, prompts: Sequen
         labels: [N]; None for none.
         prompts: N captions; () for none.
     """
-    n, c, h, w = images.shape
+    n, c, *sides = images.shape
     with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy", STAMP), "w", force_zip64=True) as member:
-            _write_header(member, "|u1", (n, h, w, c))
+            _write_header(member, "|u1", (n, *sides, c))
             for part in images.split(COPIED):
-                member.write(part.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+                member.write(part.movedim(1, -1).contiguous().numpy().tobytes())
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy", STAMP), "w") as member:
                 np.lib.format.write_array(member, labels.numpy())

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gen.eval.evaluate import evaluate as evaluate
     from gen.eval.leaderboard import leaderboard as leaderboard
     from gen.models.interop.pipelines.live import accelerate as accelerate
+    from gen.models.interop.pipelines.prompted import PromptPipeline as PromptPipeline
+    from gen.models.interop.pipelines.prompted import load_diffusers as load_diffusers
     from gen.pipeline import Pipeline as Pipeline
     from gen.pipeline import load as load
     from gen.text.gaps import Gap as Gap
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Gap": "gen.text.gaps",
     "Pipeline": "gen.pipeline",
+    "PromptPipeline": "gen.models.interop.pipelines.prompted",
     "Run": "gen.training.run",
     "accelerate": "gen.models.interop.pipelines.live",
     "build": "gen.config.spec",
@@ -35,6 +38,7 @@ _PUBLIC = {
     "evaluate": "gen.eval.evaluate",
     "leaderboard": "gen.eval.leaderboard",
     "load": "gen.pipeline",
+    "load_diffusers": "gen.models.interop.pipelines.prompted",
     "names": "gen.config.spec",
     "train": "gen.training.trainer",
 }

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,11 @@ from gen.config.devices import check_device
 from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import check_arguments, check_fields
 from gen.config.hub import local_folder
-from gen.config.images import contact_sheet, to_pil, to_uint8
 from gen.config.spec import Json, Spec, name_of
 from gen.config.trust import allowing
 from gen.data.lib.autoencoders import build_autoencoder
 from gen.data.lib.learned import latent_of, latent_scale, learned_data, no_pictures
 from gen.data.lib.prompts import ENCODER_MISSING, prompt_encoder, prompts_of
-from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
@@ -33,6 +31,7 @@ from gen.diffusion.net import NetMembers, members, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
+from gen.samples import Samples
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
 from gen.training.buckets import check_size
@@ -40,59 +39,7 @@ from gen.training.log import ProgressBar
 from gen.training.run import Sampler, run_from
 from gen.training.stored_network import stored_network
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-__all__ = ["Pipeline", "Samples", "load", "load_images"]
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples, and how they were computed.
-
-    Attributes:
-        x: float32 [n, C, H, W], on the CPU.
-        cond: their condition, tensors [n, ...].
-        nfe: network evaluations per sample, counted.
-        seconds: that the loops took.
-        cache: a cache's report on each batch; () without one.
-        engine: what prepared the network, in words; "" for the network itself.
-        no_pictures: the reason why x holds no pictures in [-1, 1]; "" if it does.
-        trajectory: x at every time of the loop, [n, steps + 1, C, H, W]; None unless it was asked for.
-        prompts: the caption of each sample; () without captions.
-    """
-
-    x: Tensor
-    cond: Cond
-    nfe: float
-    seconds: float
-    cache: Sequence[CacheReport] = ()
-    engine: str = ""
-    no_pictures: str = ""
-    trajectory: Tensor | None = None
-    prompts: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.x.shape[1:]))
-        return f"Samples({len(self.x)} of {shape}, {self.nfe:g} evaluations each, {self.seconds:.2f} s)"
-
-    def uint8(self) -> Tensor:
-        """Return pixels 0 .. 255, shaped as x; UserError for latents and other samples that are no pictures."""
-        reason = self.no_pictures or no_pictures(tuple(self.x.shape[1:]))
-        if reason:
-            raise UserError(reason)
-        return to_uint8(self.x)
-
-    @property
-    def images(self) -> list[Image]:
-        return [to_pil(image) for image in self.uint8()]
-
-    def sheet(self, columns: int = 10, zoom: int = 1) -> Image:
-        """Return all samples as one picture."""
-        return contact_sheet(self.uint8(), columns, zoom)
-
-    def _repr_png_(self) -> bytes | None:
-        return None if self.no_pictures else self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()
+__all__ = ["Pipeline", "is_pipeline_folder", "load", "load_images"]
 
 
 @dataclass(eq=False)
@@ -102,6 +49,7 @@ class _Batch:
     path: NoisePath
     net: NetMembers
     unit: Tensor
+    last: int
     edit: Edit | None
     callback: Callable[[int, float, Tensor], Tensor | None] | None
     bar: ProgressBar
@@ -116,7 +64,9 @@ class _Batch:
     def after(self, i: int, t: Tensor, x: Tensor) -> Tensor:
         """Return x after a step, edited."""
         self.bar.advance()
-        x = x if self.edit is None else self.edit.blend(self.path, x, self.unit, t)
+        if self.edit is not None:
+            s = t if i < self.last else torch.zeros_like(t)  # the image itself, where a grid ends above 0, too
+            x = self.edit.blend(self.path, x, self.unit, s)
         changed = None if self.callback is None else self.callback(i, float(t), x)
         x = x if changed is None else changed
         if self.states is not None:
@@ -141,6 +91,8 @@ class Pipeline:
         info: the checkpoint's manifest; None without one.
         engine: that the network was prepared by, see `prepared`; None for the network itself.
         encode_prompts: from captions to their condition (gen.data.lib.prompts); None without captions.
+        decoder: decodes its samples to pictures or films in [-1, 1], by `decode(z)`; None for samples that are
+            pictures, and for latents whose autoencoder is named where they are decoded.
     """
 
     denoiser: DenoiserLike
@@ -155,6 +107,7 @@ class Pipeline:
     info: Json | None = None
     engine: Any = None
     encode_prompts: Callable[[Sequence[str]], Cond] | None = None
+    decoder: Any = None
 
     def __post_init__(self) -> None:
         check_fields(self, classes="[0, inf)", params="[0, inf)")
@@ -244,7 +197,7 @@ class Pipeline:
             away = None if against is None else {k: v[rows].to(self.device) for k, v in against.items()}
             loop = compose(self.denoiser, times, how.solver, how.guide, given, unit, away)
             session = None if how.cache is None else how.cache.start(len(loop.grid) - 1)
-            batch = _Batch(loop.f.path, net, unit, None if edit is None else edit.rows(rows, unit), callback, bar)
+            batch = _Batch(loop.f.path, net, unit, len(loop.grid) - 2, edit and edit.rows(rows, unit), callback, bar)
             x = batch.begin(times[0], trajectory)
             x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=session, watch=batch.after)
             images.append(net.image(x).float().cpu())
@@ -272,28 +225,34 @@ class Pipeline:
 
     @check_arguments(batch_size="[1, inf)")
     @torch.no_grad()
-    def decoded(self, samples: Samples, autoencoder: object, batch_size: int = 8) -> Samples:
+    def decoded(self, samples: Samples, autoencoder: object = None, batch_size: int = 8) -> Samples:
         """Return latents as images: decode(x / scale + shift), scale and shift those that the checkpoint has.
 
         Args:
             samples: of a model of latents.
             autoencoder: a name of gen.models.autoencoders, a spec, or the folder of one in diffusers' layout; or what
-                `coder` returns for it.
+                `coder` returns for it. None for the pipeline's own decoder.
             batch_size: images at a time, apart from sampling's: a decoder's memory grows faster with it than a
                 denoiser's.
         """
+        coder: Any = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
+        if coder is self.decoder:
+            return self._with_pictures(samples, coder, samples.x, batch_size)
         scale, shift = latent_scale(self.info, self.folder)
         x, sizes = samples.x, [(n, 1) for n in samples.x.shape[1:]]
         if x.ndim != 4 or any(n not in of for v in (scale, shift) for n, of in zip(v.shape, sizes, strict=True)):
             raise UserError(f"decoded: samples are {list(x.shape)}, the latents' scale is {list(scale.shape)}")
-        coder: Any = autoencoder if hasattr(autoencoder, "decode") else self.coder(autoencoder)
         expected = latent_of(self.info).get("image_range")
         own = getattr(coder, "image_range", None)
         if expected and own and list(own) != list(expected):
             raise UserError(f"decoded: the autoencoder's image_range is {own}, the latents' {expected}")
+        return self._with_pictures(samples, coder, samples.x / scale + shift, batch_size)
+
+    def _with_pictures(self, samples: Samples, coder: Any, z: Tensor, batch_size: int) -> Samples:
+        """Return samples with the pictures of latents in place of their x."""
         began = time.perf_counter()
-        z = (samples.x / scale + shift).to(self.device)
-        x = torch.cat([coder.decode(z[i : i + batch_size]).cpu() for i in range(0, len(z), batch_size)])
+        parts = (z[i : i + batch_size].to(self.device) for i in range(0, len(z), batch_size))
+        x = torch.cat([coder.decode(part).cpu() for part in parts])
         return replace(samples, x=x, seconds=samples.seconds + time.perf_counter() - began, no_pictures="")
 
     @property
@@ -308,6 +267,10 @@ class Pipeline:
 
     def coder(self, autoencoder: object) -> Any:
         """Load the autoencoder of `decoded`; UserError if there is none, or if no latents are sampled."""
+        if self.decoder is not None:
+            if autoencoder is not None:
+                raise UserError(f"{self.name} decodes its samples itself: leave out the autoencoder")
+            return self.decoder
         latent_scale(self.info, self.folder)
         coder = build_autoencoder(autoencoder)
         known_range = latent_of(self.info).get("image_range")
@@ -381,6 +344,8 @@ class Pipeline:
                 raise UserError(f"start = {start} and images_per_condition = {each}: start must be a multiple")
             few = self.condition(n // each, cond, start // each)
             return {key: value.repeat_interleave(each, 0) for key, value in few.items()}
+        if cond is None and getattr(self.encode_prompts, "required", False):
+            raise UserError(f"{self.name} samples by prompts: give --prompt TEXT, in Python cond=TEXT")
         if isinstance(cond, Mapping):
             for key, value in cond.items():
                 if not isinstance(value, Tensor) or not value.ndim:
@@ -461,6 +426,8 @@ def load(
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
     """
     folder = local_folder(folder)
+    if is_pipeline_folder(folder):
+        raise UserError(f"{folder} is a pipeline of diffusers: load it by gen.load_diffusers({str(folder)!r})")
     checkpoint = checkpoints.locate(folder)
     check_device(device)
     info = checkpoints.read(checkpoint, verify=False)
@@ -502,12 +469,28 @@ def load(
     return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, encode_prompts=prompts, **about)
 
 
+def is_pipeline_folder(folder: str | Path) -> bool:
+    """Return whether a folder holds a pipeline as diffusers saves it.
+
+    Args:
+        folder: any path.
+    """
+    return (Path(folder) / "model_index.json").is_file()
+
+
 def load_images(folder: str | Path, *given: Any, **options: Any) -> Pipeline:
     """Load a model that is sampled; UserError for a text model.
 
     Args:
         folder, *given, **options: as of `load`.
     """
+    if is_pipeline_folder(folder):
+        import gen
+
+        if given or options.keys() - {"allow"}:
+            raise UserError(f"{folder} is a pipeline of diffusers: load it by gen.load_diffusers, and give the object")
+        prompted: Pipeline = gen.load_diffusers(folder).pipeline
+        return prompted
     pipeline = load(folder, *given, **options)
     if not isinstance(pipeline, Pipeline):
         raise UserError(

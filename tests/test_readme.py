@@ -27,6 +27,7 @@ from gen.training.recipes.captioned_digits import captioned_digits
 from gen.training.recipes.digits import digits
 from gen.training.recipes.lists import lists
 from tests.ode import measured_order
+from tests.pipelines.tiny import with_text_encoder
 from tests.test_every import mixture
 from tests.test_words import words
 
@@ -103,6 +104,8 @@ def at_home(request, trained, monkeypatch):
     (trained / "model").mkdir(exist_ok=True)  # which the pages name, of someone else's
     ids = {"<|mask|>": 0, "<|im_end|>": 1, "a": 2}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="a")).save(str(trained / "model/tokenizer.json"))
+    if request.getfixturevalue("page").stem == "coming-from-diffusers" and not (trained / "sd15").exists():
+        with_text_encoder("sd15").save_pretrained(trained / "sd15")
     yield trained
     for name in names:
         sys.modules.pop(name, None)

@@ -4,6 +4,7 @@ gen sample runs/digits -n 64 --solver heun --steps 18 --guidance-scale 1.5 --see
 gen sample runs/digits --cache taylorseer_lite --cache.interval 3; --guide.scale 2 alone changes the run's guide
 gen sample runs/digits -n 10 --image seven.png --strength 0.6; with --mask mask.png only its white is painted anew
 gen sample runs/captions --prompt "a bold seven, turned left" --prompt "a thin two, upright" --images-per-label 8
+gen sample sd15 --prompt "a red fox" --negative "blurry" --solver unipc --steps 12 where sd15 is a folder of diffusers
 
 Pictures to edit are scaled and cropped to the model's size. A file.npz and a folder are filled in chunks of the batch
 size, with little memory: the same command goes on where it was stopped, and several processes share out the work:
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen.cli.lib.diffusers import add_call_option, is_pipeline, prompted
 from gen.cli.lib.options import add_option, add_options, parse_part, read_as, read_spec
 from gen.config.errors import UserError
 from gen.config.spec import Json, override, spec_of
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
     from gen.diffusion.denoiser import Cond
     from gen.eval.drawn import Decoder
-    from gen.pipeline import Pipeline, Samples
+    from gen.pipeline import Pipeline
+    from gen.samples import Samples
 
 SAMPLER = ("solver", "grid", "guide", "cache")
 WATCHED, COLUMNS = 8, 12  # samples and states of the picture that is drawn while sampling
@@ -100,6 +103,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     )
     about = "to read captions: a pretrained one's folder, or a JSON spec"
     parser.add_argument("--text-encoder", type=read_spec, help=about)
+    add_call_option(parser)
 
 
 def add_autoencoder_option(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +150,8 @@ def refuse_sampler_options(args: argparse.Namespace, reason: str, takes: Sequenc
         reason: the beginning of the error, "x.npz is no run".
         takes: names of those that may be given.
     """
-    runs = (*SAMPLER, "steps", "guidance_scale", "weights", "dtype", "engine", "text_encoder", "autoencoder")
+    loading = ("weights", "dtype", "engine", "text_encoder", "autoencoder", "call", "store")
+    runs = (*SAMPLER, "steps", "guidance_scale", *loading)
     given = [name.replace("_", "-") for name in runs if name not in takes and getattr(args, name, None) is not None]
     if given:
         raise UserError(f"{reason}: leave out --{', --'.join(given)}")
@@ -172,6 +177,8 @@ def loaded(args: argparse.Namespace) -> Pipeline:
     if args.dtype is not None and args.engine is not None:
         raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
     device, encoder = own_device(args.device), args.text_encoder
+    if is_pipeline(args):
+        return prompted(args, device).pipeline
     pipeline = load_images(args.run, args.weights, device, dtype=args.dtype, text_encoder=encoder)
     return pipeline if args.engine is None else pipeline.prepared(args.engine)
 
@@ -180,7 +187,8 @@ def run(args: argparse.Namespace) -> int:
     _check_out(args.out)
     if args.trajectory is not None and args.trajectory.exists():
         raise UserError(f"{args.trajectory} exists: give a new folder for the trajectory")
-    pipeline = _resized(loaded(args), args.size)
+    pipeline = loaded(args)
+    pipeline = pipeline if is_pipeline(args) else _resized(pipeline, args.size)
     drawing = _drawing(args, pipeline)
     if args.out.suffix == ".png" or args.trajectory is not None:
         if args.part is not None:
@@ -239,6 +247,7 @@ def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     labels = args.prompt if args.labels is None else _labels(args.labels, pipeline)
     reads = pipeline.encode_prompts is not None
     negative = args.negative if reads or args.negative is None else _labels(args.negative, pipeline, "--negative")
+    negative = None if is_pipeline(args) else negative  # it stands in the pipeline's call
     decoder, each = Decoder(pipeline, args.autoencoder), args.images_per_label
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
     edit = _edit(args, pipeline)

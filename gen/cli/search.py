@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gen.diffusion.denoiser import DenoiserLike
+    from gen.eval.captions import SampleCaptions
     from gen.pipeline import Pipeline
     from gen.samplers.search.lib.problem import Fitness, Problem, SearchResult
     from gen.samplers.search.lib.trajectory import ReferenceTrajectory
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="fid: train or test; test is for the judging (default: train)")
     about = "fid: a name of `gen list eval.features` (default: as of gen evaluate)"
     parser.add_argument("--extractor", type=read_spec, help=about)
+    about = "a text file with a prompt a line: sample i is of prompt i (default: of a run, as it is sampled)"
+    parser.add_argument("--prompts", type=Path, help=about)
     add_sampler_options(parser)
     add_option(parser, "out", Path("grid.json"), "the file to write")
 
@@ -121,19 +124,20 @@ def _problem(
     known = {name: torch.cat([start, grid.times(path, how.steps)[1:]]) for name, grid in grids.items()}
     known = {name: times for name, times in known.items() if bool((times.diff() < 0).all())}
     fillers = [build("samplers.grids", name).times(path, args.pool) for name in KNOWN]
-    sites = [] if args.keep is None else _blocks(pipeline)
+    captions = _captions(pipeline, args)
+    sites = [] if args.keep is None else _blocks(pipeline, captions)
     pool = pool_of([*known.values(), *fillers])
     keep = max(1, math.floor((args.keep or 0) * how.steps * len(sites)))
     fitness: Fitness
     if args.fitness == "rmse":
-        fitness, costs = _rmse(pipeline, how, pool, sites, args)
+        fitness, costs = _rmse(pipeline, how, pool, sites, captions, args)
     else:
-        fitness, costs = _fid(pipeline, how, sites, args), None
+        fitness, costs = _fid(pipeline, how, sites, captions, args), None
     problem = Problem(pool, how.steps, fitness, list(known.values()), costs, len(sites), keep)
     return problem, known, sites
 
 
-def _blocks(pipeline: Pipeline) -> list[str]:
+def _blocks(pipeline: Pipeline, captions: SampleCaptions | None) -> list[str]:
     """Return the sites of the network's blocks."""
     import torch
 
@@ -141,7 +145,8 @@ def _blocks(pipeline: Pipeline) -> list[str]:
 
     record = FeatureRecorder(("blocks.*",))
     x, t = torch.zeros(1, *pipeline.state_shape, device=pipeline.device), torch.tensor(pipeline.denoiser.path.t1 / 2)
-    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(1).items()}
+    prompt = None if captions is None else captions.rows(0, 1)
+    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(1, prompt).items()}
     with torch.no_grad():
         pipeline.denoiser(x, t.double(), cond, tap=record)
     sites = [site for site in record.features if re.fullmatch(r"blocks\.\d+", site)]
@@ -150,8 +155,26 @@ def _blocks(pipeline: Pipeline) -> list[str]:
     return sorted(sites, key=lambda site: int(site.partition(".")[2]))
 
 
+def _captions(pipeline: Pipeline, args: argparse.Namespace) -> SampleCaptions | None:
+    """Return the prompts of the samples; None for the conditions that the pipeline chooses."""
+    from gen.eval.captions import captions_of
+    from gen.eval.opening import own_data
+
+    if args.prompts is None and not getattr(pipeline.encode_prompts, "required", False):
+        return None
+    captions = captions_of(pipeline, args.prompts, args.seed, lambda: own_data(pipeline))
+    if captions is None:
+        raise UserError(f"--prompts {args.prompts}: {pipeline.name} takes no prompts")
+    return captions
+
+
 def _rmse(
-    pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], args: argparse.Namespace
+    pipeline: Pipeline,
+    how: Sampler,
+    pool: Tensor,
+    sites: list[str],
+    captions: SampleCaptions | None,
+    args: argparse.Namespace,
 ) -> tuple[Fitness, Callable[[], Tensor]]:
     """Return the distance of few steps' ends from those of many, and the costs of single steps, batch by batch."""
     from gen.training.distributed import exchange, processes
@@ -161,7 +184,7 @@ def _rmse(
     sizes = [min(args.batch_size, n - start) for start in starts]
     rank, world = (0, 1) if getattr(pipeline.engine, "collective", False) else processes()
     mine = range(rank, len(starts), world)
-    parts = {i: _reference(pipeline, how, pool, sites, seed, starts[i], sizes[i]) for i in mine}
+    parts = {i: _reference(pipeline, how, pool, sites, captions, seed, starts[i], sizes[i]) for i in mine}
 
     def mean(values: Sequence[Any]) -> Any:
         """Return the root mean square over all samples of the batches' own."""
@@ -182,13 +205,21 @@ def _rmse(
 
 
 def _reference(
-    pipeline: Pipeline, how: Sampler, pool: Tensor, sites: list[str], seed: int, start: int, n: int
+    pipeline: Pipeline,
+    how: Sampler,
+    pool: Tensor,
+    sites: list[str],
+    captions: SampleCaptions | None,
+    seed: int,
+    start: int,
+    n: int,
 ) -> ReferenceTrajectory:
     """Return the trajectory of samples start .. start + n - 1 that few steps are compared with."""
     from gen.diffusion.noise import Noise, sample_seeds
     from gen.samplers.search.lib.trajectory import ReferenceTrajectory
 
-    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(n, start=start).items()}
+    prompts = None if captions is None else captions.rows(start, n)
+    cond = {k: v.to(pipeline.device) for k, v in pipeline.condition(n, prompts, start).items()}
     noise = Noise(tuple(sample_seeds(seed, n, start)))
     x = pipeline.denoiser.path.start(noise.normal("start", pipeline.state_shape).to(pipeline.device), pool[0])
     guide = how.guide
@@ -200,11 +231,14 @@ def _reference(
     return ReferenceTrajectory(denoiser, how.solver, pool, points, cond, noise, sites)
 
 
-def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Namespace) -> Fitness:
+def _fid(
+    pipeline: Pipeline, how: Sampler, sites: list[str], captions: SampleCaptions | None, args: argparse.Namespace
+) -> Fitness:
     """Return the Frechet distance of n samples from real images."""
     import torch
 
     from gen.diffusion.contracts import Cache
+    from gen.eval.drawn import Decoder
     from gen.eval.extraction import Extraction
     from gen.eval.metrics.lib.moments import Moments, distance
     from gen.eval.opening import check_shape, own_data
@@ -213,14 +247,14 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
     from gen.samplers.grids.given import Given
     from gen.training.distributed import exchange, processes
 
-    pipeline.check_pixels()
+    decoder = Decoder(pipeline, None, captions)  # refuses samples that are no pictures
     real = Reference.open(
         args.data or own_data(pipeline),
         args.split or "train",
         args.extractor,
         Extraction(batch_size=args.batch_size),
     )
-    check_shape(pipeline.name, pipeline.shape, real)
+    check_shape(pipeline.name, decoder.shape, real)
     moments = real.moments
 
     class Mask(Cache):
@@ -234,7 +268,7 @@ def _fid(pipeline: Pipeline, how: Sampler, sites: list[str], args: argparse.Name
     rank, world = (0, 1) if getattr(pipeline.engine, "collective", False) else processes()
 
     def features(start: int, times: Tensor, mask: Tensor | None) -> Tensor:
-        samples = pipeline.sample(
+        samples = decoder.sample(
             min(size, n - start),
             start=start,
             solver=how.solver,

@@ -22,7 +22,8 @@ from gen.eval.record import Drift, Interval, Record, from_json, to_json
 from gen.eval.reference import Reference
 from gen.eval.throughput import InterleavedTiming, median_interval
 from gen.models.dit import DiT
-from gen.pipeline import Pipeline, Samples
+from gen.pipeline import Pipeline
+from gen.samples import Samples
 from gen.training.run import Sampler
 
 SITES = [f"blocks.{i}.{half}.raw" for i in (0, 1) for half in ("attn", "mlp")] + ["final"]

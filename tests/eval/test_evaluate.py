@@ -22,7 +22,8 @@ from gen.eval.record import Record, from_json, to_json
 from gen.eval.reference import Reference, stack
 from gen.eval.sampler_text import sampler_text
 from gen.eval.sources import collect
-from gen.pipeline import Samples, load
+from gen.pipeline import load
+from gen.samples import Samples
 from gen.training.run import Sampler
 
 

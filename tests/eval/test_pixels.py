@@ -18,7 +18,8 @@ from gen.diffusion.path import Flow
 from gen.eval.evaluate import evaluate
 from gen.eval.reference import Reference
 from gen.eval.sources import collect
-from gen.pipeline import Pipeline, Samples, load
+from gen.pipeline import Pipeline, load
+from gen.samples import Samples
 from gen.training.trainer import train
 from tests.gen.tiny import tiny
 

@@ -49,6 +49,8 @@ def calls(tmp_path_factory):
         "Pipeline": (Pipeline, lambda: {"denoiser": world, "shape": (1, 8, 8)}),
         "sample": (pipeline.sample, lambda: {"steps": 1}),
         "generate": (TextPipeline(net, None).generate, lambda: {"prompts": [[1]], "length": 4}),
+        "load_diffusers": (gen.load_diffusers, lambda: {"folder_or_pipe": tiny_pipeline("pixart")}),
+        "PromptPipeline": (gen.PromptPipeline, lambda: {"pipe": tiny_pipeline("pixart")}),
         "accelerate": (gen.accelerate, lambda: {"pipe": tiny_pipeline("pixart")}),
         "edit": (TextPipeline(net, None).edit, lambda: {"text": "1 2 3", "spans": "2"}),
     }

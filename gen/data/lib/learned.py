@@ -86,7 +86,7 @@ def no_pictures(shape: Sequence[int], data: Json | None = None, latent: bool = F
     """Return the reason why samples are no pictures in [-1, 1], or "" if they are.
 
     Args:
-        shape: of one sample.
+        shape: of one sample, (C, H, W), or (C, T, H, W) of a film.
         data: spec of the data that were learned.
         latent: whether they are latents.
         name: of the model, for the message.
@@ -94,7 +94,7 @@ def no_pictures(shape: Sequence[int], data: Json | None = None, latent: bool = F
     source = (data or {}).get("name", "")
     points = source and ":" not in source and not getattr(find(source, "data"), "pictures", True)
     points = points or (data or {}).get("value_range", ()) is None
-    if not latent and not points and len(shape) == 3 and shape[0] in (1, 3):
+    if not latent and not points and len(shape) in (3, 4) and shape[0] in (1, 3):
         return ""
     return (
         f"the samples of {name} are latents or other tensors {list(shape)}, no pictures: an autoencoder decodes latents"

@@ -1,0 +1,395 @@
+"""Pipelines of diffusers as their users know them: `gen.load_diffusers("sd15").sample("a red fox").images`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.config.devices import check_device
+from gen.config.errors import UserError, shown
+from gen.config.fields import check_arguments
+from gen.config.images import from_pil
+from gen.config.spec import Json, digest
+from gen.diffusion.contracts import Cache, Guide, Solver
+from gen.diffusion.denoiser import Cond
+from gen.diffusion.path import NoisePath
+from gen.models.interop.pipelines.call_checks import (
+    check_call,
+    check_no_cache,
+    check_size,
+    in_one_line,
+    parameters_of,
+)
+from gen.models.interop.pipelines.conditions import PromptConditions, joined
+from gen.models.interop.pipelines.families import networks_of
+from gen.models.interop.pipelines.latents import decode_latents, encode_images
+from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
+from gen.models.interop.pipelines.network import denoiser_of
+from gen.models.interop.pipelines.opening import open_pipeline
+from gen.models.interop.pipelines.own_sampling import OwnSampling, own_sampling
+from gen.models.interop.pipelines.schedule import times_of
+from gen.pipeline import Pipeline
+from gen.samples import Samples
+from gen.training.run import Sampler
+
+__all__ = ["OwnGrid", "PromptPipeline", "load_diffusers"]
+
+
+@dataclass(frozen=True)
+class OwnGrid:
+    """The times of a pipeline's own scheduler, with the shift that the pipeline gives it for its size.
+
+    Attributes:
+        scheduler: its class, of diffusers.
+        config: its configuration.
+        heard: of the pipeline.
+    """
+
+    scheduler: str
+    config: Json
+    heard: Heard = field(metadata={"saved": False}, compare=False, repr=False)
+
+    def times(self, path: NoisePath, steps: int) -> Tensor:
+        return in_one_line(self.heard.pipe, lambda: times_of(self.heard, steps))
+
+
+@dataclass(frozen=True, eq=False)
+class OwnDecoder:
+    """From latents to pictures in [-1, 1], as the pipeline itself ends.
+
+    Attributes:
+        heard: a call of the pipeline for the size of the pictures.
+        about: what decides the pictures beside the latents; {} where nothing can say so.
+    """
+
+    heard: Heard
+    about: Json
+
+    def identity(self) -> Json:
+        """Return `about`, which a fingerprint of samples takes in."""
+        return self.about
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the pictures [B, 3, H, W] or films [B, 3, T, H, W] of latents [B, ...], float32."""
+        x = decode_latents(self.heard, z.to(self.heard.latents.dtype)).float()
+        return x if x.ndim == 4 else x.transpose(1, 2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the latents of pictures or films, as `decode` returns them."""
+        return encode_images(self.heard, x if x.ndim == 4 else x.transpose(1, 2)).float()
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPipeline:
+    """A pipeline of diffusers that samples by prompts, with solvers, guides and caches of gen.
+
+    Attributes:
+        pipe: of diffusers; it is called up to its first step to encode prompts, and from its last one on to decode.
+        call: arguments of its call in place of the defaults: height, width, num_frames, guidance_scale, ...; in place
+            of prompts their embeddings, or class_labels.
+        folder: that it was loaded from; None for one that was given as an object.
+        store: folder that conditions of prompts are kept in; None for memory alone.
+    """
+
+    pipe: Any
+    call: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    store: Path | None = None
+
+    def __repr__(self) -> str:
+        own, net = self.own, self.pipeline
+        steps = f"{own.steps} step{'s' if own.steps > 1 else ''}"
+        kind = type(self.pipe.scheduler).__name__
+        solver = f"{own.solver['name']} ({'as' if own.exact else 'nearest to its'} {kind})"
+        guide = "no guide" if own.guide is None else f"{own.guide['name']} {own.guide['scale']:g}"
+        shape = " x ".join(map(str, net.shape))
+        return (
+            f"PromptPipeline({self.name}: {type(self.pipe).__name__}, {net.params:,} parameters, latents {shape}, "
+            f"{solver}, {steps}, {guide}, {str(self.heard.dtype).removeprefix('torch.')} on {net.device})"
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or the class's."""
+        return type(self.pipe).__name__ if self.folder is None else self.folder.resolve().name
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether samples are asked for by prompts: not where the call has embeddings or labels."""
+        return "prompt" in parameters_of(self.pipe) and not any(key in self.call for key in ROWS)
+
+    @cached_property
+    def heard(self) -> Heard:
+        """The pipeline's call for this size, up to its first step."""
+        check_call(self.pipe, self.call)
+        check_size(self.pipe, self.call)
+        prompt: dict[str, Any] = {"prompt": [""], **self._negative(1)} if self.takes_prompts else {}
+        if "negative_prompt_embeds" in self.call:
+            prompt = {"negative_prompt": None}  # of which some have a default
+        return in_one_line(self.pipe, lambda: listen(self.pipe, **{**self.call, **prompt}))
+
+    @cached_property
+    def own(self) -> OwnSampling:
+        """The pipeline's own way to sample."""
+        return own_sampling(self.pipe, dict(self.call), any(key.startswith(NULL) for key in self.heard.cond))
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The same as a gen.Pipeline of latents, whose conditions are prompts: for evaluation, search and training."""
+        heard, own = self.heard, self.own
+        denoiser = denoiser_of(heard)
+        grid = OwnGrid(type(self.pipe.scheduler).__name__, _plain(self.pipe.scheduler.config), heard)
+        about = self._about()
+        conditions = PromptConditions(self._encoded, store=self.store, about=about) if self.takes_prompts else None
+        return Pipeline(
+            denoiser,
+            tuple(heard.latents.shape[1:]),
+            sampler=Sampler(own.solver, own.steps, grid, own.guide),
+            name=self.name,
+            params=sum(p.numel() for p in denoiser.net.parameters()),
+            device=heard.latents.device,
+            folder=self.folder,
+            encode_prompts=conditions,
+            decoder=OwnDecoder(heard, about),
+        )
+
+    def resized(
+        self, height: int | None = None, width: int | None = None, num_frames: int | None = None
+    ) -> PromptPipeline:
+        """Return the pipeline for pictures or films of another size.
+
+        Args:
+            height, width: pixels; None as they are.
+            num_frames: pictures of a film; None as they are.
+        """
+        given = {"height": height, "width": width, "num_frames": num_frames}
+        return self.with_call(**{key: value for key, value in given.items() if value is not None})
+
+    def with_call(self, **call: Any) -> PromptPipeline:
+        """Return the pipeline with other arguments of its call.
+
+        Args:
+            **call: arguments of pipe(...).
+        """
+        return replace(self, call={**self.call, **call}) if call else self
+
+    @check_arguments(images_per_prompt="[1, inf)", batch_size="[1, inf)")
+    def sample(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        images_per_prompt: int = 1,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        solver: Solver | Json | str | None = None,
+        steps: int | None = None,
+        grid: Any = None,
+        guide: Guide | Json | str | None = None,
+        cache: Cache | Json | str | None = None,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 8,
+        decode: bool = True,
+        noise: Tensor | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Tensor | None = None,
+        trajectory: bool = False,
+        callback: Callable[[int, float, Tensor], Tensor | None] | None = None,
+        progress: bool = False,
+    ) -> Samples:
+        """Return samples of prompts. Sample i depends on its prompt, its seed and its index, never on batch_size.
+
+        Args:
+            prompt: one, or a list; None where the call has embeddings or labels.
+            negative: what the guide moves away from, one prompt for all or a list; None as the pipeline takes it.
+            images_per_prompt: consecutive samples of each prompt.
+            height, width, num_frames: of the pictures; None as the pipeline takes them.
+            solver, grid, guide, cache: a name, a spec, or an object; None as the pipeline samples by itself; "none" for
+                no guide or cache.
+            steps: of the solver; None for the default of the pipeline's call.
+            seed: a number, or one per sample.
+            batch_size: samples at a time.
+            decode: whether samples are pictures in [-1, 1] [n, 3, H, W], films [n, 3, T, H, W]; False for latents.
+            noise: unit noise to begin with instead of the seeds', in the shape of the latents.
+            image: what is edited: PIL pictures, tensors in [-1, 1] of the size of the samples, or latents.
+            mask: 1 where latents are painted anew, 0 where they are kept, in the shape of the latents.
+            strength: share of the steps that is done from the noised image, in (0, 1].
+            trajectory, callback, progress: as of gen.Pipeline.sample.
+
+        Raises:
+            UserError: for what the pipeline does not take, in its own words or ours.
+        """
+        sized = self.resized(height, width, num_frames).guided(guide, negative)
+        pipeline = sized.pipeline
+        if cache not in (None, "none"):
+            check_no_cache(self.pipe)
+        cond, prompts = sized._conditions(prompt, negative)
+        image = None if image is None else sized._latents_of(image)
+        samples = pipeline.sample(
+            images_per_prompt * len(next(iter(cond.values()))), cond, images_per_condition=images_per_prompt,
+            solver=solver, steps=steps, grid=grid, guide=guide, cache=cache, seed=seed, batch_size=batch_size,
+            noise=noise, image=image, strength=strength, mask=mask, trajectory=trajectory, callback=callback,
+            progress=progress,
+        )  # fmt: skip
+        samples = replace(samples, prompts=tuple(one for one in prompts for _ in range(images_per_prompt)))
+        return pipeline.decoded(samples, batch_size=batch_size) if decode else samples
+
+    def guided(self, guide: object = None, negative: object = None) -> PromptPipeline:
+        """Return the pipeline with a call that has the negative branch which a guide needs.
+
+        Args:
+            guide: as of `sample`; None for the pipeline's own guidance.
+            negative: as of `sample`; UserError for one where nothing guides.
+        """
+        key = next((key for key in SCALES if key in parameters_of(self.pipe)), None)
+        if guide == "none" or (guide is None and negative is None) or key is None:
+            return self
+        scale = self.call.get(key, parameters_of(self.pipe)[key].default)
+        if scale is not None and scale > 1:
+            return self
+        if guide is None:
+            raise UserError(
+                f"negative: {type(self.pipe).__name__} has no guidance by itself ({key} = {scale}): give a guide, "
+                "--guidance-scale 4 or guide={'name': 'cfg', 'scale': 4.0}"
+            )
+        return self.with_call(**{key: 2.0})  # over 1, so that the branch is there; the scale is the guide's
+
+    def _conditions(self, prompt: object, negative: object) -> tuple[Cond, Sequence[str]]:
+        """Return the conditions of prompts, and the prompts; of given embeddings those of the call."""
+        if not self.takes_prompts:
+            if prompt is not None or negative is not None:
+                raise UserError(
+                    f"{self.name} was loaded with embeddings or labels in its call: it takes no prompt beside"
+                )
+            return self.heard.cond, ()
+        prompts = _texts("prompt", prompt)
+        if negative is None:
+            return self.pipeline.encode_prompts(prompts), prompts  # type: ignore[misc] # it takes prompts
+        against = _texts("negative", negative)
+        if len(against) not in (1, len(prompts)):
+            raise UserError(f"negative: {len(against)} for {len(prompts)} prompts; give one for all, or one for each")
+        against = against * len(prompts) if len(against) == 1 else against
+        parts = {one: [i for i, other in enumerate(against) if other == one] for one in dict.fromkeys(against)}
+        conds = [
+            self.with_call(negative_prompt=one).pipeline.encode_prompts([prompts[i] for i in rows])  # type: ignore[misc]
+            for one, rows in parts.items()
+        ]
+        order = torch.tensor([i for rows in parts.values() for i in rows]).argsort()
+        return {key: value[order] for key, value in joined(conds).items()}, prompts
+
+    def _latents_of(self, image: Any) -> Tensor:
+        """Return the latents of what is edited."""
+        if not isinstance(image, Tensor):
+            pictures = image if isinstance(image, (list, tuple)) and image else [image]
+            image = torch.stack([from_pil(picture, 3) for picture in pictures])
+        pipeline = self.pipeline
+        if image.shape[-len(pipeline.shape) :] == pipeline.shape:
+            return image
+        rows = image if image.ndim > 3 else image[None]
+        latents: Tensor = in_one_line(self.pipe, lambda: pipeline.decoder.encode(rows).cpu())
+        return latents
+
+    def _encoded(self, prompts: list[str]) -> Cond:
+        """Return the conditions of prompts by the pipeline's own call."""
+        call = {**self.call, **self._negative(len(prompts))}
+        return in_one_line(self.pipe, lambda: encode(self.pipe, prompts, **call))
+
+    def _negative(self, n: int) -> dict[str, list[str]]:
+        """Return the negative prompt of the call, if it has one, for n prompts."""
+        given = self.call.get("negative_prompt")
+        return {} if given is None else {"negative_prompt": [given] * n if isinstance(given, str) else list(given)}
+
+    def _about(self) -> Json:
+        """Return what decides conditions and pictures; {} where nothing can say so."""
+        try:
+            call = {key: value for key, value in self.call.items() if digest(value)}
+        except TypeError:
+            return {}
+        return {} if self.folder is None else {"pipeline": str(self.folder.resolve()), "call": call}
+
+
+ROWS = ("prompt_embeds", "class_labels")  # arguments in place of prompts
+SCALES = ("true_cfg_scale", "guidance_scale")  # of the negative branch, whichever comes first
+
+
+@check_arguments()
+def load_diffusers(
+    folder_or_pipe: object,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    store: str | Path | None = None,
+    **call: Any,
+) -> PromptPipeline:
+    """Load a pipeline of diffusers, to be sampled by prompts.
+
+    Args:
+        folder_or_pipe: a folder as DiffusionPipeline.save_pretrained writes it, on this machine, of which nothing is
+            run and only safetensors are read; or a pipeline, which is used as it is.
+        device: to load it on; None for the CPU, and for where a pipeline is.
+        dtype: of weights and computation, such as "bfloat16"; None for float32, and for that of a pipeline. The
+            sampling loop is in float32.
+        store: folder that conditions of prompts are kept in, so that each is encoded once; None for memory alone.
+        **call: arguments of its call in place of the defaults, such as height, width, guidance_scale,
+            max_sequence_length; prompt_embeds and its like in place of prompts.
+
+    Raises:
+        UserError: for what is neither, and for a pipeline that is not known.
+    """
+    kept = None if store is None else Path(store)
+    if not isinstance(folder_or_pipe, (str, Path)):
+        if given := [name for name, value in {"device": device, "dtype": dtype}.items() if value is not None]:
+            raise UserError(f"load_diffusers: {given[0]} is the pipeline's own: leave it out, and use pipe.to(...)")
+        if not hasattr(folder_or_pipe, "components"):
+            raise UserError(f"load_diffusers: got {shown(folder_or_pipe)}; allowed: a folder, or a diffusers pipeline")
+        return _checked(PromptPipeline(folder_or_pipe, call, None, kept))
+    device = "cpu" if device is None else device
+    check_device(device)
+    pipe = open_pipeline(Path(folder_or_pipe), _dtype(dtype), device)
+    return _checked(PromptPipeline(pipe, call, Path(folder_or_pipe), kept))
+
+
+def _checked(loaded: PromptPipeline) -> PromptPipeline:
+    """Return a pipeline whose network and arguments are known."""
+    networks_of(loaded.pipe)
+    check_call(loaded.pipe, loaded.call)
+    if loaded.store is not None and loaded.folder is None:
+        raise UserError("load_diffusers: store keeps conditions of a pipeline from a folder, and this one is an object")
+    if loaded.takes_prompts and getattr(loaded.pipe, "text_encoder", True) is None:
+        raise UserError(
+            f"{type(loaded.pipe).__name__} has no text encoder: give embeddings, "
+            "load_diffusers(pipe, prompt_embeds=...)"
+        )
+    return loaded
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the dtype of weights; UserError for what is none."""
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        found = None
+    if found is None and given is not None:
+        raise UserError(f"dtype = {shown(given)}; allowed: float32, bfloat16, float16")
+    return found
+
+
+def _texts(name: str, given: object) -> list[str]:
+    """Return one prompt or a list of them as a list."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(one, str) for one in texts):
+        raise UserError(f"{name} = {shown(given)}; it must be a text, or a list of texts")
+    return list(texts)
+
+
+def _plain(config: Mapping[str, Any]) -> Json:
+    """Return the settings of a scheduler that JSON holds, without those of its file."""
+    kinds = (str, bool, int, float, type(None))
+    return {key: value for key, value in config.items() if not key.startswith("_") and isinstance(value, kinds)}

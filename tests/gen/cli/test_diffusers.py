@@ -1,0 +1,91 @@
+"""Verbs on a folder of diffusers' pipeline: prompts in, pictures, records and grids out."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen.cli import main
+from tests.pipelines.tiny import with_text_encoder
+
+
+@pytest.fixture(scope="module")
+def fox(tmp_path_factory):
+    where = tmp_path_factory.mktemp("verbs") / "fox"
+    with_text_encoder("sd15").save_pretrained(where)
+    (where.parent / "prompts.txt").write_text("a red fox\na blue bird\nthe dog at night\n")
+    (where.parent / "wan").mkdir()
+    with_text_encoder("wan").save_pretrained(where.parent / "wan")
+    return where
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Speed is timed in no time."""
+    monkeypatch.setattr("gen.eval.evaluate.timing", lambda *given: {})
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+def test_prompts_are_sampled_and_written(fox, tmp_path, capsys):
+    out = tmp_path / "fox.png"
+    how = ["--solver", "dpmpp", "--steps", 3, "--seed", 1, "--size", "16x24", "--negative", "a dog", "--quiet"]
+    assert run("sample", fox, "--prompt", "a red fox", "--images-per-label", 2, *how, "--out", out) == 0
+    assert "2 samples, 6 evaluations each" in capsys.readouterr().out
+    with Image.open(out) as sheet:
+        assert json.loads(sheet.text["prompts"]) == ["a red fox"] * 2
+    words = ["--prompt", "a red fox", "--prompt", "a bird", *how, "--batch-size", 1]
+    assert run("sample", fox, *words, "--out", tmp_path / "two.npz") == 0
+    with np.load(tmp_path / "two.npz") as file:
+        assert file["arr_0"].shape == (2, 16, 24, 3)
+    assert run("sample", fox, "--prompt", "a fox", "--call.guidance_scale", 1, "--steps", 2, "--out", out) == 0
+    assert "1 samples, 2 evaluations each" in capsys.readouterr().out
+
+
+def test_films_are_rows_of_a_sheet_and_files_of_frames(fox, tmp_path):
+    words = ["sample", fox.parent / "wan", "--prompt", "a fox", "--size", 16, "--call.num_frames", 3, "--steps", 2]
+    assert run(*words, "--quiet", "--out", tmp_path / "film.png") == 0
+    with Image.open(tmp_path / "film.png") as sheet:
+        assert sheet.width > 2 * sheet.height
+    assert run(*words, "--quiet", "--out", tmp_path / "films") == 0
+    assert Image.open(io.BytesIO((tmp_path / "films/000000.png").read_bytes())).n_frames == 3
+
+
+def test_a_pipeline_is_evaluated_by_prompts_and_its_grid_is_searched(fox, tmp_path, capsys, quick):
+    small = ["--call.height", 16, "--call.width", 16, "--steps", 2, "--features", tmp_path / "features"]
+    real = tmp_path / "real.npz"
+    np.savez(real, arr_0=np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), dtype=np.uint8))
+    prompts = ["--prompts", fox.parent / "prompts.txt"]
+    words = ["evaluate", fox, *prompts, "-n", 6, "--against", real, "--out", tmp_path / "eval", *small]
+    assert run(*words, "--metrics", "fid", "--extractor", "pixels") == 0
+    (record,) = (tmp_path / "eval").glob("*.json")
+    content = json.loads(record.read_text())
+    assert content["captions"]["n"] == 3 and content["sampler"]["steps"] == 2
+    out = tmp_path / "grid.json"
+    assert run("search", fox, *prompts, *small[:6], "-n", 2, "--budget", 8, "--pool", 4, "--out", out) == 0
+    assert json.loads(out.read_text())["steps"] == 2
+    assert run("evaluate", fox, "--against", real, *small) == 2
+    assert "give --prompts FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "a fox", "--size", "17"], "17"),
+        (["--prompt", "a fox", "--weights", "ema"], "leave out --weights"),
+        (["--prompt", "a fox", "--call.num_frame", "3"], "no argument 'num_frame'"),
+        (["-n", "2"], "give --prompt TEXT"),
+        (["--labels", "1"], "leave out --labels"),
+        (["--prompt", "a fox", "--cache", "custom", "--cache.sites", '["nowhere"]'], "nowhere"),
+    ],
+)
+def test_wrong_options_are_said_in_one_line(fox, tmp_path, capsys, words, message):
+    assert run("sample", fox, *words, "--steps", 2, "--out", tmp_path / "no.png") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

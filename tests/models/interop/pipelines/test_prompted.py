@@ -1,0 +1,162 @@
+"""gen.load_diffusers: pictures by prompts, as the pipeline itself and under our solvers and guides."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import gen
+from gen.config.errors import UserError
+from gen.models.interop.pipelines.own_sampling import solver_of
+from tests.pipelines.tiny import ENCODERS, FAMILIES, call, prompted, tiny, with_text_encoder
+
+WORDS = ["a red fox", "the blue bird in snow"]
+LOOP = ("generator", "output_type", "guidance_scale_2")  # arguments that are sample's own, and one that it refuses
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' schedulers
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@functools.cache
+def fox(name="sd15", **changes):
+    """A tiny pipeline of prompts, shared by tests that leave it as it is."""
+    given = {key: value for key, value in prompted(name).items() if key not in LOOP}
+    return gen.load_diffusers(with_text_encoder(name), **given | changes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_by_itself_it_samples_as_the_pipeline_does(name):
+    """The same noise through the pipeline's own loop, with its grid, its rule and its guidance."""
+    pipe = tiny(name)
+    given = {key: value for key, value in call(name).items() if key not in LOOP}
+    model = gen.load_diffusers(pipe, **given)
+    unit = torch.randn(2, *model.pipeline.shape, generator=torch.Generator().manual_seed(1))
+    samples = model.sample(noise=unit)
+    assert samples.no_pictures == "" and samples.x.isfinite().all()
+    assert samples.x.shape[1] == 3 and samples.x.ndim == (5 if "num_frames" in given else 4)
+    if name in ("dit", "flux2"):  # one takes no latents, the other packs them itself
+        return
+    path, times = model.pipeline.denoiser.path, model.pipeline.sampler.grid
+    start = path.start(unit, times.times(path, 4)[0])
+    start = start * (1.0 if path.t1 == 1 else path_scale(model))
+    given |= {"generator": None, "latents": start, "output_type": "pt", "return_dict": False}
+    expected = pipe(**given)[0] * 2 - 1
+    expected = expected.transpose(1, 2) if expected.ndim == 5 else expected
+    assert relative(samples.x, expected) < 2e-4
+
+
+def path_scale(model):
+    """Noise of a scheduler that explodes is divided by alpha, and multiplied by the pipeline again."""
+    scheduler = model.pipe.scheduler
+    scheduler.set_timesteps(4)
+    scale = float(scheduler.init_noise_sigma)
+    if scale == 1:
+        return 1.0
+    path, grid = model.pipeline.denoiser.path, model.pipeline.sampler.grid
+    return 1 / (float(path.alpha(grid.times(path, 4)[0])) * scale)
+
+
+def test_a_sample_depends_on_its_prompt_seed_and_index_alone():
+    model = fox()
+    whole = model.sample(WORDS, images_per_prompt=2, batch_size=3)
+    assert whole.x.shape == (4, 3, 16, 8) and whole.prompts == (WORDS[0], WORDS[0], WORDS[1], WORDS[1])
+    assert relative(model.sample(WORDS, images_per_prompt=2, batch_size=1).x, whole.x) < 1e-5
+    alone = model.sample(WORDS[1], images_per_prompt=4)
+    assert relative(alone.x[2:], whole.x[2:]) < 1e-5
+    assert len(whole.images) == 4 and whole.images[0].size == (8, 16)
+    latents = model.sample(WORDS, images_per_prompt=2, decode=False)
+    assert latents.x.shape == (4, 4, 8, 4) and "no pictures" in latents.no_pictures
+
+
+def test_negatives_are_one_for_all_or_one_for_each():
+    model = fox()
+    both = model.sample(WORDS, negative=["a dog", "at night"], decode=False).x
+    one = model.sample(WORDS, negative="a dog", decode=False).x
+    assert torch.equal(both[0], one[0]) and not torch.allclose(both[1], one[1])
+    assert not torch.allclose(model.sample(WORDS, decode=False).x, one)
+    last = model.sample(["a cat", *WORDS], negative=["a dog", "at night", "a dog"], decode=False, seed=[5, 6, 7]).x
+    assert relative(last[2], model.sample(WORDS[1], negative="a dog", decode=False, seed=[7]).x[0]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_solver_guide_and_size_goes_with_prompts(name):
+    model = fox(name)
+    how = {"solver": "heun", "steps": 2, "guide": {"name": "apg", "scale": 3.0}, "negative": "a dog"}
+    samples = model.sample("a red fox", **how)
+    assert samples.nfe == (8 if name == "sd15" else 6)  # Heun's step to clean data is Euler's; two branches
+    assert samples.x.isfinite().all()
+    sides = {"height": 2 * samples.x.shape[-2]}
+    assert model.sample("a red fox", **how, **sides).x.shape[-2] == sides["height"]
+    assert type(model.pipe).__name__ in repr(model) and "\n" not in repr(model)
+
+
+def test_pictures_and_latents_are_edited():
+    model = fox()
+    samples = model.sample("a red fox")
+    again = model.sample("a red fox", image=samples.x, strength=0.5, seed=3)
+    assert again.nfe == 4 and relative(again.x, samples.x) < 2
+    latents = model.sample("a red fox", decode=False).x
+    mask = torch.zeros(1, 8, 4)
+    mask[:, :4] = 1
+    kept = model.sample("a blue bird", image=latents, mask=mask, decode=False).x
+    assert torch.equal(kept[..., 4:, :], latents[..., 4:, :]) and not torch.allclose(kept, latents)
+    assert len(model.sample("a red fox", image=samples.images, strength=0.5).x) == 1
+
+
+def test_what_does_not_work_is_said_in_one_line():
+    model, flux = fox(), fox("flux", true_cfg_scale=1.0)
+    cases = {
+        r"height = 500: \w+ takes multiples of \d+, such as": lambda: fox("flux").sample("a", height=501),
+        "pipeline made no negative branch": lambda: flux.sample("a fox", guide="cfg"),
+        "has no guidance by itself .true_cfg_scale = 1": lambda: flux.sample("a fox", negative="a dog"),
+        "divisible by": lambda: model.sample("a fox", height=18),
+        "prompt = 3; it must be a text": lambda: model.sample(3),
+        "negative: 3 for 2 prompts": lambda: model.sample(WORDS, negative=["a", "b", "c"]),
+        "has no argument 'heigth'. Did you mean 'height'": lambda: gen.load_diffusers(model.pipe, heigth=8),
+        "latents is given to sample, as noise": lambda: gen.load_diffusers(model.pipe, latents=1),
+        "has no text encoder: give embeddings": lambda: gen.load_diffusers(tiny("sd15")),
+        "allowed: a folder, or a diffusers pipeline": lambda: gen.load_diffusers(torch.nn.Linear(2, 2)),
+        "is no folder": lambda: gen.load_diffusers("no/such/pipeline"),
+        "device is the pipeline's own": lambda: gen.load_diffusers(model.pipe, device="cpu"),
+        "store keeps conditions of a pipeline from a folder": lambda: gen.load_diffusers(model.pipe, store="x"),
+        "samples by prompts: give --prompt": lambda: model.pipeline.sample(2),
+    }
+    for message, run in cases.items():
+        with pytest.raises(UserError, match=message.replace("500", "501")) as error:
+            run()
+        assert "\n" not in str(error.value)
+
+
+def test_two_caches_are_refused():
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = with_text_encoder("flux")
+    model = gen.load_diffusers(pipe, **{k: v for k, v in prompted("flux").items() if k not in LOOP})
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(UserError, match=r"two caches.*transformer\.disable_cache"):
+        model.sample("a fox", cache="fora")
+
+
+def test_the_solver_is_the_schedulers():
+    import diffusers
+
+    known = {
+        "DDIMScheduler": {"name": "ddim", "clip": True},
+        "DPMSolverMultistepScheduler": {"name": "dpmpp", "solver_order": 2, "kind": "midpoint"},
+        "UniPCMultistepScheduler": {"name": "unipc", "solver_order": 2, "kind": "bh2"},
+        "FlowMatchEulerDiscreteScheduler": {"name": "euler"},
+        "HeunDiscreteScheduler": {"name": "heun"},
+    }
+    for kind, spec in known.items():
+        assert solver_of(getattr(diffusers, kind)()) == (spec, True)
+        assert gen.build("samplers.solvers", spec)
+    assert solver_of(diffusers.PNDMScheduler())[1] is False
+    sde = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3)
+    assert solver_of(sde)[0]["name"] == "dpmpp_sde"
+    for kind in ("PNDMScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "DEISMultistepScheduler"):
+        assert gen.build("samplers.solvers", solver_of(getattr(diffusers, kind)())[0])
