@@ -43,7 +43,7 @@ class Heard:
         token_times: factors [T] on the time of each token; None where all have one time.
         doubled: whether the scheduler steps both branches' rows.
         scheduler: the pipeline's with the times of this call.
-        timesteps: of all steps, [N].
+        timesteps: of all steps from that first one on, [N]; a pipeline that edits an image leaves out the first ones.
         encoded: what the pipeline's encode_prompt returned, call by call.
     """
 
@@ -137,8 +137,14 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
         constants={key: value for key, value in constants.items() if key not in cond},
         latents=latents, dtype=branches[0].x.dtype, appended_dim=appended_dim,
         token_times=t[0] / t.max() if isinstance(t, Tensor) and t.ndim == 2 else None, doubled=doubled,
-        scheduler=step.scheduler, timesteps=torch.as_tensor(step.scheduler.timesteps).cpu(), encoded=recording.encoded,
+        scheduler=step.scheduler, timesteps=_timesteps(step), encoded=recording.encoded,
     )  # fmt: skip
+
+
+def _timesteps(step: Step) -> Tensor:
+    """Return the timesteps from a step on, on the CPU."""
+    timesteps = torch.as_tensor(step.scheduler.timesteps).cpu()
+    return timesteps[int((timesteps == float(step.timestep)).nonzero()[0]) :]
 
 
 def _first_step(

@@ -47,7 +47,7 @@ def denoiser_of(
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """Spec of a network that is loaded with its pipeline, and not built from a spec.
+    """Spec of a network that comes with its pipeline: it says what there is, and does not build it.
 
     Attributes:
         kind: class of the network.
@@ -58,10 +58,6 @@ class PipelineSpec:
     kind: str
     shape: tuple[int, ...]
     classes: int = 0
-
-    def build(self) -> nn.Module:
-        """Raise UserError: such a network comes with its pipeline."""
-        raise UserError(f"a {self.kind} is not built from its spec: load its pipeline, and give its network")
 
 
 class PipelineNet(nn.Module):

@@ -78,18 +78,20 @@ def times_of(heard: Heard, steps: int | None = None) -> Tensor:
     Returns:
         float64 [steps + 1], falling; above 0 at the end where the scheduler ends above clean data.
     """
-    if steps is not None and steps != len(heard.timesteps):
+    if steps is not None and steps != len(heard.scheduler.timesteps):
         heard = listen(heard.pipe, family=heard.family, **{**heard.call, "num_inference_steps": steps})
     scheduler = heard.scheduler
     sigmas = getattr(scheduler, "sigmas", None)
-    if is_flow(scheduler):
-        times = torch.as_tensor(sigmas).double().cpu()
+    if sigmas is not None:
+        begin = len(scheduler.timesteps) - len(heard.timesteps)
+        sigmas = torch.as_tensor(sigmas).double().cpu()[begin:]
+    if is_flow(scheduler) and sigmas is not None:
+        times = sigmas
     elif sigmas is None:
         last = 0.0 if float(getattr(scheduler, "final_alpha_cumprod", 1.0)) == 1 else 1.0  # the table's first entry
         times = torch.cat([heard.timesteps.double() + 1, torch.tensor([last], dtype=torch.float64)])
     else:
         path = path_of(scheduler)
-        noisy = torch.as_tensor(sigmas).double().cpu()
-        times = path.t_from_lambda(-noisy[noisy > 0].log()).clamp(max=path.t1)
-        times = torch.cat([times, times.new_zeros(len(noisy) - len(times))])
+        times = path.t_from_lambda(-sigmas[sigmas > 0].log()).clamp(max=path.t1)
+        times = torch.cat([times, times.new_zeros(len(sigmas) - len(times))])
     return torch.cat([times[:1], times[1:][times.diff() < 0]])

@@ -6,30 +6,33 @@ import copy
 import functools
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
+from peft import LoraConfig, get_peft_model
 
 from gen.config.errors import UserError
 from gen.diffusion.net import members
 from gen.diffusion.parameterisation import Eps, V
 from gen.diffusion.sampling import integrate
-from gen.models.interop.pipelines.families import FAMILIES as TABLE
+from gen.models.given import GivenNet
 from gen.models.interop.pipelines.listening import listen
 from gen.models.interop.pipelines.network import denoiser_of
-from gen.models.interop.pipelines.schedule import times_of
+from gen.models.interop.pipelines.schedule import path_of, times_of
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.guides.renorm import Renorm
 from gen.samplers.solvers.ddim import DDIM
-from tests.pipelines.tiny import FAMILIES, call, relative, tiny
+from tests.pipelines.tiny import FAMILIES, call, randomise, relative, tiny
 
 # of Euler's scheduler in diffusers, by numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 GUIDES = {
     "flux2": None,
-    "z_image": CFG(3.0),  # theirs is c + w (c - u), with w = 2
-    "qwen_image": Renorm(3.0),
     "lumina2": Renorm(3.0, over="rows"),
+    "qwen_image": Renorm(3.0),
+    "z_image": CFG(3.0),  # theirs is c + w (c - u), with w = 2
 }
 LOOSE = {"sd3": 5e-5, "z_image": 5e-5}
 
@@ -88,6 +91,7 @@ MISTAKES = [
     ("wan", {"unit": "sigma"}),
     ("hunyuan_video", {"unit": "sigma"}),
     ("ltx", {"branches": "positive_first"}),
+    ("cogvideox", {"sign": -1}),
     ("dit", {"branches": "negative_first"}),
 ]
 
@@ -145,11 +149,73 @@ def test_rows_of_both_stages_share_a_batch():
         assert relative(both[i], f.net(heard.latents, t, heard.cond)[i]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["sd15", "pixart", "dit"])
-def test_in_float64_only_the_rounding_of_tables_is_left(name):
+def double(given):
+    floats = {key: v.double() for key, v in given.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return given | floats
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21_v", "pixart"])
+def test_in_float64_the_latents_are_the_same(name):
+    """But for the tables of diffusers, which are float32."""
     pipe = copy.deepcopy(theirs(name)[0]).to(torch.float64)
-    given = arguments(name)
-    given |= {key: v.double() for key, v in given.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
-    heard = listen(pipe, **given)
-    assert heard.latents.dtype == torch.float64
-    assert TABLE[type(denoiser_of(heard).net.inner).__name__] == heard.family
+    table = path_of(pipe.scheduler).alpha(torch.arange(1, 1001, dtype=torch.float64)) ** 2
+    last = torch.tensor(1.0) if pipe.scheduler.config.set_alpha_to_one else table[0]
+    pipe.scheduler.alphas_cumprod, pipe.scheduler.final_alpha_cumprod = table, last
+    expected = pipe(**double(call(name))).images
+    assert expected.dtype == torch.float64
+    assert relative(ours(name, listen(pipe, **double(call(name)))), expected) < 1e-13
+
+
+def edited(name):
+    """A pipeline of the parts of `tiny(name)` that begins with an image, and its call."""
+    parts = tiny("flux" if name == "flux" else "sd15").components
+    image = {"image": torch.rand(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))}
+    if name == "flux":
+        return diffusers.FluxImg2ImgPipeline(**parts), call("flux") | image | {"strength": 0.6}
+    options = {"requires_safety_checker": False}
+    if name == "sd15":
+        given = {key: value for key, value in call(name).items() if key not in ("height", "width")}
+        pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts, **options)
+        return pipe, given | image | {"strength": 0.5}
+    unet = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, in_channels=9, out_channels=4)
+    parts["unet"] = randomise(unet, 2)
+    mask = torch.zeros(2, 1, 16, 8)
+    mask[:, :, 4:9] = 1
+    return diffusers.StableDiffusionInpaintPipeline(**parts, **options), call("sd15") | image | {"mask_image": mask}
+
+
+@pytest.mark.parametrize("name", ["flux", "sd15", "inpainting"])
+def test_pipelines_that_edit_an_image(name):
+    """They begin midway, or give the network the image beside the state."""
+    pipe, given = edited(name)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(**given).images
+    heard = listen(pipe, **edited(name)[1])
+    assert ("appended" in heard.cond) == (name == "inpainting")
+    assert len(heard.timesteps) == {"flux": 3, "sd15": 2, "inpainting": 4}[name]
+    assert relative(ours(name, heard), expected) < 2e-5
+
+
+def test_wrappers_of_a_network_change_nothing():
+    """peft and group offloading; times of tokens."""
+    pipe = tiny("sd3")
+    apply_group_offloading(pipe.transformer, onload_device=torch.device("cpu"), offload_type="leaf_level")
+    pipe.transformer = get_peft_model(pipe.transformer, LoraConfig(r=2, target_modules=["to_q"])).eval()
+    heard = listen(pipe, **call("sd3"))
+    assert denoiser_of(heard).net.spec.kind == "SD3Transformer2DModel"
+    assert relative(ours("sd3", heard), theirs("sd3")[1]) < 5e-5
+    pipe = diffusers.WanPipeline(**tiny("wan").components, expand_timesteps=True)
+    heard = listen(pipe, **call("wan"))
+    assert heard.token_times.shape == (16,) and relative(ours("wan", heard), theirs("wan")[1]) < 2e-5
+
+
+def test_adapters_of_the_network_are_trained():
+    pipe = tiny("sd15")
+    pipe.unet.requires_grad_(False).add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    heard = listen(pipe, **call("sd15"))
+    f = denoiser_of(heard)
+    student = GivenNet(f.net).build()  # a copy
+    replace(f, net=student)(heard.latents, times_of(heard)[0], heard.cond).eps.square().mean().backward()
+    trained = [name for name, weight in student.named_parameters() if weight.grad is not None]
+    assert trained and all("lora" in name for name in trained)
+    assert all(weight.grad is None for weight in pipe.unet.parameters())
