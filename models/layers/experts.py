@@ -61,8 +61,13 @@ class Experts:
 
 
 class Router(nn.Module):
-    """Chooses the experts of each token; scores are float32, or float64 of a network in float64."""
+    """Chooses the experts of each token; scores are float32, or float64 of a network in float64.
 
+    Attributes:
+        is_router: what gen.training.objectives.lib.routing knows it by.
+    """
+
+    is_router = True
     expert_bias: Tensor | None
 
     def __init__(self, width: int, spec: Experts):
@@ -72,16 +77,19 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("expert_bias", torch.zeros(spec.count) if spec.bias else None)
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each token's experts, int64 [T, top_k], and their weights [T, top_k], for h [T, width]."""
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return each token's experts, int64 [..., top_k], their weights [..., top_k], and all scores [..., count].
+
+        h is [..., width].
+        """
         spec, wide = self.spec, torch.promote_types(h.dtype, torch.float32)
         kind = "cpu" if h.device.type == "meta" else h.device.type
         with torch.autocast(kind, enabled=False):  # or training chooses others than decoding
-            products = linear(h.to(wide), self.weight.to(wide))  # [T, count]
+            products = linear(h.to(wide), self.weight.to(wide))  # [..., count]
         scores = products.softmax(-1) if spec.score == "softmax" else products.sigmoid()
         chosen_by = scores.detach() if self.expert_bias is None else scores.detach() + self.expert_bias
         if spec.groups > 1:
-            grouped = chosen_by.unflatten(-1, (spec.groups, -1))  # [T, groups, count / groups]
+            grouped = chosen_by.unflatten(-1, (spec.groups, -1))  # [..., groups, count / groups]
             best = grouped.topk(2, dim=-1).values.sum(-1).topk(spec.top_groups, dim=-1).indices
             outside = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)
             chosen_by = grouped.masked_fill(outside[..., None], -torch.inf).flatten(-2)
@@ -89,7 +97,7 @@ class Router(nn.Module):
         weights = scores.gather(-1, experts)
         if spec.normalised and spec.top_k > 1:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return experts, spec.scale * weights
+        return experts, spec.scale * weights, scores
 
 
 class RoutedExperts(nn.Module):
@@ -140,8 +148,8 @@ class Mixture(nn.Module):
         self.shared = SplitSwiGLU(width, spec.shared) if spec.shared else None
 
     def forward(self, h: Tensor) -> Tensor:
-        tokens = h.flatten(0, -2)  # [B F, width]
-        out = self.experts(tokens, *self.router(tokens)).view_as(h)
+        experts, weights, _ = self.router(h)  # [B, F, top_k]
+        out = self.experts(h.flatten(0, -2), experts.flatten(0, -2), weights.flatten(0, -2)).view_as(h)
         return out if self.shared is None else out + self.shared(h)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,10 @@ class BD3(MaskedObjective):
     clip: tuple[float, float] = (1e-3, 1.0)
     weight: Literal["nelbo", "one"] = "nelbo"
     stratified: bool = True
+    trains_blocks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_fields(self, clip="[0, 1]")
+        check_fields(self, clip="[0, 1]", balance="[0, inf)")
         if self.clip[0] > self.clip[1]:
             raise UserError(f"BD3: clip = {self.clip}; it must not fall")
 
@@ -102,7 +103,7 @@ def logits_after_clean_blocks(net: nn.Module, noisy: Tensor, tokens: TokenBatch,
     if documents is not None:  # the first token of each is predicted by its own position
         positions = torch.where(document_starts(documents), index + shift, positions)
     elif tokens.lengths is not None:  # padding is a document of its own, which the text does not see
-        documents = (index >= tokens.length[:, None]).long()
+        documents = tokens.texts
     documents = None if documents is None else documents.repeat(1, 2)
     both = torch.cat([noisy, tokens.x], 1)
     return net(both, positions=positions, documents=documents, block_diffusion=block_size)

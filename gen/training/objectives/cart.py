@@ -39,7 +39,7 @@ class Cart(MaskedObjective):
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, p="(0, 1)", eps="[0, 1)")
+        check_fields(self, p="(0, 1)", eps="[0, 1)", balance="[0, inf)")
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         return text_uniforms(batch, stratified)
@@ -52,10 +52,7 @@ class Cart(MaskedObjective):
         )
         masked = noisy != x
         losses, likeliest = token_losses(net(noisy, **tokens.attended), x)
-        documents = tokens.documents
-        if documents is None:  # padding is a document of its own
-            documents = (torch.arange(x.shape[1], device=x.device) >= tokens.length[:, None]).long()
-        weight = context_weights(~masked, documents, self.p).to(losses)
+        weight = context_weights(~masked, tokens.texts, self.p).to(losses)
         return torch.where(masked, losses * weight, 0), masked, likeliest
 
 

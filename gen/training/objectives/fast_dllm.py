@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,10 @@ class FastDLLM(MaskedObjective):
 
     eps: float = 1e-3
     complementary: bool = True
+    trains_blocks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_fields(self, eps="[0, 1)")
+        check_fields(self, eps="[0, 1)", balance="[0, inf)")
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         return block_uniforms(net, batch, stratified)

@@ -36,7 +36,7 @@ class LLaDA(MaskedObjective):
     stratified: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, eps="[0, 1)", random_length="[0, 1]")
+        check_fields(self, eps="[0, 1)", random_length="[0, 1]", balance="[0, inf)")
 
     def tokens(self, net: nn.Module, batch: Batch) -> TokenBatch:
         return token_batch(batch, net, self.random_lengths(net, batch) if self.random_length else None)

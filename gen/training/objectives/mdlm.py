@@ -31,7 +31,7 @@ class MDLM(MaskedObjective):
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, eps="[0, 1)")
+        check_fields(self, eps="[0, 1)", balance="[0, inf)")
 
     def times(self, net: nn.Module, batch: Batch, stratified: bool) -> Tensor:
         return (1 - self.eps) * text_uniforms(batch, stratified) + self.eps

@@ -51,11 +51,15 @@ SMALL = {"steps": 3, "batch_size": 8, "model.width": 16, "model.depth": 1, "mode
          "sample_every": 0, "validate_every": 3, "save_every": 0, "log_every": 1}  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", ["bd3", "cart", "fast_dllm", "llada", "mdlm"])
-@pytest.mark.parametrize("recipe", [lists, lists_blocks])
-def test_losses_of_texts_do_not_depend_on_how_a_batch_is_cut(tmp_path, recipe, objective):
+EXPERTS = {"model.experts": {"count": 4, "top_k": 2, "hidden": 16}, "objective.balance": 0.1}
+CASES = [(lists, name, {}) for name in ("bd3", "cart", "fast_dllm", "llada", "mdlm")]
+CASES += [(lists_blocks, "bd3", {}), (lists_blocks, "fast_dllm", EXPERTS), (lists, "mdlm", EXPERTS)]
+
+
+@pytest.mark.parametrize(("recipe", "objective", "more"), CASES)
+def test_losses_of_texts_do_not_depend_on_how_a_batch_is_cut(tmp_path, recipe, objective, more):
     """Texts have unlike numbers of trained tokens: a mean over tokens is none over micro-batches."""
-    run, weights, logs = override(recipe(), SMALL | {"objective": objective}), [], []
+    run, weights, logs = override(recipe(), SMALL | {"objective": objective} | more), [], []
     for size in (8, 2):
         train(replace(run, micro_batch_size=size), folder := tmp_path / f"{size}", quiet=True)
         weights.append(load(folder, allow=["tests"]).net.state_dict())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,12 @@ from gen.text.documents import document_starts
 from gen.text.mask_path import MaskPath
 from gen.text.tokenizers import text_end
 from gen.training.objectives import Batch, Objective, Roles, Step, join
+from gen.training.objectives.lib.routing import imbalance, recorded_routers, routers
 
 __all__ = [
     "MaskedObjective",
     "TokenBatch",
+    "check_bidirectional",
     "check_mask_path",
     "check_mask_token",
     "packed_tokens",
@@ -54,6 +56,13 @@ class TokenBatch:
         """The arguments of a network that say which tokens are attended to."""
         return {"lengths": self.lengths} if self.documents is None else {"documents": self.documents}
 
+    @property
+    def texts(self) -> Tensor:
+        """The text of each position, int64 [B, L]; padding is one of its own."""
+        if self.documents is not None:
+            return self.documents
+        return (torch.arange(self.x.shape[1], device=self.x.device) >= self.length[:, None]).long()
+
     def of_texts(self, values: Tensor) -> Tensor:
         """Return numbers of texts, [B] or [B, L] by document, by position: [B, 1] or [B, L]."""
         return values[:, None] if self.documents is None else values.gather(1, self.documents.to(values.device))
@@ -79,7 +88,16 @@ class MaskedObjective(Objective):
 
     A subclass says at which times, and what each token costs; by default the loss is the sum over the number of trained
     tokens in the step's batch. Validation has fixed masks at stratified times.
+
+    Attributes:
+        balance: weight of the imbalance of a network's experts (gen.training.objectives.lib.routing), which every
+            trained token then costs beside its cross-entropy, but not in validation. LLaDA-MoE has 0.01 (arXiv
+            2509.24389), DeepSeek-V3 1e-4; 0 for none.
+        trains_blocks: whether a block sees the clean ones before it, as block-causal networks need it.
     """
+
+    balance: float = field(default=0.0, kw_only=True)
+    trains_blocks: ClassVar[bool] = False
 
     @property
     def stratified(self) -> bool:
@@ -87,7 +105,13 @@ class MaskedObjective(Objective):
         return False
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        check_mask_token(net, type(self).__name__)
+        check_mask_token(net, name := type(self).__name__)
+        if not self.trains_blocks:
+            check_bidirectional(net, name)
+        if self.balance and not routers(net):
+            raise UserError(
+                f"{name}: balance = {self.balance} balances experts, and this network has none: set it to 0"
+            )
         return {"net": net}
 
     @abstractmethod
@@ -125,11 +149,17 @@ class MaskedObjective(Objective):
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         net = roles["net"].net
         tokens, t = self.tokens(net, batch), self.times(net, batch, self.stratified)
-        losses, masked, likeliest = self.losses(roles, tokens, t, self.mask_uniforms(batch))
+        with recorded_routers(net if self.balance else None) as calls:
+            losses, masked, likeliest = self.losses(roles, tokens, t, self.mask_uniforms(batch))
         logs = {
             "masked": masked.sum() / tokens.trained.sum().clamp(min=1),
             "accuracy": (likeliest & masked).sum() / masked.sum().clamp(min=1),
         }
+        if self.balance:
+            uneven = imbalance(calls, tokens.texts) * tokens.trained  # [B, L]
+            copies = len(losses) // len(uneven)
+            losses = losses + self.balance / copies * uneven.repeat(copies, 1).to(losses)
+            logs["imbalance"] = uneven.detach().sum() / tokens.trained.sum().clamp(min=1)
         yield "net", self.reduce(losses, tokens), logs
 
     def validate(self, roles: Roles, batch: Batch) -> Tensor:
@@ -241,6 +271,20 @@ def check_mask_token(net: nn.Module, owner: str) -> None:
         spec = getattr(unwrap(net), "spec", None)
         raise UserError(f"{owner} trains networks that predict masked tokens, such as the model text, and "
                         f"{type(spec if spec is not None else net).__name__} has no mask token")  # fmt: skip
+
+
+def check_bidirectional(net: nn.Module, owner: str) -> None:
+    """Raise UserError for a block-causal network, in which no noisy block would see the clean ones before it.
+
+    Args:
+        net: a network, wrapped or not.
+        owner: name of the objective, for the message.
+    """
+    if (block_size := unwrap(net).block_size) is not None:
+        raise UserError(
+            f"{owner} masks a text as a whole, and this network sees it in blocks of {block_size}: take bd3 or "
+            "fast_dllm, or set model.block_size to none"
+        )
 
 
 def check_mask_path(path: Any, owner: str) -> MaskPath:

@@ -453,6 +453,7 @@ def test_a_network_without_a_mask_token_is_refused(objective):
     with pytest.raises(UserError, match="Linear has no mask token"):
         objective.roles(nn.Linear(2, 2), None)
     net = Attending()
+    net.block_size = net.block_size if objective.trains_blocks else None
     assert objective.roles(net, None) == {"net": net}
 
 
@@ -472,6 +473,7 @@ def test_a_wrapped_network_is_the_same_network(objective):
     net, batch = Attending(6, 2, shift=1), text_batch(torch.zeros(3, 6, dtype=torch.int64), prompt=[0, 1, 2])
     plain, hidden = (next(objective(roles(f, LogLinear()), batch))[1] for f in (net, Wrapped(net)))
     assert torch.equal(plain, hidden)
+    net.block_size = net.block_size if objective.trains_blocks else None
     assert objective.roles(Wrapped(net), None)["net"].module is net
 
 
