@@ -68,6 +68,8 @@ def captions_of(
         if not lines:
             raise UserError(f"{prompts} is empty: give a caption a line")
         return SampleCaptions(f"lines of {Path(prompts).name}", lines)
+    if own := getattr(pipeline.encode_prompts, "prompts", ()):
+        return SampleCaptions("prompts of the pipeline", tuple(own))
     hint = "give --prompts FILE, a caption a line (prompts=...)"
     try:
         held_out = build("data", data()).open("test")

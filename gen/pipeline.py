@@ -219,6 +219,10 @@ class Pipeline:
             raise UserError(f"{self.name} is no network, and an engine prepares networks")
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
+        if self.decoder is not None:
+            raise UserError(
+                f"{self.name} has the network of a pipeline, which an engine would copy: see gen.accelerate"
+            )
         built = engine_of(engine)
         net = built.prepare(self.denoiser.net, self.device)
         return replace(self, denoiser=replace(self.denoiser, net=net), engine=built)
@@ -344,8 +348,10 @@ class Pipeline:
                 raise UserError(f"start = {start} and images_per_condition = {each}: start must be a multiple")
             few = self.condition(n // each, cond, start // each)
             return {key: value.repeat_interleave(each, 0) for key, value in few.items()}
-        if cond is None and getattr(self.encode_prompts, "required", False):
-            raise UserError(f"{self.name} samples by prompts: give --prompt TEXT, in Python cond=TEXT")
+        if cond is None and (prompts := getattr(self.encode_prompts, "prompts", None)) is not None:
+            if not prompts:
+                raise UserError(f"{self.name} samples by prompts: give --prompt TEXT, in Python cond=TEXT")
+            cond = [prompts[i % len(prompts)] for i in range(start, start + n)]
         if isinstance(cond, Mapping):
             for key, value in cond.items():
                 if not isinstance(value, Tensor) or not value.ndim:

@@ -160,7 +160,7 @@ def _captions(pipeline: Pipeline, args: argparse.Namespace) -> SampleCaptions | 
     from gen.eval.captions import captions_of
     from gen.eval.opening import own_data
 
-    if args.prompts is None and not getattr(pipeline.encode_prompts, "required", False):
+    if args.prompts is None and getattr(pipeline.encode_prompts, "prompts", None) is None:
         return None
     captions = captions_of(pipeline, args.prompts, args.seed, lambda: own_data(pipeline))
     if captions is None:

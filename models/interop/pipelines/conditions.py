@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +16,13 @@ from gen.config.errors import UserError
 from gen.config.spec import Json, digest
 from gen.config.tensor_files import Damaged, read_file, write_file
 from gen.diffusion.denoiser import Cond
+from gen.models.interop.pipelines.families import Family
+from gen.models.interop.pipelines.listening import NULL
 
-__all__ = ["PromptConditions", "joined"]
+__all__ = ["PromptConditions", "joined", "with_masks"]
 
 KEPT = 256  # prompts whose conditions stay in memory
+TEXT = "encoder_hidden_states"  # key of the embeddings that a family's mask belongs to
 SUFFIX = ".safetensors"
 
 
@@ -33,14 +35,14 @@ class PromptConditions:
         batch: prompts that are encoded at a time.
         store: folder that conditions are kept in, in half precision where they were float32, so that no other process
             encodes a prompt again; None for memory alone.
+        prompts: those of samples for which none are given: sample i has prompt i mod their number.
         about: what decides a condition beside its prompt, so that a folder may hold those of several pipelines.
     """
-
-    required: ClassVar[bool] = True
 
     encode: Callable[[list[str]], Cond]
     batch: int = 16
     store: Path | None = None
+    prompts: tuple[str, ...] = ()
     about: Json = field(default_factory=dict)
     _kept: dict[str, Cond] = field(default_factory=dict, init=False, repr=False)
 
@@ -101,6 +103,21 @@ def _widened(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return stored tensors under their own names, in their own dtypes."""
     pairs = ((name.rpartition("@"), value) for name, value in stored.items())
     return {key: value.to(getattr(torch, dtype)) for (key, _, dtype), value in pairs}
+
+
+def with_masks(family: Family, cond: Cond) -> Cond:
+    """Return a condition with the masks of its texts, which a pipeline may leave out where all tokens are real.
+
+    Args:
+        family: of the network.
+        cond: tensors [B, ...].
+    """
+    added = dict(cond)
+    for prefix in ("", NULL):
+        text, mask = (cond.get(f"{prefix}{name}") for name in (TEXT, family.mask))
+        if family.mask and text is not None and mask is None:
+            added[f"{prefix}{family.mask}"] = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    return added
 
 
 def joined(conds: Sequence[Cond]) -> dict[str, Tensor]:

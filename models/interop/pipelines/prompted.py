@@ -26,7 +26,7 @@ from gen.models.interop.pipelines.call_checks import (
     in_one_line,
     parameters_of,
 )
-from gen.models.interop.pipelines.conditions import PromptConditions, joined
+from gen.models.interop.pipelines.conditions import PromptConditions, joined, with_masks
 from gen.models.interop.pipelines.families import networks_of
 from gen.models.interop.pipelines.latents import decode_latents, encode_images
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
@@ -95,12 +95,14 @@ class PromptPipeline:
             of prompts their embeddings, or class_labels.
         folder: that it was loaded from; None for one that was given as an object.
         store: folder that conditions of prompts are kept in; None for memory alone.
+        prompts: those of samples for which none are given, in turn; () where they have to be.
     """
 
     pipe: Any
     call: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     store: Path | None = None
+    prompts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         own, net = self.own, self.pipeline
@@ -146,7 +148,8 @@ class PromptPipeline:
         denoiser = denoiser_of(heard)
         grid = OwnGrid(type(self.pipe.scheduler).__name__, _plain(self.pipe.scheduler.config), heard)
         about = self._about()
-        conditions = PromptConditions(self._encoded, store=self.store, about=about) if self.takes_prompts else None
+        kept: Json = {"store": self.store, "prompts": self.prompts, "about": about}
+        conditions = PromptConditions(self._encoded, **kept) if self.takes_prompts else None
         return Pipeline(
             denoiser,
             tuple(heard.latents.shape[1:]),
@@ -208,7 +211,7 @@ class PromptPipeline:
         """Return samples of prompts. Sample i depends on its prompt, its seed and its index, never on batch_size.
 
         Args:
-            prompt: one, or a list; None where the call has embeddings or labels.
+            prompt: one, or a list; None for the pipeline's `prompts`, and where the call has embeddings or labels.
             negative: what the guide moves away from, one prompt for all or a list; None as the pipeline takes it.
             images_per_prompt: consecutive samples of each prompt.
             height, width, num_frames: of the pictures; None as the pipeline takes them.
@@ -270,7 +273,7 @@ class PromptPipeline:
                     f"{self.name} was loaded with embeddings or labels in its call: it takes no prompt beside"
                 )
             return self.heard.cond, ()
-        prompts = _texts("prompt", prompt)
+        prompts = _texts("prompt", self.prompts if prompt is None else prompt)
         if negative is None:
             return self.pipeline.encode_prompts(prompts), prompts  # type: ignore[misc] # it takes prompts
         against = _texts("negative", negative)
@@ -300,7 +303,7 @@ class PromptPipeline:
     def _encoded(self, prompts: list[str]) -> Cond:
         """Return the conditions of prompts by the pipeline's own call."""
         call = {**self.call, **self._negative(len(prompts))}
-        return in_one_line(self.pipe, lambda: encode(self.pipe, prompts, **call))
+        return with_masks(self.heard.family, in_one_line(self.pipe, lambda: encode(self.pipe, prompts, **call)))
 
     def _negative(self, n: int) -> dict[str, list[str]]:
         """Return the negative prompt of the call, if it has one, for n prompts."""
@@ -327,6 +330,7 @@ def load_diffusers(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     store: str | Path | None = None,
+    prompts: Sequence[str] = (),
     **call: Any,
 ) -> PromptPipeline:
     """Load a pipeline of diffusers, to be sampled by prompts.
@@ -338,23 +342,24 @@ def load_diffusers(
         dtype: of weights and computation, such as "bfloat16"; None for float32, and for that of a pipeline. The
             sampling loop is in float32.
         store: folder that conditions of prompts are kept in, so that each is encoded once; None for memory alone.
+        prompts: of samples for which none are given, in turn: what a search, an evaluation or a score is made of.
         **call: arguments of its call in place of the defaults, such as height, width, guidance_scale,
             max_sequence_length; prompt_embeds and its like in place of prompts.
 
     Raises:
         UserError: for what is neither, and for a pipeline that is not known.
     """
-    kept = None if store is None else Path(store)
+    kept, texts = None if store is None else Path(store), tuple(_texts("prompts", prompts)) if prompts else ()
     if not isinstance(folder_or_pipe, (str, Path)):
         if given := [name for name, value in {"device": device, "dtype": dtype}.items() if value is not None]:
             raise UserError(f"load_diffusers: {given[0]} is the pipeline's own: leave it out, and use pipe.to(...)")
         if not hasattr(folder_or_pipe, "components"):
             raise UserError(f"load_diffusers: got {shown(folder_or_pipe)}; allowed: a folder, or a diffusers pipeline")
-        return _checked(PromptPipeline(folder_or_pipe, call, None, kept))
+        return _checked(PromptPipeline(folder_or_pipe, call, None, kept, texts))
     device = "cpu" if device is None else device
     check_device(device)
     pipe = open_pipeline(Path(folder_or_pipe), _dtype(dtype), device)
-    return _checked(PromptPipeline(pipe, call, Path(folder_or_pipe), kept))
+    return _checked(PromptPipeline(pipe, call, Path(folder_or_pipe), kept, texts))
 
 
 def _checked(loaded: PromptPipeline) -> PromptPipeline:

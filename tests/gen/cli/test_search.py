@@ -61,7 +61,7 @@ def test_blocks_are_searched_too_and_by_dynamic_programming_times_only(folder, t
 def test_a_state_may_be_more_than_the_image(tmp_path):
     net = build("models", {"name": "reg", "preset": "digits"}).build().eval()
     pipeline = Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("euler", steps=2))
-    args = argparse.Namespace(fitness="rmse", n=2, seed=0, pool=4, keep=0.5, batch_size=2)
+    args = argparse.Namespace(prompts=None, fitness="rmse", n=2, seed=0, pool=4, keep=0.5, batch_size=2)
     problem, known, sites = search._problem(pipeline, pipeline.sampler, args)
     assert sites[0] == "blocks.0" and pipeline.state_shape == net.state_shape
     assert problem.fitness(known["linear"], None) >= 0
@@ -69,7 +69,7 @@ def test_a_state_may_be_more_than_the_image(tmp_path):
 
 def test_the_batch_size_bounds_the_rows_and_changes_nothing(folder):
     pipeline, seen = gen.load(folder), []
-    args = argparse.Namespace(fitness="rmse", n=5, seed=0, pool=4, keep=None)
+    args = argparse.Namespace(prompts=None, fitness="rmse", n=5, seed=0, pool=4, keep=None)
     pipeline.denoiser.net.register_forward_pre_hook(lambda net, given: seen.append(len(given[0])))
     values, costs = [], []
     for args.batch_size in (5, 2):

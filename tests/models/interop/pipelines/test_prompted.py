@@ -9,6 +9,8 @@ import torch
 
 import gen
 from gen.config.errors import UserError
+from gen.distillers.ld_pruner import LDPruner, find_operators
+from gen.models.interop.pipelines.conditions import joined, with_masks
 from gen.models.interop.pipelines.own_sampling import solver_of
 from tests.pipelines.tiny import ENCODERS, FAMILIES, call, prompted, tiny, with_text_encoder
 
@@ -22,11 +24,14 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
+def prompted_call(name):
+    return {key: value for key, value in prompted(name).items() if key not in LOOP}
+
+
 @functools.cache
 def fox(name="sd15", **changes):
     """A tiny pipeline of prompts, shared by tests that leave it as it is."""
-    given = {key: value for key, value in prompted(name).items() if key not in LOOP}
-    return gen.load_diffusers(with_text_encoder(name), **given | changes)
+    return gen.load_diffusers(with_text_encoder(name), **prompted_call(name) | changes)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -160,3 +165,48 @@ def test_the_solver_is_the_schedulers():
     assert solver_of(sde)[0]["name"] == "dpmpp_sde"
     for kind in ("PNDMScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "DEISMultistepScheduler"):
         assert gen.build("samplers.solvers", solver_of(getattr(diffusers, kind)())[0])
+
+
+@torch.no_grad()
+def test_texts_of_unlike_lengths_are_one_batch():
+    """A network that was heard without a mask gets one for padded texts, and answers as for each text alone."""
+    given = {key: value for key, value in call("qwen_image").items() if key not in LOOP}
+    plain = {key: value for key, value in given.items() if "mask" not in key}
+    model = gen.load_diffusers(tiny("qwen_image"), **plain)
+    text = model.heard.cond["encoder_hidden_states"]
+    assert "encoder_hidden_states_mask" not in model.heard.cond
+    family, f = model.heard.family, model.pipeline.denoiser
+    parts = [with_masks(family, {"encoder_hidden_states": one}) for one in (text[:1], text[1:, :3])]
+    x, t = torch.randn(2, *model.pipeline.shape, generator=torch.Generator().manual_seed(0)), torch.tensor(0.5).double()
+    both = f(x, t, joined(parts)).x0
+    for row, part in enumerate(parts):
+        assert relative(f(x[row : row + 1], t, part).x0, both[row : row + 1]) < 1e-4
+    unmasked = {"encoder_hidden_states": joined(parts)["encoder_hidden_states"]}
+    assert relative(f(x, t, unmasked).x0[1], both[1]) > 1e-3
+
+
+def test_prompts_as_data_are_those_of_samples_without():
+    model = gen.load_diffusers(with_text_encoder("pixart"), prompts=WORDS, **prompted_call("pixart"))
+    samples = model.pipeline.sample(3, steps=2)
+    assert samples.x.shape[0] == 3
+    cond = model.pipeline.condition(2, start=1)
+    assert torch.equal(
+        cond["encoder_hidden_states"], model.pipeline.encode_prompts(WORDS[::-1])["encoder_hidden_states"]
+    )
+    operators, _ = find_operators(model.pipeline, ("blocks.*",))
+    pruner = LDPruner(samples=2, sampler={"steps": 2, "solver": "euler"})
+    assert operators and all(score > 0 for score in pruner.scores(model.pipeline, operators[:1]).values())
+    with pytest.raises(UserError, match=r"gen\.accelerate"):
+        model.pipeline.prepared("packed")
+
+
+@pytest.mark.parametrize("name", ["pixart", "flux", "wan"])
+def test_caches_go_with_prompts(name):
+    model = fox(name)
+    how = {"steps": 6, "solver": "euler", "decode": False}
+    plain = model.sample(WORDS, **how)
+    assert torch.equal(
+        model.sample(WORDS, cache={"name": "fora", "interval": 1, "sites": ["blocks.*"]}, **how).x, plain.x
+    )
+    cached = model.sample(WORDS, cache={"name": "taylorseer_lite", "interval": 3}, **how)
+    assert cached.cache[0].fraction_per_row < 1 and 0 < relative(cached.x, plain.x) < 2
