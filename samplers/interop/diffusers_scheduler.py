@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError, shown
-from gen.config.spec import name_of
+from gen.config.errors import UserError
+from gen.config.spec import build
 from gen.diffusion.contracts import DenoiseFn, Grid, Solver
+from gen.diffusion.foreign_schedule import ForeignSchedule, read_schedule
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import Flow, NoisePath, Prediction, expand
+from gen.samplers.interop.timetables import ForeignTimetable, GridTimetable, Request, Timetable
 
 __all__ = ["Output", "Scheduler", "as_scheduler"]
 
@@ -38,6 +41,7 @@ class Output(NamedTuple):
     pred_original_sample: Tensor
 
 
+Generators = torch.Generator | list[torch.Generator] | None
 PREDICTION_TYPES = {"Eps": "epsilon", "V": "v_prediction", "X0": "sample", "Velocity": "flow_prediction"}
 
 
@@ -50,28 +54,83 @@ class MissingPrediction(Exception):
 
 
 def as_scheduler(
-    solver: Solver,
-    path: NoisePath,
-    parameterisation: Parameterisation,
-    grid: Grid,
+    solver: Solver | str | dict[str, Any],
+    path: NoisePath | None = None,
+    parameterisation: Parameterisation | None = None,
+    grid: Grid | str | dict[str, Any] | None = None,
     *,
+    like: Any = None,
     seed: int = 0,
     time_scale: float = 1.0,
     use_dynamic_shifting: bool = False,
+    network_time: Literal["exact", "like"] = "exact",
 ) -> Scheduler:
-    """Return a scheduler for a pipeline of diffusers: `pipe.scheduler = as_scheduler(solver, DDPM(), Eps(), grid)`.
+    """Return a scheduler for a pipeline of diffusers: `pipe.scheduler = as_scheduler("heun", like=pipe.scheduler)`.
 
     Args:
-        solver: of samplers/solvers.
-        path, parameterisation: those of the pipeline's network.
-        grid: of samplers/grids.
+        solver: of samplers/solvers: a name, a spec or the object.
+        path, parameterisation: those of the pipeline's network, in place of `like`.
+        grid: of samplers/grids; beside `like` its own times by default, for which its set_timesteps is asked.
+        like: the scheduler to replace: its noise schedule and its settings are kept, and a pipeline saves it.
         seed: of the noise of stochastic solvers, unless the pipeline passes a generator to `step`.
-        time_scale: the network's time is path.t_to_network(t) times this, which is 1000 for diffusers' flow
-            transformers and 1 for those of DDPM.
-        use_dynamic_shifting: whether the times are shifted by the mu that pipelines of flow models pass, as diffusers'
-            option of that name does; otherwise a mu is not used.
+        time_scale: without like, the network's time is path.t_to_network(t) times this, which is 1000 for diffusers'
+            flow transformers and 1 for those of DDPM.
+        use_dynamic_shifting: without like, whether the times are shifted by the mu that pipelines of flow models pass,
+            as diffusers' option of that name does; otherwise a mu is not used.
+        network_time: "exact", or "like" for the timesteps that `like` lists, which some schedulers cut to whole numbers
+            (UniPC and DPM-Solver++ on flow models).
+
+    Raises:
+        UserError: for a `like` whose noise schedule is not known here, or that clips x0; for a path or parameterisation
+            beside like, and for none without it.
     """
-    return Scheduler(solver, path, parameterisation, grid, seed, time_scale, use_dynamic_shifting)
+    rule: Solver = build("samplers.solvers", solver)
+    times: Grid | None = None if grid is None else build("samplers.grids", grid)
+    like = like.like if isinstance(like, Scheduler) else like
+    if like is None:
+        if path is None or parameterisation is None or times is None or network_time == "like":
+            raise UserError("as_scheduler: give like=pipe.scheduler, or else path, parameterisation and grid")
+        schedule = ForeignSchedule(path, parameterisation, time_scale)
+        return Scheduler(rule, GridTimetable(schedule, times, use_dynamic_shifting), seed)
+    if path is not None or parameterisation is not None:
+        raise UserError("as_scheduler: path and parameterisation are like's own: give like alone, or them and a grid")
+    check_like(rule, like)
+    schedule = read_schedule(like)
+    if times is None:
+        return class_like(like)(rule, ForeignTimetable(schedule, like, network_time), seed, like)
+    shifting = bool(like.config.get("use_dynamic_shifting"))
+    return class_like(like)(rule, GridTimetable(schedule, times, shifting), seed, like)
+
+
+def check_like(solver: Solver, like: Any) -> None:
+    """Raise UserError for a scheduler to replace whose rule is more than a noise schedule, or a solver for one sample.
+
+    Args:
+        solver: to be run in a pipeline.
+        like: the scheduler to replace.
+    """
+    kind, named = type(like).__name__, type(solver).__name__
+    clips = [name for name in ("clip_sample", "thresholding") if like.config.get(name)]
+    if clips and not getattr(solver, "clip", False):
+        raise UserError(
+            f"{kind} has {clips[0]}=True and {named} clips no x0; allowed: a scheduler without it, as "
+            f'{kind}.from_config(scheduler.config, {clips[0]}=False), or the solver {{"name": "ddim", "clip": True}}'
+        )
+    if solver.nfe(4) is None and getattr(solver, "per", "") == "sample":
+        raise UserError(f'{named} per sample: a pipeline has one time for all; allowed: {{..., "per": "batch"}}')
+
+
+def class_like(like: Any) -> type[Scheduler]:
+    """Return a Scheduler that pipelines of diffusers take for one of theirs, and save as the one that it replaced.
+
+    A pipeline saves a part that has one of diffusers' base classes, under the part's class and module.
+
+    Args:
+        like: the scheduler that it replaces.
+    """
+    bases = [kind for kind in type(like).__mro__ if kind.__name__ == "SchedulerMixin"]
+    names = {"__module__": type(like).__module__, "__qualname__": type(like).__qualname__}
+    return type(type(like).__name__, (Scheduler, *bases), names) if bases else Scheduler
 
 
 class Config(dict[str, Any]):
@@ -88,47 +147,61 @@ class Scheduler:
     `timesteps` lists every evaluation, and `order` is how many of them a step has, so that step k begins at index
     k * order: 2 for heun. A solver whose first steps have more (exp_ab, flow_adams), or that chooses its steps as it
     goes (adaptive), has order 1 and a list that is cut by steps: `timesteps[k:]` is that of a loop which begins with
-    step k. What a pipeline changes in a sample between two steps (inpainting) is kept.
+    step k. So has any solver where a pipeline gives sigmas or timesteps, since such a pipeline takes the list's length
+    for the number of steps. What a pipeline changes in a sample between two steps (inpainting) is kept.
 
     Attributes:
-        config: num_train_timesteps, prediction_type and use_dynamic_shifting.
+        config: of the scheduler that it replaces, or num_train_timesteps, prediction_type and use_dynamic_shifting.
         timesteps: the network's time at each evaluation; of an adaptive solver those known so far, which grow as it is
             iterated over.
         order: evaluations of a step.
         num_inference_steps: steps of the loop.
         begin_index: index in timesteps of the first evaluation, as a pipeline set it; None to find it by the timestep.
+        like: the scheduler that it replaces, or None.
     """
 
-    def __init__(
-        self,
-        solver: Solver,
-        path: NoisePath,
-        parameterisation: Parameterisation,
-        grid: Grid,
-        seed: int = 0,
-        time_scale: float = 1.0,
-        use_dynamic_shifting: bool = False,
-    ):
-        self.solver, self.path, self.parameterisation, self.grid = solver, path, parameterisation, grid
-        self.seed, self.time_scale = seed, time_scale
-        kind = type(parameterisation).__name__
-        self.config = Config(
+    def __init__(self, solver: Solver, timetable: Timetable, seed: int = 0, like: Any = None):
+        self.solver, self.timetable, self.seed, self.like = solver, timetable, seed, like
+        self.path, self.parameterisation, _ = timetable.schedule
+        kind = type(self.parameterisation).__name__
+        self.config = like.config if like is not None else Config(
             num_train_timesteps=1000,
             prediction_type=PREDICTION_TYPES.get(kind, kind),
-            use_dynamic_shifting=use_dynamic_shifting,
-        )
+            use_dynamic_shifting=bool(getattr(timetable, "use_dynamic_shifting", False)),
+        )  # fmt: skip
         self.timesteps: Any = None
-        self.times = torch.linspace(path.t1, 0.0, 5, dtype=torch.float64)  # until set_timesteps gives the grid's
+        self.times = torch.linspace(self.path.t1, 0.0, 5, dtype=torch.float64)  # until set_timesteps gives the grid's
         self.order = 1 if solver.nfe(4) is None else evaluations_per_step(self.plan()) or 1
         self.num_inference_steps = 0
         self.begin_index: int | None = None
         self.device: torch.device | str | None = None
         self.pending: MissingPrediction | None = None
 
+    def __repr__(self) -> str:
+        of = f", in place of {type(self.like).__name__}" if self.like is not None else ", which no pipeline can save"
+        return f"Scheduler({self.solver}{of})"
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> None:
+        """Save the scheduler that it replaces, and warn of that.
+
+        Args:
+            save_directory, push_to_hub, **options: as of diffusers' schedulers.
+        """
+        kind = type(self.like).__name__
+        warnings.warn(f"{self} is saved as {kind}: call as_scheduler again after loading", stacklevel=2)
+        self.like.save_pretrained(save_directory, push_to_hub=push_to_hub, **options)
+
     @property
     def init_noise_sigma(self) -> float:
         """The standard deviation of the sample that a pipeline starts with."""
-        return float(self.path.sigma(self.times[0]))
+        return self.timetable.start_std(self.times[0])
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise levels at each evaluation and at the end, as `set_timesteps` takes them; Wan's pipeline reads them."""
+        known = self._planned() or self._made() or [self.times[0]]
+        times = torch.stack([*(t.amax() for t in known), self.times[-1]])
+        return self.path.sigma(times) / (1 if isinstance(self.path, Flow) else self.path.alpha(times))
 
     @property
     def step_index(self) -> int | None:
@@ -151,6 +224,7 @@ class Scheduler:
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
         mu: float | None = None,
+        **unknown: Any,
     ) -> None:
         """Prepare a loop of so many steps of the solver, or from given time to given time, the last being 0.
 
@@ -161,21 +235,13 @@ class Scheduler:
             sigmas: instead of these, noise levels: sigma on a flow path, sigma / alpha on others; falling, 0 at the end
                 or not. A grid's shift is applied to them.
             mu: logarithm of the factor that shifts all times, under use_dynamic_shifting.
+            **unknown: refused by their names.
         """
-        given = [name for name, value in {"timesteps": timesteps, "sigmas": sigmas}.items() if value is not None]
-        if len(given) == 2 or (num_inference_steps is None and not given):
-            raise UserError("set_timesteps: give one of num_inference_steps, timesteps and sigmas")
-        if given:
-            self.times = self.times_of(given[0], sigmas if timesteps is None else timesteps)
-        else:
-            self.times = self.grid.times(self.path, num_inference_steps or 0)
+        request = Request(num_inference_steps, timesteps, sigmas, mu)
+        if unknown:
+            raise UserError(f"set_timesteps: {', '.join(unknown)} given; it takes {', '.join(Request._fields)}, device")
+        self.times = self.timetable.times(request)
         steps = len(self.times) - 1
-        if num_inference_steps not in (None, steps):
-            raise UserError(f"set_timesteps: num_inference_steps = {num_inference_steps} beside {steps} {given[0]}")
-        if self.config["use_dynamic_shifting"]:
-            if mu is None:
-                raise UserError("set_timesteps: use_dynamic_shifting needs mu, which pipelines of flow models pass")
-            self.times = self.path.t_from_lambda(self.path.lam(self.times) - mu).clamp(0, self.path.t1)
         self.num_inference_steps, self.begin_index, self.device = steps, None, device
         self.first_step, self.step_now, self.state = 0, 0, self.solver.init()
         self.x: Tensor | None = None
@@ -184,45 +250,16 @@ class Scheduler:
         self.evaluated: list[Tensor] = []
         self.drawn: Tensor | None = None
         self.planned: list[tuple[Tensor, Tensor | None]] = []
+        custom = timesteps is not None or sigmas is not None
         if self.solver.nfe(steps) is None:
-            self.order, self.timesteps = 1, LiveTimesteps(self)
+            self.order, self.timesteps = 1, LiveTimesteps(self, custom)
             return
         plan = self.plan()
         self.planned = list(itertools.chain.from_iterable(plan))
         listed, order = self.listed(self.planned), evaluations_per_step(plan)
-        self.order, self.timesteps = (order, listed) if order else (1, StepwiseTimesteps.of(listed, self))
-
-    def times_of(self, name: str, values: Sequence[float] | Tensor | None) -> Tensor:
-        """Return the times of a loop, float64 [n + 1], of what set_timesteps was given: "timesteps" or "sigmas"."""
-        given = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
-        path, grid = self.path, name_of(type(self.grid))
-        if name == "timesteps":
-            times = self.from_network(given)
-        elif grid not in ("linear", "shift"):
-            raise UserError(f"set_timesteps: sigmas beside the grid {grid}, which has its own; allowed: linear, shift")
-        else:
-            given = given[:-1] if len(given) > 1 and given[-1] == 0 else given
-            times = given if isinstance(path, Flow) else path.t_from_lambda(-given.log()).clamp(max=path.t1)
-            factor = float(getattr(self.grid, "factor", 1.0))
-            times = path.t1 * (factor * times / (factor * times + (path.t1 - times))) if factor != 1 else times
-        falls = bool(len(times)) and bool((times.diff() < 0).all()) and float(times[-1]) > 0
-        if not falls or float(times[0]) > path.t1:
-            raise UserError(
-                f"set_timesteps: {name} = {shown(given.tolist())}; they fall from at most "
-                f"{float(self.to_network(torch.tensor(path.t1).double())) if name == 'timesteps' else path.t1:g} and "
-                "stay above the clean data's"
-            )
-        return torch.cat([times, times.new_zeros(1)])
-
-    def from_network(self, values: Tensor) -> Tensor:
-        """Return the times t at which the network gets some values, float64 [n]; inverse of `to_network`."""
-        low, high = torch.full_like(values, 1e-9 * self.path.t1), torch.full_like(values, 1.0001 * self.path.t1)
-        for _ in range(80):  # it grows with t on every path
-            middle = (low + high) / 2
-            above = self.path.t_to_network(middle) * self.time_scale > values
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        exact = high.round()  # entries of a table are whole numbers
-        return torch.where((exact - high).abs() < 1e-9 * self.path.t1, exact, high)
+        if order is None or (order > 1 and custom):
+            order, listed = 1, StepwiseTimesteps.of(listed, self, custom)
+        self.order, self.timesteps = order, listed
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the network's input for a sample [B, ...]: c_in of EDM times it, otherwise the sample."""
@@ -240,14 +277,17 @@ class Scheduler:
         model_output: Tensor,
         timestep: Any,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
-        **unused: Any,
+        **unknown: Any,
     ) -> Output:
         """Return the sample of the next timestep from the network's output at this one; all [B, ...].
 
-        Raises UserError before set_timesteps, after the last step, and for a timestep that begins no step.
+        Raises UserError before set_timesteps, after the last step, for a timestep that begins no step, and for
+        arguments that it does not know.
         """
+        if unknown:
+            raise UserError(f"step: {', '.join(unknown)} given; it takes generator and return_dict beside the tensors")
         if self.timesteps is None or not self.running:
             raise UserError("this loop is over or was never begun: call set_timesteps")
         if self.pending is None:
@@ -263,9 +303,7 @@ class Scheduler:
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return x_t of data [B, ...] at timesteps [B] or 0-d, each one of those listed."""
-        pending = [] if self.pending is None else [self.pending.t]
-        known = [*self.times[:-1], *(t for t, _ in self.planned), *self.evaluated, *pending]
-        times = torch.cat([t.reshape(-1).to(self.times) for t in known])
+        times = torch.cat([t.reshape(-1).to(self.times) for t in (*self.times[:-1], *self._planned(), *self._made())])
         t = torch.stack([times[self._find(v, times, "is not listed; listed are")] for v in timesteps.reshape(-1)])
         return self.path.mix(original_samples, noise, t.to(original_samples.device))
 
@@ -280,8 +318,16 @@ class Scheduler:
 
     def to_network(self, t: Tensor) -> Tensor:
         """Return the network's time for t, 0-d or [B]."""
-        exact = torch.float32 if torch.device(self.device or "cpu").type == "mps" else torch.float64
-        return (self.path.t_to_network(t) * self.time_scale).to(device=self.device, dtype=exact)
+        dtype = torch.float32 if torch.device(self.device or "cpu").type == "mps" else self.timetable.dtype
+        return self.timetable.to_network(t).to(device=self.device, dtype=dtype)
+
+    def _planned(self) -> list[Tensor]:
+        """Return the times of all evaluations of a loop from the first step, if they are known before it."""
+        return [t for t, _ in self.planned]
+
+    def _made(self) -> list[Tensor]:
+        """Return the times of the evaluations until now, and that of the next one."""
+        return [*self.evaluated, *([] if self.pending is None else [self.pending.t])]
 
     def listed(self, evaluations: list[tuple[Tensor, Tensor | None]]) -> Tensor:
         """Return the network's times of planned evaluations, [n]."""
@@ -301,7 +347,7 @@ class Scheduler:
             x, state = self.solver.step(evaluate, self.path, x, t, s, state, x.new_zeros(1, 1).clone)
         return steps
 
-    def _begin(self, timestep: Any, sample: Tensor, generator: torch.Generator | None) -> None:
+    def _begin(self, timestep: Any, sample: Tensor, generator: Generators) -> None:
         """Begin with the first evaluation, which a pipeline makes before any step."""
         self.first_step = self.step_now = self._step_at(timestep)
         self.x = sample
@@ -310,7 +356,7 @@ class Scheduler:
             name = type(self.solver).__name__
             raise UserError(f"{name} changes the sample before its first evaluation (churn?), which no pipeline awaits")
 
-    def _advance(self, generator: torch.Generator | None) -> Tensor:
+    def _advance(self, generator: Generators) -> Tensor:
         """Run on until a prediction is missing; return x of that evaluation, or of the end."""
         while self.running:
             x, i = self.x, self.step_now
@@ -333,11 +379,13 @@ class Scheduler:
         assert self.x is not None
         return self.x
 
-    def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _noise(self, x: Tensor, generator: Generators) -> Tensor:
         """Return this step's unit noise, the same in every replay of it."""
         if self.drawn is None:
             if generator is None:
                 drawn = Noise(tuple(sample_seeds(self.seed, len(x)))).normal(self.step_now, x.shape[1:])
+            elif isinstance(generator, list):
+                drawn = torch.cat([torch.randn((1, *x.shape[1:]), generator=g, device=g.device) for g in generator])
             else:
                 drawn = torch.randn(x.shape, generator=generator, device=generator.device)
             self.drawn = drawn.to(x)
@@ -361,9 +409,13 @@ class Scheduler:
 
 
 class StepwiseTimesteps(Tensor):
-    """Timesteps of a solver whose first steps have more evaluations: `[k:]` are those of a loop from step k on."""
+    """Timesteps that are cut by steps: `[k:]` are those of a loop from step k on.
+
+    Their length is that of the list, or with `counts_steps` the number of steps, until they are cut.
+    """
 
     scheduler: Scheduler
+    counts_steps: bool
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -372,10 +424,13 @@ class StepwiseTimesteps(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def of(cls, timesteps: Tensor, scheduler: Scheduler) -> StepwiseTimesteps:
-        made = timesteps.as_subclass(cls)
-        made.scheduler = scheduler
-        return made
+    def of(cls, timesteps: Tensor, scheduler: Scheduler, counts_steps: bool) -> StepwiseTimesteps:
+        listed = timesteps.as_subclass(cls)
+        listed.scheduler, listed.counts_steps = scheduler, counts_steps
+        return listed
+
+    def __len__(self) -> int:
+        return self.scheduler.num_inference_steps if self.counts_steps else len(self.as_subclass(Tensor))
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) and index.start and index.stop is None and index.step is None:
@@ -387,11 +442,12 @@ class StepwiseTimesteps(Tensor):
 class LiveTimesteps:
     """The timesteps of a solver that decides as it goes: those known so far, which grow while `step` is called.
 
-    `[k:]`, before the first step, are those of a loop from step k on.
+    `[k:]`, before the first step, are those of a loop from step k on; with `counts_steps` the length is the number of
+    steps until then.
     """
 
-    def __init__(self, scheduler: Scheduler, first: int = 0):
-        self.scheduler, self.first = scheduler, first
+    def __init__(self, scheduler: Scheduler, counts_steps: bool, first: int = 0):
+        self.scheduler, self.counts_steps, self.first = scheduler, counts_steps, first
 
     def known(self) -> list[Tensor]:
         scheduler = self.scheduler
@@ -400,17 +456,17 @@ class LiveTimesteps:
         return [scheduler.to_network(t) for t in (*scheduler.evaluated, *[scheduler.pending.t][: scheduler.running])]
 
     def __len__(self) -> int:
-        return len(self.known())
+        return self.scheduler.num_inference_steps if self.counts_steps else len(self.known())
 
     def __iter__(self) -> Iterator[Tensor]:
-        for i in itertools.takewhile(lambda i: i < len(self), itertools.count()):
+        for i in itertools.takewhile(lambda i: i < len(self.known()), itertools.count()):
             yield self.known()[i]
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, int):
             return self.known()[index]
         if index.stop is None and index.step is None:
-            return LiveTimesteps(self.scheduler, self.first + (index.start or 0))
+            return LiveTimesteps(self.scheduler, False, self.first + (index.start or 0))
         return torch.stack(self.known()[index])
 
 

@@ -183,14 +183,14 @@ def _sdxl() -> Any:
     )
 
 
-def _sd3() -> Any:
+def _sd3(channels: int = 4) -> Any:
     import diffusers
 
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -202,7 +202,7 @@ def _sd3() -> Any:
     none = dict.fromkeys(f"{kind}{i}" for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3"))
     return diffusers.StableDiffusion3Pipeline(
         transformer=randomise(transformer, 2),
-        vae=_autoencoder(),
+        vae=_autoencoder(channels),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         **none,
     )
@@ -575,7 +575,7 @@ def _dit() -> Any:
     return diffusers.DiTPipeline(transformer=randomise(transformer, 2), vae=_autoencoder(), scheduler=scheduler)
 
 
-FAMILIES: dict[str, Callable[[], Any]] = {
+FAMILIES: dict[str, Callable[..., Any]] = {
     "sd15": _sd15,
     "sd21_v": _sd21_v,
     "sdxl": _sdxl,

@@ -39,7 +39,7 @@ class Clock:
     @property
     def steps(self) -> int:
         """Timesteps of the loop, from the first on, even if the pipeline enters it later."""
-        return len(self.scheduler.timesteps)
+        return int(self.scheduler.timesteps.numel())  # len of those of gen may count steps of several evaluations
 
     def times(self) -> tuple[float, float]:
         """Return t, a thousandth of the timestep, and the half log-SNR of the evaluation at hand."""
