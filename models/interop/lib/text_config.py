@@ -183,7 +183,12 @@ def rename_tensors(tensors: Mapping[str, Tensor], stack: str, once: Names, inner
 
 
 def convert(
-    weights: Weights, fields: Json, tensors: StackedTensors, preset: str | None, decoding: Decoding
+    weights: Weights,
+    fields: Json,
+    tensors: StackedTensors,
+    preset: str | None,
+    decoding: Decoding,
+    family: type[Text] = Text,
 ) -> Conversion:
     """Return the model with its tokenizer and decoding; tables that are computed anew are left out.
 
@@ -193,6 +198,7 @@ def convert(
         tensors: by our names.
         preset: published size that the weights must have, or None.
         decoding: as the model is decoded by default.
+        family: of the network.
     """
     dropped = {name: "a table that is computed anew" for name in tensors if name.endswith("rotary_emb.inv_freq")}
     if fields["tied"] and "head.weight" in tensors:
@@ -203,7 +209,7 @@ def convert(
     file = None if weights.folder is None else weights.folder / TOKENIZER
     copied = {} if file is None or not file.is_file() else {TOKENIZER: file}
     tokenizer = _tokenizer(copied[TOKENIZER], fields) if copied else None
-    model = build_spec(Text, preset, fields, tokenizer=tokenizer)
+    model = build_spec(family, preset, fields, tokenizer=tokenizer)
     run = Run(model=model, path=LogLinear(), parameterisation=None, sampler=decoding, ema=())
     return Conversion(run, kept, {}, dropped, () if copied else (NO_TOKENIZER,), copied, keep_dtype=True)
 

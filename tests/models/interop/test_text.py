@@ -139,7 +139,13 @@ def tokens(n=21):
 
 
 def test_every_format_is_tested():
-    assert set(names(TEXT)) == set(CONFIGS) | {"llada_moe", "llada2", "d3llm"}  # see test_text_experts.py, and below
+    assert set(names(TEXT)) == set(CONFIGS) | {
+        "llada_moe",
+        "llada2",
+        "d3llm",
+        "mdlm",
+        "bd3lm",
+    }  # see test_text_experts.py, below, and test_ddit_folders.py
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
