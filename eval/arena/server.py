@@ -31,7 +31,7 @@ MAX_BODY = 10_000  # bytes of a vote
 MAX_OPEN = 10_000  # ballots that may be answered; the oldest is forgotten first
 FOREIGN = "votes are JSON from the arena's own page"
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")  # as addresses, and as clients name them
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from gen.config.spec import convert
 from gen.text.batching import DecodingRequest
 
 __all__ = [
-    "ChatRequest", "CompletionRequest", "cut_at", "is_infilling", "most_tokens", "read_call", "stop_strings",
-    "without_beginnings", "written_text",
+    "ChatRequest", "CompletionRequest", "final_text", "is_infilling", "most_tokens", "read_call", "stop_strings",
+    "written_text",
 ]  # fmt: skip
 
 IGNORED = ("user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier")  # change no text
@@ -140,26 +140,28 @@ def stop_strings(given: CompletionRequest | ChatRequest) -> list[str]:
     return [given.stop] if isinstance(given.stop, str) else given.stop or []
 
 
-def cut_at(text: str, stops: list[str]) -> tuple[str, bool]:
-    """Return a text up to the first string that ends it, and whether there is one.
-
-    Args:
-        text: the text.
-        stops: strings that end it.
-    """
+def _cut_at(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Return a text up to the first string that ends it, and whether there is one."""
     found = [text.index(stop) for stop in stops if stop in text]
     return (text[: min(found)], True) if found else (text, False)
 
 
-def without_beginnings(text: str, stops: list[str]) -> str:
-    """Return a text without an end that may be the beginning of a string which ends it.
-
-    Args:
-        text: the text so far.
-        stops: strings that end it.
-    """
+def _without_beginnings(text: str, stops: list[str]) -> str:
+    """Return a text without an end that may be the beginning of a string which ends it."""
     sizes = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
     return text[: len(text) - max(sizes, default=0)]
+
+
+def final_text(given: CompletionRequest | ChatRequest, text: str) -> tuple[str, str | None]:
+    """Return what of a text that is still decoded will not change, and "stop" if a string has ended it.
+
+    Args:
+        given: the call.
+        text: the text so far.
+    """
+    stops = stop_strings(given)
+    cut, found = _cut_at(text, stops)
+    return (cut, "stop") if found else (_without_beginnings(text, stops), None)
 
 
 def written_text(given: CompletionRequest | ChatRequest, request: DecodingRequest) -> tuple[str, str]:
@@ -170,5 +172,5 @@ def written_text(given: CompletionRequest | ChatRequest, request: DecodingReques
         request: one of its texts.
     """
     made = request.result()
-    text, found = cut_at(made.fills[0][0] if is_infilling(given) else made.texts[0], stop_strings(given))
+    text, found = _cut_at(made.fills[0][0] if is_infilling(given) else made.texts[0], stop_strings(given))
     return text, "stop" if found or made.reasons != ["full"] else "length"

@@ -27,12 +27,11 @@ from gen.text.batching import DecodingQueue, DecodingRequest, QueueFull
 from gen.text.completions import (
     ChatRequest,
     CompletionRequest,
-    cut_at,
+    final_text,
     is_infilling,
     most_tokens,
     read_call,
     stop_strings,
-    without_beginnings,
     written_text,
 )
 from gen.text.gaps import Gap
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueWorker", "application", "serve"]
 
 MAX_BODY = 4 * 2**20  # bytes of a request
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")  # as addresses, and as clients name them
 
 
 class QueueWorker:
@@ -129,12 +128,21 @@ class QueueWorker:
 
 @dataclass(eq=False)
 class Choices:
-    """The texts of one call, and the news of them."""
+    """The texts of one call, and the newest of each that has not been taken: a client that reads slowly holds no more.
+
+    Attributes:
+        worker: decodes them.
+        closed: is called once they are dropped.
+        requests: one for each text.
+        latest: text and whether it is finished, by index in `requests`.
+        changed: whether there is any.
+    """
 
     worker: QueueWorker
     closed: Callable[[], None]
     requests: list[DecodingRequest] = field(default_factory=list)
-    news: asyncio.Queue[tuple[int, str, bool]] = field(default_factory=asyncio.Queue)
+    latest: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def add(self, prompt: Prompt, **settings: Any) -> None:
         """Ask for one more."""
@@ -142,15 +150,26 @@ class Choices:
 
         def tell(request: DecodingRequest) -> None:
             with suppress(RuntimeError):  # the server has ended
-                loop.call_soon_threadsafe(self.news.put_nowait, (index, request.text, request.finished))
+                loop.call_soon_threadsafe(self._note, index, request.text, request.finished)
 
         self.requests.append(await asyncio.wrap_future(self.worker.submit(tell, prompt, **settings)))
+
+    def _note(self, index: int, text: str, finished: bool) -> None:
+        self.latest[index] = text, finished
+        self.changed.set()
+
+    async def news(self) -> dict[int, tuple[str, bool]]:
+        """Wait for news; return the newest text of each that has some, and whether it is finished, by index."""
+        await self.changed.wait()
+        self.changed.clear()
+        news, self.latest = self.latest, {}
+        return news
 
     async def wait(self) -> None:
         """Wait until all are finished."""
         left = len(self.requests)
         while left:
-            left -= (await self.news.get())[2]
+            left -= sum(finished for _, finished in (await self.news()).values())
 
     def close(self) -> None:
         """Drop what is not finished; to be called once."""
@@ -265,29 +284,23 @@ class Api:
         """Yield server-sent events; when the client goes, its texts are dropped."""
         name, sent, ended = secrets.token_hex(12), [""] * len(choices.requests), set[int]()
         while len(ended) < len(choices.requests):
-            index, text, finished = await choices.news.get()
-            asked = choices.requests[index]
-            if index in ended:
-                continue
-            if finished and asked.state != "done":
-                yield _event({"error": {"message": str(asked.error or asked.state), "type": "server_error"}})
-                return
-            reason: str | None = None
-            if finished:
-                text, reason = written_text(given, asked)
-            elif is_infilling(given):
-                continue
-            else:
-                text, found = cut_at(text, stop_strings(given))
-                reason = "stop" if found else None
-                text = text if found else without_beginnings(text, stop_strings(given))
-            more = text[len(sent[index]) :]
-            if reason is not None:
-                ended.add(index)
-                self.worker.cancel(asked)  # nothing happens to one that is finished
-            if more or reason is not None:
-                sent[index] += more
-                yield _event(self._chunk(given, name, index, more, reason))
+            for index, (text, finished) in (await choices.news()).items():
+                asked = choices.requests[index]
+                if index in ended:
+                    continue
+                if finished and asked.state != "done":
+                    yield _event({"error": {"message": str(asked.error or asked.state), "type": "server_error"}})
+                    return
+                if not finished and is_infilling(given):
+                    continue
+                whole, reason = written_text(given, asked) if finished else final_text(given, text)
+                more = whole[len(sent[index]) :]
+                if reason is not None:
+                    ended.add(index)
+                    self.worker.cancel(asked)  # nothing happens to one that is finished
+                if more or reason is not None:
+                    sent[index] += more
+                    yield _event(self._chunk(given, name, index, more, reason))
         if (given.stream_options or {}).get("include_usage"):
             yield _event({**self._head(given, name, True), "choices": [], "usage": self._usage(choices, sent)})
         yield "data: [DONE]\n\n"

@@ -323,8 +323,13 @@ def test_the_last_block_computes_queried_positions_alone(block_size, n):
     span = Span(torch.arange(n).expand(2, -1), torch.zeros(2, dtype=torch.int64), n)
     sizes: list[int] = []
     net.blocks[1].mlp.register_forward_hook(lambda _module, inputs, _out: sizes.append(inputs[0].shape[1]))
-    for how in ({}, {"kv_cache": net.init_cache(2, n), "span": span}):
+    caches = [net.init_cache(2, n) for _ in range(2)]
+    for one, other in (({}, {}), [{"kv_cache": cache, "span": span} for cache in caches]):
         with torch.no_grad():
-            few = net(tokens, lengths, positions, **how)
-        torch.testing.assert_close(few, net(tokens, lengths, positions, **how), rtol=1e-12, atol=1e-12)
+            few = net(tokens, lengths, positions, **one)
+        torch.testing.assert_close(few, net(tokens, lengths, positions, **other), rtol=1e-12, atol=1e-12)
+    for kind in ("keys", "values"):  # of the last block at all positions, though it computes six
+        few, whole = (torch.stack(getattr(cache, kind)) for cache in caches)
+        assert bool(whole[:, :, :, :n].any(-1).all())
+        torch.testing.assert_close(few, whole, rtol=1e-12, atol=1e-12)
     assert sizes == [6, n, 6, n]

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import http.client
 import threading
 import time
 
@@ -21,7 +22,7 @@ from gen.text.chat import ChatTemplate
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.gaps import Gap
 from gen.text.pipeline import TextPipeline
-from gen.text.server import QueueWorker, application
+from gen.text.server import Choices, QueueWorker, application
 from gen.text.tokenizers.bytes import Bytes
 from gen.training.recipes.lists import lists
 
@@ -114,6 +115,31 @@ def test_streams_are_final_text_that_only_grows(served):
             assert len(own) > 1 and [c.finish_reason for c in own[:-1]] == [None] * (len(own) - 1)
             assert own[-1].finish_reason in ("stop", "length")
         assert parts[-1].usage.completion_tokens > 0
+
+
+def test_a_client_that_reads_slowly_holds_one_text_of_each_choice(served):
+    """Of 40 steps nothing is read until all are done: the newest text replaces the ones before it."""
+
+    async def call():
+        choices = Choices(served.worker, lambda: None)
+        for prompt in ("a", "b"):
+            await choices.add([*prompt.encode(), Gap(max=40)], seed=[4], stream=True)
+        while not all(request.finished for request in choices.requests):
+            await asyncio.sleep(0.01)
+            assert len(choices.latest) <= 2
+        await asyncio.sleep(0.05)  # for what the worker has told the loop
+        news = await choices.news()
+        assert {i: finished for i, (_, finished) in news.items()} == {0: True, 1: True} and not choices.latest
+
+    asyncio.run(call())
+
+
+def test_local_names_of_this_machine_are_answered_and_others_are_not(served):
+    for host, status in (("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("localhost", 200), ("evil.example", 400)):
+        connection = http.client.HTTPConnection(*served.listening.getsockname()[:2])
+        connection.request("GET", "/v1/models", headers={"Host": host})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 def test_a_stop_string_ends_a_text(served):
