@@ -424,7 +424,7 @@ def collect_decoding(paths: Iterable[str | Path]) -> list[DecodingRecord]:
         content = read_json(Path(path))
         if not isinstance(content, list):
             raise UserError(f"{path} is no list of records of decoding")
-        records += [from_json(one, DecodingRecord, f"{path}, record {i}") for i, one in enumerate(content)]
+        records += [from_json(one, DecodingRecord, f"{path}, record {i}") for i, one in enumerate(content, 1)]
     return records
 
 

@@ -206,7 +206,7 @@ class MMDiTNet(CaptionedNet):
             some = mask[..., None].to(text.dtype)
             pooled = (text * some).sum(1) / some.sum(1).clamp(min=1)
         else:
-            pooled = cond.get("pooled", text.new_zeros(len(text), self.spec.pooled_width)).to(time.dtype)
+            pooled = self.captions.pooled(cond, len(text)).to(time.dtype)
         return time + self.pooled_embedder(pooled)
 
 

@@ -74,8 +74,8 @@ class Net(Protocol):
             a network that takes spec.size alone.
         logvar(t): log variance of the loss at t [B], learned with the weights (EDM2), [B]; none.
         conditions: keys of cond besides "y" that the network reads, such as "text_ids" and "text_mask"; ().
-        store_null_text(text, mask): keep the embedding of the empty caption, [L, D] and bool [L], as what no caption
-            is; none.
+        store_null_text(text, mask, pooled): keep the embedding of the empty caption, [L, D], bool [L] and [P] or None,
+            as what no caption is; none.
         compute_dtypes: dtypes besides float32 that `forward` also computes in, once the module was moved to them with
             `.to(dtype)`; (). An engine then passes x and floating conditions in that dtype and t, s as they are.
         modulation_table(t, cond): see `ModulationTable`; none. Engines provide it.
@@ -153,7 +153,7 @@ class NetMembers:
     about: str
     fixed_batch: bool
     conditions: tuple[str, ...]
-    store_null_text: Callable[[Tensor, Tensor], None] | None
+    store_null_text: Callable[[Tensor, Tensor, Tensor | None], None] | None
 
 
 def members(net: nn.Module) -> NetMembers:

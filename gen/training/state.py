@@ -69,7 +69,7 @@ def store_null_text(run: Run, net: nn.Module) -> None:
     keep = members(net).store_null_text
     if keep is not None and getattr(run.data, "text_fields", {}).get("null_text") == "stored":
         null = getattr(run.data, "null_text", {})
-        keep(null["text"], null["text_mask"])
+        keep(null["text"], null["text_mask"], null.get("pooled"))
 
 
 def enable(net: nn.Module, switch: Switch) -> bool:

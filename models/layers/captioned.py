@@ -29,10 +29,10 @@ class CaptionedNet(PatchNet):
         """Keys of cond besides "y" that are read, and are zeros where there is none."""
         return (*super().conditions, "text_ids" if self.spec.text_vocab else "text", "text_mask")
 
-    def store_null_text(self, text: Tensor, mask: Tensor) -> None:
+    def store_null_text(self, text: Tensor, mask: Tensor, pooled: Tensor | None = None) -> None:
         """Keep the embedding of the empty caption, see `CaptionEmbedding.store_null`."""
         if not self.captions.learned:
-            self.captions.store_null(text, mask)
+            self.captions.store_null(text, mask, pooled)
 
     def null(self, cond: Cond) -> Cond:
         """Return cond without label and caption; UserError where the embedding of no caption is missing."""

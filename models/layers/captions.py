@@ -101,12 +101,14 @@ class CaptionEmbedding(nn.Module):
     """The caption of a condition as embeddings [B, L, text_width] and their mask [B, L].
 
     Null tokens, of rows without a caption: one that is learned, or the stored embedding of the empty caption, a buffer
-    [text_length, text_width] with its mask, which is part of the weights' file.
+    [text_length, text_width] with its mask, which is part of the weights' file. Networks with a pooled_width store the
+    empty caption's pooled embedding, too; that of a learned null token is zeros.
     """
 
     null_text: Tensor
     null_mask: Tensor
     null_stored: Tensor
+    null_pooled: Tensor
 
     def __init__(self, spec: Any):
         super().__init__()
@@ -119,9 +121,11 @@ class CaptionEmbedding(nn.Module):
             self.register_buffer("null_text", torch.zeros(spec.text_length, width))
             self.register_buffer("null_mask", torch.zeros(spec.text_length, dtype=torch.bool))
             self.register_buffer("null_stored", torch.tensor(False))
+        width = getattr(spec, "pooled_width", 0)
+        self.register_buffer("null_pooled", torch.zeros(width), persistent=bool(width) and not self.learned)
 
-    def store_null(self, text: Tensor, mask: Tensor) -> None:
-        """Keep the embedding of the empty caption, [L, text_width] and [L], as the null tokens.
+    def store_null(self, text: Tensor, mask: Tensor, pooled: Tensor | None = None) -> None:
+        """Keep the embedding of the empty caption, [L, text_width], [L] and [pooled_width], as that of no caption.
 
         Raises:
             UserError: for one of another width, of more tokens, or where null tokens are learned.
@@ -130,6 +134,11 @@ class CaptionEmbedding(nn.Module):
         if self.learned or text.shape[1:] != (width,) or n > length:
             kind = "learned" if self.learned else f"at most {[length, width]}"
             raise UserError(f"the stored embedding of no caption is {list(text.shape)}; the network's is {kind}")
+        if pooled is not None and len(self.null_pooled):
+            if pooled.shape != self.null_pooled.shape:
+                given, own = list(pooled.shape), list(self.null_pooled.shape)
+                raise UserError(f"the pooled embedding of no caption is {given}; the network's is {own}")
+            self.null_pooled.copy_(pooled)
         self.null_text.copy_(pad(text, (0, 0, 0, length - n)))
         self.null_mask.copy_(pad(mask, (0, length - n)))
         self.null_stored.fill_(True)
@@ -157,6 +166,14 @@ class CaptionEmbedding(nn.Module):
         )
         none = ~mask.any(1, keepdim=True)  # [B, 1]
         return torch.where(none[..., None], null, text), torch.where(none, null_mask, mask)
+
+    def pooled(self, cond: Cond, rows: int) -> Tensor:
+        """Return the pooled embedding of a condition's captions, [B, P]: that of no caption where there is none."""
+        null = self.null_pooled.expand(rows, -1)
+        if "pooled" not in cond:
+            return null
+        given, mask = cond["pooled"].to(null.dtype), cond.get("text_mask")
+        return given if mask is None else torch.where(mask.any(1, keepdim=True), given, null)
 
 
 class CrossAttention(nn.Module):

@@ -110,7 +110,7 @@ class Wrapper(nn.Module):
         return members(self.inner).conditions
 
     @property
-    def store_null_text(self) -> Callable[[Tensor, Tensor], None] | None:
+    def store_null_text(self) -> Callable[[Tensor, Tensor, Tensor | None], None] | None:
         """The inner network's method, or None."""
         return members(self.inner).store_null_text
 

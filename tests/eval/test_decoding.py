@@ -230,6 +230,9 @@ def test_what_is_no_record_is_refused(records, tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match=r"bad\.json"):
             collect_decoding([file])
+    file.write_text(json.dumps([to_json(records[0]), {}]))
+    with pytest.raises(UserError, match=r"bad\.json, record 2"):
+        collect_decoding([file])
 
 
 def test_a_task_longer_than_the_canvas_is_refused(pipeline):

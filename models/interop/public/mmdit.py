@@ -158,6 +158,7 @@ def from_diffusers(state: State, model: MMDiT) -> dict[str, Tensor]:
         }
     null = torch.zeros(model.text_length, model.text_width)
     stored = {"null_text": null, "null_mask": null[:, 0] != 0, "null_stored": torch.tensor(False)}
+    stored["null_pooled"] = torch.zeros(model.pooled_width)
     return {**ours, **{f"captions.{name}": value for name, value in stored.items()}}
 
 

@@ -76,6 +76,31 @@ def test_a_stored_embedding_is_that_of_no_caption(name):
         net.store_null_text(torch.randn(3, net.spec.text_width + 1), mask)
 
 
+@torch.no_grad()
+def test_the_pooled_embedding_of_no_caption_is_stored_too():
+    """It was zeros, which no encoder gives."""
+    net = net_of("mmdit", null_text="stored", pooled_width=5)
+    x, t, cond = inputs(net)
+    cond["pooled"] = torch.randn(3, 5).double()
+    empty, mask, pooled = torch.randn(3, net.spec.text_width), torch.tensor([True, True, False]), torch.randn(5)
+    net.store_null_text(empty, mask, pooled)
+    again = net_of("mmdit", null_text="stored", pooled_width=5)
+    again.load_state_dict(net.state_dict())
+    given = {"y": net.null(cond)["y"], "pooled": pooled.double().expand(3, -1)}
+    given["text"], given["text_mask"] = empty.double().expand(3, -1, -1), mask.expand(3, -1)
+    bare, expected = {"y": given["y"]}, again(x, t, given)
+    for none in (again.null(cond), bare, {**given, "text_mask": torch.zeros(3, 3, dtype=torch.bool)}):
+        torch.testing.assert_close(again(x, t, none), expected)
+    assert not torch.allclose(again(x, t, {**given, "pooled": torch.zeros(3, 5).double()}), expected)
+    zeros = net_of("mmdit", pooled_width=5)  # of a learned null token
+    torch.testing.assert_close(
+        zeros(x, t, zeros.null(cond)), zeros(x, t, {**bare, "pooled": torch.zeros(3, 5).double()})
+    )
+    assert "captions.null_pooled" not in zeros.state_dict() and "captions.null_pooled" in net.state_dict()
+    with pytest.raises(UserError, match=r"pooled embedding of no caption is \[4\]; the network's is \[5\]"):
+        net.store_null_text(empty, mask, pooled[:4])
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("wrong", "said"),

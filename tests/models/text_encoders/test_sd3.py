@@ -17,6 +17,7 @@ from gen.data.table import Table
 from gen.eval.provenance import loading_options
 from gen.models.interop.checkpoints import import_checkpoint
 from gen.training.run import Run
+from gen.training.state import build_network
 from tests.models.interop.test_mmdit import TINY
 from tests.models.text_encoders.test_pretrained_text import CAPTIONS, WORDS, photos  # noqa: F401 - a fixture
 
@@ -147,5 +148,9 @@ def test_latents_keep_the_pooled_vector(pipeline, photos, tmp_path):  # noqa: F8
     expected = encoder([Table(str(photos / "all.csv")).open("train").caption(3)])
     for key in ("text", "pooled"):
         torch.testing.assert_close(item[key], expected[key][0])
-    model = Run(model={"name": "mmdit", "preset": "digits"}, data=source, objective="denoise").model
+    run = Run(model={"name": "mmdit", "preset": "digits"}, data=source, objective="denoise")
+    model, empty = run.model, encoder([""])
+    captions = build_network(run).captions
+    torch.testing.assert_close(captions.null_pooled, empty["pooled"][0])
+    torch.testing.assert_close(captions.pooled({}, 3), empty["pooled"].expand(3, -1))
     assert (model.text_width, model.text_length, model.pooled_width, model.null_text) == (24, 21, 16, "stored")
