@@ -286,13 +286,11 @@ class Api:
         while len(ended) < len(choices.requests):
             for index, (text, finished) in (await choices.news()).items():
                 asked = choices.requests[index]
-                if index in ended:
+                if index in ended or (is_infilling(given) and not finished):
                     continue
                 if finished and asked.state != "done":
                     yield _event({"error": {"message": str(asked.error or asked.state), "type": "server_error"}})
                     return
-                if not finished and is_infilling(given):
-                    continue
                 whole, reason = written_text(given, asked) if finished else final_text(given, text)
                 more = whole[len(sent[index]) :]
                 if reason is not None:
