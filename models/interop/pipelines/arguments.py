@@ -116,8 +116,9 @@ def same(a: Any, b: Any) -> bool:
 def with_equal_lengths(family: Family, branches: list[Flat]) -> list[Flat]:
     """Return the rows of all branches with one length for each name, so that they can be one batch.
 
-    Shorter texts are padded, and masked where the family has a mask; rows of lists get their number of tokens under
-    the name with ".length". UserError for texts of unequal length without a mask.
+    Shorter texts are padded, and masked where the family has a mask, which then is always there, so that all conditions
+    of a pipeline have the same names; rows of lists get their number of tokens under the name with ".length".
+    UserError for texts of unequal length without a mask.
 
     Args:
         family: of the network.
@@ -133,10 +134,9 @@ def with_equal_lengths(family: Family, branches: list[Flat]) -> list[Flat]:
     names = [name for name, value in branches[0].items() if value.ndim > 1]
     shapes = {name: {branch[name].shape[1:] for branch in branches if name in branch} for name in names}
     uneven = [name for name, found in shapes.items() if len(found) > 1 and name != family.mask]
-    some_masked = any(family.mask in branch for branch in branches) if family.mask else False
-    if (uneven and family.mask) or (some_masked and not all(family.mask in branch for branch in branches)):
+    if family.mask:
         _add_masks(family.mask, branches)
-        uneven += [family.mask]
+        uneven += [family.mask] if uneven else []
     if uneven and not family.mask:
         tokens = " and ".join(str(branch[uneven[0]].shape[1]) for branch in branches)
         raise UserError(f"{uneven[0]} of the prompt and of its negative have {tokens} tokens, and this network takes "

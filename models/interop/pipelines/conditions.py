@@ -16,13 +16,10 @@ from gen.config.errors import UserError
 from gen.config.spec import Json, digest
 from gen.config.tensor_files import Damaged, read_file, write_file
 from gen.diffusion.denoiser import Cond
-from gen.models.interop.pipelines.families import Family
-from gen.models.interop.pipelines.listening import NULL
 
-__all__ = ["PromptConditions", "joined", "with_masks"]
+__all__ = ["PromptConditions", "joined"]
 
 KEPT = 256  # prompts whose conditions stay in memory
-TEXT = "encoder_hidden_states"  # key of the embeddings that a family's mask belongs to
 SUFFIX = ".safetensors"
 
 
@@ -103,21 +100,6 @@ def _widened(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return stored tensors under their own names, in their own dtypes."""
     pairs = ((name.rpartition("@"), value) for name, value in stored.items())
     return {key: value.to(getattr(torch, dtype)) for (key, _, dtype), value in pairs}
-
-
-def with_masks(family: Family, cond: Cond) -> Cond:
-    """Return a condition with the masks of its texts, which a pipeline may leave out where all tokens are real.
-
-    Args:
-        family: of the network.
-        cond: tensors [B, ...].
-    """
-    added = dict(cond)
-    for prefix in ("", NULL):
-        text, mask = (cond.get(f"{prefix}{name}") for name in (TEXT, family.mask))
-        if family.mask and text is not None and mask is None:
-            added[f"{prefix}{family.mask}"] = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-    return added
 
 
 def joined(conds: Sequence[Cond]) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ class Family:
         constants: arguments that are no rows of a batch though their first dimension may be as long.
         interleaved: arguments whose rows alternate, negative and positive, in a batch of both.
         mask: argument that says which text tokens are real, by which shorter texts may be padded; "" for none.
+        none_for_whole: whether pipelines leave out a mask by which all tokens are real.
         lists: arguments that are lists of rows of unequal length; the state then is a list of rows, each with an axis
             of one frame after its channels.
     """
@@ -49,6 +50,7 @@ class Family:
     constants: tuple[str, ...] = ()
     interleaved: tuple[str, ...] = ()
     mask: str = ""
+    none_for_whole: bool = False
     lists: tuple[str, ...] = ()
 
 
@@ -63,7 +65,7 @@ FAMILIES: Mapping[str, Family] = {
     "SanaTransformer2DModel": Family(time_factor="timestep_scale", mask="encoder_attention_mask"),
     "Lumina2Transformer2DModel": Family(unit="clean", sign=-1, branches="calls", mask="encoder_attention_mask"),
     "QwenImageTransformer2DModel": Family(
-        unit="sigma", rounded=True, branches="calls", mask="encoder_hidden_states_mask"
+        unit="sigma", rounded=True, branches="calls", mask="encoder_hidden_states_mask", none_for_whole=True
     ),
     "ZImageTransformer2DModel": Family(
         x="x", t="t", unit="clean", sign=-1, branches="positive_first", lists=("cap_feats",)

@@ -136,9 +136,20 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
         pipe=pipe, call=call, name=name, family=family, cond=cond,
         constants={key: value for key, value in constants.items() if key not in cond},
         latents=latents, dtype=branches[0].x.dtype, appended_dim=appended_dim,
-        token_times=t[0] / t.max() if isinstance(t, Tensor) and t.ndim == 2 else None, doubled=doubled,
+        token_times=_token_times(t), doubled=doubled,
         scheduler=step.scheduler, timesteps=_timesteps(step), encoded=recording.encoded,
     )  # fmt: skip
+
+
+def _token_times(t: Any) -> Tensor | None:
+    """Return the factors on the time of each token; UserError where some tokens keep a time of their own."""
+    if not isinstance(t, Tensor) or t.ndim < 2:
+        return None
+    factors = t[0] / t.max()
+    if not bool((factors == 1).all()):
+        raise UserError("the pipeline gives tokens times of their own, as those do that hold a first frame: a loop of "
+                        "ours would move them all")  # fmt: skip
+    return factors
 
 
 def _timesteps(step: Step) -> Tensor:
@@ -219,11 +230,13 @@ def _other_constants(one: tuple[Flat, Flat], two: tuple[Flat, Flat]) -> str:
 def _appended(branch: NetworkCall, latents: Tensor) -> int | None:
     """Move what follows the state to the branch's arguments; return the dimension along which it does."""
     given, own = branch.x.shape, latents.shape
-    if given == own:
-        return None
     longer = [dim for dim in range(1, len(own)) if len(given) == len(own) and given[dim] > own[dim]]
-    if len(longer) != 1:
+    state = branch.x[tuple(slice(length) for length in own)]
+    if state.shape != own or len(longer) > 1:
         raise UserError(f"the network's state is {list(given)} and the scheduler's {list(own)}: they do not match")
-    (dim,) = longer
-    branch.arguments[APPENDED] = branch.x.narrow(dim, own[dim], given[dim] - own[dim])
-    return dim
+    if not torch.allclose(state, latents.to(state), rtol=1e-3, atol=1e-3):
+        raise UserError("the pipeline changes the state before its network gets it, as those do that hold a first "
+                        "frame: a loop of ours would not")  # fmt: skip
+    for dim in longer:
+        branch.arguments[APPENDED] = branch.x.narrow(dim, own[dim], given[dim] - own[dim])
+    return longer[0] if longer else None

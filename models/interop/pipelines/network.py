@@ -126,11 +126,6 @@ class PipelineNet(nn.Module):
                             "its guidance as an argument")  # fmt: skip
         return {**cond, **{key: cond[NULL + key] for key in plain if NULL + key in cond}}
 
-    def given_keys(self, cond: Cond) -> tuple[str, ...]:
-        """Return the keys of cond that the network gets: those that were heard, and a mask of longer texts."""
-        mask = self.family.mask
-        return self.keys if not mask or mask in self.keys or mask not in cond else (*self.keys, mask)
-
     def _by_stage(self, x: Tensor, step: Tensor, cond: Cond, tap: Tap | None) -> Tensor:
         low = None if self.low is None else step < self.boundary
         if self.low is None or low is None or not low.any():
@@ -139,13 +134,13 @@ class PipelineNet(nn.Module):
             return self._call(self.low, x, step, cond, tap)
         out = torch.empty_like(x)
         for module, rows in ((self.inner, ~low), (self.low, low)):
-            some = {key: cond[key][rows] for key in self.given_keys(cond)}
+            some = {key: cond[key][rows] for key in self.keys}
             out[rows] = self._call(module, x[rows], step[rows], some, tap)
         return out
 
     def _call(self, module: Any, x: Tensor, step: Tensor, cond: Cond, tap: Tap | None) -> Tensor:
         """Return the output, shaped and typed as x, of a network for states x at timesteps [B]."""
-        family, rows = self.family, {key: cond[key] for key in self.given_keys(cond)}
+        family, rows = self.family, {key: cond[key] for key in self.keys}
         h = x.to(self.dtype)
         if self.appended_dim is not None:
             h = torch.cat([h, rows.pop(APPENDED).to(h)], self.appended_dim)
@@ -153,6 +148,8 @@ class PipelineNet(nn.Module):
             key: [value.value] * len(x) if isinstance(value, EveryRow) else on_device(value, x.device)
             for key, value in self.constants.items()
         } | rows
+        if family.none_for_whole and bool(given[family.mask].all()):
+            given[family.mask] = None
         for name in family.lists:
             lengths = given.pop(f"{name}.length").tolist()
             given[name] = [row[:length] for row, length in zip(given[name], lengths, strict=True)]

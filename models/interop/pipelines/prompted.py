@@ -26,7 +26,7 @@ from gen.models.interop.pipelines.call_checks import (
     in_one_line,
     parameters_of,
 )
-from gen.models.interop.pipelines.conditions import PromptConditions, joined, with_masks
+from gen.models.interop.pipelines.conditions import PromptConditions, joined
 from gen.models.interop.pipelines.families import networks_of
 from gen.models.interop.pipelines.latents import decode_latents, encode_images
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
@@ -303,7 +303,7 @@ class PromptPipeline:
     def _encoded(self, prompts: list[str]) -> Cond:
         """Return the conditions of prompts by the pipeline's own call."""
         call = {**self.call, **self._negative(len(prompts))}
-        return with_masks(self.heard.family, in_one_line(self.pipe, lambda: encode(self.pipe, prompts, **call)))
+        return in_one_line(self.pipe, lambda: encode(self.pipe, prompts, **call))
 
     def _negative(self, n: int) -> dict[str, list[str]]:
         """Return the negative prompt of the call, if it has one, for n prompts."""

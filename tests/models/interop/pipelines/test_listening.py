@@ -150,8 +150,44 @@ def test_texts_of_unequal_length_are_padded_where_there_is_a_mask():
         t = times_of(heard)[0]
         padded = f(heard.latents, t, f.null(heard.cond)).eps
         alone = listen(pipe, **{**given, "prompt_embeds": short, "negative_prompt_embeds": short})
-        assert relative(padded, f(heard.latents, t, alone.cond | {
-            "encoder_hidden_states_mask": torch.ones(2, 3, dtype=torch.bool)}).eps) < 1e-5  # fmt: skip
+        assert alone.cond.keys() == heard.cond.keys()
+        assert relative(padded, f(heard.latents, t, alone.cond).eps) < 1e-5
     pipe, given = tiny("wan"), call("wan")
     with pytest.raises(UserError, match="5 and 3 tokens"):
         listen(pipe, **{**given, "negative_prompt_embeds": given["negative_prompt_embeds"][:, :3]})
+
+
+@torch.no_grad()
+def test_each_row_of_sdxl_has_its_own_sizes():
+    """In the pipeline's batch they alternate, negative and positive, beside embeddings in blocks."""
+    pipe, given = tiny("sdxl"), call("sdxl")
+    given |= {
+        "negative_original_size": (4, 4),
+        "negative_target_size": (16, 8),
+        "negative_crops_coords_top_left": (1, 2),
+    }
+    heard = listen(pipe, **given)
+    f, t = denoiser_of(heard), times_of(heard)[0]
+    sizes = "added_cond_kwargs.time_ids"
+    assert heard.cond[sizes].tolist() == [[16, 8, 0, 0, 16, 8]] * 2
+    assert heard.cond[f"null.{sizes}"].tolist() == [[4, 4, 1, 2, 16, 8]] * 2
+    first = {key: v[:1] if isinstance(v, torch.Tensor) else v for key, v in given.items()}
+    first["generator"] = call("sdxl")["generator"][:1]
+    alone = listen(pipe, **first)
+    assert all(torch.equal(value, heard.cond[key][:1]) for key, value in alone.cond.items())
+    null = f.null(heard.cond)
+    assert relative(f(heard.latents, t, null).eps[:1], f(alone.latents, t, f.null(alone.cond)).eps) < 1e-5
+
+
+def test_what_two_branches_do_not_describe_is_one_line():
+    parts = {**tiny("sd15").components, "image_encoder": None}
+    given = {key: value for key, value in call("sd15").items() if key not in ("height", "width")}
+    image = torch.rand(2, 3, 16, 8)
+    unet = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, in_channels=8, out_channels=4)
+    pipe = diffusers.StableDiffusionInstructPix2PixPipeline(**{**parts, "unet": unet}, requires_safety_checker=False)
+    with pytest.raises(UserError, match="6 rows for 2 samples; known are one or two branches"):
+        listen(pipe, image=image, **given)
+    net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_channels=3)
+    pipe = diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False)
+    with pytest.raises(UserError, match="evaluates a ControlNet at every step"):
+        listen(pipe, image=image, **given)
