@@ -250,7 +250,7 @@ def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     negative = None if is_pipeline(args) else negative  # it stands in the pipeline's call
     decoder, each = Decoder(pipeline, args.autoencoder), args.images_per_label
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
-    edit = _edit(args, pipeline)
+    edit = _edit(args, decoder)
     images = edit.pop("image", None)
     n = args.n or len(() if images is None else images) or (len(labels) * each if isinstance(labels, list) else 64)
     if images is not None and len(images) not in (1, n):
@@ -353,28 +353,31 @@ class _Strip:
             contact_sheet(images, len(shown), max(1, 32 // images.shape[-1])).save(partial)
 
 
-def _edit(args: argparse.Namespace, pipeline: Pipeline) -> Json:
-    """Return what the options of editing say, as Pipeline.sample takes it; images [k, C, H, W]."""
+def _edit(args: argparse.Namespace, decoder: Decoder) -> Json:
+    """Return what the options of editing say, as Pipeline.sample takes it; images [k, C, H, W], or their latents."""
     import torch
 
     from gen.data.folder import Folder
     from gen.data.lib.pictures import read_picture
 
+    pipeline = decoder.pipeline
     for option, given in {"mask": args.mask, "strength": args.strength}.items():
         if given is not None and args.image is None:
             raise UserError(f"--{option} is given without --image")
     drawn = any(given is not None for given in (args.image, args.trajectory, args.watch))
-    if drawn and pipeline.no_pictures:
+    if drawn and pipeline.no_pictures and pipeline.decoder is None:
         raise UserError(f"--image, --trajectory, --watch: {pipeline.no_pictures}; Pipeline.sample takes latents too")
     if args.image is None:
         return {}
-    channels, height, width = pipeline.shape
+    channels, height, width = decoder.shape[0], *decoder.shape[-2:]
     if args.image.is_dir():
         pictures = Folder(str(args.image), (height, width), channels, holdout=0.0).open("train")
         images = torch.stack([pictures[i]["x"] for i in range(len(pictures))])
     else:
-        images = read_picture(args.image, pipeline.shape)[None]
+        images = read_picture(args.image, (channels, height, width))[None]
     mask = None if args.mask is None else (read_picture(args.mask, (1, height, width)) + 1) / 2
+    if pipeline.decoder is not None:
+        images = pipeline.decoder.encode(images).cpu()
     return {"image": images, "mask": mask, "strength": args.strength}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
+import gen
 from gen.config.errors import UserError
 from gen.config.sources import other_names
 from gen.config.spec import build, names
@@ -34,9 +35,9 @@ FOLDERS = {
 }
 
 
-def rows(title):
+def rows(title, page=PAGE):
     """Return the cells of a section's table."""
-    section = re.search(rf"^## {title}.*?(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)[0]
+    section = re.search(rf"^## {title}.*?(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
@@ -59,6 +60,24 @@ def test_our_names_are_built(title):
                 assert span in Run.__dataclass_fields__ or span in Sampler.__dataclass_fields__, span
             checked += 1
     assert checked >= 10
+
+
+def test_the_names_of_the_page_on_pipelines_are_there():
+    """What is given to `sample` is built, and its other words are arguments of the two calls."""
+    page = (Path(__file__).resolve().parents[2] / "docs/coming-from-diffusers.md").read_text(encoding="utf-8")
+    known = {*inspect.signature(gen.PromptPipeline.sample).parameters, "engine", "sequence"}
+    checked = 0
+    for theirs, ours, _ in rows("Their options", page):
+        for span in spans(ours):
+            key, _, value = span.partition("=")
+            folder = {"cache": "samplers.caches"}.get(key, FOLDERS.get(key))
+            if folder and value and value[0] in '"{':
+                checked += build(folder, ast.literal_eval(value)) is not None
+            elif re.fullmatch(r"[a-z_]+", key):
+                assert key in known or hasattr(gen.Pipeline, key) or key == "samples", span
+        for kind in re.findall(r"\b([A-Z]\w+(?:Scheduler|Config|Pipeline))\b", theirs):
+            assert hasattr(diffusers, kind) or kind == "TaylorSeerCalibratorConfig", kind
+    assert checked >= 8
 
 
 def test_the_names_of_diffusers_are_there():

@@ -19,6 +19,7 @@ __all__ = ["INDEX", "open_pipeline"]
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")  # whose classes a folder may name; and modules of diffusers.pipelines
 WEIGHTS = (".safetensors", ".safetensors.index.json")
+HALF = ".fp16"  # before the suffix of weights that were saved as a variant
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx")
 
 
@@ -40,7 +41,8 @@ def open_pipeline(folder: Path, dtype: torch.dtype | None = None, device: torch.
     _check_folder(folder)
     diffusers = _package("diffusers")
     libraries = _check(folder, diffusers)
-    given = {} if dtype is None else {"torch_dtype": dtype}
+    given: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    given |= {} if (variant := _variant(folder)) is None else {"variant": variant}
     with _quiet(libraries):
         try:
             pipe = diffusers.DiffusionPipeline.from_pretrained(
@@ -111,6 +113,15 @@ def _check_folder(folder: Path) -> None:
         return
     beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.is_dir() else []
     raise UserError(f"{folder} is no folder. {nearest(folder.name, beside)}" if beside else f"{folder} is no folder")
+
+
+def _variant(folder: Path) -> str | None:
+    """Return the word in the weights' names, "fp16", where a part has no others; None for plain names."""
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        names = [file.name for file in part.glob("*.safetensors")]
+        if names and all(name.removesuffix(".safetensors").partition("-0")[0].endswith(HALF) for name in names):
+            return HALF.removeprefix(".")
+    return None
 
 
 @contextlib.contextmanager

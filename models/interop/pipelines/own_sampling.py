@@ -18,7 +18,6 @@ EXACT = {  # schedulers of diffusers whose rule is that of a solver, on the same
     "EulerDiscreteScheduler": "euler",
     "FlowMatchEulerDiscreteScheduler": "euler",
     "FlowMatchHeunDiscreteScheduler": "heun",
-    "HeunDiscreteScheduler": "heun",
     "LCMScheduler": "renoise",
     "PNDMScheduler": "pndm",
 }
@@ -28,10 +27,11 @@ MULTISTEP = {  # with a solver_order
     "DPMSolverSinglestepScheduler": "dpmpp_single",
     "UniPCMultistepScheduler": "unipc",
 }
-NEAREST: dict[str, Json] = {
+NEAREST: dict[str, Json] = {  # measured on six steps of a random U-Net, or of the same name
     "CogVideoXDPMScheduler": {"name": "dpmpp_sde"},
     "KDPM2DiscreteScheduler": {"name": "midpoint"},
-    "LMSDiscreteScheduler": {"name": "exp_ab", "solver_order": 4, "start": "low"},
+    "HeunDiscreteScheduler": {"name": "heun"},
+    "LMSDiscreteScheduler": {"name": "deis", "solver_order": 3},
     "TCDScheduler": {"name": "renoise"},
 }
 STEPS, SCALE = 50, 1.0  # where a pipeline's call has no default
@@ -76,7 +76,8 @@ def solver_of(scheduler: Any) -> tuple[Json, bool]:
     kind, config = type(scheduler).__name__, scheduler.config
     if kind in MULTISTEP:
         spec: Json = {"name": MULTISTEP[kind], "solver_order": int(config.get("solver_order", 2))}
-        exact = config.get("thresholding", False) is False and config.get("predict_x0", True)
+        exact = kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler") and spec["solver_order"] < 3
+        exact = exact and not config.get("thresholding", False) and config.get("predict_x0", True)
         algorithm = config.get("algorithm_type", "dpmsolver++")
         if kind == "DPMSolverMultistepScheduler":
             spec |= {"kind": config.get("solver_type", "midpoint")}

@@ -48,6 +48,13 @@ def test_prompts_are_sampled_and_written(fox, tmp_path, capsys):
     assert "1 samples, 2 evaluations each" in capsys.readouterr().out
 
 
+def test_a_picture_is_edited(fox, tmp_path, capsys):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    words = ["sample", fox, "--prompt", "a red fox", "--image", tmp_path / "red.png", "--strength", 0.5, "--steps", 4]
+    assert run(*words, "--size", 16, "--quiet", "--out", tmp_path / "edited.png") == 0
+    assert "1 samples, 4 evaluations each" in capsys.readouterr().out
+
+
 def test_films_are_rows_of_a_sheet_and_files_of_frames(fox, tmp_path):
     words = ["sample", fox.parent / "wan", "--prompt", "a fox", "--size", 16, "--call.num_frames", 3, "--steps", 2]
     assert run(*words, "--quiet", "--out", tmp_path / "film.png") == 0

@@ -59,6 +59,12 @@ def test_conditions_are_encoded_once_and_kept_in_a_folder(folder, tmp_path):
     )
 
 
+def test_weights_saved_as_a_variant_are_read(tmp_path):
+    with_text_encoder("sd15").save_pretrained(tmp_path / "half", variant="fp16")
+    assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert gen.load_diffusers(tmp_path / "half", **GIVEN).sample("a fox", steps=1).x.isfinite().all()
+
+
 def changed(folder, tmp_path, change):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)

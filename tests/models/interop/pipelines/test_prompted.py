@@ -46,24 +46,11 @@ def test_by_itself_it_samples_as_the_pipeline_does(name):
     assert samples.x.shape[1] == 3 and samples.x.ndim == (5 if "num_frames" in given else 4)
     if name in ("dit", "flux2"):  # one takes no latents, the other packs them itself
         return
-    path, times = model.pipeline.denoiser.path, model.pipeline.sampler.grid
-    start = path.start(unit, times.times(path, 4)[0])
-    start = start * (1.0 if path.t1 == 1 else path_scale(model))
+    start = start_of(model, unit, 4)
     given |= {"generator": None, "latents": start, "output_type": "pt", "return_dict": False}
     expected = pipe(**given)[0] * 2 - 1
     expected = expected.transpose(1, 2) if expected.ndim == 5 else expected
     assert relative(samples.x, expected) < 2e-4
-
-
-def path_scale(model):
-    """Noise of a scheduler that explodes is divided by alpha, and multiplied by the pipeline again."""
-    scheduler = model.pipe.scheduler
-    scheduler.set_timesteps(4)
-    scale = float(scheduler.init_noise_sigma)
-    if scale == 1:
-        return 1.0
-    path, grid = model.pipeline.denoiser.path, model.pipeline.sampler.grid
-    return 1 / (float(path.alpha(grid.times(path, 4)[0])) * scale)
 
 
 def test_a_sample_depends_on_its_prompt_seed_and_index_alone():
@@ -147,6 +134,45 @@ def test_two_caches_are_refused():
         model.sample("a fox", cache="fora")
 
 
+RULES = {  # of schedulers, on a family: the pipeline's latents under them are ours under the solver
+    "DDIMScheduler": "sd15",
+    "EulerDiscreteScheduler": "sd15",
+    "DPMSolverMultistepScheduler": "sd15",
+    "UniPCMultistepScheduler": "sd15",
+    "PNDMScheduler": "sd15",
+    "FlowMatchHeunDiscreteScheduler": "sana",
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_a_scheduler_whose_rule_is_a_solvers_gives_its_latents(kind):
+    import diffusers
+
+    pipe = tiny(RULES[kind])
+    config = {key: value for key, value in pipe.scheduler.config.items() if key != "set_alpha_to_one"}
+    pipe.scheduler = getattr(diffusers, kind).from_config(config, skip_prk_steps=True)
+    given = {key: value for key, value in call(RULES[kind]).items() if key not in LOOP} | {"num_inference_steps": 6}
+    model = gen.load_diffusers(pipe, **given)
+    assert model.own.exact
+    unit = torch.randn(2, *model.pipeline.shape, generator=torch.Generator().manual_seed(1))
+    start = start_of(model, unit, 6)
+    theirs = pipe(**{**given, "latents": start, "output_type": "latent", "return_dict": False})[0]
+    assert relative(model.sample(noise=unit, decode=False).x, theirs) < 1e-5
+
+
+def start_of(model, unit, steps):
+    """Return the latents that the pipeline takes for unit noise: some schedulers multiply them themselves."""
+    pipeline, scheduler = model.pipeline, model.pipe.scheduler
+    path = pipeline.denoiser.path
+    t = pipeline.sampler.grid.times(path, steps)[0]
+    start = path.start(unit, t)
+    if path.t1 != 1:
+        scheduler.set_timesteps(steps)
+        scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        start = start if scale == 1 else start / (float(path.alpha(t)) * scale)
+    return start
+
+
 def test_the_solver_is_the_schedulers():
     import diffusers
 
@@ -155,7 +181,6 @@ def test_the_solver_is_the_schedulers():
         "DPMSolverMultistepScheduler": {"name": "dpmpp", "solver_order": 2, "kind": "midpoint"},
         "UniPCMultistepScheduler": {"name": "unipc", "solver_order": 2, "kind": "bh2"},
         "FlowMatchEulerDiscreteScheduler": {"name": "euler"},
-        "HeunDiscreteScheduler": {"name": "heun"},
     }
     for kind, spec in known.items():
         assert solver_of(getattr(diffusers, kind)()) == (spec, True)
