@@ -123,9 +123,8 @@ class SiteHooks:
 
     @property
     def current(self) -> bool:
-        """Whether all modules are still the network's: an adapter replaces some."""
-        modules = set(self.network.modules())
-        return all(module in modules for module in self.hooked)
+        """Whether all modules are still where they were: adapters put theirs around some."""
+        return all(getattr(parent, name, None) is module for parent, name, module in self.positions)
 
     @property
     def attached(self) -> bool:
@@ -189,6 +188,11 @@ class SiteHooks:
         self.sites, self.spans, self.known, self.opaque = [], [], {}, set()
         self.hooked = {self.network: Hooked(self.network, ModuleStream())}
         self._around_module(self.network, ["net"])
+        self._plan_blocks()
+        children = [(parent, *child) for parent in self.network.modules() for child in parent.named_children()]
+        self.positions = [child for child in children if child[2] in self.hooked]
+
+    def _plan_blocks(self) -> None:
         if hasattr(self.network, "down_blocks") and hasattr(self.network, "up_blocks"):
             self._plan_unet()
             return
