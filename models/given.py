@@ -80,7 +80,7 @@ class GivenNet:
         Raises:
             UserError: if there is none, or another one.
         """
-        if model is None and ("<" in self.kind or self.kind.startswith("__main__")):
+        if model is None and (":" not in self.kind or "<" in self.kind or self.kind.startswith("__main__")):
             raise UserError(f"{source}: its network was given as an object of {self.kind}: gen.load(folder, model=...)")
         if model is None:
             with names_from(source):
@@ -95,13 +95,28 @@ class GivenNet:
 
     def build(self) -> nn.Module:
         """Return a copy of the module."""
+        self._check_given()
+        return self._finished(copy.deepcopy(self.module))
+
+    def frozen(self) -> nn.Module:
+        """Return a copy of the module that shares its weights, none of which is trained."""
+        self._check_given()
+        shared: dict[int, Any] = {id(buffer): buffer for buffer in self.module.buffers()}
+        for p in self.module.parameters():
+            shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
+        return self._finished(copy.deepcopy(self.module, shared))
+
+    def _check_given(self) -> None:
         if self.module is None:
             raise UserError(f"the network was given as an object of {self.kind}: give it again as model")
-        net = copy.deepcopy(self.module)
+
+    def _finished(self, net: Any) -> nn.Module:
+        """Return a copy of the module with what `Net` asks for besides."""
         net.spec = replace(self, module=None)
         if not hasattr(net, "null"):
             net.null = NoNull(self.kind)
-        return net
+        out: nn.Module = net
+        return out
 
     @torch.no_grad()
     def check(self, net: Any, x: torch.Tensor, cond: Cond) -> None:

@@ -25,6 +25,7 @@ from gen.distillers.lib.teacher import require_teacher
 from gen.distillers.lib.times import draw_times
 from gen.samplers.solvers.renoise import Renoise
 from gen.training.distillation import Distiller
+from gen.training.lora import adapted_copy
 from gen.training.objectives import Batch, Roles
 from gen.training.objectives.denoise import check_state
 from gen.training.run import Run, Sampler
@@ -79,9 +80,14 @@ class ScoreDistillation(Distiller):
         return replace(run, objective=self, teacher=str(teacher), init=str(teacher), optim=optim, sampler=sampler)
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        """Return the student, and as fake score a trainable copy of the teacher's network, or of net if it has none."""
+        """Return the student, and as fake score a trainable copy of the teacher's network, or of net if it has none.
+
+        Where the student has adapters, so has the fake score, and the weights that they belong to are shared.
+        """
         teacher = require_teacher(type(self).__name__, teacher)
         check_state(net, type(self).__name__)
+        if getattr(net, "adapted", False):
+            return {"net": net, "fake": adapted_copy(net)}
         source = teacher.net if isinstance(teacher, Denoiser) else net
         return {"net": net, "fake": copy.deepcopy(source).train().requires_grad_(True)}
 

@@ -5,6 +5,7 @@ The network that they were trained on lies in the folder run.init; gen.load read
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from gen.config.errors import MissingDependency, UserError, shown
 from gen.config.fields import check_fields
 
-__all__ = ["LoRA", "adapted", "adapter_tensors", "merged"]
+__all__ = ["LoRA", "adapted", "adapted_copy", "adapter_tensors", "merged"]
 
 A, B = ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -88,6 +89,16 @@ def adapted(given: nn.Module, lora: LoRA | None) -> nn.Module:
     net: Any = inject_adapter_in_model(config, given.requires_grad_(False))
     net.adapted = True  # gen.training.state stores its adapters alone
     return net
+
+
+def adapted_copy(net: nn.Module) -> nn.Module:
+    """Return a copy of a network with its own adapters, beside the same frozen weights.
+
+    Args:
+        net: what `adapted` returned.
+    """
+    shared: dict[int, Any] = {id(p): p for p in net.parameters() if not p.requires_grad}
+    return copy.deepcopy(net, shared)
 
 
 def adapter_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

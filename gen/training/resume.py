@@ -22,7 +22,7 @@ from gen.training.log import read_run_file
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 from gen.training.state import store_null_text
 
-__all__ = ["Start", "denoiser_of", "load_init", "resume_from", "versions"]
+__all__ = ["Start", "denoiser_of", "load_init", "resume_from", "teacher_of", "versions"]
 
 WEIGHTS_ONLY = "weights without the optimiser's state"
 
@@ -176,6 +176,18 @@ def denoiser_of(folder: str, device: str = "cpu") -> Denoiser:
     if isinstance(pipeline, Pipeline):
         return cast(Denoiser, pipeline.denoiser)
     return Denoiser(pipeline.net.float(), run_from(pipeline.info["run"], folder).path, cast(Any, None))
+
+
+def teacher_of(run: Run, device: str = "cpu") -> Denoiser | None:
+    """Return the teacher of a run, or of adapters of a network given as an object that network; None without.
+
+    Args:
+        run: its `teacher` and its model.
+        device: where to put the network.
+    """
+    if run.teacher is None and run.given_base is not None:
+        return Denoiser(run.model.frozen().to(device).eval(), run.path, run.parameterisation)
+    return denoiser_of(run.teacher, device) if run.teacher else None
 
 
 def versions() -> dict[str, str]:

@@ -108,9 +108,11 @@ class Run:
             has "mfu", the share of it that is used: operations of matrix products, convolutions and attention, counted
             in the first step (custom kernels are not), over the time. "measured" takes what large matrix products in
             that precision reach here, for fp8 in bf16. None for no MFU: no peak is assumed.
-        teacher: the run folder that a distiller learns from.
+        teacher: the run folder that a distiller learns from. Beside adapters of a network that was given as an object,
+            None is that network without them.
         init: a run folder whose weights the training starts from.
-        lora: adapters that are trained and stored instead of the weights of `init`; None to train these.
+        lora: adapters that are trained and stored instead of the weights of `init`, or of a network that was given as
+            an object; None to train these.
     """
 
     model: Any = part("models", "models.autoencoders", kinds=(NetSpec,))
@@ -167,12 +169,18 @@ class Run:
             raise UserError(
                 f"Run: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
             )
-        if self.lora is not None and (self.init is None or self.shard):
+        if self.lora is not None and (self.shard or (self.init is None and not hasattr(self.model, "found"))):  # given
             why = "shard = true; adapters go without" if self.shard else "no init, whose weights adapters belong to"
             raise UserError(f"Run: lora with {why}")
         labels = [average.label for average in self.ema]
         if len(set(labels)) != len(labels):
             raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")
+
+    @property
+    def given_base(self) -> nn.Module | None:
+        """The network, given as an object, that the run's adapters belong to; None for any other run."""
+        whole = self.lora is None or self.init is not None
+        return None if whole else getattr(self.model, "module", None)
 
 
 def _data_of(data: Any) -> Any:

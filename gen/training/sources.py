@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json, digest
 from gen.data import DataSet
+from gen.data.lib.tensors import content_hash
 from gen.training.run import Run, run_from
 
-__all__ = ["fingerprints", "parent_hash", "weights_hash"]
+__all__ = ["fingerprints", "parent_hash", "tensors_hash", "weights_hash"]
 
 
 def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> dict[str, str]:
     """Return a hash (hex) of the content of each source of a run, by dotted key.
 
-    Sources are "data" and "validation", with the fingerprints of the opened splits; the folders of teacher and init,
+    Sources are "data" and "validation", with the fingerprints of the opened splits; "model", of adapters that belong to
+    a network that was given as an object, by its weights; the folders of teacher and init,
     by the sha256 of the weights they are loaded with and by what these predict; and every other file or folder that a
     text among the settings names, such as an encoder's or a tokeniser's, by the sha256 over all its bytes (of a folder:
     over its files' relative names and bytes; a manifest.json stands for the files beside it). A part that reads more
@@ -37,6 +42,8 @@ def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> di
         UserError: for a teacher, or weights to start from, that cannot be read.
     """
     prints = {"data": data.fingerprint} | ({} if held_out is None else {"validation": held_out.fingerprint})
+    if run.given_base is not None:
+        prints["model"] = tensors_hash(run.given_base)
     for key, text in _texts(run, ""):
         if key in ("teacher", "init"):
             prints[key] = weights_hash(Path(text))
@@ -94,6 +101,16 @@ def weights_hash(folder: Path) -> str:
         raise UserError(f"{folder} lacks {name}")
     meaning = {key: manifest["run"][key] for key in ("path", "parameterisation")}
     return digest({"weights": hashes[0] if len(hashes) == 1 else hashes, **meaning})
+
+
+def tensors_hash(net: nn.Module) -> str:
+    """Return the hash of a network's weights and buffers.
+
+    Args:
+        net: the network.
+    """
+    named = ((name, tensor.detach().cpu()) for name, tensor in net.state_dict().items())
+    return content_hash(*itertools.chain.from_iterable(named))
 
 
 def _of_path(path: Path) -> str:

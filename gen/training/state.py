@@ -52,9 +52,10 @@ def build_network(run: Run) -> nn.Module:
     """Return the fresh network of a run, which knows the embedding of no caption where its data store one.
 
     Args:
-        run: its model and its data.
+        run: its model and its data. With adapters of a network that was given as an object, that object's weights are
+            shared.
     """
-    net: nn.Module = run.model.build()
+    net: nn.Module = run.model.build() if run.given_base is None else run.model.frozen()
     store_null_text(run, net)
     return net
 

@@ -16,7 +16,7 @@ from gen.diffusion.net import empty_network
 from gen.text.placement import OneDevice, Placement, choose_placement, read_network
 from gen.training.lora import merged
 from gen.training.run import Run
-from gen.training.sources import weights_hash
+from gen.training.sources import tensors_hash, weights_hash
 
 __all__ = ["stored_network"]
 
@@ -59,6 +59,12 @@ def _with_adapters(
     from gen.pipeline import load  # which imports this
 
     assert run.lora is not None
+    if run.given_base is not None:
+        if tensors_hash(run.given_base) != info["sources"]["model"]:
+            raise UserError("the adapters belong to other weights than those of the network that was given")
+        net = run.model.frozen()
+        net.load_state_dict(merged(net.state_dict(), adapters, run.lora), assign=True)
+        return net.eval().requires_grad_(False)
     if weights_hash(Path(str(run.init))) != info["sources"]["init"]:
         raise UserError(f"the adapters belong to other weights than those that {run.init} has now")
     base = load(str(run.init), dtype=dtype, allow=allow)

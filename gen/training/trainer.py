@@ -37,7 +37,7 @@ from gen.training.objectives import Batch, Objective
 from gen.training.optim import build_optimisers
 from gen.training.previews import preview, why_none
 from gen.training.result import TrainResult
-from gen.training.resume import denoiser_of, load_init, resume_from, versions
+from gen.training.resume import load_init, resume_from, teacher_of, versions
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import RunFolder, lock_of
 from gen.training.saving import Saver
@@ -163,7 +163,7 @@ class Trainer:
         net = state.build_network(run)
         checks.check_network(run.model, net, self.data)
         self.init_note = load_init(run, net) if run.init else ""
-        self.teacher = denoiser_of(run.teacher, str(self.device)) if run.teacher else None
+        self.teacher = teacher_of(run, str(self.device))
         if parent_hash(run) != self.parent:
             raise UserError(f"{run.teacher or run.init} changed while it was read: run this again")
         state.enable_blocks(run, net)

@@ -12,6 +12,7 @@ from gen.models.interop.pipelines.schedule import times_of
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.guides.dynamic import DynamicCFG
 from gen.samplers.guides.renorm import Renorm
+from gen.samplers.guides.skip_layers import SkipLayers
 from gen.samplers.solvers.ddim import DDIM
 from tests.pipelines.tiny import call, relative, tiny
 
@@ -28,6 +29,11 @@ RULES = [  # family, arguments of its call, ours
     ("lumina2", {"cfg_normalization": False}, CFG(3.0)),
     ("lumina2", {"cfg_trunc_ratio": 0.5}, Renorm(3.0, over="rows", steps=(0.0, 0.5))),
     ("cogvideox", {"use_dynamic_cfg": True}, DynamicCFG(4.0)),
+    (
+        "sd3",
+        {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.6},
+        SkipLayers(3.0, sites=("blocks.1",), skip_steps=(0.01, 0.6)),
+    ),
 ]
 
 
@@ -39,7 +45,7 @@ def test_a_guide_is_the_pipelines_own(name, given, guide):
     heard = listen(pipe, **call(name))
     f, times = denoiser_of(heard), times_of(heard)
     ours = integrate(guide(f, times), heard.latents, times, DDIM(), cond=heard.cond)
-    assert relative(ours, theirs) <= (5e-5 if name == "z_image" else 2e-5)
+    assert relative(ours, theirs) <= (5e-5 if name in ("z_image", "sd3") else 2e-5)
     assert relative(plain, theirs) > 1e-3
 
 

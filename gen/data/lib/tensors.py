@@ -151,7 +151,7 @@ def content_hash(*parts: Tensor | str) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {list(part.shape)} ".encode())
-            digest.update(part.contiguous().view(torch.uint8).numpy().data)
+            digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(part.encode() + b"\0")
     return digest.hexdigest()

@@ -100,7 +100,7 @@ def check_state(net: Any, owner: str) -> None:
     spec = net.spec
     if hasattr(spec, "vocab_size"):
         raise UserError(f"{owner} trains on images, and a {type(spec).__name__} takes none")
-    if len(members(net).state_shape or ()) != 3:
+    if len(members(net).state_shape or ()) != 3 and not hasattr(spec, "check"):  # not of a network given as an object
         raise UserError(
             f"{owner} trains on images alone, and this {type(spec).__name__} denoises a class token too: take another "
             "model, or the model reg with the objective reg"

@@ -1,0 +1,138 @@
+"""Students of a pipeline's network: what they are trained on, and their adapters as the pipeline loads them.
+
+The whole way is in docs/coming-from-diffusers.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gen.config import checkpoints
+from gen.config.errors import UserError
+from gen.config.spec import Spec, build
+from gen.data.lib.tensors import content_hash
+from gen.diffusion.contracts import Guide, Solver
+from gen.diffusion.denoiser import Cond, Denoiser
+from gen.diffusion.net import members
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.sampling import integrate
+from gen.training.run import run_from
+
+__all__ = ["Rows", "save_adapters", "teacher_samples"]
+
+WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+COMPONENTS = {"inner.": ("unet", "transformer"), "low.": ("transformer_2",)}  # of a PipelineNet, in a pipeline
+A, B = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+class Rows:
+    """A data set of rows: x, conditions, and perhaps the noise that a teacher made x of.
+
+    Attributes:
+        tensors: [N, ...] by name, "x" among them.
+        fingerprint: of their content.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        lengths = {len(tensor) for tensor in tensors.values()}
+        if len(lengths) != 1 or "x" not in tensors:
+            raise UserError(f"rows: {', '.join(f'{k} {list(v.shape)}' for k, v in tensors.items())}; allowed: x and "
+                            "others with as many rows")  # fmt: skip
+        self.tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        parts: Iterator[str | Tensor] = itertools.chain.from_iterable(self.tensors.items())
+        self.fingerprint = content_hash(*parts)
+
+    def __len__(self) -> int:
+        return len(self.tensors["x"])
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {name: tensor[i] for name, tensor in self.tensors.items()}
+
+
+@torch.no_grad()
+def teacher_samples(
+    f: Denoiser,
+    cond: Cond,
+    times: Tensor,
+    solver: Solver | Spec = "dpmpp",
+    guide: Guide | Spec | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    pairs: bool = False,
+) -> Rows:
+    """Sample a teacher for each row of a condition: data for its students.
+
+    Args:
+        f: the teacher, whose network says the shape of one x.
+        cond: tensors [N, ...].
+        times: the loop's grid.
+        solver, guide: objects, names or specs.
+        seed: of the noise.
+        batch_size: samples at a time.
+        pairs: keep the unit noise of each sample, which reflow and its like learn from, as "noise".
+    """
+    stepping: Solver = build("samplers.solvers", solver)
+    guided = f if guide is None else build("samplers.guides", guide)(f, times)
+    some = next(iter(cond.values()))
+    seeds, rows = sample_seeds(seed, len(some)), []
+    for first in range(0, len(some), batch_size):
+        part = {key: value[first : first + batch_size] for key, value in cond.items()}
+        noise = Noise(tuple(seeds[first : first + batch_size]))
+        unit = noise.normal("start", members(f.net).state_shape or ()).to(some.device)
+        x = integrate(guided, f.path.start(unit, times[0]), times, stepping, cond=part, noise=noise)
+        rows.append({"x": x, **part} | ({"noise": unit} if pairs else {}))
+    return Rows({key: torch.cat([row[key] for row in rows]) for key in rows[0]})
+
+
+def save_adapters(run: str | Path, pipe: Any, out: str | Path, weights: str | None = None) -> Path:
+    """Write the adapters of a run so that `pipe.load_lora_weights(out)` of diffusers loads them.
+
+    Args:
+        run: folder of a run that trained adapters of a PipelineNet, or of one of its checkpoints.
+        pipe: the pipeline, for the name of its network.
+        out: the folder to write, made if it is not there.
+        weights: label of an average, or "raw"; None for the first average, or "raw" without.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: for a run without adapters, or of another network.
+    """
+    from safetensors.torch import save_file
+
+    checkpoint = checkpoints.locate(Path(run))
+    info = checkpoints.read(checkpoint)
+    trained = run_from(info["run"], run)
+    if trained.lora is None:
+        raise UserError(f"{run} has no adapters: it trained all weights of its network")
+    label = weights or (trained.ema[0].label if trained.ema else "raw")
+    file = f"{info['role']}.safetensors" if label == "raw" else f"{info['role']}-{label}.safetensors"
+    if file not in info["files"]:
+        raise UserError(f"{run} has no weights {label!r}")
+    tensors = {}
+    for name, tensor in checkpoints.read_tensors(checkpoint, file, info).items():
+        own = name.replace(A, ".lora_A.weight").replace(B, ".lora_B.weight")
+        scale = trained.lora.scale if name.endswith(B) else 1.0  # alpha is not stored: theirs is then the rank
+        tensors[_component(own, pipe)] = (tensor * scale).contiguous()
+    path = Path(out)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    return path / WEIGHTS
+
+
+def _component(name: str, pipe: Any) -> str:
+    """Return a tensor's name in a pipeline of one in a PipelineNet."""
+    for prefix, components in COMPONENTS.items():
+        if name.startswith(prefix):
+            component = next((c for c in components if getattr(pipe, c, None) is not None), None)
+            if component is not None:
+                return f"{component}.{name.removeprefix(prefix)}"
+    raise UserError(f"{name} is of no network of a {type(pipe).__name__}")
