@@ -94,7 +94,7 @@ def plain_module(module: Any) -> Any:
 
 
 def family_of(module: object) -> Family:
-    """Return the row of a network's class.
+    """Return the row of a network's class, or of the nearest class that it inherits from.
 
     Args:
         module: a network of diffusers.
@@ -102,10 +102,17 @@ def family_of(module: object) -> Family:
     Raises:
         UserError: for a class that the table has not.
     """
-    kind = type(plain_module(module)).__name__
-    if kind not in FAMILIES:
-        raise UserError(f"unknown network {kind}; {_known()}")
-    return FAMILIES[kind]
+    family = _row(module)
+    if family is None:
+        raise UserError(f"unknown network {type(plain_module(module)).__name__}; {_known()}")
+    return family
+
+
+def _row(module: object) -> Family | None:
+    """Return the row of a network; None if the table has none."""
+    return next(
+        (FAMILIES[kind.__name__] for kind in type(plain_module(module)).__mro__ if kind.__name__ in FAMILIES), None
+    )
 
 
 def networks_of(pipe: Any, family: Family | None = None) -> dict[str, Any]:
@@ -123,7 +130,7 @@ def networks_of(pipe: Any, family: Family | None = None) -> dict[str, Any]:
         raise UserError(f"a {type(pipe).__name__} is no pipeline of diffusers with components and a scheduler")
     modules = {name: value for name, value in components.items() if isinstance(value, nn.Module)}
     if family is None:
-        known = {name: v for name, v in modules.items() if type(plain_module(v)).__name__ in FAMILIES}
+        known = {name: value for name, value in modules.items() if _row(value) is not None}
     else:
         known = {name: v for name, v in modules.items() if name.startswith(("unet", "transformer"))}
     if not known:

@@ -45,12 +45,13 @@ def path_of(scheduler: Any) -> NoisePath:
     config, table = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
     if table is None:
         raise UserError(f"{type(scheduler).__name__} is no flow and has no table alphas_cumprod: give the path")
+    table = table.double().cpu()
     schedule = {"squaredcos_cap_v2": "cosine"}.get(config.get("beta_schedule"), config.get("beta_schedule"))
     if schedule in ("linear", "scaled_linear", "cosine"):
         path = DDPM(schedule, len(table), config.beta_start, config.beta_end)
-        if torch.allclose(path.alpha(torch.arange(1, len(table) + 1.0).double()) ** 2, table.double(), rtol=1e-4):
+        if torch.allclose(path.alpha(torch.arange(1, len(table) + 1.0).double()) ** 2, table, rtol=1e-4):
             return path
-    return Table(tuple(table.double().tolist()))
+    return Table(tuple(table.tolist()))
 
 
 def parameterisation_of(scheduler: Any) -> Parameterisation:

@@ -124,14 +124,24 @@ def test_times_are_rounded_as_theirs(name, scheduler, dtype):
 
 def test_an_unknown_network_is_one_line():
     class Mine(diffusers.UNet2DConditionModel):
-        pass
+        """A network of one's own is of its base's family."""
+
+    class Other(torch.nn.Module):
+        """A network of no family that is called as a UNet."""
+
+        forward = diffusers.UNet2DConditionModel.forward
 
     pipe, given = tiny("sd15"), call("sd15")
     pipe.unet.__class__ = Mine
-    with pytest.raises(UserError, match=r"Mine; known are UNet2DConditionModel, .*family=Family"):
-        listen(pipe, **given)
-    heard = listen(pipe, family=TABLE["UNet2DConditionModel"], **given)
+    heard = listen(pipe, **given)
     assert set(heard.cond) == {"encoder_hidden_states", "null.encoder_hidden_states"}
+    unet = pipe.unet
+    pipe.unet = Other()
+    pipe.unet.config, pipe.unet.dtype, pipe.unet.device = unet.config, unet.dtype, unet.device
+    with pytest.raises(UserError, match=r"unet Other.*; known are UNet2DConditionModel, .*family=Family"):
+        listen(pipe, **given)
+    again = listen(pipe, family=TABLE["UNet2DConditionModel"], **given)
+    assert all(torch.equal(again.cond[key], value) for key, value in heard.cond.items())
     with pytest.raises(UserError, match="is no pipeline"):
         listen(pipe.unet)
     with pytest.raises(UserError, match="time = 'other'"):
