@@ -208,7 +208,7 @@ def greedy_matches(
     for part in (rows[a : a + batch_size] for a in range(0, len(rows), batch_size)):
         alive = dict.fromkeys(part, True)
         for step in decode_steps(predictor, [prompts[i] for i in part], [len(texts[i]) for i in part], how):
-            for row, tokens in zip(step.rows.tolist(), step.tokens.tolist(), strict=True):
+            for row, tokens in zip(step.rows, step.tokens.tolist(), strict=True):
                 i = part[row]
                 written = tokens[len(prompts[i]) : len(prompts[i]) + len(texts[i])]
                 wanted = zip(written, texts[i], strict=True)

@@ -8,7 +8,8 @@ loops differ; the keys and values of Fast-dLLM's caches lie in ours, which is wr
 and whole blocks, so that nobody pads. First all loops decode in float64: those that write other tokens are not timed.
 Then they take turns in float32. Beside it: the time of our steps that is not the network's, relative to the network's.
 
-The mask has no probability, as in our loop. A Fast-dLLM that takes one prompt at a time gets one at a time.
+The mask has no probability, as in our loop. A Fast-dLLM that takes one prompt at a time gets one at a time. --engine
+evaluates the network of all loops by an engine of ours where time is taken.
 """
 
 import os
@@ -32,6 +33,7 @@ from torch import nn
 
 from gen.cli.benches.decode import Untied
 from gen.cli.benches.lib.peers import of_diffusers
+from gen.cli.lib.options import read_spec
 from gen.eval.quiet import QuietCheck
 from gen.eval.throughput import InterleavedTiming, median_interval
 from gen.models.text import Text
@@ -40,6 +42,7 @@ from gen.samplers.decoding_policies.topk import TopK
 from gen.text.contracts import Span
 from gen.text.decoding import Decoding
 from gen.text.loop import decode
+from gen.text.pipeline import engine_of
 
 NETWORKS = {
     "small": {"width": 256, "depth": 2, "heads": 4},
@@ -186,6 +189,7 @@ def measure(setting, loops, net, args):
     if unlike:
         return asdict(setting) | {"other_tokens": unlike}
     del wide
+    net = evaluated(net, args)
     names, calls = [name for name, _, _ in loops], [loop(net, setting) for _, _, loop in loops]
     for call in calls:
         call(prompts)  # warms up
@@ -199,6 +203,11 @@ def measure(setting, loops, net, args):
         values = [b / a for a, b in zip(times[mine], times[theirs], strict=True)]
         ratios.append({"ours": mine, "peer": theirs} | asdict(median_interval(values)))
     return asdict(setting) | {"tokens_per_second": rates, "ratios": ratios, "rounds": len(rounds)}
+
+
+def evaluated(net, args):
+    """The network as it is timed."""
+    return net if args.engine is None else engine_of(args.engine).prepare(net)
 
 
 class Metered:
@@ -256,6 +265,7 @@ def parsed(given):
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256, 1024], help="multiples of 32")
     parser.add_argument("--per-step", type=int, default=4, help="tokens of a step, a divisor of 32 (default: 4)")
+    parser.add_argument("--engine", type=read_spec, help="of gen.models.engines, for the network of all loops")
     parser.add_argument("--rounds", type=int, default=20, help="at most; at least 6 are timed")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a case, once it has 6 rounds (default: 10)")
     parser.add_argument("--processor", action="store_true", help="one thread and processor time: for a busy machine")
@@ -284,7 +294,7 @@ def main(given=None):
                 setting = Setting(name, 1, 64, args.per_step)
                 net = network(NETWORKS[name], setting.length, block_size)
                 for plan in (None, "dual") if block_size is None else (None, "block"):
-                    add(overhead(setting, net, plan, args.clock), attention)
+                    add(overhead(setting, evaluated(net, args), plan, args.clock), attention)
             for name in args.networks:
                 for length in args.lengths:
                     net = network(NETWORKS[name], length, block_size)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen.cli.lib.options import add_option, add_options, parse_spec, read_as
+from gen.cli.lib.options import add_option, add_options, parse_spec, read_as, read_spec
 from gen.cli.lib.terminal import exact_output
 from gen.config.errors import UserError
 from gen.config.reading import parse_json, read_lines
@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_decoding_options(parser, "most tokens of a text (default: 64, or as many as fit)")
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
-    parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
+    about = "packed, or a JSON spec; its keys as --engine.KEY: faster, and rounded otherwise"
+    parser.add_argument("--engine", type=read_spec, help=about)
     parser.add_argument("--tensor-parallel", type=int, help="share the model out over so many processes of torchrun")
     parser.add_argument("--max-memory", help=MEMORY)
     parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
@@ -162,7 +163,7 @@ def _pipeline(args: argparse.Namespace) -> TextPipeline:
     memory = None if args.max_memory is None else parse_json(args.max_memory, "--max-memory")
     loaded = load(args.run, args.weights, args.device, tensor_parallel=args.tensor_parallel, max_memory=memory)
     pipeline: TextPipeline = dataclasses.replace(loaded, decoding=args.settings)
-    return pipeline if args.engine is None else pipeline.prepared(parse_spec(args.engine))
+    return pipeline if args.engine is None else pipeline.prepared(args.engine)
 
 
 def _trace(texts: GeneratedTexts, pipeline: TextPipeline) -> None:

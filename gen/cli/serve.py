@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 
 from gen.cli.decode import add_decoding_options, settings
-from gen.cli.lib.options import add_option, add_options, parse_spec, read_as
+from gen.cli.lib.options import add_option, add_options, read_as, read_spec
 
 __all__ = ["add_arguments", "run", "settings"]
 
@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
     add_decoding_options(parser, "most tokens of a text, whatever a request asks (default: what there is room for)")
     add_options(parser, weights=None, device="cpu")
-    parser.add_argument("--engine", help="packed, or a JSON spec with a dtype: faster, and rounded otherwise")
+    about = "packed, or a JSON spec; its keys as --engine.KEY: faster, and rounded otherwise"
+    parser.add_argument("--engine", type=read_spec, help=about)
     parser.add_argument("--host", default="127.0.0.1", help="the address (default: 127.0.0.1, this machine alone)")
     port = "a port (default: 8000); 0 for any that is free"
     parser.add_argument("--port", type=read_as(int, "[0, 65535]"), default=8000, help=port)
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.run, args.weights, args.device)
     assert isinstance(model, TextPipeline)  # or there were no such settings
     model = dataclasses.replace(model, decoding=args.settings)
-    model = model if args.engine is None else model.prepared(parse_spec(args.engine))
+    model = model if args.engine is None else model.prepared(args.engine)
     limits = {"max_rows": args.max_rows, "max_tokens": args.max_tokens, "max_waiting": args.max_waiting}
     requests = DecodingQueue(model, **limits)
     with bound(args.host, args.port) as listening:

@@ -17,7 +17,7 @@ from gen.config.errors import UserError
 from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, Parameterisation, V, Velocity
 from gen.diffusion.path import DDPM, EDM, Flow, NoisePath, Table
 
-__all__ = ["ForeignSchedule", "read_schedule", "read_times"]
+__all__ = ["ForeignSchedule", "is_flow", "read_schedule", "read_times"]
 
 PREDICTIONS: dict[str, Parameterisation] = {
     "epsilon": Eps(),
@@ -41,6 +41,20 @@ class ForeignSchedule(NamedTuple):
     time_scale: float
 
 
+def is_flow(scheduler: Any) -> bool:
+    """Return whether a scheduler's noise levels are those of flow matching.
+
+    Args:
+        scheduler: of diffusers.
+    """
+    config = scheduler.config
+    return (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or bool(config.get("use_flow_sigmas"))
+        or config.get("prediction_type") == "flow_prediction"
+    )
+
+
 def read_schedule(scheduler: Any) -> ForeignSchedule:
     """Return the noise schedule that a scheduler of diffusers assumes of the network.
 
@@ -53,7 +67,7 @@ def read_schedule(scheduler: Any) -> ForeignSchedule:
     kind, config = type(scheduler).__name__, dict(getattr(scheduler, "config", {}))
     if config.get("invert_sigmas"):
         raise UserError(f"{kind} has invert_sigmas, under which its sigmas rise: allowed are schedulers without it")
-    if kind.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+    if is_flow(scheduler):
         return ForeignSchedule(Flow(), Velocity(), float(config.get("num_train_timesteps", 1000)))
     if kind.startswith("EDM"):
         return ForeignSchedule(EDM(float(config["sigma_max"])), EDMPrecond(float(config["sigma_data"])), 1.0)
@@ -84,7 +98,7 @@ def read_times(scheduler: Any, path: NoisePath) -> Tensor:
         times = entries.unique().flip(0) + 1
         final = torch.tensor([float(getattr(scheduler, "final_alpha_cumprod", 1.0))], dtype=torch.float64)
         end = _whole(path.t_from_lambda(torch.logit(final) / 2)) if final < 1 else torch.zeros_like(final)
-        return torch.cat([times, end if end < times[-1] else torch.zeros_like(end)])
+        return torch.cat([times, end]) if end < times[-1] else times
     sigmas = torch.as_tensor(levels).double().cpu().flatten().unique().flip(0)
     if isinstance(path, (Flow, EDM)):
         return sigmas

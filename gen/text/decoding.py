@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import name_of, part
-from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StoppingRule
+from gen.text.contracts import BlockSchedule, DecodingPolicy, KvPlan, StepView, StoppingRule
 from gen.text.gaps import DROPPED
 from gen.text.mask_path import MaskPath
 from gen.text.vocabulary import draw, likeliest
@@ -103,18 +104,28 @@ class DecodingStep:
     """Texts after one step of the decoding loop.
 
     Attributes:
-        rows: texts of the batch that were active in it, int64 [R].
+        rows: numbers of the texts that were active in it, R of them.
         tokens: their canvases, int64 [R, N], masks where nothing is committed.
-        guess: the same with proposed tokens instead of the masks that were queried.
         gap_start: first position of the gap that a position lies in, negative outside (gen.text.gaps), int64 [R, N].
         text_end: end of each text, int64 [R]; what lies behind is none of it.
+        view: what the policy was given; the next step overwrites its log-probabilities.
+        mask_token_id: id of the mask token.
     """
 
-    rows: Tensor
+    rows: list[int]
     tokens: Tensor
-    guess: Tensor
     gap_start: Tensor
     text_end: Tensor
+    view: StepView
+    mask_token_id: int
+
+    @property
+    def guess(self) -> Tensor:
+        """The tokens, with proposed ones instead of the masks that were queried."""
+        view, n = self.view, self.tokens.shape[1]
+        slots = torch.where(view.masked | view.outside_window, view.positions, n)
+        proposed = pad(self.tokens, (0, 1)).scatter(1, slots, view.sampled)[:, :n]
+        return torch.where(self.tokens == self.mask_token_id, proposed, self.tokens)
 
 
 @dataclass(eq=False)

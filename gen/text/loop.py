@@ -6,7 +6,6 @@ end. TextPipeline.generate (gen/text/pipeline.py) adds strings to it, DecodingQu
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
 from gen.text.gaps import FIXED, Layout
 from gen.text.prompts import Lengths, Prompts, layouts
 from gen.text.rows import Bookkeeping, Canvas, Schedule, join_rows, join_states, take_rows
-from gen.text.vocabulary import host_reads_are_free, likeliest, log_probabilities, without
+from gen.text.vocabulary import host_reads_are_free, known_to_be_none, likeliest, log_probabilities, without
 
 if TYPE_CHECKING:
     from gen.text.contracts import Predictor
@@ -149,10 +148,13 @@ class DecodingLoop:
             decoding.kv_plan.check(predictor)
         self.predictor, self.decoding, self.mask = predictor, decoding, predictor.mask_token_id
         self.eos = (*predictor.eos_token_ids, self.mask)[0]  # pads
+        # rules that fill masks come first: an end-of-text token that they write ends the text
+        self.rules = sorted(enumerate(decoding.stopping_rules, 1), key=lambda pair: not pair[1].whole_text)
         self.suppressed = torch.tensor([self.mask, *decoding.suppress_tokens])
         self.device: torch.device = getattr(predictor, "device", torch.device("cpu"))
         self.kv_cache: KvCache | None = None
         self.states: list[RowState] = []
+        self.masks: Tensor | None = None  # [R, N + 1], as the last step left them
         self.logp: Tensor | None = None  # [R, W, V], as they were predicted last
         self.storage = torch.empty(0)  # of log-probabilities: fresh memory takes a CPU longer than what is done in it
         self.longest, self.exact = 0, False  # of the texts: their widest extent, and whether any has exact gaps
@@ -166,7 +168,7 @@ class DecodingLoop:
     @property
     def width(self) -> int:
         """Positions of a canvas."""
-        return self.canvas.tokens.shape[1]
+        return self.canvas.width
 
     def step_limit(self, extent: int) -> int:
         """Return more steps than a text of so many positions can take, if its policy keeps its contract."""
@@ -195,88 +197,92 @@ class DecodingLoop:
             if self.kv_cache is not None and kv_cache is not None:
                 kv_cache = self.kv_cache.resized(n).joined(kv_cache)
         self.canvas, self.schedule, self.book = canvas, schedule, book
-        self.states, self.kv_cache, self.logp = states, kv_cache, None
+        self.states, self.kv_cache, self.logp, self.masks = states, kv_cache, None, None
         exact = any(bool(canvas.exact.any()) for canvas in canvases)
         self.longest, self.exact = max(book.extents), exact or (bool(old) and self.exact)
 
     def blank(self) -> Decoded:
         """Return a result that holds nothing yet, of all texts that are here."""
+        return Decoded(**{k: v.clone() for k, v in self.columns().items()}, reasons=["full"] * self.rows)
+
+    def columns(self) -> dict[str, Any]:
+        """Return what there is of each text by the names of results."""
         groups = {**vars(self.canvas), **vars(self.book)}
-        return Decoded(**{name: groups[name].clone() for name in _RESULTS}, reasons=["full"] * self.rows)
+        return {name: groups[name][..., : self.width] if groups[name].ndim > 1 else groups[name] for name in _RESULTS}
 
     def step(self) -> DecodingStep:
         """Predict, commit, and end what is finished."""
         canvas, schedule, book = self.canvas, self.schedule, self.book
-        generated = canvas.generated()
-        masked = (canvas.tokens == self.mask) & generated & ~book.done[:, None]
+        masks = canvas.masks(self.mask) if self.masks is None else self.masks
+        masked = masks & ~book.done[:, None]
         new_window, new_block = self.move(masked)
-        positions = self.queried()
+        slots = self.queried()
+        positions = slots.clamp(max=self.width - 1)
         logp = self.evaluate(positions, masked, new_window, new_block)
-        view = self.view(logp, positions, masked, generated)
+        view = self.view(logp, slots, positions, masked, new_window)
         nan = (view.masked & logp[..., 0].isnan()).any(1)  # of a position's logits one is NaN or all are
         book.has_nan = book.has_nan | nan
         decision, self.states[0] = self.decoding.policy.select(view, self.states[0])
         self.commit(view, decision)
         schedule.hold = torch.zeros_like(book.done) if decision.hold is None else decision.hold & ~book.done
         self.finish(view)
-        schedule.step = schedule.step + 1
-        proposed = torch.where(view.masked | view.outside_window, view.sampled, canvas.tokens.gather(1, positions))
-        guess = canvas.tokens.scatter(1, positions, proposed)
-        guess = torch.where(canvas.tokens == self.mask, guess, canvas.tokens)
         self.steps += 1
-        return DecodingStep(torch.tensor(book.index), canvas.tokens, guess, canvas.gap_start, canvas.text_end)
+        tokens, gap_start = canvas.tokens[:, :-1], canvas.gap_start[:, :-1]
+        return DecodingStep(book.index, tokens, gap_start, canvas.text_end, view, self.mask)
 
     def move(self, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Move to the windows of this step; return whether each window and its block are new, [R]."""
         canvas, schedule, old = self.canvas, self.schedule, self.schedule.window
         new = self.decoding.block_schedule.window(masked, canvas.prompt_end, canvas.text_end, self.predictor.block_size)
-        stay = schedule.hold | ~masked.any(1)
-        names = [f.name for f in dataclasses.fields(Window)]
-        pairs = [(getattr(old, name), getattr(new, name)) for name in names]
-        schedule.window = window = Window(*(torch.where(stay & (a >= 0), a, b) for a, b in pairs))
+        stay = schedule.hold | self.book.done
+        schedule.window = window = Window(
+            torch.where(stay, old.start, new.start),
+            torch.where(stay, old.stop, new.stop),
+            torch.where(stay, old.block_start, new.block_start),
+            torch.where(stay, old.block_stop, new.block_stop),
+        )
         new_window, new_block = window.start != old.start, window.block_start != old.block_start
-        masks = (masked & positions_between(masked.shape[1], window.start, window.stop)).sum(1)
-        schedule.step = torch.where(new_window, 0, schedule.step)
-        schedule.mask_budget = torch.where(new_window, masks, schedule.mask_budget)
+        schedule.step = (schedule.step + 1).masked_fill(new_window, 0)
         return new_window, new_block
 
     def queried(self) -> Tensor:
-        """Return the positions [R, W] whose logits are needed: the windows, or all that is generated."""
+        """Return the positions [R, W] whose logits are needed: the windows, or all that is generated; N beyond all."""
         decoding, start = self.decoding, self.schedule.window.start
         width = decoding.block_schedule.width(self.longest, self.predictor.block_size)
-        if decoding.policy.may_skip or any(rule.whole_text for rule in decoding.stopping_rules):
+        if decoding.policy.may_skip or any(rule.whole_text for _, rule in self.rules):
             start, width = self.canvas.prompt_end, self.longest
-        offsets = torch.arange(width, device=start.device)
-        return (start[:, None] + offsets).clamp(max=self.canvas.tokens.shape[1] - 1)
+        return (start[:, None] + torch.arange(width, device=start.device)).clamp(max=self.width)
 
     def evaluate(self, positions: Tensor, masked: Tensor, new_window: Tensor, new_block: Tensor) -> Tensor:
         """Return log-probabilities [R, W, V] by one forward of the rows that have changed."""
         canvas, schedule, book, block_size = self.canvas, self.schedule, self.book, self.predictor.block_size
-        skips, plan = self.decoding.policy.may_skip, self.decoding.kv_plan
-        first, last, called = torch.zeros_like(canvas.text_end), canvas.text_end, True
+        skips, plan, tokens = self.decoding.policy.may_skip, self.decoding.kv_plan, canvas.tokens[:, :-1]
+        size, called = canvas.text_end, True  # of what is computed of each row
         if plan is not None:
-            span, first, last = self.span(plan, masked, new_window, new_block)
-            self.logp = self.predict(canvas.tokens, canvas.text_end, positions, kv_cache=self.kv_cache, span=span)
-            keeps = book.done | (block_size is None)
-            schedule.clean_until = torch.where(keeps, schedule.clean_until, schedule.window.block_start)
+            span, size = self.span(plan, masked, new_window, new_block)
+            self.logp = self.predict(tokens, canvas.text_end, positions, kv_cache=self.kv_cache, span=span)
+            if block_size is not None:
+                start = schedule.window.block_start
+                schedule.clean_until = torch.where(book.done, schedule.clean_until, start)
         else:
             if block_size is not None and positions.shape[1] < self.longest:
-                last = schedule.window.block_stop  # what comes after a block changes nothing in it
+                size = schedule.window.block_stop  # what comes after a block changes nothing in it
             changed = schedule.changed.tolist() if skips and self.logp is not None else [True]
             if self.logp is None or all(changed):
-                n = int(last.max()) if host_reads_are_free(last) else max(book.ends)
-                self.logp = self.predict(canvas.tokens[:, :n], last, positions)
+                n = int(size.max()) if host_reads_are_free(size) else max(book.ends)
+                self.logp = self.predict(tokens[:, :n], size, positions)
             else:
                 called = any(changed)
                 if called:
-                    rows = torch.tensor([i for i, new in enumerate(changed) if new], device=last.device)
-                    some = self.predict(canvas.tokens[rows], canvas.text_end[rows], positions[rows], rows)
+                    rows = torch.tensor([i for i, new in enumerate(changed) if new], device=size.device)
+                    some = self.predict(tokens[rows], canvas.text_end[rows], positions[rows], rows)
                     self.logp.index_copy_(0, rows, some)
         ran = schedule.changed & ~book.done if skips else ~book.done
+        size = size * ran
         self.forwards += called
-        book.nfe = book.nfe + (2 if self.decoding.cfg_scale else 1) * ran
-        book.computed = book.computed + (last - first) * ran
-        book.nfe_full = book.nfe_full + ((first == 0) & (last >= canvas.text_end) & ran)
+        book.nfe = torch.add(book.nfe, ran, alpha=2 if self.decoding.cfg_scale else 1)
+        book.computed = book.computed + size
+        book.nfe_full = book.nfe_full + (size >= canvas.text_end)
         return self.logp
 
     def predict(
@@ -308,28 +314,33 @@ class DecodingLoop:
             self.storage = torch.empty(logits.numel(), dtype=dtype, device=logits.device)
         return log_probabilities(logits, suppressed, self.storage[: logits.numel()].view(logits.shape))
 
-    def span(self, plan: KvPlan, masked: Tensor, new_window: Tensor, new_block: Tensor) -> tuple[Span, Tensor, Tensor]:
-        """Return what a step with a KV cache computes, and the bounds of it, [R] each."""
-        canvas, schedule, n = self.canvas, self.schedule, self.canvas.tokens.shape[1]
-        window, block_size = schedule.window, self.predictor.block_size
+    def span(self, plan: KvPlan, masked: Tensor, new_window: Tensor, new_block: Tensor) -> tuple[Span, Tensor]:
+        """Return what a step with a KV cache computes, and how many positions that is, [R]."""
+        canvas, schedule, stop = self.canvas, self.schedule, self.width
+        window, shift = schedule.window, self.predictor.shift
         step = KvStep(
             window, canvas.prompt_end, canvas.text_end, schedule.step, new_window, new_block, schedule.clean_until,
             masked,
         )  # fmt: skip
         first, last = plan.span(step)
-        first = torch.minimum(first, (window.start - self.predictor.shift).clamp(min=0))
-        furthest = torch.maximum(last, window.block_stop)
-        width, stop = torch.stack([last - first, furthest]).amax(1).tolist()  # a GPU waits here, at every step
+        if shift:
+            first = torch.minimum(first, (window.start - shift).clamp(min=0))
+        size = last - first
+        if self.predictor.block_size is None:
+            width = int(size.amax())  # a GPU waits here, at every step
+        else:
+            width, stop = torch.stack([size, torch.maximum(last, window.block_stop)]).amax(1).tolist()  # or here
         positions = first[:, None] + torch.arange(width, device=first.device)
-        stop = n if block_size is None else stop
-        return Span(torch.where(positions < last[:, None], positions, n), first, stop), first, last
+        return Span(torch.where(positions < last[:, None], positions, self.width), first, stop), size
 
-    def view(self, logp: Tensor, positions: Tensor, masked: Tensor, generated: Tensor) -> StepView:
-        canvas, window, sampling = self.canvas, self.schedule.window, self.decoding.sampling
-        offsets = torch.arange(positions.shape[1], device=positions.device)
-        on_canvas = positions == positions[:, :1] + offsets  # not clamped to the canvas's end
-        in_window = on_canvas & (positions >= window.start[:, None]) & (positions < window.stop[:, None])
-        open_ = masked.gather(1, positions) & on_canvas
+    def view(self, logp: Tensor, slots: Tensor, positions: Tensor, masked: Tensor, new_window: Tensor) -> StepView:
+        """Return the policy's inputs at this step; slots: the positions, N instead of those beyond the canvas."""
+        canvas, window, schedule = self.canvas, self.schedule.window, self.schedule
+        sampling = self.decoding.sampling
+        in_window = (slots >= window.start[:, None]) & (slots < window.stop[:, None])
+        open_ = masked.gather(1, slots)
+        active = open_ & in_window
+        schedule.mask_budget = torch.where(new_window, active.sum(1), schedule.mask_budget)
         ages = [self.steps - born for born in self.book.born]
 
         def uniform(name: str) -> Tensor:
@@ -356,12 +367,12 @@ class DecodingLoop:
             tokens=tokens,
             sampled=resample(logp),
             positions=positions,
-            masked=open_ & in_window,
-            outside_window=open_ & ~in_window,
-            prompt_or_pad=~(generated.gather(1, positions) & on_canvas),
+            masked=active,
+            outside_window=open_ ^ active,
+            prompt_or_pad=canvas.gap_start.gather(1, slots) < 0,
             in_window=in_window,
-            step=self.schedule.step,
-            mask_budget=self.schedule.mask_budget,
+            step=schedule.step,
+            mask_budget=schedule.mask_budget,
             prompt_end=canvas.prompt_end,
             uniform=uniform,
             resample=resample,
@@ -372,60 +383,58 @@ class DecodingLoop:
 
     def commit(self, view: StepView, decision: CommitDecision) -> None:
         """Write what the policy has decided; a finished text is not touched again."""
-        committed = ~(view.prompt_or_pad | view.masked | view.outside_window | self.book.done[:, None])
-        wrote = decision.commit & view.masked
-        if decision.edit is not None:
-            wrote = wrote | (decision.edit & committed)
+        wrote, edit, remask = decision.commit & view.masked, decision.edit, decision.remask
+        if edit is not None or remask is not None:
+            committed = ~(view.prompt_or_pad | view.masked | view.outside_window | self.book.done[:, None])
+            wrote = wrote if edit is None else wrote | (edit & committed)
+            remask = None if remask is None else remask & committed
         self.write(view, wrote, view.sampled if decision.tokens is None else decision.tokens)
-        if decision.remask is not None:
-            remask = decision.remask & committed
+        if remask is not None:
             never = torch.full_like(view.sampled, -1)
-            self.canvas.write(view.positions, remask, torch.full_like(never, self.mask), never, torch.zeros_like(never))
+            nothing = torch.zeros_like(never, dtype=self.canvas.confidence.dtype)
+            self.canvas.write(view.positions, remask, torch.full_like(never, self.mask), never, nothing)
             wrote = wrote | remask
-        self.schedule.changed = wrote.any(1)
+        if self.decoding.policy.may_skip:
+            self.schedule.changed = wrote.any(1)
 
     def write(self, view: StepView, where: Tensor, tokens: Tensor) -> None:
         """Write tokens [R, W] with the evaluation that wrote them and the probability they had."""
-        confidence = view.logp.gather(-1, tokens[..., None])[..., 0].exp().float()
+        confidence = view.probability(tokens).float()
         self.canvas.write(view.positions, where, tokens, self.book.nfe[:, None].expand_as(tokens), confidence)
 
     def finish(self, view: StepView) -> None:
         """Apply the stopping rules; a text without masks is finished too."""
         canvas, book, before = self.canvas, self.book, self.book.done
-        # rules that fill masks come first: an end-of-text token that they write ends the text
-        rules = sorted(enumerate(self.decoding.stopping_rules, 1), key=lambda pair: not pair[1].whole_text)
-        for k, rule in rules:
-            decision, self.states[k] = rule.check(view, canvas.tokens, canvas.gap_start, self.predictor, self.states[k])
+        for k, rule in self.rules:
+            tokens, gap_start = canvas.tokens[:, :-1], canvas.gap_start[:, :-1]
+            decision, self.states[k] = rule.check(view, tokens, gap_start, self.predictor, self.states[k])
             if decision.fill is not None:
-                still = canvas.tokens.gather(1, view.positions) == self.mask
+                still = tokens.gather(1, view.positions) == self.mask
                 self.write(view, (view.masked | view.outside_window) & decision.fill[:, None] & still, view.top_token)
             new = decision.done & ~book.done
             book.reason, book.done = torch.where(new, k, book.reason), book.done | decision.done
-            if decision.ends is not None:
+            if decision.ends is not None and not known_to_be_none(decision.ends):
                 dropped = canvas.end_gaps(decision.ends & ~before[:, None], self.eos)
                 self.schedule.changed = self.schedule.changed | dropped
-        masks = (canvas.tokens == self.mask) & canvas.generated()
-        book.done = book.done | ~masks.any(1) & ~self.schedule.hold
+        self.masks = canvas.masks(self.mask)
+        book.done = book.done | ~(self.masks.any(1) | self.schedule.hold)
 
     def retire(self) -> tuple[FinishedRows, list[int]]:
         """Take out the texts that are finished; return them, and the numbers of those whose logits are NaN."""
         canvas, book = self.canvas, self.book
         failed, done = torch.stack([book.has_nan, book.done]).tolist()  # the one look of the host at the device
+        nan = [number for number, is_nan in zip(book.index, failed, strict=True) if is_nan]
         rows = [i for i, finished in enumerate(done) if finished]
-        left = [i for i, finished in enumerate(done) if not finished]
-        groups = {**vars(canvas), **vars(book)}
+        if not rows:
+            return FinishedRows([], {}, []), nan
         index = torch.tensor(rows, dtype=torch.int64, device=canvas.tokens.device)
-        columns = {name: groups[name][index] for name in _RESULTS} if rows else {}
-        if rows:
-            beyond = ~positions_between(canvas.tokens.shape[1], torch.zeros_like(index), columns["text_end"])
-            columns["tokens"] = columns["tokens"].masked_fill(beyond, self.eos)
-        rules = self.decoding.stopping_rules
-        reasons = ["full", *(name_of(type(rule)) for rule in rules)]
-        ended = [reasons[k] for k in book.reason[index].tolist()] if rows else []
+        columns = {name: column[index] for name, column in self.columns().items()}
+        beyond = ~positions_between(self.width, torch.zeros_like(index), columns["text_end"])
+        columns["tokens"] = columns["tokens"].masked_fill(beyond, self.eos)
+        reasons = ["full", *(name_of(type(rule)) for rule in self.decoding.stopping_rules)]
+        ended = [reasons[k] for k in book.reason[index].tolist()]
         finished = FinishedRows([book.index[i] for i in rows], columns, ended)
-        nan = [book.index[i] for i, is_nan in enumerate(failed) if is_nan]
-        if rows:
-            self.keep(left)
+        self.keep([i for i, is_done in enumerate(done) if not is_done])
         return finished, nan
 
     def keep(self, rows: list[int]) -> None:
@@ -433,5 +442,5 @@ class DecodingLoop:
         self.canvas, self.schedule = take_rows(self.canvas, rows), take_rows(self.schedule, rows)
         self.book, index = take_rows(self.book, rows), torch.tensor(rows, dtype=torch.int64, device=self.device)
         self.logp = self.logp[index] if self.logp is not None and self.decoding.policy.may_skip else None
-        self.kv_cache = None if self.kv_cache is None else self.kv_cache.take(index)
+        self.masks, self.kv_cache = None, None if self.kv_cache is None else self.kv_cache.take(index)
         self.states = [{key: value[index.to(value.device)] for key, value in s.items()} for s in self.states]

@@ -26,12 +26,14 @@ T = TypeVar("T")
 class Canvas:
     """Tokens of R texts on N positions, and what is known of each position.
 
+    Each has one column more, part of no text: what is not to be written goes there.
+
     Attributes:
-        tokens: ids, int64 [R, N].
-        gap_start, exact: see gen.text.gaps.Layout; [R, N].
+        tokens: ids, int64 [R, N + 1].
+        gap_start, exact: see gen.text.gaps.Layout; [R, N + 1].
         prompt_end: first generated position, int64 [R].
         text_end: end of the text, int64 [R].
-        commit_step, confidence: see gen.text.decoding.Decoded; [R, N].
+        commit_step, confidence: see gen.text.decoding.Decoded; [R, N + 1].
     """
 
     tokens: Tensor
@@ -45,7 +47,7 @@ class Canvas:
     @classmethod
     def begin(cls, layouts: Sequence[Layout], mask: int, device: torch.device) -> Canvas:
         ends = [len(layout.tokens) for layout in layouts]
-        shape = len(layouts), max(ends)
+        shape = len(layouts), max(ends) + 1
         tokens = torch.full(shape, mask)
         gap_start, exact = torch.full(shape, FIXED), torch.zeros(shape, dtype=torch.bool)
         for i, layout in enumerate(layouts):
@@ -62,36 +64,39 @@ class Canvas:
             confidence=torch.zeros(shape, device=device),
         )
 
+    @property
+    def width(self) -> int:
+        """The number of positions, N."""
+        return self.tokens.shape[1] - 1
+
     def resized(self, n: int, mask: int) -> Canvas:
         """Return the same on n positions, of which no text may need more."""
-        more = n - self.tokens.shape[1]
+        more = n - self.width
         fill = {"tokens": mask, "gap_start": FIXED, "exact": False, "commit_step": -1, "confidence": 0.0}
-        return dataclasses.replace(self, **{k: pad(getattr(self, k), (0, more), value=v) for k, v in fill.items()})
+        columns = {k: pad(getattr(self, k)[:, :-1], (0, more + 1), value=v) for k, v in fill.items()}
+        return dataclasses.replace(self, **columns)
 
-    def generated(self) -> Tensor:
-        """Return the positions that are generated, bool [R, N]."""
-        return self.gap_start >= 0
+    def masks(self, mask: int) -> Tensor:
+        """Return the masks of what is generated, bool [R, N + 1]."""
+        return (self.tokens == mask) & (self.gap_start >= 0)
 
     def write(self, positions: Tensor, where: Tensor, tokens: Tensor, step: Tensor, confidence: Tensor) -> None:
         """Write tokens [R, W] at some of the positions; of positions that repeat at the end only the first is one."""
-        n = self.tokens.shape[1]
-        slots = torch.where(where, positions, n)
-
-        def written(old: Tensor, new: Tensor) -> Tensor:
-            return torch.cat([old, old[:, :1]], 1).scatter(1, slots, new.to(old.dtype))[:, :n]
-
-        self.tokens, self.commit_step = written(self.tokens, tokens), written(self.commit_step, step)
-        self.confidence = written(self.confidence, confidence)
+        slots = torch.where(where, positions, self.width)
+        self.tokens = self.tokens.scatter(1, slots, tokens)  # a new tensor: the steps before hold the old one
+        self.commit_step.scatter_(1, slots, step)
+        self.confidence.scatter_(1, slots, confidence)
 
     def end_gaps(self, ends: Tensor, eos_token_id: int) -> Tensor:
-        """Drop what follows the ends [R, N] of gaps, and return the texts in which fixed tokens follow that, bool [R].
+        """Drop what follows the ends [R, N] of gaps, and return the texts where fixed tokens follow that, bool [R].
 
         There end-of-text tokens take its positions, as in what models are trained on.
         """
-        self.gap_start, self.text_end = end_gaps(ends, self.gap_start, self.text_end)
+        before = self.gap_start
+        self.gap_start, self.text_end = end_gaps(pad(ends, (0, 1)), before, self.text_end)
         dropped = self.gap_start == DROPPED
         self.tokens = self.tokens.masked_fill(dropped, eos_token_id)
-        return dropped.any(1)
+        return (dropped & (before != DROPPED)).any(1)
 
 
 @dataclass(eq=False)

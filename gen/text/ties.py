@@ -33,5 +33,5 @@ def grouped(value: Tensor) -> tuple[Tensor, Tensor]:
     """
     ordered, index = value.sort(dim=-1, descending=True)
     apart = ordered[..., :-1] - ordered[..., 1:] > TIE  # False between -inf and -inf
-    group = torch.nn.functional.pad(apart.long().cumsum(-1), (1, 0))
-    return index.gather(-1, (group * value.shape[-1] + index).argsort(-1)), group
+    group = torch.nn.functional.pad(apart.cumsum(-1), (1, 0))
+    return index.gather(-1, torch.add(index, group, alpha=value.shape[-1]).argsort(-1)), group

@@ -15,7 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gen.text.ties import TIE, grouped
 
-__all__ = ["by_rows", "draw", "entropy", "host_reads_are_free", "largest", "likeliest", "log_probabilities", "without"]
+__all__ = [
+    "by_rows", "draw", "entropy", "host_reads_are_free", "known_to_be_none", "largest", "likeliest",
+    "log_probabilities", "without",
+]  # fmt: skip
 
 CACHED = 2**20  # numbers at a time on a CPU: 4 MiB in float32
 BLOCK = 128  # tokens whose maximum or sum stands for them, so that a search reads each number once
@@ -58,8 +61,10 @@ def log_probabilities(logits: Tensor, suppressed: Tensor, out: Tensor | None = N
     """
     dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
     out = torch.empty(logits.shape, dtype=dtype, device=logits.device) if out is None else out
-    rows = _rows_at_a_time(logits)
-    for part, result in zip(logits.flatten(0, -2).split(rows), out.flatten(0, -2).split(rows), strict=True):
+    rows, parts = _rows_at_a_time(logits), [(logits, out)]
+    if logits.shape[:-1].numel() > rows:
+        parts = [*zip(logits.flatten(0, -2).split(rows), out.flatten(0, -2).split(rows), strict=True)]
+    for part, result in parts:
         filled = part.to(dtype, copy=True).index_fill_(-1, suppressed, -torch.inf)
         torch.log_softmax(filled, -1, out=result)
     return out
@@ -72,6 +77,15 @@ def host_reads_are_free(tensor: Tensor) -> bool:
         tensor: any.
     """
     return tensor.device.type == "cpu"
+
+
+def known_to_be_none(where: Tensor) -> bool:
+    """Return whether a Boolean tensor is False everywhere, as far as the host may look.
+
+    Args:
+        where: any shape.
+    """
+    return host_reads_are_free(where) and not bool(where.any())
 
 
 def likeliest(logp: Tensor, but: Tensor | None = None) -> Tensor:

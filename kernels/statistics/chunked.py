@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gen.kernels.lib.autograd import Context, transform_reason
 from gen.kernels.statistics import reference
@@ -11,7 +12,8 @@ from gen.kernels.statistics.call import StatisticsCall, TokenStatistics
 
 __all__ = ["Outputs", "empty_gradient", "empty_outputs", "incompatible_reason", "run", "save"]
 
-AT_ONCE = 1 << 18  # numbers of a chunk: a few of them fit a processor's cache
+AT_ONCE = 1 << 20  # numbers of a chunk: a few of them fit a processor's cache, and few chunks start few threads
+BLOCK = 64  # tokens whose maximum stands for them, so that a search reads each number once
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -29,7 +31,7 @@ def run(call: StatisticsCall) -> TokenStatistics:
 def _chunks(logits: Tensor) -> list[tuple[int, int]]:
     """Return where the chunks of the vocabulary start and end."""
     size = logits.shape[-1]
-    step = max(64, AT_ONCE // max(1, logits.numel() // size))
+    step = max(1, AT_ONCE // max(1, logits.numel() // size) // BLOCK) * BLOCK
     return [(low, min(low + step, size)) for low in range(0, size, step)]
 
 
@@ -41,6 +43,23 @@ def _chunk(logits: Tensor, low: int, high: int, mask_token_id: int, kind: torch.
     return x
 
 
+def _two_best(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the largest of each row and its index, and the next one's, the first among equals first, [...] each."""
+    blocks = pad(x, (0, -x.shape[-1] % BLOCK), value=-torch.inf).unflatten(-1, (-1, BLOCK))
+
+    def numbers(block: Tensor) -> Tensor:
+        return blocks.gather(-2, block[..., None].expand(*block.shape, BLOCK))[..., 0, :]
+
+    tops = blocks.amax(-1)
+    first = tops.argmax(-1, keepdim=True)
+    value, index = numbers(first).max(-1, keepdim=True)
+    left = numbers(first).scatter(-1, index, -torch.inf)
+    second = tops.scatter(-1, first, left.amax(-1, keepdim=True)).argmax(-1, keepdim=True)
+    next_value, next_index = left.where(second == first, numbers(second)).max(-1, keepdim=True)
+    index, next_index = first * BLOCK + index, second * BLOCK + next_index
+    return value[..., 0], index[..., 0], next_value[..., 0], next_index[..., 0]
+
+
 @torch.library.custom_op("gen_kernels::token_statistics_chunked", mutates_args=())
 def _statistics(logits: Tensor, mask_token_id: int) -> Outputs:
     """Return the six, and lse - best_logit, of which a gradient needs every digit."""
@@ -50,17 +69,15 @@ def _statistics(logits: Tensor, mask_token_id: int) -> Outputs:
         v.fill_(start)
     for low, high in _chunks(logits):
         x = _chunk(logits, low, high, mask_token_id, top.dtype)
-        value, index = x.max(-1)  # the first of them among equals
+        value, index, next_value, next_index = _two_best(x)
         new = torch.maximum(top, value)
         # While all is -inf there is nothing to sum: any finite number will do.
         anchor, shift = new.where(new > -torch.inf, 0), (top.double() - new).where(top > -torch.inf, 0)
-        away = x - anchor[..., None]
+        away, keep = x.sub_(anchor[..., None]), shift.exp()
         share = away.exp()
-        keep = shift.exp()
-        weighted = (weighted + shift * total) * keep + (share * away.where(share > 0, 0)).sum(-1)
-        total = total * keep + share.sum(-1)
-        x.scatter_(-1, index[..., None], -torch.inf)
-        next_value, next_index = x.max(-1)
+        before, total = (weighted + shift * total) * keep, total * keep + share.sum(-1)
+        away.clamp_(min=torch.finfo(away.dtype).min)  # 0 times -inf counts as 0
+        weighted = before + share.mul_(away).sum(-1)
         index, next_index = index + low, next_index + low
         greater = value > top
         # Of the two that may come second, the one seen earlier stands lower: it wins among equals.

@@ -32,14 +32,14 @@ class SemiAR(BlockSchedule):
     def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block_size: int | None) -> Window:
         first = masked.to(torch.uint8).argmax(1)  # the first mask; 0 where there is none
         first = torch.where(masked.any(1), first, text_end - 1)
-        length, anchor = (self.length, prompt_end) if block_size is None else (block_size, torch.zeros_like(prompt_end))
-        block_start = anchor + (first - anchor) // length * length
+        length, index = (self.length, first - prompt_end) if block_size is None else (block_size, first)
+        block_start = first - index % length
         block_stop = torch.minimum(block_start + length, text_end)
         start, stop = torch.maximum(block_start, prompt_end), block_stop
         if self.sub is not None:
-            inner = block_start + (first - block_start) // self.sub * self.sub
+            inner = first - (first - block_start) % self.sub
             start, stop = torch.maximum(inner, prompt_end), torch.minimum(inner + self.sub, block_stop)
-        return Window(start, stop, block_start.clamp(min=0), block_stop)
+        return Window(start, stop, block_start, block_stop)
 
     def width(self, length: int, block_size: int | None) -> int:
         block = self.length if block_size is None else block_size

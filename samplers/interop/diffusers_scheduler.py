@@ -148,7 +148,8 @@ class Scheduler:
     k * order: 2 for heun. A solver whose first steps have more (exp_ab, flow_adams), or that chooses its steps as it
     goes (adaptive), has order 1 and a list that is cut by steps: `timesteps[k:]` is that of a loop which begins with
     step k. So has any solver where a pipeline gives sigmas or timesteps, since such a pipeline takes the list's length
-    for the number of steps. What a pipeline changes in a sample between two steps (inpainting) is kept.
+    for the number of steps. What a pipeline changes in a sample between two steps (inpainting) is kept. Samples of half
+    precision are the rounded ones of a loop in float32.
 
     Attributes:
         config: of the scheduler that it replaces, or num_train_timesteps, prediction_type and use_dynamic_shifting.
@@ -294,12 +295,13 @@ class Scheduler:
             self._begin(timestep, sample, generator)
         pending, x = self.pending, self.x
         assert pending is not None and x is not None
+        seen = sample if sample.dtype == x.dtype else pending.x + (sample - pending.x.to(sample.dtype)).to(x.dtype)
         if not self.predictions:
-            self.x = sample if pending.x is x else x + (sample - pending.x)
-        pred = self.parameterisation.solve(self.path, sample, model_output, pending.t)
+            self.x = seen if pending.x is x else x + (seen - pending.x)
+        pred = self.parameterisation.solve(self.path, seen, model_output.to(x.dtype), pending.t)
         self.predictions.append(pred)
         self.evaluated.append(pending.t)
-        return Output(self._advance(generator), pred.x0)
+        return Output(self._advance(generator).to(sample.dtype), pred.x0.to(sample.dtype))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return x_t of data [B, ...] at timesteps [B] or 0-d, each one of those listed."""
@@ -350,9 +352,9 @@ class Scheduler:
     def _begin(self, timestep: Any, sample: Tensor, generator: Generators) -> None:
         """Begin with the first evaluation, which a pipeline makes before any step."""
         self.first_step = self.step_now = self._step_at(timestep)
-        self.x = sample
+        self.x = start = sample.to(torch.promote_types(sample.dtype, torch.float32))
         first = self._advance(generator)
-        if not torch.allclose(first, sample, rtol=1e-5, atol=1e-5):  # a change of variables and back may round
+        if not torch.allclose(first, start, rtol=1e-5, atol=1e-5):  # a change of variables and back may round
             name = type(self.solver).__name__
             raise UserError(f"{name} changes the sample before its first evaluation (churn?), which no pipeline awaits")
 

@@ -123,7 +123,7 @@ class StepView:
     @cached_property
     def confidence(self) -> Tensor:
         """The probability of the likeliest token, [B, W]: a function of the committed tokens alone."""
-        return self.logp.gather(-1, self.top_token[..., None])[..., 0].exp()
+        return self._probability(self.top_token)
 
     @cached_property
     def margin(self) -> Tensor:
@@ -139,7 +139,14 @@ class StepView:
     @cached_property
     def sampled_probability(self) -> Tensor:
         """The probability of the proposed token, [B, W]: an order by it is biased at temperature > 0."""
-        return self.logp.gather(-1, self.sampled[..., None])[..., 0].exp()
+        return self.probability(self.sampled)
+
+    def probability(self, tokens: Tensor) -> Tensor:
+        """Return the probability of a token at each position, [B, W]."""
+        return self.confidence if tokens is vars(self).get("top_token") else self._probability(tokens)
+
+    def _probability(self, tokens: Tensor) -> Tensor:
+        return self.logp.gather(-1, tokens[..., None])[..., 0].exp()
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError, shown
 from gen.diffusion.denoiser import Cond, Denoiser
+from gen.diffusion.foreign_schedule import is_flow, read_schedule
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath
 from gen.diffusion.tap import Tap, call_site
 from gen.models.interop.pipelines.arguments import EveryRow, nest, on_device
 from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.listening import APPENDED, NULL, Heard
-from gen.models.interop.pipelines.schedule import is_flow, parameterisation_of, path_of
 from gen.models.interop.pipelines.taps import NetworkTaps
 
 __all__ = ["PipelineNet", "PipelineSpec", "denoiser_of"]
@@ -41,8 +41,10 @@ def denoiser_of(
         path, parameterisation: None for those of the pipeline's scheduler.
     """
     net = PipelineNet(heard, time=time)
-    scheduler = heard.scheduler
-    return Denoiser(net, path or path_of(scheduler), parameterisation or parameterisation_of(scheduler))
+    if path is None or parameterisation is None:
+        schedule = read_schedule(heard.scheduler)
+        path, parameterisation = path or schedule.path, parameterisation or schedule.parameterisation
+    return Denoiser(net, path, parameterisation)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ COMMANDS = {  # a mode of a verb, and the options that say nothing there
     "train": ("train {run}/run.json --steps 1 --quiet --out {out}/run", ()),
     "distill": ("distill reflow --teacher {run} --out {out}/s --steps 1 --objective.pairs 8 --quiet", ()),
     "ema": ("ema {run} --std 0.1 --out {out}/ema", ()),
-    "decode": ("decode {text} --prompt 'sort : b a =' --gen-length 4", ()),
+    "decode": ("decode {text} --prompt 'sort : b a =' --gen-length 4 --engine packed --engine.dtype float32", ()),
     "decode stream": ("decode {text} --prompt 'sort : b a =' --gen-length 4 --stream", ("batch_size",)),  # one prompt
     "list": ("list solvers", ()),
     "watch": ("watch {run} --out {out}/watch.html", ("every",)),

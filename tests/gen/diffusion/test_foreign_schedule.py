@@ -31,8 +31,8 @@ def test_tables_are_paths_with_their_levels():
     [
         (diffusers.DDIMScheduler(), [751, 501, 251, 1, 0]),
         (diffusers.DDIMScheduler(steps_offset=1, set_alpha_to_one=False), [752, 502, 252, 2, 1]),
-        (diffusers.DDIMScheduler(set_alpha_to_one=False), [751, 501, 251, 1, 0]),  # not to stand still at 1
-        (diffusers.PNDMScheduler(), [751, 501, 251, 1, 0]),
+        (diffusers.DDIMScheduler(set_alpha_to_one=False), [751, 501, 251, 1]),  # its last step stands still
+        (diffusers.PNDMScheduler(), [751, 501, 251, 1]),
         (diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1), [752, 502, 252, 2, 1]),
         (diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"), [1000, 750, 501, 251, 1]),
     ],

@@ -14,7 +14,8 @@ from gen.text.contracts import CommitDecision, DecodingPolicy
 from gen.text.decoding import Decoding, TokenSampling
 from gen.text.gaps import Gap
 from gen.text.pipeline import TextPipeline
-from tests.gen.predictors import Noisy, Table
+from gen.text.tokenizers.bytes import Bytes
+from tests.gen.predictors import Noisy, Table, table_of
 from tests.samplers.kv_plans.test_kv import network
 
 STOP = 9
@@ -153,6 +154,27 @@ def test_what_fails_fails_alone():
     line = DecodingQueue(broken)
     asked = line.submit([1], 3)
     assert line.step() == [asked] and isinstance(asked.error, TypeError) and not len(line)
+
+
+class Picky(Bytes):
+    """A tokenizer that has no string of texts with an "x" in them."""
+
+    def decode(self, ids):
+        if ord("x") in list(ids):
+            raise UserError("no string")
+        return super().decode(ids)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_without_a_string_fails_alone(stream):
+    net = table_of([ord("x"), ord("a"), ord("b"), ord("x")], [0.9, 0.8, 0.7, 0.6], words=257)
+    line = DecodingQueue(TextPipeline(net, Picky(), Decoding("topk", stopping_rules=())), sync_every=2)
+    bad, good, other = (line.submit([1] * n, k, stream=stream) for n, k in ((0, 3), (1, 2), (3, 1)))
+    line.run()
+    assert good.result().texts == ["ab"] and good.text == "ab"
+    assert bad.state == other.state == "failed" and not line.loops
+    with pytest.raises(UserError, match="no string"):
+        bad.result()
 
 
 def test_a_stream_only_grows_and_ends_in_the_text():

@@ -506,13 +506,15 @@ def test_a_row_that_is_corrected_does_not_wait_for_others():
 
 def test_progress_shows_what_is_there_and_what_is_guessed():
     steps = list(decode_steps(Noisy(), [[1, 2], [3]], [6, 3], plain(TopK(2), block_schedule=SemiAR(4))))
-    assert [s.rows.tolist() for s in steps] == [[0, 1], [0, 1], [0]]
+    assert [s.rows for s in steps] == [[0, 1], [0, 1], [0]]
     for s in steps:
         written = s.tokens != MASK
         assert torch.equal(s.guess[written], s.tokens[written])
     assert not (steps[-1].tokens[0] == MASK).any()
     assert steps[0].tokens[0].tolist().count(MASK) == 4
     assert (steps[0].guess[0, :6] != MASK).all()  # the window is guessed, what lies behind it is not
+    steps = decode_steps(Noisy(), [[1, 2]], 6, plain(TopK(1), block_schedule=SemiAR(4)))
+    assert (list(steps)[4].guess != MASK).all()  # of a window that reaches beyond the canvas, too
 
 
 @pytest.mark.parametrize(

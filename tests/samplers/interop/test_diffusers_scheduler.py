@@ -278,6 +278,15 @@ def test_the_clean_sample_of_every_evaluation_is_told():
     torch.testing.assert_close(done.prev_sample, done.pred_original_sample)
 
 
+@pytest.mark.parametrize("solver", ["euler", "unipc", "heun"])
+def test_samples_of_half_precision_are_those_of_float32_rounded(solver):
+    """Rounding each sample for the pipeline does not add up: the mean error is that of bfloat16 once."""
+    x = torch.randn(64, 2).bfloat16()
+    exact, half = (push(as_scheduler(solver, Flow(), Velocity(), Linear()), Net(), z, 60) for z in (x.double(), x))
+    assert half.dtype == torch.bfloat16
+    assert float(((half.double() - exact) / exact.abs().clamp(min=0.1)).abs().mean()) < 3e-3
+
+
 def test_misuse_is_one_line():
     x = torch.zeros(1, 2, dtype=torch.float64)
     scheduler = as_scheduler(Euler(), DDPM(), Eps(), Linear())

@@ -13,13 +13,14 @@ from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig, get_peft_model
 
 from gen.config.errors import UserError
+from gen.diffusion.foreign_schedule import read_schedule
 from gen.diffusion.net import members
 from gen.diffusion.parameterisation import Eps, V
 from gen.diffusion.sampling import integrate
 from gen.models.given import GivenNet
 from gen.models.interop.pipelines.listening import listen
 from gen.models.interop.pipelines.network import denoiser_of
-from gen.models.interop.pipelines.schedule import path_of, times_of
+from gen.models.interop.pipelines.schedule import times_of
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.guides.renorm import Renorm
 from gen.samplers.solvers.ddim import DDIM
@@ -158,7 +159,7 @@ def double(given):
 def test_in_float64_the_latents_are_the_same(name):
     """But for the tables of diffusers, which are float32."""
     pipe = copy.deepcopy(theirs(name)[0]).to(torch.float64)
-    table = path_of(pipe.scheduler).alpha(torch.arange(1, 1001, dtype=torch.float64)) ** 2
+    table = read_schedule(pipe.scheduler).path.alpha(torch.arange(1, 1001, dtype=torch.float64)) ** 2
     last = torch.tensor(1.0) if pipe.scheduler.config.set_alpha_to_one else table[0]
     pipe.scheduler.alphas_cumprod, pipe.scheduler.final_alpha_cumprod = table, last
     expected = pipe(**double(call(name))).images
