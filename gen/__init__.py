@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gen.models.interop.pipelines.prompted import load_diffusers as load_diffusers
     from gen.pipeline import Pipeline as Pipeline
     from gen.pipeline import load as load
+    from gen.samplers.interop.diffusers_scheduler import as_scheduler as as_scheduler
     from gen.text.gaps import Gap as Gap
     from gen.text.loop import decode as decode
     from gen.training.distillation import distill as distill
@@ -32,6 +33,7 @@ _PUBLIC = {
     "PromptPipeline": "gen.models.interop.pipelines.prompted",
     "Run": "gen.training.run",
     "accelerate": "gen.models.interop.pipelines.live",
+    "as_scheduler": "gen.samplers.interop.diffusers_scheduler",
     "build": "gen.config.spec",
     "decode": "gen.text.loop",
     "distill": "gen.training.distillation",

@@ -11,14 +11,14 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
-from gen.config.spec import build
+from gen.config.errors import UserError, shown
+from gen.config.spec import build, convert
 from gen.diffusion.contracts import DenoiseFn, Grid, Solver
 from gen.diffusion.foreign_schedule import ForeignSchedule, read_schedule
 from gen.diffusion.noise import Noise, sample_seeds
@@ -84,8 +84,13 @@ def as_scheduler(
         UserError: for a `like` whose noise schedule is not known here, or that clips x0; for a path or parameterisation
             beside like, and for none without it.
     """
-    rule: Solver = build("samplers.solvers", solver)
-    times: Grid | None = None if grid is None else build("samplers.grids", grid)
+    rule: Solver = convert(build("samplers.solvers", solver), Solver, "solver")
+    times: Grid | None = None if grid is None else convert(build("samplers.grids", grid), Grid, "grid")
+    path = convert(path, NoisePath | None, "path")
+    parameterisation = convert(parameterisation, Parameterisation | None, "parameterisation")
+    network_time = convert(network_time, Literal["exact", "like"], "network_time")
+    use_dynamic_shifting = convert(use_dynamic_shifting, bool, "use_dynamic_shifting")
+    seed, time_scale = convert(seed, int, "seed"), convert(time_scale, float, "time_scale")
     like = like.like if isinstance(like, Scheduler) else like
     if like is None:
         if path is None or parameterisation is None or times is None or network_time == "like":
@@ -110,6 +115,8 @@ def check_like(solver: Solver, like: Any) -> None:
         like: the scheduler to replace.
     """
     kind, named = type(like).__name__, type(solver).__name__
+    if not (callable(getattr(like, "set_timesteps", None)) and isinstance(getattr(like, "config", None), Mapping)):
+        raise UserError(f"like = {shown(like)}; allowed: a scheduler of diffusers, such as pipe.scheduler")
     clips = [name for name in ("clip_sample", "thresholding") if like.config.get(name)]
     if clips and not getattr(solver, "clip", False):
         raise UserError(

@@ -51,6 +51,7 @@ def calls(tmp_path_factory):
         "generate": (TextPipeline(net, None).generate, lambda: {"prompts": [[1]], "length": 4}),
         "load_diffusers": (gen.load_diffusers, lambda: {"folder_or_pipe": tiny_pipeline("pixart")}),
         "PromptPipeline": (gen.PromptPipeline, lambda: {"pipe": tiny_pipeline("pixart")}),
+        "as_scheduler": (gen.as_scheduler, lambda: {"solver": "euler", "like": tiny_pipeline("sd3").scheduler}),
         "accelerate": (gen.accelerate, lambda: {"pipe": tiny_pipeline("pixart")}),
         "edit": (TextPipeline(net, None).edit, lambda: {"text": "1 2 3", "spans": "2"}),
     }

@@ -195,6 +195,8 @@ def test_what_a_pipeline_cannot_have_is_one_line():
         as_scheduler("euler", like=diffusers.IPNDMScheduler())
     with pytest.raises(UserError, match="invert_sigmas"):
         as_scheduler("euler", like=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+    with pytest.raises(UserError, match="like = 'ddim'; allowed: a scheduler of diffusers"):
+        as_scheduler("euler", like="ddim")
     with pytest.raises(UserError, match="give like="):
         as_scheduler("euler")
     with pytest.raises(UserError, match="are like's own"):
