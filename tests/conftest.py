@@ -4,9 +4,10 @@
 With --no-skips, as `make test` has it, any other skip is a failure: a test that is skipped where CI runs tests nothing.
 
 Left out, but for processes that tests start, is what changes nothing that they say: to write through to the disk,
-which is for loss of power, and to validate on more than 20 items.
+which is for loss of power, to validate on more than 20 items, and to time more than the five blocks that a speed needs.
 """
 
+import functools
 import os
 import sys
 
@@ -64,6 +65,13 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _few_are_timed(monkeypatch):
+    if measuring := sys.modules.get("gen.eval.measuring"):
+        monkeypatch.setattr(measuring, "Throughput", functools.partial(measuring.Throughput, blocks=5, warmup=2))
+        monkeypatch.setattr(measuring, "InterleavedTiming", functools.partial(measuring.InterleavedTiming, rounds=6))
 
 
 @pytest.fixture(autouse=True)

@@ -10,35 +10,34 @@ from gen.config.spec import override
 from gen.training.recipes.text import text
 from gen.training.trainer import train
 
-LENGTHS = (22, 24, 32, 40, None)  # None is the default
+LENGTHS = (17, 19, 27, None)  # None is the default
 
 
 def pairs():
-    """Thirty questions, and answers of 2 to 21 letters that have nothing to do with them."""
+    """Fifteen questions, and answers of 2 to 16 letters that have nothing to do with them."""
     draw = random.Random(0)
-    return [(f"say {i:02}: ", "".join(draw.choices("abcdefghijklmnop ", k=2 + i % 20))) for i in range(30)]
+    return [(f"{i:02}: ", "".join(draw.choices("abcdefghijklmnop ", k=2 + i))) for i in range(15)]
 
 
-CASES = [("llada", None), ("mdlm", None), ("bd3", 16), ("fast_dllm", 16)]
+CASES = [("llada", None), ("mdlm", None), ("bd3", 8), ("fast_dllm", 8)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("objective", "block_size"), CASES)
 def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_size):
-    """At least 28 of 30 at every length; measured 30 at each with LLaDA, MDLM and BD3-LM, also packed.
+    """At least 14 of 15 at every length; measured 15 at each with LLaDA, BD3-LM and Fast-dLLM.
 
-    LLaDA, were each window to end with its text: 30 at the exact length, 1 at 22, 0 beyond; were the whole window
-    trained: 16 at 22, 24 at 32, 25 at 40, 30 at the default.
+    LLaDA with ten pairs, measured 10 at every length, had 4, 3, 0 and 0 were each window to end with its text.
     """
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in pairs()))
-    small = {"length": 64, "width": 64, "depth": 3, "block_size": block_size}
+    small = {"length": 32, "width": 48, "depth": 2, "block_size": block_size}
     changes = {
-        "data": {"name": "text", "path": str(file), "length": 64, "holdout": 0.0},
+        "data": {"name": "text", "path": str(file), "length": 32, "holdout": 0.0},
         **{f"model.{key}": value for key, value in small.items()},
         "objective": objective,
-        "steps": 900,
-        "batch_size": 30,
+        "steps": 400,
+        "batch_size": 20,
         "sample_every": 0,
         "validate_every": 0,
         "ema": [],
@@ -50,13 +49,13 @@ def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_si
         out = model.generate([p for p, _ in pairs()], length)
         right[length] = sum(a == r for a, (_, r) in zip(out.texts, pairs(), strict=True))
     print(objective, right)
-    assert min(right.values()) >= 28, right
+    assert min(right.values()) >= 14, right
 
 
 @pytest.mark.slow
 def test_gaps_of_memorised_texts_are_filled_whether_their_length_is_known_or_not(tmp_path):
     """Ten texts trained with random gaps: measured 10 right of 10 with the gap's length, and with 4 tokens more."""
-    file, texts = tmp_path / "lines.jsonl", pairs()[:10]
+    file, texts = tmp_path / "lines.jsonl", [(f"say {p}", r) for p, r in pairs()[:10]]
     file.write_text("".join(json.dumps({"text": p + r}) + "\n" for p, r in texts))
     data = {"name": "text", "path": str(file), "length": 48, "holdout": 0.0, "infill": {"name": "middle", "room": 6}}
     small = {"length": 48, "width": 64, "depth": 3, "block_size": None}

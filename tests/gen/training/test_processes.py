@@ -55,7 +55,7 @@ def launch(start, run, folder, *options):
 def together(run, folder, *options):
     """The same as a launcher would start two processes; how often each says the last step."""
     words = ["train", str(written(run, folder)), "--out", str(folder), "--quiet", *options]
-    ranks = spread("tests.gen.parts:commanded", 2, folder.parent / f"{folder.name}-ranks", WORDS=" ".join(words))
+    ranks = spread("tests.gen.parts:commanded", 2, folder.parent / f"{folder.name}-ranks", 300, WORDS=" ".join(words))
     return [int(rank["said"]) for rank in ranks]
 
 
