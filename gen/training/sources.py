@@ -10,16 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from gen.config import checkpoints
 from gen.config.errors import UserError
-from gen.config.spec import Json, digest
+from gen.config.spec import Json, digest, spec_of
 from gen.data import DataSet
 from gen.data.lib.tensors import content_hash
 from gen.training.run import Run, run_from
 
-__all__ = ["fingerprints", "parent_hash", "tensors_hash", "weights_hash"]
+__all__ = ["fingerprints", "network_hash", "parent_hash", "weights_hash"]
 
 
 def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> dict[str, str]:
@@ -43,7 +41,7 @@ def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> di
     """
     prints = {"data": data.fingerprint} | ({} if held_out is None else {"validation": held_out.fingerprint})
     if run.given_base is not None:
-        prints["model"] = tensors_hash(run.given_base)
+        prints["model"] = network_hash(run.given_base)
     for key, text in _texts(run, ""):
         if key in ("teacher", "init"):
             prints[key] = weights_hash(Path(text))
@@ -103,14 +101,16 @@ def weights_hash(folder: Path) -> str:
     return digest({"weights": hashes[0] if len(hashes) == 1 else hashes, **meaning})
 
 
-def tensors_hash(net: nn.Module) -> str:
-    """Return the hash of a network's weights and buffers.
+def network_hash(net: Any) -> str:
+    """Return the hash of a network's weights and buffers, and of its spec if it has one.
 
     Args:
         net: the network.
     """
     named = ((name, tensor.detach().cpu()) for name, tensor in net.state_dict().items())
-    return content_hash(*itertools.chain.from_iterable(named))
+    spec = getattr(net, "spec", None)
+    about = spec_of(spec, named=False) if dataclasses.is_dataclass(spec) else {}
+    return content_hash(digest(about), *itertools.chain.from_iterable(named))
 
 
 def _of_path(path: Path) -> str:

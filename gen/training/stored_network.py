@@ -16,7 +16,7 @@ from gen.diffusion.net import empty_network
 from gen.text.placement import OneDevice, Placement, choose_placement, read_network
 from gen.training.lora import merged
 from gen.training.run import Run
-from gen.training.sources import tensors_hash, weights_hash
+from gen.training.sources import network_hash, weights_hash
 
 __all__ = ["stored_network"]
 
@@ -60,7 +60,7 @@ def _with_adapters(
 
     assert run.lora is not None
     if run.given_base is not None:
-        if tensors_hash(run.given_base) != info["sources"]["model"]:
+        if network_hash(run.given_base) != info["sources"]["model"]:
             raise UserError("the adapters belong to other weights than those of the network that was given")
         net = run.model.frozen()
         net.load_state_dict(merged(net.state_dict(), adapters, run.lora), assign=True)

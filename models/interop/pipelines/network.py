@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.foreign_schedule import is_flow, read_schedule
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath
-from gen.diffusion.tap import Tap, call_site
+from gen.diffusion.tap import Chain, Skip, Tap, call_site
 from gen.models.interop.pipelines.arguments import EveryRow, nest, on_device
 from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.listening import APPENDED, NULL, Heard
@@ -29,6 +30,7 @@ def denoiser_of(
     time: Literal["theirs", "exact"] = "theirs",
     path: NoisePath | None = None,
     parameterisation: Parameterisation | None = None,
+    without: Sequence[str] = (),
 ) -> Denoiser:
     """Return the network of a pipeline as a denoiser of states like heard.latents under conditions like heard.cond.
 
@@ -39,8 +41,9 @@ def denoiser_of(
         time: "theirs" rounds the time as the pipeline does: to whole timesteps where its scheduler has those, and to
             the dtype of its network; "exact" leaves it in float32 up to the network.
         path, parameterisation: None for those of the pipeline's scheduler.
+        without: names of blocks to leave out, such as those that LD-Pruner scores least.
     """
-    net = PipelineNet(heard, time=time)
+    net = PipelineNet(heard, time=time, without=without)
     if path is None or parameterisation is None:
         schedule = read_schedule(heard.scheduler)
         path, parameterisation = path or schedule.path, parameterisation or schedule.parameterisation
@@ -55,11 +58,13 @@ class PipelineSpec:
         kind: class of the network.
         shape: of one x.
         classes: 0; conditions are those of the pipeline.
+        without: blocks that are left out.
     """
 
     kind: str
     shape: tuple[int, ...]
     classes: int = 0
+    without: tuple[str, ...] = ()
 
 
 class PipelineNet(nn.Module):
@@ -75,7 +80,7 @@ class PipelineNet(nn.Module):
         keys: of the conditions that it needs.
     """
 
-    def __init__(self, heard: Heard, *, time: Literal["theirs", "exact"] = "theirs"):
+    def __init__(self, heard: Heard, *, time: Literal["theirs", "exact"] = "theirs", without: Sequence[str] = ()):
         super().__init__()
         if time not in ("theirs", "exact"):
             raise UserError(f"time = {time!r}; allowed: theirs, exact")
@@ -88,12 +93,15 @@ class PipelineNet(nn.Module):
         self.family, self.constants = heard.family, dict(heard.constants)
         self.keys = tuple(key for key in heard.cond if not key.startswith(NULL))
         self.state_shape = tuple(heard.latents.shape[1:])
-        self.spec = PipelineSpec(type(plain_module(self.inner)).__name__, self.state_shape)
+        self.left_out = Skip(tuple(without))
+        self.spec = PipelineSpec(type(plain_module(self.inner)).__name__, self.state_shape, without=tuple(without))
         self.time, self.flow = time, is_flow(heard.scheduler)
         self.whole_steps = self.flow and not heard.timesteps.is_floating_point()
         self.dtype, self.appended_dim, self.token_times = heard.dtype, heard.appended_dim, heard.token_times
         self.taps = NetworkTaps()
         self.training = self.inner.training
+        if without:
+            self.taps.check(self.inner, without)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineNet:
         self.taps.release()  # hooks would call the original's modules
@@ -110,6 +118,8 @@ class PipelineNet(nn.Module):
                             f"[B, {', '.join(map(str, self.state_shape))}] and takes [B]")  # fmt: skip
         if missing := [key for key in self.keys if key not in cond]:
             raise UserError(f"this {self.spec.kind} needs cond[{missing[0]!r}]; given: {', '.join(cond) or 'nothing'}")
+        if self.left_out.patterns:
+            tap = self.left_out if tap is None else Chain((self.left_out, tap))
         return call_site(tap, "net", lambda x: self._by_stage(x, self.timestep(t), cond, tap), x)
 
     def timestep(self, t: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 from torch import nn
 
+from gen.config.errors import UserError, nearest
 from gen.diffusion.tap import BoundTap, Chain, Tap
 from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.hooks import SiteHooks
@@ -37,16 +39,26 @@ class NetworkTaps:
         if tap is None:
             yield
             return
-        network = plain_module(network)
-        if network not in self.hooks:
-            self.hooks[network] = SiteHooks(network, INNER, attach=False)
-        hooks = self.hooks[network]
+        hooks = self._hooks_of(network)
         hooks.refresh()
         hooks.tap = _tap_of_network(tap, number)
         try:
             yield
         finally:
             hooks.tap = None
+
+    def check(self, network: nn.Module, sites: Sequence[str]) -> None:
+        """Raise UserError for a name that is no block of a network."""
+        known = [site for site in self._hooks_of(network).known if fnmatchcase(site, "blocks.*")]
+        for site in sites:
+            if site not in known:
+                raise UserError(f"without: {type(network).__name__} has no {site!r}. {nearest(site, known)}")
+
+    def _hooks_of(self, network: nn.Module) -> SiteHooks:
+        network = plain_module(network)
+        if network not in self.hooks:
+            self.hooks[network] = SiteHooks(network, INNER, attach=False)
+        return self.hooks[network]
 
     def release(self) -> None:
         """Take all hooks off."""

@@ -13,6 +13,7 @@ from gen.config.errors import UserError
 from gen.data.given import GivenData
 from gen.diffusion.noise import training_noise
 from gen.diffusion.sampling import integrate
+from gen.diffusion.tap import Skip
 from gen.models.interop.pipelines.listening import listen
 from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.schedule import times_of
@@ -54,7 +55,7 @@ def run_of(name, method, **changes):
     quiet = {"sample_every": 0, "validate_every": 0, "save_every": 2, "log_every": 1}
     data = GivenData(Rows(given), value_range=None, holdout=0.0)
     terms = {"path": f.path, "parameterisation": f.parameterisation}
-    return Run(model=f.net, data=data, objective=method, **terms, **fields | quiet | changes)
+    return Run(data=data, objective=method, **terms, **{"model": f.net} | fields | quiet | changes)
 
 
 @pytest.mark.parametrize(("name", "method"), STUDENTS, ids=IDS)
@@ -106,6 +107,28 @@ def test_the_pipeline_with_its_adapters_gives_what_gen_gives(name, steps, tmp_pa
         ours, plain = (integrate(g, heard.latents, times, Euler(), cond=heard.cond) for g in (student, f))
     assert relative(ours, theirs) <= 5e-5
     assert relative(plain, theirs) > 1e-3
+
+
+def test_a_student_may_lack_blocks(tmp_path):
+    pipe, f, rows = teacher("sd3")
+    heard = listen(pipe, **call("sd3"))
+    pruned = denoiser_of(heard, without=("blocks.1",))
+    cond = {key: value for key, value in rows.tensors.items() if key not in ("x", "noise")}
+    x, t = rows.tensors["noise"], torch.tensor(0.7, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = pruned(x, t, cond), f(x, t, cond, tap=Skip(("blocks.1",)))
+    assert torch.equal(ours.x0, theirs.x0) and relative(ours.x0, f(x, t, cond).x0.detach()) > 1e-3
+    run = run_of("sd3", {"name": "denoise", "class_dropout": 0.0}, model=pruned.net, steps=30, batch_size=8)
+    done = train(run, tmp_path / "run", quiet=True)
+    student = gen.load(done.folder, model=pruned.net).denoiser
+    batch = Batch(rows.tensors["x"], cond, training_noise(0, 0, range(8)))
+    with torch.no_grad():
+        before, after = (float(run.objective.validate({"net": g}, batch)) for g in (pruned, student))
+    assert after < 0.9 * before
+    with pytest.raises(UserError, match="other weights than those of the network that was given"):
+        gen.load(done.folder, model=f.net)
+    with pytest.raises(UserError, match=r"without: SD3Transformer2DModel has no 'blocks.7'. Did you mean 'blocks"):
+        denoiser_of(heard, without=("blocks.7",))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
