@@ -321,6 +321,11 @@ class Scheduler:
         return self.add_noise(sample, noise, timestep)
 
     @property
+    def position(self) -> tuple[int, int] | None:
+        """Step and stage of the evaluation at hand; None before the first."""
+        return None if self.pending is None else (self.step_now, len(self.predictions))
+
+    @property
     def running(self) -> bool:
         """Whether evaluations of this loop are left."""
         return self.step_now < len(self.times) - 1

@@ -216,15 +216,15 @@ class Live:
     def _tick(self, latents: Tensor) -> None:
         """A step has ended."""
         self.latents, self.calls = latents, {}
-        step = self.clock.step
-        if step is not None and step >= self.clock.steps:
+        index = self.clock.index
+        if index is not None and index >= self.clock.count:
             if latents.is_cuda:
                 torch.cuda.synchronize()
             self.loop_seconds = time.perf_counter() - self.began
-        if self.session is not None and step is not None:
+        if self.session is not None and index is not None:
             if len({key[0] for key in self.seconds}) == 1:
                 self._check_branches()
-            if step >= self.clock.steps:
+            if index >= self.clock.count:
                 self._end()
 
     def _check_branches(self) -> None:
@@ -248,23 +248,22 @@ class Live:
             if self.pipe.scheduler is not self.clock.stand_in:
                 raise UserError("the pipeline has another scheduler than when it was accelerated, by whose steps the "
                                 "cache would go: remove() the cache, and accelerate again")  # fmt: skip
-            step = self.clock.step
-            if step is None or not self.loop_enabled:
+            if self.clock.index is None or not self.loop_enabled:
                 return run()
             hooks = self.hooks[number]
             nth = self.calls[number] = self.calls.get(number, -1) + 1
             branch = hooks.context or ("main" if nth == 0 else f"call{nth}")
             if self.session is None:
                 self.session = self.cache.start(self.clock.steps)
-            t, lam = self.clock.times()
+            (step, stage), (t, lam) = self.clock.position(), self.clock.times()
             branch = branch_of_network(branch, number)
-            hooks.tap = BoundTap(self.session, Context(step, self.clock.steps, 0, t, branch, lam))
+            hooks.tap = BoundTap(self.session, Context(step, self.clock.steps, stage, t, branch, lam))
             stop = _stopwatch(hooks.network)
             try:
                 return run()
             finally:
                 hooks.tap = None
-                self.seconds[step, 0, branch] = stop()
+                self.seconds[step, stage, branch] = stop()
 
         return around
 

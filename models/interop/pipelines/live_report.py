@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -164,7 +163,12 @@ def measure_drift(
 def _pixels(out: Any) -> Tensor:
     """Pictures of a pipeline's output, frames as pictures, uint8 [N, C, H, W]."""
     found = out[0] if isinstance(out, tuple) else next(iter(out.values()))
-    frames: Sequence[Any] = found if isinstance(found, (list, tuple)) else [found]
-    x = torch.stack([torch.as_tensor(frame) for frame in frames]) if len(frames) != 1 else torch.as_tensor(frames[0])
-    x = x.flatten(0, -4) if x.ndim > 4 else x
+    parts = [_channels_first(part) for part in (found if isinstance(found, (list, tuple)) else [found])]
+    x = parts[0] if len(parts) == 1 else torch.stack(parts)
+    x = x.flatten(0, -4) if x.ndim > 4 else x.reshape(-1, *x.shape[-3:])
     return to_uint8(2 * x.float().cpu() - 1)
+
+
+def _channels_first(part: Any) -> Tensor:
+    """Pictures [..., C, H, W]; those of numpy have their channels last."""
+    return part if isinstance(part, Tensor) else torch.as_tensor(part).movedim(-1, -3)

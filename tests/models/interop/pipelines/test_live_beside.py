@@ -8,6 +8,7 @@ from peft import LoraConfig
 
 import gen
 from gen.config.errors import UserError
+from gen.samplers.interop.diffusers_scheduler import as_scheduler
 from tests.models.interop.pipelines.test_live import attributes, every, run
 from tests.pipelines.tiny import call, relative, tiny
 
@@ -132,3 +133,34 @@ def test_a_pipeline_of_the_same_parts_is_not_cached():
         assert torch.equal(run(other, "sd15"), plain)
         with pytest.raises(UserError, match="accelerated already"):
             gen.accelerate(other)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", ["changed", "accelerated"])
+def test_beside_a_compiled_network(first):
+    pipe = tiny("pixart")
+    plain = run(pipe, "pixart")
+    live = gen.accelerate(pipe, every(2, ("trunk",))) if first == "accelerated" else None
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    live = live or gen.accelerate(pipe, every(2, ("trunk",)))
+    run(pipe, "pixart")
+    assert live.report.full == 2
+    live.cache = every(1, ("trunk",))
+    assert torch.equal(run(pipe, "pixart"), plain)
+
+
+@pytest.mark.parametrize("name", ["dit", "wan", "flux"])
+def test_our_solvers_run_under_a_cache_and_films_are_compared(name, tmp_path):
+    pipe = tiny(name)
+    pipe.scheduler = as_scheduler("heun", like=pipe.scheduler)
+    plain = run(pipe, name)
+    with gen.accelerate(pipe, "taylorseer_lite", interval=1, coordinate="lam") as live:
+        assert torch.equal(run(pipe, name), plain)
+        assert live.report.cache.steps == 4 and {c.stage for c in live.report.cache.contexts} == {0, 1}
+        given = {key: value for key, value in call(name).items() if key not in ("output_type", "generator")}
+        drift = live.drift(**given)
+        assert drift.latents == 0 and drift.psnr == 100
+        with pytest.warns(UserWarning, match="as_scheduler again"):
+            pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "scheduler").is_dir()
