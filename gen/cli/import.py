@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gen.cli.lib.options import add_option, read_spec
+from gen.config.errors import UserError
 from gen.config.spec import Json
 
 if TYPE_CHECKING:
@@ -44,14 +45,19 @@ def run(args: argparse.Namespace) -> int:
     if args.origin == "inception":
         return _import_inception(args)
     chosen = {"weights": args.weights, "key": args.key, "preset": args.preset}
-    done = import_checkpoint(args.path, args.origin, **chosen, out=args.out)
+    try:
+        done = import_checkpoint(args.path, args.origin, **chosen, out=args.out)
+    except UserError as error:
+        if not (args.path / "model_index.json").is_file():
+            raise
+        whole = f"gen sample {args.path} --prompt TEXT samples the pipeline as it is, if it takes prompts"
+        raise UserError(f"{error}. {whole}") from error
     print(_report(done, args.path.name))
     return 0
 
 
 def _import_inception(args: argparse.Namespace) -> int:
     """Convert the weights of FID's network, of either family of names."""
-    from gen.config.errors import UserError
     from gen.eval.features.inception import convert
     from gen.eval.features.lib.inception_net import claims
     from gen.models.interop.weights import read

@@ -63,6 +63,11 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     if (negative := getattr(args, "negative", None)) is not None:
         call["negative_prompt"] = negative
     loaded = load_diffusers(args.run, device=device, dtype=args.dtype, store=args.store, **call)
+    if not loaded.takes_prompts:
+        raise UserError(
+            f"{args.run} is sampled by labels or embeddings, not by prompts: in Python, by gen.load_diffusers(folder, "
+            "class_labels=[207]).sample(); weights of a DiT also by gen import"
+        )
     guide = "cfg" if args.guidance_scale is not None else args.guide
     return loaded.guided(guide, negative)
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gen.cli import main
-from tests.pipelines.tiny import with_text_encoder
+from tests.pipelines.tiny import tiny, with_text_encoder
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,15 @@ def test_a_picture_is_edited(fox, tmp_path, capsys):
     words = ["sample", fox, "--prompt", "a red fox", "--image", tmp_path / "red.png", "--strength", 0.5, "--steps", 4]
     assert run(*words, "--size", 16, "--quiet", "--out", tmp_path / "edited.png") == 0
     assert "1 samples, 4 evaluations each" in capsys.readouterr().out
+
+
+def test_what_pipelines_are_not_for_says_what_is(fox, tmp_path, capsys):
+    assert run("import", fox, "--out", tmp_path / "run") == 2
+    assert "samples the pipeline as it is" in capsys.readouterr().err
+    tiny("dit").save_pretrained(fox.parent / "dit")
+    capsys.readouterr()
+    assert run("sample", fox.parent / "dit", "-n", 2, "--out", tmp_path / "dit.png") == 2
+    assert "class_labels=[207]" in capsys.readouterr().err
 
 
 def test_films_are_rows_of_a_sheet_and_files_of_frames(fox, tmp_path):
