@@ -129,6 +129,9 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
     latents, appended_dim = scaled(step.sample, step.timestep)[:rows], None
     for branch in branches:
         appended_dim = _appended(branch, latents)
+    if appended_dim is None and "Inpaint" in type(pipe).__name__:
+        raise UserError(f"{type(pipe).__name__} blends the image into the state after each step, which a loop of ours "
+                        "would not: sample with image and mask of gen.load_diffusers instead")  # fmt: skip
     cond: Flat = {}
     for prefix, part in zip(("", NULL), with_equal_lengths(family, [b.arguments for b in branches]), strict=False):
         cond |= {prefix + key: value for key, value in part.items()}
@@ -231,7 +234,7 @@ def _appended(branch: NetworkCall, latents: Tensor) -> int | None:
     """Move what follows the state to the branch's arguments; return the dimension along which it does."""
     given, own = branch.x.shape, latents.shape
     longer = [dim for dim in range(1, len(own)) if len(given) == len(own) and given[dim] > own[dim]]
-    state = branch.x[tuple(slice(length) for length in own)]
+    state = branch.x[tuple(slice(length) for length in own)] if len(given) == len(own) else branch.x
     if state.shape != own or len(longer) > 1:
         raise UserError(f"the network's state is {list(given)} and the scheduler's {list(own)}: they do not match")
     if not torch.allclose(state, latents.to(state), rtol=1e-3, atol=1e-3):

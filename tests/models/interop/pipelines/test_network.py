@@ -167,34 +167,54 @@ def test_in_float64_the_latents_are_the_same(name):
     assert relative(ours(name, listen(pipe, **double(call(name)))), expected) < 1e-13
 
 
+def with_channels(network, inputs, outputs):
+    return randomise(type(network).from_config(network.config, in_channels=inputs, out_channels=outputs), 2)
+
+
 def edited(name):
-    """A pipeline of the parts of `tiny(name)` that begins with an image, and its call."""
-    parts = tiny("flux" if name == "flux" else "sd15").components
+    """A pipeline of the parts of a tiny one that begins with an image, and its call."""
+    parts = tiny(name.split("-")[0]).components
     image = {"image": torch.rand(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))}
-    if name == "flux":
-        return diffusers.FluxImg2ImgPipeline(**parts), call("flux") | image | {"strength": 0.6}
-    options = {"requires_safety_checker": False}
-    if name == "sd15":
-        given = {key: value for key, value in call(name).items() if key not in ("height", "width")}
-        pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts, **options)
-        return pipe, given | image | {"strength": 0.5}
-    unet = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, in_channels=9, out_channels=4)
-    parts["unet"] = randomise(unet, 2)
     mask = torch.zeros(2, 1, 16, 8)
     mask[:, :, 4:9] = 1
+    if name.startswith("flux"):
+        given = {key: value for key, value in call("flux").items() if "negative" not in key and key != "true_cfg_scale"}
+        if name == "flux-image":
+            return diffusers.FluxImg2ImgPipeline(**parts), given | image | {"strength": 0.6}
+        del parts["image_encoder"], parts["feature_extractor"]
+        parts["transformer"] = with_channels(parts["transformer"], 48, 16)
+        return diffusers.FluxFillPipeline(**parts), given | image | {"mask_image": mask}
+    if name == "cogvideox-image":
+        parts["transformer"] = with_channels(parts["transformer"], 8, 4)
+        video = {"image": torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))}
+        return diffusers.CogVideoXImageToVideoPipeline(**parts), call("cogvideox") | video
+    options = {"requires_safety_checker": False}
+    if name == "sd15-image":
+        given = {key: value for key, value in call("sd15").items() if key not in ("height", "width")}
+        return diffusers.StableDiffusionImg2ImgPipeline(**parts, **options), given | image | {"strength": 0.5}
+    parts["unet"] = with_channels(parts["unet"], 9, 4) if name == "sd15-inpainting" else parts["unet"]
     return diffusers.StableDiffusionInpaintPipeline(**parts, **options), call("sd15") | image | {"mask_image": mask}
 
 
-@pytest.mark.parametrize("name", ["flux", "sd15", "inpainting"])
+@pytest.mark.parametrize("name", ["flux-image", "flux-fill", "sd15-image", "sd15-inpainting", "cogvideox-image"])
 def test_pipelines_that_edit_an_image(name):
     """They begin midway, or give the network the image beside the state."""
     pipe, given = edited(name)
     pipe.set_progress_bar_config(disable=True)
-    expected = pipe(**given).images
+    expected = next(iter(pipe(**given).values()))
     heard = listen(pipe, **edited(name)[1])
-    assert ("appended" in heard.cond) == (name == "inpainting")
-    assert len(heard.timesteps) == {"flux": 3, "sd15": 2, "inpainting": 4}[name]
-    assert relative(ours(name, heard), expected) < 2e-5
+    assert ("appended" in heard.cond) == (name not in ("flux-image", "sd15-image"))
+    assert len(heard.timesteps) == {"flux-image": 3, "sd15-image": 2}.get(name, 4)
+    assert relative(ours("flux2" if name.startswith("flux") else name, heard), expected) < 2e-5
+
+
+def test_states_that_a_pipeline_changes_by_itself_are_refused():
+    pipe, given = edited("sd15-blending")
+    with pytest.raises(UserError, match="blends the image into the state after each step"):
+        listen(pipe, **given)
+    image = torch.rand(2, 3, 32, 64)
+    with pytest.raises(UserError, match=r"state is \[2, 64, 8\] and the scheduler's \[2, 8, 1, 4, 8\]"):
+        listen(diffusers.LTXImageToVideoPipeline(**tiny("ltx").components), image=image, **call("ltx"))
 
 
 def test_wrappers_of_a_network_change_nothing():
