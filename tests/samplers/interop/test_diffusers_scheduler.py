@@ -22,6 +22,7 @@ from gen.samplers.solvers.euler import Euler
 from gen.samplers.solvers.heun import Heun
 from gen.samplers.solvers.renoise import Renoise
 from tests.over import over
+from tests.pipelines.tiny import tiny
 
 TIMES = {DDPM: lambda t: t + 1, Flow: lambda t: t, EDM: lambda t: torch.exp(4 * t)}  # the inverses of t_to_network
 
@@ -326,24 +327,9 @@ def test_a_pipeline_of_diffusers_runs_with_it(solver):
     assert float((ours - theirs).abs().max()) < 1e-4
 
 
-def stable_diffusion(kind, scheduler):
-    """A tiny Stable Diffusion pipeline without text encoder, of random weights."""
-    import diffusers
-
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    vae = diffusers.AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, scaling_factor=1.0)
-    rest = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    pipe = kind(vae=vae.eval(), unet=unet.eval(), scheduler=scheduler, requires_safety_checker=False, **rest)
+def pipeline(kind, name, scheduler, **options):
+    """A pipeline of a kind on the parts of a tiny one, with another scheduler."""
+    pipe = kind(**{**tiny(name).components, "scheduler": scheduler}, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -356,14 +342,14 @@ def test_index_contract_in_pipelines_of_diffusers(solver):
     spec = {"name": solver, "per": "batch"} if solver == "adaptive" else solver
     scheduler = as_scheduler(build("samplers.solvers", spec), DDPM(), Eps(), Linear(0.999))
     how = {
-        "image": torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(1)),
+        "image": torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)),
         "prompt_embeds": torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(2)),
         "num_inference_steps": 8,
         "guidance_scale": 1.0,
         "output_type": "latent",
     }
     begun = []
-    pipe = stable_diffusion(diffusers.StableDiffusionImg2ImgPipeline, scheduler)
+    pipe = pipeline(diffusers.StableDiffusionImg2ImgPipeline, "sd15", scheduler, requires_safety_checker=False)
     pipe.unet.register_forward_pre_hook(lambda _, args: begun.append((args[0].clone(), args[1])))
     theirs = pipe(strength=0.5, generator=torch.Generator().manual_seed(0), **how).images
     assert float(begun[0][1]) == pytest.approx(float(Linear(0.999).times(DDPM(), 8)[4]) - 1)
@@ -377,42 +363,15 @@ def test_index_contract_in_pipelines_of_diffusers(solver):
         ours = integrate(Denoiser(Unet(), DDPM(), Eps()), begun[0][0], times, scheduler.solver)
     assert float((ours - theirs).abs().max()) < 1e-4 * float(ours.abs().max())
 
-    pipe = stable_diffusion(diffusers.StableDiffusionInpaintPipeline, scheduler)
-    mask = torch.zeros(1, 1, 4, 4)
-    mask[..., 2:] = 1  # to be painted
-    how |= {"mask_image": mask, "height": 4, "width": 4, "strength": 0.65}
+    pipe = pipeline(diffusers.StableDiffusionInpaintPipeline, "sd15", scheduler, requires_safety_checker=False)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1  # to be painted
+    how |= {"mask_image": mask, "height": 8, "width": 8, "strength": 0.65}
     latents = pipe(generator=torch.Generator().manual_seed(0), **how).images
     encoded = pipe.vae.encode(2 * how["image"] - 1).latent_dist
-    kept = encoded.sample(torch.Generator().manual_seed(0))
+    kept = encoded.sample(torch.Generator().manual_seed(0)) * pipe.vae.config.scaling_factor
     assert bool(latents.isfinite().all())
     torch.testing.assert_close(latents[..., :2], kept[..., :2])
-
-
-def flux(kind, scheduler):
-    """A tiny FLUX pipeline without text encoders, of random weights."""
-    import diffusers
-
-    torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=8,
-        pooled_projection_dim=8,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
-    )
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = diffusers.AutoencoderKL(
-        latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4, shift_factor=0.1, **blocks
-    )
-    rest = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    pipe = kind(transformer=transformer.eval(), vae=vae.eval(), scheduler=scheduler, **rest)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.mark.parametrize("shifting", [False, True])
@@ -437,7 +396,7 @@ def test_flux_runs_whole_as_with_the_scheduler_of_diffusers(shifting):
         calls.append((diffusers.FluxImg2ImgPipeline, changes))
     for kind, changes in calls:
         given, here = (
-            flux(kind, one)(generator=torch.Generator().manual_seed(0), **how, **changes).images
+            pipeline(kind, "flux", one)(generator=torch.Generator().manual_seed(0), **how, **changes).images
             for one in (theirs, ours)
         )
         torch.testing.assert_close(here, given, atol=1e-5, rtol=0)
