@@ -16,9 +16,11 @@ import torch
 from gen import load
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.spec import override
 from gen.distillers.consistency import Consistency
 from gen.training.distributed import device_mesh
 from gen.training.log import ProgressBar, read_metrics
+from gen.training.recipes.lists import lists
 from gen.training.run import run_spec
 from gen.training.trainer import Trainer, train
 from tests.gen.tiny import seal, tiny
@@ -236,3 +238,19 @@ def test_processes_that_do_not_meet_are_refused(one, tmp_path, monkeypatch):
 def test_one_process_has_nothing_to_share(one, tmp_path):
     train(small(shard=True), tmp_path / "run", quiet=True)
     assert apart(one / "final", tmp_path / "run/final") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_experts_are_balanced_by_two_processes_as_by_one(tmp_path, shard):
+    sizes = {"model.width": 16, "model.depth": 2, "model.heads": 2, "steps": 3, "batch_size": 8, "log_every": 1}
+    experts = {"model.experts": {"count": 4, "top_k": 2, "hidden": 16}, "objective.balance": 0.5}
+    changes = {"optim": {"name": "tests.contracts.my_optimiser:SGD"}, "sample_every": 0, "validate_every": 0}
+    run = override(lists(), sizes | experts | changes | {"save_every": 0})
+    train(run, tmp_path / "one", quiet=True)
+    together(override(run, {"shard": shard}), tmp_path / "two")
+    one, two = (
+        [row[key] for row in read_metrics(tmp_path / name / "metrics.jsonl") for key in ("loss", "grad_norm")]
+        for name in ("one", "two")
+    )
+    assert len(one) == 6 and two == pytest.approx(one, rel=1e-5)
