@@ -170,13 +170,17 @@ def loading_options(pipeline: Pipeline) -> Json:
     dtype = {"dtype": short} if (short := _dtype(pipeline)) else {}
     encoder = getattr(getattr(pipeline, "encode_prompts", None), "encoder", None)
     reads = {} if encoder is None else {"text_encoder": json.dumps(anchored(spec_of(encoder)))}
+    own = None if getattr(pipeline, "decoder", None) is None else pipeline.decoder.identity().get("call")
+    reads |= {"call": json.dumps(own)} if own else {}
     return weights | engine | dtype | device | reads | ({"allow": packages} if packages else {})
 
 
 def _dtype(pipeline: object) -> str:
     """Return the dtype that a pipeline was loaded in, "" for float32."""
-    dtype = getattr(getattr(pipeline, "denoiser", None), "dtype", None)
-    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else ""
+    denoiser, own = getattr(pipeline, "denoiser", None), getattr(pipeline, "decoder", None) is None
+    dtype = getattr(denoiser if own else getattr(denoiser, "net", None), "dtype", None)  # another's network casts x
+    usual = not isinstance(dtype, torch.dtype) or (dtype == torch.float32 and not own)
+    return "" if usual else str(dtype).removeprefix("torch.")
 
 
 def machine(device: torch.device) -> str:

@@ -248,9 +248,11 @@ def _fid(
     from gen.training.distributed import exchange, processes
 
     decoder = Decoder(pipeline, None, captions)  # refuses samples that are no pictures
+    data = args.data or own_data(pipeline)
+    files = isinstance(data, str) and Path(data).exists()  # which are used whole
     real = Reference.open(
-        args.data or own_data(pipeline),
-        args.split or "train",
+        data,
+        args.split or (None if files else "train"),
         args.extractor,
         Extraction(batch_size=args.batch_size),
     )

@@ -16,7 +16,8 @@ PACKED = ("Flux", "QwenImage")  # classes of pipelines that pack 2 x 2 latents
 OURS = {  # arguments of pipelines that are given to `sample` here
     "prompt": "prompt", "latents": "noise", "generator": "seed", "num_images_per_prompt": "images_per_prompt",
     "num_videos_per_prompt": "images_per_prompt", "output_type": "decode", "return_dict": "decode",
-    "callback_on_step_end": "callback", "timesteps": "grid", "sigmas": "grid",
+    "callback_on_step_end": "callback", "timesteps": "grid", "sigmas": "grid", "cfg_truncation": "guide",
+    "cfg_trunc_ratio": "guide", "skip_guidance_layers": "guide", "eta": "solver", "callback": "callback",
 }  # fmt: skip
 
 
@@ -42,8 +43,8 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
         raise UserError(
             f"guidance_scale_2 = {shown(second)}: guides here have one scale for both networks: leave it out"
         )
-    for key in call:
-        if key in OURS:
+    for key, value in call.items():
+        if key in OURS and value is not None:
             raise UserError(f"load_diffusers: {key} is given to sample, as {OURS[key]}")
         if key not in allowed:
             raise UserError(f"{name} has no argument {key!r}. {nearest(key, [*allowed][1:])}")

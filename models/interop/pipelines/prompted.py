@@ -18,7 +18,6 @@ from gen.config.images import from_pil
 from gen.config.spec import Json, digest
 from gen.diffusion.contracts import Cache, Guide, Solver
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.path import NoisePath
 from gen.models.interop.pipelines.call_checks import (
     check_call,
     check_no_cache,
@@ -32,31 +31,13 @@ from gen.models.interop.pipelines.latents import decode_latents, encode_images
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
 from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.opening import open_pipeline
+from gen.models.interop.pipelines.own_grid import OwnGrid
 from gen.models.interop.pipelines.own_sampling import OwnSampling, own_sampling
-from gen.models.interop.pipelines.schedule import times_of
 from gen.pipeline import Pipeline
 from gen.samples import Samples
 from gen.training.run import Sampler
 
-__all__ = ["OwnGrid", "PromptPipeline", "load_diffusers"]
-
-
-@dataclass(frozen=True)
-class OwnGrid:
-    """The times of a pipeline's own scheduler, with the shift that the pipeline gives it for its size.
-
-    Attributes:
-        scheduler: its class, of diffusers.
-        config: its configuration.
-        heard: of the pipeline.
-    """
-
-    scheduler: str
-    config: Json
-    heard: Heard = field(metadata={"saved": False}, compare=False, repr=False)
-
-    def times(self, path: NoisePath, steps: int) -> Tensor:
-        return in_one_line(self.heard.pipe, lambda: times_of(self.heard, steps))
+__all__ = ["PromptPipeline", "load_diffusers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +127,7 @@ class PromptPipeline:
         """The same as a gen.Pipeline of latents, whose conditions are prompts: for evaluation, search and training."""
         heard, own = self.heard, self.own
         denoiser = denoiser_of(heard)
-        grid = OwnGrid(type(self.pipe.scheduler).__name__, _plain(self.pipe.scheduler.config), heard)
+        grid = OwnGrid(type(self.pipe.scheduler).__name__, heard)
         about = self._about()
         kept: Json = {"store": self.store, "prompts": self.prompts, "about": about}
         conditions = PromptConditions(self._encoded, **kept) if self.takes_prompts else None
@@ -392,9 +373,3 @@ def _texts(name: str, given: object) -> list[str]:
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(one, str) for one in texts):
         raise UserError(f"{name} = {shown(given)}; it must be a text, or a list of texts")
     return list(texts)
-
-
-def _plain(config: Mapping[str, Any]) -> Json:
-    """Return the settings of a scheduler that JSON holds, without those of its file."""
-    kinds = (str, bool, int, float, type(None))
-    return {key: value for key, value in config.items() if not key.startswith("_") and isinstance(value, kinds)}

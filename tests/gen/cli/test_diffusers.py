@@ -82,9 +82,11 @@ def test_a_pipeline_is_evaluated_by_prompts_and_its_grid_is_searched(fox, tmp_pa
     assert run(*words, "--metrics", "fid", "--extractor", "pixels") == 0
     (record,) = (tmp_path / "eval").glob("*.json")
     content = json.loads(record.read_text())
+    assert "--call" in content["command"] and content["sampler"]["grid"]["name"] == "own_grid"
     assert content["captions"]["n"] == 3 and content["sampler"]["steps"] == 2
     out = tmp_path / "grid.json"
-    assert run("search", fox, *prompts, *small[:6], "-n", 2, "--budget", 8, "--pool", 4, "--out", out) == 0
+    judged = ["--fitness", "fid", "--data", real, "--extractor", "pixels"]
+    assert run("search", fox, *prompts, *small[:6], *judged, "-n", 3, "--budget", 4, "--pool", 4, "--out", out) == 0
     assert json.loads(out.read_text())["steps"] == 2
     assert run("evaluate", fox, "--against", real, *small) == 2
     assert "give --prompts FILE" in capsys.readouterr().err

@@ -1,0 +1,33 @@
+"""The times of a pipeline's own scheduler as a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from gen.diffusion.path import NoisePath
+from gen.models.interop.pipelines.call_checks import in_one_line
+from gen.models.interop.pipelines.listening import Heard
+from gen.models.interop.pipelines.schedule import times_of
+
+__all__ = ["OwnGrid"]
+
+
+@dataclass(frozen=True)
+class OwnGrid:
+    """The times of a pipeline's own scheduler, with the shift that the pipeline gives it for its size.
+
+    Attributes:
+        scheduler: its class, of diffusers; its configuration lies in the pipeline's folder.
+        heard: of the pipeline, which is called again for other numbers of steps.
+    """
+
+    scheduler: str
+    heard: Heard = field(metadata={"saved": False}, compare=False, repr=False)
+    _known: dict[int, Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def times(self, path: NoisePath, steps: int) -> Tensor:
+        if steps not in self._known:
+            self._known[steps] = in_one_line(self.heard.pipe, lambda: times_of(self.heard, steps))
+        return self._known[steps]
