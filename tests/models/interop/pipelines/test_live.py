@@ -112,6 +112,28 @@ def test_equals_the_same_cache_in_our_own_loop(name):
     assert session.report().fraction == report.fraction
 
 
+@pytest.mark.parametrize("name, cache", [
+    ("pixart", {"name": "speca", "threshold": 0.05}),
+    ("wan", {"name": "teacache", "threshold": 0.2}),
+    ("wan", {"name": "cg_taylor", "threshold": 0.1}),
+])  # fmt: skip
+@torch.no_grad()
+def test_rows_decide_for_themselves_within_a_pipelines_network(name, cache):
+    heard = listen(tiny(name), **{**call(name), "num_inference_steps": 10})
+    f, times, built = denoiser_of(heard), times_of(heard), gen.build("samplers.caches", cache)
+    unlike = torch.tensor([1.0, 0.2]).reshape(-1, *[1] * (heard.latents.ndim - 1))
+
+    def loop(rows):
+        session, cond = built.start(10), {key: value[rows] for key, value in heard.cond.items()}
+        x = integrate(f, (heard.latents * unlike)[rows], times, DDIM(), cond=cond, tap=session)
+        return x, session.report().share_needed
+
+    both, shares = loop(slice(0, 2))
+    assert 0.5 in shares and min(shares) == 0
+    for row in range(2):
+        assert relative(both[row : row + 1], loop(slice(row, row + 1))[0]) < 1e-5
+
+
 @pytest.mark.parametrize("cache", ["taylorseer", "taylorseer_lite", "fora", "fbcache", "teacache", "cg_taylor", "speca",
                                    "magcache", "shared", "uncond"])  # fmt: skip
 def test_presets_run_unchanged(cache):
