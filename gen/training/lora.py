@@ -1,6 +1,7 @@
 """Low-rank adapters by peft: a network learns by small matrices beside its linear layers, which alone are stored.
 
-The network that they were trained on lies in the folder run.init; gen.load reads both and adds them up.
+The network that they were trained on lies in the folder run.init, which gen.load reads, too, and adds them up; or it
+was given as an object, as it is to gen.load.
 """
 
 from __future__ import annotations
