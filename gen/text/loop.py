@@ -31,9 +31,10 @@ from gen.text.contracts import (
 )
 from gen.text.decoding import Decoded, Decoding, DecodingStep, step_counts
 from gen.text.gaps import FIXED, Layout
+from gen.text.host import host_reads_are_free, known_to_be_none
 from gen.text.prompts import Lengths, Prompts, layouts
 from gen.text.rows import Bookkeeping, Canvas, Schedule, join_rows, join_states, take_rows
-from gen.text.vocabulary import host_reads_are_free, known_to_be_none, likeliest, log_probabilities, without
+from gen.text.vocabulary import likeliest, log_probabilities, without
 
 if TYPE_CHECKING:
     from gen.text.contracts import Predictor
@@ -42,6 +43,7 @@ __all__ = ["DecodingLoop", "FinishedRows", "decode", "decode_steps"]
 
 
 @check_arguments(sync_every="[1, inf)")
+@torch.no_grad()
 def decode(
     predictor: Predictor,
     prompts: Prompts,
@@ -56,7 +58,7 @@ def decode(
     Args:
         predictor, prompts, length, decoding, seed, sync_every: as in `decode_steps`.
     """
-    steps = decode_steps(predictor, prompts, length, decoding, seed=seed, sync_every=sync_every)
+    steps = _steps(predictor, prompts, length, decoding, seed, sync_every)
     while True:
         try:
             next(steps)
@@ -91,6 +93,18 @@ def decode_steps(
         UserError: for ids outside the vocabulary, the mask's among them, and for parts that do not fit.
         NonFinite: if logits are NaN.
     """
+    return (yield from _steps(predictor, prompts, length, decoding, seed, sync_every))
+
+
+def _steps(
+    predictor: Predictor,
+    prompts: Prompts,
+    length: Lengths,
+    decoding: Decoding | None,
+    seed: int | Sequence[int],
+    sync_every: int,
+) -> Generator[DecodingStep, None, Decoded]:
+    """Do what `decode_steps` says; gradients are off around each step, by the caller."""
     decoding = Decoding() if decoding is None else decoding
     began = time.perf_counter()
     canvases = layouts(predictor, prompts, length, decoding)
@@ -439,8 +453,11 @@ class DecodingLoop:
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some rows only."""
+        self.book = take_rows(self.book, rows)
+        if not rows:  # nobody reads the rest
+            return
         self.canvas, self.schedule = take_rows(self.canvas, rows), take_rows(self.schedule, rows)
-        self.book, index = take_rows(self.book, rows), torch.tensor(rows, dtype=torch.int64, device=self.device)
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         self.logp = self.logp[index] if self.logp is not None and self.decoding.policy.may_skip else None
         self.masks, self.kv_cache = None, None if self.kv_cache is None else self.kv_cache.take(index)
         self.states = [{key: value[index.to(value.device)] for key, value in s.items()} for s in self.states]

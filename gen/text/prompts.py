@@ -65,7 +65,7 @@ def layouts(predictor: Predictor, prompts: Prompts, length: Lengths, decoding: D
         what = f"suppress_tokens holds {wrong[0]}" if wrong else "suppress_tokens holds them all"
         raise UserError(f"decode: {what}; ids are 0 .. {vocab - 1}, and one has to be left")
     try:
-        rows = [p if isinstance(p, Tensor) else [*p] for p in prompts]
+        rows = [p.tolist() if isinstance(p, Tensor) else [*p] for p in prompts]
         given = [*zip(rows, lengths_of(length, rows), strict=True)]
         canvases = [Layout.of(prompt, n, mask) for prompt, n in given]
     except TypeError:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gen.text.host import host_reads_are_free
 from gen.text.ties import TIE, grouped
 
-__all__ = [
-    "by_rows", "draw", "entropy", "host_reads_are_free", "known_to_be_none", "largest", "likeliest",
-    "log_probabilities", "without",
-]  # fmt: skip
+__all__ = ["by_rows", "draw", "entropy", "largest", "likeliest", "log_probabilities", "without"]
 
 CACHED = 2**20  # numbers at a time on a CPU: 4 MiB in float32
 BLOCK = 128  # tokens whose maximum or sum stands for them, so that a search reads each number once
@@ -68,24 +66,6 @@ def log_probabilities(logits: Tensor, suppressed: Tensor, out: Tensor | None = N
         filled = part.to(dtype, copy=True).index_fill_(-1, suppressed, -torch.inf)
         torch.log_softmax(filled, -1, out=result)
     return out
-
-
-def host_reads_are_free(tensor: Tensor) -> bool:
-    """Return whether the host may look at a tensor's numbers; where it computes for itself, it waits for no device.
-
-    Args:
-        tensor: any.
-    """
-    return tensor.device.type == "cpu"
-
-
-def known_to_be_none(where: Tensor) -> bool:
-    """Return whether a Boolean tensor is False everywhere, as far as the host may look.
-
-    Args:
-        where: any shape.
-    """
-    return host_reads_are_free(where) and not bool(where.any())
 
 
 def likeliest(logp: Tensor, but: Tensor | None = None) -> Tensor:

@@ -30,8 +30,7 @@ class SemiAR(BlockSchedule):
         check_fields(self, length="[1, inf)", sub="[1, inf)")
 
     def window(self, masked: Tensor, prompt_end: Tensor, text_end: Tensor, block_size: int | None) -> Window:
-        first = masked.to(torch.uint8).argmax(1)  # the first mask; 0 where there is none
-        first = torch.where(masked.any(1), first, text_end - 1)
+        first = torch.maximum(masked.to(torch.uint8).argmax(1), prompt_end)  # the first mask; none: the first block
         length, index = (self.length, first - prompt_end) if block_size is None else (block_size, first)
         block_start = first - index % length
         block_stop = torch.minimum(block_start + length, text_end)

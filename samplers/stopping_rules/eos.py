@@ -9,7 +9,7 @@ from torch import Tensor
 from gen.samplers.stopping_rules.lib.masks import is_eos
 from gen.text.contracts import Predictor, RowState, StepView, StopDecision, StoppingRule
 from gen.text.gaps import count_before
-from gen.text.vocabulary import known_to_be_none
+from gen.text.host import known_to_be_none
 
 __all__ = ["EOS"]
 

@@ -44,10 +44,12 @@ def top_positions(value: Tensor, count: Tensor | int = 1) -> Tensor:
         value: scores [B, W]; positions of -inf are never chosen.
         count: positions of each row, [B] or one number.
     """
-    order = descending(value)
-    ranks = torch.arange(value.shape[-1], device=value.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(-1, order, ranks)
-    return (rank < (count[:, None] if isinstance(count, Tensor) else count)) & (value > -torch.inf)
+    order, chosen = descending(value), torch.zeros_like(value, dtype=torch.bool)
+    if isinstance(count, Tensor):
+        chosen.scatter_(-1, order, torch.arange(value.shape[-1], device=value.device) < count[:, None])
+    else:
+        chosen.scatter_(-1, order[..., :count], True)
+    return chosen & (value > -torch.inf)
 
 
 def even_share(budget: Tensor, step: Tensor, steps: Tensor | int) -> Tensor:

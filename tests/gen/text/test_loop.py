@@ -636,7 +636,7 @@ class Reads(TorchDispatchMode):
 )
 def test_the_host_waits_once_in_every_so_many_steps(reads, how, monkeypatch):
     """As on a GPU, where each look at a number is a wait; a cache and a policy that skips steps cost one each step."""
-    for module in ("loop", "vocabulary"):
+    for module in ("loop", "host", "vocabulary"):
         monkeypatch.setattr(f"gen.text.{module}.host_reads_are_free", lambda tensor: False)
     monkeypatch.setattr("gen.models.text._mask_or_none", lambda mask: mask)
     net = network(vocab_size=13, mask_token_id=MASK, eos_token_ids=(STOP,))
