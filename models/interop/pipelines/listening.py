@@ -36,8 +36,8 @@ class Heard:
         family: of the network.
         cond: tensors [B, ...] by argument name, those of the negative branch under "null." and the name.
         constants: arguments that are no rows of a batch, by name.
-        latents: state of the first step, [B, ...], in the dtype that the pipeline keeps it in; of a scheduler whose
-            noise explodes as the variance preserving state that the network gets.
+        latents: state of the first step, [B, ...], in the dtype that the pipeline keeps it in; of a scheduler that
+            shrinks exploding noise for the network, but for EDM's, as the variance preserving state that it gets.
         dtype: of the state as the network gets it.
         appended_dim: dimension along which cond["appended"] follows the state; None without.
         token_times: factors [T] on the time of each token; None where all have one time.
@@ -126,9 +126,9 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
     rows = rows // 2 if doubled else rows
     branches, constants = _branches(family, recording.calls, rows)
     scaled = getattr(step.scheduler, "scale_model_input", lambda sample, timestep: sample)
-    latents, appended_dim = scaled(step.sample, step.timestep)[:rows], None
+    state, appended_dim = scaled(step.sample, step.timestep)[:rows], None
     for branch in branches:
-        appended_dim = _appended(branch, latents)
+        appended_dim = _appended(branch, state)
     if appended_dim is None and "Inpaint" in type(pipe).__name__:
         raise UserError(f"{type(pipe).__name__} blends the image into the state after each step, which a loop of ours "
                         "would not: sample with image and mask of gen.load_diffusers instead")  # fmt: skip
@@ -138,8 +138,8 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
     return Heard(
         pipe=pipe, call=call, name=name, family=family, cond=cond,
         constants={key: value for key, value in constants.items() if key not in cond},
-        latents=latents, dtype=branches[0].x.dtype, appended_dim=appended_dim,
-        token_times=_token_times(t), doubled=doubled,
+        latents=step.sample[:rows] if "sigma_data" in step.scheduler.config else state,  # Denoiser scales EDM's
+        dtype=branches[0].x.dtype, appended_dim=appended_dim, token_times=_token_times(t), doubled=doubled,
         scheduler=step.scheduler, timesteps=_timesteps(step), encoded=recording.encoded,
     )  # fmt: skip
 

@@ -208,6 +208,16 @@ def test_pipelines_that_edit_an_image(name):
     assert relative(ours("flux2" if name.startswith("flux") else name, heard), expected) < 2e-5
 
 
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EulerDiscreteScheduler"])
+def test_other_schedulers_of_first_order(kind):
+    """Exploding noise with EDM's preconditioning, or at Karras' levels."""
+    pipe = tiny("sd15")
+    table = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "use_karras_sigmas": True}
+    pipe.scheduler = getattr(diffusers, kind)(**({} if kind == "EDMEulerScheduler" else table))
+    expected = pipe(**call("sd15")).images
+    assert relative(ours("sd15", listen(pipe, **call("sd15"))), expected) < 2e-5
+
+
 def test_states_that_a_pipeline_changes_by_itself_are_refused():
     pipe, given = edited("sd15-blending")
     with pytest.raises(UserError, match="blends the image into the state after each step"):
