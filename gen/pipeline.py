@@ -294,6 +294,8 @@ class Pipeline:
         Raises:
             UserError: for a model that has no such x; see `size_step` of gen.diffusion.net.Net.
         """
+        if self.decoder is not None:
+            raise UserError(f"{self.name} is heard for one size: give height and width to gen.load_diffusers")
         shape, spec = (self.shape[0], height, width), getattr(unwrap(self._network), "spec", None)
         check_size(self.name, spec, {"shape": list(self.shape), **(self.info or {})}, shape)
         return replace(self, shape=shape)

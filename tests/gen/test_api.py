@@ -31,7 +31,7 @@ def calls(tmp_path_factory):
     world = Gaussian(Flow(), torch.zeros(1, 8, 8), torch.ones(1, 8, 8))
     out = (folder / f"out-{i}" for i in range(10_000))
     measured = {"n": 10, "metrics": ["fid"], "extractor": "pixels", "seconds": 0.01, "timed": 1, "steps": 1}
-    record = gen.evaluate(pipeline, **measured)
+    record, foreign = gen.evaluate(pipeline, **measured), tiny_pipeline("pixart")
     return {
         "build": (gen.build, lambda: {"folder": "samplers.solvers", "spec": "euler"}),
         "names": (lambda folder: gen.names(folder), lambda: {"folder": "models"}),
@@ -49,8 +49,8 @@ def calls(tmp_path_factory):
         "Pipeline": (Pipeline, lambda: {"denoiser": world, "shape": (1, 8, 8)}),
         "sample": (pipeline.sample, lambda: {"steps": 1}),
         "generate": (TextPipeline(net, None).generate, lambda: {"prompts": [[1]], "length": 4}),
-        "load_diffusers": (gen.load_diffusers, lambda: {"folder_or_pipe": tiny_pipeline("pixart")}),
-        "PromptPipeline": (gen.PromptPipeline, lambda: {"pipe": tiny_pipeline("pixart")}),
+        "load_diffusers": (gen.load_diffusers, lambda: {"folder_or_pipe": foreign}),
+        "PromptPipeline": (gen.PromptPipeline, lambda: {"pipe": foreign}),
         "as_scheduler": (gen.as_scheduler, lambda: {"solver": "euler", "like": tiny_pipeline("sd3").scheduler}),
         "accelerate": (gen.accelerate, lambda: {"pipe": tiny_pipeline("pixart")}),
         "edit": (TextPipeline(net, None).edit, lambda: {"text": "1 2 3", "spans": "2"}),

@@ -87,13 +87,14 @@ class PromptPipeline:
 
     def __repr__(self) -> str:
         own, net = self.own, self.pipeline
+        of = "" if self.folder is None else f"{self.name}: "
         steps = f"{own.steps} step{'s' if own.steps > 1 else ''}"
         kind = type(self.pipe.scheduler).__name__
         solver = f"{own.solver['name']} ({'as' if own.exact else 'nearest to its'} {kind})"
         guide = "no guide" if own.guide is None else f"{own.guide['name']} {own.guide['scale']:g}"
         shape = " x ".join(map(str, net.shape))
         return (
-            f"PromptPipeline({self.name}: {type(self.pipe).__name__}, {net.params:,} parameters, latents {shape}, "
+            f"PromptPipeline({of}{type(self.pipe).__name__}, {net.params:,} parameters, latents {shape}, "
             f"{solver}, {steps}, {guide}, {str(self.heard.dtype).removeprefix('torch.')} on {net.device})"
         )
 

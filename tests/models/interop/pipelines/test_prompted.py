@@ -117,6 +117,7 @@ def test_what_does_not_work_is_said_in_one_line():
         "device is the pipeline's own": lambda: gen.load_diffusers(model.pipe, device="cpu"),
         "store keeps conditions of a pipeline from a folder": lambda: gen.load_diffusers(model.pipe, store="x"),
         "samples by prompts: give --prompt": lambda: model.pipeline.sample(2),
+        "give height and width to gen": lambda: model.pipeline.resized(32, 32),
     }
     for message, run in cases.items():
         with pytest.raises(UserError, match=message.replace("500", "501")) as error:
