@@ -59,6 +59,7 @@ class Hooked:
         sites: names of the sites around it, the outermost first.
         enters, leaves: spans that begin before it and end after it, the outermost first.
         fresh: attributes that came with the hook.
+        forward: the module's, with the hook.
     """
 
     module: nn.Module
@@ -67,6 +68,21 @@ class Hooked:
     enters: list[Span] = field(default_factory=list)
     leaves: list[Span] = field(default_factory=list)
     fresh: tuple[str, ...] = ()
+    forward: Any = None
+
+    def unhook(self) -> None:
+        """Take the hook off; what accelerate has put around it since stays."""
+        module, own = self.module, vars(self.module)
+        registry, now, inside = own["_diffusers_hook"], module.forward, own.get("_old_forward")
+        registry.remove_hook(HOOK, recurse=False)
+        if inside is self.forward:
+            own["_old_forward"] = module.forward
+        if now is not self.forward:
+            own["forward"] = now
+        if not registry.hooks:
+            gone = [name for name in self.fresh if name != "forward" or now is self.forward]
+            for name in gone:
+                own.pop(name, None)
 
 
 class SiteHooks:
@@ -136,12 +152,7 @@ class SiteHooks:
         if not self.attached:
             return
         for hooked in reversed(self.hooked.values()):
-            module: Any = hooked.module
-            registry = module._diffusers_hook
-            registry.remove_hook(HOOK, recurse=False)
-            if not registry.hooks:
-                for name in hooked.fresh:
-                    vars(module).pop(name, None)
+            hooked.unhook()
         self._forget_registries()
         self.tap = None
 
@@ -256,6 +267,7 @@ class SiteHooks:
             hooked.fresh = tuple(name for name in ("_diffusers_hook", "forward") if name not in own)
             hook = _hook(self, hooked)
             HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
+            hooked.forward = own["forward"]
             if self.compiled and isinstance(hooked.stream, BlockStream):
                 hook.fn_ref.original_forward = torch.compile(hook.fn_ref.original_forward)
             if module is self.network:

@@ -223,6 +223,7 @@ class Live:
             self.loop_seconds = time.perf_counter() - self.began
         if self.session is not None and index is not None:
             if len({key[0] for key in self.seconds}) == 1:
+                self.session.report()  # which refuses a network without its sites
                 self._check_branches()
             if index >= self.clock.count:
                 self._end()

@@ -95,7 +95,7 @@ def test_off_and_removed_is_bit_identical_and_on_computes_what_it_reports(name):
 GUIDES = {"flux2": None, "lumina2": Renorm(3.0, over="rows"), "qwen_image": Renorm(3.0), "z_image": CFG(3.0)}
 
 
-@pytest.mark.parametrize("name", [name for name in PIPES if name != "cogvideox"])
+@pytest.mark.parametrize("name", PIPES)
 @torch.no_grad()
 def test_equals_the_same_cache_in_our_own_loop(name):
     pipe, given = tiny(name), {key: value for key, value in call(name).items() if key != "guidance_scale_2"}

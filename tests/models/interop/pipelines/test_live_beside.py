@@ -85,6 +85,31 @@ def test_works_with(change, first):
         assert attributes(pipe) == before
 
 
+class Counting(accelerate.hooks.ModelHook):
+    """Counts calls."""
+
+    calls = 0
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.calls += 1
+        return args, kwargs
+
+
+def test_hooks_of_accelerate_stay_when_ours_go_and_are_missed_when_they_take_ours_along():
+    pipe, hook = tiny("pixart"), Counting()
+    plain, block = run(pipe, "pixart"), pipe.transformer.transformer_blocks[0]
+    live = gen.accelerate(pipe, every(2, ("trunk",)))
+    accelerate.hooks.add_hook_to_module(block, hook)
+    live.remove()
+    assert torch.equal(run(pipe, "pixart"), plain) and hook.calls == 4
+    live = gen.accelerate(pipe, every(2, ("trunk",)))
+    accelerate.hooks.remove_hook_from_module(block)
+    with pytest.raises(UserError, match="no site of this network matches 'trunk'"):
+        run(pipe, "pixart")
+    live.remove()
+    assert torch.equal(run(pipe, "pixart"), plain)
+
+
 def test_cached_adapters_are_as_their_own_cached_network():
     """A cached output is that of the layer with its adapter, not the layer's with the adapter's added again."""
     pipe = tiny(NAME)
