@@ -69,7 +69,14 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
             "class_labels=[207]).sample(); weights of a DiT also by gen import"
         )
     guide = "cfg" if args.guidance_scale is not None else args.guide
-    return loaded.guided(guide, negative)
+    loaded = loaded.guided(guide, negative)
+    scale = args.guidance_scale
+    if scale is not None and scale != 1 and not any(key.startswith("null.") for key in loaded.heard.cond):
+        raise UserError(
+            f"--guidance-scale: {type(loaded.pipe).__name__} makes no prediction without the prompt. A scale that its "
+            f"network takes is --call.guidance_scale {scale:g}; with --negative TEXT there are two to guide by"
+        )
+    return loaded
 
 
 def _value(text: Any) -> Any:

@@ -257,18 +257,29 @@ class PromptPipeline:
             return self.heard.cond, ()
         prompts = _texts("prompt", self.prompts if prompt is None else prompt)
         if negative is None:
-            return self.pipeline.encode_prompts(prompts), prompts  # type: ignore[misc] # it takes prompts
+            return self.encode(prompts), prompts
         against = _texts("negative", negative)
         if len(against) not in (1, len(prompts)):
             raise UserError(f"negative: {len(against)} for {len(prompts)} prompts; give one for all, or one for each")
         against = against * len(prompts) if len(against) == 1 else against
         parts = {one: [i for i, other in enumerate(against) if other == one] for one in dict.fromkeys(against)}
-        conds = [
-            self.with_call(negative_prompt=one).pipeline.encode_prompts([prompts[i] for i in rows])  # type: ignore[misc]
-            for one, rows in parts.items()
-        ]
+        conds = [self.with_call(negative_prompt=one).encode([prompts[i] for i in rows]) for one, rows in parts.items()]
         order = torch.tensor([i for rows in parts.values() for i in rows]).argsort()
         return {key: value[order] for key, value in joined(conds).items()}, prompts
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Return the conditions of prompts, tensors [n, ...] on the CPU; each prompt is encoded once.
+
+        Args:
+            prompts: in words.
+
+        Raises:
+            UserError: where the call has embeddings or labels in place of prompts.
+        """
+        conditions = self.pipeline.encode_prompts
+        if conditions is None:
+            raise UserError(f"{self.name} was loaded with embeddings or labels: it takes no prompts")
+        return conditions(prompts)
 
     def _latents_of(self, image: Any) -> Tensor:
         """Return the latents of what is edited."""

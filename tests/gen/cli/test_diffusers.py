@@ -58,6 +58,13 @@ def test_a_picture_is_edited(fox, tmp_path, capsys):
 def test_what_pipelines_are_not_for_says_what_is(fox, tmp_path, capsys):
     assert run("import", fox, "--out", tmp_path / "run") == 2
     assert "samples the pipeline as it is" in capsys.readouterr().err
+    with_text_encoder("flux").save_pretrained(fox.parent / "flux")
+    flux = ["sample", fox.parent / "flux", "--prompt", "a fox", "--size", 16, "--steps", 2, "--out", tmp_path / "f.png"]
+    capsys.readouterr()
+    assert run(*flux, "--guidance-scale", 3.5) == 2
+    assert "--call.guidance_scale 3.5" in capsys.readouterr().err
+    assert run(*flux, "--guidance-scale", 3.5, "--negative", "a dog") == 0
+    assert run(*flux, "--call.guidance_scale", 3.5) == 0
     tiny("dit").save_pretrained(fox.parent / "dit")
     capsys.readouterr()
     assert run("sample", fox.parent / "dit", "-n", 2, "--out", tmp_path / "dit.png") == 2
