@@ -9,7 +9,7 @@ and whole blocks, so that nobody pads. First all loops decode in float64: those 
 Then they take turns in float32. Beside it: the time of our steps that is not the network's, relative to the network's.
 
 The mask has no probability, as in our loop. A Fast-dLLM that takes one prompt at a time gets one at a time. --engine
-evaluates the network of all loops by an engine of ours where time is taken.
+adds our exact cache and the pipeline with the network prepared by an engine of ours, and ours against plain loops.
 """
 
 import os
@@ -172,6 +172,15 @@ def families(args):
             generate = getattr(module, name)
             both.append((f"Fast-dLLM {name}", own, lambda net, s, f=generate: fast_dllm(f, net, s)))
     blocks.append(("ours, exact cache", "LLaDA2Pipeline", lambda net, s, **how: ours(net, s, "block", **how)))
+    if args.engine is not None:
+        engine = engine_of(args.engine)
+
+        def prepared(net):  # not in float64, where only tokens are compared
+            return net if net.embed.weight.dtype == torch.float64 else engine.prepare(net)
+
+        own = f"ours, exact cache, {engine}"
+        blocks.append((own, "LLaDA2Pipeline", lambda net, s, **how: ours(prepared(net), s, "block", **how)))
+        blocks.append((f"LLaDA2Pipeline, {engine}", own, lambda net, s: llada2(prepared(net), s)))
     found = {"blocks of 32": (BLOCK, blocks)}
     return found | ({"bidirectional": (None, [("ours", None, ours), *both])} if both else {})
 
@@ -189,7 +198,6 @@ def measure(setting, loops, net, args):
     if unlike:
         return asdict(setting) | {"other_tokens": unlike}
     del wide
-    net = evaluated(net, args)
     names, calls = [name for name, _, _ in loops], [loop(net, setting) for _, _, loop in loops]
     for call in calls:
         call(prompts)  # warms up
@@ -203,11 +211,6 @@ def measure(setting, loops, net, args):
         values = [b / a for a, b in zip(times[mine], times[theirs], strict=True)]
         ratios.append({"ours": mine, "peer": theirs} | asdict(median_interval(values)))
     return asdict(setting) | {"tokens_per_second": rates, "ratios": ratios, "rounds": len(rounds)}
-
-
-def evaluated(net, args):
-    """The network as it is timed."""
-    return net if args.engine is None else engine_of(args.engine).prepare(net)
 
 
 class Metered:
@@ -265,7 +268,7 @@ def parsed(given):
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256, 1024], help="multiples of 32")
     parser.add_argument("--per-step", type=int, default=4, help="tokens of a step, a divisor of 32 (default: 4)")
-    parser.add_argument("--engine", type=read_spec, help="of gen.models.engines, for the network of all loops")
+    parser.add_argument("--engine", type=read_spec, help="of gen.models.engines: more loops, whose network it prepares")
     parser.add_argument("--rounds", type=int, default=20, help="at most; at least 6 are timed")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a case, once it has 6 rounds (default: 10)")
     parser.add_argument("--processor", action="store_true", help="one thread and processor time: for a busy machine")
@@ -294,7 +297,7 @@ def main(given=None):
                 setting = Setting(name, 1, 64, args.per_step)
                 net = network(NETWORKS[name], setting.length, block_size)
                 for plan in (None, "dual") if block_size is None else (None, "block"):
-                    add(overhead(setting, evaluated(net, args), plan, args.clock), attention)
+                    add(overhead(setting, net, plan, args.clock), attention)
             for name in args.networks:
                 for length in args.lengths:
                     net = network(NETWORKS[name], length, block_size)
