@@ -178,7 +178,7 @@ class DecodingQueue:
             request.state, request.began = "running", time.perf_counter()
             self.running[request.number] = self.waiting.popleft()
             try:
-                joined = own or DecodingLoop(self.model.net, request.decoding)
+                joined = own or DecodingLoop(self.model.net, request.decoding, self.sync_every)
                 joined.add([request.layout], [request.number], [request.seed])
                 self.loops += [joined] if own is None else []
             except Exception as error:  # such as no memory

@@ -108,7 +108,7 @@ def _steps(
     decoding = Decoding() if decoding is None else decoding
     began = time.perf_counter()
     canvases = layouts(predictor, prompts, length, decoding)
-    loop = DecodingLoop(predictor, decoding)
+    loop = DecodingLoop(predictor, decoding, sync_every)
     loop.add(canvases, [*range(len(canvases))], sample_seeds(seed, len(canvases)))
     out, limit = loop.blank(), loop.step_limit(loop.longest)
     while loop.book.index:
@@ -150,14 +150,14 @@ class DecodingLoop:
     """The loop: texts that are not finished, and the policy's and the rules' states. Rows do not see one another.
 
     Args:
-        predictor, decoding: see `decode_steps`; UserError for a plan that does not fit the predictor.
+        predictor, decoding, sync_every: see `decode_steps`; UserError for a plan that does not fit the predictor.
     """
 
     canvas: Canvas
     schedule: Schedule
     book: Bookkeeping
 
-    def __init__(self, predictor: Predictor, decoding: Decoding) -> None:
+    def __init__(self, predictor: Predictor, decoding: Decoding, sync_every: int = 1) -> None:
         if decoding.kv_plan is not None:
             decoding.kv_plan.check(predictor)
         self.predictor, self.decoding, self.mask = predictor, decoding, predictor.mask_token_id
@@ -172,7 +172,8 @@ class DecodingLoop:
         self.logp: Tensor | None = None  # [R, W, V], as they were predicted last
         self.storage = torch.empty(0)  # of log-probabilities: fresh memory takes a CPU longer than what is done in it
         self.longest, self.exact = 0, False  # of the texts: their widest extent, and whether any has exact gaps
-        self.steps = self.forwards = 0
+        self.sync_every, self.steps, self.forwards = sync_every, 0, 0
+        self.prefill = 0  # positions up to the first window's end of texts that have joined since the last step
 
     @property
     def rows(self) -> int:
@@ -212,6 +213,8 @@ class DecodingLoop:
                 kv_cache = self.kv_cache.resized(n).joined(kv_cache)
         self.canvas, self.schedule, self.book = canvas, schedule, book
         self.states, self.kv_cache, self.logp, self.masks = states, kv_cache, None, None
+        size = self.predictor.block_size or n
+        self.prefill = max(self.prefill, *((canvas.start // size + 1) * size for canvas in canvases))
         exact = any(bool(canvas.exact.any()) for canvas in canvases)
         self.longest, self.exact = max(book.extents), exact or (bool(old) and self.exact)
 
@@ -249,12 +252,8 @@ class DecodingLoop:
         canvas, schedule, old = self.canvas, self.schedule, self.schedule.window
         new = self.decoding.block_schedule.window(masked, canvas.prompt_end, canvas.text_end, self.predictor.block_size)
         stay = schedule.hold | self.book.done
-        schedule.window = window = Window(
-            torch.where(stay, old.start, new.start),
-            torch.where(stay, old.stop, new.stop),
-            torch.where(stay, old.block_start, new.block_start),
-            torch.where(stay, old.block_stop, new.block_stop),
-        )
+        pairs = zip(vars(old).values(), vars(new).values(), strict=True)
+        schedule.window = window = Window(*(torch.where(stay, a, b) for a, b in pairs))
         new_window, new_block = window.start != old.start, window.block_start != old.block_start
         schedule.step = (schedule.step + 1).masked_fill(new_window, 0)
         return new_window, new_block
@@ -340,8 +339,12 @@ class DecodingLoop:
         if shift:
             first = torch.minimum(first, (window.start - shift).clamp(min=0))
         size = last - first
-        if self.predictor.block_size is None:
+        bounded = self.sync_every > 1 and plan.within_blocks and not host_reads_are_free(size)
+        block_size, widest = self.predictor.block_size, self.decoding.block_schedule.width
+        if block_size is None:
             width = int(size.amax())  # a GPU waits here, at every step
+        elif bounded and widest(self.longest, block_size) <= block_size:
+            width, self.prefill = min(max(self.prefill, 2 * block_size), stop), 0  # the last block clean, and the next
         else:
             width, stop = torch.stack([size, torch.maximum(last, window.block_stop)]).amax(1).tolist()  # or here
         positions = first[:, None] + torch.arange(width, device=first.device)

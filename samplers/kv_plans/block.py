@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Block(KvPlan):
     The keys and values of a finished block are those of its clean tokens. They are computed together with the first
     step of the next block, so that no evaluation is spent on them alone, as the published samplers do.
     """
+
+    within_blocks: ClassVar[bool] = True
 
     def check(self, predictor: Predictor) -> None:
         check_block_causal(self, predictor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class SubBlock(KvPlan):
     """
 
     refresh: int | None = None
+    within_blocks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, refresh="[1, inf)")

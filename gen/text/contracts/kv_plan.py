@@ -51,6 +51,14 @@ class KvPlan(Protocol):
         """True if the computed positions always reach from the window to the end of the text. Default False."""
         return False
 
+    @property
+    def within_blocks(self) -> bool:
+        """True if a span never begins before `clean_until` nor ends behind its window's block. Default False.
+
+        It is then bounded without a look at it: no host waits for a device to know how wide it is.
+        """
+        return False
+
     def check(self, predictor: Predictor) -> None:
         """Raise UserError for a predictor that the plan does not fit; by default it fits all.
 

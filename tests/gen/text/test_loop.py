@@ -631,16 +631,21 @@ class Reads(TorchDispatchMode):
         (1, plain(Ancestral(40), 1.0)),  # which rows have changed
         (1, plain(Threshold(0.9), 1.0, kv_plan="dual")),  # how much is computed
         (1, plain(Threshold(0.9), 1.0, kv_plan="prefix")),
+        (0, plain(Threshold(0.9), 1.0, kv_plan="block")),  # at most the last block and the next
+        (0, plain(Threshold(0.9), 1.0, kv_plan="sub_block", block_schedule=SemiAR(4, sub=2))),
     ],
-    ids=["threshold", "edit", "remdm", "ancestral", "dual", "prefix"],
+    ids=["threshold", "edit", "remdm", "ancestral", "dual", "prefix", "block", "sub_block"],
 )
 def test_the_host_waits_once_in_every_so_many_steps(reads, how, monkeypatch):
-    """As on a GPU, where each look at a number is a wait; a cache and a policy that skips steps cost one each step."""
+    """As on a GPU, where each look at a number is a wait; stale caches and policies that skip cost one each step."""
+    block_size = 4 if how.kv_plan is not None and how.kv_plan.within_blocks else None
+    net = network(vocab_size=13, mask_token_id=MASK, eos_token_ids=(STOP,), block_size=block_size)
+    given = net, PROMPTS[:3], [20, 20, 18], how
+    expected = decode(*given, seed=SEEDS[:3])
     for module in ("loop", "host", "vocabulary"):
         monkeypatch.setattr(f"gen.text.{module}.host_reads_are_free", lambda tensor: False)
     monkeypatch.setattr("gen.models.text._mask_or_none", lambda mask: mask)
-    net = network(vocab_size=13, mask_token_id=MASK, eos_token_ids=(STOP,))
-    steps = decode_steps(net, PROMPTS[:3], [20, 20, 18], how, seed=SEEDS[:3], sync_every=6)
+    steps = decode_steps(*given, seed=SEEDS[:3], sync_every=6)
     next(steps)
     with Reads(monkeypatch) as seen:
         for _ in range(5):  # up to the sixth, after which the host looks
@@ -648,3 +653,10 @@ def test_the_host_waits_once_in_every_so_many_steps(reads, how, monkeypatch):
         assert seen.count == 5 * reads
         next(steps)
     assert seen.count <= 6 * reads + 2  # who is finished, and why
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            for name in ("tokens", "nfe", "computed"):
+                assert torch.equal(getattr(end.value, name), getattr(expected, name)), name
+            break
