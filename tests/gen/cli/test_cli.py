@@ -6,9 +6,9 @@ import inspect
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -121,15 +121,15 @@ def test_the_help_of_every_verb_explains_all_its_options(capsys, verb):
 
 
 def test_help_is_fast_and_loads_no_torch():
-    """In a process of its own, as people start it; the bound is 0.5 s on an idle machine, the best of three here."""
+    """In a process of its own, as people start it; the bound is 0.5 s of a processor, the best of three here."""
     code = "import sys; from gen.cli import main; main(sys.argv[1:]); print(*({'torch', 'numpy'} & set(sys.modules)))"
-    best = 1e9
+    best, used = 1e9, lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     for words in ([], ["list", "--help"], ["train", "--help"]):
-        began = time.perf_counter()
+        began = used()
         done = subprocess.run(
             [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        best = min(best, time.perf_counter() - began)
+        best = min(best, used() - began)
         assert done.stdout.endswith("\n\n")
     assert best < 0.5
 
@@ -295,7 +295,7 @@ def test_list_shows_every_plug_in_with_a_line(capsys, monkeypatch):
     assert code == 0
     assert lines[0] == "samplers.solvers"
     assert any(re.match(r"  heun +An Euler step", line) for line in lines)
-    assert any(line.startswith("  flow  Rectified flow") for line in lines)
+    assert any(re.match(r"  flow +Rectified flow", line) for line in lines)
     assert max(map(len, lines)) <= 80
 
 
@@ -359,6 +359,7 @@ def test_every_folder_of_plug_ins_is_listed():
         "eval.arena",
         "eval.pages",
         "models.interop",
+        "models.interop.pipelines",
         "models.layers",
         "models.layers.ssm",
         "samplers.interop",
