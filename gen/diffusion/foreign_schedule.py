@@ -64,6 +64,8 @@ def read_schedule(scheduler: Any) -> ForeignSchedule:
     Raises:
         UserError: for a scheduler without a noise schedule that is known here, and for one that inverts its sigmas.
     """
+    if isinstance(ours := getattr(scheduler, "schedule", None), ForeignSchedule):  # of gen.as_scheduler
+        return ours
     kind, config = type(scheduler).__name__, dict(getattr(scheduler, "config", {}))
     if config.get("invert_sigmas"):
         raise UserError(f"{kind} has invert_sigmas, under which its sigmas rise: allowed are schedulers without it")
@@ -92,6 +94,9 @@ def read_times(scheduler: Any, path: NoisePath) -> Tensor:
         Falling times, float64 [steps + 1] on the CPU; the last is 0, or that of the lowest noise level at which the
         scheduler ends. Evaluations inside of a step are left out, as are steps that stay at a time.
     """
+    if isinstance(getattr(scheduler, "schedule", None), ForeignSchedule):
+        times: Tensor = scheduler.times
+        return times
     levels = getattr(scheduler, "sigmas", None)
     if levels is None:
         entries = torch.as_tensor(getattr(scheduler, "_timesteps", scheduler.timesteps)).double().cpu().flatten()

@@ -8,6 +8,7 @@ Solvers are pure and cheap beside a network, so replay changes no bit of the res
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import warnings
@@ -49,7 +50,7 @@ class MissingPrediction(Exception):
     """The end of a replay: the evaluation that is needed next."""
 
     def __init__(self, x: Tensor, t: Tensor, s: Tensor | None):
-        super().__init__()
+        super().__init__(x, t, s)  # as arguments they are copied with it
         self.x, self.t, self.s = x, t, s
 
 
@@ -205,6 +206,11 @@ class Scheduler:
         return self.timetable.start_std(self.times[0])
 
     @property
+    def schedule(self) -> ForeignSchedule:
+        """Path, parameterisation and unit of time, for gen.diffusion.foreign_schedule."""
+        return self.timetable.schedule
+
+    @property
     def sigmas(self) -> Tensor:
         """Noise levels at each evaluation and at the end, as `set_timesteps` takes them; Wan's pipeline reads them."""
         known = self._planned() or self._made() or [self.times[0]]
@@ -271,7 +277,13 @@ class Scheduler:
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the network's input for a sample [B, ...]: c_in of EDM times it, otherwise the sample."""
-        t = self.pending.t if self.pending else self.times[self._step_at(timestep)]
+        if self.pending:
+            t = self.pending.t
+        elif timestep is None or self.begin_index is not None:
+            t = self.times[self._step_at(timestep)]
+        else:
+            listed = torch.stack([*self.times[:-1], *self._planned()])
+            t = listed[self._find(timestep, listed, "is not listed; listed are")]
         return expand(self.parameterisation.scale(self.path, t), sample) * sample
 
     @property
@@ -445,6 +457,11 @@ class StepwiseTimesteps(Tensor):
 
     def __len__(self) -> int:
         return self.scheduler.num_inference_steps if self.counts_steps else len(self.as_subclass(Tensor))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepwiseTimesteps:
+        copied = memo[id(self)] = self.as_subclass(Tensor).clone().as_subclass(StepwiseTimesteps)
+        copied.scheduler, copied.counts_steps = copy.deepcopy(self.scheduler, memo), self.counts_steps
+        return copied
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) and index.start and index.stop is None and index.step is None:

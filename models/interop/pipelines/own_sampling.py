@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, NamedTuple
 
-from gen.config.spec import Json
+from gen.config.spec import Json, spec_of
 
 __all__ = ["OwnSampling", "own_sampling"]
 
@@ -73,6 +73,8 @@ def solver_of(scheduler: Any) -> tuple[Json, bool]:
     Args:
         scheduler: of a pipeline.
     """
+    if hasattr(scheduler, "timetable"):  # of gen.as_scheduler
+        return spec_of(scheduler.solver), True
     kind, config = type(scheduler).__name__, scheduler.config
     if kind in MULTISTEP:
         spec: Json = {"name": MULTISTEP[kind], "solver_order": int(config.get("solver_order", 2))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 
 import pytest
@@ -165,6 +166,23 @@ def test_a_cache_on_a_live_pipeline_sees_every_evaluation():
     with gen.accelerate(pipe, "fora", interval=1) as live:
         assert torch.equal(run(pipe, call("flux")), plain)
     assert live.report.evaluations == 2 * (2 * STEPS - 1)  # of both branches
+
+
+@pytest.mark.parametrize("name", ["flux", "sd15"])
+@pytest.mark.parametrize("solver", ["heun", "exp_ab"])
+def test_a_pipeline_with_our_scheduler_is_copied_and_loaded(name, solver):
+    """After a run, too; `gen.load_diffusers` takes the solver and the times from the scheduler."""
+    pipe = tiny(name)
+    pipe.scheduler = as_scheduler(solver, like=pipe.scheduler)
+    out = run(pipe, call(name))
+    assert torch.equal(run(copy.deepcopy(pipe), call(name)), out)
+    given = {key: value for key, value in call(name).items() if key not in ("generator", "output_type")}
+    model = gen.load_diffusers(pipe, **given)
+    assert (model.own.solver["name"], model.own.exact) == (solver, True)
+    unit = torch.randn(2, *model.pipeline.shape, generator=torch.Generator().manual_seed(1))
+    start = pipe.scheduler.path.start(unit, pipe.scheduler.times[0])
+    theirs = run(pipe, given | {"latents": start, "output_type": "latent"})
+    assert relative(model.sample(noise=unit, decode=False).x, theirs) < 2e-5
 
 
 def test_a_pipeline_saves_the_scheduler_that_was_replaced(tmp_path):
