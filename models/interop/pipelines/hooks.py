@@ -59,7 +59,7 @@ class Hooked:
         sites: names of the sites around it, the outermost first.
         enters, leaves: spans that begin before it and end after it, the outermost first.
         fresh: attributes that came with the hook.
-        forward: the module's, with the hook.
+        forward, inside, compiled: the module's, with the hook, within it, and that compiled.
     """
 
     module: nn.Module
@@ -69,11 +69,15 @@ class Hooked:
     leaves: list[Span] = field(default_factory=list)
     fresh: tuple[str, ...] = ()
     forward: Any = None
+    inside: Any = None
+    compiled: Any = None
 
     def unhook(self) -> None:
         """Take the hook off; what accelerate has put around it since stays."""
         module, own = self.module, vars(self.module)
         registry, now, inside = own["_diffusers_hook"], module.forward, own.get("_old_forward")
+        if registry.hooks[HOOK].fn_ref.original_forward is self.compiled:
+            registry.hooks[HOOK].fn_ref.original_forward = self.inside  # which the registry puts back
         registry.remove_hook(HOOK, recurse=False)
         if inside is self.forward:
             own["_old_forward"] = module.forward
@@ -268,8 +272,9 @@ class SiteHooks:
             hook = _hook(self, hooked)
             HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
             hooked.forward = own["forward"]
+            hooked.inside = hook.fn_ref.original_forward
             if self.compiled and isinstance(hooked.stream, BlockStream):
-                hook.fn_ref.original_forward = torch.compile(hook.fn_ref.original_forward)
+                hook.fn_ref.original_forward = hooked.compiled = torch.compile(hooked.inside)
             if module is self.network:
                 self._contexts = hook.contexts
         self._forget_registries()

@@ -127,14 +127,16 @@ def test_cached_adapters_are_as_their_own_cached_network():
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_within_the_hooks(monkeypatch):
     whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: whole(f, backend="eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", lambda f: whole(f, backend="eager"))
     pipe = tiny("wan")
-    plain = run(pipe, "wan")
+    offload_groups(pipe.transformer)  # whose hooks stay
+    plain, before = run(pipe, "wan"), [block.forward for block in pipe.transformer.blocks]
     with gen.accelerate(pipe, every(1, ("trunk",)), engine="compiled") as live:
         assert relative(run(pipe, "wan"), plain) < 1e-5
         live.cache = every(2, ("trunk",))
         run(pipe, "wan")
         assert live.report.full == 4
+    assert [block.forward for block in pipe.transformer.blocks] == before
     assert torch.equal(run(pipe, "wan"), plain)
 
 
