@@ -164,6 +164,7 @@ class DecodingLoop:
         self.eos = (*predictor.eos_token_ids, self.mask)[0]  # pads
         # rules that fill masks come first: an end-of-text token that they write ends the text
         self.rules = sorted(enumerate(decoding.stopping_rules, 1), key=lambda pair: not pair[1].whole_text)
+        self.whole_text = decoding.policy.may_skip or any(rule.whole_text for _, rule in self.rules)
         self.suppressed = torch.tensor([self.mask, *decoding.suppress_tokens])
         self.device: torch.device = getattr(predictor, "device", torch.device("cpu"))
         self.kv_cache: KvCache | None = None
@@ -262,7 +263,7 @@ class DecodingLoop:
         """Return the positions [R, W] whose logits are needed: the windows, or all that is generated; N beyond all."""
         decoding, start = self.decoding, self.schedule.window.start
         width = decoding.block_schedule.width(self.longest, self.predictor.block_size)
-        if decoding.policy.may_skip or any(rule.whole_text for _, rule in self.rules):
+        if self.whole_text:
             start, width = self.canvas.prompt_end, self.longest
         return (start[:, None] + torch.arange(width, device=start.device)).clamp(max=self.width)
 
@@ -354,7 +355,9 @@ class DecodingLoop:
         """Return the policy's inputs at this step; slots: the positions, N instead of those beyond the canvas."""
         canvas, window, schedule = self.canvas, self.schedule.window, self.schedule
         sampling = self.decoding.sampling
-        in_window = (slots >= window.start[:, None]) & (slots < window.stop[:, None])
+        in_window = slots < window.stop[:, None]
+        if self.whole_text:  # else the queried positions begin with the window
+            in_window = in_window & (slots >= window.start[:, None])
         open_ = masked.gather(1, slots)
         active = open_ & in_window
         schedule.mask_budget = torch.where(new_window, active.sum(1), schedule.mask_budget)
