@@ -219,11 +219,11 @@ class Pipeline:
             raise UserError(f"{self.name} is no network, and an engine prepares networks")
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
-        if self.decoder is not None:
-            raise UserError(
-                f"{self.name} has the network of a pipeline, which an engine would copy: see gen.accelerate"
-            )
         built = engine_of(engine)
+        if self.decoder is not None and getattr(built, "copies", True):
+            raise UserError(
+                f"{self.name} has the network of a pipeline, which this engine would copy: see gen.accelerate"
+            )
         net = built.prepare(self.denoiser.net, self.device)
         return replace(self, denoiser=replace(self.denoiser, net=net), engine=built)
 

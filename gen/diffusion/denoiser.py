@@ -6,9 +6,9 @@ gen/diffusion/worlds.py answer the same call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Chain, FeatureRecorder, Tap, evaluate_network
 
-__all__ = ["Cond", "CountingDenoiser", "Denoiser", "DenoiserLike", "LearnedVariance"]
+__all__ = ["Cond", "CountingDenoiser", "Denoiser", "DenoiserLike", "LearnedVariance", "predict_branches"]
 
 Cond = Mapping[str, Tensor]
 
@@ -173,3 +173,21 @@ class CountingDenoiser:
 
     def null(self, cond: Cond) -> Cond:
         return self.inner.null(cond)
+
+
+def predict_branches(
+    f: DenoiserLike, first: Callable[[], Prediction], second: Callable[[], Prediction]
+) -> tuple[Prediction, Prediction]:
+    """Return two predictions of one network: one after the other, or as its engine shares them out between processes.
+
+    Args:
+        f: the denoiser that both call, perhaps counted.
+        first, second: each evaluates the network once.
+    """
+    inner: Any = f
+    while not isinstance(inner, Denoiser) and hasattr(inner, "inner"):
+        inner = inner.inner
+    if not isinstance(inner, Denoiser) or inner.with_variance:  # variances are a second output
+        return first(), second()
+    run = members(inner.net).run_branches
+    return (first(), second()) if run is None else run(first, second)

@@ -141,6 +141,8 @@ class NetMembers:
         about: "" for a network that no engine prepared.
         fixed_batch: whether a further size of the batch is costly, or all processes must have the same: caches then
             compute all rows or none.
+        run_branches: two evaluations on several processes, of an engine's network (gen.models.engines.branches); None
+            to run one after the other.
     """
 
     state_shape: tuple[int, ...] | None
@@ -154,6 +156,7 @@ class NetMembers:
     fixed_batch: bool
     conditions: tuple[str, ...]
     store_null_text: Callable[[Tensor, Tensor, Tensor | None], None] | None
+    run_branches: Callable[[Callable[[], Any], Callable[[], Any]], tuple[Any, Any]] | None
 
 
 def members(net: nn.Module) -> NetMembers:
@@ -175,6 +178,7 @@ def members(net: nn.Module) -> NetMembers:
         fixed_batch=getattr(inner, "fixed_batch", False),
         conditions=tuple(getattr(inner, "conditions", ())),
         store_null_text=getattr(inner, "store_null_text", None),
+        run_branches=getattr(inner, "run_branches", None),
     )
 
 

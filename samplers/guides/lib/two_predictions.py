@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.contracts import Guide
-from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike, LearnedVariance
+from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike, LearnedVariance, predict_branches
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap, with_branch
 
@@ -141,8 +142,9 @@ class GuidedDenoiser:
         if cond and guide.batched and tap is None and self.other is None:
             c, u = self.predict_batched(x, t, cond, s)
         else:
-            u = self.predict_other(x, t, cond, s, tap)
-            c = self.f(x, t, cond, s=s, tap=tap)
+            other = partial(self.predict_other, x, t, cond, s, tap)
+            plain = partial(self.f, x, t, cond, s=s, tap=tap)
+            u, c = predict_branches(self.f, other, plain) if self.other is None else (other(), plain())
         whole = self.guided(x, t, cond, s, tap, c, u)
         on = active.reshape(active.shape + (1,) * (x.ndim - active.ndim)).to(x.device)
         return c.replace(*(torch.where(on, g, p) for g, p in zip(whole, c, strict=True)))
