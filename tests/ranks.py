@@ -23,16 +23,19 @@ IMPORTED = ["torch.distributed.fsdp", "accelerate", "gen.training.trainer", "tes
 LAUNCHERS = ("ACCELERATE_", "FSDP_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")  # variables of theirs
 
 
-def spread(worker, count, folder, timeout=120, **environ):
-    """[{name: tensor} of rank 0, 1, ...] of the function "module:name" without arguments, in such an environment."""
+def spread(worker, count, folder, timeout=120, fresh=False, **environ):
+    """[{name: tensor} of rank 0, 1, ...] of the function "module:name" without arguments, in such an environment.
+
+    fresh: they import everything themselves, for what reads the environment when it is imported, as Triton does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    context = get_context("forkserver")
+    context = get_context("spawn" if fresh else "forkserver")
     context.set_forkserver_preload(IMPORTED)
     given = [(worker, folder, count, rank, environment(**environ)) for rank in range(count)]
     ranks = [context.Process(target=main, args=args) for args in given]
     end = time.monotonic() + timeout
     try:
-        with patch.dict(os.environ, environment()):  # of the server, if it starts now
+        with patch.dict(os.environ, environment(**environ)):  # of the server, if it starts now
             for rank in ranks:
                 rank.start()
         while any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks):

@@ -81,7 +81,7 @@ def test_angles_and_gains_are_of_all_positions(ranks):
 @pytest.mark.slow
 def test_the_ring_by_our_kernels_is_the_ring(tmp_path):
     pytest.importorskip("triton")
-    ranks = spread("tests.kernels.sequences:interpreted", 3, tmp_path, TRITON_INTERPRET="1")
+    ranks = spread("tests.kernels.sequences:interpreted", 3, tmp_path, fresh=True, TRITON_INTERPRET="1")
     qkv = numbers(1, 12, 3, 2, 16, dtype=torch.float32).requires_grad_()
     out = packed_attention(qkv)
     (out * numbers(1, 12, 2, 16, dtype=torch.float32)).sum().backward()
