@@ -1,51 +1,80 @@
-"""Low-rank adapters by peft: a network learns by small matrices beside its linear layers, which alone are stored.
+"""Adapters by peft: a network learns by a few numbers beside its layers, which alone are stored.
 
 The network that they were trained on lies in the folder run.init, which gen.load reads, too, and adds them up; or it
-was given as an object, as it is to gen.load.
+was given as an object, as it is to gen.load. Its weights never change: an initialisation that peft pairs with changed
+weights W - s B0 A0 is a second, frozen adapter -s B0 A0 here, so that the adapters alone fit the original ones.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatch
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gen.config.errors import MissingDependency, UserError, shown
+from gen.config.errors import MissingDependency, UserError, nearest
 from gen.config.fields import check_fields
 
-__all__ = ["LoRA", "adapted", "adapted_copy", "adapter_tensors", "merged"]
+__all__ = ["LoRA", "adapted", "adapted_copy", "adapter_tensors", "by_layer", "merged", "saved_tensors"]
 
-A, B = ".lora_A.default.weight", ".lora_B.default.weight"
+A, B = "lora_A.default.weight", "lora_B.default.weight"
+OWN = re.compile(r"(.+)\.((?:lora|lokr|miss)_\w+\.(?:default|start)(?:\.weight)?)")  # layer, tensor of its adapter
+MOVED = ("pissa", "olora", "lora_ga")  # initialisations that begin anywhere: the network begins at W - s B0 A0
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters W + alpha / rank B A of linear layers (Hu et al. 2021, arXiv 2106.09685); B begins at 0.
+    """Low-rank adapters W + alpha / rank B A of linear layers (Hu et al. 2021, arXiv 2106.09685), and their relatives.
+
+    Every method and initialisation begins with the network as it is.
 
     Attributes:
         rank: of the product, at least 1.
-        alpha: positive; None for the rank, a factor of 1.
-        targets: last parts of the names of the layers that get one, such as "q", "k" and "v", or "attn.o"; () for every
-            linear layer but the head.
-        dropout: share of an adapter's inputs that are dropped in training.
+        alpha: positive; None for the rank, a factor of 1 of "lora"; "miss" has none.
+        targets: patterns (fnmatch) of the names of the layers that get one, or of their last parts, such as "q", "k"
+            and "v", "attn.o" or "blocks.1?.mlp.*"; convolutions among them get one, too, by lora, rslora, dora and
+            lokr. () for every linear layer but the head.
+        dropout: share of an adapter's inputs that are dropped in training; "lokr" has none.
+        method: "lora"; "rslora", alpha / sqrt(rank) for alpha / rank (Kalajdzievski 2023, arXiv 2312.03732); "dora",
+            the norm of each row of the weight apart from its direction (Liu et al. 2024, arXiv 2402.09353); "lokr", a
+            Kronecker product (Yeh et al. 2023, arXiv 2309.14859); "miss", one matrix that blocks of inputs share, once
+            called Bone (Kang & Yin 2024, arXiv 2409.15371).
+        init: of A and B. "default" is the method's own: for LoRA uniform A and B = 0; "gaussian", normal A and B = 0;
+            "orthogonal", B A = 0 by orthogonal rows, of even rank (as peft describes it); "pissa", the largest singular
+            vectors of W (Meng et al. 2024, arXiv 2404.02948); "olora", the QR decomposition of W (Büyükakyüz 2024,
+            arXiv 2406.01775).
     """
 
     rank: int = 16
     alpha: float | None = None
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
+    method: Literal["lora", "rslora", "dora", "lokr", "miss"] = "lora"
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
 
     def __post_init__(self) -> None:
         check_fields(self, rank="[1, 1000000]", alpha="(0, inf)", dropout="[0, 1)")
+        if self.init != "default" and (
+            self.method in ("lokr", "miss") or (self.method, self.init in MOVED) == ("dora", True)
+        ):
+            raise UserError(f"lora: init = {self.init!r} is not for method = {self.method!r}")
+        if self.init == "orthogonal" and self.rank % 2:
+            raise UserError(f"lora: init = 'orthogonal' with rank = {self.rank}; allowed: an even rank")
+        if self.method == "miss" and self.alpha is not None:
+            raise UserError("lora: method = 'miss' has no alpha: leave it out")
+        if self.method == "lokr" and self.dropout:
+            raise UserError("lora: method = 'lokr' has no dropout: leave it out")
 
     @property
     def scale(self) -> float:
         """Factor of B A."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        own = self.rank if self.alpha is None else self.alpha
+        return own / (self.rank**0.5 if self.method == "rslora" else self.rank)
 
     def layers(self, net: nn.Module) -> list[str]:
         """Return the names of the layers of a network that get an adapter.
@@ -54,17 +83,51 @@ class LoRA:
             net: the network.
 
         Raises:
-            UserError: if there are none for one of the targets.
+            UserError: if there are none, or none for one of the targets.
         """
-        linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+        of = {name: module for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+        linear = [name for name, module in of.items() if isinstance(module, nn.Linear)]
+        if not of:
+            raise UserError(f"lora: {type(net).__name__} has no linear layers and no plain convolutions to adapt")
         if not self.targets:
             return [name for name in linear if name != "head"]
-        of = {t: [name for name in linear if f".{name}".endswith(f".{t}")] for t in self.targets}
-        for target, names in of.items():
+        whole = self.method != "miss" and self.init in ("default", "gaussian")
+        known = [name for name, module in of.items() if (whole and getattr(module, "groups", 1) == 1) or name in linear]
+        chosen = set[str]()
+        for target in self.targets:
+            names = [name for name in known if fnmatch(f".{name}", f"*.{target}")]
             if not names:
-                ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-                raise UserError(f"lora.targets: no linear layer ends in {target!r}; allowed: {shown(list(ends))}")
-        return [name for name in linear if any(name in names for names in of.values())]
+                ends = dict.fromkeys(end for name in known for end in (name, name.rpartition(".")[2]))
+                what = "linear layer or convolution" if whole else "linear layer"
+                raise UserError(f"lora.targets: no {what} is called {target!r}. {nearest(target, ends)}")
+            chosen.update(names)
+        return [name for name in known if name in chosen]
+
+    def config(self, names: list[str], **changes: Any) -> Any:
+        """Return peft's configuration of the adapters of some layers; MissingDependency without peft.
+
+        Args:
+            names: of the layers.
+            changes: fields of peft's that differ.
+        """
+        try:
+            from peft import LoKrConfig, LoraConfig, MissConfig
+        except ImportError:
+            raise MissingDependency("lora needs peft: pip install 'gen-diffusion[lora]'") from None
+        alpha: Any = self.rank if self.alpha is None else self.alpha
+        if self.method == "miss":
+            return MissConfig(r=self.rank, miss_dropout=self.dropout, target_modules=names)
+        if self.method == "lokr":
+            return LoKrConfig(r=self.rank, alpha=alpha, target_modules=names)
+        init: Any = True if self.init == "default" else self.init
+        given: dict[str, Any] = {
+            "lora_alpha": alpha,
+            "lora_dropout": self.dropout,
+            "init_lora_weights": init,
+            **changes,
+        }
+        given |= {"use_rslora": self.method == "rslora", "use_dora": self.method == "dora"}
+        return LoraConfig(r=self.rank, target_modules=names, **given)
 
 
 def adapted(given: nn.Module, lora: LoRA | None) -> nn.Module:
@@ -81,15 +144,32 @@ def adapted(given: nn.Module, lora: LoRA | None) -> nn.Module:
     if lora is None:
         return given
     names = lora.layers(given)
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise MissingDependency("lora needs peft: pip install 'gen-diffusion[lora]'") from None
-    alpha: Any = lora.rank if lora.alpha is None else lora.alpha
-    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, lora_dropout=lora.dropout)
+    config = lora.config(names)
+    from peft import inject_adapter_in_model
+
+    layers = {name: given.get_submodule(name) for name in names}
+    weights: dict[str, Any] = {name: layer.weight.data for name, layer in layers.items()} if lora.init in MOVED else {}
+    for name, weight in weights.items():  # others may share it, and peft changes it
+        layers[name].weight.data = weight.clone()
     net: Any = inject_adapter_in_model(config, given.requires_grad_(False))
+    for name, weight in weights.items():
+        layers[name].weight.data = weight
+    if weights:
+        _subtract_start(net, lora, names)
     net.adapted = True  # gen.training.state stores its adapters alone
     return net
+
+
+def _subtract_start(net: Any, lora: LoRA, names: list[str]) -> None:
+    """Add the frozen adapter "start", which takes off what the adapter "default" begins with."""
+    alpha = -float(lora.rank if lora.alpha is None else lora.alpha)
+    config = lora.config(names, lora_dropout=0.0, init_lora_weights=True)
+    for name in names:
+        layer = net.get_submodule(name)
+        layer.update_layer("start", lora.rank, lora_alpha=alpha, config=config)
+        layer.set_adapter(["default", "start"])
+        for part in (layer.lora_A, layer.lora_B):
+            part["start"].weight = nn.Parameter(part["default"].weight.detach().clone(), requires_grad=False)
 
 
 def adapted_copy(net: nn.Module) -> nn.Module:
@@ -108,7 +188,7 @@ def adapter_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         tensors: a network's state.
     """
-    own = {name: tensor for name, tensor in tensors.items() if name.endswith((A, B))}
+    own = {name: tensor for name, tensor in tensors.items() if OWN.fullmatch(name)}
     return own or dict(tensors)
 
 
@@ -125,11 +205,74 @@ def merged(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], lora: LoR
         UserError: for adapters of another network.
     """
     out = dict(base)
-    for name in (name.removesuffix(A) for name in adapters if name.endswith(A)):
-        weight, up, down = base.get(f"{name}.weight"), adapters.get(name + B), adapters[name + A]
-        if weight is None or up is None or weight.shape != (len(up), down.shape[1]):
+    for name, parts in by_layer(adapters):
+        weight = base.get(f"{name}.weight")
+        if weight is None:
             raise UserError(f"the adapter of {name} does not fit the network that run.init holds")
         wide = torch.promote_types(weight.dtype, torch.float32)
-        delta = lora.scale * up.to(wide) @ down.to(wide)
-        out[f"{name}.weight"] = (weight.to(wide) + delta.to(weight.device)).to(weight.dtype)
+        try:
+            whole = _with_adapter(
+                weight.to(wide), {key: part.to(weight.device, wide) for key, part in parts.items()}, lora
+            )
+        except (RuntimeError, KeyError, ValueError):  # other shapes or tensors
+            raise UserError(f"the adapter of {name} does not fit the network that run.init holds") from None
+        out[f"{name}.weight"] = whole.to(weight.dtype)
     return out
+
+
+def by_layer(adapters: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the name of each layer with an adapter, and the adapter's tensors by their own names.
+
+    Args:
+        adapters: as of `adapter_tensors`.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in adapters.items():
+        if match := OWN.fullmatch(name):
+            layers.setdefault(match[1], {})[match[2]] = tensor
+    yield from layers.items()
+
+
+def saved_tensors(adapters: Mapping[str, Tensor], lora: LoRA) -> dict[str, Tensor]:
+    """Return adapters by the names that peft and diffusers store, of alpha = rank: the factor is in B.
+
+    Those of an initialisation that is subtracted have twice the rank: [B, -B0] [A; A0].
+
+    Args:
+        adapters: as of `adapter_tensors`.
+        lora: the adapters.
+
+    Raises:
+        UserError: for a method that diffusers does not load.
+    """
+    if lora.method in ("lokr", "miss"):
+        raise UserError(f"method = {lora.method!r} is not one that diffusers loads; allowed: lora, rslora, dora")
+    out = dict[str, Tensor]()
+    for name, parts in by_layer(adapters):
+        down, up = parts[A], lora.scale * parts[B]
+        if lora.init in MOVED:
+            down = torch.cat([down, parts[A.replace("default", "start")]])
+            up = torch.cat([up, -lora.scale * parts[B.replace("default", "start")]], 1)
+        out |= {f"{name}.lora_A.weight": down.contiguous(), f"{name}.lora_B.weight": up.contiguous()}
+        if lora.method == "dora":
+            out[f"{name}.lora_magnitude_vector.weight"] = parts["lora_magnitude_vector.default.weight"].contiguous()
+    return out
+
+
+def _with_adapter(weight: Tensor, parts: Mapping[str, Tensor], lora: LoRA) -> Tensor:
+    """Return the weight of one layer with its adapter added in."""
+    if lora.method in ("lora", "rslora"):
+        delta = lora.scale * parts[B].flatten(1) @ parts[A].flatten(1)
+        if lora.init in MOVED:
+            delta = delta - lora.scale * parts[B.replace("default", "start")] @ parts[A.replace("default", "start")]
+        return weight + delta.view_as(weight)
+    from peft import inject_adapter_in_model
+
+    out, inner, *kernel = weight.shape
+    layer: Any = nn.Conv2d(inner, out, kernel, bias=False) if kernel else nn.Linear(inner, out, bias=False)  # type: ignore[arg-type]
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    alone: Any = inject_adapter_in_model(lora.config(["layer"]), nn.ModuleDict({"layer": layer}))
+    alone.load_state_dict({f"layer.{key}": part for key, part in parts.items()} | {"layer.base_layer.weight": weight})
+    alone["layer"].merge()
+    merged_weight: Tensor = alone["layer"].get_base_layer().weight.detach()
+    return merged_weight

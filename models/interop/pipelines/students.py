@@ -22,13 +22,13 @@ from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.net import members
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.sampling import integrate
+from gen.training.lora import saved_tensors
 from gen.training.run import run_from
 
 __all__ = ["Rows", "save_adapters", "teacher_samples"]
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 COMPONENTS = {"inner.": ("unet", "transformer"), "low.": ("transformer_2",)}  # of a PipelineNet, in a pipeline
-A, B = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 class Rows:
@@ -104,7 +104,8 @@ def save_adapters(run: str | Path, pipe: Any, out: str | Path, weights: str | No
         The file.
 
     Raises:
-        UserError: for a run without adapters, or of another network.
+        UserError: for a run without adapters, with adapters of a method that diffusers does not load, or of another
+            network.
     """
     from safetensors.torch import save_file
 
@@ -117,11 +118,8 @@ def save_adapters(run: str | Path, pipe: Any, out: str | Path, weights: str | No
     file = f"{info['role']}.safetensors" if label == "raw" else f"{info['role']}-{label}.safetensors"
     if file not in info["files"]:
         raise UserError(f"{run} has no weights {label!r}")
-    tensors = {}
-    for name, tensor in checkpoints.read_tensors(checkpoint, file, info).items():
-        own = name.replace(A, ".lora_A.weight").replace(B, ".lora_B.weight")
-        scale = trained.lora.scale if name.endswith(B) else 1.0  # alpha is not stored: theirs is then the rank
-        tensors[_component(own, pipe)] = (tensor * scale).contiguous()
+    own = saved_tensors(checkpoints.read_tensors(checkpoint, file, info), trained.lora)
+    tensors = {_component(name, pipe): tensor for name, tensor in own.items()}
     path = Path(out)
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})

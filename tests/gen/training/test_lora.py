@@ -55,8 +55,12 @@ def test_adapters_alone_are_trained_and_stored_and_loading_adds_them_up(base, tm
     assert len(gen.load(done.folder).generate("copy : a b =", 4).texts) == 1
 
 
-def test_what_the_trainer_computes_is_what_is_loaded(base, tmp_path):
-    trainer = Trainer(adapting(base, ema=[]), tmp_path / "run", "never", "test", True)
+LORAS = [LoRA(2, 4.0, ("q", "v")), LoRA(2, 3.0, init="pissa"), LoRA(2, method="dora"), LoRA(2, method="lokr")]
+
+
+@pytest.mark.parametrize("lora", [*LORAS, LoRA(2, method="miss"), LoRA(2, method="rslora", init="olora")])
+def test_what_the_trainer_computes_is_what_is_loaded(lora, base, tmp_path):
+    trainer = Trainer(dataclasses.replace(adapting(base, ema=[]), lora=lora), tmp_path / "run", "never", "test", True)
     for batch in trainer._batches():
         trainer.step(batch)
     trainer._open()
@@ -67,8 +71,9 @@ def test_what_the_trainer_computes_is_what_is_loaded(base, tmp_path):
     trainer.output.close()
 
 
-def test_a_run_with_adapters_resumes_to_the_bit(base, tmp_path):
-    run = adapting(base, **{"lora.dropout": 0.2})
+@pytest.mark.parametrize("lora", [LoRA(2, dropout=0.2), LoRA(2, init="pissa"), LoRA(2, method="dora")])
+def test_a_run_with_adapters_resumes_to_the_bit(lora, base, tmp_path):
+    run = dataclasses.replace(adapting(base), lora=lora)
     whole = train(run, tmp_path / "whole", quiet=True)
     half = whole.folder / "checkpoints" / "step-0000002"
     info = checkpoints.read(half)
@@ -103,7 +108,9 @@ def test_what_does_not_go_together_is_refused_in_one_line(base, tmp_path, monkey
         dataclasses.replace(run, init=None)
     with pytest.raises(UserError, match=r"Run: lora with shard = true"):
         dataclasses.replace(run, shard=True)
-    with pytest.raises(UserError, match=r"lora.targets: no linear layer ends in 'query'; allowed: \['q', 'k', "):
+    with pytest.raises(
+        UserError, match=r"lora.targets: no linear layer or convolution is called 'query'. Allowed: blocks.0"
+    ):
         train(override(run, {"lora.targets": ["q", "query"]}), tmp_path / "run", quiet=True)
     assert override(text_run(init=str(base)), {"lora.rank": "3"}).lora == LoRA(3)
     done = train(run, tmp_path / "moved", quiet=True)

@@ -10,6 +10,7 @@ import torch
 import gen
 from gen.config import checkpoints
 from gen.config.errors import UserError
+from gen.config.spec import override
 from gen.data.given import GivenData
 from gen.diffusion.noise import training_noise
 from gen.diffusion.sampling import integrate
@@ -90,10 +91,13 @@ def test_a_few_steps_lower_the_loss(name, method, tmp_path):
     assert after < 0.9 * before
 
 
-@pytest.mark.parametrize(("name", "steps"), [("sd3", 1), ("sd15", 2)])
-def test_the_pipeline_with_its_adapters_gives_what_gen_gives(name, steps, tmp_path):
+LORAS = [("sd3", 1, {}), ("sd15", 2, {}), ("sd3", 1, {"lora.init": "pissa"}), ("sd3", 1, {"lora.method": "dora"})]
+
+
+@pytest.mark.parametrize(("name", "steps", "changes"), LORAS, ids=["sd3", "sd15", "sd3-pissa", "sd3-dora"])
+def test_the_pipeline_with_its_adapters_gives_what_gen_gives(name, steps, changes, tmp_path):
     pipe, f, _ = teacher(name)
-    done = train(run_of(name, {"name": "ect"}), tmp_path / "run", quiet=True)
+    done = train(override(run_of(name, {"name": "ect"}), changes), tmp_path / "run", quiet=True)
     file = save_adapters(done.folder, pipe, tmp_path / "lora")
     student = gen.load(done.folder, model=f.net).denoiser
     own = tiny(name)

@@ -1,0 +1,107 @@
+"""The laws of adapters, over every family of denoisers, every method and every initialisation."""
+
+import pytest
+import torch
+from torch import nn
+
+from gen.config.errors import UserError
+from gen.training.lora import OWN, LoRA, adapted, adapter_tensors, merged
+from tests.models.test_families import FAMILIES, digits, inputs, random_net
+
+WAYS = {
+    "gaussian": LoRA(2, init="gaussian"),
+    "orthogonal": LoRA(2, init="orthogonal"),
+    "pissa": LoRA(2, 3.0, init="pissa"),
+    "olora": LoRA(2, 3.0, init="olora"),
+    "rslora": LoRA(4, 2.0, method="rslora"),
+    "rslora, pissa": LoRA(4, 2.0, method="rslora", init="pissa"),
+    "dora": LoRA(2, method="dora"),
+    "lokr": LoRA(2, method="lokr"),
+    "miss": LoRA(2, method="miss"),
+}
+
+
+def check(name, lora):
+    """At the start the network itself; gradients reach every adapter and nothing else; merged it computes the same."""
+    spec = digits(name)
+    plain, net = (random_net(spec, dtype=torch.float32) for _ in range(2))
+    base = {key: value.clone() for key, value in plain.state_dict().items()}
+    x, t, cond = inputs(net, dtype=torch.float32)
+    plain(x, t, cond).square().mean().backward()
+    reached = {key for key, p in plain.named_parameters() if p.grad is not None and p.grad.any()}
+    torch.manual_seed(0)
+    adapted(net, lora)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, t, cond), plain(x, t, cond), rtol=2e-4, atol=2e-5)
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    out = net(x, t, cond)
+    out.square().mean().backward()
+    trained = {key: p for key, p in net.named_parameters() if p.requires_grad}
+    stored = adapter_tensors(net.state_dict())
+    assert trained.keys() <= stored.keys() and all(".default" in key for key in trained)
+    moved = {key for key, p in net.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {key for key in trained if OWN.fullmatch(key)[1] + ".weight" in reached}
+    frozen = {key.replace(".base_layer.", "."): p for key, p in net.state_dict().items() if key not in stored}
+    assert all(torch.equal(p, base[key]) for key, p in frozen.items())
+    plain.load_state_dict(merged(base, stored, lora))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x, t, cond), out.detach(), rtol=2e-3, atol=2e-4)
+        assert not torch.allclose(net(x, t, cond), spec_out(base, plain, x, t, cond), rtol=1e-2, atol=1e-3)
+
+
+def spec_out(base, net, x, t, cond):
+    net.load_state_dict(base)
+    return net(x, t, cond)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_takes_adapters(name):
+    if name == "edm2":  # whose every layer normalises its own weights
+        with pytest.raises(UserError, match="EDM2Net has no linear layers and no plain convolutions to adapt"):
+            adapted(digits(name).build(), LoRA(2))
+        return
+    check(name, LoRA(2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_method_and_initialisation(way):
+    check("dit", WAYS[way])
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_convolutions_that_a_pattern_names(method):
+    spec = digits("unet")
+    net = random_net(spec)
+    names = LoRA(2, targets=("*",)).layers(net)
+    convolutions = [name for name in names if isinstance(net.get_submodule(name), nn.Conv2d)]
+    assert convolutions
+    check("unet", LoRA(2, targets=tuple(convolutions[1:4]), method=method))
+
+
+def test_targets_are_patterns_of_names():
+    net = random_net(digits("dit"))
+    attention = LoRA(targets=("attn.*",)).layers(net)
+    assert attention and all(".attn." in name for name in attention)
+    assert LoRA(targets=("blocks.[01].attn.*",)).layers(net) == [n for n in attention if n.split(".")[1] in "01"]
+    with pytest.raises(
+        UserError, match=r"no linear layer or convolution is called 'blocks.0.atn.qkv'. Did you mean 'blo"
+    ):
+        LoRA(targets=("blocks.0.atn.qkv",)).layers(net)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "miss", "init": "pissa"}, "init = 'pissa' is not for method = 'miss'"),
+        ({"method": "dora", "init": "olora"}, "init = 'olora' is not for method = 'dora'"),
+        ({"rank": 3, "init": "orthogonal"}, "rank = 3; allowed: an even rank"),
+        ({"method": "miss", "alpha": 2.0}, "'miss' has no alpha"),
+        ({"method": "lokr", "dropout": 0.1}, "'lokr' has no dropout"),
+        ({"init": "eva_"}, "init"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given, said):
+    with pytest.raises(UserError, match=said):
+        LoRA(**given)
