@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, UserError, nearest
 from gen.config.fields import check_fields
+from gen.training.data_start import Losses, eva_directions, gradient_batches
 
 __all__ = ["LoRA", "adapted", "adapted_copy", "adapter_tensors", "by_layer", "merged", "saved_tensors"]
 
@@ -47,7 +48,10 @@ class LoRA:
         init: of A and B. "default" is the method's own: for LoRA uniform A and B = 0; "gaussian", normal A and B = 0;
             "orthogonal", B A = 0 by orthogonal rows, of even rank (as peft describes it); "pissa", the largest singular
             vectors of W (Meng et al. 2024, arXiv 2404.02948); "olora", the QR decomposition of W (Büyükakyüz 2024,
-            arXiv 2406.01775).
+            arXiv 2406.01775); by the first batches of the run "eva", the principal directions of a layer's inputs and
+            B = 0 (Paischer et al. 2024, arXiv 2410.07170, without moving ranks between layers), and "lora_ga", the
+            singular vectors of the gradient of W (Wang et al. 2024, arXiv 2407.05000). A layer that is too small for
+            these two begins as by "default".
     """
 
     rank: int = 16
@@ -55,7 +59,7 @@ class LoRA:
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
     method: Literal["lora", "rslora", "dora", "lokr", "miss"] = "lora"
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga"] = "default"
 
     def __post_init__(self) -> None:
         check_fields(self, rank="[1, 1000000]", alpha="(0, inf)", dropout="[0, 1)")
@@ -103,6 +107,20 @@ class LoRA:
             chosen.update(names)
         return [name for name in known if name in chosen]
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether the adapters begin where the first batches say."""
+        return self.init in ("eva", "lora_ga")
+
+    def fits(self, layer: Any) -> bool:
+        """Return whether a linear layer is large enough for an initialisation by data.
+
+        Args:
+            layer: the layer.
+        """
+        out, inner = layer.weight.shape
+        return inner > self.rank if self.init == "eva" else min(out, inner) >= 2 * self.rank
+
     def config(self, names: list[str], **changes: Any) -> Any:
         """Return peft's configuration of the adapters of some layers; MissingDependency without peft.
 
@@ -111,7 +129,7 @@ class LoRA:
             changes: fields of peft's that differ.
         """
         try:
-            from peft import LoKrConfig, LoraConfig, MissConfig
+            from peft import EvaConfig, LoKrConfig, LoraConfig, LoraGAConfig, MissConfig
         except ImportError:
             raise MissingDependency("lora needs peft: pip install 'gen-diffusion[lora]'") from None
         alpha: Any = self.rank if self.alpha is None else self.alpha
@@ -127,15 +145,21 @@ class LoRA:
             **changes,
         }
         given |= {"use_rslora": self.method == "rslora", "use_dora": self.method == "dora"}
+        if given["init_lora_weights"] == "eva":
+            given["eva_config"] = EvaConfig(rho=1.0)
+        elif given["init_lora_weights"] == "lora_ga":
+            given["lora_ga_config"] = LoraGAConfig()
         return LoraConfig(r=self.rank, target_modules=names, **given)
 
 
-def adapted(given: nn.Module, lora: LoRA | None) -> nn.Module:
+def adapted(given: nn.Module, lora: LoRA | None, losses: Losses = ()) -> nn.Module:
     """Return the network, changed in place: all of it frozen, with adapters that are trained.
 
     Args:
         given: the network.
         lora: the adapters; None for none: the network stays as it is.
+        losses: of the network on the first batches, see gen.training.first_losses, for an initialisation by data; ()
+            for adapters that are read from a checkpoint next.
 
     Raises:
         MissingDependency: without peft.
@@ -148,12 +172,21 @@ def adapted(given: nn.Module, lora: LoRA | None) -> nn.Module:
     from peft import inject_adapter_in_model
 
     layers = {name: given.get_submodule(name) for name in names}
+    directions: dict[str, Tensor] = {}
+    if losses:
+        fit = [name for name, layer in layers.items() if lora.fits(layer)]
+        if lora.init == "eva":
+            directions = eva_directions(given, lora.config(fit), losses)
+        else:
+            gradient_batches(given, lora.config(fit), losses)
     weights: dict[str, Any] = {name: layer.weight.data for name, layer in layers.items()} if lora.init in MOVED else {}
     for name, weight in weights.items():  # others may share it, and peft changes it
         layers[name].weight.data = weight.clone()
     net: Any = inject_adapter_in_model(config, given.requires_grad_(False))
     for name, weight in weights.items():
         layers[name].weight.data = weight
+    for name, rows in directions.items():
+        net.get_submodule(name).lora_A["default"].weight.data.copy_(rows)
     if weights:
         _subtract_start(net, lora, names)
     net.adapted = True  # gen.training.state stores its adapters alone

@@ -16,6 +16,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import Json
 from gen.diffusion.net import members
+from gen.training.data_start import Losses
 from gen.training.lora import adapted, adapter_tensors
 from gen.training.optimiser_state import dump, load
 from gen.training.run import Run
@@ -97,12 +98,13 @@ def enable(net: nn.Module, switch: Switch) -> bool:
     return bool(modules)
 
 
-def enable_blocks(run: Run, net: nn.Module) -> None:
+def enable_blocks(run: Run, net: nn.Module, losses: Losses = ()) -> None:
     """Set what a run asks of its network's blocks, see `enable`, and give them its adapters.
 
     Args:
         run: with `fused`, `gradient_checkpointing` and `lora`.
         net: changed in place.
+        losses: as of gen.training.lora.adapted.
 
     Raises:
         UserError: if it has no such blocks.
@@ -111,7 +113,7 @@ def enable_blocks(run: Run, net: nn.Module) -> None:
         if getattr(run, switch) and not enable(net, switch):
             model = type(run.model).__name__
             raise UserError(f"{switch} = true, but {model} has no blocks that can do it: leave it out")
-    adapted(net, run.lora)
+    adapted(net, run.lora, losses)
 
 
 def weight_files(nets: Nets, averages: Averages) -> Files:

@@ -29,6 +29,7 @@ from gen.diffusion.noise import derive
 from gen.training import checks, distributed, state
 from gen.training.averages import Averages
 from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_items, sizes_of
+from gen.training.first_losses import first_losses
 from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
 from gen.training.low_precision import to_float8
@@ -166,7 +167,8 @@ class Trainer:
         self.teacher = teacher_of(run, str(self.device))
         if parent_hash(run) != self.parent:
             raise UserError(f"{run.teacher or run.init} changed while it was read: run this again")
-        state.enable_blocks(run, net)
+        source = None if self.start.checkpoint else self.data  # a resumed run's adapters lie in the checkpoint
+        state.enable_blocks(run, net, first_losses(run, net, self.teacher, source, self.micro, self.device))
         roles = self.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 

@@ -1,10 +1,13 @@
 """The laws of adapters, over every family of denoisers, every method and every initialisation."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from gen.config.errors import UserError
+from gen.diffusion.net import members
 from gen.training.lora import OWN, LoRA, adapted, adapter_tensors, merged
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
@@ -13,6 +16,9 @@ WAYS = {
     "orthogonal": LoRA(2, init="orthogonal"),
     "pissa": LoRA(2, 3.0, init="pissa"),
     "olora": LoRA(2, 3.0, init="olora"),
+    "eva": LoRA(2, init="eva"),
+    "lora_ga": LoRA(2, init="lora_ga"),
+    "lora_ga, rslora": LoRA(4, method="rslora", init="lora_ga"),
     "rslora": LoRA(4, 2.0, method="rslora"),
     "rslora, pissa": LoRA(4, 2.0, method="rslora", init="pissa"),
     "dora": LoRA(2, method="dora"),
@@ -30,7 +36,7 @@ def check(name, lora):
     plain(x, t, cond).square().mean().backward()
     reached = {key for key, p in plain.named_parameters() if p.grad is not None and p.grad.any()}
     torch.manual_seed(0)
-    adapted(net, lora)
+    adapted(net, lora, losses(net, lora))
     with torch.no_grad():
         torch.testing.assert_close(net(x, t, cond), plain(x, t, cond), rtol=2e-4, atol=2e-5)
         for parameter in net.parameters():
@@ -49,6 +55,16 @@ def check(name, lora):
     with torch.no_grad():
         torch.testing.assert_close(plain(x, t, cond), out.detach(), rtol=2e-3, atol=2e-4)
         assert not torch.allclose(net(x, t, cond), spec_out(base, plain, x, t, cond), rtol=1e-2, atol=1e-3)
+
+
+def losses(net, lora):
+    """Of some batches, by an initialisation that needs them."""
+    if not lora.reads_data:
+        return ()
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(4, 16, *members(net).state_shape, generator=g)
+    y = torch.arange(16) % 10
+    return [partial(lambda x: net(x, torch.linspace(0.1, 0.9, 16), {"y": y}).square().mean(), one) for one in x]
 
 
 def spec_out(base, net, x, t, cond):
@@ -80,6 +96,40 @@ def test_convolutions_that_a_pattern_names(method):
     check("unet", LoRA(2, targets=tuple(convolutions[1:4]), method=method))
 
 
+def test_eva_takes_the_main_directions_of_the_inputs():
+    net = random_net(digits("dit"), dtype=torch.float32)
+    name, seen = "blocks.1.attn.qkv", []
+    batches = losses(net, WAYS["eva"])
+    handle = net.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    for loss in batches:
+        loss()
+    handle.remove()
+    rows = torch.cat([h.flatten(0, -2) for h in seen])
+    best = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)[2][:2]
+    adapted(net, LoRA(2, targets=(name,), init="eva"), batches)
+    found = net.get_submodule(name).lora_A["default"].weight
+    assert torch.linalg.svdvals((best @ found.T).detach()).min() > 0.98
+
+
+def test_lora_ga_begins_along_the_gradient():
+    """The first step of B A goes down along the gradient of W, as full training does, unlike that of a random A."""
+    steepness = {}
+    for init in ("default", "lora_ga"):
+        net = random_net(digits("dit"), dtype=torch.float32)
+        lora = LoRA(4, targets=("blocks.1.attn.qkv",), init=init)
+        plain = losses(net, LoRA(4, init="lora_ga"))
+        torch.manual_seed(0)
+        adapted(net, lora, plain if lora.reads_data else ())
+        layer = net.get_submodule("blocks.1.attn.qkv")
+        layer.base_layer.weight.requires_grad_(True)
+        sum(loss() for loss in plain).backward()
+        a, b = (getattr(layer, f"lora_{k}")["default"].weight for k in "AB")
+        moved = (b.grad @ a + b @ a.grad).detach()
+        whole = layer.base_layer.weight.grad
+        steepness[init] = (moved * whole).sum() / moved.norm() / whole.norm()
+    assert steepness["lora_ga"] > 0.5 > steepness["default"]
+
+
 def test_targets_are_patterns_of_names():
     net = random_net(digits("dit"))
     attention = LoRA(targets=("attn.*",)).layers(net)
@@ -99,6 +149,7 @@ def test_targets_are_patterns_of_names():
         ({"rank": 3, "init": "orthogonal"}, "rank = 3; allowed: an even rank"),
         ({"method": "miss", "alpha": 2.0}, "'miss' has no alpha"),
         ({"method": "lokr", "dropout": 0.1}, "'lokr' has no dropout"),
+        ({"method": "dora", "init": "lora_ga"}, "init = 'lora_ga' is not for method = 'dora'"),
         ({"init": "eva_"}, "init"),
     ],
 )

@@ -58,7 +58,9 @@ def test_adapters_alone_are_trained_and_stored_and_loading_adds_them_up(base, tm
 LORAS = [LoRA(2, 4.0, ("q", "v")), LoRA(2, 3.0, init="pissa"), LoRA(2, method="dora"), LoRA(2, method="lokr")]
 
 
-@pytest.mark.parametrize("lora", [*LORAS, LoRA(2, method="miss"), LoRA(2, method="rslora", init="olora")])
+@pytest.mark.parametrize(
+    "lora", [*LORAS, LoRA(2, method="miss"), LoRA(2, method="rslora", init="olora"), LoRA(2, init="lora_ga")]
+)
 def test_what_the_trainer_computes_is_what_is_loaded(lora, base, tmp_path):
     trainer = Trainer(dataclasses.replace(adapting(base, ema=[]), lora=lora), tmp_path / "run", "never", "test", True)
     for batch in trainer._batches():
@@ -71,7 +73,14 @@ def test_what_the_trainer_computes_is_what_is_loaded(lora, base, tmp_path):
     trainer.output.close()
 
 
-@pytest.mark.parametrize("lora", [LoRA(2, dropout=0.2), LoRA(2, init="pissa"), LoRA(2, method="dora")])
+RESUMED = [
+    LoRA(2, dropout=0.2),
+    LoRA(2, method="dora"),
+    *(LoRA(2, init=init, targets=("attn.*",)) for init in ("pissa", "eva", "lora_ga")),
+]
+
+
+@pytest.mark.parametrize("lora", RESUMED)
 def test_a_run_with_adapters_resumes_to_the_bit(lora, base, tmp_path):
     run = dataclasses.replace(adapting(base), lora=lora)
     whole = train(run, tmp_path / "whole", quiet=True)
@@ -92,7 +101,10 @@ def test_adapters_go_on_from_adapters_and_into_new_weights(base, tmp_path):
 
 def test_pictures_too(tmp_path):
     teacher = train(tiny(steps=2), tmp_path / "base", quiet=True).folder
-    done = train(tiny(steps=3, init=str(teacher), lora=LoRA(2)), tmp_path / "run", quiet=True)
+    lora = LoRA(2, init="lora_ga")
+    done = train(tiny(steps=3, init=str(teacher), lora=lora), tmp_path / "run", quiet=True)
+    again = train(tiny(steps=3, init=str(teacher), lora=lora), tmp_path / "again", quiet=True)
+    assert checkpoints.read(done.folder / "final")["files"] == checkpoints.read(again.folder / "final")["files"]
     a, b = (gen.load(folder).denoiser.net.state_dict() for folder in (teacher, done.folder))
     moved = [name for name in a if not torch.equal(a[name], b[name])]
     assert moved and all(a[name].ndim == 2 for name in moved)
