@@ -196,10 +196,12 @@ class Pipeline:
             given = {k: v[rows].to(self.device) for k, v in cond.items()}
             away = None if against is None else {k: v[rows].to(self.device) for k, v in against.items()}
             loop = compose(self.denoiser, times, how.solver, how.guide, given, unit, away)
-            session = None if how.cache is None else how.cache.start(len(loop.grid) - 1)
-            batch = _Batch(loop.f.path, net, unit, len(loop.grid) - 2, edit and edit.rows(rows, unit), callback, bar)
+            count = len(loop.grid) - 1
+            session = None if how.cache is None else how.cache.start(count)
+            tap = session if net.start_loop is None else net.start_loop(count, session)
+            batch = _Batch(loop.f.path, net, unit, count - 1, edit and edit.rows(rows, unit), callback, bar)
             x = batch.begin(times[0], trajectory)
-            x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=session, watch=batch.after)
+            x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=tap, watch=batch.after)
             images.append(net.image(x).float().cpu())
             parts.append(batch)
             evaluations += loop.rows

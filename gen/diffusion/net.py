@@ -143,6 +143,8 @@ class NetMembers:
             compute all rows or none.
         run_branches: two evaluations on several processes, of an engine's network (gen.models.engines.branches); None
             to run one after the other.
+        start_loop: (steps, a cache's session or None) -> the tap of one sampling loop, of an engine's network that
+            remembers something in it (gen.models.engines.patches); None for the session itself.
     """
 
     state_shape: tuple[int, ...] | None
@@ -157,6 +159,7 @@ class NetMembers:
     conditions: tuple[str, ...]
     store_null_text: Callable[[Tensor, Tensor, Tensor | None], None] | None
     run_branches: Callable[[Callable[[], Any], Callable[[], Any]], tuple[Any, Any]] | None
+    start_loop: Callable[[int, Any], Any] | None
 
 
 def members(net: nn.Module) -> NetMembers:
@@ -179,6 +182,7 @@ def members(net: nn.Module) -> NetMembers:
         conditions=tuple(getattr(inner, "conditions", ())),
         store_null_text=getattr(inner, "store_null_text", None),
         run_branches=getattr(inner, "run_branches", None),
+        start_loop=getattr(inner, "start_loop", None),
     )
 
 

@@ -1,9 +1,9 @@
 """Attention over the tokens of all processes, of which each holds an equal share, in their order.
 
 Every process calls with its own share and gets its own share of the result. ulysses.py exchanges heads, ring.py keys
-and values, lasp2.py the states of linear attention; collectives.py has what they exchange by, and the gathering of
-tokens. Beside each op stands a function that predicts its bytes; Traffic counts them. Gradients are those of the sum
-of all processes' losses.
+and values, lasp2.py the states of linear attention; patches.py has attention to keys of an earlier evaluation,
+collectives.py what they exchange by, and the gathering of tokens. Beside each op stands a function that predicts its
+bytes; Traffic counts them. Gradients, but for patches.py, are those of the sum of all processes' losses.
 """
 
 from gen.kernels.sequence_parallel.collectives import Traffic, gather_tokens, gather_tokens_bytes, local_tokens

@@ -47,7 +47,8 @@ def rounding(out, exact):
 
 def test_there_are_no_other_engines():
     assert names("models.engines") == [
-        "auto", "branches", "compiled", "float8", "fused", "int8", "int8_weights", "packed", "sequence",
+        "auto", "branches", "compiled", "float8", "fused", "int8", "int8_weights", "packed", "patches",
+        "sequence",
     ]  # fmt: skip
 
 
