@@ -1,1 +1,1 @@
-"""Shared pieces of engines: the prepared copy of a network."""
+"""Shared pieces of engines: the prepared copy of a network, and the cost of several processes."""
