@@ -18,7 +18,7 @@ from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import sides
 from gen.diffusion.tap import Chain, Compute, Context, ContextualTap, Tap, call_site
-from gen.kernels.sequence_parallel import Traffic
+from gen.kernels.sequence_parallel.collectives import Group, Traffic
 from gen.kernels.sequence_parallel.patches import (
     Arriving,
     OneProcess,
@@ -70,7 +70,7 @@ class Patches:
         """Whether processes compute each sample together, so that samples are not shared out between them."""
         return self.parts is None
 
-    def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> PatchesNet:
+    def prepare(self, net: nn.Module, device: torch.device | str = "cpu", group: Group = None) -> PatchesNet:
         """Return a copy of the network; UserError where it does not divide, and where processes are missing."""
         if type(net) not in FAMILIES:
             allowed = ", ".join(FAMILIES.values())
@@ -78,7 +78,7 @@ class Patches:
         if self.parts is None and not dist.is_initialized():
             raise UserError("the engine 'patches' needs processes: start them with torchrun and init_process_group, "
                             "or give parts = 2 to try it in one")  # fmt: skip
-        exchange: PatchExchange = Processes() if self.parts is None else OneProcess(self.parts, Traffic())
+        exchange: PatchExchange = Processes(group) if self.parts is None else OneProcess(self.parts, Traffic())
         spec: Any = net.spec
         tokens = math.prod(side // spec.patch for side in sides(spec))
         if tokens % exchange.parts:

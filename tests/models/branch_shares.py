@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Denoiser
@@ -84,6 +83,18 @@ def everything():
     unet = pipeline_of("unet")
     found |= compare(unet, unet.prepared("branches"), CASES["cfg"][0], "unet")
     found |= pipelines("sd15") | pipelines("pixart")
-    if dist.get_world_size() == 2:
-        refusals(shared)
+    refusals(shared)
+    return found
+
+
+def halves():
+    """Patches within two halves, beside the patches of one half in one process."""
+    found, plain = {}, pipeline_of("dit")
+    with pytest.raises(UserError, match="has 2 branches, not 4: start 2 processes, or give within"):
+        plain.prepared("branches")
+    for kind, fields in {"stale": {"warmup": 1}, "portion": {"warmup": 0, "portion": 0.3}}.items():
+        shared = plain.prepared({"name": "branches", "within": {"name": "patches", **fields}})
+        alone = plain.prepared({"name": "patches", "parts": 2, **fields})
+        for name in ("cfg", "interval", "none", "skip_layers", "reuse"):
+            found |= compare(alone, shared, CASES[name][0], f"{kind} {name}")
     return found

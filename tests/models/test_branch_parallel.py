@@ -25,6 +25,18 @@ def test_two_processes_give_the_samples_of_one(tmp_path):
             assert int(rank[f"{name} sent"]) == SENT.get(name, 3 * alone.nbytes), name
 
 
+@pytest.mark.slow
+def test_halves_of_patches_are_the_patches_of_one_process(tmp_path):
+    """Where a guide's interval leaves evaluations alone, too: the halves then go on with one output."""
+    ranks = spread("tests.models.branch_shares:halves", 4, tmp_path)
+    names = [name.removesuffix(" alone") for name in ranks[0] if name.endswith(" alone")]
+    assert len(names) == 10
+    for name in names:
+        for rank in ranks:
+            assert torch.equal(rank[f"{name} samples"], ranks[0][f"{name} samples"]), name
+        torch.testing.assert_close(ranks[0][f"{name} samples"], ranks[0][f"{name} alone"], rtol=1e-4, atol=1e-5)
+
+
 def test_one_process_is_the_network_to_the_bit(tmp_path):
     with pytest.raises(UserError, match="'branches' needs processes: start them with torchrun"):
         Branches().prepare(DiT.preset("digits").build())
