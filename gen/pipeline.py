@@ -36,6 +36,7 @@ from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
 from gen.training.buckets import check_size
 from gen.training.log import ProgressBar
+from gen.training.merging import add_adapters
 from gen.training.run import Sampler, run_from
 from gen.training.stored_network import stored_network
 
@@ -410,6 +411,8 @@ def load(
     text_encoder: object = None,
     tensor_parallel: int | None = None,
     max_memory: Mapping[str, Any] | None = None,
+    adapters: Sequence[Any] = (),
+    ties: float | None = None,
 ) -> Any:
     """Load the model of a run folder or of one checkpoint: a Pipeline, or a TextPipeline for a text model.
 
@@ -431,6 +434,9 @@ def load(
         max_memory: of a text model that does not fit: what each GPU by its number, and "cpu", may hold of it, such as
             {"0": "20GiB", "cpu": "40GiB"}; further blocks are read from their file whenever they compute. {} for all
             memory that is free.
+        adapters: pairs of a run's folder and a factor: adapters of this model, which are added to its weights, see
+            gen.training.merging.
+        ties: the share of changes that TIES keeps of each; None to add them up.
 
     Raises:
         UserError: if the folder is none of gen's, if any byte of it is damaged, or if it names code of others.
@@ -459,6 +465,8 @@ def load(
         dtype = "file"
     placed = (dtype, device, tensor_parallel, max_memory, allow)
     net, device = stored_network(run, checkpoint, file, info, *placed)
+    if adapters:
+        add_adapters(net, run, chosen, folder, adapters, ties)
     used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
         "name": folder.resolve().name,

@@ -49,6 +49,10 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
     "pairs": ["pairs --teacher runs/model --out runs/other -n 4 --steps 2 --quiet"],
     "encode": ["encode digits --autoencoder vae --out latents --quiet"],
     "ema": ["ema runs/model --std 0.08 --out average"],
+    "merge": [
+        "train runs/model --out runs/adapted --init runs/model --lora.rank 2 --steps 1 --quiet",
+        "merge runs/model --adapters runs/adapted --out runs/merged",
+    ],
     "export": ["export runs/model --to diffusers --out exported --patched"],
     "push": ["push runs/model owner/name --license mit"],  # without --yes
     "import": ["import exported --out imported", "import weights.pt --from dit --out other"],

@@ -74,6 +74,7 @@ def test_every_verb_is_here_or_has_tests_of_its_own():
         "export",
         "import",
         "lm-eval",
+        "merge",
         "perplexity",
         "push",
         "quickstart",

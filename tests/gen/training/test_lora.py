@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import gen
+from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import override
 from gen.data.lists import Lists
 from gen.training.lora import LoRA, adapted
+from gen.training.merging import merge_adapters
 from gen.training.resume import load_init
 from gen.training.run import run_from, run_spec
 from gen.training.trainer import Trainer, train
@@ -134,3 +136,73 @@ def test_what_does_not_go_together_is_refused_in_one_line(base, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingDependency, match=r"lora needs peft: pip install 'gen-diffusion\[lora\]'"):
         adapted(run.model.build(), run.lora)
+
+
+@pytest.fixture(scope="module")
+def two(base, tmp_path_factory):
+    """Two runs with adapters of one model, of different layers and kinds."""
+    folder = tmp_path_factory.mktemp("two")
+    run, data = adapting(base), Lists(("reverse",), low=2, high=3, items=5, n=400)
+    loras = LoRA(2, 8.0, ("q", "v")), LoRA(2, targets=("q", "w2"), init="pissa")
+    runs = (dataclasses.replace(run, lora=lora, data=d) for lora, d in zip(loras, (run.data, data), strict=True))
+    return [train(each, folder / str(i), quiet=True).folder for i, each in enumerate(runs)]
+
+
+def weights_of(folder, **how):
+    return gen.load(folder, **how).net.state_dict()
+
+
+def test_adapters_of_several_runs_are_added_by_factors(base, two, tmp_path):
+    start, (a, b) = weights_of(base), map(weights_of, two)
+    sum_ = weights_of(base, adapters=[(two[0], 0.5), (two[1], -2)])
+    for name in start:
+        torch.testing.assert_close(
+            sum_[name], start[name] + 0.5 * (a[name] - start[name]) - 2 * (b[name] - start[name])
+        )
+    one = weights_of(base, adapters=[(two[0], 1)])
+    assert all(torch.allclose(one[name], a[name], atol=1e-7) for name in a)
+    none = weights_of(base, adapters=[(two[0], 1), (two[0], -1)])
+    assert all(torch.allclose(none[name], start[name], atol=1e-7) for name in a)
+    out = merge_adapters(base, [(two[0], 0.5), (two[1], -2)], tmp_path / "merged")
+    assert all(torch.equal(tensor, sum_[name]) for name, tensor in weights_of(out).items())
+    assert len(gen.load(out).generate("copy : a b =", 4).texts) == 1
+    words = ["merge", str(base), "--adapters", f"{two[0]}=0.5", f"{two[1]}=-2", "--out", str(tmp_path / "verb")]
+    assert main(words) == 0
+    assert checkpoints.manifest_of(tmp_path / "verb")["files"] == checkpoints.manifest_of(out)["files"]
+    assert train(adapting(out, steps=1), tmp_path / "on", quiet=True).folder.is_dir()
+
+
+def test_ties_keeps_the_largest_changes_whose_signs_agree(base, two):
+    start, (a, b) = weights_of(base), map(weights_of, two)
+    got = weights_of(base, adapters=[(two[0], 1.0), (two[1], 1.0)], ties=0.25)
+
+    def trimmed(change):
+        flat = change.abs().flatten()
+        return change * (change.abs() >= flat.topk(flat.numel() // 4).values[-1])
+
+    for name in start:
+        changes = torch.stack([trimmed(some[name] - start[name]) for some in (a, b)])
+        agree = (changes.sign() == changes.sum(0).sign()) & (changes != 0)
+        wanted = (changes * agree).sum(0) / agree.sum(0).clamp(min=1)
+        torch.testing.assert_close(got[name] - start[name], wanted, rtol=1e-2, atol=1e-6)
+
+
+def test_merging_refuses_in_one_line(base, two, tmp_path):
+    for given, said in (
+        ([(base, 1.0)], "has none, it trained all weights"),
+        ([two[0]], "allowed: a pair of a run's folder and its factor"),
+        ([(two[0], float("nan"))], "allowed: a pair"),
+    ):
+        with pytest.raises(UserError, match=said):
+            gen.load(base, adapters=given)
+    with pytest.raises(UserError, match="belong to other weights than those of"):
+        gen.load(two[0], adapters=[(two[1], 1.0)])
+    with pytest.raises(UserError, match=r"ties = 2.0; allowed: in \(0, 1\]"):
+        gen.load(base, adapters=[(two[0], 1.0)], ties=2)
+    with pytest.raises(UserError, match="adapters belong to a model's first weights"):
+        gen.load(base, "raw", adapters=[(two[0], 1.0)])
+    with pytest.raises(UserError, match="allowed: pairs of a run's folder and its factor"):
+        merge_adapters(base, [], tmp_path / "none")
+    assert main(["merge", str(base), "--adapters", "runs/a=x", "--out", str(tmp_path / "x")]) == 2
+    with pytest.raises(UserError, match="exists already"):
+        merge_adapters(base, [(two[0], 1.0)], tmp_path)

@@ -1,0 +1,6 @@
+"""`gen merge` from a checkout: python scripts/merge.py --help."""
+
+if __name__ == "__main__":
+    from _run import main
+
+    main(__file__)
