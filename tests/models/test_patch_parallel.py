@@ -127,6 +127,20 @@ def test_guides_that_begin_late_and_caches(loop):
     assert 1e-4 < far.norm() / exact.norm() < 1
 
 
+def test_staleness_costs_half_as_much_at_twice_the_steps():
+    """First order in the step, while keys that are left out cost the same at any number of steps, and much more."""
+    pipeline = pipeline_of("dit")
+
+    def far(steps, **fields):
+        exact = sample(pipeline, steps=steps)
+        return (sample(pipeline, Patches(parts=4, warmup=0, **fields), steps=steps) - exact).norm() / exact.norm()
+
+    assert far(10) / far(40) == pytest.approx(4, rel=0.25)
+    losses = [float(far(10, portion=portion)) for portion in (1.0, 0.5, 0.3, 0.0)]
+    assert losses == sorted(losses)
+    assert losses[0] > 10 * far(10)
+
+
 def test_windows_and_bytes():
     assert [patch_window(i, 4, 40, 0.3) for i in range(4)] == [
         range(13), range(7, 23), range(17, 33), range(27, 40),
