@@ -11,12 +11,13 @@ from gen.diffusion.sampling import integrate
 from gen.models.engines.branches import Branches
 from gen.models.interop.pipelines.listening import listen
 from gen.models.interop.pipelines.network import denoiser_of
+from gen.models.interop.pipelines.prompted import load_diffusers
 from gen.pipeline import Pipeline
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 from gen.training.run import Sampler
 from tests.models.test_families import digits, random_net
-from tests.pipelines.tiny import call, tiny
+from tests.pipelines.tiny import call, tiny, with_text_encoder
 
 STEPS, N = 4, 3
 CASES = {  # settings of a loop, and how many of its evaluations (two a step of Heun, but in the last) have two branches
@@ -64,6 +65,16 @@ def pipelines(name):
     return {f"{name} samples": ours, f"{name} alone": alone, f"{name} sent": torch.tensor(shared.net.traffic.sent)}
 
 
+def loaded():
+    """A pipeline as its users load it; engines that copy the network are refused still."""
+    plain = load_diffusers(with_text_encoder("sd15")).pipeline
+    settings = {"cond": plain.encode_prompts(["a red fox"] * N), "steps": STEPS, "guide": {"name": "cfg", "scale": 3.0}}
+    for engine in ("packed", {"name": "branches", "within": {"name": "patches"}}):
+        with pytest.raises(UserError, match="which this engine would copy"):
+            plain.prepared(engine)
+    return compare(plain, plain.prepared("branches"), settings, "loaded")
+
+
 def refusals(shared):
     net = shared.denoiser.net
     x, t, cond = torch.zeros(1, 1, 8, 8), torch.zeros(1), {"y": torch.zeros(1, dtype=torch.long)}
@@ -82,7 +93,7 @@ def everything():
         found |= compare(plain, shared, settings, name)
     unet = pipeline_of("unet")
     found |= compare(unet, unet.prepared("branches"), CASES["cfg"][0], "unet")
-    found |= pipelines("sd15") | pipelines("pixart")
+    found |= pipelines("sd15") | pipelines("pixart") | loaded()
     refusals(shared)
     return found
 

@@ -17,12 +17,12 @@ SENT = {name: both * N * 64 * 4 for name, (_, both) in CASES.items()} | {"unet":
 def test_two_processes_give_the_samples_of_one(tmp_path):
     """The bytes are those of one x of float32 for each evaluation with two branches."""
     ranks = spread("tests.models.branch_shares:everything", 2, tmp_path)
-    for name in (*SENT, "sd15", "pixart"):
+    for name in (*SENT, "sd15", "pixart", "loaded"):
         alone = ranks[0][f"{name} alone"]
         for rank in ranks:
             torch.testing.assert_close(rank[f"{name} samples"], alone, rtol=1e-6, atol=1e-6)
             assert torch.equal(rank[f"{name} samples"], ranks[0][f"{name} samples"])
-            assert int(rank[f"{name} sent"]) == SENT.get(name, 3 * alone.nbytes), name
+            assert int(rank[f"{name} sent"]) == SENT.get(name, (4 if name == "loaded" else 3) * alone.nbytes), name
 
 
 @pytest.mark.slow
