@@ -122,6 +122,19 @@ def mixture() -> Iterator[str]:
     yield from source("mixture", f"{about}; made by `python scripts/mixture_students.py`")
 
 
+def adapters() -> Iterator[str]:
+    """Yield the table of adapters at equal steps."""
+    found = load("adapters")
+    cells = []
+    for row in found["rows"]:
+        numbers = [f"{row['loss']['value']:.4f}", f"{row['fid']['value']:.2f}"]
+        spread = [" / ".join(f"{one:.4f}" for one in row["loss"]["seeds"])] if row["init"] else [""]
+        cells.append([f"`{row['init']}`" if row["init"] else "before", *numbers, *spread])
+    yield from markdown(["lora.init", "loss", "FID", "loss of each seed"], cells)
+    about = f"{found['date']}, torch {found['torch']}, CPU ({found['cpu']}), one thread, {found['seeds']} seeds"
+    yield from source("adapters", f"{about}; made by `python scripts/adapter_starts.py`")
+
+
 def compared(name: str) -> Iterator[str]:
     """Yield a table of trainings, each beside the first one."""
     study = load(name)
@@ -270,6 +283,7 @@ def block_diffusion() -> Iterator[str]:
 
 TABLES = (
     teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion, recipes,
+    adapters,
 )  # fmt: skip
 
 
