@@ -26,7 +26,7 @@ from gen.diffusion.composition import compose
 from gen.diffusion.contracts import Cache, Grid, Guide, Solver
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.dtypes import computation_dtype
-from gen.diffusion.editing import Edit, batched
+from gen.diffusion.editing import Edit, batched, new_state
 from gen.diffusion.net import NetMembers, members, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import NoisePath
@@ -69,7 +69,7 @@ class _Batch:
             s = t if i < self.last else torch.zeros_like(t)  # the image itself, where a grid ends above 0, too
             x = self.edit.blend(self.path, x, self.unit, s)
         changed = None if self.callback is None else self.callback(i, float(t), x)
-        x = x if changed is None else changed
+        x = x if changed is None else new_state(changed, x)
         if self.states is not None:
             self.states.append(self.net.image(x).float().cpu())
         return x
@@ -161,9 +161,10 @@ class Pipeline:
             negative: what a guide moves away from, in place of no condition: a label, a caption, or as cond.
             solver, guide, cache: a name, a spec, or an object; None as the model was trained to be sampled; "none" for
                 no guide or cache.
-            steps: of the solver; None as the model was trained to be sampled.
+            steps: of the solver; None as the model was trained to be sampled, or those of given times.
             grid: a name, a spec, an object, or the times themselves.
-            seed: a number, or one per sample.
+            seed: a number, or a list of one per sample; seed=5 and seed=[5] are different noise, since a number gives
+                each sample a seed by its index.
             batch_size: samples at a time.
             start: index of the first sample.
             noise: unit noise to begin with instead of the seeds', [n, C, H, W], or [C, H, W] for all.
@@ -319,13 +320,16 @@ class Pipeline:
         return members(self._network)
 
     def plan(self, **changes: object) -> Sampler:
-        """Return the default sampler with the changes that are not None; "none" leaves out its guide or its cache."""
+        """Return the default sampler with the changes that are not None; "none" leaves out its guide or its cache.
+
+        Times that are given decide the steps where these are not.
+        """
         fields = Sampler.__dataclass_fields__
         for key in changes.keys() - fields.keys():
             raise UserError(f"unknown key {key!r} of Sampler. {nearest(key, fields)}")
         given: Json = {k: v for k, v in changes.items() if v is not None}
         given |= {k: None for k, v in given.items() if isinstance(v, str) and v == "none"}
-        return replace(self.sampler, **given)
+        return self.sampler.changed(given)
 
     def _count(self, n: int | None, cond: object, each: int) -> int:
         """Return the number of samples: n, or `each` for every condition."""

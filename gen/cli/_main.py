@@ -122,6 +122,9 @@ def _fetched(word: str) -> str:
     return f"{option}{equals}{local_folder(value)}"
 
 
+_Store = type(argparse.ArgumentParser().add_argument("--value"))  # argparse's action of one value
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that raises UserError instead of printing a page of usage, and reads numbers and paths as fields are."""
 
@@ -135,6 +138,10 @@ class _Parser(argparse.ArgumentParser):
 
     def options(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings]
+
+    def single_options(self) -> set[str]:
+        """Return the options with a value of which the last would win: those that are given once."""
+        return {option for action in self._actions if type(action) is _Store for option in action.option_strings}
 
     def spec_options(self) -> dict[str, str]:
         """Return the attributes of options that take a spec, and so its dotted keys, by option."""
@@ -210,6 +217,7 @@ def _split(
     """
     known, rest, options, specs = list[str](), iter(words), parser.options(), parser.spec_options()
     changes, keys = dict[str, str](), dict[str, dict[str, str]]()
+    single, seen = parser.single_options(), set[str]()
     for word in rest:
         option, has_value, value = word.partition("=")
         hyphened = option.replace("_", "-")
@@ -217,6 +225,9 @@ def _split(
         if not word.startswith("--") or word == "--":
             known.append(word)
         elif hyphened in options:
+            if hyphened in single and hyphened in seen:
+                raise UserError(f"{hyphened} is given twice: give it once")
+            seen.add(hyphened)
             known.append(hyphened + has_value + value)
         elif strict and not (key and head in specs):
             hint = _ours(hyphened, options) or nearest(hyphened, options)

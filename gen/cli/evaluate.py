@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gen.cli.lib.diffusers import is_pipeline
 from gen.cli.lib.options import add_option, parse_part, read_spec
 from gen.cli.sample import (
     add_autoencoder_option,
     add_sampler_options,
+    add_size_option,
     loaded,
     own_device,
     refuse_sampler_options,
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole record")
     add_option(parser, "out", help="folder of the record (default: RUN/eval, SAMPLES.eval)")
     add_sampler_options(parser)
+    add_size_option(parser)
     add_autoencoder_option(parser)
 
 
@@ -119,6 +122,8 @@ def _run(args: argparse.Namespace) -> int:
     from gen.training.distributed import is_main
 
     drawn = is_run(args.run)
+    if drawn and args.size is not None and not is_pipeline(args):
+        raise UserError("--size is for pipelines of diffusers: a run is judged at its own size")
     samples = loaded(args) if drawn else args.run
     sampler = sampler_options(args, samples) if drawn else _no_sampler(args)
     options: Json = {

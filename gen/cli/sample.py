@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from gen.cli.lib.diffusers import add_call_option, is_pipeline, prompted
 from gen.cli.lib.options import add_option, add_options, parse_part, read_as, read_spec
 from gen.config.errors import UserError
+from gen.config.reading import read_lines
 from gen.config.spec import Json, override, spec_of
 from gen.config.writing import replacing
 
@@ -41,8 +42,8 @@ SAMPLER = ("solver", "grid", "guide", "cache")
 WATCHED, COLUMNS = 8, 12  # samples and states of the picture that is drawn while sampling
 
 __all__ = [
-    "add_arguments", "add_autoencoder_option", "add_sampler_options", "loaded", "own_device", "refuse_sampler_options",
-    "run", "sampler_options",
+    "add_arguments", "add_autoencoder_option", "add_sampler_options", "add_size_option", "loaded", "own_device",
+    "refuse_sampler_options", "run", "sampler_options",
 ]  # fmt: skip
 
 
@@ -54,10 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="a caption; several, each with a --prompt of its own"
     )
+    parser.add_argument("--prompts", type=Path, help="a text file with a caption a line, in place of --prompt")
     parser.add_argument(
         "--images-per-label", type=read_as(int, "[1, inf)"), default=1, help="samples of each label or prompt"
     )
-    parser.add_argument("--size", help="height and width of the samples, such as 256x384 (default: the model's own)")
+    add_size_option(parser)
     parser.add_argument(
         "--negative", help="a class, classes as of --labels, or a caption, that the guide moves away from"
     )
@@ -106,6 +108,15 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     add_call_option(parser)
 
 
+def add_size_option(parser: argparse.ArgumentParser) -> None:
+    """Add the size of samples, which sample, evaluate and search have in common.
+
+    Args:
+        parser: of the verb.
+    """
+    parser.add_argument("--size", help="height and width of the samples, such as 256x384 (default: the model's own)")
+
+
 def add_autoencoder_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of an autoencoder, which sample, evaluate and arena have in common.
 
@@ -150,7 +161,7 @@ def refuse_sampler_options(args: argparse.Namespace, reason: str, takes: Sequenc
         reason: the beginning of the error, "x.npz is no run".
         takes: names of those that may be given.
     """
-    loading = ("weights", "dtype", "engine", "text_encoder", "autoencoder", "call", "store")
+    loading = ("size", "weights", "dtype", "engine", "text_encoder", "autoencoder", "call", "store")
     runs = (*SAMPLER, "steps", "guidance_scale", *loading)
     given = [name.replace("_", "-") for name in runs if name not in takes and getattr(args, name, None) is not None]
     if given:
@@ -180,6 +191,7 @@ def loaded(args: argparse.Namespace) -> Pipeline:
     if is_pipeline(args):
         return prompted(args, device).pipeline
     pipeline = load_images(args.run, args.weights, device, dtype=args.dtype, text_encoder=encoder)
+    pipeline = _resized(pipeline, getattr(args, "size", None))
     return pipeline if args.engine is None else pipeline.prepared(args.engine)
 
 
@@ -188,7 +200,6 @@ def run(args: argparse.Namespace) -> int:
     if args.trajectory is not None and args.trajectory.exists():
         raise UserError(f"{args.trajectory} exists: give a new folder for the trajectory")
     pipeline = loaded(args)
-    pipeline = pipeline if is_pipeline(args) else _resized(pipeline, args.size)
     drawing = _drawing(args, pipeline)
     if args.out.suffix == ".png" or args.trajectory is not None:
         if args.part is not None:
@@ -242,8 +253,12 @@ def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     from gen.data.lib.prompts import prompts_of
     from gen.eval.drawn import Decoder
 
-    if args.labels is not None and args.prompt is not None:
-        raise UserError("--labels and --prompt are given; give one")
+    given = [f"--{key}" for key in ("labels", "prompt", "prompts") if getattr(args, key) is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are given; give one")
+    if args.prompts is not None and not (lines := list(read_lines(args.prompts))):
+        raise UserError(f"{args.prompts} is empty: give a caption a line")
+    args.prompt = args.prompt if args.prompts is None else lines
     labels = args.prompt if args.labels is None else _labels(args.labels, pipeline)
     reads = pipeline.encode_prompts is not None
     negative = args.negative if reads or args.negative is None else _labels(args.negative, pipeline, "--negative")
@@ -378,6 +393,7 @@ def _edit(args: argparse.Namespace, decoder: Decoder) -> Json:
     mask = None if args.mask is None else (read_picture(args.mask, (1, height, width)) + 1) / 2
     if pipeline.decoder is not None:
         images = pipeline.decoder.encode(images).cpu()
+        mask = None if mask is None else pipeline.decoder.mask(mask[None])
     return {"image": images, "mask": mask, "strength": args.strength}
 
 
@@ -408,6 +424,8 @@ def _labels(text: str, pipeline: Pipeline, option: str = "--labels") -> Any:
 
 def _check_out(out: Path) -> None:
     """Refuse, before any work, to overwrite anything but a file of the same kind."""
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise UserError(f"--out {out}: pictures are written as PNG: give a .png or .npz file, or a new folder")
     if out.suffix not in (".png", ".npz") and out.exists():
         raise UserError(f"{out} exists: give a new folder, or a .png or .npz file")
     if out.is_dir():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gen.cli.lib.options import add_option, read_spec
-from gen.cli.sample import add_sampler_options, loaded, sampler_options
+from gen.cli.sample import add_sampler_options, add_size_option, loaded, sampler_options
 from gen.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "a text file with a prompt a line: sample i is of prompt i (default: of a run, as it is sampled)"
     parser.add_argument("--prompts", type=Path, help=about)
     add_sampler_options(parser)
+    add_size_option(parser)
+    parser.add_argument("--quiet", action="store_true", help="print the result alone, not the known grids beside it")
     add_option(parser, "out", Path("grid.json"), "the file to write")
 
 
@@ -296,7 +298,8 @@ def _print(problem: Problem, known: Mapping[str, Tensor], result: SearchResult, 
     """Print the known grids and the result, all with all blocks computed but the last."""
     from gen.training.distributed import is_main
 
-    values = {name: problem.fitness(times, None) for name, times in known.items()}  # of all processes together
+    shown = {} if args.quiet else known
+    values = {name: problem.fitness(times, None) for name, times in shown.items()}  # of all processes together
     if not is_main():
         return
     for name, value in values.items():

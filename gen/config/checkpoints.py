@@ -316,7 +316,8 @@ def locate(folder: Path) -> Path:
     if last is None and (folder / "final" / "manifest.json").exists():
         read(folder / "final")  # says what is damaged
     if last is None:
-        problem = "holds no checkpoint" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        held = "holds no checkpoint, and no model_index.json of a pipeline of diffusers"
+        problem = held if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {problem}: give the folder of a run, or one of its checkpoints")
     return last
 

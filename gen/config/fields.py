@@ -15,7 +15,34 @@ from gen.config.errors import UserError, nearest, shown
 from gen.config.spec import build, convert, field_value
 from gen.config.values import has_member
 
-__all__ = ["build_with", "check_arguments", "check_fields", "check_range"]
+__all__ = ["THEIRS", "build_with", "check_arguments", "check_fields", "check_range"]
+
+THEIRS = {  # arguments of pipelines of diffusers, and of other tools -> ours, whichever the function has
+    "callback_on_step_end": ("callback",),
+    "cfg_scale": ("guide",),
+    "cfg_trunc_ratio": ("guide",),
+    "cfg_truncation": ("guide",),
+    "eta": ("solver",),
+    "generator": ("seed",),
+    "guidance_rescale": ("guide",),
+    "guidance_scale": ("guide",),
+    "latents": ("noise",),
+    "mask_image": ("mask",),
+    "negative_prompt": ("negative",),
+    "num_images_per_prompt": ("images_per_prompt", "images_per_condition"),
+    "num_inference_steps": ("steps",),
+    "num_samples": ("n", "images_per_prompt"),
+    "num_videos_per_prompt": ("images_per_prompt", "images_per_condition"),
+    "output_type": ("decode",),
+    "prompt": ("cond",),
+    "return_dict": ("decode",),
+    "sampler": ("solver",),
+    "scheduler": ("solver",),
+    "sigmas": ("grid",),
+    "skip_guidance_layers": ("guide",),
+    "timesteps": ("grid",),
+    "true_cfg_scale": ("guide",),
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +93,8 @@ def check_arguments(**intervals: str) -> Callable[[Callable[P, R]], Callable[P, 
             except TypeError as error:
                 known = [name for name in signature.parameters if name != "self"]
                 unknown = [key for key in kwargs if key not in known]
-                advice = f" {nearest(unknown[0], known)}" if unknown else ""
+                ours = next((name for name in THEIRS.get(unknown[0], ()) if name in known), "") if unknown else ""
+                advice = f" It is {ours} here." if ours else f" {nearest(unknown[0], known)}" if unknown else ""
                 raise TypeError(f"{function.__name__}: {error}.{advice}") from None
             for name, value in given.arguments.items():
                 parameter, where = signature.parameters[name], f"{function.__name__}: {name}"

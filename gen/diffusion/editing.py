@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
 from gen.config.images import from_pil
 from gen.diffusion.path import NoisePath
 
-__all__ = ["Edit", "batched"]
+__all__ = ["Edit", "batched", "new_state"]
 
 STRENGTH = 0.8  # of image to image, diffusers' default
 
@@ -84,6 +84,22 @@ class Edit:
     def blend(self, path: NoisePath, x: Tensor, unit: Tensor, t: Tensor) -> Tensor:
         """Return x at t with the image, noised by unit noise, where the mask keeps it."""
         return x if self.mask is None else torch.lerp(path.mix(self.image, unit, t).to(x), x, self.mask.to(x))
+
+
+def new_state(given: object, x: Tensor) -> Tensor:
+    """Return what a callback gives in place of a state, in its dtype and on its device.
+
+    Args:
+        given: what it returned.
+        x: the state.
+
+    Raises:
+        UserError: for what is no tensor of its shape.
+    """
+    if not isinstance(given, Tensor) or given.shape != x.shape:
+        got = list(given.shape) if isinstance(given, Tensor) else shown(given)
+        raise UserError(f"sample: callback returned {got}; allowed: None, or a tensor {list(x.shape)}, the new x")
+    return given.to(x)
 
 
 def batched(name: str, value: Any, n: int, shape: Sequence[int], channels: Sequence[int]) -> Tensor:

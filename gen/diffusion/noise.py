@@ -34,19 +34,21 @@ def sample_seeds(seed: int | Sequence[int], n: int, start: int = 0) -> list[int]
     """Return one seed per sample.
 
     Args:
-        seed: a number, from which each sample's seed is derived by its index; or the list of all samples' seeds.
+        seed: a number, from which each sample's seed is derived by its index; or the list of all samples' seeds, which
+            are taken as they are: 5 and [5] are different noise.
         n: number of samples.
         start: index of the first.
 
     Raises:
-        UserError: for a seed that is no whole number, and for a list that is too short.
+        UserError: for a seed that is no whole number, and for a list of another length; of samples that begin later, a
+            shorter one.
     """
     if not isinstance(seed, Iterable) or getattr(seed, "ndim", 1) == 0:
         number = _whole(seed)
         return [derive("sample", number, i) for i in range(start, start + n)]
     seeds = [_whole(s) for s in seed]
-    if start < 0 or len(seeds) < start + n:
-        raise UserError(f"{len(seeds)} seeds for samples {start} to {start + n - 1}")
+    if start < 0 or len(seeds) < start + n or (not start and len(seeds) > n):
+        raise UserError(f"{len(seeds)} seeds for samples {start} to {start + n - 1}: give a number, or one for each")
     return seeds[start : start + n]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
 from gen.config.spec import Json, build, convert, find, part, spec_of
 from gen.config.trust import names_from
@@ -58,6 +58,18 @@ class Sampler:
         if isinstance(grid, (list, tuple)):  # the times themselves
             object.__setattr__(self, "grid", {"name": "given", "values": list(grid)})
         check_fields(self, steps="[1, 1000000]")
+        if lacks := [name for name in ("init", "nfe", "reads_variance") if not hasattr(self.solver, name)]:
+            raise UserError(
+                f"Sampler: solver: got {shown(self.solver)} without {', '.join(lacks)}; allowed: a name or a spec of "
+                "`gen list samplers.solvers`, or a gen.diffusion.contracts.Solver. For a scheduler of diffusers "
+                "name its rule, such as unipc, dpmpp or ddim"
+            )
+
+    def changed(self, given: Mapping[str, Any]) -> Sampler:
+        """Return the sampler with other fields; times that are given decide the steps where these are not."""
+        how = replace(self, **given)
+        values = getattr(how.grid, "values", None) if "grid" in given and "steps" not in given else None
+        return replace(how, steps=max(len(values) - 1, 1)) if isinstance(values, tuple) else how
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     from gen.data.lib.pictures import read_size
     from gen.models.interop.pipelines.prompted import load_diffusers
 
-    others = ("weights", "engine", "text_encoder", "autoencoder", "labels", "mask", "trajectory", "watch")
+    others = ("weights", "engine", "text_encoder", "autoencoder", "labels", "trajectory", "watch")
     if given := [name.replace("_", "-") for name in others if getattr(args, name, None) is not None]:
         raise UserError(f"{args.run} is a pipeline of diffusers: leave out --{', --'.join(given)}")
     call = {key: _value(value) for key, value in (args.call or {}).items()} if isinstance(args.call, dict) else None

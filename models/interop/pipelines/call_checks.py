@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gen.config.errors import UserError, nearest, shown
+from gen.config.fields import THEIRS
 from gen.models.interop.pipelines.families import networks_of, plain_module
 
 __all__ = ["check_call", "check_no_cache", "check_size", "in_one_line", "parameters_of"]
 
 T = TypeVar("T")
 PACKED = ("Flux", "QwenImage")  # classes of pipelines that pack 2 x 2 latents
-OURS = {  # arguments of pipelines that are given to `sample` here
-    "prompt": "prompt", "latents": "noise", "generator": "seed", "num_images_per_prompt": "images_per_prompt",
-    "num_videos_per_prompt": "images_per_prompt", "output_type": "decode", "return_dict": "decode",
-    "callback_on_step_end": "callback", "timesteps": "grid", "sigmas": "grid", "cfg_truncation": "guide",
-    "cfg_trunc_ratio": "guide", "skip_guidance_layers": "guide", "eta": "solver", "callback": "callback",
-}  # fmt: skip
+OWN = ("num_inference_steps", "guidance_scale", "guidance_rescale", "true_cfg_scale", "negative_prompt")  # kept
+OURS = {"prompt": "prompt", "callback": "callback"} | {  # arguments of pipelines that are given to `sample` here
+    key: ours[0] for key, ours in THEIRS.items() if key not in (*OWN, "prompt")
+}
 
 
 def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
@@ -44,8 +45,10 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
             f"guidance_scale_2 = {shown(second)}: guides here have one scale for both networks: leave it out"
         )
     for key, value in call.items():
-        if key in OURS and value is not None:
+        if key in OURS and key in allowed and value is not None:
             raise UserError(f"load_diffusers: {key} is given to sample, as {OURS[key]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"load_diffusers: {key} = {value}; it must be finite")
         if key not in allowed:
             raise UserError(f"{name} has no argument {key!r}. {nearest(key, [*allowed][1:])}")
 
@@ -65,7 +68,7 @@ def check_size(pipe: Any, call: Mapping[str, Any]) -> None:
         if value is None:
             continue
         if not isinstance(value, int) or value < 1:
-            raise UserError(f"{side} = {shown(value)}; it must be a whole number of pixels")
+            raise UserError(f"{side} = {shown(value)}; it must be a positive whole number of pixels")
         if value % step and not binned:
             near = sorted({max(step, value // step * step), (value // step + 1) * step})
             raise UserError(
@@ -87,7 +90,8 @@ def _size_step(pipe: Any) -> int:
         config = plain_module(next(iter(networks_of(pipe).values()))).config
         patch = config.get("patch_size", 1) or 1
         patch = patch if isinstance(patch, int) else patch[-1]
-    return scale * patch
+    checks = inspect.getsource(type(pipe).check_inputs) if hasattr(type(pipe), "check_inputs") else ""
+    return math.lcm(scale * patch, *map(int, re.findall(r"height % (\d+) != 0", checks)))
 
 
 def _frame_step(pipe: Any) -> int:

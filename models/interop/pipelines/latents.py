@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gen.config.errors import UserError
 from gen.models.interop.pipelines.calling import NetworkOutput, Step, arguments_of, call_without_networks, zeros_for
 from gen.models.interop.pipelines.families import networks_of
 from gen.models.interop.pipelines.listening import Heard
 
-__all__ = ["decode_latents", "encode_images"]
+__all__ = ["decode_latents", "encode_images", "mask_latents"]
 
 BASE = 16  # of the digits by which positions are recognised; exact in bfloat16 too
 
@@ -84,6 +85,26 @@ def encode_images(heard: Heard, images: Tensor) -> Tensor:
     latents = torch.empty(len(z), heard.latents[0].numel(), dtype=heard.latents.dtype, device=z.device)
     latents[:, index] = ((z - shift) / scale).flatten(1).to(latents.dtype)
     return latents.reshape(len(z), *heard.latents.shape[1:])
+
+
+@torch.no_grad()
+def mask_latents(heard: Heard, mask: Tensor) -> Tensor:
+    """Return a mask of pictures as one of latents: the mean over the pixels of each position, for all its channels.
+
+    Args:
+        heard: of the pipeline, for the size.
+        mask: [n, 1, H, W] of any size, for all frames of a film.
+
+    Returns:
+        [n, ...], each of the shape of heard.latents.
+    """
+    index, _, shift = _rule(heard)
+    small = functional.interpolate(mask.float(), size=shift.shape[-2:], mode="area").to(index.device)
+    if shift.ndim == 5:
+        small = small[:, :, None]
+    latents = torch.empty(len(mask), len(index), device=index.device)
+    latents[:, index] = small.expand(-1, *shift.shape[1:]).flatten(1)
+    return latents.reshape(len(mask), *heard.latents.shape[1:])
 
 
 def _rule(heard: Heard) -> tuple[Tensor, Tensor, Tensor]:

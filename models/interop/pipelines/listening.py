@@ -5,8 +5,10 @@ The call runs up to its first step with networks that answer zeros, so that it c
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,6 +24,7 @@ from gen.models.interop.pipelines.families import Family, family_of, networks_of
 __all__ = ["APPENDED", "NULL", "Heard", "encode", "listen"]
 
 NULL = "null."  # before the keys of the negative branch
+WARNED: set[str] = set()  # messages of diffusers in this process
 APPENDED = "appended"  # key of what the network gets behind the state: an image's tokens or channels
 
 
@@ -180,12 +183,32 @@ def _first_step(
     encoder = getattr(pipe, "encode_prompt", None)
     methods = {} if encoder is None else {"encode_prompt": (pipe, _keeping(encoder, recording.encoded))}
     try:
-        call_without_networks(pipe, call, networks, forward, end, methods)
+        with _each_warning_once():
+            call_without_networks(pipe, call, networks, forward, end, methods)
     except FirstStep as first:
         if not recording.calls:
             raise UserError(f"{type(pipe).__name__} stepped before it evaluated {', '.join(networks)}") from None
         return first.step, recording
     raise UserError(f"{type(pipe).__name__} returned without a step of its scheduler: are there any steps to do?")
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Leave out warnings of diffusers that an earlier call had: a pipeline is called for every prompt and size."""
+
+    def new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in WARNED
+        WARNED.add(record.getMessage())
+        return not known
+
+    handlers = list(logging.getLogger("diffusers").handlers)
+    for handler in handlers:
+        handler.addFilter(new)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(new)
 
 
 def _keeping(function: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gen.config.errors import UserError
 from gen.diffusion.path import NoisePath
 from gen.models.interop.pipelines.call_checks import in_one_line
 from gen.models.interop.pipelines.listening import Heard
@@ -29,5 +30,8 @@ class OwnGrid:
 
     def times(self, path: NoisePath, steps: int) -> Tensor:
         if steps not in self._known:
-            self._known[steps] = in_one_line(self.heard.pipe, lambda: times_of(self.heard, steps))
+            times = in_one_line(self.heard.pipe, lambda: times_of(self.heard, steps))
+            if float(times[0]) > path.t1:
+                raise UserError(f"steps = {steps}: {self.scheduler} then begins above its last time; take fewer steps")
+            self._known[steps] = times
         return self._known[steps]

@@ -16,6 +16,7 @@ from gen.config.errors import UserError, shown
 from gen.config.fields import check_arguments
 from gen.config.images import from_pil
 from gen.config.spec import Json, digest
+from gen.data.lib.pictures import read_picture
 from gen.diffusion.contracts import Cache, Guide, Solver
 from gen.diffusion.denoiser import Cond
 from gen.models.interop.pipelines.call_checks import (
@@ -27,7 +28,7 @@ from gen.models.interop.pipelines.call_checks import (
 )
 from gen.models.interop.pipelines.conditions import PromptConditions, joined
 from gen.models.interop.pipelines.families import networks_of
-from gen.models.interop.pipelines.latents import decode_latents, encode_images
+from gen.models.interop.pipelines.latents import decode_latents, encode_images, mask_latents
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
 from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.opening import open_pipeline
@@ -64,6 +65,10 @@ class OwnDecoder:
     def encode(self, x: Tensor) -> Tensor:
         """Return the latents of pictures or films, as `decode` returns them."""
         return encode_images(self.heard, x if x.ndim == 4 else x.transpose(1, 2)).float()
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Return the mask of latents of one of pictures, [n, 1, H, W]: the mean over a position's pixels."""
+        return mask_latents(self.heard, x).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +118,10 @@ class PromptPipeline:
         """The pipeline's call for this size, up to its first step."""
         check_call(self.pipe, self.call)
         check_size(self.pipe, self.call)
+        if "class_labels" in parameters_of(self.pipe) and "class_labels" not in self.call:
+            raise UserError(
+                f"{self.name} takes labels, no prompts: gen.load_diffusers(pipe, class_labels=[207]).sample()"
+            )
         prompt: dict[str, Any] = {"prompt": [""], **self._negative(1)} if self.takes_prompts else {}
         if "negative_prompt_embeds" in self.call:
             prompt = {"negative_prompt": None}  # of which some have a default
@@ -185,7 +194,7 @@ class PromptPipeline:
         noise: Tensor | None = None,
         image: Any = None,
         strength: float | None = None,
-        mask: Tensor | None = None,
+        mask: Any = None,
         trajectory: bool = False,
         callback: Callable[[int, float, Tensor], Tensor | None] | None = None,
         progress: bool = False,
@@ -199,25 +208,30 @@ class PromptPipeline:
             height, width, num_frames: of the pictures; None as the pipeline takes them.
             solver, grid, guide, cache: a name, a spec, or an object; None as the pipeline samples by itself; "none" for
                 no guide or cache.
-            steps: of the solver; None for the default of the pipeline's call.
-            seed: a number, or one per sample.
+            steps: of the solver; None for the default of the pipeline's call, or those of given times.
+            seed: a number, or a list of one per sample; seed=5 and seed=[5] are different noise, since a number gives
+                each sample a seed by its index.
             batch_size: samples at a time.
             decode: whether samples are pictures in [-1, 1] [n, 3, H, W], films [n, 3, T, H, W]; False for latents.
             noise: unit noise to begin with instead of the seeds', in the shape of the latents.
-            image: what is edited: PIL pictures, tensors in [-1, 1] of the size of the samples, or latents.
-            mask: 1 where latents are painted anew, 0 where they are kept, in the shape of the latents.
+            image: what is edited: PIL pictures or tensors in [-1, 1], whose size is the samples' where none is given;
+                or the file of one, which is scaled and cropped; or latents.
+            mask: white or 1 where it is painted anew, black or 0 where it is kept: a PIL picture, the file of one, a
+                tensor [n, 1, H, W] in [0, 1] in pixels, of which latents get the mean, or one in the shape of latents.
             strength: share of the steps that is done from the noised image, in (0, 1].
             trajectory, callback, progress: as of gen.Pipeline.sample.
 
         Raises:
             UserError: for what the pipeline does not take, in its own words or ours.
         """
-        sized = self.resized(height, width, num_frames).guided(guide, negative)
+        size = (height, width) if height or width or isinstance(image, (str, Path)) else self._size_of(image)
+        sized = self.resized(*size, num_frames).guided(guide, negative)
         pipeline = sized.pipeline
         if cache not in (None, "none"):
             check_no_cache(self.pipe)
         cond, prompts = sized._conditions(prompt, negative)
         image = None if image is None else sized._latents_of(image)
+        mask = None if mask is None else sized._mask_of(mask)
         samples = pipeline.sample(
             images_per_prompt * len(next(iter(cond.values()))), cond, images_per_condition=images_per_prompt,
             solver=solver, steps=steps, grid=grid, guide=guide, cache=cache, seed=seed, batch_size=batch_size,
@@ -255,6 +269,8 @@ class PromptPipeline:
                     f"{self.name} was loaded with embeddings or labels in its call: it takes no prompt beside"
                 )
             return self.heard.cond, ()
+        if prompt is None and not self.prompts:
+            raise UserError(f'{self.name} samples by prompts: give one, such as sample("a red fox")')
         prompts = _texts("prompt", self.prompts if prompt is None else prompt)
         if negative is None:
             return self.encode(prompts), prompts
@@ -283,15 +299,46 @@ class PromptPipeline:
 
     def _latents_of(self, image: Any) -> Tensor:
         """Return the latents of what is edited."""
-        if not isinstance(image, Tensor):
-            pictures = image if isinstance(image, (list, tuple)) and image else [image]
-            image = torch.stack([from_pil(picture, 3) for picture in pictures])
         pipeline = self.pipeline
+        if not isinstance(image, Tensor):
+            image = _pictures("image", image, 3, self._pixels)
         if image.shape[-len(pipeline.shape) :] == pipeline.shape:
             return image
+        if not image.is_floating_point() or not bool((image.abs() <= 1.001).all()):
+            least, most = (f"{float(value):g}" for value in image.aminmax())
+            raise UserError(f"image is {image.dtype} from {least} to {most}; allowed: floats in [-1, 1], x / 127.5 - 1")
+        if image.ndim < 3 or image.shape[-2:] != self._pixels:
+            size, own = ("height={}, width={}".format(*pair) for pair in (image.shape[-2:], self._pixels))
+            raise UserError(f"image is {list(image.shape)} where samples have {own}: give {size}, or scale it")
         rows = image if image.ndim > 3 else image[None]
         latents: Tensor = in_one_line(self.pipe, lambda: pipeline.decoder.encode(rows).cpu())
         return latents
+
+    def _mask_of(self, mask: Any) -> Tensor:
+        """Return the mask in the shape of latents."""
+        if not isinstance(mask, Tensor):
+            mask = (_pictures("mask", mask, 1, self._pixels) + 1) / 2
+        if mask.ndim < 2 or mask.shape[-2:] != self._pixels:
+            return mask  # in the shape of latents, or refused with them
+        rows = mask.reshape(-1, 1, *self._pixels)
+        return in_one_line(self.pipe, lambda: self.pipeline.decoder.mask(rows))
+
+    @cached_property
+    def _pixels(self) -> tuple[int, int]:
+        """The height and width of samples."""
+        pipeline = self.pipeline
+        height, width = pipeline.decoder.decode(torch.zeros(1, *pipeline.shape, device=pipeline.device)).shape[-2:]
+        return height, width
+
+    def _size_of(self, image: Any) -> tuple[int | None, int | None]:
+        """Return height and width of pictures that are edited, where the call has no others; None for latents."""
+        first = image[0] if isinstance(image, (list, tuple)) and image else image
+        if self.call.get("height") or self.call.get("width"):
+            return None, None
+        if isinstance(first, Tensor):
+            picture = first.ndim > 2 and first.shape[-3] == 3
+            return (first.shape[-2], first.shape[-1]) if picture else (None, None)
+        return (first.height, first.width) if hasattr(first, "convert") else (None, None)
 
     def _encoded(self, prompts: list[str]) -> Cond:
         """Return the conditions of prompts by the pipeline's own call."""
@@ -343,7 +390,7 @@ def load_diffusers(
         UserError: for what is neither, and for a pipeline that is not known.
     """
     kept, texts = None if store is None else Path(store), tuple(_texts("prompts", prompts)) if prompts else ()
-    if not isinstance(folder_or_pipe, (str, Path)):
+    if not isinstance(folder_or_pipe, (str, Path)) or folder_or_pipe == "":
         if given := [name for name, value in {"device": device, "dtype": dtype}.items() if value is not None]:
             raise UserError(f"load_diffusers: {given[0]} is the pipeline's own: leave it out, and use pipe.to(...)")
         if not hasattr(folder_or_pipe, "components"):
@@ -377,6 +424,18 @@ def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
     if found is None and given is not None:
         raise UserError(f"dtype = {shown(given)}; allowed: float32, bfloat16, float16")
     return found
+
+
+def _pictures(name: str, given: Any, channels: int, size: tuple[int, int]) -> Tensor:
+    """Return PIL pictures or files of them as a tensor [n, C, H, W] in [-1, 1]; files are scaled and cropped."""
+    several = given if isinstance(given, (list, tuple)) and given else [given]
+    rows = [
+        read_picture(Path(one), (channels, *size)) if isinstance(one, (str, Path)) else from_pil(one, channels)
+        for one in several
+    ]
+    if len({row.shape for row in rows}) > 1:
+        raise UserError(f"{name}: the pictures have different sizes: scale them to one")
+    return torch.stack(rows)
 
 
 def _texts(name: str, given: object) -> list[str]:

@@ -40,7 +40,8 @@ def test_prompts_are_sampled_and_written(fox, tmp_path, capsys):
     assert "2 samples, 6 evaluations each" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert json.loads(sheet.text["prompts"]) == ["a red fox"] * 2
-    words = ["--prompt", "a red fox", "--prompt", "a bird", *how, "--batch-size", 1]
+    (tmp_path / "words.txt").write_text("a red fox\na bird\n")
+    words = ["--prompts", tmp_path / "words.txt", *how, "--batch-size", 1]
     assert run("sample", fox, *words, "--out", tmp_path / "two.npz") == 0
     with np.load(tmp_path / "two.npz") as file:
         assert file["arr_0"].shape == (2, 16, 24, 3)
@@ -51,7 +52,9 @@ def test_prompts_are_sampled_and_written(fox, tmp_path, capsys):
 def test_a_picture_is_edited(fox, tmp_path, capsys):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
     words = ["sample", fox, "--prompt", "a red fox", "--image", tmp_path / "red.png", "--strength", 0.5, "--steps", 4]
-    assert run(*words, "--size", 16, "--quiet", "--out", tmp_path / "edited.png") == 0
+    Image.new("L", (20, 20), "white").save(tmp_path / "mask.png")
+    how = ["--size", 16, "--quiet", "--mask", tmp_path / "mask.png"]
+    assert run(*words, *how, "--out", tmp_path / "edited.png") == 0
     assert "1 samples, 4 evaluations each" in capsys.readouterr().out
 
 
@@ -81,7 +84,7 @@ def test_films_are_rows_of_a_sheet_and_files_of_frames(fox, tmp_path):
 
 
 def test_a_pipeline_is_evaluated_by_prompts_and_its_grid_is_searched(fox, tmp_path, capsys, quick):
-    small = ["--call.height", 16, "--call.width", 16, "--steps", 2, "--features", tmp_path / "features"]
+    small = ["--size", 16, "--steps", 2, "--features", tmp_path / "features"]
     real = tmp_path / "real.npz"
     np.savez(real, arr_0=np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), dtype=np.uint8))
     prompts = ["--prompts", fox.parent / "prompts.txt"]
@@ -92,8 +95,8 @@ def test_a_pipeline_is_evaluated_by_prompts_and_its_grid_is_searched(fox, tmp_pa
     assert "--call" in content["command"] and content["sampler"]["grid"]["name"] == "own_grid"
     assert content["captions"]["n"] == 3 and content["sampler"]["steps"] == 2
     out = tmp_path / "grid.json"
-    judged = ["--fitness", "fid", "--data", real, "--extractor", "pixels"]
-    assert run("search", fox, *prompts, *small[:6], *judged, "-n", 3, "--budget", 4, "--pool", 4, "--out", out) == 0
+    judged = ["--fitness", "fid", "--data", real, "--extractor", "pixels", "--quiet"]
+    assert run("search", fox, *prompts, *small[:4], *judged, "-n", 3, "--budget", 4, "--pool", 4, "--out", out) == 0
     assert json.loads(out.read_text())["steps"] == 2
     assert run("evaluate", fox, "--against", real, *small) == 2
     assert "give --prompts FILE" in capsys.readouterr().err
@@ -106,11 +109,14 @@ def test_a_pipeline_is_evaluated_by_prompts_and_its_grid_is_searched(fox, tmp_pa
         (["--prompt", "a fox", "--weights", "ema"], "leave out --weights"),
         (["--prompt", "a fox", "--call.num_frame", "3"], "no argument 'num_frame'"),
         (["-n", "2"], "give --prompt TEXT"),
+        (["--prompt", "a fox", "--prompts", "words.txt"], "--prompt and --prompts are given; give one"),
+        (["--prompt", "a fox", "--cache", "fora", "--cache", "fbcache"], "--cache is given twice"),
+        (["--prompt", "a fox", "--trajectory", "steps"], "leave out --trajectory"),
         (["--labels", "1"], "leave out --labels"),
         (["--prompt", "a fox", "--cache", "custom", "--cache.sites", '["nowhere"]'], "nowhere"),
     ],
 )
 def test_wrong_options_are_said_in_one_line(fox, tmp_path, capsys, words, message):
-    assert run("sample", fox, *words, "--steps", 2, "--out", tmp_path / "no.png") == 2
+    assert run("sample", fox, *words, "--out", tmp_path / "no.png") == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -124,7 +124,7 @@ CASES = {
     "weights by number": ("import {root}/numbers.pt --out {root}/new", r"holds no state dict, but 0"),
     "weights by number within": ("import {root}/within.pt --out {root}/new", r"holds no state dict, but model"),
     "run that is not there": ("sample {root}/gone", r"gone does not exist: give the folder of a run"),
-    "folder that is no run": ("sample {root}/empty", r"holds no checkpoint"),
+    "folder that is no run": ("sample {root}/empty", r"holds no checkpoint, and no model_index.json"),
     "flipped bit": ("sample {root}/flipped", r"damaged: it does not match its sha256"),
     "truncated weights": ("sample {root}/truncated", r"damaged: it has 100 bytes"),
     "missing weights": ("sample {root}/missing", r"cannot be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -98,15 +99,65 @@ def test_pictures_and_latents_are_edited():
     kept = model.sample("a blue bird", image=latents, mask=mask, decode=False).x
     assert torch.equal(kept[..., 4:, :], latents[..., 4:, :]) and not torch.allclose(kept, latents)
     assert len(model.sample("a red fox", image=samples.images, strength=0.5).x) == 1
+    sized = gen.load_diffusers(model.pipe, num_inference_steps=2)
+    assert sized.sample("a fox", image=torch.zeros(1, 3, 24, 16), mask=torch.ones(24, 16)).x.shape[-2:] == (24, 16)
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan"])
+def test_a_mask_of_pixels_is_one_of_latents(name, tmp_path):
+    """What is black stays as it is in the latents, packed ones and films too."""
+    from PIL import Image
+
+    model = fox(name)
+    latents = model.sample("a red fox", decode=False, steps=2).x
+    height, width = model._pixels
+    mask = Image.new("L", (width, height), 0)
+    mask.paste(255, (0, 0, width, height // 2))
+    mask.save(tmp_path / "mask.png")
+    half = torch.zeros(height, width)
+    half[: height // 2] = 1
+    how = {"image": latents, "decode": False, "steps": 2, "seed": 3}
+    drawn = [model.sample("a blue bird", mask=one, **how).x for one in (mask, tmp_path / "mask.png", half)]
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+    share = float((drawn[0] == latents).float().mean())
+    assert 0.45 <= share <= 0.55
+
+
+def test_given_times_decide_the_steps_and_foreign_names_are_answered():
+    model = fox()
+    assert model.sample("a fox", grid=[1000.0, 600.0, 300.0, 0.0], guide="none").nfe == 3
+    answers = {"num_inference_steps": "steps", "generator": "seed", "latents": "noise", "output_type": "decode"}
+    answers |= {"callback_on_step_end": "callback", "num_images_per_prompt": "images_per_prompt"}
+    for theirs, ours in answers.items():
+        with pytest.raises(TypeError, match=f"It is {ours} here"):
+            model.sample("a fox", **{theirs: 1})
+    with pytest.raises(TypeError, match="It is images_per_condition here"):
+        model.pipeline.sample(cond="a fox", num_images_per_prompt=2)
 
 
 def test_what_does_not_work_is_said_in_one_line():
     model, flux = fox(), fox("flux", true_cfg_scale=1.0)
+    x, long = torch.zeros(1, 3, 16, 8), gen.load_diffusers(with_text_encoder("sd15"), height=16, width=8)
+    assert long.pipe.scheduler.config.steps_offset == 1
     cases = {
         r"height = 500: \w+ takes multiples of \d+, such as": lambda: fox("flux").sample("a", height=501),
         "pipeline made no negative branch": lambda: flux.sample("a fox", guide="cfg"),
         "has no guidance by itself .true_cfg_scale = 1": lambda: flux.sample("a fox", negative="a dog"),
-        "divisible by": lambda: model.sample("a fox", height=18),
+        "height = 18: .* takes multiples of 8, such as 16 or 24": lambda: model.sample("a fox", height=18),
+        "height = -8; it must be a positive whole": lambda: model.sample("a fox", height=-8),
+        "samples by prompts: give one": lambda: model.sample(),
+        "DiT.* takes labels, no prompts: gen.load": lambda: gen.load_diffusers(tiny("dit")).sample("a fox"),
+        "guidance_scale = nan; it must be finite": lambda: gen.load_diffusers(model.pipe, guidance_scale=math.nan),
+        "solver: got .*Scheduler.* name its rule, such as": lambda: model.sample("a fox", solver=model.pipe.scheduler),
+        "callback returned 'x'; allowed: None, or a tensor": lambda: model.sample("a fox", callback=lambda *_: "x"),
+        "2 seeds for samples 0 to 0: give a number": lambda: model.sample("a fox", seed=[1, 2]),
+        "0 seeds for samples 0 to 0": lambda: model.sample("a fox", seed=[]),
+        "image is torch.uint8 from 0 to 0; allowed: floats in": lambda: model.sample("a fox", image=x.byte() * 0),
+        "image is torch.float32 from 200 to 200": lambda: model.sample("a fox", image=x * 0 + 200),
+        "samples have height=16, width=8: give height=8": lambda: model.sample("a fox", image=x.mT),
+        "no.png cannot be read": lambda: model.sample("a fox", image="no.png"),
+        "got ''; allowed: a folder": lambda: gen.load_diffusers(""),
+        "steps = 1000: .* begins above its last time": lambda: long.sample(WORDS[0], steps=1000),
         "prompt = 3; it must be a text": lambda: model.sample(3),
         "negative: 3 for 2 prompts": lambda: model.sample(WORDS, negative=["a", "b", "c"]),
         "has no argument 'heigth'. Did you mean 'height'": lambda: gen.load_diffusers(model.pipe, heigth=8),
