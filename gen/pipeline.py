@@ -203,16 +203,16 @@ class Pipeline:
             tap = session if net.start_loop is None else net.start_loop(count, session)
             batch = _Batch(loop.f.path, net, unit, count - 1, edit and edit.rows(rows, unit), callback, bar)
             x = batch.begin(times[0], trajectory)
-            x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=tap, watch=batch.after)
+            with net.taps_kept():
+                x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=tap, watch=batch.after)
             images.append(net.image(x).float().cpu())
             parts.append(batch)
             evaluations += loop.rows
             reports += [] if session is None else [session.report()]
         bar.close()
-        seconds, engine = time.perf_counter() - began, self.net.about
+        seconds, x = time.perf_counter() - began, torch.cat(images)
         states = torch.cat([torch.stack(batch.states, 1) for batch in parts if batch.states]) if trajectory else None
-        x = torch.cat(images)
-        return Samples(x, cond, evaluations / n, seconds, reports, engine, self.no_pictures, states, prompts)
+        return Samples(x, cond, evaluations / n, seconds, reports, self.net.about, self.no_pictures, states, prompts)
 
     def prepared(self, engine: object = "auto") -> Pipeline:
         """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.

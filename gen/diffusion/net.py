@@ -8,7 +8,7 @@ reads them through `members`, which gives their defaults, and nothing else asks 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -80,6 +80,7 @@ class Net(Protocol):
             `.to(dtype)`; (). An engine then passes x and floating conditions in that dtype and t, s as they are.
         modulation_table(t, cond): see `ModulationTable`; none. Engines provide it.
         about: what prepared the network, in words; "".
+        taps_kept(): a context in which what taps need stays on the network between evaluations; nothing needs it.
     """
 
     spec: Any
@@ -145,6 +146,7 @@ class NetMembers:
             to run one after the other.
         start_loop: (steps, a cache's session or None) -> the tap of one sampling loop, of an engine's network that
             remembers something in it (gen.models.engines.patches); None for the session itself.
+        taps_kept: a context in which what taps need stays on the network from one evaluation to the next.
     """
 
     state_shape: tuple[int, ...] | None
@@ -160,6 +162,7 @@ class NetMembers:
     store_null_text: Callable[[Tensor, Tensor, Tensor | None], None] | None
     run_branches: Callable[[Callable[[], Any], Callable[[], Any]], tuple[Any, Any]] | None
     start_loop: Callable[[int, Any], Any] | None
+    taps_kept: Callable[[], AbstractContextManager[None]]
 
 
 def members(net: nn.Module) -> NetMembers:
@@ -183,6 +186,7 @@ def members(net: nn.Module) -> NetMembers:
         store_null_text=getattr(inner, "store_null_text", None),
         run_branches=getattr(inner, "run_branches", None),
         start_loop=getattr(inner, "start_loop", None),
+        taps_kept=getattr(inner, "taps_kept", nullcontext),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ __all__ = ["Clock"]
 class Clock:
     """A stand-in for a scheduler, which shares its state and class and calls back.
 
+    A loop belongs to the call of the pipeline that began it, and ends with it at the latest: after an exception, too.
+    Whoever writes a loop of their own calls `set_timesteps` in the function of the loop.
+
     Args:
         scheduler: of a pipeline.
         begin: called when `set_timesteps` has begun a loop.
@@ -28,13 +33,27 @@ class Clock:
         stand_in: what the pipeline is to use instead; to diffusers it is of the scheduler's own class.
         index: of the timestep at which the network is evaluated next; None outside a loop.
         begun: whether a step of the loop has ended.
+        owner: the call that the loop belongs to, as `_key` says it.
     """
 
     def __init__(self, scheduler: Any, begin: Callable[[], None], tick: Callable[[Tensor], None]):
         self.scheduler, self.begin, self.tick = scheduler, begin, tick
         self.index: int | None = None
         self.begun = False
+        self.owner: tuple[int, CodeType] | None = None
         self.stand_in = self._stand_in()
+
+    @property
+    def running(self) -> bool:
+        """Whether the caller is within the loop, and not within another pipeline's call."""
+        if self.index is None:
+            return False
+        for frame in _callers():
+            if _key(frame) == self.owner:
+                return True
+            if _calls_pipeline(frame):
+                return False
+        return False
 
     @property
     def count(self) -> int:
@@ -80,25 +99,23 @@ class Clock:
                 raise UserError(f"{kind.__name__} chooses its steps as it goes; a cache must know how many they are")
             clock.index = None
             clock.begin()
-            clock.index, clock.begun = 0, False
+            clock.index, clock.begun, clock.owner = 0, False, _owner()
             return out
 
         def set_begin_index(self: Any, begin_index: int = 0) -> Any:
-            if clock.index is not None:
+            if clock.running:
                 clock.index = begin_index
             return kind.set_begin_index(self, begin_index)
 
         def scale_model_input(self: Any, sample: Tensor, timestep: Any = None) -> Any:
-            if (
-                clock.index is not None and not clock.begun and timestep is not None
-            ):  # it may begin later than at the first
+            if not clock.begun and timestep is not None and clock.running:  # it may begin later than at the first
                 same = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
                 clock.index = int(same[0]) if len(same) else clock.index
             return kind.scale_model_input(self, sample, timestep)
 
         def step(self: Any, *args: Any, **kwargs: Any) -> Any:
             out = kind.step(self, *args, **kwargs)
-            if clock.index is not None:
+            if clock.index is not None and clock.running:
                 clock.index, clock.begun = clock.index + 1, True
                 clock.tick(out[0] if isinstance(out, tuple) else out.prev_sample)
                 clock.index = clock.index if clock.index < clock.count else None
@@ -116,6 +133,32 @@ class Clock:
         stand_in: Any = object.__new__(type(kind.__name__, (kind,), {**members, **names}))
         stand_in.__dict__ = self.scheduler.__dict__
         return stand_in
+
+
+def _callers() -> Iterator[FrameType]:
+    """Yield the calls at work, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _key(frame: FrameType) -> tuple[int, CodeType]:
+    return id(frame), frame.f_code  # the frame itself would keep what it holds
+
+
+def _calls_pipeline(frame: FrameType) -> bool:
+    if frame.f_code.co_name != "__call__" or frame.f_code.co_varnames[:1] != ("self",):
+        return False
+    return hasattr(frame.f_locals.get("self"), "scheduler")
+
+
+def _owner() -> tuple[int, CodeType]:
+    """Return the pipeline's call that is at work, or else the function that called diffusers or us."""
+    frames = list(_callers())
+    calls = [frame for frame in frames if _calls_pipeline(frame)]
+    others = (f for f in frames if f.f_globals.get("__name__", "").partition(".")[0] != "diffusers")
+    return _key(calls[0] if calls else next(f for f in others if f.f_globals is not globals()))
 
 
 def _log_ratio(a: float, b: float) -> float:

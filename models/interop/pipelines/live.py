@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +21,7 @@ from gen.diffusion.tap import BoundTap, Context
 from gen.models.interop.pipelines.clock import Clock
 from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.live_report import LiveDrift, LiveReport, measure_drift
-from gen.models.interop.pipelines.taps import branch_of_network
+from gen.models.interop.pipelines.taps import branch_of_network, check_sites, policy_and_sites
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,7 +89,8 @@ class Live:
             for i, network in enumerate(self.networks):
                 hooks = SiteHooks(network, self._wanted(), self._around(i), compiled=compiled)
                 self.hooks.append(hooks)
-            self._check_sites()
+            for hooks in self.hooks:
+                check_sites(self.cache, hooks)
         except BaseException:
             self._unhook()
             raise
@@ -175,35 +175,12 @@ class Live:
                 raise UserError(f"{type(network).__name__} has a cache of diffusers already; two would predict each "
                                 "other's predictions: call its disable_cache() first")  # fmt: skip
 
-    def _parts(self) -> tuple[Any, tuple[str, ...]]:
-        """Return policy and sites of the cache's sessions; None and () for a cache of another make."""
-        try:
-            session: Any = self.cache.start(1)
-        except UserError:  # it is for another number of steps
-            return None, ()
-        return getattr(session, "policy", None), tuple(getattr(session, "sites", ()))
-
     def _wanted(self) -> tuple[str, ...]:
         """Patterns of the sites that the cache needs, and of those that its report shows."""
-        policy, sites = self._parts()
+        policy, sites = policy_and_sites(self.cache)
         if policy is None:
             return ("*",)
         return (*sites, *(pattern for pattern in (policy.probe, policy.check) if pattern), "hidden.*")
-
-    def _check_sites(self) -> None:
-        """Refuse a cache for which the networks have no sites."""
-        policy, patterns = self._parts()
-        probe, check = ("", "") if policy is None else (policy.probe, policy.check)
-        for hooks in self.hooks:
-            kind = type(hooks.network).__name__
-            for pattern in (*patterns, *([probe] if probe else ())):
-                if not any(fnmatchcase(site, pattern) for site in hooks.sites):
-                    raise UserError(f"{kind}: no site matches {pattern!r}; it has {', '.join(hooks.kinds())}")
-            checks = [site for site in hooks.sites if fnmatchcase(site, check)]
-            if probe in hooks.opaque or (check and len(checks) < 2):
-                name = name_of(type(self.cache))
-                raise UserError(f"{name} decides inside the trunk of a {kind}, which is left out as a whole; allowed: "
-                                "a cache that decides before it, such as taylorseer_lite or fbcache")  # fmt: skip
 
     def _begin(self) -> None:
         """A loop begins."""
@@ -249,7 +226,7 @@ class Live:
             if self.pipe.scheduler is not self.clock.stand_in:
                 raise UserError("the pipeline has another scheduler than when it was accelerated, by whose steps the "
                                 "cache would go: remove() the cache, and accelerate again")  # fmt: skip
-            if self.clock.index is None or not self.loop_enabled:
+            if not self.clock.running or not self.loop_enabled:
                 return run()
             hooks = self.hooks[number]
             nth = self.calls[number] = self.calls.get(number, -1) + 1

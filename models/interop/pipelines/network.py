@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ class PipelineNet(nn.Module):
             self.taps.check(self.inner, without)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineNet:
-        self.taps.release()  # hooks would call the original's modules
+        self.taps.release()  # in a loop; they would call the original's modules
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__dict__ = copy.deepcopy(self.__dict__, memo)
@@ -121,6 +122,10 @@ class PipelineNet(nn.Module):
         if self.left_out.patterns:
             tap = self.left_out if tap is None else Chain((self.left_out, tap))
         return call_site(tap, "net", lambda x: self._by_stage(x, self.timestep(t), cond, tap), x)
+
+    def taps_kept(self) -> AbstractContextManager[None]:
+        """Return what leaves hooks for taps on the network within a loop, and takes them off at its end."""
+        return self.taps.kept()
 
     def timestep(self, t: Tensor) -> Tensor:
         """Return the scheduler's timestep, [B], of a time that the path gives the network."""

@@ -15,7 +15,7 @@ from gen.config.devices import check_device
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_arguments
 from gen.config.images import from_pil
-from gen.config.spec import Json, digest
+from gen.config.spec import Json, build, digest
 from gen.data.lib.pictures import read_picture
 from gen.diffusion.contracts import Cache, Guide, Solver
 from gen.diffusion.denoiser import Cond
@@ -28,12 +28,14 @@ from gen.models.interop.pipelines.call_checks import (
 )
 from gen.models.interop.pipelines.conditions import PromptConditions, joined
 from gen.models.interop.pipelines.families import networks_of
+from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.latents import decode_latents, encode_images, mask_latents
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
 from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.opening import open_pipeline
 from gen.models.interop.pipelines.own_grid import OwnGrid
 from gen.models.interop.pipelines.own_sampling import OwnSampling, own_sampling
+from gen.models.interop.pipelines.taps import check_sites
 from gen.pipeline import Pipeline
 from gen.samples import Samples
 from gen.training.run import Sampler
@@ -229,6 +231,9 @@ class PromptPipeline:
         pipeline = sized.pipeline
         if cache not in (None, "none"):
             check_no_cache(self.pipe)
+            built: Cache = build("samplers.caches", cache)
+            for network in networks_of(self.pipe).values():
+                check_sites(built, SiteHooks(network, attach=False))
         cond, prompts = sized._conditions(prompt, negative)
         image = None if image is None else sized._latents_of(image)
         mask = None if mask is None else sized._mask_of(mask)

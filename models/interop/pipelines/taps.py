@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from gen.config.errors import UserError, nearest
+from gen.config.spec import name_of
+from gen.diffusion.contracts import Cache
 from gen.diffusion.tap import BoundTap, Chain, Tap
 from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.hooks import SiteHooks
 
-__all__ = ["NetworkTaps", "branch_of_network"]
+__all__ = ["NetworkTaps", "branch_of_network", "check_sites", "policy_and_sites"]
 
 INNER = ("trunk", "hidden.*", "deep.*", "blocks.*")  # sites within a network
 
 
 class NetworkTaps:
-    """Hooks on the networks of a pipeline, from their first tap on until they are released; idle in between."""
+    """Hooks on the networks of a pipeline, for an evaluation with a tap, or for all within `kept`."""
 
     def __init__(self) -> None:
         self.hooks: dict[nn.Module, SiteHooks] = {}
-        weakref.finalize(self, _release, self.hooks)
+        self.keep = False
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Leave the hooks on from one evaluation to the next within: to put them on takes time."""
+        before, self.keep = self.keep, True
+        try:
+            yield
+        finally:
+            self.keep = before
+            if not before:
+                self.release()
 
     @contextmanager
     def tapped(self, network: nn.Module, tap: Tap | None, number: int = 0) -> Iterator[None]:
@@ -46,6 +59,8 @@ class NetworkTaps:
             yield
         finally:
             hooks.tap = None
+            if not self.keep:
+                hooks.remove()
 
     def check(self, network: nn.Module, sites: Sequence[str]) -> None:
         """Raise UserError for a name that is no block of a network."""
@@ -62,7 +77,40 @@ class NetworkTaps:
 
     def release(self) -> None:
         """Take all hooks off."""
-        _release(self.hooks)
+        for hooks in self.hooks.values():
+            hooks.remove()
+
+
+def policy_and_sites(cache: Cache) -> tuple[Any, tuple[str, ...]]:
+    """Return policy and sites of a cache's sessions; None and () for a cache of another make.
+
+    Args:
+        cache: of gen.samplers.caches, or any other.
+    """
+    try:
+        session: Any = cache.start(1)
+    except UserError:  # it is for another number of steps
+        return None, ()
+    return getattr(session, "policy", None), tuple(getattr(session, "sites", ()))
+
+
+def check_sites(cache: Cache, hooks: SiteHooks) -> None:
+    """Raise UserError for a cache that cannot work in a network.
+
+    Args:
+        cache: to be used.
+        hooks: of the network.
+    """
+    policy, patterns = policy_and_sites(cache)
+    probe, check = ("", "") if policy is None else (policy.probe, policy.check)
+    kind = type(hooks.network).__name__
+    for pattern in (*patterns, *([probe] if probe else ())):
+        if not any(fnmatchcase(site, pattern) for site in hooks.sites):
+            raise UserError(f"{kind}: no site matches {pattern!r}; it has {', '.join(hooks.kinds())}")
+    checks = [site for site in hooks.sites if fnmatchcase(site, check)]
+    if probe in hooks.opaque or (check and len(checks) < 2):
+        raise UserError(f"{name_of(type(cache))} decides inside the trunk of a {kind}, which is left out as a whole; "
+                        "allowed: a cache that decides before it, such as taylorseer_lite or fbcache")  # fmt: skip
 
 
 def branch_of_network(branch: str, number: int) -> str:
@@ -79,9 +127,3 @@ def _tap_of_network(tap: Tap, number: int) -> Tap:
     if isinstance(tap, BoundTap):
         return BoundTap(tap.tap, replace(tap.context, branch=branch_of_network(tap.context.branch, number)))
     return Chain(tuple(_tap_of_network(t, number) for t in tap.taps)) if isinstance(tap, Chain) else tap
-
-
-def _release(hooks: dict[nn.Module, SiteHooks]) -> None:
-    for each in hooks.values():
-        each.remove()
-    hooks.clear()

@@ -1,7 +1,9 @@
 """Caches on live pipelines: to the bit without them, counted with them, and nothing left behind."""
 
+import contextlib
 import copy
 
+import diffusers
 import pytest
 import torch
 
@@ -174,6 +176,39 @@ def test_batch_size_steps_and_exceptions_leave_nothing():
         assert torch.equal(run(pipe, name, callback_on_step_end=interleaved), want)
 
 
+def test_a_loop_ends_with_the_pipelines_call():
+    """After an exception, an interruption, and within another pipeline's call the network is nobody's."""
+    name = "sd15"
+    pipe = tiny(name)
+    parts = {**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)}
+    other = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    plain, given, hook = run(other, name), [], pipe.unet.register_forward_pre_hook
+    with hook(lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True):
+        run(pipe, name)
+    direct = [pipe.unet(*args, **kwargs)[0] for args, kwargs in given]
+    live = gen.accelerate(pipe, every(3, ("trunk",)))
+    want = run(pipe, name)
+
+    def fail(pipe, step, t, now):
+        raise KeyboardInterrupt
+
+    def interrupt(pipe, step, t, now):
+        pipe._interrupt = True
+        return now
+
+    def interleaved(pipe, step, t, now):
+        assert torch.equal(run(other, name), plain)
+        return now
+
+    for callback in (fail, interrupt):
+        with contextlib.suppress(KeyboardInterrupt):
+            run(pipe, name, callback_on_step_end=callback)
+        assert all(torch.equal(pipe.unet(*a, **k)[0], out) for (a, k), out in zip(given, direct, strict=True))
+        assert torch.equal(run(other, name), plain)
+        assert torch.equal(run(pipe, name), want)
+    assert torch.equal(run(pipe, name, callback_on_step_end=interleaved), want) and live.report.full == 2
+
+
 def test_two_networks_have_features_of_their_own():
     pipe = tiny("wan22")
     with gen.accelerate(pipe, every(8, ("trunk",))) as live:
@@ -197,8 +232,6 @@ def test_refusals(given, line):
 
 
 def test_refuses_two_caches_a_second_time_and_another_scheduler():
-    import diffusers
-
     pipe = tiny("wan")
     config = diffusers.FirstBlockCacheConfig(threshold=0.1)
     with gen.accelerate(pipe):

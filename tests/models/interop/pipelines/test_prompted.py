@@ -13,6 +13,7 @@ from gen.config.errors import UserError
 from gen.distillers.ld_pruner import LDPruner, find_operators
 from gen.models.interop.pipelines.conditions import joined
 from gen.models.interop.pipelines.own_sampling import solver_of
+from tests.models.interop.pipelines.test_live import attributes
 from tests.pipelines.tiny import ENCODERS, FAMILIES, call, prompted, tiny, with_text_encoder
 
 WORDS = ["a red fox", "the blue bird in snow"]
@@ -158,6 +159,7 @@ def test_what_does_not_work_is_said_in_one_line():
         "no.png cannot be read": lambda: model.sample("a fox", image="no.png"),
         "got ''; allowed: a folder": lambda: gen.load_diffusers(""),
         "steps = 1000: .* begins above its last time": lambda: long.sample(WORDS[0], steps=1000),
+        "speca decides inside the trunk of a UNet2DCond": lambda: model.sample("a fox", cache="speca"),
         "prompt = 3; it must be a text": lambda: model.sample(3),
         "negative: 3 for 2 prompts": lambda: model.sample(WORDS, negative=["a", "b", "c"]),
         "has no argument 'heigth'. Did you mean 'height'": lambda: gen.load_diffusers(model.pipe, heigth=8),
@@ -280,8 +282,16 @@ def test_caches_go_with_prompts(name):
     model = fox(name)
     how = {"steps": 6, "solver": "euler", "decode": False}
     plain = model.sample(WORDS, **how)
+    before = attributes(model.pipe)
     assert torch.equal(
         model.sample(WORDS, cache={"name": "fora", "interval": 1, "sites": ["blocks.*"]}, **how).x, plain.x
     )
     cached = model.sample(WORDS, cache={"name": "taylorseer_lite", "interval": 3}, **how)
     assert cached.cache[0].fraction_per_row < 1 and 0 < relative(cached.x, plain.x) < 2
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.sample(WORDS, cache="fora", callback=fail, **how)
+    assert attributes(model.pipe) == before
