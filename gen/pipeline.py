@@ -56,9 +56,10 @@ class _Batch:
     bar: ProgressBar
     states: list[Tensor] | None = None
 
-    def begin(self, t: Tensor, trajectory: bool) -> Tensor:
-        """Return x at the first time."""
-        x = self.path.start(self.unit, t) if self.edit is None else self.path.mix(self.edit.image, self.unit, t)
+    def begin(self, t: Tensor, std: float | None, trajectory: bool) -> Tensor:
+        """Return x at the first time, of a standard deviation or of the path's."""
+        x = self.path.start(self.unit, t) if std is None else self.unit * std
+        x = x if self.edit is None else self.path.mix(self.edit.image, self.unit, t)
         self.states = [self.net.image(x).float().cpu()] if trajectory else None
         return x
 
@@ -202,12 +203,11 @@ class Pipeline:
             session = None if how.cache is None else how.cache.start(count)
             tap = session if net.start_loop is None else net.start_loop(count, session)
             batch = _Batch(loop.f.path, net, unit, count - 1, edit and edit.rows(rows, unit), callback, bar)
-            x = batch.begin(times[0], trajectory)
+            x = batch.begin(times[0], how.start_std(self.denoiser.path), trajectory)
             with net.taps_kept():
                 x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=tap, watch=batch.after)
             images.append(net.image(x).float().cpu())
-            parts.append(batch)
-            evaluations += loop.rows
+            parts, evaluations = [*parts, batch], evaluations + loop.rows
             reports += [] if session is None else [session.report()]
         bar.close()
         seconds, x = time.perf_counter() - began, torch.cat(images)

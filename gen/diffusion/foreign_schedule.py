@@ -7,8 +7,9 @@ sqrt(1 + sigma^2) where theirs has an exploding variance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +18,20 @@ from gen.config.errors import UserError
 from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, Parameterisation, V, Velocity
 from gen.diffusion.path import DDPM, EDM, Flow, NoisePath, Table
 
-__all__ = ["ForeignSchedule", "is_flow", "read_schedule", "read_times"]
+__all__ = ["ForeignSchedule", "is_edm", "is_flow", "read_schedule", "read_times", "start_std"]
 
 PREDICTIONS: dict[str, Parameterisation] = {
     "epsilon": Eps(),
     "flow_prediction": Velocity(),
     "sample": X0(),
     "v_prediction": V(),
+}
+
+
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+ENDS: dict[str, Callable[[Any], float]] = {  # alpha^2 of the end, whatever set_alpha_to_one says
+    "LCMScheduler": lambda scheduler: 1.0,
+    "TCDScheduler": lambda scheduler: float(scheduler.alphas_cumprod[0]),
 }
 
 
@@ -39,6 +47,17 @@ class ForeignSchedule(NamedTuple):
     path: NoisePath
     parameterisation: Parameterisation
     time_scale: float
+
+
+def is_edm(scheduler: Any) -> bool:
+    """Return whether a scheduler's network is EDM's: it gets x / sqrt(sigma^2 + sd^2) and ln(sigma) / 4.
+
+    Args:
+        scheduler: of diffusers.
+    """
+    config = scheduler.config
+    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    return continuous or "sigma_data" in config
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -62,20 +81,31 @@ def read_schedule(scheduler: Any) -> ForeignSchedule:
         scheduler: of a pipeline; not changed.
 
     Raises:
-        UserError: for a scheduler without a noise schedule that is known here, and for one that inverts its sigmas.
+        UserError: for a scheduler without a noise schedule that is known here, for one whose loop rises, and for one
+            whose levels are not those of its timesteps.
     """
     if isinstance(ours := getattr(scheduler, "schedule", None), ForeignSchedule):  # of gen.as_scheduler
         return ours
     kind, config = type(scheduler).__name__, dict(getattr(scheduler, "config", {}))
     if config.get("invert_sigmas"):
         raise UserError(f"{kind} has invert_sigmas, under which its sigmas rise: allowed are schedulers without it")
+    if "Inverse" in kind:
+        raise UserError(f"{kind} goes from data to noise: allowed are schedulers that sample")
+    if config.get("interpolation_type") == "log_linear" and not any(config.get(name) for name in SPACINGS):
+        raise UserError(
+            f"{kind} has interpolation_type 'log_linear', whose levels are not those of its timesteps; allowed: linear"
+        )
     if is_flow(scheduler):
         return ForeignSchedule(Flow(), Velocity(), float(config.get("num_train_timesteps", 1000)))
     if kind.startswith("EDM"):
-        return ForeignSchedule(EDM(float(config["sigma_max"])), EDMPrecond(float(config["sigma_data"])), 1.0)
+        toward: Literal["data", "noise"] = "noise" if config.get("prediction_type") == "v_prediction" else "data"
+        return ForeignSchedule(EDM(float(config["sigma_max"])), EDMPrecond(float(config["sigma_data"]), toward), 1.0)
     predicted = config.get("prediction_type", "epsilon")
     table = getattr(scheduler, "alphas_cumprod", None)
-    if table is None or predicted not in PREDICTIONS:
+    if table is not None and is_edm(scheduler):  # Stable Video Diffusion
+        highest = config.get("sigma_max") or float(_levels_of(table)[-1])
+        return ForeignSchedule(EDM(float(highest)), EDMPrecond(1.0, "noise"), 1.0)
+    if table is None or predicted not in PREDICTIONS or "beta_start" not in config:
         raise UserError(
             f"{kind} with prediction_type {predicted!r}: allowed are schedulers of flow matching, of EDM, and of a "
             f"table alphas_cumprod with one of {', '.join(PREDICTIONS)}"
@@ -97,19 +127,45 @@ def read_times(scheduler: Any, path: NoisePath) -> Tensor:
     if isinstance(getattr(scheduler, "schedule", None), ForeignSchedule):
         times: Tensor = scheduler.times
         return times
-    levels = getattr(scheduler, "sigmas", None)
+    kind, levels = type(scheduler).__name__, getattr(scheduler, "sigmas", None)
     if levels is None:
         entries = torch.as_tensor(getattr(scheduler, "_timesteps", scheduler.timesteps)).double().cpu().flatten()
         times = entries.unique().flip(0) + 1
         final = torch.tensor([float(getattr(scheduler, "final_alpha_cumprod", 1.0))], dtype=torch.float64)
+        if kind in ENDS:
+            final = torch.tensor([ENDS[kind](scheduler)], dtype=torch.float64)
         end = _whole(path.t_from_lambda(torch.logit(final) / 2)) if final < 1 else torch.zeros_like(final)
         return torch.cat([times, end]) if end < times[-1] else times
     sigmas = torch.as_tensor(levels).double().cpu().flatten().unique().flip(0)
     if isinstance(path, (Flow, EDM)):
         return sigmas
+    if sigmas[0] > 1.001 * (highest := float(_levels_of(scheduler.alphas_cumprod)[-1])):
+        raise UserError(
+            f"{kind} begins at sigma {sigmas[0]:g}, above its table: sigma_max of at most {highest:g} allowed"
+        )
     clean = sigmas == 0
     times = path.t_from_lambda(-sigmas.clamp(min=1e-30).log()).clamp(0, path.t1)
     return torch.where(clean, torch.zeros_like(times), _whole(times))
+
+
+def start_std(scheduler: Any, path: NoisePath) -> float:
+    """Return the standard deviation of the x of our path that a pipeline begins with.
+
+    Args:
+        scheduler: of diffusers, after its set_timesteps.
+        path: `read_schedule`'s.
+    """
+    own = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    if isinstance(path, EDM) or not hasattr(scheduler, "scale_model_input"):
+        return own
+    first = scheduler.timesteps[0]  # the sample of one with an exploding variance is sqrt(1 + sigma^2) ours
+    return own * float(copy.deepcopy(scheduler).scale_model_input(torch.ones(1, dtype=torch.float64), first))
+
+
+def _levels_of(table: Tensor) -> Tensor:
+    """Return sigma / alpha of each entry of a table of alpha^2, float64."""
+    squared = table.double().cpu()
+    return ((1 - squared) / squared).sqrt()
 
 
 def _whole(times: Tensor) -> Tensor:

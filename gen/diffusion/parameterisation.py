@@ -124,16 +124,18 @@ class EDMPrecond(Parameterisation):
 
     Attributes:
         sigma_data: sd, the standard deviation of the data; default EDM's.
+        toward: "noise" is -F, which at sd = 1 is v of x scaled to variance 1 (Stable Video Diffusion, CosXL).
     """
 
     sigma_data: float = 0.5
+    toward: Literal["data", "noise"] = "data"
 
     def __post_init__(self) -> None:
         check_fields(self, sigma_data="(0, inf)")
 
     def coefficients(self, path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, sd = path.alpha(t), path.sigma(t), self.sigma_data
-        root = self.scale(path, t).reciprocal()
+        root = self.scale(path, t).reciprocal() * (1 if self.toward == "data" else -1)
         return sigma / (sd * root), -alpha * sd / root
 
     def scale(self, path: NoisePath, t: Tensor) -> Tensor:

@@ -71,6 +71,14 @@ class Sampler:
         values = getattr(how.grid, "values", None) if "grid" in given and "steps" not in given else None
         return replace(how, steps=max(len(values) - 1, 1)) if isinstance(values, tuple) else how
 
+    def start_std(self, path: NoisePath) -> float | None:
+        """Return the standard deviation of x that the grid's loop begins with; None for sigma of its first time.
+
+        Only grids of another library's loop have one.
+        """
+        of_grid = getattr(self.grid, "start_std", None)
+        return None if of_grid is None else float(of_grid(path, self.steps))
+
 
 @dataclass(frozen=True)
 class Run:

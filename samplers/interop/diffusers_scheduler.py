@@ -119,10 +119,10 @@ def check_like(solver: Solver, like: Any) -> None:
     if not (callable(getattr(like, "set_timesteps", None)) and isinstance(getattr(like, "config", None), Mapping)):
         raise UserError(f"like = {shown(like)}; allowed: a scheduler of diffusers, such as pipe.scheduler")
     clips = [name for name in ("clip_sample", "thresholding") if like.config.get(name)]
-    if clips and not getattr(solver, "clip", False):
+    same = clips == ["clip_sample"] and like.config.get("clip_sample_range", 1.0) == 1
+    if clips and not (same and getattr(solver, "clip", False)):
         raise UserError(
-            f"{kind} has {clips[0]}=True and {named} clips no x0; allowed: a scheduler without it, as "
-            f'{kind}.from_config(scheduler.config, {clips[0]}=False), or the solver {{"name": "ddim", "clip": True}}'
+            f"{kind} has {clips[0]}=True and {named} clips no x0 so; allowed: from_config(config, {clips[0]}=False)"
         )
     if solver.nfe(4) is None and getattr(solver, "per", "") == "sample":
         raise UserError(f'{named} per sample: a pipeline has one time for all; allowed: {{..., "per": "batch"}}')

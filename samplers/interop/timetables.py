@@ -13,8 +13,8 @@ from torch import Tensor
 from gen.config.errors import UserError, shown
 from gen.config.spec import name_of
 from gen.diffusion.contracts import Grid
-from gen.diffusion.foreign_schedule import ForeignSchedule, read_times
-from gen.diffusion.path import EDM, Flow
+from gen.diffusion.foreign_schedule import ForeignSchedule, read_times, start_std
+from gen.diffusion.path import Flow
 
 __all__ = ["ForeignTimetable", "GridTimetable", "Request", "Timetable"]
 
@@ -173,11 +173,7 @@ class ForeignTimetable:
         return times.flip(0), torch.cat([self._exact(times[-1:]).clamp(max=float(listed[0])), listed])
 
     def start_std(self, t: Tensor) -> float:
-        own = float(getattr(self.scheduler, "init_noise_sigma", 1.0))
-        if isinstance(self.schedule.path, EDM) or not hasattr(self.scheduler, "scale_model_input"):
-            return own
-        first = self.scheduler.timesteps[0]  # the sample of one with an exploding variance is sqrt(1 + sigma^2) ours
-        return own * float(copy.deepcopy(self.scheduler).scale_model_input(torch.ones(1, dtype=torch.float64), first))
+        return start_std(self.scheduler, self.schedule.path)
 
     def to_network(self, t: Tensor) -> Tensor:
         if self.nodes is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond
+from gen.diffusion.foreign_schedule import is_edm
 from gen.models.interop.pipelines.arguments import Flat, flatten, same, separate, with_equal_lengths
 from gen.models.interop.pipelines.calling import NetworkOutput, Step, arguments_of, call_without_networks, zeros_for
 from gen.models.interop.pipelines.families import Family, family_of, networks_of
@@ -141,7 +142,7 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
     return Heard(
         pipe=pipe, call=call, name=name, family=family, cond=cond,
         constants={key: value for key, value in constants.items() if key not in cond},
-        latents=step.sample[:rows] if "sigma_data" in step.scheduler.config else state,  # Denoiser scales EDM's
+        latents=step.sample[:rows] if is_edm(step.scheduler) else state,  # Denoiser scales EDM's
         dtype=branches[0].x.dtype, appended_dim=appended_dim, token_times=_token_times(t), doubled=doubled,
         scheduler=step.scheduler, timesteps=_timesteps(step), encoded=recording.encoded,
     )  # fmt: skip
@@ -160,7 +161,14 @@ def _token_times(t: Any) -> Tensor | None:
 
 def _timesteps(step: Step) -> Tensor:
     """Return the timesteps from a step on, on the CPU."""
-    timesteps = torch.as_tensor(step.scheduler.timesteps).cpu()
+    listed, replaced = step.scheduler.timesteps, getattr(step.scheduler, "like", None)
+    if replaced is not None and not isinstance(listed, Tensor):  # of gen.as_scheduler
+        solver = type(step.scheduler.solver).__name__
+        raise UserError(
+            f"{solver} in place of {type(replaced).__name__} chooses its times as it goes, so no grid can be read; "
+            "allowed: pipe.scheduler = pipe.scheduler.like, and sample(solver=...)"
+        )
+    timesteps = torch.as_tensor(listed).cpu()
     return timesteps[int((timesteps == float(step.timestep)).nonzero()[0]) :]
 
 

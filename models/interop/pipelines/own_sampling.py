@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, NamedTuple
 
+import torch
+
 from gen.config.spec import Json, spec_of
+from gen.diffusion.foreign_schedule import is_flow, read_schedule
 
 __all__ = ["OwnSampling", "own_sampling"]
 
@@ -34,6 +38,17 @@ NEAREST: dict[str, Json] = {  # measured on six steps of a random U-Net, or of t
     "LMSDiscreteScheduler": {"name": "deis", "solver_order": 3},
     "TCDScheduler": {"name": "renoise"},
 }
+JUMPING = ("CogVideoXDDIMScheduler", "DDIMScheduler", "PNDMScheduler")  # k - T // N, not the next of their list
+FOLLOWED = {  # options that times, path, parameterisation or the solver's spec contain; others name a difference
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
+    *("timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "set_alpha_to_one", "snr_shift_scale"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"),
+    *("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "timestep_type", "flow_shift", "shift"),
+    *("use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "shift_terminal"),
+    *("time_shift_type", "stochastic_sampling", "skip_prk_steps", "solver_order", "solver_type", "algorithm_type"),
+    *("original_inference_steps", "timestep_scaling", "clip_sample", "thresholding"),
+    *("clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio"),  # of the two before
+}
 STEPS, SCALE = 50, 1.0  # where a pipeline's call has no default
 
 
@@ -42,13 +57,14 @@ class OwnSampling(NamedTuple):
 
     Attributes:
         solver: a spec of gen.samplers.solvers.
-        exact: whether the solver is the scheduler's rule, or only the nearest to it.
+        differs: options of the scheduler in which the solver is only the nearest to its rule, "rule" for all; () where
+            it is the same rule on the same times.
         steps: default of its call.
         guide: a spec of gen.samplers.guides; None for none.
     """
 
     solver: Json
-    exact: bool
+    differs: tuple[str, ...]
     steps: int
     guide: Json | None
 
@@ -62,40 +78,101 @@ def own_sampling(pipe: Any, call: Json, guided: bool) -> OwnSampling:
         guided: whether its call evaluates a negative branch, too.
     """
     given = {**_defaults(pipe), **{key: value for key, value in call.items() if value is not None}}
-    solver, exact = solver_of(pipe.scheduler)
+    steps = int(given.get("num_inference_steps") or STEPS)
+    solver, differs = solver_of(pipe.scheduler, steps)
     guide = guide_of(type(pipe).__name__, given) if guided else None
-    return OwnSampling(solver, exact, int(given.get("num_inference_steps") or STEPS), guide)
+    if guide is not None and guide["name"] == "rescale":  # of the network's outputs
+        guide["space"] = spec_of(read_schedule(pipe.scheduler).parameterisation)
+    return OwnSampling(solver, differs, steps, guide)
 
 
-def solver_of(scheduler: Any) -> tuple[Json, bool]:
-    """Return the spec of the solver that a scheduler of diffusers is, and whether it is the same rule.
+def solver_of(scheduler: Any, steps: int = STEPS) -> tuple[Json, tuple[str, ...]]:
+    """Return the spec of the solver that a scheduler of diffusers is, and the options in which their rules differ.
 
     Args:
-        scheduler: of a pipeline.
+        scheduler: of a pipeline; not changed.
+        steps: of the loop.
+
+    Returns:
+        (spec, differs), the latter as of OwnSampling.
     """
     if hasattr(scheduler, "timetable"):  # of gen.as_scheduler
-        return spec_of(scheduler.solver), True
+        return spec_of(scheduler.solver), ()
     kind, config = type(scheduler).__name__, scheduler.config
     if kind in MULTISTEP:
-        spec: Json = {"name": MULTISTEP[kind], "solver_order": int(config.get("solver_order", 2))}
-        exact = kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler") and spec["solver_order"] < 3
-        exact = exact and not config.get("thresholding", False) and config.get("predict_x0", True)
-        algorithm = config.get("algorithm_type", "dpmsolver++")
-        if kind == "DPMSolverMultistepScheduler":
-            spec |= {"kind": config.get("solver_type", "midpoint")}
-            spec |= {"name": "dpmpp_sde"} if algorithm.startswith("sde") else {}
-            spec |= {"compat": "diffusers"} if spec["solver_order"] == 3 else {}
-            exact = exact and algorithm.endswith("++")
-        if kind == "UniPCMultistepScheduler":
-            spec |= {"kind": config.get("solver_type", "bh2")}
-        return spec, bool(exact)
-    if kind in ("DDIMScheduler", "DDPMScheduler"):
-        return {"name": EXACT[kind], "clip": bool(config.get("clip_sample", False))}, True
-    if kind == "FlowMatchEulerDiscreteScheduler" and config.get("stochastic_sampling"):
-        return {"name": "renoise"}, True
-    if kind in EXACT:
-        return {"name": EXACT[kind]}, kind != "PNDMScheduler" or bool(config.get("skip_prk_steps"))
-    return NEAREST.get(kind, {"name": "euler"}), False
+        spec = _multistep(kind, config)
+    elif kind in ("DDIMScheduler", "DDPMScheduler"):
+        spec = {"name": EXACT[kind], "clip": bool(config.get("clip_sample", False))}
+        if config.get("variance_type") == "fixed_large":
+            spec["variance"] = "beta"
+    elif kind == "FlowMatchEulerDiscreteScheduler" and config.get("stochastic_sampling"):
+        spec = {"name": "renoise"}
+    else:
+        spec = {"name": EXACT[kind]} if kind in EXACT else dict(NEAREST.get(kind, {"name": "euler"}))
+    if kind not in EXACT and kind not in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        return spec, ("rule",)
+    return spec, tuple(dict.fromkeys([*_not_followed(scheduler, spec), *_of_rule(scheduler, steps)]))
+
+
+def _multistep(kind: str, config: Any) -> Json:
+    """Return the spec of a multistep solver."""
+    spec: Json = {"name": MULTISTEP[kind], "solver_order": int(config.get("solver_order", 2))}
+    if kind == "DPMSolverSinglestepScheduler" and spec["solver_order"] == 1:
+        return {"name": "ddim"}
+    if kind == "DPMSolverMultistepScheduler":
+        spec |= {"kind": config.get("solver_type", "midpoint")}
+        spec |= {"name": "dpmpp_sde"} if str(config.get("algorithm_type")).startswith("sde") else {}
+        spec |= {"compat": "diffusers"} if spec["solver_order"] == 3 else {}
+    if kind == "UniPCMultistepScheduler":
+        spec |= {"kind": config.get("solver_type", "bh2")}
+    return spec
+
+
+def _not_followed(scheduler: Any, spec: Json) -> list[str]:
+    """Return the options that are not at their class's default and that nothing here follows."""
+    config = scheduler.config
+    defaults = {name: one.default for name, one in inspect.signature(type(scheduler).__init__).parameters.items()}
+    followed = FOLLOWED | ({"variance_type"} if "variance" in spec else set())
+    return [
+        name
+        for name, default in defaults.items()
+        if name in config and name not in followed and (config[name] or None) != (default or None)
+    ]
+
+
+def _of_rule(scheduler: Any, steps: int) -> list[str]:
+    """Return the options under which a scheduler's rule is not its solver's."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    respaced = [name for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+                if config.get(name)]  # fmt: skip
+    table = getattr(scheduler, "alphas_cumprod", None)
+    differs = {
+        "clip_sample": config.get("clip_sample")
+        and (kind != "DDPMScheduler" or config.get("clip_sample_range", 1.0) != 1),
+        "thresholding": config.get("thresholding"),
+        "skip_prk_steps": kind == "PNDMScheduler" and not config.get("skip_prk_steps"),
+        "solver_order": kind in MULTISTEP and config.solver_order > 2,
+        "algorithm_type": kind.startswith("DPM") and not config.algorithm_type.endswith("++"),
+        "solver_type": kind == "UniPCMultistepScheduler" and config.solver_type != "bh2",  # theirs ends in nan
+    }
+    named = [name for name, does in differs.items() if does]
+    if kind in JUMPING and not differs["skip_prk_steps"] and not _jumps_to_the_next(scheduler, steps):
+        named += ["timestep_spacing"]
+    if kind in MULTISTEP and not is_flow(scheduler):
+        named += respaced  # the network's time is cut to whole steps
+    if respaced and table is not None and config.get("sigma_min"):
+        least = float(((1 - table[0]) / table[0]) ** 0.5)
+        named += ["sigma_min"] if config.sigma_min < least and config.get("timestep_type") != "continuous" else []
+    return named
+
+
+def _jumps_to_the_next(scheduler: Any, steps: int) -> bool:
+    """Return whether each step of a loop ends where the next one begins, and the last one at the end or below."""
+    copied = copy.deepcopy(scheduler)
+    copied.set_timesteps(steps)
+    listed = torch.as_tensor(copied.timesteps).cpu().unique().flip(0)
+    jump = copied.config.num_train_timesteps // steps
+    return bool((listed[:-1] - jump == listed[1:]).all()) and int(listed[-1]) - jump < 0
 
 
 def guide_of(pipeline: str, given: Json) -> Json | None:

@@ -97,7 +97,9 @@ class PromptPipeline:
         of = "" if self.folder is None else f"{self.name}: "
         steps = f"{own.steps} step{'s' if own.steps > 1 else ''}"
         kind = type(self.pipe.scheduler).__name__
-        solver = f"{own.solver['name']} ({'as' if own.exact else 'nearest to its'} {kind})"
+        options = ", ".join(name for name in own.differs if name != "rule")
+        nearest = f"nearest to its {kind}" + (f", but for its {options}" if options else "")
+        solver = f"{own.solver['name']} ({nearest if own.differs else f'as {kind}'})"
         guide = "no guide" if own.guide is None else f"{own.guide['name']} {own.guide['scale']:g}"
         shape = " x ".join(map(str, net.shape))
         return (
