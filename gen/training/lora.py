@@ -3,6 +3,7 @@
 The network that they were trained on lies in the folder run.init, which gen.load reads, too, and adds them up; or it
 was given as an object, as it is to gen.load. Its weights never change: an initialisation that peft pairs with changed
 weights W - s B0 A0 is a second, frozen adapter -s B0 A0 here, so that the adapters alone fit the original ones.
+Adapters are float32 at least.
 """
 
 from __future__ import annotations
@@ -163,10 +164,19 @@ def adapted(given: nn.Module, lora: LoRA | None, losses: Losses = ()) -> nn.Modu
 
     Raises:
         MissingDependency: without peft.
-        UserError: for targets that the network has not.
+        UserError: for targets that the network has not, and for a network with adapters of others.
     """
     if lora is None:
         return given
+    others = [
+        one
+        for module in given.modules()
+        if hasattr(module, "base_layer")
+        for one in getattr(module, "active_adapters", ())
+    ]
+    if others:
+        raise UserError(f"lora: the network has adapters already ({', '.join(dict.fromkeys(others))}): add them to its "
+                        "weights first, pipe.fuse_lora() and pipe.unload_lora_weights(), or unload them")  # fmt: skip
     names = lora.layers(given)
     config = lora.config(names)
     from peft import inject_adapter_in_model
@@ -189,6 +199,9 @@ def adapted(given: nn.Module, lora: LoRA | None, losses: Losses = ()) -> nn.Modu
         net.get_submodule(name).lora_A["default"].weight.data.copy_(rows)
     if weights:
         _subtract_start(net, lora, names)
+    for name, parameter in net.named_parameters():
+        if OWN.fullmatch(name):  # 16 bits would round small updates away
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     net.adapted = True  # gen.training.state stores its adapters alone
     return net
 

@@ -156,3 +156,27 @@ def test_targets_are_patterns_of_names():
 def test_what_does_not_go_together_is_refused(given, said):
     with pytest.raises(UserError, match=said):
         LoRA(**given)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_adapters_of_a_16_bit_network_learn_in_float32(way):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).bfloat16()
+    x = torch.randn(32, 16).bfloat16()
+    plain = net(x)
+    adapted(net, WAYS[way])
+    assert net(x).dtype == torch.bfloat16 and torch.allclose(net(x).float(), plain.float(), rtol=0.02, atol=0.02)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 for p in adapter_tensors(net.state_dict()).values())
+    before, optimiser = [p.detach().clone() for p in trained], torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+    for _ in range(4):
+        optimiser.zero_grad()
+        (net(x).float() - 1).square().mean().backward()
+        optimiser.step()
+    assert all((p != old).float().mean() > 0.99 for p, old in zip(trained, before, strict=True))
+
+
+def test_a_network_with_adapters_of_others_is_refused():
+    net = adapted(nn.Sequential(nn.Linear(4, 4)), LoRA(2))
+    with pytest.raises(UserError, match=r"adapters already \(default\): .* pipe.fuse_lora\(\) and pipe.unload_lora"):
+        adapted(net, LoRA(2))

@@ -22,6 +22,7 @@ from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.net import members
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.sampling import integrate
+from gen.models.interop.pipelines.families import plain_module
 from gen.training.lora import saved_tensors
 from gen.training.run import run_from
 
@@ -120,10 +121,25 @@ def save_adapters(run: str | Path, pipe: Any, out: str | Path, weights: str | No
         raise UserError(f"{run} has no weights {label!r}")
     own = saved_tensors(checkpoints.read_tensors(checkpoint, file, info), trained.lora)
     tensors = {_component(name, pipe): tensor for name, tensor in own.items()}
+    for name, tensor in tensors.items():
+        _check_fits(name, tensor, pipe)
     path = Path(out)
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
     return path / WEIGHTS
+
+
+def _check_fits(name: str, tensor: Tensor, pipe: Any) -> None:
+    """Raise UserError for a tensor of an adapter that belongs to no layer of a pipeline's network."""
+    component, _, rest = name.partition(".")
+    layer, part = rest.rsplit(".", 2)[:2]
+    module = dict(plain_module(getattr(pipe, component)).named_modules()).get(layer)
+    weight = getattr(getattr(module, "base_layer", module), "weight", None)
+    own, theirs = (tensor.shape[1:], slice(1, None)) if part == "lora_A" else (tensor.shape[:1], slice(1))
+    if weight is None or weight.shape[theirs] != own:
+        has = "none of that name" if weight is None else f"one of {list(weight.shape)}"
+        raise UserError(f"the adapters are of another network than the {component} of this {type(pipe).__name__}: "
+                        f"{part} of {layer} is {list(tensor.shape)}, and it has {has}")  # fmt: skip
 
 
 def _component(name: str, pipe: Any) -> str:

@@ -146,6 +146,12 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
         gen.load(done.folder)
     with pytest.raises(UserError, match="no weights 'ema'"):
         save_adapters(done.folder, pipe, tmp_path / "lora", weights="ema")
+    with pytest.raises(UserError, match=r"of another network than the unet of this Stable"):
+        save_adapters(done.folder, tiny("sd15"), tmp_path / "lora")
+    other.transformer.transformer_blocks[0].attn.to_q = torch.nn.Linear(3, 3)
+    with pytest.raises(UserError, match=r"lora_A of transformer_blocks.0.attn.to_q is .*, and it has one of \[3, 3\]"):
+        save_adapters(done.folder, other, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
     with pytest.raises(UserError, match="allowed: x and others with as many rows"):
         Rows({"x": torch.zeros(2, 1), "y": torch.zeros(3)})
     plain = train(run_of("sd3", {"name": "ect"}, steps=1, lora=None), tmp_path / "plain", quiet=True)
