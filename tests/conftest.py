@@ -70,8 +70,10 @@ def _seeded():
 @pytest.fixture(autouse=True)
 def _few_are_timed(monkeypatch):
     if measuring := sys.modules.get("gen.eval.measuring"):
-        monkeypatch.setattr(measuring, "Throughput", functools.partial(measuring.Throughput, blocks=5, warmup=2))
-        monkeypatch.setattr(measuring, "InterleavedTiming", functools.partial(measuring.InterleavedTiming, rounds=6))
+        for name, few in {"Throughput": {"blocks": 5, "warmup": 2}, "InterleavedTiming": {"rounds": 6}}.items():
+            owner = getattr(measuring, name)
+            begin = functools.partialmethod(owner.__init__, **few)
+            monkeypatch.setattr(measuring, name, type(name, (owner,), {"__init__": begin}))
 
 
 @pytest.fixture(autouse=True)
