@@ -125,7 +125,8 @@ class Even:
 def test_answers_become_better(tmp_path, block_size):
     """A network in blocks sees the clean ones before each."""
     model = {**tiny_text().model.__dict__, "name": "text", "block_size": block_size}
-    train(tiny_text(model=model, ema=()), tmp_path / "weak", quiet=True)
+    objective = {} if block_size is None else {"objective": "bd3"}
+    train(tiny_text(model=model, ema=(), **objective), tmp_path / "weak", quiet=True)
     spec = DiffuGRPO(Even(), group_size=8, updates=2, beta=0.01)
     assert DiffuGRPO().student(tiny_text(), tmp_path / "weak", tmp_path).objective.reward == Correct(LISTS)
     changes = {"steps": 12, "batch_size": 64, "optim.lr": 5e-3, "log_every": 1}
