@@ -43,14 +43,14 @@ def test_euler_is_the_scheduler_of_every_pipeline(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_solver_runs_in_every_pipeline(name):
-    """As many evaluations as it declares, and a finite end."""
+    """As many evaluations as it declares, and a finite end; all in one of each kind of times, a fourth elsewhere."""
     pipe, calls = tiny(name), []
     how = call(name) | {"num_inference_steps": 3}
     how |= {key: 1.0 for key in ("guidance_scale", "true_cfg_scale") if key in how}
     how |= {"guidance_scale": 0.0} if name == "z_image" else {}
     for module in network(pipe):
         module.register_forward_pre_hook(lambda *_: calls.append(1))
-    for spec in SOLVERS:
+    for spec in SOLVERS if name in ("sd15", "flux") else SOLVERS[list(FAMILIES).index(name) % 4 :: 4]:
         calls.clear()
         scheduler = as_scheduler(spec, like=pipe.scheduler)
         pipe.scheduler = scheduler
