@@ -64,9 +64,8 @@ class LoRA:
 
     def __post_init__(self) -> None:
         check_fields(self, rank="[1, 1000000]", alpha="(0, inf)", dropout="[0, 1)")
-        if self.init != "default" and (
-            self.method in ("lokr", "miss") or (self.method, self.init in MOVED) == ("dora", True)
-        ):
+        own_start = self.method in ("lokr", "miss") and self.init != "default"
+        if own_start or (self.method == "dora" and self.init in MOVED):
             raise UserError(f"lora: init = {self.init!r} is not for method = {self.method!r}")
         if self.init == "orthogonal" and self.rank % 2:
             raise UserError(f"lora: init = 'orthogonal' with rank = {self.rank}; allowed: an even rank")

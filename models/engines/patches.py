@@ -17,7 +17,7 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import sides
-from gen.diffusion.tap import Chain, Compute, Context, ContextualTap, Tap, call_site
+from gen.diffusion.tap import Chain, Compute, Context, ContextualTap, Tap
 from gen.kernels.sequence_parallel.collectives import Group, Traffic
 from gen.kernels.sequence_parallel.patches import (
     Arriving,
@@ -29,6 +29,7 @@ from gen.kernels.sequence_parallel.patches import (
     patch_window,
 )
 from gen.models.dit import DiTNet
+from gen.models.engines.lib.trunk import trunk_in_parts
 from gen.models.layers.attention import Attention
 from gen.models.layers.wrapper import Wrapper
 from gen.models.lightning_dit import LightningDiTNet
@@ -140,13 +141,7 @@ class PatchesNet(Wrapper):
         return PatchLoop(self, steps, session)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
-        def shard_trunk(site: str, compute: Compute, h: Tensor) -> Tensor:
-            def own_part(h: Tensor) -> Tensor:
-                return self.exchange.gather(compute(self.exchange.local(h)))  # [B, T, width]
-
-            return call_site(tap, site, own_part if site == "trunk" else compute, h)
-
-        return self.inner(x, t, cond, s=s, tap=shard_trunk)
+        return self.inner(x, t, cond, s=s, tap=trunk_in_parts(tap, self.exchange.local, self.exchange.gather))
 
     def evaluate(self, evaluation: Evaluation, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is computed within an evaluation of a loop."""

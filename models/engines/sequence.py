@@ -17,9 +17,10 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import sides
-from gen.diffusion.tap import Compute, Tap, call_site
+from gen.diffusion.tap import Tap
 from gen.kernels.sequence_parallel import Traffic, gather_tokens, local_tokens, ring_attention, ulysses_attention
 from gen.models.dit import DiTNet
+from gen.models.engines.lib.trunk import trunk_in_parts
 from gen.models.layers.attention import Attention
 from gen.models.layers.wrapper import Wrapper
 from gen.models.lightning_dit import LightningDiTNet
@@ -89,10 +90,5 @@ class SequenceParallelNet(Wrapper):
                 module.attend = partial(METHODS[method], traffic=self.traffic)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
-        def shard_trunk(site: str, compute: Compute, h: Tensor) -> Tensor:
-            def own_part(h: Tensor) -> Tensor:
-                return gather_tokens(compute(local_tokens(h)), traffic=self.traffic)  # [B, T, width]
-
-            return call_site(tap, site, own_part if site == "trunk" else compute, h)
-
-        return self.inner(x, t, cond, s=s, tap=shard_trunk)
+        gather = partial(gather_tokens, traffic=self.traffic)
+        return self.inner(x, t, cond, s=s, tap=trunk_in_parts(tap, local_tokens, gather))
