@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from gen.config.errors import UserError, nearest, shown
 from gen.config.fields import THEIRS
-from gen.models.interop.pipelines.families import networks_of, plain_module
+from gen.models.interop.pipelines.families import Family, is_kind, networks_of, plain_module
 
 __all__ = ["check_call", "check_no_cache", "check_size", "in_one_line", "parameters_of"]
 
@@ -39,11 +39,6 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
         call: its arguments.
     """
     allowed, name = parameters_of(pipe), type(pipe).__name__
-    second = call.get("guidance_scale_2")
-    if second is not None and second != call.get("guidance_scale", second):
-        raise UserError(
-            f"guidance_scale_2 = {shown(second)}: guides here have one scale for both networks: leave it out"
-        )
     for key, value in call.items():
         if key in OURS and key in allowed and value is not None:
             raise UserError(f"load_diffusers: {key} is given to sample, as {OURS[key]}")
@@ -53,16 +48,17 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
             raise UserError(f"{name} has no argument {key!r}. {nearest(key, [*allowed][1:])}")
 
 
-def check_size(pipe: Any, call: Mapping[str, Any]) -> None:
+def check_size(pipe: Any, call: Mapping[str, Any], family: Family | None = None) -> None:
     """Refuse sizes of which a pipeline would take others instead.
 
     Args:
         pipe: of diffusers.
         call: its arguments.
+        family: of a network that the table has not.
     """
     name = type(pipe).__name__
     binned = "use_resolution_binning" in parameters_of(pipe) and call.get("use_resolution_binning", True)
-    step = _size_step(pipe)
+    step = _size_step(pipe, family)
     for side in ("height", "width"):
         value = call.get(side)
         if value is None:
@@ -81,13 +77,13 @@ def check_size(pipe: Any, call: Mapping[str, Any]) -> None:
         )
 
 
-def _size_step(pipe: Any) -> int:
+def _size_step(pipe: Any, family: Family | None) -> int:
     """Return the number of pixels whose multiples a pipeline's height and width are."""
     names = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
     scale = next((int(value) for key in names if (value := getattr(pipe, key, None))), 1)
     patch = 2
-    if not type(pipe).__name__.startswith(PACKED):
-        config = plain_module(next(iter(networks_of(pipe).values()))).config
+    if not is_kind(pipe, *PACKED):
+        config = plain_module(next(iter(networks_of(pipe, family).values()))).config
         patch = config.get("patch_size", 1) or 1
         patch = patch if isinstance(patch, int) else patch[-1]
     checks = inspect.getsource(type(pipe).check_inputs) if hasattr(type(pipe), "check_inputs") else ""
@@ -99,13 +95,14 @@ def _frame_step(pipe: Any) -> int:
     return next((int(value) for key in names if (value := getattr(pipe, key, None))), 1)
 
 
-def check_no_cache(pipe: Any) -> None:
+def check_no_cache(pipe: Any, family: Family | None = None) -> None:
     """Refuse a cache beside one of diffusers' own.
 
     Args:
         pipe: of diffusers.
+        family: of a network that the table has not.
     """
-    for name, module in networks_of(pipe).items():
+    for name, module in networks_of(pipe, family).items():
         if getattr(plain_module(module), "is_cache_enabled", False):
             raise UserError(f"a cache of diffusers is on, and two caches spoil each other: pipe.{name}.disable_cache()")
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from gen.config.errors import UserError
+from gen.config.errors import UserError, nearest
+from gen.config.fields import check_fields
 
-__all__ = ["FAMILIES", "Family", "family_of", "networks_of", "plain_module"]
+__all__ = ["FAMILIES", "Family", "family_given", "family_of", "is_kind", "networks_of", "plain_module"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Family:
     none_for_whole: bool = False
     lists: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 FAMILIES: Mapping[str, Family] = {
     "UNet2DConditionModel": Family(x="sample", interleaved=("added_cond_kwargs.time_ids",)),
@@ -76,6 +80,34 @@ FAMILIES: Mapping[str, Family] = {
     "CogVideoXTransformer3DModel": Family(),
     "DiTTransformer2DModel": Family(branches="positive_first", doubled=True),
 }  # fmt: skip
+
+
+def family_given(given: Family | Mapping[str, Any] | str | None) -> Family | None:
+    """Return the convention that a user gives for the network of a class that the table has not.
+
+    Args:
+        given: a Family; its fields; the class of the table that is called alike; None for the table's own.
+
+    Raises:
+        UserError: for other names.
+    """
+    if given is None or isinstance(given, Family):
+        return given
+    if isinstance(given, str):
+        if given not in FAMILIES:
+            raise UserError(f"family = {given!r}; {nearest(given, FAMILIES)}")
+        return FAMILIES[given]
+    return Family(**given)
+
+
+def is_kind(pipe: object, *prefixes: str) -> bool:
+    """Return whether the name of a pipeline's class, or of one that it inherits from, begins with one of some words.
+
+    Args:
+        pipe: of diffusers, or of a user's subclass.
+        prefixes: "Flux", "QwenImage", ...
+    """
+    return any(kind.__name__.startswith(prefixes) for kind in type(pipe).__mro__)
 
 
 def plain_module(module: Any) -> Any:
@@ -142,4 +174,7 @@ def networks_of(pipe: Any, family: Family | None = None) -> dict[str, Any]:
 
 
 def _known() -> str:
-    return f"known are {', '.join(FAMILIES)}; for another give listen(pipe, family=Family(x=..., t=..., unit=...))"
+    return (
+        f"known are {', '.join(FAMILIES)}; for another give family=Family(x=..., t=..., unit=...), or one of these "
+        "that is called alike"
+    )

@@ -92,20 +92,28 @@ class FirstStep(Exception):
         self.step = step
 
 
-def encode(pipe: Any, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None, **call: Any) -> Cond:
+def encode(
+    pipe: Any,
+    prompts: str | Sequence[str],
+    negative: str | Sequence[str] | None = None,
+    *,
+    family: Family | None = None,
+    **call: Any,
+) -> Cond:
     """Return the condition of prompts, as the pipeline itself encodes them.
 
     Args:
         pipe: a pipeline of diffusers.
         prompts: B of them, or one.
         negative: prompts of the negative branch; None for what the pipeline takes.
+        family: as of `listen`.
         **call: other arguments of the pipeline's call, such as height, width and guidance_scale.
 
     Returns:
         Tensors [B, ...], those of the negative branch under "null.".
     """
     given = {**call, "prompt": prompts} | ({} if negative is None else {"negative_prompt": negative})
-    return listen(pipe, **given).cond
+    return listen(pipe, family=family, **given).cond
 
 
 @torch.no_grad()

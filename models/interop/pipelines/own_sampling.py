@@ -10,6 +10,7 @@ import torch
 
 from gen.config.spec import Json, spec_of
 from gen.diffusion.foreign_schedule import is_flow, read_schedule
+from gen.models.interop.pipelines.families import is_kind
 
 __all__ = ["OwnSampling", "own_sampling"]
 
@@ -80,7 +81,8 @@ def own_sampling(pipe: Any, call: Json, guided: bool) -> OwnSampling:
     given = {**_defaults(pipe), **{key: value for key, value in call.items() if value is not None}}
     steps = int(given.get("num_inference_steps") or STEPS)
     solver, differs = solver_of(pipe.scheduler, steps)
-    guide = guide_of(type(pipe).__name__, given) if guided else None
+    boundary = getattr(pipe.config, "boundary_ratio", None)
+    guide = guide_of(pipe, given, boundary) if guided else None
     if guide is not None and guide["name"] == "rescale":  # of the network's outputs
         guide["space"] = spec_of(read_schedule(pipe.scheduler).parameterisation)
     return OwnSampling(solver, differs, steps, guide)
@@ -175,25 +177,28 @@ def _jumps_to_the_next(scheduler: Any, steps: int) -> bool:
     return bool((listed[:-1] - jump == listed[1:]).all()) and int(listed[-1]) - jump < 0
 
 
-def guide_of(pipeline: str, given: Json) -> Json | None:
+def guide_of(pipe: Any, given: Json, boundary: float | None = None) -> Json | None:
     """Return the spec of the guide that a pipeline's arguments stand for; None for none.
 
     Args:
-        pipeline: name of its class.
+        pipe: of diffusers.
         given: arguments of its call, with the defaults.
+        boundary: between the networks of Wan 2.2, as a share of all timesteps; None for one network.
     """
     scale = given.get("true_cfg_scale", given.get("guidance_scale")) or SCALE
-    if pipeline.startswith("ZImage"):  # c + w (c - u)
+    if is_kind(pipe, "ZImage"):  # c + w (c - u)
         cap = given.get("cfg_normalization")
         return _cfg(1 + (given.get("guidance_scale") or 0.0), {"over": "sample", "cap": float(cap)} if cap else None)
-    if pipeline.startswith("QwenImage"):
+    if is_kind(pipe, "QwenImage"):
         return _cfg(scale, {"over": "tokens"})
-    if pipeline.startswith("Lumina"):
+    if is_kind(pipe, "Lumina"):
         return _cfg(scale, {"over": "rows"} if given.get("cfg_normalization", True) else None)
     if (phi := given.get("guidance_rescale") or 0.0) and scale > 1:
         return {"name": "rescale", "scale": float(scale), "phi": float(phi)}
     if given.get("use_dynamic_cfg"):
         return {"name": "dynamic", "scale": 1.0 + float(scale)} if scale > 1 else None
+    if boundary is not None and scale > 1 and (low := given.get("guidance_scale_2")) not in (None, scale):
+        return {"name": "staged", "scale": float(scale), "low_scale": float(low), "boundary": float(boundary)}
     return _cfg(scale, None)
 
 

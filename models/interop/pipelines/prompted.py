@@ -27,7 +27,7 @@ from gen.models.interop.pipelines.call_checks import (
     parameters_of,
 )
 from gen.models.interop.pipelines.conditions import PromptConditions, joined
-from gen.models.interop.pipelines.families import networks_of
+from gen.models.interop.pipelines.families import Family, family_given, networks_of
 from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.latents import decode_latents, encode_images, mask_latents
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
@@ -84,6 +84,7 @@ class PromptPipeline:
         folder: that it was loaded from; None for one that was given as an object.
         store: folder that conditions of prompts are kept in; None for memory alone.
         prompts: those of samples for which none are given, in turn; () where they have to be.
+        family: of a network that the table of families has not; None for the table's own.
     """
 
     pipe: Any
@@ -91,6 +92,7 @@ class PromptPipeline:
     folder: Path | None = None
     store: Path | None = None
     prompts: tuple[str, ...] = ()
+    family: Family | None = None
 
     def __repr__(self) -> str:
         own, net = self.own, self.pipeline
@@ -121,7 +123,7 @@ class PromptPipeline:
     def heard(self) -> Heard:
         """The pipeline's call for this size, up to its first step."""
         check_call(self.pipe, self.call)
-        check_size(self.pipe, self.call)
+        check_size(self.pipe, self.call, self.family)
         if "class_labels" in parameters_of(self.pipe) and "class_labels" not in self.call:
             raise UserError(
                 f"{self.name} takes labels, no prompts: gen.load_diffusers(pipe, class_labels=[207]).sample()"
@@ -129,7 +131,7 @@ class PromptPipeline:
         prompt: dict[str, Any] = {"prompt": [""], **self._negative(1)} if self.takes_prompts else {}
         if "negative_prompt_embeds" in self.call:
             prompt = {"negative_prompt": None}  # of which some have a default
-        return in_one_line(self.pipe, lambda: listen(self.pipe, **{**self.call, **prompt}))
+        return in_one_line(self.pipe, lambda: listen(self.pipe, family=self.family, **{**self.call, **prompt}))
 
     @cached_property
     def own(self) -> OwnSampling:
@@ -232,9 +234,9 @@ class PromptPipeline:
         sized = self.resized(*size, num_frames).guided(guide, negative)
         pipeline = sized.pipeline
         if cache not in (None, "none"):
-            check_no_cache(self.pipe)
+            check_no_cache(self.pipe, self.family)
             built: Cache = build("samplers.caches", cache)
-            for network in networks_of(self.pipe).values():
+            for network in networks_of(self.pipe, self.family).values():
                 check_sites(built, SiteHooks(network, attach=False))
         cond, prompts = sized._conditions(prompt, negative)
         image = None if image is None else sized._latents_of(image)
@@ -350,7 +352,7 @@ class PromptPipeline:
     def _encoded(self, prompts: list[str]) -> Cond:
         """Return the conditions of prompts by the pipeline's own call."""
         call = {**self.call, **self._negative(len(prompts))}
-        return in_one_line(self.pipe, lambda: encode(self.pipe, prompts, **call))
+        return in_one_line(self.pipe, lambda: encode(self.pipe, prompts, family=self.family, **call))
 
     def _negative(self, n: int) -> dict[str, list[str]]:
         """Return the negative prompt of the call, if it has one, for n prompts."""
@@ -378,6 +380,7 @@ def load_diffusers(
     dtype: torch.dtype | str | None = None,
     store: str | Path | None = None,
     prompts: Sequence[str] = (),
+    family: Family | Json | str | None = None,
     **call: Any,
 ) -> PromptPipeline:
     """Load a pipeline of diffusers, to be sampled by prompts.
@@ -390,6 +393,8 @@ def load_diffusers(
             sampling loop is in float32.
         store: folder that conditions of prompts are kept in, so that each is encoded once; None for memory alone.
         prompts: of samples for which none are given, in turn: what a search, an evaluation or a score is made of.
+        family: how a network is called whose class the table of families has not: a class of the table that is called
+            alike, such as "FluxTransformer2DModel", or a Family or its fields. Subclasses need none.
         **call: arguments of its call in place of the defaults, such as height, width, guidance_scale,
             max_sequence_length; prompt_embeds and its like in place of prompts.
 
@@ -397,21 +402,22 @@ def load_diffusers(
         UserError: for what is neither, and for a pipeline that is not known.
     """
     kept, texts = None if store is None else Path(store), tuple(_texts("prompts", prompts)) if prompts else ()
+    convention = family_given(family)
     if not isinstance(folder_or_pipe, (str, Path)) or folder_or_pipe == "":
         if given := [name for name, value in {"device": device, "dtype": dtype}.items() if value is not None]:
             raise UserError(f"load_diffusers: {given[0]} is the pipeline's own: leave it out, and use pipe.to(...)")
         if not hasattr(folder_or_pipe, "components"):
             raise UserError(f"load_diffusers: got {shown(folder_or_pipe)}; allowed: a folder, or a diffusers pipeline")
-        return _checked(PromptPipeline(folder_or_pipe, call, None, kept, texts))
+        return _checked(PromptPipeline(folder_or_pipe, call, None, kept, texts, convention))
     device = "cpu" if device is None else device
     check_device(device)
     pipe = open_pipeline(Path(folder_or_pipe), _dtype(dtype), device)
-    return _checked(PromptPipeline(pipe, call, Path(folder_or_pipe), kept, texts))
+    return _checked(PromptPipeline(pipe, call, Path(folder_or_pipe), kept, texts, convention))
 
 
 def _checked(loaded: PromptPipeline) -> PromptPipeline:
     """Return a pipeline whose network and arguments are known."""
-    networks_of(loaded.pipe)
+    networks_of(loaded.pipe, loaded.family)
     check_call(loaded.pipe, loaded.call)
     if loaded.store is not None and loaded.folder is None:
         raise UserError("load_diffusers: store keeps conditions of a pipeline from a folder, and this one is an object")

@@ -21,6 +21,7 @@ from gen.samplers.caches.policies.interval import Interval
 from gen.samplers.caches.predictors.reuse import Reuse
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.guides.renorm import Renorm
+from gen.samplers.guides.staged import StagedCFG
 from gen.samplers.solvers.ddim import DDIM
 from tests.pipelines.tiny import FAMILIES, call, relative, tiny
 
@@ -95,16 +96,17 @@ def test_off_and_removed_is_bit_identical_and_on_computes_what_it_reports(name):
 
 
 GUIDES = {"flux2": None, "lumina2": Renorm(3.0, over="rows"), "qwen_image": Renorm(3.0), "z_image": CFG(3.0)}
+GUIDES |= {"wan22": StagedCFG(3.0, low_scale=2.0, boundary=0.9)}
 
 
 @pytest.mark.parametrize("name", PIPES)
 @torch.no_grad()
 def test_equals_the_same_cache_in_our_own_loop(name):
-    pipe, given = tiny(name), {key: value for key, value in call(name).items() if key != "guidance_scale_2"}
+    pipe, given = tiny(name), call(name)
     with gen.accelerate(pipe, every(2, ("trunk",))) as live:
         pipe(**given)
         theirs, report = live.latents, live.report.cache
-    given = {key: value for key, value in call(name).items() if key != "guidance_scale_2"}
+    given = call(name)
     heard = listen(pipe, **given)
     f, times, guide = denoiser_of(heard), times_of(heard), GUIDES.get(name, CFG(3.0))
     f = f if guide is None else guide(f, times)

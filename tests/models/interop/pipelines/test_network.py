@@ -23,6 +23,7 @@ from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.schedule import times_of
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.guides.renorm import Renorm
+from gen.samplers.guides.staged import StagedCFG
 from gen.samplers.solvers.ddim import DDIM
 from tests.pipelines.tiny import FAMILIES, call, randomise, relative, tiny
 
@@ -33,15 +34,10 @@ GUIDES = {
     "flux2": None,
     "lumina2": Renorm(3.0, over="rows"),
     "qwen_image": Renorm(3.0),
+    "wan22": StagedCFG(3.0, low_scale=2.0, boundary=0.9),
     "z_image": CFG(3.0),  # theirs is c + w (c - u), with w = 2
 }
 LOOSE = {"sd3": 5e-5, "z_image": 5e-5}
-
-
-def arguments(name):
-    given = call(name)
-    given.pop("guidance_scale_2", None)  # one scale for both stages
-    return given
 
 
 @functools.cache
@@ -49,10 +45,10 @@ def theirs(name):
     """A pipeline and its own latents."""
     pipe = tiny(name)
     if name != "dit":
-        return pipe, next(iter(pipe(**arguments(name)).values()))
+        return pipe, next(iter(pipe(**call(name)).values()))
     seen, decode = [], pipe.vae.decode
     pipe.vae.decode = lambda z: (seen.append(z), decode(z))[1]
-    pipe(**arguments(name))
+    pipe(**call(name))
     del pipe.vae.decode
     return pipe, seen[0] * pipe.vae.config.scaling_factor
 
@@ -60,7 +56,7 @@ def theirs(name):
 @functools.cache
 def heard_of(name):
     pipe, _ = theirs(name)
-    return pipe, listen(pipe, **arguments(name))
+    return pipe, listen(pipe, **call(name))
 
 
 @torch.no_grad()
@@ -101,7 +97,7 @@ MISTAKES = [
 def test_a_wrong_row_of_the_table_is_seen(name, wrong):
     pipe, expected = theirs(name)
     family = replace(heard_of(name)[1].family, **wrong)
-    assert relative(ours(name, listen(pipe, family=family, **arguments(name))), expected) > 0.1
+    assert relative(ours(name, listen(pipe, family=family, **call(name))), expected) > 0.1
 
 
 @pytest.mark.parametrize(("name", "parameterisation"), [("sd15", V()), ("sd21_v", Eps())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -11,13 +12,14 @@ import torch
 import gen
 from gen.config.errors import UserError
 from gen.distillers.ld_pruner import LDPruner, find_operators
+from gen.models.interop.pipelines import families
 from gen.models.interop.pipelines.conditions import joined
 from gen.models.interop.pipelines.own_sampling import solver_of
 from tests.models.interop.pipelines.test_live import attributes
 from tests.pipelines.tiny import ENCODERS, FAMILIES, call, prompted, tiny, with_text_encoder
 
 WORDS = ["a red fox", "the blue bird in snow"]
-LOOP = ("generator", "output_type", "guidance_scale_2")  # arguments that are sample's own, and one that it refuses
+LOOP = ("generator", "output_type")  # arguments that are sample's own
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' schedulers
 
@@ -52,6 +54,23 @@ def test_by_itself_it_samples_as_the_pipeline_does(name):
     expected = pipe(**given)[0] * 2 - 1
     expected = expected.transpose(1, 2) if expected.ndim == 5 else expected
     assert relative(samples.x, expected) < 2e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_classes_of_a_user_are_called_as_they_say(name, monkeypatch):
+    """A pipeline's subclass under its own name, and a network whose class the table has not."""
+    pipe, given = tiny(name), {key: value for key, value in call(name).items() if key not in LOOP}
+    known = gen.load_diffusers(pipe, **given)
+    kind, family = type(known.pipeline.denoiser.net.inner).__name__, known.heard.family
+    assert gen.load_diffusers(pipe, family=kind, **given).family is family
+    pipe.__class__ = type("Mine", (type(pipe),), {})
+    monkeypatch.setattr(families, "FAMILIES", {})
+    with pytest.raises(UserError, match=r"Mine has no network that is known, .*; known are .* give family="):
+        gen.load_diffusers(pipe, **given)
+    mine = gen.load_diffusers(pipe, family=dataclasses.asdict(family), **given)
+    assert mine.own == known.own and mine.heard.cond.keys() == known.heard.cond.keys()
+    assert mine.pipeline.shape == known.pipeline.shape and mine.heard.family == family
+    assert all(torch.equal(value, known.heard.cond[key]) for key, value in mine.heard.cond.items())
 
 
 def test_a_sample_depends_on_its_prompt_seed_and_index_alone():
@@ -165,6 +184,10 @@ def test_what_does_not_work_is_said_in_one_line():
         "latents is given to sample, as noise": lambda: gen.load_diffusers(model.pipe, latents=1),
         "has no text encoder: give embeddings": lambda: gen.load_diffusers(tiny("sd15")),
         "allowed: a folder, or a diffusers pipeline": lambda: gen.load_diffusers(torch.nn.Linear(2, 2)),
+        "family = 'Flux'; .*Allowed: CogVideoX": lambda: gen.load_diffusers(model.pipe, family="Flux"),
+        "family: got 3, expected Family or dict": lambda: gen.load_diffusers(model.pipe, family=3),
+        "unknown key 'units' of Family. Did you": lambda: gen.load_diffusers(flux.pipe, family={"units": 1}),
+        "Family.unit: got 'ms'": lambda: gen.load_diffusers(model.pipe, family={"unit": "ms"}),
         "is no folder": lambda: gen.load_diffusers("no/such/pipeline"),
         "device is the pipeline's own": lambda: gen.load_diffusers(model.pipe, device="cpu"),
         "store keeps conditions of a pipeline from a folder": lambda: gen.load_diffusers(model.pipe, store="x"),
