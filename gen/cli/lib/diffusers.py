@@ -70,6 +70,8 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
         )
     guide = "cfg" if args.guidance_scale is not None else args.guide
     loaded = loaded.guided(guide, negative)
+    if args.steps is not None and args.solver is None and args.grid is None:
+        loaded.warn_of_other_rules(args.steps)
     scale = args.guidance_scale
     if scale is not None and scale != 1 and not any(key.startswith("null.") for key in loaded.heard.cond):
         raise UserError(

@@ -175,6 +175,7 @@ class PipelineNet(nn.Module):
         with self.taps.tapped(module, tap, number=int(module is self.low)):
             out = module(**arguments, return_dict=False)[0]
         out = torch.stack(out).squeeze(2) if family.lists else out
+        out = call_site(tap, "final", lambda whole: whole, out)  # with learned variances
         out = out[tuple(slice(length) for length in x.shape)]  # without variances, and an image's tokens
         if out.shape != x.shape:
             raise UserError(f"{self.spec.kind} returned {shown(list(out.shape))} for a state {list(x.shape)}")

@@ -25,6 +25,7 @@ EXACT = {  # schedulers of diffusers whose rule is that of a solver, on the same
     "FlowMatchHeunDiscreteScheduler": "heun",
     "LCMScheduler": "renoise",
     "PNDMScheduler": "pndm",
+    "TCDScheduler": "tcd",
 }
 MULTISTEP = {  # with a solver_order
     "DEISMultistepScheduler": "deis",
@@ -37,7 +38,6 @@ NEAREST: dict[str, Json] = {  # measured on six steps of a random U-Net, or of t
     "KDPM2DiscreteScheduler": {"name": "midpoint"},
     "HeunDiscreteScheduler": {"name": "heun"},
     "LMSDiscreteScheduler": {"name": "deis", "solver_order": 3},
-    "TCDScheduler": {"name": "renoise"},
 }
 JUMPING = ("CogVideoXDDIMScheduler", "DDIMScheduler", "PNDMScheduler")  # k - T // N, not the next of their list
 FOLLOWED = {  # options that times, path, parameterisation or the solver's spec contain; others name a difference
@@ -50,6 +50,7 @@ FOLLOWED = {  # options that times, path, parameterisation or the solver's spec 
     *("original_inference_steps", "timestep_scaling", "clip_sample", "thresholding"),
     *("clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio"),  # of the two before
 }
+VARIANCES = {"fixed_large": "beta", "learned_range": "learned"}
 STEPS, SCALE = 50, 1.0  # where a pipeline's call has no default
 
 
@@ -80,7 +81,7 @@ def own_sampling(pipe: Any, call: Json, guided: bool) -> OwnSampling:
     """
     given = {**_defaults(pipe), **{key: value for key, value in call.items() if value is not None}}
     steps = int(given.get("num_inference_steps") or STEPS)
-    solver, differs = solver_of(pipe.scheduler, steps)
+    solver, differs = solver_of(pipe.scheduler, steps, given.get("eta"))
     boundary = getattr(pipe.config, "boundary_ratio", None)
     guide = guide_of(pipe, given, boundary) if guided else None
     if guide is not None and guide["name"] == "rescale":  # of the network's outputs
@@ -88,12 +89,13 @@ def own_sampling(pipe: Any, call: Json, guided: bool) -> OwnSampling:
     return OwnSampling(solver, differs, steps, guide)
 
 
-def solver_of(scheduler: Any, steps: int = STEPS) -> tuple[Json, tuple[str, ...]]:
+def solver_of(scheduler: Any, steps: int = STEPS, eta: float | None = None) -> tuple[Json, tuple[str, ...]]:
     """Return the spec of the solver that a scheduler of diffusers is, and the options in which their rules differ.
 
     Args:
         scheduler: of a pipeline; not changed.
         steps: of the loop.
+        eta: that the pipeline gives to its steps; None for none, where the scheduler takes its own default.
 
     Returns:
         (spec, differs), the latter as of OwnSampling.
@@ -105,8 +107,11 @@ def solver_of(scheduler: Any, steps: int = STEPS) -> tuple[Json, tuple[str, ...]
         spec = _multistep(kind, config)
     elif kind in ("DDIMScheduler", "DDPMScheduler"):
         spec = {"name": EXACT[kind], "clip": bool(config.get("clip_sample", False))}
-        if config.get("variance_type") == "fixed_large":
-            spec["variance"] = "beta"
+        if variance := VARIANCES.get(config.get("variance_type", "")):
+            spec["variance"] = variance
+    elif kind == "TCDScheduler":
+        own = inspect.signature(scheduler.step).parameters["eta"].default
+        spec = {"name": "tcd", "eta": float(own if eta is None else eta), "whole": True}
     elif kind == "FlowMatchEulerDiscreteScheduler" and config.get("stochastic_sampling"):
         spec = {"name": "renoise"}
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -136,7 +137,16 @@ class PromptPipeline:
     @cached_property
     def own(self) -> OwnSampling:
         """The pipeline's own way to sample."""
-        return own_sampling(self.pipe, dict(self.call), any(key.startswith(NULL) for key in self.heard.cond))
+        return self.own_of(None)
+
+    def own_of(self, steps: int | None) -> OwnSampling:
+        """Return the pipeline's own way to sample in so many steps.
+
+        Args:
+            steps: of the loop; None for those of its call.
+        """
+        call = dict(self.call) if steps is None else {**self.call, "num_inference_steps": steps}
+        return own_sampling(self.pipe, call, any(key.startswith(NULL) for key in self.heard.cond))
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -238,6 +248,8 @@ class PromptPipeline:
             built: Cache = build("samplers.caches", cache)
             for network in networks_of(self.pipe, self.family).values():
                 check_sites(built, SiteHooks(network, attach=False))
+        if steps is not None and solver is None and grid is None:
+            sized.warn_of_other_rules(steps)
         cond, prompts = sized._conditions(prompt, negative)
         image = None if image is None else sized._latents_of(image)
         mask = None if mask is None else sized._mask_of(mask)
@@ -249,6 +261,21 @@ class PromptPipeline:
         )  # fmt: skip
         samples = replace(samples, prompts=tuple(one for one in prompts for _ in range(images_per_prompt)))
         return pipeline.decoded(samples, batch_size=batch_size) if decode else samples
+
+    def warn_of_other_rules(self, steps: int) -> None:
+        """Warn where the solver is the scheduler's rule in the steps of its call, and not in so many.
+
+        Args:
+            steps: of the loop.
+        """
+        other = self.own_of(steps)
+        if other.differs and not self.own.differs:
+            kind = type(self.pipe.scheduler).__name__
+            warnings.warn(
+                f"in {steps} steps {other.solver['name']} is only the nearest to the pipeline's {kind}: its "
+                f"{', '.join(other.differs)} differs",
+                stacklevel=4,
+            )
 
     def guided(self, guide: object = None, negative: object = None) -> PromptPipeline:
         """Return the pipeline with a call that has the negative branch which a guide needs.

@@ -16,14 +16,17 @@ import torch
 
 import gen
 from gen.config.errors import UserError
+from gen.diffusion.denoiser import LearnedVariance
 from gen.diffusion.foreign_schedule import is_edm, is_flow, read_schedule, read_times
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.tap import FeatureRecorder
 from gen.models.interop.pipelines.own_sampling import solver_of
 from tests.pipelines.tiny import call, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers' schedulers
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-NOISE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+NOISE = torch.randn(9, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))  # of each step
 START = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 SPACINGS = [{"timestep_spacing": kind} for kind in ("leading", "trailing", "linspace")]
 RESPACED = [{name: True} for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")]
@@ -35,7 +38,8 @@ FLOWS = [{"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_s
 ENDS = [{"set_alpha_to_one": False}, {"set_alpha_to_one": False, "steps_offset": 1}]
 PREDICTIONS = [{"prediction_type": "v_prediction"}, {"prediction_type": "sample"}]
 LAST = [{"final_sigmas_type": "sigma_min"}, {"final_sigmas_type": "sigma_min", "lower_order_final": False}]
-VARIANCES = [{"variance_type": "fixed_large"}, {"variance_type": "fixed_small_log"}]
+VARIANCES = [{"variance_type": kind} for kind in ("fixed_large", "fixed_small_log", "learned_range", "learned")]
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 STEPS = 7  # which does not divide 1000
 UNNAMED = {"prediction_type", "steps_offset", "set_alpha_to_one", "shift", "sigma_max", "skip_prk_steps", *SVD}
 
@@ -50,13 +54,15 @@ CASES = {
         LAST[0], {"timestep_spacing": "leading", "steps_offset": 1}, {"rescale_betas_zero_snr": True},
     ],
     "EulerAncestralDiscreteScheduler": [{}, *SPACINGS, PREDICTIONS[0]],
+    "TCDScheduler": [{}, *ENDS, *PREDICTIONS, {"thresholding": True}],
     "EDMEulerScheduler": [
         {}, {"prediction_type": "v_prediction"}, {"sigma_schedule": "exponential"},
         {"sigma_max": 120.0, "sigma_data": 1.0},
     ],
     "DPMSolverMultistepScheduler": [
         {}, *SPACINGS, *PREDICTIONS, *RESPACED, *LAST, *FLOWS, {**FLOWS[0], **LAST[0]}, {"solver_order": 1},
-        {"solver_order": 3}, {"solver_type": "heun"}, {"algorithm_type": "sde-dpmsolver++"}, {"thresholding": True},
+        {"solver_order": 3}, {"solver_type": "heun"}, {"thresholding": True},
+        SDE, *({**SDE, **one} for one in ({"solver_order": 1}, {"solver_type": "heun"}, FLOWS[0], {"solver_order": 3})),
         {"algorithm_type": "dpmsolver", **LAST[0]}, {"euler_at_final": True}, {"use_lu_lambdas": True},
         {"lower_order_final": False}, {"lambda_min_clipped": -3.0},
     ],
@@ -73,19 +79,22 @@ CASES = {
 
 
 def network(h, k):
-    return 0.8 * torch.tanh(1.2 * h + 0.3 * NOISE) + 0.1 * h + 0.3 * torch.sin(torch.as_tensor(k).float() / 180)
+    return 0.8 * torch.tanh(1.2 * h + 0.3 * NOISE[0]) + 0.1 * h + 0.3 * torch.sin(torch.as_tensor(k).float() / 180)
 
 
 def theirs(scheduler, steps):
-    """Return the first input of diffusers' loop, as our path has it, and its result."""
+    """Return the first input of diffusers' loop, as our path has it, and its result; noise of a step is its own."""
     scheduler.set_timesteps(steps)
     x, first = START * getattr(scheduler, "init_noise_sigma", 1.0), None
     module = importlib.import_module(type(scheduler).__module__)
-    with mock.patch.object(module, "randn_tensor", lambda *_, **__: NOISE, create=True):
-        for t in scheduler.timesteps:
+    step = 0
+    with mock.patch.object(module, "randn_tensor", lambda *_, **__: NOISE[step], create=True):
+        for step, t in enumerate(scheduler.timesteps):  # noqa: B007 - of the noise
             h = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             first = (x if is_edm(scheduler) else h) if first is None else first
-            x = scheduler.step(network(h, t), t, x, return_dict=False)[0]
+            learned = scheduler.config.get("variance_type") in ("learned", "learned_range")
+            out = torch.cat([network(h, t), NOISE[-1]], 1) if learned else network(h, t)
+            x = scheduler.step(out, t, x, return_dict=False)[0]
     return first, x
 
 
@@ -96,12 +105,13 @@ def ours(scheduler, x, spec):
     def f(x, t, *, s=None):
         k = path.t_to_network(t) * scale
         k = (k + 1e-4).floor() if whole else k
-        return parameterisation.solve(path, x, network(x * float(parameterisation.scale(path, t)), k), t)
+        pred = parameterisation.solve(path, x, network(x * float(parameterisation.scale(path, t)), k), t)
+        return LearnedVariance(*pred, NOISE[-1])
 
     solver = gen.build("samplers.solvers", spec)
     state = solver.init()
-    for t, s in itertools.pairwise(read_times(scheduler, path)):
-        x, state = solver.step(f, path, x, t, s, state, lambda: NOISE)
+    for noise, (t, s) in zip(NOISE, itertools.pairwise(read_times(scheduler, path)), strict=False):
+        x, state = solver.step(f, path, x, t, s, state, noise.clone)
     return x
 
 
@@ -193,3 +203,54 @@ def test_noise_is_where_the_pipeline_begins(scheduler, changes):
     expected = pipe(**given(**changes), latents=noise.clone(), output_type="latent", num_inference_steps=5).images
     x = model.sample(noise=noise, steps=5, decode=False).x
     assert not model.own.differs and float((x - expected).norm() / expected.norm()) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["dit", "pixart"])
+def test_learned_variances_are_those_of_ancestral_sampling(name):
+    """By DDPM's own step on the network's whole output, which the pipelines themselves cut."""
+    pipe = tiny(name)
+    pipe.scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    with pytest.raises(TypeError):
+        pipe(**call(name))
+    model = gen.load_diffusers(pipe, **given(name))
+    assert model.own.solver == {"name": "ancestral", "clip": False, "variance": "learned"} and not model.own.differs
+    unit = torch.randn(2, *model.pipeline.shape, generator=torch.Generator().manual_seed(0))
+    noise, net, x = Noise(tuple(sample_seeds(3, 2))), model.pipeline.denoiser.net, unit
+    pipe.scheduler.set_timesteps(5)
+    for i, t in enumerate(pipe.scheduler.timesteps):
+        recorder = FeatureRecorder(("final",))
+        net(x, t.expand(2), model.heard.cond, tap=recorder)
+        drawn = noise.normal(i, x.shape[1:])
+        with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, drawn=drawn, **__: drawn):
+            x = pipe.scheduler.step(recorder.features["final"], t, x).prev_sample
+    ours = model.sample(noise=unit, steps=5, seed=3, guide="none", decode=False).x
+    assert float((ours - x).norm() / x.norm()) < 1e-5
+    unet = tiny("sd15")
+    unet.scheduler = pipe.scheduler
+    with pytest.raises(UserError, match="reads learned variances, and this network has none"):
+        gen.load_diffusers(unet, **given()).sample(steps=2)
+
+
+def test_noise_of_each_step_by_the_pipelines_own_eta():
+    """Stable Diffusion gives its eta, 0, to TCD's steps; FLUX and the like leave the scheduler's, .3."""
+    pipe = tiny("sd15")
+    pipe.scheduler = diffusers.TCDScheduler(**SD)
+    assert gen.load_diffusers(pipe, **given()).own.solver == {"name": "tcd", "eta": 0.0, "whole": True}
+    assert solver_of(diffusers.TCDScheduler(), 4) == ({"name": "tcd", "eta": 0.3, "whole": True}, ())
+
+
+@pytest.mark.filterwarnings("error:in 7 steps")
+def test_the_rule_is_judged_in_the_steps_that_are_asked_for():
+    """DDIM jumps by 1000 // 7 = 142, and trailing timesteps lie 142 or 143 apart."""
+    pipe = tiny("sd15")
+    pipe.scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing")
+    model = gen.load_diffusers(pipe, **given(), num_inference_steps=5)
+    assert "ddim (as DDIMScheduler)" in repr(model) and model.own_of(7).differs == ("timestep_spacing",)
+    with pytest.warns(
+        UserWarning, match="in 7 steps ddim is only the nearest to the pipeline's DDIMScheduler: its time"
+    ):
+        model.sample(steps=7, decode=False)
+    model.sample(steps=7, decode=False, solver="ddim")  # which is what was asked for
+    model.sample(steps=10, decode=False)
+    assert "nearest to its DDIMScheduler, but for its timestep_spacing" in repr(model.with_call(num_inference_steps=7))
