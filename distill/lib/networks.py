@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -11,17 +10,18 @@ from torch import Tensor, nn
 
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import unwrap
+from gen.training.lora import adapted_copy
 
 __all__ = ["ema_update", "eval_mode", "forked_rng", "frozen_copy", "output_as", "requires_grad_frozen"]
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
-    """Return a copy of a network that no loss trains; as a role it is saved and resumed.
+    """Return a copy of a network that no loss trains, beside the same weights if adapters are; as a role it is saved.
 
     Args:
         net: the network, whose weights the copy has.
     """
-    return copy.deepcopy(net).requires_grad_(False)
+    return adapted_copy(net).requires_grad_(False)
 
 
 @contextmanager
@@ -52,7 +52,8 @@ def ema_update(average: nn.Module, net: nn.Module, decay: float) -> None:
     """
     net = unwrap(net)
     for old, new in zip(average.parameters(), net.parameters(), strict=True):
-        old.lerp_(new, 1 - decay)
+        if old is not new:  # as the weights beside adapters are
+            old.lerp_(new, 1 - decay)
     for buffer, newer in zip(average.buffers(), net.buffers(), strict=True):
         buffer.copy_(newer)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from gen.training.background import BackgroundJob, Snapshot
 from gen.training.ema import EMA
+from gen.training.lora import adapted_copy, adapter_tensors
 
 __all__ = ["Averages"]
 
@@ -18,7 +18,7 @@ Parts = tuple[list[Tensor], list[Tensor]]  # parameters, buffers
 
 
 class Averages:
-    """Averages of the networks of a run.
+    """Averages of the networks of a run; of one with adapters of these alone, beside the network's own weights.
 
     On a device of their own a thread updates them, from a copy of the weights, while training goes on.
 
@@ -31,9 +31,7 @@ class Averages:
     def __init__(self, profiles: Sequence[EMA], nets: Mapping[str, nn.Module], device: str | None = None) -> None:
         self._profiles, self._away = profiles, device is not None
         self._nets = {
-            (role, profile.label): copy.deepcopy(net).to(device).eval().requires_grad_(False)
-            for role, net in nets.items()
-            for profile in profiles
+            (role, profile.label): _average_of(net, device) for role, net in nets.items() for profile in profiles
         }
         self._job, self._snapshot = BackgroundJob(), Snapshot()
         self._copied: torch.cuda.Event | None = None
@@ -110,12 +108,25 @@ class Averages:
                 own.copy_(other)
 
 
+def _average_of(net: nn.Module, device: str | None) -> nn.Module:
+    """Return a network for the average of one; of adapters that one's weights stay where they are."""
+    average = adapted_copy(net).eval().requires_grad_(False)
+    if not getattr(net, "adapted", False):
+        return average.to(device)
+    for adapter in adapter_tensors(dict(average.named_parameters())).values():
+        adapter.data = adapter.data.to(device or adapter.device)
+    return average
+
+
 class _Tensors:
-    """The tensors of a network, looked up once."""
+    """The tensors of a network that are averaged, looked up once."""
 
     def __init__(self, net: nn.Module) -> None:
-        self._parameters: list[Tensor] = list(net.parameters())
-        self._with_buffers = [module for module in net.modules() if any(True for _ in module.buffers(False))]
+        own, modules = dict[str, Tensor](net.named_parameters()), list(net.modules())
+        if getattr(net, "adapted", False):
+            own, modules = adapter_tensors(own), []
+        self._parameters = list(own.values())
+        self._with_buffers = [module for module in modules if any(True for _ in module.buffers(False))]
 
     def now(self) -> Parts:
         """Return parameters and buffers; a module may have other buffers than before."""

@@ -26,6 +26,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
 from gen.diffusion.noise import Noise
 from gen.training.distillation import teacher_run
+from gen.training.lora import adapter_tensors
 from gen.training.objectives import Batch
 from gen.training.run import Run
 from gen.training.state import enable, enable_blocks, trainable_parameters
@@ -353,22 +354,28 @@ def _memory(run: Run, count: Counter, activations: int, gpus: int, accumulates: 
     parts = gpus if run.shard else 1
     trained = [p for net in count.nets.values() for p in trainable_parameters(net).values()]
     gradients = sum(p.nbytes for p in trained) // parts
-    own = sum(_bytes(net) for net in count.nets.values()) // parts
+    nets = [_tensors(net) for net in count.nets.values()]
+    averages = map(adapter_tensors, nets) if run.lora else nets
     on_gpu = 0 if run.ema_device == "cpu" else len(run.ema)
     return Memory(
-        weights=own + (_bytes(count.teacher.net) if count.teacher else 0),
+        weights=_bytes(*nets) // parts + (_bytes(_tensors(count.teacher.net)) if count.teacher else 0),
         gradients=gradients,
         buckets=gradients if gpus > 1 and not run.shard else 0,
         optimiser=int(_state_bytes(run) * sum(p.numel() for p in trained)) // parts,
-        averages=on_gpu * own,
+        averages=on_gpu * _bytes(*averages) // parts,
         activations=activations,
         step=gradients,
         accumulates=accumulates,
     )
 
 
-def _bytes(net: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def _bytes(*nets: Mapping[str, Tensor]) -> int:
+    """Return the bytes of tensors, which networks may share."""
+    return sum({id(tensor): tensor.nbytes for net in nets for tensor in net.values()}.values())
 
 
 def _state_bytes(run: Run) -> float:

@@ -9,6 +9,7 @@ Adapters are float32 at least.
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -218,12 +219,14 @@ def _subtract_start(net: Any, lora: LoRA, names: list[str]) -> None:
 
 
 def adapted_copy(net: nn.Module) -> nn.Module:
-    """Return a copy of a network with its own adapters, beside the same frozen weights.
+    """Return a copy of a network; of one with adapters these alone are copied, beside the same weights and buffers.
 
     Args:
-        net: what `adapted` returned.
+        net: any; `adapted` gives adapters.
     """
-    shared: dict[int, Any] = {id(p): p for p in net.parameters() if not p.requires_grad}
+    named = itertools.chain(net.named_parameters(), net.named_buffers())
+    adapters = getattr(net, "adapted", False)
+    shared: dict[int, Any] = {id(one): one for name, one in named if adapters and not OWN.fullmatch(name)}
     return copy.deepcopy(net, shared)
 
 

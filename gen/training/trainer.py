@@ -6,7 +6,6 @@ rate are computed from the step's number, so a resumed run gives the same bits w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -32,6 +31,7 @@ from gen.training.buckets import batches_of_one_shape, bucket_note, shape_of_ite
 from gen.training.first_losses import first_losses
 from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
+from gen.training.lora import adapted_copy
 from gen.training.low_precision import to_float8
 from gen.training.noise_ahead import NoiseAhead, StepNoise, step_noise
 from gen.training.objectives import Batch, Objective
@@ -367,7 +367,7 @@ class Trainer:
         net = self.averages.nets[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
         if self.mesh is not None:
             return distributed.unshard(net, self.template)
-        return net if averaged and not self.run.ema_device else copy.deepcopy(net).to(self.device).eval()
+        return net if averaged and not self.run.ema_device else adapted_copy(net).to(self.device).eval()
 
     @torch.no_grad()
     def validate(self) -> float:

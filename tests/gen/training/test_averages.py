@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from gen.config import checkpoints
+from gen.distillers.lib.networks import frozen_copy
 from gen.training.averages import Averages
 from gen.training.ema import Classic, Power
+from gen.training.lora import LoRA, adapted, adapter_tensors
 from gen.training.trainer import Trainer, train
 from tests.gen.tiny import tiny
 
@@ -41,6 +43,26 @@ def test_an_average_is_up_to_date_when_it_is_looked_at():
     average = kept.nets["net", "ema"]
     assert torch.allclose(average.weight, torch.full((2,), 2 / 11 + 3 * 9 / 11))
     assert average.running_mean.tolist() == [5, 5] and not average.training
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_of_adapters_they_alone_are_copied_and_averaged(device):
+    """Beside the network's own weights, in a role that is not trained, too."""
+    net = adapted(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)), LoRA(2, init="pissa"))
+    nets = {"net": net, "target": frozen_copy(net)}
+    kept = Averages(PROFILES, nets, device)
+    kept.follow(nets)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    for one in nets.values():
+        for adapter in adapter_tensors(dict(one.named_parameters())).values():
+            adapter.data += 1.0
+    kept.update(1)
+    for (_, label), average in kept.nets.items():
+        moved = 9 / 11 if label == "ema" else 1.0
+        for (name, ours), (_, raw) in zip(average.named_parameters(), net.named_parameters(), strict=True):
+            assert (ours is raw) != (".lora_" in name) and not ours.requires_grad
+            torch.testing.assert_close(ours, before[name] + moved * (".lora_" in name))
+        assert all(ours is raw for ours, raw in zip(average.buffers(), net.buffers(), strict=True))
 
 
 @pytest.mark.gpu
