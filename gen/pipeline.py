@@ -224,11 +224,9 @@ class Pipeline:
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
         built = engine_of(engine)
-        if self.decoder is not None and getattr(built, "copies", True):
-            raise UserError(
-                f"{self.name} has the network of a pipeline, which this engine would copy: see gen.accelerate"
-            )
-        net = built.prepare(self.denoiser.net, self.device)
+        under = getattr(self.denoiser.net, "under", None)  # of a network that stays as it is
+        copies = getattr(built, "copies", True)
+        net = under(built) if under and copies else built.prepare(self.denoiser.net, self.device)
         return replace(self, denoiser=replace(self.denoiser, net=net), engine=built)
 
     @check_arguments(batch_size="[1, inf)")

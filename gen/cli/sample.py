@@ -185,11 +185,11 @@ def loaded(args: argparse.Namespace) -> Pipeline:
     """
     from gen.pipeline import load_images
 
-    if args.dtype is not None and args.engine is not None:
-        raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
     device, encoder = own_device(args.device), args.text_encoder
     if is_pipeline(args):
         return prompted(args, device).pipeline
+    if args.dtype is not None and args.engine is not None:
+        raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
     pipeline = load_images(args.run, args.weights, device, dtype=args.dtype, text_encoder=encoder)
     pipeline = _resized(pipeline, getattr(args, "size", None))
     return pipeline if args.engine is None else pipeline.prepared(args.engine)

@@ -50,7 +50,7 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     from gen.data.lib.pictures import read_size
     from gen.models.interop.pipelines.prompted import load_diffusers
 
-    others = ("weights", "engine", "text_encoder", "autoencoder", "labels", "trajectory", "watch")
+    others = ("weights", "text_encoder", "autoencoder", "labels", "trajectory", "watch")
     if given := [name.replace("_", "-") for name in others if getattr(args, name, None) is not None]:
         raise UserError(f"{args.run} is a pipeline of diffusers: leave out --{', --'.join(given)}")
     call = {key: _value(value) for key, value in (args.call or {}).items()} if isinstance(args.call, dict) else None
@@ -68,6 +68,8 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
             f"{args.run} is sampled by labels or embeddings, not by prompts: in Python, by gen.load_diffusers(folder, "
             "class_labels=[207]).sample(); weights of a DiT also by gen import"
         )
+    if args.engine is not None:
+        loaded = loaded.prepared(args.engine)
     guide = "cfg" if args.guidance_scale is not None else args.guide
     loaded = loaded.guided(guide, negative)
     if args.steps is not None and args.solver is None and args.grid is None:

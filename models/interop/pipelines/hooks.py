@@ -28,6 +28,7 @@ from gen.diffusion.tap import Compute, SiteCall, Tap, begin_site
 from gen.models.interop.pipelines.blocks import BLOCKS, BlockStream, blocks_of
 from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.modules import ModuleStream
+from gen.models.interop.pipelines.placed_hook import PlacedHook
 
 __all__ = ["HOOK", "SiteHooks"]
 
@@ -58,8 +59,7 @@ class Hooked:
         stream: the value through it.
         sites: names of the sites around it, the outermost first.
         enters, leaves: spans that begin before it and end after it, the outermost first.
-        fresh: attributes that came with the hook.
-        forward, inside, compiled: the module's, with the hook, within it, and that compiled.
+        placed: the hook; None before it is put on.
     """
 
     module: nn.Module
@@ -67,26 +67,7 @@ class Hooked:
     sites: list[str] = field(default_factory=list)
     enters: list[Span] = field(default_factory=list)
     leaves: list[Span] = field(default_factory=list)
-    fresh: tuple[str, ...] = ()
-    forward: Any = None
-    inside: Any = None
-    compiled: Any = None
-
-    def unhook(self) -> None:
-        """Take the hook off; what accelerate has put around it since stays."""
-        module, own = self.module, vars(self.module)
-        registry, now, inside = own["_diffusers_hook"], module.forward, own.get("_old_forward")
-        if registry.hooks[HOOK].fn_ref.original_forward is self.compiled:
-            registry.hooks[HOOK].fn_ref.original_forward = self.inside  # which the registry puts back
-        registry.remove_hook(HOOK, recurse=False)
-        if inside is self.forward:
-            own["_old_forward"] = module.forward
-        if now is not self.forward:
-            own["forward"] = now
-        if not registry.hooks:
-            gone = [name for name in self.fresh if name != "forward" or now is self.forward]
-            for name in gone:
-                own.pop(name, None)
+    placed: PlacedHook | None = None
 
 
 class SiteHooks:
@@ -156,7 +137,8 @@ class SiteHooks:
         if not self.attached:
             return
         for hooked in reversed(self.hooked.values()):
-            hooked.unhook()
+            if hooked.placed is not None:
+                hooked.placed.remove()
         self._forget_registries()
         self.tap = None
 
@@ -259,23 +241,17 @@ class SiteHooks:
 
     def attach(self) -> None:
         """Put the hooks on, in place of others that are idle; UserError beside others at work."""
-        from diffusers.hooks.hooks import HookRegistry
-
         other = self._attached(self.network)
         if other is not None:
             if other.around is not None or other.tap is not None:
                 raise UserError(f"{type(self.network).__name__} is accelerated already: remove() that first")
             other.remove()
         for hooked in self.hooked.values():
-            module, own = hooked.module, vars(hooked.module)
-            hooked.fresh = tuple(name for name in ("_diffusers_hook", "forward") if name not in own)
             hook = _hook(self, hooked)
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
-            hooked.forward = own["forward"]
-            hooked.inside = hook.fn_ref.original_forward
+            hooked.placed = PlacedHook(hooked.module, hook, HOOK)
             if self.compiled and isinstance(hooked.stream, BlockStream):
-                hook.fn_ref.original_forward = hooked.compiled = torch.compile(hooked.inside)
-            if module is self.network:
+                hooked.placed.compile()
+            if hooked.module is self.network:
                 self._contexts = hook.contexts
         self._forget_registries()
 

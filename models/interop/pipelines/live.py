@@ -1,4 +1,4 @@
-"""A feature cache on a live pipeline of diffusers: `live = gen.accelerate(pipe, "taylorseer", interval=3)`.
+"""A feature cache, an engine or both on a live pipeline: `live = gen.accelerate(pipe, "taylorseer", interval=3)`.
 
 The pipeline stays the user's own: hooks of diffusers' registry lie around the modules of its network, and a stand-in
 for its scheduler says when a loop and its steps begin. `live.remove()`, or the end of `with gen.accelerate(pipe)`,
@@ -18,10 +18,13 @@ from gen.config.errors import UserError, shown
 from gen.config.spec import build, name_of
 from gen.diffusion.contracts import Cache, CacheSession
 from gen.diffusion.tap import BoundTap, Context
+from gen.models.engines.compiled import Compiled
 from gen.models.interop.pipelines.clock import Clock
 from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.live_report import LiveDrift, LiveReport, measure_drift
+from gen.models.interop.pipelines.network_engine import NetworkEngine
 from gen.models.interop.pipelines.taps import branch_of_network, check_sites, policy_and_sites
+from gen.text.pipeline import engine_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,46 +35,52 @@ NETWORKS = ("transformer", "transformer_2", "unet")  # attributes of a pipeline 
 Key = tuple[int, int, str]
 
 
-def accelerate(pipe: Any, cache: Any = "taylorseer_lite", *, engine: str | None = None, **fields: Any) -> Live:
-    """Put a feature cache on a pipeline of diffusers, in place, until it is removed.
+def accelerate(pipe: Any, cache: Any = None, *, engine: Any = None, **fields: Any) -> Live:
+    """Put a feature cache, an engine or both on a pipeline of diffusers, in place, until they are removed.
 
     Args:
         pipe: a pipeline with a transformer or a UNet and a scheduler; called as ever from then on.
-        cache: of gen.samplers.caches: a name, a spec or an object. Its sites must be among those of
-            gen.models.interop.pipelines.hooks; "trunk" leaves out all blocks, "net" the whole network.
-        engine: "compiled" compiles every block (torch.compile) while the cache is on; None leaves them as they are.
+        cache: of gen.samplers.caches: a name, a spec or an object; None for taylorseer_lite, and beside an engine for
+            none. Its sites must be among those of gen.models.interop.pipelines.hooks; "trunk" leaves out all blocks,
+            "net" the whole network.
+        engine: "packed" computes linear layers, with their GELU, by oneDNN on a CPU, with a second copy of their
+            weights; "fused" norms and their modulations; both in the network's dtype, and to rounding. "compiled"
+            compiles every block (torch.compile). A name, a spec or an object; None for none.
         **fields: of the cache, such as interval=3.
 
     Raises:
         UserError: where it would do nothing or harm: no such site, another cache, a pipeline that is accelerated
-            already, an engine that copies the network.
+            already, an engine that copies the network or finds nothing in it.
     """
-    built: Cache = build("samplers.caches", cache, **fields)
-    if not hasattr(built, "start"):
+    if cache is None and (engine is None or fields):
+        cache = "taylorseer_lite"
+    built: Cache | None = None if cache in (None, "none") else build("samplers.caches", cache, **fields)
+    if built is not None and not hasattr(built, "start"):
         raise UserError(f"cache = {shown(cache)}; allowed: a name, a spec, or an object with start()")
-    if engine not in (None, "compiled"):
-        raise UserError(f"engine = {engine!r} prepares a copy of a network, and a live pipeline's is used as it is; "
-                        "allowed: compiled; or torchao's quantize_ on the pipeline itself")  # fmt: skip
-    return Live(pipe, built, engine is not None)
+    if built is None and engine is None:
+        raise UserError("neither a cache nor an engine to accelerate with: give one")
+    return Live(pipe, built, None if engine is None else engine_of(engine))
 
 
 class Live:
-    """A cache at work on a pipeline.
+    """A cache, an engine or both at work on a pipeline.
 
     Args:
         pipe: of diffusers.
-        cache: to use.
-        compiled: whether blocks are compiled.
+        cache: to use; None for none.
+        engine: to use; None for none.
 
     Attributes:
         pipe: the pipeline.
-        cache: in use; one that must measure first (MagCache) is replaced by the calibrated one after the first loop.
-        enabled: set it to False to run the pipeline without the cache for a while.
+        engines: what the engine does in each network; () for none, and where it compiles blocks.
+        cache: in use; None for none; one that must measure first (MagCache) is replaced by the calibrated one after the
+            first loop.
+        enabled: set it to False to run the pipeline as it is for a while.
         latents: the sample that the newest step returned.
     """
 
-    def __init__(self, pipe: Any, cache: Cache, compiled: bool = False):
-        self.pipe, self.cache, self.compiled = pipe, cache, compiled
+    def __init__(self, pipe: Any, cache: Cache | None, engine: Any = None):
+        self.pipe, self.cache = pipe, cache
         self.enabled = self.loop_enabled = True
         self.latents: Tensor | None = None
         self.last: LiveReport | None = None
@@ -85,12 +94,20 @@ class Live:
         if not self.networks or not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
             raise UserError(f"{type(pipe).__name__} has no {', '.join(NETWORKS)} with a scheduler to accelerate")
         self._refuse_other_caches()
+        self.compiled = isinstance(engine, Compiled)
+        if self.compiled and engine != Compiled():
+            raise UserError(f"engine = {shown(engine)}: the blocks of a live pipeline are compiled as torch.compile "
+                            "does by default; leave the options out")  # fmt: skip
+        within = () if engine is None or self.compiled else self.networks
+        self.engines = tuple(NetworkEngine(network, engine, self._active) for network in within)
         try:
+            for part in self.engines:
+                part.attach()
             for i, network in enumerate(self.networks):
-                hooks = SiteHooks(network, self._wanted(), self._around(i), compiled=compiled)
+                hooks = SiteHooks(network, self._wanted(), self._around(i), compiled=self.compiled)
                 self.hooks.append(hooks)
-            for hooks in self.hooks:
-                check_sites(self.cache, hooks)
+                if cache is not None:
+                    check_sites(cache, hooks)
         except BaseException:
             self._unhook()
             raise
@@ -104,14 +121,16 @@ class Live:
         self.remove()
 
     def __repr__(self) -> str:
-        what = f"{type(self.pipe).__name__}, {name_of(type(self.cache))}"
-        if not self.hooks:
-            return f"Live({what}: removed)"
+        cache = () if self.cache is None else (name_of(type(self.cache)),)
+        engines = ("compiled",) if self.compiled else tuple(engine.about for engine in self.engines)
+        what = ", ".join((type(self.pipe).__name__, *cache, *engines))
+        if not self.hooks or self.cache is None:
+            return f"Live({what})" if self.hooks else f"Live({what}: removed)"
         return f"Live({what}: {self.report.line() if self.report else 'not run yet'})"
 
     @property
     def report(self) -> LiveReport | None:
-        """Report of the newest loop, of one at work too; None before the first."""
+        """Report of the newest loop under a cache, of one at work too; None before the first."""
         if self.session is None or not self.seconds:
             return self.last
         report = self.session.report()
@@ -127,14 +146,14 @@ class Live:
 
     def summary(self) -> str:
         """Return the newest loop in a few lines for the terminal: what was computed, step by block, and its cost."""
-        return f"{self!r}\n{self._reported().table()}"
+        return repr(self) if self.cache is None else f"{self!r}\n{self._reported().table()}"
 
     def picture(self) -> Image:
         """Return a picture of what was computed in the newest loop: a row for each block, a column for each step."""
         return self._reported().picture()
 
     def drift(self, prompt: Any = None, *, seed: int = 0, **call: Any) -> LiveDrift:
-        """Run the pipeline with and without the cache on the same noise, and compare.
+        """Run the pipeline as it is and accelerated, on the same noise, and compare.
 
         Args:
             prompt: of the pipeline; None for arguments in `call` alone, such as prompt_embeds.
@@ -145,7 +164,7 @@ class Live:
             The distance of the latents and of the pictures, and the plain steps that take the same time.
         """
         given = {**({} if prompt is None else {"prompt": prompt}), **call}
-        runs = []
+        runs: list[tuple[Tensor, Any, float]] = []
         for enabled in (False, True):
             before, self.enabled = self.enabled, enabled
             try:
@@ -156,27 +175,38 @@ class Live:
                 self.enabled = before
             assert self.latents is not None
             runs.append((self.latents, out, self.loop_seconds))
-        return measure_drift(*runs, loop=self._reported(), pictures="output_type" not in given)
+        loop = None if self.cache is None else self._reported()
+        pictures = "output_type" not in given
+        return measure_drift(runs[0], runs[1], steps=self.clock.steps, loop=loop, pictures=pictures)
 
     def _reported(self) -> LiveReport:
         report = self.report
         if report is None:
-            raise UserError("nothing was sampled under the cache yet: call the pipeline first")
+            known = "nothing was sampled under the cache yet: call the pipeline first"
+            raise UserError("there is no cache, of which a report would be" if self.cache is None else known)
         return report
 
     def _unhook(self) -> None:
         for hooks in self.hooks:
             hooks.remove()
+        for engine in self.engines:
+            engine.remove()
         self.hooks = []
 
+    def _active(self) -> bool:
+        """Whether an engine computes what it can."""
+        return self.enabled and self.loop_enabled
+
     def _refuse_other_caches(self) -> None:
-        for network in self.networks:
+        for network in self.networks if self.cache is not None else ():
             if getattr(network, "is_cache_enabled", False):
                 raise UserError(f"{type(network).__name__} has a cache of diffusers already; two would predict each "
                                 "other's predictions: call its disable_cache() first")  # fmt: skip
 
     def _wanted(self) -> tuple[str, ...]:
-        """Patterns of the sites that the cache needs, and of those that its report shows."""
+        """Patterns of the sites that the cache needs, and of those that its report shows; or of what is compiled."""
+        if self.cache is None:
+            return ("hidden.*",) if self.compiled else ()
         policy, sites = policy_and_sites(self.cache)
         if policy is None:
             return ("*",)
@@ -185,6 +215,8 @@ class Live:
     def _begin(self) -> None:
         """A loop begins."""
         self._refuse_other_caches()
+        for engine in self.engines:
+            engine.refresh()
         for hooks in self.hooks:
             hooks.refresh()
         self.session, self.seconds, self.calls = None, {}, {}
@@ -215,7 +247,7 @@ class Live:
     def _end(self) -> None:
         """A loop has ended."""
         self.last = self.report
-        if self.last is not None and self.last.cache.calibration:
+        if self.cache is not None and self.last is not None and self.last.cache.calibration:
             self.cache = self.cache.calibrated(self.last.cache)
         self.session = None
 
@@ -224,9 +256,9 @@ class Live:
 
         def around(run: Callable[[], Any]) -> Any:
             if self.pipe.scheduler is not self.clock.stand_in:
-                raise UserError("the pipeline has another scheduler than when it was accelerated, by whose steps the "
-                                "cache would go: remove() the cache, and accelerate again")  # fmt: skip
-            if not self.clock.running or not self.loop_enabled:
+                raise UserError("the pipeline has another scheduler than when it was accelerated, by which loops and "
+                                "steps are known: remove() what accelerates it, and accelerate again")  # fmt: skip
+            if self.cache is None or not self.clock.running or not self.loop_enabled:
                 return run()
             hooks = self.hooks[number]
             nth = self.calls[number] = self.calls.get(number, -1) + 1

@@ -108,15 +108,15 @@ class LiveReport:
 
 @dataclass(frozen=True)
 class LiveDrift:
-    """Distance of a pipeline's samples under a cache from those without it, of the same noise.
+    """Distance of an accelerated pipeline's samples from its own, of the same noise.
 
     Attributes:
         latents: relative L2 distance of the last latents.
         psnr: of the pictures, in dB; None where none were compared.
         ssim: structural similarity of the pictures; None for pictures under 11 pixels, and where none were compared.
-        seconds: of the loop with the cache and without.
-        plain_steps: the most steps without the cache that take no longer than the loop with it.
-        loop: report of the loop with the cache.
+        seconds: of the accelerated loop and of the plain one.
+        plain_steps: the most plain steps that take no longer than the accelerated loop.
+        loop: report of the loop with a cache; None without one.
     """
 
     latents: float
@@ -124,7 +124,7 @@ class LiveDrift:
     ssim: float | None
     seconds: tuple[float, float]
     plain_steps: int
-    loop: LiveReport
+    loop: LiveReport | None
 
     def __repr__(self) -> str:
         psnr, ssim = (
@@ -138,14 +138,20 @@ class LiveDrift:
 
 
 def measure_drift(
-    plain: tuple[Tensor, Any, float], cached: tuple[Tensor, Any, float], *, loop: LiveReport, pictures: bool
+    plain: tuple[Tensor, Any, float],
+    cached: tuple[Tensor, Any, float],
+    *,
+    steps: int,
+    loop: LiveReport | None,
+    pictures: bool,
 ) -> LiveDrift:
     """Compare two runs of a pipeline on the same noise.
 
     Args:
-        plain, cached: the last latents [B, ...], the pipeline's output and the seconds of the loop, without and with
-            the cache.
-        loop: report of the second.
+        plain, cached: the last latents [B, ...], the pipeline's output and the seconds of the loop, as it is and
+            accelerated.
+        steps: of each loop.
+        loop: report of the second, under a cache.
         pictures: whether the outputs hold pictures in [0, 1].
     """
     (x, out, seconds), (y, other, less) = plain, cached
@@ -155,7 +161,6 @@ def measure_drift(
         a, b = _pixels(other), _pixels(out)
         psnr = float(build("eval.metrics", "psnr")(a, b).value)
         ssim = float(build("eval.metrics", "ssim")(a, b).value) if min(a.shape[2:]) >= 11 else None
-    steps = loop.cache.steps
     plain_steps = max(1, math.floor(steps * min(less / seconds, 1.0) + 1e-9))
     return LiveDrift(distance, psnr, ssim, (less, seconds), plain_steps, loop)
 

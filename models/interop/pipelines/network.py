@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from gen.diffusion.tap import Chain, Skip, Tap, call_site
 from gen.models.interop.pipelines.arguments import EveryRow, nest, on_device
 from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.listening import APPENDED, NULL, Heard
+from gen.models.interop.pipelines.network_engine import NetworkEngine
 from gen.models.interop.pipelines.taps import NetworkTaps
 
 __all__ = ["PipelineNet", "PipelineSpec", "denoiser_of"]
@@ -79,6 +80,7 @@ class PipelineNet(nn.Module):
         boundary: timestep of the last of `inner`'s.
         state_shape: of one x.
         keys: of the conditions that it needs.
+        engines: what an engine does in each network; () for none.
     """
 
     def __init__(self, heard: Heard, *, time: Literal["theirs", "exact"] = "theirs", without: Sequence[str] = ()):
@@ -99,13 +101,15 @@ class PipelineNet(nn.Module):
         self.time, self.flow = time, is_flow(heard.scheduler)
         self.whole_steps = self.flow and not heard.timesteps.is_floating_point()
         self.dtype, self.appended_dim, self.token_times = heard.dtype, heard.appended_dim, heard.token_times
-        self.taps = NetworkTaps()
+        self.taps, self.engines = NetworkTaps(), tuple[NetworkEngine, ...]()
         self.training = self.inner.training
         if without:
             self.taps.check(self.inner, without)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineNet:
         self.taps.release()  # in a loop; they would call the original's modules
+        if self.engines:
+            raise UserError(f"{self.about}: a network under an engine is not copied")
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__dict__ = copy.deepcopy(self.__dict__, memo)
@@ -123,9 +127,36 @@ class PipelineNet(nn.Module):
             tap = self.left_out if tap is None else Chain((self.left_out, tap))
         return call_site(tap, "net", lambda x: self._by_stage(x, self.timestep(t), cond, tap), x)
 
-    def taps_kept(self) -> AbstractContextManager[None]:
-        """Return what leaves hooks for taps on the network within a loop, and takes them off at its end."""
-        return self.taps.kept()
+    @property
+    def about(self) -> str:
+        """What an engine does, in words; "" for none."""
+        return "; ".join(dict.fromkeys(engine.about for engine in self.engines))
+
+    def under(self, engine: Any) -> PipelineNet:
+        """Return the network as an engine computes it: its modules stay, and have the engine's hooks at evaluations.
+
+        Args:
+            engine: `packed` or `fused`; UserError for others, and where it would do nothing.
+        """
+        new = copy.copy(self)
+        inner = [net for net in (self.inner, self.low) if net is not None]
+        new.taps, new.engines = NetworkTaps(), tuple(NetworkEngine(net, engine) for net in inner)
+        return new
+
+    @contextmanager
+    def taps_kept(self) -> Iterator[None]:
+        """Leave hooks for taps and engines on the network within a loop, and take them off at its end."""
+        with self._under_engines(), self.taps.kept():
+            yield
+
+    @contextmanager
+    def _under_engines(self) -> Iterator[None]:
+        """Let the engines compute what they can within."""
+        with ExitStack() as stack:
+            for engine in self.engines:
+                if not engine.attached:  # by a loop around it
+                    stack.enter_context(engine)
+            yield
 
     def timestep(self, t: Tensor) -> Tensor:
         """Return the scheduler's timestep, [B], of a time that the path gives the network."""
@@ -172,7 +203,7 @@ class PipelineNet(nn.Module):
             given[name] = [row[:length] for row, length in zip(given[name], lengths, strict=True)]
         state = list(h.unsqueeze(2)) if family.lists else h
         arguments = {**nest(given), family.x: state, family.t: self._network_time(module, step)}
-        with self.taps.tapped(module, tap, number=int(module is self.low)):
+        with self._under_engines(), self.taps.tapped(module, tap, number=int(module is self.low)):
             out = module(**arguments, return_dict=False)[0]
         out = torch.stack(out).squeeze(2) if family.lists else out
         out = call_site(tap, "final", lambda whole: whole, out)  # with learned variances

@@ -39,6 +39,7 @@ from gen.models.interop.pipelines.own_sampling import OwnSampling, own_sampling
 from gen.models.interop.pipelines.taps import check_sites
 from gen.pipeline import Pipeline
 from gen.samples import Samples
+from gen.text.pipeline import engine_of
 from gen.training.run import Sampler
 
 __all__ = ["PromptPipeline", "load_diffusers"]
@@ -86,6 +87,7 @@ class PromptPipeline:
         store: folder that conditions of prompts are kept in; None for memory alone.
         prompts: those of samples for which none are given, in turn; () where they have to be.
         family: of a network that the table of families has not; None for the table's own.
+        engine: that its networks are computed by, see `prepared`; None for none.
     """
 
     pipe: Any
@@ -94,6 +96,7 @@ class PromptPipeline:
     store: Path | None = None
     prompts: tuple[str, ...] = ()
     family: Family | None = None
+    engine: Any = None
 
     def __repr__(self) -> str:
         own, net = self.own, self.pipeline
@@ -157,7 +160,7 @@ class PromptPipeline:
         about = self._about()
         kept: Json = {"store": self.store, "prompts": self.prompts, "about": about}
         conditions = PromptConditions(self._encoded, **kept) if self.takes_prompts else None
-        return Pipeline(
+        pipeline = Pipeline(
             denoiser,
             tuple(heard.latents.shape[1:]),
             sampler=Sampler(own.solver, own.steps, grid, own.guide),
@@ -168,6 +171,15 @@ class PromptPipeline:
             encode_prompts=conditions,
             decoder=OwnDecoder(heard, about),
         )
+        return pipeline if self.engine is None else pipeline.prepared(self.engine)
+
+    def prepared(self, engine: object = "packed") -> PromptPipeline:
+        """Return the pipeline under an engine, which computes modules of its networks faster while they are sampled.
+
+        Args:
+            engine: `packed` or `fused`, which gen.accelerate describes, or `branches`; a name, a spec or an object.
+        """
+        return replace(self, engine=engine_of(engine))
 
     def resized(
         self, height: int | None = None, width: int | None = None, num_frames: int | None = None
@@ -204,6 +216,7 @@ class PromptPipeline:
         grid: Any = None,
         guide: Guide | Json | str | None = None,
         cache: Cache | Json | str | None = None,
+        engine: object = None,
         seed: int | Sequence[int] = 0,
         batch_size: int = 8,
         decode: bool = True,
@@ -224,6 +237,7 @@ class PromptPipeline:
             height, width, num_frames: of the pictures; None as the pipeline takes them.
             solver, grid, guide, cache: a name, a spec, or an object; None as the pipeline samples by itself; "none" for
                 no guide or cache.
+            engine: as of `prepared`, which keeps what it makes from one call to the next; None for the pipeline's.
             steps: of the solver; None for the default of the pipeline's call, or those of given times.
             seed: a number, or a list of one per sample; seed=5 and seed=[5] are different noise, since a number gives
                 each sample a seed by its index.
@@ -241,7 +255,8 @@ class PromptPipeline:
             UserError: for what the pipeline does not take, in its own words or ours.
         """
         size = (height, width) if height or width or isinstance(image, (str, Path)) else self._size_of(image)
-        sized = self.resized(*size, num_frames).guided(guide, negative)
+        fast = self if engine is None else self.prepared(engine)
+        sized = fast.resized(*size, num_frames).guided(guide, negative)
         pipeline = sized.pipeline
         if cache not in (None, "none"):
             check_no_cache(self.pipe, self.family)

@@ -45,8 +45,10 @@ def test_prompts_are_sampled_and_written(fox, tmp_path, capsys):
     assert run("sample", fox, *words, "--out", tmp_path / "two.npz") == 0
     with np.load(tmp_path / "two.npz") as file:
         assert file["arr_0"].shape == (2, 16, 24, 3)
-    assert run("sample", fox, "--prompt", "a fox", "--call.guidance_scale", 1, "--steps", 2, "--out", out) == 0
-    assert "1 samples, 2 evaluations each" in capsys.readouterr().out
+    how = ["--call.guidance_scale", 1, "--steps", 2, "--engine", "packed", "--dtype", "float32"]
+    assert run("sample", fox, "--prompt", "a fox", *how, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "1 samples, 2 evaluations each" in said and "(packed: " in said
 
 
 def test_a_picture_is_edited(fox, tmp_path, capsys):

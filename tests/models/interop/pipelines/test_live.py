@@ -222,7 +222,7 @@ def test_two_networks_have_features_of_their_own():
 
 @pytest.mark.parametrize("given, line", [
     ({"cache": every(2, ("nowhere.*",))}, "no site matches 'nowhere"),
-    ({"cache": "fora", "engine": "packed"}, "prepares a copy"),
+    ({"cache": "fora", "engine": "auto"}, "prepares a copy"),
     ({"cache": "taylorsear"}, "taylorseer"),
 ])  # fmt: skip
 def test_refusals(given, line):

@@ -282,8 +282,8 @@ def test_prompts_as_data_are_those_of_samples_without():
     operators, _ = find_operators(model.pipeline, ("blocks.*",))
     pruner = LDPruner(samples=2, sampler={"steps": 2, "solver": "euler"})
     assert operators and all(score > 0 for score in pruner.scores(model.pipeline, operators[:1]).values())
-    with pytest.raises(UserError, match=r"gen\.accelerate"):
-        model.pipeline.prepared("packed")
+    with pytest.raises(UserError, match=r"prepares a copy"):
+        model.pipeline.prepared("auto")
 
 
 @pytest.mark.parametrize("name", ["pixart", "flux", "wan"])
