@@ -36,6 +36,7 @@ FOLDERS = (
     "diffusion.parameterisation",
     "diffusion.times",
     "diffusion.weighting",
+    "diffusion.decomposition",
     "training.objectives",
     "distillers",
     "distillers.rewards",

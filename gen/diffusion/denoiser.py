@@ -141,9 +141,13 @@ class Denoiser:
         return unwrap(self.net).null(cond)
 
     def t_to_network(self, t: Tensor, x: Tensor) -> Tensor:
-        """Return the network's time for t, 0-d or [B]: [B], on x's device, float64 if x is and float32 otherwise."""
+        """Return the network's time for t, 0-d or [B]: [B], on x's device, float64 if x is and float32 otherwise.
+
+        [B, S, 2] on a path of S stages.
+        """
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return self.path.t_to_network(t).to(device=x.device, dtype=dtype).expand(len(x))
+        time = self.path.t_to_network(t).to(device=x.device, dtype=dtype)
+        return time.expand(len(x), *time.shape[t.ndim :])
 
 
 @dataclass(eq=False)

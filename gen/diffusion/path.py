@@ -5,11 +5,12 @@ Everywhere in gen time runs in this direction. Times are float64 tensors: 0-d in
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,29 +18,12 @@ from torch import Tensor
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
 from gen.config.spec import part
+from gen.diffusion.prediction import Prediction, expand
+from gen.diffusion.tables import cosine_betas, interpolate_table, power_betas, table_position, table_slope
 
-__all__ = ["DDPM", "EDM", "GVP", "VP", "Flow", "NoisePath", "Prediction", "Table", "Trig", "ZeroSNR", "expand"]
-
-
-class Prediction(NamedTuple):
-    """A denoiser's prediction at x_t: E[x0 | x_t] and E[eps | x_t], shaped as x, with alpha x0 + sigma eps = x."""
-
-    x0: Tensor
-    eps: Tensor
-
-    def replace(self, x0: Tensor, eps: Tensor) -> Prediction:
-        """Return other x0 and eps with whatever else this prediction knows."""
-        return Prediction(x0, eps)
-
-
-def expand(c: Tensor, x: Tensor) -> Tensor:
-    """Return a coefficient in the dtype of x and with as many dimensions, so that it broadcasts.
-
-    Args:
-        c: 0-d or [B].
-        x: [B, ...].
-    """
-    return c.to(x.dtype) if c.ndim == 0 else c.to(x).reshape(c.shape + (1,) * (x.ndim - 1))
+__all__ = [
+    "DDPM", "EDM", "GVP", "VP", "Flow", "NoisePath", "Prediction", "Staged", "Table", "Trig", "ZeroSNR", "expand",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +48,15 @@ class NoisePath:
         high end; grid: of sampling.
         """
         return {"parameterisation": "velocity", "times": "uniform", "levels": "uniform", "grid": "linear"}
+
+    @property
+    def knots(self) -> tuple[float, ...]:
+        """Times inside (0, t1), falling, at which the velocity jumps; () for none.
+
+        A loop visits them, evaluates each step on its own side of them, and begins its solver afresh behind them. Such
+        a path has more than one noise level, so rules that add noise are refused.
+        """
+        return ()
 
     def alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -136,6 +129,57 @@ class Flow(NoisePath):
 
     def interpolate(self, pred: Prediction, s: Tensor) -> Tensor:
         return torch.lerp(pred.x0, pred.eps, s.item())  # in one operation: a small net is not to wait for the loop
+
+
+@dataclass(frozen=True)
+class Staged(Flow):
+    """Rectified flow of a pyramid, each stage at a time of its own (Haji-Ali et al. 2025); t is the coarsest's.
+
+    Stage i + 1 begins, from noise, where the coarser ones have come down to thresholds[i], and catches up with them by
+    the next threshold, or at t = 0; all times are linear in t within a phase (gen.diffusion.decomposition).
+
+    Attributes:
+        thresholds: noise times in (0, 1), falling, one less than there are stages; () is the flow path. The paper has
+            0.1 by default, 0.3 on 512 x 512 and 0.05 on 1024 x 1024 images (it counts from the noise: 0.9, 0.7, 0.95),
+            and its public code 0.1.
+    """
+
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self, thresholds="(0, 1)")
+        if any(low >= high for high, low in itertools.pairwise(self.thresholds)):
+            raise UserError(f"Staged: thresholds = {shown(self.thresholds)}; they must fall")
+
+    @property
+    def natural(self) -> Mapping[str, str]:
+        return {**super().natural, "grid": "phases"}
+
+    @property
+    def knots(self) -> tuple[float, ...]:
+        return self.thresholds
+
+    def t_to_network(self, t: Tensor) -> Tensor:
+        """Return the time of each stage and its speed dt_s / dt, [..., S, 2]; at a threshold those below it."""
+        stages = [torch.stack([t, torch.ones_like(t)], -1)]
+        for top, low in itertools.pairwise((*self.thresholds, 0.0)):
+            speed = (1 - low) / (top - low)
+            entering = torch.stack([1 - speed * (top - t), torch.full_like(t, speed)], -1)
+            waiting = torch.stack([torch.ones_like(t), torch.zeros_like(t)], -1)
+            stage = torch.where((t > top)[..., None], waiting, entering)
+            stages.append(torch.where((t > low)[..., None] | (low == 0), stage, stages[0]))
+        return torch.stack(stages, -2)
+
+    def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        if self.thresholds:
+            raise UserError("stages at times of their own are not mixed at one t: train by the objective dfm, sample "
+                            "by a rule for the ODE, such as euler or heun")  # fmt: skip
+        return super().mix(x0, eps, t)
+
+    def start(self, noise: Tensor, t: Tensor) -> Tensor:
+        if self.thresholds and float(t) < 1:
+            raise UserError(f"a loop over stages begins in noise, at t = 1, and not at {float(t):g}")
+        return super().start(noise, t)
 
 
 @dataclass(frozen=True)
@@ -321,13 +365,9 @@ class DDPM(LogAlpha):
 
     def betas(self) -> Tensor:
         """Return the published table, float64 [steps]."""
-        if self.schedule == "cosine":  # prod(1 - beta) = cos^2, clipped (Nichol & Dhariwal 2021, eq. 17)
-            s = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
-            bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
-            return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-        power = 1.0 if self.schedule == "linear" else 0.5
-        ends = self.beta_start**power, self.beta_end**power
-        return torch.linspace(*ends, self.steps, dtype=torch.float64) ** (1 / power)
+        if self.schedule == "cosine":
+            return cosine_betas(self.steps)
+        return power_betas(self.steps, self.beta_start, self.beta_end, 1.0 if self.schedule == "linear" else 0.5)
 
     @cached_property
     def table(self) -> Tensor:
@@ -335,13 +375,13 @@ class DDPM(LogAlpha):
         return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0) / 2])
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return _interpolate(self.table, t)
+        return interpolate_table(self.table, t)
 
     def dlog_alpha(self, t: Tensor) -> Tensor:
-        return _slope(self.table, t)
+        return table_slope(self.table, t)
 
     def t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        return _position(-self.table, -log_alpha)
+        return table_position(-self.table, -log_alpha)
 
     def t_to_network(self, t: Tensor) -> Tensor:
         return t - 1
@@ -380,19 +420,19 @@ class Angular(NoisePath):
         return torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return torch.sin(_interpolate(self.angles[1], t))
+        return torch.sin(interpolate_table(self.angles[1], t))
 
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sin(_interpolate(self.angles[0], t))
+        return torch.sin(interpolate_table(self.angles[0], t))
 
     def dalpha(self, t: Tensor) -> Tensor:
-        return self.sigma(t) * _slope(self.angles[1], t)
+        return self.sigma(t) * table_slope(self.angles[1], t)
 
     def dsigma(self, t: Tensor) -> Tensor:
-        return self.alpha(t) * _slope(self.angles[0], t)
+        return self.alpha(t) * table_slope(self.angles[0], t)
 
     def t_from_lambda(self, lam: Tensor) -> Tensor:
-        return _position(self.angles[0], torch.atan(torch.exp(-lam)))
+        return table_position(self.angles[0], torch.atan(torch.exp(-lam)))
 
     def t_to_network(self, t: Tensor) -> Tensor:
         return t - 1
@@ -447,26 +487,3 @@ class ZeroSNR(Angular):
         square = (2 * self.inner.table[1:]).exp()
         root = (square / (self.snr_shift + (1 - self.snr_shift) * square)).sqrt()
         return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-
-
-def _cell(table: Tensor, t: Tensor) -> Tensor:
-    """Return the index k of the table's cell [k, k + 1] that holds t, shaped as t."""
-    return t.detach().floor().long().clamp(0, len(table) - 2)
-
-
-def _interpolate(table: Tensor, t: Tensor) -> Tensor:
-    """Return the value at t of a table at 0, 1, 2, ..., linear between entries."""
-    table, k = table.to(t.device), _cell(table, t)
-    return torch.lerp(table[k], table[k + 1], t.double() - k).to(t.dtype)
-
-
-def _slope(table: Tensor, t: Tensor) -> Tensor:
-    """Return the derivative of `_interpolate` at t."""
-    return table.diff().to(t)[_cell(table, t)]
-
-
-def _position(table: Tensor, value: Tensor) -> Tensor:
-    """Return the t at which a rising table has a value; inverse of `_interpolate`."""
-    table = table.to(value.device)
-    k = (torch.searchsorted(table, value.double()) - 1).clamp(0, len(table) - 2)
-    return (k + (value - table[k]) / (table[k + 1] - table[k])).to(value.dtype)

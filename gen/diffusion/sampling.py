@@ -62,10 +62,17 @@ def integrate(
     path, steps, points = f.path, len(values) - 1, times.unbind()
     if not 0 <= values[-1] < values[0] <= path.t1:
         raise UserError(f"a grid lies in [0, {path.t1:g}], got {values[0]:g} .. {values[-1]:g}")
+    knots = {knot for knot in path.knots if values[-1] <= knot < values[0]}
+    if missing := knots - set(values):
+        raise UserError(f"the grid lacks {max(missing):g}, where a stage of the path begins: take the grid phases")
 
     i = 0  # the step of `draw`
 
     def draw() -> Tensor:
+        if path.knots:
+            name = type(solver).__name__
+            raise UserError(f"{name} draws noise, and the stages of this path have no one noise level: take a rule for "
+                            "the ODE, such as euler or heun")  # fmt: skip
         if noise is None:
             raise UserError(f"{type(solver).__name__} draws noise: give the loop a Noise")
         return noise.normal(i, x.shape[1:]).to(x)
@@ -75,6 +82,9 @@ def integrate(
     state = solver.init()
     for i, (t, s) in enumerate(itertools.pairwise(points)):
         in_step = evaluate if calls is None else _with_context(f, cond, calls, i, steps)
+        if knots:
+            in_step = _on_its_side(in_step, t, s)
+            state = solver.init() if values[i] in knots else state
         x, state = solver.step(in_step, path, x, t, s, state, draw)
         if watch is not None and (changed := watch(i, s, x)) is not None:
             x = changed
@@ -82,6 +92,16 @@ def integrate(
     if not (math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())):
         raise NonFinite(f"{type(solver).__name__} produced NaN or inf in {steps} steps from {values[0]:g}")
     return x
+
+
+def _on_its_side(f: DenoiseFn, t: Tensor, s: Tensor) -> DenoiseFn:
+    """The evaluations of a step whose ends may be knots: above s, which belongs to the next step, up to t."""
+    start, above = t, torch.nextafter(s, t)
+
+    def evaluate(x: Tensor, t: Tensor, *, s: Tensor | None = None) -> Prediction:
+        return f(x, t.clamp(above, start), s=s)
+
+    return evaluate
 
 
 @dataclass

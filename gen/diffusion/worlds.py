@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gen.diffusion.denoiser import Cond
+from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap
 
-__all__ = ["Gaussian", "Mixture", "chord"]
+__all__ = ["Gaussian", "GaussianStages", "Mixture", "chord"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,65 @@ class Gaussian:
         alpha, sigma = self.path.alpha(t)[..., None], self.path.sigma(t)[..., None]
         x0 = (sigma**2 * self.mean + alpha * self.std**2 * x) / self.spread(t) ** 2
         return Prediction(x0, -sigma * self.score(x, t))
+
+    def null(self, cond: Cond) -> Cond:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianStages:
+    """Data N(0, covariance) in stages, each at its own time (Haji-Ali et al. 2025): the flow of correlated stages.
+
+    Stages that have not begun, of speed 0, are not seen.
+
+    Attributes:
+        path: gives each stage its time and speed, such as gen.diffusion.path.Staged.
+        covariance: of all stages' numbers, coarsest first, [D, D]; it may be singular.
+        sizes: how many numbers each stage has.
+    """
+
+    path: NoisePath
+    covariance: Tensor
+    sizes: tuple[int, ...]
+
+    def velocity(self, x: Tensor, times: Tensor) -> Tensor:
+        """Return E[eps - x0 | x] of the stages that are seen, times their speeds, [B, D].
+
+        Args:
+            x: [B, D].
+            times: time and speed of each stage, [B, S, 2].
+        """
+        joint, seen, speed = self._joint(times)
+        total = joint[0] + torch.diag_embed(1 - seen)  # of unseen numbers 1, so that it has an inverse
+        return -speed * (joint[1] @ torch.linalg.solve(total, (seen * x)[..., None]))[..., 0]
+
+    def best_loss(self, times: Tensor) -> Tensor:
+        """Return the least mean square error of eps - x0 in each stage, [B, S]; 0 in those that are not seen.
+
+        Args:
+            times: as of `velocity`.
+        """
+        (total, cross), seen, _ = self._joint(times)
+        total = total + torch.diag_embed(1 - seen)
+        prior = self.covariance.diagonal() + 1
+        known = (cross * torch.linalg.solve(total, cross.mT).mT).sum(-1)
+        return torch.stack([part.mean(1) for part in (seen * (prior - known)).split(self.sizes, 1)], 1)
+
+    def _joint(self, times: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Cov(x) and Cov(x0 - eps, x) where seen, [B, D, D] each; and whether seen, and the speed, [B, D] each."""
+        each = times.to(self.covariance).repeat_interleave(torch.tensor(self.sizes, device=times.device), 1)
+        sigma, speed = each.unbind(-1)
+        seen = (speed != 0).to(sigma)
+        alpha, sigma = seen * (1 - sigma), seen * sigma
+        total = alpha[:, :, None] * self.covariance * alpha[:, None] + torch.diag_embed(sigma**2)
+        return (total, seen[:, :, None] * self.covariance * alpha[:, None] - torch.diag_embed(sigma)), seen, speed
+
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
+    ) -> Prediction:
+        times = self.path.t_to_network(t)
+        out = self.velocity(x, times.expand(len(x), *times.shape[t.ndim :]))
+        return Velocity().solve(self.path, x, out, t)
 
     def null(self, cond: Cond) -> Cond:
         return {}

@@ -40,7 +40,7 @@ WRONG = [None, True, "x", -1, 0, math.nan, math.inf, 10**39, 10**5000, [], {}, [
 NEEDED = {
     "path": "nowhere", "size": 8, "folder": "nowhere", "file": "nowhere", "of": "digits", "words": ["a", "b"],
     "mask_token": "<mask>", "values": [1.0, 0.5, 0.0], "sites": ["trunk"], "weak": "nowhere",
-    "alphas_cumprod": [0.9, 0.5, 0.0],
+    "alphas_cumprod": [0.9, 0.5, 0.0], "thresholds": [],
     "data": {"name": "captioned_digits"}, "text": "bytes",
     "metric": "torchmetrics.image.PeakSignalNoiseRatio",
 }  # fmt: skip

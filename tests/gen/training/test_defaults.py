@@ -26,7 +26,7 @@ from gen.training.run import Run, run_from, run_spec
 from gen.training.trainer import train
 
 PATHS = [
-    *(name for name in names("diffusion.path") if name != "table"),  # which has no default
+    *(name for name in names("diffusion.path") if name not in ("table", "staged")),  # which have no defaults
     {"name": "ddpm", "schedule": "cosine"},
     {"name": "ddpm", "schedule": "scaled_linear"},
     {"name": "edm", "sigma_max": 10.0},
