@@ -8,7 +8,8 @@
     Sampling                 integrate; the contracts Solver, Grid, Guide, Cache             sampling, contracts
     Training                 Times, Weighting                                                   times, weighting
     Random numbers           Noise, sample_seeds, training_noise, derive                                   noise
-    Exact worlds             Gaussian, Mixture                                                            worlds
+    Exact worlds             Gaussian, GaussianStages, Mixture                                            worlds
+    Pyramids of stages       Decomposition (Laplacian, Haar, Cosine)                              decomposition
     Feature alignment        the contract Encoder; Projector, negative_cosine ...                      alignment
 
 Time runs from t = 0 (data) to t = t1 (noise), everywhere.

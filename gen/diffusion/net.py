@@ -90,8 +90,9 @@ class Net(Protocol):
 
         Args:
             x: input-scaled state [B, *state_shape]; float32, or an engine's dtype, or float64 in tests.
-            t: time as `path.t_to_network` gives it, [B]; float32 (float64 if x is float64), never an engine's dtype,
-                since bfloat16 cannot tell neighbouring times apart: embed it, then cast the embedding to x's dtype.
+            t: time as `path.t_to_network` gives it, [B], or [B, S, 2] on a path of S stages; float32 (float64 if x is
+                float64), never an engine's dtype, since bfloat16 cannot tell neighbouring times apart: embed it, then
+                cast the embedding to x's dtype.
             cond: tensors [B, ...]: "y" int64 labels 0 .. classes (the last is "no class"), embeddings, masks, ...
                 May hold keys that the network does not know.
             s: the time [B] that a flow map jumps to, as t; None for all other networks.

@@ -365,7 +365,7 @@ def test_pictures_may_be_higher_or_wider_than_square(name):
     assert build("models", spec) == wide
     net = random_net(wide)
     x, t, cond = inputs(net)
-    state = (1, 8, 16) if name != "reg" else (8 * 16 + 64,)
+    state = {"reg": (8 * 16 + 64,), "dfm": (8 * 16 + 4 * 8,)}.get(name, (1, 8, 16))
     assert members(net).state_shape == state == tuple(x.shape[1:])
     out = net(x, t, cond)
     assert out.shape == x.shape and out.isfinite().all()

@@ -6,6 +6,7 @@
     repa, urepa  denoise + alignment with an encoder          fast_dllm  block diffusion of a fine-tuned model (text)
     reg          repa with a noised class token               cart       masked diffusion by context (text)
     erw          alignment first, denoise after               reconstruct  the loss of an autoencoder
+    dfm          stages at times of their own
 
 This page is the contract; a class of your own is named "my_package.module:Class".
 """

@@ -102,6 +102,6 @@ def check_state(net: Any, owner: str) -> None:
         raise UserError(f"{owner} trains on images, and a {type(spec).__name__} takes none")
     if len(members(net).state_shape or ()) != 3 and not hasattr(spec, "check"):  # not of a network given as an object
         raise UserError(
-            f"{owner} trains on images alone, and this {type(spec).__name__} denoises a class token too: take another "
-            "model, or the model reg with the objective reg"
+            f"{owner} trains on images alone, and the state of this {type(spec).__name__} is no image: take another "
+            "model, or the model reg with the objective reg, dfm with dfm"
         )
