@@ -125,7 +125,8 @@ class Measured(Wrapper):
             return None
         rows = len(next(iter(cond.values())))
         x = torch.zeros(rows, *shape, device=t.device)
-        net = self.tried[self.chosen.get(_key(x)) or self._measured(x, t[:1].expand(rows), cond, None, None)]
+        times = t[:1].expand(rows, *t.shape[1:])
+        net = self.tried[self.chosen.get(_key(x)) or self._measured(x, times, cond, None, None)]
         make = members(net).modulation_table
         return None if make is None else make(t, cond)
 

@@ -152,6 +152,13 @@ def test_guides_and_caches_apply():
     torch.testing.assert_close(pipe.sample(1, start=1).x[0], plain.x[1], rtol=1e-5, atol=1e-5)
 
 
+@over(engine=["fused", "packed", {"name": "auto", "seconds": 0.0}])
+def test_engines_prepare_it(engine):
+    pipe = pipeline()
+    prepared = pipe.prepared(engine)
+    torch.testing.assert_close(prepared.sample(2).x, pipe.sample(2).x, rtol=0, atol=0.1)  # bfloat16 where that is fast
+
+
 class Joint(nn.Module):
     """The exact flow of stages that are jointly Gaussian, as a network."""
 
