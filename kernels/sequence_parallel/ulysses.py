@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from gen.kernels.attention import BIDIRECTIONAL, MaskRule, packed_attention
 from gen.kernels.rope import Pairs
 from gen.kernels.sequence_parallel.collectives import Group, Traffic, all_to_all
 
-__all__ = ["ulysses_attention", "ulysses_attention_bytes"]
+__all__ = ["exchange_heads", "ulysses_attention", "ulysses_attention_bytes"]
 
 
 def ulysses_attention(
@@ -50,10 +52,25 @@ def ulysses_attention(
     count, heads = dist.get_world_size(group), qkv.shape[3]
     if heads % count:
         raise ValueError(f"ulysses_attention: {heads} heads do not divide over {count} processes; take ring_attention")
-    b, n, _, _, d = qkv.shape
+    given = rule, scale, q_gain, k_gain, eps, cos, sin, pairs
+    return exchange_heads(qkv, lambda whole: packed_attention(whole, *given), group, traffic)
+
+
+def exchange_heads(qkv: Tensor, attend: Callable[[Tensor], Tensor], group: Group, traffic: Traffic | None) -> Tensor:
+    """Return this process's tokens of attention that is computed with all tokens of a share of the heads.
+
+    Args:
+        qkv: this process's share, [B, n, 3, H, d].
+        attend: from all tokens of P processes, [B, P n, 3, H / P, d], to [B, P n, H / P, d].
+        group: the processes.
+        traffic: counts the bytes that this process sends.
+
+    Returns:
+        [B, n, H, d].
+    """
+    (b, n, _, _, d), count = qkv.shape, dist.get_world_size(group)
     parts = qkv.reshape(b, n, 3, count, -1, d).movedim(3, 0)  # [P, B, n, 3, H / P, d], by where they go
-    whole = all_to_all(parts, group, traffic).movedim(0, 1).flatten(1, 2)  # [B, P n, 3, H / P, d]
-    mixed = packed_attention(whole, rule, scale, q_gain, k_gain, eps, cos, sin, pairs)  # [B, P n, H / P, d]
+    mixed = attend(all_to_all(parts, group, traffic).movedim(0, 1).flatten(1, 2))  # [B, P n, H / P, d]
     back = all_to_all(mixed.reshape(b, count, n, -1, d).movedim(1, 0), group, traffic)  # [P, B, n, H / P, d]
     return back.movedim(0, 2).flatten(2, 3)
 

@@ -18,7 +18,15 @@ from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.net import sides
 from gen.diffusion.tap import Tap
-from gen.kernels.sequence_parallel import Traffic, gather_tokens, local_tokens, ring_attention, ulysses_attention
+from gen.kernels.sequence_parallel import (
+    Traffic,
+    gather_tokens,
+    local_tokens,
+    process_grid,
+    ring_attention,
+    ulysses_attention,
+    usp_attention,
+)
 from gen.models.dit import DiTNet
 from gen.models.engines.lib.trunk import trunk_in_parts
 from gen.models.layers.attention import Attention
@@ -28,7 +36,7 @@ from gen.models.lightning_dit import LightningDiTNet
 __all__ = ["Sequence", "SequenceParallelNet"]
 
 FAMILIES = {DiTNet: "dit", LightningDiTNet: "lightning_dit"}
-METHODS: dict[str, Callable[..., Tensor]] = {"ulysses": ulysses_attention, "ring": ring_attention}
+METHODS: dict[str, Callable[..., Tensor]] = {"ulysses": ulysses_attention, "ring": ring_attention, "usp": usp_attention}
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,21 @@ class Sequence:
     Attributes:
         method: how tokens attend across processes (gen.kernels.sequence_parallel): "ulysses" exchanges heads, whose
             number the processes must divide; "ring" passes keys and values on, whatever the heads, in more bytes, and
-            while it computes.
+            while it computes; "usp" is a ring of groups that exchange heads.
+        ulysses: processes of such a group, whose number divides that of the processes, and of heads; of "usp" alone.
     """
 
     collective = True  # so samples are not shared out between the processes
 
-    method: Literal["ulysses", "ring"] = "ulysses"
+    method: Literal["ulysses", "ring", "usp"] = "ulysses"
+    ulysses: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, ulysses="[1, inf)")
+        if (self.ulysses is None) == (self.method == "usp"):
+            raise UserError(
+                f"Sequence: ulysses = {self.ulysses} with method {self.method}; usp needs it, no other has it"
+            )
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> SequenceParallelNet:
         """Return a copy of the network; UserError where it does not divide, and where there is one process."""
@@ -61,11 +75,14 @@ class Sequence:
         count, tokens = dist.get_world_size(), math.prod(side // spec.patch for side in sides(spec))
         if tokens % count:
             raise UserError(f"the engine 'sequence': {tokens} tokens do not divide over {count} processes")
-        if self.method == "ulysses" and spec.heads % count:
+        row = {"ulysses": count, "ring": 1, "usp": self.ulysses or 1}[self.method]
+        if count % row:
+            raise UserError(f"the engine 'sequence': {count} processes do not form groups of ulysses = {row}")
+        if spec.heads % row:
             raise UserError(
-                f"the engine 'sequence': {spec.heads} heads do not divide over {count} processes; use method ring"
+                f"the engine 'sequence': {spec.heads} heads do not divide over {row} processes; use method ring"
             )
-        return SequenceParallelNet(net, self.method).to(device)
+        return SequenceParallelNet(net, self).to(device)
 
 
 class SequenceParallelNet(Wrapper):
@@ -81,13 +98,17 @@ class SequenceParallelNet(Wrapper):
 
     fixed_batch = True
 
-    def __init__(self, net: nn.Module, method: str):
+    def __init__(self, net: nn.Module, engine: Sequence):
         super().__init__(net.spec)
         self.inner, self.traffic = copy.deepcopy(net), Traffic()
-        self.about = f"sequence ({method}, {dist.get_world_size()} processes)"
+        grid = f" of groups of {engine.ulysses}" if engine.ulysses else ""
+        self.about = f"sequence ({engine.method}{grid}, {dist.get_world_size()} processes)"
+        attend = partial(METHODS[engine.method], traffic=self.traffic)
+        if engine.ulysses:
+            attend = partial(attend, grid=process_grid(engine.ulysses))
         for module in self.inner.modules():
             if isinstance(module, Attention):
-                module.attend = partial(METHODS[method], traffic=self.traffic)
+                module.attend = attend
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         gather = partial(gather_tokens, traffic=self.traffic)

@@ -12,10 +12,13 @@ from gen.kernels.sequence_parallel import (
     lasp2_attention,
     lasp2_attention_bytes,
     local_tokens,
+    process_grid,
     ring_attention,
     ring_attention_bytes,
     ulysses_attention,
     ulysses_attention_bytes,
+    usp_attention,
+    usp_attention_bytes,
 )
 
 N, HEADS = 12, 4
@@ -135,6 +138,31 @@ def refusals():
     q = separate(torch.float32)[0]
     with pytest.raises(ValueError, match="they must be"):
         lasp2_attention(q, q[:, :2], q)
+
+
+def grids():
+    """USP in every grid of these processes, with gains and angles; and what it refuses."""
+    count, found = dist.get_world_size(), {}
+    qkv, weights = (local_tokens(x) for x in packed(torch.float64))
+    gain, angles = 1 + numbers(8, dtype=torch.float64, seed=6), numbers(N, 4, dtype=torch.float64, seed=7)
+    for ulysses in (1, 2, 4):
+        own, traffic = qkv.clone().requires_grad_(), Traffic()
+        out = usp_attention(own, **rotation(gain, angles), grid=process_grid(ulysses), traffic=traffic)
+        forward = traffic.sent
+        (out * weights).sum().backward()
+        predicted = [usp_attention_bytes(own, ulysses, count // ulysses, backward) for backward in (False, True)]
+        found |= {f"{ulysses} out": out, f"{ulysses} dqkv": own.grad}
+        found |= {
+            f"{ulysses} sent": torch.tensor([forward, traffic.sent]),
+            f"{ulysses} predicted": torch.tensor(predicted),
+        }
+    with pytest.raises(ValueError, match=r"^process_grid: 4 processes do not form rows of 3$"):
+        process_grid(3)
+    with pytest.raises(ValueError, match=r"^usp_attention: 3 heads do not divide over rows of 2 processes$"):
+        usp_attention(qkv[:, :, :, :3], grid=process_grid(2))
+    with pytest.raises(ValueError, match=r"^usp_attention: qkv is .*; it must be \[B, N / P, 3, H, d\]$"):
+        usp_attention(qkv[0], grid=process_grid(2))
+    return found
 
 
 def everything():

@@ -79,6 +79,19 @@ def test_angles_and_gains_are_of_all_positions(ranks):
 
 
 @pytest.mark.slow
+def test_a_grid_of_four_is_one_process_within_rounding(tmp_path):
+    ranks = spread("tests.kernels.sequences:grids", 4, tmp_path)
+    qkv, weights = packed(torch.float64)
+    gain, angles = 1 + numbers(8, dtype=torch.float64, seed=6), numbers(12, 4, dtype=torch.float64, seed=7)
+    out = packed_attention(qkv.requires_grad_(), **rotation(gain, angles))
+    (out * weights).sum().backward()
+    for ulysses in (1, 2, 4):
+        assert far(whole(ranks, f"{ulysses} out"), out.detach()) <= TIGHT["float64"]
+        assert far(whole(ranks, f"{ulysses} dqkv"), qkv.grad) <= TIGHT["float64"]
+        assert all(torch.equal(rank[f"{ulysses} sent"], rank[f"{ulysses} predicted"]) for rank in ranks)
+
+
+@pytest.mark.slow
 def test_the_ring_by_our_kernels_is_the_ring(tmp_path):
     pytest.importorskip("triton")
     ranks = spread("tests.kernels.sequences:interpreted", 3, tmp_path, fresh=True, TRITON_INTERPRET="1")

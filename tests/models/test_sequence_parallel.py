@@ -18,7 +18,7 @@ def ranks(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", TIGHT)
-@pytest.mark.parametrize("method", ["ulysses", "ring"])
+@pytest.mark.parametrize("method", ["ulysses", "ring", "usp"])
 @pytest.mark.parametrize("name", ["dit", "lightning_dit"])
 def test_output_and_gradients_are_those_of_one_process(ranks, name, method, kind):
     for rank in ranks:
@@ -39,5 +39,8 @@ def test_one_process_reports_what_is_missing():
 
 
 def test_spec_round_trip():
-    engine = Sequence("ring")
-    assert build("models.engines", spec_of(engine)) == engine
+    for engine in (Sequence("ring"), Sequence("usp", 2)):
+        assert build("models.engines", spec_of(engine)) == engine
+    for wrong in ({"method": "usp"}, {"method": "ring", "ulysses": 2}):
+        with pytest.raises(UserError, match=r"Sequence: ulysses = .* usp needs it, no other has it"):
+            Sequence(**wrong)

@@ -9,14 +9,23 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
 from gen.diffusion.tap import FeatureRecorder
-from gen.kernels.sequence_parallel import gather_tokens_bytes, ring_attention_bytes, ulysses_attention_bytes
+from gen.kernels.sequence_parallel import (
+    gather_tokens_bytes,
+    ring_attention_bytes,
+    ulysses_attention_bytes,
+    usp_attention_bytes,
+)
 from gen.models.engines.sequence import Sequence
 from gen.pipeline import Pipeline
 from gen.training.run import Sampler
 from tests.models.test_families import digits, inputs, random_net
 
 NETS = {"dit": {}, "lightning_dit": {"qk_norm": True}}
-FORETOLD = {"ulysses": ulysses_attention_bytes, "ring": ring_attention_bytes}
+FORETOLD = {
+    "ulysses": ulysses_attention_bytes,
+    "ring": ring_attention_bytes,
+    "usp": lambda qkv, count, backward: usp_attention_bytes(qkv, 2, count // 2, backward),
+}
 
 
 def far(ours, theirs):
@@ -26,7 +35,7 @@ def far(ours, theirs):
 def comparison(name, method, dtype):
     """How far output and gradients are from those of the network alone, and the bytes sent beside those foretold."""
     net = random_net(digits(name, **NETS[name]), dtype=dtype)
-    made = Sequence(method).prepare(net)
+    made = Sequence(method, 2 if method == "usp" else None).prepare(net)
     x, t, cond = inputs(net, dtype=dtype)
     alone, out = net(x, t, cond), made(x, t, cond)
     sent, count = made.traffic.sent, dist.get_world_size()
@@ -86,6 +95,12 @@ def refusals():
         UserError, match=rf"^the engine 'sequence': {count - 1} heads do not divide .* use method ring$"
     ):
         Sequence().prepare(odd)
+    with pytest.raises(
+        UserError, match=r"^the engine 'sequence': 3 heads do not divide over 2 processes; use method ring$"
+    ):
+        Sequence("usp", 2).prepare(odd)
+    with pytest.raises(UserError, match=r"^the engine 'sequence': 4 processes do not form groups of ulysses = 3$"):
+        Sequence("usp", 3).prepare(digits("dit").build())
     with pytest.raises(UserError, match=rf"^the engine 'sequence': 1 tokens do not divide over {count} processes$"):
         Sequence("ring").prepare(digits("dit", patch=8).build())
     with pytest.raises(UserError, match=r"shares out tokens of dit, lightning_dit, not of LightNetNet$"):

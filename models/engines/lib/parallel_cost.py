@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,15 @@ from torch import Tensor
 from gen.config.fields import check_fields
 from gen.kernels.sequence_parallel import gather_tokens_bytes, ring_attention_bytes, ulysses_attention_bytes
 from gen.kernels.sequence_parallel.patches import patch_exchange_bytes, patch_window
+from gen.kernels.sequence_parallel.stages import stage_blocks
 from gen.models.engines.branches import Branches
 from gen.models.engines.patches import Patches
+from gen.models.engines.pipefusion import PipeFusion
 from gen.models.engines.sequence import Sequence
 
-__all__ = ["Machine", "TransformerSize", "loop_seconds", "predicted_speedup"]
+__all__ = ["Engine", "Machine", "TransformerSize", "loop_seconds", "predicted_speedup"]
 
-METHODS = {"ulysses": ulysses_attention_bytes, "ring": ring_attention_bytes}
+Engine = Patches | Sequence | PipeFusion | Branches
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,13 @@ def loop_seconds(
     machine: Machine,
     steps: int,
     processes: int = 1,
-    engine: Patches | Sequence | Branches | None = None,
+    engine: Engine | None = None,
     branches: int = 1,
 ) -> float:
     """Return the predicted seconds of one sample's loop of a solver of one evaluation a step.
 
-    What travels while later layers are computed (stale keys, the ring) costs only what exceeds the computation. The
-    slowest process counts.
+    What travels while later layers or patches are computed (stale keys, the ring, tokens between stages) costs only
+    what exceeds the computation. The slowest process counts.
 
     Args:
         size: of the network.
@@ -99,23 +102,71 @@ def loop_seconds(
     if isinstance(engine, Branches):
         exchange = machine.seconds(size.state * size.dtype.itemsize, 1) if branches == 2 else 0.0
         return steps * (whole + exchange)
+    synchronous, stale = SECONDS[type(engine)](size, machine, processes, engine)
+    waiting = steps if getattr(engine, "synchronous", False) else min(steps, warm_up(engine))
+    return branches * (waiting * synchronous + (steps - waiting) * stale)
+
+
+def warm_up(engine: Patches | Sequence | PipeFusion) -> int:
+    """Return the number of steps that an engine computes synchronously before others."""
+    return engine.warmup + 1 if isinstance(engine, Patches) else max(1, getattr(engine, "warmup", 0))
+
+
+def patches_seconds(size: TransformerSize, machine: Machine, processes: int, engine: Patches) -> tuple[float, float]:
+    """Return the seconds of a synchronous evaluation and of another.
+
+    Args:
+        size, machine, processes, engine: as of `loop_seconds`; more than one process.
+    """
     n = size.tokens // processes
-    output = machine.seconds(gather_tokens_bytes(size.heads_of(n, 1), processes), 1)
-    if isinstance(engine, Sequence):
-        sent = size.depth * METHODS[engine.method](size.heads_of(n, 3), processes)
-        exchange = machine.seconds(sent, size.depth * (2 if engine.method == "ulysses" else processes - 1))
-        part = whole / processes
-        return steps * branches * (output + (max(part, exchange) if engine.method == "ring" else part + exchange))
-    kv = size.heads_of(n, 2)
+    kv, output = size.heads_of(n, 2), gathered_output(size, machine, processes)
     waited = machine.seconds(size.depth * gather_tokens_bytes(kv, processes), size.depth)
-    synchronous = steps if engine.synchronous else min(steps, engine.warmup + 1)
     stale = 0.0
     for part in range(processes):
         keys = len(patch_window(part, processes, size.tokens, engine.portion))
         sent = size.depth * patch_exchange_bytes(kv, part, processes, engine.portion)
         stale = max(stale, size.flops(n, keys) / machine.flops, machine.seconds(sent, size.depth))
-    waiting = synchronous * (whole / processes + waited)
-    return branches * (waiting + (steps - synchronous) * stale + steps * output)
+    whole = size.flops(size.tokens, size.tokens) / machine.flops
+    return whole / processes + waited + output, stale + output
+
+
+def sequence_seconds(size: TransformerSize, machine: Machine, processes: int, engine: Sequence) -> tuple[float, float]:
+    """Return the seconds of an evaluation, twice, as `patches_seconds` does."""
+    ulysses = {"ulysses": processes, "ring": 1}.get(engine.method, engine.ulysses or 1)
+    ring, qkv = processes // ulysses, size.heads_of(size.tokens // processes, 3)
+    heads = machine.seconds(size.depth * ulysses_attention_bytes(qkv, ulysses), size.depth * 2 * (ulysses > 1))
+    passed = machine.seconds(size.depth * ring_attention_bytes(qkv, ring), size.depth * (ring - 1))
+    part = size.flops(size.tokens, size.tokens) / machine.flops / processes
+    seconds = heads + max(part, passed) + gathered_output(size, machine, processes)
+    return seconds, seconds
+
+
+def pipefusion_seconds(
+    size: TransformerSize, machine: Machine, processes: int, engine: PipeFusion
+) -> tuple[float, float]:
+    """Return the seconds of a synchronous evaluation and of another, as `patches_seconds` does."""
+    patches = engine.patches or processes
+    blocks = max(len(stage_blocks(stage, processes, size.depth)) for stage in range(processes))
+    patch = size.flops(size.tokens // patches, size.tokens) / machine.flops * blocks / size.depth
+    tokens = size.tokens * size.width * size.dtype.itemsize
+    hop = machine.seconds(tokens // patches, 1)
+    output = machine.seconds((processes - 1) * size.state * size.dtype.itemsize, 1)
+    whole = size.flops(size.tokens, size.tokens) / machine.flops
+    synchronous = whole + (processes - 1) * machine.seconds(tokens, 1)
+    return synchronous + output, (processes - 1) * (patch + hop) + patches * max(patch, hop) + output
+
+
+def gathered_output(size: TransformerSize, machine: Machine, processes: int) -> float:
+    """Return the seconds in which each process sends its share of the last tokens to all."""
+    share = size.heads_of(size.tokens // processes, 1)
+    return machine.seconds(gather_tokens_bytes(share, processes), 1)
+
+
+SECONDS: dict[type, Callable[..., tuple[float, float]]] = {
+    Patches: patches_seconds,
+    Sequence: sequence_seconds,
+    PipeFusion: pipefusion_seconds,
+}
 
 
 def predicted_speedup(
@@ -123,7 +174,7 @@ def predicted_speedup(
     machine: Machine,
     steps: int,
     processes: int,
-    engine: Patches | Sequence | Branches,
+    engine: Engine,
     branches: int = 1,
 ) -> float:
     """Return how many times as fast as one process the loop is predicted to be.

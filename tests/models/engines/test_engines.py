@@ -47,7 +47,7 @@ def rounding(out, exact):
 
 def test_there_are_no_other_engines():
     assert names("models.engines") == [
-        "auto", "branches", "compiled", "float8", "fused", "int8", "int8_weights", "packed", "patches",
+        "auto", "branches", "compiled", "float8", "fused", "int8", "int8_weights", "packed", "patches", "pipefusion",
         "sequence",
     ]  # fmt: skip
 
