@@ -105,7 +105,7 @@ class PipeFusionNet(Wrapper):
         about: numbers of patches and stages, in words.
     """
 
-    fixed_batch = True
+    fixed_batch = splits_samples = True
 
     def __init__(self, net: Any, engine: PipeFusion, stages: Stages):
         super().__init__(net.spec)
