@@ -139,7 +139,11 @@ class PipeFusionNet(Wrapper):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         def staged(site: str, compute: Compute, h: Tensor) -> Tensor:
-            whole = {"time": compute, "trunk": partial(self._trunk, compute), "final": self._final(compute)}
+            whole: dict[str, Compute] = {
+                "time": compute,
+                "trunk": partial(self._trunk, compute),
+                "final": lambda h: self.stages.share(compute(h)),
+            }
             return call_site(tap, site, whole[site], h) if site in whole else compute(h)
 
         return self.inner(x, t, cond, s=s, tap=staged)
@@ -165,9 +169,6 @@ class PipeFusionNet(Wrapper):
             return compute(piece)
 
         return torch.cat(self.stages.run([h] if now.synchronous else h.chunk(self.patches, 1), part), 1)
-
-    def _final(self, compute: Compute) -> Compute:
-        return lambda h: self.stages.share(compute(h))
 
     def _attend(self, layer: int, qkv: Tensor, **options: Any) -> Tensor:
         """Return the attention of the patch's queries to all keys, [B, n, H, d]."""

@@ -44,10 +44,11 @@ def divide_tokens(pipe: Any, ulysses: int = 1, ring: int = 1) -> None:
     if not torch.accelerator.device_count():
         raise UserError("divide_tokens: diffusers gives each process an accelerator of its own, and there is none; "
                         "on CPUs there is the engine 'branches'")  # fmt: skip
-    from diffusers import ContextParallelConfig
+    import diffusers
 
+    make: Any = diffusers.ContextParallelConfig
     uneven = {"ulysses_anything": ring == 1, "ring_anything": ulysses == 1}  # tokens and heads that do not divide
-    config = ContextParallelConfig(ulysses_degree=ulysses, ring_degree=ring, **uneven)
+    config = make(ulysses_degree=ulysses, ring_degree=ring, **uneven)
     for module in modules:
         try:
             module.enable_parallelism(config=config)
