@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     except UserError as error:
         if not (args.path / "model_index.json").is_file():
             raise
-        whole = f"gen sample {args.path} --prompt TEXT samples the pipeline as it is, if it takes prompts"
-        raise UserError(f"{error}. {whole}") from error
+        whole = "is a pipeline, which gen sample, evaluate and search take as it is: nothing need be imported"
+        raise UserError(f"{error}. {args.path} {whole}") from error
     print(_report(done, args.path.name))
     return 0
 

@@ -262,7 +262,7 @@ def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     labels = args.prompt if args.labels is None else _labels(args.labels, pipeline)
     reads = pipeline.encode_prompts is not None
     negative = args.negative if reads or args.negative is None else _labels(args.negative, pipeline, "--negative")
-    negative = None if is_pipeline(args) else negative  # it stands in the pipeline's call
+    negative = None if reads and is_pipeline(args) else negative  # it stands in the pipeline's call
     decoder, each = Decoder(pipeline, args.autoencoder), args.images_per_label
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
     edit = _edit(args, decoder)

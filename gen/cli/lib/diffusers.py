@@ -50,7 +50,7 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     from gen.data.lib.pictures import read_size
     from gen.models.interop.pipelines.prompted import load_diffusers
 
-    others = ("weights", "text_encoder", "autoencoder", "labels", "trajectory", "watch")
+    others = ("weights", "text_encoder", "autoencoder", "trajectory", "watch")
     if given := [name.replace("_", "-") for name in others if getattr(args, name, None) is not None]:
         raise UserError(f"{args.run} is a pipeline of diffusers: leave out --{', --'.join(given)}")
     call = {key: _value(value) for key, value in (args.call or {}).items()} if isinstance(args.call, dict) else None
@@ -60,14 +60,15 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     if (size := getattr(args, "size", None)) is not None:
         pair = read_size(size, "--size")
         call["height"], call["width"] = pair if isinstance(pair, tuple) else (pair, pair)
-    if (negative := getattr(args, "negative", None)) is not None:
-        call["negative_prompt"] = negative
     loaded = load_diffusers(args.run, device=device, dtype=args.dtype, store=args.store, **call)
-    if not loaded.takes_prompts:
-        raise UserError(
-            f"{args.run} is sampled by labels or embeddings, not by prompts: in Python, by gen.load_diffusers(folder, "
-            "class_labels=[207]).sample(); weights of a DiT also by gen import"
-        )
+    negative = getattr(args, "negative", None) if loaded.takes_prompts else None  # else it is a label
+    loaded = loaded if negative is None else loaded.with_call(negative_prompt=negative)
+    if not loaded.takes_prompts and not loaded.takes_labels:
+        raise UserError(f"{args.run} has embeddings or labels in its call: sample it in Python, by gen.load_diffusers")
+    wrong = ("labels",) if loaded.takes_prompts else ("prompt", "prompts")
+    if given := [name for name in wrong if getattr(args, name, None) is not None]:
+        takes = "prompts" if loaded.takes_prompts else "labels"
+        raise UserError(f"{args.run} takes {takes}: leave out --{given[0]}")
     if args.engine is not None:
         loaded = loaded.prepared(args.engine)
     guide = "cfg" if args.guidance_scale is not None else args.guide

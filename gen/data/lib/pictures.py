@@ -31,7 +31,7 @@ from gen.diffusion.noise import derive
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Contents", "PictureSet", "PictureSource", "read_picture", "read_size", "sample_of"]
+__all__ = ["Contents", "PictureSet", "PictureSource", "open_picture", "read_picture", "read_size", "sample_of"]
 
 
 @dataclass(frozen=True)
@@ -344,6 +344,23 @@ class PictureSet:
             self.index.remove()  # it says what is no longer true
             raise UserError(f"{archive.where(row)} {CHANGED}")
         return decode(archive.where(row), data, self.shape[0], self.background)
+
+
+def open_picture(path: Path) -> Image:
+    """Read one picture in colour at its own size.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: in one line, for what a source refuses.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    read_header(str(path), data)
+    return decode(str(path), data, 3, 255)
 
 
 def read_picture(path: Path, shape: Sequence[int], background: int = 255) -> Tensor:

@@ -18,6 +18,7 @@ from gen.models.interop.pipelines.families import Family
 __all__ = ["EveryRow", "flatten", "nest", "on_device", "same", "separate", "with_equal_lengths"]
 
 Flat = dict[str, Any]
+PICTURES = "image_embeds."  # in names of lists with what an IP-adapter sees
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ def separate(family: Family, flat: Mapping[str, Any], rows: int) -> tuple[Flat, 
             isinstance(value, Tensor) and value.ndim and len(value) == rows and name not in family.constants
         ):
             of_rows[name] = value
+        elif PICTURES in name and isinstance(value, Tensor):
+            raise UserError(f"{name} of an IP-adapter has {len(value)} rows for a batch of {rows}: give pictures, or "
+                            "their embeddings for one prompt")  # fmt: skip
+        elif name in family.constants:
+            constants[name] = value
         elif isinstance(value, list) and len(value) == rows and all(same(v, value[0]) for v in value):
             constants[name] = EveryRow(value[0])
         elif isinstance(value, list):

@@ -69,7 +69,7 @@ def call_without_networks(
     pipe: Any,
     call: Mapping[str, Any],
     networks: Mapping[str, Any],
-    forward: Callable[..., NetworkOutput],
+    forward: Callable[..., Any],
     step: Callable[[Step], Any],
     methods: Mapping[str, tuple[Any, Callable[..., Any]]],
 ) -> Any:
@@ -80,7 +80,7 @@ def call_without_networks(
     Args:
         pipe: a pipeline of diffusers.
         call: arguments of pipe(...).
-        networks: its networks by name.
+        networks: its networks and ControlNets by name.
         forward: called as forward(name, *args, **kwargs) for a network.
         step: called for the scheduler's step.
         methods: further methods, by any name: the object, and the function that is put in place of its method of that

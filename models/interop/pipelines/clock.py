@@ -16,6 +16,8 @@ from gen.config.errors import UserError
 
 __all__ = ["Clock"]
 
+CALLBACKS = ("callback_on_step_end", "callback")  # arguments of pipelines
+
 
 class Clock:
     """A stand-in for a scheduler, which shares its state and class and calls back.
@@ -45,14 +47,16 @@ class Clock:
 
     @property
     def running(self) -> bool:
-        """Whether the caller is within the loop, and not within another pipeline's call."""
+        """Whether the caller is within the loop, and not within another pipeline's call, or a user's callback."""
         if self.index is None:
             return False
+        called: FrameType | None = None
         for frame in _callers():
             if _key(frame) == self.owner:
-                return True
+                return called is None or not _is_callback(called, frame)
             if _calls_pipeline(frame):
                 return False
+            called = frame
         return False
 
     @property
@@ -151,6 +155,24 @@ def _calls_pipeline(frame: FrameType) -> bool:
     if frame.f_code.co_name != "__call__" or frame.f_code.co_varnames[:1] != ("self",):
         return False
     return hasattr(frame.f_locals.get("self"), "scheduler")
+
+
+def _is_callback(called: FrameType, owner: FrameType) -> bool:
+    """Return whether a function called by a pipeline is the user's own, that which is called after each step."""
+    if not _calls_pipeline(owner):
+        return False
+    given = owner.f_locals
+    return any(called.f_code is _code_of(given.get(name)) for name in CALLBACKS)
+
+
+def _code_of(function: Any) -> CodeType | None:
+    """Return the code that runs first where a callable is called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    plain = function if hasattr(function, "__code__") else getattr(function, "__func__", None)
+    if plain is None and callable(function):
+        plain = type(function).__call__
+    return getattr(plain, "__code__", None)
 
 
 def _owner() -> tuple[int, CodeType]:

@@ -38,6 +38,8 @@ class Family:
         none_for_whole: whether pipelines leave out a mask by which all tokens are real.
         lists: arguments that are lists of rows of unequal length; the state then is a list of rows, each with an axis
             of one frame after its channels.
+        label: argument that holds a class for each row, of as many as the configuration's num_embeds_ada_norm; "" for
+            networks of texts.
     """
 
     x: str = "hidden_states"
@@ -53,6 +55,7 @@ class Family:
     mask: str = ""
     none_for_whole: bool = False
     lists: tuple[str, ...] = ()
+    label: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,7 +81,7 @@ FAMILIES: Mapping[str, Family] = {
     "HunyuanVideoTransformer3DModel": Family(rounded=True, branches="calls", mask="encoder_attention_mask"),
     "LTXVideoTransformer3DModel": Family(mask="encoder_attention_mask"),
     "CogVideoXTransformer3DModel": Family(),
-    "DiTTransformer2DModel": Family(branches="positive_first", doubled=True),
+    "DiTTransformer2DModel": Family(branches="positive_first", doubled=True, label="class_labels"),
 }  # fmt: skip
 
 
@@ -168,8 +171,6 @@ def networks_of(pipe: Any, family: Family | None = None) -> dict[str, Any]:
     if not known:
         kinds = ", ".join(f"{name} {type(plain_module(value)).__name__}" for name, value in modules.items())
         raise UserError(f"{type(pipe).__name__} has no network that is known, only {kinds or 'none'}; {_known()}")
-    if any("controlnet" in name and components[name] is not None for name in components):
-        raise UserError(f"{type(pipe).__name__} evaluates a ControlNet at every step, which one call does not tell")
     return known
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from gen.config.errors import UserError
-from gen.models.interop.pipelines.calling import NetworkOutput, Step, arguments_of, call_without_networks, zeros_for
+from gen.models.interop.pipelines.calling import Step, arguments_of, call_without_networks, zeros_for
+from gen.models.interop.pipelines.controls import controls_of, residuals
 from gen.models.interop.pipelines.families import networks_of
 from gen.models.interop.pipelines.listening import Heard
 
@@ -147,9 +148,11 @@ def _autoencoder_input(heard: Heard, latents: Tensor) -> Tensor:
 def _tail(heard: Heard, latents: Tensor, methods: Mapping[str, Any]) -> Any:
     """Return what the pipeline makes of latents, of as many rows as were heard, after its last step."""
     pipe, encoded = heard.pipe, iter(heard.encoded)
-    networks = networks_of(pipe, heard.family)
+    networks, controls = networks_of(pipe, heard.family), controls_of(pipe)
 
-    def forward(name: str, *args: Any, **kwargs: Any) -> NetworkOutput:
+    def forward(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name in controls:
+            return residuals(kwargs)
         return zeros_for(networks[name], arguments_of(networks[name], args, kwargs)[heard.family.x])
 
     def last(step: Step) -> StepOutput:
@@ -158,4 +161,6 @@ def _tail(heard: Heard, latents: Tensor, methods: Mapping[str, Any]) -> Any:
 
     if heard.encoded:  # as before, without the text encoders
         methods = {**methods, "encode_prompt": (pipe, lambda *args, **kwargs: next(encoded))}
-    return call_without_networks(pipe, {**heard.call, "output_type": "pt"}, networks, forward, last, methods)
+    return call_without_networks(
+        pipe, {**heard.call, "output_type": "pt"}, {**networks, **controls}, forward, last, methods
+    )

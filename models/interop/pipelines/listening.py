@@ -19,13 +19,22 @@ from gen.config.errors import UserError
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.foreign_schedule import is_edm
 from gen.models.interop.pipelines.arguments import Flat, flatten, same, separate, with_equal_lengths
-from gen.models.interop.pipelines.calling import NetworkOutput, Step, arguments_of, call_without_networks, zeros_for
+from gen.models.interop.pipelines.calling import Step, arguments_of, call_without_networks, zeros_for
+from gen.models.interop.pipelines.controls import (
+    CONTROL,
+    Control,
+    Residual,
+    control_family,
+    controls_of,
+    residuals,
+    window_of,
+)
 from gen.models.interop.pipelines.families import Family, family_of, networks_of
 
 __all__ = ["APPENDED", "NULL", "Heard", "encode", "listen"]
 
 NULL = "null."  # before the keys of the negative branch
-WARNED: set[str] = set()  # messages of diffusers in this process
+WARNED: set[tuple[int, str]] = set()  # messages of diffusers in this process, by the handler that showed them
 APPENDED = "appended"  # key of what the network gets behind the state: an image's tokens or channels
 
 
@@ -49,6 +58,7 @@ class Heard:
         scheduler: the pipeline's with the times of this call.
         timesteps: of all steps from that first one on, [N]; a pipeline that edits an image leaves out the first ones.
         encoded: what the pipeline's encode_prompt returned, call by call.
+        control: its ControlNet, whose own arguments are in cond under "control."; None without.
     """
 
     pipe: Any
@@ -65,6 +75,7 @@ class Heard:
     scheduler: Any
     timesteps: Tensor
     encoded: Sequence[Any]
+    control: Control | None = None
 
 
 class NetworkCall(NamedTuple):
@@ -78,8 +89,13 @@ class NetworkCall(NamedTuple):
 
 @dataclass
 class Recording:
-    """What was seen of a pipeline's call up to its first step: the networks' calls, and results of encode_prompt."""
+    """What was seen of a pipeline's call up to its first step: the networks' calls, and results of encode_prompt.
 
+    Attributes:
+        controls: calls of ControlNets.
+    """
+
+    controls: list[NetworkCall] = field(default_factory=list)
     calls: list[NetworkCall] = field(default_factory=list)
     encoded: list[Any] = field(default_factory=list)
 
@@ -130,8 +146,8 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
     Raises:
         UserError: for an unknown network, and for calls that two branches do not describe.
     """
-    networks = networks_of(pipe, family)
-    step, recording = _first_step(pipe, networks, family, call)
+    networks, controls = networks_of(pipe, family), controls_of(pipe)
+    step, recording = _first_step(pipe, networks, controls, family, call)
     (name, x, t, _), rows = recording.calls[0], len(step.sample)
     family = family or family_of(networks[name])
     doubled = family.doubled and rows % 2 == 0 and same(x[: rows // 2], x[rows // 2 :])
@@ -147,13 +163,50 @@ def listen(pipe: Any, *, family: Family | None = None, **call: Any) -> Heard:
     cond: Flat = {}
     for prefix, part in zip(("", NULL), with_equal_lengths(family, [b.arguments for b in branches]), strict=False):
         cond |= {prefix + key: value for key, value in part.items()}
+    timesteps, control = _timesteps(step), None
+    if controls:
+        control = _control(pipe, controls, call, recording, constants, state, cond, timesteps)
+        constants = {key: value for key, value in constants.items() if key not in control.results}
     return Heard(
         pipe=pipe, call=call, name=name, family=family, cond=cond,
         constants={key: value for key, value in constants.items() if key not in cond},
         latents=step.sample[:rows] if is_edm(step.scheduler) else state,  # Denoiser scales EDM's
         dtype=branches[0].x.dtype, appended_dim=appended_dim, token_times=_token_times(t), doubled=doubled,
-        scheduler=step.scheduler, timesteps=_timesteps(step), encoded=recording.encoded,
+        scheduler=step.scheduler, timesteps=timesteps, encoded=recording.encoded, control=control,
     )  # fmt: skip
+
+
+def _control(
+    pipe: Any,
+    controls: Mapping[str, Any],
+    call: Mapping[str, Any],
+    recording: Recording,
+    constants: Flat,
+    state: Tensor,
+    cond: Flat,
+    timesteps: Tensor,
+) -> Control:
+    """Return the ControlNet of a pipeline; what it gets beside the network's own rows is added to cond."""
+    if len(recording.controls) != 1:
+        raise UserError(
+            f"{type(pipe).__name__} called its ControlNet {len(recording.controls)} times in a step, not once"
+        )
+    heard, module = recording.controls[0], next(iter(controls.values()))
+    family = control_family(module)
+    branches, own = _branches(family, [heard], len(state))
+    if any(_appended(branch, state) is not None for branch in branches):
+        raise UserError(f"{type(pipe).__name__} gives its ControlNet more than the state")
+    until = window_of(call, timesteps)
+    prefixes = ["", NULL] if any(key.startswith(NULL) for key in cond) else [""]
+    parts = {prefix: branches[min(i, len(branches) - 1)].arguments for i, prefix in enumerate(prefixes)}
+    keys = dict[str, str]()
+    for name in parts[""]:
+        shared = all(same(part[name], cond.get(prefix + name)) for prefix, part in parts.items())
+        keys[name] = name if shared else CONTROL + name
+        if not shared:
+            cond |= {prefix + CONTROL + name: part[name] for prefix, part in parts.items()}
+    results = {name: value.index for name, value in constants.items() if isinstance(value, Residual)}
+    return Control(module, family, own, keys, results, branches[0].x.dtype, until)
 
 
 def _token_times(t: Any) -> Tensor | None:
@@ -181,16 +234,25 @@ def _timesteps(step: Step) -> Tensor:
 
 
 def _first_step(
-    pipe: Any, networks: Mapping[str, Any], family: Family | None, call: Mapping[str, Any]
+    pipe: Any,
+    networks: Mapping[str, Any],
+    controls: Mapping[str, Any],
+    family: Family | None,
+    call: Mapping[str, Any],
 ) -> tuple[Step, Recording]:
     """Return the first step of a pipeline's call, and what was seen up to it."""
     recording, families = Recording(), {name: family or family_of(module) for name, module in networks.items()}
+    families |= {name: control_family(module) for name, module in controls.items()}
+    modules = {**networks, **controls}
 
-    def forward(name: str, *args: Any, **kwargs: Any) -> NetworkOutput:
-        arguments, own = arguments_of(networks[name], args, kwargs), families[name]
+    def forward(name: str, *args: Any, **kwargs: Any) -> Any:
+        arguments, own = arguments_of(modules[name], args, kwargs), families[name]
         arguments.pop("return_dict", None)
         x, t = arguments.pop(own.x), arguments.pop(own.t)
-        recording.calls.append(NetworkCall(name, x, t, flatten(arguments, own.lists)))
+        calls = recording.controls if name in controls else recording.calls
+        calls.append(NetworkCall(name, x, t, flatten(arguments, own.lists)))
+        if name in controls:
+            return residuals(arguments)
         return zeros_for(networks[name], x)
 
     def end(step: Step) -> NoReturn:
@@ -200,7 +262,7 @@ def _first_step(
     methods = {} if encoder is None else {"encode_prompt": (pipe, _keeping(encoder, recording.encoded))}
     try:
         with _each_warning_once():
-            call_without_networks(pipe, call, networks, forward, end, methods)
+            call_without_networks(pipe, call, modules, forward, end, methods)
     except FirstStep as first:
         if not recording.calls:
             raise UserError(f"{type(pipe).__name__} stepped before it evaluated {', '.join(networks)}") from None
@@ -212,19 +274,20 @@ def _first_step(
 def _each_warning_once() -> Iterator[None]:
     """Leave out warnings of diffusers that an earlier call had: a pipeline is called for every prompt and size."""
 
-    def new(record: logging.LogRecord) -> bool:
-        known = record.getMessage() in WARNED
-        WARNED.add(record.getMessage())
+    def new(handler: logging.Handler, record: logging.LogRecord) -> bool:
+        message = id(handler), record.getMessage()
+        known = message in WARNED
+        WARNED.add(message)
         return not known
 
-    handlers = list(logging.getLogger("diffusers").handlers)
-    for handler in handlers:
-        handler.addFilter(new)
+    filters = [(handler, functools.partial(new, handler)) for handler in logging.getLogger("diffusers").handlers]
+    for handler, its_filter in filters:
+        handler.addFilter(its_filter)
     try:
         yield
     finally:
-        for handler in handlers:
-            handler.removeFilter(new)
+        for handler, its_filter in filters:
+            handler.removeFilter(its_filter)
 
 
 def _keeping(function: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:

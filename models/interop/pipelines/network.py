@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,10 +15,11 @@ from gen.config.errors import UserError, shown
 from gen.diffusion.denoiser import Cond, Denoiser
 from gen.diffusion.foreign_schedule import is_flow, read_schedule
 from gen.diffusion.parameterisation import Parameterisation
-from gen.diffusion.path import NoisePath
+from gen.diffusion.path import NoisePath, expand
 from gen.diffusion.tap import Chain, Skip, Tap, call_site
 from gen.models.interop.pipelines.arguments import EveryRow, nest, on_device
-from gen.models.interop.pipelines.families import plain_module
+from gen.models.interop.pipelines.controls import CONTROL, Control
+from gen.models.interop.pipelines.families import Family, plain_module
 from gen.models.interop.pipelines.listening import APPENDED, NULL, Heard
 from gen.models.interop.pipelines.network_engine import NetworkEngine
 from gen.models.interop.pipelines.taps import NetworkTaps
@@ -59,7 +60,7 @@ class PipelineSpec:
     Attributes:
         kind: class of the network.
         shape: of one x.
-        classes: 0; conditions are those of the pipeline.
+        classes: number of labels; 0 where conditions are those of the pipeline.
         without: blocks that are left out.
     """
 
@@ -78,8 +79,9 @@ class PipelineNet(nn.Module):
         inner: the pipeline's network.
         low: its network for low noise; None for one network.
         boundary: timestep of the last of `inner`'s.
+        control: its ControlNet, whose weights are not among this network's; None without.
         state_shape: of one x.
-        keys: of the conditions that it needs.
+        keys: of the conditions that it needs; of labels cond["y"] is as good, whose last stands for no class.
         engines: what an engine does in each network; () for none.
     """
 
@@ -94,10 +96,11 @@ class PipelineNet(nn.Module):
         self.steps = float(heard.scheduler.config.num_train_timesteps)
         self.boundary = 0.0 if ratio is None else ratio * self.steps
         self.family, self.constants = heard.family, dict(heard.constants)
-        self.keys = tuple(key for key in heard.cond if not key.startswith(NULL))
+        self.keys, self.control = tuple(key for key in heard.cond if not key.startswith(NULL)), heard.control
         self.state_shape = tuple(heard.latents.shape[1:])
-        self.left_out = Skip(tuple(without))
-        self.spec = PipelineSpec(type(plain_module(self.inner)).__name__, self.state_shape, without=tuple(without))
+        self.left_out, plain = Skip(tuple(without)), plain_module(self.inner)
+        classes = int(plain.config.num_embeds_ada_norm) if heard.family.label else 0
+        self.spec = PipelineSpec(type(plain).__name__, self.state_shape, classes, tuple(without))
         self.time, self.flow = time, is_flow(heard.scheduler)
         self.whole_steps = self.flow and not heard.timesteps.is_floating_point()
         self.dtype, self.appended_dim, self.token_times = heard.dtype, heard.appended_dim, heard.token_times
@@ -121,6 +124,8 @@ class PipelineNet(nn.Module):
         if tuple(x.shape[1:]) != self.state_shape or t.shape != x.shape[:1]:
             raise UserError(f"x has shape {list(x.shape)} and t {list(t.shape)}; this {self.spec.kind} was heard with "
                             f"[B, {', '.join(map(str, self.state_shape))}] and takes [B]")  # fmt: skip
+        if self.family.label and "y" in cond:
+            cond = {self.family.label: cond["y"]}
         if missing := [key for key in self.keys if key not in cond]:
             raise UserError(f"this {self.spec.kind} needs cond[{missing[0]!r}]; given: {', '.join(cond) or 'nothing'}")
         if self.left_out.patterns:
@@ -167,6 +172,8 @@ class PipelineNet(nn.Module):
 
     def null(self, cond: Cond) -> Cond:
         """Return cond with the negative branch's values of all keys; UserError if the pipeline made no such branch."""
+        if self.family.label and "y" in cond:
+            return {**cond, "y": torch.full_like(cond["y"], self.spec.classes)}
         plain = [key for key in cond if not key.startswith(NULL)]
         if missing := [key for key in plain if key in self.keys and NULL + key not in cond]:
             raise UserError(f"no {NULL}{missing[0]} in cond: the pipeline made no negative branch; call it with a "
@@ -195,14 +202,16 @@ class PipelineNet(nn.Module):
         given: dict[str, Any] = {
             key: [value.value] * len(x) if isinstance(value, EveryRow) else on_device(value, x.device)
             for key, value in self.constants.items()
-        } | rows
+        } | {key: value for key, value in rows.items() if not key.startswith(CONTROL)}
+        if self.control is not None:
+            given |= self._residuals(self.control, x, step, rows)
         if family.none_for_whole and bool(given[family.mask].all()):
             given[family.mask] = None
         for name in family.lists:
             lengths = given.pop(f"{name}.length").tolist()
             given[name] = [row[:length] for row, length in zip(given[name], lengths, strict=True)]
         state = list(h.unsqueeze(2)) if family.lists else h
-        arguments = {**nest(given), family.x: state, family.t: self._network_time(module, step)}
+        arguments = {**nest(given), family.x: state, family.t: self._network_time(family, module, step)}
         with self._under_engines(), self.taps.tapped(module, tap, number=int(module is self.low)):
             out = module(**arguments, return_dict=False)[0]
         out = torch.stack(out).squeeze(2) if family.lists else out
@@ -212,9 +221,22 @@ class PipelineNet(nn.Module):
             raise UserError(f"{self.spec.kind} returned {shown(list(out.shape))} for a state {list(x.shape)}")
         return (out * family.sign).to(x.dtype)
 
-    def _network_time(self, module: Any, step: Tensor) -> Tensor:
+    def _residuals(self, control: Control, x: Tensor, step: Tensor, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the network's arguments that are a ControlNet's results, zero in the rows in which it is not used."""
+        active = control.active(step)
+        if not bool(active.any()):
+            return dict.fromkeys(control.results)
+        family = control.family
+        given = {key: on_device(value, x.device) for key, value in control.constants.items()}
+        given |= {name: rows[key] for name, key in control.keys.items()}
+        time = self._network_time(family, control.module, step)
+        arguments = {**nest(given), family.x: x.to(control.dtype), family.t: time, "return_dict": False}
+        results = control.module(**arguments)
+        on = None if bool(active.all()) else active
+        return {name: _kept(results[index], on) for name, index in control.results.items()}
+
+    def _network_time(self, family: Family, module: Any, step: Tensor) -> Tensor:
         """Return a network's time at timesteps [B], in the order of the pipelines' roundings."""
-        family = self.family
         if family.rounded and self.time == "theirs":
             step = step.to(self.dtype)  # that of latents, after a step at the latest
         if family.unit == "sigma":
@@ -226,3 +248,12 @@ class PipelineNet(nn.Module):
         if family.time_factor:
             time = time * getattr(plain_module(module).config, family.time_factor)
         return time if self.token_times is None else time[:, None] * self.token_times.to(time)
+
+
+def _kept(residual: Any, rows: Tensor | None) -> Any:
+    """Return the residuals of a ControlNet, zero but in some rows [B]; None for all rows."""
+    if rows is None or residual is None:
+        return residual
+    if isinstance(residual, Tensor):
+        return residual * expand(rows.to(residual.dtype), residual)
+    return type(residual)(_kept(one, rows) for one in residual)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from torch import Tensor
 from gen.config.devices import check_device
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_arguments
-from gen.config.images import from_pil
 from gen.config.spec import Json, build, digest
-from gen.data.lib.pictures import read_picture
 from gen.diffusion.contracts import Cache, Guide, Solver
 from gen.diffusion.denoiser import Cond
 from gen.models.interop.pipelines.call_checks import (
@@ -29,10 +27,11 @@ from gen.models.interop.pipelines.call_checks import (
 )
 from gen.models.interop.pipelines.conditions import PromptConditions, joined
 from gen.models.interop.pipelines.families import Family, family_given, networks_of
+from gen.models.interop.pipelines.given import dtype_of, opened, pictures_of, same_draws, texts_of
 from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.latents import decode_latents, encode_images, mask_latents
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
-from gen.models.interop.pipelines.network import denoiser_of
+from gen.models.interop.pipelines.network import PipelineNet, denoiser_of
 from gen.models.interop.pipelines.opening import open_pipeline
 from gen.models.interop.pipelines.own_grid import OwnGrid
 from gen.models.interop.pipelines.own_sampling import OwnSampling, own_sampling
@@ -123,19 +122,23 @@ class PromptPipeline:
         """Whether samples are asked for by prompts: not where the call has embeddings or labels."""
         return "prompt" in parameters_of(self.pipe) and not any(key in self.call for key in ROWS)
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether samples are asked for by labels: not where the call has them."""
+        return LABELS in parameters_of(self.pipe) and LABELS not in self.call
+
     @cached_property
     def heard(self) -> Heard:
         """The pipeline's call for this size, up to its first step."""
         check_call(self.pipe, self.call)
         check_size(self.pipe, self.call, self.family)
-        if "class_labels" in parameters_of(self.pipe) and "class_labels" not in self.call:
-            raise UserError(
-                f"{self.name} takes labels, no prompts: gen.load_diffusers(pipe, class_labels=[207]).sample()"
-            )
         prompt: dict[str, Any] = {"prompt": [""], **self._negative(1)} if self.takes_prompts else {}
+        prompt |= {LABELS: [0]} if self.takes_labels else {}
         if "negative_prompt_embeds" in self.call:
             prompt = {"negative_prompt": None}  # of which some have a default
-        return in_one_line(self.pipe, lambda: listen(self.pipe, family=self.family, **{**self.call, **prompt}))
+        call = {**self.call, **prompt, **opened(self.call)}
+        with same_draws(self.pipe):
+            return in_one_line(self.pipe, lambda: listen(self.pipe, family=self.family, **call))
 
     @cached_property
     def own(self) -> OwnSampling:
@@ -153,7 +156,7 @@ class PromptPipeline:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """The same as a gen.Pipeline of latents, whose conditions are prompts: for evaluation, search and training."""
+        """The same as a gen.Pipeline of latents, whose conditions are prompts or labels: for all that takes one."""
         heard, own = self.heard, self.own
         denoiser = denoiser_of(heard)
         grid = OwnGrid(type(self.pipe.scheduler).__name__, heard)
@@ -163,6 +166,7 @@ class PromptPipeline:
         pipeline = Pipeline(
             denoiser,
             tuple(heard.latents.shape[1:]),
+            cast(PipelineNet, denoiser.net).spec.classes if self.takes_labels else 0,
             sampler=Sampler(own.solver, own.steps, grid, own.guide),
             name=self.name,
             params=sum(p.numel() for p in denoiser.net.parameters()),
@@ -208,6 +212,7 @@ class PromptPipeline:
         negative: str | Sequence[str] | None = None,
         images_per_prompt: int = 1,
         *,
+        labels: Sequence[int] | int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -233,7 +238,8 @@ class PromptPipeline:
         Args:
             prompt: one, or a list; None for the pipeline's `prompts`, and where the call has embeddings or labels.
             negative: what the guide moves away from, one prompt for all or a list; None as the pipeline takes it.
-            images_per_prompt: consecutive samples of each prompt.
+            images_per_prompt: consecutive samples of each prompt or label.
+            labels: in place of prompts, where the pipeline takes labels: a class, or a list of them.
             height, width, num_frames: of the pictures; None as the pipeline takes them.
             solver, grid, guide, cache: a name, a spec, or an object; None as the pipeline samples by itself; "none" for
                 no guide or cache.
@@ -265,7 +271,7 @@ class PromptPipeline:
                 check_sites(built, SiteHooks(network, attach=False))
         if steps is not None and solver is None and grid is None:
             sized.warn_of_other_rules(steps)
-        cond, prompts = sized._conditions(prompt, negative)
+        cond, prompts = sized._conditions(prompt, negative, labels)
         image = None if image is None else sized._latents_of(image)
         mask = None if mask is None else sized._mask_of(mask)
         samples = pipeline.sample(
@@ -312,20 +318,27 @@ class PromptPipeline:
             )
         return self.with_call(**{key: 2.0})  # over 1, so that the branch is there; the scale is the guide's
 
-    def _conditions(self, prompt: object, negative: object) -> tuple[Cond, Sequence[str]]:
-        """Return the conditions of prompts, and the prompts; of given embeddings those of the call."""
+    def _conditions(self, prompt: object, negative: object, labels: object = None) -> tuple[Cond, Sequence[str]]:
+        """Return the conditions of prompts or labels, and the prompts; of given embeddings those of the call."""
+        if labels is not None and not self.takes_labels:
+            has = "it was loaded with some" if LABELS in self.call else "it takes none"
+            raise UserError(f"labels = {shown(labels)} for {self.name}: {has}")
         if not self.takes_prompts:
             if prompt is not None or negative is not None:
-                raise UserError(
-                    f"{self.name} was loaded with embeddings or labels in its call: it takes no prompt beside"
-                )
-            return self.heard.cond, ()
+                what = "labels" if self.takes_labels else "no prompt beside the embeddings or labels in its call"
+                raise UserError(f"{self.name} takes {what}{', no prompts: sample(labels=[207])' * self.takes_labels}")
+            if not self.takes_labels:
+                return self.heard.cond, ()
+            if labels is None:
+                raise UserError(f"{self.name} samples by labels: give one, such as sample(labels=[207])")
+            given: Any = [labels] if isinstance(labels, int) else labels
+            return self.pipeline.condition(len(given), given, 0, 1), ()
         if prompt is None and not self.prompts:
             raise UserError(f'{self.name} samples by prompts: give one, such as sample("a red fox")')
-        prompts = _texts("prompt", self.prompts if prompt is None else prompt)
+        prompts = texts_of("prompt", self.prompts if prompt is None else prompt)
         if negative is None:
             return self.encode(prompts), prompts
-        against = _texts("negative", negative)
+        against = texts_of("negative", negative)
         if len(against) not in (1, len(prompts)):
             raise UserError(f"negative: {len(against)} for {len(prompts)} prompts; give one for all, or one for each")
         against = against * len(prompts) if len(against) == 1 else against
@@ -341,18 +354,18 @@ class PromptPipeline:
             prompts: in words.
 
         Raises:
-            UserError: where the call has embeddings or labels in place of prompts.
+            UserError: where the call has embeddings in place of prompts, or the pipeline takes labels.
         """
         conditions = self.pipeline.encode_prompts
         if conditions is None:
-            raise UserError(f"{self.name} was loaded with embeddings or labels: it takes no prompts")
+            raise UserError(f"{self.name} has embeddings or labels in place of prompts: it takes none")
         return conditions(prompts)
 
     def _latents_of(self, image: Any) -> Tensor:
         """Return the latents of what is edited."""
         pipeline = self.pipeline
         if not isinstance(image, Tensor):
-            image = _pictures("image", image, 3, self._pixels)
+            image = pictures_of("image", image, 3, self._pixels)
         if image.shape[-len(pipeline.shape) :] == pipeline.shape:
             return image
         if not image.is_floating_point() or not bool((image.abs() <= 1.001).all()):
@@ -368,7 +381,7 @@ class PromptPipeline:
     def _mask_of(self, mask: Any) -> Tensor:
         """Return the mask in the shape of latents."""
         if not isinstance(mask, Tensor):
-            mask = (_pictures("mask", mask, 1, self._pixels) + 1) / 2
+            mask = (pictures_of("mask", mask, 1, self._pixels) + 1) / 2
         if mask.ndim < 2 or mask.shape[-2:] != self._pixels:
             return mask  # in the shape of latents, or refused with them
         rows = mask.reshape(-1, 1, *self._pixels)
@@ -393,8 +406,9 @@ class PromptPipeline:
 
     def _encoded(self, prompts: list[str]) -> Cond:
         """Return the conditions of prompts by the pipeline's own call."""
-        call = {**self.call, **self._negative(len(prompts))}
-        return in_one_line(self.pipe, lambda: encode(self.pipe, prompts, family=self.family, **call))
+        call = {**self.call, **self._negative(len(prompts)), **opened(self.call)}
+        with same_draws(self.pipe):
+            return in_one_line(self.pipe, lambda: encode(self.pipe, prompts, family=self.family, **call))
 
     def _negative(self, n: int) -> dict[str, list[str]]:
         """Return the negative prompt of the call, if it has one, for n prompts."""
@@ -410,7 +424,8 @@ class PromptPipeline:
         return {} if self.folder is None else {"pipeline": str(self.folder.resolve()), "call": call}
 
 
-ROWS = ("prompt_embeds", "class_labels")  # arguments in place of prompts
+LABELS = "class_labels"
+ROWS = ("prompt_embeds", LABELS)  # arguments in place of prompts
 SCALES = ("true_cfg_scale", "guidance_scale")  # of the negative branch, whichever comes first
 
 
@@ -443,7 +458,7 @@ def load_diffusers(
     Raises:
         UserError: for what is neither, and for a pipeline that is not known.
     """
-    kept, texts = None if store is None else Path(store), tuple(_texts("prompts", prompts)) if prompts else ()
+    kept, texts = None if store is None else Path(store), tuple(texts_of("prompts", prompts)) if prompts else ()
     convention = family_given(family)
     if not isinstance(folder_or_pipe, (str, Path)) or folder_or_pipe == "":
         if given := [name for name, value in {"device": device, "dtype": dtype}.items() if value is not None]:
@@ -453,7 +468,7 @@ def load_diffusers(
         return _checked(PromptPipeline(folder_or_pipe, call, None, kept, texts, convention))
     device = "cpu" if device is None else device
     check_device(device)
-    pipe = open_pipeline(Path(folder_or_pipe), _dtype(dtype), device)
+    pipe = open_pipeline(Path(folder_or_pipe), dtype_of(dtype), device)
     return _checked(PromptPipeline(pipe, call, Path(folder_or_pipe), kept, texts, convention))
 
 
@@ -469,33 +484,3 @@ def _checked(loaded: PromptPipeline) -> PromptPipeline:
             "load_diffusers(pipe, prompt_embeds=...)"
         )
     return loaded
-
-
-def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
-    """Return the dtype of weights; UserError for what is none."""
-    found = getattr(torch, given, None) if isinstance(given, str) else given
-    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        found = None
-    if found is None and given is not None:
-        raise UserError(f"dtype = {shown(given)}; allowed: float32, bfloat16, float16")
-    return found
-
-
-def _pictures(name: str, given: Any, channels: int, size: tuple[int, int]) -> Tensor:
-    """Return PIL pictures or files of them as a tensor [n, C, H, W] in [-1, 1]; files are scaled and cropped."""
-    several = given if isinstance(given, (list, tuple)) and given else [given]
-    rows = [
-        read_picture(Path(one), (channels, *size)) if isinstance(one, (str, Path)) else from_pil(one, channels)
-        for one in several
-    ]
-    if len({row.shape for row in rows}) > 1:
-        raise UserError(f"{name}: the pictures have different sizes: scale them to one")
-    return torch.stack(rows)
-
-
-def _texts(name: str, given: object) -> list[str]:
-    """Return one prompt or a list of them as a list."""
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(one, str) for one in texts):
-        raise UserError(f"{name} = {shown(given)}; it must be a text, or a list of texts")
-    return list(texts)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gen
 from gen.cli import main
 from tests.pipelines.tiny import tiny, with_text_encoder
 
@@ -62,7 +63,7 @@ def test_a_picture_is_edited(fox, tmp_path, capsys):
 
 def test_what_pipelines_are_not_for_says_what_is(fox, tmp_path, capsys):
     assert run("import", fox, "--out", tmp_path / "run") == 2
-    assert "samples the pipeline as it is" in capsys.readouterr().err
+    assert "is a pipeline, which gen sample, evaluate and search take as it is" in capsys.readouterr().err
     with_text_encoder("flux").save_pretrained(fox.parent / "flux")
     flux = ["sample", fox.parent / "flux", "--prompt", "a fox", "--size", 16, "--steps", 2, "--out", tmp_path / "f.png"]
     capsys.readouterr()
@@ -70,10 +71,31 @@ def test_what_pipelines_are_not_for_says_what_is(fox, tmp_path, capsys):
     assert "--call.guidance_scale 3.5" in capsys.readouterr().err
     assert run(*flux, "--guidance-scale", 3.5, "--negative", "a dog") == 0
     assert run(*flux, "--call.guidance_scale", 3.5) == 0
-    tiny("dit").save_pretrained(fox.parent / "dit")
+
+
+def test_a_pipeline_of_labels_is_sampled_and_evaluated_by_labels(fox, tmp_path, capsys, quick):
+    dit, out = fox.parent / "dit", tmp_path / "dit.npz"
+    tiny("dit").save_pretrained(dit)
+    how = ["--steps", 2, "--batch-size", 4]
+    assert run("sample", dit, "--labels", "7,400", *how, "--seed", 3, "--quiet", "--out", out) == 0
+    assert "2 samples, 4 evaluations each" in capsys.readouterr().out
+    ours = gen.load_diffusers(dit).sample(labels=[7, 400], steps=2, seed=3)
+    with np.load(out) as file:
+        assert file["arr_1"].tolist() == [7, 400] and np.array_equal(file["arr_0"], ours.uint8().movedim(1, -1))
+    assert run("sample", dit, "--labels", "7", "--negative", "400", *how, "--out", tmp_path / "dit.png") == 0
+    real = tmp_path / "real.npz"
+    np.savez(real, arr_0=np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), dtype=np.uint8))
+    words = ["evaluate", dit, "-n", 6, "--against", real, "--out", tmp_path / "eval", *how]
+    assert run(*words, "--metrics", "fid", "--extractor", "pixels", "--features", tmp_path / "features") == 0
+    (record,) = (tmp_path / "eval").glob("*.json")
+    assert "balanced, i mod 1000" in record.read_text()
     capsys.readouterr()
-    assert run("sample", fox.parent / "dit", "-n", 2, "--out", tmp_path / "dit.png") == 2
-    assert "class_labels=[207]" in capsys.readouterr().err
+    for options, message in (
+        (["--prompt", "a fox"], "takes labels: leave out --prompt"),
+        (["--labels", "1000"], "allowed: 64 of 0 .. 999"),
+    ):
+        assert run("sample", dit, *options, "--out", tmp_path / "no.png") == 2
+        assert message in capsys.readouterr().err
 
 
 def test_films_are_rows_of_a_sheet_and_files_of_frames(fox, tmp_path):
@@ -114,7 +136,7 @@ def test_a_pipeline_is_evaluated_by_prompts_and_its_grid_is_searched(fox, tmp_pa
         (["--prompt", "a fox", "--prompts", "words.txt"], "--prompt and --prompts are given; give one"),
         (["--prompt", "a fox", "--cache", "fora", "--cache", "fbcache"], "--cache is given twice"),
         (["--prompt", "a fox", "--trajectory", "steps"], "leave out --trajectory"),
-        (["--labels", "1"], "leave out --labels"),
+        (["--labels", "1"], "takes prompts: leave out --labels"),
         (["--prompt", "a fox", "--cache", "custom", "--cache.sites", '["nowhere"]'], "nowhere"),
     ],
 )

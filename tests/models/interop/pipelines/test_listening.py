@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import logging
+
 import diffusers
 import pytest
 import torch
 
 from gen.config.errors import UserError
+from gen.models.interop.pipelines import listening
 from gen.models.interop.pipelines.families import FAMILIES as TABLE
 from gen.models.interop.pipelines.listening import encode, listen
 from gen.models.interop.pipelines.network import denoiser_of
@@ -197,7 +202,23 @@ def test_what_two_branches_do_not_describe_is_one_line():
     pipe = diffusers.StableDiffusionInstructPix2PixPipeline(**{**parts, "unet": unet}, requires_safety_checker=False)
     with pytest.raises(UserError, match="6 rows for 2 samples; known are one or two branches"):
         listen(pipe, image=image, **given)
-    net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_channels=3)
-    pipe = diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False)
-    with pytest.raises(UserError, match="evaluates a ControlNet at every step"):
-        listen(pipe, image=image, **given)
+
+
+def test_a_message_of_a_pipeline_is_said_once(monkeypatch):
+    """PixArt says for every prompt that it would clean captions if it had ftfy."""
+    module = importlib.import_module("diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha")
+    monkeypatch.setattr(module, "is_ftfy_available", lambda: False)
+    monkeypatch.setattr(module, "is_bs4_available", lambda: True)
+    monkeypatch.setattr(listening, "WARNED", set())
+    said, logger = io.StringIO(), logging.getLogger("diffusers")
+    handler = logging.StreamHandler(said)
+    logger.addHandler(handler)
+    try:
+        pipe, given = with_text_encoder("pixart"), {**prompted("pixart"), "clean_caption": True}
+        for prompt in ("a red fox", "a bird", "a dog"):
+            encode(pipe, prompt, "at night", **given)
+        assert said.getvalue().count("requires the ftfy library") == 1 and not handler.filters
+        pipe(prompt="a red fox", **given)  # by itself it says so as ever
+        assert said.getvalue().count("requires the ftfy library") > 1
+    finally:
+        logger.removeHandler(handler)

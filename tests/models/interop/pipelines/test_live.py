@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 
 import diffusers
 import pytest
@@ -209,6 +210,20 @@ def test_a_loop_ends_with_the_pipelines_call():
         assert torch.equal(run(other, name), plain)
         assert torch.equal(run(pipe, name), want)
     assert torch.equal(run(pipe, name, callback_on_step_end=interleaved), want) and live.report.full == 2
+
+    class Asks:
+        def __call__(self, pipe, step, t, now):
+            (args, kwargs), out = given[step], direct[step]
+            assert torch.equal(pipe.unet(*args, **kwargs)[0], out)
+            return now
+
+    asked = Asks()
+
+    def asks(pipe, step, t, now, asked=asked):
+        return asked(pipe, step, t, now)
+
+    for callback in (asked, asked.__call__, asks, functools.partial(asks, asked=Asks())):
+        assert torch.equal(run(pipe, name, callback_on_step_end=callback), want) and live.report.full == 2
 
 
 def test_two_networks_have_features_of_their_own():

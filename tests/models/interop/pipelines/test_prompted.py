@@ -85,6 +85,17 @@ def test_a_sample_depends_on_its_prompt_seed_and_index_alone():
     assert latents.x.shape == (4, 4, 8, 4) and "no pictures" in latents.no_pictures
 
 
+def test_labels_are_those_of_the_call():
+    pipe = tiny("dit")
+    by_call, model = gen.load_diffusers(pipe, class_labels=[7, 7, 400, 400]), gen.load_diffusers(pipe)
+    assert model.pipeline.classes == 1000 and by_call.pipeline.classes == 0
+    how = {"steps": 3, "decode": False}
+    x = model.sample(labels=[7, 400], images_per_prompt=2, **how).x
+    assert torch.equal(x, by_call.sample(**how).x)
+    assert torch.equal(x, model.pipeline.sample(4, [7, 7, 400, 400], steps=3).x)
+    assert not torch.equal(x, model.pipeline.sample(4, [7, 7, 400, 400], negative=3, steps=3).x)
+
+
 def test_negatives_are_one_for_all_or_one_for_each():
     model = fox()
     both = model.sample(WORDS, negative=["a dog", "at night"], decode=False).x
@@ -165,7 +176,9 @@ def test_what_does_not_work_is_said_in_one_line():
         "height = 18: .* takes multiples of 8, such as 16 or 24": lambda: model.sample("a fox", height=18),
         "height = -8; it must be a positive whole": lambda: model.sample("a fox", height=-8),
         "samples by prompts: give one": lambda: model.sample(),
-        "DiT.* takes labels, no prompts: gen.load": lambda: gen.load_diffusers(tiny("dit")).sample("a fox"),
+        r"DiT.* takes labels, no prompts: sample.labels=": lambda: gen.load_diffusers(tiny("dit")).sample("a fox"),
+        "DiT.* samples by labels: give one": lambda: gen.load_diffusers(tiny("dit")).sample(),
+        "labels = 3 for Stable.*: it takes none": lambda: model.sample("a fox", labels=3),
         "guidance_scale = nan; it must be finite": lambda: gen.load_diffusers(model.pipe, guidance_scale=math.nan),
         "solver: got .*Scheduler.* name its rule, such as": lambda: model.sample("a fox", solver=model.pipe.scheduler),
         "callback returned 'x'; allowed: None, or a tensor": lambda: model.sample("a fox", callback=lambda *_: "x"),
@@ -176,7 +189,7 @@ def test_what_does_not_work_is_said_in_one_line():
         "samples have height=16, width=8: give height=8": lambda: model.sample("a fox", image=x.mT),
         "no.png cannot be read": lambda: model.sample("a fox", image="no.png"),
         "got ''; allowed: a folder": lambda: gen.load_diffusers(""),
-        "steps = 1000: .* begins above its last time": lambda: long.sample(WORDS[0], steps=1000),
+        "steps = 1000: .* begins above its last time": lambda: long.sample(WORDS[0], steps=1000, solver="ddim"),
         "speca decides inside the trunk of a UNet2DCond": lambda: model.sample("a fox", cache="speca"),
         "prompt = 3; it must be a text": lambda: model.sample(3),
         "negative: 3 for 2 prompts": lambda: model.sample(WORDS, negative=["a", "b", "c"]),
