@@ -1,11 +1,14 @@
-"""A cache on a live pipeline of diffusers: what its hooks cost when idle, and what it saves, beside diffusers' caches.
+"""A cache or an engine on a live pipeline of diffusers: what it saves, and what the hooks cost when they are idle.
 
-    python scripts/bench_live.py [--parts overhead dit sd flux] [--rounds 2] [--out FILE]
+    python scripts/bench_live.py [--parts overhead dit sd flux engines] [--rounds 2] [--out FILE]
 
 Networks have random weights: a DiT-S/2 and a FLUX of its width (4 + 8 blocks, 256 image and 32 text tokens), and the
 UNet of Stable Diffusion 1.5 at 24 x 24 latents. One thread, processor time, whole calls of the pipeline that return
 latents; calls take turns there and back, and medians are compared. c is a skipped evaluation's time over a full one's,
 by the report; drift is the relative L2 distance of the latents from the uncached ones. About five minutes.
+
+"engines" times one evaluation of each network in float32 and in bfloat16, with the modules replaced and without, in
+turns; its drift is that of the network's output. Two minutes.
 """
 
 import os
@@ -17,20 +20,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
 import argparse
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from statistics import median
 
 import torch
 
 import gen
 from gen.eval.quiet import QuietCheck
+from gen.models.engines.fused import Fused
+from gen.models.engines.packed import Packed
 from gen.models.interop.pipelines.hooks import SiteHooks
+from gen.models.interop.pipelines.network_engine import NetworkEngine
 from gen.samplers.caches.custom import Custom
 from gen.samplers.caches.fbcache import FBCache
 from gen.samplers.caches.policies.interval import Interval
 from gen.samplers.caches.predictors.taylor import Taylor
 
-PARTS = ("overhead", "dit", "sd", "flux")
+PARTS = ("overhead", "dit", "sd", "flux", "engines")
 
 
 def cache(*sites, order=1, warmup=1):
@@ -173,10 +179,73 @@ def overhead(rounds):
     return rows
 
 
+def heard(pipe, given):
+    """Return the network of a pipeline and the arguments of its first call."""
+    pipe.set_progress_bar_config(disable=True)
+    net, calls = getattr(pipe, "transformer", None) or pipe.unet, []
+
+    def keep(module, args, kwargs):
+        calls.append((args, kwargs))
+        raise InterruptedError
+
+    with net.register_forward_pre_hook(keep, with_kwargs=True), suppress(InterruptedError):
+        pipe(**given)
+    return net, *calls[0]
+
+
+def cast(value, dtype):
+    """Floats of a tensor, or of what holds tensors, in a dtype."""
+    if isinstance(value, dict):
+        return {key: cast(one, dtype) for key, one in value.items()}
+    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+def engine(name, net, args, kwargs, built, rounds):
+    """The row of one network under one engine."""
+
+    def step():
+        began = time.process_time()
+        out = net(*args, **kwargs)[0]
+        return time.process_time() - began, out
+
+    plain, ratios, seconds = step()[1], [], []
+    fast = NetworkEngine(net, built)
+    with fast:
+        out = step()[1]  # packs
+    for _ in range(rounds):
+        first = step()[0]
+        with fast:
+            both = step()[0] + step()[0]
+        ratios.append((first + step()[0]) / both)
+        seconds.append(both / 2)
+    drift = float((out.double() - plain.double()).norm() / plain.double().norm())
+    row = {"network": name, "dtype": str(plain.dtype).removeprefix("torch."), "engine": fast.about,
+           "seconds": median(seconds), "speedup": median(ratios), "drift": drift}  # fmt: skip
+    print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True)
+    return row
+
+
+def engines(rounds):
+    """One evaluation of each network under each engine that it has modules for, in both dtypes."""
+    rows = []
+    for name, make, built in (
+        ("DiT-S/2", dit, (Packed(), Fused())),
+        ("FLUX, width 384", flux, (Packed(), Fused())),
+        ("SD 1.5, 24 x 24", sd, (Packed(),)),
+    ):
+        net, args, kwargs = heard(*make())
+        for dtype in (torch.float32, torch.bfloat16):
+            net.to(dtype)
+            given = [cast(one, dtype) for one in args], cast(kwargs, dtype)
+            turns = rounds if make is sd else 4 * rounds
+            rows += [engine(name, net, *given, one, turns) for one in built]
+    return rows
+
+
 def measure(part, rounds):
     """Rows of one part."""
-    if part == "overhead":
-        return overhead(rounds)
+    if part in ("overhead", "engines"):
+        return overhead(rounds) if part == "overhead" else engines(rounds)
     if part == "dit":
         caches = {"net": cache("net"), "trunk": cache("trunk"), "raw": cache("blocks.*.raw")}
     elif part == "sd":

@@ -17,7 +17,7 @@ import gen
 from gen.config.errors import UserError
 from gen.models.engines.fused import Fused
 from gen.models.engines.packed import Packed
-from gen.models.interop.pipelines.fast_modules import FUSED
+from gen.models.interop.pipelines.fast_modules import FUSED, PackedLayer
 from gen.models.interop.pipelines.network_engine import NetworkEngine
 from tests.models.interop.pipelines.test_live import attributes, every, networks, run
 from tests.models.interop.pipelines.test_live_beside import add_lora, cast, hook_blocks, offload_groups, quantise
@@ -108,8 +108,28 @@ def test_works_with(change, first):
         assert attributes(pipe) == before
 
 
-def test_weights_that_change_are_packed_anew():
+@torch.no_grad()
+def test_any_change_of_weights_is_seen():
     """Merging an adapter changes weights without a new version of the tensors."""
+    memory = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    for dtype, start in ((torch.float32, 0), (torch.float32, 1), (torch.bfloat16, 3)):
+        layer = nn.Linear(5, 7, dtype=dtype)
+        layer.weight.data = memory.to(dtype)[start : start + 35].view(7, 5)
+        x = memory[:40].view(8, 5).to(dtype)
+        fast = PackedLayer(layer)
+        for row, column in ((0, 0), (3, 2), (6, 4)):
+            assert relative(fast(x), layer(x)) < 1e-2
+            kept = fast.weight
+            fast.refresh()
+            assert fast.weight is kept
+            version = layer.weight._version
+            layer.weight.data[row, column] += 1
+            assert layer.weight._version == version
+            fast.refresh()
+            assert fast.weight is None
+
+
+def test_weights_that_change_are_packed_anew():
     name = "flux"
     pipe, reference = tiny(name), tiny(name)
     live = gen.accelerate(pipe, engine="packed")
