@@ -51,7 +51,8 @@ class Latents:
         scale, shift: a number, or one for each channel, such as 1 / std and mean of latents that are standardised;
             0.18215 and 0 suit the autoencoder of Stable Diffusion, 0.2325 MAR's.
         standardise: takes mean and deviation that are stored with the latents, of each "channel" or each "position"
-            [C, H, W]: items are (latent - mean) / std * scale, and shift stays 0.
+            [C, H, W], or those that their "autoencoder" states: items are (latent - mean) / std * scale, and shift
+            stays 0.
         posterior: "sample" draws from the distribution of a latent, "mean" takes its mean.
         holdout: the share held out for "test", in [0, 1); None for the splits that gen encode kept, else 0.1.
         flip: True adds the latents of the mirrored images to "train", which makes it twice as long.
@@ -69,7 +70,7 @@ class Latents:
     path: str
     scale: float | tuple[float, ...] = 1.0
     shift: float | tuple[float, ...] = 0.0
-    standardise: Literal["none", "channel", "position"] = "none"
+    standardise: Literal["none", "channel", "position", "autoencoder"] = "none"
     posterior: Literal["sample", "mean"] = "sample"
     holdout: float | None = None
     flip: bool = False

@@ -3,6 +3,7 @@
     The forward process      NoisePath (Flow, VP, DDPM, Trig, GVP, EDM), Prediction                         path
     A network's output       Parameterisation (X0, Eps, V, Velocity, Score, EDMPrecond)         parameterisation
     Networks                 the contract Net, of a NetSpec; members, unwrap                                 net
+    Autoencoders             the contracts Autoencoder, AutoencoderNet; Posterior, Statistics        autoencoder
     Denoisers                the contract DenoiserLike; Denoiser, CountingDenoiser                      denoiser
     Inside a network         the contracts Tap, ContextualTap; FeatureRecorder, Skip ...                     tap
     Sampling                 integrate; the contracts Solver, Grid, Guide, Cache             sampling, contracts

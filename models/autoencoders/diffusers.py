@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from gen.config.errors import MissingDependency, UserError
 from gen.config.fields import check_fields
 from gen.config.reading import file_sha256, read_json
 from gen.config.spec import Json, digest
+from gen.diffusion.autoencoder import Posterior, Statistics
+from gen.models.autoencoders.lib.network import check_images, check_latents
 
 __all__ = ["Diffusers"]
 
@@ -91,9 +94,10 @@ RANGES = {"AutoencoderRAE": (0.0, 1.0)}  # of the classes whose images are not i
 
 
 class Coder(nn.Module):
-    """An autoencoder of diffusers between images [B, 3, H, W] in [-1, 1] and latents [B, C, h, w], both float32.
+    """An autoencoder of diffusers, as the contract gen.diffusion.autoencoder.Autoencoder has it.
 
-    A network of video codes each image as a video of one frame.
+    A network of video codes each image as a video of one frame. `channels` and `stride` are None where the config of
+    its class does not say them.
     """
 
     def __init__(self, net: Any, image_range: tuple[float, float]):
@@ -106,32 +110,26 @@ class Coder(nn.Module):
         self.video = dims[:1] == [3]
         if net.device.type == "cuda" and not self.video:
             self.net.to(memory_format=torch.channels_last)
+        self.image_channels = int(_first(net.config, "in_channels", "input_channels") or 3)
+        self.channels: int | None = _first(net.config, "latent_channels", "z_dim", "encoder_hidden_size")
+        self.stride: int | None = _stride(net.config)
+        self.statistics = _statistics(net.config)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the latents of images, the mean where there is a distribution."""
-        moments = self.moments(x)
-        return moments["mean"] if "mean" in moments else moments["latents"]
-
-    def moments(self, x: Tensor) -> dict[str, Tensor]:
-        """Return {"mean", "logvar"} of the latents' normal distribution; {"latents"} where there is none."""
-        channels = getattr(self.net.config, "in_channels", 3)
-        if x.shape[1] != channels:
-            raise UserError(f"this autoencoder takes pictures of {channels} channels, these are {list(x.shape)}")
+    def encode(self, x: Tensor) -> Posterior:
+        """Return the latents of images: a normal distribution, or points where the network has none."""
+        check_images(self, x)
         low, high = self.image_range
         coded = self.net.encode(self._given((x + 1) * ((high - low) / 2) + low))
         if hasattr(coded, "latent_dist"):
             normal = coded.latent_dist
             if hasattr(normal, "logvar") and not normal.deterministic:
-                return {"mean": self._image(normal.mean), "logvar": self._image(normal.logvar)}
-            return {"latents": self._image(normal.mode())}
-        return {"latents": self._image(coded.latents if hasattr(coded, "latents") else coded.latent)}
+                return Posterior(self._image(normal.mean), self._image(normal.logvar))
+            return Posterior(self._image(normal.mode()))
+        return Posterior(self._image(coded.latents if hasattr(coded, "latents") else coded.latent))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the images of latents; UserError for a number of channels that is not the autoencoder's."""
-        config = self.net.config
-        channels = getattr(config, "latent_channels", getattr(config, "z_dim", z.shape[1]))
-        if z.shape[1] != channels:
-            raise UserError(f"latents are {list(z.shape)}; this autoencoder's have {channels} channels")
+        check_latents(self, z)
         low, high = self.image_range
         return (self._image(self.net.decode(self._given(z)).sample) - low) * (2 / (high - low)) - 1
 
@@ -145,3 +143,37 @@ class Coder(nn.Module):
         if self.video and x.shape[2] != 1:
             raise UserError(f"{type(self.net).__name__} makes {x.shape[2]} frames of one image")
         return (x[:, :, 0] if self.video else x).float()
+
+
+def _first(config: Mapping[str, Any], *keys: str) -> Any:
+    """Return the first value that a config has under some keys; None for none."""
+    return next((config[key] for key in keys if config.get(key) is not None), None)
+
+
+def _stride(config: Mapping[str, Any]) -> int | None:
+    """Return the side of an image over that of its latent, as the config of a class says it."""
+    if "encoder_input_size" in config:  # AutoencoderRAE: a patch of the decoder for each token of the encoder
+        return int(config["patch_size"])
+    if (known := _first(config, "scale_factor_spatial")) is not None:  # Wan's
+        return int(known)
+    if "dim_mult" in config:
+        return int(2 ** (len(config["dim_mult"]) - 1))
+    levels = _first(config, "block_out_channels", "down_block_out_channels", "encoder_block_out_channels")
+    return None if levels is None or not isinstance(levels, (list, tuple)) else int(2 ** (len(levels) - 1))
+
+
+def _statistics(config: Mapping[str, Any]) -> Statistics | None:
+    """Return mean and deviation of the latents that a config states; None where they come as a denoiser takes them.
+
+    Pipelines scale by scaling_factor after shift_factor, or, where there is a mean for each channel, after that and
+    divided by its deviation. AutoencoderRAE has applied its own in encode.
+    """
+    if "encoder_input_size" in config:
+        return None
+    scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+    mean, std = (torch.tensor(config.get(key) or [same]).reshape(-1, 1, 1) for key, same in MOMENTS_OF)
+    mean, std = mean + shift, std / scale
+    return None if bool((mean == 0).all() and (std == 1).all()) else Statistics(mean.float(), std.float())
+
+
+MOMENTS_OF = (("latents_mean", 0.0), ("latents_std", 1.0))

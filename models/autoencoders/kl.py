@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from gen.config.errors import MissingDependency, UserError
+from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.diffusion.denoiser import Cond
-from gen.diffusion.tap import Tap
-from gen.training.objectives.reconstruct import MOMENTS
+from gen.diffusion.autoencoder import Posterior
+from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers
 
 __all__ = ["KL"]
 
@@ -59,14 +57,9 @@ class KL:
 
     def build(self) -> nn.Module:
         """Return the network, freshly initialised."""
-        try:
-            import diffusers
-        except ImportError as error:
-            raise MissingDependency(
-                f"autoencoders need diffusers ({error}): pip install 'gen-diffusion[diffusers]'"
-            ) from None
-        levels, owner = len(self.multipliers), getattr(diffusers, "AutoencoderKL")  # noqa: B009 - it is untyped
-        net = owner(
+        levels = len(self.multipliers)
+        net = of_diffusers(
+            "AutoencoderKL",
             in_channels=self.channels,
             out_channels=self.channels,
             down_block_types=("DownEncoderBlock2D",) * levels,
@@ -78,37 +71,35 @@ class KL:
             sample_size=self.size if isinstance(self.size, int) else max(self.size),
             mid_block_add_attention=self.attention,
         )
-        return Reconstructor(self, net)
+        return KLNet(self, net)
 
 
-class Reconstructor(nn.Module):
-    """Pictures [B, C, H, W] to what is decoded of their latents; those are drawn by cond["posterior"], else means.
-
-    The site "moments" has mean and log variance, [B, 2 C, h, w].
-    """
+class KLNet(Network):
+    """The network, as gen.diffusion.autoencoder.AutoencoderNet has it."""
 
     def __init__(self, spec: KL, net: Any) -> None:
-        super().__init__()
-        self.spec, self.net = spec, net
+        super().__init__(spec)
+        self.net = net
+        self.channels, self.stride = spec.latent_channels, 2 ** (len(spec.multipliers) - 1)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
-        if bool((t != 0).any()):
-            raise UserError("an autoencoder is trained on clean pictures, and draws none: give it as --autoencoder")
-        moments = self.moments(x) if tap is None else tap(MOMENTS, self.moments, x)
-        mean, logvar = moments.chunk(2, 1)
-        noise = cond.get("posterior")
-        out: Tensor = self.net.decode(mean if noise is None else mean + (0.5 * logvar).exp() * noise.to(mean)).sample
-        return out
+    def encode(self, images: Tensor) -> Posterior:
+        check_images(self, images)
+        normal = self.net.encode(images).latent_dist
+        return Posterior(normal.mean, normal.logvar)
 
-    def moments(self, x: Tensor) -> Tensor:
-        """Return mean and log variance, [B, 2 C, h, w]."""
-        normal = self.net.encode(x).latent_dist
-        return torch.cat([normal.mean, normal.logvar], 1)
+    def decode(self, latents: Tensor) -> Tensor:
+        check_latents(self, latents)
+        images: Tensor = self.net.decode(latents).sample
+        return images
 
-    def latent_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Return the shape of the latent of each of some pictures."""
-        factor = 2 ** (len(self.spec.multipliers) - 1)
-        return (self.spec.latent_channels, x.shape[2] // factor, x.shape[3] // factor)
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution."""
+        weight: nn.Parameter = self.net.decoder.conv_out.weight
+        return weight
 
-    def null(self, cond: Cond) -> Cond:
-        return cond
+    @property
+    def latent_layer(self) -> nn.Parameter:
+        """The weight of the encoder's last convolution."""
+        weight: nn.Parameter = self.net.encoder.conv_out.weight
+        return weight

@@ -11,8 +11,7 @@ from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
-from gen.models.autoencoders.diffusers import Coder
-from gen.models.autoencoders.kl import KL
+from gen.models.autoencoders.lib.network import Network
 from gen.training.resume import denoiser_of
 from gen.training.run import run_from
 
@@ -39,15 +38,15 @@ class Trained:
         label = next((f"-{average.label}" for average in run.ema), "")
         files = manifest["files"]
         return {
-            "class": "AutoencoderKL",
+            "class": manifest["run"]["model"]["name"],
             "config": {key: value for key, value in manifest["run"]["model"].items() if key != "name"},
             "sha256": files[f"{manifest['role']}{label}.safetensors"]["sha256"],
             "image_range": [-1.0, 1.0],
         }
 
-    def load(self, device: torch.device | str = "cpu") -> Coder:
+    def load(self, device: torch.device | str = "cpu") -> Network:
         """Return the autoencoder; UserError for a run of something else."""
         net: Any = denoiser_of(self.folder, str(device)).net
-        if not isinstance(net.spec, KL):
+        if not isinstance(net, Network):
             raise UserError(f"{self.folder} is a run of a {type(net.spec).__name__}, no autoencoder")
-        return Coder(net.net.eval().requires_grad_(False), (-1.0, 1.0))
+        return net.eval().requires_grad_(False)

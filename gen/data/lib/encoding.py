@@ -27,12 +27,14 @@ from gen.data.lib.latent_statistics import LatentSums
 from gen.data.lib.latent_store import LatentStore
 from gen.data.lib.shards import WHOLE_STORE, ShardPlan, own_part, write_missing
 from gen.data.lib.tensors import SPLITS, content_hash
+from gen.diffusion.autoencoder import Posterior
 from gen.training.distributed import broadcast, is_main, processes
 from gen.training.stream import in_one_line
 
 __all__ = ["Encoding", "encode"]
 
 NULL_TEXT = "text/null.safetensors"
+STATED = "statistics/autoencoder.safetensors"
 PACKAGES = ("torch", "diffusers", "transformers")  # whose versions may change the bits
 
 
@@ -123,7 +125,7 @@ class _Writer:
             raise UserError(f"{name_of(type(source))}: items are {list(first['x'].shape)}, no pictures to encode")
         if others := ", ".join(sorted(first.keys() - {"x", "y"})):
             raise UserError(f"{name_of(type(source))}: items have {others}; pictures and labels alone are encoded")
-        self.coder: nn.Module = how.autoencoder.load(how.device)
+        self.coder: Any = how.autoencoder.load(how.device)
         self.encoder: nn.Module | None = None if how.encoder is None else how.encoder.load(how.device)
         self.text: nn.Module | None = None if how.text is None else how.text.load(how.device)
         if how.layout != "gen" and (how.encoder is not None or how.text is not None):
@@ -193,6 +195,8 @@ class _Writer:
         source = anchored(spec_of(self.source))
         self.layout.finish(self.store.folder, self.store.labels(shards), self.store.sums(shards))
         about: Json = {"rows": self.n, "source": source}
+        if (stated := getattr(self.coder, "statistics", None)) is not None:
+            about["stated"] = self.store.put(STATED, {"mean": stated.mean.cpu(), "std": stated.std.cpu()})
         if self.text is not None:
             null = {name: values[0] for name, values in self._embedded([""]).items()}
             about["text"] = {**self.store.identity["text"], **self.store.put(NULL_TEXT, null)}
@@ -230,7 +234,10 @@ class _Writer:
         columns = {"labels": items["y"].long()} if "y" in items else {}
         columns |= {"pictures": items["x"]} if self.layout.pictures else {}
         for suffix, images in {"": x, **({"_flip": x.flip(3)} if self.how.flip else {})}.items():
-            found = moments(self.coder, images)
+            posterior: Posterior = self.coder.encode(images)
+            found: dict[str, Tensor] = {"latents": posterior.mean}
+            if posterior.logvar is not None:
+                found = {"mean": posterior.mean, "logvar": posterior.logvar}
             if self.encoder is not None:
                 features = self.encoder(images)
                 cls = [] if features.cls is None else [features.cls[:, None]]
@@ -248,19 +255,6 @@ class _Writer:
                 some = slice(i, min(i + size, trained))
                 parts.append(LatentSums.of(mean[some], None if logvar is None else logvar[some]))
         return LatentSums.total(parts)
-
-
-def moments(coder: Any, images: Tensor) -> dict[str, Tensor]:
-    """Return {"mean", "logvar"} of the latents of images, or {"latents"}.
-
-    Args:
-        coder: a loaded autoencoder, see gen.models.autoencoders.
-        images: [B, C, H, W] in [-1, 1].
-    """
-    if hasattr(coder, "moments"):
-        found: dict[str, Tensor] = coder.moments(images)
-        return found
-    return {"latents": coder.encode(images)}
 
 
 def identity_of(spec: Any, net: nn.Module | None) -> Json:

@@ -71,12 +71,12 @@ class LatentScale:
 
 
 def stored_statistics(path: Path, manifest: Json | None, by: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return mean and variance that are stored with latents, float64 [C, 1, 1] or [C, H, W].
+    """Return mean and variance that are stored with latents, float64 [C, 1, 1] or [C, H, W], or [1, 1, 1].
 
     Args:
         path: the folder.
         manifest: gen's, or None for LightningDiT's latents_stats.pt.
-        by: "channel" or "position".
+        by: "channel" or "position"; "autoencoder" for those that it states itself.
         shape: of one latent.
 
     Raises:
@@ -86,9 +86,9 @@ def stored_statistics(path: Path, manifest: Json | None, by: str, shape: tuple[i
         mean, var = _of_manifest(path, manifest, by)
     else:
         mean, var = _of_lightning_dit(path, by)
-    expected = (shape[0], 1, 1) if by == "channel" else shape
-    if tuple(mean.shape) != expected or tuple(var.shape) != expected:
-        raise UserError(f"{path}: the statistics are {list(mean.shape)}; those of its latents are {list(expected)}")
+    allowed = {"channel": [(shape[0], 1, 1)], "position": [shape]}.get(by, [(1, 1, 1), (shape[0], 1, 1), shape])
+    if tuple(mean.shape) not in allowed or mean.shape != var.shape:
+        raise UserError(f"{path}: the statistics are {list(mean.shape)}; those of its latents are {list(allowed[-1])}")
     if not bool(((var > 0) & torch.isfinite(var) & torch.isfinite(mean)).all()):
         raise UserError(f"{path}: {int((var <= 0).sum())} of {var.numel()} numbers never vary: they have no scale")
     return mean, var
@@ -101,14 +101,19 @@ def _of_manifest(path: Path, manifest: Json, by: str) -> tuple[Tensor, Tensor]:
             torch.tensor(statistics["channel"][key], dtype=torch.float64).reshape(-1, 1, 1) for key in ("mean", "var")
         )
         return mean, var
+    if by == "autoencoder":
+        if "stated" not in manifest:
+            raise UserError(f"{path}: its autoencoder states no mean and deviation: standardise by channel or position")
+        stated = read_stored(path, manifest["stated"])
+        return stated["mean"].double(), stated["std"].double() ** 2
     found = read_stored(path, statistics["position"])
     return found["mean"], found["var"]
 
 
 def _of_lightning_dit(path: Path, by: str) -> tuple[Tensor, Tensor]:
     file = (path if path.is_dir() else path.parent) / "latents_stats.pt"
-    if by == "position" or not file.is_file():
-        raise UserError(f"{path} stores no statistics of each {by}: give scale and shift, or encode it by gen encode")
+    if by != "channel" or not file.is_file():
+        raise UserError(f"{path} stores no statistics by {by}: give scale and shift, or encode it by gen encode")
     content = read_torch(file)
     found = [content.get(key) for key in ("mean", "std")] if isinstance(content, Mapping) else []
     tensors = [value.double().reshape(-1, 1, 1) for value in found if isinstance(value, Tensor)]

@@ -1,4 +1,4 @@
-"""Reconstruction: the loss of an autoencoder with a Gaussian latent."""
+"""Reconstruction: the loss of an autoencoder, with a Gaussian latent, points or a codebook."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
+from gen.diffusion.autoencoder import CODEBOOK, MOMENTS
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.diffusion.tap import FeatureRecorder
 from gen.training.objectives import Batch, Objective, Roles, Step
 
-__all__ = ["Reconstruction", "MOMENTS", "kl_divergence"]  # noqa: RUF022 - the plug-in comes first
+__all__ = ["Reconstruction", "kl_divergence"]
 
-MOMENTS = "moments"  # the site of an autoencoder at which it has mean and log variance, [B, 2 C, h, w]
+KL = 1e-6  # LDM's weight
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,16 @@ class Reconstruction(Objective):
     """(sum |x - decode(z)| + kl times KL(q(z | x) | N(0, 1))) / numbers of x, z drawn from q (Kingma & Welling 2013).
 
     Sums are over each picture: the ratio of the two is that of LDM (Rombach et al. 2022), without its LPIPS and its
-    discriminator, so that fine texture comes out smooth.
+    discriminator, so that fine texture comes out smooth. An autoencoder with a codebook adds its own loss, once for
+    each number of x: van den Oord et al. 2017, equation 3.
 
     Attributes:
         distance: "l1", or "l2" for the squares.
-        kl: weight of the divergence; LDM's 1e-6 by default.
+        kl: weight of the divergence; None for LDM's 1e-6 where latents have a distribution. Points have none.
     """
 
     distance: Literal["l1", "l2"] = "l1"
-    kl: float = 1e-6
+    kl: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, kl="[0, inf)")
@@ -42,6 +44,8 @@ class Reconstruction(Objective):
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         if not hasattr(net, "latent_shape"):
             raise UserError(f"Reconstruction trains an autoencoder, such as kl, and this is a {type(net).__name__}")
+        if self.kl is not None and not getattr(net, "gaussian", True):
+            raise UserError(f"Reconstruction: kl = {self.kl}, and latents of {type(net).__name__} are points")
         return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
@@ -54,14 +58,20 @@ class Reconstruction(Objective):
         return self._loss(roles, batch, None)[0]
 
     def _loss(self, roles: Roles, batch: Batch, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        recorder, x = FeatureRecorder((MOMENTS,)), batch.x
+        recorder, x = FeatureRecorder((MOMENTS, CODEBOOK)), batch.x
         cond = {} if noise is None else {"posterior": noise.to(x)}
         out = roles["net"].net(x, torch.zeros(len(x), device=x.device), cond, tap=recorder)
         error = out - x  # in x's precision, whatever autocast computed in
         error = (error.abs() if self.distance == "l1" else error.square()).flatten(1).sum(1)
-        divergence = kl_divergence(recorder.features[MOMENTS].to(x))
-        loss = (error + self.kl * divergence).mean() / x[0].numel()
-        return loss, {"reconstruction": error.mean() / x[0].numel(), "kl": divergence.mean()}
+        numbers = x[0].numel()
+        loss, logs = error.mean() / numbers, {"reconstruction": error.mean() / numbers}
+        if getattr(self._net(roles), "gaussian", True):
+            divergence = kl_divergence(recorder.features[MOMENTS].to(x)).mean()
+            loss, logs = loss + (KL if self.kl is None else self.kl) * divergence / numbers, {**logs, "kl": divergence}
+        if CODEBOOK in recorder.features:
+            codebook = recorder.features[CODEBOOK].mean()
+            loss, logs = loss + codebook, {**logs, "codebook": codebook}
+        return loss, logs
 
     def _net(self, roles: Roles) -> Any:
         return unwrap(roles["net"].net)

@@ -24,6 +24,7 @@ from gen.data.lib.latent_store import read_manifest
 from gen.data.lib.shards import ShardPlan
 from gen.data.npz import Npz
 from gen.diffusion.alignment import Features
+from gen.diffusion.autoencoder import Posterior
 from gen.training.signals import Interrupted
 from tests.ranks import spread
 
@@ -48,10 +49,9 @@ class Halver(nn.Module):
         self.spec, self.weight = spec, nn.Parameter(torch.tensor(0.5))
         self.image_range = (spec.low, 1.0)
 
-    def moments(self, x):
+    def encode(self, x):
         time.sleep(self.spec.seconds)
-        mean = self.weight * x[:, :, ::2, ::2]
-        return {"mean": mean, "logvar": -1 - x[:, :, 1::2, ::2]} if self.spec.noisy else {"latents": mean}
+        return Posterior(self.weight * x[:, :, ::2, ::2], -1 - x[:, :, 1::2, ::2] if self.spec.noisy else None)
 
 
 @dataclass(frozen=True)

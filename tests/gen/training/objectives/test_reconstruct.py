@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from gen.config.errors import UserError
+from gen.diffusion.autoencoder import MOMENTS
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import Flow
 from gen.training.objectives import Batch
-from gen.training.objectives.reconstruct import MOMENTS, Reconstruction, kl_divergence
+from gen.training.objectives.reconstruct import Reconstruction, kl_divergence
 from tests.gen.tiny import tiny
 
 
