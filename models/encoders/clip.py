@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.fields import check_fields
-from gen.models.encoders.lib.vit import Vit, config_of, pretrained, resample_positions
+from gen.models.encoders.lib.vit import Norm, Vit, config_of, last_norm, pretrained, resample_positions
 
 __all__ = ["CLIP"]
 
@@ -22,13 +22,14 @@ class CLIP:
     Attributes:
         path: a folder with config.json and safetensors, such as a copy of openai/clip-vit-large-patch14.
         grid: patches on a side; images are resized to grid patches of the model's size.
-        norm: False for tokens before the last norm, which CLIP itself applies to its class token alone, as in REPA.
+        norm: the last one, which CLIP itself applies to its class token alone: "own"; "plain", without gain and bias;
+            "none", as in REPA.
         antialias: how positions are resampled to another grid (resample_positions); the model's own way is False.
     """
 
     path: str
     grid: int = 16
-    norm: bool = True
+    norm: Norm = "own"
     antialias: bool = False
 
     def __post_init__(self) -> None:
@@ -48,8 +49,10 @@ class CLIP:
         inner.embeddings.position_embedding = nn.Embedding(len(positions), positions.shape[1], _weight=positions)
         inner.embeddings.position_ids = torch.arange(len(positions))[None]
 
+        norm = last_norm(inner.post_layernorm, self.norm)
+
         def run(x: Tensor) -> Tensor:
-            h: Tensor = model(x, interpolate_pos_encoding=True).last_hidden_state
-            return inner.post_layernorm(h) if self.norm else h
+            h: Tensor = norm(model(x, interpolate_pos_encoding=True).last_hidden_state)
+            return h
 
         return Vit(model, run, self.grid * inner.config.patch_size, 1, STATISTICS).to(device)

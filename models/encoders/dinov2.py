@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from gen.config.fields import check_fields
-from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_positions
+from gen.models.encoders.lib.vit import IMAGENET, PLAIN, Norm, Vit, config_of, last_norm, pretrained, resample_positions
 
 __all__ = ["DINOv2"]
 
@@ -25,11 +26,17 @@ class DINOv2:
             pixels, 32 for 512.
         antialias: how positions are resampled to another grid (resample_positions); True in REPA, and in RAE, whose
             model has registers.
+        norm: the last one: "own"; "plain", without gain and bias, as in RAE; "none".
+        pixels: "imagenet" for its mean and deviation; "plain" for [-1, 1], as VA-VAE has it.
+        resize: of images; RAE's and REPA's is bicubic, VA-VAE's bilinear.
     """
 
     path: str
     grid: int = 16
     antialias: bool = True
+    norm: Norm = "own"
+    pixels: Literal["imagenet", "plain"] = "imagenet"
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
         check_fields(self, grid="[1, inf)")
@@ -46,6 +53,8 @@ class DINOv2:
         table = model.embeddings.position_embeddings
         positions = resample_positions(table.detach()[0], self.grid, self.antialias)
         model.embeddings.position_embeddings = nn.Parameter(positions[None])
+        model.layernorm = last_norm(model.layernorm, self.norm)
         before = 1 + config.get("num_register_tokens", 0)
         side = self.grid * model.config.patch_size
-        return Vit(model, lambda x: model(x).last_hidden_state, side, before, IMAGENET).to(device)
+        statistics = IMAGENET if self.pixels == "imagenet" else PLAIN
+        return Vit(model, lambda x: model(x).last_hidden_state, side, before, statistics, self.resize).to(device)

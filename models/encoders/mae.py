@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gen.config.fields import check_fields
-from gen.models.encoders.lib.vit import IMAGENET, Vit, config_of, pretrained, resample_positions
+from gen.models.encoders.lib.vit import IMAGENET, PLAIN, Norm, Vit, config_of, last_norm, pretrained, resample_positions
 
 __all__ = ["MAE"]
 
@@ -20,14 +21,18 @@ class MAE:
     Attributes:
         path: a folder with config.json and safetensors, such as a copy of facebook/vit-mae-large.
         grid: patches on a side; images are resized to grid patches of the model's size.
-        norm: False for tokens before the last norm, as in REPA.
+        norm: the last one: "own"; "plain", without gain and bias, as in RAE; "none", as in REPA.
         antialias: how positions are resampled to another grid (resample_positions); False in RAE, True in REPA.
+        pixels: "imagenet" for its mean and deviation; "plain" for [-1, 1], as VA-VAE has it.
+        resize: of images; RAE's and REPA's is bicubic, VA-VAE's bilinear.
     """
 
     path: str
     grid: int = 16
-    norm: bool = True
+    norm: Norm = "own"
     antialias: bool = False
+    pixels: Literal["imagenet", "plain"] = "imagenet"
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
         check_fields(self, grid="[1, inf)")
@@ -44,11 +49,11 @@ class MAE:
         table = model.embeddings.position_embeddings
         positions = resample_positions(table.detach()[0], self.grid, self.antialias)
         model.embeddings.position_embeddings = nn.Parameter(positions[None])
-        if not self.norm:
-            model.layernorm = nn.Identity()
+        model.layernorm = last_norm(model.layernorm, self.norm)
 
         def run(x: Tensor) -> Tensor:
             order = torch.arange(self.grid**2, device=x.device).expand(len(x), -1)  # the model sorts patches by noise
             return model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
 
-        return Vit(model, run, self.grid * model.config.patch_size, 1, IMAGENET).to(device)
+        statistics = IMAGENET if self.pixels == "imagenet" else PLAIN
+        return Vit(model, run, self.grid * model.config.patch_size, 1, statistics, self.resize).to(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from gen.config.reading import read_json
 from gen.config.spec import Json
 from gen.diffusion.alignment import Features
 
-__all__ = ["IMAGENET", "Vit", "config_of", "pretrained", "resample_positions"]
+__all__ = ["IMAGENET", "PLAIN", "Norm", "Vit", "config_of", "last_norm", "pretrained", "resample_positions"]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of pixels in [0, 1]
+PLAIN = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # pixels stay in [-1, 1]
+Norm = Literal["own", "plain", "none"]  # the last norm: with its gain and bias, without them, or left out
 
 
 def config_of(path: str, *kinds: str) -> Json:
@@ -76,20 +78,33 @@ def pretrained(path: str, owner: str, **changes: object) -> Any:
             logging.enable_progress_bar()
 
 
-def resample_positions(table: Tensor, grid: int, antialias: bool) -> Tensor:
+def last_norm(norm: nn.LayerNorm, kind: Norm) -> nn.Module:
+    """Return the last norm of a model, as it is wanted.
+
+    Args:
+        norm: the model's own.
+        kind: "plain" for each token of mean 0 and variance 1, as the latents of RAE (Zheng et al. 2025).
+    """
+    if kind == "none":
+        return nn.Identity()
+    return norm if kind == "own" else nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+
+
+def resample_positions(table: Tensor, grid: int, antialias: bool, front: int = 1) -> Tensor:
     """Resample a table of position embeddings to a grid of another side.
 
     Bicubic, in one of two ways that differ when it grows too, since torch's cubic has another coefficient in each.
 
     Args:
-        table: [1 + side^2, D], the class token's first.
+        table: [front + side^2, D].
         grid: the new side.
         antialias: True is timm's way, and with it REPA's; False that of most models of transformers.
+        front: number of rows that come first and stay, the class token's.
 
     Returns:
-        [1 + grid^2, D].
+        [front + grid^2, D].
     """
-    cls, positions = table[:1], table[1:]
+    cls, positions = table[:front], table[front:]
     side = round(len(positions) ** 0.5)
     if side == grid:
         return table
@@ -99,20 +114,26 @@ def resample_positions(table: Tensor, grid: int, antialias: bool) -> Tensor:
 
 
 class Vit(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] to Features: pixels normalised, then resized bicubically to side x side.
+    """Images [B, 3, H, W] in [-1, 1] to Features: pixels normalised, then resized to side x side.
 
-    run: from resized images to hidden states [B, before + T, D], of which the first is the class token's and the last T
-    are patches'.
+    run: from resized images to hidden states [B, before + T, D], of which the first is the class token's, if there are
+    any before, and the last T are patches'. resize: "bicubic" or "bilinear".
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, model: nn.Module, run: Callable[[Tensor], Tensor], side: int, before: int, statistics: Sequence[Any]
+        self,
+        model: nn.Module,
+        run: Callable[[Tensor], Tensor],
+        side: int,
+        before: int,
+        statistics: Sequence[Any],
+        resize: str = "bicubic",
     ):
         super().__init__()
-        self.model, self.run, self.side, self.before = model, run, side, before
+        self.model, self.run, self.side, self.before, self.resize = model, run, side, before, resize
         mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in statistics)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
@@ -122,8 +143,8 @@ class Vit(nn.Module):
     def forward(self, images: Tensor) -> Features:
         if images.ndim != 4 or images.shape[1] != 3:
             raise UserError(f"this encoder takes images [B, 3, H, W], this is {list(images.shape)}")
-        x = ((images.float() + 1) / 2 - self.mean) / self.std
+        x = ((images.to(self.mean.dtype) + 1) / 2 - self.mean) / self.std
         if x.shape[2:] != (self.side, self.side):
-            x = F.interpolate(x, (self.side, self.side), mode="bicubic", align_corners=False)
+            x = F.interpolate(x, (self.side, self.side), mode=self.resize, align_corners=False)
         h = self.run(x)
-        return Features(h[:, self.before :], h[:, 0])
+        return Features(h[:, self.before :], h[:, 0] if self.before else None)
