@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gen.cli.lib.options import add_option
 from gen.config.errors import UserError
+from gen.config.reading import read_json
 
 __all__ = ["add_arguments", "run"]
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = export(args.run, args.out, weights=args.weights, patched=args.patched, autoencoder=args.autoencoder)
     if (folder / "config.json").is_file():
-        print(f"{folder}: AutoencoderKL.from_pretrained({str(folder)!r})")
+        print(f"{folder}: {read_json(folder / 'config.json')['_class_name']}.from_pretrained({str(folder)!r})")
         return 0
     alone = f"DiTTransformer2DModel.from_pretrained({str(folder)!r}, subfolder='transformer')"
     print(f"{folder}: {alone if args.autoencoder is None else f'DiTPipeline.from_pretrained({str(folder)!r})'}")

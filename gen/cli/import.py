@@ -86,6 +86,8 @@ def _report(done: Imported, name: str) -> str:
         "note": "; ".join(done.notes) or "nothing",
     }
     lines = [f"{what:<11}{text}" for what, text in rows.items()]
+    if hasattr(done.run.model, "latent_channels"):
+        return "\n".join([*lines, f"gen encode DATA --autoencoder {done.folder} --out LATENTS"])
     call = "sample(4).x" if done.latent else 'generate("Once").texts'
     return "\n".join([*lines, f"{done.folder}: its samples are gen.load({str(done.folder)!r}).{call}"])
 
@@ -96,6 +98,8 @@ def _conventions(done: Imported) -> dict[str, str]:
     from gen.text.decoding import Decoding
 
     sampler = done.run.sampler
+    if hasattr(done.run.model, "latent_channels"):
+        return {}
     if isinstance(sampler, Decoding):
         parts = {"policy": sampler.policy, "block_schedule": sampler.block_schedule, "kv_plan": sampler.kv_plan}
         described = [f"{name} {_short(spec_of(part))}" for name, part in parts.items() if part is not None]

@@ -1,26 +1,27 @@
-"""An autoencoder to be trained here, which diffusers then reads: `gen train autoencoder`."""
+"""The convolutional autoencoder of LDM and VA-VAE, with a Gaussian latent, which diffusers reads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from gen.config.errors import UserError
-from gen.config.fields import check_fields
 from gen.diffusion.autoencoder import Posterior
+from gen.models.autoencoders.lib.ldm import LEVELS, PUBLISHED, check_levels, ldm_config
 from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers
+from gen.models.layers import family
 
 __all__ = ["KL"]
 
 
 @dataclass(frozen=True)
-class KL:
+class KL(family.Family):
     """The network of Stable Diffusion's autoencoder (Rombach et al. 2022), diffusers' AutoencoderKL, of any width.
 
     Latents are smaller than pictures by 2^(len(multipliers) - 1). A run's folder is an autoencoder's: see
-    gen.models.autoencoders.trained.
+    gen.models.autoencoders.trained. Presets: "f4d3", "f8d4" (Stable Diffusion's, 83,653,863 parameters), "f16d16",
+    "f16d32" (VA-VAE's, 69,836,067), "f16d64", "f32d64", and "digits".
 
     Attributes:
         size: height and width of the pictures; one number for squares.
@@ -29,10 +30,22 @@ class KL:
         latent_channels: of the latents; 4 in Stable Diffusion.
         width: channels of the first level; 128 there.
         multipliers: of the width, by level; (1, 2, 4, 4) there.
-        blocks: of each level; 2 there.
+        blocks: of each level, and one more in the decoder's; 2 there.
         groups: of group norms; 32 there.
-        attention: whether the lowest level has an attention block.
+        attention: whether the middle, between encoder and latent and after it, has an attention block.
+        attention_levels: levels, from 0, whose blocks are each followed by attention; the last of VA-VAE's.
     """
+
+    presets: ClassVar[family.Presets] = {
+        **{
+            f"{level}d{numbers}": {**PUBLISHED, **LEVELS[level], "latent_channels": numbers}
+            for level, numbers in (("f4", 3), ("f8", 4), ("f16", 16), ("f16", 32), ("f16", 64), ("f32", 64))
+        },
+        "digits": {
+            "size": 8, "channels": 1, "classes": 10, "latent_channels": 2, "width": 16, "multipliers": (1, 2),
+            "groups": 4,
+        },
+    }  # fmt: skip
 
     size: int | tuple[int, int] = 32
     channels: int = 3
@@ -43,35 +56,14 @@ class KL:
     blocks: int = 1
     groups: int = 8
     attention: bool = True
+    attention_levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        one = dict.fromkeys(("size", "channels", "latent_channels", "width", "multipliers", "blocks"), "[1, inf)")
-        check_fields(self, classes="[0, inf)", groups="[1, width]", **one)
-        sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        factor = 2 ** (len(self.multipliers) - 1)
-        if self.width % self.groups or any(side % factor for side in sides):
-            raise UserError(
-                f"KL: width = {self.width} must be a multiple of groups = {self.groups}, and size = {self.size} of "
-                f"{factor}, by which {len(self.multipliers)} multipliers make latents smaller"
-            )
+        check_levels(self)
 
     def build(self) -> nn.Module:
         """Return the network, freshly initialised."""
-        levels = len(self.multipliers)
-        net = of_diffusers(
-            "AutoencoderKL",
-            in_channels=self.channels,
-            out_channels=self.channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=tuple(self.width * factor for factor in self.multipliers),
-            layers_per_block=self.blocks,
-            latent_channels=self.latent_channels,
-            norm_num_groups=self.groups,
-            sample_size=self.size if isinstance(self.size, int) else max(self.size),
-            mid_block_add_attention=self.attention,
-        )
-        return KLNet(self, net)
+        return KLNet(self, of_diffusers("AutoencoderKL", **ldm_config(self)))
 
 
 class KLNet(Network):

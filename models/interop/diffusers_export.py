@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import sides
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
-from gen.models.autoencoders.kl import KL
+from gen.models.autoencoders.lib.network import Network
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
 from gen.models.layers.embed import grid_embedding
@@ -73,11 +74,12 @@ def export(
     pipeline = load(run, weights)
     denoiser = pipeline.denoiser
     model = denoiser.net.spec if isinstance(denoiser, Denoiser) else None
-    if isinstance(denoiser, Denoiser) and isinstance(model, KL):
+    if isinstance(denoiser, Denoiser) and isinstance(denoiser.net, Network):
         if patched or autoencoder is not None:
             raise UserError(f"{run} is an autoencoder: leave out --patched and --autoencoder")
         with replacing(out) as partial:
-            denoiser.net.net.save_pretrained(partial)
+            inner: Any = denoiser.net.net
+            inner.save_pretrained(partial)
         return out
     if not isinstance(denoiser, Denoiser) or not isinstance(model, DiT):
         raise UserError(

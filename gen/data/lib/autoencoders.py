@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.config.errors import UserError
-from gen.config.spec import build, names
+from gen.config.spec import build, find, names
 
 __all__ = ["autoencoder_spec", "build_autoencoder"]
 
@@ -33,7 +33,7 @@ def build_autoencoder(given: object) -> Any:
     Raises:
         UserError: for anything else.
     """
-    known = names("models.autoencoders")
+    known = [name for name in names("models.autoencoders") if hasattr(find(name, "models.autoencoders"), "load")]
     if isinstance(spec := autoencoder_spec(given), (str, Path)) and str(spec) not in known and ":" not in str(spec):
         raise UserError(
             f"the autoencoder {str(spec)!r} is no folder; allowed: a folder, or a spec of {', '.join(known)}"

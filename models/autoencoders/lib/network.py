@@ -40,7 +40,7 @@ class Network(nn.Module):
             raise UserError("an autoencoder is trained on clean pictures, and draws none: give it as --autoencoder")
         moments = call_site(tap, MOMENTS, lambda x: self.encode(x).moments, x)
         z = call_site(tap, LATENT, lambda moments: self.drawn(moments, cond, tap), moments)
-        return self.decode(self.perturbed(z, cond))
+        return self.decoded(self.perturbed(z, cond), tap)
 
     def encode(self, images: Tensor) -> Posterior:
         """Return the latents of images."""
@@ -58,6 +58,10 @@ class Network(nn.Module):
     def perturbed(self, z: Tensor, cond: Cond) -> Tensor:
         """Return latents with cond["perturbation"] added, if it is there."""
         return z + cond["perturbation"].to(z) if "perturbation" in cond else z
+
+    def decoded(self, z: Tensor, tap: Tap | None) -> Tensor:
+        """Return the images of latents, within a training that looks at sites of the decoder."""
+        return self.decode(z)
 
     def latent_shape(self, x: Tensor) -> tuple[int, ...]:
         """Return the shape of the latent of each of some pictures."""

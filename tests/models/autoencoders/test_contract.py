@@ -74,7 +74,10 @@ def test_classes_of_diffusers_keep_the_contract(name, tmp_path):
         coder.encode(x[..., 1:])
 
 
-OURS = {"kl": {"size": 16, "width": 16, "multipliers": (1, 2), "groups": 4}}
+OURS = {
+    "kl": {"size": 16, "width": 16, "multipliers": (1, 2), "groups": 4, "attention_levels": (1,)},
+    "vq": {"size": 16, "width": 16, "multipliers": (1, 2), "groups": 4, "vectors": 16},
+}
 
 
 @pytest.mark.parametrize("name", OURS)

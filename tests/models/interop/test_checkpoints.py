@@ -57,7 +57,7 @@ def inputs(pipeline, n=3, seed=1):
 
 
 def test_every_origin_is_tested():
-    assert set(names(FOLDER)) == {*ORIGINS, "diffusers", "edm", "mmdit", "pixart", "unet2d"}
+    assert set(names(FOLDER)) == {*ORIGINS, "diffusers", "edm", "ldm_autoencoder", "mmdit", "pixart", "unet2d"}
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
