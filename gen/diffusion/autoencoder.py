@@ -121,5 +121,9 @@ class AutoencoderNet(Autoencoder, Net, Protocol):
     spec: Any
 
     def latent_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Return (C, h, w) of the latent of each of some images [B, C, H, W]."""
+        """Return (C, h, w) of the latent of each of some images.
+
+        Args:
+            x: images [B, C, H, W].
+        """
         ...

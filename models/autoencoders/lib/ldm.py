@@ -1,4 +1,4 @@
-"""What the autoencoders of LDM have in common: levels, and the names of their tensors there and in diffusers."""
+"""Shared parts of the autoencoders of LDM: levels, and the names of their tensors there and in diffusers."""
 
 from __future__ import annotations
 
