@@ -19,15 +19,18 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.reading import read_json
 from gen.config.spec import Json, spec_of
-from gen.config.writing import replacing
+from gen.config.tensor_files import write_file
+from gen.config.writing import replacing, write_json
 from gen.data.lib.learned import latent_scale
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import sides
 from gen.diffusion.parameterisation import X0, Eps, V, Velocity
 from gen.diffusion.path import DDPM, Flow
 from gen.models.autoencoders.lib.network import Network
+from gen.models.autoencoders.rae import RAENet
 from gen.models.dit import DiT
 from gen.models.interop.diffusers_names import NOTE, to_diffusers
+from gen.models.interop.lib.rae_folder import to_autoencoder_rae
 from gen.models.layers.embed import grid_embedding
 from gen.pipeline import Pipeline, load
 from gen.training.run import Sampler
@@ -78,8 +81,7 @@ def export(
         if patched or autoencoder is not None:
             raise UserError(f"{run} is an autoencoder: leave out --patched and --autoencoder")
         with replacing(out) as partial:
-            inner: Any = denoiser.net.net
-            inner.save_pretrained(partial)
+            _save_autoencoder(denoiser.net, partial)
         return out
     if not isinstance(denoiser, Denoiser) or not isinstance(model, DiT):
         raise UserError(
@@ -102,6 +104,17 @@ def export(
     text = _readme(model, denoiser, pipeline, drift, files)
     _write(out, files, text, tensors, None if autoencoder is None else _weights_of(Path(autoencoder)))
     return out
+
+
+def _save_autoencoder(net: Any, folder: Path) -> None:
+    """Write an autoencoder's folder."""
+    if not isinstance(net, RAENet):
+        net.net.save_pretrained(folder)
+        return
+    config, tensors = to_autoencoder_rae(net)
+    folder.mkdir()
+    write_json(folder / "config.json", {"_class_name": "AutoencoderRAE", "_diffusers_version": SINCE, **config})
+    write_file(folder / "diffusion_pytorch_model.safetensors", tensors)
 
 
 def _pipeline(pipeline: Pipeline, model: DiT, autoencoder: Path, files: Json) -> Json:

@@ -23,13 +23,17 @@ class Network(nn.Module):
 
     image_range = (-1.0, 1.0)
     gaussian = True
-    statistics: Statistics | None = None
     channels: int
     stride: int
 
     def __init__(self, spec: Any) -> None:
         super().__init__()
         self.spec = spec
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and deviation of latents that the network states; None for none."""
+        return None
 
     @property
     def image_channels(self) -> int:

@@ -135,8 +135,8 @@ class Vit(nn.Module):
         super().__init__()
         self.model, self.run, self.side, self.before, self.resize = model, run, side, before, resize
         mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in statistics)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from gen.models.interop.weights import State, Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
 
-__all__ = ["RAEWeights"]
+__all__ = ["RAEWeights", "read_statistics"]
 
 BASE = 4096  # numbers of a latent for which the grid of times is even
 LATENT = {
@@ -77,7 +77,7 @@ class RAEWeights:
         sampler = Sampler(solver="euler", steps=49, grid={"name": "shift", "shift": shift, "stop": 0.001})
         run = Run(model=model, path=path, parameterisation=parameterisation, sampler=sampler, ema=())
         shape = (model.channels, model.size, model.size)
-        statistics = {} if self.stats is None else _statistics(Path(self.stats), shape)
+        statistics = {} if self.stats is None else read_statistics(Path(self.stats), shape)
         return Conversion(run, tensors, LATENT, notes=(*notes, *more), statistics=statistics)
 
     def _wide(self, tensors: State, preset: str | None) -> tuple[DiTDH, tuple[str, ...]]:
@@ -118,8 +118,13 @@ class RAEWeights:
         return self.head_depth
 
 
-def _statistics(file: Path, shape: tuple[int, ...]) -> State:
-    """Return scale and shift of a file of mean and var, [C, H, W] each: x = (latent - mean) / sqrt(var + 1e-5)."""
+def read_statistics(file: Path, shape: tuple[int, ...]) -> State:
+    """Return scale and shift of a file of mean and var, [C, H, W] each: x = (latent - mean) / sqrt(var + 1e-5).
+
+    Args:
+        file: path of a stat.pt; UserError for another.
+        shape: of a latent.
+    """
     if not file.is_file():
         raise UserError(f"stats: {file} does not exist")
     content = read_torch(file)

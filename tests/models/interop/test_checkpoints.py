@@ -57,7 +57,16 @@ def inputs(pipeline, n=3, seed=1):
 
 
 def test_every_origin_is_tested():
-    assert set(names(FOLDER)) == {*ORIGINS, "diffusers", "edm", "ldm_autoencoder", "mmdit", "pixart", "unet2d"}
+    assert set(names(FOLDER)) == {
+        *ORIGINS,
+        "diffusers",
+        "edm",
+        "ldm_autoencoder",
+        "mmdit",
+        "pixart",
+        "rae_autoencoder",
+        "unet2d",
+    }
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
