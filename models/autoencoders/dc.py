@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
-from gen.diffusion.autoencoder import Posterior
-from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers
+from gen.diffusion.autoencoder import Posterior, Statistics
+from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers, stated
 from gen.models.layers import family
 
 __all__ = ["DC"]
@@ -50,13 +50,14 @@ class DC(family.Family):
         shuffle: whether levels are joined by pixel (un)shuffles; else by strided and interpolated convolutions, SANA's.
         batch_norm: whether the decoder's levels before attention_from have batch norms and ReLU, as those of ImageNet.
         head_width: numbers of a head; 32 as published.
+        scale: factor that the latents are stated to need; 0.41407 in SANA.
     """
 
     presets: ClassVar[family.Presets] = {
         "f32c32-sana": {
             "size": 1024, "latent_channels": 32, "widths": (128, 256, 512, 512, 1024, 1024),
             "encoder_blocks": (2, 2, 2, 3, 3, 3), "decoder_blocks": (3,) * 6, "attention_from": 3, "multiscale": True,
-            "shuffle": False, "head_width": 32,
+            "shuffle": False, "head_width": 32, "scale": 0.41407,
         },
         "f32c32": _published(32, 0),
         "f64c128": _published(128, 1),
@@ -79,11 +80,12 @@ class DC(family.Family):
     shuffle: bool = True
     batch_norm: bool = False
     head_width: int = 8
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         one = dict.fromkeys(("size", "channels", "latent_channels", "widths", "head_width"), "[1, inf)")
         blocks = dict.fromkeys(("encoder_blocks", "decoder_blocks", "classes"), "[0, inf)")
-        check_fields(self, **one, **blocks)
+        check_fields(self, scale="(0, inf)", **one, **blocks)
         levels = len(self.widths)
         if not 0 <= self.attention_from <= levels:
             raise UserError(
@@ -119,6 +121,7 @@ class DC(family.Family):
             "in_channels": self.channels,
             "latent_channels": self.latent_channels,
             "attention_head_dim": self.head_width,
+            "scaling_factor": self.scale,
             **{f"{side}_block_types": kinds for side in ("encoder", "decoder")},
             **{f"{side}_block_out_channels": self.widths for side in ("encoder", "decoder")},
             **{f"{side}_qkv_multiscales": scales for side in ("encoder", "decoder")},
@@ -141,6 +144,11 @@ class DCNet(Network):
         super().__init__(spec)
         self.net = net
         self.channels, self.stride = spec.latent_channels, 2 ** (len(spec.widths) - 1)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Those of the scale, unless it changes nothing."""
+        return stated(self.spec.scale)
 
     def encode(self, images: Tensor) -> Posterior:
         check_images(self, images)

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from gen.diffusion.autoencoder import Posterior
+from gen.diffusion.autoencoder import Posterior, Statistics
 from gen.models.autoencoders.lib.ldm import LEVELS, PUBLISHED, check_levels, ldm_config
-from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers
+from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers, stated
 from gen.models.layers import family
 
 __all__ = ["KL"]
@@ -34,6 +34,8 @@ class KL(family.Family):
         groups: of group norms; 32 there.
         attention: whether the middle, between encoder and latent and after it, has an attention block.
         attention_levels: levels, from 0, whose blocks are each followed by attention; the last of VA-VAE's.
+        quant_conv: whether 1 x 1 convolutions lie on both sides of the latent; not in Stable Diffusion 3's and FLUX's.
+        scale, shift: that the latents are stated to need, (z - shift) * scale; diffusers' scaling and shift factor.
     """
 
     presets: ClassVar[family.Presets] = {
@@ -57,13 +59,18 @@ class KL(family.Family):
     groups: int = 8
     attention: bool = True
     attention_levels: tuple[int, ...] = ()
+    quant_conv: bool = True
+    scale: float = 1.0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         check_levels(self)
 
     def build(self) -> nn.Module:
         """Return the network, freshly initialised."""
-        return KLNet(self, of_diffusers("AutoencoderKL", **ldm_config(self)))
+        joined = {"use_quant_conv": self.quant_conv, "use_post_quant_conv": self.quant_conv}
+        scaling = {"scaling_factor": self.scale, "shift_factor": self.shift or None}
+        return KLNet(self, of_diffusers("AutoencoderKL", **ldm_config(self), **joined, **scaling))
 
 
 class KLNet(Network):
@@ -73,6 +80,11 @@ class KLNet(Network):
         super().__init__(spec)
         self.net = net
         self.channels, self.stride = spec.latent_channels, 2 ** (len(spec.multipliers) - 1)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Those of scale and shift, unless they change nothing."""
+        return stated(self.spec.scale, self.spec.shift)
 
     def encode(self, images: Tensor) -> Posterior:
         check_images(self, images)

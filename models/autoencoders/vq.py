@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gen.config.fields import check_fields
-from gen.diffusion.autoencoder import CODEBOOK, Posterior
+from gen.diffusion.autoencoder import CODEBOOK, Posterior, Statistics
 from gen.diffusion.tap import Tap
 from gen.models.autoencoders.lib.ldm import LEVELS, PUBLISHED, check_levels, ldm_config
-from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers
+from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers, stated
 from gen.models.layers import family
 
 __all__ = ["VQ"]
@@ -33,7 +33,7 @@ class VQ(family.Family):
         vectors: of the codebook; 8192 there.
         codebook, commitment: weights of |sg(z) - e|^2 and |z - sg(e)|^2, means over numbers (van den Oord et al. 2017,
             equation 3, with their 0.25). LDM's code has them the other way round: 0.25 and 1.
-        width, multipliers, blocks, groups, attention, attention_levels: see gen.models.autoencoders.kl.
+        width, multipliers, blocks, groups, attention, attention_levels, scale: see gen.models.autoencoders.kl.
     """
 
     presets: ClassVar[family.Presets] = {
@@ -57,6 +57,7 @@ class VQ(family.Family):
     groups: int = 8
     attention: bool = True
     attention_levels: tuple[int, ...] = ()
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_levels(self)
@@ -64,7 +65,7 @@ class VQ(family.Family):
 
     def build(self) -> nn.Module:
         """Return the network, freshly initialised."""
-        config = {**ldm_config(self), "num_vq_embeddings": self.vectors, "scaling_factor": 1.0}
+        config = {**ldm_config(self), "num_vq_embeddings": self.vectors, "scaling_factor": self.scale}
         return VQNet(self, of_diffusers("VQModel", **config))
 
 
@@ -77,6 +78,11 @@ class VQNet(Network):
         super().__init__(spec)
         self.net = net
         self.channels, self.stride = spec.latent_channels, 2 ** (len(spec.multipliers) - 1)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Those of the scale, unless it changes nothing."""
+        return stated(self.spec.scale)
 
     def encode(self, images: Tensor) -> Posterior:
         check_images(self, images)

@@ -31,7 +31,7 @@ def check_levels(spec: Any) -> None:
         spec: the dataclass, with size, width, multipliers, groups and attention_levels.
     """
     one = dict.fromkeys(("size", "channels", "latent_channels", "width", "multipliers", "blocks"), "[1, inf)")
-    check_fields(spec, classes="[0, inf)", groups="[1, width]", **one)
+    check_fields(spec, classes="[0, inf)", groups="[1, width]", scale="(0, inf)", **one)
     levels = len(spec.multipliers)
     if any(not 0 <= level < levels for level in spec.attention_levels):
         raise UserError(

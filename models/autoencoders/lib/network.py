@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, UserError
@@ -11,7 +12,7 @@ from gen.diffusion.autoencoder import LATENT, MOMENTS, Posterior, Statistics
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Tap, call_site
 
-__all__ = ["Network", "check_images", "check_latents", "of_diffusers"]
+__all__ = ["Network", "check_images", "check_latents", "of_diffusers", "stated"]
 
 
 class Network(nn.Module):
@@ -100,6 +101,17 @@ def check_latents(coder: Any, z: Tensor) -> None:
     """
     if z.ndim != 4 or coder.channels not in (None, z.shape[1]):
         raise UserError(f"latents are {list(z.shape)}; this autoencoder's have {coder.channels} channels")
+
+
+def stated(scale: float, shift: float = 0.0) -> Statistics | None:
+    """Return the statistics of latents that a denoiser learns as (z - shift) * scale; None for z itself.
+
+    Args:
+        scale, shift: of all channels.
+    """
+    if (scale, shift) == (1.0, 0.0):
+        return None
+    return Statistics(torch.full((1, 1, 1), shift), torch.full((1, 1, 1), 1 / scale))
 
 
 def of_diffusers(name: str, **config: object) -> Any:

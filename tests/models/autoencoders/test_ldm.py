@@ -1,6 +1,8 @@
 """LDM's and VA-VAE's autoencoders: their files, their sizes, and the same numbers as their formulas."""
 
 import importlib
+import json
+import shutil
 
 import pytest
 import torch
@@ -81,6 +83,52 @@ def test_it_goes_to_diffusers_and_back_to_ldm_to_the_bit(tmp_path):
         # a folder of diffusers is an autoencoder as it is
         coder = build("models.autoencoders", {"name": "diffusers", "folder": str(at / "folder")}).load()
         torch.testing.assert_close(coder.encode(x.float()).mean.double(), z, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_folder_of_diffusers_is_trained_on_with_its_scale(tmp_path):
+    """kl, without 1 x 1 convolutions as FLUX's, vq and dc: the same numbers, to the bit, and the config comes back."""
+    small = {
+        "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), "norm_num_groups": 4, "sample_size": 16,
+    }  # fmt: skip
+    joined = {"use_quant_conv": False, "use_post_quant_conv": False}
+    cases = {
+        "AutoencoderKL": {**small, **joined, "latent_channels": 4, "scaling_factor": 0.25, "shift_factor": 0.5},
+        "VQModel": {**small, "num_vq_embeddings": 16, "scaling_factor": 1.0},
+        "AutoencoderDC": dc_config(DC.preset("digits", scale=0.4)),
+    }
+    for name, config in cases.items():
+        torch.manual_seed(0)
+        net = getattr(diffusers, name)(**config).eval()
+        net.save_pretrained(tmp_path / name)
+        import_checkpoint(tmp_path / name, out=tmp_path / f"run-{name}")
+        ours = build("models.autoencoders", {"name": "trained", "folder": str(tmp_path / f"run-{name}")}).load()
+        x = torch.rand(2, net.config.in_channels, 16, 16) * 2 - 1
+        coded = net.encode(x)
+        z = coded.latent_dist.mean if hasattr(coded, "latent_dist") else getattr(coded, "latents", None)
+        z = coded.latent if z is None else z
+        assert torch.equal(ours.encode(x).mean, z)
+        torch.testing.assert_close(ours.decode(z), net.decode(z).sample)
+        about = ours.statistics
+        expected = {"AutoencoderKL": (0.5, 4.0), "VQModel": None, "AutoencoderDC": (0.0, 2.5)}[name]
+        assert (None if about is None else (float(about.mean), float(about.std))) == expected
+        assert main(["export", str(tmp_path / f"run-{name}"), "--to", "diffusers", "--out", str(tmp_path / "out")]) == 0
+        back = getattr(diffusers, name).from_pretrained(tmp_path / "out")
+        kept = {key for key in net.config if not key.startswith("_")} - {"force_upcast"}
+        ours, theirs = (json.dumps({key: one.config[key] for key in sorted(kept)}) for one in (back, net))
+        assert ours == theirs
+        shutil.rmtree(tmp_path / "out")
+    odd = diffusers.AutoencoderKL(**{**small, "act_fn": "relu"})
+    odd.save_pretrained(tmp_path / "odd")
+    with pytest.raises(UserError, match=r"differs from what KL can be: act_fn relu \(here silu\)"):
+        import_checkpoint(tmp_path / "odd", out=tmp_path / "none")
+
+
+def dc_config(spec):
+    """The config of an AutoencoderDC of a spec, as its class takes it."""
+    config = spec.build().net.config
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def test_every_name_of_va_vae_has_its_place():
