@@ -21,7 +21,6 @@ from gen.diffusion.path import NoisePath, Prediction
 from gen.diffusion.tap import Chain, Compute, Skip, Tap
 from gen.diffusion.times import Natural, Times
 from gen.distillers.lib.networks import output_as
-from gen.distillers.lib.shards import parent_hash
 from gen.distillers.lib.teacher import require_teacher
 from gen.distillers.lib.times import draw_times, mean_at_fixed_times
 from gen.pipeline import Pipeline, load
@@ -29,6 +28,7 @@ from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
 from gen.training.objectives.denoise import check_state, drop_condition
 from gen.training.run import Run, Sampler
+from gen.training.shard_store import parent_hash
 
 __all__ = ["LDPruner", "SkippingDenoiser", "find_operators", "latent_score"]
 

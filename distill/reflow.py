@@ -56,6 +56,9 @@ class Reflow(PairDistillation):
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """Return the teacher's run on its pairs, on the flow path, from its weights, sampled in one Euler step."""
+        if not isinstance(run.path, Flow) and hasattr(run.model, "found"):  # no spec that another model wraps
+            raise UserError(f"Reflow learns on the path flow, and this network, on {run.path}, would be another one "
+                            "there: take rectified_diffusion or knowledge")  # fmt: skip
         if not isinstance(run.path, Flow):
             model = build(
                 "models", "reparameterised", inner=run.model, path=run.path, parameterisation=run.parameterisation

@@ -485,8 +485,9 @@ def load(
         how, about["path"] = run.sampler.with_files_in(checkpoint), run.path
         return TextPipeline(net, tokenizer, how, info["shape"][0], run.data, **about)
     f = Denoiser(net, run.path, run.parameterisation, dtype=used)
-    prompts = prompt_encoder(run.data, text_encoder)
-    return Pipeline(f, tuple(info["shape"]), info["classes"], run.sampler, encode_prompts=prompts, **about)
+    about |= {"sampler": run.sampler, "encode_prompts": prompt_encoder(run.data, text_encoder)}
+    about |= run.model.pipeline_fields(run.sampler, device) if hasattr(run.model, "pipeline_fields") else {}
+    return Pipeline(f, tuple(info["shape"]), info["classes"], **about)
 
 
 def is_pipeline_folder(folder: str | Path) -> bool:

@@ -46,12 +46,12 @@ from gen.data.answers import Answers
 from gen.data.latents import Latents
 from gen.data.lib.shards import ShardPlan
 from gen.data.pairs import Pairs
-from gen.distillers.lib.shards import fill_shards
 from gen.eval.record import to_json
 from gen.eval.sources import collect
 from gen.text.tokenizers.huggingface import HuggingFace
 from gen.training.recipes.lists import lists
 from gen.training.run import Run, Sampler
+from gen.training.shard_store import fill_shards
 
 KNOWN = {"gone": "a whole record or checkpoint that was deleted or renamed leaves no trace: one fewer is read"}
 

@@ -52,7 +52,6 @@ from gen.config.spec import Json
 from gen.data.digits import Digits
 from gen.data.lib.shards import ShardPlan
 from gen.data.lists import Lists
-from gen.distillers.lib.pairs import make_pairs
 from gen.eval.record import Record, from_json
 from gen.eval.reference import stack
 from gen.eval.store import RowFile
@@ -63,6 +62,7 @@ from gen.text.mask_path import LogLinear
 from gen.text.tokenizers import id_fields
 from gen.training.objectives.denoise import Denoising
 from gen.training.objectives.llada import LLaDA
+from gen.training.pair_store import make_pairs
 from gen.training.run import Run, Sampler
 from gen.training.trainer import train
 

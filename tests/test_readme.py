@@ -106,6 +106,8 @@ def at_home(request, trained, monkeypatch):
     tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="a")).save(str(trained / "model/tokenizer.json"))
     if request.getfixturevalue("page").stem == "coming-from-diffusers" and not (trained / "sd15").exists():
         with_text_encoder("sd15").save_pretrained(trained / "sd15")
+        (trained / "prompts.txt").write_text("a red fox\na blue bird\n")
+        (trained / "photos.csv").write_text("file,caption\n")
     yield trained
     for name in names:
         sys.modules.pop(name, None)

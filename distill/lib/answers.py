@@ -16,12 +16,12 @@ from gen.data import DataSource
 from gen.data.answers import Answers
 from gen.data.lib.shards import WHOLE_STORE, ShardPlan
 from gen.diffusion.noise import derive, sample_seeds
-from gen.distillers.lib.shards import fill_shards, parent_hash
 from gen.pipeline import load
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoded, Decoding
 from gen.text.loop import decode
 from gen.text.pipeline import TextPipeline
+from gen.training.shard_store import fill_shards, parent_hash
 
 __all__ = [
     "PromptBatch",

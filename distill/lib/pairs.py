@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +16,17 @@ from gen.data.lib.shards import WHOLE_STORE, ShardPlan
 from gen.data.pairs import Pairs
 from gen.diffusion.denoiser import Cond
 from gen.diffusion.noise import Noise, derive, sample_seeds
-from gen.distillers.lib.shards import fill_shards, parent_hash
 from gen.distillers.lib.teacher import guided_teacher, require_data
 from gen.distillers.lib.trajectory import invert
 from gen.pipeline import Pipeline, load
 from gen.training.distillation import Distiller, teacher_run
 from gen.training.objectives import Batch
 from gen.training.objectives.denoise import check_state
+from gen.training.pair_store import about_teacher, make_pairs
 from gen.training.run import Run, Sampler
+from gen.training.shard_store import fill_shards
 
-__all__ = ["PairDistillation", "invert_pairs", "make_pairs", "pair_noise", "real_data_of"]
+__all__ = ["PairDistillation", "invert_pairs", "pair_noise", "real_data_of"]
 
 LOWEST = 1e-3  # sigma / alpha of the noise that data get before they are inverted, as rf++ has it
 BATCH = 250  # rows of an inversion
@@ -54,43 +54,15 @@ class PairDistillation(Distiller):
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """Return the teacher's run on its pairs, which are generated, from its weights, sampled in one Euler step."""
-        check_state(run.model.build(), type(self).__name__)
-        store, pipeline = Path(self.store or folder / "pairs"), load(teacher)
+        check_state(getattr(run.model, "module", None) or run.model.build(), type(self).__name__)
+        opened = getattr(run.model, "prompted", None)  # a pipeline of diffusers
+        store, pipeline = Path(self.store or folder / "pairs"), load(teacher) if opened is None else opened.pipeline
         if self.real_data:
             data = invert_pairs(pipeline, real_data_of(run), store, self.teacher_sampler, self.pairs)
         else:
             data = make_pairs(pipeline, store, self.pairs, self.teacher_sampler)
         sampler = Sampler("euler", steps=1)
         return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=sampler)
-
-
-def make_pairs(
-    teacher: Pipeline, folder: Path, n: int, sampler: Sampler, seed: int = 1, plan: ShardPlan = WHOLE_STORE
-) -> Pairs:
-    """Generate pairs of noise and sample; whole shards that are there already are kept.
-
-    Noise i is that of sample seed i, so it is drawn again rather than stored (rf++, Lee et al. 2024, appendix). Labels
-    are balanced.
-
-    Args:
-        teacher: the pipeline that is sampled.
-        folder: of the store.
-        n: number of pairs.
-        sampler: how the teacher is sampled.
-        seed: of the noise.
-        plan: how the store is written.
-
-    Raises:
-        UserError: if the folder holds pairs of another teacher, sampler, seed, number or shard size.
-    """
-
-    def generate(first: int, count: int) -> dict[str, Tensor]:
-        out = replace(teacher, sampler=sampler).sample(count, seed=seed, start=first)
-        return {"x": out.x, **out.cond, "origin": torch.tensor(sample_seeds(seed, count, first))}
-
-    about = {"sampler": spec_of(sampler, named=False), "seed": seed}
-    fill_shards(folder, "pairs", n, _about(teacher, about), generate, plan)
-    return Pairs(str(folder))
 
 
 def invert_pairs(
@@ -134,7 +106,7 @@ def invert_pairs(
         return {"x": x, **cond, "noise": torch.cat(noise)}
 
     about = {"sampler": spec_of(sampler, named=False), "seed": seed, "inverted": opened.fingerprint}
-    fill_shards(folder, "pairs", len(order), _about(teacher, about), generate, plan)
+    fill_shards(folder, "pairs", len(order), about_teacher(teacher, about), generate, plan)
     return Pairs(str(folder))
 
 
@@ -147,11 +119,6 @@ def _noise_of(teacher: Pipeline, x: Tensor, cond: Cond, noise: Noise, sampler: S
     f = guided_teacher(teacher.denoiser, path, sampler.guide, times)
     x_low = path.mix(x, noise.normal("invert", x.shape[1:]).to(x), low)
     return (invert(f, x_low, times, sampler.solver, cond) / float(path.sigma(times[0]))).float().cpu()
-
-
-def _about(teacher: Pipeline, about: dict[str, Any]) -> dict[str, Any]:
-    parent = parent_hash(teacher.folder)
-    return {"parent": parent, **about, "shape": list(teacher.shape), "classes": teacher.classes}
 
 
 def pair_noise(batch: Batch, owner: str) -> tuple[Tensor, Cond]:

@@ -58,6 +58,9 @@ def flow_map_student(run: Run, teacher: Path, objective: Distiller, velocity: Ve
         objective: the distiller.
         velocity: "teacher" keeps the teacher for the training.
     """
+    if hasattr(run.model, "found"):  # no spec that another model wraps
+        raise UserError(f"{type(objective).__name__} trains a network that takes the time to jump to, too, and this "
+                        "one does not: take consistency, ect, scm or dmd2")  # fmt: skip
     flow_map = {"name": "flow_map", "inner": run.model, "tell": "interval"}
     return replace(
         run,

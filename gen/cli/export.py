@@ -2,6 +2,7 @@
 
 gen export runs/dit --to diffusers --out exported; the README in the folder says what is guaranteed.
 gen export runs/mine --to lightning_dit --out mine.pt; gen import --from lightning_dit reads it back to the bit.
+gen export runs/student --to lora --out student-lora: adapters beside a pipeline's network, for pipe.load_lora_weights
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run")
-    parser.add_argument("--to", required=True, help="diffusers, or an origin: a name of gen list models.interop.public")
+    parser.add_argument(
+        "--to", required=True, help="diffusers, lora, or an origin: a name of gen list models.interop.public"
+    )
     add_option(parser, "weights")
     vae = "to diffusers: folder of the AutoencoderKL whose latents are sampled; DiTPipeline then loads all"
     parser.add_argument("--autoencoder", type=Path, help=vae)
@@ -32,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.to == "lora":
+        from gen.models.interop.pipelines.students import save_adapters
+
+        if args.patched or args.autoencoder is not None:
+            raise UserError("--patched and --autoencoder are for --to diffusers, not for lora")
+        print(f"{save_adapters(args.run, None, args.out, args.weights)}: pipe.load_lora_weights({str(args.out)!r})")
+        return 0
     if args.to != "diffusers":
         from gen.models.interop.published_export import export_published
 

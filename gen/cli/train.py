@@ -3,6 +3,7 @@
 gen train digits --out runs/digits --optim.lr 2e-4 --steps 3000
 gen train dit_xl_2 --dry-run: what a published recipe would take (docs/recipes.md)
 gen train own --data ./photos --size 32: pictures of your own, as docs/data.md says; --size is short for --data.size
+gen train sd3 --data photos.csv --lora.rank 16 --steps 500: adapters of a pipeline of diffusers, on captioned pictures
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen.cli.lib.diffusers import add_teacher_options, is_pipeline, loaded_teacher
 from gen.cli.lib.options import add_option, parse_spec, set_threads
 from gen.config.errors import UserError
 
@@ -41,8 +43,10 @@ __all__ = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a name of `gen list recipes`, a run.json, or the folder of a run or checkpoint")
+    about = "a name of `gen list recipes`, a run.json, or the folder of a run, a checkpoint or a pipeline of diffusers"
+    parser.add_argument("recipe", help=about)
     add_run_options(parser)
+    add_teacher_options(parser)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +67,24 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """Return the run before any change."""
-    run = _run_of(args)
+    run = training_run(args, Path(args.recipe)) if is_pipeline(args, "recipe") else _run_of(args)
     args.overrides = with_size(args.overrides, run.data)
     return run
+
+
+def training_run(args: argparse.Namespace, folder: Path) -> Run:
+    """Return the run that trains adapters of a pipeline of diffusers, which is kept as args.loaded.
+
+    Args:
+        args: the verb's, parsed.
+        folder: of the pipeline.
+    """
+    import torch
+
+    from gen.cli.sample import own_device
+
+    args.loaded = loaded_teacher(args, folder, own_device("cuda") if torch.cuda.is_available() else "cpu")
+    return args.loaded.training_run()
 
 
 def about(args: argparse.Namespace) -> str:
@@ -130,6 +149,8 @@ def run(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     folder = args.out or Path("runs") / Path(args.recipe).stem
+    if hasattr(args, "loaded"):
+        args.settings = _on_prompts(args)
     if dry_run(args, args.settings, args.recipe, folder):
         return 0
     if not args.quiet and is_main():
@@ -143,6 +164,17 @@ def run(args: argparse.Namespace) -> int:
         if done.step > args.settings.steps:
             print(f"nothing was trained: it was at step {done.step} before, and steps = {args.settings.steps}")
     return 0
+
+
+def _on_prompts(args: argparse.Namespace) -> Run:
+    """Return the run on a pipeline's network with data as that reads them."""
+    from gen.training.pipeline_students import on_prompts
+
+    if args.dry_run:
+        raise UserError("--dry-run counts networks that are built from a spec, and a pipeline's is not: leave it out")
+    if args.prompts is not None:
+        raise UserError("--prompts is for gen distill: gen train takes pictures with captions, --data photos.csv")
+    return on_prompts(args.settings)
 
 
 def dry_run(args: argparse.Namespace, run: Run, name: str, folder: Path) -> bool:

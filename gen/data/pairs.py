@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,10 +13,13 @@ from torch import Tensor
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.config.spec import Json
+from gen.config.reading import read_json
+from gen.config.spec import Json, digest
 from gen.data.lib.tensors import check_split
 
 __all__ = ["Pairs", "PairSet", "check_shard", "read_store", "shard_name"]  # noqa: RUF022 - the plug-in comes first
+
+PROMPTS = "prompts.json"  # in the folder of pairs of prompts
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Pairs:
     """A folder of pairs that gen.distillers.lib.pairs wrote: samples, labels and the seed of each one's noise.
 
     Items are {"x", "y", "origin"}, origin the int64 seed of the noise; or, if the pairs are of real data,
-    {"x", "y", "noise"}.
+    {"x", "y", "noise"}. Pairs of prompts have them as captions.
 
     Attributes:
         path: the folder of shards.
@@ -53,7 +56,10 @@ class Pairs:
         return int(self.info["classes"])
 
     def open(self, split: str) -> PairSet:
-        return PairSet.read(self.path, "pairs").split(self.path, split, self.holdout)
+        pairs = PairSet.read(self.path, "pairs")
+        if "prompt" in pairs.columns:
+            pairs = replace(pairs, prompts=_prompts(Path(self.path) / PROMPTS, self.info))
+        return pairs.split(self.path, split, self.holdout)
 
 
 @dataclass(frozen=True)
@@ -63,16 +69,22 @@ class PairSet:
     Attributes:
         columns: tensors [N, ...] by key of an item.
         fingerprint: hash (hex) of the shards they are from.
+        prompts: of the store, of which the column "prompt" holds the indices; () for pairs without.
     """
 
     columns: dict[str, Tensor]
     fingerprint: str
+    prompts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["x"])
 
     def __getitem__(self, i: int | Tensor) -> dict[str, Tensor]:
-        return {k: v[i] for k, v in self.columns.items()}
+        return {k: v[i] for k, v in self.columns.items() if k != "prompt"}
+
+    def caption(self, i: int) -> str | None:
+        """Return the prompt of item i; None of pairs without prompts."""
+        return self.prompts[int(self.columns["prompt"][i])] if self.prompts else None
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return the items of some rows, stacked."""
@@ -120,7 +132,15 @@ class PairSet:
         rows = slice(0, max(0, cut)) if split == "train" else slice(max(0, cut), None)
         if not len(self.columns["x"][rows]):
             raise UserError(f"{where}: {split} has none of its {len(self)} rows at holdout = {holdout}")
-        return PairSet({k: v[rows] for k, v in self.columns.items()}, self.fingerprint)
+        return replace(self, columns={k: v[rows] for k, v in self.columns.items()})
+
+
+def _prompts(file: Path, store: Json) -> tuple[str, ...]:
+    """Return the prompts of a store; UserError for other ones than it was made with."""
+    prompts = read_json(file)
+    if digest(prompts) != store.get("prompts"):
+        raise UserError(f"{file} has other prompts than the pairs beside it were made with")
+    return tuple(prompts)
 
 
 def shard_name(index: int) -> str:

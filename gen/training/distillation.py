@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from gen.config import checkpoints
-from gen.config.errors import UserError
+from gen.config.errors import UserError, shown
 from gen.config.fields import build_with, check_arguments
 from gen.config.hub import local_folder
 from gen.config.spec import Spec, override
 from gen.config.trust import allowing, external_names
+from gen.pipeline import is_pipeline_folder
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
+from gen.training.pipeline_students import pipeline_student
 from gen.training.result import TrainResult
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import lock_of
@@ -49,7 +51,7 @@ class Distiller(Objective, Protocol):
 @check_arguments()
 def distill(
     method: Spec | Distiller,
-    teacher: str | Path,
+    teacher: object,
     out: str | Path,
     *,
     changes: Mapping[str, object] | None = None,
@@ -62,7 +64,8 @@ def distill(
 
     Args:
         method: of gen.distillers: a name, a spec or an object.
-        teacher: folder of the teacher's run, or a name as of gen.load.
+        teacher: folder of the teacher's run, or a name as of gen.load; or a pipeline of diffusers with its prompts,
+            gen.load_diffusers(folder, prompts=[...]), whose student is trained as adapters.
         out: folder of the student's run.
         changes: dotted keys of the student's run ({"steps": 700, "optim.lr": 5e-4, "objective.pairs": 4096}); all else
             is as the method derives it from the teacher's.
@@ -79,9 +82,17 @@ def distill(
     """
     with allowing(allow):
         distiller = build_with("distillers", method, "student", "distill: method")
+        if not isinstance(teacher, (str, Path)) and not hasattr(teacher, "training_run"):
+            raise UserError(
+                f"distill: teacher = {shown(teacher)}; allowed: a folder, or what gen.load_diffusers returns"
+            )
         call = f"gen.distill({method!r}, {str(teacher)!r}, {str(out)!r}, changes={dict(changes or {})!r})"
         with lock_of(Path(out)) as lock:  # a method may write there before the training does
-            run = _student_run(distiller, local_folder(teacher), Path(out), dict(changes or {}))
+            given = dict(changes or {})
+            if isinstance(teacher, (str, Path)):
+                run = _student_run(distiller, local_folder(teacher), Path(out), given)
+            else:
+                run = pipeline_student(distiller, teacher, Path(out), given)
             with allowing(external_names(run_spec(run))):
                 return train_locked(run, Path(out), resume, command or call, quiet, lock)
 
@@ -104,5 +115,13 @@ def teacher_run(folder: str | Path) -> Run:
 
     Args:
         folder: of a run, or of one of its checkpoints.
+
+    Raises:
+        UserError: for a pipeline of diffusers, which no run trained.
     """
+    if is_pipeline_folder(folder):
+        raise UserError(
+            f"{folder} is a pipeline of diffusers: its students learn by prompts, gen distill METHOD --teacher "
+            f"{folder} --prompts FILE, in Python from gen.load_diffusers(folder, prompts=[...])"
+        )
     return run_from(checkpoints.manifest_of(folder).get("run"), folder)

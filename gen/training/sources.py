@@ -24,12 +24,12 @@ def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> di
     """Return a hash (hex) of the content of each source of a run, by dotted key.
 
     Sources are "data" and "validation", with the fingerprints of the opened splits; "model", of adapters that belong to
-    a network that was given as an object, by its weights; the folders of teacher and init,
-    by the sha256 of the weights they are loaded with and by what these predict; and every other file or folder that a
-    text among the settings names, such as an encoder's or a tokeniser's, by the sha256 over all its bytes (of a folder:
-    over its files' relative names and bytes; a manifest.json stands for the files beside it). A part that reads more
-    than its fields name lists it in an attribute `files`. Where data are kept does not matter, so keys below "data"
-    have its fingerprint; the sampler is left out, as it may be changed.
+    a network that was given as an object, and of the network of a pipeline, by its weights; the folders of teacher and
+    init, by the sha256 of the weights they are loaded with and by what these predict; and every other file or folder
+    that a text among the settings names, such as an encoder's or a tokeniser's, by the sha256 over all its bytes (of a
+    folder: over its files' relative names and bytes; a manifest.json stands for the files beside it). A part that reads
+    more than its fields name lists it in an attribute `files`. Where data are kept does not matter, so keys below
+    "data" have its fingerprint; the sampler is left out, as it may be changed.
 
     Args:
         run: the run.
@@ -40,13 +40,15 @@ def fingerprints(run: Run, data: DataSet, held_out: DataSet | None = None) -> di
         UserError: for a teacher, or weights to start from, that cannot be read.
     """
     prints = {"data": data.fingerprint} | ({} if held_out is None else {"validation": held_out.fingerprint})
-    if run.given_base is not None:
-        prints["model"] = network_hash(run.given_base)
+    foreign = run.model.module if hasattr(run.model, "encode_prompts") else run.given_base
+    if foreign is not None:
+        prints["model"] = network_hash(foreign)
     for key, text in _texts(run, ""):
         if key in ("teacher", "init"):
             prints[key] = weights_hash(Path(text))
         elif not key.startswith("sampler.") and _is_path(text):
-            prints[key] = data.fingerprint if key.startswith("data.") else _of_path(Path(text))
+            known = {"data.": data.fingerprint, "model.": prints.get("model")}.get(key[: key.find(".") + 1])
+            prints[key] = known or _of_path(Path(text))
     return prints
 
 

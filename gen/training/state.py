@@ -49,13 +49,16 @@ def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def build_network(run: Run) -> nn.Module:
+def build_network(run: Run, device: torch.device | str = "cpu") -> nn.Module:
     """Return the fresh network of a run, which knows the embedding of no caption where its data store one.
 
     Args:
         run: its model and its data. With adapters of a network that was given as an object, that object's weights are
             shared.
+        device: that a pipeline of diffusers is moved to first, whose weights network, teacher and data share.
     """
+    if hasattr(run.model, "to"):
+        run.model.to(device)
     net: nn.Module = run.model.build() if run.given_base is None else run.model.frozen()
     store_null_text(run, net)
     return net

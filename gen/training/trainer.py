@@ -161,7 +161,7 @@ class Trainer:
         run = self.run
         checks.check_data(run.model, self.source, self.shape)
         checks.check_objective(run, self.data)
-        net = state.build_network(run)
+        net = state.build_network(run, self.device)
         checks.check_network(run.model, net, self.data)
         self.init_note = load_init(run, net) if run.init else ""
         self.teacher = teacher_of(run, str(self.device))

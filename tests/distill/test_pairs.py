@@ -14,9 +14,10 @@ from gen.data.pairs import Pairs
 from gen.diffusion.noise import Noise, training_noise
 from gen.diffusion.path import EDM, Flow
 from gen.diffusion.worlds import Gaussian
-from gen.distillers.lib.pairs import invert_pairs, make_pairs, pair_noise, real_data_of
+from gen.distillers.lib.pairs import invert_pairs, pair_noise, real_data_of
 from gen.pipeline import Pipeline
 from gen.training.objectives import Batch
+from gen.training.pair_store import make_pairs
 from gen.training.run import Sampler
 from gen.training.trainer import train
 from tests.gen.tiny import seal, tiny

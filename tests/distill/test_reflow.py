@@ -16,11 +16,11 @@ from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Times
 from gen.diffusion.worlds import Gaussian
-from gen.distillers.lib.pairs import make_pairs
 from gen.distillers.reflow import Reflow
 from gen.pipeline import Pipeline
 from gen.samplers.solvers.euler import Euler
 from gen.training.objectives import Batch
+from gen.training.pair_store import make_pairs
 from gen.training.run import Sampler
 from tests.distill.line import world
 from tests.distill.tables import Curve, end_of, mixture_pairs, off, solve, spread

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gen.cli.lib.options import read_spec
 from gen.config.errors import UserError
+from gen.config.reading import read_lines
 
 if TYPE_CHECKING:
     from gen.models.interop.pipelines.prompted import PromptPipeline
 
-__all__ = ["add_call_option", "is_pipeline", "prompted"]
+__all__ = ["add_call_option", "add_teacher_options", "is_pipeline", "loaded_teacher", "prompted"]
 
 
 def add_call_option(parser: argparse.ArgumentParser) -> None:
@@ -27,17 +29,51 @@ def add_call_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help=about)
 
 
-def is_pipeline(args: argparse.Namespace) -> bool:
+def add_teacher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a pipeline that students learn from.
+
+    Args:
+        parser: of a verb that trains or makes pairs.
+    """
+    about = "of a pipeline of diffusers: a text file with a prompt a line, which it is sampled by in turn"
+    parser.add_argument("--prompts", type=Path, help=about)
+    about = "of a pipeline of diffusers: of its weights, such as bfloat16 (default: float32)"
+    parser.add_argument("--dtype", help=about)
+    add_call_option(parser)
+
+
+def is_pipeline(args: argparse.Namespace, name: str = "run") -> bool:
     """Return whether a verb is given a folder of diffusers' pipeline.
 
     Args:
         args: the verb's, parsed.
+        name: of its attribute that may be one.
     """
-    if (args.run / "model_index.json").is_file():
+    folder = Path(getattr(args, name))
+    if (folder / "model_index.json").is_file():
         return True
     if given := [f"--{key}" for key in ("call", "store") if getattr(args, key, None) is not None]:
-        raise UserError(f"{given[0]} is for pipelines of diffusers, and {args.run} is none")
+        raise UserError(f"{given[0]} is for pipelines of diffusers, and {folder} is none")
     return False
+
+
+def loaded_teacher(args: argparse.Namespace, folder: Path, device: str) -> PromptPipeline:
+    """Load a pipeline of diffusers that is learned from, as the options of `add_teacher_options` say.
+
+    Args:
+        args: the verb's, parsed.
+        folder: of the pipeline.
+        device: to load it on.
+
+    Raises:
+        UserError: for an empty file of prompts.
+    """
+    from gen.models.interop.pipelines.prompted import load_diffusers
+
+    prompts = [] if args.prompts is None else list(read_lines(args.prompts))
+    if args.prompts is not None and not prompts:
+        raise UserError(f"{args.prompts} is empty: give a prompt a line")
+    return load_diffusers(folder, device=device, dtype=args.dtype, store=args.store, prompts=prompts, **_call(args))
 
 
 def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
@@ -53,10 +89,7 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     others = ("weights", "text_encoder", "autoencoder", "trajectory", "watch")
     if given := [name.replace("_", "-") for name in others if getattr(args, name, None) is not None]:
         raise UserError(f"{args.run} is a pipeline of diffusers: leave out --{', --'.join(given)}")
-    call = {key: _value(value) for key, value in (args.call or {}).items()} if isinstance(args.call, dict) else None
-    if call is None and args.call is not None:
-        raise UserError(f"--call {args.call}: give JSON, or --call.KEY VALUE")
-    call = call or {}
+    call = _call(args)
     if (size := getattr(args, "size", None)) is not None:
         pair = read_size(size, "--size")
         call["height"], call["width"] = pair if isinstance(pair, tuple) else (pair, pair)
@@ -82,6 +115,13 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
             f"network takes is --call.guidance_scale {scale:g}; with --negative TEXT there are two to guide by"
         )
     return loaded
+
+
+def _call(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call that are given."""
+    if args.call is not None and not isinstance(args.call, dict):
+        raise UserError(f"--call {args.call}: give JSON, or --call.KEY VALUE")
+    return {key: _value(value) for key, value in (args.call or {}).items()}
 
 
 def _value(text: Any) -> Any:

@@ -19,7 +19,7 @@ from gen.diffusion.denoiser import Cond
 
 __all__ = ["PromptConditions", "joined"]
 
-KEPT = 256  # prompts whose conditions stay in memory
+KEPT = 2**30  # bytes of conditions that stay in memory
 SUFFIX = ".safetensors"
 
 
@@ -77,13 +77,17 @@ class PromptConditions:
             os.close(handle)
             sha256 = write_file(Path(partial), halved)
             Path(partial).rename(self.store / f"{self._key(prompt)}-{sha256}{SUFFIX}")
-        if len(self._kept) >= KEPT:
+        while self._kept and (len(self._kept) + 1) * _bytes(cond) > KEPT:
             self._kept.pop(next(iter(self._kept)))
         self._kept[prompt] = cond
         return cond
 
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(f"{digest(self.about)}\n{prompt}".encode()).hexdigest()[:32]
+
+
+def _bytes(cond: Cond) -> int:
+    return sum(value.nbytes for value in cond.values())
 
 
 def _halved(cond: Cond) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ from gen.models.interop.pipelines.taps import check_sites
 from gen.pipeline import Pipeline
 from gen.samples import Samples
 from gen.text.pipeline import engine_of
-from gen.training.run import Sampler
+from gen.training.run import Run, Sampler
 
 __all__ = ["PromptPipeline", "load_diffusers"]
 
@@ -184,6 +184,12 @@ class PromptPipeline:
             engine: `packed` or `fused`, which gen.accelerate describes, or `branches`; a name, a spec or an object.
         """
         return replace(self, engine=engine_of(engine))
+
+    def training_run(self) -> Run:
+        """Return the run that fine-tunes the network by adapters, see gen.models.interop.pipelines.teaching."""
+        from gen.models.interop.pipelines.teaching import training_run
+
+        return training_run(self)
 
     def resized(
         self, height: int | None = None, width: int | None = None, num_frames: int | None = None

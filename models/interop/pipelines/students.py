@@ -97,7 +97,7 @@ def save_adapters(run: str | Path, pipe: Any, out: str | Path, weights: str | No
 
     Args:
         run: folder of a run that trained adapters of a PipelineNet, or of one of its checkpoints.
-        pipe: the pipeline, for the name of its network.
+        pipe: the pipeline, for the name of its network; None for the one in the folder that the run names.
         out: the folder to write, made if it is not there.
         weights: label of an average, or "raw"; None for the first average, or "raw" without.
 
@@ -115,6 +115,10 @@ def save_adapters(run: str | Path, pipe: Any, out: str | Path, weights: str | No
     trained = run_from(info["run"], run)
     if trained.lora is None:
         raise UserError(f"{run} has no adapters: it trained all weights of its network")
+    if pipe is None:
+        if not hasattr(trained.model, "prompted"):
+            raise UserError(f"{run} was not trained beside the pipeline of a folder: give the pipeline")
+        pipe = trained.model.prompted.pipe
     label = weights or (trained.ema[0].label if trained.ema else "raw")
     file = f"{info['role']}.safetensors" if label == "raw" else f"{info['role']}-{label}.safetensors"
     if file not in info["files"]:

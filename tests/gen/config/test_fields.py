@@ -41,7 +41,7 @@ NEEDED = {
     "path": "nowhere", "size": 8, "folder": "nowhere", "file": "nowhere", "of": "digits", "words": ["a", "b"],
     "mask_token": "<mask>", "values": [1.0, 0.5, 0.0], "sites": ["trunk"], "weak": "nowhere",
     "alphas_cumprod": [0.9, 0.5, 0.0], "thresholds": [],
-    "data": {"name": "captioned_digits"}, "text": "bytes",
+    "data": {"name": "captioned_digits"}, "text": "bytes", "model": {"name": "pipeline", "path": "nowhere"},
     "metric": "torchmetrics.image.PeakSignalNoiseRatio",
 }  # fmt: skip
 
