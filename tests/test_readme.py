@@ -107,7 +107,9 @@ def at_home(request, trained, monkeypatch):
     if request.getfixturevalue("page").stem == "coming-from-diffusers" and not (trained / "sd15").exists():
         with_text_encoder("sd15").save_pretrained(trained / "sd15")
         (trained / "prompts.txt").write_text("a red fox\na blue bird\n")
-        (trained / "photos.csv").write_text("file,caption\n")
+        (trained / "photos.csv").write_text("file,caption\nmy-fox/a.png,a red fox\n")
+        (trained / "my-fox").mkdir()
+        Image.new("RGB", (16, 16)).save(trained / "my-fox/a.png")
     yield trained
     for name in names:
         sys.modules.pop(name, None)

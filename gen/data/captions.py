@@ -157,7 +157,7 @@ class CaptionItems:
         source: whose captions these are.
     """
 
-    def __init__(self, data: Any, source: Captions) -> None:
+    def __init__(self, data: Any, source: Any) -> None:
         self.data, self.source = data, source
 
     def __getattr__(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
-from gen.config.spec import Json, name_of, part
+from gen.config.spec import name_of, part
+from gen.data.captions import CaptionItems
 from gen.data.lib.tensors import content_hash
 
 __all__ = ["Prompted"]
 
+KEPT = 2**30  # bytes of latents that stay in memory
 OTHERS = ("origin", "noise")  # keys of pairs that stay
 
 
@@ -25,8 +27,8 @@ OTHERS = ("origin", "noise")  # keys of pairs that stay
 class Prompted:
     """A source with captions, for the network of a pipeline: items have its conditions in place of labels.
 
-    Pictures become latents by the pipeline's autoencoder, once each; latents, as a store of `gen pairs` holds them,
-    stay as they are.
+    Pictures, mirrored and cropped as their source draws them, become latents by the pipeline's autoencoder; latents, as
+    a store of `gen pairs` holds them, stay as they are.
 
     Attributes:
         data: with captions, see gen.data: a table, webdataset or huggingface, or the pairs of `gen pairs --prompts`.
@@ -71,12 +73,12 @@ class Prompted:
         return PromptedItems(data, self, latents=tuple(self.data.shape) == self.shape)
 
     @cached_property
-    def identity(self) -> Json:
+    def identity(self) -> str:
         """What decides conditions and latents beside the captions and pictures."""
-        return {"call": self.model.call, "dtype": self.model.dtype}
+        return content_hash("prompted", repr(self.model.call), self.model.dtype)
 
 
-class PromptedItems:
+class PromptedItems(CaptionItems):
     """The items of a data set with the conditions of their captions; read in batches, as gen.data.DataSet has it.
 
     Args:
@@ -86,40 +88,21 @@ class PromptedItems:
     """
 
     def __init__(self, data: Any, source: Prompted, latents: bool) -> None:
-        self.data, self.source, self._are_latents = data, source, latents
-        self._latents: dict[int, Tensor] = {}
+        super().__init__(data, source)
+        self._are_latents = latents
+        self._latents: dict[bytes, Tensor] = {}
 
-    @cached_property
-    def fingerprint(self) -> str:
-        captions = (str(self.data.caption(i)) for i in range(len(self)))
-        return content_hash("prompted", self.data.fingerprint, repr(self.source.identity), *captions)
+    def _with_captions(self, items: dict[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+        x = items["x"] if self._are_latents else self._encoded(items["x"])
+        kept = {key: items[key] for key in OTHERS if key in items}
+        return {"x": x, **kept, **self.source.encode_prompts([self.caption(row) for row in rows])}
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def caption(self, i: int) -> str:
-        """Return the caption of item i."""
-        return str(self.data.caption(i))
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {key: value[0] for key, value in self.batch([i]).items()}
-
-    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return the items of some rows, stacked."""
-        cond = self.source.encode_prompts([self.caption(row) for row in rows])
-        if not self._are_latents:
-            return {"x": self._encoded(rows), **cond}
-        items = self._items(rows)
-        return {"x": items["x"], **{key: items[key] for key in OTHERS if key in items}, **cond}
-
-    def _items(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        if hasattr(self.data, "batch"):
-            batch: dict[str, Tensor] = self.data.batch(rows)
-            return batch
-        return default_collate([self.data[row] for row in rows])
-
-    def _encoded(self, rows: Sequence[int]) -> Tensor:
-        """Return the latents of pictures, each of which is encoded once."""
-        if new := [row for row in dict.fromkeys(rows) if row not in self._latents]:
-            self._latents.update(zip(new, self.source.model.latents(self._items(new)["x"]), strict=True))
-        return torch.stack([self._latents[row] for row in rows])
+    def _encoded(self, pictures: Tensor) -> Tensor:
+        """Return the latents of pictures; equal ones are encoded once."""
+        keys = [hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest() for picture in pictures]
+        if new := [i for i, key in enumerate(keys) if key not in self._latents]:
+            fresh = self.source.model.latents(pictures[new])
+            if (len(self._latents) + len(new)) * fresh[0].nbytes > KEPT:
+                self._latents.clear()
+            self._latents |= {keys[i]: row for i, row in zip(new, fresh, strict=True)}
+        return torch.stack([self._latents[key] for key in keys])

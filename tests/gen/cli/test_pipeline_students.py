@@ -96,12 +96,15 @@ def test_a_pipeline_is_tuned_on_captioned_pictures(folders, tmp_path, capsys):
         Image.fromarray(np.full((20, 20, 3), 80 * i, np.uint8)).save(tmp_path / f"{i}.png")
         rows.append(f"{i}.png,{caption}")
     (tmp_path / "photos.csv").write_text("\n".join(rows) + "\n")
-    out = tmp_path / "tuned"
+    out, table = tmp_path / "tuned", {"name": "table", "path": str(tmp_path / "photos.csv"), "size": 16, "holdout": 0}
     words = ["train", folders / "sd15", "--call.height", 16, "--call.width", 16, "--data", tmp_path / "photos.csv"]
     assert run(*words, "--size", 16, "--data.holdout", 0, *QUICK, "--out", out) == 0
     assert run("sample", out, "--prompt", "a red fox", "--steps", 1, "--quiet", "--out", tmp_path / "fox.png") == 0
     assert run("train", out / "run.json", "--out", out, "--steps", 3, "--quiet") == 0
     assert checkpoints.manifest_of(out)["step"] == 3
+    subject = ["--data", "subject", "--data.data", json.dumps(table), "--data.prior", json.dumps(table)]
+    alone = ["train", folders / "sd15", *words[2:6], *subject, "--data.caption", "a sks fox", *QUICK]
+    assert run(*alone, "--out", tmp_path / "subject") == 0
     capsys.readouterr()
     assert run(*words, "--size", 32, "--data.holdout", 0, *QUICK, "--out", tmp_path / "other") == 2
     assert "in its size" in capsys.readouterr().err
