@@ -63,7 +63,7 @@ def drawn(found, steps, at):
     curves = {
         name: [(count, found[4, name, 0.3 if name == PCPP else None, count]) for count in steps] for name in NAMES
     }
-    panels.append(Panel("4 parts, portion 0.3", "steps", "drift", curves, log="xy"))
+    panels.append(Panel("4 parts, portion 0.3", "steps", "drift", curves, log="y"))
     return figure(panels, "The drift of samples that are computed in parts, by the portion of keys sent and by steps")
 
 
