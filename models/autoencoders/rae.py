@@ -53,6 +53,7 @@ class RAE(family.Family):
         statistics: side of stored mean and deviation of latents: the grid, 1 for one of each channel, 0 for none.
     """
 
+    image_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     presets: ClassVar[family.Presets] = {
         "ViT-B": _published(768, 12, 12, 3072),
         "ViT-L": _published(1024, 24, 16, 4096),
@@ -104,7 +105,7 @@ class RAENet(Network):
     """The network, as gen.diffusion.autoencoder.AutoencoderNet has it; pictures within are in [0, 1]."""
 
     gaussian = False
-    image_range = (0.0, 1.0)
+    image_range = RAE.image_range
     latent_layer = None
     pixel_mean: Tensor
     pixel_std: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ import torch
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.config.spec import Json
+from gen.config.reading import file_sha256
+from gen.config.spec import Json, digest
 from gen.models.autoencoders.lib.network import Network
 from gen.training.resume import denoiser_of
 from gen.training.run import run_from
@@ -32,17 +34,22 @@ class Trained:
         check_fields(self)
 
     def identity(self) -> Json:
-        """Return class, config and sha256 of the weights."""
+        """Return class, config and sha256 of the weights, and of the frozen encoder's where its folder is there."""
         manifest = checkpoints.manifest_of(self.folder)
         run = run_from(manifest["run"], self.folder)
         label = next((f"-{average.label}" for average in run.ema), "")
         files = manifest["files"]
-        return {
+        low, high = getattr(run.model, "image_range", (-1.0, 1.0))
+        known: Json = {
             "class": manifest["run"]["model"]["name"],
             "config": {key: value for key, value in manifest["run"]["model"].items() if key != "name"},
             "sha256": files[f"{manifest['role']}{label}.safetensors"]["sha256"],
-            "image_range": [-1.0, 1.0],
+            "image_range": [low, high],
         }
+        folder = getattr(getattr(run.model, "encoder", None), "path", None)
+        if folder is not None and (weights := sorted(Path(folder).glob("*.safetensors"))):
+            known["encoder"] = digest([file_sha256(file) for file in weights])
+        return known
 
     def load(self, device: torch.device | str = "cpu") -> Network:
         """Return the autoencoder; UserError for a run of something else."""

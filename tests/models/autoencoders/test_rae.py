@@ -5,16 +5,20 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import gen
 from gen.cli import main
 from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.data.digits import Digits
 from gen.data.latents import Latents
+from gen.data.lib.latent_store import read_manifest
 from gen.diffusion.tap import FeatureRecorder
 from gen.models.autoencoders.rae import RAE
 from gen.models.encoders.vit import ViT
 from gen.models.interop.checkpoints import import_checkpoint
+from gen.training.objectives.denoise import Denoising
 from gen.training.objectives.reconstruct import Reconstruction
 from gen.training.run import Run
 from gen.training.trainer import train
@@ -179,5 +183,18 @@ def test_digits_from_training_to_standardised_latents(tmp_path):
     assert x.shape[1:] == (64, 4, 4)
     torch.testing.assert_close(x.mean(0), torch.zeros(64, 4, 4, dtype=torch.float64), rtol=0, atol=2e-6)
     torch.testing.assert_close(x.var(0, correction=0), torch.ones(64, 4, 4, dtype=torch.float64), rtol=1e-5, atol=0)
+    about = read_manifest(tmp_path / "latents")["autoencoder"]
+    assert (about["class"], about["image_range"]) == ("rae", [0.0, 1.0])  # as decoding compares it
+    model = {"name": "dit", "preset": "digits", "channels": 64, "size": 4, "patch": 1, "width": 16, "depth": 1}
+    latents = Latents(str(tmp_path / "latents"), standardise="position")
+    train(Run(model={**model, "classes": 10}, data=latents, objective=Denoising(), steps=1, batch_size=4,
+              sample_every=0, validate_every=0),
+          tmp_path / "dit")  # fmt: skip
+    pipeline = gen.load(tmp_path / "dit")
+    drawn = pipeline.sample(2, steps=1)
+    images = pipeline.decoded(drawn, tmp_path / "run").x
+    statistics = load_file(tmp_path / "latents" / "statistics" / "position.safetensors")
+    z = drawn.x * statistics["var"].sqrt().float() + statistics["mean"].float()
+    torch.testing.assert_close(images, net.decode(z).detach(), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"kl = 0.1, and latents of RAENet are points"):
         Reconstruction(kl=0.1).roles(net, None)
